@@ -1,0 +1,97 @@
+"""What every job does around its work: open its log, show progress, end with a message instead of a traceback.
+
+A rule's script ends with::
+
+    if __name__ == "__main__":
+        with job(snakemake):
+            main(snakemake.input, snakemake.output, snakemake.params)
+
+and imports heavy packages inside the functions that compute with them, so that the log is open
+before the first of them can fail.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scripts.common.errors import UserError
+
+T = TypeVar("T")
+log = logging.getLogger("securecli")
+
+
+def _to_stderr() -> None:
+    """Messages for people go to standard error; standard output is for results."""
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+
+
+@contextmanager
+def job(snakemake: Any) -> Iterator[None]:
+    """Run a rule's work with its log open. A :class:`UserError` ends the job with its message alone."""
+    _to_stderr()
+    path = Path(str(snakemake.log[0]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path, mode="w", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(file)
+    log.info("rule %s: python %s (%s)", snakemake.rule, sys.version.split()[0], sys.prefix)
+    started = time.monotonic()
+    try:
+        yield
+        log.info("rule %s: done in %.1f s", snakemake.rule, time.monotonic() - started)
+    except UserError as error:
+        log.error("%s", error)
+        sys.exit(1)
+    except BaseException:
+        log.error("%s", traceback.format_exc())
+        raise
+    finally:
+        file.close()
+        log.removeHandler(file)
+
+
+def command(main: Callable[[], int | None]) -> None:
+    """Run a command line's ``main``: status 2 and one message for a :class:`UserError`, else what ``main`` returns."""
+    _to_stderr()
+    try:
+        status = main()
+        sys.stdout.flush()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(status or 0)
+
+
+def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield the items, with a bar on a terminal and a line in the log every few seconds elsewhere."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=label, total=total, unit=unit, leave=False)
+        return
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    started = last = time.monotonic()
+    for number, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= 10:
+            last = now
+            rate = number / (now - started)
+            left = f", about {(total - number) / rate:.0f} s left" if total else ""
+            log.info("%s: %d%s %s (%.1f %s/s%s)", label, number, f" of {total}" if total else "", unit, rate, unit, left)
