@@ -476,7 +476,7 @@ def _gpu(value: Any, where: object) -> str | dict[str, float] | None:
 
 
 def _model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
-    """The configuration as a mapping, and a name for it: from a mapping, a path to a config.json, or a catalogue name."""
+    """The configuration as a mapping, with a name for it: given as one, or as a path, or by a name in config/models/."""
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     example = "qwen2.5-coder-7b"
     if value is None:
@@ -534,7 +534,7 @@ def _check_model(model: dict[str, Any], where: object) -> None:
             "`model.model_type` is missing: it says which architecture the sizes belong to.",
             where=where,
             found=model.get("model_type"),
-            allowed="qwen2, qwen3, llama, mistral, gemma, gemma2, phi, phi3, gpt2, mixtral, ... (a model_type of transformers)",
+            allowed="a model_type of transformers: qwen2, qwen3, llama, mistral, gemma2, phi3, gpt2, mixtral, ...",
             write="model: {model_type: qwen2, ...}",
         )
     for key, value in model.items():
