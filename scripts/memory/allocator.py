@@ -1,0 +1,319 @@
+"""PyTorch's CUDA caching allocator as a model: what a sequence of allocations and frees costs on a card.
+
+A tracker of tensors knows what was *requested*. A card gives more, for two reasons that this module replays:
+
+* blocks: a request is rounded up, and the rest of a reused block stays with it where it is too small to be
+  split off. ``torch.cuda.max_memory_allocated`` counts blocks, not requests;
+* segments: blocks are cut from segments that ``cudaMalloc`` returned and that are kept when they are free.
+  ``torch.cuda.max_memory_reserved`` counts segments.
+
+So one sequence has three answers: the blocks in use at its peak, the segments held when memory is plentiful, and
+the least a card must have when free segments are given back under pressure (:func:`required_bytes`).
+
+Source of every rule: ``c10/cuda/CUDACachingAllocator.cpp``, class ``DeviceCachingAllocator``, with its constants in
+that file up to PyTorch 2.8 and in ``c10/core/AllocatorConfig.h`` (``kMinBlockSize``, ``kSmallSize``,
+``kSmallBuffer``, ``kMinLargeAlloc``, ``kRoundLarge``, ``large_segment_size_`` = 20 MiB) in 2.10 to 2.14. The values
+are the same in all of them; what later versions add (expandable segments, a configurable large segment, memory
+fractions, garbage collection) is off unless ``PYTORCH_ALLOC_CONF`` asks for it.
+
+The model has one stream, as a training step on one device has: blocks are reused at once when they are freed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+MIB = 2**20
+MIN_BLOCK = 512  # kMinBlockSize: every size is a multiple of it (round_size)
+SMALL = MIB  # kSmallSize: the largest request of the small pool; also the largest rest that stays unsplit
+SMALL_SEGMENT = 2 * MIB  # kSmallBuffer: what cudaMalloc is asked for by the small pool
+LARGE_SEGMENT = 20 * MIB  # kLargeBuffer, large_segment_size(): ... by requests over 1 and below 10 MiB
+MIN_LARGE = 10 * MIB  # kMinLargeAlloc: from here on a segment is the request itself,
+ROUND_LARGE = 2 * MIB  # kRoundLarge: rounded up to this
+
+Event = tuple[int, int]  # (id, bytes): id > 0 allocates bytes under that id; (-id, 0) frees them
+
+# A free block's key orders as BlockComparatorSize does: by size, then by address. One integer holds both, so that
+# the free lists are plain sorted lists; addresses stay below 2**48 as CUDA's do.
+_ADDRESS_BITS = 48
+_ADDRESS_MASK = (1 << _ADDRESS_BITS) - 1
+
+
+class OutOfMemory(Exception):
+    """The capacity does not suffice even after every free segment has been given back.
+
+    Attributes
+    ----------
+    event_index
+        Index of the event that could not be served.
+    needed_bytes
+        What would have sufficed at that point: segments that can't be released, and the one asked for.
+    """
+
+    def __init__(self, event_index: int, needed_bytes: int, capacity_bytes: int) -> None:
+        self.event_index, self.needed_bytes, self.capacity_bytes = event_index, needed_bytes, capacity_bytes
+        super().__init__(f"event {event_index} needs {needed_bytes} bytes, the capacity is {capacity_bytes}")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Peaks between one mark and the next, as ``reset_peak_memory_stats`` at the mark would give them (bytes)."""
+
+    phase: str
+    start_index: int
+    start_allocated_bytes: int
+    peak_allocated_bytes: int
+    peak_requested_bytes: int
+    peak_reserved_bytes: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a sequence of events costs.
+
+    Attributes
+    ----------
+    peak_allocated_bytes
+        Largest sum of blocks in use: ``torch.cuda.max_memory_allocated``.
+    peak_requested_bytes
+        Largest sum of the requests themselves: ``requested_bytes.all.peak`` of ``torch.cuda.memory_stats``.
+    peak_reserved_bytes
+        Largest sum of segments: ``torch.cuda.max_memory_reserved``.
+    allocated_bytes, requested_bytes, reserved_bytes
+        The same three at the end.
+    spans
+        The peaks of each marked stretch, in order.
+    capacity_bytes
+        The capacity that the replay ended with; larger than the given one only where it was allowed to grow.
+    retries
+        How often free segments were given back because ``cudaMalloc`` failed: ``num_alloc_retries``.
+    """
+
+    peak_allocated_bytes: int
+    peak_requested_bytes: int
+    peak_reserved_bytes: int
+    allocated_bytes: int
+    requested_bytes: int
+    reserved_bytes: int
+    spans: tuple[Span, ...] = ()
+    capacity_bytes: int | None = None
+    retries: int = 0
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Largest ``peak_allocated_bytes`` of each phase's spans."""
+        largest: dict[str, int] = {}
+        for span in self.spans:
+            largest[span.phase] = max(largest.get(span.phase, 0), span.peak_allocated_bytes)
+        return largest
+
+
+class _Block:
+    """A stretch of a segment, in use or free; neighbours in the segment are linked."""
+
+    __slots__ = ("address", "free", "next", "pool", "previous", "requested", "size")
+
+    def __init__(self, address: int, size: int, pool: list[int]) -> None:
+        self.address, self.size, self.pool = address, size, pool
+        self.previous: _Block | None = None
+        self.next: _Block | None = None
+        self.free = False
+        self.requested = 0
+
+
+def round_size(requested: int) -> int:
+    """Size of a block for a request, in bytes (``round_size``; ``roundup_power2_divisions`` is off by default)."""
+    return MIN_BLOCK if requested < MIN_BLOCK else -(-requested // MIN_BLOCK) * MIN_BLOCK
+
+
+def segment_size(size: int) -> int:
+    """Bytes that ``cudaMalloc`` is asked for when no free block fits (``get_allocation_size``)."""
+    if size <= SMALL:
+        return SMALL_SEGMENT
+    if size < MIN_LARGE:
+        return LARGE_SEGMENT
+    return -(-size // ROUND_LARGE) * ROUND_LARGE
+
+
+def replay(
+    events: Iterable[Event],
+    marks: Sequence[tuple[str, int]] = (),
+    capacity_bytes: int | None = None,
+    *,
+    grow: bool = False,
+) -> Replay:
+    """Run events through the allocator.
+
+    Parameters
+    ----------
+    events
+        ``(id, bytes)`` with ``id > 0`` allocates, ``(-id, 0)`` frees. Ids are used once; freeing an id that was
+        never allocated, or was of 0 bytes (PyTorch allocates nothing for those), does nothing.
+    marks
+        ``(phase, index of the phase's first event)`` in order.
+    capacity_bytes
+        What segments may take together: the card's memory without the CUDA context. None: plenty.
+    grow
+        Raise the capacity instead of failing, to what would have sufficed there.
+
+    Returns
+    -------
+    Replay
+
+    Raises
+    ------
+    OutOfMemory
+        The capacity is too small even after all free segments are given back. The order of attempts is that of
+        ``malloc``: ``get_free_block``, ``alloc_block``, ``release_cached_blocks``, ``alloc_block``
+        (``release_available_cached_blocks`` does nothing unless ``max_split_size_mb`` is set).
+    """
+    small: list[int] = []  # keys of the free blocks of each pool, ascending
+    large: list[int] = []
+    free: dict[int, _Block] = {}  # free blocks by address
+    used: dict[int, _Block] = {}
+    address = ROUND_LARGE  # of the next segment: segments are taken to lie in the order of their creation
+    allocated = requested = reserved = 0
+    peak_allocated = peak_requested = peak_reserved = 0  # since the last mark
+    capacity = capacity_bytes if capacity_bytes is not None else 1 << 62
+    retries = 0
+    starts: list[tuple[str, int, int]] = []
+    peaks: list[tuple[int, int, int]] = []
+    upcoming = list(marks)[::-1]
+    next_mark = upcoming[-1][1] if upcoming else -1
+    index = -1
+
+    for index, (identity, count) in enumerate(events):
+        while index == next_mark:
+            peaks.append((peak_allocated, peak_requested, peak_reserved))
+            starts.append((upcoming.pop()[0], index, allocated))
+            peak_allocated, peak_requested, peak_reserved = allocated, requested, reserved
+            next_mark = upcoming[-1][1] if upcoming else -1
+
+        if identity < 0:  # free_block, try_merge_blocks
+            block = used.pop(-identity, None)
+            if block is None:
+                continue
+            allocated -= block.size
+            requested -= block.requested
+            pool = block.pool
+            other = block.previous
+            if other is not None and other.free:
+                del pool[bisect_left(pool, other.size << _ADDRESS_BITS | other.address)]
+                other.size += block.size
+                other.next = block.next
+                if block.next is not None:
+                    block.next.previous = other
+                block = other
+            other = block.next
+            if other is not None and other.free:
+                del pool[bisect_left(pool, other.size << _ADDRESS_BITS | other.address)]
+                del free[other.address]
+                block.size += other.size
+                block.next = other.next
+                if other.next is not None:
+                    other.next.previous = block
+            block.free = True
+            free[block.address] = block
+            insort(pool, block.size << _ADDRESS_BITS | block.address)
+            continue
+
+        if count == 0:
+            continue
+        size = MIN_BLOCK if count < MIN_BLOCK else -(-count // MIN_BLOCK) * MIN_BLOCK
+        pool = small if size <= SMALL else large
+        place = bisect_left(pool, size << _ADDRESS_BITS)  # get_free_block: best fit, then lowest address
+        if place < len(pool):
+            block = free.pop(pool.pop(place) & _ADDRESS_MASK)
+            block.free = False
+        else:
+            segment = segment_size(size)
+            if reserved + segment > capacity:
+                retries += 1
+                for cached in (large, small):  # release_blocks: only segments that are free as a whole
+                    kept = []
+                    for key in cached:
+                        block = free[key & _ADDRESS_MASK]
+                        if block.previous is None and block.next is None:
+                            reserved -= block.size
+                            del free[block.address]
+                        else:
+                            kept.append(key)
+                    cached[:] = kept
+                if reserved + segment > capacity:
+                    if not grow:
+                        raise OutOfMemory(index, reserved + segment, capacity)
+                    capacity = reserved + segment
+            block = _Block(address, segment, pool)
+            address += segment
+            reserved += segment
+            if reserved > peak_reserved:
+                peak_reserved = reserved
+        rest = block.size - size
+        if rest > SMALL or (rest >= MIN_BLOCK and pool is small):  # should_split
+            other = _Block(block.address + size, rest, pool)
+            other.free = True
+            other.previous = block
+            other.next = block.next
+            if block.next is not None:
+                block.next.previous = other
+            block.next = other
+            block.size = size
+            free[other.address] = other
+            insort(pool, rest << _ADDRESS_BITS | other.address)
+        block.requested = count
+        used[identity] = block
+        allocated += block.size
+        requested += count
+        if allocated > peak_allocated:
+            peak_allocated = allocated
+        if requested > peak_requested:
+            peak_requested = requested
+
+    while upcoming:  # phases without events
+        peaks.append((peak_allocated, peak_requested, peak_reserved))
+        starts.append((upcoming.pop()[0], index + 1, allocated))
+        peak_allocated, peak_requested, peak_reserved = allocated, requested, reserved
+    peaks.append((peak_allocated, peak_requested, peak_reserved))
+    return Replay(
+        peak_allocated_bytes=max(peak[0] for peak in peaks),
+        peak_requested_bytes=max(peak[1] for peak in peaks),
+        peak_reserved_bytes=max(peak[2] for peak in peaks),
+        allocated_bytes=allocated,
+        requested_bytes=requested,
+        reserved_bytes=reserved,
+        spans=tuple(Span(*start, *peak) for start, peak in zip(starts, peaks[1:], strict=True)),
+        capacity_bytes=None if capacity_bytes is None else capacity,
+        retries=retries,
+    )
+
+
+def required_bytes(events: Sequence[Event]) -> int:
+    """Return the least a card must have for the events, in bytes, without its CUDA context.
+
+    Below that capacity some request fails even after every free segment has been given back; at it, all are
+    served. Found by bisection in steps of 2 MiB (all segments are multiples of it), between the blocks in use at
+    the peak and what a run is given that may take more whenever it has to.
+    """
+    plenty = replay(events)
+    enough = replay(events, capacity_bytes=0, grow=True).capacity_bytes or 0
+    if not _fits(events, enough):  # the run that grew gave segments back earlier than one with `enough` from the start
+        enough = plenty.peak_reserved_bytes
+    too_little = (plenty.peak_allocated_bytes - 1) // ROUND_LARGE  # in steps
+    steps = enough // ROUND_LARGE
+    while steps - too_little > 1:
+        middle = (too_little + steps) // 2
+        if _fits(events, middle * ROUND_LARGE):
+            steps = middle
+        else:
+            too_little = middle
+    return steps * ROUND_LARGE
+
+
+def _fits(events: Sequence[Event], capacity: int) -> bool:
+    try:
+        replay(events, capacity_bytes=capacity)
+    except OutOfMemory:
+        return False
+    return True
