@@ -94,4 +94,6 @@ def progress(items: Iterable[T], label: str, total: int | None = None, unit: str
             last = now
             rate = number / (now - started)
             left = f", about {(total - number) / rate:.0f} s left" if total else ""
-            log.info("%s: %d%s %s (%.1f %s/s%s)", label, number, f" of {total}" if total else "", unit, rate, unit, left)
+            log.info(
+                "%s: %d%s %s (%.1f %s/s%s)", label, number, f" of {total}" if total else "", unit, rate, unit, left
+            )

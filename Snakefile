@@ -1,0 +1,33 @@
+# SecureCLI-Tuner: will this fine-tuning fit the GPU, and can you prove it?
+#
+# Results:  results/models/<model>/        the base model: configuration, tokenizer, weights
+#           results/dataset/<dataset>/     acquire -> clean -> screen -> split -> encode
+#           results/memory/<model>/        scenarios without a rank (full fine-tuning)
+#           results/evaluation/<dataset>/  the base model's answers
+#           results/<name>-r<rank>/        all that depends on the rank; MODEL_CARD.md at its top
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: Path(workflow.basedir) / "config" / "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/dataset.smk"
+include: "rules/memory.smk"
+include: "rules/training.smk"
+include: "rules/merging.smk"
+include: "rules/evaluation.smk"
+include: "rules/documents.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        documents(RUN),
+    localrule: True
+
+
+onsuccess:
+    show_where_the_card_lies()

@@ -1,0 +1,112 @@
+"""What a job's code is, as one number: it changes when, and only when, the code means something else.
+
+Snakemake looks at a script's modification time and never at the modules it imports. Here the digest
+covers the script and every project module that it imports, however deep, without comments, docstrings
+and layout; together with the pins of the environment it runs in. Passed as one param, it makes a
+``touch`` or a fresh checkout rerun nothing and an edited helper rerun exactly the rules that use it.
+
+Standard library and PyYAML only: the Snakefile imports this beside a bare Snakemake.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENTS = ("light", "torch")  # from the smaller to the larger; a script runs in the first that serves it
+# Packages that only the torch environment has, by the names they are imported under.
+TORCH_STACK = frozenset({"accelerate", "bitsandbytes", "gguf", "peft", "safetensors", "torch", "transformers"})
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    """Drop docstrings: a reworded one must not retrain a model."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = body[1:] or [ast.Pass()]
+        return node
+
+
+def _module_file(name: str) -> Path | None:
+    """The file of a project module ``scripts.a.b``, or None when it is not one (a function, say)."""
+    path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
+    return path if path.is_file() else None
+
+
+@cache
+def _read(path: Path) -> tuple[str, frozenset[Path], frozenset[str]]:
+    """A module's meaning as text, the project modules and the third-party packages it imports (anywhere in it)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    ours: set[Path] = set()
+    others: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            top = name.partition(".")[0]
+            if top == "scripts":
+                ours |= {file} if (file := _module_file(name)) else set()
+            elif top not in sys.stdlib_module_names:
+                others.add(top)
+    return ast.unparse(_WithoutDocstrings().visit(tree)), frozenset(ours), frozenset(others)
+
+
+@cache
+def imported_modules(script: Path) -> tuple[Path, ...]:
+    """The script and every project module that it imports, directly or not, sorted by path."""
+    seen: set[Path] = set()
+    todo = [script.resolve()]
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += _read(path)[1]
+    return tuple(sorted(seen))
+
+
+def imported_packages(script: Path) -> frozenset[str]:
+    """Top-level names of the third-party packages that the script or any project module below it imports."""
+    return frozenset().union(*(_read(path)[2] for path in imported_modules(script)))
+
+
+def environment_of(script: Path) -> str:
+    """The smallest of :data:`ENVIRONMENTS` that has what the script imports."""
+    return "torch" if imported_packages(script) & TORCH_STACK else "light"
+
+
+def canonical(value: object) -> object:
+    """The same value with every mapping's keys sorted, so that equal settings have equal text."""
+    if isinstance(value, dict):
+        return {key: canonical(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    return value
+
+
+def digest(value: object) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a JSON-like value, independent of the order of keys."""
+    text = json.dumps(canonical(value), ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code_digest(script: Path) -> str:
+    """Digest of the script, the project modules below it, and the pins of the environment it runs in."""
+    modules = {path.relative_to(ROOT).as_posix(): _read(path)[0] for path in imported_modules(script)}
+    environment = yaml.safe_load((ROOT / "envs" / f"{environment_of(script)}.yaml").read_text(encoding="utf-8"))
+    return digest({"modules": modules, "environment": environment})

@@ -1,0 +1,205 @@
+"""The configuration: checked against ``config/schema.yaml``, its errors for people, its reference for readers.
+
+``python -m scripts.common.settings --write-reference`` renews ``config/README.md``.
+Only what a bare Snakemake brings is imported: PyYAML and jsonschema.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scripts.common.digests import ROOT
+from scripts.common.errors import UserError
+
+SCHEMA = ROOT / "config" / "schema.yaml"
+REFERENCE = ROOT / "config" / "README.md"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+_TYPES = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "keys below it",
+    "null": "null",
+}
+
+
+def read_schema() -> dict:
+    """The schema as a mapping."""
+    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+
+
+def check(config: dict, schema: dict | None = None) -> dict:
+    """Return the configuration with keys sorted and numbers of the schema's type.
+
+    Equal settings have equal text afterwards, whatever the order of their keys and however a number was
+    written, so Snakemake's comparison of params finds only real changes.
+
+    Raises
+    ------
+    UserError
+        Naming the key, the value found, what is allowed, and the line to write.
+    """
+    from jsonschema import Draft202012Validator
+
+    schema = schema or read_schema()
+    errors = list(Draft202012Validator(schema).iter_errors(config))
+    if errors:
+        # The deepest is the most telling; several of one depth come in the order of the file.
+        raise _explain(max(errors, key=lambda error: len(error.absolute_path)), config)
+    _check_together(config)
+    return _coerce(config, schema)
+
+
+def _explain(error: Any, config: dict) -> UserError:
+    """One of jsonschema's errors as a message that says what to write."""
+    path = [str(part) for part in error.absolute_path]
+    rule, schema, found = error.validator, error.schema, error.instance
+    if rule == "additionalProperties":
+        unknown = next(key for key in found if key not in schema["properties"])
+        known = sorted(schema["properties"])
+        close = difflib.get_close_matches(str(unknown), known, n=1)
+        return UserError(
+            f"Unknown key: {'.'.join([*path, str(unknown)])}.",
+            where="the configuration",
+            found=unknown,
+            allowed=", ".join(known),
+            write=_yaml_line(path, close[0], found[unknown]) if close else "nothing here: remove the key",
+        )
+    if rule == "required":
+        missing = next(key for key in schema["required"] if key not in found)
+        example = schema["properties"][missing].get("examples", ["..."])[0]
+        return UserError(
+            f"A key is missing: {'.'.join([*path, missing])}.",
+            where="the configuration",
+            allowed=_allowed(schema["properties"][missing]),
+            write=_yaml_line(path, missing, example),
+        )
+    problem = f"Wrong value for {'.'.join(path)}."
+    example = schema.get("examples", schema.get("enum", ["..."]))[0]
+    if isinstance(found, str) and _NUMBER.match(found.strip()) and {"number", "integer"} & set(_types(schema)):
+        value = float(found)
+        problem = f"{'.'.join(path)} is text, not a number."
+        if "e" in found.lower():
+            problem += " YAML reads an exponent as a number only with a point before it and a sign after the e."
+        else:
+            problem += " Quotes, or --config with a mapping, make text of it: use --configfile."
+        example = int(value) if "integer" in _types(schema) and value.is_integer() else value
+    elif rule == "enum":
+        example = (difflib.get_close_matches(str(found), map(str, schema["enum"]), n=1) or [example])[0]
+    return UserError(
+        problem,
+        where="the configuration",
+        found=found,
+        allowed=_allowed(schema),
+        write=_yaml_line(path[:-1], path[-1], example) if path else None,
+    )
+
+
+def _types(schema: dict) -> list[str]:
+    kind = schema.get("type", [])
+    return [kind] if isinstance(kind, str) else kind
+
+
+def _allowed(schema: dict) -> str:
+    """What a key's schema admits, in words."""
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    text = " or ".join(_TYPES[kind] for kind in _types(schema)) or "anything"
+    for key, words in {
+        "minimum": "at least {}",
+        "exclusiveMinimum": "more than {}",
+        "maximum": "at most {}",
+        "exclusiveMaximum": "less than {}",
+        "pattern": "of the form {}",
+    }.items():
+        if key in schema:
+            text += ", " + words.format(schema[key])
+    return text
+
+
+def _yaml_line(path: list[str], key: str, value: Any) -> str:
+    """The key with its value as YAML, nested under its parents."""
+    if isinstance(value, float) and value and not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:e}".split("e")
+        text = f"{float(mantissa)}e{int(exponent):+03d}"
+    else:
+        text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("...").strip()
+    lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(path)]
+    return "\n".join([*lines, f"{'  ' * len(path)}{key}: {text}"])
+
+
+def _check_together(config: dict) -> None:
+    """What no single key can show."""
+    source = config["model"]["source"]
+    needed = {"wheel": ("requirement", "sha256", "file"), "hub": ("repository", "revision"), "folder": ("path",)}
+    for key in needed[source["type"]]:
+        if key not in source:
+            raise UserError(
+                f"model.source.{key} is missing: a source of type {source['type']} needs it.",
+                where="the configuration",
+                allowed=", ".join(needed[source["type"]]),
+                write=_yaml_line(["model", "source"], key, "..."),
+            )
+
+
+def model_source(config: dict) -> dict:
+    """``model.source`` with the keys of its own type alone, so that left-over keys of another rerun nothing."""
+    source = config["model"]["source"]
+    keys = {"wheel": {"requirement", "sha256", "file"}, "hub": {"repository", "revision"}, "folder": {"path"}}
+    return {key: source[key] for key in sorted(source) if key in keys[source["type"]] | {"type", "dtype"}}
+
+
+def _coerce(value: Any, schema: dict) -> Any:
+    """Sort keys; turn whole numbers into floats where the schema says ``number``."""
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        return {key: _coerce(value[key], properties.get(key, {})) for key in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [_coerce(item, schema.get("items", {})) for item in value]
+    if schema.get("type") == "number" and isinstance(value, int):
+        return float(value)
+    return value
+
+
+def reference() -> str:
+    """``config/README.md``: a table of every key for each section of the schema."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Made from `config/schema.yaml` by `python -m scripts.common.settings --write-reference`; edit that file.",
+        "`config/config.yaml` holds a value for each key. A file of your own needs only what differs:",
+        "`snakemake --cores 1 --configfile my.yaml`.",
+    ]
+    for name, section in read_schema()["properties"].items():
+        lines += ["", f"## `{name}`", "", section["description"], ""]
+        rows = list(_rows(section, name))
+        if rows:
+            lines += ["| key | allowed | what it does |", "| --- | --- | --- |", *rows]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _rows(schema: dict, path: str) -> Any:
+    for key, inner in schema.get("properties", {}).items():
+        name = f"{path}.{key}"
+        cells = [f"`{name}`", _allowed(inner), inner["description"]]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        yield from _rows(inner, name)
+
+
+if __name__ == "__main__":
+    from scripts.common.job import command
+
+    def main() -> None:
+        if sys.argv[1:] != ["--write-reference"]:
+            raise UserError("Nothing to do.", allowed="--write-reference", write=f"python -m {Path(__file__).stem} ...")
+        REFERENCE.write_text(reference(), encoding="utf-8")
+
+    command(main)

@@ -1,0 +1,189 @@
+"""Rules ``evaluate_base`` and ``evaluate_tuned``: put held-out requests to a model and score what it says.
+
+Both models get the same prompt and greedy decoding. What a model says is text: it is parsed and screened,
+never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from scripts.common.chat import encode_pair, render_prompt
+from scripts.common.files import read_jsonl, write_json, write_jsonl
+from scripts.common.job import job, log, progress
+from scripts.common.statistics import wilson_interval
+from scripts.dataset.screen import screen
+
+
+def normalize(command: str) -> str | None:
+    """The command in shfmt's canonical form; None when it is not Bash."""
+    import subprocess
+
+    run = subprocess.run(["shfmt", "-ln", "bash", "-mn"], input=command, capture_output=True, text=True)
+    return run.stdout.strip() if run.returncode == 0 else None
+
+
+def strip_fence(answer: str) -> str:
+    """The first fenced block's content, where a model wraps its answer in a Markdown fence; else the answer."""
+    text = answer.strip()
+    if not text.startswith("```"):
+        return text
+    lines = text.splitlines()[1:]
+    end = next((index for index, line in enumerate(lines) if line.startswith("```")), len(lines))
+    return "\n".join(lines[:end]).strip()
+
+
+def program(command: str) -> str:
+    """The first word of a command."""
+    return command.split(maxsplit=1)[0] if command.split() else ""
+
+
+def score(answer: str, expected: str) -> dict:
+    """Everything that can be said of one answer without running it."""
+    stripped = strip_fence(answer)
+    canonical, wanted = normalize(stripped), normalize(expected)
+    return {
+        "exact": answer.strip() == expected.strip(),
+        "exact_canonical": canonical is not None and canonical == wanted,
+        "parses": bool(answer.strip()) and normalize(answer) is not None,
+        "parses_without_fence": bool(stripped) and canonical is not None,
+        "program": program(stripped) == program(expected),
+        "screen": screen(stripped).status,
+    }
+
+
+def summarize(rows: list[dict]) -> dict:
+    """Counts with Wilson intervals, chrF, and the mean loss of an answer token in nats."""
+    from sacrebleu.metrics import CHRF
+
+    n = len(rows)
+
+    def share(flags: Iterable[bool]) -> dict:
+        count = sum(flags)
+        low, high = wilson_interval(count, n)
+        return {"count": count, "high_95": high, "low_95": low, "n": n, "share": count / n}
+
+    tokens = sum(row["learned_tokens"] for row in rows)
+    chrf = CHRF().corpus_score([strip_fence(row["answer"]) for row in rows], [[row["command"] for row in rows]])
+    return {
+        "chrf": chrf.score,
+        "danger": share(row["screen"] == "danger" for row in rows),
+        "loss": sum(row["loss_sum"] for row in rows) / tokens,
+        "loss_tokens": tokens,
+        "n": n,
+        **{
+            name: share(row[name] for row in rows)
+            for name in ("exact", "exact_canonical", "parses", "parses_without_fence", "program")
+        },
+    }
+
+
+def answer_losses(model: Any, tokenizer: Any, pairs: list[dict], system: str, batch_size: int) -> list[tuple]:
+    """Summed negative log-likelihood (nats) and number of tokens of each expected answer."""
+    import torch
+
+    from scripts.training.batches import IGNORED, Row, collate
+
+    rows = [Row(*encode_pair(tokenizer, system, pair["request"], pair["command"])) for pair in pairs]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    results: list[tuple] = [()] * len(rows)
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
+    starts = range(0, len(order), batch_size)
+    for first in progress(starts, "loss on the expected answers", unit="batch"):
+        chosen = order[first : first + batch_size]
+        batch = collate([rows[index] for index in chosen], pad, model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        labels = batch["labels"][:, 1:]
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+        for position, index in enumerate(chosen):
+            results[index] = (float(losses[position].sum()), int((labels[position] != IGNORED).sum()))
+    return results
+
+
+def answers(
+    model: Any, tokenizer: Any, pairs: list[dict], system: str, max_new_tokens: int, batch_size: int
+) -> list[str]:
+    """Greedy answers, padded on the left, in batches of prompts of like length."""
+    import torch
+
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    prompts = [render_prompt(tokenizer, system, pair["request"]) for pair in pairs]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    results = [""] * len(prompts)
+    for first in progress(range(0, len(order), batch_size), "answers", unit="batch"):
+        chosen = order[first : first + batch_size]
+        batch = tokenizer(
+            [prompts[index] for index in chosen], return_tensors="pt", padding=True, add_special_tokens=False
+        ).to(model.device)
+        with torch.inference_mode():
+            output = model.generate(
+                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, text in zip(chosen, texts, strict=True):
+            results[index] = text.strip()
+    return results
+
+
+def main(
+    model_folder: Path,
+    tokenizer_folder: Path,
+    test: str,
+    prompt: dict,
+    settings: dict,
+    device: str,
+    threads: int,
+    answers_path: str,
+    metrics_path: str,
+) -> None:
+    """Answer, score, and write a row for each request and the summary."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    pairs = list(read_jsonl(test))[: settings["requests"]]
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
+    losses = answer_losses(model, tokenizer, pairs, prompt["system"], settings["batch_size"])
+    said = answers(model, tokenizer, pairs, prompt["system"], settings["max_new_tokens"], settings["batch_size"])
+    rows = []
+    for pair, (loss_sum, learned), answer in zip(pairs, losses, said, strict=True):
+        rows.append(
+            {
+                "answer": answer,
+                "command": pair["command"],
+                "learned_tokens": learned,
+                "loss_sum": loss_sum,
+                "request": pair["request"],
+                **score(answer, pair["command"]),
+            }
+        )
+    write_jsonl(answers_path, rows)
+    summary = summarize(rows)
+    write_json(metrics_path, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt})
+    exact = summary["exact"]
+    log.info("loss %.3f, exact match %d of %d", summary["loss"], exact["count"], exact["n"])
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        main(
+            Path(snakemake.input.weights).parent,
+            Path(snakemake.input.tokenizer).parent,
+            snakemake.input.test,
+            snakemake.params.prompt,
+            snakemake.params.evaluation,
+            snakemake.params.device["device"],
+            snakemake.threads,
+            snakemake.output.answers,
+            snakemake.output.metrics,
+        )
