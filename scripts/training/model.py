@@ -1,0 +1,467 @@
+"""The one way to build a model for a scenario: for training, for the trace, for the measurement.
+
+``build_model`` makes the same structure on every device. On ``meta`` no tensor holds data, so a 7B model takes
+seconds; on ``cpu`` and ``cuda`` it holds the weights of a folder, or random ones. What is predicted is what runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from scripts.common.errors import UserError
+from scripts.common.scenario import Scenario
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# `torch_dtype` became `dtype` in transformers 4.56; the A100 measurements are traced with 4.48.
+_DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
+# Nested statistics: bitsandbytes.functional.quantize_4bit quantizes absmax in blocks of 256 with a map of 256 values.
+_NESTED_BLOCK, _NESTED_CODE = 256, 256
+
+
+def weight_dtype(scenario: Scenario) -> torch.dtype:
+    """Dtype of the weights that are not quantized; fp32 under mixed precision."""
+    return torch.float32 if scenario.mixed else DTYPES[scenario.precision]
+
+
+def autocast_dtype(scenario: Scenario) -> torch.dtype | None:
+    """Dtype that autocast computes in; None without mixed precision."""
+    return DTYPES[scenario.precision.removesuffix("-mixed")] if scenario.mixed else None
+
+
+def build_model(
+    scenario: Scenario,
+    device: str | torch.device,
+    *,
+    weights: Path | None = None,
+    seed: int = 0,
+    attention_implementation: str | None = None,
+) -> nn.Module:
+    """Build the model of a scenario, ready to train: quantized, prepared, with adapters, in training mode.
+
+    Parameters
+    ----------
+    scenario
+        What to build.
+    device
+        ``meta`` (no data), ``cpu`` or ``cuda``.
+    weights
+        Folder with ``config.json`` and safetensors files. None: random weights from ``seed``.
+    seed
+        Of the random weights and of the adapters.
+    attention_implementation
+        Name of a registered attention function instead of the scenario's; the trace passes its stand-ins.
+
+    Raises
+    ------
+    UserError
+        If the configuration can't be built, or the adapters' target modules match nothing.
+    """
+    device = torch.device(device)
+    attention = attention_implementation or attention_name(scenario, device)
+    torch.manual_seed(seed)
+    if weights is not None and device.type != "meta":
+        model = _load(scenario, device, Path(weights), attention)
+    else:
+        model = _skeleton(scenario, attention)
+        if device.type == "meta":
+            for module in linear_4bit(model).values():
+                _pack_on_meta(module, weight_dtype(scenario))
+        else:
+            _materialize(model, device)
+    model.config.use_cache = False  # generation's keys and values have no use in training
+    if scenario.method != "full" and scenario.kbit_preparation == "peft":
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if scenario.gradient_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(
+                f"This architecture has no activation checkpointing: {error}",
+                found=scenario.model.get("model_type"),
+                write="gradient_checkpointing: false",
+            ) from None
+    if scenario.method != "full":
+        torch.manual_seed(seed)
+        model = add_adapters(model, scenario)
+    return model.train()
+
+
+def build_optimizer(
+    model: nn.Module,
+    scenario: Scenario,
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    foreach: bool | None = None,
+) -> torch.optim.Optimizer:
+    """Make the scenario's optimizer over the trainable parameters.
+
+    ``foreach`` None is PyTorch's own choice for the device (CUDA: all tensors at once, CPU: one by one), and on
+    ``meta`` the choice it would make on CUDA.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = parameters[0].device.type
+    options = {"lr": learning_rate, "weight_decay": weight_decay}
+    if scenario.optimizer in ("adamw_8bit", "paged_adamw_8bit"):
+        if device == "cpu":
+            raise UserError(
+                "8-bit Adam needs a GPU: bitsandbytes has no CPU kernel for it.",
+                found=scenario.optimizer,
+                allowed="adamw, adamw_fused",
+                write="optimizer: adamw",
+            )
+        from bitsandbytes.optim import AdamW8bit
+
+        optimizer = AdamW8bit(parameters, is_paged=scenario.optimizer.startswith("paged"), **options)
+        if device == "meta" and optimizer.is_paged:
+            optimizer.get_state_buffer = _paged_on_meta(optimizer.get_state_buffer)
+        return optimizer
+    if scenario.optimizer == "adamw_fused":
+        optimizer = torch.optim.AdamW(parameters, fused=device != "meta", foreach=False, **options)
+        if device == "meta":  # the constructor refuses the device, the operator has a shape function for it
+            for group in optimizer.param_groups:
+                group["fused"] = True
+        return optimizer
+    return torch.optim.AdamW(parameters, foreach=device == "meta" or None if foreach is None else foreach, **options)
+
+
+def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:
+    """The 4-bit linear layers of a model by name, in order."""
+    return {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+
+
+def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
+    """Make sure that a quantized scenario's linear layers really are 4-bit, and count.
+
+    Training settings can ask for 4-bit loading and silently get 16- or 32-bit weights; then every figure that
+    follows is about another method.
+
+    Returns
+    -------
+    dict
+        ``linear_4bit_layers``, ``linear_4bit_parameters`` (weights, as many as before packing),
+        ``linear_dense_layers`` (the output head, as transformers leaves it).
+
+    Raises
+    ------
+    UserError
+        If a linear layer that should be 4-bit is not.
+    """
+    packed = linear_4bit(model)
+    skipped = set(getattr(model, "modules_not_quantized", ()) or _output_heads(model))
+    dense = {
+        name: module
+        for name, module in model.named_modules()
+        if (type(module) is nn.Linear or type(module).__name__ == "Conv1D") and "lora_" not in name
+    }
+    if scenario.method == "qlora":
+        wrong = [name for name in dense if name.rsplit(".", 1)[-1] not in skipped and name not in skipped]
+        wrong += [
+            name
+            for name, module in packed.items()
+            if not getattr(module.weight, "bnb_quantized", False)
+            or module.weight.quant_state is None
+            or module.weight.dtype.itemsize * module.weight.numel() * 2 < module.weight.quant_state.shape.numel()
+            or module.weight.element_size() * module.weight.numel() > module.weight.quant_state.shape.numel()
+        ]
+        if wrong or not packed:
+            raise UserError(
+                "The linear layers are not 4-bit although the method is qlora.",
+                where=f"{len(wrong)} layers, such as {wrong[0]}" if wrong else "no 4-bit layer in the model",
+                allowed="every linear layer but the output head is 4-bit",
+                write="method: qlora\nquantization: {type: nf4, double: true}",
+            )
+    return {
+        "linear_4bit_layers": len(packed),
+        "linear_4bit_parameters": sum(module.weight.quant_state.shape.numel() for module in packed.values()),
+        "linear_dense_layers": len(dense),
+    }
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of the base model, 4-bit weights unpacked and adapters left out."""
+    return sum(
+        parameter.quant_state.shape.numel()
+        if getattr(parameter, "quant_state", None) is not None
+        else parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "lora_" not in name
+    )
+
+
+def quantization_state(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    """The tensors that a 4-bit weight needs beside its packed values: they are neither parameters nor buffers."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return {}
+    tensors = {"absmax": state.absmax, "code": state.code, "offset": state.offset}
+    if state.nested:
+        tensors |= {"nested_absmax": state.state2.absmax, "nested_code": state.state2.code}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+# --- configuration and attention ---------------------------------------------------------------------------------
+
+
+def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
+    """The transformers configuration of a scenario's model."""
+    fields = {key: value for key, value in scenario.model.items() if key not in ("model_type", "quantization_config")}
+    kind = scenario.model["model_type"]
+    try:
+        return AutoConfig.for_model(kind, **fields)
+    except ValueError as error:
+        if "Unrecognized model identifier" in str(error):
+            raise UserError(
+                "transformers knows no such architecture.",
+                where="model.model_type",
+                found=kind,
+                allowed="a model_type of transformers: qwen2, llama, mistral, gemma2, phi3, gpt2, mixtral, ...",
+                write="model: {model_type: qwen2, ...}",
+            ) from None
+        raise _unbuildable(kind, error) from None
+    except Exception as error:  # configuration classes check their fields each in their own way
+        raise _unbuildable(kind, error) from None
+
+
+def attention_name(scenario: Scenario, device: torch.device) -> str:
+    """Name of the attention function that a scenario runs on a device."""
+    if device.type == "cuda" and scenario.attention in ("mem_efficient", "flash"):
+        _register_attention()
+        return f"sdpa_{scenario.attention}"
+    return "eager" if scenario.attention == "eager" else "sdpa"
+
+
+def _register_attention() -> None:
+    """Register scaled-dot-product attention restricted to one fused kernel (it raises where the kernel can't run)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def flash(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return sdpa_attention_forward(module, *args, **kwargs)
+
+    def mem_efficient(module: nn.Module, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        groups = query.shape[1] // key.shape[1]  # this kernel takes no grouped keys and values
+        ungrouped = nn.Module()
+        ungrouped.is_causal = getattr(module, "is_causal", True)
+        with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+            return sdpa_attention_forward(
+                ungrouped, query, repeat_kv(key, groups), repeat_kv(value, groups), *args, **kwargs
+            )
+
+    for name, function in (("sdpa_flash", flash), ("sdpa_mem_efficient", mem_efficient)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def _unbuildable(kind: str, error: Exception) -> UserError:
+    return UserError(
+        f"transformers can't build a model from this configuration: {error}",
+        where=f"model (model_type {kind})",
+        allowed="a configuration that AutoModelForCausalLM.from_config can build",
+        write="model: {model_type: qwen2, hidden_size: 3584, num_attention_heads: 28, ...}",
+    )
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def bitsandbytes_config(scenario: Scenario) -> transformers.BitsAndBytesConfig:
+    """4-bit settings of a scenario, as transformers takes them."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=scenario.quantization["type"],
+        bnb_4bit_use_double_quant=scenario.quantization["double"],
+        bnb_4bit_compute_dtype=weight_dtype(scenario),
+    )
+
+
+def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str) -> nn.Module:
+    """Load safetensors with transformers, which quantizes each weight as it arrives on the device."""
+    if not (folder / "config.json").is_file():
+        raise UserError("The folder holds no model.", where=folder, allowed="config.json and *.safetensors")
+    quantization = {"quantization_config": bitsandbytes_config(scenario)} if scenario.method == "qlora" else {}
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        **{_DTYPE_ARGUMENT: weight_dtype(scenario)},
+        attn_implementation=attention,
+        device_map={"": device},
+        local_files_only=True,
+        use_safetensors=True,
+        **quantization,
+    )
+
+
+def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
+    """The model on ``meta``, its linear layers exchanged for 4-bit ones where the method says so (still unpacked)."""
+    config = configuration(scenario)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=attention, **{_DTYPE_ARGUMENT: weight_dtype(scenario)}
+            )
+    except Exception as error:  # whatever an architecture makes of sizes that don't go together
+        raise _unbuildable(scenario.model["model_type"], error) from None
+    if scenario.method == "qlora":
+        from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+        quantizer = Bnb4BitHfQuantizer(bitsandbytes_config(scenario))
+        quantizer.pre_quantized = False
+        quantizer._process_model_before_weight_loading(model, device_map=None)
+        quantizer._process_model_after_weight_loading(model)
+        model.modules_not_quantized = list(quantizer.modules_to_not_convert or ())
+        model.tie_weights()
+    return model
+
+
+def _pack_on_meta(module: nn.Module, dtype: torch.dtype) -> None:
+    """Give a 4-bit layer on ``meta`` the packed weight and the statistics that quantizing would leave behind."""
+    from bitsandbytes.functional import QuantState
+    from bitsandbytes.nn import Params4bit
+
+    weight = module.weight
+    count, block = weight.numel(), weight.blocksize
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    blocks = -(-count // block)
+    common = {
+        "shape": torch.Size((module.out_features, module.in_features)),
+        "dtype": dtype,
+        "blocksize": block,
+        "code": empty(16),
+        "quant_type": weight.quant_type,
+    }
+    if weight.compress_statistics:
+        nested = QuantState(
+            absmax=empty(-(-blocks // _NESTED_BLOCK)),
+            code=empty(_NESTED_CODE),
+            blocksize=_NESTED_BLOCK,
+            dtype=torch.float32,
+        )
+        state = QuantState(absmax=empty(blocks, dtype=torch.uint8), offset=empty(), state2=nested, **common)
+    else:
+        state = QuantState(absmax=empty(blocks), **common)
+    module.weight = Params4bit(
+        empty(-(-count // 2), 1, dtype=torch.uint8),
+        requires_grad=False,
+        quant_state=state,
+        blocksize=block,
+        compress_statistics=weight.compress_statistics,
+        quant_type=weight.quant_type,
+        quant_storage=weight.quant_storage,
+        module=module,
+        bnb_quantized=True,
+    )
+    module.quant_state = state
+
+
+def _materialize(model: nn.Module, device: torch.device) -> None:
+    """Turn a skeleton into a model with random weights, layer by layer: one dense weight at a time is quantized."""
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            from bitsandbytes.nn import Params4bit
+
+            old = module.weight
+            dense = torch.empty(old.shape, dtype=old.dtype, device=device).normal_(0.0, 0.02)
+            module.weight = Params4bit(dense, requires_grad=False, **old.__dict__).to(device)
+            del dense
+            if module.bias is not None:
+                module.bias = nn.Parameter(torch.zeros_like(module.bias, device=device), requires_grad=False)
+            for parameter in module.parameters():
+                parameter._is_hf_initialized = True
+            module._is_hf_initialized = True
+        else:
+            module.to_empty(device=device, recurse=False)
+    model.tie_weights()
+    with torch.no_grad():
+        model.initialize_weights()
+    model.tie_weights()
+
+
+# --- adapters -------------------------------------------------------------------------------------------------------
+
+
+def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
+    """Put PEFT's low-rank adapters beside the target modules, in the adapters' own precision."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = scenario.lora
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    dtype = DTYPES[scenario.adapter_precision]
+    on_meta = next(model.parameters()).device.type == "meta"
+    try:
+        with torch.device("meta" if on_meta else "cpu"), warnings.catch_warnings(), _quiet("peft"):
+            # PEFT corrects fan_in_fan_out for GPT-2's transposed layers by itself, and warns that it did.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            model = get_peft_model(model, config, autocast_adapter_dtype=dtype is torch.float32)
+    except ValueError as error:
+        linear = sorted(
+            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
+        raise UserError(
+            f"The adapters fit nothing in this model: {error}",
+            where="lora.target_modules",
+            found=targets,
+            allowed=f"all-linear, or a list of {', '.join(linear)}",
+            write="lora: {target_modules: all-linear}",
+        ) from None
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _output_heads(model: nn.Module) -> list[str]:
+    """Last names of the modules that transformers never quantizes: the output head."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    return [name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head]
+
+
+def _paged_on_meta(original: Any) -> Any:
+    """Paged optimizer states live in CUDA's managed memory, outside PyTorch's allocator: keep them out of its sight."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    def get_state_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        if parameter.numel() < 1e5:  # bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer
+            return torch.zeros_like(parameter, dtype=dtype)
+        with _disable_current_modes():
+            return torch.zeros_like(parameter, dtype=dtype, device="meta")
+
+    return get_state_buffer

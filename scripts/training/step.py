@@ -1,0 +1,174 @@
+"""The one way to take a training step. Training runs it, the trace follows it on ``meta``, the measurement measures it.
+
+A step is ``gradient_accumulation`` times :func:`forward_backward`, then one :func:`optimizer_step`. Who holds which
+tensor while the next one is made decides the peak of memory, so that the order of statements here is part of the
+result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from scripts.common.scenario import Scenario
+from scripts.training.model import autocast_dtype
+
+IGNORED = -100  # label of a token that is not learned (torch.nn.CrossEntropyLoss and transformers)
+CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
+
+Hook = Callable[[str], None]
+
+
+def forward_backward(
+    model: nn.Module,
+    batch: dict[str, torch.Tensor],
+    scenario: Scenario,
+    *,
+    loss_scale: float | torch.Tensor = 1.0,
+    hook: Hook | None = None,
+) -> torch.Tensor:
+    """Run one micro-batch forward and backward; gradients add up in the parameters.
+
+    Parameters
+    ----------
+    model
+        From :func:`scripts.training.model.build_model`, in training mode.
+    batch
+        ``input_ids`` and ``labels`` (tokens x micro-batch, int64), labels :data:`IGNORED` where nothing is learned.
+        Padding on the right needs no ``attention_mask``: a causal model never looks there, and without a mask the
+        fused attention kernels can be used. With one it is honoured.
+    loss_scale
+        Factor on the loss before backward: 1 / accumulation, or this micro-batch's share of the learned tokens.
+    hook
+        Called with ``"forward"`` and ``"backward"`` when that phase begins.
+
+    Returns
+    -------
+    torch.Tensor
+        Mean loss over the learned tokens, detached, shape ().
+    """
+    device = batch["input_ids"].device.type
+    if hook:
+        hook("forward")
+    with _autocast(scenario, device):
+        if scenario.loss == "chunked":
+            loss = chunked_loss(model, batch)
+        else:
+            output = model(**batch)
+            loss = output.loss
+            if scenario.loop == "trainer":  # the logits may go before backward begins; a manual loop keeps them
+                del output
+    if hook:
+        hook("backward")
+    (loss * loss_scale if isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0 else loss).backward()
+    return loss.detach()
+
+
+def optimizer_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scenario: Scenario,
+    *,
+    max_grad_norm: float | None,
+    scaler: torch.amp.GradScaler | None = None,
+    hook: Hook | None = None,
+) -> torch.Tensor | None:
+    """Clip the gradients, update the trainable parameters and drop the gradients.
+
+    Parameters
+    ----------
+    max_grad_norm
+        Largest allowed norm of all gradients together; None: don't clip.
+    scaler
+        For fp16 under autocast: its scale belongs into the ``loss_scale`` of :func:`forward_backward`.
+    hook
+        Called with ``"optimizer"`` at the beginning.
+
+    Returns
+    -------
+    torch.Tensor or None
+        Norm of the gradients before clipping, shape (); None without clipping.
+    """
+    if hook:
+        hook("optimizer")
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    norm = None
+    if max_grad_norm is not None:
+        norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm)
+    if scaler is not None:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def random_batch(scenario: Scenario, device: str | torch.device, vocabulary: int, seed: int = 0) -> dict:
+    """A micro-batch of full length in which every token is learned."""
+    shape = (scenario.micro_batch, scenario.sequence_length)
+    if torch.device(device).type == "meta":
+        return {key: torch.empty(shape, dtype=torch.long, device="meta") for key in ("input_ids", "labels")}
+    tokens = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+    return {"input_ids": tokens.to(device), "labels": tokens.to(device, copy=True)}
+
+
+def chunked_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean cross-entropy over the learned tokens without ever holding all logits.
+
+    The decoder runs as ever; the output head and the loss run for :data:`CHUNK_TOKENS` tokens at a time and again in
+    the backward pass. The head is the architecture's own code (scaled or soft-capped logits included): its decoder is
+    exchanged for one that returns the hidden states already computed.
+    """
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    hidden = getattr(causal, causal.base_model_prefix)(**inputs).last_hidden_state
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    labels = functional.pad(batch["labels"], (0, 1), value=IGNORED)[..., 1:].reshape(-1)
+
+    def loss_of(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with _decoder_returns(causal, states[None]):
+            logits = causal(inputs_embeds=states[None]).logits
+        return functional.cross_entropy(logits[0].float(), targets, ignore_index=IGNORED, reduction="sum")
+
+    total = None
+    for states, targets in zip(hidden.split(CHUNK_TOKENS), labels.split(CHUNK_TOKENS), strict=True):
+        part = checkpoint(loss_of, states, targets, use_reentrant=False)
+        total = part if total is None else total + part
+    return total / (labels != IGNORED).sum()
+
+
+class _Hidden(nn.Module):
+    """Stands where the decoder stands and returns hidden states that are known already."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+    def forward(self, **kwargs: object) -> object:
+        from transformers.modeling_outputs import MoeModelOutputWithPast
+
+        return MoeModelOutputWithPast(last_hidden_state=self.states)
+
+
+@contextmanager
+def _decoder_returns(causal: nn.Module, states: torch.Tensor) -> Iterator[None]:
+    name = causal.base_model_prefix
+    decoder = causal._modules[name]
+    causal._modules[name] = _Hidden(states)
+    try:
+        yield
+    finally:
+        causal._modules[name] = decoder
+
+
+def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:
+    """Mixed precision; on ``meta``, where PyTorch ignores autocast, the trace emulates it from outside."""
+    dtype = autocast_dtype(scenario)
+    return nullcontext() if dtype is None or device == "meta" else torch.autocast(device, dtype)
