@@ -1,0 +1,428 @@
+"""What a decoder consists of, from its configuration alone: every matrix by name and size, without torch.
+
+One description serves all families. What differs between them (which projections have a bias, how many norms a layer
+has, whether gate and up are one matrix) stands in :data:`FAMILIES`, a table with the defaults of transformers'
+configuration classes, since a configuration may leave a size out.
+
+Symbols, as the formulas of the closed form use them:
+
+====  =====================================================
+h     hidden size
+i     intermediate size of the MLP (of one expert)
+a     attention heads x head size
+k     key-value heads x head size
+V     vocabulary
+L     layers
+====  =====================================================
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.scenario import Lora, Scenario, size
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer: ``outputs`` x ``inputs`` symbols, with a bias or without."""
+
+    name: str
+    outputs: str
+    inputs: str
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family of decoders deviates from Llama. Source: transformers 5.24, models/<model_type>/."""
+
+    defaults: Mapping[str, Any]
+    qkv_bias: bool | str = False  # a key of the configuration, or always / never
+    o_bias: bool | str = False
+    mlp_bias: bool | str = False
+    head_bias: bool = False
+    norm: str = "rms"  # rms | gemma (fp32 until after the weight) | layer (weight and bias, one kernel)
+    norm_bias: bool = False
+    norms: int = 2  # per layer
+    post_norms: bool = False  # attention and MLP outputs are normalized too (Gemma 2, 3)
+    qk_norm: bool | str = False
+    parallel: bool = False  # attention and MLP read the same norm's output (Phi)
+    gated: bool = True
+    fused_qkv: str | None = None  # name of the one matrix
+    fused_gate_up: str | None = None
+    names: tuple[str, str, str, str] = ("o_proj", "up_proj", "down_proj", "gate_proj")
+    own_head_dim: int | None = None  # default head size where it isn't hidden size / heads
+    positions: bool = False  # learned position embeddings
+    scaled_embedding: bool = False  # the embedding is multiplied by a number (Gemma)
+    activation: str = "hidden_act"  # the key of the configuration
+    experts: str | None = None
+    conv1d: bool = False  # weights stored transposed (GPT-2)
+    rotary: float = 1.0  # share of a head that is rotated; 0: none
+    dropout: tuple[str, ...] = ()  # keys: after embedding, after attention and MLP
+
+
+_LLAMA = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+}
+_QWEN2 = {**_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
+_QWEN2 |= {"num_key_value_heads": 32}
+_MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_GEMMA = {
+    "vocab_size": 256000,
+    "hidden_size": 3072,
+    "intermediate_size": 24576,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+    "hidden_act": "gelu_pytorch_tanh",
+}
+_GEMMA2 = {
+    **_GEMMA,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
+_GEMMA3 = {
+    **_GEMMA2,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+}
+_PHI = {
+    **_LLAMA,
+    "vocab_size": 51200,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "hidden_act": "gelu_new",
+    "partial_rotary_factor": 0.5,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+}
+_PHI3 = {
+    **_LLAMA,
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 4096,
+    "resid_pdrop": 0.0,
+}
+_GPT2 = {
+    "vocab_size": 50257,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+}
+_MIXTRAL = {**_MISTRAL, "num_local_experts": 8, "num_experts_per_tok": 2}
+_SMOLLM3 = {
+    **_LLAMA,
+    "vocab_size": 128256,
+    "hidden_size": 2048,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+}
+_STARCODER2 = {
+    **_LLAMA,
+    "vocab_size": 49152,
+    "hidden_size": 3072,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+    "hidden_act": "gelu_pytorch_tanh",
+    "use_bias": True,
+}
+
+_GEMMA_LIKE = {"norm": "gemma", "own_head_dim": 256, "scaled_embedding": True, "qkv_bias": "attention_bias"}
+_GEMMA_LIKE |= {"o_bias": "attention_bias"}
+FAMILIES: dict[str, Family] = {
+    "llama": Family(_LLAMA, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+    "mistral": Family(_MISTRAL),
+    "qwen2": Family(_QWEN2, qkv_bias=True),
+    "qwen3": Family(_QWEN2, qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True, own_head_dim=128),
+    "smollm3": Family(_SMOLLM3, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
+    "gemma": Family(_GEMMA, **_GEMMA_LIKE),
+    "gemma2": Family(_GEMMA2, norms=4, post_norms=True, activation="hidden_activation", **_GEMMA_LIKE),
+    "gemma3_text": Family(
+        _GEMMA3, norms=4, post_norms=True, activation="hidden_activation", qk_norm=True, **_GEMMA_LIKE
+    ),
+    "phi": Family(
+        _PHI,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        head_bias=True,
+        norm="layer",
+        norm_bias=True,
+        norms=1,
+        qk_norm="qk_layernorm",
+        parallel=True,
+        gated=False,
+        names=("dense", "fc1", "fc2", ""),
+        rotary=0.5,
+        dropout=("embd_pdrop", "resid_pdrop"),
+    ),
+    "phi3": Family(_PHI3, fused_qkv="qkv_proj", fused_gate_up="gate_up_proj", dropout=("", "resid_pdrop")),
+    "starcoder2": Family(
+        _STARCODER2,
+        qkv_bias="use_bias",
+        o_bias="use_bias",
+        mlp_bias="use_bias",
+        norm="layer",
+        norm_bias=True,
+        gated=False,
+        names=("o_proj", "c_fc", "c_proj", ""),
+        dropout=("embedding_dropout", "residual_dropout"),
+    ),
+    "gpt2": Family(
+        _GPT2,
+        qkv_bias=True,
+        o_bias=True,
+        mlp_bias=True,
+        norm="layer",
+        norm_bias=True,
+        gated=False,
+        fused_qkv="c_attn",
+        names=("c_proj", "c_fc", "c_proj", ""),
+        positions=True,
+        activation="activation_function",
+        conv1d=True,
+        rotary=0.0,
+        dropout=("embd_pdrop", "resid_pdrop"),
+    ),
+    "mixtral": Family(_MIXTRAL, experts="num_local_experts"),
+}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder by its sizes: what its layers hold and what they do."""
+
+    family: Family
+    model_type: str
+    sizes: Mapping[str, int]  # the symbols h, i, a, k, V, L, and H heads, K key-value heads, d head size
+    attention: tuple[Matrix, ...]
+    mlp: tuple[Matrix, ...]
+    tied: bool
+    activation: str
+    qk_norm: bool
+    rotary: float
+    softcap: bool  # of the attention scores
+    logit_softcap: bool
+    embedding_dropout: float
+    residual_dropout: float
+    attention_dropout: float
+    positions: int
+    experts: int
+    experts_per_token: int
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The linear layers of one decoder layer, in order."""
+        return self.attention + self.mlp
+
+    def value(self, *symbols: str) -> int:
+        """Product of symbols (a number may stand for a symbol, ``k+a`` for a sum)."""
+        product = 1
+        for symbol in symbols:
+            product *= sum(self.sizes[part] if part in self.sizes else int(part) for part in symbol.split("+"))
+        return product
+
+    def weight_shapes(self) -> list[tuple[str, int, str, int]]:
+        """Every base parameter as (group, elements, where, how many such).
+
+        ``group`` is one of ``embeddings``, ``output_head``, ``linear`` (what 4-bit quantization packs), ``biases``,
+        ``norms``, ``experts``; ``where`` names it. A tied head is the embedding and not listed.
+        """
+        layers, family, h = self.sizes["L"], self.family, self.sizes["h"]
+        shapes = [("embeddings", self.value("V", "h"), "embedding", 1)]
+        if self.positions:
+            shapes.append(("embeddings", self.positions * h, "position embedding", 1))
+        for matrix in self.matrices:
+            shapes.append(("linear", self.value(matrix.outputs, matrix.inputs), matrix.name, layers))
+            if matrix.bias:
+                shapes.append(("biases", self.value(matrix.outputs), f"{matrix.name} bias", layers))
+        if self.experts:
+            shapes.append(("experts", self.experts * 2 * self.value("i", "h"), "experts gate_up_proj", layers))
+            shapes.append(("experts", self.experts * self.value("i", "h"), "experts down_proj", layers))
+            shapes.append(("router", self.experts * h, "router", layers))
+        parts = 2 if family.norm_bias else 1
+        shapes.append(("norms", h, "norm", layers * family.norms * parts))
+        if self.qk_norm:
+            shapes.append(("norms", self.sizes["d"], "query and key norm", layers * 2 * parts))
+        shapes.append(("norms", h, "final norm", parts))
+        if not self.tied:
+            shapes.append(("output_head", self.value("V", "h"), "output head", 1))
+        if family.head_bias:
+            shapes.append(("biases", self.sizes["V"], "output head bias", 1))
+        return shapes
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters by group, and ``total``; ``linear`` is what 4-bit quantization packs."""
+        counts: dict[str, int] = {}
+        for group, elements, _, times in self.weight_shapes():
+            counts[group] = counts.get(group, 0) + elements * times
+        return {**counts, "total": sum(counts.values())}
+
+    def targets(self, lora: Lora, where: object = "lora.target_modules") -> tuple[Matrix, ...]:
+        """The linear layers of one decoder layer that get adapters.
+
+        Raises
+        ------
+        UserError
+            If a name matches none of them.
+        """
+        if lora.target_modules == "all-linear":
+            return self.matrices
+        names = {matrix.name for matrix in self.matrices}
+        wanted = [name.rsplit(".", 1)[-1] for name in lora.target_modules]
+        found = tuple(matrix for matrix in self.matrices if matrix.name in wanted)
+        outside = {"lm_head", "embed_tokens", "wte", "wpe"}
+        if not found and not outside.intersection(wanted):
+            near = [n for name in wanted for n in difflib.get_close_matches(name, sorted(names), n=1)]
+            write = "[" + ", ".join(dict.fromkeys(near)) + "]" if near else "all-linear"
+            raise UserError(
+                "`lora.target_modules` matches no linear layer of this model.",
+                where=where,
+                found=list(lora.target_modules),
+                allowed=f"all-linear, or a list of {', '.join(sorted(names))}",
+                write=f"lora: {{target_modules: {write}}}",
+            )
+        return found
+
+    def adapter_shapes(self, lora: Lora) -> list[tuple[str, int, int]]:
+        """Adapter matrices as (where, elements, how many such): A is rank x inputs, B is outputs x rank."""
+        layers = self.sizes["L"]
+        return [
+            (f"{matrix.name} {part}", lora.rank * self.value(symbol), layers)
+            for matrix in self.targets(lora)
+            for part, symbol in (("A", matrix.inputs), ("B", matrix.outputs))
+        ]
+
+    def adapter_parameters(self, lora: Lora) -> int:
+        """Trainable parameters of the adapters."""
+        return sum(elements * times for _, elements, times in self.adapter_shapes(lora))
+
+
+def describe(model: Mapping[str, Any]) -> Decoder | None:
+    """Describe a decoder from its transformers configuration; None for a family that the table does not know."""
+    kind = model["model_type"]
+    family = FAMILIES.get(kind)
+    if family is None:
+        return None
+
+    def read(name: str, default: Any = None) -> Any:
+        return size(model, name, family.defaults.get(name, default))
+
+    hidden, heads = read("hidden_size"), read("num_attention_heads")
+    groups = read("num_key_value_heads") or heads
+    head = model.get("head_dim") or family.own_head_dim or hidden // heads
+    intermediate = read("intermediate_size") or 4 * hidden
+    flag = lambda key: key if isinstance(key, bool) else bool(read(key, False))  # noqa: E731
+    sizes = {
+        "h": hidden,
+        "i": intermediate,
+        "a": heads * head,
+        "k": groups * head,
+        "V": read("vocab_size"),
+        "L": read("num_hidden_layers"),
+        "H": heads,
+        "K": groups,
+        "d": head,
+    }
+    output, up, down, gate = family.names
+    qkv = flag(family.qkv_bias)
+    if family.fused_qkv:
+        attention = (Matrix(family.fused_qkv, "a+k+k", "h", qkv),)
+    else:
+        attention = tuple(Matrix(f"{x}_proj", width, "h", qkv) for x, width in (("q", "a"), ("k", "k"), ("v", "k")))
+    attention += (Matrix(output, "h", "a", flag(family.o_bias)),)
+    bias = flag(family.mlp_bias)
+    experts = read(family.experts) if family.experts else 0
+    if experts:
+        mlp: tuple[Matrix, ...] = ()
+    elif family.fused_gate_up:
+        mlp = (Matrix(family.fused_gate_up, "i+i", "h", bias), Matrix(down, "h", "i", bias))
+    elif family.gated:
+        mlp = (Matrix(gate, "i", "h", bias), Matrix(up, "i", "h", bias), Matrix(down, "h", "i", bias))
+    else:
+        mlp = (Matrix(up, "i", "h", bias), Matrix(down, "h", "i", bias))
+    rotary = family.rotary
+    if rotary and kind in ("phi", "phi3"):
+        parameters = model.get("rope_parameters") or {}
+        rotary = parameters.get("partial_rotary_factor", model.get("partial_rotary_factor", rotary))
+    dropout = [float(read(key, 0.0) or 0.0) if key else 0.0 for key in (*family.dropout, "", "")]
+    attention_dropout = read("attn_pdrop" if kind == "gpt2" else "attention_dropout", 0.0) or 0.0
+    return Decoder(
+        family=family,
+        model_type=kind,
+        sizes=sizes,
+        attention=attention,
+        mlp=mlp,
+        tied=bool(model.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])),
+        activation=str(model.get(family.activation) or family.defaults.get(family.activation) or "silu"),
+        qk_norm=flag(family.qk_norm),
+        rotary=float(rotary),
+        softcap=bool(read("attn_logit_softcapping")),
+        logit_softcap=bool(read("final_logit_softcapping")),
+        embedding_dropout=dropout[0],
+        residual_dropout=dropout[1],
+        attention_dropout=float(attention_dropout),
+        positions=read("max_position_embeddings") if family.positions else 0,
+        experts=experts,
+        experts_per_token=read("num_experts_per_tok", 0) if experts else 0,
+    )
+
+
+def described(scenario: Scenario, where: object = "scenario") -> Decoder | None:
+    """The decoder of a scenario, with the checks that need its layers: target modules, learned positions."""
+    decoder = describe(scenario.model)
+    if decoder is None:
+        return None
+    if scenario.lora:
+        decoder.targets(scenario.lora, where)
+    if decoder.positions and scenario.sequence_length > decoder.positions:
+        raise UserError(
+            f"`sequence_length` is beyond the {decoder.positions} positions of the model.",
+            where=where,
+            found=scenario.sequence_length,
+            allowed=f"1 to {decoder.positions}",
+            write=f"sequence_length: {decoder.positions}",
+        )
+    return decoder
+
+
+def with_layers(decoder: Decoder, layers: int) -> Decoder:
+    """The same decoder with another number of layers."""
+    return replace(decoder, sizes={**decoder.sizes, "L": layers})
