@@ -1,0 +1,57 @@
+# The adapter merged into its unquantized base, and the proof that it was done right.
+#   results/<run>/merged/                   a complete model folder; its manifest.json stands for all of it
+#   results/<run>/merged-verification.json  which checks ran, which did not and why
+
+
+rule merge_adapter:
+    input:
+        base=f"results/models/{MODEL}/config.json",
+        tokenizer=f"results/models/{MODEL}/tokenizer.json",
+        weights=f"results/models/{MODEL}/weights.json",
+        adapter="results/{run}/adapter/adapter_model.safetensors",
+        settings="results/{run}/adapter/adapter_config.json",
+    output:
+        # The number of shards is unknown until the base is there, and directory() would leave Snakemake's own
+        # time stamp inside the model. The manifest names every other file with its digest, and appears with them.
+        manifest="results/{run}/merged/manifest.json",
+        config="results/{run}/merged/config.json",
+    log:
+        "logs/{run}/merge_adapter.log",
+    benchmark:
+        "benchmarks/{run}/merge_adapter.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 8
+    resources:
+        mem_mb=2000,
+    params:
+        code=code("merging/merge.py"),
+        merge=SETTINGS["merging"]["merge"],
+    message:
+        "Merging the adapter {wildcards.run} into its base"
+    script:
+        "../scripts/merging/merge.py"
+
+
+rule verify_merge:
+    input:
+        base=f"results/models/{MODEL}/config.json",
+        adapter="results/{run}/adapter/adapter_model.safetensors",
+        manifest="results/{run}/merged/manifest.json",
+        prompts=f"results/dataset/{DATASET}/splits/test.jsonl",
+    output:
+        report="results/{run}/merged-verification.json",
+    log:
+        "logs/{run}/verify_merge.log",
+    benchmark:
+        "benchmarks/{run}/verify_merge.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 8
+    params:
+        code=code("merging/verify.py"),
+        verify={**SETTINGS["merging"]["verify"], "system": SETTINGS["prompt"]["system"]},
+    message:
+        "Comparing the merged model {wildcards.run} with base plus adapter"
+    script:
+        "../scripts/merging/verify.py"
