@@ -26,7 +26,7 @@ rule merge_adapter:
         mem_mb=2000,
     params:
         code=code("merging/merge.py"),
-        merge=SETTINGS["merging"]["merge"],
+        merge={"dtype": SETTINGS["merging"]["dtype"]},
     message:
         "Merging the adapter {wildcards.run} into its base"
     script:
