@@ -89,4 +89,5 @@ def documents(run):
 def show_where_the_card_lies():
     """The last lines of a run that a person sees."""
     for path in documents(RUN):
-        print(f"  {path}", file=sys.stderr)
+        if Path(path).is_file():
+            print(f"  {path}", file=sys.stderr)

@@ -41,6 +41,8 @@ def _to_stderr() -> None:
 def job(snakemake: Any) -> Iterator[None]:
     """Run a rule's work with its log open. A :class:`UserError` ends the job with its message alone."""
     _to_stderr()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars fill a log with fragments
     path = Path(str(snakemake.log[0]))
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, mode="w", encoding="utf-8")

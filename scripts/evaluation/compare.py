@@ -1,7 +1,5 @@
 """Rule ``compare_models``: is the tuned model better than the base, by more than chance? It may say "worse"."""
 
-from __future__ import annotations
-
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_jsonl, write_json
 from scripts.common.job import job, log

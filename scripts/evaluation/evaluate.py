@@ -4,8 +4,6 @@ Both models get the same prompt and greedy decoding. What a model says is text: 
 never run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -95,7 +93,7 @@ def answer_losses(model: Any, tokenizer: Any, pairs: list[dict], system: str, ba
         chosen = order[first : first + batch_size]
         batch = collate([rows[index] for index in chosen], pad, model.device)
         with torch.inference_mode():
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            logits = model(input_ids=batch["input_ids"]).logits
         labels = batch["labels"][:, 1:]
         losses = torch.nn.functional.cross_entropy(
             logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"

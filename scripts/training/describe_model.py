@@ -4,8 +4,6 @@ Configuration, tokenizer with its chat template, generation settings and licence
 the memory is known, and the gate has spoken, before a weight is downloaded.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -20,12 +18,13 @@ SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "
 
 def from_gguf(gguf: str, license: str, folder: Path, dtype: str) -> dict:
     """Save configuration and tokenizer that the GGUF file carries; returns where they came from."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     where = {"pretrained_model_name_or_path": str(Path(gguf).parent), "gguf_file": Path(gguf).name}
     config = AutoConfig.from_pretrained(**where)
     config.dtype = dtype
     config.save_pretrained(folder)
+    GenerationConfig.from_model_config(config).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(**where)
     tokenizer.save_pretrained(folder)
     if Path(license).stat().st_size:

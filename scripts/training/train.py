@@ -5,8 +5,6 @@ by the digest of everything that shaped it, so the state of other settings is ne
 no output of the rule: Snakemake removes outputs of a job that failed.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -97,12 +95,12 @@ class Checkpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def validation_loss(model: Any, rows: list[Row], batch_size: int, pad_token_id: int, scenario: Scenario) -> float:
+def validation_loss(model: Any, rows: "list[Row]", batch_size: int, pad_token_id: int) -> float:
     """Mean negative log-likelihood of an answer token over the rows, in nats."""
     import torch
 
     from scripts.training.batches import collate, epoch_batches, learned_tokens
-    from scripts.training.step import forward_loss
+    from scripts.training.step import chunked_loss
 
     model.eval()
     device = next(model.parameters()).device
@@ -110,7 +108,7 @@ def validation_loss(model: Any, rows: list[Row], batch_size: int, pad_token_id: 
     with torch.no_grad():
         for batch in epoch_batches(rows, batch_size, seed=0, epoch=0):
             learned = learned_tokens(batch)
-            total += float(forward_loss(model, collate(batch, pad_token_id, device), scenario)) * learned
+            total += float(chunked_loss(model, collate(batch, pad_token_id, device))) * learned
             tokens += learned
     model.train()
     return total / tokens
@@ -119,7 +117,7 @@ def validation_loss(model: Any, rows: list[Row], batch_size: int, pad_token_id: 
 def fit(
     model: Any,
     optimizer: Any,
-    rows: list[Row],
+    rows: "list[Row]",
     scenario: Scenario,
     loop: dict,
     seed: int,
@@ -127,10 +125,14 @@ def fit(
     checkpoint: Checkpoint,
 ) -> tuple[list[dict], int]:
     """Take the steps. Returns the curve (a row a step) and the step that it was resumed from."""
+    import torch
+
     from scripts.training.batches import collate, epoch_batches, learned_tokens
     from scripts.training.step import forward_backward, optimizer_step
 
     device = next(model.parameters()).device
+    # fp16 gradients under autocast underflow without a scale; bf16 has fp32's range.
+    scaler = torch.amp.GradScaler(device.type) if scenario.precision == "fp16-mixed" else None
     effective_batch = scenario.micro_batch * scenario.gradient_accumulation
     per_epoch, total = plan_steps(len(rows), effective_batch, loop["epochs"], loop["max_steps"])
     start, curve = checkpoint.load(model, optimizer)
@@ -152,10 +154,10 @@ def fit(
             micro = batch[first : first + scenario.micro_batch]
             # Each micro-batch counts by its answer tokens: accumulation gives the gradient of the whole batch.
             share = learned_tokens(micro) / learned
-            loss += share * float(
-                forward_backward(model, collate(micro, pad_token_id, device), scenario, loss_scale=share)
-            )
-        norm = float(optimizer_step(model, optimizer, scenario, max_grad_norm=loop["max_grad_norm"]))
+            scale = share if scaler is None else scaler.scale(torch.tensor(share, device=device))
+            micro_loss = forward_backward(model, collate(micro, pad_token_id, device), scenario, loss_scale=scale)
+            loss += share * float(micro_loss)
+        norm = float(optimizer_step(model, optimizer, scenario, max_grad_norm=loop["max_grad_norm"], scaler=scaler))
         tokens = sum(len(row.input_ids) for row in batch)
         done_tokens += tokens
         if not math.isfinite(loss):
@@ -271,7 +273,7 @@ def main(
         torch.cuda.reset_peak_memory_stats()
     curve, resumed_from = fit(model, optimizer, rows, scenario, loop, seed, pad_token_id, checkpoint)
     trained = time.monotonic()
-    loss = validation_loss(model, held_out, max(8, scenario.micro_batch), pad_token_id, scenario)
+    loss = validation_loss(model, held_out, max(8, scenario.micro_batch), pad_token_id)
     log.info("validation loss %.4f over %d rows", loss, len(held_out))
     save_adapter(model, folder, description["source"].get("repository", description["title"]))
     write_jsonl(outputs["curve"], curve)
