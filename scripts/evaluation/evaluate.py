@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scripts.common.chat import encode_pair, render_prompt
+from scripts.common.chat import encode_pairs, render_prompt
 from scripts.common.files import read_jsonl, write_json, write_jsonl
 from scripts.common.job import job, log, progress
 from scripts.common.statistics import wilson_interval
@@ -84,7 +84,8 @@ def answer_losses(model: Any, tokenizer: Any, pairs: list[dict], system: str, ba
 
     from scripts.training.batches import IGNORED, Row, collate
 
-    rows = [Row(*encode_pair(tokenizer, system, pair["request"], pair["command"])) for pair in pairs]
+    encoded = encode_pairs(tokenizer, system, [(pair["request"], pair["command"]) for pair in pairs])
+    rows = [Row(*row) for row in encoded]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     results: list[tuple] = [()] * len(rows)
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))

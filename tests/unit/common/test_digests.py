@@ -1,0 +1,84 @@
+"""The digest that decides what reruns."""
+
+import shutil
+
+import pytest
+
+from scripts.common import digests
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A small project: a script that imports a helper, which imports another."""
+    (tmp_path / "scripts" / "common").mkdir(parents=True)
+    (tmp_path / "scripts" / "stage").mkdir()
+    (tmp_path / "envs").mkdir()
+    for name in ("light", "torch"):
+        shutil.copy(digests.ROOT / "envs" / f"{name}.yaml", tmp_path / "envs")
+    (tmp_path / "scripts" / "common" / "deep.py").write_text("VALUE = 1\n")
+    (tmp_path / "scripts" / "common" / "helper.py").write_text("from scripts.common.deep import VALUE\n")
+    (tmp_path / "scripts" / "stage" / "work.py").write_text(
+        '"""What it does."""\n\n\ndef main():\n    from scripts.common import helper\n\n    return helper.VALUE  # why\n'
+    )
+    (tmp_path / "scripts" / "stage" / "other.py").write_text("import json\n")
+    monkeypatch.setattr(digests, "ROOT", tmp_path)
+    return tmp_path
+
+
+def of(project, script="work"):
+    for function in (digests._read, digests.imported_modules, digests.code_digest):
+        function.cache_clear()
+    return digests.code_digest(project / "scripts" / "stage" / f"{script}.py")
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_comments_docstrings_and_layout_do_not_count(project):
+    before = of(project)
+    script = project / "scripts" / "stage" / "work.py"
+    edit(script, "What it does.", "What it does, in other words.")
+    edit(script, "  # why", "")
+    edit(script, "\n\n\ndef", "\n\n# A comment\n\n\ndef")
+    assert of(project) == before
+
+
+def test_a_touch_does_not_count(project):
+    before = of(project)
+    (project / "scripts" / "stage" / "work.py").touch()
+    assert of(project) == before
+
+
+@pytest.mark.parametrize("module", ["common/deep.py", "common/helper.py"])
+def test_a_changed_helper_counts_where_it_is_imported_and_nowhere_else(project, module):
+    before, other = of(project), of(project, "other")
+    path = project / "scripts" / module
+    path.write_text(path.read_text() + "ANOTHER = 2\n")
+    assert of(project) != before
+    assert of(project, "other") == other
+
+
+def test_a_changed_pin_counts_and_a_comment_beside_it_does_not(project):
+    before = of(project)
+    environment = project / "envs" / "light.yaml"
+    environment.write_text("# a comment\n" + environment.read_text())
+    assert of(project) == before
+    edit(environment, "jinja2==", "jinja2==0.")
+    assert of(project) != before
+
+
+def test_the_environment_follows_from_the_imports(project):
+    script = project / "scripts" / "stage" / "other.py"
+    assert digests.environment_of(script) == "light"
+    script.write_text("def main():\n    import torch\n")
+    digests._read.cache_clear()
+    digests.imported_modules.cache_clear()
+    assert digests.environment_of(script) == "torch"
+
+
+def test_digest_of_a_mapping_ignores_the_order_of_keys_but_not_the_keys():
+    assert digests.digest({"rank": 8, "alpha": 16}) == digests.digest({"alpha": 16, "rank": 8})
+    assert digests.digest({"rank": 8, "alpha": 16}) != digests.digest({"rank": 16, "alpha": 8})

@@ -1,0 +1,45 @@
+"""The verdict on base and tuned: better, worse, or nothing that the interval can carry."""
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.evaluation.compare import compare
+
+
+def rows(exact, loss, tokens=10):
+    return [
+        {
+            "request": f"request {index}",
+            "learned_tokens": tokens,
+            "loss_sum": loss[index],
+            "exact": exact[index],
+            "exact_canonical": exact[index],
+            "parses": True,
+            "program": exact[index],
+        }
+        for index in range(len(exact))
+    ]
+
+
+def test_better_worse_and_neither():
+    bad, good = rows([False] * 60, [30.0] * 60), rows([True] * 40 + [False] * 20, [10.0] * 60)
+    better, worse, same = compare(bad, good), compare(good, bad), compare(bad, bad)
+    assert (better["exact"]["verdict"], better["loss"]["verdict"]) == ("better", "better")
+    assert (worse["exact"]["verdict"], worse["loss"]["verdict"]) == ("worse", "worse")
+    assert same["exact"]["verdict"].startswith("no difference") and same["loss"]["verdict"].startswith("no difference")
+    assert better["exact"]["gained"] == 40 and better["exact"]["lost"] == 0
+    assert better["loss"]["difference"] == pytest.approx(-2.0)
+
+
+def test_the_loss_is_weighted_by_tokens():
+    base = rows([False, False], [10.0, 100.0])
+    tuned = rows([False, False], [0.0, 100.0])
+    base[1]["learned_tokens"] = tuned[1]["learned_tokens"] = 90
+    assert compare(base, tuned)["loss"]["difference"] == pytest.approx(-10 / 100)
+
+
+def test_other_requests_are_refused():
+    base, tuned = rows([True], [1.0]), rows([True], [1.0])
+    tuned[0]["request"] = "another"
+    with pytest.raises(UserError, match="same requests"):
+        compare(base, tuned)

@@ -1,0 +1,55 @@
+"""The loop around the step: batches, schedule, accumulation, checkpoints."""
+
+import pytest
+import torch
+
+from scripts.training.batches import IGNORED, Row, collate, epoch_batches, learned_tokens
+from scripts.training.train import learning_rate_at, plan_steps
+
+
+def make_rows(count):
+    return [Row(list(range(3 + index % 7)), [IGNORED, *range(2 + index % 7)]) for index in range(count)]
+
+
+def test_an_epoch_has_every_row_once_and_the_seed_decides_the_order():
+    rows = make_rows(103)
+    batches = epoch_batches(rows, 8, seed=1, epoch=0)
+    assert sorted(map(id, (row for batch in batches for row in batch))) == sorted(map(id, rows))
+    assert max(map(len, batches)) == 8
+    assert batches == epoch_batches(rows, 8, seed=1, epoch=0)
+    assert batches != epoch_batches(rows, 8, seed=1, epoch=1)
+    assert batches != epoch_batches(rows, 8, seed=2, epoch=0)
+
+
+def test_grouping_by_length_leaves_little_padding():
+    rows = make_rows(512)
+    used = sum(len(row.input_ids) for row in rows)
+    padded = sum(len(batch) * max(len(row.input_ids) for row in batch) for batch in epoch_batches(rows, 8, 0, 0))
+    assert padded <= 1.1 * used
+
+
+def test_collate_pads_to_the_longest_row_of_the_batch():
+    batch = collate([Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu")
+    assert batch["input_ids"].tolist() == [[1, 2, 3], [4, 9, 9]]
+    assert batch["labels"].tolist() == [[IGNORED, 2, 3], [IGNORED] * 3]
+    assert batch["input_ids"].dtype == torch.long
+
+
+def test_the_first_position_teaches_nothing():
+    assert learned_tokens([Row([1, 2], [1, 2]), Row([1, 2], [IGNORED, 2])]) == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch", "epochs", "max_steps", "expected"),
+    [(100, 8, 2, None, (13, 26)), (100, 8, 2, 5, (13, 5)), (8, 8, 1, 100, (1, 1))],
+)
+def test_the_number_of_steps(rows, batch, epochs, max_steps, expected):
+    assert plan_steps(rows, batch, epochs, max_steps) == expected
+
+
+def test_the_learning_rate_rises_then_falls_to_zero():
+    rates = [learning_rate_at(step, 100, 1e-3, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert 0 <= rates[-1] < 1e-5
+    assert learning_rate_at(0, 1, 1e-3, 0.0) == 1e-3
