@@ -1,0 +1,872 @@
+"""The closed form: the memory of one training step from the configuration alone, every term by name, without torch.
+
+Weights, gradients and optimizer states are sums over the decoder's matrices. Activations follow from the rules of
+automatic differentiation: an operation keeps for its backward what its derivative needs. So one decoder layer is
+written down once, as transformers computes it, in operations on *sizes* (:class:`Step`); its terms come out as
+formulas such as ``2·t·h``, and the phases' peaks as sums of terms. Layers are alike, so at most three are run and the
+rest is multiplication.
+
+Symbols in formulas: t tokens in the micro-batch, s sequence length, h hidden, i intermediate, a heads x head size,
+k key-value heads x head size, H heads, V vocabulary, r rank; the leading factor is bytes.
+
+Sources: transformers 5.24 (models/*/modeling_*.py, loss/loss_utils.py), peft 0.21 (tuners/lora), bitsandbytes 0.50
+(autograd/_functions.py), PyTorch 2.13 (tools/autograd/derivatives.yaml, torch/optim/adamw.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from scripts.common.scenario import Scenario
+from scripts.memory.decoder import Decoder, Matrix, described
+
+WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}
+BLOCK = 512  # every allocation is a multiple of it (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)
+# One cuBLAS workspace for the thread that runs forward, one for autograd's (4096 KiB x 2 and 16 KiB x 8, rounded as
+# in aten/src/ATen/cuda/CUDABlas.cpp, parseChosenWorkspaceSize).
+WORKSPACES = 2 * 8519680
+CHUNK_TOKENS = 256  # scripts/training/step.py: tokens whose logits exist at once with `loss: chunked`
+LAYERS_RUN = 3
+
+Key = tuple[str, str, int]  # component, formula, bytes of one
+
+
+class Node:
+    """An operation of the forward pass, waiting for its backward."""
+
+    __slots__ = ("backward", "edges", "grad", "saved")
+
+    def __init__(self, edges: list, saved: list, backward: Callable) -> None:
+        self.edges, self.saved, self.backward, self.grad = edges, saved, backward, None
+
+
+class Storage:
+    """Bytes that are alive as long as this object is."""
+
+    __slots__ = ("key", "step")
+
+    def __init__(self, step: Step, key: Key) -> None:
+        self.step, self.key = step, key
+
+    def __del__(self) -> None:
+        self.step.free(self.key)
+
+
+class Tensor:
+    """A shape on a storage, which views share; ``edge`` is where its gradient goes."""
+
+    __slots__ = ("dims", "edge", "storage", "width")
+
+    def __init__(self, storage: Storage, dims: tuple[str, ...], width: int, edge: Any = None) -> None:
+        self.storage, self.dims, self.width, self.edge = storage, dims, width, edge
+
+
+class Parameter:
+    """A weight: accounted for from the start, with a gradient if it is trained."""
+
+    __slots__ = ("dims", "grad", "trained", "width")
+
+    def __init__(self, dims: tuple[str, ...], width: int, trained: bool) -> None:
+        self.dims, self.width, self.trained, self.grad = dims, width, trained, None
+
+
+class Step:
+    """One training step on sizes: what is alive, what was alive at each phase's peak."""
+
+    def __init__(self, decoder: Decoder, scenario: Scenario) -> None:
+        self.decoder, self.scenario = decoder, scenario
+        self.values = {**decoder.sizes, "t": scenario.tokens, "s": scenario.sequence_length}
+        self.values |= {"p": decoder.positions, "E": decoder.experts, "e": decoder.experts_per_token}
+        self.values["r"] = scenario.lora.rank if scenario.lora else 0
+        self.sizes: dict[tuple, Key] = {}
+        self.live: Counter[Key] = Counter()
+        self.now = 0
+        self.phase, self.component = "load", "weights"
+        self.peaks: dict[str, int] = {}
+        self.at_peak: dict[str, Counter[Key]] = {}
+        self.rising = False
+        self.recording = True
+        self.nodes: list[Node] = []
+
+    # --- accounts ---
+
+    def allocate(self, component: str, dims: tuple[str, ...], width: int) -> Key:
+        key = self.sizes.get((component, dims, width))
+        if key is None:
+            elements = 1
+            for symbol in dims:
+                elements *= self.value(symbol)
+            key = (component, "·".join((str(width), *dims)), -(-elements * width // BLOCK) * BLOCK)
+            self.sizes[component, dims, width] = key
+        self.add(key)
+        return key
+
+    def value(self, symbol: str) -> int:
+        if symbol in self.values:
+            return self.values[symbol]
+        return sum(self.values[part] if part in self.values else int(part) for part in symbol.split("+"))
+
+    def add(self, key: Key, times: int = 1) -> None:
+        self.live[key] += times
+        self.now += key[2] * times
+        self.rising = True
+
+    def free(self, key: Key, times: int = 1) -> None:
+        if self.rising:
+            self.look()
+        self.live[key] -= times
+        self.now -= key[2] * times
+
+    def look(self) -> None:
+        """Note the peak of the phase if this is one."""
+        self.rising = False
+        if self.now > self.peaks.get(self.phase, -1):
+            self.peaks[self.phase] = self.now
+            self.at_peak[self.phase] = self.live.copy()
+
+    def begin(self, phase: str) -> None:
+        self.look()
+        self.phase = phase
+        self.look()
+
+    # --- operations ---
+
+    def tensor(self, dims: tuple[str, ...], width: int, component: str | None = None) -> Tensor:
+        return Tensor(Storage(self, self.allocate(component or self.component, dims, width)), dims, width)
+
+    def operation(
+        self,
+        dims: tuple[str, ...],
+        width: int,
+        inputs: Sequence[Tensor | Parameter],
+        backward: Callable,
+        saved: Sequence = (),
+    ) -> Tensor:
+        """A new tensor; its node keeps ``saved`` and turns its gradient into one for each input."""
+        out = self.tensor(dims, width)
+        edges = [edge_of(x) for x in inputs]
+        if self.recording and any(edge is not None for edge in edges):
+            out.edge = Node(edges, [x.storage for x in saved if isinstance(x, Tensor)], backward)
+            self.nodes.append(out.edge)
+        return out
+
+    def elementwise(self, x: Tensor, width: int | None = None, saved: Sequence = (), dims: Any = None) -> Tensor:
+        """One tensor to one of its shape (an activation, a scaling, a dtype change)."""
+        source, target = (x.dims, x.width), (dims or x.dims, width or x.width)
+
+        def backward(node: Node, grad: Tensor) -> list:
+            return [self.tensor(*source)]
+
+        return self.operation(*target, [x], backward, saved)
+
+    def cast(self, x: Tensor, width: int) -> Tensor:
+        return x if x.width == width else self.elementwise(x, width)
+
+    def add_tensors(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y: keeps nothing, and hands its gradient on to both."""
+        widths = (x.width, y.width)
+
+        def backward(node: Node, grad: Tensor) -> list:
+            return [grad if grad.width == w else self.tensor(grad.dims, w) for w in widths]
+
+        return self.operation(x.dims, max(widths), [x, y], backward)
+
+    def multiply(self, x: Tensor, y: Tensor | Parameter) -> Tensor:
+        """x * y, y perhaps smaller and spread over x; each is kept for the gradient of the other."""
+        saved = [y if edge_of(x) is not None else None, x if edge_of(y) is not None else None]
+        shapes = [(x.dims, x.width), (y.dims, y.width)]
+        needs = [edge_of(x) is not None, edge_of(y) is not None]
+
+        def backward(node: Node, grad: Tensor) -> list:
+            full = [self.tensor(grad.dims, max(grad.width, w)) if n else None for n, (_, w) in zip(needs, shapes)]
+            return [
+                t if t is None or (t.dims, t.width) == shape else self.tensor(*shape) for t, shape in zip(full, shapes)
+            ]
+
+        return self.operation(x.dims, max(x.width, y.width), [x, y], backward, saved)
+
+    def matmul(
+        self, x: Tensor, weight: Parameter, outputs: str, bias: Parameter | None = None, copy: Any = None
+    ) -> Tensor:
+        """x times a weight (``copy``: the weight's 16-bit copy under autocast)."""
+        dims = (*x.dims[:-1], outputs)
+        shape = (x.dims, x.width)
+        trained, needs = weight.trained, edge_of(x) is not None
+        inputs = [x, weight] + ([bias] if bias else [])
+
+        def backward(node: Node, grad: Tensor) -> list:
+            grads = [self.tensor(*shape) if needs else None]
+            grads.append(self.gradient(weight, x_width) if trained else None)
+            if bias:
+                grads.append(self.gradient(bias, x_width) if bias.trained else None)
+            return grads
+
+        x_width = x.width
+        return self.operation(dims, x.width, inputs, backward, [x if trained else None, copy if needs else None])
+
+    def gradient(self, parameter: Parameter, width: int) -> Tensor:
+        return self.tensor(parameter.dims, width, "gradients")
+
+    # --- backward ---
+
+    def backward(self, nodes: list[Node]) -> None:
+        """Run nodes in reverse order, as the autograd engine does."""
+        while nodes:
+            node = nodes.pop()
+            grad, node.grad = node.grad, None
+            if grad is None:
+                node.saved = None
+                continue
+            grads = node.backward(node, grad)
+            node.saved = node.backward = None
+            del grad
+            for edge, new in zip(node.edges, grads):
+                self.accumulate(edge, new)
+            del grads, new
+
+    def accumulate(self, edge: Node | Parameter | None, grad: Tensor | None) -> None:
+        """Hand a gradient to the node or parameter it belongs to; a second one is added in place."""
+        if edge is None or grad is None:
+            return
+        if isinstance(edge, Parameter):
+            if grad.width != edge.width or grad.storage.key[0] != "gradients":
+                grad = self.gradient(edge, edge.width)
+        if edge.grad is None:
+            edge.grad = grad
+
+
+def edge_of(x: Any) -> Node | Parameter | None:
+    """Where a gradient of x goes; None if x needs none."""
+    if isinstance(x, Parameter):
+        return x if x.trained else None
+    return x.edge if isinstance(x, Tensor) else None
+
+
+class Layer:
+    """The parameters of one decoder layer."""
+
+    def __init__(self, form: ClosedForm) -> None:
+        decoder, scenario = form.decoder, form.scenario
+        full, width = scenario.method == "full", form.base_width
+        targets = {m.name for m in decoder.targets(scenario.lora)} if scenario.lora else set()
+        adapter = WIDTH[scenario.adapter_precision]
+        self.linear: dict[tuple[str, str], dict[str, Any]] = {}
+        for part, matrices in (("attention", decoder.attention), ("mlp", decoder.mlp)):
+            for m in matrices:
+                entry: dict[str, Any] = {
+                    "weight": Parameter((m.outputs, m.inputs), width, full),
+                    "bias": None,
+                    "lora": None,
+                }
+                if m.bias:
+                    entry["bias"] = Parameter((m.outputs,), width, full)
+                if m.name in targets:
+                    entry["lora"] = (
+                        Parameter(("r", m.inputs), adapter, True),
+                        Parameter((m.outputs, "r"), adapter, True),
+                    )
+                self.linear[part, m.name] = entry
+        self.norms = [Parameter(("h",), width, full) for _ in range(decoder.family.norms)]
+        self.qk_norms = [Parameter(("d",), width, full) for _ in range(2 if decoder.qk_norm else 0)]
+        self.router = Parameter(("E", "h"), width, full)
+        self.experts = (Parameter(("E", "i+i", "h"), width, full), Parameter(("E", "h", "i"), width, full))
+
+
+class ClosedForm(Step):
+    """The step of a scenario, written down in operations on sizes."""
+
+    def __init__(self, decoder: Decoder, scenario: Scenario) -> None:
+        super().__init__(decoder, scenario)
+        self.dense_width = 4 if scenario.mixed else WIDTH[scenario.precision]
+        # PEFT's k-bit preparation turns every weight that is not packed to fp32.
+        self.base_width = 4 if scenario.kbit_preparation == "peft" else self.dense_width
+        self.quantized = scenario.method == "qlora"
+        self.copies: list[Tensor] = []  # autocast's cache of 16-bit weights, kept until its context ends
+
+    # --- weights, gradients, optimizer ---
+
+    def weights(self) -> None:
+        """What is there before the first step."""
+        for group, elements, _, times in self.decoder.weight_shapes():
+            if group == "linear" and self.quantized:
+                self.packed(elements, times)
+            else:
+                self.bulk(f"weights: {group}", self.base_width, elements, times)
+        if self.scenario.lora:
+            for _, elements, times in self.decoder.adapter_shapes(self.scenario.lora):
+                self.bulk("adapters", WIDTH[self.scenario.adapter_precision], elements, times)
+        self.bulk("workspaces (cuBLAS)", 1, WORKSPACES // 2, 2)
+        self.bulk("batch", 8, self.values["t"], 2)
+
+    def packed(self, elements: int, times: int) -> None:
+        """4-bit weights: two to a byte, a scale for each 64; the scales quantized again by 256 if double."""
+        blocks = -(-elements // 64)
+        self.bulk("weights: 4-bit", 1, -(-elements // 2), times)
+        if self.scenario.quantization["double"]:
+            self.bulk("quantization state", 1, blocks, times)
+            self.bulk("quantization state", 4, -(-blocks // 256), times)
+            self.bulk("quantization state", 4, 256, times)
+            self.bulk("quantization state", 4, 1, times)
+        else:
+            self.bulk("quantization state", 4, blocks, times)
+        self.bulk("quantization state", 4, 16, times)
+
+    def bulk(self, component: str, width: int, elements: int, times: int) -> None:
+        size = -(-elements * width // BLOCK) * BLOCK
+        self.add((component, f"{width}·{elements}", size), times)
+
+    def trained_shapes(self) -> list[tuple[int, int, int]]:
+        """Trainable tensors as (bytes of an element, elements, how many such)."""
+        if self.scenario.lora:
+            width = WIDTH[self.scenario.adapter_precision]
+            return [(width, elements, times) for _, elements, times in self.decoder.adapter_shapes(self.scenario.lora)]
+        return [(self.base_width, elements, times) for _, elements, _, times in self.decoder.weight_shapes()]
+
+    def optimizer_states(self) -> None:
+        """Two moments for each trained parameter."""
+        kind = self.scenario.optimizer
+        for width, elements, times in self.trained_shapes():
+            if kind in ("adamw", "adamw_fused"):
+                self.bulk("optimizer states", width, elements, 2 * times)
+                if kind == "adamw_fused":
+                    self.bulk("optimizer states", 4, 1, times)  # its step counter lives on the device
+            elif elements < 4096:  # bitsandbytes: min_8bit_size
+                self.bulk("optimizer states", 4, elements, 2 * times)
+            elif kind == "adamw_8bit" or elements < 100_000:  # smaller ones are never paged
+                self.bulk("optimizer states", 1, elements, 2 * times)
+                self.bulk("optimizer states", 4, -(-elements // 256), 2 * times)
+            else:
+                self.bulk("optimizer states", 4, -(-elements // 256), 2 * times)
+        if kind not in ("adamw", "adamw_fused"):
+            self.bulk("optimizer states", 4, 256, 2)
+
+    def optimizer_step(self) -> None:
+        """`foreach` AdamW takes the square root of all second moments at once: one more copy of them."""
+        self.begin("optimizer")
+        if self.scenario.optimizer == "adamw":
+            for width, elements, times in self.trained_shapes():
+                self.bulk("optimizer temporaries", width, elements, times)
+        self.look()
+
+    # --- layers of operations ---
+
+    def linear(self, x: Tensor, entry: dict[str, Any], m: Matrix) -> Tensor:
+        """A linear layer, 4-bit or not, with its adapter if it has one (peft/tuners/lora/layer.py, bnb.py)."""
+        source = x.width
+        if self.quantized:
+            inner = self.cast(x, self.dense_width)
+            out = self.cast(self.product_4bit(inner, m), source)
+            del inner
+        else:
+            out = self.product(x, entry["weight"], m.outputs, entry["bias"])
+        if entry["lora"] is None:
+            return out
+        result_width = out.width
+        component, self.component = self.component, "activations: adapters"
+        if self.quantized:
+            out = self.elementwise(out)  # a defensive clone
+        inner = x if self.scenario.mixed and self.quantized else self.cast(x, entry["lora"][0].width)
+        if self.scenario.lora.dropout:
+            inner = self.dropped(inner)
+        low = self.product(inner, entry["lora"][0], "r")
+        del inner
+        update = self.elementwise(self.product(low, entry["lora"][1], m.outputs))  # times alpha / rank
+        del low
+        if self.quantized:
+            update = self.cast(update, result_width)
+        self.component = component
+        out = self.add_tensors(out, update)
+        del update
+        return self.cast(out, result_width)
+
+    def product(self, x: Tensor, weight: Parameter, outputs: str, bias: Parameter | None = None) -> Tensor:
+        """x times a dense weight; under autocast both in 16 bits."""
+        copy = None
+        if self.scenario.mixed:
+            x = self.cast(x, 2)
+            if weight.width == 4:
+                copy = self.tensor(weight.dims, 2, "autocast copies of weights")
+                if weight.trained:
+                    self.copies.append(copy)
+        return self.matmul(x, weight, outputs, bias, copy)
+
+    def product_4bit(self, x: Tensor, m: Matrix) -> Tensor:
+        """x times a 4-bit weight: keeps nothing; backward unpacks the weight into a buffer."""
+        shape = (x.dims, x.width)
+
+        def backward(node: Node, grad: Tensor) -> list:
+            unpacked = self.tensor((m.outputs, m.inputs), self.dense_width, "unpacked 4-bit weight")
+            result = self.tensor(*shape)
+            del unpacked
+            return [result]
+
+        return self.operation((*x.dims[:-1], m.outputs), x.width, [x], backward)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """Dropout with a probability: keeps a mask of one byte an element."""
+        return self.elementwise(x, saved=[self.tensor(x.dims, 1)])
+
+    def norm(self, x: Tensor, weight: Parameter) -> Tensor:
+        component, self.component = self.component, "activations: norms"
+        kind = self.decoder.family.norm
+        source = x.width
+        if kind == "layer":
+            inner = self.cast(x, 4) if self.scenario.mixed else x
+            out = self.operation(
+                inner.dims,
+                max(inner.width, weight.width),
+                [inner, weight],
+                self._layer_norm_backward(inner, weight),
+                [inner],
+            )
+        else:
+            wide = self.cast(x, 4)
+            square = self.tensor(wide.dims, 4)
+            del square
+            out = self.operation(wide.dims, 4, [wide], self._rms_backward, [wide])
+            del wide
+            if kind == "rms":
+                out = self.multiply(self.cast(out, source), weight)
+            else:
+                out = self.cast(self.multiply(out, Parameter(weight.dims, 4, weight.trained)), source)
+        self.component = component
+        return out
+
+    def _rms_backward(self, node: Node, grad: Tensor) -> list:
+        """x * rsqrt(mean(x * x)): through the product, then through the mean of squares."""
+        direct = self.tensor(grad.dims, 4)
+        through_mean = self.tensor(grad.dims, 4)
+        del through_mean
+        power = self.tensor(grad.dims, 4)
+        doubled = self.tensor(grad.dims, 4)
+        del power
+        times_grad = self.tensor(grad.dims, 4)
+        del doubled, times_grad
+        return [direct]
+
+    def _layer_norm_backward(self, x: Tensor, weight: Parameter) -> Callable:
+        shape = (x.dims, x.width)
+
+        def backward(node: Node, grad: Tensor) -> list:
+            return [self.tensor(*shape), self.gradient(weight, weight.width) if weight.trained else None]
+
+        return backward
+
+    def rotated(self, x: Tensor, width: int) -> Tensor:
+        """Rotary position embedding: x * cos + rotate_half(x) * sin; keeps cos and sin alone."""
+        if not self.decoder.rotary:
+            return x
+        out = self.add_tensors(self.elementwise(x, max(x.width, width)), self._rotated_half(x, width))
+        return self.elementwise(out) if self.decoder.rotary < 1 else out  # put together with the part not rotated
+
+    def _rotated_half(self, x: Tensor, width: int) -> Tensor:
+        return self.elementwise(self.elementwise(x), max(x.width, width))
+
+    def attention(self, x: Tensor, layer: Layer, hidden_width: int) -> Tensor:
+        decoder, family = self.decoder, self.decoder.family
+        self.component = "activations: attention"
+        entries = {m.name: (layer.linear["attention", m.name], m) for m in decoder.attention}
+        if family.fused_qkv:
+            joined = self.linear(x, *entries[family.fused_qkv])
+            q, k, v = self.split(joined, ("a", "k", "k"))
+            del joined
+        else:
+            q, k, v = (self.linear(x, *entries[name]) for name in ("q_proj", "k_proj", "v_proj"))
+        if layer.qk_norms:
+            q, k = self.norm(q, layer.qk_norms[0]), self.norm(k, layer.qk_norms[1])
+        q, k = self.rotated(q, hidden_width), self.rotated(k, hidden_width)
+        kind = self.scenario.attention
+        out = self.eager(q, k, v) if kind == "eager" else self.fused(q, k, v)
+        out = self.linear(out, *entries[family.names[0]])
+        return self.dropped(out) if decoder.residual_dropout else out
+
+    def split(self, x: Tensor, parts: tuple[str, ...]) -> tuple:
+        """Views of one tensor; their gradients are put together again into one of its size."""
+        shape, names = (x.dims, x.width), parts
+
+        def together(node: Node, grad: Tensor) -> list:
+            return [self.tensor(*shape)]
+
+        edge = None
+        if self.recording and x.edge is not None:
+            edge = Node([x.edge], [], together)
+            self.nodes.append(edge)
+        return tuple(Tensor(x.storage, (*x.dims[:-1], name), x.width, edge) for name in names)
+
+    def expanded(self, x: Tensor) -> Tensor:
+        """Keys or values repeated for every query head that shares them."""
+        return self.elementwise(x, dims=("t", "a")) if self.values["H"] != self.values["K"] else x
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention in one kernel: keeps its inputs, its output and the log-sum-exp of each row."""
+        if self.scenario.mixed:
+            q, k, v = self.cast(q, 2), self.cast(k, 2), self.cast(v, 2)
+        if self.scenario.attention == "mem_efficient":
+            k, v = self.expanded(k), self.expanded(v)
+        width = max(q.width, v.width)
+        shapes = [(x.dims, x.width) for x in (q, k, v)]
+        sums = self.tensor(("t", "H"), 4)
+
+        def backward(node: Node, grad: Tensor) -> list:
+            accumulator = self.tensor(("t", "a"), 4)
+            rows = self.tensor(("t", "H"), 4)
+            grads = [self.tensor(*shape) for shape in shapes]
+            del accumulator, rows
+            return grads
+
+        saved = [q, k, v, sums]
+        out = self.operation(("t", "a"), width, [q, k, v], backward, saved)
+        if out.edge is not None:
+            out.edge.saved.append(out.storage)
+        return out
+
+    def eager(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention in single steps, the scores of every head in memory."""
+        decoder = self.decoder
+        compute = 2 if self.scenario.mixed else q.width
+        scores = ("H", "t", "s")
+        k, v = self.expanded(k), self.expanded(v)
+        component = self.component
+        ql, kl = self.cast(q, compute), self.cast(k, compute)
+        self.component = "attention scores"
+        weights = self.batched(ql, kl, scores, compute)
+        del ql, kl
+        weights = self.elementwise(weights)  # scaled
+        if decoder.softcap:
+            weights = self.elementwise(weights)
+            weights = self.tanh(weights)
+            weights = self.elementwise(weights)
+        weights = self.elementwise(weights)  # plus the mask
+        soft = self.softmax(weights)
+        del weights
+        soft = self.cast(soft, q.width)
+        if decoder.attention_dropout:
+            soft = self.dropped(soft)
+        soft, v = self.cast(soft, compute), self.cast(v, compute)
+        self.component = component
+        out = self.batched(soft, v, ("t", "a"), compute)
+        del soft
+        return self.elementwise(out)  # made contiguous
+
+    def batched(self, x: Tensor, y: Tensor, dims: tuple[str, ...], width: int) -> Tensor:
+        shapes = [(x.dims, x.width), (y.dims, y.width)]
+
+        def backward(node: Node, grad: Tensor) -> list:
+            return [self.tensor(*shape, "attention scores" if "s" in shape[0] else None) for shape in shapes]
+
+        return self.operation(dims, width, [x, y], backward, [x, y])
+
+    def softmax(self, x: Tensor) -> Tensor:
+        """In fp32; CUDA reads 16-bit scores directly. Keeps its output; backward makes a product of its own first."""
+        shape = (x.dims, x.width)
+
+        def backward(node: Node, grad: Tensor) -> list:
+            product = self.tensor(shape[0], 4)
+            result = self.tensor(shape[0], 4)
+            del product
+            return [result if shape[1] == 4 else self.tensor(*shape)]
+
+        return self.keeping_output(x, 4, backward)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        shape = (x.dims, x.width)
+        return self.keeping_output(x, x.width, lambda node, grad: [self.tensor(*shape)])
+
+    def keeping_output(self, x: Tensor, width: int, backward: Callable) -> Tensor:
+        out = self.operation(x.dims, width, [x], backward)
+        if out.edge is not None:
+            out.edge.saved.append(out.storage)
+        return out
+
+    def activated(self, x: Tensor) -> Tensor:
+        """The MLP's nonlinearity."""
+        kind = self.decoder.activation
+        if kind in ("gelu_new", "gelu_fast"):  # written out in Python: each step's operands are kept
+            cube = self.elementwise(x, saved=[x])
+            inner = self.elementwise(self.elementwise(self.add_tensors(x, self.elementwise(cube))))
+            del cube
+            one_plus = self.elementwise(self.tanh(inner))
+            del inner
+            return self.multiply(self.elementwise(x), one_plus)
+        return self.elementwise(x, saved=[x])
+
+    def mlp(self, x: Tensor, layer: Layer) -> Tensor:
+        decoder, family = self.decoder, self.decoder.family
+        self.component = "activations: MLP"
+        entries = [(layer.linear["mlp", m.name], m) for m in decoder.mlp]
+        if decoder.experts:
+            return self.moe(x, layer)
+        if family.fused_gate_up:
+            joined = self.linear(x, *entries[0])
+            gate, up = self.split(joined, ("i", "i"))
+            del joined
+            out = self.multiply(up, self.activated(gate))
+            del gate, up
+        elif family.gated:
+            gate = self.activated(self.linear(x, *entries[0]))
+            out = self.multiply(gate, self.linear(x, *entries[1]))
+            del gate
+        else:
+            out = self.activated(self.linear(x, *entries[0]))
+        out = self.linear(out, *entries[-1])
+        return self.dropped(out) if decoder.residual_dropout else out
+
+    def moe(self, x: Tensor, layer: Layer) -> Tensor:
+        """Experts on the tokens that were routed to them (each token to ``e`` of them), rows gathered by expert."""
+        up, down = layer.experts
+        rows = self.elementwise(x, dims=("e", "t", "h"))
+        joined = self.matmul(rows, up, "i+i")
+        del rows
+        gate, second = self.split(joined, ("i", "i"))
+        del joined
+        hidden = self.multiply(self.activated(gate), second)
+        del gate, second
+        out = self.matmul(hidden, down, "h")
+        del hidden
+        return self.elementwise(self.elementwise(out, saved=[out]), dims=("t", "h"))
+
+    def decoder_layer(self, x: Tensor, layer: Layer) -> Tensor:
+        family, norms = self.decoder.family, layer.norms
+        width = x.width
+        normed = self.norm(x, norms[0])
+        out = self.attention(normed, layer, width)
+        if family.parallel:
+            other = self.mlp(normed, layer)
+            out = self.add_tensors(out, other)
+            del normed, other
+            return self.add_tensors(out, x)
+        del normed
+        if family.post_norms:
+            out = self.norm(out, norms[1])
+        self.component = "residual stream"
+        x = self.add_tensors(x, out)
+        del out
+        normed = self.norm(x, norms[-2] if family.post_norms else norms[-1])
+        out = self.mlp(normed, layer)
+        del normed
+        if family.post_norms:
+            out = self.norm(out, norms[-1])
+        self.component = "residual stream"
+        return self.add_tensors(x, out)
+
+    def checkpointed(self, run: Callable[[Tensor], Tensor], x: Tensor, edges: Sequence[Any]) -> Tensor:
+        """Run a part without keeping anything but its input; run it again when its backward comes."""
+        dims, width = x.dims, x.width
+        self.recording = False
+        out = run(x)
+        self.recording = True
+
+        def backward(node: Node, grad: Tensor) -> list:
+            outer, self.nodes = self.nodes, []
+            start = Node([None], [], lambda node, grad: [grad])
+            again = Tensor(node.saved[0], dims, width, start if node.edges[0] is not None else None)
+            result = run(again)
+            self.copies.clear()
+            last, nodes = result.edge, self.nodes
+            del result, again
+            if last is not None:
+                last.grad = grad
+            node.saved = None
+            del grad
+            self.backward(nodes)
+            self.nodes = outer
+            return [start.grad]
+
+        if edge_of(x) is not None or edges:
+            out.edge = Node([edge_of(x)], [x.storage], backward)
+            self.nodes.append(out.edge)
+        return out
+
+    # --- the whole step ---
+
+    def forward(self) -> None:
+        decoder, scenario = self.decoder, self.scenario
+        full, count = scenario.method == "full", decoder.sizes["L"]
+        self.begin("forward")
+        self.component = "residual stream"
+        self.embedding = Parameter(("V", "h"), self.base_width, full)
+        self.layers = [Layer(self) for _ in range(min(count, LAYERS_RUN))]
+        x = self.embedded()
+        self.shared = self.shared_by_layers(x.width)
+        before: Counter[Key] = Counter()
+        self.between = Counter()
+        self.marks: list[int] = []
+        for index, layer in enumerate(self.layers):
+            trained = [
+                p for entry in layer.linear.values() for p in (entry["weight"], *(entry["lora"] or ())) if p.trained
+            ]
+            self.marks.append(len(self.nodes))
+            before = self.live.copy()
+            run = lambda x, layer=layer: self.decoder_layer(x, layer)  # noqa: E731
+            x = self.checkpointed(run, x, trained) if scenario.gradient_checkpointing else run(x)
+            if index == 1 and count > LAYERS_RUN:
+                self.repeat(before, count - LAYERS_RUN)
+        self.component = "activations: norms"
+        self.final_norm = Parameter(("h",), self.base_width, full)
+        x = self.norm(x, self.final_norm)
+        self.head = self.embedding if decoder.tied else Parameter(("V", "h"), self.base_width, full)
+        self.component = "logits and loss"
+        (self.chunked_loss if scenario.loss == "chunked" else self.whole_loss)(x)
+        del x
+        self.copies.clear()
+
+    def shared_by_layers(self, width: int) -> list[Tensor]:
+        """What every layer reads: positions, cosines and sines, and the mask where scores are in memory."""
+        self.component = "positions and mask"
+        shared = [self.tensor(("s",), 8), *(self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0))]
+        if self.scenario.attention == "eager":
+            shared.append(self.tensor(("t", "s"), width))
+        self.component = "residual stream"
+        return shared
+
+    def repeat(self, before: Counter[Key], times: int) -> None:
+        """What the layer just run has left behind, as often as there are layers like it."""
+        self.look()
+        for key in set(self.live) | set(before):
+            kept = self.live[key] - before[key]
+            if kept:
+                self.between[key] = kept * times
+                self.add(key, kept * times)
+        self.look()
+
+    def embedded(self) -> Tensor:
+        weight = self.embedding
+        decoder = self.decoder
+
+        def backward(node: Node, grad: Tensor) -> list:
+            return [self.gradient(weight, weight.width)]
+
+        x = self.operation(("t", "h"), weight.width, [weight], backward)
+        if decoder.positions:
+            self.position = Parameter(("p", "h"), self.base_width, weight.trained)
+            positions = self.operation(
+                ("s", "h"),
+                weight.width,
+                [self.position],
+                lambda n, g: [self.gradient(self.position, self.position.width)],
+            )
+            x = self.add_tensors(x, positions)
+        if decoder.family.scaled_embedding:
+            x = self.elementwise(x)
+        if decoder.embedding_dropout:
+            x = self.dropped(x)
+        return x
+
+    def logits(self, x: Tensor, dims: str = "t") -> Tensor:
+        out = self.product(x, self.head, "V")
+        if self.decoder.logit_softcap:
+            out = self.elementwise(self.tanh(self.elementwise(out)))
+        return out
+
+    def whole_loss(self, x: Tensor) -> None:
+        """Cross-entropy over all logits (loss/loss_utils.py: in fp32)."""
+        logits = self.logits(x)
+        self.loss = self.cross_entropy(logits)
+        self.outputs = logits if self.scenario.loop == "manual" else None
+
+    def cross_entropy(self, logits: Tensor) -> Node | None:
+        wide = self.cast(logits, 4)
+        shape = wide.dims
+        logs = self.keeping_output(wide, 4, lambda node, grad: [self.tensor(shape, 4)])
+        loss = self.operation(("1",), 4, [logs], lambda node, grad: [self.tensor(shape, 4)], [logs])
+        return loss.edge
+
+    def chunked_loss(self, x: Tensor) -> None:
+        """Head and loss for some tokens at a time, and again in backward."""
+        tokens = self.values["t"]
+        self.values["c"] = min(CHUNK_TOKENS, tokens)
+        self.outputs = None
+        chunks = min(2, -(-tokens // CHUNK_TOKENS))
+        states = self.split(x, ("h",) * chunks)
+        trained = [self.head] if self.head.trained else []
+        self.loss = Node([], [], lambda node, grad: [grad] * chunks)
+
+        def run(x: Tensor) -> Tensor:
+            self.component = "logits and loss"
+            logits = self.logits(x)
+            wide = self.cast(logits, 4)
+            shape = wide.dims
+            logs = self.keeping_output(wide, 4, lambda node, grad: [self.tensor(shape, 4)])
+            return self.operation(("1",), 4, [logs], lambda node, grad: [self.tensor(shape, 4)], [logs])
+
+        for state in states:
+            chunk = Tensor(state.storage, ("c", "h"), state.width, state.edge)
+            self.loss.edges.append(self.checkpointed(run, chunk, trained).edge)
+        self.nodes.append(self.loss)
+
+    def backward_pass(self) -> None:
+        self.begin("backward")
+        self.component = "gradients of activations"
+        held, self.outputs = self.outputs, None
+        if self.loss is not None:
+            self.loss.grad = self.tensor(("1",), 4)
+            self.loss = None
+        pending = self.nodes
+        last = self.marks[-1] if len(self.marks) == LAYERS_RUN else 0
+        early, late = pending[:last], pending[last:]
+        del pending
+        self.nodes = []
+        self.backward_from(late)
+        if self.between:
+            self.swap_layers()
+        self.backward_from(early)
+        self.shared.clear()
+        del held
+        self.look()
+
+    def backward_from(self, nodes: list[Node]) -> None:
+        self.component = "gradients of activations"
+        self.backward(nodes)
+
+    def swap_layers(self) -> None:
+        """The layers that were not run: what they kept goes, their gradients come."""
+        times = self.decoder.sizes["L"] - LAYERS_RUN
+        self.look()
+        for key, kept in self.between.items():
+            self.add(key, -kept)
+        for entry in self.layers[-1].linear.values():
+            for p in (entry["weight"], entry["bias"], *(entry["lora"] or ())):
+                if p is not None and p.grad is not None:
+                    self.add(p.grad.storage.key, times)
+        for p in self.layers[-1].norms:
+            if p.grad is not None:
+                self.add(p.grad.storage.key, times)
+        self.between.clear()
+        self.look()
+
+    def run(self) -> ClosedForm:
+        self.weights()
+        self.look()
+        self.optimizer_states()
+        self.forward()
+        self.backward_pass()
+        self.optimizer_step()
+        return self
+
+
+def closed_form(scenario: Scenario) -> dict[str, Any] | None:
+    """Memory of a scenario's training step; None for a family of models that isn't described."""
+    decoder = described(scenario)
+    if decoder is None:
+        return None
+    form = ClosedForm(decoder, scenario).run()
+    steps = {phase: form.peaks[phase] for phase in ("forward", "backward", "optimizer")}
+    phase = max(steps, key=steps.__getitem__)
+    terms = [
+        {"component": component, "formula": formula, "bytes": size * times, "times": times}
+        for (component, formula, size), times in form.at_peak[phase].items()
+        if times
+    ]
+    components: Counter[str] = Counter()
+    for term in terms:
+        components[term["component"]] += term["bytes"]
+    return {
+        "peak_allocated_bytes": steps[phase],
+        "phase": phase,
+        "phases": dict(form.peaks),
+        "components": dict(components),
+        "terms": sorted(terms, key=lambda term: -term["bytes"]),
+        "parameters": decoder.parameter_counts(),
+    }
