@@ -41,8 +41,8 @@ def code(script):
 
 
 def project_file(path):
-    """A file of the project as an input, wherever the working directory is."""
-    return str(digests.ROOT / path)
+    """A file of the project as an input; relative in the project's folder, so that moving the folder reruns nothing."""
+    return path if Path.cwd() == digests.ROOT else str(digests.ROOT / path)
 
 
 def training_scenario():

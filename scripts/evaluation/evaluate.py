@@ -12,15 +12,8 @@ from scripts.common.chat import encode_pairs, render_prompt
 from scripts.common.files import read_jsonl, write_json, write_jsonl
 from scripts.common.job import job, log, progress
 from scripts.common.statistics import wilson_interval
+from scripts.common.syntax import check_syntax
 from scripts.dataset.screen import screen
-
-
-def normalize(command: str) -> str | None:
-    """The command in shfmt's canonical form; None when it is not Bash."""
-    import subprocess
-
-    run = subprocess.run(["shfmt", "-ln", "bash", "-mn"], input=command, capture_output=True, text=True)
-    return run.stdout.strip() if run.returncode == 0 else None
 
 
 def strip_fence(answer: str) -> str:
@@ -38,18 +31,21 @@ def program(command: str) -> str:
     return command.split(maxsplit=1)[0] if command.split() else ""
 
 
-def score(answer: str, expected: str) -> dict:
-    """Everything that can be said of one answer without running it."""
-    stripped = strip_fence(answer)
-    canonical, wanted = normalize(stripped), normalize(expected)
-    return {
-        "exact": answer.strip() == expected.strip(),
-        "exact_canonical": canonical is not None and canonical == wanted,
-        "parses": bool(answer.strip()) and normalize(answer) is not None,
-        "parses_without_fence": bool(stripped) and canonical is not None,
-        "program": program(stripped) == program(expected),
-        "screen": screen(stripped).status,
-    }
+def score(answers: list[str], expected: list[str]) -> list[dict]:
+    """Everything that can be said of answers without running them."""
+    stripped = [strip_fence(answer) for answer in answers]
+    raw, forms, wanted = check_syntax(answers), check_syntax(stripped), check_syntax(expected)
+    return [
+        {
+            "exact": answers[i].strip() == expected[i].strip(),
+            "exact_canonical": forms[i].canonical is not None and forms[i].canonical == wanted[i].canonical,
+            "parses": bool(answers[i].strip()) and raw[i].error is None,
+            "parses_without_fence": bool(stripped[i]) and forms[i].error is None,
+            "program": program(stripped[i]) == program(expected[i]),
+            "screen": screen(stripped[i]).status,
+        }
+        for i in range(len(answers))
+    ]
 
 
 def summarize(rows: list[dict]) -> dict:
@@ -154,18 +150,18 @@ def main(
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
     losses = answer_losses(model, tokenizer, pairs, prompt["system"], settings["batch_size"])
     said = answers(model, tokenizer, pairs, prompt["system"], settings["max_new_tokens"], settings["batch_size"])
-    rows = []
-    for pair, (loss_sum, learned), answer in zip(pairs, losses, said, strict=True):
-        rows.append(
-            {
-                "answer": answer,
-                "command": pair["command"],
-                "learned_tokens": learned,
-                "loss_sum": loss_sum,
-                "request": pair["request"],
-                **score(answer, pair["command"]),
-            }
-        )
+    scores = score(said, [pair["command"] for pair in pairs])
+    rows = [
+        {
+            "answer": answer,
+            "command": pair["command"],
+            "learned_tokens": learned,
+            "loss_sum": loss_sum,
+            "request": pair["request"],
+            **scored,
+        }
+        for pair, (loss_sum, learned), answer, scored in zip(pairs, losses, said, scores, strict=True)
+    ]
     write_jsonl(answers_path, rows)
     summary = summarize(rows)
     write_json(metrics_path, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt})
