@@ -123,7 +123,7 @@ def answers(
             )
         texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(chosen, texts, strict=True):
-            results[index] = text.strip()
+            results[index] = text.replace("\0", " ").strip()
     return results
 
 
