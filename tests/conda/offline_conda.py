@@ -240,10 +240,11 @@ def _build_channel(home: Path) -> None:
 def _collect_python(root: Path, patchelf: Path) -> None:
     """Copy the running CPython to ``root`` in conda's layout, so that it needs nothing of where it came from."""
     stdlib = root / "lib" / PYTHON_XY
-    left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__", "EXTERNALLY-MANAGED"}
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idlelib", "EXTERNALLY-MANAGED"}
+    suffixes = (".a", ".o", ".opt-1.pyc", ".opt-2.pyc")
 
     def leave_out(_folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if name in left_out or name.endswith((".a", ".o"))]
+        return [name for name in names if name in left_out or name.endswith(suffixes)]
 
     shutil.copytree(sysconfig.get_path("stdlib"), stdlib, ignore=leave_out, ignore_dangling_symlinks=True)
     include = Path(sysconfig.get_path("include"))
