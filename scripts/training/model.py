@@ -26,6 +26,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 # Nested statistics: bitsandbytes.functional.quantize_4bit quantizes absmax in blocks of 256 with a map of 256 values.
 _NESTED_BLOCK, _NESTED_CODE = 256, 256
+# On the CPU it recommends a package of kernels for inference, on every import.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def weight_dtype(scenario: Scenario) -> torch.dtype:
@@ -84,6 +86,7 @@ def build_model(
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if scenario.gradient_checkpointing:
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by this name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         try:
             enable({"use_reentrant": False})
