@@ -1,0 +1,64 @@
+"""Plans from nothing: what each configuration would run, and how a wrong one ends."""
+
+import shutil
+
+import pytest
+import yaml
+
+from scripts.common.digests import ROOT
+from tests.workflow.plan import planned, snakemake
+
+
+@pytest.fixture
+def project(tmp_path):
+    """The project's files in a new folder: a fresh checkout without results."""
+    for name in ("Snakefile", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("rules", "scripts", "config", "envs", "profiles"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def test_the_default_run_plans_the_whole_chain(project):
+    rules = planned(project)
+    assert {
+        *("acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits", "encode_dataset"),
+        *("download_gguf", "describe_model", "fetch_weights"),
+        *("estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory"),
+        *("train_adapter", "merge_adapter", "verify_merge"),
+        *("evaluate_base", "evaluate_tuned", "compare_models"),
+        *("draw_figures", "render_card", "render_memory_profile", "render_publication"),
+    } <= rules
+
+
+def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
+    rules = planned(project, "--configfile", "config/qwen2.5-coder-7b.yaml")
+    assert "fetch_weights" in rules and "train_adapter" in rules
+    assert "download_gguf" not in rules
+
+
+def test_the_gate_stands_before_training(project):
+    assert "gate_memory" in planned(project, "results/smollm2-135m-r16/adapter/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        ({"lora": {"rank": 0}}, ["lora.rank", "at least 1", "rank: 16"]),
+        ({"training": {"learning_rate": "2e-4"}}, ["learning_rate is text", "2.0e-04"]),
+        ({"trainning": {}}, ["Unknown key: trainning"]),
+    ],
+)
+def test_a_wrong_configuration_stops_at_the_start(project, differences, words):
+    (project / "wrong.yaml").write_text(yaml.safe_dump(differences), encoding="utf-8")
+    done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml")
+    assert done.returncode != 0
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rank_given_on_the_command_line_as_text_is_explained(project):
+    done = snakemake(project, "--dry-run", "--config", "lora={'rank': 8}")
+    assert done.returncode != 0
+    assert "lora.rank is text" in done.stderr and "--configfile" in done.stderr
