@@ -1,0 +1,124 @@
+"""The cards: how much memory each has, and how much of it PyTorch's allocator can get.
+
+A scenario names a card of config/gpus.yaml, or a size; the gate may also ask for the card found in the machine.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.scenario import ROOT, read_yaml
+
+CATALOGUE = ROOT / "config" / "gpus.yaml"
+MIB, GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card. ``usable_bytes`` is what is left for PyTorch's allocator."""
+
+    name: str
+    title: str
+    total_bytes: int  # as torch.cuda.get_device_properties reports it
+    total_source: str
+    context_bytes: int  # a process's CUDA context, outside the allocator
+    context_source: str
+    compute_capability: float | None
+
+    @property
+    def usable_bytes(self) -> int:
+        return self.total_bytes - self.context_bytes
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {**asdict(self), "usable_bytes": self.usable_bytes}
+
+
+@cache
+def catalogue() -> dict[str, Gpu]:
+    """All cards of config/gpus.yaml, in its order (by size)."""
+    content = read_yaml(CATALOGUE)
+    return {name: _from_entry(name, entry, content["assumptions"]) for name, entry in content["gpus"].items()}
+
+
+def _from_entry(name: str, entry: Mapping[str, Any], assumptions: Mapping[str, float]) -> Gpu:
+    capability = entry.get("compute_capability")
+    if "total_bytes" in entry or "total_gib" in entry:
+        total = entry.get("total_bytes") or int(entry["total_gib"] * GIB)
+        source = entry["source"]
+    else:
+        unit, share = (10**9 if entry.get("decimal") else GIB), assumptions["total_share"]
+        total, source = int(entry["nominal_gb"] * unit * share), f"assumed: {share} x {entry['nominal_gb']} GB"
+    if "context_mib" in entry:
+        context, context_source = entry["context_mib"], entry["context_source"]
+    else:
+        context, context_source = _assumed_context(capability, assumptions)
+    return Gpu(name, entry["title"], total, source, int(context * MIB), context_source, capability)
+
+
+def _assumed_context(capability: float | None, assumptions: Mapping[str, float]) -> tuple[float, str]:
+    key = "context_mib" if capability is None or capability >= 8.0 else "context_mib_before_8_0"
+    return assumptions[key], f"assumed: {assumptions[key]} MiB"
+
+
+def find(gpu: str | Mapping[str, float], where: object = "gpu") -> Gpu:
+    """The card that a scenario names: a name in config/gpus.yaml, or ``{vram_gib: number}``.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown, with the nearest ones.
+    """
+    if isinstance(gpu, Mapping):
+        context, source = _assumed_context(None, read_yaml(CATALOGUE)["assumptions"])
+        total = int(gpu["vram_gib"] * GIB)
+        return Gpu(
+            f"{gpu['vram_gib']:g} GiB", "a card of this size", total, "as given", int(context * MIB), source, None
+        )
+    cards = catalogue()
+    if gpu in cards:
+        return cards[gpu]
+    simple = gpu.lower().replace(" ", "-").replace("_", "-").removeprefix("nvidia-").removeprefix("geforce-")
+    near = [simple] if simple in cards else difflib.get_close_matches(simple, cards, n=3, cutoff=0.4)
+    raise UserError(
+        "`gpu` is not in the catalogue.",
+        where=where,
+        found=gpu,
+        allowed=f"{', '.join(cards)}; or a size, {{vram_gib: 24}}",
+        write=f"gpu: {near[0] if near else '{vram_gib: 24}'}",
+    )
+
+
+def found_in_machine() -> Gpu | None:
+    """The first CUDA device of this machine; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    capability = float(f"{properties.major}.{properties.minor}")
+    match = next((card for card in catalogue().values() if card.title == properties.name), None)
+    if match:
+        context, source = match.context_bytes, match.context_source
+    else:
+        mib, source = _assumed_context(capability, read_yaml(CATALOGUE)["assumptions"])
+        context = int(mib * MIB)
+    return Gpu(
+        match.name if match else properties.name,
+        properties.name,
+        properties.total_memory,
+        "torch.cuda.get_device_properties",
+        context,
+        source,
+        capability,
+    )
+
+
+def verdict(required_bytes: int, gpu: Gpu) -> dict[str, Any]:
+    """Whether a step that needs ``required_bytes`` from the allocator fits a card, and by how much."""
+    headroom = gpu.usable_bytes - required_bytes
+    return {"fits": headroom >= 0, "headroom_bytes": headroom}

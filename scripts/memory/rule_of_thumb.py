@@ -1,0 +1,71 @@
+"""The arithmetic that people quote: bytes per parameter, and round numbers for the rest.
+
+It is the framework of the project's first memory profile (parameters + gradients + optimizer states + activations +
+overhead, 1 GB = 1e9 bytes, sequences of 512 tokens), kept as it was so that the better figures can be set beside it.
+It knows neither the vocabulary nor the length; :mod:`scripts.memory.closed_form` does.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+from scripts.common.scenario import Scenario
+
+GB = 10**9
+# Bytes: "about 8 GB" for fp32, "about 6 GB" for 16 bits; "about 4 GB" of framework, "about 2 GB" under QLoRA.
+ACTIVATIONS = {4: 8 * GB, 2: 6 * GB}
+OVERHEAD = {"full": 4 * GB, "lora": 4 * GB, "qlora": 2 * GB}
+ADAM_STATES = 8  # two fp32 numbers a parameter
+LORA_SHARE = Fraction(3, 1000)  # "LoRA trains about 0.3 % of the parameters", whatever the rank
+LORA_BYTES = 2 + 2 + ADAM_STATES  # 16-bit weight and gradient, fp32 states
+
+
+def components(method: str, width: int, parameters: int) -> dict[str, int]:
+    """Memory by component in bytes.
+
+    Parameters
+    ----------
+    method
+        full, lora or qlora.
+    width
+        Bytes of a weight: 4 for fp32, 2 for 16 bits. A quantized weight takes half a byte.
+    parameters
+        Number of parameters of the base model.
+    """
+    if method == "full":
+        parts = {"parameters": width * parameters, "gradients": width * parameters}
+        parts["optimizer_states"] = ADAM_STATES * parameters
+        activations = ACTIVATIONS[width]
+    else:
+        # "3.5 GB, rounded to 4 GB"; the adapters' 0.252 GB are written as 0.25.
+        weights = ceil(Fraction(parameters, 2) / GB) * GB if method == "qlora" else width * parameters
+        adapters = round(LORA_SHARE * parameters * LORA_BYTES / (GB // 100)) * (GB // 100)
+        parts = {"parameters": weights, "adapters": adapters}
+        activations = ACTIVATIONS[2] if method == "qlora" else ACTIVATIONS[width]
+    return {**parts, "activations": activations, "overhead": OVERHEAD[method]}
+
+
+def quoted_parameters(count: int, name: str | None = None) -> int:
+    """The size that people call a model by: the "7b" in its name, or its billions, rounded down.
+
+    A name is believed only if it is within half of the count (vocabularies are left out of some names).
+    """
+    match = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)\s*([bm])(?![a-z0-9])", (name or "").lower())
+    if match:
+        quoted = int(Fraction(match[1]) * {"b": 10**9, "m": 10**6}[match[2]])
+        if count / 2 <= quoted <= count * 1.5:
+            return quoted
+    return count // GB * GB if count >= 2 * GB else count
+
+
+def rule_of_thumb(scenario: Scenario, parameters: int) -> dict[str, Any]:
+    """The rule for a scenario: with the size that the model is called by, and with its exact parameter count."""
+    width = 4 if scenario.precision == "fp32" else 2
+    answers = []
+    for count in (quoted_parameters(parameters, scenario.model_name), parameters):
+        parts = components(scenario.method, width, count)
+        answers.append({"parameters": count, "components": parts, "peak_allocated_bytes": sum(parts.values())})
+    return {**answers[0], "exact_count": answers[1]}
