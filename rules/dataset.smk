@@ -1,0 +1,156 @@
+# From sources to token ids. Each step writes what it keeps, what it rejects (with stage and reason) and a report.
+#   results/dataset/<dataset>/{raw,clean,safe}.jsonl       after acquire, clean, screen
+#   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks
+#   results/dataset/<dataset>/encoded/<model>-<length>/    token ids for one tokenizer and one sequence length
+
+
+def source_files(wildcards):
+    """Data files of the user's own, so that a changed one reruns; a missing one is the script's to explain."""
+    sources = SETTINGS["dataset"]["sources"] + SETTINGS["dataset"]["external_test"]
+    return [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+
+
+rule acquire_dataset:
+    input:
+        source_files,
+    output:
+        pairs="results/dataset/{dataset}/raw.jsonl",
+        external="results/dataset/{dataset}/external.jsonl",
+        rejected="results/dataset/{dataset}/raw.rejected.jsonl",
+        report="results/dataset/{dataset}/acquire.json",
+    log:
+        "logs/dataset/{dataset}/acquire_dataset.log",
+    benchmark:
+        "benchmarks/dataset/{dataset}/acquire_dataset.tsv"
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("dataset/acquire.py"),
+        sources={
+            "sources": SETTINGS["dataset"]["sources"],
+            "external": SETTINGS["dataset"]["external_test"],
+        },
+    message:
+        "Acquiring {wildcards.dataset}"
+    script:
+        "../scripts/dataset/acquire.py"
+
+
+rule clean_dataset:
+    input:
+        pairs="results/dataset/{dataset}/raw.jsonl",
+    output:
+        pairs="results/dataset/{dataset}/clean.jsonl",
+        rejected="results/dataset/{dataset}/clean.rejected.jsonl",
+        report="results/dataset/{dataset}/clean.json",
+    log:
+        "logs/dataset/{dataset}/clean_dataset.log",
+    benchmark:
+        "benchmarks/dataset/{dataset}/clean_dataset.tsv"
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("dataset/clean.py"),
+        clean=SETTINGS["dataset"]["clean"],
+    message:
+        "Cleaning {wildcards.dataset}: normalized, valid, without duplicates"
+    script:
+        "../scripts/dataset/clean.py"
+
+
+rule screen_dataset:
+    input:
+        pairs="results/dataset/{dataset}/clean.jsonl",
+    output:
+        pairs="results/dataset/{dataset}/safe.jsonl",
+        rejected="results/dataset/{dataset}/safe.rejected.jsonl",
+        report="results/dataset/{dataset}/screen.json",
+    log:
+        "logs/dataset/{dataset}/screen_dataset.log",
+    benchmark:
+        "benchmarks/dataset/{dataset}/screen_dataset.tsv"
+    conda:
+        "../envs/light.yaml"
+    threads: 2
+    params:
+        code=code("dataset/screen_dataset.py"),
+    message:
+        "Screening {wildcards.dataset}: dangerous commands out"
+    script:
+        "../scripts/dataset/screen_dataset.py"
+
+
+rule split_dataset:
+    input:
+        pairs="results/dataset/{dataset}/safe.jsonl",
+        external="results/dataset/{dataset}/external.jsonl",
+    output:
+        train="results/dataset/{dataset}/splits/train.jsonl",
+        validation="results/dataset/{dataset}/splits/validation.jsonl",
+        test="results/dataset/{dataset}/splits/test.jsonl",
+        rejected="results/dataset/{dataset}/splits/rejected.jsonl",
+        report="results/dataset/{dataset}/splits/split.json",
+    log:
+        "logs/dataset/{dataset}/split_dataset.log",
+    benchmark:
+        "benchmarks/dataset/{dataset}/split_dataset.tsv"
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("dataset/split.py"),
+        split=SETTINGS["dataset"]["split"],
+    message:
+        "Splitting {wildcards.dataset} by group"
+    script:
+        "../scripts/dataset/split.py"
+
+
+rule check_splits:
+    input:
+        train="results/dataset/{dataset}/splits/train.jsonl",
+        validation="results/dataset/{dataset}/splits/validation.jsonl",
+        test="results/dataset/{dataset}/splits/test.jsonl",
+    output:
+        report="results/dataset/{dataset}/splits/check.json",
+    log:
+        "logs/dataset/{dataset}/check_splits.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("dataset/check_splits.py"),
+    message:
+        "Checking that no request and no command of {wildcards.dataset} is in two splits"
+    script:
+        "../scripts/dataset/check_splits.py"
+
+
+rule encode_dataset:
+    input:
+        train="results/dataset/{dataset}/splits/train.jsonl",
+        validation="results/dataset/{dataset}/splits/validation.jsonl",
+        test="results/dataset/{dataset}/splits/test.jsonl",
+        # Nothing is trained on splits that leak.
+        check="results/dataset/{dataset}/splits/check.json",
+        tokenizer="results/models/{model}/tokenizer.json",
+    output:
+        train="results/dataset/{dataset}/encoded/{model}-{sequence_length}/train.parquet",
+        validation="results/dataset/{dataset}/encoded/{model}-{sequence_length}/validation.parquet",
+        test="results/dataset/{dataset}/encoded/{model}-{sequence_length}/test.parquet",
+        rejected="results/dataset/{dataset}/encoded/{model}-{sequence_length}/rejected.jsonl",
+        report="results/dataset/{dataset}/encoded/{model}-{sequence_length}/encode.json",
+    log:
+        "logs/dataset/{dataset}/encode_dataset/{model}-{sequence_length}.log",
+    benchmark:
+        "benchmarks/dataset/{dataset}/encode_dataset/{model}-{sequence_length}.tsv"
+    wildcard_constraints:
+        sequence_length=r"\d+",
+    conda:
+        "../envs/torch.yaml"
+    params:
+        code=code("dataset/encode.py"),
+        prompt=SETTINGS["prompt"],
+        encode=SETTINGS["dataset"]["encode"],
+    message:
+        "Encoding {wildcards.dataset} for {wildcards.model}, at most {wildcards.sequence_length} tokens"
+    script:
+        "../scripts/dataset/encode.py"

@@ -1,0 +1,267 @@
+"""Readers of data sources: each yields records in order, in bounded memory, and rejects a row with its reason.
+
+What makes a whole file useless (broken JSON, a column that is not there, another encoding) is an error with
+file and line; what spoils one row rejects that row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scripts.common.errors import UserError
+
+MAXIMUM_LINE_BYTES = 1 << 20  # a longer line is no pair of request and command, and would have to fit in memory
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_ROLES = ("request", "command", "intent")
+_OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+class Record(NamedTuple):
+    """One row of a source.
+
+    Attributes
+    ----------
+    line
+        Line in the file (JSONL, CSV) or number of the row (Parquet, Hub, embedded), from 1.
+    fields
+        ``request``, ``command`` and perhaps ``intent``; whatever could be read of a rejected row.
+    reason
+        Why the row is rejected, or None.
+    """
+
+    line: int
+    fields: dict[str, str]
+    reason: str | None = None
+
+
+def storable(text: str) -> str:
+    """The text with what UTF-8 can't hold (half surrogate pairs) replaced, so that it can be written down."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
+    """Pick the mapped columns of a row; a field that is missing or no text rejects it."""
+    fields: dict[str, str] = {}
+    reason = None
+    for role in _ROLES:
+        value = row.get(columns[role]) if role in columns else None
+        if value is None:
+            problem = f"{role} is missing"
+        elif not isinstance(value, str):
+            problem = f"{role} is not text but {type(value).__name__}"
+        elif storable(value) != value:
+            fields[role] = storable(value)
+            problem = f"{role} has half a surrogate pair"
+        else:
+            fields[role] = value
+            continue
+        if role != "intent":
+            reason = reason or problem
+    return Record(line, fields, reason)
+
+
+def _check_columns(found: Iterable[str], columns: Mapping[str, str], where: str) -> None:
+    """Every mapped column is there, or an error shows those that are."""
+    found = [str(name) for name in found]
+    for role, column in columns.items():
+        if column not in found:
+            raise UserError(
+                f"There is no column {column!r} for the {role}.",
+                where=where,
+                found=found,
+                allowed="a column of the source for each of request and command",
+                write=f"columns: {{request: {found[0] if found else '...'}, command: {found[-1] if found else '...'}}}",
+            )
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, str | None]]:
+    """Lines of a file as number, bytes and reason of rejection; a line that is too long is skipped, not loaded."""
+    with open(path, "rb") as handle:
+        start = handle.read(4)
+        for mark, encoding in _OTHER_ENCODINGS.items():
+            if start.startswith(mark):
+                raise UserError(
+                    f"The file is {encoding}, not UTF-8.",
+                    where=path,
+                    allowed="UTF-8",
+                    write=f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}",
+                )
+        handle.seek(3 if start.startswith(b"\xef\xbb\xbf") else 0)
+        number = 0
+        while line := handle.readline(MAXIMUM_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAXIMUM_LINE_BYTES:
+                head = line[:200]
+                while line and not line.endswith(b"\n"):
+                    line = handle.readline(MAXIMUM_LINE_BYTES)
+                yield number, head, f"line is longer than {MAXIMUM_LINE_BYTES} bytes"
+            elif b"\0" in line:
+                yield number, line, "line has a NUL byte"
+            else:
+                yield number, line, None
+
+
+def _decoded(path: Path) -> Iterator[tuple[int, str, str | None]]:
+    """Lines as text; a line that is not UTF-8 is rejected, and a file without any line that is raises."""
+    good = bad = 0
+    first_bad = 0
+    for number, line, reason in _lines(path):
+        try:
+            text = line.decode("utf-8")
+            good += bool(line.strip()) and reason is None
+        except UnicodeDecodeError as error:
+            text = line.decode("utf-8", "replace")
+            if reason is None:
+                reason = f"line is not UTF-8 (byte {error.start + 1})"
+                bad += 1
+                first_bad = first_bad or number
+        yield number, text, reason
+    if bad and not good:
+        raise UserError(
+            "The file is not UTF-8: none of its lines is.",
+            where=f"{path}, line {first_bad}",
+            allowed="UTF-8",
+            write=f"iconv -f LATIN1 -t UTF-8 {path.name} > utf8-{path.name}",
+        )
+
+
+def _rejected_line(number: int, text: str, reason: str) -> Record:
+    """A line that could not be taken apart: its beginning stands in for the request."""
+    return Record(number, {"request": storable(text[:200])}, reason)
+
+
+def read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
+    """Records of a file with one JSON object a line."""
+    first = True
+    for number, text, reason in _decoded(path):
+        if reason:
+            yield _rejected_line(number, text, reason)
+            continue
+        if not text.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(text)
+        except RecursionError:
+            raise UserError("This line is not JSON that can be read: nested too deeply.", where=where) from None
+        except ValueError as error:
+            message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UserError(
+                f"This line is not JSON: {message}.",
+                where=where,
+                found=text.strip()[:120],
+                allowed="one JSON object a line",
+            ) from None
+        if not isinstance(row, dict):
+            raise UserError(
+                "This line is not a JSON object.",
+                where=where,
+                found=text.strip()[:120],
+                allowed="one object a line",
+                write='{"request": "...", "command": "..."}',
+            )
+        if first:
+            _check_columns(row, columns, where)
+            first = False
+        yield to_record(number, row, columns)
+
+
+def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
+    """Records of a CSV file with a header, as RFC 4180 has it (quoted fields may span lines)."""
+    rejected: list[Record] = []
+    last = 0
+
+    def good_lines() -> Iterator[str]:
+        nonlocal last
+        for number, text, reason in _decoded(path):
+            last = number
+            if reason:
+                rejected.append(_rejected_line(number, text, reason))
+            else:
+                yield text
+
+    csv.field_size_limit(MAXIMUM_LINE_BYTES)
+    rows = csv.reader(good_lines(), strict=True)
+    header: list[str] | None = None
+    while True:
+        line = last + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise UserError(
+                f"The CSV can't be read: {error}.",
+                where=f"{path}, line {line}" + (f" to {last}" if last > line else ""),
+                allowed='fields with a comma, quote or line break in double quotes, and quotes in them doubled ("")',
+            ) from None
+        yield from rejected
+        rejected.clear()
+        if row is None:
+            return
+        if not row:
+            continue
+        if header is None:
+            header = row
+            _check_columns(header, columns, f"{path}, line {line}")
+        elif len(row) != len(header):
+            yield _rejected_line(line, ",".join(row), f"row has {len(row)} fields instead of {len(header)}")
+        else:
+            yield to_record(line, dict(zip(header, row, strict=True)), columns)
+
+
+def read_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
+    """Records of a Parquet file, a batch at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names, columns, str(path))
+            number = 0
+            for batch in file.iter_batches(batch_size=1_000, columns=list(columns.values())):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield to_record(number, row, columns)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The Parquet file can't be read: {error}", where=path) from None
+
+
+def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iterator[Record]:
+    """Records of one file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    columns
+        Names of the columns that hold ``request``, ``command`` and perhaps ``intent``.
+    format
+        ``jsonl``, ``csv`` or ``parquet``; None: by the ending of its name.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, empty, not UTF-8, malformed, or lacks a column.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError("The data file does not exist.", where="dataset.sources", found=path, allowed="a file's path")
+    format = format or FORMATS.get(file.suffix.lower())
+    if format is None:
+        raise UserError(
+            "The format of this file can't be told from its name.",
+            where="dataset.sources",
+            found=path,
+            allowed="a name that ends in " + ", ".join(FORMATS) + "; or the format, stated",
+            write="format: jsonl",
+        )
+    readers = {"jsonl": read_json_lines, "csv": read_csv, "parquet": read_parquet}
+    empty = True
+    for record in readers[format](file, columns):
+        empty = False
+        yield record
+    if empty:
+        raise UserError("The file has no rows.", where=path, allowed="at least one pair of request and command")
