@@ -104,15 +104,15 @@ def conda_setup(cache: Path) -> CondaSetup:
     if sys.platform != "linux" or platform.machine() not in SUBDIRS:
         raise Unavailable(f"there is no conda on PATH that reaches conda-forge, and none for {sys.platform} on PyPI")
 
-    # The key covers everything that the result depends on: this file, the Python packed, the place it lies at.
-    identity = (Path(__file__).read_text(encoding="utf-8"), sys.version, sys.base_prefix, str(cache))
-    home = cache / hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
-    complete = home / "complete"
-    if not complete.exists():
+    # What is built is known by everything it depends on: this file, the Python packed, the place it lies at.
+    home = cache / "offline"
+    identity = repr((Path(__file__).read_text(encoding="utf-8"), sys.version, sys.base_prefix, str(home)))
+    built = home / "built-from"
+    if not built.is_file() or built.read_text(encoding="utf-8") != identity:
         shutil.rmtree(home, ignore_errors=True)
         _build_conda(home)
         _build_channel(home)
-        complete.touch()
+        built.write_text(identity, encoding="utf-8")
     return CondaSetup("offline", _environ(home), _folder(home / "environments"))
 
 
@@ -146,8 +146,8 @@ def _environ(home: Path) -> dict[str, str]:
         del environ[name]  # of another conda
     environ |= {
         "PATH": f"{home / 'bin'}{os.pathsep}{environ.get('PATH', os.defpath)}",
-        "CONDARC": str(home / "condarc"),
-        "HOME": str(_folder(home / "home")),
+        "CONDARC": str(home / "home" / ".condarc"),
+        "HOME": str(home / "home"),
         "PIP_CACHE_DIR": pip_cache,  # pip's downloads are still shared with the user's
         "PYTHONNOUSERSITE": "1",
     }
@@ -207,7 +207,8 @@ def _build_conda(home: Path) -> None:
         "notify_outdated_conda": False,
         "number_channel_notices": 0,
     }
-    (home / "condarc").write_text(json.dumps(settings, indent=2) + "\n")  # JSON is YAML
+    # In the home folder, where Snakemake looks for the priority. JSON is YAML.
+    (_folder(home / "home") / ".condarc").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _write_program(path: Path, text: str) -> None:

@@ -1,0 +1,87 @@
+"""From raw data to the model card in this environment, and what each rule leaves behind."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.end_to_end import chain
+from tests.end_to_end.chain import RUN, read
+
+pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which the chain has run, and what Snakemake said."""
+    folder = tmp_path_factory.mktemp("chain")
+    return folder, chain.snakemake(folder)
+
+
+def test_every_job_left_its_outputs_and_a_log(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    rows = chain.summary(folder)
+    assert {"train_adapter", "merge_adapter", "evaluate_base", "evaluate_tuned"} <= {row["rule"] for row in rows}
+    assert {row["rule"] for row in rows} == chain.finished_rules(output)
+    for row in rows:
+        assert (folder / row["output_file"]).stat().st_size, f"{row['rule']} left {row['output_file']} empty"
+        for path in row["log-file(s)"].split(","):
+            text = (folder / path).read_text(encoding="utf-8")
+            assert f"rule {row['rule']}: python" in text and f"rule {row['rule']}: done in" in text, f"{path}: {text}"
+
+
+def test_a_second_run_does_nothing(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    assert chain.NOTHING in chain.snakemake(folder)
+
+
+def test_the_base_was_trained_in_four_bits(finished: tuple[Path, str]) -> None:
+    from safetensors.numpy import load_file
+
+    folder, _ = finished
+    report = read(folder, "training.json")
+    assert report["steps"] == chain.SETTINGS["training"]["max_steps"]
+    assert report["quantized"], report
+    adapter = load_file(folder / RUN / "adapter" / "adapter_model.safetensors")
+    # B starts as zeros: what is in it was learned.
+    learned = {name: tensor for name, tensor in adapter.items() if "lora_B" in name}
+    assert learned and all(tensor.any() for tensor in learned.values())
+    assert {tensor.shape[1] for tensor in learned.values()} == {chain.SETTINGS["lora"]["rank"]}
+
+
+def test_the_merged_model_loads_and_is_another(finished: tuple[Path, str]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, _ = finished
+    (base,) = (folder / "results" / "models").iterdir()
+    merged = folder / RUN / "merged"
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    request = [{"role": "user", "content": "List the files here."}]
+    tokens = tokenizer.apply_chat_template(request, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        logits = [AutoModelForCausalLM.from_pretrained(path)(**tokens).logits for path in (base, merged)]
+    assert logits[0].dtype == logits[1].dtype and logits[1].isfinite().all()
+    assert not torch.equal(*logits)
+
+
+def test_the_card_is_a_card(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    text = (folder / RUN / "MODEL_CARD.md").read_text(encoding="utf-8")
+    _, metadata, body = text.split("---\n", 2)
+    assert {"license", "base_model", "library_name", "pipeline_tag"} <= yaml.safe_load(metadata).keys()
+    assert "{{" not in body and "None" not in body
+
+
+def test_the_same_configuration_gives_the_same_adapter_and_card(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """What depends on the run is made once more, elsewhere, from the same base model and data."""
+    folder, _ = finished
+    again = tmp_path / "again"
+    shutil.copytree(folder, again, ignore=shutil.ignore_patterns(Path(RUN).name, "locks", "incomplete"))
+    rerun = chain.finished_rules(chain.snakemake(again))
+    assert "train_adapter" in rerun and "fetch_weights" not in rerun
+    for path in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "training.jsonl"):
+        assert (again / RUN / path).read_bytes() == (folder / RUN / path).read_bytes(), path
