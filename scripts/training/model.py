@@ -243,7 +243,7 @@ def attention_name(scenario: Scenario, device: torch.device) -> str:
     """Name of the attention function that a scenario runs on a device."""
     if device.type == "cuda" and scenario.attention in ("mem_efficient", "flash"):
         _register_attention()
-        return f"sdpa_{scenario.attention}"
+        return {"flash": "sdpa_fa2", "mem_efficient": "sdpa_mem_efficient"}[scenario.attention]
     return "eager" if scenario.attention == "eager" else "sdpa"
 
 
@@ -267,7 +267,7 @@ def _register_attention() -> None:
                 ungrouped, query, repeat_kv(key, groups), repeat_kv(value, groups), *args, **kwargs
             )
 
-    for name, function in (("sdpa_flash", flash), ("sdpa_mem_efficient", mem_efficient)):
+    for name, function in (("sdpa_fa2", flash), ("sdpa_mem_efficient", mem_efficient)):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, sdpa_mask)
 

@@ -1,0 +1,428 @@
+"""The memory of a training step, known before any weight exists: the step itself, run on ``meta``.
+
+The model and the step are the ones that training uses. Two steps are taken, since optimizer states exist only from
+the first update on; the second one is what is reported. Every storage is followed (:mod:`scripts.memory.tracker`),
+what CUDA's kernels need beyond that comes from :mod:`scripts.memory.kernels`, the model's way onto the device from
+:mod:`scripts.memory.loading`, and all of it runs through the allocator (:mod:`scripts.memory.allocator`).
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import transformers.masking_utils
+from torch import nn
+
+from scripts.common.errors import UserError
+from scripts.common.scenario import Scenario
+from scripts.memory.allocator import Event, replay, required_bytes
+from scripts.memory.autocast import MetaAutocast
+from scripts.memory.kernels import (
+    DEFAULT_CAPABILITY,
+    CudaKernels,
+    cuda_dispatch,
+    register_attentions,
+    sdpa_kernel_for,
+)
+from scripts.memory.loading import Loader, loading_events
+from scripts.memory.tracker import (
+    ADAPTERS,
+    GRADIENTS,
+    INPUTS,
+    LOADING,
+    OPTIMIZER_STATES,
+    QUANTIZATION_STATE,
+    ROUNDING,
+    WEIGHT_CASTS,
+    Tracker,
+)
+from scripts.training.model import (
+    assert_quantized,
+    autocast_dtype,
+    build_model,
+    build_optimizer,
+    parameter_count,
+    quantization_state,
+)
+from scripts.training.step import forward_backward, optimizer_step, random_batch
+
+STEPS = 2  # the first makes the optimizer's states
+PHASES = ("load", "forward", "backward", "optimizer")
+TIMELINE_POINTS = 2000
+# What a step that doesn't fit a point's components is plotted with; the figure in a result is exact.
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def trace(
+    scenario: Scenario,
+    target: str = "cuda",
+    *,
+    capability: tuple[int, int] | None = None,
+    loader: Loader | None = None,
+    max_grad_norm: float | None = 1.0,
+    use_cache: bool = False,
+    timeline: bool = True,
+) -> dict[str, Any]:
+    """Predict the memory of a scenario's training step.
+
+    Parameters
+    ----------
+    scenario
+        The step.
+    target
+        ``cuda``: as PyTorch's CUDA allocator would count it. ``cpu``: bytes of live tensors, as
+        :func:`scripts.memory.measure.measure` counts them on the CPU.
+    capability
+        Compute capability of the card, such as (8, 0); decides kernels and the size of workspaces.
+    loader
+        How the model comes to the device; the installed versions' way when None.
+    max_grad_norm
+        As in training; None where a measured loop did not clip.
+    use_cache
+        Whether the forward pass builds a key-value cache, as a loop that leaves the configuration alone does.
+    timeline
+        Whether to return the timeline of the step.
+
+    Returns
+    -------
+    dict
+        See :func:`summarize`.
+
+    Raises
+    ------
+    UserError
+        If the model can't be built.
+    """
+    if target not in ("cuda", "cpu"):
+        raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
+    on_card = target == "cuda"
+    model = build_model(scenario, "meta", attention_implementation=_attention(scenario, target, capability))
+    if scenario.method == "qlora":
+        assert_quantized(model, scenario)
+    model.config.use_cache = use_cache
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if on_card else False)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+
+    loading: list[Event] = []
+    ids: dict[int, int] = {}
+    if on_card:
+        loading, ids = loading_events(model, scenario, 1, loader or Loader.installed())
+    tracker = Tracker(
+        ("meta",) if on_card else ("meta", "cpu"),
+        vocabulary=vocabulary,
+        kernels=CudaKernels(capability) if on_card else None,
+        first_id=max((identity for identity, _ in loading), default=0) + 1,
+    )
+    tracker.events += loading
+    tracker.components.update({identity: LOADING for identity, _ in loading if identity > 0})
+    follow_model(tracker, model, ids)
+    with _as_on_device(scenario, target, model, tracker) as hook:
+        take_steps(
+            model,
+            optimizer,
+            scenario,
+            tracker,
+            lambda: random_batch(scenario, "meta", vocabulary),
+            max_grad_norm=max_grad_norm,
+            hook=hook,
+        )
+    result = summarize(tracker, on_card=on_card, timeline=timeline)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return result | {"parameters": parameter_count(model), "target": target, "trainable_parameters": trainable}
+
+
+def follow_model(tracker: Tracker, model: nn.Module, ids: dict[int, int] | None = None) -> None:
+    """Begin to follow a model's parameters, buffers and quantization states; ``ids``: of those already recorded."""
+    ids = ids or {}
+
+    def add(tensor: torch.Tensor, component: str) -> None:
+        tracker.add(tensor, component, identity=ids.get(tensor.untyped_storage()._cdata))
+
+    for name, parameter in model.named_parameters():
+        state = quantization_state(parameter)
+        if state:
+            component = "weights_4bit"
+        elif ".lora_" in name:
+            component = ADAPTERS
+        else:
+            component = f"weights_{_NAMES.get(parameter.dtype, str(parameter.dtype).removeprefix('torch.'))}"
+        add(parameter.data, component)
+        for tensor in state.values():
+            add(tensor, QUANTIZATION_STATE)
+    for buffer in model.buffers():
+        add(buffer, f"weights_{_NAMES.get(buffer.dtype, 'other')}")
+
+
+def take_steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scenario: Scenario,
+    tracker: Tracker,
+    batch: Callable[[], dict[str, torch.Tensor]],
+    *,
+    max_grad_norm: float | None,
+    hook: Callable[[str], None] | None = None,
+) -> None:
+    """Take :data:`STEPS` steps under the tracker. Marks are ``step 0 forward``, ``step 0 backward`` and so on."""
+    number = 0
+
+    def mark(phase: str) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                tracker.label(parameter.grad, GRADIENTS)
+        if hook is not None:
+            hook(phase)
+        tracker.mark(phase, number)
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Cycles of objects would hold tensors until the garbage collector happens to run.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with tracker:
+            for number in range(STEPS):  # noqa: B007, mark() reads it
+                for _ in range(scenario.gradient_accumulation):
+                    mark("inputs")
+                    inputs = batch()
+                    for tensor in inputs.values():
+                        tracker.add(tensor, INPUTS)
+                        tracker.label(tensor, INPUTS)
+                    forward_backward(model, inputs, scenario, loss_scale=1 / scenario.gradient_accumulation, hook=mark)
+                    del inputs, tensor
+                optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm, hook=mark)
+                for state in optimizer.state.values():
+                    for value in state.values():
+                        if isinstance(value, torch.Tensor):
+                            tracker.label(value, OPTIMIZER_STATES)
+            tracker.mark("end", STEPS)
+    finally:
+        tracker.close()
+        if enabled:
+            gc.enable()
+
+
+def summarize(tracker: Tracker, *, on_card: bool, timeline: bool = True) -> dict[str, Any]:
+    """Turn a tracker's record into figures, all in bytes.
+
+    Returns
+    -------
+    dict
+        ``peak_allocated_bytes``: the largest sum of blocks (``max_memory_allocated``) during the second step.
+        ``peak_phase``: where.
+        ``components``: what lived at that moment; they add up to the peak exactly.
+        ``phases``: the peak in ``load``, ``forward``, ``backward``, ``optimizer``; ``components_by_phase``.
+        ``resident_bytes``: before the first step.
+        ``peak_reserved_bytes``: the largest sum of segments (``max_memory_reserved``), loading included.
+        ``required_bytes``: the least a card must have, without its CUDA context.
+        ``timeline``: columns ``event``, ``phase``, ``allocated_bytes`` and one for each component.
+    """
+    events = tracker.events
+    if not on_card:
+        events = [event for event in events if event[0]]
+    begin = tracker.start(0)
+    second = tracker.start(STEPS - 1)
+    end = len(events)
+    run = replay(events, [("", index) for index in range(begin, end)]) if on_card else None
+    allocated = [span.start_allocated_bytes for span in run.spans] if run else _running_sum(events)[begin:]
+    allocated.append(run.allocated_bytes if run else 0)
+    # allocated[i] is the state before event begin + i, so after event begin + i - 1.
+    spans = [span for span in tracker.spans(STEPS - 1) if span[0] in PHASES]
+    tops = {}
+    for phase, first, last in spans:
+        top = max(range(first - begin, last - begin + 1), key=lambda index: (allocated[index], -index))
+        if phase not in tops or allocated[top] > allocated[tops[phase]]:
+            tops[phase] = top
+    phases = {phase: allocated[top] for phase, top in tops.items()}
+    peak_phase = max(phases, key=lambda phase: phases[phase])
+    snapshots = _components(tracker, events, [begin + top for top in tops.values()])
+    by_phase = {}
+    for phase, snapshot in zip(tops, snapshots, strict=True):
+        rounding = phases[phase] - sum(snapshot.values())
+        by_phase[phase] = dict(sorted((snapshot | ({ROUNDING: rounding} if on_card else {})).items()))
+    loading = replay(events[:begin]) if on_card else None
+    result: dict[str, Any] = {
+        "components": by_phase[peak_phase],
+        "components_by_phase": by_phase,
+        "events": len(events),
+        "peak_allocated_bytes": phases[peak_phase],
+        "peak_phase": peak_phase,
+        "phases": {"load": loading.peak_allocated_bytes if loading else allocated[0]} | phases,
+        "resident_bytes": allocated[0],
+    }
+    if on_card:
+        result |= {"peak_reserved_bytes": run.peak_reserved_bytes, "required_bytes": required_bytes(events)}
+    if timeline:
+        result["timeline"] = _timeline(tracker, events, allocated, begin, second, spans, on_card)
+    return result
+
+
+def _running_sum(events: Sequence[Event]) -> list[int]:
+    """Bytes alive before each event."""
+    sizes, total, sums = {}, 0, []
+    for identity, count in events:
+        sums.append(total)
+        if identity > 0:
+            sizes[identity] = count
+            total += count
+        else:
+            total -= sizes.pop(-identity, 0)
+    sums.append(total)
+    return sums
+
+
+def _components(tracker: Tracker, events: Sequence[Event], moments: Sequence[int]) -> list[dict[str, int]]:
+    """Bytes of each component before the events at some indices."""
+    wanted = sorted(set(moments))
+    found: dict[int, dict[str, int]] = {}
+    totals: dict[str, int] = {}
+    sizes: dict[int, int] = {}
+    position = 0
+    for moment in wanted:
+        for identity, count in events[position:moment]:
+            if identity > 0:
+                component = tracker.components[identity]
+                sizes[identity] = count
+                totals[component] = totals.get(component, 0) + count
+            elif identity < 0 and -identity in sizes:
+                totals[tracker.components[-identity]] -= sizes.pop(-identity)
+        position = moment
+        found[moment] = {component: count for component, count in totals.items() if count}
+    return [found[moment] for moment in moments]
+
+
+def _timeline(
+    tracker: Tracker,
+    events: Sequence[Event],
+    allocated: Sequence[int],
+    begin: int,
+    second: int,
+    spans: Sequence[tuple[str, int, int]],
+    on_card: bool,
+) -> dict[str, Any]:
+    """The second step, thinned out: of each stretch of events the moment with the most memory."""
+    count = len(events) - second
+    width = max(1, -(-count // TIMELINE_POINTS))
+    moments = [
+        max(range(first, min(first + width, len(events) + 1)), key=lambda index: allocated[index - begin])
+        for first in range(second, len(events) + 1, width)
+    ]
+    columns: dict[str, list[int]] = {}
+    snapshots = _components(tracker, events, moments)
+    names = sorted({name for snapshot in snapshots for name in snapshot})
+    for name in names:
+        columns[name] = [snapshot.get(name, 0) for snapshot in snapshots]
+    totals = [allocated[moment - begin] for moment in moments]
+    if on_card:
+        columns[ROUNDING] = [total - sum(snapshot.values()) for total, snapshot in zip(totals, snapshots, strict=True)]
+    starts = [(first, phase) for phase, first, _ in spans]
+    phase_of = []
+    for moment in moments:
+        past = [phase for first, phase in starts if first < moment]
+        phase_of.append(past[-1] if past else "forward")
+    return {
+        "allocated_bytes": totals,
+        "components": columns,
+        "event": [moment - second for moment in moments],
+        "phase": phase_of,
+    }
+
+
+# --- the device that is not there -----------------------------------------------------------------------------------
+
+
+def _attention(scenario: Scenario, target: str, capability: tuple[int, int] | None) -> str:
+    """Name of the attention function that allocates what the device's would."""
+    if target == "cpu":
+        if scenario.attention == "eager":
+            return "eager"
+        _register_cpu_attention()
+        return "trace_cpu"
+    names = register_attentions(capability)
+    if scenario.attention != "sdpa":
+        return names[scenario.attention]
+    heads = scenario.size("num_attention_heads")
+    groups = scenario.size("num_key_value_heads", heads)
+    head = scenario.model.get("head_dim") or (scenario.size("hidden_size") or 0) // (heads or 1)
+    kernel = sdpa_kernel_for(scenario, capability or DEFAULT_CAPABILITY, grouped=groups != heads, head=head)
+    return {"FLASH_ATTENTION": names["flash"], "EFFICIENT_ATTENTION": names["mem_efficient"]}.get(kernel.name, "sdpa")
+
+
+def _register_cpu_attention() -> None:
+    """On the CPU scaled-dot-product attention is one fused operator; on ``meta`` it would fall apart into a formula."""
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        groups = query.shape[1] // key.shape[1]
+        if groups > 1 and not use_gqa_in_sdpa(mask, key, value):
+            key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+        output, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, dropout, mask is None and causal and query.shape[2] > 1, attn_mask=mask, scale=scaling
+        )
+        return output.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register("trace_cpu", attention)
+    AttentionMaskInterface.register("trace_cpu", sdpa_mask)
+
+
+@contextmanager
+def _as_on_device(
+    scenario: Scenario, target: str, model: nn.Module, tracker: Tracker
+) -> Iterator[Callable[[str], None] | None]:
+    """Make ``meta`` behave as the target does; yields what to call at the beginning of each phase."""
+    with ExitStack() as stack:
+        stack.enter_context(_masks_without_values())
+        if target == "cuda":
+            stack.enter_context(cuda_dispatch())
+        dtype = autocast_dtype(scenario)
+        if dtype is None:
+            yield None
+            return
+        autocast = MetaAutocast(dtype, target, lambda copy: tracker.label(copy, WEIGHT_CASTS))
+        for module in model.modules():  # transformers computes rotary embeddings outside autocast
+            if "RotaryEmbedding" in type(module).__name__:
+                for handle in autocast.disable_in(module):
+                    stack.callback(handle.remove)
+
+        def hook(phase: str) -> None:
+            autocast.caching = phase == "forward"
+            autocast.clear()
+
+        stack.enter_context(autocast)
+        yield hook
+
+
+@contextmanager
+def _masks_without_values() -> Iterator[None]:
+    """Let transformers make masks on ``meta``: whether several texts share a row is a question about values."""
+    name = "find_packed_sequence_indices"
+    original = getattr(transformers.masking_utils, name, None)
+    if original is None:  # transformers before 4.53
+        yield
+        return
+
+    def one_text_in_a_row(position_ids: torch.Tensor) -> None:
+        first = position_ids[:, :1] - 1
+        (torch.diff(position_ids, prepend=first, dim=-1) != 1).cumsum(-1)
+
+    setattr(transformers.masking_utils, name, one_text_in_a_row)
+    try:
+        yield
+    finally:
+        setattr(transformers.masking_utils, name, original)
