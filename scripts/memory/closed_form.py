@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from scripts.common.scenario import Scenario
@@ -34,12 +35,26 @@ Key = tuple[str, str, int]  # component, formula, bytes of one
 
 
 class Node:
-    """An operation of the forward pass, waiting for its backward."""
+    """An operation of the forward pass, waiting for its backward; ``part`` is the checkpointed part it lies in."""
 
-    __slots__ = ("backward", "edges", "grad", "saved")
+    __slots__ = ("backward", "edges", "grad", "part", "saved")
 
-    def __init__(self, edges: list, saved: list, backward: Callable) -> None:
-        self.edges, self.saved, self.backward, self.grad = edges, saved, backward, None
+    def __init__(self, edges: list, saved: list | None, backward: Callable, part: Part | None = None) -> None:
+        self.edges, self.saved, self.backward, self.part = edges, saved, backward, part
+        self.grad: Tensor | None = None
+
+
+class Part:
+    """A checkpointed part of the forward pass: it keeps its input alone, and runs again when something it did not
+    keep is asked for."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.run, self.storage, self.shape, self.needs = run, x.storage, (x.dims, x.width), edge_of(x) is not None
+        self.nodes: list[Node] = []
+
+
+class _Rerun(Exception):
+    """All that a part did not keep is there again; what is left of it need not run."""
 
 
 class Storage:
@@ -87,7 +102,10 @@ class Step:
         self.peaks: dict[str, int] = {}
         self.at_peak: dict[str, Counter[Key]] = {}
         self.rising = False
-        self.recording = True
+        self.part: Part | None = None  # the checkpointed part that runs
+        self.rerun: Part | None = None  # the one that runs again, in the backward pass
+        self.copies: list[Tensor] = []  # autocast's cache of 16-bit weights, kept until its context ends
+        self.accumulating = scenario.gradient_accumulation > 1
         self.nodes: list[Node] = []
 
     # --- accounts ---
@@ -143,14 +161,52 @@ class Step:
         inputs: Sequence[Tensor | Parameter],
         backward: Callable,
         saved: Sequence = (),
+        saves_output: bool = False,
     ) -> Tensor:
         """A new tensor; its node keeps ``saved`` and turns its gradient into one for each input."""
-        out = self.tensor(dims, width)
         edges = [edge_of(x) for x in inputs]
-        if self.recording and any(edge is not None for edge in edges):
-            out.edge = Node(edges, [x.storage for x in saved if isinstance(x, Tensor)], backward)
-            self.nodes.append(out.edge)
+        node = None
+        if any(edge is not None for edge in edges):
+            kept = [x.storage for x in saved if isinstance(x, Tensor)]
+            if self.part is not None:  # None: to be found out when the part runs again
+                kept = None if kept or saves_output else []
+            node = Node(edges, kept, backward, self.part)
+            self.record(node)
+        out = self.tensor(dims, width)
+        if node is not None:
+            out.edge = node
+            if saves_output and self.part is None:
+                node.saved.append(out.storage)
         return out
+
+    def record(self, node: Node) -> None:
+        """Put a node on the tape; while a part runs again, only what it keeps is of interest."""
+        if self.rerun is None:
+            self.nodes.append(node)
+            if self.part is not None:
+                self.part.nodes.append(node)
+            return
+        waiting = self.rerun.nodes
+        original = waiting[len(waiting) - self.left]
+        self.left -= 1
+        if original.saved is None:
+            original.saved = node.saved
+            self.missing -= 1
+            if not self.missing:
+                raise _Rerun
+
+    def run_again(self, part: Part) -> None:
+        """Recompute a part until everything that its nodes keep is there (torch.utils.checkpoint stops there too)."""
+        component = self.component
+        self.rerun, self.left = part, len(part.nodes)
+        self.missing = sum(node.saved is None for node in part.nodes)
+        x = Tensor(part.storage, *part.shape, Node([], [], None) if part.needs else None)
+        with suppress(_Rerun):
+            part.run(x)
+        self.rerun = None
+        self.copies.clear()
+        part.nodes.clear()
+        self.component = component
 
     def elementwise(self, x: Tensor, width: int | None = None, saved: Sequence = (), dims: Any = None) -> Tensor:
         """One tensor to one of its shape (an activation, a scaling, a dtype change)."""
@@ -180,9 +236,13 @@ class Step:
         needs = [edge_of(x) is not None, edge_of(y) is not None]
 
         def backward(node: Node, grad: Tensor) -> list:
-            full = [self.tensor(grad.dims, max(grad.width, w)) if n else None for n, (_, w) in zip(needs, shapes)]
+            full = [
+                self.tensor(grad.dims, max(grad.width, width)) if need else None
+                for need, (_, width) in zip(needs, shapes, strict=True)
+            ]
             return [
-                t if t is None or (t.dims, t.width) == shape else self.tensor(*shape) for t, shape in zip(full, shapes)
+                wide if wide is None or (wide.dims, wide.width) == shape else self.tensor(*shape)
+                for wide, shape in zip(full, shapes, strict=True)
             ]
 
         return self.operation(x.dims, max(x.width, y.width), [x, y], backward, saved)
@@ -217,12 +277,14 @@ class Step:
             node = nodes.pop()
             grad, node.grad = node.grad, None
             if grad is None:
-                node.saved = None
+                node.part = node.saved = None
                 continue
+            if node.saved is None:
+                self.run_again(node.part)
             grads = node.backward(node, grad)
-            node.saved = node.backward = None
+            node.part = node.saved = node.backward = None
             del grad
-            for edge, new in zip(node.edges, grads):
+            for edge, new in zip(node.edges, grads, strict=True):
                 self.accumulate(edge, new)
             del grads, new
 
@@ -230,10 +292,9 @@ class Step:
         """Hand a gradient to the node or parameter it belongs to; a second one is added in place."""
         if edge is None or grad is None:
             return
-        if isinstance(edge, Parameter):
-            if grad.width != edge.width or grad.storage.key[0] != "gradients":
-                grad = self.gradient(edge, edge.width)
-        if edge.grad is None:
+        if isinstance(edge, Parameter) and (grad.width != edge.width or grad.storage.key[0] != "gradients"):
+            grad = self.gradient(edge, edge.width)
+        if edge.grad is None and not (self.accumulating and isinstance(edge, Parameter)):
             edge.grad = grad
 
 
@@ -283,7 +344,6 @@ class ClosedForm(Step):
         # PEFT's k-bit preparation turns every weight that is not packed to fp32.
         self.base_width = 4 if scenario.kbit_preparation == "peft" else self.dense_width
         self.quantized = scenario.method == "qlora"
-        self.copies: list[Tensor] = []  # autocast's cache of 16-bit weights, kept until its context ends
 
     # --- weights, gradients, optimizer ---
 
@@ -490,9 +550,9 @@ class ClosedForm(Step):
             return [self.tensor(*shape)]
 
         edge = None
-        if self.recording and x.edge is not None:
-            edge = Node([x.edge], [], together)
-            self.nodes.append(edge)
+        if x.edge is not None:
+            edge = Node([x.edge], [], together, self.part)
+            self.record(edge)
         return tuple(Tensor(x.storage, (*x.dims[:-1], name), x.width, edge) for name in names)
 
     def expanded(self, x: Tensor) -> Tensor:
@@ -516,11 +576,7 @@ class ClosedForm(Step):
             del accumulator, rows
             return grads
 
-        saved = [q, k, v, sums]
-        out = self.operation(("t", "a"), width, [q, k, v], backward, saved)
-        if out.edge is not None:
-            out.edge.saved.append(out.storage)
-        return out
+        return self.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums], saves_output=True)
 
     def eager(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention in single steps, the scores of every head in memory."""
@@ -561,24 +617,19 @@ class ClosedForm(Step):
     def softmax(self, x: Tensor) -> Tensor:
         """In fp32; CUDA reads 16-bit scores directly. Keeps its output; backward makes a product of its own first."""
         shape = (x.dims, x.width)
+        width = 4 if self.decoder.family.softmax_fp32 or self.scenario.mixed else x.width
 
         def backward(node: Node, grad: Tensor) -> list:
-            product = self.tensor(shape[0], 4)
-            result = self.tensor(shape[0], 4)
+            product = self.tensor(shape[0], width)
+            result = self.tensor(shape[0], width)
             del product
-            return [result if shape[1] == 4 else self.tensor(*shape)]
+            return [result if shape[1] == width else self.tensor(*shape)]
 
-        return self.keeping_output(x, 4, backward)
+        return self.operation(x.dims, width, [x], backward, saves_output=True)
 
     def tanh(self, x: Tensor) -> Tensor:
         shape = (x.dims, x.width)
-        return self.keeping_output(x, x.width, lambda node, grad: [self.tensor(*shape)])
-
-    def keeping_output(self, x: Tensor, width: int, backward: Callable) -> Tensor:
-        out = self.operation(x.dims, width, [x], backward)
-        if out.edge is not None:
-            out.edge.saved.append(out.storage)
-        return out
+        return self.operation(*shape, [x], lambda node, grad: [self.tensor(*shape)], saves_output=True)
 
     def activated(self, x: Tensor) -> Tensor:
         """The MLP's nonlinearity."""
@@ -651,32 +702,11 @@ class ClosedForm(Step):
         self.component = "residual stream"
         return self.add_tensors(x, out)
 
-    def checkpointed(self, run: Callable[[Tensor], Tensor], x: Tensor, edges: Sequence[Any]) -> Tensor:
-        """Run a part without keeping anything but its input; run it again when its backward comes."""
-        dims, width = x.dims, x.width
-        self.recording = False
+    def checkpointed(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run a part without keeping anything but its input; it runs again in the backward pass."""
+        self.part = Part(run, x)
         out = run(x)
-        self.recording = True
-
-        def backward(node: Node, grad: Tensor) -> list:
-            outer, self.nodes = self.nodes, []
-            start = Node([None], [], lambda node, grad: [grad])
-            again = Tensor(node.saved[0], dims, width, start if node.edges[0] is not None else None)
-            result = run(again)
-            self.copies.clear()
-            last, nodes = result.edge, self.nodes
-            del result, again
-            if last is not None:
-                last.grad = grad
-            node.saved = None
-            del grad
-            self.backward(nodes)
-            self.nodes = outer
-            return [start.grad]
-
-        if edge_of(x) is not None or edges:
-            out.edge = Node([edge_of(x)], [x.storage], backward)
-            self.nodes.append(out.edge)
+        self.part = None
         return out
 
     # --- the whole step ---
@@ -685,6 +715,9 @@ class ClosedForm(Step):
         decoder, scenario = self.decoder, self.scenario
         full, count = scenario.method == "full", decoder.sizes["L"]
         self.begin("forward")
+        if self.accumulating:  # the gradients of the micro-batches before this one
+            for width, elements, times in self.trained_shapes():
+                self.bulk("gradients", width, elements, times)
         self.component = "residual stream"
         self.embedding = Parameter(("V", "h"), self.base_width, full)
         self.layers = [Layer(self) for _ in range(min(count, LAYERS_RUN))]
@@ -694,15 +727,16 @@ class ClosedForm(Step):
         self.between = Counter()
         self.marks: list[int] = []
         for index, layer in enumerate(self.layers):
-            trained = [
-                p for entry in layer.linear.values() for p in (entry["weight"], *(entry["lora"] or ())) if p.trained
-            ]
             self.marks.append(len(self.nodes))
             before = self.live.copy()
             run = lambda x, layer=layer: self.decoder_layer(x, layer)  # noqa: E731
-            x = self.checkpointed(run, x, trained) if scenario.gradient_checkpointing else run(x)
+            x = self.checkpointed(run, x) if scenario.gradient_checkpointing else run(x)
             if index == 1 and count > LAYERS_RUN:
                 self.repeat(before, count - LAYERS_RUN)
+        if not scenario.gradient_checkpointing:
+            self.shared = [
+                tensor for tensor in self.shared if "t" not in tensor.dims
+            ]  # only a rerun reads the mask again
         self.component = "activations: norms"
         self.final_norm = Parameter(("h",), self.base_width, full)
         x = self.norm(x, self.final_norm)
@@ -715,7 +749,10 @@ class ClosedForm(Step):
     def shared_by_layers(self, width: int) -> list[Tensor]:
         """What every layer reads: positions, cosines and sines, and the mask where scores are in memory."""
         self.component = "positions and mask"
-        shared = [self.tensor(("s",), 8), *(self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0))]
+        shared = [
+            self.tensor(("s",), 8),
+            *(self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0)),
+        ]
         if self.scenario.attention == "eager":
             shared.append(self.tensor(("t", "s"), width))
         self.component = "residual stream"
@@ -769,7 +806,7 @@ class ClosedForm(Step):
     def cross_entropy(self, logits: Tensor) -> Node | None:
         wide = self.cast(logits, 4)
         shape = wide.dims
-        logs = self.keeping_output(wide, 4, lambda node, grad: [self.tensor(shape, 4)])
+        logs = self.operation(shape, 4, [wide], lambda node, grad: [self.tensor(shape, 4)], saves_output=True)
         loss = self.operation(("1",), 4, [logs], lambda node, grad: [self.tensor(shape, 4)], [logs])
         return loss.edge
 
@@ -780,7 +817,6 @@ class ClosedForm(Step):
         self.outputs = None
         chunks = min(2, -(-tokens // CHUNK_TOKENS))
         states = self.split(x, ("h",) * chunks)
-        trained = [self.head] if self.head.trained else []
         self.loss = Node([], [], lambda node, grad: [grad] * chunks)
 
         def run(x: Tensor) -> Tensor:
@@ -788,12 +824,12 @@ class ClosedForm(Step):
             logits = self.logits(x)
             wide = self.cast(logits, 4)
             shape = wide.dims
-            logs = self.keeping_output(wide, 4, lambda node, grad: [self.tensor(shape, 4)])
+            logs = self.operation(shape, 4, [wide], lambda node, grad: [self.tensor(shape, 4)], saves_output=True)
             return self.operation(("1",), 4, [logs], lambda node, grad: [self.tensor(shape, 4)], [logs])
 
         for state in states:
             chunk = Tensor(state.storage, ("c", "h"), state.width, state.edge)
-            self.loss.edges.append(self.checkpointed(run, chunk, trained).edge)
+            self.loss.edges.append(self.checkpointed(run, chunk).edge)
         self.nodes.append(self.loss)
 
     def backward_pass(self) -> None:
@@ -846,9 +882,9 @@ class ClosedForm(Step):
         return self
 
 
-def closed_form(scenario: Scenario) -> dict[str, Any] | None:
+def closed_form(scenario: Scenario, where: object = "scenario") -> dict[str, Any] | None:
     """Memory of a scenario's training step; None for a family of models that isn't described."""
-    decoder = described(scenario)
+    decoder = described(scenario, where)
     if decoder is None:
         return None
     form = ClosedForm(decoder, scenario).run()

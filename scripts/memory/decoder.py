@@ -63,6 +63,7 @@ class Family:
     experts: str | None = None
     conv1d: bool = False  # weights stored transposed (GPT-2)
     rotary: float = 1.0  # share of a head that is rotated; 0: none
+    softmax_fp32: bool = True  # of eager attention's scores
     dropout: tuple[str, ...] = ()  # keys: after embedding, after attention and MLP
 
 
@@ -218,6 +219,7 @@ FAMILIES: dict[str, Family] = {
         positions=True,
         activation="activation_function",
         conv1d=True,
+        softmax_fp32=False,
         rotary=0.0,
         dropout=("embd_pdrop", "resid_pdrop"),
     ),

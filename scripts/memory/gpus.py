@@ -51,8 +51,8 @@ def _from_entry(name: str, entry: Mapping[str, Any], assumptions: Mapping[str, f
         total = entry.get("total_bytes") or int(entry["total_gib"] * GIB)
         source = entry["source"]
     else:
-        unit, share = (10**9 if entry.get("decimal") else GIB), assumptions["total_share"]
-        total, source = int(entry["nominal_gb"] * unit * share), f"assumed: {share} x {entry['nominal_gb']} GB"
+        share = assumptions["total_share"]
+        total, source = int(entry["nominal_gb"] * GIB * share), f"assumed: {share} x {entry['nominal_gb']} GiB"
     if "context_mib" in entry:
         context, context_source = entry["context_mib"], entry["context_source"]
     else:
