@@ -34,6 +34,7 @@ MIN_LARGE = 10 * MIB  # kMinLargeAlloc: from here on a segment is the request it
 ROUND_LARGE = 2 * MIB  # kRoundLarge: rounded up to this
 
 Event = tuple[int, int]  # (id, bytes): id > 0 allocates bytes under that id; (-id, 0) frees them
+EMPTY_CACHE: Event = (0, 0)  # torch.cuda.empty_cache(): gives free segments back
 
 # A free block's key orders as BlockComparatorSize does: by size, then by address. One integer holds both, so that
 # the free lists are plain sorted lists; addresses stay below 2**48 as CUDA's do.
@@ -151,6 +152,7 @@ def replay(
     events
         ``(id, bytes)`` with ``id > 0`` allocates, ``(-id, 0)`` frees. Ids are used once; freeing an id that was
         never allocated, or was of 0 bytes (PyTorch allocates nothing for those), does nothing.
+        :data:`EMPTY_CACHE` gives free segments back.
     marks
         ``(phase, index of the phase's first event)`` in order.
     capacity_bytes
@@ -183,6 +185,18 @@ def replay(
     upcoming = list(marks)[::-1]
     next_mark = upcoming[-1][1] if upcoming else -1
     index = -1
+
+    def release(pool: list[int]) -> int:
+        """Give back the segments that are free as a whole, and return their bytes (``release_blocks``)."""
+        kept, released = [], 0
+        for key in pool:
+            block = free[key & _ADDRESS_MASK]
+            if block.previous is None and block.next is None:
+                released += free.pop(block.address).size
+            else:
+                kept.append(key)
+        pool[:] = kept
+        return released
 
     for index, (identity, count) in enumerate(events):
         while index == next_mark:
@@ -219,6 +233,8 @@ def replay(
             insort(pool, block.size << _ADDRESS_BITS | block.address)
             continue
 
+        if identity == 0:
+            reserved -= release(large) + release(small)
         if count == 0:
             continue
         size = MIN_BLOCK if count < MIN_BLOCK else -(-count // MIN_BLOCK) * MIN_BLOCK
@@ -231,16 +247,7 @@ def replay(
             segment = segment_size(size)
             if reserved + segment > capacity:
                 retries += 1
-                for cached in (large, small):  # release_blocks: only segments that are free as a whole
-                    kept = []
-                    for key in cached:
-                        block = free[key & _ADDRESS_MASK]
-                        if block.previous is None and block.next is None:
-                            reserved -= block.size
-                            del free[block.address]
-                        else:
-                            kept.append(key)
-                    cached[:] = kept
+                reserved -= release(large) + release(small)
                 if reserved + segment > capacity:
                     if not grow:
                         raise OutOfMemory(index, reserved + segment, capacity)

@@ -1,0 +1,308 @@
+"""What the device sees before the first step: loading, quantizing, preparing, adding adapters.
+
+The blocks that loading leaves behind decide how much the caching allocator counts for the weights (a 16-bit weight
+comes to the device, is quantized into a smaller packed one, and goes; the packed one sits in a block whose rest may
+be too small to be split off) and which holes later allocations find. :func:`loading_events` gives that history as
+events for :mod:`scripts.memory.allocator`, in the order of the libraries' code:
+
+======================  =============================================================================================
+what                    source
+======================  =============================================================================================
+one block of the        transformers ``modeling_utils.caching_allocator_warmup``, ``get_total_byte_count``: all
+model's size, freed     parameters once, 0.5 byte for each weight to be quantized (5.0 to 5.24)
+order of the tensors    transformers ``core_model_loading.convert_and_load_state_dict_in_model``: checkpoint keys
+                        sorted by ``dot_natural_key``
+who loads               there: one after the other when quantizing on the fly (from 5.1x on); before that four
+                        threads (``GLOBAL_WORKERS``) that run ahead of the quantization
+cast to the dtype       on the CPU, before the copy: ATen ``native/cuda/Copy.cu``, ``copy_kernel_cuda``
+quantizing              transformers ``integrations/bitsandbytes.py``, ``Bnb4bitQuantize.convert``; bitsandbytes
+                        ``nn/modules.py`` ``Params4bit._quantize``, ``functional.py`` ``quantize_4bit``,
+                        ``get_4bit_type``, ``quantize_blockwise``, ``backends/cuda/ops.py``
+experts stored singly   transformers ``core_model_loading.WeightConverter``: ``MergeModulelist``, ``Concatenate``
+``model.to(device)``    torch ``nn/modules/module.py`` ``Module._apply``: children first, parameters, buffers
+16-bit to fp32          peft ``utils/other.py`` ``prepare_model_for_kbit_training``, in the order of the parameters;
+                        from 0.20 on it empties the cache afterwards
+adapters                peft ``tuners/tuners_utils.py`` ``_move_adapter_to_device_of_base_layer`` (in the dtype of the
+                        base layer), then ``cast_adapter_dtype``
+======================  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.common.scenario import Scenario
+from scripts.memory.allocator import EMPTY_CACHE, Event
+from scripts.training.model import quantization_state, weight_dtype
+
+_CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar
+_SCALAR = 4
+_DYNAMIC_CODE = 256 * 4  # bytes of bitsandbytes' 8-bit map, made once and kept in `functional.name2qmap`
+_WORKERS = 4  # transformers core_model_loading.GLOBAL_WORKERS
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How a program brings its model to the device.
+
+    Attributes
+    ----------
+    moved
+        The model is loaded on the CPU and then moved (``model.to``), as scripts without ``device_map`` do.
+    workers
+        Tensors on their way to the device at once: 1, or 4 where threads load ahead of the quantization.
+    empties_cache
+        Whether PEFT's k-bit preparation ends with ``torch.cuda.empty_cache()``.
+    """
+
+    moved: bool = False
+    workers: int = 1
+    empties_cache: bool = True
+
+    @classmethod
+    def of(cls, *, transformers: str, peft: str, moved: bool = False) -> Loader:
+        """Return how these versions load."""
+        return cls(
+            moved=moved,
+            workers=1 if _version(transformers) >= (5, 1) else _WORKERS,
+            empties_cache=_version(peft) >= (0, 20),
+        )
+
+    @classmethod
+    def installed(cls) -> Loader:
+        """Return how the installed versions load."""
+        return cls.of(
+            transformers=importlib.metadata.version("transformers"),
+            peft=importlib.metadata.version("peft"),
+        )
+
+
+def loading_events(
+    model: nn.Module,
+    scenario: Scenario,
+    first_id: int = 1,
+    loader: Loader | None = None,
+) -> tuple[list[Event], dict[int, int]]:
+    """Return what happens on the device until the model is ready for its first step.
+
+    Parameters
+    ----------
+    model
+        The finished model of :func:`scripts.training.model.build_model` on ``meta``.
+    scenario
+        What it was built for.
+    first_id
+        Ids of the events count up from here.
+    loader
+        How it is loaded; the installed versions' way when None.
+
+    Returns
+    -------
+    events
+        ``(id, bytes)`` and ``(-id, 0)`` in order, and the allocator's ``EMPTY_CACHE``.
+    ids
+        The id of each storage that the finished model holds, by ``tensor.untyped_storage()._cdata``.
+    """
+    loader = loader or Loader.installed()
+    device = _Device(first_id)
+    base = _base_tensors(model)
+    if loader.moved and scenario.method != "qlora":
+        for _, tensor in _in_module_order(model):
+            device.place(tensor, _loaded_bytes(tensor, scenario))
+    else:
+        _load_on_device(device, model, base, scenario, loader)
+    if scenario.method != "full" and scenario.kbit_preparation == "peft":
+        for tensor in _parameters(model):
+            if tensor.dtype == torch.float32 and weight_dtype(scenario) != torch.float32:
+                device.replace(tensor, tensor.untyped_storage().nbytes())
+        if loader.empties_cache:
+            device.events.append(EMPTY_CACHE)
+    _add_adapters(device, model, scenario)
+    for tensor in (*model.parameters(), *model.buffers()):  # whatever a model holds beyond all that
+        device.place(tensor, tensor.untyped_storage().nbytes())
+    return device.events, device.ids
+
+
+class _Device:
+    """Collects events; knows which storage lives under which id."""
+
+    def __init__(self, first_id: int) -> None:
+        self.events: list[Event] = []
+        self.ids: dict[int, int] = {}
+        self.next = first_id
+
+    def allocate(self, count: int) -> int:
+        identity, self.next = self.next, self.next + 1
+        self.events.append((identity, count))
+        return identity
+
+    def free(self, identity: int) -> None:
+        self.events.append((-identity, 0))
+
+    def place(self, tensor: torch.Tensor, count: int) -> None:
+        """Allocate a tensor of the model, once."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self.ids:
+            self.ids[key] = self.allocate(count)
+
+    def replace(self, tensor: torch.Tensor, count: int) -> None:
+        """Exchange a tensor's data for a cast copy: the new one exists before the old one goes."""
+        key = tensor.untyped_storage()._cdata
+        old, self.ids[key] = self.ids[key], self.allocate(count)
+        self.free(old)
+
+
+def _load_on_device(
+    device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: Loader
+) -> None:
+    warmup = sum(
+        tensor.quant_state.shape.numel() // 2
+        if getattr(tensor, "quant_state", None) is not None
+        else _loaded_bytes(tensor, scenario)
+        for tensor in base.values()
+    )
+    device.free(device.allocate(warmup // 2 * 2))  # torch.empty(byte_count // 2, dtype=float16)
+
+    owners = {id(module.weight): module for module in model.modules() if type(module).__name__ == "Linear4bit"}
+    order = sorted(base.items(), key=lambda item: _natural_key(item[0]))
+    arrived: dict[str, list[int]] = {}
+    for position, (name, tensor) in enumerate(order):
+        for ahead, on_its_way in order[position : position + loader.workers]:
+            if ahead not in arrived:
+                arrived[ahead] = [device.allocate(count) for count in _checkpoint_bytes(ahead, on_its_way, scenario)]
+        parts = arrived[name]
+        if getattr(tensor, "quant_state", None) is not None:
+            _quantize(device, tensor, parts[0], owners[id(tensor)])
+        elif len(parts) == 1:
+            device.ids[tensor.untyped_storage()._cdata] = parts[0]
+        else:
+            _merge_experts(device, tensor, parts, _loaded_bytes(tensor, scenario))
+    for name, tensor in model.named_buffers():  # _move_missing_keys_from_meta_to_device: not in the checkpoint
+        device.place(tensor, tensor.untyped_storage().nbytes())
+
+
+def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module) -> None:
+    """Quantize a dense weight that lies on the device under the id ``dense``."""
+    count = weight.quant_state.shape.numel()
+    state = quantization_state(weight)
+    copy = None
+    if getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D":  # transposed, so `contiguous()` copies it
+        copy = device.allocate(count * weight.quant_state.dtype.itemsize)
+    blocks = -(-count // weight.quant_state.blocksize)
+    absmax = device.allocate(blocks * 4)
+    device.ids[weight.untyped_storage()._cdata] = device.allocate(weight.untyped_storage().nbytes())
+    device.place(state["code"], _CODE_4BIT)
+    magnitude = device.allocate(_CODE_4BIT)
+    largest = device.allocate(_SCALAR)
+    device.free(magnitude)
+    device.free(largest)
+    if "nested_absmax" in state:
+        device.place(state["offset"], _SCALAR)
+        centred = device.allocate(blocks * 4)
+        if not hasattr(device, "dynamic_code"):
+            device.dynamic_code = device.allocate(_DYNAMIC_CODE)
+        device.place(state["nested_absmax"], state["nested_absmax"].untyped_storage().nbytes())
+        device.place(state["absmax"], state["absmax"].untyped_storage().nbytes())
+        device.place(state["nested_code"], _DYNAMIC_CODE)
+        device.free(centred)
+        device.free(absmax)
+    else:
+        device.ids[state["absmax"].untyped_storage()._cdata] = absmax
+    if copy is not None:
+        device.free(copy)
+    device.free(dense)
+
+
+def _merge_experts(device: _Device, tensor: torch.Tensor, parts: list[int], total: int) -> None:
+    """Stack the experts of each source, then put gate and up side by side: `MergeModulelist`, `Concatenate`."""
+    experts = tensor.shape[0]
+    sources = [parts[start : start + experts] for start in range(0, len(parts), experts)]
+    stacked = []
+    for source in sources:
+        stacked.append(device.allocate(total // len(sources)))
+        for part in source:
+            device.free(part)
+    if len(stacked) == 1:
+        device.ids[tensor.untyped_storage()._cdata] = stacked[0]
+        return
+    device.ids[tensor.untyped_storage()._cdata] = device.allocate(total)
+    for part in stacked:
+        device.free(part)
+
+
+def _add_adapters(device: _Device, model: nn.Module, scenario: Scenario) -> None:
+    """Move each adapter to the device in its base layer's dtype, then cast all of them to the adapters' dtype."""
+    adapters = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
+    moved = {}
+    for module in adapters:
+        dtype = getattr(module.base_layer, "compute_dtype", None) or module.base_layer.weight.dtype
+        for tensor in (*module.lora_A.parameters(), *module.lora_B.parameters()):
+            device.place(tensor, tensor.numel() * dtype.itemsize)
+            moved[tensor] = dtype
+    for tensor, dtype in moved.items():
+        if tensor.dtype != dtype:
+            device.replace(tensor, tensor.untyped_storage().nbytes())
+
+
+def _base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters of the model without its adapters, by the name they have without PEFT's wrappers, tied ones once."""
+    tensors = {}
+    for name, tensor in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        tensors[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = tensor
+    return tensors
+
+
+def _parameters(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters that are neither adapters nor 4-bit, in the model's order."""
+    for name, tensor in model.named_parameters():
+        if ".lora_" not in name and getattr(tensor, "quant_state", None) is None:
+            yield tensor
+
+
+def _in_module_order(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers as ``Module._apply`` meets them, adapters left out."""
+    for name, child in module.named_children():
+        if not name.startswith("lora_"):
+            yield from _in_module_order(child, f"{prefix}{name}.")
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        yield prefix + name, tensor
+
+
+def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
+    """Bytes of a dense tensor as it is loaded: before PEFT's preparation casts it."""
+    if tensor.dtype.is_floating_point and scenario.kbit_preparation == "peft" and scenario.method != "full":
+        if isinstance(tensor, nn.Parameter):
+            return tensor.numel() * weight_dtype(scenario).itemsize
+    return tensor.untyped_storage().nbytes()
+
+
+def _checkpoint_bytes(name: str, tensor: torch.Tensor, scenario: Scenario) -> list[int]:
+    """Bytes of the checkpoint's tensors that make one of the model's: one, or one for each expert and source."""
+    if getattr(tensor, "quant_state", None) is not None:
+        return [tensor.quant_state.shape.numel() * tensor.quant_state.dtype.itemsize]
+    total = _loaded_bytes(tensor, scenario)
+    if tensor.dim() == 3 and ".experts." in name:
+        parts = tensor.shape[0] * (2 if "gate_up" in name else 1)
+        return [total // parts] * parts
+    return [total]
+
+
+def _natural_key(name: str) -> list[tuple]:
+    """Sort key of ``dot_natural_key``: parts between dots, numbers before text and by value."""
+    key: list[tuple] = []
+    for part in name.split("."):
+        text = part.rstrip("0123456789")
+        key.append((0, int(part)) if part.isdigit() else (1, text, int(part[len(text) :] or -1)))
+    return key
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
