@@ -486,7 +486,7 @@ def _run_shards(
 
     workers = max(1, min(threads, len(todo)))
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // workers))
+    torch.set_num_threads(1)  # the shards run side by side, and most of the work is digests and copies
     # Syncing waits for the disk, not for a core, so it has a thread of its own and the next shard goes on.
     with ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as syncing:
         synced: list[Future] = []

@@ -30,13 +30,33 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_jsonl, sha256_file, write_json
 from scripts.common.job import command, job, log, progress
 from scripts.merging.adapter import LORA_KEY, PREFIX, Adapter, Plan, Update, open_adapter, plan_merge
-from scripts.merging.checkpoint import FLOAT_DTYPES, Checkpoint, Shard, Tensor, open_checkpoint, read_into, read_tensor
+from scripts.merging.checkpoint import (
+    FLOAT_DTYPES,
+    ITEM_BYTES,
+    SAFETENSORS_NAMES,
+    Checkpoint,
+    Shard,
+    Tensor,
+    open_checkpoint,
+    read_into,
+    read_tensor,
+)
 from scripts.merging.merge import MANIFEST
 
-# Largest difference of two logits, as a share of the largest logit, that rounding alone explains: the merged
-# model rounds each weight once more and sums in another order. Measured on models of 2 to 30 layers with about
-# ten times less; an adapter that is missing or doubled differs by ten times more.
-LOGITS_TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+# Root mean square of the logits' differences that rounding explains, as a share of the logits' standard
+# deviation, by the dtype of the weights and the dtype of the computation. Three to ten times what a 30-layer model
+# shows (float32 3e-6; bfloat16 weights 7e-3, computing in bfloat16 as well 4e-2); an adapter that was left out
+# or added twice differs by more, unless it hardly learned anything.
+LOGITS_TOLERANCE = {
+    ("float32", "float32"): 1e-4,
+    ("float16", "float32"): 3e-3,
+    ("bfloat16", "float32"): 2e-2,
+    ("float16", "float16"): 2e-2,
+    ("bfloat16", "bfloat16"): 1e-1,
+}
+# The most, in units of that tolerance, by which an answer's token may lead over the one that the merged model
+# prefers for the two to be called a tie: four standard deviations of the difference of two logits.
+TIE = 6
 # Compared at once, in bytes.
 CHUNK = 2**24
 # Memory of a forward pass and of the process beside the weights, in bytes.
@@ -209,17 +229,17 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def choose_device(needed: int, free: dict[str, int]) -> str | None:
-    """The first device with enough free memory; None when there is none.
+def choose_device(sizes: dict[str, int], free: dict[str, int]) -> tuple[str, str] | None:
+    """Device and dtype of the computation; None when no device has the room.
 
     Parameters
     ----------
-    needed
-        Bytes.
+    sizes
+        Bytes needed by dtype, the preferred one first.
     free
         Free bytes by device, the preferred one first.
     """
-    return next((device for device, size in free.items() if size >= needed), None)
+    return next(((device, dtype) for device in free for dtype in sizes if free[device] >= sizes[dtype]), None)
 
 
 def free_memory() -> dict[str, int]:
@@ -237,6 +257,7 @@ def check_logits(
     base: Path,
     adapter: Path,
     merged: Path,
+    weights: str,
     dtype: str,
     prompts: list[list[int]],
     stop: int | None,
@@ -251,6 +272,10 @@ def check_logits(
 
     Parameters
     ----------
+    weights
+        Dtype of the merged folder.
+    dtype
+        Dtype to compute in. float32 shows what the merge rounded and nothing else.
     prompts
         Token ids.
     stop
@@ -286,12 +311,12 @@ def check_logits(
             sequences.append(sequence)
             reference.append(logits(model, sequence, prompt))
             with model.disable_adapter():
-                effect = max(effect, float((logits(model, sequence, prompt) - reference[-1]).abs().max()))
+                effect += float(((logits(model, sequence, prompt) - reference[-1]).double() ** 2).sum())
         del model
         gc.collect()
         model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch_type).to(device).eval()
-        largest = max(float(values.abs().max()) for values in reference)
-        tolerance = LOGITS_TOLERANCE[dtype] * largest
+        spread = float(torch.cat(reference).std())
+        tolerance = LOGITS_TOLERANCE.get((weights, dtype), 1e-4) * spread
         worst, squares, count, same, ties, different = 0.0, 0.0, 0, 0, 0, []
         pairs = zip(prompts, sequences, reference, strict=True)
         for number, (prompt, sequence, expected) in enumerate(progress(pairs, "merged", len(prompts), "prompt")):
@@ -303,21 +328,22 @@ def check_logits(
             missed = (ours.argmax(-1) != answer).nonzero().flatten().tolist()
             if not missed:
                 same += 1
-            elif float(expected[missed[0]].max() - expected[missed[0], ours[missed[0]].argmax()]) <= 2 * tolerance:
+            elif float(expected[missed[0]].max() - expected[missed[0], ours[missed[0]].argmax()]) <= TIE * tolerance:
                 ties += 1
             else:
                 different.append(number)
     positions = sum(len(values) for values in reference)
+    difference = (squares / max(1, count)) ** 0.5
     return (
         _result(
-            worst <= tolerance,
-            adapter_effect=effect,
-            dtype=dtype,
-            largest_logit=largest,
+            difference <= tolerance,
+            adapter_effect=(effect / max(1, count)) ** 0.5,
+            computed_in=dtype,
+            logits_standard_deviation=spread,
             max_abs_difference=worst,
             positions=positions,
             prompts=len(prompts),
-            rms_difference=(squares / max(1, count)) ** 0.5,
+            rms_difference=difference,
             tolerance=tolerance,
         ),
         _result(not different, different=different, prompts=len(prompts), same=same, tokens=positions, ties=ties),
@@ -381,20 +407,27 @@ def verify(
         else _not_run("the tensors are not the base's")
     )
     requests = list(requests)
-    needed = max(checkpoint.bytes, result.bytes) + loaded.shard.bytes + WORKING_BYTES
+    weights = manifest["dtype"]
+    stored = max(checkpoint.bytes, result.bytes)
+    itemsize = ITEM_BYTES[SAFETENSORS_NAMES[weights]]
+    sizes = {
+        dtype: stored * size // itemsize + loaded.shard.bytes + WORKING_BYTES
+        for dtype, size in (("float32", 4), (weights, itemsize))
+    }
     free = free if free is not None else free_memory()
-    device = choose_device(needed, free)
+    chosen = choose_device(sizes, free)
     if checks["layers"]["status"] == "not run":
         checks["logits"] = checks["answers"] = _not_run("the tensors are not the base's")
     elif not requests:
         checks["logits"] = checks["answers"] = _not_run("no requests were given")
-    elif device is None:
+    elif chosen is None:
         room = ", ".join(f"{size / 1e9:.1f} GB free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items())
-        checks["logits"] = checks["answers"] = _not_run(f"needs {needed / 1e9:.1f} GB, {room}")
+        checks["logits"] = checks["answers"] = _not_run(f"needs {sizes[weights] / 1e9:.1f} GB, {room}")
     else:
+        device, dtype = chosen
         prompts, stop = _tokenize(merged, requests, system)
         checks["logits"], checks["answers"] = check_logits(
-            base, adapter, merged, manifest["dtype"], prompts, stop, max_new_tokens, device
+            base, adapter, merged, weights, dtype, prompts, stop, max_new_tokens, device
         )
         checks["logits"]["device"] = device
     for name, check in checks.items():
