@@ -133,11 +133,8 @@ def build_optimizer(
             optimizer.get_state_buffer = _paged_on_meta(optimizer.get_state_buffer)
         return optimizer
     if scenario.optimizer == "adamw_fused":
-        optimizer = torch.optim.AdamW(parameters, fused=device != "meta", foreach=False, **options)
-        if device == "meta":  # the constructor refuses the device, the operator has a shape function for it
-            for group in optimizer.param_groups:
-                group["fused"] = True
-        return optimizer
+        kind = _FusedOnMeta if device == "meta" else torch.optim.AdamW
+        return kind(parameters, fused=device != "meta", foreach=False, **options)
     return torch.optim.AdamW(parameters, foreach=device == "meta" or None if foreach is None else foreach, **options)
 
 
@@ -455,6 +452,22 @@ def _output_heads(model: nn.Module) -> list[str]:
     """Last names of the modules that transformers never quantizes: the output head."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head]
+
+
+class _FusedOnMeta(torch.optim.AdamW):
+    """AdamW's fused operator has a shape function, but its checks refuse the ``meta`` device: step around them."""
+
+    def __init__(self, parameters: Any, **options: Any) -> None:
+        super().__init__(parameters, **options)
+        for group in self.param_groups:
+            group["fused"] = True
+
+    def _init_group(self, group: dict, *lists: Any) -> Any:
+        group |= {"fused": False, "capturable": True}  # makes the same states, the step counter on the device included
+        try:
+            return super()._init_group(group, *lists)
+        finally:
+            group |= {"fused": True, "capturable": False}
 
 
 def _paged_on_meta(original: Any) -> Any:
