@@ -99,10 +99,10 @@ def encode_pairs(tokenizer: Any, system: str, pairs: Sequence[tuple[str, str]]) 
         rest = whole.removeprefix(prompt)
         if rest == whole or command not in rest:
             raise UserError(
-                "The chat template changes the conversation when an answer is added, so the answer can't be told apart.",
+                "The chat template changes the prompt when an answer is added, so the answer can't be told apart.",
                 where="the model's chat template",
                 found=whole[-200:],
-                allowed="a template whose prompt, with add_generation_prompt, is the beginning of the whole conversation",
+                allowed="a template whose prompt (add_generation_prompt) begins the whole conversation",
             )
         answer, _, tail = rest.rpartition(command)
         end = min((tail.find(token) + len(token) for token in controls if token in tail), default=None)

@@ -66,6 +66,12 @@ SLOTS: dict[str, list[str]] = {
     "log": _cross("app error access server worker nginx api auth deploy build cron sync", ".log -debug.log -2024.log"),
     "script": _cross("backup deploy build run cleanup sync install migrate report import export monitor", ".sh")
     + _cross("./bin/ ./tools/ scripts/", "backup.sh deploy.sh build.sh run.sh sync.sh migrate.sh"),
+    "runnable": [
+        *_cross(
+            "./ ./bin/ ./tools/ ./scripts/",
+            "backup.sh deploy.sh build.sh run.sh sync.sh migrate.sh import.sh report.py",
+        ),
+    ],
     "dir": [
         "the current directory => .",
         "my home directory => ~",
@@ -161,8 +167,8 @@ SLOTS: dict[str, list[str]] = {
         "app.git api.git website.git tools.git docs.git notes.git",
     ),
     "message": _words(
-        "fix typo|update readme|add tests|bump version|remove dead code|add login page|clean up imports|fix crash on start|"
-        "improve error message|add search endpoint|update dependencies|rename config keys",
+        "fix typo|update readme|add tests|bump version|remove dead code|add login page|clean up imports|"
+        "fix crash on start|improve error message|add search endpoint|update dependencies|rename config keys",
         "|",
     ),
     "since": _words(
@@ -674,12 +680,12 @@ top_cpu | ps aux --sort=-%cpu | head -n <number>
   print <number> lines of processes ordered by CPU, highest first
   What uses the most CPU? Show <number> lines
   CPU hogs, top <number> lines
-run_in_background | nohup <script> > <log> &
-  run <script> in the background, immune to hangups, with output in <log>
-  start <script> with nohup in the background, writing to <log>
-  keep <script> running after logout and log its output to <log>
-  launch <script> detached and redirect its output to <log>
-  nohup <script> into <log> in the background
+run_in_background | nohup <runnable> > <log> &
+  run <runnable> in the background, immune to hangups, with output in <log>
+  start <runnable> with nohup in the background, writing to <log>
+  keep <runnable> running after logout and log its output to <log>
+  launch <runnable> detached and redirect its output to <log>
+  nohup <runnable> into <log> in the background
 change_priority | renice -n <nice> -p <pid>
   set the niceness of process <pid> to <nice>
   change the priority of pid <pid> to nice <nice>
@@ -698,12 +704,12 @@ who_uses_file | lsof <file>
   find the process that keeps <file> open
   Which program has <file> open?
   list processes accessing <file>
-run_with_timeout | timeout <seconds> <script>
-  run <script> for at most <seconds> seconds
-  run <script> and stop it after <seconds> seconds
-  limit <script> to <seconds> seconds
-  start <script> with a timeout of <seconds> seconds
-  abort <script> if it takes longer than <seconds> seconds
+run_with_timeout | timeout <seconds> <runnable>
+  run <runnable> for at most <seconds> seconds
+  run <runnable> and stop it after <seconds> seconds
+  limit <runnable> to <seconds> seconds
+  start <runnable> with a timeout of <seconds> seconds
+  abort <runnable> if it takes longer than <seconds> seconds
 watch_directory | watch -n <seconds> ls -l <dir>
   list <dir> again every <seconds> seconds
   watch the contents of <dir>, refreshing every <seconds> seconds

@@ -64,7 +64,7 @@ def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> 
     return Record(line, fields, reason)
 
 
-def _check_columns(found: Iterable[str], columns: Mapping[str, str], where: str) -> None:
+def check_columns(found: Iterable[str], columns: Mapping[str, str], where: str) -> None:
     """Every mapped column is there, or an error shows those that are."""
     found = [str(name) for name in found]
     for role, column in columns.items():
@@ -165,7 +165,7 @@ def read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
                 write='{"request": "...", "command": "..."}',
             )
         if first:
-            _check_columns(row, columns, where)
+            check_columns(row, columns, where)
             first = False
         yield to_record(number, row, columns)
 
@@ -173,28 +173,27 @@ def read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
 def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
     """Records of a CSV file with a header, as RFC 4180 has it (quoted fields may span lines)."""
     rejected: list[Record] = []
-    last = 0
+    begun: list[int] = []  # lines of the record at hand
 
     def good_lines() -> Iterator[str]:
-        nonlocal last
         for number, text, reason in _decoded(path):
-            last = number
             if reason:
                 rejected.append(_rejected_line(number, text, reason))
             else:
+                begun.append(number)
                 yield text
 
     csv.field_size_limit(MAXIMUM_LINE_BYTES)
     rows = csv.reader(good_lines(), strict=True)
     header: list[str] | None = None
     while True:
-        line = last + 1
+        begun.clear()
         try:
             row = next(rows, None)
         except csv.Error as error:
             raise UserError(
                 f"The CSV can't be read: {error}.",
-                where=f"{path}, line {line}" + (f" to {last}" if last > line else ""),
+                where=f"{path}, line {begun[0]}" + (f" to {begun[-1]}" if len(begun) > 1 else ""),
                 allowed='fields with a comma, quote or line break in double quotes, and quotes in them doubled ("")',
             ) from None
         yield from rejected
@@ -203,9 +202,10 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
             return
         if not row:
             continue
+        line = begun[0]
         if header is None:
             header = row
-            _check_columns(header, columns, f"{path}, line {line}")
+            check_columns(header, columns, f"{path}, line {line}")
         elif len(row) != len(header):
             yield _rejected_line(line, ",".join(row), f"row has {len(row)} fields instead of {len(header)}")
         else:
@@ -219,7 +219,7 @@ def read_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
 
     try:
         with pq.ParquetFile(path) as file:
-            _check_columns(file.schema_arrow.names, columns, str(path))
+            check_columns(file.schema_arrow.names, columns, str(path))
             number = 0
             for batch in file.iter_batches(batch_size=1_000, columns=list(columns.values())):
                 for row in batch.to_pylist():

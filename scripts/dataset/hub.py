@@ -1,0 +1,162 @@
+"""Datasets of the Hugging Face Hub, read as a stream through ``datasets`` and ``huggingface_hub``.
+
+Credentials come from the environment variable HF_TOKEN alone, and go nowhere but to the Hub. HF_ENDPOINT,
+HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds) have their usual meaning.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.job import log
+from scripts.dataset.sources import Record, check_columns, to_record
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_TOKEN = re.compile(r"\bhf_\w{6,}")
+# A connection that breaks off is taken up again so often by `datasets` (its default is 20), each time after
+# five attempts of huggingface_hub's own, 25 s apart from first to last.
+_READ_RETRIES = 1
+_WORDS = {
+    401: ("The Hub wants to know who you are (401).", "HF_TOKEN in the environment, of an account that may read it"),
+    403: (
+        "The Hub does not let you read this dataset (403).",
+        "HF_TOKEN in the environment, of an account that has accepted the dataset's terms on its page",
+    ),
+    404: ("The Hub has no such dataset, revision or file (404).", "owner/name and a revision as on the dataset's page"),
+    429: ("The Hub is asked too often (429).", "another try, later"),
+}
+
+
+def without_secrets(text: str) -> str:
+    """The text without the token of the environment, or anything that looks like one."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return _TOKEN.sub("***", text)
+
+
+def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:
+    """An error of the libraries as one that says what to do."""
+    chain: list[BaseException] = []
+    step: BaseException | None = error
+    while step is not None and step not in chain:
+        chain.append(step)
+        step = step.__cause__ or step.__context__
+    statuses = [getattr(getattr(one, "response", None), "status_code", None) for one in chain]
+    status = next((status for status in statuses if status), None)
+    names = {name.__name__ for one in chain for name in type(one).__mro__}
+    if "GatedRepoError" in names and status != 401:
+        status = 403
+    message = without_secrets((str(error).strip().splitlines() or [""])[0])
+    found = f"{source['repository']} at {source.get('revision', 'main')}: {type(error).__name__}: {message}"[:400]
+    where = "dataset.sources in the configuration"
+    if status in _WORDS:
+        problem, allowed = _WORDS[status]
+    elif status:
+        problem, allowed = f"The Hub answers with an error ({status}).", "another try, later"
+    elif names & {"TimeoutException", "TimeoutError", "ReadTimeout"}:
+        problem = "The Hub does not answer in time."
+        allowed = "another try, later; or more seconds in HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+    elif names & {"TransportError", "ConnectionError", "ProtocolError", "LocalEntryNotFoundError", "ClientError"}:
+        problem = "The connection to the Hub failed or broke off. Nothing was written: run again."
+        allowed = "a network that reaches the Hub (or the mirror that HF_ENDPOINT names)"
+    else:
+        problem = "The dataset can't be read from the Hub."
+        allowed = (
+            "a config and split that the repository has, and files that `datasets` reads without code of their own"
+        )
+    return UserError(problem, where=where, found=found, allowed=allowed)
+
+
+def resolve(source: Mapping[str, Any], revisions: dict[str, str]) -> str:
+    """The commit that the source's revision stands for now.
+
+    Parameters
+    ----------
+    source
+        An entry of type ``hub``.
+    revisions
+        Commits by ``repository@revision`` from earlier runs; renewed.
+
+    Raises
+    ------
+    UserError
+        When the Hub can't tell, or when the revision has moved since and nobody has agreed to that.
+    """
+    revision = source.get("revision", "main")
+    name = f"{source['repository']}@{revision}"
+    try:
+        from huggingface_hub import HfApi, constants
+
+        api = HfApi(token=os.environ.get("HF_TOKEN") or False)
+        commit = api.dataset_info(
+            source["repository"], revision=revision, timeout=float(constants.HF_HUB_ETAG_TIMEOUT)
+        ).sha
+    except Exception as error:
+        raise explain(error, source) from None
+    before = revisions.get(name)
+    if before and before != commit and not source.get("accept_new_revision", False):
+        raise UserError(
+            f"The revision {revision!r} of {source['repository']} has moved since the last run.",
+            where="dataset.sources in the configuration",
+            found=f"{commit}, where the last run had {before}",
+            allowed="the old commit, pinned; or accept_new_revision: true, to go on with the new one",
+            write=f"revision: {before}",
+        )
+    revisions[name] = commit
+    log.info("%s is commit %s", name, commit)
+    return commit
+
+
+def read_repository(source: Mapping[str, Any], commit: str, columns: Mapping[str, str]) -> Iterator[Record]:
+    """Records of a dataset repository at a commit, a few in memory at a time.
+
+    Raises
+    ------
+    UserError
+        When the Hub can't be reached, refuses, breaks off, or the dataset lacks the config, split or columns.
+    """
+    split = source.get("split", "train")
+    if os.path.isdir(source["repository"]):  # `datasets` would read it instead of the Hub's
+        raise UserError(
+            "A local folder has the name of the dataset on the Hub.",
+            where="the working directory",
+            found=source["repository"],
+            allowed="another name for the folder; or a source of type files",
+        )
+    try:
+        import datasets
+
+        datasets.config.STREAMING_READ_MAX_RETRIES = _READ_RETRIES
+        datasets.config.STREAMING_READ_RETRY_INTERVAL = 1
+        datasets.disable_progress_bars()
+        rows = iter(
+            datasets.load_dataset(
+                source["repository"],
+                source.get("config"),
+                split=split,
+                revision=commit,
+                streaming=True,
+                token=os.environ.get("HF_TOKEN") or False,
+            )
+        )
+    except Exception as error:
+        raise explain(error, source) from None
+    number = 0
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            raise explain(error, source) from None
+        if row is None:
+            break
+        number += 1
+        if number == 1:
+            check_columns(row, columns, f"{source['repository']}, split {split}")
+        yield to_record(number, row, columns)
+    if not number:
+        raise UserError("The dataset has no rows.", where="dataset.sources", found=f"{source['repository']} {split}")

@@ -1,0 +1,207 @@
+"""Files as sources: what is read, what rejects a row, what stops with file and line; and nothing half-written."""
+
+import csv
+import json
+import resource
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scripts.common import settings as configuration
+from scripts.common.errors import UserError
+from scripts.dataset import acquire
+from scripts.dataset.sources import MAXIMUM_LINE_BYTES, read_file
+
+ROOT = Path(__file__).resolve().parents[3]
+PAIRS = [("list files in a", "ls a"), ("zeige größe", "du -sh ."), ('say "hi", twice', 'echo "hi, hi"')]
+COLUMNS = {"request": "nl", "command": "bash"}
+
+
+def run(folder: Path, *paths: Path, **changes: object) -> dict:
+    outputs = types.SimpleNamespace(
+        pairs=f"{folder}/out/raw.jsonl",
+        external=f"{folder}/out/external.jsonl",
+        rejected=f"{folder}/out/raw.rejected.jsonl",
+        report=f"{folder}/out/acquire.json",
+    )
+    source = {"type": "files", "license": "unknown", "paths": [str(path) for path in paths], "columns": COLUMNS}
+    acquire.main([{**source, **changes}], [], outputs)
+    return json.loads(Path(outputs.report).read_text())
+
+
+def rows(folder: Path, name: str = "raw.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (folder / "out" / name).read_text().splitlines()]
+
+
+def json_lines(path: Path, pairs: list = PAIRS) -> Path:
+    path.write_text("".join(json.dumps({"nl": nl, "bash": bash}) + "\n" for nl, bash in pairs))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "data"])
+def test_the_same_rows_from_each_format(tmp_path, ending):
+    path = tmp_path / f"pairs.{ending}"
+    changes = {}
+    if ending == "csv":
+        with path.open("w", newline="") as handle:
+            csv.writer(handle).writerows([("id", "nl", "bash"), *((str(n), *pair) for n, pair in enumerate(PAIRS))])
+    elif ending == "parquet":
+        table = {"nl": [nl for nl, _ in PAIRS], "other": [1, 2, 3], "bash": [bash for _, bash in PAIRS]}
+        pq.write_table(pa.table(table), path)
+    else:
+        json_lines(path)
+        changes = {"format": "jsonl"} if ending == "data" else {}
+    report = run(tmp_path, path, **changes)
+    assert [(row["request"], row["command"]) for row in rows(tmp_path)] == PAIRS
+    assert [row["line"] for row in rows(tmp_path)] == ([2, 3, 4] if ending == "csv" else [1, 2, 3])
+    assert report["rows"] == 3
+    assert report["licenses"] == ["unknown"]
+    assert report["sources"][0]["files"][0]["path"] == str(path)
+
+
+def test_a_byte_order_mark_and_quoted_line_breaks(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_bytes(b'\xef\xbb\xbfnl,bash\r\n"a\nb","ls\n-l"\r\nc,ls\r\n')
+    run(tmp_path, path)
+    assert [(row["request"], row["command"], row["line"]) for row in rows(tmp_path)] == [
+        ("a\nb", "ls\n-l", 2),
+        ("c", "ls", 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n{"nl": "b", "bash"\n', "line 2"),
+        ("a.jsonl", b'{"nl": "a", "bash": "ls"}\n\n[1]\n', "line 3"),
+        ("a.jsonl", b"[" * 100_000 + b"\n", "nested too deeply"),
+        ("a.jsonl", b'{"question": "a", "answer": "ls"}\n', "['question', 'answer']"),
+        ("a.jsonl", b"", "no rows"),
+        ("a.jsonl", b"\n\n", "no rows"),
+        ("a.csv", b"", "no rows"),
+        ("a.csv", b"nl,bash\n", "no rows"),
+        ("a.csv", b"question,bash\na,ls\n", "['question', 'bash']"),
+        ("a.csv", b'nl,bash\na,ls\n"never closed,ls\nb,ls\n', "line 3"),
+        ("a.csv", b'nl,bash\n"' + b"x\n" * 800_000, "field larger than field limit"),
+        ("a.parquet", b"no parquet", "Parquet"),
+        ("a.txt", b"a\n", "format"),
+        ("a.jsonl", '{"nl": "a", "bash": "ls"}\n'.encode("utf-16"), "UTF-16"),
+        ("a.csv", "nl,bash\nliste größe,ls\n".encode("utf-16"), "iconv"),
+        ("a.jsonl", '{"nl": "größe", "bash": "ls"}\n'.encode("latin-1") * 3, "not UTF-8"),
+    ],
+)
+def test_a_useless_file_stops_with_its_place_and_writes_nothing(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        run(tmp_path, path)
+    assert expected in str(error.value)
+    assert str(path) in str(error.value)
+    assert not list((tmp_path / "out").iterdir())
+    # And a rerun with the file put right completes.
+    run(tmp_path, json_lines(tmp_path / "right.jsonl"))
+    assert len(rows(tmp_path)) == 3
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match="does not exist") as error:
+        run(tmp_path, tmp_path / "nothing.jsonl")
+    assert "nothing.jsonl" in str(error.value)
+
+
+def test_spoilt_rows_are_rejected_with_their_reason(tmp_path):
+    path = tmp_path / "mixed.jsonl"
+    lines = [
+        b'{"nl": "good", "bash": "ls"}',
+        '{"nl": "größe", "bash": "ls"}'.encode("latin-1"),
+        b'{"nl": "nul \x00", "bash": "ls"}',
+        b'{"nl": "no command"}',
+        b'{"nl": 7, "bash": "ls"}',
+        b'{"nl": null, "bash": "ls"}',
+        b'{"nl": "half \\ud800", "bash": "ls"}',
+        '{"nl": "größe", "bash": "ls"}'.encode(),
+    ]
+    path.write_bytes(b"\n".join(lines))
+    report = run(tmp_path, path)
+    assert [row["line"] for row in rows(tmp_path)] == [1, 8]
+    rejected = {row["line"]: row["reason"] for row in rows(tmp_path, "raw.rejected.jsonl")}
+    assert rejected == {
+        2: "line is not UTF-8 (byte 11)",
+        3: "line has a NUL byte",
+        4: "command is missing",
+        5: "request is not text but int",
+        6: "request is missing",
+        7: "request has half a surrogate pair",
+    }
+    assert report["rows"] + report["rejected"] == len(lines)
+    assert sum(report["reasons"].values()) == report["rejected"]
+
+
+def test_spoilt_rows_of_a_csv(tmp_path):
+    path = tmp_path / "mixed.csv"
+    path.write_bytes(b"nl,bash\na,ls\nb\nc,ls,-l\nd\x00,ls\n\xff\xfe,ls\ne,ls\n")
+    run(tmp_path, path)
+    assert [(row["request"], row["line"]) for row in rows(tmp_path)] == [("a", 2), ("e", 7)]
+    assert [row["line"] for row in rows(tmp_path, "raw.rejected.jsonl")] == [3, 4, 5, 6]
+
+
+def test_everything_rejected_names_the_reason(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"nl": "a", "bash": null}\n' * 3)
+    with pytest.raises(UserError, match=r"command is missing \(3\)"):
+        run(tmp_path, path)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_line_of_100_megabytes_is_rejected_in_bounded_memory(tmp_path):
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as handle:
+        handle.write(b'{"nl": "a", "bash": "ls a"}\n{"nl": "')
+        for _ in range(100):
+            handle.write(b"x" * 1_000_000)
+        handle.write(b'", "bash": "ls"}\n{"nl": "b", "bash": "ls b"}\n')
+    # A process of its own, for its peak memory. 64 MB above an idle one is far below the line's length.
+    script = (
+        "import resource, sys\nfrom pathlib import Path\nfrom scripts.dataset.sources import read_file\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for record in read_file(sys.argv[1], {'request': 'nl', 'command': 'bash'}, None):\n"
+        "    print(record.line, record.reason)\n"
+        "assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64_000\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["1 None", f"2 line is longer than {MAXIMUM_LINE_BYTES} bytes", "3 None"]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.binary(max_size=300) | st.text(max_size=200).map(str.encode), ending=st.sampled_from(["jsonl", "csv"])
+)
+def test_no_content_of_a_file_crashes_reading(tmp_path, content, ending):
+    path = tmp_path / f"any.{ending}"
+    path.write_bytes(content)
+    try:
+        for record in read_file(str(path), COLUMNS, None):
+            json.dumps(record.fields, ensure_ascii=False).encode()
+    except UserError:
+        pass
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config/datasets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_made_entries_are_valid(path):
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    entry = yaml.safe_load(path.read_text())
+    assert set(entry) == {"dataset"}
+    checked = configuration.check({**config, "dataset": {**config["dataset"], **entry["dataset"]}})
+    assert checked["dataset"]["name"] == path.stem
+    for source in checked["dataset"]["sources"] + checked["dataset"]["external_test"]:
+        assert {"type", "license", "repository", "split", "revision", "columns"} <= set(source)
