@@ -24,14 +24,30 @@ from scripts.common.scenario import Scenario
 from scripts.memory.decoder import Decoder, Matrix, described
 
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}
+MIB = 2**20
 BLOCK = 512  # every allocation is a multiple of it (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)
-# One cuBLAS workspace for the thread that runs forward, one for autograd's (4096 KiB x 2 and 16 KiB x 8, rounded as
-# in aten/src/ATen/cuda/CUDABlas.cpp, parseChosenWorkspaceSize).
-WORKSPACES = 2 * 8519680
+DEFAULT_CAPABILITY = (8, 0)  # of a card that the scenario doesn't name
+# A cuBLAS workspace for the thread that runs forward and one for autograd's (aten/src/ATen/cuda/
+# CublasHandlePool.cpp, parseChosenWorkspaceSize: ":4096:2:16:8", 32 MiB on Hopper), 1 MiB more for products with bias.
+WORKSPACE, WORKSPACE_HOPPER, WORKSPACE_BIAS = 8519680, 32 * 2**20, 2**20
 CHUNK_TOKENS = 256  # scripts/training/step.py: tokens whose logits exist at once with `loss: chunked`
 LAYERS_RUN = 3
 
 Key = tuple[str, str, int]  # component, formula, bytes of one
+
+
+def block(size: int) -> int:
+    """Bytes that the allocator's blocks take for a tensor, on average.
+
+    Requests are rounded up to 512 bytes. From 1 MiB on, the rest of a segment stays with the last block cut from it if
+    it is 1 MiB or less; segments have 20 MiB, or from 10 MiB on the request rounded up to 2 MiB.
+    """
+    size = -(-size // BLOCK) * BLOCK
+    if size <= MIB:
+        return size
+    segment = 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
+    count, rest = divmod(segment, size)
+    return size + (rest // count if rest <= MIB else 0)
 
 
 class Node:
@@ -95,6 +111,7 @@ class Step:
         self.values = {**decoder.sizes, "t": scenario.tokens, "s": scenario.sequence_length}
         self.values |= {"p": decoder.positions, "E": decoder.experts, "e": decoder.experts_per_token}
         self.values["r"] = scenario.lora.rank if scenario.lora else 0
+        self.values["b"] = scenario.micro_batch
         self.sizes: dict[tuple, Key] = {}
         self.live: Counter[Key] = Counter()
         self.now = 0
@@ -113,18 +130,25 @@ class Step:
     def allocate(self, component: str, dims: tuple[str, ...], width: int) -> Key:
         key = self.sizes.get((component, dims, width))
         if key is None:
-            elements = 1
+            elements, divisor = 1, 1
             for symbol in dims:
-                elements *= self.value(symbol)
-            key = (component, "·".join((str(width), *dims)), -(-elements * width // BLOCK) * BLOCK)
+                if symbol.startswith("1/"):
+                    divisor *= int(symbol[2:])
+                else:
+                    elements *= self.value(symbol)
+            elements = -(-elements // divisor)
+            key = (component, "·".join((str(width), *dims)), block(elements * width))
             self.sizes[component, dims, width] = key
         self.add(key)
         return key
 
     def value(self, symbol: str) -> int:
-        if symbol in self.values:
-            return self.values[symbol]
-        return sum(self.values[part] if part in self.values else int(part) for part in symbol.split("+"))
+        """A symbol's number: ``i+i`` is a sum, ``s^32`` is s rounded up to a multiple of 32."""
+        if symbol not in self.values:
+            base, _, multiple = symbol.partition("^")
+            total = sum(self.values[part] if part in self.values else int(part) for part in base.split("+"))
+            self.values[symbol] = -(-total // int(multiple)) * int(multiple) if multiple else total
+        return self.values[symbol]
 
     def add(self, key: Key, times: int = 1) -> None:
         self.live[key] += times
@@ -338,12 +362,14 @@ class Layer:
 class ClosedForm(Step):
     """The step of a scenario, written down in operations on sizes."""
 
-    def __init__(self, decoder: Decoder, scenario: Scenario) -> None:
+    def __init__(self, decoder: Decoder, scenario: Scenario, capability: tuple[int, int]) -> None:
         super().__init__(decoder, scenario)
+        self.capability = capability
         self.dense_width = 4 if scenario.mixed else WIDTH[scenario.precision]
         # PEFT's k-bit preparation turns every weight that is not packed to fp32.
         self.base_width = 4 if scenario.kbit_preparation == "peft" else self.dense_width
         self.quantized = scenario.method == "qlora"
+        self.nested = 2 if self.quantized and scenario.quantization["double"] else 0  # copies of the unpacked scales
 
     # --- weights, gradients, optimizer ---
 
@@ -357,7 +383,10 @@ class ClosedForm(Step):
         if self.scenario.lora:
             for _, elements, times in self.decoder.adapter_shapes(self.scenario.lora):
                 self.bulk("adapters", WIDTH[self.scenario.adapter_precision], elements, times)
-        self.bulk("workspaces (cuBLAS)", 1, WORKSPACES // 2, 2)
+        self.bulk("workspaces", 1, WORKSPACE_HOPPER if self.capability == (9, 0) else WORKSPACE, 2)
+        if any(m.bias for m in self.decoder.matrices) or self.decoder.family.head_bias:
+            threads = 2 if self.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
+            self.bulk("workspaces", 1, WORKSPACE_BIAS, threads)
         self.bulk("batch", 8, self.values["t"], 2)
 
     def packed(self, elements: int, times: int) -> None:
@@ -374,7 +403,7 @@ class ClosedForm(Step):
         self.bulk("quantization state", 4, 16, times)
 
     def bulk(self, component: str, width: int, elements: int, times: int) -> None:
-        size = -(-elements * width // BLOCK) * BLOCK
+        size = block(elements * width)
         self.add((component, f"{width}·{elements}", size), times)
 
     def trained_shapes(self) -> list[tuple[int, int, int]]:
@@ -453,16 +482,25 @@ class ClosedForm(Step):
         return self.matmul(x, weight, outputs, bias, copy)
 
     def product_4bit(self, x: Tensor, m: Matrix) -> Tensor:
-        """x times a 4-bit weight: keeps nothing; backward unpacks the weight into a buffer."""
+        """x times a 4-bit weight: keeps nothing; forward and backward unpack the weight into a buffer."""
         shape = (x.dims, x.width)
 
+        def unpacked() -> list[Tensor]:
+            scales = [
+                self.tensor((m.outputs, m.inputs, "1/64"), 4, "unpacked 4-bit weight") for _ in range(self.nested)
+            ]
+            return [*scales, self.tensor((m.outputs, m.inputs), self.dense_width, "unpacked 4-bit weight")]
+
         def backward(node: Node, grad: Tensor) -> list:
-            unpacked = self.tensor((m.outputs, m.inputs), self.dense_width, "unpacked 4-bit weight")
+            buffers = unpacked()
             result = self.tensor(*shape)
-            del unpacked
+            buffers.clear()
             return [result]
 
-        return self.operation((*x.dims[:-1], m.outputs), x.width, [x], backward)
+        buffers = unpacked()
+        out = self.operation((*x.dims[:-1], m.outputs), x.width, [x], backward)
+        buffers.clear()
+        return out
 
     def dropped(self, x: Tensor) -> Tensor:
         """Dropout with a probability: keeps a mask of one byte an element."""
@@ -537,8 +575,8 @@ class ClosedForm(Step):
         if layer.qk_norms:
             q, k = self.norm(q, layer.qk_norms[0]), self.norm(k, layer.qk_norms[1])
         q, k = self.rotated(q, hidden_width), self.rotated(k, hidden_width)
-        kind = self.scenario.attention
-        out = self.eager(q, k, v) if kind == "eager" else self.fused(q, k, v)
+        kernel = self.kernel(q.width)
+        out = self.eager(q, k, v) if kernel in ("eager", "math") else self.fused(q, k, v, kernel)
         out = self.linear(out, *entries[family.names[0]])
         return self.dropped(out) if decoder.residual_dropout else out
 
@@ -559,21 +597,37 @@ class ClosedForm(Step):
         """Keys or values repeated for every query head that shares them."""
         return self.elementwise(x, dims=("t", "a")) if self.values["H"] != self.values["K"] else x
 
-    def fused(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def kernel(self, width: int) -> str:
+        """What scaled_dot_product_attention runs (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
+        if self.scenario.attention != "sdpa":
+            return self.scenario.attention
+        half = self.scenario.mixed or self.dense_width == 2
+        if half and self.capability >= (8, 0) and self.values["d"] <= 256:
+            return "flash"
+        return "math" if self.values["H"] != self.values["K"] else "mem_efficient"
+
+    def fused(self, q: Tensor, k: Tensor, v: Tensor, kernel: str) -> Tensor:
         """Attention in one kernel: keeps its inputs, its output and the log-sum-exp of each row."""
         if self.scenario.mixed:
             q, k, v = self.cast(q, 2), self.cast(k, 2), self.cast(v, 2)
-        if self.scenario.attention == "mem_efficient":
+        grouped = self.values["H"] != self.values["K"]
+        flash = kernel == "flash"
+        if not flash:
             k, v = self.expanded(k), self.expanded(v)
-        width = max(q.width, v.width)
         shapes = [(x.dims, x.width) for x in (q, k, v)]
-        sums = self.tensor(("t", "H"), 4)
+        width = q.width
+        head = "d^32" if self.values["d"] <= 128 else "d^64"
+        self.values["W"] = efficient_workspace(self.scenario.sequence_length, self.values["d"], width, self.capability)
+        sums = self.tensor(("H", "t") if flash else ("H", "b", "s^32"), 4)
 
         def backward(node: Node, grad: Tensor) -> list:
-            accumulator = self.tensor(("t", "a"), 4)
-            rows = self.tensor(("t", "H"), 4)
             grads = [self.tensor(*shape) for shape in shapes]
-            del accumulator, rows
+            if flash:
+                scratch = [self.tensor(("H", "b", "s^128"), 4), self.tensor(("H", "b", "s^128", head), 4)]
+                scratch += [self.tensor(("t", "a"), width) for _ in range(2 if grouped else 0)]
+            else:
+                scratch = [self.tensor(("H", "t"), 4), self.tensor(("H", "b", "W"), 1)]
+            scratch.clear()
             return grads
 
         return self.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums], saves_output=True)
@@ -595,9 +649,11 @@ class ClosedForm(Step):
             weights = self.tanh(weights)
             weights = self.elementwise(weights)
         weights = self.elementwise(weights)  # plus the mask
-        soft = self.softmax(weights)
-        del weights
+        # CUDA's softmax reads half directly, but not bfloat16.
+        direct = self.scenario.precision == "fp16" or not decoder.family.softmax_fp32
+        soft = self.softmax(weights if direct else self.cast(weights, 4))
         soft = self.cast(soft, q.width)
+        del weights
         if decoder.attention_dropout:
             soft = self.dropped(soft)
         soft, v = self.cast(soft, compute), self.cast(v, compute)
@@ -714,7 +770,6 @@ class ClosedForm(Step):
     def forward(self) -> None:
         decoder, scenario = self.decoder, self.scenario
         full, count = scenario.method == "full", decoder.sizes["L"]
-        self.begin("forward")
         if self.accumulating:  # the gradients of the micro-batches before this one
             for width, elements, times in self.trained_shapes():
                 self.bulk("gradients", width, elements, times)
@@ -811,13 +866,11 @@ class ClosedForm(Step):
         return loss.edge
 
     def chunked_loss(self, x: Tensor) -> None:
-        """Head and loss for some tokens at a time, and again in backward."""
-        tokens = self.values["t"]
-        self.values["c"] = min(CHUNK_TOKENS, tokens)
+        """Head and loss for some learned tokens at a time, and again in backward; here every token is learned."""
+        learned = self.values["t"] - self.values["b"]
+        self.values["n"], self.values["c"] = learned, min(CHUNK_TOKENS, learned)
         self.outputs = None
-        chunks = min(2, -(-tokens // CHUNK_TOKENS))
-        states = self.split(x, ("h",) * chunks)
-        self.loss = Node([], [], lambda node, grad: [grad] * chunks)
+        x = self.elementwise(x, dims=("n", "h"))
 
         def run(x: Tensor) -> Tensor:
             self.component = "logits and loss"
@@ -827,6 +880,11 @@ class ClosedForm(Step):
             logs = self.operation(shape, 4, [wide], lambda node, grad: [self.tensor(shape, 4)], saves_output=True)
             return self.operation(("1",), 4, [logs], lambda node, grad: [self.tensor(shape, 4)], [logs])
 
+        if learned <= CHUNK_TOKENS:
+            self.loss = run(x).edge
+            return
+        states = self.split(x, ("h", "h"))  # two stand for all: each adds to the same gradients
+        self.loss = Node([], [], lambda node, grad: [grad, grad])
         for state in states:
             chunk = Tensor(state.storage, ("c", "h"), state.width, state.edge)
             self.loss.edges.append(self.checkpointed(run, chunk).edge)
@@ -875,6 +933,11 @@ class ClosedForm(Step):
     def run(self) -> ClosedForm:
         self.weights()
         self.look()
+        self.resident = self.now
+        if self.quantized:  # a dense weight is on the device while it is quantized
+            largest = max(self.value(m.outputs) * self.value(m.inputs) for m in self.decoder.matrices)
+            self.peaks["load"] += block(largest * self.dense_width)
+        self.begin("forward")
         self.optimizer_states()
         self.forward()
         self.backward_pass()
@@ -882,12 +945,40 @@ class ClosedForm(Step):
         return self
 
 
-def closed_form(scenario: Scenario, where: object = "scenario") -> dict[str, Any] | None:
+def efficient_workspace(length: int, head: int, width: int, capability: tuple[int, int]) -> int:
+    """Bytes for each head that the memory-efficient kernel's backward sums in.
+
+    Source: aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernel_backward.h (``workspace_size``) and
+    kernels/cutlassB.h (the first block of queries x keys that fits the card's shared memory).
+    """
+    small = capability in ((8, 6), (8, 9), (12, 0))  # 99 KB of shared memory
+    if width == 4:
+        rows, columns, registers = 64, 64, False
+    elif head <= 64:
+        rows, columns, registers = 64, 64, True
+    elif capability < (8, 0):
+        rows, columns, registers = 128, 64, head <= 128
+    elif small and (head > 96 or capability == (12, 0)):
+        rows, columns, registers = 64, 64, False
+    elif small:
+        rows, columns, registers = 128, 64, True
+    else:
+        rows, columns, registers = 128, 128 if head <= 128 else 64, head <= 128
+    count = -(-length // rows) * -(-head // columns) * (16 + rows * columns * 4)
+    if not registers:
+        count += 2 * -(-length // columns) * columns * -(-head // rows) * rows * 4
+    return -(-count // 16) * 16
+
+
+def closed_form(
+    scenario: Scenario, where: object = "scenario", *, capability: tuple[int, int] | None = None
+) -> dict[str, Any] | None:
     """Memory of a scenario's training step; None for a family of models that isn't described."""
+    capability = capability or DEFAULT_CAPABILITY
     decoder = described(scenario, where)
     if decoder is None:
         return None
-    form = ClosedForm(decoder, scenario).run()
+    form = ClosedForm(decoder, scenario, capability).run()
     steps = {phase: form.peaks[phase] for phase in ("forward", "backward", "optimizer")}
     phase = max(steps, key=steps.__getitem__)
     terms = [
@@ -902,6 +993,7 @@ def closed_form(scenario: Scenario, where: object = "scenario") -> dict[str, Any
         "peak_allocated_bytes": steps[phase],
         "phase": phase,
         "phases": dict(form.peaks),
+        "resident_bytes": form.resident,
         "components": dict(components),
         "terms": sorted(terms, key=lambda term: -term["bytes"]),
         "parameters": decoder.parameter_counts(),

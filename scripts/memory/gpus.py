@@ -34,6 +34,14 @@ class Gpu:
     def usable_bytes(self) -> int:
         return self.total_bytes - self.context_bytes
 
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """Compute capability as PyTorch gives it, (8, 6)."""
+        if self.compute_capability is None:
+            return None
+        major, minor = divmod(round(self.compute_capability * 10), 10)
+        return major, minor
+
     def to_mapping(self) -> dict[str, Any]:
         return {**asdict(self), "usable_bytes": self.usable_bytes}
 

@@ -36,11 +36,12 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
         ``gpu``, ``fits``, ``headroom_bytes`` (all None without a GPU), ``suggestions``, ``versions``. Sizes in bytes.
     """
     gpu = find(scenario.gpu, where) if scenario.gpu is not None else None
-    formula = closed_form(scenario, where)
+    capability = gpu.capability if gpu else None
+    formula = closed_form(scenario, where, capability=capability)
     from scripts.memory.trace import trace
 
-    traced = trace(scenario)
-    count = formula["parameters"]["total"] if formula else traced["parameters"]["total"]
+    traced = trace(scenario, capability=capability, timeline=False)
+    count = traced["parameters"]
     answer: dict[str, Any] = {
         "scenario": scenario.to_mapping(),
         "rule_of_thumb": rule_of_thumb(scenario, count),
