@@ -403,7 +403,7 @@ def _settle_ties(base: Checkpoint, adapter: Adapter, updates: dict[str, Update])
     """Decide what becomes of embeddings that share one tensor with the output layer.
 
     An update of one of the two alone makes them different, as they are in the model with the adapter: the merged
-    folder gets both and says that they are no longer tied. With ``ensure_weight_tying`` they stay one.
+    folder gets both and says that they are no longer tied. Trained as one (``ensure_weight_tying``) they stay one.
     """
     vocabulary = base.config.get("vocab_size") or (base.config.get("text_config") or {}).get("vocab_size")
     touches_vocabulary = any(name not in base.tensors or vocabulary in base.tensors[name][1].shape for name in updates)
@@ -417,16 +417,32 @@ def _settle_ties(base: Checkpoint, adapter: Adapter, updates: dict[str, Update])
     if embedding not in updates and head not in updates:
         return Plan(updates)
     updates = dict(updates)
-    if adapter.config.get("ensure_weight_tying"):
-        second = updates.pop(head, None)
-        if embedding not in updates and second is not None:
-            raise use_peft("An adapter that keeps weights tied but holds the output layer's tensors alone", base.folder)
+    if adapter.config.get("ensure_weight_tying") and _same_change(adapter, updates.get(embedding), updates.get(head)):
+        updates.pop(head, None)
         return Plan(updates)
     if head in updates:
         updates[head] = Update(**{**updates[head].__dict__, "source": None if head in base.tensors else embedding})
     else:
         updates[head] = Update(source=None if head in base.tensors else embedding)
     return Plan(updates, untied=head)
+
+
+def _same_change(adapter: Adapter, embedding: Update | None, head: Update | None) -> bool:
+    """Whether both ends of tied weights change alike; saved for the embedding alone, it is meant for both."""
+    import torch
+
+    if embedding is None or head is None:
+        return head is None
+    pairs = [(embedding.replace, head.replace, False), (embedding.a, head.b, True), (embedding.b, head.a, True)]
+    for ours, theirs, turned in pairs:
+        if ours is None or theirs is None:
+            if ours is not theirs:
+                return False
+            continue
+        first, second = adapter.read(ours), adapter.read(theirs)
+        if not torch.equal(first.T if turned else first, second):
+            return False
+    return embedding.scale == head.scale and embedding.magnitude is None and head.magnitude is None
 
 
 def _check_shapes(base: Checkpoint, adapter: Adapter, name: str, update: Update) -> None:
