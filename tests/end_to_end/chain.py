@@ -24,7 +24,7 @@ def snakemake(
     folder: Path, *arguments: str | Path, python: Path | str = sys.executable, environ: dict[str, str] | None = None
 ) -> str:
     """Run the tiny configuration in ``folder``; returns all that Snakemake said. Fails with it when it fails."""
-    command = [python, "-m", "snakemake", "--cores", "2", "--directory", folder, "--configfile", CONFIGURATION]
+    command = [python, "-m", "snakemake", "--cores", "2", "--configfile", CONFIGURATION, "--directory", folder]
     done = subprocess.run(
         [str(part) for part in (*command, *arguments)],
         cwd=ROOT,
