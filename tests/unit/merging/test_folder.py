@@ -1,0 +1,228 @@
+"""What a merged folder holds, how an interrupted merge goes on, and the command line."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json, sha256_file
+from scripts.merging.checkpoint import read_shard
+from scripts.merging.merge import merge
+from tests.benchmarks.synthetic_checkpoint import make_adapter as synthetic_adapter
+from tests.benchmarks.synthetic_checkpoint import make_base as synthetic_base
+from tests.unit.merging.models import distance, load_weights, logits, make_adapter, make_base, with_adapter
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """A base of several shards with its adapter."""
+    folder = tmp_path_factory.mktemp("sharded")
+    base = make_base(folder / "base", "qwen2", "bfloat16", shard="20KB")
+    return base, make_adapter(folder / "adapter", base)
+
+
+def test_exact_files_layout_and_digests(sharded, tmp_path):
+    base, adapter = sharded
+    output = tmp_path / "merged"
+    manifest = merge(base, adapter, output)
+
+    shards = sorted(path.name for path in base.glob("*.safetensors"))
+    assert len(shards) > 2
+    others = {"LICENSE", "NOTICE", "chat_template.jinja", "config.json", "generation_config.json", "manifest.json"}
+    others |= {"model.safetensors.index.json", "tokenizer_config.json"}
+    assert {path.name for path in output.iterdir()} == others | set(shards)  # not the base's README
+    for name in sorted(others - {"manifest.json"}):
+        assert (output / name).read_bytes() == (base / name).read_bytes(), name
+    for name in shards:
+        before, after = read_shard(base / name), read_shard(output / name)
+        assert after.header_sha256 == before.header_sha256 and after.bytes == before.bytes
+    assert read_json(output / "manifest.json") == manifest
+    assert set(manifest["files"]) == {path.name for path in output.iterdir()} - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert entry == {"sha256": sha256_file(output / name), "bytes": (output / name).stat().st_size}
+    assert manifest["base"]["files"] == {name: sha256_file(base / name) for name in [*shards, "config.json"]}
+    assert manifest["adapter"]["files"]["adapter_model.safetensors"] == sha256_file(
+        adapter / "adapter_model.safetensors"
+    )
+    assert manifest["dtype"] == "bfloat16" and manifest["weights"] == shards
+    assert set(manifest["versions"]) == {"peft", "safetensors", "torch", "transformers"}
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]  # nothing left beside it
+
+
+def test_untouched_tensors_are_copied_byte_for_byte(sharded, tmp_path):
+    base, adapter = sharded
+    merge(base, adapter, tmp_path / "merged")
+    before, after = load_weights(base), load_weights(tmp_path / "merged")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "_proj.weight" in name}
+
+
+def test_two_merges_are_equal_bytes_whatever_the_threads(sharded, tmp_path):
+    base, adapter = sharded
+    assert merge(base, adapter, tmp_path / "one", threads=1) == merge(base, adapter, tmp_path / "two", threads=4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_another_dtype_for_everything(sharded, tmp_path, dtype):
+    base, adapter = sharded
+    manifest = merge(base, adapter, tmp_path / "merged", dtype=dtype)
+    assert manifest["dtype"] == dtype
+    assert read_json(tmp_path / "merged" / "config.json")["dtype"] == dtype
+    before, after = load_weights(base), load_weights(tmp_path / "merged")
+    assert {tensor.dtype for tensor in after.values()} == {getattr(torch, dtype)}
+    norm = "model.norm.weight"
+    assert torch.equal(after[norm], before[norm].to(after[norm].dtype))
+    index = read_json(tmp_path / "merged" / "model.safetensors.index.json")
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in after.values())
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert merged.dtype == getattr(torch, dtype)
+    assert distance(logits(merged.float()), logits(with_adapter(base, adapter, "float32"))) < 1e-2
+
+
+def test_untied_output_layer_joins_the_embedding_s_shard_and_the_index(tmp_path):
+    base = make_base(tmp_path / "base", "llama-tied", shard="15KB")
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    merge(base, adapter, tmp_path / "merged")
+    index = read_json(tmp_path / "merged" / "model.safetensors.index.json")
+    assert index["weight_map"]["lm_head.weight"] == index["weight_map"]["model.embed_tokens.weight"]
+    after = load_weights(tmp_path / "merged")
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in after.values())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.equal(model.lm_head.weight, after["lm_head.weight"])
+
+
+def test_replace_is_for_the_workflow_alone(sharded, tmp_path):
+    base, adapter = sharded
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "model.safetensors").write_text("an earlier merge, whose manifest the workflow removed")
+    with pytest.raises(UserError, match="not empty"):
+        merge(base, adapter, tmp_path / "merged")
+    merge(base, adapter, tmp_path / "merged", replace=True)
+    assert not (tmp_path / "merged" / "model.safetensors").exists()
+
+
+# --- interruption -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Large enough to be killed in the middle: 130 MB in many shards."""
+    folder = tmp_path_factory.mktemp("large")
+    config = {
+        "model_type": "qwen2", "vocab_size": 4096, "hidden_size": 512, "intermediate_size": 2048,
+        "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8,
+    }  # fmt: skip
+    synthetic_base(config, folder / "base", "float32", 8_000_000, seed=0)
+    synthetic_adapter(config, folder / "adapter", rank=8, seed=1)
+    reference = merge(folder / "base", folder / "adapter", folder / "reference")
+    return folder / "base", folder / "adapter", reference
+
+
+def start(base: Path, adapter: Path, output: Path) -> subprocess.Popen:
+    arguments = ["--base", base, "--adapter", adapter, "--output", output, "--threads", "1"]
+    command = [sys.executable, "-m", "scripts.merging.merge", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def kill_after(process: subprocess.Popen, partial: Path, shards: int) -> list[str]:
+    """Kill -9 once the journal lists so many shards; returns the finished ones."""
+    while process.poll() is None:
+        try:
+            done = json.loads((partial / "journal.json").read_text())["shards"]
+        except (OSError, ValueError):
+            done = {}
+        if len(done) >= shards:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return sorted(json.loads((partial / "journal.json").read_text())["shards"])
+        time.sleep(0.001)
+    raise AssertionError(f"the merge ended before it could be killed: {process.communicate()}")
+
+
+def test_a_killed_merge_leaves_nothing_finished_and_goes_on(large, tmp_path):
+    base, adapter, reference = large
+    output, partial = tmp_path / "merged", tmp_path / ".merged.partial"
+    finished = kill_after(start(base, adapter, output), partial, 2)
+    assert not output.exists()
+    assert not (partial / "config.json").exists() and not (partial / "manifest.json").exists()
+    assert 2 <= len(finished) < len(reference["weights"])
+
+    inodes = {name: (partial / name).stat().st_ino for name in finished}
+    times = {name: (partial / name).stat().st_mtime_ns for name in finished}
+    process = start(base, adapter, output)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    assert f"taking over {len(finished)} of {len(reference['weights'])} shards" in messages
+    assert {name: (output / name).stat().st_ino for name in finished} == inodes
+    assert {name: (output / name).stat().st_mtime_ns for name in finished} == times
+    assert read_json(output / "manifest.json") == reference
+    assert not partial.exists()
+
+
+def test_what_a_journal_promises_is_checked(large, tmp_path):
+    """A damaged shard is written again; another adapter starts afresh."""
+    base, adapter, reference = large
+    output, partial = tmp_path / "merged", tmp_path / ".merged.partial"
+    finished = kill_after(start(base, adapter, output), partial, 3)
+    with open(partial / finished[0], "r+b") as handle:
+        handle.seek(-1, os.SEEK_END)
+        last = handle.read(1)
+        handle.seek(-1, os.SEEK_END)
+        handle.write(bytes([last[0] ^ 1]))
+    untouched = (partial / finished[1]).stat().st_mtime_ns
+    assert merge(base, adapter, output) == reference
+    assert (output / finished[1]).stat().st_mtime_ns == untouched
+    assert sha256_file(output / finished[0]) == reference["files"][finished[0]]["sha256"]
+
+    other = tmp_path / "other"
+    synthetic_adapter(read_json(base / "config.json"), other, rank=8, seed=2)
+    second = tmp_path / "second"
+    kill_after(start(base, adapter, second), tmp_path / ".second.partial", 1)
+    manifest = merge(base, other, second)
+    assert manifest["files"]["config.json"] == reference["files"]["config.json"]
+    assert not set(manifest["files"][name]["sha256"] for name in manifest["weights"]) & set(
+        reference["files"][name]["sha256"] for name in reference["weights"][1:-1]
+    )
+
+
+def test_two_merges_into_one_output_do_not_mix(sharded, tmp_path):
+    base, adapter = sharded
+    partial = tmp_path / ".merged.partial"
+    partial.mkdir()
+    other = os.open(partial, os.O_RDONLY)  # what a running merge holds
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="Another merge"):
+        merge(base, adapter, tmp_path / "merged")
+    assert partial.exists() and not (tmp_path / "merged").exists()
+    os.close(other)
+    merge(base, adapter, tmp_path / "merged")
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+def test_command_line(sharded, tmp_path):
+    base, adapter = sharded
+    process = start(base, adapter, tmp_path / "merged")
+    output, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    assert output.startswith(f"{tmp_path / 'merged'}: 0.00 GB bfloat16, 14 of ")
+    assert "MB/s" in messages
+
+    again = start(base, adapter, tmp_path / "merged")
+    output, messages = again.communicate(timeout=60)
+    assert again.returncode == 2 and output == ""
+    assert messages.startswith("The output folder is not empty.") and "Traceback" not in messages

@@ -1,0 +1,374 @@
+"""Bad input: one clear message each, and no output."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json, write_json
+from scripts.merging.checkpoint import encode_header
+from scripts.merging.merge import merge
+from tests.unit.merging.models import edit_weights, make_adapter, make_base
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("good")
+    base = make_base(folder / "base", shard="20KB")
+    return base, make_adapter(folder / "adapter", base, target_modules=["q_proj", "v_proj"])
+
+
+@pytest.fixture
+def inputs(good, tmp_path):
+    """Copies that a test may spoil."""
+    for source, name in zip(good, ("base", "adapter"), strict=True):
+        shutil.copytree(source, tmp_path / name)
+    return tmp_path / "base", tmp_path / "adapter"
+
+
+def refuse(base: Path, adapter: Path, *words: str, **settings) -> str:
+    """The merge raises, the message has the words, and nothing appears."""
+    output = base.parent / "merged"
+    before = sorted(path.name for path in base.parent.iterdir())
+    with pytest.raises(UserError) as caught:
+        merge(base, adapter, output, **settings)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+    assert sorted(path.name for path in base.parent.iterdir()) == before
+    return str(caught.value)
+
+
+def edit_settings(adapter: Path, **values) -> None:
+    path = adapter / "adapter_config.json"
+    write_json(path, {**read_json(path), **values})
+
+
+def edit_adapter(adapter: Path, edit) -> None:
+    edit_weights(adapter / "adapter_model.safetensors", edit)
+
+
+# --- the base -----------------------------------------------------------------------------------
+
+
+def test_shard_truncated(inputs):
+    shard = sorted(inputs[0].glob("*.safetensors"))[1]
+    os.truncate(shard, shard.stat().st_size - 7)
+    refuse(*inputs, "truncated", shard.name, str(shard.stat().st_size + 7))
+
+
+def test_shard_truncated_in_its_header(inputs):
+    shard = sorted(inputs[0].glob("*.safetensors"))[1]
+    os.truncate(shard, 40)
+    refuse(*inputs, "truncated inside its header", shard.name)
+
+
+def test_shard_with_bytes_too_many(inputs):
+    shard = sorted(inputs[0].glob("*.safetensors"))[1]
+    with open(shard, "ab") as handle:
+        handle.write(b"x")
+    refuse(*inputs, "longer than its header says", shard.name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02pickle and so on", (20).to_bytes(8, "little") + b"{" * 20])
+def test_shard_is_something_else(inputs, content):
+    shard = sorted(inputs[0].glob("*.safetensors"))[0]
+    shard.write_bytes(content)
+    refuse(*inputs, "not a safetensors file", shard.name)
+
+
+def test_header_that_does_not_fit_its_data(inputs):
+    shard = sorted(inputs[0].glob("*.safetensors"))[0]
+    shard.write_bytes(encode_header([("x", "F32", (3,), 8)], {}) + bytes(8))
+    refuse(*inputs, "does not describe its data", "tensor x")
+
+
+def test_shard_missing(inputs):
+    shard = sorted(inputs[0].glob("*.safetensors"))[1]
+    shard.unlink()
+    refuse(*inputs, "is missing", shard.name)
+
+
+def test_index_names_a_tensor_that_is_not_there(inputs):
+    index = inputs[0] / "model.safetensors.index.json"
+    content = read_json(index)
+    content["weight_map"]["model.layers.9.mlp.up_proj.weight"] = next(iter(content["weight_map"].values()))
+    write_json(index, content)
+    refuse(*inputs, "does not hold", "model.layers.9.mlp.up_proj.weight")
+
+
+def test_index_leaves_a_tensor_out(inputs):
+    index = inputs[0] / "model.safetensors.index.json"
+    content = read_json(index)
+    del content["weight_map"]["model.norm.weight"]
+    write_json(index, content)
+    refuse(*inputs, "does not name", "model.norm.weight")
+
+
+def test_index_leads_out_of_its_folder(inputs):
+    index = inputs[0] / "model.safetensors.index.json"
+    content = read_json(index)
+    content["weight_map"]["model.norm.weight"] = "../elsewhere.safetensors"
+    write_json(index, content)
+    refuse(*inputs, "of its own folder", "../elsewhere.safetensors")
+
+
+def test_base_is_pickled(inputs):
+    for path in inputs[0].glob("model*"):
+        path.unlink()
+    (inputs[0] / "pytorch_model.bin").write_bytes(b"\x80\x02")
+    refuse(*inputs, "pickles", "pytorch_model.bin", "safetensors")
+
+
+def test_base_without_weights(inputs):
+    for path in inputs[0].glob("model*"):
+        path.unlink()
+    refuse(*inputs, "no safetensors weights")
+
+
+def test_base_without_configuration(inputs):
+    (inputs[0] / "config.json").unlink()
+    refuse(*inputs, "does not exist", "config.json")
+
+
+def test_base_folder_missing(inputs):
+    refuse_missing = inputs[0].parent / "nowhere"
+    with pytest.raises(UserError, match="does not exist"):
+        merge(refuse_missing, inputs[1], inputs[0].parent / "merged")
+
+
+def test_base_quantized_by_its_configuration(inputs):
+    config = inputs[0] / "config.json"
+    write_json(config, {**read_json(config), "quantization_config": {"quant_method": "bitsandbytes"}})
+    refuse(*inputs, "quantized", "bitsandbytes", "unquantized base")
+
+
+def test_base_quantized_by_its_tensors(inputs):
+    """A bitsandbytes folder whose configuration lost its quantization_config."""
+    shard = sorted(inputs[0].glob("*.safetensors"))[0]
+    index = inputs[0] / "model.safetensors.index.json"
+    name = "model.layers.0.self_attn.q_proj.weight.absmax"
+    edit_weights(shard, lambda tensors: tensors.update({name: torch.ones(4)}))
+    content = read_json(index)
+    content["weight_map"][name] = shard.name
+    write_json(index, content)
+    refuse(*inputs, "quantized", name)
+
+
+def test_base_s_weight_is_packed_bytes(inputs):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    shard = inputs[0] / read_json(inputs[0] / "model.safetensors.index.json")["weight_map"][name]
+    edit_weights(shard, lambda tensors: tensors.update({name: torch.zeros(32, 32, dtype=torch.uint8)}))
+    refuse(*inputs, "not a floating-point weight", name, "U8")
+
+
+def test_base_holds_nan_where_the_adapter_adds(inputs):
+    name = "model.layers.0.self_attn.q_proj.weight"
+    shard = inputs[0] / read_json(inputs[0] / "model.safetensors.index.json")["weight_map"][name]
+    edit_weights(shard, lambda tensors: tensors[name][3].fill_(math.nan))
+    refuse(*inputs, "NaN or infinity", name)
+
+
+def test_dtype_too_small_for_the_weights(inputs):
+    edit_adapter(inputs[1], lambda tensors: tensors[f"{Q0}.lora_B.weight"].fill_(1e30))
+    refuse(*inputs, "range is too small", "--dtype bfloat16", dtype="float16")
+
+
+def test_unknown_dtype(inputs):
+    refuse(*inputs, "Unknown dtype", "int4", dtype="int4")
+
+
+def test_base_is_not_the_one_that_was_fetched(inputs):
+    """weights.json, where fetch_weights wrote one, says what the shards were."""
+    shards = {path.name: {"sha256": "0" * 64} for path in inputs[0].glob("*.safetensors")}
+    write_json(inputs[0] / "weights.json", {"files": shards})
+    refuse(*inputs, "not the one that was fetched", "0" * 64)
+
+
+# --- the adapter ---------------------------------------------------------------------------------
+
+
+def test_adapter_without_configuration(inputs):
+    (inputs[1] / "adapter_config.json").unlink()
+    refuse(*inputs, "no adapter_config.json")
+
+
+def test_adapter_without_weights(inputs):
+    (inputs[1] / "adapter_model.safetensors").unlink()
+    refuse(*inputs, "no weights", "adapter_model.safetensors")
+
+
+def test_adapter_is_pickled(inputs):
+    (inputs[1] / "adapter_model.safetensors").rename(inputs[1] / "adapter_model.bin")
+    refuse(*inputs, "pickles", "adapter_model.bin")
+
+
+def test_adapter_truncated(inputs):
+    path = inputs[1] / "adapter_model.safetensors"
+    os.truncate(path, path.stat().st_size - 100)
+    refuse(*inputs, "truncated", path.name)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_adapter_holds_nan_or_infinity(inputs, value):
+    edit_adapter(inputs[1], lambda tensors: tensors[f"{Q0}.lora_A.weight"][0, :1].fill_(value))
+    refuse(*inputs, "NaN or infinity", f"{Q0}.lora_A.weight")
+
+
+def test_adapter_for_other_shapes(inputs):
+    def narrow(tensors):
+        for name in tensors:
+            if "q_proj.lora_A" in name:
+                tensors[name] = tensors[name][:, :16].contiguous()
+
+    edit_adapter(inputs[1], narrow)
+    refuse(*inputs, "other shapes", "q_proj.weight", "(32, 16)", "(32, 32)")
+
+
+def test_adapter_for_other_names(inputs):
+    def rename(tensors):
+        for name in list(tensors):
+            tensors[name.replace("model.layers", "transformer.h")] = tensors.pop(name)
+
+    edit_adapter(inputs[1], rename)
+    refuse(*inputs, "does not have", "another base", "transformer.h.0")
+
+
+def test_adapter_for_a_deeper_base(inputs):
+    def deepen(tensors):
+        for name in list(tensors):
+            if "layers.1." in name:
+                tensors[name.replace("layers.1.", "layers.7.")] = tensors[name].clone()
+
+    edit_adapter(inputs[1], deepen)
+    refuse(*inputs, "does not have", "layers.7")
+
+
+def test_adapter_for_a_shallower_base_or_incomplete(inputs):
+    edit_adapter(inputs[1], lambda tensors: [tensors.pop(name) for name in list(tensors) if "layers.1." in name])
+    refuse(*inputs, "no tensors for a layer that it targets", "model.layers.1.self_attn")
+
+
+def test_adapter_for_another_vocabulary(inputs):
+    name = "base_model.model.model.embed_tokens.weight"
+    edit_adapter(inputs[1], lambda tensors: tensors.update({name: torch.zeros(99, 32)}))
+    refuse(*inputs, "another vocabulary", "(99, 32)", "(97, 32)")
+
+
+def test_adapter_with_the_tokenizer_of_another_base(inputs):
+    for folder, vocabulary in zip(inputs, ({"a": 0, "b": 1}, {"a": 1, "b": 0}), strict=True):
+        write_json(folder / "tokenizer.json", {"model": {"vocab": vocabulary}})
+    refuse(*inputs, "another vocabulary", "another base")
+
+
+def test_half_a_pair_of_factors(inputs):
+    edit_adapter(inputs[1], lambda tensors: tensors.pop(f"{Q0}.lora_B.weight"))
+    refuse(*inputs, "one of the two factors", "layers.0.self_attn.q_proj")
+
+
+def test_rank_of_the_tensors_and_of_the_configuration_differ(inputs):
+    edit_settings(inputs[1], r=4)
+    refuse(*inputs, "another rank", "rank 4")
+
+
+def test_target_that_matches_nothing(inputs):
+    edit_settings(inputs[1], target_modules=["q_proj", "v_proj", "c_attn"])
+    refuse(*inputs, "matches nothing in the base", "c_attn", '"target_modules": ["q_proj", "v_proj"]')
+
+
+def test_target_without_tensors(inputs):
+    edit_settings(inputs[1], target_modules=["q_proj", "v_proj", "k_proj"])
+    refuse(*inputs, "incomplete", "k_proj")
+
+
+def test_adapter_that_changes_nothing(inputs):
+    edit_adapter(inputs[1], lambda tensors: [tensors.pop(name) for name in list(tensors)])
+    refuse(*inputs, "changes nothing")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4"),
+        ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "corda"}, "corda"),
+        ({"init_lora_weights": "loftq"}, "loftq"),
+        ({"init_lora_weights": "lora_ga"}, "lora_ga"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
+        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+        ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"use_qalora": True}, "use_qalora"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
+        ({"monteclora_config": {"num_samples": 2}}, "monteclora_config"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config"),
+        ({"megatron_config": {"tp": 2}}, "megatron_config"),
+        ({"a_field_of_a_later_peft": 1}, "a_field_of_a_later_peft"),
+    ],
+)
+def test_what_only_peft_can_merge(inputs, settings, name):
+    edit_settings(inputs[1], **settings)
+    refuse(*inputs, name, "use PEFT", "merge_and_unload")
+
+
+def test_every_field_of_peft_s_configuration_has_been_thought_of():
+    """A field that is neither merged, neutral nor refused when set would be a silent mistake after an upgrade."""
+    import dataclasses
+
+    from peft import LoraConfig
+
+    from scripts.merging.adapter import MERGED_FIELDS, NEUTRAL_FIELDS
+
+    refused = {
+        "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "loftq_config",
+        "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices",
+        "use_bdlora", "use_qalora",
+    }  # fmt: skip
+    assert {field.name for field in dataclasses.fields(LoraConfig)} == MERGED_FIELDS | NEUTRAL_FIELDS | refused
+
+
+# --- the place -----------------------------------------------------------------------------------
+
+
+def test_output_not_empty(inputs):
+    output = inputs[0].parent / "merged"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    refuse(*inputs, "not empty", "1 entries")
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_output_is_a_file(inputs):
+    (inputs[0].parent / "merged").write_text("mine")
+    refuse(*inputs, "a file, not a folder")
+
+
+def test_disk_too_small(inputs):
+    """A base with a sparse tensor of 14 TB: the check comes before the first byte is written."""
+    base, adapter = inputs
+    rows = 14 * 10**12 // 4096
+    shard = sorted(base.glob("*.safetensors"))[0]
+    header = encode_header([("huge", "F32", (rows, 1024), rows * 4096)], {})
+    with open(base / "huge.safetensors", "wb") as handle:
+        handle.write(header)
+        try:
+            handle.truncate(len(header) + rows * 4096)
+        except OSError:
+            pytest.skip("this file system has no sparse files of that size")
+    index = read_json(base / "model.safetensors.index.json")
+    index["weight_map"]["huge"] = "huge.safetensors"
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert shard.exists()
+    refuse(base, adapter, "disk is too small", "GB free")
