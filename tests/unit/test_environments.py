@@ -70,6 +70,7 @@ def rules() -> dict[str, tuple[Path, Path]]:
 def distributions(imported: frozenset[str]) -> set[str]:
     """Names of the packages to install for what is imported."""
     provided = packages_distributions()
+    imported = imported - {"tests"}  # of this project, like scripts
     unknown = [name for name in imported if name not in provided]
     assert not unknown, f"not installed here: {unknown}"
     return {canonicalize_name(provided[name][0]) for name in imported}
@@ -96,6 +97,12 @@ def test_every_rule_with_a_script_is_seen() -> None:
     """The other tests rely on reading the rule files as text: no script may hide from that."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in RULE_FILES)
     assert len(re.findall(r"(?m)^\s+script:", text)) == len(rules()) > 0
+
+
+@pytest.mark.parametrize("script", sorted({script for _, script in rules().values()}), ids=lambda path: path.stem)
+def test_script_can_stand_behind_snakemakes_preamble(script: Path) -> None:
+    """Snakemake puts lines of its own before a rule's script, which ``from __future__`` would have to precede."""
+    assert "from __future__" not in script.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("rule", sorted(rules()))
