@@ -1,0 +1,394 @@
+"""What fits, and what to change so that it fits.
+
+The closed form answers in milliseconds and is within a few per cent; the trace is exact and takes seconds. So the
+closed form searches, corrected by the difference that the trace showed last, and the trace verifies each answer
+before it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from scripts.common.scenario import Scenario
+from scripts.memory.closed_form import closed_form
+from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
+
+Changes = dict[str, Any]
+SUGGESTIONS = 4  # alternatives to show, beside a bigger card
+LONGEST = 2**20  # where a search for a sequence length ends for models that don't say how long theirs may be
+MOST = 2**16  # where a search for a micro-batch ends
+
+
+class Estimate:
+    """Required bytes of scenarios: the closed form, corrected by what traces showed.
+
+    Parameters
+    ----------
+    scenario
+        The scenario that the others vary.
+    gpu
+        The card; its compute capability decides which kernels run. None: the default's.
+    traced
+        The trace of ``scenario`` if it is known already.
+    """
+
+    def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
+        self.capability = gpu.capability if gpu else None
+        self.described = closed_form(scenario, capability=self.capability) is not None
+        self.difference = 0
+        self._traced: dict[str, dict[str, Any]] = {}
+        if traced is not None:
+            self._learn(scenario, dict(traced))
+
+    def __call__(self, scenario: Scenario) -> int:
+        """Estimate the required bytes; the trace itself where there is no closed form."""
+        if not self.described:
+            return self.verify(scenario)["required_bytes"]
+        known = self._traced.get(_key(scenario))
+        return known["required_bytes"] if known else self._formula(scenario) + self.difference
+
+    def verify(self, scenario: Scenario) -> dict[str, Any]:
+        """Trace the scenario, and correct the estimates that follow."""
+        known = self._traced.get(_key(scenario))
+        if known is None:
+            from scripts.memory.trace import trace
+
+            known = trace(scenario, capability=self.capability, timeline=False)
+        self._learn(scenario, known)
+        return known
+
+    def _formula(self, scenario: Scenario) -> int:
+        return closed_form(scenario, capability=self.capability)["peak_allocated_bytes"]
+
+    def _learn(self, scenario: Scenario, traced: dict[str, Any]) -> None:
+        self._traced[_key(scenario)] = traced
+        if self.described:
+            self.difference = traced["required_bytes"] - self._formula(scenario)
+
+
+def _key(scenario: Scenario) -> str:
+    return repr({**scenario.to_mapping(), "gpu": None})
+
+
+# --- what to change -------------------------------------------------------------------------------------------------
+
+
+def moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
+    """What can be changed to need less memory, the cheapest first: its price, and the changes from mild to strong."""
+    effective = scenario.micro_batch * scenario.gradient_accumulation
+    if scenario.attention == "eager":
+        yield "free: the same numbers from a fused kernel", [{"attention": "sdpa"}]
+    if scenario.loop == "manual":
+        yield "free: the logits may go before backward begins", [{"loop": "trainer"}]
+    if scenario.optimizer == "adamw":
+        yield "free: the same update without a copy of the second moments", [{"optimizer": "adamw_fused"}]
+    if scenario.quantization and not scenario.quantization["double"]:
+        yield (
+            "next to nothing: the scales are quantized too",
+            [{"quantization": {**scenario.quantization, "double": True}}],
+        )
+    if scenario.kbit_preparation == "peft":
+        yield "embeddings, head and norms stay in 16 bits", [{"kbit_preparation": "none"}]
+    if scenario.loss == "full":
+        yield "a few per cent of time: the output head runs again in backward", [{"loss": "chunked"}]
+    if not scenario.gradient_checkpointing:
+        yield "about a third of time: each layer runs again in backward", [{"gradient_checkpointing": True}]
+    if scenario.micro_batch > 1:
+        smaller = [n for n in range(scenario.micro_batch - 1, 0, -1) if effective % n == 0]
+        yield (
+            f"some time: smaller steps, the effective batch stays {effective}",
+            [{"micro_batch": n, "gradient_accumulation": effective // n} for n in smaller],
+        )
+    if scenario.optimizer in ("adamw", "adamw_fused"):
+        yield "optimizer states in 8 bits", [{"optimizer": "adamw_8bit"}]
+    if scenario.optimizer != "paged_adamw_8bit":
+        yield "optimizer states in 8 bits that may move to the host, slowly", [{"optimizer": "paged_adamw_8bit"}]
+    if scenario.precision == "fp32" and scenario.method != "qlora":
+        yield "weights in 16 bits", [{"precision": "bf16"}]
+    if scenario.mixed:
+        yield "no fp32 copy of the weights", [{"precision": scenario.precision.removesuffix("-mixed")}]
+    if scenario.lora and scenario.lora.rank > 4:
+        lora = scenario.to_mapping()["lora"]
+        yield "adapters with less capacity", [{"lora": {**lora, "rank": rank}} for rank in _halves(lora["rank"], 4)]
+    if scenario.sequence_length > 128:
+        yield (
+            "longer examples are dropped",
+            [{"sequence_length": length} for length in _halves(scenario.sequence_length, 128)],
+        )
+    if scenario.method == "full":
+        yield "only adapters are trained", [_as_lora(scenario, "lora")]
+    if scenario.method != "qlora":
+        yield "only adapters are trained, on a 4-bit base", [_as_lora(scenario, "qlora")]
+
+
+def _halves(value: int, least: int) -> list[int]:
+    found = []
+    while value // 2 >= least:
+        value //= 2
+        found.append(value)
+    return found
+
+
+def _as_lora(scenario: Scenario, method: str) -> Changes:
+    changes: Changes = {"method": method}
+    if method == "qlora" and scenario.mixed:
+        changes["precision"] = scenario.precision.removesuffix("-mixed")
+    return changes
+
+
+def apply(scenario: Scenario, changes: Changes) -> Scenario:
+    """The scenario with changes; a method that gets adapters takes their defaults."""
+    values = scenario.to_mapping()
+    if "method" in changes:
+        for key in ("lora", "quantization"):
+            if values[key] is None:
+                del values[key]
+    return Scenario.from_mapping({**values, **changes}, where="suggestion")
+
+
+def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The smallest changes that make a scenario fit a card, in order of what they cost.
+
+    First what fits with one change; if nothing does, what fits with several. A bigger card comes last. Each is
+    verified with the trace.
+
+    Returns
+    -------
+    list of dict
+        ``changes`` (fields of the scenario), ``write`` (their lines), ``cost``, ``peak_allocated_bytes``,
+        ``required_bytes``, ``headroom_bytes``.
+    """
+    estimate = Estimate(scenario, gpu, traced)
+    fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
+    found: list[dict[str, Any]] = []
+    for price, options in moves(scenario):
+        if len(found) == SUGGESTIONS:
+            break
+        answer = _verified(scenario, options, price, gpu, estimate, fits)
+        if answer is not None:
+            found.append(answer)
+    if not found:
+        combined = _combined(scenario, gpu, estimate, fits)
+        if combined is not None:
+            found.append(combined)
+    bigger = _bigger_card(scenario, gpu, estimate)
+    return found + ([bigger] if bigger else [])
+
+
+def _verified(
+    scenario: Scenario,
+    options: Sequence[Changes],
+    price: str,
+    gpu: Gpu,
+    estimate: Estimate,
+    fits: Callable[[Scenario], bool],
+) -> dict[str, Any] | None:
+    """The mildest of some changes that fits, by the trace."""
+    for changes in options:
+        candidate = apply(scenario, changes)
+        if not fits(candidate):
+            continue
+        traced = estimate.verify(candidate)
+        if traced["required_bytes"] <= gpu.usable_bytes:
+            return _suggestion(changes, price, traced, gpu)
+    return None
+
+
+def _combined(
+    scenario: Scenario, gpu: Gpu, estimate: Estimate, fits: Callable[[Scenario], bool]
+) -> dict[str, Any] | None:
+    """Several changes together: the cheapest first until it fits, then without those that turn out not to be needed."""
+    taken: list[tuple[str, Changes]] = []
+    seen: set[str] = set()
+    current = scenario
+    while not fits(current):
+        step = next(((price, options) for price, options in moves(current) if price not in seen), None)
+        if step is None:
+            return None
+        price, options = step
+        seen.add(price)
+        before = estimate(current)
+        chosen = next((changes for changes in options if fits(apply(current, changes))), options[-1])
+        candidate = apply(current, chosen)
+        if estimate(candidate) < before:
+            taken.append((price, chosen))
+            current = candidate
+    for item in list(taken):  # an early, cheap change is not needed where a later one alone suffices
+        rest = [other for other in taken if other is not item]
+        if fits(_all(scenario, rest)):
+            taken = rest
+    candidate = _all(scenario, taken)
+    traced = estimate.verify(candidate)
+    if traced["required_bytes"] > gpu.usable_bytes:
+        return None
+    changes = {key: value for _, step in taken for key, value in step.items()}
+    return _suggestion(changes, "; ".join(price for price, _ in taken), traced, gpu)
+
+
+def _all(scenario: Scenario, taken: Iterable[tuple[str, Changes]]) -> Scenario:
+    for _, changes in taken:
+        scenario = apply(scenario, changes)
+    return scenario
+
+
+def _bigger_card(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, Any] | None:
+    """The smallest card of the catalogue that the scenario fits as it is."""
+    required = estimate(scenario)
+    for card in sorted(catalogue().values(), key=lambda card: card.usable_bytes):
+        if card.total_bytes <= gpu.total_bytes or required > card.usable_bytes:
+            continue
+        own = Estimate(scenario, card)
+        traced = own.verify(scenario) if card.capability != estimate.capability else estimate.verify(scenario)
+        if traced["required_bytes"] <= card.usable_bytes:
+            return _suggestion({"gpu": card.name}, f"another card: {card.title}", traced, card)
+    return None
+
+
+def _suggestion(changes: Changes, price: str, traced: Mapping[str, Any], gpu: Gpu) -> dict[str, Any]:
+    required = traced["required_bytes"]
+    return {
+        "changes": changes,
+        "write": [f"{key}: {_flow(value)}" for key, value in changes.items()],
+        "cost": price,
+        "peak_allocated_bytes": traced["peak_allocated_bytes"],
+        "required_bytes": required,
+        "headroom_bytes": verdict(required, gpu)["headroom_bytes"],
+    }
+
+
+def _flow(value: Any) -> str:
+    """A value as it stands in a YAML file, on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --- what fits ------------------------------------------------------------------------------------------------------
+
+
+def largest(
+    scenario: Scenario, gpu: Gpu, field: str, estimate: Estimate | None = None, *, verify: bool = True
+) -> dict[str, Any]:
+    """The largest ``micro_batch`` or ``sequence_length`` that fits a card, all else being as in the scenario.
+
+    Returns
+    -------
+    dict
+        ``value`` (0: not even 1 fits), ``required_bytes`` and ``headroom_bytes`` there, ``verified``: whether the
+        trace says so (else the closed form, corrected by an earlier trace), ``limit``: the model's positions where
+        they end the search.
+    """
+    estimate = estimate or Estimate(scenario, gpu)
+    positions = scenario.size("max_position_embeddings") or LONGEST
+    limit = positions if field == "sequence_length" else MOST
+    fits = lambda value: estimate(scenario.changed(**{field: value})) <= gpu.usable_bytes  # noqa: E731
+    value = _last_true(fits, limit)
+    if verify:
+        for _ in range(8):  # each trace corrects the estimate; it settles within two or three
+            probe = max(value, 1)
+            good = estimate.verify(scenario.changed(**{field: probe}))["required_bytes"] <= gpu.usable_bytes
+            again = _last_true(fits, limit)
+            if again == value or (not good and value == 0):
+                break
+            value = again
+        while value and estimate.verify(scenario.changed(**{field: value}))["required_bytes"] > gpu.usable_bytes:
+            value -= 1
+    required = estimate(scenario.changed(**{field: max(value, 1)}))
+    return {
+        "value": value,
+        "required_bytes": required,
+        "headroom_bytes": verdict(required, gpu)["headroom_bytes"],
+        "verified": verify,
+        "limit": positions if field == "sequence_length" and value == positions else None,
+    }
+
+
+def _last_true(test: Callable[[int], bool], limit: int) -> int:
+    """The largest number of 1 .. limit for which a falling test is true; 0 if there is none."""
+    if not test(1):
+        return 0
+    good, step = 1, 1
+    while good < limit:
+        step = min(good * 2, limit)
+        if not test(step):
+            break
+        good = step
+    bad = step if good < limit else limit + 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if test(middle) else (good, middle)
+    return good
+
+
+def feasibility(
+    scenario: Scenario, methods: Mapping[str, Changes], cards: Iterable[Gpu] | None = None, *, verify: bool = False
+) -> list[dict[str, Any]]:
+    """For each method and card the largest micro-batch at the scenario's length, and the longest sequence of one.
+
+    Without ``verify`` one trace for each method corrects the closed form for all cards.
+    """
+    rows = []
+    for name, changes in methods.items():
+        base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+        shared = Estimate(base)
+        shared.verify(base)
+        for card in cards or catalogue().values():
+            estimate = Estimate(base, card)
+            estimate.difference = shared.difference
+            batch = largest(base, card, "micro_batch", estimate, verify=verify)
+            length = largest(base, card, "sequence_length", estimate, verify=verify)
+            required = estimate(base)
+            rows.append(
+                {
+                    "method": name,
+                    "gpu": card.name,
+                    "total_gib": round(card.total_bytes / GIB, 2),
+                    "required_bytes": required,
+                    **verdict(required, card),
+                    "largest_micro_batch": batch["value"],
+                    "largest_sequence_length": length["value"],
+                    "verified": verify,
+                }
+            )
+    return rows
+
+
+def sweep(
+    scenario: Scenario,
+    *,
+    ranks: Sequence[int] = (),
+    sequence_lengths: Sequence[int] = (),
+    micro_batches: Sequence[int] = (),
+    estimate: Estimate | None = None,
+) -> list[dict[str, Any]]:
+    """Memory over all combinations of rank, sequence length and micro-batch, in the order given.
+
+    The closed form, corrected by one trace of the scenario itself unless an ``estimate`` is given.
+    """
+    if estimate is None:
+        estimate = Estimate(scenario)
+        estimate.verify(scenario)
+    rows = []
+    lora = scenario.to_mapping()["lora"]
+    own_rank = [lora["rank"]] if lora else [0]
+    for rank, length, batch in product(
+        (ranks if lora else ()) or own_rank,
+        sequence_lengths or [scenario.sequence_length],
+        micro_batches or [scenario.micro_batch],
+    ):
+        changes: Changes = {"sequence_length": length, "micro_batch": batch}
+        if lora:
+            changes["lora"] = {**lora, "rank": rank}
+        rows.append(
+            {
+                "rank": rank,
+                "sequence_length": length,
+                "micro_batch": batch,
+                "required_bytes": estimate(scenario.changed(**changes)),
+            }
+        )
+    return rows
