@@ -41,7 +41,7 @@ MERGED_FIELDS = {
 NEUTRAL_FIELDS = {
     "auto_mapping", "base_model_name_or_path", "exclude_modules", "inference_mode", "layers_pattern",
     "layers_to_transform", "lora_dropout", "peft_version", "qalora_group_size", "revision", "runtime_config",
-    "task_type", "megatron_core", "eva_config", "velora_config",
+    "task_type", "megatron_core", "eva_config",
 }  # fmt: skip
 # Initializations that leave the base's weights as they are. PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the
 # base when the adapter is created, so B @ A alone is not the difference to the original base.

@@ -315,6 +315,7 @@ def test_adapter_that_changes_nothing(inputs):
         ({"monteclora_config": {"num_samples": 2}}, "monteclora_config"),
         ({"kasa_config": {"beta": 1}}, "kasa_config"),
         ({"megatron_config": {"tp": 2}}, "megatron_config"),
+        ({"velora_config": {"scale": 1.0}}, "velora_config"),
         ({"a_field_of_a_later_peft": 1}, "a_field_of_a_later_peft"),
     ],
 )
@@ -334,7 +335,7 @@ def test_every_field_of_peft_s_configuration_has_been_thought_of():
     refused = {
         "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "loftq_config",
         "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices",
-        "use_bdlora", "use_qalora",
+        "use_bdlora", "use_qalora", "velora_config",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(LoraConfig)} == MERGED_FIELDS | NEUTRAL_FIELDS | refused
 
