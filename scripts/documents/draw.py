@@ -1,0 +1,240 @@
+"""Rules ``draw_*``: figures from JSON, the same bytes from the same numbers.
+
+Colours are those of Okabe and Ito (2008), which people with any common colour blindness can tell apart; the
+stacks also keep one order everywhere, and what matters is written beside the bars.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.common.files import atomic_open, read_json, read_jsonl
+from scripts.common.job import job, log
+from scripts.documents.context import GROUPS, evaluation_rows, grouped, scenario_memory, short_size
+
+COLOURS = {
+    "parameters": "#0072B2",
+    "adapters": "#56B4E9",
+    "gradients": "#E69F00",
+    "optimizer_states": "#D55E00",
+    "activations": "#009E73",
+    "logits": "#F0E442",
+    "temporaries": "#CC79A7",
+    "overhead": "#999999",
+}
+INK, FAINT = "#222222", "#888888"
+CARD_SIZES_GB = (16, 24, 80)  # the numbers on the boxes of common cards, in units of 2^30 bytes
+STYLE = {
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "figure.dpi": 150,
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same letters
+    "font.size": 10,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
+    """Stacked bars: for each scenario the rule of thumb above the trace, and lines where cards end."""
+    scenarios = [scenario_memory(name, compared) for name, compared in zip(names, files["profile"], strict=True)]
+    figure, axes = _figure(9, 1.6 + 1.15 * len(scenarios))
+    ticks, largest = [], 0.0
+    for number, scenario in enumerate(scenarios):
+        for offset, answer in ((-0.2, "rule_of_thumb"), (0.2, "trace")):
+            left = 0.0
+            for group, size in grouped(scenario["answers"][answer]["components"], scenario["scenario"]["method"]).items():
+                axes.barh(
+                    number + offset,
+                    size / 1e9,
+                    left=left,
+                    height=0.36,
+                    color=COLOURS[group],
+                    alpha=0.45 if answer == "rule_of_thumb" else 1,
+                    edgecolor="white",
+                    linewidth=0.5,
+                )
+                left += size / 1e9
+            said = "rule of thumb" if answer == "rule_of_thumb" else "trace"
+            axes.annotate(
+                f"{short_size(left * 1e9)}, {said}",
+                (left, number + offset),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )
+            largest = max(largest, left)
+        ticks.append(scenario["title"].replace(", ", "\n", 1))
+    for place, size in enumerate(CARD_SIZES_GB):
+        capacity = size * 2**30 / 1e9
+        axes.axvline(capacity, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+        side = "right" if place == 0 else "left"  # the first two are close to each other
+        axes.text(capacity, -0.62, f"{size} GB card", ha=side, va="bottom", fontsize=8)
+    axes.set(xlim=(0, 1.22 * max(largest, 30)), ylim=(len(scenarios) - 0.5, -0.62))
+    axes.set_xlabel("GB (10⁹ bytes) allocated at the peak")
+    axes.set_yticks(range(len(ticks)), ticks)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    _legend(figure, COLOURS)
+    return figure
+
+
+def _legend(figure: Any, groups: Sequence[str] | Mapping[str, str]) -> None:
+    """One entry for each component, below everything."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=COLOURS[group], label=GROUPS[group][0].split(" (")[0].split(",")[0]) for group in groups]
+    figure.legend(handles=patches, loc="outside lower left", ncols=4, fontsize=9)
+
+
+def draw_timeline(compared: Mapping[str, Any]) -> Any:
+    """What is alive in the course of one training step, by component, with its phases."""
+    scenario = scenario_memory("", compared)
+    timeline = compared["trace"]["timeline"]
+    method = scenario["scenario"]["method"]
+    columns = timeline["components"]
+    stacks = [grouped({name: column[i] for name, column in columns.items()}, method) for i in range(len(timeline["event"]))]
+    groups = [group for group in GROUPS if any(group in stack for stack in stacks)]
+    events = timeline["event"]
+    figure, axes = _figure(9, 4.2)
+    axes.stackplot(
+        events,
+        [[stack.get(group, 0) / 1e9 for stack in stacks] for group in groups],
+        colors=[COLOURS[group] for group in groups],
+        linewidth=0,
+    )
+    peak = max(range(len(events)), key=lambda index: timeline["allocated_bytes"][index])
+    height = timeline["allocated_bytes"][peak] / 1e9
+    axes.plot(events[peak], height, "o", color=INK, markersize=4)
+    right = events[peak] > 0.7 * events[-1]
+    axes.annotate(
+        f"peak {height:.2f} GB",
+        (events[peak], height),
+        xytext=(-6 if right else 6, 6),
+        textcoords="offset points",
+        ha="right" if right else "left",
+    )
+    # Where nearly all is there before the step begins, what the step does is shown larger, and the cut is named.
+    lowest = min(timeline["allocated_bytes"]) / 1e9
+    bottom = 0.97 * lowest if lowest > 0.5 * height else 0.0
+    top = height + 0.14 * (height - bottom)
+    cut = f"; the axis begins at {bottom:.2f} GB, below it are {GROUPS[groups[0]][0].lower()}" if bottom else ""
+    phases = timeline["phase"]
+    starts = [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]
+    shown_until = -1.0
+    for start in starts:
+        if start:
+            axes.axvline(events[start], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
+        if events[start] > shown_until:  # a phase of a few events has no room for its name
+            axes.text(events[start], top, f" {phases[start]}", va="top", fontsize=9)
+            shown_until = events[start] + 0.09 * events[-1]
+    axes.set(xlim=(0, events[-1]), ylim=(bottom, top), ylabel="GB allocated")
+    axes.set_xlabel("allocations and frees since the step began" + cut)
+    axes.set_title(f"{scenario['title']}, {scenario['scenario']['micro_batch']} × {scenario['scenario']['sequence_length']} tokens", pad=10)
+    _legend(figure, groups)
+    return figure
+
+
+def draw_training_curve(files: Mapping[str, Any]) -> Any:
+    """Loss of each step, its running mean, and the validation loss at the end."""
+    curve, report = files["curve"], files["training"]
+    steps, losses = [row["step"] for row in curve], [row["loss"] for row in curve]
+    window = max(1, len(losses) // 15)
+    means = [sum(losses[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(losses))]
+    figure, axes = _figure(9, 3.6)
+    axes.plot(steps, losses, color=COLOURS["adapters"], linewidth=0.9, label="each step")
+    axes.plot(steps, means, color=COLOURS["parameters"], linewidth=2, label=f"mean of the last {window} steps")
+    label = f"validation at the end: {report['validation_loss']:.3f}"
+    axes.plot(steps[-1], report["validation_loss"], "D", color=COLOURS["optimizer_states"], markersize=7, label=label)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per answer token)", ylim=(0, None))
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.legend(loc="upper right")
+    return figure
+
+
+def draw_evaluation(files: Mapping[str, Any]) -> Any:
+    """Base and tuned, a line for each share, with their Wilson intervals."""
+    rows = [row for row in evaluation_rows(files["comparison"]) if "share" in row["base"]]
+    figure, axes = _figure(9, 1.1 + 0.62 * len(rows))
+    looks = (("base", -0.14, "o", COLOURS["optimizer_states"]), ("tuned", 0.14, "s", COLOURS["parameters"]))
+    for model, offset, marker, colour in looks:
+        for number, row in enumerate(rows):
+            score = row[model]
+            low, high = 100 * score["low_95"], 100 * score["high_95"]
+            axes.plot([low, high], [number + offset] * 2, color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot(
+                100 * score["share"],
+                number + offset,
+                marker,
+                color=colour,
+                markersize=7,
+                label=model if not number else None,
+            )
+            axes.text(high + 1.2, number + offset, f"{100 * score['share']:.1f} %", va="center", fontsize=9)
+    names = [row["label"] + (" (lower is better)" if row["higher_is_better"] is False else "") for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set(xlim=(0, 110), ylim=(len(rows) - 0.5, -0.5), xlabel=f"% of {files['comparison']['n']} held-out requests, with 95 % intervals")
+    axes.set_xticks(range(0, 101, 20))
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower left", ncols=2)
+    return figure
+
+
+def save(figure: Any, path: str) -> None:
+    """Write a figure as PNG, without the version of the library that drew it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with atomic_open(path, "wb") as handle:
+        handle.write(buffer.getvalue())
+
+
+def main(inputs: Mapping[str, Any], names: Sequence[str], outputs: Mapping[str, str]) -> None:
+    """Draw each named output."""
+    import matplotlib
+
+    def read(path: str) -> Any:
+        return list(read_jsonl(path)) if path.endswith(".jsonl") else read_json(path)
+
+    files = {
+        name: read(value) if isinstance(value, str | Path) else [read(str(path)) for path in value]
+        for name, value in inputs.items()
+    }
+    with matplotlib.rc_context(STYLE):
+        for name, path in outputs.items():
+            if name == "memory":
+                figure = draw_memory(files, names)
+            elif name == "timeline":
+                figure = draw_timeline(files["step"])
+            elif name == "training_curve":
+                figure = draw_training_curve(files)
+            else:
+                figure = draw_evaluation(files)
+            save(figure, path)
+            log.info("%s", path)
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        main(
+            dict(snakemake.input.items()),
+            snakemake.params.get("figures", {}).get("scenarios", []),
+            dict(snakemake.output.items()),
+        )

@@ -1,0 +1,318 @@
+"""Rules ``render_*``: a document from its template and the JSON that other rules wrote.
+
+A template holds words, this module turns values into text, and every figure comes out of a file: the context
+of a template is the content of the rule's inputs, and what :func:`derive` computes from it. A name that the
+JSON does not have is an error, never a blank. Text of models, requests and commands is data: whatever a
+template prints is escaped, unless a filter of this module made it.
+"""
+
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json, read_jsonl, write_text
+from scripts.common.job import job, log
+from scripts.documents.context import derive
+from scripts.documents.validate import check_card, check_document
+
+SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
+SHOWN_CHARACTERS = 240  # of one request or answer
+
+# Characters with a meaning inside a line of Markdown, and the three that open a link without any markup.
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
+_LINKS = {"://": "&#58;//", "www.": "www&#46;", "@": "&#64;"}
+
+
+def visible(text: str) -> str:
+    """The text with what can't be seen (control, format, surrogate characters) written as escapes.
+
+    An escape sequence or a right-to-left override could make a command look like another one.
+    """
+    shown = []
+    for character in text:
+        if character in "\n\t" or unicodedata.category(character)[0] not in "C" and character not in "\u2028\u2029":
+            shown.append(character)
+        else:
+            shown.append(f"\\u{{{ord(character):x}}}")
+    return "".join(shown)
+
+
+def shorten(text: str, limit: int = SHOWN_CHARACTERS) -> str:
+    """At most ``limit`` characters, with a mark where something was left out."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def escape_markdown(text: str) -> str:
+    """The text as it stands, on one line, in Markdown: no markup, no HTML, no links out of it."""
+    text = " ".join(visible(text).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for plain, entity in _LINKS.items():
+        text = text.replace(plain, entity)
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+def code_span(text: object) -> str:
+    """The text as a code span: fenced by more backticks than it holds, line breaks shown as a sign."""
+    line = visible(str(text)).replace("\n", " ⏎ ").replace("\t", " ")
+    if not line.strip():
+        return "(nothing)"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    pad = " " if line[0] in "` " or line[-1] in "` " else ""
+    return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def code_cell(text: object) -> str:
+    """A code span inside a table, where a bar would end the cell even between backticks."""
+    return code_span(text).replace("|", "\\|")
+
+
+def code_block(text: str, language: str = "") -> str:
+    """The text as a fenced block, its fence longer than any run of backticks in it."""
+    text = visible(text).rstrip("\n")
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+# --- numbers as text -----------------------------------------------------------------------
+
+
+def gigabytes(size: float | None, digits: int = 2) -> str:
+    """Bytes as GB of 10^9 bytes."""
+    return "not measured" if size is None else f"{size / 1e9:,.{digits}f} GB"
+
+
+def gibibytes(size: float | None, digits: int = 1) -> str:
+    """Bytes as GiB of 2^30 bytes."""
+    return "not measured" if size is None else f"{size / 2**30:,.{digits}f} GiB"
+
+
+def memory_size(size: float | None) -> str:
+    """Bytes in the unit that fits: bytes, kB, MB or GB, of powers of ten."""
+    if size is None:
+        return "not measured"
+    for factor, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1)):
+        if abs(size) >= factor / 2:
+            return f"{size / factor:,.{digits}f} {unit}"
+    return f"{size:,.0f} B"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number with separated thousands."""
+    return "not measured" if value is None else f"{value:,.{digits}f}"
+
+
+def setting(value: object) -> str:
+    """A setting as the configuration would hold it: the shortest text that is the same number."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {setting(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value)
+    return "none" if value is None else str(value)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of one as per cent."""
+    return "not measured" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """A difference with its sign."""
+    return "not measured" if value is None else _minus(f"{value:+.{digits}f}")
+
+
+def points(share: float | None, digits: int = 1) -> str:
+    """A difference of two shares, with its sign, in percentage points."""
+    return "not measured" if share is None else _minus(f"{100 * share:+.{digits}f} points")
+
+
+def signed_percent(share: float | None, digits: int = 2) -> str:
+    """A relative difference with its sign, as per cent."""
+    return "not measured" if share is None else _minus(f"{100 * share:+,.{digits}f} %")
+
+
+def signed_size(size: float | None) -> str:
+    """A difference of bytes with its sign."""
+    return "not measured" if size is None else ("+" if size >= 0 else "−") + memory_size(abs(size))
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person would say them."""
+    if seconds is None:
+        return "not measured"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+# --- rendering -----------------------------------------------------------------------------
+
+
+def _finalize(value: Any) -> Any:
+    """What Jinja does with each printed value of a Markdown template before it is written."""
+    from markupsafe import Markup
+
+    if value is None or isinstance(value, dict | list):
+        raise TypeError(f"{value!r} can't be printed; choose a field of it, or say what its absence means")
+    return Markup(escape_markdown(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def environment(folder: Path, html: bool) -> Any:
+    """A Jinja environment in which an unknown name is an error and every text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup, escape
+
+    made = Environment(
+        loader=FileSystemLoader(folder),
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=None if html else _finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    texts = (gigabytes, gibibytes, memory_size, number, percent, points, signed, signed_percent, signed_size, duration)
+    for function in texts:  # digits and units alone: nothing in them to escape
+        made.filters[function.__name__] = _marked(function)
+    made.filters["href"] = _marked(href)
+    made.filters["setting"] = setting
+    made.filters["shorten"] = shorten
+    if html:
+        made.filters["code"] = lambda text: Markup("<code>{}</code>").format(visible(str(text)) or "(nothing)")
+        made.filters["codecell"] = made.filters["code"]
+        made.filters["codeblock"] = lambda text, language="": Markup("<pre><code>{}</code></pre>").format(visible(text))
+    else:
+        made.filters["code"] = _marked(code_span)
+        made.filters["codecell"] = _marked(code_cell)
+        made.filters["codeblock"] = _marked(code_block)
+    made.filters["escape_html"] = escape
+    return made
+
+
+def _marked(function: Any) -> Any:
+    from functools import wraps
+
+    from markupsafe import Markup
+
+    @wraps(function)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        return Markup(function(*args, **kwargs))
+
+    return filtered
+
+
+def render(template: Path, context: Mapping[str, Any]) -> str:
+    """Fill in a template.
+
+    Raises
+    ------
+    UserError
+        Naming the template's line, when it asks for what the JSON does not have.
+    """
+    from jinja2 import TemplateError
+
+    html = ".html" in template.name
+    try:
+        text = environment(template.parent, html).get_template(template.name).render(**context)
+    except (TemplateError, TypeError) as error:
+        raise UserError(
+            f"The template asks for what is not there: {error}",
+            where=_template_line(error, template),
+            allowed="names that the JSON inputs of the rule have",
+        ) from error
+    if html:
+        return text
+    # Blocks that printed nothing leave blank lines behind; more than one in a row means nothing in Markdown.
+    return _outside_fences(text, lambda part: re.sub(r"\n{3,}", "\n\n", part)).strip("\n") + "\n"
+
+
+def _outside_fences(text: str, change: Any) -> str:
+    """Apply ``change`` to what does not stand in a fenced block."""
+    parts = re.split(r"(^(`{3,})[^\n]*\n.*?^\2$)", text, flags=re.MULTILINE | re.DOTALL)
+    return "".join(part if index % 3 == 1 else change(part) for index, part in enumerate(parts) if index % 3 != 2)
+
+
+def _template_line(error: BaseException, template: Path) -> str:
+    """The innermost line of a template on the error's way."""
+    place, trace = str(template), error.__traceback__
+    while trace:
+        file = trace.tb_frame.f_code.co_filename
+        if file.endswith(".j2"):
+            place = f"{file}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a rule's inputs by their names: JSON as it is, the first rows of JSON lines, figures as paths.
+
+    An input that is a list of files becomes a list.
+    """
+
+    def read(path: str) -> Any:
+        if path.endswith(".json"):
+            return read_json(path)
+        if path.endswith(".jsonl"):
+            return list(islice(read_jsonl(path), SAMPLE_ANSWERS))
+        return path
+
+    return {
+        name: read(value) if isinstance(value, str | os.PathLike) else [read(str(path)) for path in value]
+        for name, value in inputs.items()
+    }
+
+
+def href(path: str) -> str:
+    """A path as the target of a link: whatever has a meaning in Markdown, HTML or an address is encoded."""
+    return quote(path, safe="/._-")
+
+
+def link(path: str, document: Path) -> str:
+    """A file's path as seen from the folder of the document."""
+    return Path(os.path.relpath(path, document.parent)).as_posix()
+
+
+def data_uri(path: str) -> str:
+    """A figure as part of an HTML page, which then is complete in itself."""
+    import base64
+
+    return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+
+
+def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], output: str) -> None:
+    """Render, check, write: a document that is not valid is not written."""
+    inputs = dict(inputs)
+    template = Path(inputs.pop("template"))
+    inputs.pop("macros", None)
+    figures = {Path(path).stem: path for path in inputs.pop("figures", [])}
+    context = derive(gather(inputs), settings, inputs)
+    if output.endswith(".html"):
+        context["figures"] = {name: data_uri(path) for name, path in figures.items()}
+    else:
+        context["figures"] = {name: link(path, Path(output)) for name, path in figures.items()}
+    text = render(template, context)
+    check_document(text, Path(output))
+    if Path(output).name == "MODEL_CARD.md":
+        check_card(text)
+    write_text(output, text)
+    log.info("%s: %d words", output, len(text.split()))
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        main(dict(snakemake.input.items()), snakemake.params.settings, snakemake.output[0])

