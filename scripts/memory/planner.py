@@ -118,9 +118,9 @@ def moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
             [{"sequence_length": length} for length in _halves(scenario.sequence_length, 128)],
         )
     if scenario.method == "full":
-        yield "only adapters are trained", [_as_lora(scenario, "lora")]
+        yield "only adapters are trained", [as_method(scenario, "lora")]
     if scenario.method != "qlora":
-        yield "only adapters are trained, on a 4-bit base", [_as_lora(scenario, "qlora")]
+        yield "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")]
 
 
 def _halves(value: int, least: int) -> list[int]:
@@ -131,7 +131,8 @@ def _halves(value: int, least: int) -> list[int]:
     return found
 
 
-def _as_lora(scenario: Scenario, method: str) -> Changes:
+def as_method(scenario: Scenario, method: str) -> Changes:
+    """What to change for another method; a quantized base has a precision of its own instead of mixed precision."""
     changes: Changes = {"method": method}
     if method == "qlora" and scenario.mixed:
         changes["precision"] = scenario.precision.removesuffix("-mixed")
@@ -139,13 +140,17 @@ def _as_lora(scenario: Scenario, method: str) -> Changes:
 
 
 def apply(scenario: Scenario, changes: Changes) -> Scenario:
-    """The scenario with changes; a method that gets adapters takes their defaults."""
+    """The scenario with changes; a new method drops what it has no place for and takes the defaults of what it needs."""
     values = scenario.to_mapping()
-    if "method" in changes:
-        for key in ("lora", "quantization"):
-            if values[key] is None:
-                del values[key]
-    return Scenario.from_mapping({**values, **changes}, where="suggestion")
+    method = changes.get("method", scenario.method)
+    for key, methods in (("lora", ("lora", "qlora")), ("quantization", ("qlora",))):
+        if method not in methods:
+            values[key] = None
+        elif values[key] is None:
+            del values[key]
+    if method == "full":
+        values["kbit_preparation"] = "none"
+    return Scenario.from_mapping({**values, **changes}, where="a suggestion")
 
 
 def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -157,7 +162,7 @@ def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = Non
     Returns
     -------
     list of dict
-        ``changes`` (fields of the scenario), ``write`` (their lines), ``cost``, ``peak_allocated_bytes``,
+        ``changes`` (fields of the scenario), ``write`` (the same as YAML), ``cost``, ``peak_allocated_bytes``,
         ``required_bytes``, ``headroom_bytes``.
     """
     estimate = Estimate(scenario, gpu, traced)
@@ -250,7 +255,7 @@ def _suggestion(changes: Changes, price: str, traced: Mapping[str, Any], gpu: Gp
     required = traced["required_bytes"]
     return {
         "changes": changes,
-        "write": [f"{key}: {_flow(value)}" for key, value in changes.items()],
+        "write": ", ".join(f"{key}: {_flow(value)}" for key, value in changes.items()),
         "cost": price,
         "peak_allocated_bytes": traced["peak_allocated_bytes"],
         "required_bytes": required,
@@ -333,7 +338,8 @@ def feasibility(
     """
     rows = []
     for name, changes in methods.items():
-        base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+        alone = {"micro_batch": 1, "gradient_accumulation": 1, "gpu": None}
+        base = apply(scenario, {**changes, **alone})
         shared = Estimate(base)
         shared.verify(base)
         for card in cards or catalogue().values():

@@ -112,8 +112,7 @@ def verdict_lines(answer: dict[str, Any]) -> list[str]:
     if answer["suggestions"]:
         lines.append("  what would fit, the cheapest first:")
         for item in answer["suggestions"]:
-            lines.append(f"    # {item['cost']}: headroom {item['headroom_bytes'] / GIB:+.2f} GiB")
-            lines += [f"    {line}" for line in item["write"]]
+            lines.append(f"    {item['write']}   # {item['cost']}; headroom {item['headroom_bytes'] / GIB:+.2f} GiB")
     return lines
 
 

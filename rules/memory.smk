@@ -1,0 +1,174 @@
+# What the training step needs, known before it runs. Four answers for each scenario, then the gate.
+#   results/memory/<model>/<scenario>/     full fine-tuning of the profiled model: no rank in it
+#   results/<run>/memory/<scenario>/       scenarios with adapters of this rank
+#   results/<run>/memory/training/         the run's own training step: also measured, and gated
+# in each: estimate.json . trace.json . [measure.json] -> compare.json (-> gate.json)
+
+
+# The folder that holds the scenarios; the run in it keeps its own constraint.
+MEMORY_PLACE = r"memory/[a-z0-9][a-z0-9._-]*|[a-z0-9][a-z0-9._-]*-r\d+/memory"
+MEMORY_SCENARIO = r"[a-z0-9][a-z0-9._-]*"
+
+
+def memory_folder(run, name):
+    """Where a scenario of the memory profile lands: under the run if it has adapters, and so a rank."""
+    ranked = profile_scenarios()[name]["lora"] is not None
+    place = f"{run}/memory" if ranked else f"memory/{SETTINGS['memory']['model']}"
+    return f"results/{place}/{name}"
+
+
+def profile_comparisons(run):
+    """The comparisons of all scenarios of the memory profile, in the order of the configuration."""
+    return [f"{memory_folder(run, name)}/compare.json" for name in profile_scenarios()]
+
+
+def memory_scenario(wildcards):
+    """The scenario of a job: the run's own training step, or one of the memory profile."""
+    if wildcards.scenario == "training":
+        card = SETTINGS["memory"]["gate"]["gpu"]
+        return {**training_scenario(), "gpu": None if card == "auto" else card}
+    return {key: value for key, value in profile_scenarios()[wildcards.scenario].items() if key != "model"}
+
+
+def memory_model(wildcards):
+    """The configuration of a scenario's model: the prepared base model's, or one of config/models/."""
+    if wildcards.scenario == "training":
+        return f"results/models/{MODEL}/config.json"
+    return project_file(f"config/models/{SETTINGS['memory']['model']}.json")
+
+
+rule estimate_memory:
+    input:
+        config=memory_model,
+    output:
+        estimate="results/{place}/{scenario}/estimate.json",
+    log:
+        "logs/{place}/{scenario}/estimate_memory.log",
+    conda:
+        "../envs/light.yaml"
+    wildcard_constraints:
+        place=MEMORY_PLACE,
+        scenario=MEMORY_SCENARIO,
+    params:
+        code=code("memory/estimate.py"),
+        scenario=memory_scenario,
+    message:
+        "Estimating {wildcards.scenario}: rule of thumb and closed form"
+    script:
+        "../scripts/memory/estimate.py"
+
+
+rule trace_memory:
+    input:
+        config=memory_model,
+        gpus=project_file("config/gpus.yaml"),
+    output:
+        trace="results/{place}/{scenario}/trace.json",
+    log:
+        "logs/{place}/{scenario}/trace_memory.log",
+    conda:
+        "../envs/torch.yaml"
+    wildcard_constraints:
+        place=MEMORY_PLACE,
+        scenario=MEMORY_SCENARIO,
+    params:
+        code=code("memory/trace_step.py"),
+        scenario=memory_scenario,
+    message:
+        "Tracing the training step of {wildcards.scenario} on the meta device"
+    script:
+        "../scripts/memory/trace_step.py"
+
+
+rule measure_memory:
+    input:
+        config=f"results/models/{MODEL}/config.json",
+    output:
+        measure="results/{run}/memory/training/measure.json",
+    log:
+        "logs/{run}/memory/training/measure_memory.log",
+    benchmark:
+        "benchmarks/{run}/memory/training/measure_memory.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+    params:
+        code=code("memory/measure.py"),
+        scenario=training_scenario(),
+        device={"device": SETTINGS["training"]["device"]},
+    message:
+        "Measuring the training step of {wildcards.run} on this machine"
+    script:
+        "../scripts/memory/measure.py"
+
+
+def measurements(wildcards):
+    """The measurement, where there is one: of the run's own training step."""
+    if wildcards.scenario == "training":
+        return {"measure": f"results/{wildcards.place}/training/measure.json"}
+    return {}
+
+
+rule compare_memory:
+    input:
+        unpack(measurements),
+        estimate="results/{place}/{scenario}/estimate.json",
+        trace="results/{place}/{scenario}/trace.json",
+        gpus=project_file("config/gpus.yaml"),
+    output:
+        comparison="results/{place}/{scenario}/compare.json",
+    log:
+        "logs/{place}/{scenario}/compare_memory.log",
+    conda:
+        "../envs/torch.yaml"
+    wildcard_constraints:
+        place=MEMORY_PLACE,
+        scenario=MEMORY_SCENARIO,
+    params:
+        code=code("memory/compare.py"),
+    message:
+        "Comparing the answers for {wildcards.scenario}"
+    script:
+        "../scripts/memory/compare.py"
+
+
+rule gate_memory:
+    input:
+        trace="results/{run}/memory/training/trace.json",
+        gpus=project_file("config/gpus.yaml"),
+    output:
+        gate="results/{run}/memory/training/gate.json",
+    log:
+        "logs/{run}/memory/training/gate_memory.log",
+    conda:
+        "../envs/torch.yaml"
+    # First of all that is ready: it may stop the run before it costs anything.
+    priority: 100
+    params:
+        code=code("memory/gate.py"),
+        gate=SETTINGS["memory"]["gate"],
+    message:
+        "Asking whether the training step of {wildcards.run} fits the card"
+    script:
+        "../scripts/memory/gate.py"
+
+
+rule plan_memory:
+    input:
+        config=project_file(f"config/models/{SETTINGS['memory']['model']}.json"),
+        gpus=project_file("config/gpus.yaml"),
+    output:
+        plan="results/{run}/memory/plan.json",
+    log:
+        "logs/{run}/memory/plan_memory.log",
+    conda:
+        "../envs/torch.yaml"
+    params:
+        code=code("memory/plan.py"),
+        scenario={**SETTINGS["scenario_defaults"], "lora": SETTINGS["lora"], "gpu": SETTINGS["memory"]["gpu"]},
+    message:
+        "Planning: what fits which card"
+    script:
+        "../scripts/memory/plan.py"

@@ -1,0 +1,115 @@
+"""What fits which card: the largest micro-batch and sequence for each method, over the catalogue, and a sweep.
+
+python -m scripts.memory.plan SCENARIO.yaml [--gpu NAME] [--table]      for people with --table, else JSON
+
+For the card that the scenario or --gpu names, each answer is verified with the trace. Over the catalogue and in the
+sweep the closed form answers, corrected by one trace for each method (--verify: every cell is traced, in minutes).
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.common.files import write_json
+from scripts.common.job import command, job, log
+from scripts.common.scenario import Scenario, load_scenario
+from scripts.memory.gpus import GIB, Gpu, find
+from scripts.memory.planner import apply, as_method, feasibility, largest, sweep
+
+METHODS = ("full", "lora", "qlora")
+RANKS = (4, 8, 16, 32, 64)
+LENGTHS = (256, 512, 1024, 2048, 4096)
+MICRO_BATCHES = (1, 2, 4, 8)
+
+
+def plan(scenario: Scenario, gpu: Gpu | None = None, *, verify: bool = False) -> dict[str, Any]:
+    """Plan around a scenario.
+
+    Returns
+    -------
+    dict
+        ``scenario``; ``gpu`` and ``largest`` (by method: the largest ``micro_batch`` at the scenario's length and the
+        longest ``sequence_length`` at a micro-batch of 1), both None without a card; ``feasibility``: a row for each
+        method and card of the catalogue; ``sweep``: a row for each rank, length and micro-batch.
+    """
+    methods = {method: as_method(scenario, method) for method in METHODS}
+    answer: dict[str, Any] = {"gpu": None, "largest": None, "scenario": scenario.to_mapping()}
+    if gpu is not None:
+        answer["gpu"] = gpu.to_mapping()
+        answer["largest"] = {name: largest_settings(apply(scenario, changes), gpu) for name, changes in methods.items()}
+    positions = scenario.size("max_position_embeddings") or LENGTHS[-1]
+    lengths = [length for length in LENGTHS if length <= positions]
+    answer["feasibility"] = feasibility(scenario, methods, verify=verify)
+    answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
+    return answer
+
+
+def largest_settings(scenario: Scenario, gpu: Gpu) -> dict[str, Any]:
+    """The largest micro-batch and the longest sequence that fit a card, verified with the trace."""
+    alone = scenario.changed(micro_batch=1, gradient_accumulation=1)
+    return {field: largest(alone, gpu, field) for field in ("micro_batch", "sequence_length")}
+
+
+def table(answer: Mapping[str, Any]) -> str:
+    """The plan as text for a terminal."""
+    scenario = answer["scenario"]
+    lines = [
+        f"{scenario['model_name'] or scenario['model']['model_type']}, {scenario['precision']}:"
+        f" the largest micro-batch at {scenario['sequence_length']} tokens, the longest sequence at a micro-batch of 1"
+    ]
+    if answer["largest"]:
+        gpu = answer["gpu"]
+        lines.append(f"  {gpu['title']}, {gpu['usable_bytes'] / GIB:.2f} GiB usable (verified by the trace)")
+        for method, found in answer["largest"].items():
+            batch, length = found["micro_batch"], found["sequence_length"]
+            lines.append(
+                f"    {method:<6} micro-batch {batch['value'] or '-':>6}   sequence {length['value'] or '-':>7}"
+            )
+    lines.append(f"  {'card':<18}{'GiB':>7}" + "".join(f"{method:>20}" for method in METHODS))
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for row in answer["feasibility"]:
+        rows.setdefault(row["gpu"], []).append(row)
+    for name, cells in rows.items():
+        text = "".join(_cell(cell).rjust(20) for cell in cells)
+        lines.append(f"  {name:<18}{cells[0]['total_gib']:>7.2f}{text}")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if not row["largest_micro_batch"]:
+        return "-" if not row["largest_sequence_length"] else f"- / {row['largest_sequence_length']}"
+    return f"{row['largest_micro_batch']} / {row['largest_sequence_length']}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.memory.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("scenario", type=Path, metavar="SCENARIO.yaml")
+    parser.add_argument("--gpu", help="a name in config/gpus.yaml, instead of the scenario's")
+    parser.add_argument("--table", action="store_true", help="for people instead of JSON")
+    parser.add_argument("--verify", action="store_true", help="trace every cell of the table")
+    options = parser.parse_args(arguments)
+    scenario = load_scenario(options.scenario)
+    named = options.gpu or scenario.gpu
+    gpu = find(named, options.scenario) if named is not None else None
+    answer = plan(scenario, gpu, verify=options.verify)
+    print(table(answer) if options.table else json.dumps(answer, sort_keys=True))
+    return 0
+
+
+def write_plan(config: str, mapping: Mapping[str, Any], output: str) -> None:
+    """The rule's work."""
+    scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
+    gpu = find(scenario.gpu, "the configuration") if scenario.gpu is not None else None
+    answer = plan(scenario, gpu)
+    write_json(output, answer)
+    log.info("%s", table(answer))
+
+
+if __name__ == "__main__":
+    if "snakemake" in globals():
+        with job(snakemake):
+            write_plan(snakemake.input.config, snakemake.params.scenario, snakemake.output.plan)
+    else:
+        command(main)
