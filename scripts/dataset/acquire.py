@@ -3,8 +3,6 @@
 Nothing is judged here but what can't be read at all; rows that can't be are in the rejected file with a reason.
 """
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping

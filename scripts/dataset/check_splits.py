@@ -3,8 +3,6 @@
 It reads the finished files and trusts nothing that the splitting did.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from scripts.common.errors import UserError

@@ -4,8 +4,6 @@ Every row that does not pass is in the rejected file with stage and reason. Rows
 at a time; what stays in memory is one number a row.
 """
 
-from __future__ import annotations
-
 import array
 import json
 from collections import Counter

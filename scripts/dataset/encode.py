@@ -4,8 +4,6 @@ Labels are on the answer and its end token only. A row that is longer than the s
 counted, or stops the run, as configured; nothing is ever cut.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path

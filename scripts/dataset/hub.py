@@ -67,7 +67,7 @@ def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:
     else:
         problem = "The dataset can't be read from the Hub."
         allowed = (
-            "a config and split that the repository has, and files that `datasets` reads without code of their own"
+            "a config and split that the repository has, in files that `datasets` reads by itself"
         )
     return UserError(problem, where=where, found=found, allowed=allowed)
 

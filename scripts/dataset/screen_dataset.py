@@ -3,8 +3,6 @@
 Dangerous commands and those that it can't parse go to the rejected file, with the rule that matched.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 

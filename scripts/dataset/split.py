@@ -5,8 +5,6 @@ connected through others. A group goes into one split as a whole. Which one depe
 seed alone, never on the order of the rows. Rows that an external test set contains are taken out before.
 """
 
-from __future__ import annotations
-
 import array
 import hashlib
 from collections import Counter
