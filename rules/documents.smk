@@ -1,0 +1,127 @@
+# Figures and documents: from JSON, by templates, and nothing else.
+#   results/<run>/figures/               drawn from the JSON of the stages before
+#   results/<run>/MODEL_CARD.md          the card, at the run's top
+#   results/<run>/docs/                  the memory profile (needs no weight and no training), the article
+#   results/<run>/report.html            all of it on one page
+
+
+def step_comparison(wildcards):
+    """The scenario whose step the timeline shows: the profile's last one with adapters, else its last."""
+    scenarios = profile_scenarios()
+    ranked = [name for name, scenario in scenarios.items() if scenario["lora"] is not None]
+    return f"{memory_folder(wildcards.run, (ranked or list(scenarios))[-1])}/compare.json"
+
+
+def profile_inputs(wildcards):
+    """Every scenario of the memory profile."""
+    return profile_comparisons(wildcards.run)
+
+
+rule draw_memory:
+    input:
+        profile=profile_inputs,
+        step=step_comparison,
+    output:
+        memory="results/{run}/figures/memory.png",
+        timeline="results/{run}/figures/timeline.png",
+    log:
+        "logs/{run}/draw_memory.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("documents/draw.py"),
+        figures={"scenarios": list(profile_scenarios())},
+    message:
+        "Drawing the memory of {wildcards.run}"
+    script:
+        "../scripts/documents/draw.py"
+
+
+use rule draw_memory as draw_run with:
+    input:
+        curve="results/{run}/training.jsonl",
+        training="results/{run}/training.json",
+        comparison="results/{run}/evaluation/comparison.json",
+    output:
+        training_curve="results/{run}/figures/training_curve.png",
+        evaluation="results/{run}/figures/evaluation.png",
+    log:
+        "logs/{run}/draw_run.log",
+    message:
+        "Drawing training and evaluation of {wildcards.run}"
+
+
+rule render_memory_profile:
+    input:
+        template=project_file("config/templates/memory-profile.md.j2"),
+        macros=project_file("config/templates/macros.j2"),
+        profile=profile_inputs,
+        plan="results/{run}/memory/plan.json",
+        figures=rules.draw_memory.output,
+    output:
+        "results/{run}/docs/memory-profile.md",
+    log:
+        "logs/{run}/render_memory_profile.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("documents/render.py"),
+        settings={"scenarios": list(profile_scenarios())},
+    message:
+        "Writing the memory profile of {wildcards.run}"
+    script:
+        "../scripts/documents/render.py"
+
+
+ENCODED = f"results/dataset/{DATASET}/encoded/{MODEL}-{SETTINGS['training']['sequence_length']}"
+
+
+use rule render_memory_profile as render_card with:
+    input:
+        template=project_file("config/templates/MODEL_CARD.md.j2"),
+        macros=project_file("config/templates/macros.j2"),
+        acquire=f"results/dataset/{DATASET}/acquire.json",
+        clean=f"results/dataset/{DATASET}/clean.json",
+        screen=f"results/dataset/{DATASET}/screen.json",
+        split=f"results/dataset/{DATASET}/splits/split.json",
+        splits_check=f"results/dataset/{DATASET}/splits/check.json",
+        encode=f"{ENCODED}/encode.json",
+        description=f"results/models/{MODEL}/description.json",
+        weights=f"results/models/{MODEL}/weights.json",
+        profile=profile_inputs,
+        plan="results/{run}/memory/plan.json",
+        training_memory="results/{run}/memory/training/compare.json",
+        gate="results/{run}/memory/training/gate.json",
+        training="results/{run}/training.json",
+        manifest="results/{run}/merged/manifest.json",
+        verification="results/{run}/merged-verification.json",
+        comparison="results/{run}/evaluation/comparison.json",
+        base_answers=f"results/evaluation/{DATASET}/{MODEL}/answers.jsonl",
+        tuned_answers="results/{run}/evaluation/answers.jsonl",
+        figures=[*rules.draw_memory.output, *rules.draw_run.output],
+    output:
+        "results/{run}/MODEL_CARD.md",
+    log:
+        "logs/{run}/render_card.log",
+    params:
+        code=code("documents/render.py"),
+        settings={
+            "configuration": SETTINGS,
+            "dataset": DATASET,
+            "run": RUN,
+            "scenarios": list(profile_scenarios()),
+        },
+    message:
+        "Writing the model card of {wildcards.run}"
+
+
+use rule render_card as render_publication with:
+    input:
+        **{name: value for name, value in rules.render_card.input.items() if name != "template"},
+        template=project_file("config/templates/publication.md.j2"),
+    output:
+        "results/{run}/docs/publication.md",
+    log:
+        "logs/{run}/render_publication.log",
+    message:
+        "Writing the article about {wildcards.run}"

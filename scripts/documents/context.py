@@ -48,6 +48,7 @@ MISSING = {
     "trace": "not traced",
     "measurement": "not measured",
 }
+LARGEST_TERMS = 10  # of the closed form, that documents show
 ANSWERS = ("rule_of_thumb", "closed_form", "trace", "measurement")
 
 
@@ -73,11 +74,6 @@ def short_size(size: float) -> str:
     return f"{size / 1e9:.0f} GB" if size >= 1e11 else f"{size / 1e9:.2f} GB"
 
 
-def relative(value: float | None, to: float | None) -> float | None:
-    """Signed difference of two sizes as a share of the second; None when one is missing."""
-    return None if value is None or not to else value / to - 1
-
-
 def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One of the four answers; ``peak_allocated_bytes`` None, and a reason, when it was not given."""
     answer = compared.get(name)
@@ -88,44 +84,82 @@ def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"components": {}, "required_bytes": None, "peak_reserved_bytes": None, **answer}
 
 
+def _vocabulary_apart(terms: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Bytes of the closed form by component, with every activation of the vocabulary's width under the logits."""
+    sums: dict[str, int] = {}
+    for term in terms:
+        wide = term["formula"].split("·")[-1] == "V" and "weights" not in term["component"]
+        component = "logits and loss" if wide else term["component"]
+        sums[component] = sums.get(component, 0) + term["bytes"]
+    return sums
+
+
 def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     """A scenario's answers side by side: in all, by component, and how far each is from the trace."""
     scenario = compared["scenario"]
     method = scenario["method"]
     answers = {answer: _answer(compared, answer) for answer in ANSWERS}
-    trace = answers["trace"]["peak_allocated_bytes"]
+    trace, thumb = (answers[answer]["peak_allocated_bytes"] for answer in ("trace", "rule_of_thumb"))
+    measured = answers["measurement"]
     parts = {answer: grouped(answers[answer]["components"], method) for answer in ANSWERS}
+    terms = answers["closed_form"].get("terms", [])
+    if terms:  # the trace counts whatever is as wide as the vocabulary with the logits
+        parts["closed_form"] = grouped(_vocabulary_apart(terms), method)
     rule = parts["rule_of_thumb"]
     rows = [
         {
             "group": group,
             "label": label,
             "by_answer": {answer: parts[answer].get(group) for answer in ANSWERS},
-            "difference": parts["trace"].get(group, 0) - rule[group] if group in rule else parts["trace"].get(group, 0),
+            "rule_minus_trace": rule.get(group, 0) - parts["trace"].get(group, 0),
         }
         for group, (label, _) in GROUPS.items()
         if any(parts[answer].get(group) for answer in ANSWERS)
     ]
     return {
         "answers": answers,
-        "closed_form_terms": (compared.get("closed_form") or {}).get("terms", [])[:12],
+        "closed_form_terms": terms[:LARGEST_TERMS],
+        # A measurement on the CPU is set against the trace of the same step on the CPU.
         "differences": {
-            answer: relative(answers[answer]["peak_allocated_bytes"], trace) for answer in ANSWERS if answer != "trace"
+            answer: compared["differences"].get(f"{answer}_to_trace", {}).get("share")
+            for answer in ANSWERS
+            if answer != "trace"
         },
         "fits": compared.get("fits"),
         "gpu": compared.get("gpu"),
         "headroom_bytes": compared.get("headroom_bytes"),
+        "measured_on": measured.get("device"),
         "method_title": METHODS[method],
         "name": name,
         "parameters": compared["trace"]["parameters"],
         "trainable_parameters": compared["trace"]["trainable_parameters"],
         "rows": rows,
+        "rule_excess_bytes": None if thumb is None else thumb - trace,
+        "same_device_trace": measured.get("trace_on_the_same_device"),
         "scenario": scenario,
         "suggestions": compared.get("suggestions") or [],
         "title": f"{METHODS[method]}, {precision_title(scenario)}",
-        "versions": compared.get("versions", {}),
-        "worst_row": max(rows, key=lambda row: abs(row["difference"])),
+        "versions": compared["versions"],
+        "weights": _parts(compared["trace"], WEIGHTS),
+        "lora_parts": _parts(compared["trace"], LORA_PARTS) if method != "full" else [],
+        "worst_row": max(rows, key=lambda row: abs(row["rule_minus_trace"])),
     }
+
+
+WEIGHTS = {
+    "weights_4bit": "4-bit weights of the linear layers",
+    "quantization_state": "scales of their blocks",
+    "weights_bf16": "bf16 weights (embeddings, output head, norms, biases)",
+    "weights_fp16": "fp16 weights (embeddings, output head, norms, biases)",
+    "weights_fp32": "fp32 weights and buffers",
+}
+LORA_PARTS = {"adapters": "weights", "gradients": "gradients", "optimizer_states": "optimizer states"}
+
+
+def _parts(trace: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Some components at the trace's peak, by title."""
+    components = trace["components"]
+    return [(title, components[name]) for name, title in titles.items() if components.get(name)]
 
 
 def precision_title(scenario: Mapping[str, Any]) -> str:
@@ -405,14 +439,14 @@ def gate_summary(gate: Mapping[str, Any]) -> dict[str, Any]:
     if gpu is None:
         state = "not checked"
     else:
-        state = "fits" if gate["fits"] else "overridden"
+        state = "overridden" if gate["overridden"] else "fits"
     return {
         "gpu": gpu["title"] if gpu else None,
-        "headroom_bytes": gate.get("headroom_bytes"),
-        "reason": gate.get("reason") or "no GPU was found, and none was named in the configuration",
+        "headroom_bytes": gate["headroom_bytes"],
+        "reason": gate["reason"],
         "required_bytes": gate["required_bytes"],
         "state": state,
-        "suggestions": gate.get("suggestions") or [],
+        "suggestions": gate["suggestions"],
         "usable_bytes": gpu["usable_bytes"] if gpu else None,
     }
 
@@ -482,15 +516,38 @@ PROVENANCE = {
 }
 
 
+def _paths(given: Any) -> list[str]:
+    """One path, several, or none, as a list."""
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The planner's rows as one line for each card, and how the need grows with the rank."""
+    cards: dict[str, dict[str, Any]] = {}
+    methods = list(dict.fromkeys(row["method"] for row in plan["feasibility"]))
+    for row in plan["feasibility"]:
+        card = cards.setdefault(row["gpu"], {"gpu": row["gpu"], "total_gib": row["total_gib"], "by_method": {}})
+        card["by_method"][row["method"]] = row
+    scenario = plan["scenario"]
+    same = (scenario["sequence_length"], scenario["micro_batch"])
+    return {
+        "cards": list(cards.values()),
+        "method_title": METHODS[scenario["method"]],
+        "methods": [(method, METHODS[method]) for method in methods],
+        "ranks": [row for row in plan["sweep"] if (row["sequence_length"], row["micro_batch"]) == same],
+        "scenario": scenario,
+        "verified": all(row["verified"] for row in plan["feasibility"]),
+    }
+
+
 def provenance(paths: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """The files behind each section."""
     rows = []
     for section, names in PROVENANCE.items():
         files: list[str] = []
         for name in names:
-            given = paths[name]
-            files += [given] if isinstance(given, str) else given
-        rows.append((section, [str(path) for path in files]))
+            files += _paths(paths[name])
+        rows.append((section, files))
     return rows
 
 
@@ -519,6 +576,9 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
         context["seed"] = seed_scenarios(context["profile"])
         scenario = context["profile"][0]["scenario"]
         context["profile_title"] = model_title(scenario["model_name"], scenario["model"])
+        context["feasibility"] = feasibility(files["plan"]) if "plan" in files else None
+        context["validation"] = files.get("validation")
+        context["sources"] = [str(path) for name in ("profile", "plan", "validation") for path in _paths(paths.get(name))]
     if "training_memory" in files:
         context["step"] = scenario_memory("training", files["training_memory"])
     if "gate" in files:

@@ -132,10 +132,10 @@ def draw_timeline(compared: Mapping[str, Any]) -> Any:
         ha="right" if right else "left",
     )
     # Where nearly all is there before the step begins, what the step does is shown larger, and the cut is named.
-    lowest = min(timeline["allocated_bytes"]) / 1e9
-    bottom = 0.97 * lowest if lowest > 0.5 * height else 0.0
+    lowest = min(stack.get(groups[0], 0) for stack in stacks) / 1e9
+    bottom = 0.985 * lowest if lowest > 0.5 * height else 0.0
     top = height + 0.14 * (height - bottom)
-    cut = f"; the axis begins at {bottom:.2f} GB, below it are {GROUPS[groups[0]][0].lower()}" if bottom else ""
+    cut = f" (from {bottom:.2f})" if bottom else ""
     phases = timeline["phase"]
     starts = [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]
     shown_until = -1.0
@@ -145,8 +145,8 @@ def draw_timeline(compared: Mapping[str, Any]) -> Any:
         if events[start] > shown_until:  # a phase of a few events has no room for its name
             axes.text(events[start], top, f" {phases[start]}", va="top", fontsize=9)
             shown_until = events[start] + 0.09 * events[-1]
-    axes.set(xlim=(0, events[-1]), ylim=(bottom, top), ylabel="GB allocated")
-    axes.set_xlabel("allocations and frees since the step began" + cut)
+    axes.set(xlim=(0, events[-1]), ylim=(bottom, top), ylabel=f"GB allocated{cut}")
+    axes.set_xlabel("allocations and frees since the step began")
     axes.set_title(f"{scenario['title']}, {scenario['scenario']['micro_batch']} × {scenario['scenario']['sequence_length']} tokens", pad=10)
     _legend(figure, groups)
     return figure

@@ -191,6 +191,7 @@ def environment(folder: Path, html: bool) -> Any:
         made.filters[function.__name__] = _marked(function)
     made.filters["href"] = _marked(href)
     made.filters["setting"] = setting
+    made.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     made.filters["shorten"] = shorten
     if html:
         made.filters["code"] = lambda text: Markup("<code>{}</code>").format(visible(str(text)) or "(nothing)")

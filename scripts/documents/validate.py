@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def check_document(text: str, path: Path) -> None:
         raise UserError(
             "The document has a place that was not filled in.", where=path, found=plain.splitlines()[line].strip()
         )
-    missing = [link for link in _IMAGES.findall(plain) if not (path.parent / link).is_file()]
+    missing = [link for link in _IMAGES.findall(plain) if not Path(os.path.normpath(path.parent / link)).is_file()]
     if missing:
         raise UserError("The document shows a figure that does not exist.", where=path, found=missing[0])
 

@@ -134,7 +134,14 @@ def step(method: str, precision: str, *, name: str | None = "qwen2.5-coder-7b", 
             },
             "trainable_parameters": 40_370_176,
         },
-        "measurement": {"reason": "not measured: no GPU was found"},
+        "measurement": {
+            "peak_allocated_bytes": None,
+            "reason": "not measured: the model is profiled by its configuration alone",
+        },
+        "differences": {
+            "rule_of_thumb_to_trace": {"bytes": sum(rule.values()) - peak, "share": sum(rule.values()) / peak - 1},
+            "closed_form_to_trace": {"bytes": sum(form.values()) - peak, "share": sum(form.values()) / peak - 1},
+        },
         "gpu": GPU,
         "fits": peak + 100_000_000 <= GPU["usable_bytes"],
         "headroom_bytes": GPU["usable_bytes"] - peak - 100_000_000,
@@ -142,8 +149,45 @@ def step(method: str, precision: str, *, name: str | None = "qwen2.5-coder-7b", 
         "versions": {"torch": "2.13.0"},
     }
     if measured:
-        compared["measurement"] = {"components": dict(trace), "peak_allocated_bytes": peak + 1_000_000, "device": "cpu"}
+        compared["measurement"] = {
+            "components": dict(trace),
+            "device": "cpu",
+            "peak_allocated_bytes": peak + 1_000_000,
+            "trace_on_the_same_device": {"components": dict(trace), "peak_allocated_bytes": peak + 900_000},
+        }
+        compared["differences"]["measurement_to_trace"] = {"bytes": 100_000, "share": 0.000345}
     return compared
+
+
+def plan() -> dict:
+    """What ``plan_memory`` writes, for two cards."""
+    rows = []
+    for method, need, largest in (("full", 76_350_000_000, (0, 0)), ("qlora", 7_220_000_000, (11, 6021))):
+        for card, gib in (("rtx-4090", 23.64), ("t4", 14.5625)):
+            rows.append(
+                {
+                    "fits": bool(largest[0]),
+                    "gpu": card,
+                    "headroom_bytes": int(gib * 2**30) - need,
+                    "largest_micro_batch": largest[0],
+                    "largest_sequence_length": largest[1],
+                    "method": method,
+                    "required_bytes": need,
+                    "total_gib": gib,
+                    "verified": False,
+                }
+            )
+    sweep = [
+        {"micro_batch": 1, "rank": rank, "required_bytes": 7_000_000_000 + rank * 12_345_678, "sequence_length": 512}
+        for rank in (4, 8, 16)
+    ]
+    return {
+        "feasibility": rows,
+        "gpu": None,
+        "largest": None,
+        "scenario": step("qlora", "bf16")["scenario"],
+        "sweep": [*sweep, {"micro_batch": 8, "rank": 4, "required_bytes": 9_000_000_000, "sequence_length": 512}],
+    }
 
 
 def share(count: int, n: int = 200) -> dict:
@@ -273,10 +317,13 @@ def files() -> dict[str, Any]:
                 "gpu": None,
                 "headroom_bytes": None,
                 "override": False,
-                "reason": "there is no GPU in this machine, and memory.gate.gpu names none",
+                "overridden": False,
+                "peak_allocated_bytes": 1_200_000_000,
+                "reason": "no GPU found or named: nothing to gate",
                 "required_bytes": 1_234_000_000,
                 "suggestions": [],
             },
+            "plan": plan(),
             "training_memory": training_step,
             "profile": [step("full", "fp32"), step("full", "bf16"), step("qlora", "bf16")],
             "acquire": {
