@@ -140,7 +140,12 @@ def build_optimizer(
 
 def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:
     """The 4-bit linear layers of a model by name, in order."""
-    return {name: module for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
+    # By its package too: PEFT calls the layer that wraps one by the same name.
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__ == "Linear4bit" and type(module).__module__.startswith("bitsandbytes")
+    }
 
 
 def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
