@@ -25,10 +25,11 @@ _LOWER = """
     prelu scaled_dot_product_attention __matmul__ __rmatmul__ _grouped_mm
 """
 _FP32_CUDA = """
-    acos asin cdist cosh cosine_similarity cumprod cumsum erfinv exp expm1 group_norm huber_loss kl_div l1_loss
-    layer_norm log log10 log1p log2 log_softmax logsumexp mse_loss native_layer_norm nll_loss norm pow prod reciprocal
-    renorm rsqrt sinh smooth_l1_loss softmax softplus sum tan __pow__ __rpow__
+    acos asin cdist cosh cosine_similarity erfinv exp expm1 group_norm huber_loss kl_div l1_loss layer_norm log log10
+    log1p log2 logsumexp mse_loss native_layer_norm nll_loss norm pow reciprocal renorm rsqrt sinh smooth_l1_loss
+    softplus tan __pow__ __rpow__
 """
+_FP32_RESULT_CUDA = "cumprod cumsum log_softmax prod softmax sum"  # asked for a result in fp32 instead
 _FP32_CPU = "binary_cross_entropy grid_sampler mse_loss nll_loss polar prod quantile stft"
 _PROMOTE_ALL = "cat index_copy stack"
 _PROMOTE_CUDA = "addcdiv addcmul atan2 bilinear cross dot grid_sample scatter_add tensordot vdot"
@@ -62,6 +63,7 @@ class MetaAutocast(TorchFunctionMode):
         on_card = device == "cuda"
         self._policy = dict.fromkeys(_LOWER.split(), dtype)
         self._policy |= dict.fromkeys((_FP32_CUDA if on_card else _FP32_CPU).split(), torch.float32)
+        self._fp32_result = set(_FP32_RESULT_CUDA.split()) if on_card else set()
         self._promote = set((_PROMOTE_ALL + " " + (_PROMOTE_CUDA if on_card else "")).split())
         self._off = 0
 
@@ -96,15 +98,17 @@ class MetaAutocast(TorchFunctionMode):
             or value.dtype in (dtype, torch.float64)
         ):
             return value
-        keep = self.caching and value.is_leaf and value.requires_grad and value.dtype == torch.float32
-        if not (keep and dtype == self.dtype) or value._is_view():
+        weight = value.is_leaf and value.requires_grad and not value._is_view() and value.dtype == torch.float32
+        if not weight or dtype != self.dtype:
             return value.to(dtype)
-        key = id(value)
-        if key not in self._cache:
-            self._cache[key] = value.to(dtype)
+        copy = self._cache.get(id(value))
+        if copy is None:
+            copy = value.to(dtype)
             if self._on_cast is not None:
-                self._on_cast(self._cache[key])
-        return self._cache[key]
+                self._on_cast(copy)
+            if self.caching:
+                self._cache[id(value)] = copy
+        return copy
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -119,6 +123,8 @@ class MetaAutocast(TorchFunctionMode):
                 if isinstance(item, torch.Tensor) and item.is_floating_point()
             ]
             dtype = torch.float32 if torch.float32 in found else None
+        if name in self._fp32_result and args[0].is_floating_point() and kwargs.get("dtype") is None:
+            return func(*args, **kwargs, dtype=torch.float32)
         if dtype is None or kwargs.get("dtype") is not None:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import transformers.masking_utils
 from torch import nn
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
 
 from scripts.common.errors import UserError
 from scripts.common.scenario import Scenario
@@ -392,6 +394,7 @@ def _as_on_device(
             stack.enter_context(cuda_dispatch())
         dtype = autocast_dtype(scenario)
         if dtype is None:
+            stack.enter_context(_ModesInBackward())
             yield None
             return
         autocast = MetaAutocast(dtype, target, lambda copy: tracker.label(copy, WEIGHT_CASTS))
@@ -405,7 +408,24 @@ def _as_on_device(
             autocast.clear()
 
         stack.enter_context(autocast)
+        stack.enter_context(_ModesInBackward())
         yield hook
+
+
+class _ModesInBackward(TorchFunctionMode):
+    """Lets the function modes below act on blocks that are recomputed in the backward pass.
+
+    PyTorch turns a mode off while it handles a call, and ``backward`` is such a call.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is not torch.Tensor.backward:
+            return func(*args, **(kwargs or {}))
+        loss = args[0]
+        gradient = torch.ones_like(loss, memory_format=torch.preserve_format)
+        return _engine_run_backward(
+            (loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
 
 
 @contextmanager

@@ -31,9 +31,9 @@ ROUNDING = "allocator_rounding"  # blocks are larger than what was asked for
 
 
 class Kernels(Protocol):
-    """What :class:`Tracker` asks about each operator: bytes allocated before its outputs."""
+    """What :class:`Tracker` asks about each operator (bytes)."""
 
-    def temporaries(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
+    def temporaries(self, func: Any, args: tuple, kwargs: dict) -> tuple[Sequence[int], Sequence[int]]: ...
 
     def persistent(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
 
@@ -55,7 +55,8 @@ class Tracker(TorchDispatchMode):
         Size of the vocabulary: activations whose last dimension it is are logits.
     kernels
         What the device's kernels need beyond what can be seen in their outputs: ``temporaries(func, args, kwargs)``
-        are freed when the operator returns, ``persistent(func, args, kwargs)`` never.
+        (before and after the outputs are allocated) are freed when the operator returns, ``persistent(func, args,
+        kwargs)`` never.
     first_id
         Ids of the events count up from here.
 
@@ -84,6 +85,7 @@ class Tracker(TorchDispatchMode):
         self._devices = frozenset(devices)
         self._vocabulary = vocabulary
         self._kernels = kernels
+        self._shapes = Shapes() if "meta" in self._devices else None
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
@@ -165,18 +167,20 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        held = ()
+        held, later = [], ()
         if self._kernels is not None:
             for count in self._kernels.persistent(func, args, kwargs):
                 self.hold(count, WORKSPACES)
-            held = [self.hold(count, TEMPORARIES) for count in self._kernels.temporaries(func, args, kwargs)]
-        output = func(*args, **kwargs)
+            earlier, later = self._kernels.temporaries(func, args, kwargs)
+            held = [self.hold(count, TEMPORARIES) for count in earlier]
+        output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
         if isinstance(output, torch.Tensor):
             self._see(output)
         elif isinstance(output, (tuple, list)):
             for item in output:
                 if isinstance(item, torch.Tensor):
                     self._see(item)
+        held += [self.hold(count, TEMPORARIES) for count in later]
         for identity in held:
             self.drop(identity)
         return output
@@ -185,3 +189,90 @@ class Tracker(TorchDispatchMode):
         """Stop following what is still alive, so that its later end is not recorded."""
         self._ends.clear()
         self._ids.clear()
+
+
+class Shapes:
+    """Runs operators on ``meta``, and each combination of operator and shapes only once.
+
+    A shape function of PyTorch takes some 100 microseconds, and a model's layers are alike: afterwards the outputs are
+    made directly. Operators that return views run as ever; pointwise ones that write into their first argument have
+    nothing to do.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[Any, str] = {}
+        self._outputs: dict[tuple, list[tuple] | tuple | None] = {}
+
+    def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        kind = self._kinds.get(func)
+        if kind is None:
+            kind = self._kinds[func] = _kind(func)
+        if kind == "view":
+            return func(*args, **kwargs)
+        if kind == "in place":
+            return args[0] if args[0].device.type == "meta" else func(*args, **kwargs)
+        try:
+            key = (func, _signature(args), *((name, _signature((value,))) for name, value in kwargs.items()))
+            known = self._outputs.get(key)
+        except TypeError:  # an argument without a signature
+            return func(*args, **kwargs)
+        if known is None:
+            output = func(*args, **kwargs)
+            if _share_storage(output, args):  # _unsafe_view's schema doesn't say so
+                self._kinds[func] = "view"
+            else:
+                self._outputs[key] = _layout(output)
+            return output
+        if type(known) is list:
+            return tuple([None if item is None else _empty(*item) for item in known])
+        return _empty(*known) if known else func(*args, **kwargs)
+
+
+def _kind(func: Any) -> str:
+    """``view``: outputs share storage with inputs; ``in place``; ``new``: all outputs are new tensors."""
+    returns = func._schema.returns
+    if any(item.alias_info is not None for item in returns) or not returns:
+        first = func._schema.arguments[0] if func._schema.arguments else None
+        written = first is not None and first.alias_info is not None and first.alias_info.is_write
+        plain = torch.Tag.pointwise in func.tags or func._schema.name in ("aten::copy_", "aten::zero_", "aten::fill_")
+        return "in place" if written and plain and len(returns) == 1 and str(first.type) == "Tensor" else "view"
+    return "new"
+
+
+def _share_storage(output: Any, args: tuple) -> bool:
+    inputs = {item.untyped_storage()._cdata for item in args if isinstance(item, torch.Tensor)}
+    outputs = output if isinstance(output, (tuple, list)) else (output,)
+    return any(isinstance(item, torch.Tensor) and item.untyped_storage()._cdata in inputs for item in outputs)
+
+
+def _empty(size: tuple, stride: tuple, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+
+def _signature(values: Iterable[Any]) -> tuple:
+    """What of some arguments decides the layout of an operator's outputs."""
+    signature = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            signature.append((value.shape, value.stride(), value.dtype, value.device.type))
+        elif isinstance(value, (list, tuple)):
+            signature.append(_signature(value))
+        else:
+            signature.append((type(value), value))
+    return tuple(signature)
+
+
+def _layout(output: Any) -> list[tuple] | tuple:
+    """Sizes, strides and dtypes of an operator's outputs; () where they aren't plain new tensors on ``meta``."""
+    if isinstance(output, torch.Tensor):
+        plain = output.device.type == "meta" and output.storage_offset() == 0 and _fills_its_storage(output)
+        return (output.shape, output.stride(), output.dtype) if plain else ()
+    if isinstance(output, tuple):
+        items = [None if item is None else _layout(item) for item in output]
+        return () if () in items or any(type(item) is list for item in items) else items
+    return ()
+
+
+def _fills_its_storage(tensor: torch.Tensor) -> bool:
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() == (extent if tensor.numel() else 0) * tensor.element_size()

@@ -67,8 +67,7 @@ def forward_backward(
                 del output
     if hook:
         hook("backward")
-    # Not loss.backward(): that method leaves the modes by which the trace acts on recomputed blocks.
-    torch.autograd.backward(loss * loss_scale if isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0 else loss)
+    (loss * loss_scale if isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0 else loss).backward()
     return loss.detach()
 
 
