@@ -29,5 +29,37 @@ rule all:
     localrule: True
 
 
+# Parts of the whole that a person can name: `snakemake --cores 1 gate`.
+rule dataset:
+    input:
+        f"results/dataset/{DATASET}/splits/check.json",
+    localrule: True
+
+
+rule memory:
+    input:
+        profile_comparisons(RUN),
+        f"results/{RUN}/memory/training/compare.json",
+    localrule: True
+
+
+rule gate:
+    input:
+        f"results/{RUN}/memory/training/gate.json",
+    localrule: True
+
+
+rule train:
+    input:
+        f"results/{RUN}/adapter/adapter_model.safetensors",
+    localrule: True
+
+
+rule merge:
+    input:
+        f"results/{RUN}/merged-verification.json",
+    localrule: True
+
+
 onsuccess:
     show_where_the_card_lies()
