@@ -42,7 +42,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
-from torch.overrides import TorchFunctionMode
 
 from scripts.common.scenario import Scenario
 from scripts.training.model import weight_dtype
@@ -84,16 +83,19 @@ class CudaKernels:
         self._workspaces.update((backward, kind) for kind, _ in new)
         return [count for _, count in new]
 
-    def temporaries(self, func: Any, args: Sequence, kwargs: dict | None = None) -> list[int]:
-        """Return the bytes that exist while the operator runs, allocated before its outputs, freed after it."""
+    def temporaries(self, func: Any, args: Sequence, kwargs: dict | None = None) -> tuple[list[int], list[int]]:
+        """Return the bytes of what exists while the operator runs: allocated before its outputs, and after them.
+
+        All of it is freed when the operator returns.
+        """
         name = func._schema.name
-        if name == "aten::_softmax_backward_data":
-            return [args[0].numel() * args[0].element_size()]
+        if name == "aten::_softmax_backward_data":  # a structured kernel: its output is there first
+            return [], [args[0].numel() * args[0].element_size()]
         if name == "bitsandbytes::gemm_4bit":
-            return _dequantized(args, kwargs or {})
+            return _dequantized(args, kwargs or {}), []
         if name == "aten::embedding_dense_backward":
-            return _embedding_backward(*args[:3])
-        return []
+            return _embedding_backward(*args[:3]), []
+        return [], []
 
 
 def _has_bias(name: str, args: Sequence, kwargs: dict) -> bool:
@@ -121,33 +123,34 @@ def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, words: int) -
     return [*[count * indices.element_size()] * 2, *[segments * 8] * 3, partial * grad.shape[-1] * 4]
 
 
-class _HalfSoftmax(TorchFunctionMode):
-    """Softmax of half with ``dtype=float32`` as one operator, as ATen dispatches it on CUDA."""
-
-    functions = {
-        torch.nn.functional.softmax: torch._softmax,
-        torch.nn.functional.log_softmax: torch._log_softmax,
-        torch.softmax: torch._softmax,
-        torch.log_softmax: torch._log_softmax,
-        torch.Tensor.softmax: torch._softmax,
-        torch.Tensor.log_softmax: torch._log_softmax,
-    }
-
-    def __torch_function__(self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        fused = self.functions.get(func)
-        if fused is not None and kwargs.get("dtype") is torch.float32 and args[0].dtype is torch.float16:
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            if dim is not None:
-                return fused(args[0], dim, True)
-        return func(*args, **kwargs)
-
-
 @contextmanager
 def cuda_dispatch() -> Iterator[None]:
-    """Run operators on ``meta`` in the shape they have on CUDA (see the module's table)."""
-    with _HalfSoftmax():
+    """Let softmax of half with ``dtype=float32`` be one operator on ``meta``, as ATen dispatches it on CUDA.
+
+    The functions themselves are exchanged, since a function mode is off in the backward pass, where activation
+    checkpointing runs the forward pass again.
+    """
+
+    def fuse(original: Any, operator: Any) -> Any:
+        def softmax(input: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if kwargs.get("dtype") is torch.float32 and input.dtype is torch.float16 and dim is not None:
+                return operator(input, dim, True)
+            return original(input, dim, *args, **kwargs)
+
+        return softmax
+
+    places = [
+        (module, name, getattr(module, name), operator)
+        for module in (torch, torch.nn.functional)
+        for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax))
+    ]
+    try:
+        for module, name, original, operator in places:
+            setattr(module, name, fuse(original, operator))
         yield
+    finally:
+        for module, name, original, _ in places:
+            setattr(module, name, original)
 
 
 # --- attention ----------------------------------------------------------------------------------------------------
