@@ -13,8 +13,6 @@ By hand::
     python -m scripts.merging.merge --base DIR --adapter DIR --output DIR [--dtype bfloat16]
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import fnmatch

@@ -16,8 +16,6 @@ By hand::
     python -m scripts.merging.verify --base DIR --adapter DIR --merged DIR [--prompts test.jsonl]
 """
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Iterable, Iterator
