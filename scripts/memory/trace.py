@@ -102,6 +102,8 @@ def trace(
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
     on_card = target == "cuda"
+    if scenario.method == "qlora" or "8bit" in scenario.optimizer:
+        _import_bitsandbytes()
     model = build_model(scenario, "meta", attention_implementation=_attention(scenario, target, capability))
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
@@ -331,6 +333,16 @@ def _timeline(
         "event": [moment - second for moment in moments],
         "phase": phase_of,
     }
+
+
+def _import_bitsandbytes() -> None:
+    """Import bitsandbytes without the compiler, which it would load (1 to 2 s) to decorate kernels unused here."""
+    compile_function = torch.compile
+    torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
+    try:
+        import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compile_function
 
 
 # --- the device that is not there -----------------------------------------------------------------------------------
