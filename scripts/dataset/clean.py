@@ -12,7 +12,7 @@ from pathlib import Path
 from scripts.common.files import atomic_open, read_jsonl, write_json
 from scripts.common.job import job, log
 from scripts.common.syntax import check_syntax
-from scripts.dataset.rows import chunks, must_keep_some, write_row
+from scripts.dataset.rows import chunks, must_keep_some, to_line, write_row
 from scripts.dataset.text import clean_command, clean_request, command_key, defect, key_number, request_key
 
 STAGES = ("validate", "exact_duplicates", "syntax", "near_duplicates")
@@ -152,7 +152,7 @@ def main(raw: str, pairs: str, rejected: str, report: str, settings: dict) -> No
                     for row, stage, reason in judge(chunk, seen):
                         rows += 1
                         if stage is None:
-                            line = (json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n").encode()
+                            line = to_line(row).encode()
                             keep.write(line)
                             keys.append(key_number(command_key(row["command"])))
                             offsets.append(offset)

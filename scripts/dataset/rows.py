@@ -7,6 +7,7 @@ A rejected row also has ``stage`` and ``reason``, and perhaps ``detail``.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,12 +15,19 @@ from typing import IO
 
 from scripts.common.errors import UserError
 
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 CHUNK = 4_000  # rows that are in memory at once
 
 
+def to_line(row: dict) -> str:
+    """One row as a line of JSON, keys sorted. What some readers take for the end of a line is escaped."""
+    text = json.dumps(row, sort_keys=True, ensure_ascii=False)
+    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+
+
 def write_row(handle: IO[str], row: dict) -> None:
-    """Write one row as a line of JSON, keys sorted."""
-    handle.write(json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n")
+    """Write one row; see :func:`to_line`."""
+    handle.write(to_line(row))
 
 
 def chunks(rows: Iterable[dict], size: int = CHUNK) -> Iterator[list[dict]]:
