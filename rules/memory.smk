@@ -44,11 +44,11 @@ rule estimate_memory:
         estimate="results/{place}/{scenario}/estimate.json",
     log:
         "logs/{place}/{scenario}/estimate_memory.log",
-    conda:
-        "../envs/light.yaml"
     wildcard_constraints:
         place=MEMORY_PLACE,
         scenario=MEMORY_SCENARIO,
+    conda:
+        "../envs/light.yaml"
     params:
         code=code("memory/estimate.py"),
         scenario=memory_scenario,
@@ -66,11 +66,11 @@ rule trace_memory:
         trace="results/{place}/{scenario}/trace.json",
     log:
         "logs/{place}/{scenario}/trace_memory.log",
-    conda:
-        "../envs/torch.yaml"
     wildcard_constraints:
         place=MEMORY_PLACE,
         scenario=MEMORY_SCENARIO,
+    conda:
+        "../envs/torch.yaml"
     params:
         code=code("memory/trace_step.py"),
         scenario=memory_scenario,
@@ -121,11 +121,11 @@ rule compare_memory:
         comparison="results/{place}/{scenario}/compare.json",
     log:
         "logs/{place}/{scenario}/compare_memory.log",
-    conda:
-        "../envs/torch.yaml"
     wildcard_constraints:
         place=MEMORY_PLACE,
         scenario=MEMORY_SCENARIO,
+    conda:
+        "../envs/torch.yaml"
     params:
         code=code("memory/compare.py"),
     message:
@@ -142,10 +142,10 @@ rule gate_memory:
         gate="results/{run}/memory/training/gate.json",
     log:
         "logs/{run}/memory/training/gate_memory.log",
-    conda:
-        "../envs/torch.yaml"
     # First of all that is ready: it may stop the run before it costs anything.
     priority: 100
+    conda:
+        "../envs/torch.yaml"
     params:
         code=code("memory/gate.py"),
         gate=SETTINGS["memory"]["gate"],

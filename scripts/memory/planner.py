@@ -7,6 +7,7 @@ before it is given.
 
 from __future__ import annotations
 
+from bisect import bisect, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -19,10 +20,16 @@ Changes = dict[str, Any]
 SUGGESTIONS = 4  # alternatives to show, beside a bigger card
 LONGEST = 2**20  # where a search for a sequence length ends for models that don't say how long theirs may be
 MOST = 2**16  # where a search for a micro-batch ends
+LENGTH_STEP = 64  # of a search for a sequence length
+PROBES = 8  # traces that one search may take
+ANCHORS = (1, 4, 16, 64)  # micro-batches that are traced to correct the feasibility table
 
 
 class Estimate:
     """Required bytes of scenarios: the closed form, corrected by what traces showed.
+
+    What a card must have lies above the peak, since segments are left half used; by how much depends on sizes in no
+    simple way. Between traced scenarios the difference is interpolated over the closed form's peak.
 
     Parameters
     ----------
@@ -37,35 +44,48 @@ class Estimate:
     def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
         self.capability = gpu.capability if gpu else None
         self.described = closed_form(scenario, capability=self.capability) is not None
-        self.difference = 0
-        self._traced: dict[str, dict[str, Any]] = {}
+        self.points: list[tuple[int, int]] = []  # (closed form's peak, required above it), in order
+        self._traced: dict[str, Mapping[str, Any]] = {}
         if traced is not None:
-            self._learn(scenario, dict(traced))
+            self._learn(scenario, traced)
 
     def __call__(self, scenario: Scenario) -> int:
         """Estimate the required bytes; the trace itself where there is no closed form."""
         if not self.described:
             return self.verify(scenario)["required_bytes"]
         known = self._traced.get(_key(scenario))
-        return known["required_bytes"] if known else self._formula(scenario) + self.difference
+        if known:
+            return known["required_bytes"]
+        peak = self._formula(scenario)
+        return peak + self._above(peak)
 
-    def verify(self, scenario: Scenario) -> dict[str, Any]:
+    def verify(self, scenario: Scenario) -> Mapping[str, Any]:
         """Trace the scenario, and correct the estimates that follow."""
         known = self._traced.get(_key(scenario))
         if known is None:
             from scripts.memory.trace import trace
 
             known = trace(scenario, capability=self.capability, timeline=False)
-        self._learn(scenario, known)
+            self._learn(scenario, known)
         return known
 
     def _formula(self, scenario: Scenario) -> int:
         return closed_form(scenario, capability=self.capability)["peak_allocated_bytes"]
 
-    def _learn(self, scenario: Scenario, traced: dict[str, Any]) -> None:
+    def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
         self._traced[_key(scenario)] = traced
         if self.described:
-            self.difference = traced["required_bytes"] - self._formula(scenario)
+            peak = self._formula(scenario)
+            insort(self.points, (peak, traced["required_bytes"] - peak))
+
+    def _above(self, peak: int) -> int:
+        at = bisect(self.points, (peak, 0))
+        if not self.points:
+            return 0
+        if at in (0, len(self.points)):
+            return self.points[min(at, len(self.points) - 1)][1]
+        (low, first), (high, second) = self.points[at - 1 : at + 1]
+        return first + (second - first) * (peak - low) // max(high - low, 1)
 
 
 def _key(scenario: Scenario) -> str:
@@ -140,7 +160,7 @@ def as_method(scenario: Scenario, method: str) -> Changes:
 
 
 def apply(scenario: Scenario, changes: Changes) -> Scenario:
-    """The scenario with changes; a new method drops what it has no place for and takes the defaults of what it needs."""
+    """The scenario with changes; a new method drops what it has no place for, and takes defaults of what it needs."""
     values = scenario.to_mapping()
     method = changes.get("method", scenario.method)
     for key, methods in (("lora", ("lora", "qlora")), ("quantization", ("qlora",))):
@@ -280,49 +300,49 @@ def largest(
 ) -> dict[str, Any]:
     """The largest ``micro_batch`` or ``sequence_length`` that fits a card, all else being as in the scenario.
 
+    Sequence lengths are searched in steps of 64.
+
     Returns
     -------
     dict
-        ``value`` (0: not even 1 fits), ``required_bytes`` and ``headroom_bytes`` there, ``verified``: whether the
-        trace says so (else the closed form, corrected by an earlier trace), ``limit``: the model's positions where
-        they end the search.
+        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``verified``:
+        whether the trace says so (else an :class:`Estimate`), ``limited_by_positions``: the model's positions end it.
     """
     estimate = estimate or Estimate(scenario, gpu)
-    positions = scenario.size("max_position_embeddings") or LONGEST
-    limit = positions if field == "sequence_length" else MOST
-    fits = lambda value: estimate(scenario.changed(**{field: value})) <= gpu.usable_bytes  # noqa: E731
-    value = _last_true(fits, limit)
+    step = LENGTH_STEP if field == "sequence_length" else 1
+    limit = (scenario.size("max_position_embeddings") or LONGEST) // step if step > 1 else MOST
+    at = lambda steps: scenario.changed(**{field: max(steps, 1) * step})  # noqa: E731
+    steps = _last_true(lambda n: estimate(at(n)) <= gpu.usable_bytes, limit)
     if verify:
-        for _ in range(8):  # each trace corrects the estimate; it settles within two or three
-            probe = max(value, 1)
-            good = estimate.verify(scenario.changed(**{field: probe}))["required_bytes"] <= gpu.usable_bytes
-            again = _last_true(fits, limit)
-            if again == value or (not good and value == 0):
+        fits, fits_not = 0, limit + 1  # by the trace
+        for _ in range(PROBES):
+            probe = min(max(steps, fits + 1), fits_not - 1)
+            if probe <= fits:
                 break
-            value = again
-        while value and estimate.verify(scenario.changed(**{field: value}))["required_bytes"] > gpu.usable_bytes:
-            value -= 1
-    required = estimate(scenario.changed(**{field: max(value, 1)}))
+            if estimate.verify(at(probe))["required_bytes"] <= gpu.usable_bytes:
+                fits = probe
+            else:
+                fits_not = probe
+            if fits_not - fits == 1:
+                break
+            steps = _last_true(lambda n: estimate(at(n)) <= gpu.usable_bytes, limit)
+        steps = fits
+    required = estimate(at(steps))
     return {
-        "value": value,
+        "value": steps * step,
         "required_bytes": required,
         "headroom_bytes": verdict(required, gpu)["headroom_bytes"],
         "verified": verify,
-        "limit": positions if field == "sequence_length" and value == positions else None,
+        "limited_by_positions": field == "sequence_length" and steps == limit,
     }
 
 
 def _last_true(test: Callable[[int], bool], limit: int) -> int:
     """The largest number of 1 .. limit for which a falling test is true; 0 if there is none."""
-    if not test(1):
-        return 0
-    good, step = 1, 1
-    while good < limit:
-        step = min(good * 2, limit)
-        if not test(step):
-            break
-        good = step
-    bad = step if good < limit else limit + 1
+    good, bad = 0, 1
+    while bad <= limit and test(bad):
+        good, bad = bad, bad * 2
+    bad = min(bad, limit + 1)
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if test(middle) else (good, middle)
@@ -334,17 +354,17 @@ def feasibility(
 ) -> list[dict[str, Any]]:
     """For each method and card the largest micro-batch at the scenario's length, and the longest sequence of one.
 
-    Without ``verify`` one trace for each method corrects the closed form for all cards.
+    Without ``verify`` a few traces for each method (micro-batches of :data:`ANCHORS`) correct the closed form.
     """
     rows = []
     for name, changes in methods.items():
-        alone = {"micro_batch": 1, "gradient_accumulation": 1, "gpu": None}
-        base = apply(scenario, {**changes, **alone})
+        base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
         shared = Estimate(base)
-        shared.verify(base)
+        for batch in ANCHORS:
+            shared.verify(base.changed(micro_batch=batch))
         for card in cards or catalogue().values():
             estimate = Estimate(base, card)
-            estimate.difference = shared.difference
+            estimate.points = list(shared.points)
             batch = largest(base, card, "micro_batch", estimate, verify=verify)
             length = largest(base, card, "sequence_length", estimate, verify=verify)
             required = estimate(base)
