@@ -58,7 +58,24 @@ ENVIRONMENT = {
 }
 
 SHELLS = frozenset(["sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "fish", "rbash", "tcsh", "csh", "pdksh", "yash"])
-INTERPRETERS = frozenset(["python", "perl", "ruby", "node", "nodejs", "php", "lua", "luajit", "tclsh", "pypy", "deno", "bun", "Rscript", "osascript"])
+INTERPRETERS = frozenset(
+    [
+        "python",
+        "perl",
+        "ruby",
+        "node",
+        "nodejs",
+        "php",
+        "lua",
+        "luajit",
+        "tclsh",
+        "pypy",
+        "deno",
+        "bun",
+        "Rscript",
+        "osascript",
+    ]
+)
 
 
 class Refused(Exception):
@@ -161,6 +178,7 @@ class Reading:
 
     commands: list[Command] = field(default_factory=list)
     outputs: list[Feed] = field(default_factory=list)
+    substituted: list[Feed] = field(default_factory=list)  # command substitutions whose text is known
     sockets: bool = False  # a descriptor was opened on /dev/tcp or /dev/udp
 
     def origins(self, *items: Any, seen: set[int] | None = None) -> Iterator[Command]:
@@ -283,7 +301,31 @@ def read(text: str) -> Reading:
 # --- walking ---------------------------------------------------------------------------------------------------
 
 _STATEMENTS = frozenset(
-    ["program", "command", "redirected_statement", "list", "pipeline", "compound_statement", "subshell", "function_definition", "if_statement", "elif_clause", "else_clause", "while_statement", "for_statement", "c_style_for_statement", "case_statement", "case_item", "negated_command", "test_command", "declaration_command", "unset_command", "variable_assignment", "variable_assignments", "do_group"]
+    [
+        "program",
+        "command",
+        "redirected_statement",
+        "list",
+        "pipeline",
+        "compound_statement",
+        "subshell",
+        "function_definition",
+        "if_statement",
+        "elif_clause",
+        "else_clause",
+        "while_statement",
+        "for_statement",
+        "c_style_for_statement",
+        "case_statement",
+        "case_item",
+        "negated_command",
+        "test_command",
+        "declaration_command",
+        "unset_command",
+        "variable_assignment",
+        "variable_assignments",
+        "do_group",
+    ]
 )
 _PLAIN = re.compile(r"[^\\~{}\ue000-\ue00f]*")
 _SYSTEM_FOLDER = re.compile(r"(?:/(?:usr/|usr/local/|opt/homebrew/|snap/)?s?bin/|/(?:[^/]+/)*\.\.?/(?:[^/]+/)*s?bin/)")
@@ -996,6 +1038,7 @@ class _Walk:
                 feed = Feed(noted.commands, source.text if source else None)
         self.cwd, self.loop, self.piped, self.background = cwd, loop, piped, background
         if node.type == "command_substitution" and feed.text is not None:
+            self.reading.substituted.append(feed)
             return feed.text.rstrip("\n")
         self.reading.outputs.append(feed)
         prefix = "/dev/fd/" if node.type == "process_substitution" else ""
@@ -1076,9 +1119,11 @@ class _Walk:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Refused("nested too deeply")
+        outer, self.wrappers = self.wrappers, wrappers
         try:
             feeds = [self.follow(command) for command in self.reading.commands[-len(names) :]]
         finally:
+            self.wrappers = outer
             self.depth -= 1
         commands = tuple(command for feed in feeds for command in feed.commands)
         return Feed(commands, feeds[0].text)
@@ -1509,7 +1554,33 @@ def _strip_pattern(value: str, pattern: str, operator: str) -> str:
 
 
 # Programs that a pattern such as /bin/r? is tried against.
-_GLOBBED = ["rm", "dd", "sh", "bash", "cat", "nc", "sudo", "curl", "wget", "chmod", "chown", "mkfs.ext4", "shred", "mv", "cp", "tar", "python3", "perl", "find", "tee", "kill", "ncat", "base64", "head", "tail"]
+_GLOBBED = [
+    "rm",
+    "dd",
+    "sh",
+    "bash",
+    "cat",
+    "nc",
+    "sudo",
+    "curl",
+    "wget",
+    "chmod",
+    "chown",
+    "mkfs.ext4",
+    "shred",
+    "mv",
+    "cp",
+    "tar",
+    "python3",
+    "perl",
+    "find",
+    "tee",
+    "kill",
+    "ncat",
+    "base64",
+    "head",
+    "tail",
+]
 
 
 def program_names(word: str) -> list[str]:
@@ -1672,7 +1743,24 @@ _BUILTINS = {
 
 def _xargs(walk: _Walk, command: Command) -> Feed:
     valued = frozenset(
-        ["-I", "-n", "-P", "-d", "-a", "-E", "-L", "-s", "-R", "-J", "--max-args", "--max-procs", "--delimiter", "--arg-file", "--max-lines", "--replace"]
+        [
+            "-I",
+            "-n",
+            "-P",
+            "-d",
+            "-a",
+            "-E",
+            "-L",
+            "-s",
+            "-R",
+            "-J",
+            "--max-args",
+            "--max-procs",
+            "--delimiter",
+            "--arg-file",
+            "--max-lines",
+            "--replace",
+        ]
     )
     rest = _after_options(command.argv[1:], valued, "xargs")
     replace = command.value("-I", "-J") or (
@@ -1716,10 +1804,30 @@ def found(command: Command) -> list[str]:
             if position and argv[position - 1] in ("!", "-not"):
                 continue
             names.append(argv[position + 1])
-        elif (
-            word
-            in ["-regex", "-iregex", "-mtime", "-mmin", "-atime", "-amin", "-ctime", "-cmin", "-newer", "-size", "-empty", "-user", "-group", "-uid", "-perm", "-inum", "-nouser", "-nogroup", "-links", "-samefile", "-newermt", "-lname"]
-        ):
+        elif word in [
+            "-regex",
+            "-iregex",
+            "-mtime",
+            "-mmin",
+            "-atime",
+            "-amin",
+            "-ctime",
+            "-cmin",
+            "-newer",
+            "-size",
+            "-empty",
+            "-user",
+            "-group",
+            "-uid",
+            "-perm",
+            "-inum",
+            "-nouser",
+            "-nogroup",
+            "-links",
+            "-samefile",
+            "-newermt",
+            "-lname",
+        ]:
             filtered = True
     limits = [argv[p + 1] for p, word in enumerate(argv[:-1]) if word == "-maxdepth"]
     out = []
@@ -1768,7 +1876,31 @@ def _watch(walk: _Walk, command: Command) -> Feed:
 
 
 def _ssh(walk: _Walk, command: Command) -> Feed:
-    valued = frozenset(["-b", "-c", "-D", "-E", "-e", "-F", "-I", "-i", "-J", "-L", "-l", "-m", "-O", "-o", "-p", "-Q", "-R", "-S", "-W", "-w", "-B"])
+    valued = frozenset(
+        [
+            "-b",
+            "-c",
+            "-D",
+            "-E",
+            "-e",
+            "-F",
+            "-I",
+            "-i",
+            "-J",
+            "-L",
+            "-l",
+            "-m",
+            "-O",
+            "-o",
+            "-p",
+            "-Q",
+            "-R",
+            "-S",
+            "-W",
+            "-w",
+            "-B",
+        ]
+    )
     rest = _after_options(command.argv[1:], valued, "ssh")
     commands = [command]
     for option in command.value("-o"):
@@ -1790,7 +1922,9 @@ def _ssh(walk: _Walk, command: Command) -> Feed:
 def _su(walk: _Walk, command: Command) -> Feed:
     texts = command.value("-c", "--command")
     if command.name == "runuser" and not texts:
-        rest = _after_options(command.argv[1:], frozenset(["-u", "-g", "-G", "-s", "--user", "--group", "--shell"]), "runuser")
+        rest = _after_options(
+            command.argv[1:], frozenset(["-u", "-g", "-G", "-s", "--user", "--group", "--shell"]), "runuser"
+        )
         if command.value("-u", "--user"):
             return walk.inside(command, rest)
     if texts:
@@ -1812,7 +1946,23 @@ def _exec_in(walk: _Walk, command: Command) -> Feed:
     """docker exec, kubectl exec and their kin: the command runs inside a container."""
     words = command.argv[1:]
     valued = frozenset(
-        ["-u", "-w", "-e", "--user", "--workdir", "--env", "--env-file", "-n", "--namespace", "-c", "--container", "-f", "--file", "-p", "--detach-keys"]
+        [
+            "-u",
+            "-w",
+            "-e",
+            "--user",
+            "--workdir",
+            "--env",
+            "--env-file",
+            "-n",
+            "--namespace",
+            "-c",
+            "--container",
+            "-f",
+            "--file",
+            "-p",
+            "--detach-keys",
+        ]
     )
     words = _after_options(words, valued, command.name)
     if words and words[0] == "compose":
@@ -1846,7 +1996,9 @@ def _last_words(skip: int) -> Any:
 
     def follow(walk: _Walk, command: Command) -> Feed:
         words = [word for word in command.argv[1:]]
-        operands = _after_options(words, frozenset(["-w", "-t", "-s", "-n", "-c", "-p", "-l", "-e", "-L", "-f"]), command.name)[skip:]
+        operands = _after_options(
+            words, frozenset(["-w", "-t", "-s", "-n", "-c", "-p", "-l", "-e", "-L", "-f"]), command.name
+        )[skip:]
         operands = _after_options(operands, frozenset(["-s", "-n", "-c", "-t"]), command.name)
         if not operands:
             return Feed((command,), None)
@@ -1859,7 +2011,9 @@ def _last_words(skip: int) -> Any:
 
 
 def _parallel(walk: _Walk, command: Command) -> Feed:
-    valued = frozenset(["-j", "-P", "-a", "-n", "-N", "-I", "--jobs", "--colsep", "-C", "-L", "-S", "--joblog", "--delay", "--timeout"])
+    valued = frozenset(
+        ["-j", "-P", "-a", "-n", "-N", "-I", "--jobs", "--colsep", "-C", "-L", "-S", "--joblog", "--delay", "--timeout"]
+    )
     rest = _after_options(command.argv[1:], valued, "parallel")
     template, items = rest, []
     for position, word in enumerate(rest):
@@ -1895,7 +2049,9 @@ def _at(walk: _Walk, command: Command) -> Feed:
 
 
 def _awk(walk: _Walk, command: Command) -> Feed:
-    words = _after_options(command.argv[1:], frozenset(["-F", "-v", "-f", "--field-separator", "--assign", "--file"]), "awk")
+    words = _after_options(
+        command.argv[1:], frozenset(["-F", "-v", "-f", "--field-separator", "--assign", "--file"]), "awk"
+    )
     if words:
         command.code = words[0]
     commands = [command]
