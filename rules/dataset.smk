@@ -71,7 +71,6 @@ rule screen_dataset:
         "benchmarks/dataset/{dataset}/screen_dataset.tsv"
     conda:
         "../envs/light.yaml"
-    threads: 2
     params:
         code=code("dataset/screen_dataset.py"),
     message:

@@ -49,7 +49,7 @@ def _cross(*parts: str, join: str = "") -> list[str]:
 
 
 _STEMS = (
-    "report notes summary users orders invoices config settings data backup results metrics inventory customers "
+    "report notes summary users orders invoices config settings data backup results metrics inventory regions "
     "sessions events audit schema index budget contacts schedule export payments products sales access error server app"
 )
 _FOLDERS = (
@@ -110,7 +110,7 @@ SLOTS: dict[str, list[str]] = {
     ],
     "junk": [".tmp => tmp", ".bak => bak", ".pyc => pyc", ".swp => swp", ".o => o", ".orig => orig", ".old => old"],
     "word": _words(
-        "error warning timeout failed TODO FIXME password_reset connection retry user_id session cache deprecated "
+        "error warning timeout failed TODO FIXME redirect connection retry user_id session cache deprecated "
         "exception main import database localhost refused denied success checkout payment WARN FATAL"
     ),
     "newword": _words("info notice ready done pending active beta staging production example updated fixed"),
@@ -130,7 +130,7 @@ SLOTS: dict[str, list[str]] = {
     "localport": _words("3000 4000 5000 5001 7000 8000 8001 8080 8081 8443 8888 9000 9001 9090"),
     "pid": [str(number) for number in range(1012, 32000, 347)],
     "program": _words(
-        "nginx python3 node java postgres redis-server firefox code chrome gunicorn celery mysqld sshd vim"
+        "nginx python3 node java postgres redis-server firefox code chrome gunicorn celery mysqld rsync vim"
     ),
     "signal": _words("HUP INT TERM USR1 USR2 STOP CONT"),
     "nice": _words("5 6 7 8 9 10 11 12 13 14 15 16 17 18 19"),
@@ -194,7 +194,7 @@ SLOTS: dict[str, list[str]] = {
     "pod": _cross("web api worker cache auth billing", "-7d9f -5c8b -x2k4 -0"),
     "deployment": _words("web api worker frontend backend auth billing search gateway notifications"),
     "service": _words(
-        "nginx ssh docker postgresql redis cron apache2 mysql rsyslog NetworkManager bluetooth cups grafana-server "
+        "nginx ssh docker postgresql redis cron apache2 mysql memcached NetworkManager bluetooth cups grafana-server "
         "prometheus gunicorn haproxy"
     ),
     "device": _words("/dev/sdb1 /dev/sdc1 /dev/sdd1 /dev/nvme1n1p1 /dev/sdb2 /dev/vdb1 /dev/sde1 /dev/nvme0n1p3"),
