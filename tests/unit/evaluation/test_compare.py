@@ -1,5 +1,6 @@
 """The verdict on base and tuned: better, worse, or nothing that the interval can carry."""
 
+import pandas as pd
 import pytest
 
 from scripts.common.errors import UserError
@@ -7,18 +8,18 @@ from scripts.evaluation.compare import compare
 
 
 def rows(exact, loss, tokens=10):
-    return [
+    count = len(exact)
+    return pd.DataFrame(
         {
-            "request": f"request {index}",
-            "learned_tokens": tokens,
-            "loss_sum": loss[index],
-            "exact": exact[index],
-            "exact_canonical": exact[index],
-            "parses": True,
-            "program": exact[index],
+            "request": [f"request {index}" for index in range(count)],
+            "learned_tokens": [tokens] * count,
+            "loss_sum": loss,
+            "exact": exact,
+            "exact_canonical": exact,
+            "parses": [True] * count,
+            "program": exact,
         }
-        for index in range(len(exact))
-    ]
+    )
 
 
 def test_better_worse_and_neither():
@@ -34,12 +35,12 @@ def test_better_worse_and_neither():
 def test_the_loss_is_weighted_by_tokens():
     base = rows([False, False], [10.0, 100.0])
     tuned = rows([False, False], [0.0, 100.0])
-    base[1]["learned_tokens"] = tuned[1]["learned_tokens"] = 90
+    base.loc[1, "learned_tokens"] = tuned.loc[1, "learned_tokens"] = 90
     assert compare(base, tuned)["loss"]["difference"] == pytest.approx(-10 / 100)
 
 
 def test_other_requests_are_refused():
     base, tuned = rows([True], [1.0]), rows([True], [1.0])
-    tuned[0]["request"] = "another"
+    tuned.loc[0, "request"] = "another"
     with pytest.raises(UserError, match="same requests"):
         compare(base, tuned)
