@@ -31,10 +31,10 @@ rule describe_model:
         description="results/models/{model}/description.json",
     log:
         "logs/models/{model}/describe_model.log",
-    conda:
-        "../envs/torch.yaml"
     # Before the weights: the gate needs the configuration alone, and may stop the run.
     priority: 100
+    conda:
+        "../envs/torch.yaml"
     params:
         code=code("training/describe_model.py"),
         source=settings.model_source(SETTINGS),

@@ -18,7 +18,8 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "scripts" / "common" / "deep.py").write_text("VALUE = 1\n")
     (tmp_path / "scripts" / "common" / "helper.py").write_text("from scripts.common.deep import VALUE\n")
     (tmp_path / "scripts" / "stage" / "work.py").write_text(
-        '"""What it does."""\n\n\ndef main():\n    from scripts.common import helper\n\n    return helper.VALUE  # why\n'
+        '"""What it does."""\n\n\ndef main():\n    from scripts.common import helper\n\n'
+        "    return helper.VALUE  # why\n"
     )
     (tmp_path / "scripts" / "stage" / "other.py").write_text("import json\n")
     monkeypatch.setattr(digests, "ROOT", tmp_path)
