@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_map
 
 _LOWER = """
-    addbmm addmm addmv baddbmm bmm chain_matmul conv1d conv2d conv3d einsum grouped_mm linear matmul mm multi_dot mv
+    addbmm addmm addmv attention_operands baddbmm bmm chain_matmul conv1d conv2d conv3d einsum grouped_mm linear matmul mm multi_dot mv
     prelu scaled_dot_product_attention __matmul__ __rmatmul__ _grouped_mm
 """
 _FP32_CUDA = """
@@ -33,6 +33,13 @@ _FP32_RESULT_CUDA = "cumprod cumsum log_softmax prod softmax sum"  # asked for a
 _FP32_CPU = "binary_cross_entropy grid_sampler mse_loss nll_loss polar prod quantile stft"
 _PROMOTE_ALL = "cat index_copy stack"
 _PROMOTE_CUDA = "addcdiv addcmul atan2 bilinear cross dot grid_sample scatter_add tensordot vdot"
+
+
+def attention_operands(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Query, key and value as a fused attention operator gets them: cast where autocast is emulated."""
+    if has_torch_function(tensors):
+        return handle_torch_function(attention_operands, tensors, *tensors)
+    return tensors
 
 
 class MetaAutocast(TorchFunctionMode):

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from scripts.common.errors import UserError
 from scripts.common.scenario import Scenario
 from scripts.memory.allocator import Event, replay, required_bytes
-from scripts.memory.autocast import MetaAutocast
+from scripts.memory.autocast import MetaAutocast, attention_operands
 from scripts.memory.kernels import (
     DEFAULT_CAPABILITY,
     CudaKernels,
@@ -170,8 +170,8 @@ def take_steps(
     *,
     max_grad_norm: float | None,
     hook: Callable[[str], None] | None = None,
-) -> None:
-    """Take :data:`STEPS` steps under the tracker. Marks are ``step 0 forward``, ``step 0 backward`` and so on."""
+) -> int:
+    """Take :data:`STEPS` steps under the tracker, which gets a mark for each phase; returns how many."""
     number = 0
 
     def mark(phase: str) -> None:
@@ -207,6 +207,7 @@ def take_steps(
         tracker.close()
         if enabled:
             gc.enable()
+    return STEPS
 
 
 def summarize(tracker: Tracker, *, on_card: bool, timeline: bool = True) -> dict[str, Any]:
@@ -350,6 +351,26 @@ def _import_bitsandbytes() -> None:
 
 def _attention(scenario: Scenario, target: str, capability: tuple[int, int] | None) -> str:
     """Name of the attention function that allocates what the device's would."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    name = _kernel(scenario, target, capability)
+    if not scenario.mixed or not name.startswith("trace_"):
+        return name
+    function, mask = AttentionInterface()[name], AttentionMaskInterface()[name]
+
+    def under_autocast(
+        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        return function(module, *attention_operands(query, key, value), *args, **kwargs)
+
+    AttentionInterface.register(f"{name}_mixed", under_autocast)
+    AttentionMaskInterface.register(f"{name}_mixed", mask)
+    return f"{name}_mixed"
+
+
+def _kernel(scenario: Scenario, target: str, capability: tuple[int, int] | None) -> str:
+    """Name of the stand-in for the kernel that a scenario runs."""
     if target == "cpu":
         if scenario.attention == "eager":
             return "eager"

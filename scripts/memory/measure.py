@@ -1,0 +1,211 @@
+"""Rule ``measure_memory``: take the training step on this machine and measure what the trace predicts.
+
+On CUDA the caching allocator's own statistics answer; on the CPU, which has none, the trace's tracker follows real
+tensors. Weights are random: their values don't matter to memory.
+"""
+
+import importlib.metadata
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import write_json
+from scripts.common.job import job, log
+from scripts.common.scenario import Scenario
+
+PACKAGES = ("bitsandbytes", "peft", "torch", "transformers")
+
+
+def measure(
+    scenario: Scenario,
+    device: str,
+    *,
+    max_grad_norm: float | None = 1.0,
+    snapshot: Path | None = None,
+    timeline: bool = True,
+) -> dict[str, Any]:
+    """Take a scenario's step twice on a device and measure the second.
+
+    Parameters
+    ----------
+    scenario
+        The step.
+    device
+        ``cpu`` or ``cuda``.
+    max_grad_norm
+        As in training.
+    snapshot
+        CUDA only: where to write the allocator's history, to be viewed with https://pytorch.org/memory_viz.
+    timeline
+        CPU only: whether to return the timeline of the step.
+
+    Returns
+    -------
+    dict
+        ``peak_allocated_bytes``, ``peak_phase``, ``phases`` and ``resident_bytes`` as the trace has them; on the CPU ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process as well; on
+        CUDA ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one
+        step.
+
+    Raises
+    ------
+    UserError
+        If the device is not there or too small.
+    """
+    result = (
+        _on_cuda(scenario, max_grad_norm, snapshot) if device == "cuda" else _on_cpu(scenario, max_grad_norm, timeline)
+    )
+    return result | {"target": device, "versions": versions()}
+
+
+def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> dict[str, Any]:
+    from scripts.memory.trace import follow_model, summarize, take_steps
+    from scripts.memory.tracker import Tracker
+    from scripts.training.model import build_model, build_optimizer, parameter_count
+    from scripts.training.step import random_batch
+
+    model = build_model(scenario, "cpu")
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    tracker = Tracker(("cpu",), vocabulary=vocabulary)
+    follow_model(tracker, model)
+    started = time.monotonic()
+    steps = take_steps(
+        model,
+        optimizer,
+        scenario,
+        tracker,
+        lambda: random_batch(scenario, "cpu", vocabulary),
+        max_grad_norm=max_grad_norm,
+    )
+    wall_seconds = (time.monotonic() - started) / steps
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
+    return summarize(tracker, on_card=False, timeline=timeline) | {
+        "device": {"name": platform.processor() or platform.machine(), "type": "cpu"},
+        "parameters": parameter_count(model),
+        "peak_resident_set_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "wall_seconds": wall_seconds,
+    }
+
+
+def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | None) -> dict[str, Any]:
+    import torch
+
+    from scripts.memory.trace import STEPS
+    from scripts.training.model import build_model, build_optimizer, parameter_count
+    from scripts.training.step import forward_backward, optimizer_step, random_batch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "No CUDA device was found.", where="device", found="cuda", allowed="cpu, auto", write="device: auto"
+        )
+    torch.zeros(1, device="cuda")  # makes the context
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    used_by_all = total - free - torch.cuda.memory_reserved()
+    if snapshot is not None:
+        torch.cuda.memory._record_memory_history(max_entries=1_000_000)
+    peaks: dict[str, int] = {}
+    reserved = 0
+    phase = "load"
+
+    def enter(upcoming: str) -> None:
+        """Close the books on a phase; peaks of earlier steps are forgotten."""
+        nonlocal phase, reserved
+        torch.cuda.synchronize()
+        peaks[phase] = max(peaks.get(phase, 0), torch.cuda.max_memory_allocated())
+        reserved = max(reserved, torch.cuda.max_memory_reserved())
+        torch.cuda.reset_peak_memory_stats()
+        phase = upcoming
+
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        model = build_model(scenario, "cuda")
+        optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        enter("inputs")
+        load = peaks["load"]
+        resident = torch.cuda.memory_allocated()
+        for _ in range(STEPS):
+            peaks.clear()
+            started = time.monotonic()
+            for _ in range(scenario.gradient_accumulation):
+                enter("inputs")
+                batch = random_batch(scenario, "cuda", vocabulary)
+                forward_backward(model, batch, scenario, loss_scale=1 / scenario.gradient_accumulation, hook=enter)
+                del batch
+            optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm, hook=enter)
+            enter("end")
+            wall_seconds = time.monotonic() - started
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The card is too small for this step: {str(error).splitlines()[0]}",
+            where=torch.cuda.get_device_name(),
+            found=f"{torch.cuda.max_memory_reserved()} bytes reserved of {total}",
+            allowed="a smaller scenario; `python -m scripts.memory.predict` says what fits",
+        ) from None
+    finally:
+        if snapshot is not None:
+            snapshot.parent.mkdir(parents=True, exist_ok=True)
+            torch.cuda.memory._dump_snapshot(str(snapshot))
+            torch.cuda.memory._record_memory_history(enabled=None)
+    phases = {name: peaks[name] for name in ("forward", "backward", "optimizer")}
+    peak_phase = max(phases, key=lambda name: phases[name])
+    return {
+        "context_bytes": used_by_all,  # of every process on the card
+        "device": {
+            "capability": list(torch.cuda.get_device_capability()),
+            "name": torch.cuda.get_device_name(),
+            "total_bytes": total,
+            "type": "cuda",
+        },
+        "parameters": parameter_count(model),
+        "peak_allocated_bytes": phases[peak_phase],
+        "peak_phase": peak_phase,
+        "peak_reserved_bytes": reserved,
+        "phases": {"load": load} | phases,
+        "resident_bytes": resident,
+        "wall_seconds": wall_seconds,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Releases of the packages that shape the result."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
+    """Measure, trace the same step for the same device, and write both."""
+    import torch
+
+    from scripts.memory.trace import trace
+
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
+    measured = measure(scenario, device)
+    capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
+    predicted = trace(scenario, device, capability=capability, timeline=False)
+    write_json(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
+    log.info(
+        "measured on this %s: %d bytes at the peak; the trace says %d (%+.3f %%)",
+        device,
+        measured["peak_allocated_bytes"],
+        predicted["peak_allocated_bytes"],
+        100 * (predicted["peak_allocated_bytes"] / measured["peak_allocated_bytes"] - 1),
+    )
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        main(
+            snakemake.input.config,
+            snakemake.params.scenario,
+            snakemake.params.device["device"],
+            snakemake.output.measure,
+            snakemake.threads,
+        )
