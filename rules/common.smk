@@ -87,6 +87,58 @@ def profile_scenarios():
     return scenarios
 
 
+# The folder that holds the scenarios; the run in it keeps its own constraint.
+MEMORY_PLACE = r"memory/[a-z0-9][a-z0-9._-]*|[a-z0-9][a-z0-9._-]*-r\d+/memory"
+MEMORY_SCENARIO = r"[a-z0-9][a-z0-9._-]*"
+
+
+def memory_folder(run, name):
+    """Where a scenario of the memory profile lands: under the run if it has adapters, and so a rank."""
+    ranked = profile_scenarios()[name]["lora"] is not None
+    place = f"{run}/memory" if ranked else f"memory/{SETTINGS['memory']['model']}"
+    return f"results/{place}/{name}"
+
+
+def profile_comparisons(run):
+    """The comparisons of all scenarios of the memory profile, in the order of the configuration."""
+    return [f"{memory_folder(run, name)}/compare.json" for name in profile_scenarios()]
+
+
+def memory_scenario(wildcards):
+    """The scenario of a job: the run's own training step, or one of the memory profile."""
+    if wildcards.scenario == "training":
+        card = SETTINGS["memory"]["gate"]["gpu"]
+        return {**training_scenario(), "gpu": None if card == "auto" else card}
+    return {key: value for key, value in profile_scenarios()[wildcards.scenario].items() if key != "model"}
+
+
+def memory_model(wildcards):
+    """The configuration of a scenario's model: the prepared base model's, or one of config/models/."""
+    if wildcards.scenario == "training":
+        return f"results/models/{MODEL}/config.json"
+    return project_file(f"config/models/{SETTINGS['memory']['model']}.json")
+
+
+def measurements(wildcards):
+    """The measurement, where there is one: of the run's own training step."""
+    if wildcards.scenario == "training":
+        return {"measure": f"results/{wildcards.place}/training/measure.json"}
+    return {}
+
+
+def source_files(wildcards):
+    """Data files of the user's own, so that a changed one reruns; a missing one is the script's to explain."""
+    sources = SETTINGS["dataset"]["sources"] + SETTINGS["dataset"]["external_test"]
+    return [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+
+
+def step_comparison(wildcards):
+    """The scenario whose step the timeline shows: the profile's last one with adapters, else its last."""
+    scenarios = profile_scenarios()
+    ranked = [name for name, scenario in scenarios.items() if scenario["lora"] is not None]
+    return f"{memory_folder(wildcards.run, (ranked or list(scenarios))[-1])}/compare.json"
+
+
 def documents(run):
     """What a run is for: the card and the documents beside it."""
     return [

@@ -4,12 +4,6 @@
 #   results/dataset/<dataset>/encoded/<model>-<length>/    token ids for one tokenizer and one sequence length
 
 
-def source_files(wildcards):
-    """Data files of the user's own, so that a changed one reruns; a missing one is the script's to explain."""
-    sources = SETTINGS["dataset"]["sources"] + SETTINGS["dataset"]["external_test"]
-    return [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
-
-
 rule acquire_dataset:
     input:
         source_files,

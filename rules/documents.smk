@@ -5,21 +5,9 @@
 #   results/<run>/report.html            all of it on one page
 
 
-def step_comparison(wildcards):
-    """The scenario whose step the timeline shows: the profile's last one with adapters, else its last."""
-    scenarios = profile_scenarios()
-    ranked = [name for name, scenario in scenarios.items() if scenario["lora"] is not None]
-    return f"{memory_folder(wildcards.run, (ranked or list(scenarios))[-1])}/compare.json"
-
-
-def profile_inputs(wildcards):
-    """Every scenario of the memory profile."""
-    return profile_comparisons(wildcards.run)
-
-
 rule draw_memory:
     input:
-        profile=profile_inputs,
+        profile=lambda wildcards: profile_comparisons(wildcards.run),
         step=step_comparison,
     output:
         memory="results/{run}/figures/memory.png",
@@ -55,7 +43,7 @@ rule render_memory_profile:
     input:
         template=project_file("config/templates/memory-profile.md.j2"),
         macros=project_file("config/templates/macros.j2"),
-        profile=profile_inputs,
+        profile=lambda wildcards: profile_comparisons(wildcards.run),
         plan="results/{run}/memory/plan.json",
         figures=rules.draw_memory.output,
     output:
@@ -88,7 +76,7 @@ use rule render_memory_profile as render_card with:
         encode=f"{ENCODED}/encode.json",
         description=f"results/models/{MODEL}/description.json",
         weights=f"results/models/{MODEL}/weights.json",
-        profile=profile_inputs,
+        profile=lambda wildcards: profile_comparisons(wildcards.run),
         plan="results/{run}/memory/plan.json",
         training_memory="results/{run}/memory/training/compare.json",
         gate="results/{run}/memory/training/gate.json",

@@ -5,38 +5,6 @@
 # in each: estimate.json . trace.json . [measure.json] -> compare.json (-> gate.json)
 
 
-# The folder that holds the scenarios; the run in it keeps its own constraint.
-MEMORY_PLACE = r"memory/[a-z0-9][a-z0-9._-]*|[a-z0-9][a-z0-9._-]*-r\d+/memory"
-MEMORY_SCENARIO = r"[a-z0-9][a-z0-9._-]*"
-
-
-def memory_folder(run, name):
-    """Where a scenario of the memory profile lands: under the run if it has adapters, and so a rank."""
-    ranked = profile_scenarios()[name]["lora"] is not None
-    place = f"{run}/memory" if ranked else f"memory/{SETTINGS['memory']['model']}"
-    return f"results/{place}/{name}"
-
-
-def profile_comparisons(run):
-    """The comparisons of all scenarios of the memory profile, in the order of the configuration."""
-    return [f"{memory_folder(run, name)}/compare.json" for name in profile_scenarios()]
-
-
-def memory_scenario(wildcards):
-    """The scenario of a job: the run's own training step, or one of the memory profile."""
-    if wildcards.scenario == "training":
-        card = SETTINGS["memory"]["gate"]["gpu"]
-        return {**training_scenario(), "gpu": None if card == "auto" else card}
-    return {key: value for key, value in profile_scenarios()[wildcards.scenario].items() if key != "model"}
-
-
-def memory_model(wildcards):
-    """The configuration of a scenario's model: the prepared base model's, or one of config/models/."""
-    if wildcards.scenario == "training":
-        return f"results/models/{MODEL}/config.json"
-    return project_file(f"config/models/{SETTINGS['memory']['model']}.json")
-
-
 rule estimate_memory:
     input:
         config=memory_model,
@@ -102,13 +70,6 @@ rule measure_memory:
         "Measuring the training step of {wildcards.run} on this machine"
     script:
         "../scripts/memory/measure.py"
-
-
-def measurements(wildcards):
-    """The measurement, where there is one: of the run's own training step."""
-    if wildcards.scenario == "training":
-        return {"measure": f"results/{wildcards.place}/training/measure.json"}
-    return {}
 
 
 rule compare_memory:
