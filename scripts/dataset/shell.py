@@ -594,8 +594,8 @@ class _Walk:
                     todo.append(child)
 
     def do_variable_assignment(self, node: Any, stdin: Feed | None) -> Feed:
-        self.assign(node)
-        return Feed((), "")
+        name, value = self.assign(node)
+        return self.note([":"], [], stdin, {name: value})
 
     def assign(self, node: Any) -> tuple[str, str]:
         self.step()
