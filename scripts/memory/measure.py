@@ -46,9 +46,9 @@ def measure(
     Returns
     -------
     dict
-        ``peak_allocated_bytes``, ``peak_phase``, ``phases`` and ``resident_bytes`` as the trace has them; on the CPU ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process as well; on
-        CUDA ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one
-        step.
+        ``peak_allocated_bytes``, ``peak_phase``, ``phases`` and ``resident_bytes`` as the trace has them. On the CPU
+        also ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process; on CUDA also
+        ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one step.
 
     Raises
     ------

@@ -44,6 +44,7 @@ from scripts.memory.tracker import (
 )
 from scripts.training.model import (
     assert_quantized,
+    attention_kernel,
     autocast_dtype,
     build_model,
     build_optimizer,
@@ -371,14 +372,15 @@ def _attention(scenario: Scenario, target: str, capability: tuple[int, int] | No
 
 def _kernel(scenario: Scenario, target: str, capability: tuple[int, int] | None) -> str:
     """Name of the stand-in for the kernel that a scenario runs."""
+    attention = attention_kernel(scenario)
+    if attention == "eager":
+        return "eager"
     if target == "cpu":
-        if scenario.attention == "eager":
-            return "eager"
         _register_cpu_attention()
         return "trace_cpu"
     names = register_attentions(capability)
-    if scenario.attention != "sdpa":
-        return names[scenario.attention]
+    if attention != "sdpa":
+        return names[attention]
     heads = scenario.size("num_attention_heads")
     groups = scenario.size("num_key_value_heads", heads)
     head = scenario.model.get("head_dim") or (scenario.size("hidden_size") or 0) // (heads or 1)
@@ -407,6 +409,13 @@ def _register_cpu_attention() -> None:
         if groups > 1 and not use_gqa_in_sdpa(mask, key, value):
             key, value = repeat_kv(key, groups), repeat_kv(value, groups)
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+        if dropout:  # the fused operator has none
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, mask, dropout, mask is None and causal, scale=scaling, enable_gqa=groups > 1
+            )
+            return output.transpose(1, 2).contiguous(), None
+        if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
         output, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, dropout, mask is None and causal and query.shape[2] > 1, attn_mask=mask, scale=scaling
         )

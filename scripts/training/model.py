@@ -241,12 +241,40 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
         raise _unbuildable(kind, error) from None
 
 
+def attention_kernel(scenario: Scenario) -> str:
+    """The kernel that a scenario's attention runs: the one asked for, or eager where SDPA is not for this architecture.
+
+    Scaled-dot-product attention is a default that architectures such as Gemma 2, which caps the scores, can't take;
+    transformers' own choice for them is eager.
+    """
+    if scenario.attention == "eager":
+        return "eager"
+    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(configuration(scenario)), None)
+    if kind is None or kind._supports_sdpa:
+        return scenario.attention
+    if scenario.attention == "sdpa":
+        return "eager"
+    if scenario.attention == "flash" and getattr(kind, "_supports_flash_attn", False):
+        return "flash"
+    raise UserError(
+        "This architecture can't run its attention through scaled-dot-product attention.",
+        where=f"model (model_type {scenario.model['model_type']})",
+        found=f"attention: {scenario.attention}",
+        allowed="eager",
+        write="attention: eager",
+    )
+
+
 def attention_name(scenario: Scenario, device: torch.device) -> str:
     """Name of the attention function that a scenario runs on a device."""
-    if device.type == "cuda" and scenario.attention in ("mem_efficient", "flash"):
-        _register_attention()
-        return {"flash": "sdpa_fa2", "mem_efficient": "sdpa_mem_efficient"}[scenario.attention]
-    return "eager" if scenario.attention == "eager" else "sdpa"
+    kernel = attention_kernel(scenario)
+    if device.type != "cuda" or kernel in ("eager", "sdpa"):
+        return "eager" if kernel == "eager" else "sdpa"
+    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(configuration(scenario)), None)
+    if kernel == "flash" and kind is not None and not kind._supports_sdpa:
+        return "flash_attention_2"  # the package, which can cap scores
+    _register_attention()
+    return {"flash": "sdpa_fa2", "mem_efficient": "sdpa_mem_efficient"}[kernel]
 
 
 def _register_attention() -> None:
@@ -322,6 +350,16 @@ def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=attention, **{_DTYPE_ARGUMENT: weight_dtype(scenario)}
             )
+    except KeyError as error:
+        if attention not in str(error):
+            raise _unbuildable(scenario.model["model_type"], error) from None
+        raise UserError(  # architectures that keep a table of attention classes of their own
+            "This architecture takes no attention but its own.",
+            where=f"model (model_type {scenario.model['model_type']})",
+            found=f"attention: {scenario.attention}",
+            allowed="eager",
+            write="attention: eager",
+        ) from None
     except Exception as error:  # whatever an architecture makes of sizes that don't go together
         raise _unbuildable(scenario.model["model_type"], error) from None
     if scenario.method == "qlora":

@@ -126,18 +126,21 @@ def chunked_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
 
     The decoder runs as ever. The output head and the loss run for the learned tokens alone, :data:`CHUNK_TOKENS` at a
     time, and again in the backward pass. The head is the architecture's own code (scaled or soft-capped logits
-    included): its decoder is exchanged for one that returns the hidden states already computed.
+    included): its decoder returns the hidden states already computed.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    hidden = getattr(causal, causal.base_model_prefix)(**inputs).last_hidden_state
+    decoder = causal.get_decoder()
+    output = decoder(**inputs)
+    kind, hidden = type(output), output.last_hidden_state
+    del output
     hidden = hidden.reshape(-1, hidden.shape[-1])
     labels = functional.pad(batch["labels"], (0, 1), value=IGNORED)[..., 1:].reshape(-1)
     learned = _positions(labels, rows=len(batch["labels"]))
     hidden, labels = hidden.index_select(0, learned), labels.index_select(0, learned)
 
     def loss_of(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with _decoder_returns(causal, states[None]):
+        with _decoder_returns(decoder, kind(last_hidden_state=states[None])):
             logits = causal(inputs_embeds=states[None]).logits
         return functional.cross_entropy(logits[0].float(), targets, ignore_index=IGNORED, reduction="sum")
 
@@ -157,19 +160,6 @@ def _positions(labels: torch.Tensor, rows: int) -> torch.Tensor:
     return (labels != IGNORED).nonzero().squeeze(1)
 
 
-class _Hidden(nn.Module):
-    """Stands where the decoder stands and returns hidden states that are known already."""
-
-    def __init__(self, states: torch.Tensor) -> None:
-        super().__init__()
-        self.states = states
-
-    def forward(self, **kwargs: object) -> object:
-        from transformers.modeling_outputs import MoeModelOutputWithPast
-
-        return MoeModelOutputWithPast(last_hidden_state=self.states)
-
-
 def keep_host_memory() -> None:
     """Let glibc keep freed memory instead of returning it to the system: a step on the CPU is then a quarter faster.
 
@@ -187,14 +177,16 @@ def keep_host_memory() -> None:
 
 
 @contextmanager
-def _decoder_returns(causal: nn.Module, states: torch.Tensor) -> Iterator[None]:
-    name = causal.base_model_prefix
-    decoder = causal._modules[name]
-    causal._modules[name] = _Hidden(states)
+def _decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
+    """Let a decoder return what is known already."""
+    original = decoder.__dict__.get("forward")
+    decoder.forward = lambda *args, **kwargs: output
     try:
         yield
     finally:
-        causal._modules[name] = decoder
+        del decoder.forward
+        if original is not None:
+            decoder.forward = original
 
 
 def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:
