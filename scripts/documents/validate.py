@@ -32,7 +32,7 @@ REQUIRED_SECTIONS = (
     "Where Every Number Comes From",
 )
 # What a renderer leaves behind when it had nothing to say.
-_LEFTOVERS = re.compile(r"\[More Information Needed\]|\bundefined\b|<built-in|<jinja2|\{\{|\{%|\bNone\b|\bnan\b")
+_LEFTOVERS = re.compile(r"\[More Information Needed\]|<built-in|<jinja2|\{\{|\{%|[|:=(] ?(None|nan)\b")
 _FENCES = re.compile(r"^(`{3,})[^\n]*\n.*?^\1$", re.MULTILINE | re.DOTALL)
 _SPANS = re.compile(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL)
 _IMAGES = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")

