@@ -32,6 +32,7 @@ DEFAULT_CAPABILITY = (8, 0)  # of a card that the scenario doesn't name
 WORKSPACE, WORKSPACE_HOPPER, WORKSPACE_BIAS = 8519680, 32 * 2**20, 2**20
 CHUNK_TOKENS = 256  # scripts/training/step.py: tokens whose logits exist at once with `loss: chunked`
 LAYERS_RUN = 3
+COPIES = "autocast copies of weights"
 
 Key = tuple[str, str, int]  # component, formula, bytes of one
 
@@ -383,11 +384,6 @@ class ClosedForm(Step):
         if self.scenario.lora:
             for _, elements, times in self.decoder.adapter_shapes(self.scenario.lora):
                 self.bulk("adapters", WIDTH[self.scenario.adapter_precision], elements, times)
-        self.bulk("workspaces", 1, WORKSPACE_HOPPER if self.capability == (9, 0) else WORKSPACE, 2)
-        if any(m.bias for m in self.decoder.matrices) or self.decoder.family.head_bias:
-            threads = 2 if self.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
-            self.bulk("workspaces", 1, WORKSPACE_BIAS, threads)
-        self.bulk("batch", 8, self.values["t"], 2)
 
     def packed(self, elements: int, times: int) -> None:
         """4-bit weights: two to a byte, a scale for each 64; the scales quantized again by 256 if double."""
@@ -405,6 +401,15 @@ class ClosedForm(Step):
     def bulk(self, component: str, width: int, elements: int, times: int) -> None:
         size = block(elements * width)
         self.add((component, f"{width}·{elements}", size), times)
+
+    def working_set(self) -> None:
+        """What the first step brings and every later one finds: workspaces of cuBLAS, optimizer states."""
+        self.bulk("workspaces", 1, WORKSPACE_HOPPER if self.capability == (9, 0) else WORKSPACE, 2)
+        if any(m.bias for m in self.decoder.matrices) or self.decoder.family.head_bias:
+            threads = 2 if self.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
+            self.bulk("workspaces", 1, WORKSPACE_BIAS, threads)
+        self.bulk("batch", 8, self.values["t"], 2)
+        self.optimizer_states()
 
     def trained_shapes(self) -> list[tuple[int, int, int]]:
         """Trainable tensors as (bytes of an element, elements, how many such)."""
@@ -476,7 +481,7 @@ class ClosedForm(Step):
         if self.scenario.mixed:
             x = self.cast(x, 2)
             if weight.width == 4:
-                copy = self.tensor(weight.dims, 2, "autocast copies of weights")
+                copy = self.tensor(weight.dims, 2, COPIES)
                 if weight.trained:
                     self.copies.append(copy)
         return self.matmul(x, weight, outputs, bias, copy)
@@ -575,8 +580,13 @@ class ClosedForm(Step):
         if layer.qk_norms:
             q, k = self.norm(q, layer.qk_norms[0]), self.norm(k, layer.qk_norms[1])
         q, k = self.rotated(q, hidden_width), self.rotated(k, hidden_width)
-        kernel = self.kernel(q.width)
-        out = self.eager(q, k, v) if kernel in ("eager", "math") else self.fused(q, k, v, kernel)
+        kernel = self.kernel()
+        if kernel == "eager":
+            out = self.eager(q, k, v)
+        elif kernel == "math":
+            out = self.formula(q, k, v)
+        else:
+            out = self.fused(q, k, v, kernel)
         out = self.linear(out, *entries[family.names[0]])
         return self.dropped(out) if decoder.residual_dropout else out
 
@@ -597,7 +607,7 @@ class ClosedForm(Step):
         """Keys or values repeated for every query head that shares them."""
         return self.elementwise(x, dims=("t", "a")) if self.values["H"] != self.values["K"] else x
 
-    def kernel(self, width: int) -> str:
+    def kernel(self) -> str:
         """What scaled_dot_product_attention runs (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
         if self.scenario.attention != "sdpa":
             return self.scenario.attention
@@ -632,6 +642,27 @@ class ClosedForm(Step):
 
         return self.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums], saves_output=True)
 
+    def formula(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """scaled_dot_product_attention without a kernel that takes its inputs: in fp32, scores in memory.
+
+        Source: aten/src/ATen/native/transformers/attention.cpp, _scaled_dot_product_attention_math.
+        """
+        if self.scenario.mixed:
+            q, k, v = self.cast(q, 2), self.cast(k, 2), self.cast(v, 2)
+        width = q.width
+        q, k, v = self.cast(q, 4), self.cast(self.expanded(k), 4), self.cast(self.expanded(v), 4)
+        component, self.component = self.component, "attention scores"
+        mask = self.tensor(("s", "s"), 4)
+        q, k = self.elementwise(q), self.elementwise(k)  # each times the square root of the scale
+        scores = self.batched(q, k, ("H", "t", "s"), 4)
+        del q, k
+        soft = self.softmax(scores, 4)
+        del scores, mask
+        self.component = component
+        out = self.batched(soft, v, ("t", "a"), 4)
+        del soft, v
+        return self.elementwise(self.cast(out, width))  # made contiguous
+
     def eager(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention in single steps, the scores of every head in memory."""
         decoder = self.decoder
@@ -651,7 +682,8 @@ class ClosedForm(Step):
         weights = self.elementwise(weights)  # plus the mask
         # CUDA's softmax reads half directly, but not bfloat16.
         direct = self.scenario.precision == "fp16" or not decoder.family.softmax_fp32
-        soft = self.softmax(weights if direct else self.cast(weights, 4))
+        width = 4 if decoder.family.softmax_fp32 or self.scenario.mixed else weights.width
+        soft = self.softmax(weights if direct else self.cast(weights, 4), width)
         soft = self.cast(soft, q.width)
         del weights
         if decoder.attention_dropout:
@@ -670,10 +702,9 @@ class ClosedForm(Step):
 
         return self.operation(dims, width, [x, y], backward, [x, y])
 
-    def softmax(self, x: Tensor) -> Tensor:
-        """In fp32; CUDA reads 16-bit scores directly. Keeps its output; backward makes a product of its own first."""
+    def softmax(self, x: Tensor, width: int) -> Tensor:
+        """Keeps its output; its backward makes a product of gradient and output too."""
         shape = (x.dims, x.width)
-        width = 4 if self.decoder.family.softmax_fp32 or self.scenario.mixed else x.width
 
         def backward(node: Node, grad: Tensor) -> list:
             product = self.tensor(shape[0], width)
@@ -779,7 +810,8 @@ class ClosedForm(Step):
         x = self.embedded()
         self.shared = self.shared_by_layers(x.width)
         before: Counter[Key] = Counter()
-        self.between = Counter()
+        self.between: Counter[Key] = Counter()  # what the layers that are not run keep
+        self.until_backward: Counter[Key] = Counter()  # and what they keep until the forward pass ends
         self.marks: list[int] = []
         for index, layer in enumerate(self.layers):
             self.marks.append(len(self.nodes))
@@ -800,6 +832,8 @@ class ClosedForm(Step):
         (self.chunked_loss if scenario.loss == "chunked" else self.whole_loss)(x)
         del x
         self.copies.clear()
+        for key, times in self.until_backward.items():
+            self.add(key, -times)
 
     def shared_by_layers(self, width: int) -> list[Tensor]:
         """What every layer reads: positions, cosines and sines, and the mask where scores are in memory."""
@@ -819,7 +853,8 @@ class ClosedForm(Step):
         for key in set(self.live) | set(before):
             kept = self.live[key] - before[key]
             if kept:
-                self.between[key] = kept * times
+                until_backward = self.scenario.gradient_checkpointing and key[0] == COPIES
+                (self.until_backward if until_backward else self.between)[key] = kept * times
                 self.add(key, kept * times)
         self.look()
 
@@ -938,7 +973,7 @@ class ClosedForm(Step):
             largest = max(self.value(m.outputs) * self.value(m.inputs) for m in self.decoder.matrices)
             self.peaks["load"] += block(largest * self.dense_width)
         self.begin("forward")
-        self.optimizer_states()
+        self.working_set()
         self.forward()
         self.backward_pass()
         self.optimizer_step()
