@@ -16,7 +16,11 @@ that file up to PyTorch 2.8 and in ``c10/core/AllocatorConfig.h`` (``kMinBlockSi
 are the same in all of them; what later versions add (expandable segments, a configurable large segment, memory
 fractions, garbage collection) is off unless ``PYTORCH_ALLOC_CONF`` asks for it.
 
-The model has one stream, as a training step on one device has: blocks are reused at once when they are freed.
+The model has one stream, as a training step on one device has: blocks are reused at once when they are freed. Among
+free blocks of one size the allocator takes the lowest address. Which address ``cudaMalloc`` returns is not documented;
+the model takes every segment to lie below the ones before it, as mappings do that Linux places from the top down. Of
+the published measurements with large blocks of equal size (eager attention, LoRA) that order gives
+``max_memory_reserved`` to within 0.2 %, most of them exactly, and the opposite order misses by up to 9 %.
 """
 
 from __future__ import annotations
@@ -175,7 +179,7 @@ def replay(
     large: list[int] = []
     free: dict[int, _Block] = {}  # free blocks by address
     used: dict[int, _Block] = {}
-    address = ROUND_LARGE  # of the next segment: segments are taken to lie in the order of their creation
+    address = 1 << (_ADDRESS_BITS - 1)  # of the last segment; the next one lies below it
     allocated = requested = reserved = 0
     peak_allocated = peak_requested = peak_reserved = 0  # since the last mark
     capacity = capacity_bytes if capacity_bytes is not None else 1 << 62
@@ -252,8 +256,8 @@ def replay(
                     if not grow:
                         raise OutOfMemory(index, reserved + segment, capacity)
                     capacity = reserved + segment
+            address -= segment
             block = _Block(address, segment, pool)
-            address += segment
             reserved += segment
             if reserved > peak_reserved:
                 peak_reserved = reserved

@@ -29,7 +29,9 @@ adapters                peft ``tuners/tuners_utils.py`` ``_move_adapter_to_devic
 
 from __future__ import annotations
 
+import heapq
 import importlib.metadata
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +47,10 @@ _CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more
 _SCALAR = 4
 _DYNAMIC_CODE = 256 * 4  # bytes of bitsandbytes' 8-bit map, made once and kept in `functional.name2qmap`
 _WORKERS = 4  # transformers core_model_loading.GLOBAL_WORKERS
+# How unevenly four threads load. Neither is measured; halving or doubling them changes nothing that exceeds the
+# differences between runs.
+_OVERHEAD = 200_000  # bytes that could have been loaded in the time a tensor costs beside its bytes
+_VARIATION = 0.3  # standard deviation of the logarithm of a thread's speed
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,11 @@ class Loader:
     moved
         The model is loaded on the CPU and then moved (``model.to``), as scripts without ``device_map`` do.
     workers
-        Tensors on their way to the device at once: 1, or 4 where threads load ahead of the quantization.
+        Threads that load: 1, one tensor after the other, or 4 that run ahead of the quantization. Then the order
+        differs from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published
+        measurements.
+    seed
+        Which of the orders that several threads can come to.
     empties_cache
         Whether PEFT's k-bit preparation ends with ``torch.cuda.empty_cache()``.
     """
@@ -64,6 +74,7 @@ class Loader:
     moved: bool = False
     workers: int = 1
     empties_cache: bool = True
+    seed: int = 0
 
     @classmethod
     def of(cls, *, transformers: str, peft: str, moved: bool = False) -> Loader:
@@ -171,12 +182,14 @@ def _load_on_device(
 
     owners = {id(module.weight): module for module in model.modules() if type(module).__name__ == "Linear4bit"}
     order = sorted(base.items(), key=lambda item: _natural_key(item[0]))
-    arrived: dict[str, list[int]] = {}
-    for position, (name, tensor) in enumerate(order):
-        for ahead, on_its_way in order[position : position + loader.workers]:
-            if ahead not in arrived:
-                arrived[ahead] = [device.allocate(count) for count in _checkpoint_bytes(ahead, on_its_way, scenario)]
-        parts = arrived[name]
+    sizes = [_checkpoint_bytes(name, tensor, scenario) for name, tensor in order]
+    arrived: dict[int, list[int]] = {}
+    for position, arrives in _turns([sum(parts) for parts in sizes], loader):
+        tensor = order[position][1]
+        if arrives:
+            arrived[position] = [device.allocate(count) for count in sizes[position]]
+            continue
+        parts = arrived.pop(position)
         if getattr(tensor, "quant_state", None) is not None:
             _quantize(device, tensor, parts[0], owners[id(tensor)])
         elif len(parts) == 1:
@@ -185,6 +198,27 @@ def _load_on_device(
             _merge_experts(device, tensor, parts, _loaded_bytes(tensor, scenario))
     for name, tensor in model.named_buffers():  # _move_missing_keys_from_meta_to_device: not in the checkpoint
         device.place(tensor, tensor.untyped_storage().nbytes())
+
+
+def _turns(sizes: list[int], loader: Loader) -> list[tuple[int, bool]]:
+    """Return in which order tensors arrive on the device (True) and are quantized or set in the model (False).
+
+    Several threads take the tensors in order. One needs time in proportion to its bytes, in the first half of it
+    reads the file, and takes the device's memory in between; how fast each one is varies. The main thread sets each
+    tensor in the model as soon as it and those before it have arrived.
+    """
+    if loader.workers == 1:
+        return [(position, arrives) for position in range(len(sizes)) for arrives in (True, False)]
+    draw = random.Random(loader.seed)
+    idle = [0.0] * loader.workers  # when each thread is free again
+    moments, ready = [], 0.0
+    for position, size in enumerate(sizes):
+        begin = heapq.heappop(idle)
+        duration = (size + _OVERHEAD) * draw.lognormvariate(0.0, _VARIATION)
+        heapq.heappush(idle, begin + duration)
+        ready = max(ready, begin + duration)
+        moments += [(begin + duration / 2, position, True), (ready, position, False)]
+    return [(position, arrives) for _, position, arrives in sorted(moments)]
 
 
 def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module) -> None:

@@ -41,7 +41,7 @@ def slow_twin(events: list[tuple[int, int]]) -> tuple[int, int]:
             size = max(512, -(-count // 512) * 512)
             is_small = size <= MIB
             fitting = [
-                (block[0], s, b)
+                (block[0], -s, b)  # later segments lie lower
                 for s, (small, blocks) in enumerate(segments)
                 for b, block in enumerate(blocks)
                 if small == is_small and block[1] is None and block[0] >= size
@@ -49,8 +49,9 @@ def slow_twin(events: list[tuple[int, int]]) -> tuple[int, int]:
             if not fitting:
                 total = 2 * MIB if is_small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
                 segments.append((is_small, [[total, None]]))
-                fitting = [(total, len(segments) - 1, 0)]
+                fitting = [(total, 1 - len(segments), 0)]
             total, s, b = min(fitting)
+            s = -s
             rest = total - size
             if (rest >= 512) if is_small else (rest > MIB):
                 segments[s][1][b] = [size, identity]
@@ -91,7 +92,7 @@ def test_the_rest_of_a_small_block_is_always_split_off():
 
 
 def test_best_fit_then_lowest_address():
-    # Two free blocks of 12 MiB and one of 14; a request of 12 takes the older of the two, one of 13 the third.
+    # Two free blocks of 12 MiB and one of 14; a request of 12 takes one of the two, one of 13 the third.
     events = [(1, 14 * MIB), (2, 12 * MIB), (3, 12 * MIB), (-1, 0), (-2, 0), (-3, 0), (4, 12 * MIB), (5, 13 * MIB)]
     run = replay(events)
     assert run.reserved_bytes == 38 * MIB
