@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -436,10 +436,12 @@ def _as_on_device(
             stack.enter_context(cuda_dispatch())
         dtype = autocast_dtype(scenario)
         if dtype is None:
+            stack.enter_context(_autocast_accepts_meta(None))
             stack.enter_context(_ModesInBackward())
             yield None
             return
         autocast = MetaAutocast(dtype, target, lambda copy: tracker.label(copy, WEIGHT_CASTS))
+        stack.enter_context(_autocast_accepts_meta(autocast))
         for module in model.modules():  # transformers computes rotary embeddings outside autocast
             if "RotaryEmbedding" in type(module).__name__:
                 for handle in autocast.disable_in(module):
@@ -468,6 +470,23 @@ class _ModesInBackward(TorchFunctionMode):
         return _engine_run_backward(
             (loss,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True
         )
+
+
+@contextmanager
+def _autocast_accepts_meta(emulation: MetaAutocast | None) -> Iterator[None]:
+    """Libraries turn autocast off for the device of a tensor; PyTorch refuses to for ``meta``, where it never is on."""
+    original = torch.autocast
+
+    def autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        if device_type != "meta":
+            return original(device_type, *args, **kwargs)
+        return emulation.disabled() if emulation is not None and not kwargs.get("enabled", True) else nullcontext()
+
+    torch.autocast = autocast
+    try:
+        yield
+    finally:
+        torch.autocast = original
 
 
 @contextmanager
