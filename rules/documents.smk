@@ -113,3 +113,15 @@ use rule render_card as render_publication with:
         "logs/{run}/render_publication.log",
     message:
         "Writing the article about {wildcards.run}"
+
+
+use rule render_card as render_report with:
+    input:
+        **{name: value for name, value in rules.render_card.input.items() if name not in ("template", "macros")},
+        template=project_file("config/templates/report.html.j2"),
+    output:
+        "results/{run}/report.html",
+    log:
+        "logs/{run}/render_report.log",
+    message:
+        "Writing the page about {wildcards.run}"

@@ -176,7 +176,7 @@ def _finalize(value: Any) -> Any:
 def environment(folder: Path, html: bool) -> Any:
     """A Jinja environment in which an unknown name is an error and every text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup, escape
+    from markupsafe import Markup
 
     made = Environment(
         loader=FileSystemLoader(folder),
@@ -194,15 +194,13 @@ def environment(folder: Path, html: bool) -> Any:
     made.filters["setting"] = setting
     made.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     made.filters["shorten"] = shorten
+    made.filters["visible"] = visible
     if html:
         made.filters["code"] = lambda text: Markup("<code>{}</code>").format(visible(str(text)) or "(nothing)")
-        made.filters["codecell"] = made.filters["code"]
-        made.filters["codeblock"] = lambda text, language="": Markup("<pre><code>{}</code></pre>").format(visible(text))
     else:
         made.filters["code"] = _marked(code_span)
         made.filters["codecell"] = _marked(code_cell)
         made.filters["codeblock"] = _marked(code_block)
-    made.filters["escape_html"] = escape
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from html import unescape
 from math import copysign
 from pathlib import Path
 from random import Random
@@ -24,7 +25,9 @@ DOCUMENTS = {
     "MODEL_CARD.md": "MODEL_CARD.md.j2",
     "docs/memory-profile.md": "memory-profile.md.j2",
     "docs/publication.md": "publication.md.j2",
+    "report.html": "report.html.j2",
 }
+MARKDOWN = [name for name in DOCUMENTS if name.endswith(".md")]
 NINE = [
     "1. Assumptions",
     "2. Memory Components Refresher",
@@ -120,6 +123,7 @@ def test_every_number_follows_the_json(name: str, write: Callable[..., str]) -> 
         for row in other["plan"]["sweep"][:3]:  # the rows of the scenario's own size
             row |= asked
         texts.append(write(name, other))
+    texts = [unescape(text) for text in texts]
     quoted = "\n".join([*strings(content), *strings(inputs.CARD_SETTINGS), *inputs.CONFIGURATION])
     known = set(NUMBERS.findall(quoted))
     template = (TEMPLATES / DOCUMENTS[name]).read_text(encoding="utf-8")
@@ -217,8 +221,8 @@ def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: C
         assert not any(other in lead for other in others if other not in said)
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
+def hostile() -> dict[str, Any]:
+    """A run in which every text that others wrote is an attack."""
     content = inputs.files()
     for rows in ("base_answers", "tuned_answers"):
         for row in content[rows]:
@@ -229,7 +233,18 @@ def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
     content["encode"]["system_prompt"] = content["comparison"]["tuned"]["prompt"]["system"] = HOSTILE
     content["verification"]["checks"]["answers"]["reason"] = HOSTILE
     content["gate"]["reason"] = content["training"]["device"] = HOSTILE
-    text = write(name, content)
+    return content
+
+
+def test_the_page_is_one_file_and_escapes_text_of_others(write: Callable[..., str]) -> None:
+    page = write("report.html", hostile())
+    assert "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page and "\u202e" not in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page) and page.count("data:image/png;base64,") == 4
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
+    text = write(name, hostile())
     body = text if not text.startswith("---\n") else split_card(text)[1]
     assert "\x1b" not in text.split("\n---\n")[-1] and "\u202e" not in body
     plain = prose(body)
