@@ -10,6 +10,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from functools import partial, wraps
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -164,13 +165,15 @@ def duration(seconds: float | None) -> str:
 # --- rendering -----------------------------------------------------------------------------
 
 
-def _finalize(value: Any) -> Any:
-    """What Jinja does with each printed value of a Markdown template before it is written."""
+def _finalize(value: Any, html: bool) -> Any:
+    """What Jinja does with each printed value before it is written."""
     from markupsafe import Markup
 
     if value is None or isinstance(value, dict | list):
         raise TypeError(f"{value!r} can't be printed; choose a field of it, or say what its absence means")
-    return Markup(escape_markdown(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return visible(value) if html else Markup(escape_markdown(value))  # Jinja itself escapes for HTML
 
 
 def environment(folder: Path, html: bool) -> Any:
@@ -182,7 +185,7 @@ def environment(folder: Path, html: bool) -> Any:
         loader=FileSystemLoader(folder),
         undefined=StrictUndefined,
         autoescape=True,
-        finalize=None if html else _finalize,
+        finalize=partial(_finalize, html=html),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -194,7 +197,6 @@ def environment(folder: Path, html: bool) -> Any:
     made.filters["setting"] = setting
     made.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     made.filters["shorten"] = shorten
-    made.filters["visible"] = visible
     if html:
         made.filters["code"] = lambda text: Markup("<code>{}</code>").format(visible(str(text)) or "(nothing)")
     else:
@@ -205,8 +207,6 @@ def environment(folder: Path, html: bool) -> Any:
 
 
 def _marked(function: Any) -> Any:
-    from functools import wraps
-
     from markupsafe import Markup
 
     @wraps(function)
