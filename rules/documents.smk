@@ -25,7 +25,7 @@ rule draw_memory:
         "../scripts/documents/draw.py"
 
 
-use rule draw_memory as draw_run with:
+use rule draw_memory as draw_figures with:
     input:
         curve="results/{run}/training.jsonl",
         training="results/{run}/training.json",
@@ -34,7 +34,7 @@ use rule draw_memory as draw_run with:
         training_curve="results/{run}/figures/training_curve.png",
         evaluation="results/{run}/figures/evaluation.png",
     log:
-        "logs/{run}/draw_run.log",
+        "logs/{run}/draw_figures.log",
     message:
         "Drawing training and evaluation of {wildcards.run}"
 
@@ -86,7 +86,7 @@ use rule render_memory_profile as render_card with:
         comparison="results/{run}/evaluation/comparison.json",
         base_answers=f"results/evaluation/{DATASET}/{MODEL}/answers.jsonl",
         tuned_answers="results/{run}/evaluation/answers.jsonl",
-        figures=[*rules.draw_memory.output, *rules.draw_run.output],
+        figures=[*rules.draw_memory.output, *rules.draw_figures.output],
     output:
         "results/{run}/MODEL_CARD.md",
     log:
