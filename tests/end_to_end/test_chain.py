@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.common.files import sha256_file
 from tests.end_to_end import chain
 from tests.end_to_end.chain import RUN, read
 
@@ -73,12 +74,30 @@ def test_the_merged_model_loads_and_is_another(finished: tuple[Path, str]) -> No
     assert not torch.equal(*logits)
 
 
-def test_the_card_is_a_card(finished: tuple[Path, str]) -> None:
+def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     text = (folder / RUN / "MODEL_CARD.md").read_text(encoding="utf-8")
     _, metadata, body = text.split("---\n", 2)
-    assert {"license", "base_model", "library_name", "pipeline_tag"} <= yaml.safe_load(metadata).keys()
-    assert "{{" not in body and "None" not in body
+    assert {"license", "library_name", "pipeline_tag"} <= yaml.safe_load(metadata).keys()
+
+    training, comparison = read(folder, "training.json"), read(folder, "evaluation/comparison.json")
+    splits = read(folder, f"../dataset/{chain.SETTINGS['dataset']['name']}/splits/split.json")
+    expected = {
+        "requests compared": f"On {comparison['n']} held-out requests",
+        "loss of the base": f"{comparison['base']['loss']['mean']:.3f}",
+        "loss of the tuned model": f"{comparison['tuned']['loss']['mean']:.3f}",
+        "trainable parameters": f"{training['trainable_parameters']:,}",
+        "validation loss": f"{training['validation_loss']:.3f}",
+        "rows to train on": f"{splits['sizes']['train']:,} for training",
+        "digest of the adapter": sha256_file(folder / RUN / "adapter" / "adapter_model.safetensors"),
+    }
+    compared = sorted((folder / RUN / "memory").glob("*/compare.json"))
+    assert compared
+    for path in compared:
+        peak = json.loads(path.read_text(encoding="utf-8"))["trace"]["peak_allocated_bytes"]
+        expected[f"traced peak of {path.parent.name}"] = f"{peak / 1e9:,.2f} GB"
+    missing = {what: figure for what, figure in expected.items() if figure not in body}
+    assert not missing
 
 
 def test_the_same_configuration_gives_the_same_adapter_and_card(finished: tuple[Path, str], tmp_path: Path) -> None:

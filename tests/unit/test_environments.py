@@ -67,9 +67,12 @@ def rules() -> dict[str, tuple[Path, Path]]:
     return found
 
 
+provided_by = cache(packages_distributions)
+
+
 def distributions(imported: frozenset[str]) -> set[str]:
     """Names of the packages to install for what is imported."""
-    provided = packages_distributions()
+    provided = provided_by()
     imported = imported - {"tests"}  # of this project, like scripts
     unknown = [name for name in imported if name not in provided]
     assert not unknown, f"not installed here: {unknown}"
@@ -141,5 +144,5 @@ def test_the_snakefile_needs_nothing_beside_snakemake() -> None:
     assert statements
     program = "\n".join([*statements, "import sys", "print(*{name.partition('.')[0] for name in sys.modules})"])
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    third_party = frozenset(loaded.stdout.split()) & packages_distributions().keys() - sys.stdlib_module_names
+    third_party = frozenset(loaded.stdout.split()) & provided_by().keys() - sys.stdlib_module_names
     assert distributions(frozenset(third_party)) - brought <= {"pip", "setuptools"}  # what site loads by itself
