@@ -367,7 +367,12 @@ def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
 
         quantizer = Bnb4BitHfQuantizer(bitsandbytes_config(scenario))
         quantizer.pre_quantized = False
-        quantizer._process_model_before_weight_loading(model, device_map=None)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(weight_dtype(scenario))  # of the new layers' biases, and of the weights to be packed
+        try:
+            quantizer._process_model_before_weight_loading(model, device_map=None)
+        finally:
+            torch.set_default_dtype(default)
         quantizer._process_model_after_weight_loading(model)
         model.modules_not_quantized = list(quantizer.modules_to_not_convert or ())
         model.tie_weights()
