@@ -369,7 +369,11 @@ messages = [
     {{"role": "user", "content": {request}}},
 ]
 inputs = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True, {template}
+    messages,
+    add_generation_prompt=True,
+    {template},
+    return_tensors="pt",
+    return_dict=True,
 )
 output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
 answer = output[0, inputs["input_ids"].shape[1] :]
