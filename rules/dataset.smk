@@ -103,6 +103,10 @@ rule check_splits:
         train="results/dataset/{dataset}/splits/train.jsonl",
         validation="results/dataset/{dataset}/splits/validation.jsonl",
         test="results/dataset/{dataset}/splits/test.jsonl",
+        acquire="results/dataset/{dataset}/acquire.json",
+        clean="results/dataset/{dataset}/clean.json",
+        screen="results/dataset/{dataset}/screen.json",
+        split="results/dataset/{dataset}/splits/split.json",
     output:
         report="results/dataset/{dataset}/splits/check.json",
     log:
@@ -112,7 +116,7 @@ rule check_splits:
     params:
         code=code("dataset/check_splits.py"),
     message:
-        "Checking that no request and no command of {wildcards.dataset} is in two splits"
+        "Checking {wildcards.dataset}: nothing is in two splits, and no row went missing"
     script:
         "../scripts/dataset/check_splits.py"
 

@@ -1,12 +1,13 @@
 """Rule ``check_splits``: no request and no command, as written or normalized, is in two splits; else fail.
 
-It reads the finished files and trusts nothing that the splitting did.
+It reads the finished files and trusts nothing that the splitting did. It also adds up the reports of all steps:
+each row that was read is in a split, or in a rejected file with its stage and reason.
 """
 
 from collections.abc import Iterable, Mapping
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_jsonl, write_json
+from scripts.common.files import read_json, read_jsonl, write_json
 from scripts.common.job import job, log
 from scripts.dataset.text import command_key, key_number, request_key
 
@@ -51,8 +52,37 @@ def overlaps(splits: Mapping[str, Iterable[dict]]) -> tuple[dict[str, dict[str, 
     return counts, examples
 
 
-def main(splits: dict[str, str], report: str) -> None:
-    """Check the files of the splits and write the counts, all zero."""
+def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
+    """How many rows came to each stage and were removed there, from the steps' reports.
+
+    Raises
+    ------
+    UserError
+        When a stage did not begin with what the one before it left.
+    """
+    rows = acquire["rows"] + acquire["rejected"]
+    removed = [("acquire", acquire["rejected"]), *((stage, clean["removed"][stage]) for stage in clean["stages"])]
+    removed += [("screen", screen["removed"]), ("decontaminate", split["decontaminated"])]
+    table = []
+    for stage, count in removed:
+        table.append({"kept": rows - count, "removed": count, "rows": rows, "stage": stage})
+        rows -= count
+    begins = {"acquire": acquire["rows"], "near_duplicates": clean["kept"], "screen": screen["kept"]}
+    begins["decontaminate"] = sum(split["sizes"].values())
+    for row in table:
+        if begins.get(row["stage"], row["kept"]) != row["kept"]:
+            raise UserError(
+                f"The counts of the stages do not add up at {row['stage']!r}.",
+                where="the reports of the dataset's steps",
+                found=begins[row["stage"]],
+                allowed=f"{row['kept']}: what the stages before it left",
+            )
+    return table
+
+
+def main(splits: dict[str, str], reports: dict[str, str], report: str) -> None:
+    """Check the files of the splits; write the counts of each stage and the overlaps, all zero."""
+    table = stages(**{name: read_json(path) for name, path in reports.items()})
     rows = {name: 0 for name in splits}
 
     def counted(name: str) -> Iterable[dict]:
@@ -70,10 +100,21 @@ def main(splits: dict[str, str], report: str) -> None:
             allowed="no request and no command in two splits. The first ones:\n             "
             + "\n             ".join(examples),
         )
-    write_json(report, {"overlaps": counts, "rows": rows, "total": total})
+    if sum(rows.values()) != table[-1]["kept"]:
+        raise UserError(
+            "The splits do not hold what the stages left.",
+            where=", ".join(splits.values()),
+            found=rows,
+            allowed=f"{table[-1]['kept']} rows in all",
+        )
+    write_json(report, {"overlaps": counts, "rows": rows, "stages": table, "total": total})
+    for row in table:
+        log.info("%-16s %8d rows, %6d removed, %8d kept", *(row[key] for key in ("stage", "rows", "removed", "kept")))
     log.info("no overlap: %s", ", ".join(f"{name} {count}" for name, count in rows.items()))
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(dict(snakemake.input.items()), snakemake.output.report)
+        files = dict(snakemake.input.items())
+        splits = {name: files.pop(name) for name in ("train", "validation", "test")}
+        main(splits, files, snakemake.output.report)

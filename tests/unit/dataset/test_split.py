@@ -36,10 +36,22 @@ def read(folder: Path, name: str) -> list[Pair]:
 
 
 def check(folder: Path) -> dict:
-    check_splits.main(
-        {name: str(folder / f"{name}.jsonl") for name in split.SPLITS},
-        str(folder / "check.json"),
-    )
+    splits = {name: str(folder / f"{name}.jsonl") for name in split.SPLITS}
+    rows = sum(len(read(folder, name)) for name in split.SPLITS)
+    reports = {
+        "acquire": {"rows": rows + 3, "rejected": 1},
+        "clean": {
+            "stages": ["syntax", "near_duplicates"],
+            "removed": {"syntax": 2, "near_duplicates": 0},
+            "kept": rows + 1,
+        },
+        "screen": {"removed": 1, "kept": rows},
+        "split": {"decontaminated": 0, "sizes": {"all": rows}},
+    }
+    for name, report in reports.items():
+        (folder / f"{name}.report").write_text(json.dumps(report))
+    paths = {name: str(folder / f"{name}.report") for name in reports}
+    check_splits.main(splits, paths, str(folder / "check.json"))
     return json.loads((folder / "check.json").read_text())
 
 
@@ -52,6 +64,13 @@ def test_the_embedded_data_splits_exactly_and_without_a_leak(tmp_path, pairs):
     found = check(tmp_path)
     assert found["total"] == 0
     assert found["rows"] == report["sizes"]
+    assert [(row["stage"], row["rows"], row["removed"], row["kept"]) for row in found["stages"]] == [
+        ("acquire", pairs + 4, 1, pairs + 3),
+        ("syntax", pairs + 3, 2, pairs + 1),
+        ("near_duplicates", pairs + 1, 0, pairs + 1),
+        ("screen", pairs + 1, 1, pairs),
+        ("decontaminate", pairs, 0, pairs),
+    ]
     # Every intent is there to be learned, and the test asks for most of them.
     for key in (request_key, command_key):
         index = 0 if key is request_key else 1
@@ -172,6 +191,22 @@ def test_a_leak_stops_the_run(tmp_path, left, right, form, names):
         check(tmp_path)
     assert f"{form} in {names[0]} and {names[1]}" in str(error.value)
     assert not (tmp_path / "check.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("report", "key"), [("acquire", "rows"), ("clean", "kept"), ("screen", "kept"), ("screen", "removed")]
+)
+def test_counts_that_do_not_add_up_stop_the_run(report, key):
+    reports = {
+        "acquire": {"rows": 9, "rejected": 1},
+        "clean": {"stages": ["syntax", "near_duplicates"], "removed": {"syntax": 2, "near_duplicates": 1}, "kept": 6},
+        "screen": {"removed": 1, "kept": 5},
+        "split": {"decontaminated": 1, "sizes": {"train": 3, "test": 1}},
+    }
+    assert check_splits.stages(**reports)[-1]["kept"] == 4
+    reports[report][key] += 1
+    with pytest.raises(UserError, match="do not add up"):
+        check_splits.stages(**reports)
 
 
 def test_groups_are_those_of_a_naive_search():

@@ -1,0 +1,112 @@
+"""Time and memory of the dataset's steps on generated pairs, each step in a process of its own.
+
+    python -m tests.benchmarks.dataset --pairs 20000 100000 [--model results/models/smollm2-135m-instruct]
+
+Prints a table: wall seconds, and the peak resident memory above that of the same step on 100 pairs (what the
+interpreter and the libraries take is no matter of the input's size). Without ``--model`` encoding is left out.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts.common.job import command
+
+STEPS = ("acquire", "clean", "screen", "split", "check", "encode")
+
+
+def run_step(step: str, folder: Path, pairs: int, model: str | None) -> None:
+    """Do one step as its rule does, in this process."""
+    import types
+
+    def path(name: str) -> str:
+        return str(folder / name)
+
+    splits = {name: path(f"{name}.jsonl") for name in ("train", "validation", "test")}
+    if step == "acquire":
+        from scripts.dataset import acquire
+
+        names = {"pairs": "raw", "external": "external", "rejected": "raw.rejected"}
+        outputs = {key: path(f"{name}.jsonl") for key, name in names.items()}
+        source = {"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": pairs}
+        acquire.main([source], [], types.SimpleNamespace(**outputs, report=path("acquire.json")))
+    elif step == "clean":
+        from scripts.dataset import clean
+
+        outputs = ("clean.jsonl", "clean.rejected.jsonl", "clean.json")
+        clean.main(path("raw.jsonl"), *map(path, outputs), {"near_duplicates": 0.9})
+    elif step == "screen":
+        from scripts.dataset import screen_dataset
+
+        outputs = ("safe.jsonl", "safe.rejected.jsonl", "screen.json")
+        screen_dataset.main(path("clean.jsonl"), *map(path, outputs))
+    elif step == "split":
+        from scripts.dataset import split
+
+        outputs = {**splits, "rejected": path("split.rejected.jsonl"), "report": path("split.json")}
+        shares = {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42}
+        split.main(path("safe.jsonl"), path("external.jsonl"), outputs, shares)
+    elif step == "check":
+        from scripts.dataset import check_splits
+
+        reports = {name: path(f"{name}.json") for name in ("acquire", "clean", "screen", "split")}
+        check_splits.main(splits, reports, path("check.json"))
+    else:
+        from scripts.dataset import encode
+
+        outputs = {name: path(f"{name}.parquet") for name in splits}
+        outputs |= {"rejected": path("encode.rejected.jsonl"), "report": path("encode.json")}
+        inputs = {**splits, "tokenizer": f"{model}/tokenizer.json"}
+        prompt = {"system": "Answer with one safe Bash command and nothing else."}
+        encode.main(inputs, outputs, prompt, {"overlong": "drop"}, 128)
+
+
+def measure(step: str, folder: Path, pairs: int, model: str | None) -> tuple[float, int]:
+    """Wall seconds and peak resident bytes of a step in a process of its own, start of the interpreter included."""
+    script = (
+        "import json, resource, sys, time\n"
+        "started = time.monotonic()\n"
+        "from pathlib import Path\n"
+        "from tests.benchmarks.dataset import run_step\n"
+        "step, folder, pairs, model = json.loads(sys.argv[1])\n"
+        "run_step(step, Path(folder), pairs, model)\n"
+        "peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(json.dumps([time.monotonic() - started, peak]))\n"
+    )
+    arguments = json.dumps([step, str(folder), pairs, model])
+    done = subprocess.run([sys.executable, "-c", script, arguments], check=True, stdout=subprocess.PIPE, text=True)
+    seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    return seconds, peak
+
+
+def main() -> None:
+    """Print one table for each number of pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[20_000, 100_000])
+    parser.add_argument("--model", help="a folder with a tokenizer")
+    options = parser.parse_args()
+    steps = STEPS if options.model else STEPS[:-1]
+    idle: dict[str, int] = {}
+    for pairs in (100, *options.pairs):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            total, rows = 0.0, []
+            for step in steps:
+                seconds, peak = measure(step, folder, pairs, options.model)
+                idle.setdefault(step, peak)
+                total += seconds
+                rows.append((step, seconds, (peak - idle[step]) / 2**20))
+            size = (folder / "raw.jsonl").stat().st_size / 2**20
+        if pairs == 100:
+            continue
+        print(f"\n{pairs} pairs, {size:.1f} MiB:\n\n| step | seconds | MiB above idle |\n| --- | --- | --- |")
+        for step, seconds, grown in rows:
+            print(f"| {step} | {seconds:.2f} | {grown:.1f} |")
+        print(f"| all | {total:.2f} | {max(grown for _, _, grown in rows):.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    command(main)
