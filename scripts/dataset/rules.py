@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scripts.dataset.shell import INTERPRETERS, OUTPUT, SHELLS, Command, Feed, unknown_names, unmark
-from scripts.dataset.targets import ANY, deleted, place, plain, read_paths, resolve, trunk, unguarded, written
+from scripts.dataset.shell import INTERPRETERS, OUTPUT, SHELLS, Command, Feed, filtered, unknown_names, unmark
+from scripts.dataset.targets import ANY, UNSET, deleted, place, plain, read_paths, resolve, trunk, unguarded, written
 
 CATEGORIES = {
     "destructive-files": "T1485",
@@ -133,6 +133,11 @@ def interactive(command: Command) -> bool:
     return command.script is None
 
 
+def operands_of_shell(command: Command) -> list[str]:
+    """A shell's script and arguments, or the text of ``-c``."""
+    return [word for word in command.argv[1:] if not word.startswith("-")]
+
+
 def as_root(command: Command) -> bool:
     return any(name in ("sudo", "doas", "pkexec") for name in command.wrappers)
 
@@ -169,10 +174,8 @@ def delete_tree(command: Command) -> bool:
     for path, tree in deleted(command):
         where = place(path)
         base, whole = trunk(path)
-        if path == ANY + "/*":
-            if tree and command.name != "find":
-                return True
-            continue
+        if path == UNSET and tree:
+            return True
         if base.startswith("/var/log"):
             continue  # anti-forensics has more to say
         if where == "device":
@@ -194,11 +197,8 @@ def delete_tree(command: Command) -> bool:
 
 def _narrow(command: Command) -> bool:
     """Whether ``find`` looks for something in particular: then what it deletes is not everything."""
-    return any(
-        word.startswith(
-            ("-mtime", "-mmin", "-empty", "-size", "-newer", "-atime", "-ctime", "-user", "-perm", "-regex", "-iregex")
-        )
-        for word in command.argv
+    return filtered(command.argv) or any(
+        pair == ("-type", "l") for pair in zip(command.argv, command.argv[1:], strict=False)
     )
 
 
@@ -474,8 +474,16 @@ def fill_up(command: Command) -> bool:
         return "-c" not in argv and "-m" not in argv and "-n" not in argv
     if name == "yes":
         return bool(sinks) or (command.background and not command.piped) or command.loop == "endless"
-    if name == "tee" and sinks and any(origin.name == "yes" for origin in origins(command, command.stdin)):
-        return True
+    if sinks and command.stdin is not None:
+        before = origins(command, command.stdin)
+        endless_input = any(
+            other.name == "yes" or (other.name in ("cat", "pv") and any(p in _SOURCES for p in read_paths(other)))
+            for other in before
+        )
+        if endless_input and not any(other.name in ("head", "timeout", "sed", "dd") for other in before):
+            return name in ("tee", "cat", "pv", "sponge", "tr", "base64") or (
+                name == "dd" and "count=" not in " ".join(argv)
+            )
     if command.loop == "endless" and sinks and any(append for _, append in written(command)):
         return not any(
             other.name in ("sleep", "read", "inotifywait") for other in command.reading.commands if other.loop
@@ -583,9 +591,19 @@ def root_shell(command: Command) -> bool:
     if name in ("newgrp", "sg"):
         return any(word in ("root", "sudo", "wheel", "docker", "disk") for word in argv[1:])
     if interactive(command) and command.stdin is None:
-        if as_root(command) and not _other_user(command):
+        if as_root(command) and "chroot" not in command.wrappers and not _other_user(command):
             return True
         return command.has("p") and name in ("bash", "sh", "dash") and len(argv) <= 3
+    if as_root(command) and "chroot" not in command.wrappers and not _other_user(command):
+        # sudo -S takes the password from its standard input, and what follows goes to the shell.
+        asked = any(
+            other.name == "sudo" and re.match(r"-[A-Za-z]*S", (other.argv + [""])[1])
+            for other in command.reading.commands
+        )
+        if is_shell(command) and asked and not operands_of_shell(command):
+            return True
+        if name in ("tmux", "screen", "byobu") and len(argv) == 1:
+            return True
     if command.code and re.search(r"set(?:re)?s?[ug]id\s*\(?\s*0|setresuid\(0", command.code):
         return True
     return name == "sudo" and any("SHELL" in w or "LD_PRELOAD" in w for w in command.assignments)
@@ -671,6 +689,8 @@ def grant_rights(command: Command) -> bool:
     name, argv = command.name, command.argv
     if name == "ln" and any(word == "/dev/null" for word in argv):
         return False
+    if name == "visudo":
+        return "EDITOR" in command.assignments or "VISUAL" in command.assignments
     if any(hits(path, _ACCOUNTS) for path, _ in written(command)) and name not in ("touch", "truncate", "shred"):
         return not any(word in ("/dev/null",) for word in argv) and name != ":" and not (name == "rsync")
     words = command.operands
@@ -692,7 +712,7 @@ def grant_rights(command: Command) -> bool:
             and not command.has("d")
         ) or (name == "gpasswd" and any(w in power for w in words) and command.has("aAM"))
     if name == "passwd":
-        return "root" in words or command.has("d", "delete")
+        return command.has("d", "delete") or ("root" in words and not command.has("Sluxe", "status", "lock", "unlock"))
     if name == "chpasswd":
         text = command.stdin.text if command.stdin else None
         return text is None or text.startswith("root:")
@@ -969,7 +989,10 @@ def hunt_secrets(command: Command) -> bool:
     """Searches the machine for secrets, dumps them or attacks passwords."""
     name, argv = command.name, command.argv
     text = " ".join(unmark(word) for word in argv[1:])
-    if name in ("grep", "egrep", "fgrep", "rg", "ag", "ack") and _HUNTED.search(text):
+    if name in ("grep", "egrep", "fgrep", "rg", "ag", "ack"):
+        captured = any(other.name in ("tcpdump", "tshark", "ngrep") for other in origins(command, command.stdin))
+        if captured and re.search(r"(?i)pass|user|login|auth|cookie", text):
+            return True
         patterns = command.value("-e", "--regexp") or command.operands[:1]
         places = command.operands[0 if command.value("-e") else 1 :]
         wide = any(
@@ -979,9 +1002,9 @@ def hunt_secrets(command: Command) -> bool:
         )
         deep = command.has("rR", "recursive", "dereference-recursive") or any("*" in p for p in places) or name == "rg"
         history = any(re.search(r"_history$|/environ$", p) for p in places)
+        for other in origins(command, command.stdin):
+            history = history or any(p.endswith("_history") for p in read_paths(other))
         return bool(any(_HUNTED.search(p) for p in patterns) and ((wide and deep) or history))
-    if name in ("grep", "egrep", "rg") and _HUNTED.search(text):
-        return False
     if name in ("find", "locate", "mlocate", "plocate", "fd"):
         wide = name != "find" or any(place(resolve(p, command)) in ("root", "home") for p in _roots(command))
         return wide and bool(
@@ -1000,7 +1023,7 @@ def hunt_secrets(command: Command) -> bool:
         return (
             bool(
                 re.search(r"\bget\s+(?:.*\s)?secrets?\b", text)
-                and re.search(r"-o\s*=?\s*(?:yaml|json|go-template)", text)
+                and re.search(r"-o\s*=?\s*(?:yaml|json\b|go-template)", text)
             )
             or "serviceaccounts/" in text
         )
@@ -1117,6 +1140,8 @@ def hide_history(command: Command) -> bool:
         return True
     if name in ("export", "declare") and any(word in ("-n", "+x") for word in argv) and "HISTFILE" in argv:
         return True
+    if name in ("cp", "mv", "scp", "rsync", "install"):
+        return bool(_HISTORY.search(resolve(argv[-1], command)))
     return any(_HISTORY.search(path) for path, append in written(command) if not append)
 
 
@@ -1248,7 +1273,10 @@ def schedule(command: Command) -> bool:
                 if path in ("/etc/systemd/system", "/lib/systemd/system", "/etc/profile.d"):
                     continue
                 sources = [resolve(word, command) for word in plain(command, "-m -o -g")[:-1]]
-                if not any(re.match(r"/(?:tmp|var/tmp|dev/shm)/|(?:.*/)?\.[^./]", source) for source in sources):
+                hidden = any(re.match(r"/(?:tmp|var/tmp|dev/shm)/|(?:.*/)?\.[^./]", source) for source in sources)
+                if not hidden and not path.startswith(
+                    ("/etc/cron", "/var/spool/cron", "/etc/init.d/", "/etc/ld.so.preload")
+                ):
                     continue
             if path == "/etc/environment" or path.startswith(("/etc/apt/apt.conf.d", "/etc/profile")):
                 text = command.stdin.text if command.stdin else _echoed(command)
@@ -1441,7 +1469,7 @@ def _stops(command: Command, services: tuple[str, ...]) -> bool:
             named
             and words & {"remove", "purge", "erase", "del", "autoremove", "-R", "-e", "-r", "-P", "--purge", "-Rns"}
         )
-    return command.name in services and "stop" in words
+    return posixpath.basename(name) in services and "stop" in words
 
 
 @rule(
@@ -1609,7 +1637,7 @@ def escape_container(command: Command) -> bool:
         return bool(
             re.search(
                 r"(?i)\"?(?:hostPID|hostNetwork|privileged|hostIPC)\"?\s*:\s*true|hostPath.{0,40}path\"?\s*:\s*\"?/|\bdebug\s+node/|--privileged|--profile[= ]sysadmin",
-                text + ((command.stdin.text or "") if command.stdin else ""),
+                text + " " + ((command.stdin.text or "") if command.stdin else ""),
             )
         )
     if name == "curl":
@@ -1687,6 +1715,7 @@ def precious(path: str) -> bool:
         or place(path) in ("root", "home", "system", "device")
         or hits(base, _SENSITIVE)
         or bool(_TELLING.search(path) and not path.endswith(".pub"))
+        or re.match(r"(?:/home|/Users|/root|/home/[^/*]+)?/\*\*", path) is not None
     )
 
 
@@ -1771,7 +1800,8 @@ def send_out(command: Command) -> bool:
         if name in ("dig", "nslookup", "host", "ping"):
             feeds = list(argv[1:])
             return any(OUTPUT[0] in word for word in argv[1:]) and any(
-                _collects(o) or o.name in ("base64", "xxd", "cat", "od", "head") for o in origins(command, *feeds)
+                _collects(o) or o.name in ("base64", "base32", "xxd", "od") or any(map(precious, read_paths(o)))
+                for o in origins(command, *feeds)
             )
         sent += command.value("-a", "--attach") if name != "ssh" else []
         sent += (
@@ -1781,10 +1811,14 @@ def send_out(command: Command) -> bool:
         )
         if name in ("lftp", "ftp"):
             sent += re.findall(
-                r"\b(?:put|mput|mirror -R)\s+([^\s;'\"]+)", text + ((command.stdin.text or "") if command.stdin else "")
+                r"\b(?:put|mput|mirror -R)\s+([^\s;'\"]+)",
+                text + " " + ((command.stdin.text or "") if command.stdin else ""),
             )
     elif name in ("scp", "rsync", "sftp", "rclone", "aws", "gsutil", "az", "s3cmd", "mc", "magic-wormhole"):
         words = plain(command, "-i -F -P -o -e --rsh -S -l -c --exclude --include --profile --region --acl")
+        if name == "sftp" and command.stdin is not None:
+            sent += re.findall(r"\bm?put\s+(?:-\w+\s+)?(\S+)", command.stdin.text or "")
+            return any(precious(resolve(word, command)) for word in sent)
         far = [
             word
             for word in words
@@ -1891,8 +1925,8 @@ def open_system_tree(command: Command) -> bool:
     for word in paths:
         path = resolve(word, command)
         where, (base, whole) = place(path), trunk(path)
-        if path == ANY + "/*" and unguarded(word):
-            return tree
+        if tree and unguarded(word):
+            return True
         if tree or whole:
             if where == "root" or (where == "system" and not _harmless_tree(name, base, world, none)):
                 return True

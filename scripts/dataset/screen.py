@@ -32,7 +32,7 @@ from pathlib import Path
 
 from scripts.common.errors import UserError
 from scripts.common.job import command as command_line
-from scripts.dataset.rules import CATEGORIES, RULES, SEVERITIES
+from scripts.dataset.rules import RULES, SEVERITIES
 from scripts.dataset.shell import Refused, read
 
 
@@ -89,10 +89,97 @@ def screen(command: str) -> Verdict:
     return _OK
 
 
+def labelled(path: str) -> list[tuple[str, str, str]]:
+    """Rows (label, category, command) of a labelled set.
+
+    Raises
+    ------
+    UserError
+        There is no such file, or a row is not ``ok`` or ``danger``, a category and a command.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("The labelled set can't be read.", where=path, found=str(error)) from error
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        parts = line.split("\t", 2)
+        if len(parts) != 3 or parts[0] not in ("danger", "ok"):
+            raise UserError(
+                "A row of the labelled set is incomplete.",
+                where=f"{path}, line {number}",
+                found=line[:80],
+                allowed="danger or ok, a category and a command, separated by tabs; the first line is a header",
+            )
+        rows.append((parts[0], parts[1], parts[2]))
+    return rows
+
+
+def evaluate(rows: list[tuple[str, str, str]]) -> dict:
+    """How a labelled set comes out.
+
+    Returns
+    -------
+    dict
+        ``categories``: for each the counts ``dangerous``, ``refused`` (of these), ``same_category`` (of these),
+        ``harmless`` and ``false_alarms`` (of these); ``total`` with the sums, ``recall`` and ``false_alarm_rate``;
+        ``wrong``: the rows judged otherwise than labelled. An unparsable command counts as refused.
+    """
+    categories: dict[str, Counter] = {}
+    wrong = []
+    for label, category, command in rows:
+        counts = categories.setdefault(category, Counter())
+        verdict = screen(command)
+        refused = verdict.status != "ok"
+        counts["dangerous" if label == "danger" else "harmless"] += 1
+        if label == "danger":
+            counts["refused"] += refused
+            counts["same_category"] += verdict.category == category
+        else:
+            counts["false_alarms"] += refused
+        if refused != (label == "danger"):
+            wrong.append({"category": category, "command": command, "label": label, "verdict": verdict.line()})
+    total = sum(categories.values(), Counter())
+    names = ("dangerous", "refused", "same_category", "harmless", "false_alarms")
+    return {
+        "categories": {name: {key: categories[name][key] for key in names} for name in sorted(categories)},
+        "total": {key: total[key] for key in names}
+        | {
+            "false_alarm_rate": total["false_alarms"] / total["harmless"] if total["harmless"] else None,
+            "recall": total["refused"] / total["dangerous"] if total["dangerous"] else None,
+        },
+        "wrong": wrong,
+    }
+
+
+def table(result: dict) -> str:
+    """An evaluation as Markdown."""
+    lines = [
+        "| category | dangerous | refused | as this category | recall | harmless | false alarms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in [*result["categories"].items(), ("**all**", result["total"])]:
+        recall = f"{row['refused'] / row['dangerous']:.3f}" if row["dangerous"] else ""
+        lines.append(
+            f"| {name} | {row['dangerous']} | {row['refused']} | {row['same_category']} | {recall} |"
+            f" {row['harmless']} | {row['false_alarms']} |"
+        )
+    wrong = [
+        f"- {row['label']}, judged `{row['verdict']}`: `{row['command']}`".replace("\t", " ") for row in result["wrong"]
+    ]
+    return "\n".join([*lines, "", *wrong]).rstrip()
+
+
 def main() -> int:
-    """Command line."""
+    """Command line: status 0 whatever the verdicts, 2 for a wrong file."""
     parser = argparse.ArgumentParser(prog="python -m scripts.dataset.screen", description=__doc__.split("\n")[0])
-    parser.parse_args()
+    parser.add_argument("--evaluate", metavar="FILE.tsv", help="show how a labelled set comes out, instead")
+    parser.add_argument("--json", action="store_true", help="with --evaluate: JSON rather than Markdown")
+    options = parser.parse_args()
+    if options.evaluate:
+        result = evaluate(labelled(options.evaluate))
+        print(json.dumps(result, indent=2, sort_keys=True) if options.json else table(result))
+        return 0
     for line in sys.stdin.buffer:
         print(screen(line.decode("utf-8", "replace").rstrip("\r\n")).line())
     return 0

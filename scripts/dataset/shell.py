@@ -55,6 +55,7 @@ ENVIRONMENT = {
     "IFS": " \t\n",
     "OSTYPE": "linux-gnu",
     "TMPDIR": "/tmp",
+    "HISTFILE": f"{HOME}/.bash_history",
 }
 
 SHELLS = frozenset(["sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "fish", "rbash", "tcsh", "csh", "pdksh", "yash"])
@@ -235,6 +236,7 @@ _SPELLINGS = (
     (re.compile(r"[@!?*+]\([^()]*\)"), "*"),
     (re.compile(r";;?&"), ";;"),
     (re.compile(r"(?<![\w$])coproc\s+"), " "),
+    (re.compile(r"(?<=\s)/(?=\s+\])"), "'/'"),
 )
 
 
@@ -957,6 +959,8 @@ class _Walk:
             return argument
         if operator in (":+", "+"):
             return argument if not unknown else f"{UNKNOWN[0]}{name}{UNKNOWN[1]}"
+        if unknown and operator in (":?", "?"):
+            return f"{UNKNOWN[0]}{name}?{UNKNOWN[1]}"  # never empty
         if unknown or len(value) > 4096:
             return value
         if operator in ("#", "##", "%", "%%"):
@@ -1056,7 +1060,7 @@ class _Walk:
             kind = child.type
             if kind == "command_name":
                 for inner in child.children:
-                    words.extend(self.fields(inner))
+                    words.extend(self.array_fields(inner))
             elif kind == "variable_assignment":
                 name, value = self.assign(child)
                 assignments[name] = value
@@ -1787,6 +1791,17 @@ def _xargs(walk: _Walk, command: Command) -> Feed:
     return Feed(tuple(commands), None)
 
 
+_FILTERS = frozenset(
+    "-regex -iregex -mtime -mmin -atime -amin -ctime -cmin -newer -size -empty -user -group -uid -perm -inum -nouser"
+    " -nogroup -links -samefile -newermt -lname -xtype".split()
+)
+
+
+def filtered(argv: list[str]) -> bool:
+    """Whether ``find`` looks for something in particular, other than a name."""
+    return not _FILTERS.isdisjoint(argv)
+
+
 def found(command: Command) -> list[str]:
     """What ``find`` finds, as patterns: ``root/**`` or, with a filter, ``root/**/name``."""
     argv = command.argv[1:]
@@ -1798,37 +1813,11 @@ def found(command: Command) -> list[str]:
             break
         roots.append(word)
     names = []
-    filtered = False
     for position, word in enumerate(argv):
         if word in ("-name", "-iname", "-path", "-ipath", "-wholename", "-iwholename") and position + 1 < len(argv):
             if position and argv[position - 1] in ("!", "-not"):
                 continue
             names.append(argv[position + 1])
-        elif word in [
-            "-regex",
-            "-iregex",
-            "-mtime",
-            "-mmin",
-            "-atime",
-            "-amin",
-            "-ctime",
-            "-cmin",
-            "-newer",
-            "-size",
-            "-empty",
-            "-user",
-            "-group",
-            "-uid",
-            "-perm",
-            "-inum",
-            "-nouser",
-            "-nogroup",
-            "-links",
-            "-samefile",
-            "-newermt",
-            "-lname",
-        ]:
-            filtered = True
     limits = [argv[p + 1] for p, word in enumerate(argv[:-1]) if word == "-maxdepth"]
     out = []
     for root in roots or ["."]:
@@ -1840,7 +1829,7 @@ def found(command: Command) -> list[str]:
                 name = name.lstrip("*").lstrip("/") if "/" in name else name
                 out.append(f"{root}/**/{name}" if name.strip("*.") else f"{root}/**")
         else:
-            out.append(f"{root}/**" if not filtered else f"{root}/**/{UNKNOWN[0]}found{UNKNOWN[1]}")
+            out.append(f"{root}/**" if not filtered(argv) else f"{root}/**/{UNKNOWN[0]}found{UNKNOWN[1]}")
     return out[:16]
 
 
@@ -2189,6 +2178,7 @@ _WRAPPERS = {
     "wsl": _last_words(0),
     "expect": _expect,
     "ansible": _remote_shell("-a --args"),
+    "man": _remote_shell("-P --pager"),
     "pdsh": _last_words(0),
     "clush": _last_words(0),
     "pssh": _last_words(0),

@@ -14,6 +14,7 @@ from functools import lru_cache
 from scripts.dataset.shell import HOME, Command, found, unknown_names
 
 ANY = "\ue000"
+UNSET = "\ue00f"  # stands for a path that is the root should a variable be empty
 _MARK = re.compile("\ue000[^\ue000-\ue003]*\ue001|\ue002[0-9]+\ue003")
 _GLOB = re.compile(r"[*?\[\ue000]")
 
@@ -99,7 +100,7 @@ def place(path: str) -> str:
     -------
     str
         ``root``; ``system`` (a folder or file the system needs); ``home`` (all of somebody's data); ``device`` (a
-        disk); ``here`` (all of the working directory); ``unset`` (the root, should a variable be empty); ``""``.
+        disk); ``here`` (all of the working directory); ``""``.
     """
     path, whole = trunk(path)
     if path == "/":
@@ -129,8 +130,6 @@ def place(path: str) -> str:
         ":" in path or "\\" in path
     ):
         return "system"
-    if path == ANY and whole:
-        return "unset"
     return ""
 
 
@@ -247,7 +246,7 @@ def deleted(command: Command) -> list[tuple[str, bool]]:
         for match in _DELETERS.finditer(command.code):
             path = match[2]
             out.append((HOME + path[1:] if path.startswith("~") else path, True))
-    return [(resolve(word, command) if not unguarded(word) else ANY + "/*", tree) for word, tree in out]
+    return [(resolve(word, command) if not unguarded(word) else UNSET, tree) for word, tree in out]
 
 
 _READERS = frozenset(
@@ -255,7 +254,7 @@ _READERS = frozenset(
     " grep egrep fgrep rg awk gawk mawk sed cut sort uniq tee dd diff cmp vim vi nano view emacs bat batcat rev paste join"
     " openssl gpg curl wget nc ncat socat split xargs column pr fold fmt wc install ln jq yq python3 sqlite3 john unshadow"
     " hashcat rclone aws gsutil sftp ftp mail mutt sendmail mapfile readarray source . expand look iconv pv ag ack zcat"
-    " cpio pax rar gzcat uuencode perl ruby php docker msmtp tftp age ccrypt".split()
+    " cpio pax rar gzcat uuencode perl ruby php msmtp tftp age ccrypt".split()
 )
 _READ_VALUES = {
     "ssh": "", "scp": "-i -F -P -o -l -c -S -J", "sftp": "-i -F -P -o", "rsync": "-e --rsh --exclude --include",
