@@ -272,7 +272,10 @@ def register_attentions(capability: tuple[int, int] | None = None) -> dict[str, 
     ) -> tuple[torch.Tensor, None]:
         return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))), None
 
-    names = {"mem_efficient": "trace_mem_efficient", "flash": "trace_fa2"}  # transformers loads packages for names with "flash"
+    names = {
+        "mem_efficient": "trace_mem_efficient",
+        "flash": "trace_fa2",
+    }  # transformers loads packages for names with "flash"
     for name, function in ((names["mem_efficient"], mem_efficient), (names["flash"], flash)):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, flash_attention_mask)

@@ -12,7 +12,7 @@ one block of the        transformers ``modeling_utils.caching_allocator_warmup``
 model's size, freed     parameters once, 0.5 byte for each weight to be quantized (5.0 to 5.24)
 order of the tensors    transformers ``core_model_loading.convert_and_load_state_dict_in_model``: checkpoint keys
                         sorted by ``dot_natural_key``
-who loads               there: one after the other when quantizing on the fly (from 5.1x on); before that four
+who loads               there: one after the other when quantizing on the fly (from 5.4 on); before that four
                         threads (``GLOBAL_WORKERS``) that run ahead of the quantization
 cast to the dtype       on the CPU, before the copy: ATen ``native/cuda/Copy.cu``, ``copy_kernel_cuda``
 quantizing              transformers ``integrations/bitsandbytes.py``, ``Bnb4bitQuantize.convert``; bitsandbytes
@@ -81,7 +81,7 @@ class Loader:
         """Return how these versions load."""
         return cls(
             moved=moved,
-            workers=1 if _version(transformers) >= (5, 1) else _WORKERS,
+            workers=1 if _version(transformers) >= (5, 4) else _WORKERS,
             empties_cache=_version(peft) >= (0, 20),
         )
 
