@@ -213,8 +213,8 @@ def plan_merge(base: Checkpoint, adapter: Adapter) -> Plan:
             raise use_peft(f"The adapter's tensor {key}", where)
         else:
             replacements[path.replace(".base_layer.", ".")] = key
-    _check_targets(base, adapter, list(modules))
     names = _Names(base, list(modules) or [name.rpartition(".")[0] for name in replacements])
+    _check_targets(base, adapter, list(modules), names)
     _check_vocabulary(base, adapter)
 
     updates: dict[str, Update] = {}
@@ -229,8 +229,8 @@ def plan_merge(base: Checkpoint, adapter: Adapter) -> Plan:
     return plan
 
 
-def _check_targets(base: Checkpoint, adapter: Adapter, modules: list[str]) -> None:
-    """Every target has its tensors, and every tensor of the base that a target names has its factors."""
+def _check_targets(base: Checkpoint, adapter: Adapter, modules: list[str], names: _Names) -> None:
+    """Every target has its tensors, and a layer that is adapted in one block is adapted in all."""
     config, where = adapter.config, adapter.folder / CONFIG
     if not modules and not config.get("modules_to_save"):
         raise UserError("The adapter holds no LoRA tensors: it changes nothing.", where=adapter.shard.path)
@@ -247,30 +247,26 @@ def _check_targets(base: Checkpoint, adapter: Adapter, modules: list[str]) -> No
                 else "The adapter's target matches nothing in the base model.",
                 where=where,
                 found=target,
-                write=None if in_base else f'"target_modules": {json.dumps(sorted(present))}' if present else None,
+                write=f'"target_modules": {json.dumps(sorted(present))}' if present and not in_base else None,
             )
-    if config.get("exclude_modules") or config.get("layers_to_transform") is not None:
+    chosen_by_number = any(re.search(r"\d", target) for target in targets)
+    if config.get("exclude_modules") or config.get("layers_to_transform") is not None or chosen_by_number:
         return
-    adapted = set(modules)
-    for name, (_, tensor) in base.tensors.items():
-        module = name.removesuffix(".weight")
-        # Fused experts are one parameter in the model and many in the file; LoRA does not reach them as modules.
-        if module == name or len(tensor.shape) != 2 or ".experts." in module:
-            continue
-        if module in adapted or any(other.endswith(f".{module}") for other in adapted if other.count(".") < 8):
-            continue
-        layer = re.fullmatch(r"(.*\.)\d+\.(.+)", module)
-        if layer is None or not any(module.endswith(f".{target}") for target in targets):
-            continue
-        # A layer of the same kind in another block is adapted, this one is not.
-        pattern = re.compile(rf"(.*\.)?{re.escape(layer[1])}\d+\.{re.escape(layer[2])}")
-        if any(pattern.fullmatch(other) for other in adapted):
+    adapted = {names(f"{module}.weight") for module in modules}
+    kinds = {without_numbers(name) for name in adapted}
+    for name in base.tensors:
+        if name not in adapted and without_numbers(name) in kinds:
             raise UserError(
                 "The adapter has no tensors for a layer that it targets: it is incomplete, or made for a base "
                 "with fewer layers.",
                 where=adapter.shard.path,
-                found=f"nothing for {module}",
+                found=f"nothing for {name.removesuffix('.weight')}",
             )
+
+
+def without_numbers(name: str) -> str:
+    """The same text for the same layer of every block."""
+    return re.sub(r"\.\d+\.", ".N.", name)
 
 
 def _check_vocabulary(base: Checkpoint, adapter: Adapter) -> None:

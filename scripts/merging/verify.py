@@ -27,7 +27,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_jsonl, sha256_file, write_json
 from scripts.common.job import command, job, log, progress
-from scripts.merging.adapter import LORA_KEY, PREFIX, Adapter, Plan, Update, open_adapter, plan_merge
+from scripts.merging.adapter import LORA_KEY, PREFIX, Adapter, Plan, Update, open_adapter, plan_merge, without_numbers
 from scripts.merging.checkpoint import (
     FLOAT_DTYPES,
     ITEM_BYTES,
@@ -185,7 +185,7 @@ def peft_merge(base: Checkpoint, adapter: Adapter, name: str, update: Update) ->
 
 
 def check_layers(base: Checkpoint, merged: Checkpoint, adapter: Adapter, plan: Plan, count: int) -> dict[str, Any]:
-    """Some changed weights, spread evenly over the model, against PEFT's merge of the same layer.
+    """Some changed weights, of every kind and spread over the model, against PEFT's merge of the same layer.
 
     They may differ by rounding: half a unit in the last place of a low-precision dtype; in float32, what another
     order of the ``r`` products makes of it.
@@ -193,7 +193,13 @@ def check_layers(base: Checkpoint, merged: Checkpoint, adapter: Adapter, plan: P
     import torch
 
     names = [name for name in merged.tensors if name in plan.updates and plan.updates[name].a is not None]
-    sample = [names[index * len(names) // count] for index in range(count)] if len(names) > count else names
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(without_numbers(name), []).append(name)
+    # One kind of layer after the other, each time deeper in the model.
+    groups = list(kinds.values())
+    picked = [(groups[index % len(groups)], index) for index in range(count)] if groups else []
+    sample = sorted({group[index * len(group) // count] for group, index in picked}, key=names.index)
     layers = []
     for name in progress(sample, "layers against PEFT", unit="layer"):
         ours = read_tensor(*merged.tensors[name])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,15 +47,22 @@ def anonymous_bytes(pid: int) -> int:
 
 
 def measure(arguments: list[str]) -> dict[str, Any]:
-    """Run a process to its end; its seconds and its peak of anonymous memory, looked at every 20 ms."""
+    """Run a process to its end; its seconds, and its peak of anonymous memory, looked at every 20 ms."""
     started, peak = time.monotonic(), 0
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
+    while True:
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
         peak = max(peak, anonymous_bytes(process.pid))
         time.sleep(0.02)
-    if process.returncode:
+    if status:
         raise UserError("A merge failed.", found=" ".join(arguments)[:200])
-    return {"peak_anonymous_bytes": peak, "wall_seconds": time.monotonic() - started}
+    return {
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_anonymous_bytes": peak,
+        "wall_seconds": time.monotonic() - started,
+    }
 
 
 def main() -> int:
@@ -92,10 +100,13 @@ def main() -> int:
     if not arguments.keep:
         shutil.rmtree(output, ignore_errors=True)
     size = sum(path.stat().st_size for path in Path(base).glob("*.safetensors"))
-    print(f"checkpoint {size / 1e9:.2f} GB\n\n{'merge':6} {'seconds':>8} {'MB/s':>6} {'peak memory, GB':>16}")
+    print(f"checkpoint {size / 1e9:.2f} GB\n\n{'merge':6} {'seconds':>8} {'of CPU':>8} {'MB/s':>6} {'peak, GB':>9}")
     for run in runs:
         seconds = run["wall_seconds"]
-        print(f"{run['merge']:6} {seconds:8.1f} {size / seconds / 1e6:6.0f} {run['peak_anonymous_bytes'] / 1e9:16.2f}")
+        print(
+            f"{run['merge']:6} {seconds:8.1f} {run['cpu_seconds']:8.1f} {size / seconds / 1e6:6.0f} "
+            f"{run['peak_anonymous_bytes'] / 1e9:9.2f}"
+        )
     if arguments.report:
         write_json(arguments.report, {"checkpoint_bytes": size, "runs": runs})
     return 0
