@@ -69,7 +69,10 @@ def training_loop():
 
 
 def profile_scenarios():
-    """The memory profile's scenarios by name: scenario_defaults, the adapter's settings, then what differs."""
+    """The memory profile's scenarios by name: scenario_defaults, the adapter's settings, then what differs.
+
+    From the most costly method and precision to the least, as the seed's scenarios A, B and C.
+    """
     memory, scenarios = SETTINGS["memory"], {}
     for name, differences in memory["scenarios"].items():
         scenario = {
@@ -84,7 +87,16 @@ def profile_scenarios():
         if scenario["method"] == "full":
             scenario["lora"] = None
         scenarios[name] = scenario
-    return scenarios
+    methods, precisions = ("full", "lora", "qlora"), ("fp32", "bf16-mixed", "fp16-mixed", "bf16", "fp16")
+
+    def cost(item):
+        name, scenario = item
+        return methods.index(scenario["method"]), precisions.index(scenario["precision"]), name
+
+    try:
+        return dict(sorted(scenarios.items(), key=cost))
+    except ValueError:
+        return scenarios  # a method or precision that does not exist: the rule's script says what does
 
 
 # The folder that holds the scenarios; the run in it keeps its own constraint.

@@ -139,7 +139,7 @@ def _yaml_line(path: list[str], key: str, value: Any) -> str:
 def _check_together(config: dict) -> None:
     """What no single key can show."""
     source = config["model"]["source"]
-    needed = {"wheel": ("requirement", "sha256", "file"), "hub": ("repository", "revision"), "folder": ("path",)}
+    needed = {"wheel": ("requirement", "sha256", "file", "hub_id"), "hub": ("repository", "revision"), "folder": ("path",)}
     for key in needed[source["type"]]:
         if key not in source:
             raise UserError(
@@ -153,7 +153,7 @@ def _check_together(config: dict) -> None:
 def model_source(config: dict) -> dict:
     """``model.source`` with the keys of its own type alone, so that left-over keys of another rerun nothing."""
     source = config["model"]["source"]
-    keys = {"wheel": {"requirement", "sha256", "file"}, "hub": {"repository", "revision"}, "folder": {"path"}}
+    keys = {"wheel": {"requirement", "sha256", "file", "hub_id"}, "hub": {"repository", "revision"}, "folder": {"path"}}
     return {key: source[key] for key in sorted(source) if key in keys[source["type"]] | {"type", "dtype"}}
 
 

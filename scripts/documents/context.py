@@ -300,9 +300,9 @@ def hub_datasets(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({source["repository"] for source in sources if source["type"] == "hub"})
 
 
-def base_model_id(description: Mapping[str, Any], configuration: Mapping[str, Any]) -> str | None:
-    """The base model's Hub id: where it was fetched from, or what the configuration says that it is."""
-    return description["source"].get("repository") or configuration["model"].get("hub_id")
+def base_model_id(description: Mapping[str, Any]) -> str | None:
+    """The base model's Hub id: where it was fetched from, or what the configuration says that it is a copy of."""
+    return description["source"].get("repository") or description["source"].get("hub_id")
 
 
 def metadata(context: Mapping[str, Any]) -> str:
@@ -611,7 +611,7 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
         context["checks"] = [(CHECKS.get(name, name), check) for name, check in files["verification"]["checks"].items()]
         context["configuration"] = dump_yaml(settings["configuration"])
         context["origin"] = origin(files["description"]["source"])
-        context["base_model"] = base_model_id(files["description"], settings["configuration"])
+        context["base_model"] = base_model_id(files["description"])
         context["metadata"] = Markup(metadata(context))
         context["digests"] = digests(files)
         context["provenance"] = provenance(paths)

