@@ -54,9 +54,9 @@ from scripts.training.model import (
 from scripts.training.step import forward_backward, optimizer_step, random_batch
 
 STEPS = 2  # the first makes the optimizer's states
+MICRO_BATCHES = 2  # of an accumulated step: from the second on gradients are alive, and all are alike
 PHASES = ("load", "forward", "backward", "optimizer")
 TIMELINE_POINTS = 2000
-# What a step that doesn't fit a point's components is plotted with; the figure in a result is exact.
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -190,7 +190,7 @@ def take_steps(
     try:
         with tracker:
             for number in range(STEPS):  # noqa: B007, mark() reads it
-                for _ in range(scenario.gradient_accumulation):
+                for _ in range(min(scenario.gradient_accumulation, MICRO_BATCHES)):
                     mark("inputs")
                     inputs = batch()
                     for tensor in inputs.values():

@@ -211,6 +211,8 @@ class Shapes:
             return func(*args, **kwargs)
         if kind == "in place":
             return args[0] if args[0].device.type == "meta" else func(*args, **kwargs)
+        if kind == "in place, lists":
+            return None if all(item.device.type == "meta" for item in args[0]) else func(*args, **kwargs)
         try:
             key = (func, _signature(args), *((name, _signature((value,))) for name, value in kwargs.items()))
             known = self._outputs.get(key)
@@ -229,8 +231,10 @@ class Shapes:
 
 
 def _kind(func: Any) -> str:
-    """``view``: outputs share storage with inputs; ``in place``; ``new``: all outputs are new tensors."""
+    """``view``: outputs share storage with inputs; ``in place``, one tensor or lists; ``new``: outputs are new."""
     returns = func._schema.returns
+    if func._schema.name.startswith("aten::_foreach_") and func._schema.name.endswith("_"):
+        return "in place, lists"
     if any(item.alias_info is not None for item in returns) or not returns:
         first = func._schema.arguments[0] if func._schema.arguments else None
         written = first is not None and first.alias_info is not None and first.alias_info.is_write

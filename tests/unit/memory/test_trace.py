@@ -187,3 +187,8 @@ def test_a_cpu_has_neither_blocks_nor_workspaces():
 def test_unknown_target():
     with pytest.raises(UserError, match="target"):
         trace(scenario(), "tpu")
+
+
+def test_further_micro_batches_change_nothing():
+    answers = [trace(scenario(gradient_accumulation=count), timeline=False) for count in (2, 16)]
+    assert answers[0] == answers[1]
