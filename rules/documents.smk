@@ -4,6 +4,9 @@
 #   results/<run>/docs/                  the memory profile (needs no weight and no training), the article
 #   results/<run>/report.html            all of it on one page
 
+# The trace's errors against published measurements (python -m scripts.memory.validate --json), once they are there.
+VALIDATION = [path for path in [project_file("config/measurements/validation.json")] if os.path.exists(path)]
+
 
 rule draw_memory:
     input:
@@ -45,6 +48,7 @@ rule render_memory_profile:
         macros=project_file("config/templates/macros.j2"),
         profile=lambda wildcards: profile_comparisons(wildcards.run),
         plan="results/{run}/memory/plan.json",
+        validation=VALIDATION,
         figures=rules.draw_memory.output,
     output:
         "results/{run}/docs/memory-profile.md",
@@ -78,6 +82,7 @@ use rule render_memory_profile as render_card with:
         weights=f"results/models/{MODEL}/weights.json",
         profile=lambda wildcards: profile_comparisons(wildcards.run),
         plan="results/{run}/memory/plan.json",
+        validation=VALIDATION,
         training_memory="results/{run}/memory/training/compare.json",
         gate="results/{run}/memory/training/gate.json",
         training="results/{run}/training.json",

@@ -483,12 +483,12 @@ def model_title(name: str | None, model: Mapping[str, Any]) -> str:
 
 
 CHECKS = {
-    "answers": "Greedy answers to held-out requests",
     "files": "Digest of every file",
-    "layers": "Changed weights against PEFT's own merge",
-    "logits": "Logits on held-out requests",
     "tensors": "Names, shapes and dtypes of the tensors",
     "untouched": "Weights that the adapter leaves alone",
+    "layers": "Changed weights against PEFT's own merge",
+    "logits": "Logits on held-out requests",
+    "answers": "Greedy answers to held-out requests",
 }
 
 
@@ -518,7 +518,7 @@ PROVENANCE = {
     "Training Data": ("acquire", "clean", "screen", "split", "splits_check", "encode"),
     "Training Procedure": ("training", "encode"),
     "Evaluation": ("comparison", "base_answers", "tuned_answers"),
-    "Memory": ("training_memory", "profile", "gate"),
+    "Memory": ("training_memory", "profile", "gate", "validation"),
     "Merge Verification": ("verification", "manifest"),
     "Technical Specifications": ("description", "training"),
     "Reproduction": ("description", "weights", "acquire", "manifest"),
@@ -555,7 +555,7 @@ def provenance(paths: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     for section, names in PROVENANCE.items():
         files: list[str] = []
         for name in names:
-            files += _paths(paths[name])
+            files += _paths(paths.get(name))
         rows.append((section, files))
     return rows
 
@@ -586,7 +586,7 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
         scenario = context["profile"][0]["scenario"]
         context["profile_title"] = model_title(scenario["model_name"], scenario["model"])
         context["feasibility"] = feasibility(files["plan"]) if "plan" in files else None
-        context["validation"] = files.get("validation")
+        context["validation"] = next(iter(files.get("validation", [])), None)  # a list of one report or none
         context["sources"] = [
             str(path) for name in ("profile", "plan", "validation") for path in _paths(paths.get(name))
         ]
@@ -608,7 +608,8 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
         context["start_code"] = start_code(files["comparison"], files["base_answers"][0]["request"])
     context["alt"] = alternative_texts(context)
     if "configuration" in settings:
-        context["checks"] = [(CHECKS.get(name, name), check) for name, check in files["verification"]["checks"].items()]
+        found = files["verification"]["checks"]
+        context["checks"] = [(CHECKS.get(name, name), found[name]) for name in {**CHECKS, **found} if name in found]
         context["configuration"] = dump_yaml(settings["configuration"])
         context["origin"] = origin(files["description"]["source"])
         context["base_model"] = base_model_id(files["description"])

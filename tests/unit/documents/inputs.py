@@ -330,6 +330,23 @@ def files() -> dict[str, Any]:
             },
             "plan": plan(),
             "training_memory": training_step,
+            "validation": [
+                {
+                    "rows": [],
+                    "summary": {
+                        "a100": {
+                            "allocated": {"median_percent": 0.03, "worst_percent": 0.12, "worst_row": "a100-lora-1"},
+                            "rows": 5,
+                        },
+                        "t4": {
+                            "allocated": {"median_percent": 0.0425, "worst_percent": 0.28, "worst_row": "t4-sweep-07"},
+                            "reserved": {"median_percent": 0.91, "worst_percent": 4.75, "worst_row": "t4-sweep-09"},
+                            "rows": 60,
+                        },
+                    },
+                    "versions": {},
+                }
+            ],
             "profile": [step("full", "fp32"), step("full", "bf16"), step("qlora", "bf16")],
             "acquire": {
                 "external": [],
@@ -417,8 +434,8 @@ def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
         return str(path)
 
     return {
-        name: [one(f"profile-{number}", item) for number, item in enumerate(value)]
-        if name == "profile"
+        name: [one(f"{name}-{number}", item) for number, item in enumerate(value)]
+        if name in ("profile", "validation")
         else one(name, value)
         for name, value in content.items()
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from copy import deepcopy
 from html import unescape
 from math import copysign
 from pathlib import Path
@@ -272,6 +271,12 @@ def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> Non
     content["gate"] |= {"fits": True, "headroom_bytes": 5_000_000_000, "overridden": False}
     assert "The memory gate let the run through" in write("MODEL_CARD.md", content)
     assert "The memory gate was not checked: no GPU" in write("MODEL_CARD.md")
+
+
+def test_errors_against_published_measurements_are_shown_when_there_are_some(write: Callable[..., str]) -> None:
+    for name in ("MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md"):
+        assert "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |" in write(name)
+        assert "that others published" not in write(name, inputs.files() | {"validation": []})
 
 
 def test_what_was_not_done_is_said_with_its_reason(write: Callable[..., str]) -> None:
