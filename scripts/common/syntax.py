@@ -1,8 +1,10 @@
 """The syntax check: shfmt, a real parser of Bash, over many commands at once. Nothing is executed.
 
-Each command goes into a file of its own, so that an error in one says nothing about the others, and one
-process parses thousands of files. shfmt prints the canonical form of each; a comment in its last line says
-whose it is.
+Files cost more than parsing, so many commands share one. Before each stands a mark, a statement with more spaces
+than shfmt leaves. When shfmt has no complaint and prints every mark tidied at the beginning of a line,
+each command was complete by itself: inside an open quote or here-document the spaces would have stayed,
+inside an open block or after an open pipe the mark would be indented. Otherwise the file is halved, down to
+single commands.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from typing import NamedTuple
 
 from scripts.common.errors import UserError
 
-_FILES_A_PROCESS = 4_000  # their names stay far below any system's limit on arguments
+_FILES_A_PROCESS = 2_000  # their names stay far below any system's limit on arguments
+_COMMANDS_A_FILE = 64
 _ERROR = re.compile(r"^(\d+):\d+:\d+: (.*)$", re.MULTILINE)
 
 
@@ -58,23 +61,44 @@ def check_syntax(commands: Sequence[str]) -> list[Syntax]:
         In the order of the commands.
     """
     shfmt = find_shfmt()
-    results: list[Syntax] = []
-    for start in range(0, len(commands), _FILES_A_PROCESS):
-        results += _check(shfmt, commands[start : start + _FILES_A_PROCESS])
-    return results
-
-
-def _check(shfmt: str, commands: Sequence[str]) -> list[Syntax]:
-    """One process over at most :data:`_FILES_A_PROCESS` commands."""
     # A mark that no command can contain, for it is made from all of them.
-    mark = "#" + hashlib.sha256("\0".join(commands).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    digest = hashlib.sha256()
+    for command in commands:
+        digest.update(command.encode("utf-8", "surrogatepass") + b"\0")
+    mark = digest.hexdigest()[:32]
+    results: dict[int, Syntax] = {}
+    pending = [
+        range(len(commands))[start : start + _COMMANDS_A_FILE] for start in range(0, len(commands), _COMMANDS_A_FILE)
+    ]
+    while pending:
+        batch, pending = pending[:_FILES_A_PROCESS], pending[_FILES_A_PROCESS:]
+        for numbers, found in zip(batch, _parse(shfmt, mark, commands, batch), strict=True):
+            if not isinstance(found, str):
+                results.update(zip(numbers, (Syntax(canonical, None) for canonical in found), strict=True))
+            elif len(numbers) == 1:
+                results[numbers[0]] = Syntax(None, found)
+            else:
+                middle = len(numbers) // 2
+                pending += [numbers[:middle], numbers[middle:]]
+    return [results[number] for number in range(len(commands))]
+
+
+def _parse(shfmt: str, mark: str, commands: Sequence[str], batch: Sequence[range]) -> list[list[str] | str]:
+    """Parse files of several commands in one process.
+
+    Returns
+    -------
+    list
+        For each of the batch the canonical forms of its commands, or what is wrong with one of them.
+    """
     with tempfile.TemporaryDirectory(prefix="syntax-") as folder:
-        for number, command in enumerate(commands):
-            with open(f"{folder}/{number}", "w", encoding="utf-8", errors="surrogatepass", newline="\n") as handle:
-                handle.write(f"{command}\n{mark} {number}\n")
-        names = [str(number) for number in range(len(commands))]
+        for name, numbers in enumerate(batch):
+            between = f"\n:  {mark}  {name}\n"
+            text = between + between.join(commands[number] for number in numbers) + "\n"
+            with open(f"{folder}/{name}", "wb") as handle:
+                handle.write(text.encode("utf-8", "surrogatepass"))
         done = subprocess.run(
-            [shfmt, "--language-dialect", "bash", *names],
+            [shfmt, "--language-dialect", "bash", *map(str, range(len(batch)))],
             cwd=folder,
             capture_output=True,
             encoding="utf-8",
@@ -84,15 +108,19 @@ def _check(shfmt: str, commands: Sequence[str]) -> list[Syntax]:
         )
     if done.returncode not in (0, 1):
         raise UserError(f"shfmt failed with status {done.returncode}.", where=shfmt, found=done.stderr[-500:])
-    canonical: dict[int, str] = {}
-    end = 0
-    for match in re.finditer(rf"{mark} (\d+)\n", done.stdout):
-        canonical[int(match[1])] = done.stdout[end : match.start()].strip()
-        end = match.end()
-    errors = {int(number): message for number, message in _ERROR.findall(done.stderr)}
-    return [
-        Syntax(None, errors.get(number, "the command swallows what follows it"))
-        if number in errors or number not in canonical
-        else Syntax(canonical[number], None)
-        for number in range(len(commands))
-    ]
+    errors = {int(name): message for name, message in _ERROR.findall(done.stderr)}
+    # One output for all files; each command's form comes after a mark of its file.
+    forms: dict[int, list[str]] = {}
+    parts = re.split(rf"^: {mark} (\d+)\n", done.stdout, flags=re.MULTILINE)
+    for name, form in zip(parts[1::2], parts[2::2], strict=True):
+        forms.setdefault(int(name), []).append(form.strip())
+    results: list[list[str] | str] = []
+    for name, numbers in enumerate(batch):
+        found = forms.get(name, [])
+        if name in errors:
+            results.append(errors[name])
+        elif len(found) != len(numbers) or any(mark in form for form in found):
+            results.append("a command swallows what follows it")
+        else:
+            results.append(found)
+    return results

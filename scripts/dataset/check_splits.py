@@ -4,7 +4,10 @@ It reads the finished files and trusts nothing that the splitting did. It also a
 each row that was read is in a split, or in a rejected file with its stage and reason.
 """
 
-from collections.abc import Iterable, Mapping
+import array
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_jsonl, write_json
@@ -19,37 +22,41 @@ _FORMS = {
 }
 
 
-def overlaps(splits: Mapping[str, Iterable[dict]]) -> tuple[dict[str, dict[str, int]], list[str]]:
+def overlaps(splits: Mapping[str, str]) -> tuple[dict[str, int], dict[str, dict[str, int]], list[str]]:
     """Count what several splits share.
 
     Parameters
     ----------
     splits
-        Rows of each split.
+        The file of each split.
 
     Returns
     -------
     tuple
-        For each form (request, command, and each normalized) the number of rows whose text is in an earlier
-        split too, by pair of splits; and up to ten examples.
+        The rows of each split; for each form (request, command, and each normalized) the number of texts that two
+        splits share, by pair of splits; and up to ten examples.
     """
-    seen: dict[str, dict[int, str]] = {form: {} for form in _FORMS}
-    names = list(splits)
-    counts = {
-        form: {f"{first} and {second}": 0 for index, second in enumerate(names) for first in names[:index]}
-        for form in _FORMS
-    }
-    examples: list[str] = []
-    for name, rows in splits.items():
-        for row in rows:
+    import numpy as np
+
+    rows = {name: 0 for name in splits}
+    numbers: dict[tuple[str, str], Any] = {(form, name): array.array("Q") for form in _FORMS for name in splits}
+    for name, path in splits.items():
+        for row in read_jsonl(path):
+            rows[name] += 1
             for form, text_of in _FORMS.items():
+                numbers[form, name].append(key_number(text_of(row)))
+    counts: dict[str, dict[str, int]] = {form: {} for form in _FORMS}
+    examples: list[str] = []
+    for form, text_of in _FORMS.items():
+        for first, second in combinations(splits, 2):
+            left, right = (np.frombuffer(numbers[form, name], np.uint64) for name in (first, second))
+            shared = set(np.intersect1d(left, right).tolist())
+            counts[form][f"{first} and {second}"] = len(shared)
+            for row in read_jsonl(splits[second]) if shared else ():
                 text = text_of(row)
-                first = seen[form].setdefault(key_number(text), name)
-                if first != name:
-                    counts[form][f"{first} and {name}"] += 1
-                    if len(examples) < 10:
-                        examples.append(f"{form} in {first} and {name}: {text}")
-    return counts, examples
+                if key_number(text) in shared and len(examples) < 10:
+                    examples.append(f"{form} in {first} and {second}: {text}")
+    return rows, counts, examples
 
 
 def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
@@ -83,14 +90,7 @@ def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
 def main(splits: dict[str, str], reports: dict[str, str], report: str) -> None:
     """Check the files of the splits; write the counts of each stage and the overlaps, all zero."""
     table = stages(**{name: read_json(path) for name, path in reports.items()})
-    rows = {name: 0 for name in splits}
-
-    def counted(name: str) -> Iterable[dict]:
-        for row in read_jsonl(splits[name]):
-            rows[name] += 1
-            yield row
-
-    counts, examples = overlaps({name: counted(name) for name in splits})
+    rows, counts, examples = overlaps(splits)
     total = sum(sum(pairs.values()) for pairs in counts.values())
     if total:
         raise UserError(

@@ -95,8 +95,8 @@ def assign(groups: Any, requests: array.array, commands: array.array, shares: di
 
     def shuffled(numbers: Any) -> Any:
         """Numbers mixed with the seed."""
-        data = (hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest() for number in numbers.tolist())
-        return np.frombuffer(b"".join(data), dtype=">u8").astype(np.uint64)
+        hashes = (hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest() for number in numbers)
+        return np.fromiter((int.from_bytes(digest, "big") for digest in hashes), np.uint64, len(numbers))
 
     firsts = np.flatnonzero(sizes)
     places = shuffled(smallest[firsts])

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.dataset --pairs 20000 100000 [--model results/models/smollm2-135m-instruct]
 
-Prints a table: wall seconds, and the peak resident memory above that of the same step on 100 pairs (what the
+Prints a table: wall seconds, processor seconds (of all threads and child processes), and the peak resident memory above that of the same step on 100 pairs (what the
 interpreter and the libraries take is no matter of the input's size). Without ``--model`` encoding is left out.
 """
 
@@ -64,8 +64,8 @@ def run_step(step: str, folder: Path, pairs: int, model: str | None) -> None:
         encode.main(inputs, outputs, prompt, {"overlong": "drop"}, 128)
 
 
-def measure(step: str, folder: Path, pairs: int, model: str | None) -> tuple[float, int]:
-    """Wall seconds and peak resident bytes of a step in a process of its own, start of the interpreter included."""
+def measure(step: str, folder: Path, pairs: int, model: str | None) -> tuple[float, float, int]:
+    """Wall seconds, processor seconds and peak resident bytes of a step in a process of its own."""
     script = (
         "import json, resource, sys, time\n"
         "started = time.monotonic()\n"
@@ -73,13 +73,14 @@ def measure(step: str, folder: Path, pairs: int, model: str | None) -> tuple[flo
         "from tests.benchmarks.dataset import run_step\n"
         "step, folder, pairs, model = json.loads(sys.argv[1])\n"
         "run_step(step, Path(folder), pairs, model)\n"
-        "peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(json.dumps([time.monotonic() - started, peak]))\n"
+        "own, below = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "used = own.ru_utime + own.ru_stime + below.ru_utime + below.ru_stime\n"
+        "print(json.dumps([time.monotonic() - started, used, 1024 * own.ru_maxrss]))\n"
     )
     arguments = json.dumps([step, str(folder), pairs, model])
     done = subprocess.run([sys.executable, "-c", script, arguments], check=True, stdout=subprocess.PIPE, text=True)
-    seconds, peak = json.loads(done.stdout.splitlines()[-1])
-    return seconds, peak
+    seconds, processor_seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    return seconds, processor_seconds, peak
 
 
 def main() -> None:
@@ -93,19 +94,19 @@ def main() -> None:
     for pairs in (100, *options.pairs):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            total, rows = 0.0, []
+            rows = []
             for step in steps:
-                seconds, peak = measure(step, folder, pairs, options.model)
+                seconds, processor_seconds, peak = measure(step, folder, pairs, options.model)
                 idle.setdefault(step, peak)
-                total += seconds
-                rows.append((step, seconds, (peak - idle[step]) / 2**20))
+                rows.append((step, seconds, processor_seconds, (peak - idle[step]) / 2**20))
             size = (folder / "raw.jsonl").stat().st_size / 2**20
         if pairs == 100:
             continue
-        print(f"\n{pairs} pairs, {size:.1f} MiB:\n\n| step | seconds | MiB above idle |\n| --- | --- | --- |")
-        for step, seconds, grown in rows:
-            print(f"| {step} | {seconds:.2f} | {grown:.1f} |")
-        print(f"| all | {total:.2f} | {max(grown for _, _, grown in rows):.1f} |", flush=True)
+        print(f"\n{pairs} pairs, {size:.1f} MiB:\n\n| step | seconds | processor seconds | MiB above idle |")
+        print("| --- | --- | --- | --- |")
+        rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows), max(row[3] for row in rows)))
+        for step, seconds, processor_seconds, grown in rows:
+            print(f"| {step} | {seconds:.2f} | {processor_seconds:.2f} | {grown:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

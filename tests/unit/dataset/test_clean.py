@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import unicodedata
 from pathlib import Path
 
@@ -143,6 +144,21 @@ def test_syntax(command, canonical):
     assert [found[0].canonical, found[2].canonical] == ["ls", "pwd"]
     assert found[1].canonical == canonical
     assert (found[1].error is None) == (canonical is not None)
+
+
+def test_commands_that_share_a_file_are_judged_as_if_alone(monkeypatch):
+    # Pieces that open, close and go on: put together they make right commands out of wrong ones, if one lets them.
+    pieces = (
+        "ls|if|then|fi|'|\"|\\|<<E|E|(|)|{|}|$(|`|do|done|for i in a|case x in|esac|;;|;|&&|!|[[|]]|a=(|#|x=|((|x)|<|&"
+    )
+    pieces = [*pieces.split("|"), "|", "\n", "while", "f()", "coproc", "${"]
+    choose = random.Random(1)
+    commands = [choose.choice(["", " "]).join(choose.choices(pieces, k=choose.randint(1, 6))) for _ in range(2000)]
+    together = syntax.check_syntax(commands)
+    monkeypatch.setattr(syntax, "_COMMANDS_A_FILE", 1)
+    alone = syntax.check_syntax(commands)
+    assert [found.canonical for found in together] == [found.canonical for found in alone]
+    assert 100 < sum(found.error is None for found in alone) < 1000
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
