@@ -13,8 +13,16 @@ rule draw_memory:
         profile=lambda wildcards: profile_comparisons(wildcards.run),
         step=step_comparison,
     output:
-        memory="results/{run}/figures/memory.png",
-        timeline="results/{run}/figures/timeline.png",
+        memory=report(
+            "results/{run}/figures/memory.png",
+            category="Memory",
+            labels={"figure": "Peak by component"},
+        ),
+        timeline=report(
+            "results/{run}/figures/timeline.png",
+            category="Memory",
+            labels={"figure": "One training step"},
+        ),
     log:
         "logs/{run}/draw_memory.log",
     conda:
@@ -34,8 +42,16 @@ use rule draw_memory as draw_figures with:
         training="results/{run}/training.json",
         comparison="results/{run}/evaluation/comparison.json",
     output:
-        training_curve="results/{run}/figures/training_curve.png",
-        evaluation="results/{run}/figures/evaluation.png",
+        training_curve=report(
+            "results/{run}/figures/training_curve.png",
+            category="Training",
+            labels={"figure": "Loss"},
+        ),
+        evaluation=report(
+            "results/{run}/figures/evaluation.png",
+            category="Evaluation",
+            labels={"figure": "Base and tuned"},
+        ),
     log:
         "logs/{run}/draw_figures.log",
     message:
@@ -125,7 +141,7 @@ use rule render_card as render_report with:
         **{name: value for name, value in rules.render_card.input.items() if name not in ("template", "macros")},
         template=project_file("config/templates/report.html.j2"),
     output:
-        "results/{run}/report.html",
+        report("results/{run}/report.html", category="Documents", labels={"figure": "All on one page"}),
     log:
         "logs/{run}/render_report.log",
     message:

@@ -255,6 +255,28 @@ def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
         assert len(columns) == 1, block
 
 
+def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    compared = content["training_memory"]
+    compared["scenario"] |= {"method": "lora", "quantization": None}
+    compared["scenario"]["lora"]["target_modules"] = ["q_proj", "v_proj"]
+    compared["measurement"] = {
+        "context_bytes": 500_000_000,
+        "device": {"capability": [9, 0], "name": "NVIDIA H100 80GB HBM3", "type": "cuda"},
+        "peak_allocated_bytes": 7_100_000_000,
+        "target": "cuda",
+        "trace_on_the_same_device": {"components": {}, "peak_allocated_bytes": 7_101_000_000},
+    }
+    content["training"] |= {"device": "NVIDIA H100 80GB HBM3", "peak_allocated_bytes": 6_543_210_000}
+    content["training"]["scenario"] = {key: item for key, item in compared["scenario"].items() if key != "model"}
+    text = write("MODEL_CARD.md", content)
+    metadata, body = split_card(text)
+    assert metadata["tags"].count("lora") == 1 and "qlora" not in metadata["tags"]
+    assert "LoRA, BF16" in body and "q\\_proj, v\\_proj" in body
+    assert "7.10 GB (+0.03 %) on the NVIDIA H100 80GB HBM3, set against 7.10 GB traced for it" in body
+    assert "PyTorch had at most 6.54 GB allocated" in body and "Trained on NVIDIA H100 80GB HBM3" in body
+
+
 def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["gate"] |= {
