@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.dataset --pairs 20000 100000 [--model results/models/smollm2-135m-instruct]
 
-Prints a table: wall seconds, processor seconds (of all threads and child processes), and the peak resident memory above that of the same step on 100 pairs (what the
-interpreter and the libraries take is no matter of the input's size). Without ``--model`` encoding is left out.
+Prints a table: wall seconds, processor seconds (of all threads and child processes), and the peak resident
+memory above that of the same step on 100 pairs (what the interpreter and the libraries take is no matter of the
+input's size). Without ``--model`` encoding is left out.
 """
 
 import argparse
