@@ -43,7 +43,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 MISSING = {
-    "rule_of_thumb": "none for this method",
+    "rule_of_thumb": "not described for this architecture",
     "closed_form": "not described for this architecture",
     "trace": "not traced",
     "measurement": "not measured",
