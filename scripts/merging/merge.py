@@ -58,8 +58,12 @@ FORMAT = 1
 # Elements of a block. Its float32 product, the base's rows and the result then stay in a core's cache, and a
 # layer of a small model is one block, whose product is computed exactly as PEFT computes it.
 BLOCK_ELEMENTS = 2**20
-# How far ahead the kernel is asked to read, in bytes.
+# How far ahead the kernel is asked to read, and how often it is told which pages will not be used again, in bytes.
 READ_AHEAD = 64 * 2**20
+WINDOW = 32 * 2**20
+# Shards from this size on pass through the page cache instead of filling it. Finding new pages for all of them
+# costs the kernel several times the copying itself; the files of a small model may stay for whoever reads them next.
+STREAMED = 2**30
 # Room beside the shards for tokenizer files, the journal and the file system's own needs, in bytes.
 DISK_MARGIN = 64 * 2**20
 VERSIONED = ("peft", "safetensors", "torch", "transformers")
@@ -131,7 +135,31 @@ def lay_out(base: Checkpoint, plan: Plan, dtype: str | None) -> tuple[list[Targe
 # --- one block of one tensor ---------------------------------------------------------------
 
 
-def merge_block(base: Any, update: Update | None, factors: dict[str, Any], rows: slice, dtype: Any) -> Any:
+class Workspace:
+    """Memory that one worker uses again for every block; new pages for each would cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Any] = {}
+
+    def read_buffer(self, size: int) -> memoryview:
+        """Bytes to read a block into."""
+        if len(self._memory.get("read", b"")) < size:
+            self._memory["read"] = bytearray(size)
+        return memoryview(self._memory["read"])[:size]
+
+    def tensor(self, use: str, shape: Any, dtype: Any) -> Any:
+        """An uninitialized tensor; the next call for the same use takes its memory back."""
+        import torch
+
+        count, held = math.prod(shape), self._memory.get(use)
+        if held is None or held.dtype != dtype or held.numel() < count:
+            held = self._memory[use] = torch.empty(count, dtype=dtype)
+        return held[:count].view(shape)
+
+
+def merge_block(
+    base: Any, update: Update | None, factors: dict[str, Any], rows: slice, dtype: Any, space: Workspace
+) -> Any:
     """New values of some rows of one tensor.
 
     Parameters
@@ -146,6 +174,8 @@ def merge_block(base: Any, update: Update | None, factors: dict[str, Any], rows:
         Which rows these are.
     dtype
         torch dtype of the result.
+    space
+        Where the result and what leads to it are kept.
 
     Returns
     -------
@@ -160,7 +190,7 @@ def merge_block(base: Any, update: Update | None, factors: dict[str, Any], rows:
     import torch
 
     if update is None:
-        return base.to(dtype)
+        return space.tensor("result", base.shape, dtype).copy_(base)
     original = base.dtype
     if update.replace is not None:
         # PEFT loads a replacement into a parameter of the base's dtype before it adds anything to it.
@@ -172,7 +202,7 @@ def merge_block(base: Any, update: Update | None, factors: dict[str, Any], rows:
         if update.transposed:
             delta = (b @ a[:, rows]).T * update.scale
         else:
-            delta = (b[rows] @ a).mul_(update.scale)
+            delta = torch.mm(b[rows], a, out=space.tensor("delta", base.shape, torch.float32)).mul_(update.scale)
         norm = None
         if update.magnitude is not None and update.transposed:
             norm = torch.linalg.norm(base.T + delta.T, dim=1)  # before the sum in place: as PEFT's, also in layout
@@ -185,7 +215,9 @@ def merge_block(base: Any, update: Update | None, factors: dict[str, Any], rows:
         elif update.magnitude is not None:
             norm = torch.linalg.norm(base, dim=1)
             base = (factors["magnitude"][rows] / norm).view(-1, 1) * base
-    return base.to(dtype).contiguous()
+    if base.dtype == dtype:
+        return base.contiguous()
+    return space.tensor("result", base.shape, dtype).copy_(base)
 
 
 def _rows_per_block(shape: tuple[int, ...], update: Update | None) -> int:
@@ -195,18 +227,6 @@ def _rows_per_block(shape: tuple[int, ...], update: Update | None) -> int:
     if update is not None and update.magnitude is not None and update.transposed:
         return shape[0]  # the norm of a column needs every row
     return max(1, min(shape[0], BLOCK_ELEMENTS // max(1, math.prod(shape[1:]))))
-
-
-class _Buffers:
-    """Memory that one worker uses again for every block."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-
-    def take(self, size: int) -> memoryview:
-        if len(self._bytes) < size:
-            self._bytes = bytearray(size)
-        return memoryview(self._bytes)[:size]
 
 
 class _Stopped(Exception):
@@ -281,7 +301,7 @@ def merge_shard(target: Target, base: Checkpoint, adapter: Adapter, plan: Plan, 
     """Write one shard; returns its entry for the journal. The file is not synced yet."""
     import torch
 
-    source, buffers, digest = target.source, _Buffers(), hashlib.sha256()
+    source, space, digest = target.source, Workspace(), hashlib.sha256()
     with open(source.path, "rb", buffering=0) as reader, open(path, "wb", buffering=0) as writer:
         descriptor, sink = reader.fileno(), _Sink(writer)
         header = bytearray(source.data_start)
@@ -290,6 +310,7 @@ def merge_shard(target: Target, base: Checkpoint, adapter: Adapter, plan: Plan, 
         if digest.hexdigest() != source.header_sha256:
             raise UserError("The file changed while it was being read.", where=source.path)
         sink.write(header if target.raw_header else target.header)
+        passing, passed = source.bytes >= STREAMED and hasattr(os, "posix_fadvise"), 0
         for name, tensor, code in target.tensors:
             update = plan.updates.get(name)
             if tensor is None:  # the output layer that was tied: from the embedding, in this same file
@@ -297,7 +318,7 @@ def merge_shard(target: Target, base: Checkpoint, adapter: Adapter, plan: Plan, 
                 tensor, hashed = base.tensors[update.source][1], None
             else:
                 hashed = digest
-            if hasattr(os, "posix_fadvise"):
+            if hasattr(os, "posix_fadvise"):  # not on macOS
                 os.posix_fadvise(descriptor, tensor.end, READ_AHEAD, os.POSIX_FADV_WILLNEED)
             untouched = (update is None or update == Update(source=update.source)) and code == tensor.dtype
             factors = {} if update is None or untouched else _read_factors(adapter, update)
@@ -306,7 +327,7 @@ def merge_shard(target: Target, base: Checkpoint, adapter: Adapter, plan: Plan, 
             row_bytes = tensor.bytes // count if count else 0
             for first in range(0, count, step):
                 rows = slice(first, min(first + step, count))
-                block = buffers.take((rows.stop - rows.start) * row_bytes)
+                block = space.read_buffer((rows.stop - rows.start) * row_bytes)
                 read_into(descriptor, block, tensor.start + first * row_bytes, source.path)
                 if hashed is not None:
                     hashed.update(block)
@@ -315,10 +336,15 @@ def merge_shard(target: Target, base: Checkpoint, adapter: Adapter, plan: Plan, 
                 elif block:
                     values = torch.frombuffer(block, dtype=torch_dtype(tensor.dtype))
                     values = values.reshape(-1, *tensor.shape[1:]) if tensor.shape else values.reshape(())
-                    merged = merge_block(values, update, factors, rows, torch_dtype(code))
+                    merged = merge_block(values, update, factors, rows, torch_dtype(code), space)
                     _require_finite(merged, name, tensor, source)
                     sink.write(_as_bytes(merged))
                 meter.add(len(block))
+                if passing and sink.bytes >= passed + WINDOW:
+                    # The first call for a page starts writing it, a later one gives it back.
+                    passed = sink.bytes
+                    os.posix_fadvise(writer.fileno(), 0, passed, os.POSIX_FADV_DONTNEED)
+                    os.posix_fadvise(descriptor, 0, tensor.start + first * row_bytes, os.POSIX_FADV_DONTNEED)
     if sink.bytes != target.bytes:
         raise RuntimeError(f"{path}: wrote {sink.bytes} bytes instead of {target.bytes}")
     return {"sha256": sink.digest.hexdigest(), "bytes": sink.bytes, "base_sha256": digest.hexdigest()}
@@ -402,7 +428,7 @@ def _finished_shards(partial: Path, identity: str, targets: list[Target]) -> dic
             finished[target.name] = entry
     for path in partial.iterdir():
         if path.name not in finished and path.name != JOURNAL:
-            path.unlink() if not path.is_dir() else shutil.rmtree(path)
+            path.unlink()
     return finished
 
 
@@ -504,7 +530,8 @@ def _run_shards(
         futures = [pool.submit(work, target) for target in todo]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
-            meter.stop.set() if any(f.done() and f.exception() for f in futures) else None
+            if any(future.done() and future.exception() for future in futures):
+                meter.stop.set()
             errors = [error for future in futures if (error := future.exception()) is not None]
             for error in sorted(errors, key=lambda error: isinstance(error, _Stopped)):
                 raise error
