@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -101,11 +102,21 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
 
 
 def test_the_same_configuration_gives_the_same_adapter_and_card(finished: tuple[Path, str], tmp_path: Path) -> None:
-    """What depends on the run is made once more, elsewhere, from the same base model and data."""
+    """All that follows from the same base model, data and memory figures is made once more, elsewhere."""
     folder, _ = finished
     again = tmp_path / "again"
-    shutil.copytree(folder, again, ignore=shutil.ignore_patterns(Path(RUN).name, "locks", "incomplete"))
+
+    def left_out(place: str, names: list[str]) -> list[str]:
+        return [name for name in names if name != "memory"] if Path(place) == folder / RUN else []
+
+    shutil.copytree(folder, again, ignore=left_out)
     rerun = chain.finished_rules(chain.snakemake(again))
-    assert "train_adapter" in rerun and "fetch_weights" not in rerun
-    for path in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "training.jsonl"):
+    assert {"train_adapter", "merge_adapter", "evaluate_tuned", "render_card"} <= rerun
+    assert not rerun & {"fetch_weights", "encode_dataset", "measure_memory", "evaluate_base"}
+    for path in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "merged/manifest.json"):
         assert (again / RUN / path).read_bytes() == (folder / RUN / path).read_bytes(), path
+    cards = [(place / RUN / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines() for place in (folder, again)]
+    times = re.compile("tokens per second|training took")
+    assert sum(bool(times.search(line)) for line in cards[0]) == 2
+    first, second = ([line for line in card if not times.search(line)] for card in cards)
+    assert first == second
