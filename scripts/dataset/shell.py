@@ -35,6 +35,7 @@ MAX_CHARACTERS = 65_536
 MAX_DEPTH = 60  # levels of the syntax tree, all nested texts together; a level costs a few Python frames
 MAX_NESTED = 10  # texts inside texts: sh -c "sh -c '...'"
 MAX_STEPS = 20_000  # words and statements visited; a hand-written script has a few hundred
+MAX_COMMANDS = 400  # commands noted; judging them takes time that grows with the square
 MAX_FIELDS = 512  # words that one word may expand to
 MAX_TEXT = 65_536  # characters of an output that is followed
 
@@ -1116,6 +1117,8 @@ class _Walk:
             command.assignments = assignments
             command.reading = self.reading
             self.reading.commands.append(command)
+            if len(self.reading.commands) > MAX_COMMANDS:
+                raise Refused("too many commands")
             first = first or command
         assert first is not None
         if len(wrappers) > 24:
