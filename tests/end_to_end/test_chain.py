@@ -85,8 +85,8 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
     splits = read(folder, f"../dataset/{chain.SETTINGS['dataset']['name']}/splits/split.json")
     expected = {
         "requests compared": f"On {comparison['n']} held-out requests",
-        "loss of the base": f"{comparison['base']['loss']['mean']:.3f}",
-        "loss of the tuned model": f"{comparison['tuned']['loss']['mean']:.3f}",
+        "loss of the base": f"{comparison['base']['loss']:.3f}",
+        "loss of the tuned model": f"{comparison['tuned']['loss']:.3f}",
         "trainable parameters": f"{training['trainable_parameters']:,}",
         "validation loss": f"{training['validation_loss']:.3f}",
         "rows to train on": f"{splits['sizes']['train']:,} for training",
