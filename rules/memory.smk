@@ -128,7 +128,7 @@ rule plan_memory:
         "../envs/torch.yaml"
     params:
         code=code("memory/plan.py"),
-        scenario={**SETTINGS["scenario_defaults"], "lora": SETTINGS["lora"], "gpu": SETTINGS["memory"]["gpu"]},
+        scenario={**SETTINGS["scenario_defaults"], "lora": SETTINGS["lora"]},
     message:
         "Planning: what fits which card"
     script:

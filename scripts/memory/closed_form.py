@@ -611,6 +611,8 @@ class ClosedForm(Step):
         """What scaled_dot_product_attention runs (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
         if self.scenario.attention != "sdpa":
             return self.scenario.attention
+        if not self.decoder.family.sdpa:
+            return "eager"
         half = self.scenario.mixed or self.dense_width == 2
         if half and self.capability >= (8, 0) and self.values["d"] <= 256:
             return "flash"
@@ -842,7 +844,7 @@ class ClosedForm(Step):
             self.tensor(("s",), 8),
             *(self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0)),
         ]
-        if self.scenario.attention == "eager":
+        if self.kernel() == "eager":
             shared.append(self.tensor(("t", "s"), width))
         self.component = "residual stream"
         return shared

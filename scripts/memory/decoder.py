@@ -63,6 +63,7 @@ class Family:
     experts: str | None = None
     conv1d: bool = False  # weights stored transposed (GPT-2)
     rotary: float = 1.0  # share of a head that is rotated; 0: none
+    sdpa: bool = True  # whether attention can go through scaled_dot_product_attention; else it is eager
     softmax_fp32: bool = True  # of eager attention's scores
     dropout: tuple[str, ...] = ()  # keys: after embedding, after attention and MLP
 
@@ -174,7 +175,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(_QWEN2, qkv_bias="attention_bias", o_bias="attention_bias", qk_norm=True, own_head_dim=128),
     "smollm3": Family(_SMOLLM3, qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
     "gemma": Family(_GEMMA, **_GEMMA_LIKE),
-    "gemma2": Family(_GEMMA2, norms=4, post_norms=True, activation="hidden_activation", **_GEMMA_LIKE),
+    "gemma2": Family(_GEMMA2, sdpa=False, norms=4, post_norms=True, activation="hidden_activation", **_GEMMA_LIKE),
     "gemma3_text": Family(
         _GEMMA3, norms=4, post_norms=True, activation="hidden_activation", qk_norm=True, **_GEMMA_LIKE
     ),

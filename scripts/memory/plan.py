@@ -101,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write_plan(config: str, mapping: Mapping[str, Any], output: str) -> None:
     """The rule's work."""
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
-    gpu = find(scenario.gpu, "the configuration") if scenario.gpu is not None else None
-    answer = plan(scenario, gpu)
+    answer = plan(scenario)  # the catalogue; a card of one's own is the command line's
     write_json(output, answer)
     log.info("%s", table(answer))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -22,7 +24,8 @@ LONGEST = 2**20  # where a search for a sequence length ends for models that don
 MOST = 2**16  # where a search for a micro-batch ends
 LENGTH_STEP = 64  # of a search for a sequence length
 PROBES = 8  # traces that one search may take
-ANCHORS = (1, 4, 16, 64)  # micro-batches that are traced to correct the feasibility table
+ANCHORS = (1, 16)  # micro-batches that are traced to correct the feasibility table
+EDGE = 0.03  # share of a card within which another card's kernels are traced, not estimated
 
 
 class Estimate:
@@ -43,9 +46,10 @@ class Estimate:
 
     def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
         self.capability = gpu.capability if gpu else None
-        self.described = closed_form(scenario, capability=self.capability) is not None
         self.points: list[tuple[int, int]] = []  # (closed form's peak, required above it), in order
         self._traced: dict[str, Mapping[str, Any]] = {}
+        self._peaks: dict[tuple, int] = {}  # of the closed form, by capability and scenario
+        self.described = closed_form(scenario, capability=self.capability) is not None
         if traced is not None:
             self._learn(scenario, traced)
 
@@ -59,6 +63,12 @@ class Estimate:
         peak = self._formula(scenario)
         return peak + self._above(peak)
 
+    def on(self, gpu: Gpu) -> Estimate:
+        """The same knowledge, for a card with perhaps other kernels: the differences carry over, traces don't."""
+        other = copy(self)
+        other.capability, other.points, other._traced = gpu.capability, list(self.points), {}
+        return other
+
     def verify(self, scenario: Scenario) -> Mapping[str, Any]:
         """Trace the scenario, and correct the estimates that follow."""
         known = self._traced.get(_key(scenario))
@@ -70,7 +80,10 @@ class Estimate:
         return known
 
     def _formula(self, scenario: Scenario) -> int:
-        return closed_form(scenario, capability=self.capability)["peak_allocated_bytes"]
+        key = (self.capability, _key(scenario))
+        if key not in self._peaks:
+            self._peaks[key] = closed_form(scenario, capability=self.capability)["peak_allocated_bytes"]
+        return self._peaks[key]
 
     def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
         self._traced[_key(scenario)] = traced
@@ -89,7 +102,7 @@ class Estimate:
 
 
 def _key(scenario: Scenario) -> str:
-    return repr({**scenario.to_mapping(), "gpu": None})
+    return repr(replace(scenario, gpu=None))
 
 
 # --- what to change -------------------------------------------------------------------------------------------------
@@ -260,13 +273,16 @@ def _all(scenario: Scenario, taken: Iterable[tuple[str, Changes]]) -> Scenario:
 
 def _bigger_card(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, Any] | None:
     """The smallest card of the catalogue that the scenario fits as it is."""
-    required = estimate(scenario)
     for card in sorted(catalogue().values(), key=lambda card: card.usable_bytes):
-        if card.total_bytes <= gpu.total_bytes or required > card.usable_bytes:
+        if card.total_bytes <= gpu.total_bytes:
             continue
-        own = Estimate(scenario, card)
-        traced = own.verify(scenario) if card.capability != estimate.capability else estimate.verify(scenario)
-        if traced["required_bytes"] <= card.usable_bytes:
+        # Another card may run other kernels. The closed form knows what that changes, and only near the edge it matters.
+        required = estimate.on(card)(scenario)
+        if abs(required - card.usable_bytes) < EDGE * card.usable_bytes:
+            required = Estimate(scenario, card).verify(scenario)["required_bytes"]
+        if required <= card.usable_bytes:
+            peak = estimate.verify(scenario)["peak_allocated_bytes"]
+            traced = {"peak_allocated_bytes": peak, "required_bytes": required}
             return _suggestion({"gpu": card.name}, f"another card: {card.title}", traced, card)
     return None
 
@@ -311,7 +327,7 @@ def largest(
     estimate = estimate or Estimate(scenario, gpu)
     step = LENGTH_STEP if field == "sequence_length" else 1
     limit = (scenario.size("max_position_embeddings") or LONGEST) // step if step > 1 else MOST
-    at = lambda steps: scenario.changed(**{field: max(steps, 1) * step})  # noqa: E731
+    at = lambda steps: replace(scenario, **{field: max(steps, 1) * step})  # noqa: E731
     steps = _last_true(lambda n: estimate(at(n)) <= gpu.usable_bytes, limit)
     if verify:
         fits, fits_not = 0, limit + 1  # by the trace
@@ -361,10 +377,9 @@ def feasibility(
         base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
         shared = Estimate(base)
         for batch in ANCHORS:
-            shared.verify(base.changed(micro_batch=batch))
+            shared.verify(replace(base, micro_batch=batch))
         for card in cards or catalogue().values():
-            estimate = Estimate(base, card)
-            estimate.points = list(shared.points)
+            estimate = shared.on(card)
             batch = largest(base, card, "micro_batch", estimate, verify=verify)
             length = largest(base, card, "sequence_length", estimate, verify=verify)
             required = estimate(base)
@@ -409,12 +424,6 @@ def sweep(
         changes: Changes = {"sequence_length": length, "micro_batch": batch}
         if lora:
             changes["lora"] = {**lora, "rank": rank}
-        rows.append(
-            {
-                "rank": rank,
-                "sequence_length": length,
-                "micro_batch": batch,
-                "required_bytes": estimate(scenario.changed(**changes)),
-            }
-        )
+        required = estimate(apply(scenario, changes))
+        rows.append({"rank": rank, "sequence_length": length, "micro_batch": batch, "required_bytes": required})
     return rows

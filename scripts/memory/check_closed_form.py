@@ -1,0 +1,124 @@
+"""How far the closed form is from the trace, over a grid of models, methods, precisions, lengths and batches.
+
+python -m scripts.memory.check_closed_form [--every N] [--json]      all of it takes about ten minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from scripts.common.job import command, progress
+from scripts.common.scenario import Scenario
+from scripts.memory.closed_form import closed_form
+
+# Names in config/models/, and architectures in the size that their configuration classes default to.
+MODELS: tuple[str | dict[str, Any], ...] = (
+    "qwen2.5-coder-0.5b",
+    "qwen2.5-coder-1.5b",
+    "qwen2.5-coder-7b",
+    "llama-3.1-8b",
+    "mistral-7b-v0.1",
+    "smollm2-1.7b",
+    {"model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+    | {"num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True},
+    {"model_type": "gemma2"},
+    {"model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4}
+    | {"num_key_value_heads": 1},
+    {"model_type": "phi"},
+    {"model_type": "phi3"},
+    {"model_type": "gpt2"},
+    {"model_type": "starcoder2"},
+)
+METHODS = ("full", "lora", "qlora")
+SIZES = ({"micro_batch": 1, "sequence_length": 512}, {"micro_batch": 4, "sequence_length": 1024})
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"gradient_checkpointing": False},
+    {"precision": "fp32"},
+    {"precision": "fp16", "attention": "eager"},
+    {"attention": "mem_efficient", "gradient_checkpointing": False},
+    {"loss": "chunked"},
+    {"loop": "manual"},
+    {"optimizer": "paged_adamw_8bit", "loss": "chunked", "gradient_checkpointing": False},
+    {"gradient_accumulation": 4, "optimizer": "adamw_fused"},
+    {"precision": "bf16-mixed"},
+    {"kbit_preparation": "peft"},
+    {"lora": {"rank": 64, "alpha": 64, "dropout": 0.0, "target_modules": "all-linear"}, "adapter_precision": "bf16"},
+)
+
+
+def grid(models: Sequence[str | dict[str, Any]] = MODELS) -> Iterator[Scenario]:
+    """All scenarios of the grid whose fields go together."""
+    for model in models:
+        for method in METHODS:
+            for size in SIZES:
+                for variant in VARIANTS:
+                    adapters = {"lora", "adapter_precision", "kbit_preparation"} & set(variant)
+                    if (method == "full" and adapters) or (
+                        method == "qlora" and "mixed" in variant.get("precision", "")
+                    ):
+                        continue
+                    yield Scenario.from_mapping({"model": model, "method": method, **size, **variant})
+
+
+def errors(scenarios: Iterable[Scenario]) -> Iterator[dict[str, Any]]:
+    """For each scenario both peaks and the closed form's error, in all and by phase, as shares of the trace."""
+    from scripts.memory.trace import trace
+
+    for scenario in scenarios:
+        formula, traced = closed_form(scenario), trace(scenario, timeline=False)
+        yield {
+            "scenario": describe(scenario),
+            "closed_form_bytes": formula["peak_allocated_bytes"],
+            "trace_bytes": traced["peak_allocated_bytes"],
+            "error": formula["peak_allocated_bytes"] / traced["peak_allocated_bytes"] - 1,
+            "by_phase": {
+                phase: formula["phases"][phase] / traced["phases"][phase] - 1
+                for phase in ("forward", "backward", "optimizer")
+            },
+        }
+
+
+def describe(scenario: Scenario) -> str:
+    """A scenario in one line."""
+    model = scenario.model_name or scenario.model["model_type"]
+    parts = [model, scenario.method, scenario.precision, f"{scenario.micro_batch} x {scenario.sequence_length}"]
+    parts.append(scenario.attention)
+    if not scenario.gradient_checkpointing:
+        parts.append("no checkpointing")
+    for field, usual in (("loss", "full"), ("loop", "trainer"), ("optimizer", "adamw"), ("kbit_preparation", "none")):
+        if getattr(scenario, field) != usual:
+            parts.append(getattr(scenario, field) if field != "kbit_preparation" else "prepared by PEFT")
+    if scenario.gradient_accumulation > 1:
+        parts.append(f"accumulation {scenario.gradient_accumulation}")
+    if scenario.lora and scenario.adapter_precision != "fp32":
+        parts.append(f"r {scenario.lora.rank} {scenario.adapter_precision}")
+    return ", ".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.memory.check_closed_form", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th scenario of the grid")
+    parser.add_argument("--json", action="store_true", help="all rows as JSON instead of a table")
+    options = parser.parse_args(arguments)
+    scenarios = list(grid())[:: options.every]
+    rows = list(progress(errors(scenarios), "grid", total=len(scenarios), unit="scenarios"))
+    if options.json:
+        print(json.dumps(rows, sort_keys=True))
+        return 0
+    rows.sort(key=lambda row: -abs(row["error"]))
+    for row in rows[:20]:
+        print(f"{100 * row['error']:+7.2f} %  {row['trace_bytes'] / 1e9:9.3f} GB  {row['scenario']}")
+    sizes = [abs(row["error"]) for row in rows]
+    print(f"{len(rows)} scenarios: median {100 * statistics.median(sizes):.2f} %, worst {100 * max(sizes):.2f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)
