@@ -175,7 +175,7 @@ class MemoryEfficientAttention(torch.autograd.Function):
         grads = [
             torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
         ]
-        batch, heads, tokens, head = query.shape
+        batch, heads, tokens, _ = query.shape
         delta = query.new_empty((batch, heads, tokens), dtype=torch.float32)  # noqa: F841
         size = batch * heads * efficient_workspace(query, key, ctx.capability)
         workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841

@@ -196,7 +196,7 @@ def _load_on_device(
             device.ids[tensor.untyped_storage()._cdata] = parts[0]
         else:
             _merge_experts(device, tensor, parts, _loaded_bytes(tensor, scenario))
-    for name, tensor in model.named_buffers():  # _move_missing_keys_from_meta_to_device: not in the checkpoint
+    for tensor in model.buffers():  # _move_missing_keys_from_meta_to_device: not in the checkpoint
         device.place(tensor, tensor.untyped_storage().nbytes())
 
 
@@ -312,9 +312,9 @@ def _in_module_order(module: nn.Module, prefix: str = "") -> Iterator[tuple[str,
 
 def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
     """Bytes of a dense tensor as it is loaded: before PEFT's preparation casts it."""
-    if tensor.dtype.is_floating_point and scenario.kbit_preparation == "peft" and scenario.method != "full":
-        if isinstance(tensor, nn.Parameter):
-            return tensor.numel() * weight_dtype(scenario).itemsize
+    prepared = scenario.kbit_preparation == "peft" and scenario.method != "full"
+    if prepared and isinstance(tensor, nn.Parameter) and tensor.dtype.is_floating_point:
+        return tensor.numel() * weight_dtype(scenario).itemsize
     return tensor.untyped_storage().nbytes()
 
 

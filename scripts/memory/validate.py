@@ -214,7 +214,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines.append(f"| {source} | {entry['rows']} | {cells[0]} | {cells[1]} |")
     lines += [
         "",
-        "| row | model | method | attention | tokens | allocated, MiB | traced | error | reserved, MiB | traced | error |",
+        "| row | model | method | attention | tokens | allocated, MiB | traced | error "
+        "| reserved, MiB | traced | error |",
         "| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in report["rows"]:
@@ -320,7 +321,7 @@ def main() -> int:
             )
         rows = [row for row in rows if row["id"] in arguments.rows]
     _older_transformers()
-    results = validate(results, arguments.orders)
+    results = validate(rows, arguments.orders)
     report = {
         "rows": results,
         "summary": summary(results),
