@@ -1,0 +1,45 @@
+"""What is said of an answer."""
+
+import pytest
+
+from scripts.evaluation.evaluate import score, strip_fence, summarize
+
+
+@pytest.mark.parametrize(
+    ("answer", "stripped"),
+    [
+        ("ls -l", "ls -l"),
+        ("```bash\nls -l\n```", "ls -l"),
+        ("```\nls -l\npwd\n```\nThis lists files.", "ls -l\npwd"),
+        ("```bash\nls -l", "ls -l"),
+        ("  ls  ", "ls"),
+        ("", ""),
+    ],
+)
+def test_a_fence_is_stripped(answer, stripped):
+    assert strip_fence(answer) == stripped
+
+
+def test_scores():
+    answers = ["ls -l", "ls   -l", "ls -a", "```bash\nls -l\n```", "if then (", "", "rm -rf /"]
+    rows = score(answers, ["ls -l"] * len(answers))
+    assert [row["exact"] for row in rows] == [True, False, False, False, False, False, False]
+    assert [row["exact_canonical"] for row in rows] == [True, True, False, True, False, False, False]
+    assert [row["program"] for row in rows] == [True, True, True, True, False, False, False]
+    assert [row["parses"] for row in rows][4:6] == [False, False]
+    assert rows[3]["parses_without_fence"]
+    assert rows[6]["screen"] == "danger"
+
+
+def test_summary_has_intervals_and_weights_the_loss_by_tokens():
+    rows = [
+        {"answer": answer, "command": "ls", "learned_tokens": tokens, "loss_sum": loss, **scored}
+        for answer, tokens, loss, scored in zip(
+            ["ls", "pwd"], [1, 3], [1.0, 9.0], score(["ls", "pwd"], ["ls", "ls"]), strict=True
+        )
+    ]
+    summary = summarize(rows)
+    assert summary["loss"] == pytest.approx(2.5)
+    assert summary["exact"]["count"] == 1 and summary["exact"]["n"] == 2
+    assert summary["exact"]["low_95"] < 0.5 < summary["exact"]["high_95"]
+    assert 0 < summary["chrf"] < 100
