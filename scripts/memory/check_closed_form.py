@@ -27,7 +27,7 @@ MODELS: tuple[str | dict[str, Any], ...] = (
     | {"num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True},
     {"model_type": "gemma2"},
     {"model_type": "gemma3_text", "hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4}
-    | {"num_key_value_heads": 1},
+    | {"num_key_value_heads": 1, "head_dim": 256},
     {"model_type": "phi"},
     {"model_type": "phi3"},
     {"model_type": "gpt2"},

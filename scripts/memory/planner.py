@@ -276,7 +276,7 @@ def _bigger_card(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, 
     for card in sorted(catalogue().values(), key=lambda card: card.usable_bytes):
         if card.total_bytes <= gpu.total_bytes:
             continue
-        # Another card may run other kernels. The closed form knows what that changes, and only near the edge it matters.
+        # Another card may run other kernels. The closed form knows what that changes; near the edge the trace decides.
         required = estimate.on(card)(scenario)
         if abs(required - card.usable_bytes) < EDGE * card.usable_bytes:
             required = Estimate(scenario, card).verify(scenario)["required_bytes"]

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import sys
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -122,17 +125,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     options = parser.parse_args(arguments)
     status = 0
-    for path in options.scenarios:
-        try:
-            answer = predict(load_scenario(path), path)
-        except UserError as error:
-            print(error if error.where is not None else f"{error}\n  where:   {path}", file=sys.stderr)
+    for path, answer, message in answers(options.scenarios):
+        if answer is None:
+            print(message, file=sys.stderr)
             status = 2
             continue
         print(table(str(path), answer) if options.table else json.dumps(answer, sort_keys=True), flush=True)
         if answer["fits"] is False:
             status = max(status, 1)
     return status
+
+
+def answers(paths: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any] | None, str | None]]:
+    """Each file with its answer or what is wrong with it, in order; several files are traced side by side."""
+    workers = min(len(paths), os.cpu_count() or 1)
+    if workers == 1 or sys.platform != "linux":
+        yield from map(answer_or_message, paths)
+        return
+    import scripts.memory.trace  # noqa: F401, once, before the processes part
+
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield from pool.imap(answer_or_message, paths)
+
+
+def answer_or_message(path: Path) -> tuple[Path, dict[str, Any] | None, str | None]:
+    """A file with the answer for it, or with the message that says what is wrong."""
+    try:
+        return path, predict(load_scenario(path), path), None
+    except UserError as error:
+        return path, None, str(error) if error.where is not None else f"{error}\n  where:   {path}"
 
 
 if __name__ == "__main__":
