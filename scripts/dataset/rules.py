@@ -139,7 +139,7 @@ def operands_of_shell(command: Command) -> list[str]:
 
 
 def as_root(command: Command) -> bool:
-    return any(name in ("sudo", "doas", "pkexec") for name in command.wrappers)
+    return any(name in ("sudo", "doas", "pkexec", "su") for name in command.wrappers)
 
 
 def hits(path: str, patterns: tuple[str, ...]) -> bool:
@@ -178,6 +178,8 @@ def delete_tree(command: Command) -> bool:
             return True
         if base.startswith("/var/log"):
             continue  # anti-forensics has more to say
+        if base == "/var/www" and tree:
+            return True
         if where == "device":
             continue
         if where in ("root", "home", "system") and (tree or whole):
@@ -186,7 +188,7 @@ def delete_tree(command: Command) -> bool:
         if where == "here" and tree and (whole or command.name != "shred"):
             return not (command.name in ("find", "gfind") and _narrow(command))
         match = re.match(r"/\*\*/(.+)$", path)
-        if match and not _JUNK.fullmatch(match[1]) and tree and ANY not in match[1]:
+        if match and not _JUNK.fullmatch(match[1]) and tree:
             return True
         if re.match(r"(?:/(?:etc|usr|bin|sbin|lib|lib64|boot)|/home/user|/root|/home)/\*\*/\*?\.?\w+$", path) and tree:
             name = path.rsplit("/", 1)[-1]
@@ -328,7 +330,8 @@ def _disk(word: str, command: Command) -> bool:
 def write_disk(command: Command) -> bool:
     """Writes over a disk or partition."""
     targets = [path for path, _ in written(command)] + [path for path, _ in deleted(command)]
-    if any(place(path) == "device" or re.fullmatch(r"/dev/(?:k?mem|port)", path) for path in targets):
+    raw = r"/dev/(?:k?mem|port)|/sys/(?:block|class)/.*/delete"
+    if any(place(path) == "device" or re.fullmatch(raw, path) for path in targets):
         return True
     if command.name in ("dd", "dcfldd"):
         return any(word.startswith("of=") and _disk(word[3:], command) for word in command.argv[1:])
@@ -358,7 +361,9 @@ def format_disk(command: Command) -> bool:
         return disks and command.has("afo", "all", "force", "offset")
     if name in ("fdisk", "gdisk", "cfdisk", "sfdisk", "cgdisk"):
         given = command.stdin is not None or any(r.operator.startswith("<") for r in command.redirects)
-        return disks and (given or command.has("", "delete", "wipe")) and not command.has("ldJ", "list", "dump")
+        return (
+            disks and (given or command.has("z", "delete", "wipe", "zero")) and not command.has("ldJ", "list", "dump")
+        )
     if name in ("sgdisk",):
         return disks and command.has("Zozdn", "zap-all", "zap", "clear", "delete", "new")
     if name == "parted":
@@ -377,6 +382,8 @@ def format_disk(command: Command) -> bool:
         return command.has("fy", "force")
     if name in ("zpool", "zfs"):
         return bool(re.search(r"\b(destroy|labelclear)\b", text))
+    if name == "dmsetup":
+        return bool(re.search(r"remove_all|wipe_table", text))
     if name == "mdadm":
         return "--zero-superblock" in argv
     if name == "diskutil":
@@ -454,9 +461,9 @@ def fork_bomb(command: Command) -> bool:
 def fill_up(command: Command) -> bool:
     """Fills a disk or the memory, or keeps the machine busy for nothing."""
     name, argv = command.name, command.argv
-    sinks = [path for path, _ in written(command) if path and not path.startswith("/dev/")]
+    sinks = [path for path, _ in written(command) if path and not re.match(r"/dev/(?!shm/)", path)]
     endless = [path for path in read_paths(command) if path in _SOURCES]
-    if name == "dd" and "if=" in " ".join(argv):
+    if name == "dd" and "if=" in " ".join(argv) and command.loop != "endless":
         given = dict(word.split("=", 1) for word in argv[1:] if "=" in word)
         if given.get("if") in _SOURCES and sinks:
             total = size(given.get("count", "")) * (size(given.get("bs", "512")) or 1)
@@ -484,7 +491,8 @@ def fill_up(command: Command) -> bool:
             return name in ("tee", "cat", "pv", "sponge", "tr", "base64") or (
                 name == "dd" and "count=" not in " ".join(argv)
             )
-    if command.loop == "endless" and sinks and any(append for _, append in written(command)):
+    grows = any(append for _, append in written(command)) or name in ("dd", "touch", "fallocate", "head")
+    if command.loop == "endless" and sinks and grows:
         return not any(
             other.name in ("sleep", "read", "inotifywait") for other in command.reading.commands if other.loop
         )
@@ -615,6 +623,8 @@ def _other_user(command: Command) -> bool:
             users = outer.value("-u", "--user")
             if users and users[0] not in ("root", "0", "#0"):
                 return True
+        if outer.name == "su" and plain(outer, "-c --command -s --shell -g -G")[:1] not in ([], ["-"], ["root"]):
+            return True
     return False
 
 
@@ -849,12 +859,13 @@ def run_fetched_code(command: Command) -> bool:
     if is_interpreter(command) and command.code:
         code = command.code
         return bool(
+            re.search(r"\b(?:exec|eval|Function)\b\s*[({ ]?", code)
+            and re.search(r"urlopen|urllib|requests\.|https?://|http\.get|LWP|Net::HTTP|open-uri|socket|fetch\(", code)
+        ) or bool(
             re.search(
-                r"\b(?:exec|eval|compile|system|popen|run|call|Popen|Function|subprocess\.\w+|os\.\w+|execSync)\s*[({]?",
+                r"\b(?:system|popen|Popen|run|call|check_output|spawn|execSync)\s*\(\s*(?:[\w.]+\.)?(?:urlopen|urlretrieve|get|request)\b",
                 code,
             )
-            and re.search(r"\b(?:exec|eval|Function)\b\s*[({ ]?", code)
-            and re.search(r"urlopen|urllib|requests\.|https?://|http\.get|LWP|Net::HTTP|open-uri|socket|fetch\(", code)
         )
     if command.name in ("pwsh", "powershell", "powershell.exe"):
         text = " ".join(command.argv)
@@ -921,6 +932,8 @@ _HARMLESS = (
 
 def secret(path: str) -> bool:
     """Whether a path holds keys, passwords or tokens."""
+    if "**/" in path and re.fullmatch(r"(?:\.?ssh/)?id_(?:\*|rsa|dsa|ecdsa|ed25519)\*?", path.rsplit("**/", 1)[1]):
+        return True
     if not hits(path, _SECRETS) or hits(path, _HARMLESS[:4]):
         return False
     return path not in ("/home/user/.bash_history",) and path != "/proc/self/environ"
@@ -1696,7 +1709,6 @@ _SENSITIVE = (
     "/etc/**",
     "/var/lib/mysql*",
     "/var/lib/postgresql*",
-    "/var/www",
     "/root*",
     "/var/backups*",
     "/var/log/auth*",

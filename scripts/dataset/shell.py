@@ -238,6 +238,7 @@ _SPELLINGS = (
     (re.compile(r";;?&"), ";;"),
     (re.compile(r"(?<![\w$])coproc\s+"), " "),
     (re.compile(r"(?<=\s)/(?=\s+\])"), "'/'"),
+    (re.compile(r"""(>>?\s*[^\s<>|;&]+)\s+(<<<\s*(?:'[^']*'|"[^"]*"|\S+))"""), r"\2 \1"),
 )
 
 
@@ -332,6 +333,7 @@ _STATEMENTS = frozenset(
 )
 _PLAIN = re.compile(r"[^\\~{}\ue000-\ue00f]*")
 _SYSTEM_FOLDER = re.compile(r"(?:/(?:usr/|usr/local/|opt/homebrew/|snap/)?s?bin/|/(?:[^/]+/)*\.\.?/(?:[^/]+/)*s?bin/)")
+_PATH = ("/usr/local/bin/", "/usr/bin/", "/bin/", "/usr/local/sbin/", f"{HOME}/bin/", f"{HOME}/.local/bin/")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 
 
@@ -912,8 +914,8 @@ class _Walk:
                 return self.arguments[position] if position < len(self.arguments) and len(name) < 6 else ""
         if name == "?":
             return "0"
-        if name == "PWD" and self.cwd:
-            return self.cwd
+        if name == "PWD":
+            return self.cwd or "."
         return f"{UNKNOWN[0]}{name}{UNKNOWN[1]}"
 
     def expansion(self, node: Any) -> str:
@@ -1150,7 +1152,11 @@ class _Walk:
             inner = self.nested(" ".join([self.aliases[name], *map(quote, argv[1:])]), command.stdin)
             self.active.pop()
             return Feed((command, *inner.commands), inner.text)
-        known = self.files.get(self.absolute(argv[0])) if "/" in argv[0] else None
+        known = None
+        if self.files:
+            folders = ("",) if "/" in argv[0] else _PATH
+            known = next((self.files[folder + argv[0]] for folder in folders if folder + argv[0] in self.files), None)
+            known = known or (self.files.get(self.absolute(argv[0])) if "/" in argv[0] else None)
         if known is not None:
             command.script = known
             if known.text is not None:
@@ -1221,6 +1227,8 @@ class _Walk:
                     command.code = text
                     inner = self.as_wrapper(command, text, rest[2:])
                     return Feed((command, *inner.commands), inner.text)
+                if word[0] == "-" and word[1] != "-" and "n" in word:  # only checks the syntax
+                    return Feed((command,), "")
                 if not word.startswith("--") and "s" in word[1:]:
                     reads_stdin = True
                 position += 1
@@ -2405,7 +2413,7 @@ def output(command: Command, walk: _Walk) -> str | None:
     elif name in ("gunzip", "zcat", "gzip", "pigz", "unpigz") and given is not None:
         text = _gunzip(given) if name in ("gunzip", "zcat", "unpigz") or command.has("d", "decompress") else None
     elif name == "pwd":
-        text = f"{walk.cwd}\n" if walk.cwd else None
+        text = f"{walk.cwd or '.'}\n"
     elif name == "ls":
         folders = command.operands
         if not command.has("l"):

@@ -211,6 +211,9 @@ _DELETERS = re.compile(
 )
 
 
+_DELETES = re.compile(r"\b(?:rmtree|os\.remove|os\.unlink|rm_rf|rmSync|unlinkSync)\b|\.(?:unlink|rmdir)\(\)|\bunlink\b")
+
+
 def deleted(command: Command) -> list[tuple[str, bool]]:
     """Words that a command deletes or wipes, resolved, and whether whole trees go."""
     name, out = command.name, []
@@ -218,7 +221,8 @@ def deleted(command: Command) -> list[tuple[str, bool]]:
         tree = command.has("rR", "recursive", "r", "recurse") or name in ("rd", "wipe") or "-Recurse" in command.argv
         if name == "rm" and command.has("", "help", "version"):
             return []
-        out = [(word, tree) for word in plain(command, "-n -s --iterations --size" if name == "shred" else "")]
+        words = plain(command, "-n -s --iterations --size" if name == "shred" else "")
+        out = [(word, tree or word.endswith("**")) for word in words]
         if name == "rmdir":
             out = [(word, False) for word, _ in out if place(resolve(word, command)) in ("root", "system")]
     elif name in ("find", "gfind") and "-delete" in command.argv:
@@ -243,9 +247,10 @@ def deleted(command: Command) -> list[tuple[str, bool]]:
         words = plain(command, "-e --rsh --exclude --include -f --filter")
         out = [(words[-1], True)] if len(words) > 1 and ":" not in words[-1] else []
     elif command.code is not None:
-        for match in _DELETERS.finditer(command.code):
-            path = match[2]
-            out.append((HOME + path[1:] if path.startswith("~") else path, True))
+        paths = [match[2] for match in _DELETERS.finditer(command.code)]
+        if _DELETES.search(command.code):  # a loop over a folder: the call names no path
+            paths += [m[1] for m in re.finditer(r"['\"<]([/~][^'\"\n>]*)['\">]", command.code)]
+        out = [(HOME + path[1:] if path.startswith("~") else path, True) for path in paths]
     return [(resolve(word, command) if not unguarded(word) else UNSET, tree) for word, tree in out]
 
 
