@@ -82,6 +82,7 @@ def test_reads_a_config_and_records_the_commit(tmp_path):
     report = json.loads((tmp_path / "out/acquire.json").read_text())
     assert report["sources"][0]["commit"] == "a" * 40
     assert report["licenses"] == ["mit"]
+    assert json.loads((tmp_path / "out/revisions.json").read_text()) == {f"{REPOSITORY}@main": "a" * 40}
     # The token went to the server, and nowhere else.
     assert server.authorizations == {f"Bearer {SECRET}"}
     for path in tmp_path.rglob("*"):
@@ -91,7 +92,8 @@ def test_reads_a_config_and_records_the_commit(tmp_path):
 
 def test_a_moved_revision_stops_unless_accepted_or_pinned(tmp_path):
     with HubServer(FILES) as server:
-        assert acquire(tmp_path, server.endpoint, config="test").returncode == 0
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/revisions.json").write_text(json.dumps({f"{REPOSITORY}@main": "a" * 40}))  # an earlier run's
         server.commit = "b" * 40
         done = acquire(tmp_path, server.endpoint, config="test")
         assert done.returncode == 1
