@@ -14,7 +14,7 @@ from scripts.common.errors import UserError
 IGNORED = -100  # the label that transformers' loss leaves out
 # What templates may ask for beside the messages: no thinking out loud (Qwen3), and a fixed date (Llama 3.1
 # would write today's into every prompt).
-_TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "01 Jan 2025"}
+TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "01 Jan 2025"}
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def as_data(text: str, controls: Sequence[str]) -> str:
 def _render(tokenizer: Any, system: str, request: str, answer: str | None) -> str:
     """The conversation as text; without an answer it ends where the model has to begin."""
     end = [] if answer is None else [{"role": "assistant", "content": answer}]
-    settings = {"tokenize": False, "add_generation_prompt": answer is None, **_TEMPLATE_SETTINGS}
+    settings = {"tokenize": False, "add_generation_prompt": answer is None, **TEMPLATE_SETTINGS}
     try:
         messages = [{"role": "system", "content": system}, {"role": "user", "content": request}, *end]
         text = tokenizer.apply_chat_template(messages, **settings)

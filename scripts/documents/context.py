@@ -385,10 +385,10 @@ def start_code(comparison: Mapping[str, Any], request: str) -> str:
     """The code that puts a request to the merged model as training and evaluation did."""
     import json
 
-    from scripts.common.chat import _TEMPLATE_SETTINGS
+    from scripts.common.chat import TEMPLATE_SETTINGS
 
     arguments = [
-        f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in _TEMPLATE_SETTINGS.items()
+        f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in TEMPLATE_SETTINGS.items()
     ]
     # JSON's text is Python's too, for text without surrogates; it keeps letters as they are.
     return START_CODE.format(
