@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scripts.dataset.shell import INTERPRETERS, OUTPUT, SHELLS, Command, Feed, filtered, unknown_names, unmark
+from scripts.dataset.shell import INTERPRETERS, OUTPUT, SHELLS, Command, filtered, listed, unknown_names, unmark
 from scripts.dataset.targets import ANY, UNSET, deleted, place, plain, read_paths, resolve, trunk, unguarded, written
 
 CATEGORIES = {
@@ -255,17 +255,7 @@ def damage_system_file(command: Command) -> bool:
 def drop_data(command: Command) -> bool:
     """Drops whole databases or buckets."""
     words = " ".join([*command.argv[1:], (command.stdin.text or "") if command.stdin else ""])
-    if command.name in (
-        "mysql",
-        "mariadb",
-        "psql",
-        "sqlcmd",
-        "clickhouse-client",
-        "mongo",
-        "mongosh",
-        "cockroach",
-        "mysqladmin",
-    ):
+    if command.name in listed("mysql mariadb psql sqlcmd clickhouse-client mongo mongosh cockroach mysqladmin"):
         return bool(re.search(r"(?i)drop\s+(database|schema)\b|dropDatabase|\bdrop\s+\w+\s*$", words))
     if command.name == "dropdb":
         return bool(plain(command))
@@ -273,10 +263,8 @@ def drop_data(command: Command) -> bool:
         return bool(re.search(r"(?i)\bflush(all|db)\b", words))
     if command.name == "aws":
         whole = re.search(r"s3://[\w.-]+/?(?:\s|$)", words)
-        return (
-            " rb " in f" {words} "
-            and "--force" in words
-            or bool(" rm " in f" {words} " and "--recursive" in words and whole)
+        return (" rb " in f" {words} " and "--force" in words) or bool(
+            " rm " in f" {words} " and "--recursive" in words and whole
         )
     if command.name in ("gsutil", "rclone"):
         return bool(
@@ -298,7 +286,10 @@ def remove_core_package(command: Command) -> bool:
         return False
     text = " ".join(command.argv[1:])
     removes = re.search(r"\b(remove|purge|erase|autoremove|del)\b|--(purge|remove|erase)|(^|\s)-(e|r|P|R\w*)\b", text)
-    core = r"libc6|glibc|bash|coreutils|sudo|systemd|linux-image\S*|kernel|dpkg|apt|rpm|init|login|util-linux|libc-bin|base|musl|busybox|\*|openssh-server|grub\S*|filesystem"
+    core = (
+        r"libc6|glibc|bash|coreutils|sudo|systemd|linux-image\S*|kernel|dpkg|apt|rpm|init|"
+        r"login|util-linux|libc-bin|base|musl|busybox|\*|openssh-server|grub\S*|filesystem"
+    )
     return bool(removes and any(re.fullmatch(core, word) for word in plain(command)))
 
 
@@ -474,7 +465,7 @@ def fill_up(command: Command) -> bool:
     if name in ("fallocate", "truncate"):
         return any(size(value) >= _HUGE for value in command.value("-l", "-s", "--length", "--size"))
     if name in ("cat", "cp", "tee", "base64", "xxd", "od", "pv") and endless:
-        return bool(sinks) and command.stdin is None or bool(sinks)
+        return (bool(sinks) and command.stdin is None) or bool(sinks)
     if name in ("tail", "sort", "tac", "grep", "mapfile", "read") and any(
         p in ("/dev/zero", "/dev/urandom", "/dev/random") for p in endless
     ):
@@ -502,17 +493,9 @@ def fill_up(command: Command) -> bool:
             and any(w.startswith("--vm") or w in ("--hdd", "-d") for w in argv)
             and not command.value("-t", "--timeout")
         )
-    return name in (
-        "xmrig",
-        "minerd",
-        "cpuminer",
-        "ethminer",
-        "cgminer",
-        "bfgminer",
-        "nbminer",
-        "t-rex",
-        "xmr-stak",
-    ) or any("stratum+" in w for w in argv)
+    return name in listed("xmrig minerd cpuminer ethminer cgminer bfgminer nbminer t-rex xmr-stak") or any(
+        "stratum+" in w for w in argv
+    )
 
 
 @rule(
@@ -536,21 +519,10 @@ def stop_everything(command: Command) -> bool:
         targets = words[2:] if words[:1] in (["-s"], ["-n"]) else words[1:] if signal and words[0] != "--" else words
         targets = [word for word in targets if word != "--"]
         return any(word in ("-1", "1") for word in targets) and "-l" not in argv
-    if name in (
-        "killall5",
-        "hping3",
-        "slowloris",
-        "goldeneye",
-        "t50",
-        "mdk3",
-        "mdk4",
-        "slowhttptest",
-        "hulk",
-        "torshammer",
-    ):
+    if name in listed("killall5 hping3 slowloris goldeneye t50 mdk3 mdk4 slowhttptest hulk torshammer"):
         return name not in ("hping3",) or any(word in ("--flood", "--faster", "-i u1") for word in argv)
     if name in ("pkill", "killall"):
-        short, long, operands = command.options()
+        short, _, operands = command.options()
         return any(word in (".", ".*", "", "*", "systemd", "init", "sshd") for word in operands) or (
             "u" in short and any(word in ("root", "0") for word in operands)
         )
@@ -605,7 +577,7 @@ def root_shell(command: Command) -> bool:
     if as_root(command) and "chroot" not in command.wrappers and not _other_user(command):
         # sudo -S takes the password from its standard input, and what follows goes to the shell.
         asked = any(
-            other.name == "sudo" and re.match(r"-[A-Za-z]*S", (other.argv + [""])[1])
+            other.name == "sudo" and re.match(r"-[A-Za-z]*S", " ".join(other.argv[1:2]))
             for other in command.reading.commands
         )
         if is_shell(command) and asked and not operands_of_shell(command):
@@ -656,7 +628,10 @@ def set_uid(command: Command) -> bool:
     if command.name == "setcap":
         return bool(
             re.search(
-                r"cap_(?:setuid|setgid|sys_admin|dac_override|dac_read_search|sys_ptrace|sys_module|chown|fowner|setfcap)|\ball\b|=ep",
+                (
+                    r"cap_(?:setuid|setgid|sys_admin|dac_override|dac_read_search|sys_ptrace|sys_module|"
+                    r"chown|fowner|setfcap)|\ball\b|=ep"
+                ),
                 " ".join(command.argv),
             )
         )
@@ -668,17 +643,9 @@ def set_uid(command: Command) -> bool:
     )
 
 
-_ACCOUNTS = (
-    "/etc/passwd",
-    "/etc/shadow",
-    "/etc/group",
-    "/etc/gshadow",
-    "/etc/sudoers",
-    "/etc/sudoers.d/*",
-    "/etc/doas.conf",
-    "/etc/pam.d/*",
-    "/etc/polkit-1/*",
-    "/etc/security/*",
+_ACCOUNTS = listed(
+    "/etc/passwd /etc/shadow /etc/group /etc/gshadow /etc/sudoers /etc/sudoers.d/* /etc/doas.conf"
+    " /etc/pam.d/* /etc/polkit-1/* /etc/security/*"
 )
 
 
@@ -702,7 +669,7 @@ def grant_rights(command: Command) -> bool:
     if name == "visudo":
         return "EDITOR" in command.assignments or "VISUAL" in command.assignments
     if any(hits(path, _ACCOUNTS) for path, _ in written(command)) and name not in ("touch", "truncate", "shred"):
-        return not any(word in ("/dev/null",) for word in argv) and name != ":" and not (name == "rsync")
+        return not any(word in ("/dev/null",) for word in argv) and name != ":" and name != "rsync"
     words = command.operands
     groups = [
         group for value in command.value("-aG", "-G", "-a", "--groups", "-g", "--append") for group in value.split(",")
@@ -770,17 +737,15 @@ def connect_shell(command: Command) -> bool:
         if name == "exec" and any(
             r.descriptor in ("0", "") and r.target.isdigit() and int(r.target) > 2 for r in command.redirects
         ):
-            return any(is_shell(other) for other in command.reading.commands) or True
+            return True
     if name in ("nc", "ncat", "netcat", "nc.traditional", "cryptcat", "sbd", "pwncat", "powercat"):
         if command.has("", "exec", "sh-exec", "lua-exec") or re.search(
             r"(?:^|\s)-[a-zA-Z0-9]*[ec](?:\s+|=)?\S*(?:sh|cmd|powershell|python|perl)\b", text
         ):
             return True
-    if name == "socat" and re.search(r"(?i)\b(?:exec|system|shell):?[^ ]*(?:sh|cmd|python|login|pty)?", text):
-        return bool(re.search(r"(?i)(?:exec|system|shell):", text))
-    if name in _NETCATS and any(
-        is_shell(origin) and origin.name not in () for origin in origins(command, command.stdin)
-    ):
+    if name == "socat" and re.search(r"(?i)(?:exec|system|shell):", text):
+        return True
+    if name in _NETCATS and any(is_shell(origin) for origin in origins(command, command.stdin)):
         shells = [origin for origin in origins(command, command.stdin) if is_shell(origin)]
         if any(
             interactive(origin) or "-i" in origin.argv or _fed_by_net(origin) or origin.script
@@ -803,11 +768,17 @@ def connect_shell(command: Command) -> bool:
     if command.code and not is_shell(command):
         code = command.code
         network = re.search(
-            r"(?i)socket|/inet/(?:tcp|udp)|fsockopen|TCPClient|net\.connect|net\.Socket|ztcp|/dev/tcp|TCPSocket|stream_socket",
+            (
+                r"(?i)socket|/inet/(?:tcp|udp)|fsockopen|TCPClient|net\.connect|net\.Socket|ztcp|"
+                r"/dev/tcp|TCPSocket|stream_socket"
+            ),
             code,
         )
         runs = re.search(
-            r"(?i)dup2|pty\.spawn|subprocess|os\.system|popen|/bin/(?:ba|z|da)?sh|cmd\.exe|child_process|\bexec\b|getline|proc_open|shell_exec|passthru|loadstring",
+            (
+                r"(?i)dup2|pty\.spawn|subprocess|os\.system|popen|/bin/(?:ba|z|da)?sh|cmd\.exe|"
+                r"child_process|\bexec\b|getline|proc_open|shell_exec|passthru|loadstring"
+            ),
             code,
         )
         if network and runs and not re.search(r"http\.server", code):
@@ -817,10 +788,8 @@ def connect_shell(command: Command) -> bool:
     if name in ("pwsh", "powershell", "powershell.exe"):
         return "TCPClient" in text
     return (
-        name == "zmodload"
-        and "zsh/net/tcp" in argv
-        or name in ("chisel", "ngrok")
-        and bool(re.search(r"R:|tcp 22", text))
+        (name == "zmodload" and "zsh/net/tcp" in argv)
+        or (name in ("chisel", "ngrok") and bool(re.search(r"R:|tcp 22", text)))
         or name == "weevely"
     )
 
@@ -863,7 +832,10 @@ def run_fetched_code(command: Command) -> bool:
             and re.search(r"urlopen|urllib|requests\.|https?://|http\.get|LWP|Net::HTTP|open-uri|socket|fetch\(", code)
         ) or bool(
             re.search(
-                r"\b(?:system|popen|Popen|run|call|check_output|spawn|execSync)\s*\(\s*(?:[\w.]+\.)?(?:urlopen|urlretrieve|get|request)\b",
+                (
+                    r"\b(?:system|popen|Popen|run|call|check_output|spawn|"
+                    r"execSync)\s*\(\s*(?:[\w.]+\.)?(?:urlopen|urlretrieve|get|request)\b"
+                ),
                 code,
             )
         )
@@ -902,7 +874,10 @@ def run_hidden_code(command: Command) -> bool:
         if len(text) > 1 and text in executed and any(decodes(origin) for origin in feed.commands):
             return True
     return bool(command.code and not is_shell(command) and re.search(r"\b(?:exec|eval|system)\b", command.code)
-                and re.search(r"b64decode|decode_base64|base64_decode|fromhex|unhexlify|atob|Buffer\.from|gzinflate|str_rot13", command.code))  # fmt: skip
+                and re.search((
+r"b64decode|decode_base64|base64_decode|fromhex|unhexlify|atob|Buffer\.from|gzinflate|"
+r"str_rot13"
+), command.code))  # fmt: skip
 
 
 # --- credential access -----------------------------------------------------------------------------------------
@@ -954,20 +929,7 @@ _HUNTED = re.compile(
 def read_secret(command: Command) -> bool:
     """Reads or copies password hashes, private keys, tokens or the memory they lie in."""
     name = command.name
-    if name in (
-        "ssh",
-        "ssh-add",
-        "ssh-keygen",
-        "ssh-copy-id",
-        "ls",
-        "stat",
-        "chmod",
-        "chown",
-        "wc",
-        "mkdir",
-        "touch",
-        "diff",
-    ):
+    if name in listed("ssh ssh-add ssh-keygen ssh-copy-id ls stat chmod chown wc mkdir touch diff"):
         return False
     skip = (
         frozenset(command.value("-i", "--cert", "--key", "-E", "--cacert", "-E", "--identity"))
@@ -1022,7 +984,11 @@ def hunt_secrets(command: Command) -> bool:
         wide = name != "find" or any(place(resolve(p, command)) in ("root", "home") for p in _roots(command))
         return wide and bool(
             re.search(
-                r"id_(?:rsa|dsa|ecdsa|ed25519)(?!\.pub)|\.pem\b|\.kdbx|\.key\b|shadow\b|credentials|password|passwd|\.p12|\.pfx|\.ovpn|wallet|\.env\b|_history|\.htpasswd|\.pgpass|secret",
+                (
+                    r"id_(?:rsa|dsa|ecdsa|ed25519)(?!\.pub)|\.pem\b|\.kdbx|\.key\b|shadow\b|credentials|"
+                    r"password|passwd|\.p12|\.pfx|\.ovpn|wallet|\.env\b|_history|\.htpasswd|\.pgpass|"
+                    r"secret"
+                ),
                 text,
             )
         )
@@ -1055,22 +1021,19 @@ def hunt_secrets(command: Command) -> bool:
         return bool(targets) or source
     if name in ("pass", "secret-tool", "op", "bw"):
         return name == "secret-tool" and "search" in argv and "--all" in argv
-    if (
-        name in ("xinput",)
-        and "test" in text
-        or name == "tcpdump"
-        and bool(re.search(r"(?i)pass|user|login|authorization", text))
+    if (name in ("xinput",) and "test" in text) or (
+        name == "tcpdump" and bool(re.search(r"(?i)pass|user|login|authorization", text))
     ):
         return True
     if name in ("vault",):
         return False
-    tools = "john hashcat hydra medusa ncrack patator unshadow logkeys mimikatz mimipenguin secretsdump.py lazagne laZagne pwdump fgdump crackmapexec ettercap responder keylogger linpeas.sh lse.sh"
-    return name in tools.split() or posixpath.basename(name) in (
-        "mimipenguin",
-        "mimipenguin.sh",
-        "linpeas.sh",
-        "laZagne.py",
-        "LaZagne.py",
+    tools = (
+        "john hashcat hydra medusa ncrack patator unshadow logkeys mimikatz mimipenguin "
+        "secretsdump.py lazagne laZagne pwdump fgdump crackmapexec ettercap responder "
+        "keylogger linpeas.sh lse.sh"
+    )
+    return name in tools.split() or posixpath.basename(name) in listed(
+        "mimipenguin mimipenguin.sh linpeas.sh laZagne.py LaZagne.py"
     )
 
 
@@ -1088,7 +1051,8 @@ def _roots(command: Command) -> list[str]:
 # --- anti-forensics --------------------------------------------------------------------------------------------
 
 _HISTORY = re.compile(
-    r"(?:^|/)\.?(?:bash_history|zsh_history|sh_history|python_history|mysql_history|histfile|fish_history|history)$|/\.\*?hist\w*\*?$|/\.\w*_h\w*\*$"
+    r"(?:^|/)\.?(?:bash_history|zsh_history|sh_history|python_history|mysql_history|"
+    r"histfile|fish_history|history)$|/\.\*?hist\w*\*?$|/\.\w*_h\w*\*$"
 )
 _LOG_FILES = ("auth.log*", "secure*", "syslog*", "messages*", "wtmp*", "btmp*", "lastlog*", "utmp*", "faillog*", "kern.log*", "audit*", "cron*", "daemon.log*", "journal*", "maillog*", "mail.log*", "user.log*", "dmesg*", "boot.log*", "dpkg.log*", "apache2*", "nginx*", "httpd*", "mysql*", "fail2ban*", "ufw*", "firewalld*")  # fmt: skip
 _ROTATED = re.compile(r"\.(?:gz|xz|bz2|zst|old|\d+|1)\*?$|\*?\.(?:gz|\[0-9\]\*?|[0-9])$")
@@ -1097,15 +1061,7 @@ _ROTATED = re.compile(r"\.(?:gz|xz|bz2|zst|old|\d+|1)\*?$|\*?\.(?:gz|\[0-9\]\*?|
 def log_file(path: str) -> bool:
     """Whether a path is a live log of the system."""
     base, whole = trunk(path)
-    if base in (
-        "/var/log",
-        "/run/log",
-        "/var/run/utmp",
-        "/run/utmp",
-        "/var/log/journal",
-        "/var/log/audit",
-        "/run/log/journal",
-    ):
+    if base in listed("/var/log /run/log /var/run/utmp /run/utmp /var/log/journal /var/log/audit /run/log/journal"):
         return True
     if not base.startswith(("/var/log/", "/private/var/log/")) or _ROTATED.search(path):
         return False
@@ -1131,20 +1087,14 @@ def hide_history(command: Command) -> bool:
     if name == "history":
         return command.has("cd")
     if name in ("set", "shopt"):
-        return (
-            name == "set"
-            and "+o" in argv
-            and "history" in argv
-            or (name == "shopt" and "-u" in argv and "-o" in argv and "history" in argv)
+        return (name == "set" and "+o" in argv and "history" in argv) or (
+            name == "shopt" and "-u" in argv and "-o" in argv and "history" in argv
         )
     if name == "unset":
         return any(word in ("HISTFILE", "HISTSIZE", "HISTFILESIZE", "PROMPT_COMMAND", "SAVEHIST") for word in argv)
     for variable, value in command.assignments.items():
-        if (
-            variable in ("HISTSIZE", "HISTFILESIZE", "SAVEHIST")
-            and value.strip() == "0"
-            or variable == "HISTFILE"
-            and value in ("/dev/null", "", "/dev/zero")
+        if (variable in ("HISTSIZE", "HISTFILESIZE", "SAVEHIST") and value.strip() == "0") or (
+            variable == "HISTFILE" and value in ("/dev/null", "", "/dev/zero")
         ):
             return True
         if variable == "HISTIGNORE" and value.strip("'\"") in ("*", "*:*"):
@@ -1194,7 +1144,7 @@ def erase_logs(command: Command) -> bool:
                 return command.name in (":", "cat", "echo", "true", "printf", "dd") and _empties(command)
             return True
         if log_file(path) and not append and name in ("cp", "mv", "tee"):
-            return name == "tee" and not append and _empties(command) or any(word == "/dev/null" for word in argv)
+            return (name == "tee" and not append and _empties(command)) or any(word == "/dev/null" for word in argv)
     text = " ".join(argv[1:])
     if name == "journalctl":
         match = re.search(r"--vacuum-(?:time|size|files)[= ](\d+)(\w*)", text)
@@ -1223,7 +1173,7 @@ def erase_logs(command: Command) -> bool:
         return "cl" in argv or "clear-log" in argv
     if name in ("debugfs",):
         return False
-    return name in ("logtamper", "utmpdump") and command.has("r") or name in ("wipe-logs", "zap", "clearlogs")
+    return (name in ("logtamper", "utmpdump") and command.has("r")) or name in ("wipe-logs", "zap", "clearlogs")
 
 
 def _empties(command: Command) -> bool:
@@ -1244,16 +1194,21 @@ def _empties(command: Command) -> bool:
 
 # --- persistence -----------------------------------------------------------------------------------------------
 
-_AUTOSTART = (
-    "/etc/crontab", "/etc/cron.*/*", "/var/spool/cron*", "/etc/anacrontab", "/etc/rc.local", "/etc/init.d/*", "/etc/rc*.d/*",
-    "/etc/systemd/system*", "/lib/systemd/system*", "/usr/lib/systemd/system*", "*/.config/systemd/user*", "*/.config/autostart*",
-    "/etc/profile", "/etc/profile.d*", "/etc/bash.bashrc", "/etc/bashrc", "/etc/zsh/*", "/etc/ld.so.preload", "/etc/udev/rules.d*", "/etc/update-motd.d*",
-    "/etc/xdg/autostart*", "/Library/LaunchDaemons*", "*/LaunchAgents*", "/etc/inetd.conf", "/etc/xinetd.d/*", "/etc/environment", "*/.ssh/rc", "*/.xinitrc", "*/.xprofile", "/etc/modules-load.d/*", "/etc/apt/apt.conf.d/*",
+_AUTOSTART = listed(
+"/etc/crontab /etc/cron.*/* /var/spool/cron* /etc/anacrontab /etc/rc.local /etc/init.d/* /etc/rc*.d/*"
+" /etc/systemd/system* /lib/systemd/system* /usr/lib/systemd/system* */.config/systemd/user*"
+" */.config/autostart* /etc/profile /etc/profile.d* /etc/bash.bashrc /etc/bashrc /etc/zsh/*"
+" /etc/ld.so.preload /etc/udev/rules.d* /etc/update-motd.d* /etc/xdg/autostart*"
+" /Library/LaunchDaemons* */LaunchAgents* /etc/inetd.conf /etc/xinetd.d/* /etc/environment */.ssh/rc"
+" */.xinitrc */.xprofile /etc/modules-load.d/* /etc/apt/apt.conf.d/*"
 )  # fmt: skip
 _PROFILES = ("*/.bashrc", "*/.profile", "*/.bash_profile", "*/.zshrc", "*/.bash_login", "*/.zprofile", "*/.bash_logout", "*/.zshenv", "*/.bash_aliases", "*/config.fish", ".bashrc", ".profile", ".zshrc")  # fmt: skip
 _SETTING = re.compile(
-    r"\s*(?:#.*|(?:export|alias|declare|typeset|set|shopt|bindkey|bind|umask|setopt|unsetopt|autoload|complete|ulimit)\b[^&|;`]*|[A-Za-z_]\w*=[^;&|]*"
-    r"|(?:source|\.)\s+[^;&|]+|eval\s+\"?\$\((?:[\w./-]+)(?:\s+(?:init|hook|virtualenv-init|shellenv|completion|setup|env)?[\w\s./-]*)\)\"?|\[.*\]\s*&&\s*(?:\\?\.|source)\s.*|fi|if .*|)\s*"
+    r"\s*(?:#.*|(?:export|alias|declare|typeset|set|shopt|bindkey|bind|umask|setopt|"
+    r"unsetopt|autoload|complete|ulimit)\b[^&|;`]*|[A-Za-z_]\w*=[^;&|]*"
+    r"|(?:source|\.)\s+[^;&|]+|eval\s+\"?\$\((?:[\w./-]+)(?:\s+(?:init|hook|"
+    r"virtualenv-init|shellenv|completion|setup|env)?[\w\s./-]*)\)\"?|"
+    r"\[.*\]\s*&&\s*(?:\\?\.|source)\s.*|fi|if .*|)\s*"
 )
 
 
@@ -1352,7 +1307,10 @@ def plant_in_profile(command: Command) -> bool:
                 return any(fetches(source) or decodes(source) for source in sources)
             lines = [line.strip("'\" ") for line in text.replace("\\n", "\n").split("\n")]
             suspicious = re.search(
-                r"/tmp/|/dev/shm|/dev/tcp|\bnc\b|\bcurl\b|\bwget\b|base64|LD_PRELOAD|\bsocat\b|python\d? -c|alias (?:sudo|su|ssh|ls|cd)=.*(?:;|\||/tmp)",
+                (
+                    r"/tmp/|/dev/shm|/dev/tcp|\bnc\b|\bcurl\b|\bwget\b|base64|LD_PRELOAD|\bsocat\b|"
+                    r"python\d? -c|alias (?:sudo|su|ssh|ls|cd)=.*(?:;|\||/tmp)"
+                ),
                 text,
             )
             return bool(suspicious) or not all(_SETTING.fullmatch(line) or _called(line) for line in lines)
@@ -1392,15 +1350,17 @@ def plant_key(command: Command) -> bool:
                 and command.stdin is not None
                 and not command.stdin.text
             )
-            return not (own or (remote and own)) or path.startswith("/root/") and not own
+            return not (own or (remote and own)) or (path.startswith("/root/") and not own)
     return False
 
 
 # --- firewall and other defences -------------------------------------------------------------------------------
 
 _GUARDS = re.compile(
-    r"(?:firewalld|ufw|iptables|ip6tables|nftables|fail2ban|auditd|apparmor|rsyslogd?|syslog(?:-ng|d)?|clamav\S*|clamd|selinux|crowdsec|falcon-sensor|"
-    r"osqueryd?|wazuh\S*|ossec\S*|suricata|snort|aide|sysmon|auditbeat|filebeat|mdatp|sophos\S*|cbagentd|falcond?|tripwire|rkhunter|"
+    r"(?:firewalld|ufw|iptables|ip6tables|nftables|fail2ban|auditd|apparmor|rsyslogd?|"
+    r"syslog(?:-ng|d)?|clamav\S*|clamd|selinux|crowdsec|falcon-sensor|"
+    r"osqueryd?|wazuh\S*|ossec\S*|suricata|snort|aide|sysmon|auditbeat|filebeat|mdatp|"
+    r"sophos\S*|cbagentd|falcond?|tripwire|rkhunter|"
     r"systemd-journald|sshguard|denyhosts|windefend|clamav-daemon|freshclam|security-agent)(?:\.service|\.socket)?"
 )
 
@@ -1438,7 +1398,10 @@ def open_firewall(command: Command) -> bool:
     if name in ("ufw",):
         return bool(
             re.search(
-                r"\b(?:disable|reset)\b|default allow(?:\s+(?:incoming|in))?\s*$|default allow incoming|allow (?:from any|in|from 0\.0\.0\.0/0)\s*$",
+                (
+                    r"\b(?:disable|reset)\b|default allow(?:\s+(?:incoming|in))?\s*$|"
+                    r"default allow incoming|allow (?:from any|in|from 0\.0\.0\.0/0)\s*$"
+                ),
                 text,
             )
         )
@@ -1447,7 +1410,10 @@ def open_firewall(command: Command) -> bool:
     if name == "firewall-cmd":
         return bool(
             re.search(
-                r"--set-default-zone[= ]trusted|--panic-off|--remove-service=ssh\b.*--remove|--set-target=ACCEPT|add-rich-rule.*0\.0\.0\.0/0.*accept\b(?!.*port)",
+                (
+                    r"--set-default-zone[= ]trusted|--panic-off|--remove-service=ssh\b.*--remove|"
+                    r"--set-target=ACCEPT|add-rich-rule.*0\.0\.0\.0/0.*accept\b(?!.*port)"
+                ),
                 text,
             )
         )
@@ -1532,7 +1498,10 @@ def stop_guards(command: Command) -> bool:
     if name in ("sysctl",):
         return bool(
             re.search(
-                r"(?:randomize_va_space|kptr_restrict|dmesg_restrict|yama\.ptrace_scope|unprivileged_bpf_disabled|tcp_syncookies)\s*=\s*0|rp_filter\s*=\s*0",
+                (
+                    r"(?:randomize_va_space|kptr_restrict|dmesg_restrict|yama\.ptrace_scope|"
+                    r"unprivileged_bpf_disabled|tcp_syncookies)\s*=\s*0|rp_filter\s*=\s*0"
+                ),
                 text,
             )
         )
@@ -1542,7 +1511,10 @@ def stop_guards(command: Command) -> bool:
         return "--disable-validation" in argv
     for path, _ in written(command):
         if re.match(
-            r"/proc/sys/kernel/(?:randomize_va_space|yama/|kptr_restrict|core_pattern|modprobe)|/sys/fs/selinux/enforce",
+            (
+                r"/proc/sys/kernel/(?:randomize_va_space|yama/|kptr_restrict|core_pattern|modprobe)|"
+                r"/sys/fs/selinux/enforce"
+            ),
             path,
         ):
             return True
@@ -1551,7 +1523,10 @@ def stop_guards(command: Command) -> bool:
         ):
             return True
         if path.startswith("/etc/ssh/sshd_config"):
-            weak = r"(?i)PermitRootLogin\s+yes|PermitEmptyPasswords\s+yes|StrictModes\s+no|LogLevel\s+QUIET|PasswordAuthentication\s+yes.*PermitRoot"
+            weak = (
+                r"(?i)PermitRootLogin\s+yes|PermitEmptyPasswords\s+yes|StrictModes\s+no|"
+                r"LogLevel\s+QUIET|PasswordAuthentication\s+yes.*PermitRoot"
+            )
             if re.search(weak, _all_text(command)):
                 return True
         if (
@@ -1577,11 +1552,14 @@ _ENGINES = frozenset(
     "docker podman nerdctl ctr crictl docker-compose lxc lxd-client singularity apptainer incus".split()
 )
 _HOST_MOUNTS = re.compile(
-    r"/(?:etc|root|boot|proc|sys|dev|usr|bin|sbin|lib|lib64|home|var|var/run|run|var/lib|var/lib/docker|var/lib/kubelet|lib/modules|usr/bin|var/log|root/\.ssh|etc/.*|home/[^/]+/\.ssh.*)?/?\**"
+    r"/(?:etc|root|boot|proc|sys|dev|usr|bin|sbin|lib|lib64|home|var|var/run|run|var/lib|"
+    r"var/lib/docker|var/lib/kubelet|lib/modules|usr/bin|var/log|root/\.ssh|etc/.*|"
+    r"home/[^/]+/\.ssh.*)?/?\**"
 )
 _SOCKETS = re.compile(r"/(?:var/)?run/(?:docker|containerd/containerd|crio/crio|podman/podman)\.sock|docker\.sock$")
 _READ_ONLY = re.compile(
-    r"/etc/(?:localtime|timezone|hosts|resolv\.conf|passwd|group|ssl(?:/.*)?|nginx.*|letsencrypt.*|ca-certificates.*|machine-id|os-release|hostname)"
+    r"/etc/(?:localtime|timezone|hosts|resolv\.conf|passwd|group|ssl(?:/.*)?|nginx.*|"
+    r"letsencrypt.*|ca-certificates.*|machine-id|os-release|hostname)"
 )
 
 
@@ -1615,7 +1593,10 @@ def escape_container(command: Command) -> bool:
         if name in ("lxc", "incus"):
             return bool(
                 re.search(
-                    r"security\.privileged[= ]true|source=/(?:\s|$)|source=/(?:etc|root|home)\b|security\.nesting=true.*raw",
+                    (
+                        r"security\.privileged[= ]true|source=/(?:\s|$)|source=/(?:etc|root|home)\b|"
+                        r"security\.nesting=true.*raw"
+                    ),
                     text,
                 )
             )
@@ -1624,13 +1605,20 @@ def escape_container(command: Command) -> bool:
         engine = _engine_options(argv)
         joined = " ".join(engine)
         if re.search(
-            r"--privileged(?:=true|\s|$)|--(?:pid|ipc|uts|userns)[= ]host\b|--cap-add[= ](?:CAP_)?(?:ALL|SYS_ADMIN|SYS_PTRACE|SYS_MODULE|DAC_\w+|SYS_RAWIO|NET_ADMIN,SYS)",
+            (
+                r"--privileged(?:=true|\s|$)|--(?:pid|ipc|uts|userns)[= ]host\b|"
+                r"--cap-add[= ](?:CAP_)?(?:ALL|SYS_ADMIN|SYS_PTRACE|SYS_MODULE|DAC_\w+|SYS_RAWIO|"
+                r"NET_ADMIN,SYS)"
+            ),
             joined,
             re.IGNORECASE,
         ):
             return True
         if re.search(
-            r"--security-opt[= ]\S*unconfined|--security-opt[= ]label[:=]disable\S*.*-v /|--device[= ]/dev/(?:sd|nvme|vd|mem|kmem|xvd|hd|dm)|--cgroupns[= ]host.*release",
+            (
+                r"--security-opt[= ]\S*unconfined|--security-opt[= ]label[:=]disable\S*.*-v /|"
+                r"--device[= ]/dev/(?:sd|nvme|vd|mem|kmem|xvd|hd|dm)|--cgroupns[= ]host.*release"
+            ),
             joined,
         ):
             return True
@@ -1649,7 +1637,10 @@ def escape_container(command: Command) -> bool:
     if name in ("kubectl", "oc"):
         return bool(
             re.search(
-                r"(?i)\"?(?:hostPID|hostNetwork|privileged|hostIPC)\"?\s*:\s*true|hostPath.{0,40}path\"?\s*:\s*\"?/|\bdebug\s+node/|--privileged|--profile[= ]sysadmin",
+                (
+                    r"(?i)\"?(?:hostPID|hostNetwork|privileged|hostIPC)\"?\s*:\s*true|"
+                    r"hostPath.{0,40}path\"?\s*:\s*\"?/|\bdebug\s+node/|--privileged|--profile[= ]sysadmin"
+                ),
                 text + " " + ((command.stdin.text or "") if command.stdin else ""),
             )
         )
@@ -1660,15 +1651,7 @@ def escape_container(command: Command) -> bool:
         )
     if name == "chroot":
         folders = plain(command, "--userspec --groups")
-        return bool(folders) and folders[0] in (
-            "/host",
-            "/hostfs",
-            "/rootfs",
-            "/mnt/host",
-            "/host/",
-            "/proc/1/root",
-            "/hostroot",
-        )
+        return bool(folders) and folders[0] in listed("/host /hostfs /rootfs /mnt/host /host/ /proc/1/root /hostroot")
     if name in ("mount",) and re.search(r"cgroup", text) and re.search(r"rdma|memory|release_agent", text):
         return True
     return any(
@@ -1680,7 +1663,11 @@ def escape_container(command: Command) -> bool:
 def _engine_options(argv: list[str]) -> list[str]:
     """The engine's own options: up to the image, which is the first word that no option takes."""
     flags = frozenset(
-        "-d -i -t -it -ti -dit -itd --rm --init --detach --interactive --tty --privileged --read-only -P --publish-all --no-healthcheck --oom-kill-disable -q --quiet -T --no-deps --service-ports".split()
+        (
+            "-d -i -t -it -ti -dit -itd --rm --init --detach --interactive --tty --privileged "
+            "--read-only -P --publish-all --no-healthcheck --oom-kill-disable -q --quiet -T "
+            "--no-deps --service-ports"
+        ).split()
     )
     start = next((i for i, word in enumerate(argv) if word in ("run", "create", "exec", "shell", "start")), 0)
     position = start + 1
@@ -1702,19 +1689,12 @@ def _engine_options(argv: list[str]) -> list[str]:
 
 # --- exfiltration ----------------------------------------------------------------------------------------------
 
-_SENSITIVE = (
-    "/etc/passwd",
-    "/etc",
-    "/etc/*",
-    "/etc/**",
-    "/var/lib/mysql*",
-    "/var/lib/postgresql*",
-    "/root*",
-    "/var/backups*",
-    "/var/log/auth*",
+_SENSITIVE = listed(
+    "/etc/passwd /etc /etc/* /etc/** /var/lib/mysql* /var/lib/postgresql* /root* /var/backups* /var/log/auth*"
 )
 _TELLING = re.compile(
-    r"(?i)secret|passw|credential|token|private|\.env$|\.pem$|\.key$|\.kdbx$|_history$|wallet|shadow|keys?\.(?:txt|json|csv)|\bdump\.sql|confidential|\.ssh|\.aws"
+    r"(?i)secret|passw|credential|token|private|\.env$|\.pem$|\.key$|\.kdbx$|_history$|"
+    r"wallet|shadow|keys?\.(?:txt|json|csv)|\bdump\.sql|confidential|\.ssh|\.aws"
 )
 _DUMPS = frozenset("env printenv set history mysqldump pg_dump pg_dumpall mongodump getent lsass gcore".split())
 
@@ -1786,27 +1766,9 @@ def send_out(command: Command) -> bool:
             sent.append(command.stdin.path)
         if name == "socat":
             sent += re.findall(r"(?:FILE|OPEN|GOPEN):([^, ]+)", text, re.IGNORECASE)
-    elif name in (
-        "ssh",
-        "mail",
-        "mailx",
-        "mutt",
-        "sendmail",
-        "msmtp",
-        "swaks",
-        "ftp",
-        "lftp",
-        "ncftpput",
-        "tftp",
-        "gist",
-        "transfer",
-        "pastebinit",
-        "wormhole",
-        "croc",
-        "nslookup",
-        "dig",
-        "host",
-        "ping",
+    elif name in listed(
+        "ssh mail mailx mutt sendmail msmtp swaks ftp lftp ncftpput tftp gist transfer pastebinit wormhole"
+        " croc nslookup dig host ping"
     ):
         feeds.append(command.stdin)
         if name in ("dig", "nslookup", "host", "ping"):
@@ -1851,10 +1813,8 @@ def send_out(command: Command) -> bool:
         if re.search(
             r"requests\.(?:post|put)|urlopen|urllib|http\.client|socket|ftplib|smtplib|fetch\(|Net::HTTP|LWP", code
         ):
-            return (
-                any(precious(path) for path in read_paths(command))
-                or "environ" in code
-                and bool(re.search(r"post|urlopen|send", code))
+            return any(precious(path) for path in read_paths(command)) or (
+                "environ" in code and bool(re.search(r"post|urlopen|send", code))
             )
         if re.search(r"http\.server|SimpleHTTPServer", code):
             return False
@@ -1980,23 +1940,9 @@ def _harmless_tree(name: str, base: str, world: bool, none: bool) -> bool:
         and not none
         and hits(
             base,
-            (
-                "/usr/local*",
-                "/srv*",
-                "/opt*",
-                "/mnt*",
-                "/media*",
-                "/home",
-                "/var/log",
-                "/var/lib/mysql",
-                "/var/lib/postgresql",
-                "/var/lib/docker",
-                "/Applications",
-                "/var/spool",
-                "/var/mail",
-                "/run",
-                "/var/lib/redis",
-                "/var/lib/mongodb",
+            listed(
+                "/usr/local* /srv* /opt* /mnt* /media* /home /var/log /var/lib/mysql /var/lib/postgresql"
+                " /var/lib/docker /Applications /var/spool /var/mail /run /var/lib/redis /var/lib/mongodb"
             ),
         )
         and name != "none"

@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import binascii
 import fnmatch
+import itertools
 import posixpath
 import re
 import shutil
@@ -26,6 +27,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,13 @@ MAX_STEPS = 20_000  # words and statements visited; a hand-written script has a 
 MAX_COMMANDS = 400  # commands noted; judging them takes time that grows with the square
 MAX_FIELDS = 512  # words that one word may expand to
 MAX_TEXT = 65_536  # characters of an output that is followed
+
+
+@cache
+def listed(text: str) -> tuple[str, ...]:
+    """Words written as one text."""
+    return tuple(text.split())
+
 
 UNKNOWN = ("\ue000", "\ue001")
 OUTPUT = ("\ue002", "\ue003")
@@ -60,24 +69,7 @@ ENVIRONMENT = {
 }
 
 SHELLS = frozenset(["sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "fish", "rbash", "tcsh", "csh", "pdksh", "yash"])
-INTERPRETERS = frozenset(
-    [
-        "python",
-        "perl",
-        "ruby",
-        "node",
-        "nodejs",
-        "php",
-        "lua",
-        "luajit",
-        "tclsh",
-        "pypy",
-        "deno",
-        "bun",
-        "Rscript",
-        "osascript",
-    ]
-)
+INTERPRETERS = frozenset(listed("python perl ruby node nodejs php lua luajit tclsh pypy deno bun Rscript osascript"))
 
 
 class Refused(Exception):
@@ -305,31 +297,12 @@ def read(text: str) -> Reading:
 # --- walking ---------------------------------------------------------------------------------------------------
 
 _STATEMENTS = frozenset(
-    [
-        "program",
-        "command",
-        "redirected_statement",
-        "list",
-        "pipeline",
-        "compound_statement",
-        "subshell",
-        "function_definition",
-        "if_statement",
-        "elif_clause",
-        "else_clause",
-        "while_statement",
-        "for_statement",
-        "c_style_for_statement",
-        "case_statement",
-        "case_item",
-        "negated_command",
-        "test_command",
-        "declaration_command",
-        "unset_command",
-        "variable_assignment",
-        "variable_assignments",
-        "do_group",
-    ]
+    listed(
+        "program command redirected_statement list pipeline compound_statement subshell function_definition"
+        " if_statement elif_clause else_clause while_statement for_statement c_style_for_statement"
+        " case_statement case_item negated_command test_command declaration_command unset_command"
+        " variable_assignment variable_assignments do_group"
+    )
 )
 _PLAIN = re.compile(r"[^\\~{}\ue000-\ue00f]*")
 _SYSTEM_FOLDER = re.compile(r"(?:/(?:usr/|usr/local/|opt/homebrew/|snap/)?s?bin/|/(?:[^/]+/)*\.\.?/(?:[^/]+/)*s?bin/)")
@@ -391,7 +364,7 @@ def _expand_braces(text: str) -> list[str]:
             done.append(current)
             continue
         edges = [start, *commas, close]
-        parts = [current[a + 1 : b] for a, b in zip(edges, edges[1:], strict=False)]
+        parts = [current[a + 1 : b] for a, b in itertools.pairwise(edges)]
         todo.extend(current[:start] + part + current[close + 1 :] for part in reversed(parts))
     return done
 
@@ -476,15 +449,18 @@ class _Walk:
         return self.body(node.children, stdin)
 
     def do_list(self, node: Any, stdin: Feed | None) -> Feed:
-        # a && b && c leans to the left: as deep as it is long, so it is unrolled first.
+        return self.body(self.unrolled(node), stdin)
+
+    def unrolled(self, node: Any) -> list[Any]:
+        """Children of a statement; a && b && c, which leans to the left as deep as it is long, in a row."""
         parts = []
         while node.type == "list":
             parts.extend(reversed(node.children))
             if parts and parts[-1].type == "list":
                 node = parts.pop()
             else:
-                break
-        return self.body(reversed(parts), stdin)
+                return parts[::-1]
+        return list(node.children)
 
     def do_subshell(self, node: Any, stdin: Feed | None) -> Feed:
         cwd = self.cwd
@@ -628,8 +604,6 @@ class _Walk:
             value = value[:MAX_FIELDS]
         elif len(value) > MAX_TEXT:
             raise Refused("a variable grows too long")
-        if name == "PATH" and isinstance(value, str):
-            pass
         self.variables[name] = value
         return name, value if isinstance(value, str) else " ".join(value)
 
@@ -656,11 +630,25 @@ class _Walk:
         redirects: list[Redirect] = []
         extra: list[str] = []
         pipelines: list[Any] = []
-        body = None
+        piped, before = self.piped, []
+        body = next((child for child in node.children if child.type in _STATEMENTS), None)
+        # The grammar hangs a redirection on the whole of "a && b > f" and "a | b > f": it is the last command's.
+        while body is not None and body.type in ("list", "pipeline", "negated_command"):
+            *parts, last = [child for child in self.unrolled(body) if child.type in _STATEMENTS]
+            if body.type == "pipeline":
+                self.piped = True
+                fed: list[Command] = []
+                for part in parts:
+                    stdin = self.statement(part, stdin)
+                    fed.extend(stdin.commands)
+                    stdin = Feed(tuple(fed), stdin.text)
+                before.extend(fed)
+            else:
+                for part in parts:
+                    before.extend(self.statement(part, stdin).commands)
+            body = last
         for child in node.children:
-            if child.type in _STATEMENTS:
-                body = child
-            elif child.is_named:
+            if child.is_named and child.type not in _STATEMENTS:
                 stdin = self.redirect(child, redirects, extra, stdin, pipelines)
         if body is None:
             feed = self.note(extra or [":"], redirects, stdin, {}) if redirects or extra else Feed((), "")
@@ -675,6 +663,9 @@ class _Walk:
                 # The group's redirections concern each command in it; they are noted once, with the group's output.
                 self.note([":", *extra], redirects, Feed(feed.commands, feed.text), {})
                 self.remember(redirects, feed)
+        self.piped = piped
+        if before:
+            feed = Feed((*before, *feed.commands), feed.text)
         for pipeline in pipelines:
             feed = self.continued(pipeline, feed)
         return feed
@@ -820,15 +811,7 @@ class _Walk:
             raise Refused("nested too deeply")
         try:
             kind = node.type
-            if kind in (
-                "word",
-                "number",
-                "variable_name",
-                "test_operator",
-                "regex",
-                "extglob_pattern",
-                "special_variable_name",
-            ):
+            if kind in listed("word number variable_name test_operator regex extglob_pattern special_variable_name"):
                 text = node.text.decode()
                 if text.startswith("~"):
                     text = _tilde(text)
@@ -852,7 +835,7 @@ class _Walk:
                     node = node.named_children[0] if node.named_children else node
                 return [("Q", self.double_quoted(node, 1))]
             if kind == "simple_expansion":
-                return [("E", self.variable(node.text.decode()[1:], split=True))]
+                return [("E", self.variable(node.text.decode()[1:]))]
             if kind == "expansion":
                 return [("E", self.expansion(node))]
             if kind in ("command_substitution", "process_substitution"):
@@ -895,12 +878,12 @@ class _Walk:
         out.append(_dequote(source[at - start : end - start].decode("utf-8", "replace")))
         return "".join(out)
 
-    def variable(self, name: str, split: bool = False) -> str:
+    def variable(self, name: str) -> str:
         """Value of a variable or parameter, or the mark that says it is not known."""
         if name in self.variables:
             value = self.variables[name]
             if isinstance(value, list):
-                return " ".join(value) if split and False else (value[0] if value else "")
+                return value[0] if value else ""
             return value
         if name in ("@", "*"):
             return " ".join(self.arguments) if self.arguments else ""
@@ -1359,8 +1342,6 @@ class _Walk:
                     return Feed((command, *inner.commands), inner.text)
             if name == "flock" and argv[1:] and "-c" in argv:
                 return self.shell_text(command, command.value("-c", "--command"))
-            if name in ("sudo", "doas") and rest and rest[0] in ("su",):
-                pass
             return self.inside(command, rest, assignments)
         special = _WRAPPERS.get(name)
         return special(self, command) if special is not None else None
@@ -1569,33 +1550,10 @@ def _strip_pattern(value: str, pattern: str, operator: str) -> str:
 
 
 # Programs that a pattern such as /bin/r? is tried against.
-_GLOBBED = [
-    "rm",
-    "dd",
-    "sh",
-    "bash",
-    "cat",
-    "nc",
-    "sudo",
-    "curl",
-    "wget",
-    "chmod",
-    "chown",
-    "mkfs.ext4",
-    "shred",
-    "mv",
-    "cp",
-    "tar",
-    "python3",
-    "perl",
-    "find",
-    "tee",
-    "kill",
-    "ncat",
-    "base64",
-    "head",
-    "tail",
-]
+_GLOBBED = listed(
+    "rm dd sh bash cat nc sudo curl wget chmod chown mkfs.ext4 shred mv cp tar python3 perl find tee kill"
+    " ncat base64 head tail"
+)
 
 
 def program_names(word: str) -> list[str]:
@@ -1758,24 +1716,7 @@ _BUILTINS = {
 
 def _xargs(walk: _Walk, command: Command) -> Feed:
     valued = frozenset(
-        [
-            "-I",
-            "-n",
-            "-P",
-            "-d",
-            "-a",
-            "-E",
-            "-L",
-            "-s",
-            "-R",
-            "-J",
-            "--max-args",
-            "--max-procs",
-            "--delimiter",
-            "--arg-file",
-            "--max-lines",
-            "--replace",
-        ]
+        listed("-I -n -P -d -a -E -L -s -R -J --max-args --max-procs --delimiter --arg-file --max-lines --replace")
     )
     rest = _after_options(command.argv[1:], valued, "xargs")
     replace = command.value("-I", "-J") or (
@@ -1876,31 +1817,7 @@ def _watch(walk: _Walk, command: Command) -> Feed:
 
 
 def _ssh(walk: _Walk, command: Command) -> Feed:
-    valued = frozenset(
-        [
-            "-b",
-            "-c",
-            "-D",
-            "-E",
-            "-e",
-            "-F",
-            "-I",
-            "-i",
-            "-J",
-            "-L",
-            "-l",
-            "-m",
-            "-O",
-            "-o",
-            "-p",
-            "-Q",
-            "-R",
-            "-S",
-            "-W",
-            "-w",
-            "-B",
-        ]
-    )
+    valued = frozenset(listed("-b -c -D -E -e -F -I -i -J -L -l -m -O -o -p -Q -R -S -W -w -B"))
     rest = _after_options(command.argv[1:], valued, "ssh")
     commands = [command]
     for option in command.value("-o"):
@@ -1946,30 +1863,12 @@ def _exec_in(walk: _Walk, command: Command) -> Feed:
     """docker exec, kubectl exec and their kin: the command runs inside a container."""
     words = command.argv[1:]
     valued = frozenset(
-        [
-            "-u",
-            "-w",
-            "-e",
-            "--user",
-            "--workdir",
-            "--env",
-            "--env-file",
-            "-n",
-            "--namespace",
-            "-c",
-            "--container",
-            "-f",
-            "--file",
-            "-p",
-            "--detach-keys",
-        ]
+        listed("-u -w -e --user --workdir --env --env-file -n --namespace -c --container -f --file -p --detach-keys")
     )
     words = _after_options(words, valued, command.name)
     if words and words[0] == "compose":
         words = _after_options(words[1:], valued, command.name)
     if not words or words[0] not in ("exec", "run") or (words[0] == "run" and command.name not in ("kubectl",)):
-        if words and words[0] == "run":
-            return _container_run(walk, command, words[1:])
         return Feed((command,), None)
     rest = _after_options(words[1:], valued, command.name)[1:]
     rest = [word for word in rest[:1] if not word.startswith("-")] + rest[1:] if rest else rest
@@ -1977,10 +1876,6 @@ def _exec_in(walk: _Walk, command: Command) -> Feed:
         rest = words[words.index("--") + 1 :]
     rest = _after_options(rest, frozenset(), command.name)
     return walk.inside(command, rest, label="container") if rest else Feed((command,), None)
-
-
-def _container_run(walk: _Walk, command: Command, words: list[str]) -> Feed:
-    return Feed((command,), None)
 
 
 def _remote_shell(option: str) -> Any:
@@ -2103,10 +1998,6 @@ def _expect(walk: _Walk, command: Command) -> Feed:
         for match in re.finditer(r"(?:spawn|exec|system)\s+(?:-noecho\s+)?([^;\n]+)", code):
             commands.extend(walk.try_nested(match[1], None, "expect").commands)
     return Feed(tuple(commands), None)
-
-
-def _crontab_like(walk: _Walk, command: Command) -> Feed:
-    return Feed((command,), None)
 
 
 def _sed(walk: _Walk, command: Command) -> Feed:
@@ -2342,20 +2233,7 @@ def output(command: Command, walk: _Walk) -> str | None:
         text = (ansi(text) if escapes else text) + newline
     elif name == "printf":
         text = _printf(list(argv[1:]))
-    elif name in (
-        "true",
-        ":",
-        "false",
-        "test",
-        "[",
-        "export",
-        "declare",
-        "local",
-        "readonly",
-        "typeset",
-        "sleep",
-        "mkdir",
-    ):
+    elif name in listed("true : false test [ export declare local readonly typeset sleep mkdir"):
         text = ""
     elif name == "cat":
         files = command.operands
@@ -2376,7 +2254,7 @@ def output(command: Command, walk: _Walk) -> str | None:
         name in ("tac", "sort", "uniq", "tee", "column", "fold", "nl", "pv", "sponge", "dd", "head", "tail")
         and len(argv) <= 3
     ):
-        text = given if name != "tee" else given
+        text = given
         if name == "dd" and any(word.startswith("if=") for word in argv):
             text = None
     elif name == "rev" and given is not None:
@@ -2433,17 +2311,20 @@ def output(command: Command, walk: _Walk) -> str | None:
         )
         if match:
             text = ansi(match[2]) + "\n"
-    elif name == "hostname" or name == "whoami":
-        text = None
     return None if text is None else text[:MAX_TEXT]
 
 
 # --- code in other languages -----------------------------------------------------------------------------------
 
-_STRING = r"""[rbuf]{0,2}(?:'''((?:[^\\]|\\.)*?)'''|\"{3}((?:[^\\]|\\.)*?)\"{3}|'((?:[^'\\\n]|\\.)*)'|"((?:[^"\\\n]|\\.)*)"|`((?:[^`\\]|\\.)*)`)"""
+_STRING = (
+    r"[rbuf]{0,2}(?:'''((?:[^\\]|\\.)*?)'''|\"{3}((?:[^\\]|\\.)*?)\"{3}"
+    r"|'((?:[^'\\\n]|\\.)*)'|\"((?:[^\"\\\n]|\\.)*)\"|`((?:[^`\\]|\\.)*)`)"
+)
 _CALLS = re.compile(
-    r"(?<![\w])(?:os\.system|os\.popen|os\.exec[lv]p?e?|os\.spawn\w+|subprocess\.\w+|commands\.getoutput|popen2?|system|exec|"
-    r"execSync|spawnSync|spawn|execFile(?:Sync)?|shell_exec|passthru|proc_open|popen|IO\.popen|Open3\.\w+|os\.execute|io\.popen|"
+    r"(?<![\w])(?:os\.system|os\.popen|os\.exec[lv]p?e?|os\.spawn\w+|subprocess\.\w+|"
+    r"commands\.getoutput|popen2?|system|exec|"
+    r"execSync|spawnSync|spawn|execFile(?:Sync)?|shell_exec|passthru|proc_open|popen|"
+    r"IO\.popen|Open3\.\w+|os\.execute|io\.popen|"
     r"check_output|check_call|run|call|Popen|getoutput|pty\.spawn|getline|do shell script|eval|qx|sh|\$)\s*"
     r"(?:\(|\s|\{)\s*(\[?)\s*" + _STRING,
     re.DOTALL,

@@ -27,14 +27,26 @@ _SYSTEM = frozenset(
     [
         *_TOP,
         *"/usr/bin /usr/sbin /usr/lib /usr/lib32 /usr/lib64 /usr/libexec /usr/share /usr/include /usr/local".split(),
-        *"/usr/local/bin /usr/local/sbin /usr/local/lib /usr/lib/x86_64-linux-gnu /usr/lib/systemd /usr/lib/modules".split(),
-        *"/lib/modules /lib/systemd /lib/x86_64-linux-gnu /lib/security /lib/firmware /usr/src /usr/lib/python3".split(),
+        *(
+            "/usr/local/bin /usr/local/sbin /usr/local/lib /usr/lib/x86_64-linux-gnu /usr/lib/systemd /usr/lib/modules"
+        ).split(),
+        *(
+            "/lib/modules /lib/systemd /lib/x86_64-linux-gnu /lib/security /lib/firmware /usr/src /usr/lib/python3"
+        ).split(),
         *"/var/lib /var/spool /var/mail /var/run /var/backups /var/db /var/log".split(),
-        *"/var/lib/dpkg /var/lib/rpm /var/lib/apt /var/lib/pacman /var/lib/mysql /var/lib/postgresql /var/lib/docker".split(),
+        *(
+            "/var/lib/dpkg /var/lib/rpm /var/lib/apt /var/lib/pacman /var/lib/mysql /var/lib/postgresql /var/lib/docker"
+        ).split(),
         *"/var/lib/mongodb /var/lib/redis /var/lib/etcd /var/lib/kubelet /var/lib/systemd /var/lib/ldap".split(),
-        *"/etc/ssh /etc/ssl /etc/pam.d /etc/systemd /etc/systemd/system /etc/security /etc/sudoers.d /etc/init.d".split(),
-        *"/etc/network /etc/netplan /etc/NetworkManager /etc/apt /etc/yum.repos.d /etc/default /etc/pki /etc/selinux".split(),
-        *"/etc/kubernetes /etc/alternatives /etc/grub.d /etc/modprobe.d /etc/udev /etc/sysconfig /etc/ld.so.conf.d".split(),
+        *(
+            "/etc/ssh /etc/ssl /etc/pam.d /etc/systemd /etc/systemd/system /etc/security /etc/sudoers.d /etc/init.d"
+        ).split(),
+        *(
+            "/etc/network /etc/netplan /etc/NetworkManager /etc/apt /etc/yum.repos.d /etc/default /etc/pki /etc/selinux"
+        ).split(),
+        *(
+            "/etc/kubernetes /etc/alternatives /etc/grub.d /etc/modprobe.d /etc/udev /etc/sysconfig /etc/ld.so.conf.d"
+        ).split(),
         *"/boot/efi /boot/grub /boot/grub2 /run/systemd /sys/firmware/efi/efivars /sys/firmware".split(),
         *"/System/Library /Library/LaunchDaemons /Windows /c /mnt/c /mnt/c/Windows /mnt/c/Users".split(),
     ]
@@ -43,11 +55,13 @@ _SYSTEM_FILES = frozenset(
     "/etc/passwd /etc/shadow /etc/group /etc/gshadow /etc/fstab /etc/sudoers /etc/hosts /etc/crypttab /etc/inittab"
     " /etc/ssh/sshd_config /etc/nsswitch.conf /etc/ld.so.conf /etc/ld.so.cache /etc/profile /etc/pam.conf"
     " /etc/securetty /etc/login.defs /etc/shells /etc/default/grub /etc/pam.d/common-auth /etc/pam.d/sshd"
-    " /etc/pam.d/su /etc/pam.d/sudo /etc/security/limits.conf /etc/sysctl.conf /etc/machine-id /proc/sysrq-trigger".split()
+    " /etc/pam.d/su /etc/pam.d/sudo /etc/security/limits.conf /etc/sysctl.conf "
+    "/etc/machine-id /proc/sysrq-trigger".split()
 )
 _CORE = frozenset(
     "bash sh dash ls cat cp mv rm ln chmod chown mkdir mount umount sudo su login passwd systemd systemctl init python3"
-    " ssh sshd apt dpkg rpm yum dnf grep sed awk find tar env ps kill ip busybox sulogin agetty grub-install ldconfig".split()
+    " ssh sshd apt dpkg rpm yum dnf grep sed awk find tar env ps kill ip busybox sulogin "
+    "agetty grub-install ldconfig".split()
 )
 _PERSONAL = frozenset(
     "Documents Desktop Pictures Music Videos Movies Library .ssh .gnupg .config .local .mozilla".split()
@@ -255,9 +269,12 @@ def deleted(command: Command) -> list[tuple[str, bool]]:
 
 
 _READERS = frozenset(
-    "cat less more head tail tac nl od xxd hexdump strings base64 base32 gbase64 cp mv scp rsync tar zip 7z gzip bzip2 xz"
-    " grep egrep fgrep rg awk gawk mawk sed cut sort uniq tee dd diff cmp vim vi nano view emacs bat batcat rev paste join"
-    " openssl gpg curl wget nc ncat socat split xargs column pr fold fmt wc install ln jq yq python3 sqlite3 john unshadow"
+    "cat less more head tail tac nl od xxd hexdump strings base64 base32 gbase64 cp mv "
+    "scp rsync tar zip 7z gzip bzip2 xz"
+    " grep egrep fgrep rg awk gawk mawk sed cut sort uniq tee dd diff cmp vim vi nano "
+    "view emacs bat batcat rev paste join"
+    " openssl gpg curl wget nc ncat socat split xargs column pr fold fmt wc install ln "
+    "jq yq python3 sqlite3 john unshadow"
     " hashcat rclone aws gsutil sftp ftp mail mutt sendmail mapfile readarray source . expand look iconv pv ag ack zcat"
     " cpio pax rar gzcat uuencode perl ruby php msmtp tftp age ccrypt".split()
 )
@@ -297,7 +314,10 @@ def read_paths(command: Command) -> list[str]:
         out += [
             m[2]
             for m in re.finditer(
-                r"(?:open|read_text|readFileSync|readFile|file_get_contents|File\.read|IO\.read|read|Path)\s*\(?\s*(['\"])([^'\"\n]+)\1",
+                (
+                    r"(?:open|read_text|readFileSync|readFile|file_get_contents|File\.read|IO\.read|read|"
+                    r"Path)\s*\(?\s*(['\"])([^'\"\n]+)\1"
+                ),
                 command.code,
             )
         ]
