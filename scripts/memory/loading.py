@@ -275,7 +275,10 @@ def _add_adapters(device: _Device, model: nn.Module, scenario: Scenario) -> None
     adapters = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
     moved = {}
     for module in adapters:
-        dtype = getattr(module.base_layer, "compute_dtype", None) or module.base_layer.weight.dtype
+        if hasattr(module, "get_param"):  # PEFT's ParamWrapper: adapters of a parameter, such as all experts' weights
+            dtype = module.get_param().dtype
+        else:
+            dtype = getattr(module.base_layer, "compute_dtype", None) or module.base_layer.weight.dtype
         for tensor in (*module.lora_A.parameters(), *module.lora_B.parameters()):
             device.place(tensor, tensor.numel() * dtype.itemsize)
             moved[tensor] = dtype

@@ -69,7 +69,7 @@ def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> 
 
     model = build_model(scenario, "cpu")
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = model.config.get_text_config().vocab_size
     tracker = Tracker(("cpu",), vocabulary=vocabulary)
     follow_model(tracker, model)
     started = time.monotonic()
@@ -125,7 +125,7 @@ def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | N
     try:
         model = build_model(scenario, "cuda")
         optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
-        vocabulary = model.get_output_embeddings().weight.shape[0]
+        vocabulary = model.config.get_text_config().vocab_size
         enter("inputs")
         load = peaks["load"]
         resident = torch.cuda.memory_allocated()

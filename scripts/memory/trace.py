@@ -98,7 +98,7 @@ def trace(
     Raises
     ------
     UserError
-        If the model can't be built.
+        If the model can't be built or its step can't be traced.
     """
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
@@ -110,7 +110,7 @@ def trace(
         assert_quantized(model, scenario)
     model.config.use_cache = use_cache
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if on_card else False)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = model.config.get_text_config().vocab_size
 
     loading: list[Event] = []
     ids: dict[int, int] = {}
@@ -125,16 +125,25 @@ def trace(
     tracker.events += loading
     tracker.components.update({identity: LOADING for identity, _ in loading if identity > 0})
     follow_model(tracker, model, ids)
-    with _as_on_device(scenario, target, model, tracker) as hook:
-        take_steps(
-            model,
-            optimizer,
-            scenario,
-            tracker,
-            lambda: random_batch(scenario, "meta", vocabulary),
-            max_grad_norm=max_grad_norm,
-            hook=hook,
-        )
+    for identity in leftovers(loading) - set(ids.values()):  # bitsandbytes keeps its map of 8-bit values
+        tracker.components[identity] = QUANTIZATION_STATE
+    try:
+        with _as_on_device(scenario, target, model, tracker) as hook:
+            take_steps(
+                model,
+                optimizer,
+                scenario,
+                tracker,
+                lambda: random_batch(scenario, "meta", vocabulary),
+                max_grad_norm=max_grad_norm,
+                hook=hook,
+            )
+    except Exception as error:  # an architecture may ask for values, which meta tensors don't have
+        raise UserError(
+            f"The step of this architecture can't be traced: {type(error).__name__}: {str(error)[:500]}",
+            where=f"model (model_type {scenario.model['model_type']})",
+            allowed="a decoder whose forward pass doesn't depend on the values of its tensors",
+        ) from error
     result = summarize(tracker, on_card=on_card, timeline=timeline)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return result | {"parameters": parameter_count(model), "target": target, "trainable_parameters": trainable}
@@ -264,6 +273,17 @@ def summarize(tracker: Tracker, *, on_card: bool, timeline: bool = True) -> dict
     if timeline:
         result["timeline"] = _timeline(tracker, events, allocated, begin, second, spans, on_card)
     return result
+
+
+def leftovers(events: Sequence[Event]) -> set[int]:
+    """Ids that are allocated and not freed."""
+    alive: set[int] = set()
+    for identity, _ in events:
+        if identity > 0:
+            alive.add(identity)
+        else:
+            alive.discard(-identity)
+    return alive
 
 
 def _running_sum(events: Sequence[Event]) -> list[int]:

@@ -145,9 +145,10 @@ def test_components_of_the_7b_model(tmp_path):
     assert answer["parameters"] == 7_615_616_512
     assert parts["weights_4bit"] == linear // 2
     assert parts["weights_bf16"] == 2 * (7_615_616_512 - linear)
-    # absmax (1 byte a block), its own absmax (fp32, for 256 of them), the two codes and an offset for each layer
+    # absmax (1 byte a block), its own absmax (fp32, for 256 of them), the two codes and an offset for each layer; and
+    # the map of 8-bit values that bitsandbytes keeps
     layers = 28 * 7
-    assert parts["quantization_state"] == blocks + blocks // 256 * 4 + layers * (16 * 4 + 256 * 4 + 4)
+    assert parts["quantization_state"] == blocks + blocks // 256 * 4 + layers * (16 * 4 + 256 * 4 + 4) + 256 * 4
     assert parts["adapters"] == 4 * answer["trainable_parameters"]
     assert answer["trainable_parameters"] == 40_370_176
     assert len(answer["timeline"]["event"]) <= 2100
