@@ -58,6 +58,7 @@ def acquire(folder: Path, endpoint: str, **changes: object) -> subprocess.Comple
         "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         "PYTHONPATH": str(ROOT),
+        "USE_TORCH": "0",  # as in the environment that the rule runs in; `datasets` would import it where it is
     }
     command = [sys.executable, "-c", RUN, str(folder / "out"), json.dumps([source(**changes)])]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
