@@ -108,6 +108,8 @@ def decodes(command: Command) -> bool:
         return command.has("dD", "decode")
     if name == "xxd":
         return command.has("r", "revert")
+    if name.startswith("python") and "base64" in command.argv:  # python3 -m base64 -d
+        return "-d" in command.argv
     if name == "openssl":
         return "-d" in command.argv
     if name in ("gzip", "gpg", "xz"):

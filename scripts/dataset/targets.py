@@ -251,15 +251,18 @@ def deleted(command: Command) -> list[tuple[str, bool]]:
             # Moving a system tree away or anything into the null device is a deletion.
             gone = resolve(words[-1], command) == "/dev/null"
             out = [(w, True) for w in words[:-1] if gone or place(resolve(w, command)) in ("root", "system", "home")]
-            if not gone:
+            if not gone:  # renaming a file beside itself keeps it
+                target = resolve(words[-1], command)
                 out = [
                     (w, tree)
                     for w, tree in out
-                    if trunk(resolve(w, command))[0] not in _SYSTEM_FILES and "." not in posixpath.basename(w)
+                    if resolve(w, command) not in _SYSTEM_FILES or not target.startswith(resolve(w, command))
                 ]
     elif name == "rsync" and any(word.startswith("--delete") for word in command.argv):
         words = plain(command, "-e --rsh --exclude --include -f --filter")
         out = [(words[-1], True)] if len(words) > 1 and ":" not in words[-1] else []
+    elif name in ("tar", "gtar") and "--remove-files" in command.argv:
+        out = [(word, True) for word in plain(command, "-C -f --file --directory")]
     elif command.code is not None:
         paths = [match[2] for match in _DELETERS.finditer(command.code)]
         if _DELETES.search(command.code):  # a loop over a folder: the call names no path
@@ -296,7 +299,7 @@ def read_paths(command: Command) -> list[str]:
         if name in ("grep", "egrep", "fgrep", "rg", "sed", "awk", "gawk", "mawk", "jq", "yq", "ag", "ack"):
             words = words[0 if command.value("-e", "-f") else 1 :]
         elif name in ("cp", "mv", "scp", "rsync", "install", "ln", "sftp") and len(words) > 1:
-            words = words[:-1]
+            words = [re.sub(r"^[\w.@-]+:(?=[/~])", "", word) for word in words[:-1]]
         elif name == "tee":
             words = []
         out += words
