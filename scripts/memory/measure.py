@@ -58,7 +58,9 @@ def measure(
     result = (
         _on_cuda(scenario, max_grad_norm, snapshot) if device == "cuda" else _on_cpu(scenario, max_grad_norm, timeline)
     )
-    return result | {"target": device, "versions": versions()}
+    from scripts.training.model import attention_kernel
+
+    return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
 
 
 def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> dict[str, Any]:

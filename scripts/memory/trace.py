@@ -93,7 +93,8 @@ def trace(
     Returns
     -------
     dict
-        See :func:`summarize`.
+        See :func:`summarize`; also ``attention``, the kernel that runs (eager where the architecture knows no other),
+        ``parameters`` of the base model, ``trainable_parameters`` and ``target``.
 
     Raises
     ------
@@ -146,7 +147,12 @@ def trace(
         ) from error
     result = summarize(tracker, on_card=on_card, timeline=timeline)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return result | {"parameters": parameter_count(model), "target": target, "trainable_parameters": trainable}
+    return result | {
+        "attention": attention_kernel(scenario),
+        "parameters": parameter_count(model),
+        "target": target,
+        "trainable_parameters": trainable,
+    }
 
 
 def follow_model(tracker: Tracker, model: nn.Module, ids: dict[int, int] | None = None) -> None:

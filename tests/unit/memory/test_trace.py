@@ -193,3 +193,11 @@ def test_unknown_target():
 def test_further_micro_batches_change_nothing():
     answers = [trace(scenario(gradient_accumulation=count), timeline=False) for count in (2, 16)]
     assert answers[0] == answers[1]
+
+
+def test_the_answer_names_the_attention_that_runs():
+    gemma2 = next(model for model in MODELS if model["model_type"] == "gemma2")
+    assert trace(scenario(attention="sdpa"), timeline=False)["attention"] == "sdpa"
+    assert trace(scenario(gemma2, attention="sdpa"), timeline=False)["attention"] == "eager"
+    with pytest.raises(UserError, match="attention: eager"):
+        trace(scenario(gemma2, attention="mem_efficient"))
