@@ -21,6 +21,12 @@ from scripts.common.errors import UserError
 SCHEMA = ROOT / "config" / "schema.yaml"
 REFERENCE = ROOT / "config" / "README.md"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+# What each type of model source needs beside type and dtype.
+SOURCE_KEYS = {
+    "wheel": ("requirement", "sha256", "file", "hub_id"),
+    "hub": ("repository", "revision"),
+    "folder": ("path",),
+}
 _TYPES = {
     "string": "text",
     "integer": "a whole number",
@@ -140,17 +146,12 @@ def _yaml_line(path: list[str], key: str, value: Any) -> str:
 def _check_together(config: dict) -> None:
     """What no single key can show."""
     source = config["model"]["source"]
-    needed = {
-        "wheel": ("requirement", "sha256", "file", "hub_id"),
-        "hub": ("repository", "revision"),
-        "folder": ("path",),
-    }
-    for key in needed[source["type"]]:
+    for key in SOURCE_KEYS[source["type"]]:
         if key not in source:
             raise UserError(
                 f"model.source.{key} is missing: a source of type {source['type']} needs it.",
                 where="the configuration",
-                allowed=", ".join(needed[source["type"]]),
+                allowed=", ".join(SOURCE_KEYS[source["type"]]),
                 write=_yaml_line(["model", "source"], key, "..."),
             )
 
@@ -158,8 +159,7 @@ def _check_together(config: dict) -> None:
 def model_source(config: dict) -> dict:
     """``model.source`` with the keys of its own type alone, so that left-over keys of another rerun nothing."""
     source = config["model"]["source"]
-    keys = {"wheel": {"requirement", "sha256", "file", "hub_id"}, "hub": {"repository", "revision"}, "folder": {"path"}}
-    return {key: source[key] for key in sorted(source) if key in keys[source["type"]] | {"type", "dtype"}}
+    return {key: source[key] for key in sorted(source) if key in {*SOURCE_KEYS[source["type"]], "type", "dtype"}}
 
 
 def _coerce(value: Any, schema: dict) -> Any:
