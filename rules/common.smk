@@ -157,6 +157,7 @@ def documents(run):
         f"results/{run}/MODEL_CARD.md",
         f"results/{run}/docs/memory-profile.md",
         f"results/{run}/docs/publication.md",
+        f"results/{run}/report.html",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Run the whole default chain with the tiny configuration, and read what it left."""
+"""Run the whole default chain with the tiny configuration in a checkout of its own, and read what it left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,20 +21,29 @@ RUN = f"results/{SETTINGS['run']['name']}-r{SETTINGS['lora']['rank']}"
 NOTHING = "Nothing to be done"
 
 
+def checkout(folder: Path) -> Path:
+    """Copy the project's files, without results, into an empty folder; a test may edit them there."""
+    for name in ("Snakefile", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("rules", "scripts", "config", "envs", "profiles", "tests/config"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
 def snakemake(
-    folder: Path, *arguments: str | Path, python: Path | str = sys.executable, environ: dict[str, str] | None = None
+    project: Path, *arguments: str | Path, python: Path | str = sys.executable, environ: dict[str, str] | None = None
 ) -> str:
-    """Run the tiny configuration in ``folder``; returns all that Snakemake said. Fails with it when it fails."""
-    command = [python, "-m", "snakemake", "--cores", "2", "--configfile", CONFIGURATION, "--directory", folder]
+    """Run the tiny configuration in a checkout; returns all that Snakemake said. Fails with it when it fails."""
+    command = [python, "-m", "snakemake", "--cores", "2", "--configfile", CONFIGURATION.relative_to(ROOT)]
     done = subprocess.run(
         [str(part) for part in (*command, *arguments)],
-        cwd=ROOT,
+        cwd=project,
         env=environ or os.environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, f"snakemake failed in {folder}:\n{done.stdout[-20000:]}"
+    assert done.returncode == 0, f"snakemake failed in {project}:\n{done.stdout[-20000:]}"
     return done.stdout
 
 

@@ -17,13 +17,6 @@ from tests.end_to_end.chain import RUN, read
 pytestmark = pytest.mark.end_to_end
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder in which the chain has run, and what Snakemake said."""
-    folder = tmp_path_factory.mktemp("chain")
-    return folder, chain.snakemake(folder)
-
-
 def test_every_job_left_its_outputs_and_a_log(finished: tuple[Path, str]) -> None:
     folder, output = finished
     rows = chain.summary(folder)

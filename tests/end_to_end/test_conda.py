@@ -83,14 +83,14 @@ def plant_witnesses(environments: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:  # of this module, not the session's
     """The environments created, if they are not there from an earlier session, and the chain run in them."""
     try:
         setup = conda_setup(CACHE)
     except Unavailable as reason:
         pytest.skip(str(reason))
     python = bare_snakemake(setup.environments.parent / "snakemake")
-    folder, told = tmp_path_factory.mktemp("conda"), tmp_path_factory.mktemp("witnesses")
+    folder, told = chain.checkout(tmp_path_factory.mktemp("conda")), tmp_path_factory.mktemp("witnesses")
     use_conda = ["--use-conda", "--conda-prefix", setup.environments]
     run = {"python": python, "environ": {**setup.environ, "WITNESS_FOLDER": str(told)}}
     created = chain.snakemake(folder, *use_conda, "--conda-create-envs-only", **run)

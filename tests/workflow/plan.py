@@ -12,13 +12,13 @@ from pathlib import Path
 STATS = re.compile(r"^job +count\n-+ +-+\n(.*?)^total ", re.MULTILINE | re.DOTALL)
 
 
-def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """Run Snakemake in a project folder, with this environment's packages."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+def snakemake(project: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """Run Snakemake in a checkout, with this environment's packages."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", *map(str, arguments)]
     return subprocess.run(command, cwd=project, capture_output=True, text=True)
 
 
-def planned(project: Path, *arguments: str) -> set[str]:
+def planned(project: Path, *arguments: str | Path) -> set[str]:
     """Names of the rules that a dry run would run; ``all`` is left out, since it does nothing."""
     done = snakemake(project, "--dry-run", *arguments)
     text = done.stdout + done.stderr
