@@ -61,6 +61,8 @@ class Loader:
     ----------
     moved
         The model is loaded on the CPU and then moved (``model.to``), as scripts without ``device_map`` do.
+    warmup
+        Whether a block of the model's size is allocated and freed first (from transformers 4.50 on).
     workers
         Threads that load: 1, one tensor after the other, or 4 that run ahead of the quantization. Then the order
         differs from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published
@@ -72,6 +74,7 @@ class Loader:
     """
 
     moved: bool = False
+    warmup: bool = True
     workers: int = 1
     empties_cache: bool = True
     seed: int = 0
@@ -172,13 +175,14 @@ class _Device:
 def _load_on_device(
     device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: Loader
 ) -> None:
-    warmup = sum(
-        tensor.quant_state.shape.numel() // 2
-        if getattr(tensor, "quant_state", None) is not None
-        else _loaded_bytes(tensor, scenario)
-        for tensor in base.values()
-    )
-    device.free(device.allocate(warmup // 2 * 2))  # torch.empty(byte_count // 2, dtype=float16)
+    if loader.warmup:
+        total = sum(
+            tensor.quant_state.shape.numel() // 2
+            if getattr(tensor, "quant_state", None) is not None
+            else _loaded_bytes(tensor, scenario)
+            for tensor in base.values()
+        )
+        device.free(device.allocate(total // 2 * 2))  # torch.empty(byte_count // 2, dtype=float16)
 
     owners = {id(module.weight): module for module in model.modules() if type(module).__name__ == "Linear4bit"}
     order = sorted(base.items(), key=lambda item: _natural_key(item[0]))

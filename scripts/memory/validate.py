@@ -132,11 +132,11 @@ def predictions(row: Mapping[str, str], orders: int) -> list[dict[str, int]]:
 
     scenario = scenario_of(row)
     source = row["id"].split("-")[0]
-    loader = Loader()
+    loader = Loader(warmup=False)  # transformers 4.48
     if source == "t4":  # the script that measured them: with device_map when quantizing, else model.cuda()
         loader = Loader.of(transformers=row["transformers"], peft=row["peft"], moved=row["method"] != "qlora")
     found = []
-    with _preparation(row["kbit_preparation"]):
+    with _trainer_of(row):
         for seed in range(orders if loader.workers > 1 and row["method"] == "qlora" else 1):
             result = trace(
                 scenario,
@@ -240,44 +240,53 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _preparation(kind: str) -> Iterator[None]:
-    """Prepare models as TRL 0.13 did where a row asks for it: only what is one-dimensional stays fp32.
+def _trainer_of(row: Mapping[str, str]) -> Iterator[None]:
+    """Do what a row's trainer did and no scenario can say.
 
-    ``prepare_model_for_kbit_training`` first casts everything that is not 4-bit to fp32, then
-    ``peft_module_casting_to_bf16`` (trl/trainer/utils.py) casts embeddings and head back to bf16 and keeps the norms.
+    The A100 benchmark trains its quantized models with ``fp16: True``, so under autocast although the weights are 16
+    bits wide; the others without (scripts/benchmarks/scenarios.yaml of foundation-model-stack/fms-acceleration).
+
+    TRL 0.13 prepares a 4-bit model with peft's ``prepare_model_for_kbit_training`` and then casts embeddings and head
+    back to bf16 (trl/trainer/utils.py, ``peft_module_casting_to_bf16``), so that only the norms stay fp32.
     """
-    if not kind.startswith(TRL_PREPARATION):
+    if not (row["id"].startswith("a100") and row["method"] == "qlora"):
         yield
         return
+    from dataclasses import replace
+
     import torch
 
     from scripts.memory import trace as module
 
-    original = module.build_model
+    originals = module.build_model, module._attention, module.autocast_dtype
 
     def build_model(*args: Any, **kwargs: Any) -> Any:
-        model = original(*args, **kwargs)
-        for parameter in model.parameters():
-            if parameter.dim() == 1 and parameter.dtype == torch.bfloat16:
-                parameter.data = parameter.data.float()
+        model = originals[0](*args, **kwargs)
+        if row["kbit_preparation"].startswith(TRL_PREPARATION):
+            for parameter in model.parameters():
+                if parameter.dim() == 1 and parameter.dtype == torch.bfloat16:
+                    parameter.data = parameter.data.float()
         return model
 
     module.build_model = build_model
+    module._attention = lambda scenario, *rest: originals[1](replace(scenario, precision="bf16-mixed"), *rest)
+    module.autocast_dtype = lambda _: torch.bfloat16
     try:
         yield
     finally:
-        module.build_model = original
+        module.build_model, module._attention, module.autocast_dtype = originals
 
 
 def _older_transformers() -> None:
     """Give transformers 4.48 the names that the project's modules expect of 5.x."""
+    if version("transformers") >= "5":
+        return
     import types
 
     import torch
-    import transformers
+    import transformers.processing_utils  # puts another object in the place of `transformers`: has to come first
 
-    if hasattr(transformers, "AttentionInterface"):
-        return
+    transformers = sys.modules["transformers"]
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
 
@@ -286,11 +295,26 @@ def _older_transformers() -> None:
         def register(name: str, function: Any) -> None:
             ALL_ATTENTION_FUNCTIONS[name] = function
 
+        def __getitem__(self, name: str) -> Any:
+            return ALL_ATTENTION_FUNCTIONS[name]
+
+    class AttentionMaskInterface:
+        @staticmethod
+        def register(name: str, function: Any) -> None:
+            """Masks are made elsewhere."""
+
+        def __getitem__(self, name: str) -> None:
+            return None
+
     masks = types.ModuleType("transformers.masking_utils")
-    masks.AttentionMaskInterface = type("AttentionMaskInterface", (), {"register": staticmethod(lambda *_: None)})
+    masks.AttentionMaskInterface = AttentionMaskInterface
     masks.flash_attention_mask = masks.sdpa_mask = None
     sys.modules[masks.__name__] = transformers.masking_utils = masks
     transformers.AttentionInterface = AttentionInterface
+
+    from transformers.models.mistral.modeling_mistral import MistralModel
+
+    MistralModel._update_causal_mask = lambda *_: None  # as with flash_attention_2 and no padding
 
     # Autocast contexts are made for the device's type, and refuse meta.
     enabled = torch.is_autocast_enabled
