@@ -476,7 +476,7 @@ def _gpu(value: Any, where: object) -> str | dict[str, float] | None:
 
 
 def _model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
-    """The configuration as a mapping, with a name for it: given as one, or as a path, or by a name in config/models/."""
+    """The configuration as a mapping, and a name for it: from a mapping, a path, or a name in config/models/."""
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     example = "qwen2.5-coder-7b"
     if value is None:
@@ -556,7 +556,7 @@ def _check_model(model: dict[str, Any], where: object) -> None:
     groups = model.get("num_key_value_heads")
     if hidden and heads and not model.get("head_dim") and model["model_type"] not in OWN_HEAD_DIM and hidden % heads:
         fits = [n for n in range(1, hidden + 1) if hidden % n == 0]
-        near_heads = min(fits, key=lambda n: abs(n - heads))
+        near_heads = min(fits, key=lambda n: (abs(n - heads), -n))
         raise UserError(
             f"`model.num_attention_heads` does not divide `model.hidden_size` ({hidden}).",
             where=where,
@@ -571,7 +571,7 @@ def _check_model(model: dict[str, Any], where: object) -> None:
             where=where,
             found=groups,
             allowed=", ".join(map(str, fits)),
-            write=f"model: {{num_key_value_heads: {min(fits, key=lambda n: abs(n - groups))}, ...}}",
+            write=f"model: {{num_key_value_heads: {min(fits, key=lambda n: (abs(n - groups), -n))}, ...}}",
         )
 
 

@@ -237,7 +237,22 @@ def _verified(
 def _combined(
     scenario: Scenario, gpu: Gpu, estimate: Estimate, fits: Callable[[Scenario], bool]
 ) -> dict[str, Any] | None:
-    """Several changes together: the cheapest first until it fits, then without those that turn out not to be needed."""
+    """Several changes together, verified; a trace that says no corrects the estimate, and the search begins again."""
+    for _ in range(PROBES):
+        taken = _cheapest(scenario, estimate, fits)
+        if taken is None:
+            return None
+        traced = estimate.verify(_all(scenario, taken))
+        if traced["required_bytes"] <= gpu.usable_bytes:
+            changes = {key: value for _, step in taken for key, value in step.items()}
+            return _suggestion(changes, "; ".join(price for price, _ in taken), traced, gpu)
+    return None
+
+
+def _cheapest(
+    scenario: Scenario, estimate: Estimate, fits: Callable[[Scenario], bool]
+) -> list[tuple[str, Changes]] | None:
+    """The cheapest changes first until it fits, then without those that turn out not to be needed."""
     taken: list[tuple[str, Changes]] = []
     seen: set[str] = set()
     current = scenario
@@ -247,22 +262,16 @@ def _combined(
             return None
         price, options = step
         seen.add(price)
-        before = estimate(current)
         chosen = next((changes for changes in options if fits(apply(current, changes))), options[-1])
         candidate = apply(current, chosen)
-        if estimate(candidate) < before:
+        if estimate(candidate) < estimate(current):
             taken.append((price, chosen))
             current = candidate
     for item in list(taken):  # an early, cheap change is not needed where a later one alone suffices
         rest = [other for other in taken if other is not item]
         if fits(_all(scenario, rest)):
             taken = rest
-    candidate = _all(scenario, taken)
-    traced = estimate.verify(candidate)
-    if traced["required_bytes"] > gpu.usable_bytes:
-        return None
-    changes = {key: value for _, step in taken for key, value in step.items()}
-    return _suggestion(changes, "; ".join(price for price, _ in taken), traced, gpu)
+    return taken
 
 
 def _all(scenario: Scenario, taken: Iterable[tuple[str, Changes]]) -> Scenario:

@@ -153,7 +153,7 @@ def answer_or_message(path: Path) -> tuple[Path, dict[str, Any] | None, str | No
     try:
         return path, predict(load_scenario(path), path), None
     except UserError as error:
-        return path, None, str(error) if error.where is not None else f"{error}\n  where:   {path}"
+        return path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,249 @@
+"""The closed form: exact counts, sums that add up, more never needs less, and the trace within 3 %."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.common.errors import UserError
+from scripts.common.scenario import MODELS, ROOT, Lora, Scenario
+from scripts.memory.closed_form import closed_form
+from scripts.memory.decoder import FAMILIES, describe
+
+SIZES = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 8000,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+GPT2 = {"n_embd": 512, "n_layer": 6, "n_head": 8, "vocab_size": 8000, "n_positions": 4096}
+
+
+def model(kind: str = "qwen2", **sizes) -> dict:
+    if kind == "gpt2":
+        return {"model_type": kind, **GPT2, "bos_token_id": 1, "eos_token_id": 2, **sizes}
+    own = {"head_dim": 64} if FAMILIES[kind].own_head_dim else {}
+    return {"model_type": kind, **SIZES, **own, **sizes}
+
+
+def make(kind: str = "qwen2", **fields) -> Scenario:
+    return Scenario.from_mapping({"model": model(kind), "sequence_length": 512, "micro_batch": 2, **fields})
+
+
+def peak(scenario: Scenario) -> int:
+    return closed_form(scenario)["peak_allocated_bytes"]
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+def test_target_model_to_the_parameter() -> None:
+    counts = describe(json.loads((MODELS / "qwen2.5-coder-7b.json").read_text())).parameter_counts()
+    assert counts["total"] == 7_615_616_512
+    assert counts["linear"] == 6_525_288_448
+    assert counts["embeddings"] == counts["output_head"] == 152_064 * 3_584
+
+
+VARIATIONS = {
+    "defaults": {},
+    "tied": {"tie_word_embeddings": True, **SIZES},
+    "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, **SIZES},
+    "norms of queries, no bias": {"qk_layernorm": True, "use_bias": False, **SIZES},
+    "own head size": {"head_dim": 32, **SIZES},
+}
+
+
+@pytest.mark.parametrize("variation", VARIATIONS.values(), ids=VARIATIONS)
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_counts_are_those_of_the_built_model(kind, variation) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if kind == "gpt2" and variation:
+        variation = {**GPT2, **{key: variation[key] for key in ("tie_word_embeddings",) if key in variation}}
+    if kind in ("phi", "phi3", "starcoder2") and "head_dim" in variation:
+        pytest.skip("these take their head size from the hidden size alone")
+    mapping = {"model_type": kind, **variation}
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(AutoConfig.for_model(**mapping))
+    assert describe(mapping).parameter_counts()["total"] == sum(p.numel() for p in built.parameters())
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "phi3", "gpt2", "gemma2"])
+@pytest.mark.parametrize("targets", ["all-linear", "first"])
+def test_adapters_are_those_that_peft_makes(kind, targets) -> None:
+    from scripts.training.model import build_model
+
+    names = [describe(model(kind)).matrices[0].name] if targets == "first" else targets
+    scenario = make(kind, method="lora", lora={"rank": 4, "target_modules": names})
+    built = build_model(scenario, "meta")
+    trainable = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    assert describe(scenario.model).adapter_parameters(scenario.lora) == trainable
+
+
+def test_unknown_family_has_no_closed_form() -> None:
+    assert closed_form(make().changed(model={"model_type": "bloom", "hidden_size": 64})) is None
+
+
+def test_targets_that_match_nothing() -> None:
+    scenario = make(lora={"target_modules": ["query_proj", "value_proj"]})
+    with pytest.raises(UserError) as caught:
+        closed_form(scenario, "mine.yaml")
+    assert "mine.yaml" in str(caught.value)
+    assert "q_proj" in caught.value.allowed
+    assert caught.value.write.startswith("lora: {target_modules: ")
+
+
+def test_positions_that_a_configuration_leaves_out() -> None:
+    scenario = Scenario.from_mapping({"model": {"model_type": "gpt2"}, "sequence_length": 2048})
+    with pytest.raises(UserError, match="1024 positions"):
+        closed_form(scenario)
+
+
+def test_needs_no_torch() -> None:
+    code = (
+        "import sys; from scripts.common.scenario import Scenario; from scripts.memory.closed_form import closed_form;"
+        "closed_form(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# --- sums and order -----------------------------------------------------------------------------------------------
+
+
+FIELDS = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(["full", "lora", "qlora"]),
+        "precision": st.sampled_from(["fp32", "fp16", "bf16"]),
+        "gradient_checkpointing": st.booleans(),
+        "attention": st.sampled_from(["eager", "sdpa", "mem_efficient"]),
+        "optimizer": st.sampled_from(["adamw", "adamw_fused", "adamw_8bit"]),
+        "loss": st.sampled_from(["full", "chunked"]),
+        "sequence_length": st.integers(8, 2048),
+        "micro_batch": st.integers(1, 8),
+    }
+)
+KINDS = st.sampled_from(sorted(set(FAMILIES) - {"mixtral"}))
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=KINDS, fields=FIELDS)
+def test_components_add_up_to_the_peak(kind, fields) -> None:
+    form = closed_form(make(kind, **fields))
+    assert sum(form["components"].values()) == form["peak_allocated_bytes"]
+    assert sum(term["bytes"] for term in form["terms"]) == form["peak_allocated_bytes"]
+    assert all(term["bytes"] > 0 for term in form["terms"])
+    assert form["peak_allocated_bytes"] == max(form["phases"][p] for p in ("forward", "backward", "optimizer"))
+    assert form["resident_bytes"] <= form["phases"]["load"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(kind=KINDS, fields=FIELDS)
+def test_more_never_needs_less(kind, fields) -> None:
+    scenario = make(kind, **fields)
+    base = peak(scenario)
+    assert peak(scenario.changed(micro_batch=scenario.micro_batch + 1)) >= base
+    assert peak(scenario.changed(sequence_length=scenario.sequence_length * 2)) >= base
+    key = "n_layer" if kind == "gpt2" else "num_hidden_layers"
+    deeper = {**scenario.model, key: scenario.model[key] + 1}
+    assert peak(scenario.changed(model=deeper)) >= base
+    if scenario.lora:
+        wider = {**scenario.to_mapping()["lora"], "rank": scenario.lora.rank * 2}
+        assert peak(scenario.changed(lora=wider)) >= base
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing) -> None:
+    """From four layers on only three are run: peaks must go on growing by the same amount."""
+    peaks = [
+        peak(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
+        for n in (layers, layers + 1, layers + 2)
+    ]
+    first, second = peaks[1] - peaks[0], peaks[2] - peaks[1]
+    assert second == pytest.approx(first, rel=0.02) or layers < 3
+
+
+def test_accumulation_keeps_gradients_through_the_forward_pass() -> None:
+    once, often = closed_form(make(method="full")), closed_form(make(method="full", gradient_accumulation=4))
+    weights = once["parameters"]["total"] * 2
+    assert often["phases"]["forward"] - once["phases"]["forward"] == pytest.approx(weights, rel=0.05)
+
+
+def test_adapter_dropout_keeps_a_mask() -> None:
+    lora = {"rank": 8, "target_modules": "all-linear"}
+    without = peak(make(lora=lora, gradient_checkpointing=False))
+    assert peak(make(lora={**lora, "dropout": 0.1}, gradient_checkpointing=False)) > without
+
+
+def test_lora_is_a_value() -> None:
+    assert make(lora={"rank": 8}).lora == Lora(8, 32, 0.0, "all-linear")
+
+
+# --- against the trace ------------------------------------------------------------------------------------------------
+
+ALIKE = [
+    ("qwen2", {}),
+    ("qwen2", {"method": "full"}),
+    ("qwen2", {"method": "full", "gradient_checkpointing": False, "precision": "fp32"}),
+    ("qwen2", {"method": "full", "precision": "bf16-mixed"}),
+    ("qwen2", {"method": "full", "gradient_accumulation": 3, "optimizer": "adamw_fused"}),
+    ("qwen2", {"method": "lora", "gradient_checkpointing": False}),
+    ("qwen2", {"method": "lora", "precision": "fp16-mixed", "gradient_checkpointing": False}),
+    ("qwen2", {"method": "lora", "attention": "eager", "precision": "fp16"}),
+    ("qwen2", {"gradient_checkpointing": False, "attention": "mem_efficient"}),
+    ("qwen2", {"gradient_checkpointing": False, "attention": "flash", "optimizer": "paged_adamw_8bit"}),
+    ("qwen2", {"loss": "chunked", "gradient_checkpointing": False}),
+    ("qwen2", {"loop": "manual"}),
+    ("qwen2", {"kbit_preparation": "peft", "precision": "fp16", "attention": "mem_efficient"}),
+    ("qwen2", {"quantization": {"double": False}, "adapter_precision": "bf16"}),
+    ("qwen2", {"lora": {"rank": 64, "target_modules": ["q_proj", "v_proj"]}}),
+    ("llama", {"gradient_checkpointing": False}),
+    ("mistral", {"method": "full"}),
+    ("qwen3", {"gradient_checkpointing": False}),
+    ("gemma", {"method": "lora"}),
+    ("gemma2", {"method": "lora", "gradient_checkpointing": False}),
+    ("gemma3_text", {"method": "full"}),
+    ("phi", {"gradient_checkpointing": False}),
+    ("phi3", {}),
+    ("gpt2", {"method": "lora"}),
+    ("gpt2", {"method": "full", "gradient_checkpointing": False}),
+    ("smollm3", {}),
+    ("starcoder2", {"method": "full"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields"), ALIKE, ids=[f"{k}-{'-'.join(map(str, f.values()))}" for k, f in ALIKE])
+def test_trace_within_three_per_cent(kind, fields) -> None:
+    from scripts.memory.trace import trace
+
+    scenario = make(kind, **fields)
+    assert peak(scenario) == pytest.approx(trace(scenario, timeline=False)["peak_allocated_bytes"], rel=0.03)
+
+
+def test_trace_of_an_older_card_within_three_per_cent() -> None:
+    """Before compute capability 8.0 grouped attention in 16 bits runs by formula."""
+    from scripts.memory.trace import trace
+
+    scenario = make(gradient_checkpointing=False)
+    traced = trace(scenario, capability=(7, 5), timeline=False)["peak_allocated_bytes"]
+    assert closed_form(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(traced, rel=0.03)
+
+
+def test_target_model_within_three_per_cent() -> None:
+    from scripts.memory.trace import trace
+
+    for fields in ({"method": "full", "precision": "fp32"}, {"method": "full"}, {}):
+        scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b", **fields})
+        traced = trace(scenario, timeline=False)["peak_allocated_bytes"]
+        assert peak(scenario) == pytest.approx(traced, rel=0.03)

@@ -1,0 +1,55 @@
+"""Four answers side by side, with signed differences."""
+
+import pytest
+
+from scripts.common.scenario import Scenario
+from scripts.memory.compare import NOT_MEASURED, compare, judge
+from scripts.memory.estimate import estimate
+from scripts.memory.trace import trace
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 256,
+    "max_position_embeddings": 256,
+}
+
+
+def answers(**fields) -> tuple[dict, dict]:
+    scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64, **fields})
+    traced = {"scenario": scenario.to_mapping(), "trace": trace(scenario, timeline=False), "versions": {}}
+    return estimate(scenario), traced
+
+
+def test_differences_are_signed() -> None:
+    estimated, traced = answers()
+    compared = compare(estimated, traced, None)
+    rule = estimated["rule_of_thumb"]["peak_allocated_bytes"]
+    peak = traced["trace"]["peak_allocated_bytes"]
+    assert compared["differences"]["rule_of_thumb_to_trace"]["bytes"] == rule - peak > 0
+    assert compared["differences"]["closed_form_to_trace"]["share"] == pytest.approx(0, abs=0.03)
+    assert compared["measurement"] == {"peak_allocated_bytes": None, "reason": NOT_MEASURED}
+
+
+def test_measurement_is_compared_with_the_trace_for_its_device() -> None:
+    estimated, traced = answers()
+    own = {"peak_allocated_bytes": 1000}
+    compared = compare(estimated, traced, {"peak_allocated_bytes": 1001, "trace_on_the_same_device": own})
+    assert compared["differences"]["measurement_to_trace"] == {"bytes": 1, "share": 0.001}
+
+
+def test_verdict_for_the_card_that_is_named() -> None:
+    estimated, traced = answers(gpu="t4")
+    judged = judge(compare(estimated, traced, None))
+    assert (judged["fits"], judged["gpu"]["name"], judged["suggestions"]) == (True, "t4", [])
+
+
+def test_architecture_without_a_closed_form() -> None:
+    scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64})
+    unknown = scenario.changed(model={"model_type": "bloom", "hidden_size": 64})
+    assert estimate(unknown)["closed_form"] is None
+    _, traced = answers()
+    assert "closed_form_to_trace" not in compare(estimate(unknown), traced, None)["differences"]

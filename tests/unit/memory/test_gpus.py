@@ -1,0 +1,48 @@
+"""The catalogue of cards: plausible, sourced, and found by name."""
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.memory.gpus import GIB, MIB, catalogue, find, verdict
+
+
+def test_every_card_has_its_figures_and_their_sources() -> None:
+    for card in catalogue().values():
+        assert 10 * GIB < card.total_bytes < 192 * GIB
+        assert 0 < card.context_bytes < GIB
+        assert card.total_source
+        assert card.context_source
+        assert card.usable_bytes == card.total_bytes - card.context_bytes
+
+
+def test_catalogue_spans_12_to_192_gb() -> None:
+    sizes = [card.total_bytes / GIB for card in catalogue().values()]
+    assert min(sizes) < 12
+    assert max(sizes) > 180
+
+
+def test_measured_t4() -> None:
+    card = find("t4")
+    assert (card.total_bytes, card.context_bytes, card.capability) == (14912 * MIB, int(140.875 * MIB), (7, 5))
+
+
+def test_a_size_instead_of_a_name() -> None:
+    card = find({"vram_gib": 24})
+    assert card.total_bytes == 24 * GIB
+    assert card.context_source.startswith("assumed")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"), [("rtx4090", "rtx-4090"), ("RTX 3090", "rtx-3090"), ("T4", "t4"), ("x", None)]
+)
+def test_unknown_card_names_the_nearest(name, write) -> None:
+    with pytest.raises(UserError) as caught:
+        find(name, "scenario.yaml")
+    assert "scenario.yaml" in str(caught.value)
+    assert caught.value.write == f"gpu: {write or '{vram_gib: 24}'}"
+
+
+def test_fits_to_the_byte() -> None:
+    card = find("t4")
+    assert verdict(card.usable_bytes, card) == {"fits": True, "headroom_bytes": 0}
+    assert verdict(card.usable_bytes + 1, card) == {"fits": False, "headroom_bytes": -1}

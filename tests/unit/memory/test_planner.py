@@ -1,0 +1,143 @@
+"""The planner: what it says fits does, what it suggests suffices, and the effective batch stays."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from scripts.common.scenario import Scenario
+from scripts.memory.gpus import GIB, Gpu, catalogue, find
+from scripts.memory.planner import LENGTH_STEP, Estimate, apply, feasibility, largest, moves, suggest, sweep
+from scripts.memory.trace import trace
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 4000,
+    "max_position_embeddings": 1024,
+}
+
+
+def make(**fields) -> Scenario:
+    return Scenario.from_mapping({"model": MODEL, "sequence_length": 256, **fields})
+
+
+def card(usable: int) -> Gpu:
+    return replace(find({"vram_gib": 1}), total_bytes=usable + find({"vram_gib": 1}).context_bytes)
+
+
+def required(scenario: Scenario) -> int:
+    return trace(scenario, timeline=False)["required_bytes"]
+
+
+def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    scenario, gpu = make(), card(200 * 2**20)
+    found = largest(scenario, gpu, "micro_batch")
+    assert found["verified"]
+    assert found["value"] > 1
+    assert required(scenario.changed(micro_batch=found["value"])) <= gpu.usable_bytes
+    assert required(scenario.changed(micro_batch=found["value"] + 1)) > gpu.usable_bytes
+    assert found["headroom_bytes"] == gpu.usable_bytes - found["required_bytes"] >= 0
+
+
+def test_longest_sequence_ends_at_the_positions() -> None:
+    found = largest(make(), card(4 * GIB), "sequence_length")
+    assert (found["value"], found["limited_by_positions"]) == (1024, True)
+
+
+def test_longest_sequence_on_a_small_card() -> None:
+    scenario, gpu = make(), card(80 * 2**20)
+    value = largest(scenario, gpu, "sequence_length")["value"]
+    assert 0 < value < 1024
+    assert value % LENGTH_STEP == 0
+    assert required(scenario.changed(sequence_length=value)) <= gpu.usable_bytes
+
+
+def test_nothing_fits_a_tiny_card() -> None:
+    assert largest(make(), card(2**20), "micro_batch")["value"] == 0
+
+
+def test_suggestions_fit_in_order_of_their_cost() -> None:
+    scenario = make(micro_batch=8, gradient_checkpointing=False, attention="eager", loop="manual")
+    need = required(scenario)
+    gpu = card(int(need * 0.8))
+    found = suggest(scenario, gpu)
+    assert len(found) >= 2
+    costs = [price for price, _ in moves(scenario)]
+    places = [costs.index(item["cost"]) for item in found if item["cost"] in costs]
+    assert places == sorted(places)
+    for item in found:
+        if "gpu" in item["changes"]:
+            continue
+        changed = apply(scenario, item["changes"])
+        assert required(changed) == item["required_bytes"] <= gpu.usable_bytes
+        assert changed.micro_batch * changed.gradient_accumulation == 8
+        assert item["headroom_bytes"] == gpu.usable_bytes - item["required_bytes"]
+        assert all(key in item["write"] for key in item["changes"])
+    assert "gpu" in found[-1]["changes"]
+
+
+def test_several_changes_where_one_does_not_suffice() -> None:
+    scenario = make(method="full", precision="fp32", micro_batch=8, gradient_checkpointing=False)
+    alone = required(scenario.changed(gradient_checkpointing=True, micro_batch=1, gradient_accumulation=8))
+    gpu = card(int(alone * 0.65))
+    first = suggest(scenario, gpu)[0]
+    changed = apply(scenario, first["changes"])
+    assert required(changed) <= gpu.usable_bytes
+    for key in first["changes"]:  # none of them is superfluous
+        fewer = {name: value for name, value in first["changes"].items() if name != key}
+        if {"micro_batch", "gradient_accumulation"} & {key} or not fewer:
+            continue
+        assert required(apply(scenario, fewer)) > gpu.usable_bytes
+
+
+def test_bigger_card_is_the_smallest_that_holds_it() -> None:
+    scenario, gpu = make(micro_batch=1500), find("t4")
+    last = suggest(scenario, gpu)[-1]
+    name = last["changes"]["gpu"]
+    smaller = [c for c in catalogue().values() if gpu.total_bytes < c.total_bytes < catalogue()[name].total_bytes]
+    assert all(last["required_bytes"] > c.usable_bytes * 0.97 for c in smaller)
+
+
+def test_methods_keep_what_they_can() -> None:
+    scenario = make(method="full", precision="bf16-mixed")
+    assert apply(scenario, {"method": "lora"}).lora is not None
+    assert apply(make(), {"method": "full"}).quantization is None
+
+
+def test_feasibility_has_a_row_for_each_method_and_card() -> None:
+    cards = [card(60 * 2**20), card(200 * 2**20), card(400 * 2**20)]
+    rows = feasibility(make(), {"lora": {"method": "lora"}, "qlora": {"method": "qlora"}}, cards)
+    assert [row["method"] for row in rows] == ["lora"] * 3 + ["qlora"] * 3
+    for method in ("lora", "qlora"):
+        batches = [row["largest_micro_batch"] for row in rows if row["method"] == method]
+        assert batches == sorted(batches)
+    assert all(row["fits"] == (row["largest_micro_batch"] > 0) for row in rows)
+
+
+def test_estimates_meet_the_traces_that_taught_them() -> None:
+    scenario = make()
+    estimate = Estimate(scenario)
+    for batch in (1, 4, 16):
+        traced = estimate.verify(scenario.changed(micro_batch=batch))
+        assert estimate(scenario.changed(micro_batch=batch)) == traced["required_bytes"]
+    between = scenario.changed(micro_batch=8)
+    assert estimate(between) == pytest.approx(required(between), rel=0.15)  # segments are coarse here
+
+
+def test_sweep_of_two_hundred_settings() -> None:
+    scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b"})
+    started = time.monotonic()
+    rows = sweep(
+        scenario,
+        ranks=[4, 8, 16, 32, 64],
+        sequence_lengths=[128, 256, 512, 1024, 2048, 4096, 8192, 16384],
+        micro_batches=[1, 2, 4, 8, 16],
+    )
+    print(f"{len(rows)} settings in {time.monotonic() - started:.1f} s")
+    assert len(rows) == 200
+    table = {(row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"] for row in rows}
+    assert table[8, 512, 1] < table[64, 512, 1] < table[64, 4096, 1] < table[64, 4096, 16]

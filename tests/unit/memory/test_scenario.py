@@ -1,0 +1,141 @@
+"""A scenario is checked field by field; each message names the field, the value and the corrected line."""
+
+import json
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.common.scenario import MODELS, Scenario, load_scenario, scenario_defaults
+
+SMALL = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 1024,
+}
+
+
+def make(**fields) -> Scenario:
+    return Scenario.from_mapping({"model": SMALL, **fields}, where="test.yaml")
+
+
+def test_defaults_come_from_the_configuration() -> None:
+    scenario, defaults = make(), scenario_defaults()
+    assert (scenario.method, scenario.sequence_length) == (defaults["method"], defaults["sequence_length"])
+    assert scenario.lora.rank == defaults["lora"]["rank"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"method": "full", "precision": "bf16-mixed"},
+        {"method": "lora", "lora": {"rank": 8, "target_modules": ["q_proj", "v_proj"]}},
+        {"gpu": {"vram_gib": 24}},
+        {"gpu": "t4", "micro_batch": 4, "gradient_accumulation": 2},
+    ],
+)
+def test_mapping_makes_the_same_scenario_again(fields) -> None:
+    scenario = make(**fields)
+    mapping = scenario.to_mapping()
+    assert Scenario.from_mapping(mapping) == scenario
+    assert list(mapping) == sorted(mapping)
+    assert json.loads(json.dumps(mapping)) == mapping
+
+
+def test_method_decides_what_is_there() -> None:
+    assert make(method="full").lora is None
+    assert make(method="lora").quantization is None
+    assert make().quantization == {"double": True, "type": "nf4"}
+
+
+def test_part_of_a_structure_keeps_the_rest() -> None:
+    scenario = make(lora={"rank": 4}, quantization={"double": False})
+    assert scenario.lora.target_modules == "all-linear"
+    assert scenario.quantization == {"double": False, "type": "nf4"}
+
+
+WRONG = {
+    "unknown field": ({"micro_bacth": 2}, "micro_batch", "micro_batch: 2"),
+    "unknown method": ({"method": "lorra"}, "method", "method: lora"),
+    "dtype by its long name": ({"precision": "bfloat16"}, "precision", "precision: bf16"),
+    "rank 0": ({"lora": {"rank": 0}}, "lora.rank", "rank: 16"),
+    "rank as text": ({"lora": {"rank": "8"}}, "text", "rank: 8"),
+    "exponent as text": ({"lora": {"dropout": "5e-2"}}, "exponent", "dropout: 0.05"),
+    "unknown lora field": ({"lora": {"r": 8}}, "lora.r", None),
+    "dropout 1": ({"lora": {"dropout": 1.0}}, "lora.dropout", "dropout: 0.0"),
+    "one target as text": ({"lora": {"target_modules": "q_proj"}}, "target_modules", "[q_proj]"),
+    "no targets": ({"lora": {"target_modules": []}}, "target_modules", None),
+    "length as text": ({"sequence_length": "512"}, "sequence_length", "sequence_length: 512"),
+    "negative length": ({"sequence_length": -1}, "sequence_length", "sequence_length: 512"),
+    "beyond the positions": ({"sequence_length": 1025}, "1024 positions", "sequence_length: 1024"),
+    "half a batch": ({"micro_batch": 1.5}, "micro_batch", "micro_batch: 1"),
+    "true as a number": ({"micro_batch": True}, "micro_batch", "micro_batch: 1"),
+    "yes for true": ({"gradient_checkpointing": "yes"}, "gradient_checkpointing", "gradient_checkpointing: true"),
+    "quantized full": ({"method": "full", "quantization": {"type": "nf4"}}, "method: full", "method: qlora"),
+    "adapters in full": ({"method": "full", "lora": {"rank": 8}}, "method: full", "method: lora"),
+    "preparation in full": ({"method": "full", "kbit_preparation": "peft"}, "method: full", "kbit_preparation: none"),
+    "mixed qlora": ({"precision": "fp16-mixed"}, "method: qlora", "precision: fp16"),
+    "flash in fp32": ({"attention": "flash", "precision": "fp32"}, "flash", "attention: mem_efficient"),
+    "quantization type": ({"quantization": {"type": "int3"}}, "quantization.type", "nf4"),
+    "gpu as a number": ({"gpu": 24}, "gpu", "gpu: {vram_gib: 24}"),
+    "gpu without size": ({"gpu": {"vram_gib": 0}}, "gpu", "gpu: {vram_gib: 24}"),
+    "no model": ({"model": None}, "model", "model: qwen2.5-coder-7b"),
+    "unknown model": ({"model": "qwen2.5-coder-8b"}, "model", "model: qwen2.5-coder-7b"),
+    "no model type": ({"model": {"hidden_size": 64}}, "model_type", "model_type: qwen2"),
+    "misspelt size": ({"model": {"model_type": "llama", "hiden_size": 64}}, "hiden_size", "hidden_size: 64"),
+    "size 0": ({"model": {**SMALL, "num_hidden_layers": 0}}, "num_hidden_layers", "num_hidden_layers: 28"),
+    "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
+    "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 2"),
+}
+
+
+@pytest.mark.parametrize(("fields", "names", "write"), WRONG.values(), ids=WRONG)
+def test_wrong_field_is_named_with_the_corrected_line(fields, names, write) -> None:
+    with pytest.raises(UserError) as caught:
+        make(**fields)
+    assert names in str(caught.value)
+    assert "test.yaml" in str(caught.value)
+    if write:
+        assert write in caught.value.write
+
+
+def test_every_model_of_the_catalogue_is_good() -> None:
+    for path in sorted(MODELS.glob("*.json")):
+        assert Scenario.from_mapping({"model": path.stem}).model_name == path.stem
+
+
+def test_model_beside_the_scenario_file(tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(SMALL))
+    file = tmp_path / "scenario.yaml"
+    file.write_text("model: mine/config.json\nmethod: full\n")
+    scenario = load_scenario(file)
+    assert (scenario.model, scenario.model_name) == (SMALL, "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: [", "line"),
+        ("- a\n- b\n", "mapping"),
+        ("method: lora\nmethod: full\n", "twice"),
+        ("", "mapping"),
+    ],
+)
+def test_broken_file_is_named(tmp_path, text, says) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_scenario(file)
+    assert says in str(caught.value)
+    assert "scenario.yaml" in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_scenario(tmp_path / "none.yaml")
