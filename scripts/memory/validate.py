@@ -135,6 +135,9 @@ def predictions(row: Mapping[str, str], orders: int) -> list[dict[str, int]]:
     loader = Loader(warmup=False)  # transformers 4.48
     if source == "t4":  # the script that measured them: with device_map when quantizing, else model.cuda()
         loader = Loader.of(transformers=row["transformers"], peft=row["peft"], moved=row["method"] != "qlora")
+        # The code of transformers 5.17 loads one tensor after the other when it quantizes. The rows measured with it
+        # say otherwise: rows 04 to 06 and 10 to 12 repeat one run and differ, and so does what equal models hold.
+        loader = replace(loader, workers=4)
     found = []
     with _trainer_of(row):
         for seed in range(orders if loader.workers > 1 and row["method"] == "qlora" else 1):

@@ -1,0 +1,101 @@
+"""Loading as events: what lives at the end, in which order it came, and which blocks remain; with published figures."""
+
+from dataclasses import replace
+
+import pytest
+
+from scripts.memory.allocator import EMPTY_CACHE, MIB, replay
+from scripts.memory.loading import Loader, loading_events
+from scripts.memory.validate import read_measurements, scenario_of
+from scripts.training.model import build_model, quantization_state
+
+ROWS = {row["id"]: row for row in read_measurements(source="t4")}
+
+
+def model_of(row: str):
+    scenario = scenario_of(ROWS[row])
+    return build_model(scenario, "meta", attention_implementation="eager"), scenario
+
+
+def loader_of(row: str, **options) -> Loader:
+    return Loader.of(transformers=ROWS[row]["transformers"], peft=ROWS[row]["peft"], **options)
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    return model_of("t4-sweep-20")
+
+
+def held_storages(model):
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [tensor for parameter in model.parameters() for tensor in quantization_state(parameter).values()]
+    return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+@pytest.mark.parametrize("row", ["t4-sweep-21", "t4-sweep-27", "t4-sweep-31"])
+def test_a_moved_model_holds_what_the_card_showed(row):
+    model, scenario = model_of(row)
+    events, _ = loading_events(model, scenario, 1, loader_of(row, moved=True))
+    measured = float(ROWS[row]["resident_before_step_mib"])
+    assert replay(events).allocated_bytes / MIB == pytest.approx(measured, abs=0.006)  # published with two decimals
+
+
+def test_a_quantized_model_holds_what_the_card_showed(quantized):
+    events, _ = loading_events(*quantized, 1, loader_of("t4-sweep-20"))
+    measured = float(ROWS["t4-sweep-20"]["resident_before_step_mib"])
+    assert replay(events).allocated_bytes / MIB == pytest.approx(measured, abs=0.006)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_every_storage_has_an_id_that_is_alive_with_its_size(quantized, workers):
+    model, scenario = quantized
+    events, ids = loading_events(model, scenario, 1000, Loader(workers=workers))
+    alive = {}
+    for identity, count in events:
+        if identity > 0:
+            assert identity >= 1000 and identity not in alive
+            alive[identity] = count
+        elif identity < 0:
+            del alive[-identity]
+    assert {key: alive[identity] for key, identity in ids.items()} == held_storages(model)
+    assert sorted(ids.values()) == sorted(alive)  # nothing else remains
+
+
+def test_weights_are_quantized_one_at_a_time(quantized):
+    model, scenario = quantized
+    alone = replay(loading_events(model, scenario, 1, Loader())[0])
+    dense = sum(p.quant_state.shape.numel() * 2 for p in model.parameters() if hasattr(p, "quant_state"))
+    assert alone.peak_allocated_bytes < alone.allocated_bytes + dense / 2
+
+
+def test_threads_load_in_orders_of_chance_that_a_seed_repeats(quantized):
+    threads = Loader(workers=4)
+    orders = [loading_events(*quantized, 1, replace(threads, seed=seed))[0] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_the_cache_is_emptied_after_the_preparation_where_peft_does(quantized):
+    assert EMPTY_CACHE in loading_events(*quantized, 1, Loader.of(transformers="5.17.0", peft="0.20.0"))[0]
+    assert EMPTY_CACHE not in loading_events(*quantized, 1, Loader.of(transformers="5.0.0", peft="0.19.1"))[0]
+
+
+def test_the_first_block_is_as_large_as_the_model(quantized):
+    model, scenario = quantized
+    (first, count), (freed, _) = loading_events(model, scenario, 1, Loader())[0][:2]
+    assert (first, freed) == (1, -1)
+    quantized_weights = sum(p.quant_state.shape.numel() // 2 for p in model.parameters() if hasattr(p, "quant_state"))
+    assert quantized_weights < count < held_bytes_before_preparation(model)
+    assert loading_events(model, scenario, 1, Loader(warmup=False))[0][0][1] < count
+
+
+def held_bytes_before_preparation(model) -> int:
+    """Everything at most: packed weights and statistics, and the rest in 16 bits (it is fp32 in the finished model)."""
+    return sum(held_storages(model).values())
+
+
+@pytest.mark.parametrize(
+    "transformers, peft, workers, empties", [("5.0.0", "0.19.1", 4, False), ("5.24.0", "0.21.2", 1, True)]
+)
+def test_versions_load_in_their_own_way(transformers, peft, workers, empties):
+    loader = Loader.of(transformers=transformers, peft=peft)
+    assert (loader.workers, loader.empties_cache) == (workers, empties)
