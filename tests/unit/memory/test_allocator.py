@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from scripts.memory.allocator import MIB, OutOfMemory, replay, required_bytes, round_size, segment_size
+from scripts.memory.allocator import EMPTY_CACHE, MIB, OutOfMemory, replay, required_bytes, round_size, segment_size
 
 
 def random_events(count: int, seed: int) -> list[tuple[int, int]]:
@@ -154,3 +154,15 @@ def test_required_is_the_least_capacity_that_gets_through(seed):
     for capacity in range(plenty.peak_allocated_bytes // (2 * MIB) * 2 * MIB, required, 2 * MIB):
         with pytest.raises(OutOfMemory):
             replay(events, capacity_bytes=capacity)
+
+
+def test_emptying_the_cache_gives_free_segments_back():
+    run = replay([(1, 30 * MIB), (2, 5 * MIB), (3, 5 * MIB), (-1, 0), (-2, 0), EMPTY_CACHE])
+    assert run.reserved_bytes == 20 * MIB  # the segment that event 3 still uses stays
+    assert run.peak_reserved_bytes == 50 * MIB
+
+
+def test_segments_lie_below_the_ones_before_them():
+    # Of two equal holes the younger segment's is taken, so that the older one stays free as a whole and can go.
+    events = [(1, 30 * MIB), (2, 30 * MIB), (-1, 0), (-2, 0), (3, 10 * MIB), (4, 12 * MIB), EMPTY_CACHE]
+    assert replay(events).reserved_bytes == 30 * MIB
