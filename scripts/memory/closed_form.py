@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from scripts.common.scenario import Scenario
+from scripts.memory.allocator import Event, replay
 from scripts.memory.decoder import Decoder, Matrix, described
 
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -33,6 +34,7 @@ WORKSPACE, WORKSPACE_HOPPER, WORKSPACE_BIAS = 8519680, 32 * 2**20, 2**20
 CHUNK_TOKENS = 256  # scripts/training/step.py: tokens whose logits exist at once with `loss: chunked`
 LAYERS_RUN = 3
 COPIES = "autocast copies of weights"
+ROUNDING = "allocator rounding"
 
 Key = tuple[str, str, int]  # component, formula, bytes of one
 
@@ -77,12 +79,13 @@ class _Rerun(Exception):
 class Storage:
     """Bytes that are alive as long as this object is."""
 
-    __slots__ = ("key", "step")
+    __slots__ = ("identity", "key", "step")
 
     def __init__(self, step: Step, key: Key) -> None:
-        self.step, self.key = step, key
+        self.step, self.key, self.identity = step, key, step.emit(key[2])
 
     def __del__(self) -> None:
+        self.step.retire(self.identity)
         self.step.free(self.key)
 
 
@@ -107,8 +110,13 @@ class Parameter:
 class Step:
     """One training step on sizes: what is alive, what was alive at each phase's peak."""
 
-    def __init__(self, decoder: Decoder, scenario: Scenario) -> None:
+    def __init__(self, decoder: Decoder, scenario: Scenario, *, blocks: bool) -> None:
         self.decoder, self.scenario = decoder, scenario
+        # What the allocator sees, for its blocks. Every layer must run then; else three stand for all.
+        self.events: list[Event] | None = [] if blocks else None
+        self.starts: list[tuple[str, int]] = [("load", 0)]
+        self.last_identity = 0
+        self.layers_run = decoder.sizes["L"] if blocks else LAYERS_RUN
         self.values = {**decoder.sizes, "t": scenario.tokens, "s": scenario.sequence_length}
         self.values |= {"p": decoder.positions, "E": decoder.experts, "e": decoder.experts_per_token}
         self.values["r"] = scenario.lora.rank if scenario.lora else 0
@@ -138,7 +146,7 @@ class Step:
                 else:
                     elements *= self.value(symbol)
             elements = -(-elements // divisor)
-            key = (component, "·".join((str(width), *dims)), block(elements * width))
+            key = (component, "·".join((str(width), *dims)), self.rounded(elements * width))
             self.sizes[component, dims, width] = key
         self.add(key)
         return key
@@ -150,6 +158,21 @@ class Step:
             total = sum(self.values[part] if part in self.values else int(part) for part in base.split("+"))
             self.values[symbol] = -(-total // int(multiple)) * int(multiple) if multiple else total
         return self.values[symbol]
+
+    def rounded(self, size: int) -> int:
+        """Bytes to account for: blocks as they are on average, or requests where the allocator makes the blocks."""
+        return block(size) if self.events is None else -(-size // BLOCK) * BLOCK
+
+    def emit(self, size: int) -> int:
+        """Tell the allocator of a tensor; returns what to retire it by."""
+        if self.events is not None:
+            self.last_identity += 1
+            self.events.append((self.last_identity, size))
+        return self.last_identity
+
+    def retire(self, identity: int) -> None:
+        if self.events is not None:
+            self.events.append((-identity, 0))
 
     def add(self, key: Key, times: int = 1) -> None:
         self.live[key] += times
@@ -173,6 +196,8 @@ class Step:
         self.look()
         self.phase = phase
         self.look()
+        if self.events is not None:
+            self.starts.append((phase, len(self.events)))
 
     # --- operations ---
 
@@ -321,6 +346,8 @@ class Step:
             grad = self.gradient(edge, edge.width)
         if edge.grad is None and not (self.accumulating and isinstance(edge, Parameter)):
             edge.grad = grad
+        elif edge.grad is not None and isinstance(edge, Parameter):  # a tied weight: its two gradients make a third
+            edge.grad = self.gradient(edge, edge.width)
 
 
 def edge_of(x: Any) -> Node | Parameter | None:
@@ -363,8 +390,10 @@ class Layer:
 class ClosedForm(Step):
     """The step of a scenario, written down in operations on sizes."""
 
-    def __init__(self, decoder: Decoder, scenario: Scenario, capability: tuple[int, int]) -> None:
-        super().__init__(decoder, scenario)
+    def __init__(
+        self, decoder: Decoder, scenario: Scenario, capability: tuple[int, int], *, blocks: bool = False
+    ) -> None:
+        super().__init__(decoder, scenario, blocks=blocks)
         self.capability = capability
         self.dense_width = 4 if scenario.mixed else WIDTH[scenario.precision]
         # PEFT's k-bit preparation turns every weight that is not packed to fp32.
@@ -399,8 +428,57 @@ class ClosedForm(Step):
         self.bulk("quantization state", 4, 16, times)
 
     def bulk(self, component: str, width: int, elements: int, times: int) -> None:
-        size = block(elements * width)
+        size = self.rounded(elements * width)
         self.add((component, f"{width}·{elements}", size), times)
+        if self.events is not None and self.phase != "load":
+            for _ in range(times):
+                self.emit(size)
+
+    def loading(self) -> None:
+        """How the weights come to the device: it decides which blocks they get.
+
+        transformers first allocates and frees one block of the model's size, then brings each tensor in the order of
+        the names; a weight to be quantized comes whole, and goes when the packed one is there. (The trace's
+        scripts/memory/loading.py follows the libraries in every detail, and names the sources.)
+        """
+        layers, dense = self.decoder.sizes["L"], self.dense_width
+        once, each = [], []
+        for group, elements, name, times in self.decoder.weight_shapes():
+            packed = group == "linear" and self.quantized
+            if group in ("embeddings", "output_head") or name in ("final norm", "output head bias"):
+                once.append((name, elements, packed, times))
+            else:
+                each.append((name, elements, packed, times // layers))
+        order = [item for item in once if item[0] == "output head"]
+        order += [item for item in once if item[0] != "output head"]
+        order += sorted(each) * layers
+        total = sum(elements // 2 if packed else elements * dense for _, elements, packed, n in order for _ in range(n))
+        self.retire(self.emit(total))
+        for _, elements, packed, times in order:
+            for _ in range(times):
+                arrived = self.emit(elements * dense)
+                if packed:
+                    blocks = -(-elements // 64)
+                    scales = self.emit(blocks * 4)
+                    self.emit(-(-elements // 2))
+                    self.emit(16 * 4)
+                    if self.nested:
+                        self.emit(4)
+                        centred = self.emit(blocks * 4)
+                        self.emit(-(-blocks // 256) * 4)
+                        self.emit(blocks)
+                        self.emit(256 * 4)
+                        self.retire(centred)
+                        self.retire(scales)
+                    self.retire(arrived)
+                elif self.base_width != dense:
+                    self.emit(elements * self.base_width)
+                    self.retire(arrived)
+        if self.scenario.lora:
+            width = WIDTH[self.scenario.adapter_precision]
+            for _, elements, times in self.decoder.adapter_shapes(self.scenario.lora):
+                for _ in range(times):
+                    self.emit(elements * width)
 
     def working_set(self) -> None:
         """What the first step brings and every later one finds: workspaces of cuBLAS, optimizer states."""
@@ -808,7 +886,7 @@ class ClosedForm(Step):
                 self.bulk("gradients", width, elements, times)
         self.component = "residual stream"
         self.embedding = Parameter(("V", "h"), self.base_width, full)
-        self.layers = [Layer(self) for _ in range(min(count, LAYERS_RUN))]
+        self.layers = [Layer(self) for _ in range(min(count, self.layers_run))]
         x = self.embedded()
         self.shared = self.shared_by_layers(x.width)
         before: Counter[Key] = Counter()
@@ -820,8 +898,8 @@ class ClosedForm(Step):
             before = self.live.copy()
             run = lambda x, layer=layer: self.decoder_layer(x, layer)  # noqa: E731
             x = self.checkpointed(run, x) if scenario.gradient_checkpointing else run(x)
-            if index == 1 and count > LAYERS_RUN:
-                self.repeat(before, count - LAYERS_RUN)
+            if index == 1 and count > self.layers_run:
+                self.repeat(before, count - self.layers_run)
         if not scenario.gradient_checkpointing:
             self.shared = [
                 tensor for tensor in self.shared if "t" not in tensor.dims
@@ -935,7 +1013,7 @@ class ClosedForm(Step):
             self.loss.grad = self.tensor(("1",), 4)
             self.loss = None
         pending = self.nodes
-        last = self.marks[-1] if len(self.marks) == LAYERS_RUN else 0
+        last = self.marks[-1] if self.between else 0
         early, late = pending[:last], pending[last:]
         del pending
         self.nodes = []
@@ -953,7 +1031,7 @@ class ClosedForm(Step):
 
     def swap_layers(self) -> None:
         """The layers that were not run: what they kept goes, their gradients come."""
-        times = self.decoder.sizes["L"] - LAYERS_RUN
+        times = self.decoder.sizes["L"] - self.layers_run
         self.look()
         for key, kept in self.between.items():
             self.add(key, -kept)
@@ -971,7 +1049,9 @@ class ClosedForm(Step):
         self.weights()
         self.look()
         self.resident = self.now
-        if self.quantized:  # a dense weight is on the device while it is quantized
+        if self.events is not None:
+            self.loading()
+        elif self.quantized:  # a dense weight is on the device while it is quantized
             largest = max(self.value(m.outputs) * self.value(m.inputs) for m in self.decoder.matrices)
             self.peaks["load"] += block(largest * self.dense_width)
         self.begin("forward")
@@ -979,7 +1059,18 @@ class ClosedForm(Step):
         self.forward()
         self.backward_pass()
         self.optimizer_step()
+        if self.events is not None:
+            self.blocks()
         return self
+
+    def blocks(self) -> None:
+        """What the allocator's blocks take beyond the tensors, phase by phase."""
+        allocated = replay(self.events, self.starts).phases
+        for phase, peak in allocated.items():
+            rest = peak - self.peaks[phase]
+            self.at_peak[phase][ROUNDING, "", rest] = 1
+            self.peaks[phase] = peak
+        self.events = None
 
 
 def efficient_workspace(length: int, head: int, width: int, capability: tuple[int, int]) -> int:
@@ -1008,20 +1099,37 @@ def efficient_workspace(length: int, head: int, width: int, capability: tuple[in
 
 
 def closed_form(
-    scenario: Scenario, where: object = "scenario", *, capability: tuple[int, int] | None = None
+    scenario: Scenario,
+    where: object = "scenario",
+    *,
+    capability: tuple[int, int] | None = None,
+    blocks: bool = True,
 ) -> dict[str, Any] | None:
-    """Memory of a scenario's training step; None for a family of models that isn't described."""
+    """Memory of a scenario's training step; None for a family of models that isn't described.
+
+    Parameters
+    ----------
+    scenario
+        The step.
+    where
+        What to call the scenario in messages.
+    capability
+        Compute capability of the card, which decides some kernels.
+    blocks
+        Whether to run what the formula knows of allocations through the allocator, for the blocks that tensors get
+        (a tenth of a second). False: blocks as they are on average, and three layers for all (two milliseconds).
+    """
     capability = capability or DEFAULT_CAPABILITY
     decoder = described(scenario, where)
     if decoder is None:
         return None
-    form = ClosedForm(decoder, scenario, capability).run()
+    form = ClosedForm(decoder, scenario, capability, blocks=blocks).run()
     steps = {phase: form.peaks[phase] for phase in ("forward", "backward", "optimizer")}
     phase = max(steps, key=steps.__getitem__)
     terms = [
         {"component": component, "formula": formula, "bytes": size * times, "times": times}
         for (component, formula, size), times in form.at_peak[phase].items()
-        if times
+        if times and size
     ]
     components: Counter[str] = Counter()
     for term in terms:

@@ -49,7 +49,7 @@ class Estimate:
         self.points: list[tuple[int, int]] = []  # (closed form's peak, required above it), in order
         self._traced: dict[str, Mapping[str, Any]] = {}
         self._peaks: dict[tuple, int] = {}  # of the closed form, by capability and scenario
-        self.described = closed_form(scenario, capability=self.capability) is not None
+        self.described = closed_form(scenario, capability=self.capability, blocks=False) is not None
         if traced is not None:
             self._learn(scenario, traced)
 
@@ -82,7 +82,8 @@ class Estimate:
     def _formula(self, scenario: Scenario) -> int:
         key = (self.capability, _key(scenario))
         if key not in self._peaks:
-            self._peaks[key] = closed_form(scenario, capability=self.capability)["peak_allocated_bytes"]
+            form = closed_form(scenario, capability=self.capability, blocks=False)
+            self._peaks[key] = form["peak_allocated_bytes"]
         return self._peaks[key]
 
     def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:

@@ -43,6 +43,10 @@ def peak(scenario: Scenario) -> int:
     return closed_form(scenario)["peak_allocated_bytes"]
 
 
+def requested(scenario: Scenario) -> int:
+    return closed_form(scenario, blocks=False)["peak_allocated_bytes"]
+
+
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
@@ -54,7 +58,7 @@ def test_target_model_to_the_parameter() -> None:
 
 
 VARIATIONS = {
-    "defaults": {},
+    "defaults": {"num_hidden_layers": 1},
     "tied": {"tie_word_embeddings": True, **SIZES},
     "untied, biases": {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, **SIZES},
     "norms of queries, no bias": {"qk_layernorm": True, "use_bias": False, **SIZES},
@@ -68,7 +72,7 @@ def test_counts_are_those_of_the_built_model(kind, variation) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if kind == "gpt2" and variation:
+    if kind == "gpt2" and len(variation) > 1:
         variation = {**GPT2, **{key: variation[key] for key in ("tie_word_embeddings",) if key in variation}}
     if kind in ("phi", "phi3", "starcoder2") and "head_dim" in variation:
         pytest.skip("these take their head size from the hidden size alone")
@@ -76,6 +80,16 @@ def test_counts_are_those_of_the_built_model(kind, variation) -> None:
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(AutoConfig.for_model(**mapping))
     assert describe(mapping).parameter_counts()["total"] == sum(p.numel() for p in built.parameters())
+
+
+@pytest.mark.parametrize("kind", sorted(FAMILIES))
+def test_sizes_left_out_are_those_of_the_configuration_class(kind) -> None:
+    from transformers import AutoConfig
+
+    config, decoder = AutoConfig.for_model(kind), describe({"model_type": kind})
+    assert decoder.sizes["L"] == config.num_hidden_layers
+    assert decoder.sizes["h"] == config.hidden_size
+    assert decoder.sizes["V"] == config.vocab_size
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "phi3", "gpt2", "gemma2"])
@@ -136,7 +150,7 @@ FIELDS = st.fixed_dictionaries(
 KINDS = st.sampled_from(sorted(set(FAMILIES) - {"mixtral"}))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(kind=KINDS, fields=FIELDS)
 def test_components_add_up_to_the_peak(kind, fields) -> None:
     form = closed_form(make(kind, **fields))
@@ -147,9 +161,10 @@ def test_components_add_up_to_the_peak(kind, fields) -> None:
     assert form["resident_bytes"] <= form["phases"]["load"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(kind=KINDS, fields=FIELDS)
 def test_more_never_needs_less(kind, fields) -> None:
+    peak = requested  # blocks may happen to fit larger tensors better
     scenario = make(kind, **fields)
     base = peak(scenario)
     assert peak(scenario.changed(micro_batch=scenario.micro_batch + 1)) >= base
@@ -167,7 +182,7 @@ def test_more_never_needs_less(kind, fields) -> None:
 def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing) -> None:
     """From four layers on only three are run: peaks must go on growing by the same amount."""
     peaks = [
-        peak(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
+        requested(make(model=model(num_hidden_layers=n), gradient_checkpointing=checkpointing))
         for n in (layers, layers + 1, layers + 2)
     ]
     first, second = peaks[1] - peaks[0], peaks[2] - peaks[1]
@@ -175,7 +190,7 @@ def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing
 
 
 def test_accumulation_keeps_gradients_through_the_forward_pass() -> None:
-    once, often = closed_form(make(method="full")), closed_form(make(method="full", gradient_accumulation=4))
+    once, often = (closed_form(make(method="full", gradient_accumulation=n), blocks=False) for n in (1, 4))
     weights = once["parameters"]["total"] * 2
     assert often["phases"]["forward"] - once["phases"]["forward"] == pytest.approx(weights, rel=0.05)
 

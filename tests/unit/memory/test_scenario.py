@@ -90,7 +90,7 @@ WRONG = {
     "misspelt size": ({"model": {"model_type": "llama", "hiden_size": 64}}, "hiden_size", "hidden_size: 64"),
     "size 0": ({"model": {**SMALL, "num_hidden_layers": 0}}, "num_hidden_layers", "num_hidden_layers: 28"),
     "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
-    "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 2"),
+    "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
 }
 
 
