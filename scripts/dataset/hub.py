@@ -66,9 +66,7 @@ def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:
         allowed = "a network that reaches the Hub (or the mirror that HF_ENDPOINT names)"
     else:
         problem = "The dataset can't be read from the Hub."
-        allowed = (
-            "a config and split that the repository has, in files that `datasets` reads by itself"
-        )
+        allowed = "a config and split that the repository has, in files that `datasets` reads by itself"
     return UserError(problem, where=where, found=found, allowed=allowed)
 
 

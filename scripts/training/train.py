@@ -241,9 +241,12 @@ def main(
 
     from scripts.training.batches import learned_tokens, read_rows
     from scripts.training.model import assert_quantized, build_model, build_optimizer
+    from scripts.training.step import keep_host_memory
 
     device = pick_device(loop["device"])
     torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_host_memory()
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -89,7 +89,7 @@ def test_a_changed_learning_rate_trains_again_and_leaves_memory_alone(plan):
 
 
 def test_a_changed_sequence_length_does_not_clean_again(plan):
-    rules = plan({"training": {"sequence_length": 96}})
+    rules = plan({"training": {"sequence_length": 80}})
     assert {"encode_dataset", "train_adapter", "trace_memory"} <= rules
     assert not rules & (DATASET | MODEL | {"evaluate_base"})
 
