@@ -60,7 +60,7 @@ class Estimate:
         known = self._traced.get(_key(scenario))
         if known:
             return known["required_bytes"]
-        peak = self._formula(scenario)
+        peak = self.formula(scenario)
         return peak + self._above(peak)
 
     def on(self, gpu: Gpu) -> Estimate:
@@ -79,7 +79,8 @@ class Estimate:
             self._learn(scenario, known)
         return known
 
-    def _formula(self, scenario: Scenario) -> int:
+    def formula(self, scenario: Scenario) -> int:
+        """The closed form's peak, without corrections."""
         key = (self.capability, _key(scenario))
         if key not in self._peaks:
             form = closed_form(scenario, capability=self.capability, blocks=False)
@@ -89,15 +90,16 @@ class Estimate:
     def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
         self._traced[_key(scenario)] = traced
         if self.described:
-            peak = self._formula(scenario)
+            peak = self.formula(scenario)
             insort(self.points, (peak, traced["required_bytes"] - peak))
 
     def _above(self, peak: int) -> int:
         at = bisect(self.points, (peak, 0))
         if not self.points:
             return 0
-        if at in (0, len(self.points)):
-            return self.points[min(at, len(self.points) - 1)][1]
+        if at in (0, len(self.points)):  # outside: in proportion
+            known, above = self.points[min(at, len(self.points) - 1)]
+            return above * peak // known
         (low, first), (high, second) = self.points[at - 1 : at + 1]
         return first + (second - first) * (peak - low) // max(high - low, 1)
 
@@ -190,8 +192,8 @@ def apply(scenario: Scenario, changes: Changes) -> Scenario:
 def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The smallest changes that make a scenario fit a card, in order of what they cost.
 
-    First what fits with one change; if nothing does, what fits with several. A bigger card comes last. Each is
-    verified with the trace.
+    What fits with one change, and before that what fits with several that each cost less. A bigger card comes last.
+    Each is verified with the trace.
 
     Returns
     -------
@@ -208,10 +210,9 @@ def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = Non
         answer = _verified(scenario, options, price, gpu, estimate, fits)
         if answer is not None:
             found.append(answer)
-    if not found:
-        combined = _combined(scenario, gpu, estimate, fits)
-        if combined is not None:
-            found.append(combined)
+    combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0]["cost"] if found else None)
+    if combined is not None:
+        found.insert(0, combined)
     bigger = _bigger_card(scenario, gpu, estimate)
     return found + ([bigger] if bigger else [])
 
@@ -236,22 +237,25 @@ def _verified(
 
 
 def _combined(
-    scenario: Scenario, gpu: Gpu, estimate: Estimate, fits: Callable[[Scenario], bool]
+    scenario: Scenario, gpu: Gpu, estimate: Estimate, fits: Callable[[Scenario], bool], cheaper_than: str | None
 ) -> dict[str, Any] | None:
-    """Several changes together, verified; a trace that says no corrects the estimate, and the search begins again."""
+    """Several changes together, verified; each trace corrects the estimate, until the search finds the same again."""
+    best: dict[str, Any] | None = None
+    before: list[tuple[str, Changes]] | None = None
     for _ in range(PROBES):
-        taken = _cheapest(scenario, estimate, fits)
-        if taken is None:
-            return None
+        taken = _cheapest(scenario, estimate, fits, cheaper_than)
+        if taken is None or taken == before:
+            break
+        before = taken
         traced = estimate.verify(_all(scenario, taken))
         if traced["required_bytes"] <= gpu.usable_bytes:
             changes = {key: value for _, step in taken for key, value in step.items()}
-            return _suggestion(changes, "; ".join(price for price, _ in taken), traced, gpu)
-    return None
+            best = _suggestion(changes, "; ".join(price for price, _ in taken), traced, gpu)
+    return best
 
 
 def _cheapest(
-    scenario: Scenario, estimate: Estimate, fits: Callable[[Scenario], bool]
+    scenario: Scenario, estimate: Estimate, fits: Callable[[Scenario], bool], cheaper_than: str | None
 ) -> list[tuple[str, Changes]] | None:
     """The cheapest changes first until it fits, then without those that turn out not to be needed."""
     taken: list[tuple[str, Changes]] = []
@@ -259,7 +263,7 @@ def _cheapest(
     current = scenario
     while not fits(current):
         step = next(((price, options) for price, options in moves(current) if price not in seen), None)
-        if step is None:
+        if step is None or step[0] == cheaper_than:
             return None
         price, options = step
         seen.add(price)
@@ -283,11 +287,14 @@ def _all(scenario: Scenario, taken: Iterable[tuple[str, Changes]]) -> Scenario:
 
 def _bigger_card(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, Any] | None:
     """The smallest card of the catalogue that the scenario fits as it is."""
+    estimate.verify(scenario)
     for card in sorted(catalogue().values(), key=lambda card: card.usable_bytes):
         if card.total_bytes <= gpu.total_bytes:
             continue
         # Another card may run other kernels. The closed form knows what that changes; near the edge the trace decides.
-        required = estimate.on(card)(scenario)
+        required = estimate(scenario)
+        if estimate.described and card.capability != estimate.capability:
+            required += estimate.on(card).formula(scenario) - estimate.formula(scenario)
         if abs(required - card.usable_bytes) < EDGE * card.usable_bytes:
             required = Estimate(scenario, card).verify(scenario)["required_bytes"]
         if required <= card.usable_bytes:
