@@ -58,9 +58,9 @@ def grid(models: Sequence[str | dict[str, Any]] = MODELS) -> Iterator[Scenario]:
             for size in SIZES:
                 for variant in VARIANTS:
                     adapters = {"lora", "adapter_precision", "kbit_preparation"} & set(variant)
-                    if (method == "full" and adapters) or (
-                        method == "qlora" and "mixed" in variant.get("precision", "")
-                    ):
+                    mixed = "mixed" in variant.get("precision", "")
+                    capped = model == {"model_type": "gemma2"} and variant.get("attention") == "mem_efficient"
+                    if (method == "full" and adapters) or (method == "qlora" and mixed) or capped:
                         continue
                     yield Scenario.from_mapping({"model": model, "method": method, **size, **variant})
 

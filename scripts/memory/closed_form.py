@@ -101,10 +101,10 @@ class Tensor:
 class Parameter:
     """A weight: accounted for from the start, with a gradient if it is trained."""
 
-    __slots__ = ("dims", "grad", "trained", "width")
+    __slots__ = ("dims", "grad", "tied", "trained", "width")
 
-    def __init__(self, dims: tuple[str, ...], width: int, trained: bool) -> None:
-        self.dims, self.width, self.trained, self.grad = dims, width, trained, None
+    def __init__(self, dims: tuple[str, ...], width: int, trained: bool, tied: bool = False) -> None:
+        self.dims, self.width, self.trained, self.tied, self.grad = dims, width, trained, tied, None
 
 
 class Step:
@@ -344,10 +344,11 @@ class Step:
             return
         if isinstance(edge, Parameter) and (grad.width != edge.width or grad.storage.key[0] != "gradients"):
             grad = self.gradient(edge, edge.width)
-        if edge.grad is None and not (self.accumulating and isinstance(edge, Parameter)):
-            edge.grad = grad
-        elif edge.grad is not None and isinstance(edge, Parameter):  # a tied weight: its two gradients make a third
-            edge.grad = self.gradient(edge, edge.width)
+        if edge.grad is not None:
+            if isinstance(edge, Parameter):  # a tied weight's gradients wait for each other, and make a new one
+                edge.grad = self.gradient(edge, edge.width)
+        elif not (isinstance(edge, Parameter) and self.accumulating and not edge.tied):
+            edge.grad = grad  # else it is added to what earlier micro-batches left
 
 
 def edge_of(x: Any) -> Node | Parameter | None:
@@ -885,7 +886,7 @@ class ClosedForm(Step):
             for width, elements, times in self.trained_shapes():
                 self.bulk("gradients", width, elements, times)
         self.component = "residual stream"
-        self.embedding = Parameter(("V", "h"), self.base_width, full)
+        self.embedding = Parameter(("V", "h"), self.base_width, full, decoder.tied)
         self.layers = [Layer(self) for _ in range(min(count, self.layers_run))]
         x = self.embedded()
         self.shared = self.shared_by_layers(x.width)
@@ -1021,6 +1022,8 @@ class ClosedForm(Step):
         if self.between:
             self.swap_layers()
         self.backward_from(early)
+        if self.accumulating:  # a tied weight's gradient joins the others
+            self.embedding.grad = None
         self.shared.clear()
         del held
         self.look()
