@@ -20,6 +20,10 @@ def test_wilson_against_newcombe(successes, n, low, high):
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_wilson_reaches_the_ends_exactly():
+    assert wilson_interval(0, 200)[0] == 0.0 and wilson_interval(200, 200)[1] == 1.0
+
+
 def test_wilson_refuses_what_is_no_proportion():
     with pytest.raises(ValueError):
         wilson_interval(1, 0)
