@@ -17,13 +17,13 @@ from scripts.dataset.screen import screen
 
 
 def strip_fence(answer: str) -> str:
-    """The first fenced block's content, where a model wraps its answer in a Markdown fence; else the answer."""
+    """The content of the first Markdown fence, wherever a model put its command into one; else the answer."""
     text = answer.strip()
-    if not text.startswith("```"):
+    before, fence, rest = text.partition("```")
+    if not fence or (before and not before.endswith("\n")):
         return text
-    lines = text.splitlines()[1:]
-    end = next((index for index, line in enumerate(lines) if line.startswith("```")), len(lines))
-    return "\n".join(lines[:end]).strip()
+    content = rest.partition("\n")[2]  # after the language's name
+    return content.partition("\n```")[0].strip()
 
 
 def program(command: str) -> str:

@@ -12,6 +12,8 @@ from scripts.evaluation.evaluate import score, strip_fence, summarize
         ("```bash\nls -l\n```", "ls -l"),
         ("```\nls -l\npwd\n```\nThis lists files.", "ls -l\npwd"),
         ("```bash\nls -l", "ls -l"),
+        ("You can use:\n\n```\nls -l\n```\n\nIt lists files.", "ls -l"),
+        ("echo '```'", "echo '```'"),
         ("  ls  ", "ls"),
         ("", ""),
     ],
