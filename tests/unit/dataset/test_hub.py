@@ -54,6 +54,7 @@ def acquire(folder: Path, endpoint: str, **changes: object) -> subprocess.Comple
         **os.environ,
         "HF_ENDPOINT": endpoint,
         "HF_HOME": str(folder / "hub-cache"),
+        "HF_HUB_OFFLINE": "0",  # other tests, and users, may have switched the Hub off
         "HF_TOKEN": SECRET,
         "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
