@@ -142,9 +142,13 @@ def main(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from scripts.training.step import keep_host_memory
+
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_host_memory()
     pairs = list(read_jsonl(test))[: settings["requests"]]
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()

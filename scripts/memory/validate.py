@@ -2,6 +2,7 @@
 
     python -m scripts.memory.validate                     the T4 rows of config/measurements/public.csv
     python -m scripts.memory.validate --source a100       the A100 rows, in the environment of envs/validation-a100.yaml
+    python -m scripts.memory.validate --measurements config/measurements/held-out.csv --table
     python -m scripts.memory.validate --json FILE --table
 
 Each row is a training step that somebody ran and measured with ``torch.cuda.max_memory_allocated`` and its relatives.
@@ -26,6 +27,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
 from scripts.common.job import command, progress
 from scripts.common.scenario import ROOT, Scenario
+from scripts.memory.gpus import find
 
 MEASUREMENTS = ROOT / "config" / "measurements" / "public.csv"
 MIB = 2**20
@@ -149,7 +151,8 @@ def predictions(row: Mapping[str, str], orders: int) -> list[dict[str, int]]:
                 timeline=False,
             )
             fields = result | result["phases"]
-            found.append({stage: fields[field] for stage, (_, field) in STAGES.items()})
+            needed = {"required": result["required_bytes"]}
+            found.append({stage: fields[field] for stage, (_, field) in STAGES.items()} | needed)
     return found
 
 
@@ -174,6 +177,11 @@ def compare(row: Mapping[str, str], predicted: Sequence[Mapping[str, int]]) -> d
         },
         "orders": len(predicted),
     }
+    if "outcome" in row:  # whether the run got through: the question that the gate answers
+        card = find("t4", "the measurements")
+        needed = statistics.median_low([order["required"] for order in predicted])
+        result["outcome"], result["required_bytes"] = row["outcome"], int(needed)
+        result["fits"] = needed + card.context_bytes <= card.total_bytes
     if len(predicted) > 1:
         result["range_bytes"] = {
             stage: [min(order[stage] for order in predicted), max(order[stage] for order in predicted)]
@@ -199,6 +207,10 @@ def summary(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                     "worst_percent": abs(errors[worst]),
                     "worst_row": worst,
                 }
+        judged = [row for row in rows if "outcome" in row]
+        if judged:
+            right = sum(row["fits"] == (row["outcome"] == "ran") for row in judged)
+            table[source]["verdicts"] = {"right": right, "rows": len(judged)}
     return table
 
 
@@ -215,6 +227,8 @@ def markdown(report: Mapping[str, Any]) -> str:
                 else "not measured"
             )
         lines.append(f"| {source} | {entry['rows']} | {cells[0]} | {cells[1]} |")
+    for verdicts in (entry["verdicts"] for entry in report["summary"].values() if "verdicts" in entry):
+        lines += ["", f"Fits the card or runs out of memory: {verdicts['right']} of {verdicts['rows']} right."]
     lines += [
         "",
         "| row | model | method | attention | tokens | allocated, MiB | traced | error "
@@ -237,7 +251,7 @@ def markdown(report: Mapping[str, Any]) -> str:
                     f"{row['error_percent'][stage]:+.3f} %",
                 ]
             else:
-                cells += ["", f"{row['predicted_bytes'][stage] / MIB:.2f}", ""]
+                cells += [row.get("outcome", ""), f"{row['predicted_bytes'][stage] / MIB:.2f}", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -331,18 +345,21 @@ def _older_transformers() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.memory.validate", description=__doc__.split("\n")[0])
     parser.add_argument("--source", choices=sorted(SOURCES), default="t4", help="whose measurements (default: t4)")
+    parser.add_argument(
+        "--measurements", type=Path, default=MEASUREMENTS, metavar="FILE", help="another table of the same columns"
+    )
     parser.add_argument("--rows", nargs="+", metavar="ID", help="only these rows")
     parser.add_argument("--orders", type=int, default=ORDERS, help=f"orders of a threaded loading (default: {ORDERS})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report; rows of other sources in it stay")
     parser.add_argument("--table", action="store_true", help="print Markdown instead of JSON")
     arguments = parser.parse_args()
-    rows = read_measurements(source=arguments.source)
+    rows = read_measurements(arguments.measurements, arguments.source)
     if arguments.rows:
         unknown = set(arguments.rows) - {row["id"] for row in rows}
         if unknown:
             raise UserError(
                 "There is no such row.",
-                where=MEASUREMENTS,
+                where=arguments.measurements,
                 found=", ".join(sorted(unknown)),
                 allowed=f"{rows[0]['id']} ... {rows[-1]['id']}",
             )
