@@ -86,3 +86,21 @@ def test_an_unknown_row_is_refused():
 def test_the_documentation_shows_the_kept_report():
     report = json.loads((ROOT / "config" / "measurements" / "validation.json").read_text())
     assert validate.markdown(report) in (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
+
+
+def test_the_held_out_report_has_every_run_and_the_documentation_shows_it():
+    folder = ROOT / "config" / "measurements"
+    report = json.loads((folder / "held-out.json").read_text())
+    rows = validate.read_measurements(folder / "held-out.csv")
+    assert {entry["id"]: entry["outcome"] for entry in report["rows"]} == {row["id"]: row["outcome"] for row in rows}
+    assert report["summary"] == validate.summary(report["rows"])
+    assert report["summary"]["t4"]["verdicts"] == {"right": 24, "rows": 24}
+    assert validate.markdown(report) in (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_ended_out_of_memory_does_not_fit():
+    rows = validate.read_measurements(ROOT / "config" / "measurements" / "held-out.csv")
+    (row,) = [row for row in rows if row["id"] == "t4-final-23"]
+    (result,) = validate.validate([row], orders=1)
+    assert row["outcome"] == "out of memory" and not result["fits"]
+    assert result["measured_bytes"] == {} and result["error_percent"] == {}
