@@ -207,6 +207,9 @@ def unknown_names(word: str) -> list[str]:
 # --- parsing ---------------------------------------------------------------------------------------------------
 
 _parser: Any = None
+# The grammar's scanner (tree-sitter-bash 0.25) looks characters up in C's table of 256 and reads beyond its end for
+# others, up to a crash of the process. What they are does not matter to the screen: a letter stands for each.
+_BEYOND = re.compile("[^\x00-\xff\ue000-\ue00f]")
 
 
 def _tree(text: str) -> Any:
@@ -217,7 +220,7 @@ def _tree(text: str) -> Any:
         from tree_sitter import Language, Parser
 
         _parser = Parser(Language(tree_sitter_bash.language()))
-    root = _parser.parse(text.encode()).root_node
+    root = _parser.parse(_BEYOND.sub("\xff", text).encode()).root_node
     return None if root.has_error else root
 
 

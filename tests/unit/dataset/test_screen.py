@@ -182,6 +182,13 @@ _PIECES = st.sampled_from(
 )
 
 
+def test_characters_beyond_the_scanners_table_do_not_crash():
+    for code in (0x100, 0xFFFF, 0x10000, 0x49874, 0x10FFFF):
+        for text in (f"{{{chr(code)}}}", f"echo {chr(code)} << {chr(code)}", f"$({chr(code)}", f"rm -rf / {chr(code)}"):
+            assert screen(text * 50).status in ("ok", "danger", "unparsable")
+    assert screen("rm -rf / # \U0001f600").status == "danger"
+
+
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.one_of(
