@@ -12,6 +12,7 @@ before the first of them can fail.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -77,6 +78,22 @@ def command(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(status or 0)
+
+
+def keep_host_memory() -> None:
+    """Let glibc keep freed memory instead of returning it to the system: a step on the CPU is then a quarter faster.
+
+    Large tensors otherwise come from fresh, zeroed pages each time (``M_MMAP_MAX``, ``M_TRIM_THRESHOLD`` and
+    ``M_TOP_PAD`` of mallopt(3)). For training on the CPU; a measurement of resident memory is better off without.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20)):
+        mallopt(option, value)
 
 
 def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:

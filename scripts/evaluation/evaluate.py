@@ -10,7 +10,7 @@ from typing import Any
 
 from scripts.common.chat import encode_pairs, render_prompt
 from scripts.common.files import read_jsonl, write_json, write_jsonl
-from scripts.common.job import job, log, progress
+from scripts.common.job import job, keep_host_memory, log, progress
 from scripts.common.statistics import wilson_interval
 from scripts.common.syntax import check_syntax
 from scripts.dataset.screen import screen
@@ -141,8 +141,6 @@ def main(
     """Answer, score, and write a row for each request and the summary."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from scripts.training.step import keep_host_memory
 
     torch.set_num_threads(threads)
     if device == "auto":

@@ -7,8 +7,6 @@ result.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -158,22 +156,6 @@ def _positions(labels: torch.Tensor, rows: int) -> torch.Tensor:
     if labels.device.type == "meta":
         return torch.empty(len(labels) - rows, dtype=torch.long, device="meta")
     return (labels != IGNORED).nonzero().squeeze(1)
-
-
-def keep_host_memory() -> None:
-    """Let glibc keep freed memory instead of returning it to the system: a step on the CPU is then a quarter faster.
-
-    Large tensors otherwise come from fresh, zeroed pages each time (``M_MMAP_MAX``, ``M_TRIM_THRESHOLD`` and
-    ``M_TOP_PAD`` of mallopt(3)). For training on the CPU; a measurement of resident memory is better off without.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20)):
-        mallopt(option, value)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import atomic_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
-from scripts.common.job import job, log
+from scripts.common.job import job, keep_host_memory, log
 from scripts.common.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -241,7 +241,6 @@ def main(
 
     from scripts.training.batches import learned_tokens, read_rows
     from scripts.training.model import assert_quantized, build_model, build_optimizer
-    from scripts.training.step import keep_host_memory
 
     device = pick_device(loop["device"])
     torch.set_num_threads(threads)
