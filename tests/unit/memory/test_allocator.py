@@ -41,7 +41,8 @@ def slow_twin(events: list[tuple[int, int]]) -> tuple[int, int]:
             size = max(512, -(-count // 512) * 512)
             is_small = size <= MIB
             fitting = [
-                (block[0], -s, b)  # later segments lie lower
+                # Segments up to 20 MiB lie below the larger ones, each above the ones before it; larger ones downward.
+                (block[0], *((0, s) if sum(size for size, _ in blocks) <= 20 * MIB else (1, -s)), b)
                 for s, (small, blocks) in enumerate(segments)
                 for b, block in enumerate(blocks)
                 if small == is_small and block[1] is None and block[0] >= size
@@ -49,9 +50,9 @@ def slow_twin(events: list[tuple[int, int]]) -> tuple[int, int]:
             if not fitting:
                 total = 2 * MIB if is_small else 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
                 segments.append((is_small, [[total, None]]))
-                fitting = [(total, 1 - len(segments), 0)]
-            total, s, b = min(fitting)
-            s = -s
+                fitting = [(total, 0, len(segments) - 1, 0)]
+            total, _, s, b = min(fitting)
+            s = abs(s)
             rest = total - size
             if (rest >= 512) if is_small else (rest > MIB):
                 segments[s][1][b] = [size, identity]
@@ -162,7 +163,11 @@ def test_emptying_the_cache_gives_free_segments_back():
     assert run.peak_reserved_bytes == 50 * MIB
 
 
-def test_segments_lie_below_the_ones_before_them():
-    # Of two equal holes the younger segment's is taken, so that the older one stays free as a whole and can go.
-    events = [(1, 30 * MIB), (2, 30 * MIB), (-1, 0), (-2, 0), (3, 10 * MIB), (4, 12 * MIB), EMPTY_CACHE]
-    assert replay(events).reserved_bytes == 30 * MIB
+@pytest.mark.parametrize("hole, taken", [(30 * MIB, "younger"), (18 * MIB, "younger"), (16 * MIB, "older")])
+def test_of_two_equal_holes_the_one_at_the_lower_address_is_taken(hole, taken):
+    # The older segment is 4 MiB larger than its hole. Both over 20 MiB: the younger lies below; both up to 20: above.
+    # One of each: the smaller one, here the younger, lies in the lower region.
+    older = hole + 4 * MIB
+    both = [(1, older), (-1, 0), (2, 4 * MIB), (3, hole), (4, hole), (-3, 0), (-4, 0)]
+    events = [*both, (5, hole), (-2, 0), EMPTY_CACHE]
+    assert replay(events).reserved_bytes == (hole if taken == "younger" else older)
