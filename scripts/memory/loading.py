@@ -47,10 +47,14 @@ _CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more
 _SCALAR = 4
 _DYNAMIC_CODE = 256 * 4  # bytes of bitsandbytes' 8-bit map, made once and kept in `functional.name2qmap`
 _WORKERS = 4  # transformers core_model_loading.GLOBAL_WORKERS
-# How unevenly four threads load. Neither is measured; halving or doubling them changes nothing that exceeds the
-# differences between runs.
-_OVERHEAD = 200_000  # bytes that could have been loaded in the time a tensor costs beside its bytes
-_VARIATION = 0.3  # standard deviation of the logarithm of a thread's speed
+# How fast the parts of a threaded load are on the machine that feeds the card. Round figures, none fitted: a cast from
+# bf16 to fp16 out of a mapped file ran at 2 GB/s in all, whether one thread or four did it (torch 2.13, two cores);
+# memory that isn't pinned crosses PCIe 3.0 x16 (15.8 GB/s) at less than half its rate.
+_CAST_BYTES_PER_SECOND = 2e9 / _WORKERS  # of each thread
+_COPY_BYTES_PER_SECOND = 6e9  # one copy at a time
+_OVERHEAD_SECONDS = 2e-4  # of a thread for each tensor
+_TURN_SECONDS = 2e-3  # of the main thread for each tensor: quantizing it, setting it in the model, the progress bar
+_VARIATION = 0.3  # standard deviation of the logarithm of each of these times
 
 
 @dataclass(frozen=True)
@@ -207,21 +211,39 @@ def _load_on_device(
 def _turns(sizes: list[int], loader: Loader) -> list[tuple[int, bool]]:
     """Return in which order tensors arrive on the device (True) and are quantized or set in the model (False).
 
-    Several threads take the tensors in order. One needs time in proportion to its bytes, in the first half of it
-    reads the file, and takes the device's memory in between; how fast each one is varies. The main thread sets each
-    tensor in the model as soon as it and those before it have arrived.
+    Several threads take the tensors in order. A thread allocates the tensor on the device (ATen ``_to_copy`` does so
+    before it copies), casts it on the CPU, waits until the way to the device is free, and copies. The main thread sets
+    each tensor in the model once it and those before it are there.
     """
     if loader.workers == 1:
         return [(position, arrives) for position in range(len(sizes)) for arrives in (True, False)]
     draw = random.Random(loader.seed)
-    idle = [0.0] * loader.workers  # when each thread is free again
-    moments, ready = [], 0.0
-    for position, size in enumerate(sizes):
-        begin = heapq.heappop(idle)
-        duration = (size + _OVERHEAD) * draw.lognormvariate(0.0, _VARIATION)
-        heapq.heappush(idle, begin + duration)
-        ready = max(ready, begin + duration)
-        moments += [(begin + duration / 2, position, True), (ready, position, False)]
+
+    def vary(seconds: float) -> float:
+        return seconds * draw.lognormvariate(0.0, _VARIATION)
+
+    moments: list[tuple[float, int, bool]] = []
+    cast: list[tuple[float, int]] = []  # when each thread has cast its tensor, and which
+    loaded = [0.0] * len(sizes)
+    waiting = iter(enumerate(sizes))
+
+    def take(now: float) -> None:
+        for position, size in waiting:
+            moments.append((now, position, True))
+            heapq.heappush(cast, (now + vary(_OVERHEAD_SECONDS + size / _CAST_BYTES_PER_SECOND), position))
+            return
+
+    for _ in range(loader.workers):
+        take(0.0)
+    free = 0.0  # when the last copy ends
+    while cast:
+        now, position = heapq.heappop(cast)
+        free = loaded[position] = max(now, free) + sizes[position] / _COPY_BYTES_PER_SECOND
+        take(free)
+    now = 0.0
+    for position, moment in enumerate(loaded):
+        now = max(now, moment) + vary(_TURN_SECONDS)
+        moments.append((now, position, False))
     return [(position, arrives) for _, position, arrives in sorted(moments)]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,6 +70,9 @@ def trace(
     max_grad_norm: float | None = 1.0,
     use_cache: bool = False,
     timeline: bool = True,
+    orders: int = 1,
+    capacity_bytes: int | None = None,
+    steps: Callable[..., Any] | None = None,
 ) -> dict[str, Any]:
     """Predict the memory of a scenario's training step.
 
@@ -89,6 +93,15 @@ def trace(
         Whether the forward pass builds a key-value cache, as a loop that leaves the configuration alone does.
     timeline
         Whether to return the timeline of the step.
+    orders
+        How many orders of loading to replay where several threads load and chance decides; over 1 the result has
+        ``orders``, a list of :func:`peaks`.
+    capacity_bytes
+        The card's memory without the CUDA context: then ``peak_reserved_bytes`` is that of a card which gives cached
+        segments back when it is full. None: memory is plentiful.
+    steps
+        What takes the steps, called as :func:`take_steps` is (the default): for a published measurement the loop that
+        was measured.
 
     Returns
     -------
@@ -115,8 +128,11 @@ def trace(
 
     loading: list[Event] = []
     ids: dict[int, int] = {}
+    loader = loader or Loader.installed()
     if on_card:
-        loading, ids = loading_events(model, scenario, 1, loader or Loader.installed())
+        loading, ids = loading_events(model, scenario, 1, loader)
+        seeds = range(loader.seed, loader.seed + orders) if orders > 1 else ()
+        others = [loading_events(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
     tracker = Tracker(
         ("meta",) if on_card else ("meta", "cpu"),
         vocabulary=vocabulary,
@@ -130,7 +146,7 @@ def trace(
         tracker.components[identity] = QUANTIZATION_STATE
     try:
         with _as_on_device(scenario, target, model, tracker) as hook:
-            take_steps(
+            (steps or take_steps)(
                 model,
                 optimizer,
                 scenario,
@@ -145,7 +161,10 @@ def trace(
             where=f"model (model_type {scenario.model['model_type']})",
             allowed="a decoder whose forward pass doesn't depend on the values of its tensors",
         ) from error
-    result = summarize(tracker, on_card=on_card, timeline=timeline)
+    result = summarize(tracker, on_card=on_card, timeline=timeline, capacity_bytes=capacity_bytes)
+    if orders > 1:
+        step = tracker.events[len(loading) :]
+        result["orders"] = [peaks(tracker, _after(other, ids, step), capacity_bytes) for other in others]
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return result | {
         "attention": attention_kernel(scenario),
@@ -199,34 +218,45 @@ def take_steps(
         tracker.mark(phase, number)
 
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Cycles of objects would hold tensors until the garbage collector happens to run.
+    with following(tracker):
+        for number in range(STEPS):  # noqa: B007, mark() reads it
+            for _ in range(min(scenario.gradient_accumulation, MICRO_BATCHES)):
+                mark("inputs")
+                inputs = batch()
+                for tensor in inputs.values():
+                    tracker.add(tensor, INPUTS)
+                    tracker.label(tensor, INPUTS)
+                forward_backward(model, inputs, scenario, loss_scale=1 / scenario.gradient_accumulation, hook=mark)
+                del inputs, tensor
+            optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm, hook=mark)
+            for state in optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, torch.Tensor):
+                        tracker.label(value, OPTIMIZER_STATES)
+    return STEPS
+
+
+@contextmanager
+def following(tracker: Tracker) -> Iterator[None]:
+    """Follow every storage of the steps inside; afterwards none, so that the model's own end is not recorded.
+
+    The garbage collector is off: cycles of objects would hold tensors until it happens to run.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         with tracker:
-            for number in range(STEPS):  # noqa: B007, mark() reads it
-                for _ in range(min(scenario.gradient_accumulation, MICRO_BATCHES)):
-                    mark("inputs")
-                    inputs = batch()
-                    for tensor in inputs.values():
-                        tracker.add(tensor, INPUTS)
-                        tracker.label(tensor, INPUTS)
-                    forward_backward(model, inputs, scenario, loss_scale=1 / scenario.gradient_accumulation, hook=mark)
-                    del inputs, tensor
-                optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm, hook=mark)
-                for state in optimizer.state.values():
-                    for value in state.values():
-                        if isinstance(value, torch.Tensor):
-                            tracker.label(value, OPTIMIZER_STATES)
+            yield
             tracker.mark("end", STEPS)
     finally:
         tracker.close()
         if enabled:
             gc.enable()
-    return STEPS
 
 
-def summarize(tracker: Tracker, *, on_card: bool, timeline: bool = True) -> dict[str, Any]:
+def summarize(
+    tracker: Tracker, *, on_card: bool, timeline: bool = True, capacity_bytes: int | None = None
+) -> dict[str, Any]:
     """Turn a tracker's record into figures, all in bytes.
 
     Returns
@@ -275,10 +305,43 @@ def summarize(tracker: Tracker, *, on_card: bool, timeline: bool = True) -> dict
         "resident_bytes": allocated[0],
     }
     if on_card:
-        result |= {"peak_reserved_bytes": run.peak_reserved_bytes, "required_bytes": required_bytes(events)}
+        reserved = run.peak_reserved_bytes
+        if capacity_bytes is not None and reserved > capacity_bytes:
+            reserved = replay(events, capacity_bytes=capacity_bytes, grow=True).peak_reserved_bytes
+        result |= {"peak_reserved_bytes": reserved, "required_bytes": required_bytes(events)}
     if timeline:
         result["timeline"] = _timeline(tracker, events, allocated, begin, second, spans, on_card)
     return result
+
+
+def peaks(tracker: Tracker, events: Sequence[Event], capacity_bytes: int | None = None) -> dict[str, Any]:
+    """Figures of a step that follows another order of loading: ``phases`` and totals as in :func:`summarize`, bytes.
+
+    ``events`` are the tracker's but for the order of those before its first mark.
+    """
+    run = replay(
+        events,
+        [(phase, index) for phase, _, index in tracker.marks],
+        capacity_bytes=capacity_bytes,
+        grow=capacity_bytes is not None,
+    )
+    phases: dict[str, int] = {}
+    for span, (phase, step, _) in zip(run.spans, tracker.marks, strict=True):
+        if step == STEPS - 1 and phase in PHASES:
+            phases[phase] = max(phases.get(phase, 0), span.peak_allocated_bytes)
+    return {
+        "peak_allocated_bytes": max(phases.values()),
+        "peak_reserved_bytes": run.peak_reserved_bytes,
+        "phases": phases,
+        "resident_bytes": run.spans[0].start_allocated_bytes,
+    }
+
+
+def _after(loading: tuple[list[Event], dict[int, int]], ids: dict[int, int], step: Sequence[Event]) -> list[Event]:
+    """The step after another order of loading: where it frees a tensor of the model, the id is that order's."""
+    events, others = loading
+    known = {-identity: -others[storage] for storage, identity in ids.items()}
+    return events + [(known.get(identity, identity), count) for identity, count in step]
 
 
 def leftovers(events: Sequence[Event]) -> set[int]:

@@ -17,7 +17,7 @@ import csv
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +31,16 @@ from scripts.memory.gpus import find
 
 MEASUREMENTS = ROOT / "config" / "measurements" / "public.csv"
 MIB = 2**20
-SOURCES = {"t4": (7, 5), "a100": (8, 0)}  # first part of a row's id, and the card's compute capability
-ORDERS = 3  # how many orders of a threaded loading are tried; the median counts
+SOURCES = ("t4", "a100")  # first part of a row's id
+# How each session on the T4 brought its models to the card, by the parts of a row's id before its number: as the stated
+# versions of transformers and peft do, but for two sessions whose figures say otherwise (docs/memory-validation.md).
+SESSIONS = {
+    "t4-phase3": {"transformers": "5.0.0", "peft": "0.19.1"},
+    "t4-final": {"transformers": "5.0.0", "peft": "0.19.1"},
+    "t4-sweep": {"transformers": "5.0.0", "peft": "0.19.1"},  # states 5.17.0 and 0.20.0
+    "t4-notebook": {"transformers": "5.17.0", "peft": "0.20.0"},  # states 5.0.0 and 0.19.1
+}
+ORDERS = 9  # how many orders of a threaded loading are replayed; the median counts
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 TRL_PREPARATION = "trl-0.13"  # begins the field kbit_preparation of rows that were prepared the way TRL 0.13 does
 SIZES = (
@@ -127,33 +135,67 @@ def validate(rows: Sequence[Mapping[str, str]], orders: int = ORDERS) -> list[di
 
 def predictions(row: Mapping[str, str], orders: int) -> list[dict[str, int]]:
     """Bytes by stage of a traced row, one dict for each order of loading."""
-    from dataclasses import replace
-
     from scripts.memory.loading import Loader
     from scripts.memory.trace import trace
 
     scenario = scenario_of(row)
-    source = row["id"].split("-")[0]
-    loader = Loader(warmup=False)  # transformers 4.48
-    if source == "t4":  # the script that measured them: with device_map when quantizing, else model.cuda()
-        loader = Loader.of(transformers=row["transformers"], peft=row["peft"], moved=row["method"] != "qlora")
-        # The code of transformers 5.17 loads one tensor after the other when it quantizes. The rows measured with it
-        # say otherwise: rows 04 to 06 and 10 to 12 repeat one run and differ, and so does what equal models hold.
-        loader = replace(loader, workers=4)
-    found = []
-    with _trainer_of(row):
-        for seed in range(orders if loader.workers > 1 and row["method"] == "qlora" else 1):
-            result = trace(
-                scenario,
-                capability=SOURCES[source],
-                loader=replace(loader, seed=seed),
-                max_grad_norm=None if scenario.loop == "manual" else 1.0,
-                timeline=False,
-            )
-            fields = result | result["phases"]
-            needed = {"required": result["required_bytes"]}
-            found.append({stage: fields[field] for stage, (_, field) in STAGES.items()} | needed)
-    return found
+    if row["id"].startswith("a100"):
+        with _trainer_of(row):
+            traced = trace(scenario, capability=(8, 0), loader=Loader(warmup=False), timeline=False)  # 4.48
+    else:
+        # The script that measured them: with device_map when quantizing, else model.cuda().
+        quantized = row["method"] == "qlora"
+        loader = Loader.of(**SESSIONS[row["id"].rsplit("-", 1)[0]], moved=not quantized)
+        card = find("t4", "the measurements")
+        traced = trace(
+            scenario,
+            capability=card.capability,
+            loader=loader,
+            timeline=False,
+            orders=orders if loader.workers > 1 and quantized else 1,
+            capacity_bytes=card.usable_bytes,
+            steps=_steps_of_the_script,
+        )
+    return [
+        {stage: (order | order["phases"])[field] for stage, (_, field) in STAGES.items()}
+        | {"required": traced["required_bytes"]}
+        for order in traced.get("orders", [traced])
+    ]
+
+
+def _steps_of_the_script(
+    model: Any, optimizer: Any, scenario: Scenario, tracker: Any, batch: Callable, *, max_grad_norm: Any, hook: Any
+) -> None:
+    """Two steps as `scripts/measure.py` of fitcheck-llm takes them.
+
+    One tensor is input and label, and serves all steps; the model's output lives until the update is done, the
+    gradients until the next step begins; nothing is clipped.
+    """
+    from scripts.memory.trace import STEPS, following
+    from scripts.memory.tracker import INPUTS
+
+    def one_step(number: int) -> None:
+        def mark(phase: str) -> None:
+            if hook is not None:
+                hook(phase)
+            tracker.mark(phase, number)
+
+        mark("begin")
+        optimizer.zero_grad(set_to_none=True)
+        mark("forward")
+        output = model(input_ids=tokens, labels=tokens)
+        mark("backward")
+        output.loss.backward()
+        mark("optimizer")
+        optimizer.step()
+
+    with following(tracker):
+        tracker.mark("inputs", 0)
+        tokens = batch()["input_ids"]
+        tracker.add(tokens, INPUTS)
+        tracker.label(tokens, INPUTS)
+        for number in range(STEPS):
+            one_step(number)
 
 
 def compare(row: Mapping[str, str], predicted: Sequence[Mapping[str, int]]) -> dict[str, Any]:
@@ -344,7 +386,7 @@ def _older_transformers() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.memory.validate", description=__doc__.split("\n")[0])
-    parser.add_argument("--source", choices=sorted(SOURCES), default="t4", help="whose measurements (default: t4)")
+    parser.add_argument("--source", choices=SOURCES, default="t4", help="whose measurements (default: t4)")
     parser.add_argument(
         "--measurements", type=Path, default=MEASUREMENTS, metavar="FILE", help="another table of the same columns"
     )

@@ -9,9 +9,12 @@ import pytest
 from scripts.common.scenario import ROOT
 from scripts.memory import validate
 
+HELD_OUT = ROOT / "config" / "measurements" / "held-out.csv"
+
 
 def row(identity: str) -> dict[str, str]:
-    return next(entry for entry in validate.read_measurements() if entry["id"] == identity)
+    rows = [*validate.read_measurements(), *validate.read_measurements(HELD_OUT)]
+    return next(entry for entry in rows if entry["id"] == identity)
 
 
 def test_the_table_is_complete_with_sources_and_licences():
@@ -29,14 +32,23 @@ def test_every_row_is_a_scenario(entry):
     assert scenario.sequence_length * scenario.micro_batch == int(entry["sequence_length"]) * int(entry["micro_batch"])
 
 
-# LoRA by eager and fused attention, and QLoRA on a model whose weights leave no rests: nothing is left to chance.
-@pytest.mark.parametrize(
-    "identity, reserved_percent", [("t4-sweep-29", 0.0), ("t4-sweep-31", 0.0), ("t4-sweep-10", 1.0)]
-)
-def test_rows_that_leave_nothing_to_chance_are_exact(identity, reserved_percent):
-    (result,) = validate.validate([row(identity)], orders=1)
-    assert abs(result["error_percent"]["allocated"]) < 0.002
-    assert abs(result["error_percent"]["reserved"]) <= reserved_percent
+# LoRA by eager and fused attention in every phase; QLoRA loaded one tensor after the other.
+@pytest.mark.parametrize("identity", ["t4-sweep-29", "t4-sweep-31", "t4-notebook-04", "t4-notebook-08"])
+def test_rows_that_leave_nothing_to_chance_are_exact(identity):
+    (result,) = validate.validate([row(identity)])
+    rounding = 0.5 if "notebook" in identity else 0.006  # of the published figures, in MiB
+    differences = result["difference_bytes"]
+    assert differences.pop("reserved") == 0
+    assert {"allocated"} <= set(differences) and max(map(abs, differences.values())) <= rounding * validate.MIB
+
+
+def test_threads_that_load_leave_a_median_and_a_range():
+    (result,) = validate.validate([row("t4-sweep-10")], orders=3)
+    assert result["orders"] == 3
+    low, high = result["range_bytes"]["reserved"]
+    assert low <= result["predicted_bytes"]["reserved"] <= high
+    assert abs(result["error_percent"]["allocated"]) < 0.002  # a model whose weights leave no rests in any order
+    assert abs(result["error_percent"]["reserved"]) < 1
 
 
 def test_summary_and_table():
@@ -68,7 +80,7 @@ def test_the_kept_report_has_every_row_and_keeps_its_promise():
     assert report["summary"] == validate.summary(report["rows"])
     t4, a100 = report["summary"]["t4"], report["summary"]["a100"]
     assert t4["allocated"]["median_percent"] <= 0.05 and t4["allocated"]["worst_percent"] <= 0.3
-    assert t4["reserved"]["median_percent"] <= 1.0
+    assert t4["reserved"]["median_percent"] <= 1.0 and t4["reserved"]["worst_percent"] <= 5.0
     assert a100["allocated"]["worst_percent"] <= 0.2
 
 
@@ -91,16 +103,15 @@ def test_the_documentation_shows_the_kept_report():
 def test_the_held_out_report_has_every_run_and_the_documentation_shows_it():
     folder = ROOT / "config" / "measurements"
     report = json.loads((folder / "held-out.json").read_text())
-    rows = validate.read_measurements(folder / "held-out.csv")
+    rows = validate.read_measurements(HELD_OUT)
     assert {entry["id"]: entry["outcome"] for entry in report["rows"]} == {row["id"]: row["outcome"] for row in rows}
     assert report["summary"] == validate.summary(report["rows"])
-    assert report["summary"]["t4"]["verdicts"] == {"right": 24, "rows": 24}
+    assert report["summary"]["t4"]["verdicts"] == {"right": 34, "rows": 34}
     assert validate.markdown(report) in (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
 
 
 def test_a_run_that_ended_out_of_memory_does_not_fit():
-    rows = validate.read_measurements(ROOT / "config" / "measurements" / "held-out.csv")
-    (row,) = [row for row in rows if row["id"] == "t4-final-23"]
-    (result,) = validate.validate([row], orders=1)
-    assert row["outcome"] == "out of memory" and not result["fits"]
+    entry = row("t4-final-23")
+    (result,) = validate.validate([entry], orders=1)
+    assert entry["outcome"] == "out of memory" and not result["fits"]
     assert result["measured_bytes"] == {} and result["error_percent"] == {}
