@@ -48,6 +48,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"precision": "bf16-mixed"},
     {"kbit_preparation": "peft"},
     {"lora": {"rank": 64, "alpha": 64, "dropout": 0.0, "target_modules": "all-linear"}, "adapter_precision": "bf16"},
+    {"lora": {"rank": 16, "alpha": 32, "dropout": 0.05, "target_modules": "all-linear"}},
 )
 
 
@@ -95,6 +96,8 @@ def describe(scenario: Scenario) -> str:
             parts.append(getattr(scenario, field) if field != "kbit_preparation" else "prepared by PEFT")
     if scenario.gradient_accumulation > 1:
         parts.append(f"accumulation {scenario.gradient_accumulation}")
+    if scenario.lora and scenario.lora.dropout:
+        parts.append(f"dropout {scenario.lora.dropout}")
     if scenario.lora and scenario.adapter_precision != "fp32":
         parts.append(f"r {scenario.lora.rank} {scenario.adapter_precision}")
     return ", ".join(parts)

@@ -11,6 +11,8 @@ operator                        on CUDA, and where it says so
                                 ``softmax_backward_cuda_out`` (2.4 to 2.14)
 ``softmax``, ``log_softmax``    of half with ``dtype=float32``: one kernel with ``half_to_float``, no cast, only for
                                 half: ATen ``native/SoftMax.cpp``, ``softmax`` and ``log_softmax``
+``dropout``                     one kernel that keeps a mask of one byte an element instead of noise of the input's
+                                dtype: ATen ``native/Dropout.cpp``, ``dropout``, ``is_fused_kernel_acceptable``
 ``embedding_dense_backward``    over 3,072 indices: sorted copies and fp32 partial sums: ATen ``native/cuda/
                                 Embedding.cu``, ``EmbeddingBackwardKernel.cu``
 matrix products                 a cuBLAS workspace for each thread that multiplies (forward, autograd): ATen
@@ -125,7 +127,7 @@ def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, words: int) -
 
 @contextmanager
 def cuda_dispatch() -> Iterator[None]:
-    """Let softmax of half with ``dtype=float32`` be one operator on ``meta``, as ATen dispatches it on CUDA.
+    """Let functions be one operator on ``meta`` where ATen dispatches them to one on CUDA: softmax of half, dropout.
 
     The functions themselves are exchanged, since a function mode is off in the backward pass, where activation
     checkpointing runs the forward pass again.
@@ -139,17 +141,24 @@ def cuda_dispatch() -> Iterator[None]:
 
         return softmax
 
-    places = [
-        (module, name, getattr(module, name), operator)
-        for module in (torch, torch.nn.functional)
-        for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax))
-    ]
+    plain = nn.functional.dropout
+
+    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        if training and not inplace and 0 < p < 1:
+            return torch.native_dropout(input, p, True)[0]
+        return plain(input, p, training, inplace)
+
+    exchanged = [(nn.functional, "dropout", plain, dropout)]
+    for module in (torch, nn.functional):
+        for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax)):
+            original = getattr(module, name)
+            exchanged.append((module, name, original, fuse(original, operator)))
     try:
-        for module, name, original, operator in places:
-            setattr(module, name, fuse(original, operator))
+        for module, name, _, replacement in exchanged:
+            setattr(module, name, replacement)
         yield
     finally:
-        for module, name, original, _ in places:
+        for module, name, original, _ in exchanged:
             setattr(module, name, original)
 
 

@@ -111,6 +111,17 @@ def test_softmax_of_half_in_fp32_is_one_operator():
     assert torch.nn.functional.softmax.__module__ == "torch.nn.functional"  # put back
 
 
+def test_dropout_keeps_a_mask_of_one_byte_an_element():
+    hidden = meta(4, 8, dtype=torch.float32, grad=True)
+    with cuda_dispatch(), Seen() as seen:
+        out = torch.nn.Dropout(0.1)(hidden)
+        same = torch.nn.functional.dropout(hidden, 0.0)
+        still = torch.nn.functional.dropout(hidden, 0.1, training=False)
+    assert seen.names == ["aten::native_dropout"] and same is hidden and still is hidden
+    assert out.grad_fn._saved_result1.dtype == torch.bool and out.grad_fn._saved_result1.shape == hidden.shape
+    assert torch.nn.functional.dropout.__module__ == "torch.nn.functional"  # put back
+
+
 def test_memory_efficient_attention():
     # T4, head of 64: blocks of 64 x 64, key and value gradients in registers, 16 + 64 * 64 * 4 bytes for each block.
     query, key, value = (meta(2, 4, 100, 64, grad=True) for _ in range(3))
