@@ -100,6 +100,18 @@ class CudaKernels:
         return [], []
 
 
+def cpu_outputs(func: Any, args: Sequence, output: Any) -> Any:
+    """What an operator returns on the CPU, where ``meta`` answers as a GPU would.
+
+    Layer normalization keeps mean and deviation in the dtype of input and weight, not in fp32, unless the two differ:
+    ATen ``native/layer_norm.cpp``, ``layer_norm_cpu``, ``param_scalar_type``.
+    """
+    if func._schema.name != "aten::native_layer_norm" or (args[2] is not None and args[2].dtype != args[0].dtype):
+        return output
+    normalized, *statistics = output
+    return normalized, *(statistic.to(args[0].dtype) for statistic in statistics)
+
+
 def _has_bias(name: str, args: Sequence, kwargs: dict) -> bool:
     if name == "bitsandbytes::gemm_4bit":
         return kwargs.get("bias") is not None or (len(args) > 6 and args[6] is not None)

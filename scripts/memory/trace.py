@@ -27,6 +27,7 @@ from scripts.memory.autocast import MetaAutocast, attention_operands
 from scripts.memory.kernels import (
     DEFAULT_CAPABILITY,
     CudaKernels,
+    cpu_outputs,
     cuda_dispatch,
     register_attentions,
     sdpa_kernel_for,
@@ -138,6 +139,7 @@ def trace(
         vocabulary=vocabulary,
         kernels=CudaKernels(capability) if on_card else None,
         first_id=max((identity for identity, _ in loading), default=0) + 1,
+        outputs=None if on_card else cpu_outputs,
     )
     tracker.events += loading
     tracker.components.update({identity: LOADING for identity, _ in loading if identity > 0})

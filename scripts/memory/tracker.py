@@ -7,7 +7,7 @@ the sequence of allocations and frees that :mod:`scripts.memory.allocator` repla
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -59,6 +59,8 @@ class Tracker(TorchDispatchMode):
         kwargs)`` never.
     first_id
         Ids of the events count up from here.
+    outputs
+        Corrects what an operator returns on ``meta``, called as ``outputs(func, args, output)``.
 
     Attributes
     ----------
@@ -77,6 +79,7 @@ class Tracker(TorchDispatchMode):
         vocabulary: int = 0,
         kernels: Kernels | None = None,
         first_id: int = 1,
+        outputs: Callable[[Any, tuple, Any], Any] | None = None,
     ) -> None:
         super().__init__()
         self.events: list[Event] = []
@@ -85,7 +88,7 @@ class Tracker(TorchDispatchMode):
         self._devices = frozenset(devices)
         self._vocabulary = vocabulary
         self._kernels = kernels
-        self._shapes = Shapes() if "meta" in self._devices else None
+        self._shapes = Shapes(outputs) if "meta" in self._devices else None
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
@@ -199,7 +202,8 @@ class Shapes:
     nothing to do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outputs: Callable[[Any, tuple, Any], Any] | None = None) -> None:
+        self._corrected = outputs
         self._kinds: dict[Any, str] = {}
         self._outputs: dict[tuple, list[tuple] | tuple | None] = {}
 
@@ -220,6 +224,8 @@ class Shapes:
             return func(*args, **kwargs)
         if known is None:
             output = func(*args, **kwargs)
+            if self._corrected is not None:
+                output = self._corrected(func, args, output)
             if _share_storage(output, args):  # _unsafe_view's schema doesn't say so
                 self._kinds[func] = "view"
             else:

@@ -19,7 +19,6 @@ SIZES = {
     "vocab_size": 300,
 }
 QWEN2 = {"model_type": "qwen2", **SIZES}
-# bf16 statistics of LayerNorm are fp32 on meta and bf16 on the CPU: the one known difference, under 0.1 %.
 MODELS = [
     {"model_type": "qwen3", **SIZES, "head_dim": 32},
     {"model_type": "llama", **SIZES, "tie_word_embeddings": True},
@@ -33,6 +32,8 @@ MODELS = [
     | {"eos_token_id": 1, "bos_token_id": 1},
     {"model_type": "mixtral", **SIZES, "num_experts_per_tok": 2, "num_local_experts": 4},
     {"model_type": "olmo", **SIZES, "eos_token_id": 1},
+    {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300},
+    {"model_type": "gpt_neox", **SIZES, "eos_token_id": 1, "bos_token_id": 1},
 ]
 SETTINGS = [
     {},
@@ -55,33 +56,29 @@ def scenario(model: dict, **fields) -> Scenario:
     return Scenario.from_mapping({"model": model, **fields})
 
 
-def compare(asked: Scenario) -> tuple[dict, dict]:
+def compare(asked: Scenario) -> None:
+    """The trace is the measurement, to the byte: in all, in each phase, and what each byte is for."""
     predicted, measured = trace(asked, "cpu", timeline=False), measure(asked, "cpu", timeline=False)
-    assert predicted["parameters"] == measured["parameters"]
-    assert predicted["resident_bytes"] == measured["resident_bytes"]
-    for phase, size in measured["phases"].items():
-        assert abs(predicted["phases"][phase] / size - 1) < 0.001, phase
-    assert abs(predicted["peak_allocated_bytes"] / measured["peak_allocated_bytes"] - 1) < 0.001
-    return predicted, measured
+    # PyTorch's own autocast doesn't say which of its copies are of weights: the measurement counts them as activations.
+    predicted["components"]["activations"] += predicted["components"].pop("weight_casts", 0)
+    for field in ("parameters", "resident_bytes", "phases", "peak_allocated_bytes", "components"):
+        assert predicted[field] == measured[field], field
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_methods_are_traced_to_the_byte(method, precision):
-    predicted, measured = compare(scenario(QWEN2, method=method, precision=precision))
-    assert predicted["phases"] == measured["phases"]
-    assert predicted["components"] == measured["components"]
+    compare(scenario(QWEN2, method=method, precision=precision))
 
 
 @pytest.mark.parametrize("fields", SETTINGS, ids=str)
 def test_settings_are_traced_to_the_byte(fields):
-    predicted, measured = compare(scenario(QWEN2, **fields))
-    assert predicted["phases"] == measured["phases"]
+    compare(scenario(QWEN2, **fields))
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model["model_type"])
 @pytest.mark.parametrize("method", ["full", "qlora"])
-def test_architectures_are_traced(model, method):
+def test_architectures_are_traced_to_the_byte(model, method):
     compare(scenario(model, method=method))
 
 
