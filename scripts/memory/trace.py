@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 import transformers.masking_utils
 from torch import nn
 from torch.autograd.graph import _engine_run_backward
@@ -522,7 +523,7 @@ def _as_on_device(
 ) -> Iterator[Callable[[str], None] | None]:
     """Make ``meta`` behave as the target does; yields what to call at the beginning of each phase."""
     with ExitStack() as stack:
-        stack.enter_context(_masks_without_values())
+        stack.enter_context(_without_values())
         if target == "cuda":
             stack.enter_context(cuda_dispatch())
         dtype = autocast_dtype(scenario)
@@ -581,20 +582,27 @@ def _autocast_accepts_meta(emulation: MetaAutocast | None) -> Iterator[None]:
 
 
 @contextmanager
-def _masks_without_values() -> Iterator[None]:
-    """Let transformers make masks on ``meta``: whether several texts share a row is a question about values."""
-    name = "find_packed_sequence_indices"
-    original = getattr(transformers.masking_utils, name, None)
-    if original is None:  # transformers before 4.53
-        yield
-        return
+def _without_values() -> Iterator[None]:
+    """Spare transformers the questions about values that ``meta`` can't answer.
+
+    They are whether several texts share a row, when it makes masks, and whether to warn of padding.
+    """
 
     def one_text_in_a_row(position_ids: torch.Tensor) -> None:
         first = position_ids[:, :1] - 1
         (torch.diff(position_ids, prepend=first, dim=-1) != 1).cumsum(-1)
 
-    setattr(transformers.masking_utils, name, one_text_in_a_row)
+    exchanged = [
+        (transformers.masking_utils, "find_packed_sequence_indices", one_text_in_a_row),
+        (transformers.PreTrainedModel, "warn_if_padding_and_no_attention_mask", lambda *_: None),
+    ]
+    originals = [(place, name, getattr(place, name, None)) for place, name, _ in exchanged]
+    for place, name, replacement in exchanged:
+        if hasattr(place, name):  # the first came with transformers 4.53
+            setattr(place, name, replacement)
     try:
         yield
     finally:
-        setattr(transformers.masking_utils, name, original)
+        for place, name, original in originals:
+            if original is not None:
+                setattr(place, name, original)

@@ -10,23 +10,14 @@ from scripts.common.scenario import Scenario
 from scripts.memory import gate
 from scripts.memory.gpus import find
 from scripts.memory.trace import trace
-
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "vocab_size": 4000,
-    "max_position_embeddings": 1024,
-}
+from tests.unit.decoders import LLAMA_3_LAYERS
 
 
 @pytest.fixture(scope="module")
 def traced() -> dict:
     scenario = Scenario.from_mapping(
         {
-            "model": MODEL,
+            "model": LLAMA_3_LAYERS,
             "sequence_length": 256,
             "micro_batch": 8,
             "gradient_accumulation": 2,

@@ -1,4 +1,4 @@
-"""On the CPU the trace and the measurement of one step are the same to the byte, nearly everywhere."""
+"""On the CPU the trace and the measurement of one step are the same to the byte."""
 
 import json
 
@@ -8,33 +8,9 @@ from scripts.common.errors import UserError
 from scripts.common.scenario import Scenario
 from scripts.memory.measure import main, measure
 from scripts.memory.trace import trace
+from tests.unit.decoders import DECODERS
 
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "max_position_embeddings": 256,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-}
-QWEN2 = {"model_type": "qwen2", **SIZES}
-MODELS = [
-    {"model_type": "qwen3", **SIZES, "head_dim": 32},
-    {"model_type": "llama", **SIZES, "tie_word_embeddings": True},
-    {"model_type": "mistral", **SIZES, "sliding_window": 32},
-    {"model_type": "gemma", **SIZES, "head_dim": 16},
-    {"model_type": "gemma2", **SIZES, "head_dim": 16, "sliding_window": 32},
-    {"model_type": "gemma3_text", **SIZES, "head_dim": 16, "sliding_window": 32},
-    {"model_type": "phi", **SIZES},
-    {"model_type": "phi3", **SIZES, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1},
-    {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "vocab_size": 300}
-    | {"eos_token_id": 1, "bos_token_id": 1},
-    {"model_type": "mixtral", **SIZES, "num_experts_per_tok": 2, "num_local_experts": 4},
-    {"model_type": "olmo", **SIZES, "eos_token_id": 1},
-    {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300},
-    {"model_type": "gpt_neox", **SIZES, "eos_token_id": 1, "bos_token_id": 1},
-]
+QWEN2 = DECODERS["qwen2"]
 SETTINGS = [
     {},
     {"attention": "eager", "method": "full"},
@@ -76,7 +52,7 @@ def test_settings_are_traced_to_the_byte(fields):
     compare(scenario(QWEN2, **fields))
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model["model_type"])
+@pytest.mark.parametrize("model", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_architectures_are_traced_to_the_byte(model, method):
     compare(scenario(model, method=method))

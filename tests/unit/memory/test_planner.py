@@ -9,20 +9,11 @@ from scripts.common.scenario import Scenario
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
 from scripts.memory.planner import LENGTH_STEP, Estimate, apply, feasibility, largest, moves, suggest, sweep
 from scripts.memory.trace import trace
-
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "vocab_size": 4000,
-    "max_position_embeddings": 1024,
-}
+from tests.unit.decoders import LLAMA_3_LAYERS
 
 
 def make(**fields) -> Scenario:
-    return Scenario.from_mapping({"model": MODEL, "sequence_length": 256, **fields})
+    return Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, **fields})
 
 
 def card(usable: int) -> Gpu:

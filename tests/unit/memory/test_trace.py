@@ -8,37 +8,12 @@ from scripts.common.errors import UserError
 from scripts.common.scenario import Scenario, load_scenario
 from scripts.memory import tracker as tracker_module
 from scripts.memory.trace import trace
-
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "max_position_embeddings": 4096,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-}
-QWEN2 = {"model_type": "qwen2", **SIZES}
-MODELS = [
-    {"model_type": "qwen3", **SIZES, "head_dim": 32},
-    {"model_type": "llama", **SIZES, "tie_word_embeddings": True},
-    {"model_type": "mistral", **SIZES, "sliding_window": 32},
-    {"model_type": "gemma", **SIZES, "head_dim": 16},
-    {"model_type": "gemma2", **SIZES, "head_dim": 16, "sliding_window": 32},
-    {"model_type": "gemma3_text", **SIZES, "head_dim": 16, "sliding_window": 32},
-    {"model_type": "phi", **SIZES},
-    {"model_type": "phi3", **SIZES, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1},
-    {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "vocab_size": 300}
-    | {"eos_token_id": 1, "bos_token_id": 1},
-    {"model_type": "mixtral", **SIZES, "num_experts_per_tok": 2, "num_local_experts": 4},
-    {"model_type": "olmo2", **SIZES, "eos_token_id": 1},
-    {"model_type": "starcoder2", **SIZES, "eos_token_id": 1, "bos_token_id": 1},
-]
+from tests.unit.decoders import DECODERS
 
 
 def scenario(model: dict | None = None, **fields) -> Scenario:
     fields = {"method": "qlora", "precision": "bf16", "sequence_length": 64, "micro_batch": 2, **fields}
-    return Scenario.from_mapping({"model": model or QWEN2, **fields})
+    return Scenario.from_mapping({"model": model or DECODERS["qwen2"], **fields})
 
 
 def peak(*args, **fields) -> int:
@@ -61,7 +36,7 @@ def check(answer: dict) -> None:
         assert answer["required_bytes"] <= answer["peak_reserved_bytes"]
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda model: model["model_type"])
+@pytest.mark.parametrize("model", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_every_architecture_and_method(model, method):
     check(trace(scenario(model, method=method)))
@@ -91,7 +66,7 @@ def test_more_never_needs_less(method, checkpointing):
     for key, values in (("sequence_length", (32, 96, 512)), ("micro_batch", (1, 2, 5))):
         sizes = [peak(**{**fields, key: value}) for value in values]
         assert sizes == sorted(sizes), key
-    sizes = [peak({**QWEN2, "num_hidden_layers": layers}, **fields) for layers in (1, 3)]
+    sizes = [peak({**DECODERS["qwen2"], "num_hidden_layers": layers}, **fields) for layers in (1, 3)]
     assert sizes[0] < sizes[1]
     if method != "full":
         lora = {"alpha": 16, "dropout": 0.0, "target_modules": "all-linear"}
@@ -101,7 +76,7 @@ def test_more_never_needs_less(method, checkpointing):
 
 def test_what_saves_memory_saves_memory():
     big = {"sequence_length": 1024, "micro_batch": 2}
-    plain = {**big, "model": {**QWEN2, "vocab_size": 3000}}
+    plain = {**big, "model": {**DECODERS["qwen2"], "vocab_size": 3000}}
     assert peak(**plain, loss="chunked") < peak(**plain)
     assert peak(**plain, loop="trainer") < peak(**plain, loop="manual")
     assert peak(**big) < peak(**big, gradient_checkpointing=False)
@@ -109,7 +84,7 @@ def test_what_saves_memory_saves_memory():
     assert peak(**big) < peak(**big, kbit_preparation="peft")
     states = {kind: peak(method="full", sequence_length=16, optimizer=kind) for kind in ("adamw", "adamw_fused")}
     assert states["adamw_fused"] < states["adamw"]
-    wide = {**QWEN2, "hidden_size": 512, "intermediate_size": 1024}
+    wide = {**DECODERS["qwen2"], "hidden_size": 512, "intermediate_size": 1024}
     eight = {
         kind: trace(scenario(wide, method="full", sequence_length=16, optimizer=kind), timeline=False)
         for kind in ("adamw", "adamw_8bit", "paged_adamw_8bit")
@@ -196,7 +171,7 @@ def test_further_micro_batches_change_nothing():
 
 
 def test_the_answer_names_the_attention_that_runs():
-    gemma2 = next(model for model in MODELS if model["model_type"] == "gemma2")
+    gemma2 = DECODERS["gemma2"]
     assert trace(scenario(attention="sdpa"), timeline=False)["attention"] == "sdpa"
     assert trace(scenario(gemma2, attention="sdpa"), timeline=False)["attention"] == "eager"
     with pytest.raises(UserError, match="attention: eager"):

@@ -16,37 +16,16 @@ from scripts.training.model import (
     parameter_count,
     quantization_state,
 )
+from tests.unit.decoders import DECODERS, SIZES
 
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "max_position_embeddings": 256,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-}
-MODELS = {
-    "qwen2": SIZES,
-    "llama": {**SIZES, "tie_word_embeddings": True},
-    "gemma2": {**SIZES, "head_dim": 16},
-    "phi3": {**SIZES, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1},
-    "gpt2": {
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-        "n_embd": 64,
-        "n_head": 4,
-        "n_layer": 2,
-        "n_positions": 256,
-        "vocab_size": 300,
-    },
-    "mixtral": {**SIZES, "num_experts_per_tok": 2, "num_local_experts": 4},
-}
+ARCHITECTURES = ("qwen2", "llama", "gemma2", "phi3", "gpt2", "mixtral")
 
 
 def scenario(model_type: str = "qwen2", sizes: dict | None = None, **fields) -> Scenario:
     fields = {"precision": "bf16", "sequence_length": 32, **fields}
-    return Scenario.from_mapping({"model": {"model_type": model_type, **(sizes or MODELS[model_type])}, **fields})
+    return Scenario.from_mapping(
+        {"model": {"model_type": model_type, **sizes} if sizes else DECODERS[model_type], **fields}
+    )
 
 
 def layout(model: torch.nn.Module) -> dict:
@@ -84,7 +63,7 @@ def folders(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_meta_random_and_loaded_models_are_alike(model_type, method, folders):
     asked = scenario(model_type, method=method)
@@ -113,7 +92,7 @@ def test_every_setting_gives_one_structure(fields, folders):
     assert layout(build_model(asked, "meta")) == layout(build_model(asked, "cpu", weights=folders("qwen2")))
 
 
-@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_random_models_have_the_buffers_of_a_new_model(model_type):
     asked = scenario(model_type, method="full", precision="fp32")
     own = dict(build_model(asked, "cpu").named_buffers())
@@ -159,7 +138,7 @@ def test_parameters_of_the_7b_model(tmp_path):
     }
 
 
-@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_parameter_count_is_that_of_the_built_model(model_type, method):
     asked = scenario(model_type, method=method)
