@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
+from scripts.dataset.starters import STARTERS, STARTING_VARIABLES, script_of, started
 
 MAX_CHARACTERS = 65_536
 MAX_DEPTH = 60  # levels of the syntax tree, all nested texts together; a level costs a few Python frames
@@ -72,6 +73,10 @@ SHELLS = frozenset(["sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "fish", "
 INTERPRETERS = frozenset(listed("python perl ruby node nodejs php lua luajit tclsh pypy deno bun Rscript osascript"))
 
 
+_COPIED = frozenset(["busybox", "nc", "ncat", "socat", "find", "awk", "vim"])
+_INTERPRETER = re.compile(r"(?:python|pypy|perl|ruby|php|lua|node)[\d.]*")
+
+
 class Refused(Exception):
     """The text can't be read: not shell, or beyond a limit. The message says which."""
 
@@ -92,6 +97,7 @@ class Redirect:
     operator: str
     descriptor: str
     target: str
+    varies: bool = False  # another file each time that the endless loop around it comes by
 
 
 @dataclass(slots=True)
@@ -114,10 +120,12 @@ class Command:
     piped: bool = False
     loop: str = ""  # "", "loop", "endless": what surrounds it
     recursive: bool = False
+    grows: str = ""  # the variable that it makes longer, as x=$x$x does
     code: str | None = None
     script: Feed | None = None
     assignments: dict[str, str] = field(default_factory=dict)
     reading: Reading | None = None
+    memo: dict[str, Any] = field(default_factory=dict)  # what was worked out about it once
     _options: tuple[str, list[str], list[str]] | None = None
 
     def options(self) -> tuple[str, list[str], list[str]]:
@@ -174,6 +182,7 @@ class Reading:
     outputs: list[Feed] = field(default_factory=list)
     substituted: list[Feed] = field(default_factory=list)  # command substitutions whose text is known
     sockets: bool = False  # a descriptor was opened on /dev/tcp or /dev/udp
+    files: dict[str, Feed] = field(default_factory=dict)  # what was written where, by the tidied path
 
     def origins(self, *items: Any, seen: set[int] | None = None) -> Iterator[Command]:
         """Yield every command that contributed to the words, feeds or commands given."""
@@ -307,10 +316,31 @@ _STATEMENTS = frozenset(
         " variable_assignment variable_assignments do_group"
     )
 )
+# Conditions of while and until that stay as they are: nothing ends the loop but the disk, the memory or the user.
+_ALWAYS = re.compile(
+    r":|(?:/usr)?(?:/bin/)?true|1|\(\(\s*1\s*\)\)|\[\[?\s+(?:1|true|x|.{1,9}\s-eq\s.{1,9}|(\S{1,9})\s*==?\s*\1)\s+\]\]?"
+    r"|test 1|! ?false|sleep 0|(?:mkdir|echo|printf|dd|touch|cp|head|cat)\b(?!.*\|\s*(?:grep|read|nc)).*"
+)
+_NEVER = re.compile(r"false|\[\[?\s+(?:0\s+-(?:eq|ne)\s+\d|1\s+-eq\s+[02])?\s*\]\]?|\(\(\s*0\s*\)\)|! ?true|! ?:")
 _PLAIN = re.compile(r"[^\\~{}\ue000-\ue00f]*")
 _SYSTEM_FOLDER = re.compile(r"(?:/(?:usr/|usr/local/|opt/homebrew/|snap/)?s?bin/|/(?:[^/]+/)*\.\.?/(?:[^/]+/)*s?bin/)")
 _PATH = ("/usr/local/bin/", "/usr/bin/", "/bin/", "/usr/local/sbin/", f"{HOME}/bin/", f"{HOME}/.local/bin/")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
+
+
+def _is_descriptor(node: Any) -> bool:
+    """Whether a number is glued to the redirection after it: the grammar takes it for a word before ``<&``."""
+    following = node.next_sibling or (node.parent.next_sibling if node.parent is not None else None)
+    return following is not None and following.start_byte == node.end_byte and following.type.endswith("_redirect")
+
+
+def _glued_descriptor(node: Any) -> str:
+    before = node.prev_sibling
+    while before is not None and before.child_count:
+        before = before.children[-1]
+    if before is None or before.end_byte != node.start_byte or not before.text.isdigit():
+        return ""
+    return before.text.decode()
 
 
 def _unescape(text: str) -> str:
@@ -382,7 +412,8 @@ class _Walk:
         self.called: set[str] = set()
         self.active: list[str] = []
         self.aliases: dict[str, str] = {}
-        self.files: dict[str, Feed] = {}
+        self.files: dict[str, Feed] = self.reading.files
+        self.running: list[str] = []  # scripts written on the way that are being read
         self.arguments: list[str] | None = None
         self.cwd: str | None = None
         self.background = self.piped = False
@@ -512,16 +543,16 @@ class _Walk:
         condition = " ".join(
             child.text.decode() for child in node.children if child.type in _STATEMENTS and child.type != "do_group"
         )
-        endless = node.children[0].type == "while" and condition.strip() in (
-            ":",
-            "true",
-            "[ 1 ]",
-            "((1))",
-            "[[ 1 ]]",
-            "/bin/true",
-        )
-        endless = endless or (node.children[0].type == "until" and condition.strip() in ("false", "[ ]"))
-        return self.looped("endless" if endless or condition.strip() == "1" else "loop", node.children, stdin)
+        until = node.children[0].type == "until"
+        endless = bool((_NEVER if until else _ALWAYS).fullmatch(condition.strip()))
+        kind = "endless" if endless else "loop"
+        text = stdin.text if stdin is not None else None
+        if text and not until and re.match(r"(?:IFS=\S*\s+)?read\b", condition) and 1 < text.count("\n") <= 8:
+            commands: list[Command] = []
+            for line in text.strip("\n").split("\n"):
+                commands.extend(self.looped(kind, node.children, Feed(stdin.commands, line + "\n")).commands)
+            return Feed(tuple(commands), None)
+        return self.looped(kind, node.children, stdin)
 
     def do_c_style_for_statement(self, node: Any, stdin: Feed | None) -> Feed:
         head = node.text[:200].decode("utf-8", "replace")
@@ -579,7 +610,10 @@ class _Walk:
 
     def do_variable_assignment(self, node: Any, stdin: Feed | None) -> Feed:
         name, value = self.assign(node)
-        return self.note([":"], [], stdin, {name: value})
+        feed = self.note([":"], [], stdin, {name: value})
+        if self.loop == "endless" and feed.commands and _grows(name, node.text.decode()):
+            feed.commands[0].grows = name
+        return feed
 
     def assign(self, node: Any) -> tuple[str, str]:
         self.step()
@@ -732,7 +766,8 @@ class _Walk:
             if child.type == "number" and following is not None and following.start_byte == child.end_byte:
                 continue
             extra.extend(self.fields(child))
-        redirects.append(Redirect(operator, descriptor, target))
+        varies = self.loop == "endless" and b"$" in node.text
+        redirects.append(Redirect(operator, descriptor or _glued_descriptor(node), target, varies))
         if "/dev/tcp/" in target or "/dev/udp/" in target:
             self.reading.sockets = True
         if operator.startswith("<") and descriptor in ("", "0"):
@@ -752,7 +787,7 @@ class _Walk:
                 self.store(redirect.target, feed, redirect.operator.endswith(">>"))
 
     def store(self, path: str, feed: Feed, append: bool = False) -> None:
-        if path.startswith("/dev/") or not path:
+        if not path or (path.startswith("/dev/") and not path.startswith("/dev/shm/")):
             return
         path = self.absolute(path)
         before = self.files.get(path)
@@ -844,8 +879,12 @@ class _Walk:
             if kind in ("command_substitution", "process_substitution"):
                 return [("E" if kind == "command_substitution" else "Q", self.substitute(node))]
             if kind == "arithmetic_expansion":
+                before = len(self.reading.outputs)
                 self.substitutions(node)
-                return [("Q", self.arithmetic(node.text.decode()))]
+                value = self.arithmetic(node.text.decode())
+                if len(self.reading.outputs) > before and UNKNOWN[0] in value:
+                    value = f"{OUTPUT[0]}{before}{OUTPUT[1]}"
+                return [("Q", value)]
             if kind == "brace_expression":
                 numbers = [child.text.decode() for child in node.named_children]
                 return [("L", "{" + ",".join(_sequence(numbers)) + "}")]
@@ -1056,6 +1095,8 @@ class _Walk:
             elif kind.endswith("_redirect"):
                 stdin = self.redirect(child, redirects, extra, stdin, [])
             elif child.is_named:
+                if child.text.isdigit() and _is_descriptor(child):
+                    continue
                 words.extend(self.array_fields(child))
             elif child.type not in ("$",):
                 words.append(child.text.decode())
@@ -1138,6 +1179,9 @@ class _Walk:
             inner = self.nested(" ".join([self.aliases[name], *map(quote, argv[1:])]), command.stdin)
             self.active.pop()
             return Feed((command, *inner.commands), inner.text)
+        if name not in _BUILTINS and command.assignments and not STARTING_VARIABLES.isdisjoint(command.assignments):
+            for variable in STARTING_VARIABLES.intersection(command.assignments):
+                self.try_nested(command.assignments[variable], None, name)
         known = None
         if self.files:
             folders = ("",) if "/" in argv[0] else _PATH
@@ -1146,11 +1190,15 @@ class _Walk:
         if known is not None:
             command.script = known
             if known.text is not None:
-                return Feed((command, *self.nested(known.text, command.stdin).commands), None)
+                return Feed((command, *self.run_file(command, argv[0], known.text, argv[1:]).commands), None)
             return Feed((command,), None)
         special = _BUILTINS.get(name)
         if special is not None:
             return special(self, command)
+        if "/" in name:
+            base = posixpath.basename(name)
+            if base in SHELLS or base in _COPIED or _INTERPRETER.fullmatch(base):
+                command.name = name = base  # a copy elsewhere, as set-uid programs are
         if name in SHELLS:
             return self.shell(command)
         if name in INTERPRETERS or name.startswith(("python", "perl", "pypy", "ruby", "php", "lua", "node")):
@@ -1160,6 +1208,26 @@ class _Walk:
             return inner
         self.downloads(command)
         return Feed((command,), output(command, self))
+
+    def run_file(self, command: Command, path: str, text: str, arguments: list[str]) -> Feed:
+        """A script that was written before: its text, unless it is being read already."""
+        key = self.absolute(path)
+        if key in self.running:
+            command.recursive = True
+            return Feed((), None)
+        self.running.append(key)
+        self.active.append(path)
+        try:
+            if text.startswith("#!") and not re.match(r"#!\s*\S*\b(?:env\s+)?\w*sh\b", text):
+                command.code = text
+                commands: list[Command] = []
+                for inner in [*shell_strings(text)]:
+                    commands.extend(self.try_nested(inner, None, command.name).commands)
+                return Feed(tuple(commands), None)
+            return self.as_wrapper(command, text, arguments, named=path)
+        finally:
+            self.running.pop()
+            self.active.pop()
 
     def inside(
         self, command: Command, argv: list[str], assignments: dict[str, str] | None = None, label: str = ""
@@ -1189,6 +1257,29 @@ class _Walk:
         finally:
             self.nested_depth -= 1
             self.wrappers, self.arguments = before, outer
+
+    def carried(self, command: Command) -> None:
+        """Files that come from another machine through scp, rsync, aws s3 cp and their kin."""
+        name, feed = command.name, Feed((command,), None)
+        words = command.operands
+        text = " ".join(command.argv[1:])
+        if name in ("tftp", "smbclient", "ftp", "lftp", "sftp"):
+            text += " " + ((command.stdin.text or "") if command.stdin else "")
+            for match in re.finditer(
+                r"(?:\b(?:get|pget|mget)|\s-r)\s+(?:-o\s+)?([\w./~*-]+)(?:[ \t]+([\w./-]+))?", text
+            ):
+                self.store(posixpath.basename(match[1]), feed)
+                if match[2]:
+                    self.store(match[2], feed)
+        far = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!\\)|(?:s3|gs|rsync|az|https?|ftp)://")
+        if len(words) > 1 and any(far.match(word) for word in words[:-1]) and not far.match(words[-1]):
+            for word in words[:-1]:
+                if far.match(word):
+                    self.store(words[-1], feed)
+                    self.store(posixpath.join(words[-1], posixpath.basename(word)), feed)
+        if name == "axel":
+            for target in command.value("-o", "--output"):
+                self.store(target, feed)
 
     def shell(self, command: Command) -> Feed:
         """A shell: the text of -c, the script, or what stands at its standard input."""
@@ -1231,7 +1322,7 @@ class _Walk:
             if not reads_stdin:
                 text = command.script.text if command.script else None
                 if text is not None:
-                    inner = self.as_wrapper(command, text, rest[1:])
+                    inner = self.run_file(command, rest[0], text, rest[1:])
                     return Feed((command, *inner.commands), inner.text)
                 return Feed((command,), None)
         if command.stdin is not None:
@@ -1242,11 +1333,11 @@ class _Walk:
                 return Feed((command, *inner.commands), inner.text)
         return Feed((command,), None)
 
-    def as_wrapper(self, command: Command, text: str, arguments: list[str], stdin: Any = ...) -> Feed:
+    def as_wrapper(self, command: Command, text: str, arguments: list[str], stdin: Any = ..., named: str = "") -> Feed:
         before, self.wrappers = self.wrappers, (*command.wrappers, command.name)
         outer = self.active
-        # $0 inside sh -c is the shell itself.
-        self.active = [*outer, command.name] if command.name not in self.functions else outer
+        # $0 inside sh -c is the shell itself, inside a script the script.
+        self.active = [*outer, named or command.name] if command.name not in self.functions else outer
         try:
             feed = self.nested(text, command.stdin if stdin is ... else stdin, arguments=arguments)
         finally:
@@ -1312,9 +1403,22 @@ class _Walk:
         commands = [command]
         if code:
             command.code = "\n".join(code)
-            for text in shell_strings(command.code):
+            for path in fetched_files(command.code):
+                self.store(path, Feed((command,), None))
+            texts = shell_strings(command.code)
+            if bare == "tclsh":
+                texts = [text for _, what in started(bare, argv, command.code, None) for text in what]
+            for text in texts:
                 commands.extend(self.try_nested(text, None, command.name).commands)
+            self.file_calls(command)
         return Feed(tuple(commands), output(command, self))
+
+    def file_calls(self, command: Command) -> None:
+        """What a piece of code does to files through its language's own functions, as the commands that do the same."""
+        for words, target in file_commands(command.code or ""):
+            if len(self.reading.commands) < MAX_COMMANDS - 8:
+                redirects = [Redirect(target[0], "", target[1])] if target else []
+                self.start(words, redirects, None, (*command.wrappers, command.name), {})
 
     def try_nested(self, text: str, stdin: Feed | None, wrapper: str) -> Feed:
         """Like :meth:`nested` for text that may not be shell at all: then nothing is noted."""
@@ -1347,7 +1451,34 @@ class _Walk:
                 return self.shell_text(command, command.value("-c", "--command"))
             return self.inside(command, rest, assignments)
         special = _WRAPPERS.get(name)
-        return special(self, command) if special is not None else None
+        if special is not None:
+            return special(self, command)
+        return self.starter(command) if name in STARTERS else None
+
+    def starter(self, command: Command) -> Feed:
+        """What a program of the table in :mod:`scripts.dataset.starters` starts."""
+        name, argv = command.name, command.argv
+        path = script_of(name, argv)
+        known = command.stdin if path == "-" else None
+        if path is not None and path != "-":
+            if OUTPUT[0] in path and path.startswith("/dev/fd/"):
+                known = Feed(tuple(self.reading.origins(path)), self.known_text(path))
+            else:
+                known = self.files.get(self.absolute(path))
+        command.script = known
+        commands = [command]
+        given = command.stdin.text if command.stdin is not None else None
+        for kind, what in started(name, argv, given, known.text if known is not None else None):
+            if kind == "words":
+                commands.extend(self.inside(command, what).commands[1:])
+                continue
+            if kind == "code":
+                command.code = what[0]
+                self.file_calls(command)
+            for text in shell_strings(what[0]) if kind == "code" else what:
+                commands.extend(self.try_nested(text.lstrip("; "), None, name).commands)
+        self.downloads(command)
+        return Feed(tuple(commands), output(command, self))
 
     def shell_text(self, command: Command, texts: list[str], stdin: Any = ...) -> Feed:
         commands = [command]
@@ -1365,6 +1496,10 @@ class _Walk:
         feed = Feed((command,), None)
         if name in ("curl", "wget", "fetch", "aria2c", "http"):
             targets = command.value("-o", "--output", "-O", "--output-document", "--out", "--remote-name")
+            if name == "aria2c":
+                folders = command.value("-d", "--dir")
+                for target in [*command.value("-o", "--out")] if folders else []:
+                    targets.append(posixpath.join(folders[0], target))
             for word in argv[1:]:  # combined: -sSLo file, -qO file
                 match = re.fullmatch(r"-[A-Za-z#]+[oO]", word)
                 if match and len(word) > 2:
@@ -1379,6 +1514,11 @@ class _Walk:
                 if base and (name != "curl" or command.has("OJ", "remote-name", "remote-name-all")):
                     folder = (command.value("-P", "--directory-prefix") or [""])[0]
                     self.store(posixpath.join(folder, base), feed)
+        elif name in _CARRIERS:
+            self.carried(command)
+        elif name in _PACKERS:
+            for target in _packed(command):
+                self.store(target, Feed((command, *(command.stdin.commands if command.stdin else ())), None))
         elif name in ("cp", "mv", "install", "ln") and len(command.operands) == 2:
             source, target = command.operands
             known = self.files.get(self.absolute(source))
@@ -1392,6 +1532,28 @@ class _Walk:
             for word in argv[1:]:
                 if word.startswith("of=") and command.stdin is not None:
                     self.store(word[3:], command.stdin)
+
+
+_CARRIERS = frozenset(listed("scp rsync sftp tftp smbclient ftp lftp aws gsutil rclone axel s3cmd mc azcopy svn"))
+_PACKERS = frozenset(listed("tar gtar zip 7z 7za gpg gpg2 openssl rar mysqldump pg_dump"))
+
+
+def _packed(command: Command) -> list[str]:
+    """The archive or encrypted file that a command makes."""
+    name, words = command.name, command.operands
+    if name in ("tar", "gtar"):
+        targets = command.value("--file")
+        for position, word in enumerate(command.argv[:-1]):
+            if re.fullmatch(r"-?[a-zA-Z]*c[a-zA-Z]*f|-[a-zA-Z]*f", word):
+                targets.append(command.argv[position + 1])
+        return targets
+    if name in ("zip", "rar", "7z", "7za"):
+        words = [word for word in words if word not in ("a", "u")]
+        return words[:1]
+    if name == "openssl":
+        return command.value("-out")
+    targets = command.value("-o", "--output", "-r", "--result-file")
+    return targets or ([f"{words[-1]}.gpg"] if name.startswith("gpg") and words else [])
 
 
 # --- what wrappers and builtins do ---------------------------------------------------------------------------------
@@ -1457,13 +1619,11 @@ _PREFIXES: dict[str, tuple[int, frozenset[str]]] = {
         ("then", 0, ""),
         ("sem", 0, "-j --id"),
         ("start-stop-daemon", 0, "-p -n -u -c -d --pidfile --name --user --chuid --chdir"),
-        ("gdb", 99, ""),
         ("xvfb-run", 0, "-s -n -e"),
         ("winpty", 0, ""),
         ("hyperfine", 99, ""),
         ("entr", 0, ""),
         ("nsenter", 0, "-t --target -S -G --setuid --setgid"),
-        ("capsh", 99, ""),
         ("setpriv", 0, ""),
         ("linux64", 0, ""),
         ("linux32", 0, ""),
@@ -1496,6 +1656,18 @@ def _after_options(words: list[str], valued: frozenset[str], name: str) -> list[
 def quote(word: str) -> str:
     """The word in single quotes, for being read again."""
     return "'" + word.replace("'", "'\\''") + "'"
+
+
+def _grows(name: str, source: str) -> bool:
+    """Whether an assignment makes its variable longer each time, other than by counting."""
+    if "$((" in source or "$[" in source:
+        return False
+    head, _, value = source.partition("=")
+    if head.endswith("+"):
+        return True
+    own = re.compile(rf"\$\{{?{re.escape(name)}(?:\[[@*]\])?\}}?(?![\w#%/:])")
+    times = len(own.findall(value))
+    return times > 1 or (times == 1 and own.sub("", value).strip("\"'() ") != "")
 
 
 def _tilde(text: str) -> str:
@@ -1728,6 +1900,8 @@ def _xargs(walk: _Walk, command: Command) -> Feed:
     if not rest:
         return Feed((command,), command.stdin.text if command.stdin else None)
     feed = command.stdin or Feed()
+    if any(path in ("/dev/null", "/dev/tty") for path in command.value("-a", "--arg-file")) or feed.path == "/dev/null":
+        feed = Feed((), "")
     if feed.text is not None:
         zero = command.has("0", "null")
         items = feed.text.strip("\n").split("\n") if replace or zero else re.sub("['\"\\\\]", "", feed.text).split()
@@ -1825,7 +1999,7 @@ def _ssh(walk: _Walk, command: Command) -> Feed:
     commands = [command]
     for option in command.value("-o"):
         if option.lower().startswith(("proxycommand=", "localcommand=")):
-            commands.extend(walk.try_nested(option.partition("=")[2], None, "ssh").commands)
+            commands.extend(walk.try_nested(option.partition("=")[2].lstrip("; "), None, "ssh").commands)
     tail = _after_options(rest[1:], valued, "ssh")
     if tail:
         cwd, walk.cwd = walk.cwd, None
@@ -1924,6 +2098,8 @@ def _parallel(walk: _Walk, command: Command) -> Feed:
         elif command.stdin.commands:
             walk.reading.outputs.append(command.stdin)
             items = [f"{OUTPUT[0]}{len(walk.reading.outputs) - 1}{OUTPUT[1]}"]
+            if not template:
+                command.script = command.stdin
     text = " ".join(template)
     texts = []
     for item in items[:8] or ["{}"]:
@@ -1968,13 +2144,18 @@ def _editor(walk: _Walk, command: Command) -> Feed:
         match = re.search(r"!\s*(.+)", text)
         if match:
             commands.extend(walk.try_nested(match[1], None, command.name).commands)
-        elif "shell" in text or "os.exec" in text or "os.system" in text:
+        elif re.match(r"\s*:?(?:py|py3|pyx|python3?|lua|luado|ruby|perl)\b", text):
+            command.code = text
+            for source in shell_strings(text):
+                commands.extend(walk.try_nested(source, None, command.name).commands)
+        elif re.search(r"\b(?:sh(?:ell)?|ter(?:minal)?)\b", text.split("=")[0]):
             commands.extend(walk.inside(command, ["sh"]).commands[1:])
     return Feed(tuple(commands), None)
 
 
 def _tar(walk: _Walk, command: Command) -> Feed:
     commands = [command]
+    walk.downloads(command)
     for text in [
         *command.value(
             "--to-command", "--use-compress-program", "-I", "--rsh-command", "--info-script", "--new-volume-script"
@@ -2084,6 +2265,10 @@ _WRAPPERS = {
     "expect": _expect,
     "ansible": _remote_shell("-a --args"),
     "man": _remote_shell("-P --pager"),
+    "vimdiff": _editor,
+    "rvim": _editor,
+    "rview": _editor,
+    "gvim": _editor,
     "pdsh": _last_words(0),
     "clush": _last_words(0),
     "pssh": _last_words(0),
@@ -2361,6 +2546,115 @@ def shell_strings(code: str) -> list[str]:
         for match in pattern.finditer(code):
             found_texts.append(_unescape_code(next(group for group in match.groups() if group)))
     return found_texts[:32]
+
+
+# A language's function: the words of the command that does the same.
+_FILE_CALLS = {
+    **dict.fromkeys(listed("rmtree remove_tree rm_rf rm_r rimraf removeSync"), ("rm", "-rf")),
+    **dict.fromkeys(listed("rmSync rm rmdirSync"), ("rm", "-rf")),
+    **dict.fromkeys(listed("unlink unlinkSync removedirs remove delete"), ("rm",)),
+    **dict.fromkeys(listed("chmod chmodSync lchmod fchmod"), ("chmod",)),
+    **dict.fromkeys(listed("chown chownSync lchown"), ("chown",)),
+    **dict.fromkeys(listed("rename renameSync move mv"), ("mv",)),
+    **dict.fromkeys(listed("truncate truncateSync"), ("truncate", "-s", "0")),
+    **dict.fromkeys(listed("copy copyfile copy2 copyFileSync cp"), ("cp",)),
+    **dict.fromkeys(listed("symlink symlinkSync ln_s ln_sf"), ("ln", "-sf")),
+    **dict.fromkeys(listed("writeFileSync writeFile file_put_contents createWriteStream"), (">",)),
+    **dict.fromkeys(listed("write_text write_bytes"), (">",)),
+    **dict.fromkeys(listed("appendFileSync appendFile"), (">>",)),
+    "chmod_R": ("chmod", "-R"),
+    "chown_R": ("chown", "-R"),
+    "open": ("open",),
+    "fopen": ("open",),
+    "write": ("write",),
+    "binwrite": (">",),
+}
+_FILE_CALL = re.compile(
+    r"(?:(?:Path|PosixPath)\(\s*(['\"])(?P<path>[^'\"\n]{1,200})\1\s*\)|\b(?P<file>File|IO|fs|Fs|os|io)|[\w)\]}])?\.?"
+    r"(?<![\w$@%-])(?P<call>" + "|".join(sorted(_FILE_CALLS, key=len, reverse=True)) + r")\b\s*(?P<open>\(?)"
+)
+_WALKED = re.compile(
+    r"\b(?:walk|rglob|glob|listdir|scandir|readdirSync|readdir|iterdir|find|finddepth|Dir|each_child|children|glob1)"
+    r"(?:Sync)?\b\s*[\[(]?[^'\"\n]{0,40}?(['\"])([/~][^'\"\n]*)\1|Path\(\s*(['\"])([/~][^'\"\n]*)\3\s*\)"
+    r"\.(?:rglob|glob|iterdir|walk)|<([/~][^>\n]*)>"
+)
+_OWN_HOME = re.compile(
+    r"(?:os\.path\.)?expanduser\(\s*(['\"]~[^'\"]*['\"])\s*\)|Path\.home\(\)|(?:os\.)?homedir\(\)|Dir\.home"
+    r"|\$ENV\{['\"]?HOME['\"]?\}|ENV\[['\"]HOME['\"]\]|process\.env\.HOME|(?:os\.)?(?:environ\[|getenv\()['\"]HOME['\"][\])]"
+)
+_TEXT = re.compile(r"(['\"])([^'\"\n]*)\1")
+
+
+def file_commands(code: str) -> list[tuple[list[str], tuple[str, str] | None]]:
+    """Commands that do to files what the code does with its language's functions, and what they redirect to."""
+    if "/" not in code and "~" not in code and "home" not in code and "HOME" not in code:
+        return []
+    code = _OWN_HOME.sub(lambda match: match[1] or "'~'", code[:8192])
+    roots = [next(group for group in (match[2], match[4], match[5]) if group) for match in _WALKED.finditer(code)]
+    roots = [root if "*" in root else root.rstrip("/") + "/**" for root in roots]
+    out: list[tuple[list[str], tuple[str, str] | None]] = []
+    for match in _FILE_CALL.finditer(code):
+        words = list(_FILE_CALLS[match["call"]])
+        rest = code[match.end() : match.end() + 240]
+        rest = _arguments(rest) if match["open"] else re.split(r"[;\n}]", rest)[0]
+        texts = [re.sub(r"^\s*\+?>{1,2}\s*(?=/)", "", text[2]) for text in _TEXT.finditer(rest)]
+        paths = [text for text in texts if text.startswith(("/", "~"))]
+        paths = [path for path in ([match["path"]] if match["path"] else []) + paths if path.startswith(("/", "~"))]
+        if not paths:
+            if words[0] not in ("rm", "chmod", "chown", ">", "truncate") or match["path"]:
+                continue
+            paths = roots
+        paths = [_tilde(path) for path in paths[:4]]
+        if not paths:
+            continue
+        if words[0] in ("open", "write"):
+            if words[0] == "write" and match["file"] not in ("File", "IO"):
+                continue
+            modes = [text for text in texts if re.fullmatch(r"[rwab+t>xU]{1,4}|\+?[<>]{1,2}", text)]
+            # Perl writes the mode before the path, in one text or in two.
+            glued = re.search(r"['\"]\s*(>{1,2})\s*([/~][^'\"]*)['\"]", rest)
+            if glued:
+                modes, paths = [glued[1]], [glued[2].strip()]
+            if words[0] == "write" or "O_WRONLY" in rest or "O_RDWR" in rest or "O_TRUNC" in rest:
+                modes.append("w")
+            if not any(char in mode for mode in modes for char in "wa+x>"):
+                continue
+            append = any("a" in mode or ">>" in mode for mode in modes)
+            out.append(([":"], (">>" if append else ">", paths[0])))
+        elif words[0] in (">", ">>"):
+            out.append(([":"], (words[0], paths[0])))
+        elif words[0] in ("chmod", "chown"):
+            number = re.search(r"\b0?o?([0-7]{3,4})\b", rest)
+            names = [text for text in texts if re.fullmatch(r"[a-z_][\w-]*", text)]
+            if words[0] == "chmod" and number is None:
+                continue
+            owner = number[1] if words[0] == "chmod" and number else (names or re.findall(r"\d+", rest) or ["0"])[0]
+            out.append(([*words, owner, *paths], None))
+        elif words[0] in ("mv", "cp", "ln"):
+            if len(paths) > 1:
+                out.append(([*words, paths[0], paths[1]], None))
+        else:
+            out.append(([*words, *paths], None))
+    return out[:24]
+
+
+def _arguments(text: str) -> str:
+    """The text up to the bracket that closes a call."""
+    level = 1
+    for match in re.finditer(r"[()\n]", text):
+        level += {"(": 1, ")": -1}.get(match[0], 0)
+        if level == 0:
+            return text[: match.start()]
+    return text
+
+
+def fetched_files(code: str) -> list[str]:
+    """Files into which code writes what it gets from an address."""
+    if "://" not in code:
+        return []
+    return [match[2] for match in re.finditer(r"urlretrieve\([^,\n]+,\s*(['\"])([^'\"\n]+)\1", code)] + [
+        match[2] for match in re.finditer(r"open\(\s*(['\"])([^'\"\n]+)\1\s*,\s*['\"]wb?['\"]\)\.write", code)
+    ]
 
 
 def _unescape_code(text: str) -> str:
