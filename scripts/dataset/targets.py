@@ -9,7 +9,8 @@ from __future__ import annotations
 import fnmatch
 import posixpath
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 
 from scripts.dataset.shell import HOME, Command, found, unknown_names
 
@@ -68,7 +69,7 @@ _PERSONAL = frozenset(
 )
 _DEVICE = re.compile(
     r"/dev/(?:r?disk[0-9*]|(?:sd|hd|vd|xvd)[a-z*?\[\ue000{]|nvme|mmcblk|md[0-9*]|dm-|mapper/(?!control)|disk/|nbd|vg|"
-    r"mtd|sr[0-9]|root$|[*\ue000])"
+    r"mtd|sr[0-9]|root$|(?:ada|nda|nvd|vtbd)[0-9]|n?st[0-9]|[*\ue000])"
 )
 
 
@@ -133,13 +134,21 @@ def place(path: str) -> str:
         return "system"
     if re.match(r"/(?:usr/)?s?bin/", path) and posixpath.basename(path) in _CORE:
         return "system"
-    if re.match(r"/(?:usr/)?lib(?:32|64)?/(?:[^/]+-linux-gnu/)?(?:libc\.|ld-|libpam|libcrypt|ld\.so|libc-)", path):
+    if re.match(
+        r"/(?:usr/)?lib(?:32|64)?/(?:[^/]+-linux-gnu/)?(?:libc\.|ld-|libpam|libcrypt|ld\.so|libc-|security/pam_)", path
+    ):
         return "system"
     if path.startswith("/") and _GLOB.search(path):
         if path.count("/") == 1 and ANY not in path and any(fnmatch.fnmatchcase(top, path) for top in _TOP):
             return "system"
-        if any(fnmatch.fnmatchcase(file, path) for file in _SYSTEM_FILES) and ANY not in path:
+        if ANY not in path and any(fnmatch.fnmatchcase(file, path) for file in _SYSTEM_FILES):
             return "system"
+        if (
+            ANY not in path
+            and re.search(r"/[^/*?\[]{3,}\*$", path)
+            and path.startswith(("/usr/", "/etc/", "/boot", "/lib"))
+        ):
+            return "system" if any(fnmatch.fnmatchcase(folder, path) for folder in _SYSTEM) else ""
     if re.fullmatch(r"(?i)(?:/mnt/)?[a-z]:?[\\/]*(?:windows.*|users[\\/]*)?\*?", path) and (
         ":" in path or "\\" in path
     ):
@@ -148,18 +157,42 @@ def place(path: str) -> str:
 
 
 def unguarded(word: str) -> bool:
-    """Whether the word is ``$name/*`` or ``$name/`` with a variable that nothing sets: empty, it means the root."""
+    """Whether the word means the root or a system folder should the one variable in it, which nothing sets, be empty.
+
+    ``$name/*``, ``$name/``, ``/$name``, ``$name/usr``; a name such as ``tmp`` says that it was made on the way.
+    """
+    if ANY not in word:
+        return False
     names = unknown_names(word)
     bare = _MARK.sub("", word)
     return (
         len(names) == 1
-        and word.startswith(ANY)
-        and bool(re.fullmatch(r"/+(\*|\.\*|\*/)?", bare))
-        and not re.search(r"(?i)tmp|temp|build|cache|dist|out|work|test|target|found|[?]", names[0])
+        and bool(
+            re.fullmatch(r"/+(?:\*|\.\*|\*/)?", bare)
+            or (
+                word.startswith(ANY)
+                and re.fullmatch(r"/(?:bin|boot|etc|home|lib|lib64|opt|root|sbin|usr|var)/?\*?", bare)
+            )
+        )
+        and not re.search(r"(?i)te?mp|found|[?]", names[0])
     )
 
 
 # --- what commands do to files ---------------------------------------------------------------------------------
+
+
+def _once(work_out: Callable[[Command], list]) -> Callable[[Command], list]:
+    """Work out once for each command: most rules ask. The list is shared, not to be changed."""
+    name = work_out.__name__
+
+    @wraps(work_out)
+    def remembered(command: Command) -> list:
+        if name not in command.memo:
+            command.memo[name] = work_out(command)
+        return command.memo[name]
+
+    return remembered
+
 
 _WRITE = frozenset((">", ">>", ">|", "&>", "&>>", ">&", "<>"))
 
@@ -179,6 +212,7 @@ def plain(command: Command, valued: str = "") -> list[str]:
     return out
 
 
+@_once
 def written(command: Command) -> list[tuple[str, bool]]:
     """Paths that a command writes or replaces, and whether it only appends."""
     paths = [
@@ -204,11 +238,17 @@ def written(command: Command) -> list[tuple[str, bool]]:
         re.match(r"-[a-zA-Z]*i", w) or w.startswith("--in-place") for w in command.argv
     ):
         paths += [(word, False) for word in command.operands[0 if command.value("-e", "-f") else 1 :]]
+    elif name in ("gpg", "gpg2", "openssl"):
+        paths += [(word, False) for word in command.value("-o", "--output", "-out")]
     elif name in ("truncate", "fallocate", "touch", "shred", "ed", "ex", "vipe"):
         paths += [(word, False) for word in plain(command, "-s -l -o -r -d -t -n --size --length --reference")]
     elif name in ("curl", "wget"):
         paths += [(word, False) for word in command.value("-o", "--output", "-O", "--output-document")]
-    elif command.code is not None and name not in ("awk", "gawk"):
+    elif name in ("awk", "gawk", "mawk", "nawk"):
+        paths += [
+            (match[2], match[1] == ">>") for match in re.finditer(r"(>{1,2})\s*\"([/~][^\"]+)\"", command.code or "")
+        ]
+    elif command.code is not None:
         paths += [
             (match[2], "a" in match[3])
             for match in re.finditer(
@@ -225,9 +265,12 @@ _DELETERS = re.compile(
 )
 
 
-_DELETES = re.compile(r"\b(?:rmtree|os\.remove|os\.unlink|rm_rf|rmSync|unlinkSync)\b|\.(?:unlink|rmdir)\(\)|\bunlink\b")
+_DELETES = re.compile(
+    r"\b(?:rmtree|os\.remove|os\.unlink|rm_rf|rmSync|unlinkSync|File\.delete)\b|\.(?:unlink|rmdir)\(\)|\bunlink\b"
+)
 
 
+@_once
 def deleted(command: Command) -> list[tuple[str, bool]]:
     """Words that a command deletes or wipes, resolved, and whether whole trees go."""
     name, out = command.name, []
@@ -261,6 +304,12 @@ def deleted(command: Command) -> list[tuple[str, bool]]:
     elif name == "rsync" and any(word.startswith("--delete") for word in command.argv):
         words = plain(command, "-e --rsh --exclude --include -f --filter")
         out = [(words[-1], True)] if len(words) > 1 and ":" not in words[-1] else []
+    elif name == "zip" and (command.has("m", "move")):
+        out = [(word, True) for word in plain(command, "-P -x -i -n -b -t")[1:]]
+    elif name in ("7z", "7za", "7zr") and "-sdel" in command.argv:
+        out = [(word, True) for word in plain(command)[2:]]
+    elif name == "git" and "clean" in command.argv[1:3] and command.has("f", "force"):
+        out = [(word, True) for word in command.operands[1:] if word.startswith("/")]
     elif name in ("tar", "gtar") and "--remove-files" in command.argv:
         out = [(word, True) for word in plain(command, "-C -f --file --directory")]
     elif command.code is not None:
@@ -288,6 +337,7 @@ _READ_VALUES = {
 }  # fmt: skip
 
 
+@_once
 def read_paths(command: Command) -> list[str]:
     """Paths whose content a command reads or copies."""
     name, out = command.name, []
@@ -318,7 +368,7 @@ def read_paths(command: Command) -> list[str]:
             m[2]
             for m in re.finditer(
                 (
-                    r"(?:open|read_text|readFileSync|readFile|file_get_contents|File\.read|IO\.read|read|"
+                    r"(?:open|fopen|FileReader|read_text|readFileSync|readFile|readfile|file_get_contents|File\.read|IO\.read|read|"
                     r"Path)\s*\(?\s*(['\"])([^'\"\n]+)\1"
                 ),
                 command.code,
