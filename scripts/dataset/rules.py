@@ -12,6 +12,7 @@ import posixpath
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scripts.dataset.shell import INTERPRETERS, OUTPUT, SHELLS, Command, filtered, listed, unknown_names, unmark
 from scripts.dataset.targets import ANY, UNSET, deleted, place, plain, read_paths, resolve, trunk, unguarded, written
@@ -79,7 +80,8 @@ def rule(
 
 _FETCHERS = frozenset(
     "curl wget fetch aria2c http https lynx w3m links GET nc ncat netcat socat ftp tftp lwp-request dig nslookup host"
-    " gsutil scp sftp rsync telnet axel httpie smbclient elinks curlie xh ssh aws rclone s3cmd azcopy svn".split()
+    " gsutil scp sftp rsync telnet axel httpie smbclient elinks curlie xh ssh openssl aws rclone s3cmd azcopy"
+    " svn".split()
 )
 _DECODERS = frozenset(
     "base64 base32 gbase64 xxd openssl uudecode gpg rev tr gunzip zcat gzip xz bzcat bunzip2 ccrypt hex strings"
@@ -95,6 +97,8 @@ def origins(command: Command, *items: object) -> list[Command]:
 def fetches(command: Command) -> bool:
     """Whether a command brings something in from another machine."""
     if command.name in _FETCHERS:
+        if command.name == "openssl":
+            return "s_client" in command.argv
         if command.name == "aws":
             return "s3" in command.argv or "s3api" in command.argv
         return not (command.name in ("nc", "ncat") and "-z" in command.argv)
@@ -173,12 +177,17 @@ def as_root(command: Command) -> bool:
     return "container" not in command.wrappers and not {"sudo", "doas", "pkexec", "su"}.isdisjoint(command.wrappers)
 
 
+@lru_cache(maxsize=256)
+def _any_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns))
+
+
 def hits(path: str, patterns: tuple[str, ...]) -> bool:
     """Whether a path, which may hold globs itself, is one of the patterns."""
-    for pattern in patterns:
-        if fnmatch.fnmatchcase(path, pattern):
-            return True
-        if path.startswith("/") and any(char in path for char in "?*[") and "**" not in path and ANY not in path:
+    if _any_of(patterns).match(path):
+        return True
+    if path.startswith("/") and any(char in path for char in "?*[") and "**" not in path and ANY not in path:
+        for pattern in patterns:
             for filling in ("", "x"):
                 sample = pattern.replace("*", filling)
                 if path.count("/") == sample.count("/") and fnmatch.fnmatchcase(sample, path):
@@ -426,6 +435,15 @@ def drop_data(command: Command) -> bool:
     words = " ".join([*command.argv[1:], (command.stdin.text or "") if command.stdin else ""]).strip()
     if re.search(_DROPPED.get(command.name, "(?!)"), words):
         return True
+    if command.name == "kubectl" and "delete" in command.argv:
+        sources = origins(command, *command.argv[1:])
+        whole = [
+            other
+            for other in sources
+            if other.name == "kubectl"
+            and re.search(r"\bget\s+(?:ns|namespaces?|pvc?|pv|nodes?|crds?|all)\b", " ".join(other.argv[1:]))
+        ]
+        return bool(whole) and not any(_picks(other) for other in sources)
     if command.name == "helm":
         return "uninstall" in command.argv and any(
             other.name == "helm" for other in origins(command, *command.argv[1:])
@@ -470,7 +488,8 @@ _DROPPED = {
     r"|backup delete-backup-vault",
     "gcloud": r"\bprojects delete\b|\bsql instances delete\b|\bkms keys versions destroy\b",
     "az": r"\bgroup delete\b|\bstorage account delete\b|\bsql (?:db|server) delete\b|\bkeyvault purge\b",
-    "kubectl": r"\bdelete\s+(?:ns|namespaces?|pvc?|persistentvolume(?:claim)?s?|crds?|nodes?|all|deploy\w*|sts)\b.*"
+    "kubectl": r"\bdelete\s+--all\s+\S*(?:pvc?|deploy|ns|svc)\b|\bdelete\s+(?:ns|namespaces?|pvc?"
+    r"|persistentvolume(?:claim)?s?|crds?|nodes?|all|deploy\w*|sts)\b.*"
     r"\s--all\b|\bdelete\b.*\b(?:ns|namespaces?)\s+(?:kube-system|prod\w*)\b|\bdelete\s+all\b.*(?:-A\b|--all)",
     "terraform": r"^(?!.*-target)(?:-\S+\s+)*destroy\b|^(?!.*-target).*\bapply\b.*-destroy\b",
     "tofu": r"^(?!.*-target)destroy\b",
@@ -541,6 +560,10 @@ _DISK_NAME = re.compile(r"(?i)disk|drive|device|\bdev\b|usb|sdcard|part")
 
 def _disk(word: str, command: Command) -> bool:
     path = resolve(word, command)
+    if OUTPUT[0] in word and any(
+        o.name in ("lsblk", "blkid", "findmnt", "lsscsi", "fdisk") for o in origins(command, word)
+    ):
+        return True
     return (
         place(path) == "device"
         or path.startswith("\\\\.\\")
@@ -576,6 +599,12 @@ def _wipes(command: Command) -> bool:
     return any(_disk(word, command) for word in command.operands) or "--autonuke" in command.argv
 
 
+_DISK_TOOLS = frozenset(
+    "wipefs fdisk gdisk cfdisk sfdisk cgdisk sgdisk parted blkdiscard luksFormat hdparm nvme cryptsetup"
+    " pvremove vgremove"
+    " lvremove pvcreate vgcreate vgextend lvreduce lvresize zpool zfs dmsetup mdadm diskutil format format.com btrfs"
+    " pv".split()
+)
 # Other programs that write over disks, firmware or flash: the words with which they do.
 _DISK_ERASERS = {
     "sg_format": r"--format|-F\b",
@@ -639,9 +668,13 @@ _WITHOUT_DISK = frozenset(
 def format_disk(command: Command) -> bool:
     """Makes a filesystem or partition table, or erases one, on a disk."""
     name, argv = command.name, command.argv
+    if name not in _DISK_TOOLS and name not in _DISK_ERASERS and not name.startswith(("mk", "newfs")):
+        return False
     text = " ".join(argv[1:])
     disks = any(_disk(re.sub(r"^\w+=(?:\w+,\w+=)?(?=/dev/)", "", word), command) for word in argv[1:])
-    if name.startswith(("mkfs", "mke2fs", "newfs", "mkntfs", "mkdosfs", "mkswap")):
+    if name.startswith(
+        ("mkfs", "mke2fs", "newfs", "mkntfs", "mkdosfs", "mkswap", "mkudffs", "mkexfatfs", "mkreiserfs")
+    ):
         return disks or (name != "mkswap" and any(unmark(w) == "" for w in command.operands))
     if name == "wipefs":
         return disks and command.has("afo", "all", "force", "offset")
@@ -652,6 +685,8 @@ def format_disk(command: Command) -> bool:
         )
     if name in _DISK_ERASERS:
         return bool(re.search(_DISK_ERASERS[name], text)) and (disks or name in _WITHOUT_DISK)
+    if name == "pv":
+        return any(_disk(word, command) for word in command.value("-o", "--output"))
     if name in ("sgdisk",):
         return disks and command.has("Zozdn", "zap-all", "zap", "clear", "delete", "new")
     if name == "parted":
@@ -710,10 +745,12 @@ def size(text: str) -> int:
         "while true; do sh -c 'sleep 1000' & done",
         "printf '$0 | $0 &' > b.sh; chmod +x b.sh; ./b.sh",
         "echo 'sh $0 & sh $0' > /tmp/c; sh /tmp/c",
+        "seq 99999 | xargs -P0 -n1 sleep",
     ),
     passed=(
         "sleep 10 &",
         "for f in *.png; do convert $f $f.jpg & done; wait",
+        "seq 100 | xargs -P0 -n1 sleep",
         "fact() { echo $1; }; fact 5",
         "echo 'echo usage: $0 file' > u.sh; sh u.sh",
     ),
@@ -739,8 +776,18 @@ def fork_bomb(command: Command) -> bool:
             return True
         return bool(
             re.search(
-                r"(?:while\s*\(?\s*(?:1|true|True)\b|for\s*\(;;\)).{0,80}(?:Popen|spawn|Thread\()", code, re.DOTALL
+                r"(?:while\s*\(?\s*(?:1|true|True)\b|for\s*\(;;\)).{0,80}(?:Popen|spawn|Thread\(|Process\()",
+                code,
+                re.DOTALL,
             )
+        )
+    if command.name in ("xargs", "parallel", "gxargs"):
+        many = [
+            v for v in command.value("-P", "--max-procs", "-j", "--jobs") if v == "0" or (v.isdigit() and int(v) > 255)
+        ]
+        return bool(many) and any(
+            other.name == "yes" or (other.name == "seq" and any(w.isdigit() and int(w) > 5000 for w in other.argv))
+            for other in origins(command, command.stdin)
         )
     return (
         is_shell(command)
@@ -785,10 +832,21 @@ def fill_up(command: Command) -> bool:
     endless = [path for path in read_paths(command) if path in _SOURCES]
     if (
         command.loop == "endless"
-        and (command.grows or name in ("mkdir", "logger", "cp", "fallocate"))
+        and (
+            command.grows
+            or name in ("mkdir", "logger", "cp", "fallocate", "mktemp")
+            or (name in ("ln", "tar", "touch") and any(unknown_names(word) or OUTPUT[0] in word for word in argv[1:]))
+        )
         and _unpaced(command)
     ):
         return True
+    held = [word for word in (*argv[1:], *command.assignments.values()) if OUTPUT[0] in word and word[:8] != "/dev/fd/"]
+    if (held or name in ("mapfile", "readarray", "sort", "tac")) and (held or command.stdin is not None):
+        sources = origins(command, *held, command.stdin if name in ("mapfile", "readarray", "sort", "tac") else None)
+        if any(_endless(other) for other in sources) and not any(
+            _bounds(other) for other in sources if other is not command
+        ):
+            return not any(_bounds(command) for _ in held)
     if _fills_space(command, sinks):
         return True
     if name == "dd" and "if=" in " ".join(argv) and command.loop != "endless":
@@ -808,7 +866,7 @@ def fill_up(command: Command) -> bool:
         p in ("/dev/zero", "/dev/urandom", "/dev/random") for p in endless
     ):
         return not any(word.startswith(("-c", "-m", "-n")) for word in argv[1:])
-    if name in ("tail", "sort", "tac", "wc", "rev") and command.stdin is not None and not sinks:
+    if name in ("tail", "sort", "tac", "rev") and command.stdin is not None and not sinks:
         before = origins(command, command.stdin)
         if any(o.name in ("cat", "pv", "dd") and any(p in _SOURCES for p in read_paths(o)) for o in before):
             return name != "wc" and not any(
@@ -848,6 +906,18 @@ def fill_up(command: Command) -> bool:
     )
 
 
+def _endless(command: Command) -> bool:
+    """Whether a command's output has no end."""
+    if command.name in ("head", "dd", "od", "xxd", "grep") or "timeout" in command.wrappers or command.has("n"):
+        return False
+    return command.name == "yes" or any(path in _SOURCES for path in read_paths(command))
+
+
+def _bounds(command: Command) -> bool:
+    """Whether a command takes no more than some of its input."""
+    return command.name in ("head", "dd", "timeout", "read", "sed", "awk") or "timeout" in command.wrappers
+
+
 def _unpaced(command: Command) -> bool:
     """Whether nothing slows or ends the endless loop around a command."""
     return not any(
@@ -883,7 +953,8 @@ _LONGER = re.compile(
     r"\.(?:append|push|extend|add|write|unshift|concat)\b\s*\(|\bpush\s*\(?\s*@|<<\s*[\"'\w\[]|\.=|\btable\.insert\b"
     r"|\b(\w+)\s*\+=\s*(?:\1\b|['\"\[(]|\w+\s*\*|bytes|str|b['\"])|\b(\w+)\s*=\s*\2\s*(?:\+\s*(?:\2|['\"\[])"
     r"|\.\.|\2|['\"]|\.\s*['\"$])"
-    r"|\*=\s*\d|\[\s*#\w+\s*\+\s*1\s*\]\s*=|\[\s*\$?\w+\+\+\s*\]\s*=|>>?\s*[\"']|\bmkdir\b|\bmalloc\b"
+    r"|\*=\s*\d|\[\]\s*=|@(\w+)\s*=\s*\(\s*@\3|\w\[\w+\]\s*=(?!=)|\[\s*#\w+\s*\+\s*1\s*\]\s*="
+    r"|\[\s*\$?\w+\+\+\s*\]\s*=|>>?\s*[\"']|\bmkdir\b|\bmalloc\b"
     r"|\bfopen\b|\bopen\s*\(.*[\"'][wa>]+"
     r"|\b(?:bytearray|Buffer\.alloc|new Array)\s*\("
 )
@@ -918,7 +989,7 @@ def grow_in_code(command: Command) -> bool:
     if code is None or is_shell(command) or command.name in ("eval", "xterm") or "timeout" in command.wrappers:
         return False
     for match in re.finditer(
-        r"['\")]\s*\*\s*(?:10?\s*\*\*\s*(\d{1,3})|1[eE](\d{1,3})|\(?\s*1\s*<<\s*(\d{1,3})|(\d{11,}))"
+        r"['\")\]]\s*\*\s*(?:10?\s*\*\*\s*(\d{1,3})|1[eE](\d{1,3})|\(?\s*1\s*<<\s*(\d{1,3})|(\d{11,}))"
         r"|\b(?:bytearray|bytes|repeat|alloc|rep)\s*\(\s*(?:10\s*\*\*\s*(\d{1,3})|1[eE](\d{1,3})|(\d{11,}))"
         r"|\bx\s+1[eE](\d{1,3})",
         code,
@@ -971,7 +1042,7 @@ def stop_everything(command: Command) -> bool:
             and not re.search(r"(?:-C|-p|--pid|--ppid|-u|-U|-t)\b", " ".join(other.argv[1:]))
             for other in sources
         )
-        chosen = any(_picks(o) or o.name in ("head", "sort", "pgrep", "pidof", "tail") for o in sources)
+        chosen = any(_picks(o) or o.name in ("head", "sort", "pgrep", "pidof") for o in sources)
         return everything and not chosen
     if name == "nping":
         return "0" in command.value("-c") or any(len(value) > 4 for value in command.value("--rate"))
@@ -1054,7 +1125,8 @@ def root_shell(command: Command) -> bool:
             return True
         return any(
             (variable == "LD_PRELOAD" and not re.match(r"/(?:usr/lib|lib|opt)", value))
-            or (variable in _LOADED_FROM and re.match(r"/tmp|/var/tmp|/dev/shm|\.|/home|\ue002|$", value))
+            or (variable in _LOADED_FROM and re.match(r"/tmp|/var/tmp|/dev/shm|\ue002", value))
+            or (variable in ("LD_LIBRARY_PATH", "LD_AUDIT", "PATH") and re.match(r"\.", value))
             for variable, value in command.assignments.items()
         )
     if name == "su":
@@ -1079,6 +1151,13 @@ def root_shell(command: Command) -> bool:
         return command.has("p") and name in ("bash", "sh", "dash", "ksh", "zsh") and len(argv) <= 3
     if is_shell(command) and command.has("p") and argv[1:2] == ["-p"] and name in ("bash", "sh", "dash"):
         return True
+    if any(
+        word == "-p" and re.fullmatch(r"(?:/usr)?/bin/(?:ba|da|z|k)?sh", shell)
+        for shell, word in itertools.pairwise(argv)
+    ):
+        return True
+    if name == "run0" and len(argv) == 1:
+        return True
     if len(argv) == 2 and argv[1] == "-p" and re.match(r"(?:/tmp|/var/tmp|/dev/shm)/", argv[0]):
         return True  # a copy of a shell that keeps the rights of its owner
     if as_root(command) and "chroot" not in command.wrappers and not _other_user(command):
@@ -1096,7 +1175,18 @@ def root_shell(command: Command) -> bool:
             return True
         if name in ("script", "scriptreplay") and command.code is None and not command.value("-c", "--command"):
             return name == "script"
-        asks = len(argv) == 1 or (name == "php" and argv[1:] == ["-a"])
+        if (
+            name in ("tmux", "screen")
+            and not plain(command, "-S -s -t -n -c -L -f -x -y -e")[1 if name == "tmux" else 0 :]
+        ):
+            return argv[1:2] in (["new"], ["new-session"], ["-S"], ["-s"]) and not {
+                "-ls",
+                "-r",
+                "-x",
+                "-X",
+                "-d",
+            } & set(argv)
+        asks = all(word in ("-i", "-q", "-a") for word in argv[1:])
         if asks and is_interpreter(command) and command.stdin is None:
             return True
         if _root_trick(command) or _hands_shell(command):
@@ -1105,10 +1195,12 @@ def root_shell(command: Command) -> bool:
             return True
         if name == "systemd-run" and command.has("S", "shell"):
             return True
-    return bool(command.code and re.search(r"set(?:re)?s?[ug]id\s*\(?\s*0|setresuid\(0", command.code))
+    return bool(
+        command.code and re.search(r"set(?:re)?s?[ug]id\s*\(?\s*0|setresuid\(0|change_privilege\(\s*0", command.code)
+    )
 
 
-_LOADED_FROM = ("LD_LIBRARY_PATH", "PYTHONPATH", "PERL5LIB", "RUBYLIB", "PERL5OPT", "NODE_PATH", "LD_AUDIT")
+_LOADED_FROM = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PERL5LIB", "RUBYLIB", "PERL5OPT", "NODE_PATH", "LD_AUDIT")
 
 
 # A shell as a command: the end of a word, or before what says where it reads and writes.
@@ -1175,8 +1267,8 @@ def _root_trick(command: Command) -> bool:
             "facter": r"--custom-dir",
         }
         return bool(re.search(options.get(name, "."), text) and (made or re.search(elsewhere, text)))
-    if name == "ssh-keygen":
-        return bool(re.search(r"(?:^|\s)-D\s*(?:\./|/tmp)", text))
+    if name in ("ssh-keygen", "openssl", "curl"):  # a library that is loaded
+        return bool(re.search(r"(?:^|\s)(?:-D|--?engine)\s*(?:\./|/tmp|/dev/shm)", text))
     if name == "snap":
         return "--dangerous" in text and "--devmode" in text
     return name == "byebug"
@@ -1286,7 +1378,9 @@ def grant_rights(command: Command) -> bool:
         group for value in command.value("-aG", "-G", "-a", "--groups", "-g", "--append") for group in value.split(",")
     ]
     power = ("sudo", "wheel", "root", "admin", "shadow", "disk")
-    if name in ("usermod", "useradd", "adduser", "gpasswd", "groupmod", "addgroup"):
+    if name == "groupmod":
+        return bool(command.value("-U", "--users")) and words[-1:] != [] and words[-1] in power
+    if name in ("usermod", "useradd", "adduser", "gpasswd", "addgroup"):
         if name == "usermod" and words[-1:] == ["root"] and command.value("-p", "--password"):
             return True
         zero = any(value.lstrip("=") == "0" for value in command.value("-u", "--uid", "-g", "--gid", "-ou"))
@@ -1418,7 +1512,7 @@ def connect_shell(command: Command) -> bool:
         runs = re.search(
             (
                 r"(?i)dup2|pty\.spawn|subprocess|os\.system|popen|/bin/(?:ba|z|da)?sh|cmd\.exe|"
-                r"child_process|\bexec\b|getline|proc_open|shell_exec|passthru|loadstring|\bsystem\b|"
+                r"child_process|\bexec\b|getline|proc_open|shell_exec|passthru|loadstring|\bsystem\b|\bspawn\b|`\$\w+`|"
                 r"`[^`]*sh\b|exec\.Command|Deno\.run|ProcessBuilder|getRuntime|\brun\("
             ),
             code,
@@ -1440,7 +1534,7 @@ def connect_shell(command: Command) -> bool:
     return (
         (name == "zmodload" and "zsh/net/tcp" in argv)
         or (name in ("chisel", "ngrok") and bool(re.search(r"R:|tcp 22", text)))
-        or name == "weevely"
+        or name in ("weevely", "pwncat-cs")
     )
 
 
@@ -1514,25 +1608,45 @@ def run_fetched_code(command: Command) -> bool:
         return True
     if is_interpreter(command) and command.code:
         code = command.code
-        return bool(
-            re.search(
-                r"\b(?:exec|eval|Function)\b\s*[({ ]?|\b(?:include|require)(?:_once)?\s*\(?\s*['\"](?:https?"
-                r"|ftp|data)://",
-                code,
+        return (
+            bool(
+                re.search(
+                    r"\b(?:exec|eval|Function)\b\s*[({ ]?|\b(?:include|require)(?:_once)?\s*\(?\s*['\"](?:https?"
+                    r"|ftp|data)://",
+                    code,
+                )
+                and re.search(
+                    r"urlopen|urllib|requests\.|https?://|http\.get|LWP|Net::HTTP|open-uri|socket|fetch\(", code
+                )
             )
-            and re.search(r"urlopen|urllib|requests\.|https?://|http\.get|LWP|Net::HTTP|open-uri|socket|fetch\(", code)
-        ) or bool(
-            re.search(
-                (
-                    r"\b(?:system|popen|Popen|run|call|check_output|spawn|"
-                    r"execSync)\s*\(\s*(?:[\w.]+\.)?(?:urlopen|urlretrieve|get|request)\b"
-                ),
-                code,
+            or bool(
+                re.search(
+                    (
+                        r"\b(?:system|popen|Popen|run|call|check_output|spawn|"
+                        r"execSync)\s*\(\s*(?:[\w.]+\.)?(?:urlopen|urlretrieve|get|request)\b"
+                    ),
+                    code,
+                )
+            )
+            or bool(
+                # What is run is not written there, and what is written there is an address.
+                re.search(
+                    r"\b(?:system|exec|eval|load|loadstring|popen|Popen|run|call|check_output|spawn|execSync"
+                    r"|shell_exec|passthru)"
+                    r"\s*\(\s*(?!['\"\[)])\w",
+                    code,
+                )
+                and re.search(r"://", code)
+                and re.search(
+                    r"urlopen|requests\.get|LWP|Net::HTTP|open-uri|URI\.open|file_get_contents|curl_exec"
+                    r"|\bfetch\(|http\.request",
+                    code,
+                )
             )
         )
     if command.name in ("pwsh", "powershell", "powershell.exe"):
         text = " ".join(command.argv)
-        return bool(re.search(r"(?i)\biex\b|invoke-expression|-enc(odedcommand)?\b|downloadstring", text))
+        return bool(re.search(r"(?i)\biex\b|invoke-expression|-e(?:c|nc\w*)?\s+[\w+/=]{12,}|downloadstring", text))
     return command.name in ("mshta", "regsvr32", "msfvenom", "msfconsole", "certutil")
 
 
@@ -1604,7 +1718,8 @@ _SECRETS = listed(
     " /etc/kubernetes/admin.conf /etc/kubernetes/pki/*.key /etc/ssl/private* /proc/*/environ /proc/*/mem"
     " /proc/kcore /dev/mem /dev/kmem */sam */SAM /etc/wpa_supplicant/*"
     " /etc/NetworkManager/system-connections* /var/lib/sss/secrets* /etc/openvpn/*.key"
-    " /root/.bash_history /home/*/.bash_history */.config/rclone/rclone.conf */.bitcoin*"
+    " /root/.*_history /home/*/.*_history /var/lib/jenkins/secrets/* /dev/input/event* /var/www/*wp-config.php"
+    " /var/www/*.env */.config/rclone/rclone.conf */.bitcoin*"
     " */.ethereum/keystore* */etc/shadow /etc/ppp/*-secrets /var/lib/samba/private* /tmp/krb5cc*"
     " */.subversion/auth/* */.purple/accounts.xml */filezilla/*.xml */.config/chromium* */BraveSoftware*"
     " */.config/Bitwarden* */.config/op/* /var/lib/etcd* */.cargo/credentials* */.rhosts */.htpasswd"
@@ -1618,6 +1733,7 @@ _HARMLESS = (
     f"/proc/{ANY}/environ",
     "*/.bash_history",
 )
+_OWN_HISTORY = re.compile(r"/home/user/\.\w+_history")
 
 
 def secret(path: str) -> bool:
@@ -1626,7 +1742,7 @@ def secret(path: str) -> bool:
         return True
     if not hits(path, _SECRETS) or hits(path, _HARMLESS[:4]):
         return False
-    return path not in ("/home/user/.bash_history",) and path != "/proc/self/environ"
+    return not _OWN_HISTORY.fullmatch(path) and path != "/proc/self/environ"
 
 
 _LOOKERS = frozenset(
@@ -1764,7 +1880,8 @@ def hunt_secrets(command: Command) -> bool:
         )
     if name == "getent":
         return "shadow" in argv or "gshadow" in argv
-    if name in ("curl", "wget", "http", "nc", "fetch"):
+    if name in ("curl", "wget", "http", "nc", "fetch") or (command.code and "169.254" in command.code):
+        text += " " + (command.code or "")
         # What a machine is and where is harmless; what lets one act as it, and its start-up script, is not.
         return "169.254.170.2" in text or bool(
             re.search(r"169\.254\.169\.254|metadata\.google\.internal|100\.100\.100\.200|\[?fd00:ec2::254", text)
@@ -1789,9 +1906,13 @@ def hunt_secrets(command: Command) -> bool:
         )
     if name in _STORES:
         return bool(re.search(_STORES[name], text))
-    if name in ("mysql", "mariadb", "psql", "mongo", "mongosh"):
+    if name in ("mysql", "mariadb", "psql", "mongo", "mongosh", "pg_dump"):
         return bool(
-            re.search(r"(?i)authentication_string|mysql\.user\b.*passw|pg_shadow|pg_authid|system\.users", text)
+            re.search(
+                r"(?i)authentication_string|mysql\.user\b.*passw|passw.*mysql\.user\b|pg_shadow"
+                r"|pg_authid|system\.users",
+                text,
+            )
         )
     if name == "security":
         return bool(re.search(r"find-(?:generic|internet)-password|dump-keychain|export", text))
@@ -1816,13 +1937,16 @@ def hunt_secrets(command: Command) -> bool:
     tools = (
         "john hashcat hydra medusa ncrack patator unshadow logkeys mimikatz mimipenguin "
         "secretsdump.py lazagne laZagne pwdump fgdump crackmapexec ettercap responder "
-        "keylogger linpeas.sh lse.sh dsniff bettercap avml firefox_decrypt.py mimipenguin.py chainbreaker"
+        "keylogger linpeas.sh lse.sh fcrackzip aircrack-ng cowpatty pdfcrack impacket-secretsdump dsniff"
+        " bettercap avml firefox_decrypt.py mimipenguin.py chainbreaker"
     ).split()
     if (is_shell(command) or is_interpreter(command)) and command.code is None:
         return any(
             posixpath.basename(word).lower() in {tool.lower() for tool in tools if "." in tool} | {"lazagne.py"}
             for word in operands_of_shell(command)[:1]
         )
+    if name == "nmap":
+        return bool(re.search(r"--script[= ]\S*brute", text))
     if name in ("ngrep", "tshark"):
         return bool(re.search(r"(?i)pass|authbasic|login|cookie|authorization", text))
     return name in tools or posixpath.basename(name) in listed(
@@ -1849,6 +1973,8 @@ _STORES = {
     "nmcli": r"show-password|(?:^|\s)(?:-s|--show-secrets)\b|-\w*s\b.*psk",
     "pdbedit": r"-\w*w",
     "tdbdump": r"secrets",
+    "ldapsearch": r"(?i)userPassword|unicodePwd|ntPwd",
+    "redis-cli": r"(?i)config get (?:requirepass|masterauth|\*pass\*)",
     "mysqldump": r"\bmysql\s+user\b",
 }
 
@@ -1924,6 +2050,8 @@ def hide_history(command: Command) -> bool:
         return unknown_names(argv[-1]) == ["$"] and any(word in ("-9", "-KILL", "-SIGKILL") for word in argv)
     if name == "fc":
         return command.has("p") and "/dev/null" in argv
+    if name == "chattr":
+        return "+i" in argv and any(_HISTORY.search(resolve(word, command)) for word in command.operands)
     if name == "unset":
         return any(word in ("HISTFILE", "HISTSIZE", "HISTFILESIZE", "PROMPT_COMMAND", "SAVEHIST") for word in argv)
     for variable, value in command.assignments.items():
@@ -2086,7 +2214,8 @@ _TRAILS = {
     "aws": r"cloudtrail (?:stop-logging|delete-trail|put-event-selectors|update-trail .*--no-)"
     r"|cloudtrail delete-event-data-store|guardduty (?:delete-|update-detector .*--no-enable|disassociate"
     r"|stop-monitoring)"
-    r"|ec2 delete-flow-logs|logs delete-log-(?:group|stream)|configservice (?:stop-|delete-)|securityhub disable"
+    r"|logs put-retention-policy .*-in-days 1\b|ec2 delete-flow-logs|logs delete-log-(?:group|stream)"
+    r"|configservice (?:stop-|delete-)|securityhub disable"
     r"|macie2 disable|inspector2 disable|accessanalyzer delete-analyzer|s3api delete-public-access-block"
     r"|iam delete-account-password-policy|ec2 authorize-security-group-ingress.*(?:protocol[= ](?:all"
     r"|-1)\b.*0\.0\.0\.0/0)"
@@ -2095,7 +2224,8 @@ _TRAILS = {
     r"|firewall-rules create"
     r".*(?:--allow[= ]all\b.*0\.0\.0\.0/0|0\.0\.0\.0/0.*--allow[= ]all\b)|services disable \S*(?:logging"
     r"|securitycenter)",
-    "az": r"monitor (?:diagnostic-settings|log-profiles|activity-log alert|action-group) delete|sentinel .* delete"
+    "az": r"security auto-provisioning-setting update .*off|monitor (?:diagnostic-settings|log-profiles"
+    r"|activity-log alert|action-group) delete|sentinel .* delete"
     r"|security pricing create .*--tier free|monitor log-analytics workspace delete|network watcher flow-log delete",
     "kubectl": r"delete\s+(?:events?|networkpolic\w+|netpol|psp|podsecuritypolic\w+)\b.*--all\b"
     r"|delete\s+(?:validating|mutating)"
@@ -2335,7 +2465,8 @@ _WEB_SHELL = re.compile(
 def plant_web_shell(command: Command) -> bool:
     """Writes a page that runs what its visitor sends."""
     code = command.code or ""
-    if not written(command) and not re.search(r"file_put_contents|writeFile|\bopen\b|fopen", code):
+    saves = r"file_put_contents|writeFile|\bopen\b|fopen|(?i:into\s+(?:out|dump)file)"
+    if not written(command) and not re.search(saves, code + " ".join(command.argv)):
         return False
     text = _all_text(command) + " " + code
     return _WEB_SHELL.search(text) is not None
@@ -2369,7 +2500,9 @@ def plant_key(command: Command) -> bool:
             own = [
                 source
                 for source in sources
-                if source.endswith(".pub") and not re.match(r"\S+://|/tmp/|/var/tmp/|/dev/shm/", source)
+                if source.endswith(".pub")
+                and not re.match(r"\S+://|/tmp/|/var/tmp/|/dev/shm/", source)
+                and (not path.startswith("/root/") or re.match(r"/root/|/home/[^/]+/\.ssh/", source))
             ]
             remote = (
                 "ssh" in command.wrappers
@@ -2400,7 +2533,8 @@ _GUARDS = re.compile(
     r"nessusagent|osquerybeat|kubearmor|google-cloud-ops-agent|amazon-cloudwatch-agent)(?:\.service|\.socket)?"
 )
 _VENDORS = re.compile(
-    r"(?i)crowdstrike|falcon(?:[-_]|d\b|$)|sentinelone|carbon ?black|wazuh|ossec|osquery|auditd|clamd|clamav"
+    r"(?i)crowdstrike|cloudsink\.net|falcon(?:[-_]|d\b|$)|sentinelone|carbon ?black|wazuh|ossec|osquery"
+    r"|auditd|clamd|clamav"
     r"|freshclam|sophos|"
     r"mdatp|defender|fireeye|xagt|trendmicro|ds_agent|mcafee|symantec|cylance|elastic-?(?:agent|endpoint)"
     r"|sysdig|falco\b|"
@@ -2488,7 +2622,7 @@ def open_firewall(command: Command) -> bool:
 def _stops(command: Command, services: tuple[str, ...]) -> bool:
     """Whether a command stops, disables, masks, kills or removes one of the services."""
     name, argv = command.name, command.argv
-    words = {re.sub(r"\.(?:service|socket)$", "", posixpath.basename(word)) for word in argv[1:]}
+    words = {word.rpartition("/")[2].removesuffix(".service").removesuffix(".socket") for word in argv[1:]}
     named = words & set(services)
     if name in ("pkill", "killall", "skill"):
         return bool(set(re.split(r"[|()^$ ]+|\[(?=\w\])|(?<=\w)\]", "|".join(argv[1:]))) & set(services))
@@ -2549,7 +2683,7 @@ def stop_guards(command: Command) -> bool:
     """Stops what watches or protects the system: SELinux, AppArmor, auditing, logging, scanners."""
     name, argv = command.name, command.argv
     text = " ".join(argv[1:])
-    parts = [re.sub(r"\.(?:service|socket)$", "", posixpath.basename(word)) for word in argv[1:]]
+    parts = [word.rpartition("/")[2].removesuffix(".service").removesuffix(".socket") for word in argv[1:]]
     if name in ("pkill", "killall", "skill"):
         parts = [part for word in argv[1:] for part in re.split(r"[|()^$ ]+|\[(?=\w\])|(?<=\w)\]", word)]
     guards = tuple(part for part in parts if _GUARDS.fullmatch(part))
@@ -2607,6 +2741,12 @@ def stop_guards(command: Command) -> bool:
         if path == "/etc/hosts" and append and re.search(r"(?:127\.|0\.0\.0\.0|::1)", _all_text(command)):
             return bool(_VENDORS.search(_all_text(command)))
         if path.startswith("/etc/default/grub") and re.search(r"(?:selinux|apparmor|audit)=0", _all_text(command)):
+            return True
+        if (
+            path.startswith("/etc/fail2ban")
+            and name in ("sed", "gsed")
+            and re.search(r"/enabled = false", _all_text(command))
+        ):
             return True
         if path.startswith("/etc/systemd/journald") and re.search(r"(?i)Storage=none", _all_text(command)):
             return True
@@ -2768,7 +2908,7 @@ def escape_container(command: Command) -> bool:
         folders = command.value("-D", "--directory")
         return folders[:1] == ["/"] or any(value.split(":")[0] == "/" for value in command.value("--bind"))
     if name == "machinectl":
-        return "shell" in argv and any(re.match(r"(?:root@)?\.host$", word) for word in argv)
+        return "shell" in argv and (argv[-1] == "shell" or any(re.match(r"(?:root@)?\.host$", word) for word in argv))
     if name == "docker" and re.search(
         r"--allow[= ]security\.insecure|--security=insecure|--grant-all-permissions", text
     ):
@@ -2974,8 +3114,14 @@ def send_out(command: Command) -> bool:
     elif name == "wget":
         sent += command.value("--post-file", "--body-file")
         feeds += argv[1:]
-    elif name in ("nc", "ncat", "netcat", "socat", "telnet", "cryptcat", "sbd", "openssl") or any(
-        re.search(r"/dev/(?:tcp|udp)/", r.target) for r in command.redirects
+    elif (
+        name in ("nc", "ncat", "netcat", "socat", "telnet", "cryptcat", "sbd", "openssl")
+        or any(re.search(r"/dev/(?:tcp|udp)/", r.target) for r in command.redirects)
+        or (name == "tee" and any(re.match(r"/dev/(?:tcp|udp)/", word) for word in argv[1:]))
+        or (
+            command.reading.sockets
+            and any(r.operator == ">&" and r.target.isdigit() and int(r.target) > 2 for r in command.redirects)
+        )
     ):
         if name == "openssl" and "s_client" not in argv:
             return False
@@ -3046,7 +3192,8 @@ def send_out(command: Command) -> bool:
         code = command.code
         if re.search(
             r"require\([\"']https?[\"']\)|file_get_contents\([\"']https?:|curl_exec|"
-            r"requests\.(?:post|put)|urlopen|urllib|http\.client|socket|ftplib|smtplib|fetch\(|Net::HTTP|LWP",
+            r"IO::Socket|TCPSocket|fsockopen|Net::FTP|requests\.(?:post|put)|urlopen|urllib|http\.client"
+            r"|socket|ftplib|smtplib|fetch\(|Net::HTTP|LWP",
             code,
         ):
             return any(precious(path) for path in read_paths(command)) or (
@@ -3070,6 +3217,8 @@ def send_out(command: Command) -> bool:
     # What was packed before it is sent; whole homes go to one's own backup with scp and its kin, secrets do not.
     for word in sent:
         for origin in origins(command, command.reading.files.get(posixpath.normpath(word)) if word else None):
+            if _collects(origin) and name in ("curl", "wget", "nc", "ncat", "http"):
+                return True
             if any(
                 secret(path) or (precious(path) and not (_own_home(path) and name in ("scp", "rsync", "sftp", "aws")))
                 for path in read_paths(origin)
@@ -3163,6 +3312,11 @@ def open_system_tree(command: Command) -> bool:
         path = resolve(word, command)
         where, (base, whole) = place(path), trunk(path)
         if tree and unguarded(word):
+            return True
+        reads = any(
+            re.fullmatch(r"0?[0-7]?[0-7]?[0-7][4567]|[ugoa]*[oa]\w*[+=][wxX]*r\w*|[gu]*o[+=]\w*r\w*", m) for m in modes
+        )
+        if tree and reads and re.fullmatch(r"/root|.*/\.(?:ssh|gnupg)", path) and name == "chmod":
             return True
         if tree or whole:
             if where == "root" or (where == "system" and not _harmless_tree(name, base, world, none)):

@@ -647,14 +647,20 @@ class _Walk:
     def do_declaration_command(self, node: Any, stdin: Feed | None) -> Feed:
         words = [node.children[0].text.decode()]
         assignments = {}
+        longer = ""
         for child in node.children[1:]:
             if child.type == "variable_assignment":
                 name, value = self.assign(child)
                 assignments[name] = value
                 words.append(f"{name}={value}")
+                if self.loop == "endless" and _grows(name, child.text.decode()):
+                    longer = name
             elif child.is_named:
                 words.extend(self.fields(child))
-        return self.note(words, [], stdin, assignments)
+        feed = self.note(words, [], stdin, assignments)
+        if feed.commands:
+            feed.commands[0].grows = longer
+        return feed
 
     def do_unset_command(self, node: Any, stdin: Feed | None) -> Feed:
         words = [node.children[0].text.decode()]
@@ -1276,7 +1282,7 @@ class _Walk:
             for word in words[:-1]:
                 if far.match(word):
                     self.store(words[-1], feed)
-                    self.store(posixpath.join(words[-1], posixpath.basename(word)), feed)
+                    self.store(posixpath.join(words[-1], re.split(r"[/:]", word)[-1]), feed)
         if name == "axel":
             for target in command.value("-o", "--output"):
                 self.store(target, feed)
@@ -1302,7 +1308,7 @@ class _Walk:
                         rest.pop(0)
                     text = rest[0] if rest else ""
                     command.code = text
-                    inner = self.as_wrapper(command, text, rest[2:])
+                    inner = self.as_wrapper(command, text, rest[2:], named=rest[1] if len(rest) > 1 else "")
                     return Feed((command, *inner.commands), inner.text)
                 if word[0] == "-" and word[1] != "-" and "n" in word:  # only checks the syntax
                     return Feed((command,), "")
@@ -1525,6 +1531,11 @@ class _Walk:
             if known is not None:
                 self.store(target, known)
                 self.store(posixpath.join(target, posixpath.basename(source)), known)
+        elif name in ("gcc", "cc", "clang", "g++", "rustc"):
+            for word in command.operands:
+                known = self.files.get(self.absolute(word))
+                if known is not None:  # what it compiles to comes from where the source came from
+                    self.store((command.value("-o") or ["a.out"])[0], Feed(known.commands, None))
         elif name == "tee":
             for target in command.operands:
                 self.store(target, command.stdin or feed, command.has("a", "append"))
@@ -1535,7 +1546,7 @@ class _Walk:
 
 
 _CARRIERS = frozenset(listed("scp rsync sftp tftp smbclient ftp lftp aws gsutil rclone axel s3cmd mc azcopy svn"))
-_PACKERS = frozenset(listed("tar gtar zip 7z 7za gpg gpg2 openssl rar mysqldump pg_dump"))
+_PACKERS = frozenset(listed("tar gtar zip 7z 7za gpg gpg2 openssl rar mysqldump pg_dump scrot import arecord grim"))
 
 
 def _packed(command: Command) -> list[str]:
@@ -1550,6 +1561,8 @@ def _packed(command: Command) -> list[str]:
     if name in ("zip", "rar", "7z", "7za"):
         words = [word for word in words if word not in ("a", "u")]
         return words[:1]
+    if name in ("scrot", "import", "arecord", "grim"):
+        return words[-1:]
     if name == "openssl":
         return command.value("-out")
     targets = command.value("-o", "--output", "-r", "--result-file")
@@ -1660,9 +1673,11 @@ def quote(word: str) -> str:
 
 def _grows(name: str, source: str) -> bool:
     """Whether an assignment makes its variable longer each time, other than by counting."""
+    head, _, value = source.partition("=")
+    if re.search(r"\[[^]]*(?:\+\+|\$|\+)[^]]*\]\+?$", head):
+        return True
     if "$((" in source or "$[" in source:
         return False
-    head, _, value = source.partition("=")
     if head.endswith("+"):
         return True
     own = re.compile(rf"\$\{{?{re.escape(name)}(?:\[[@*]\])?\}}?(?![\w#%/:])")
@@ -2511,7 +2526,7 @@ _STRING = (
     r"|'((?:[^'\\\n]|\\.)*)'|\"((?:[^\"\\\n]|\\.)*)\"|`((?:[^`\\]|\\.)*)`)"
 )
 _CALLS = re.compile(
-    r"(?<![\w])(?:os\.system|os\.popen|os\.exec[lv]p?e?|os\.spawn\w+|subprocess\.\w+|"
+    r"(?<![\w])(?:os\.system|os\.popen|os\.exec[lv]p?e?|exec[lv]p?e?|os\.spawn\w+|subprocess\.\w+|"
     r"commands\.getoutput|popen2?|system|exec|"
     r"execSync|spawnSync|spawn|execFile(?:Sync)?|shell_exec|passthru|proc_open|popen|"
     r"IO\.popen|Open3\.\w+|os\.execute|io\.popen|"
@@ -2537,7 +2552,7 @@ def shell_strings(code: str) -> list[str]:
             words.append(next((group for group in following.groups() if group is not None), ""))
             following = _ITEM.match(code, following.end())
         if len(words) > 1:
-            if match[0].lstrip().startswith("os.exec") or match[0].startswith("os.spawn"):
+            if re.match(r"\s*(?:os\.)?(?:exec|spawn)[lv]", match[0]):
                 words = words[1:]
             found_texts.append(" ".join(quote(_unescape_code(word)) for word in words))
         else:
@@ -2589,7 +2604,7 @@ def file_commands(code: str) -> list[tuple[list[str], tuple[str, str] | None]]:
     """Commands that do to files what the code does with its language's functions, and what they redirect to."""
     if "/" not in code and "~" not in code and "home" not in code and "HOME" not in code:
         return []
-    code = _OWN_HOME.sub(lambda match: match[1] or "'~'", code[:8192])
+    code = _OWN_HOME.sub(lambda match: match[1] or ("Path('~')" if match[0][0] == "P" else "'~'"), code[:8192])
     roots = [next(group for group in (match[2], match[4], match[5]) if group) for match in _WALKED.finditer(code)]
     roots = [root if "*" in root else root.rstrip("/") + "/**" for root in roots]
     out: list[tuple[list[str], tuple[str, str] | None]] = []
@@ -2601,7 +2616,11 @@ def file_commands(code: str) -> list[tuple[list[str], tuple[str, str] | None]]:
         paths = [text for text in texts if text.startswith(("/", "~"))]
         paths = [path for path in ([match["path"]] if match["path"] else []) + paths if path.startswith(("/", "~"))]
         if not paths:
-            if words[0] not in ("rm", "chmod", "chown", ">", "truncate") or match["path"]:
+            joined = re.match(r"\s*(?:os\.path\.join\(|(\w+)\s*,\s*['\"]w)", rest) if words[0] == "open" else None
+            walked = joined and (
+                not joined[1] or re.search(rf"\b{joined[1]}\s*=\s*os\.path\.join|\bfor\s+{joined[1]}\s+in", code)
+            )
+            if (words[0] not in ("rm", "chmod", "chown", ">", "truncate") and not walked) or match["path"]:
                 continue
             paths = roots
         paths = [_tilde(path) for path in paths[:4]]
@@ -2652,8 +2671,11 @@ def fetched_files(code: str) -> list[str]:
     """Files into which code writes what it gets from an address."""
     if "://" not in code:
         return []
-    return [match[2] for match in re.finditer(r"urlretrieve\([^,\n]+,\s*(['\"])([^'\"\n]+)\1", code)] + [
-        match[2] for match in re.finditer(r"open\(\s*(['\"])([^'\"\n]+)\1\s*,\s*['\"]wb?['\"]\)\.write", code)
+    return [match[2] for match in re.finditer(r"(?:urlretrieve|getstore)\([^,\n]+,\s*(['\"])([^'\"\n]+)\1", code)] + [
+        match[2]
+        for match in re.finditer(
+            r"(?:open|file_put_contents)\(\s*(['\"])([^'\"\n]+)\1\s*,\s*(?:['\"]wb?['\"]\)\.write|\$)", code
+        )
     ]
 
 

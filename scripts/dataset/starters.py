@@ -213,7 +213,7 @@ def started(name: str, argv: list[str], given: str | None, file_text: str | None
 def script_of(name: str, argv: list[str]) -> str | None:
     """The file with a program's own commands that its words name."""
     if name in ("make", "gmake"):
-        values = _values(argv, "-f --file --makefile")
+        values = _values(argv, "-f --file --makefile") or ["Makefile"]
     elif name == "nmap":
         values = _values(argv, "--script")
     elif name == "go" and argv[1:2] == ["run"]:

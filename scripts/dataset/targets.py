@@ -86,8 +86,7 @@ def resolve(word: str, command: Command | None = None) -> str:
     tidy = posixpath.normpath(path)
     tidy = "/" + tidy.lstrip("/") if tidy.startswith("//") else tidy
     # Three levels up and more: the writer is on the way to the root.
-    tidy = re.sub(r"^(?:\.\./){3,}", "/", tidy)
-    tidy = "/" if re.fullmatch(r"(?:\.\.(?:/|$)){3,}", tidy) else tidy
+    tidy = "/" if re.fullmatch(r"(?:\.\.(?:/|$)){3,}", tidy) else re.sub(r"^(?:\.\./){3,}", "/", tidy)
     if tidy.startswith("/private/") or tidy.startswith("/proc/self/root/"):
         tidy = tidy.removeprefix("/private").removeprefix("/proc/self/root")
     return re.sub(r"^/proc/(?:1|self)/root(?=/|$)", "", tidy) or "/"
@@ -369,7 +368,7 @@ def read_paths(command: Command) -> list[str]:
             for m in re.finditer(
                 (
                     r"(?:open|fopen|FileReader|read_text|readFileSync|readFile|readfile|file_get_contents|File\.read|IO\.read|read|"
-                    r"Path)\s*\(?\s*(['\"])([^'\"\n]+)\1"
+                    r"Path)\s*\(?\s*(?:(?:my\s*)?\$?[A-Za-z]\w*\s*,\s*(?:['\"]<['\"]\s*,\s*)?)?(['\"])<?([^'\"\n]+)\1"
                 ),
                 command.code,
             )
