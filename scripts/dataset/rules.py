@@ -427,6 +427,7 @@ def _blanks(command: Command) -> bool:
         "psql -c 'DELETE FROM sessions WHERE created < now()'",
         "kubectl delete pod web-2",
         "terraform destroy -target=null_resource.a",
+        "terraform destroy",
         "docker volume rm scratch",
     ),
 )
@@ -491,8 +492,11 @@ _DROPPED = {
     "kubectl": r"\bdelete\s+--all\s+\S*(?:pvc?|deploy|ns|svc)\b|\bdelete\s+(?:ns|namespaces?|pvc?"
     r"|persistentvolume(?:claim)?s?|crds?|nodes?|all|deploy\w*|sts)\b.*"
     r"\s--all\b|\bdelete\b.*\b(?:ns|namespaces?)\s+(?:kube-system|prod\w*)\b|\bdelete\s+all\b.*(?:-A\b|--all)",
-    "terraform": r"^(?!.*-target)(?:-\S+\s+)*destroy\b|^(?!.*-target).*\bapply\b.*-destroy\b",
-    "tofu": r"^(?!.*-target)destroy\b",
+    **dict.fromkeys(
+        ("terraform", "tofu", "terragrunt"),
+        r"^(?!.*-target)(?=.*-auto-approve).*\b(?:destroy"
+        r"|apply\b.*-destroy)\b",
+    ),
     "pulumi": r"\bdestroy\b.*(?:--yes|-y)\b",
     "curl": r"(?i)-X\s*DELETE\b.*:9200/(?:_all|\*)|:9200/(?:_all|\*).*-X\s*DELETE",
     "borg": r"\bdelete\b(?!.*::)",
@@ -633,7 +637,7 @@ _DISK_ERASERS = {
     ),
 }
 _WITHOUT_DISK = frozenset(
-    ("flashrom", "dc3dd", "fsarchiver", "mtd", "sedutil-cli", "gpart", "sg_format", "sg_sanitize", "asr")
+    ("flashrom", "dc3dd", "fsarchiver", "mtd", "sedutil-cli", "gpart", "sg_format", "sg_sanitize")
 )
 
 
@@ -1956,7 +1960,7 @@ def hunt_secrets(command: Command) -> bool:
 
 # What prints passwords, tokens or keys from where they are kept.
 _STORES = {
-    "etcdctl": r"\bget\b.*(?:/registry(?:/secrets)?|\s/\s|\s['\"]*\s?--prefix$)|\bsnapshot\s+save\b",
+    "etcdctl": r"\bget\b.*(?:/registry(?:/secrets)?|\s/\s|\s['\"]*\s?--prefix$)",
     "aws": r"secretsmanager (?:batch-)?get-secret-value|ssm get-parameters?\S*\b.*--with-decryption"
     r"|configure get \S*(?:secret|token)|iam create-access-key|configure export-credentials",
     "gcloud": r"\bsecrets versions access\b|service-accounts keys create\b",
@@ -1965,7 +1969,7 @@ _STORES = {
     "vault": r"^(?:kv get|read|kv export|token create|print token|operator unseal)\b",
     "gh": r"\bauth token\b|--show-token",
     "git": r"\bcredential(?:-\S+)? (?:fill|get)\b",
-    "bw": r"^(?:export|list items)\b",
+    "bw": r"^(?:export|list items(?!.*--search))\b",
     "lpass": r"^export\b",
     "keepassxc-cli": r"^export\b",
     "op": r"--reveal",
@@ -2216,10 +2220,10 @@ _TRAILS = {
     r"|stop-monitoring)"
     r"|logs put-retention-policy .*-in-days 1\b|ec2 delete-flow-logs|logs delete-log-(?:group|stream)"
     r"|configservice (?:stop-|delete-)|securityhub disable"
-    r"|macie2 disable|inspector2 disable|accessanalyzer delete-analyzer|s3api delete-public-access-block"
+    r"|macie2 disable|inspector2 disable|s3api delete-public-access-block"
     r"|iam delete-account-password-policy|ec2 authorize-security-group-ingress.*(?:protocol[= ](?:all"
     r"|-1)\b.*0\.0\.0\.0/0)"
-    r"|cloudwatch (?:delete-alarms|disable-alarm-actions)|wafv2 delete-|network-firewall delete-",
+    r"|cloudwatch disable-alarm-actions|wafv2 delete-|network-firewall delete-",
     "gcloud": r"logging (?:sinks|logs|buckets|metrics) (?:delete|update .*--disabled)|scc \S+ delete"
     r"|firewall-rules create"
     r".*(?:--allow[= ]all\b.*0\.0\.0\.0/0|0\.0\.0\.0/0.*--allow[= ]all\b)|services disable \S*(?:logging"
@@ -2714,7 +2718,7 @@ def stop_guards(command: Command) -> bool:
     if name == "semanage":
         return argv[1:2] == ["permissive"] and command.has("a", "add")
     if name in ("grubby", "grub2-editenv", "kernelstub", "rpm-ostree"):
-        return bool(re.search(r"(?:selinux|apparmor|audit|enforcing|mitigations)=(?:0|off)\b", text))
+        return bool(re.search(r"(?:selinux|apparmor|audit|enforcing)=(?:0|off)\b", text))
     if name == "ln" and argv[-1].startswith("/etc/apparmor.d/disable"):
         return True
     if name == "setenforce":
@@ -2818,7 +2822,6 @@ _AGENT_TOOLS = {
     "cbagentcli": r"\b(?:stop|disable)\b",
     "esets_daemon": r"stop",
     "accton": r"^off$|^$",
-    "semodule": r"(?:^|\s)-[dr]\b|--(?:disable|remove)",
     "tamperprotection": r".",
     "MpCmdRun.exe": r"(?i)-RemoveDefinitions",
 }
