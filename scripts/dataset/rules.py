@@ -1,6 +1,6 @@
 """The rules of the safety screen: what a command must not do, each with examples on both sides.
 
-A rule judges one :class:`~scripts.dataset.shell.Command` (its words already resolved) by what it would do and to
+A rule judges one :class:`~scripts.dataset.commands.Command` (its words already resolved) by what it would do and to
 what, never by its spelling. :data:`RULES` is the table; the most severe match gives the verdict.
 """
 
@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scripts.dataset.shell import INTERPRETERS, OUTPUT, SHELLS, Command, filtered, listed, unknown_names, unmark
+from scripts.dataset.commands import INTERPRETERS, OUTPUT, SHELLS, Command, listed, unknown_names, unmark
+from scripts.dataset.payloads import filtered
 from scripts.dataset.targets import ANY, UNSET, deleted, place, plain, read_paths, resolve, trunk, unguarded, written
 
 CATEGORIES = {

@@ -37,8 +37,9 @@ from pathlib import Path
 
 from scripts.common.errors import UserError
 from scripts.common.job import command as command_line
+from scripts.dataset.commands import Refused
 from scripts.dataset.rules import RULES, SEVERITIES
-from scripts.dataset.shell import Refused, read
+from scripts.dataset.shell import read
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable
 from functools import lru_cache, wraps
 
-from scripts.dataset.shell import HOME, Command, found, unknown_names
+from scripts.dataset.commands import HOME, Command, unknown_names
+from scripts.dataset.payloads import found
 
 ANY = "\ue000"
 UNSET = "\ue00f"  # stands for a path that is the root should a variable be empty

@@ -2,7 +2,8 @@
 
 import pytest
 
-from scripts.dataset.shell import MAX_CHARACTERS, Refused, read, unknown_names
+from scripts.dataset.commands import Refused, unknown_names
+from scripts.dataset.shell import MAX_CHARACTERS, read
 
 
 def argvs(text: str) -> list[list[str]]:
