@@ -23,6 +23,8 @@ products with a bias            through cublasLt, 1 MiB more for each thread: ``
 ``bitsandbytes::gemm_4bit``     dequantizes the weight, for nested statistics the absmax twice: bitsandbytes 0.50
                                 ``backends/cuda/ops.py``, ``_dequant_linear_fallback`` (its fused kernel takes over
                                 for few tokens only: 1,536 at most, mostly under 128)
+``scaled_dot_product_           the fused kernel that takes the tensors, else a formula: ATen ``native/transformers/
+attention``                     attention.cpp``, ``cuda/sdp_utils.cpp``, ``sdp_utils_cpp.cpp``
 memory-efficient attention      output, fp32 log-sum-exp for queries padded to 32; backward: gradients, fp32 delta,
                                 and a workspace: ATen ``native/transformers/cuda/attention.cu``,
                                 ``attention_backward.cu``, ``mem_eff_attention/kernel_forward.h``,
@@ -36,7 +38,7 @@ FlashAttention-2                output, fp32 log-sum-exp; backward: gradients, f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -45,8 +47,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from scripts.common.scenario import Scenario
-from scripts.training.model import weight_dtype
+from scripts.common.errors import UserError
+from scripts.memory.autocast import attention_operands
 
 MIB = 2**20
 DEFAULT_CAPABILITY = (8, 0)  # of a card that the scenario doesn't name
@@ -138,60 +140,158 @@ def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, words: int) -
 
 
 @contextmanager
-def cuda_dispatch() -> Iterator[None]:
-    """Let functions be one operator on ``meta`` where ATen dispatches them to one on CUDA: softmax of half, dropout.
+def dispatch(target: str, capability: tuple[int, int] | None = None) -> Iterator[None]:
+    """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
 
-    The functions themselves are exchanged, since a function mode is off in the backward pass, where activation
-    checkpointing runs the forward pass again.
+    On both: attention. On CUDA also softmax of half in fp32, and dropout. The functions themselves are exchanged, since
+    a function mode is off in the backward pass, where activation checkpointing runs the forward pass again.
     """
-
-    def fuse(original: Any, operator: Any) -> Any:
-        def softmax(input: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-            if kwargs.get("dtype") is torch.float32 and input.dtype is torch.float16 and dim is not None:
-                return operator(input, dim, True)
-            return original(input, dim, *args, **kwargs)
-
-        return softmax
-
-    plain = nn.functional.dropout
-
-    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-        if training and not inplace and 0 < p < 1:
-            return torch.native_dropout(input, p, True)[0]
-        return plain(input, p, training, inplace)
-
-    exchanged = [(nn.functional, "dropout", plain, dropout)]
-    for module in (torch, nn.functional):
-        for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax)):
-            original = getattr(module, name)
-            exchanged.append((module, name, original, fuse(original, operator)))
+    functional = nn.functional
+    exchanged = [(functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY))]
+    if target == "cuda":
+        exchanged.append((functional, "dropout", _dropout(functional.dropout)))
+        for module in (torch, functional):
+            for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax)):
+                exchanged.append((module, name, _softmax(getattr(module, name), operator)))
+    originals = [(module, name, getattr(module, name)) for module, name, _ in exchanged]
     try:
-        for module, name, _, replacement in exchanged:
+        for module, name, replacement in exchanged:
             setattr(module, name, replacement)
         yield
     finally:
-        for module, name, original, _ in exchanged:
+        for module, name, original in originals:
             setattr(module, name, original)
 
 
+def _softmax(original: Callable, operator: Callable) -> Callable:
+    def softmax(input: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("dtype") is torch.float32 and input.dtype is torch.float16 and dim is not None:
+            return operator(input, dim, True)
+        return original(input, dim, *args, **kwargs)
+
+    return softmax
+
+
+def _dropout(original: Callable) -> Callable:
+    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        if training and not inplace and 0 < p < 1:
+            return torch.native_dropout(input, p, True)[0]
+        return original(input, p, training, inplace)
+
+    return dropout
+
+
 # --- attention ----------------------------------------------------------------------------------------------------
+
+
+def _attention(target: str, capability: tuple[int, int]) -> Callable:
+    """``scaled_dot_product_attention`` as ``target`` runs it. Shapes: batch, heads, tokens, head size."""
+    formula = nn.functional.scaled_dot_product_attention
+
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        query, key, value = attention_operands(query, key, value)
+        mask = attn_mask
+        if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+        choose = cuda_kernel if target == "cuda" else cpu_kernel
+        kernel = choose(query, key, value, mask, dropout_p, capability)
+        if kernel == SDPBackend.MATH:
+            return formula(query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if target == "cpu":
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
+            )[0]
+        if kernel == SDPBackend.FLASH_ATTENTION:
+            return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+        if mask is not None and mask.shape[-1] % 8:  # pad_bias
+            mask = nn.functional.pad(mask, (0, -mask.shape[-1] % 8))[..., : mask.shape[-1]]
+        return MemoryEfficientAttention.apply(query, key, value, mask, capability)
+
+    return attention
+
+
+def cuda_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    capability: tuple[int, int],
+) -> SDPBackend:
+    """Which kernel ``scaled_dot_product_attention`` takes on a card, among those that are enabled.
+
+    ATen ``native/transformers/cuda/sdp_utils.cpp``: FlashAttention needs compute capability 8.0, 16-bit types, one head
+    size for all of 256 at most, and no mask; the memory-efficient kernel takes no grouped keys and values, head sizes
+    in whole 16 bytes, and bf16 from 8.0 on; else the plain formula.
+
+    Raises
+    ------
+    UserError
+        If the only kernels that are enabled can't take these tensors.
+    """
+    head, groups, half = query.shape[-1], query.shape[1] // key.shape[1], query.dtype != torch.float32
+    flash = half and capability >= (8, 0) and head == value.shape[-1] and head <= 256 and mask is None
+    if flash and torch.backends.cuda.flash_sdp_enabled():
+        return SDPBackend.FLASH_ATTENTION
+    aligned = all(size * query.element_size() % 16 == 0 for size in (head, value.shape[-1]))
+    efficient = groups == 1 and aligned and (capability >= (8, 0) or query.dtype != torch.bfloat16)
+    if efficient and torch.backends.cuda.mem_efficient_sdp_enabled():
+        return SDPBackend.EFFICIENT_ATTENTION
+    if torch.backends.cuda.math_sdp_enabled():
+        return SDPBackend.MATH
+    raise UserError(
+        "The attention kernel that is asked for can't take this model's tensors.",
+        where="attention",
+        found=f"queries of {head} x {query.dtype}, values of {value.shape[-1]}, "
+        f"{'a' if mask is not None else 'no'} mask, compute capability {capability[0]}.{capability[1]}",
+        allowed="sdpa, which takes the kernel that fits, or eager",
+        write="attention: sdpa",
+    )
+
+
+def cpu_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float, capability: Any
+) -> SDPBackend:
+    """Which kernel it takes on the CPU (ATen ``sdp_utils_cpp.cpp``).
+
+    The fused one takes one head size for all, no dropout, and no mask that is learned.
+    """
+    one_size = query.shape[-1] == key.shape[-1] == value.shape[-1]
+    fused = one_size and not dropout and (mask is None or not mask.requires_grad)
+    return SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH
 
 
 class MemoryEfficientAttention(torch.autograd.Function):
     """Allocates what PyTorch's memory-efficient kernel does. Shapes: batch, heads, tokens, head size."""
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: Any) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        capability: tuple[int, int],
+    ) -> torch.Tensor:
         batch, heads, tokens, _ = query.shape
         out = query.new_empty((batch, tokens, heads, value.shape[-1])).transpose(1, 2)
         sums = query.new_empty((batch, heads, _up(tokens, 32)), dtype=torch.float32)  # kAlignLSE
-        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.save_for_backward(query, key, value, out, sums, bias)
         ctx.capability = capability
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        query, key, value, _, _ = ctx.saved_tensors
+        query, key, value, *_ = ctx.saved_tensors
         grad = grad.transpose(1, 2).contiguous()
         grads = [
             torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -200,7 +300,9 @@ class MemoryEfficientAttention(torch.autograd.Function):
         delta = query.new_empty((batch, heads, tokens), dtype=torch.float32)  # noqa: F841
         size = batch * heads * efficient_workspace(query, key, ctx.capability)
         workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841
-        return *(x.transpose(1, 2) for x in grads), None
+        bias = ctx.saved_tensors[-1]
+        of_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
+        return *(x.transpose(1, 2) for x in grads), of_bias, None
 
 
 def efficient_workspace(query: torch.Tensor, key: torch.Tensor, capability: tuple[int, int]) -> int:
@@ -261,43 +363,18 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def sdpa_kernel_for(scenario: Scenario, capability: tuple[int, int], *, grouped: bool, head: int) -> SDPBackend:
-    """Which kernel ``scaled_dot_product_attention`` takes on a card when it is given no mask.
-
-    ATen ``native/transformers/cuda/sdp_utils.cpp``: FlashAttention needs compute capability 8.0 and 16-bit types and
-    a head of 256 at most; the memory-efficient kernel takes no grouped keys and values; else the plain formula.
-    """
-    half = weight_dtype(scenario) != torch.float32 or scenario.mixed
-    if half and capability >= (8, 0) and head <= 256:
-        return SDPBackend.FLASH_ATTENTION
-    return SDPBackend.MATH if grouped else SDPBackend.EFFICIENT_ATTENTION
-
-
-def register_attentions(capability: tuple[int, int] | None = None) -> dict[str, str]:
-    """Register the stand-ins with transformers; returns the name of each by the scenario's name for the kernel."""
+def flash_attention_package() -> str:
+    """Register what stands in for the package flash-attn, which takes capped scores too; returns its name."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
 
-    card = capability or DEFAULT_CAPABILITY
-
-    def mem_efficient(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:  # the kernel takes no grouped keys and values
-            key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        return MemoryEfficientAttention.apply(query, key, value, card).transpose(1, 2).contiguous(), None
-
     def flash(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
+        query, key, value = attention_operands(query, key, value)
         return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))), None
 
-    names = {
-        "mem_efficient": "trace_mem_efficient",
-        "flash": "trace_fa2",
-    }  # transformers loads packages for names with "flash"
-    for name, function in ((names["mem_efficient"], mem_efficient), (names["flash"], flash)):
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, flash_attention_mask)
-    return {"eager": "eager", **names}
+    name = "trace_fa2"  # transformers loads packages for names with "flash"
+    AttentionInterface.register(name, flash)
+    AttentionMaskInterface.register(name, flash_attention_mask)
+    return name

@@ -24,15 +24,8 @@ from torch.overrides import TorchFunctionMode
 from scripts.common.errors import UserError
 from scripts.common.scenario import Scenario
 from scripts.memory.allocator import Event, replay, required_bytes
-from scripts.memory.autocast import MetaAutocast, attention_operands
-from scripts.memory.kernels import (
-    DEFAULT_CAPABILITY,
-    CudaKernels,
-    cpu_outputs,
-    cuda_dispatch,
-    register_attentions,
-    sdpa_kernel_for,
-)
+from scripts.memory.autocast import MetaAutocast
+from scripts.memory.kernels import CudaKernels, cpu_outputs, dispatch, flash_attention_package
 from scripts.memory.loading import Loader, loading_events
 from scripts.memory.tracker import (
     ADAPTERS,
@@ -48,6 +41,7 @@ from scripts.memory.tracker import (
 from scripts.training.model import (
     assert_quantized,
     attention_kernel,
+    attention_name,
     autocast_dtype,
     build_model,
     build_optimizer,
@@ -121,7 +115,7 @@ def trace(
     on_card = target == "cuda"
     if scenario.method == "qlora" or "8bit" in scenario.optimizer:
         _import_bitsandbytes()
-    model = build_model(scenario, "meta", attention_implementation=_attention(scenario, target, capability))
+    model = build_model(scenario, "meta", attention_implementation=_attention(scenario, target))
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
     model.config.use_cache = use_cache
@@ -148,7 +142,7 @@ def trace(
     for identity in leftovers(loading) - set(ids.values()):  # bitsandbytes keeps its map of 8-bit values
         tracker.components[identity] = QUANTIZATION_STATE
     try:
-        with _as_on_device(scenario, target, model, tracker) as hook:
+        with _as_on_device(scenario, target, capability, model, tracker) as hook:
             (steps or take_steps)(
                 model,
                 optimizer,
@@ -158,6 +152,8 @@ def trace(
                 max_grad_norm=max_grad_norm,
                 hook=hook,
             )
+    except UserError:
+        raise
     except Exception as error:  # an architecture may ask for values, which meta tensors don't have
         raise UserError(
             f"The step of this architecture can't be traced: {type(error).__name__}: {str(error)[:500]}",
@@ -442,90 +438,20 @@ def _import_bitsandbytes() -> None:
 # --- the device that is not there -----------------------------------------------------------------------------------
 
 
-def _attention(scenario: Scenario, target: str, capability: tuple[int, int] | None) -> str:
-    """Name of the attention function that allocates what the device's would."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
-
-    name = _kernel(scenario, target, capability)
-    if not scenario.mixed or not name.startswith("trace_"):
-        return name
-    function, mask = AttentionInterface()[name], AttentionMaskInterface()[name]
-
-    def under_autocast(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        return function(module, *attention_operands(query, key, value), *args, **kwargs)
-
-    AttentionInterface.register(f"{name}_mixed", under_autocast)
-    AttentionMaskInterface.register(f"{name}_mixed", mask)
-    return f"{name}_mixed"
-
-
-def _kernel(scenario: Scenario, target: str, capability: tuple[int, int] | None) -> str:
-    """Name of the stand-in for the kernel that a scenario runs."""
-    attention = attention_kernel(scenario)
-    if attention == "eager":
-        return "eager"
-    if target == "cpu":
-        _register_cpu_attention()
-        return "trace_cpu"
-    names = register_attentions(capability)
-    if attention != "sdpa":
-        return names[attention]
-    heads = scenario.size("num_attention_heads")
-    groups = scenario.size("num_key_value_heads", heads)
-    head = scenario.model.get("head_dim") or (scenario.size("hidden_size") or 0) // (heads or 1)
-    kernel = sdpa_kernel_for(scenario, capability or DEFAULT_CAPABILITY, grouped=groups != heads, head=head)
-    return {"FLASH_ATTENTION": names["flash"], "EFFICIENT_ATTENTION": names["mem_efficient"]}.get(kernel.name, "sdpa")
-
-
-def _register_cpu_attention() -> None:
-    """On the CPU scaled-dot-product attention is one fused operator; on ``meta`` it would fall apart into a formula."""
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-    def attention(
-        module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        is_causal: bool | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1 and not use_gqa_in_sdpa(mask, key, value):
-            key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        if dropout:  # the fused operator has none
-            output = torch.nn.functional.scaled_dot_product_attention(
-                query, key, value, mask, dropout, mask is None and causal, scale=scaling, enable_gqa=groups > 1
-            )
-            return output.transpose(1, 2).contiguous(), None
-        if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
-        output, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, dropout, mask is None and causal and query.shape[2] > 1, attn_mask=mask, scale=scaling
-        )
-        return output.transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register("trace_cpu", attention)
-    AttentionMaskInterface.register("trace_cpu", sdpa_mask)
+def _attention(scenario: Scenario, target: str) -> str:
+    """Name of the attention function that training runs on the target."""
+    name = attention_name(scenario, torch.device(target))
+    return flash_attention_package() if name == "flash_attention_2" else name
 
 
 @contextmanager
 def _as_on_device(
-    scenario: Scenario, target: str, model: nn.Module, tracker: Tracker
+    scenario: Scenario, target: str, capability: tuple[int, int] | None, model: nn.Module, tracker: Tracker
 ) -> Iterator[Callable[[str], None] | None]:
     """Make ``meta`` behave as the target does; yields what to call at the beginning of each phase."""
     with ExitStack() as stack:
         stack.enter_context(_without_values())
-        if target == "cuda":
-            stack.enter_context(cuda_dispatch())
+        stack.enter_context(dispatch(target, capability))
         dtype = autocast_dtype(scenario)
         if dtype is None:
             stack.enter_context(_autocast_accepts_meta(None))

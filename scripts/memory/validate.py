@@ -140,7 +140,7 @@ def predictions(row: Mapping[str, str], orders: int) -> list[dict[str, int]]:
 
     scenario = scenario_of(row)
     if row["id"].startswith("a100"):
-        with _trainer_of(row):
+        with _trainer_of_the_a100(row):
             traced = trace(scenario, capability=(8, 0), loader=Loader(warmup=False), timeline=False)  # 4.48
     else:
         # The script that measured them: with device_map when quantizing, else model.cuda().
@@ -299,23 +299,20 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _trainer_of(row: Mapping[str, str]) -> Iterator[None]:
-    """Do what a row's trainer did and no scenario can say.
+def _trainer_of_the_a100(row: Mapping[str, str]) -> Iterator[None]:
+    """Do what the trainer of the A100 rows did and no scenario can say.
 
-    The A100 benchmark trains its quantized models with ``fp16: True``, so under autocast although the weights are 16
-    bits wide; the others without (scripts/benchmarks/scenarios.yaml of foundation-model-stack/fms-acceleration).
+    All of them ran the package flash-attn. The benchmark trains its quantized models with ``fp16: True``, so under
+    autocast although the weights are 16 bits wide; the others without (scripts/benchmarks/scenarios.yaml of
+    foundation-model-stack/fms-acceleration).
 
     TRL 0.13 prepares a 4-bit model with peft's ``prepare_model_for_kbit_training`` and then casts embeddings and head
     back to bf16 (trl/trainer/utils.py, ``peft_module_casting_to_bf16``), so that only the norms stay fp32.
     """
-    if not (row["id"].startswith("a100") and row["method"] == "qlora"):
-        yield
-        return
-    from dataclasses import replace
-
     import torch
 
     from scripts.memory import trace as module
+    from scripts.memory.kernels import flash_attention_package
 
     originals = module.build_model, module._attention, module.autocast_dtype
 
@@ -327,9 +324,9 @@ def _trainer_of(row: Mapping[str, str]) -> Iterator[None]:
                     parameter.data = parameter.data.float()
         return model
 
-    module.build_model = build_model
-    module._attention = lambda scenario, *rest: originals[1](replace(scenario, precision="bf16-mixed"), *rest)
-    module.autocast_dtype = lambda _: torch.bfloat16
+    module._attention = lambda *_: flash_attention_package()
+    if row["method"] == "qlora":
+        module.build_model, module.autocast_dtype = build_model, lambda _: torch.bfloat16
     try:
         yield
     finally:

@@ -3,20 +3,22 @@
 import bitsandbytes  # noqa: F401  registers its operators
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from scripts.common.errors import UserError
 from scripts.memory.kernels import (
     MIB,
     CudaKernels,
     FlashAttention2,
     MemoryEfficientAttention,
-    cuda_dispatch,
+    cpu_kernel,
+    cuda_kernel,
+    dispatch,
     efficient_workspace,
-    register_attentions,
-    sdpa_kernel_for,
+    flash_attention_package,
     workspace_bytes,
 )
-from scripts.memory.validate import read_measurements, scenario_of
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float16, grad: bool = False) -> torch.Tensor:
@@ -102,10 +104,10 @@ def test_embedding_backward_sorts_only_long_texts():
 
 def test_softmax_of_half_in_fp32_is_one_operator():
     scores = meta(4, 4)
-    with cuda_dispatch(), Seen() as seen:
+    with dispatch("cuda"), Seen() as seen:
         out = torch.nn.functional.softmax(scores, dim=-1, dtype=torch.float32)
     assert out.dtype == torch.float32 and seen.names == ["aten::_softmax"]
-    with cuda_dispatch(), Seen() as seen:  # only half: ATen native/SoftMax.cpp
+    with dispatch("cuda"), Seen() as seen:  # only half: ATen native/SoftMax.cpp
         torch.nn.functional.softmax(scores.bfloat16(), dim=-1, dtype=torch.float32)
     assert seen.names == ["aten::_to_copy", "aten::_to_copy", "aten::_softmax"]
     assert torch.nn.functional.softmax.__module__ == "torch.nn.functional"  # put back
@@ -113,7 +115,7 @@ def test_softmax_of_half_in_fp32_is_one_operator():
 
 def test_dropout_keeps_a_mask_of_one_byte_an_element():
     hidden = meta(4, 8, dtype=torch.float32, grad=True)
-    with cuda_dispatch(), Seen() as seen:
+    with dispatch("cuda"), Seen() as seen:
         out = torch.nn.Dropout(0.1)(hidden)
         same = torch.nn.functional.dropout(hidden, 0.0)
         still = torch.nn.functional.dropout(hidden, 0.1, training=False)
@@ -126,7 +128,7 @@ def test_memory_efficient_attention():
     # T4, head of 64: blocks of 64 x 64, key and value gradients in registers, 16 + 64 * 64 * 4 bytes for each block.
     query, key, value = (meta(2, 4, 100, 64, grad=True) for _ in range(3))
     with Seen() as forward:
-        out = MemoryEfficientAttention.apply(query, key, value, (7, 5))
+        out = MemoryEfficientAttention.apply(query, key, value, None, (7, 5))
     tensor = 2 * 4 * 100 * 64 * 2
     assert forward.bytes == [tensor, 2 * 4 * 128 * 4]  # queries padded to 32
     grad = meta(2, 4, 100, 64)
@@ -159,17 +161,56 @@ def test_flash_attention_keeps_grouped_keys_until_backward():
     assert backward.bytes[3:7] == [8 * 128 * 4, 128 * 8 * 64 * 4, full, full]
 
 
-def test_which_kernel_sdpa_takes():
-    scenario = scenario_of(next(row for row in read_measurements() if row["id"] == "t4-sweep-03"))
-    assert sdpa_kernel_for(scenario, (8, 0), grouped=True, head=128).name == "FLASH_ATTENTION"
-    assert sdpa_kernel_for(scenario, (7, 5), grouped=True, head=128).name == "MATH"
-    assert sdpa_kernel_for(scenario, (7, 5), grouped=False, head=128).name == "EFFICIENT_ATTENTION"
+HALF, WIDE = torch.float16, torch.float32
 
 
-def test_the_stand_ins_are_known_to_transformers():
+@pytest.mark.parametrize(
+    "capability, dtype, heads, keys, head, values, masked, kernel",
+    [
+        ((8, 0), HALF, 8, 2, 128, 128, False, "FLASH_ATTENTION"),
+        ((8, 0), HALF, 8, 8, 192, 128, False, "EFFICIENT_ATTENTION"),  # heads of two sizes, as DeepSeek has them
+        ((8, 0), HALF, 8, 8, 288, 288, False, "EFFICIENT_ATTENTION"),
+        ((8, 0), HALF, 8, 8, 128, 128, True, "EFFICIENT_ATTENTION"),  # a sliding window makes a mask
+        ((8, 0), WIDE, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
+        ((8, 0), WIDE, 8, 2, 128, 128, False, "MATH"),
+        ((7, 5), HALF, 8, 2, 128, 128, False, "MATH"),
+        ((7, 5), HALF, 8, 8, 128, 128, False, "EFFICIENT_ATTENTION"),
+        ((7, 5), torch.bfloat16, 8, 8, 128, 128, False, "MATH"),
+        ((7, 5), HALF, 8, 8, 20, 20, False, "MATH"),  # heads of 40 bytes
+    ],
+)
+def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values, masked, kernel):
+    query, key = meta(1, heads, 64, head, dtype=dtype), meta(1, keys, 64, head, dtype=dtype)
+    value = meta(1, keys, 64, values, dtype=dtype)
+    mask = meta(1, 1, 64, 64, dtype=dtype) if masked else None
+    assert cuda_kernel(query, key, value, mask, 0.0, capability).name == kernel
+
+
+def test_a_kernel_that_is_asked_for_and_can_not_run_is_refused():
+    query = meta(1, 8, 64, 128)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(UserError, match="attention: sdpa"):
+        cuda_kernel(query, query, query, meta(1, 1, 64, 64), 0.0, (8, 0))
+
+
+def test_which_kernel_a_cpu_takes():
+    query, value = meta(1, 8, 64, 128), meta(1, 8, 64, 64)
+    assert cpu_kernel(query, query, query, None, 0.0, None) == SDPBackend.FLASH_ATTENTION
+    assert cpu_kernel(query, query, query, None, 0.1, None) == SDPBackend.MATH
+    assert cpu_kernel(query, query, value, None, 0.0, None) == SDPBackend.MATH
+
+
+def test_a_mask_is_kept_for_the_backward_pass_and_padded_to_eight():
+    query = meta(2, 4, 100, 64, grad=True)
+    mask = torch.empty((2, 1, 100, 100), dtype=torch.bool, device="meta")
+    with dispatch("cuda", (8, 0)):
+        out = torch.nn.functional.scaled_dot_product_attention(query, query, query, mask)
+    bias = out.grad_fn.saved_tensors[-1]
+    assert bias.shape == mask.shape and bias.dtype == query.dtype
+    assert bias.untyped_storage().nbytes() == 2 * 100 * 104 * 2
+    assert torch.nn.functional.scaled_dot_product_attention.__name__ == "scaled_dot_product_attention"  # put back
+
+
+def test_the_stand_in_for_the_package_is_known_to_transformers():
     from transformers import AttentionInterface
 
-    names = register_attentions((7, 5))
-    assert set(names) == {"eager", "mem_efficient", "flash"}
-    for name in (names["mem_efficient"], names["flash"]):
-        assert callable(AttentionInterface()[name])
+    assert callable(AttentionInterface()[flash_attention_package()])
