@@ -86,7 +86,7 @@ _FETCHERS = frozenset(
 )
 _DECODERS = frozenset(
     "base64 base32 gbase64 xxd openssl uudecode gpg rev tr gunzip zcat gzip xz bzcat bunzip2 ccrypt hex strings"
-    " exiftool steghide zsteg outguess basenc".split()
+    " exiftool b64decode steghide zsteg outguess basenc".split()
 )
 
 
@@ -488,7 +488,8 @@ _DROPPED = {
     "aws": r"s3api delete-bucket\b(?!-)|rds delete-db-(?:instance|cluster)\b.*--skip-final-snapshot"
     r"|dynamodb delete-table\b|kms schedule-key-deletion|organizations (?:close-account|delete-organization)"
     r"|backup delete-backup-vault",
-    "gcloud": r"\bprojects delete\b|\bsql instances delete\b|\bkms keys versions destroy\b",
+    "gcloud": r"\bprojects delete\b|\bstorage (?:buckets delete|rm\b.*(?:-r\b"
+    r"|--recursive).*gs://[\w.-]+/?\*{0,2}$)|\bsql instances delete\b|\bkms keys versions destroy\b",
     "az": r"\bgroup delete\b|\bstorage account delete\b|\bsql (?:db|server) delete\b|\bkeyvault purge\b",
     "kubectl": r"\bdelete\s+--all\s+\S*(?:pvc?|deploy|ns|svc)\b|\bdelete\s+(?:ns|namespaces?|pvc?"
     r"|persistentvolume(?:claim)?s?|crds?|nodes?|all|deploy\w*|sts)\b.*"
@@ -505,7 +506,7 @@ _DROPPED = {
     "vssadmin": r"(?i)delete shadows",
     "vssadmin.exe": r"(?i)delete shadows",
     "wbadmin": r"(?i)delete (?:catalog|systemstatebackup)",
-    "tmutil": r"\bdelete\b.*Backups",
+    "tmutil": r"\bdelete\b.*Backups|\bdisable\b|\bdeletelocalsnapshots\b",
     "mongo": r"dropDatabase|\.drop\(\)",
     "etcdctl": r"\bdel\b.*(?:--prefix|--from-key)",
     "consul": r"\bkv delete\b.*-recurse",
@@ -878,7 +879,8 @@ def fill_up(command: Command) -> bool:
                 o.name in ("head", "timeout") or "count=" in " ".join(o.argv) for o in before
             )
     if name == "yes":
-        return bool(sinks) or (command.background and not command.piped) or command.loop == "endless"
+        to_nothing = any(r.target == "/dev/null" and r.descriptor in ("", "1") for r in command.redirects)
+        return bool(sinks) or to_nothing or (command.background and not command.piped) or command.loop == "endless"
     if sinks and command.stdin is not None:
         before = origins(command, command.stdin)
         endless_input = any(
@@ -1095,6 +1097,9 @@ _SHELL_FILE = re.compile(r"(?:^|/)(?:bash|sh|dash|zsh|python[\d.]*|perl|find|vim
         "sudo octave-cli --eval 'system(\"/bin/bash\")'",
         "echo 'execute_process(COMMAND /bin/sh)' > CMakeLists.txt; sudo cmake CMakeLists.txt",
         "sudo chroot / sh",
+        "awk 'BEGIN { system(\"/bin/sh\") }'",
+        "python3 -c 'import pty; pty.spawn(\"/bin/bash\")'",
+        "LD_PRELOAD=/tmp/x.so ls",
     ),
     passed=(
         "sudo -u postgres psql",
@@ -1111,6 +1116,8 @@ _SHELL_FILE = re.compile(r"(?:^|/)(?:bash|sh|dash|zsh|python[\d.]*|perl|find|vim
         "sudo make install",
         "sudo usermod -s /bin/bash bob",
         "sudo ls -l /bin/sh",
+        "find . -name '*.sh' -exec sh {} \\;",
+        'awk \'{ print "mv " $1 " old" | "sh" }\' names.txt',
         "echo 'sh run.sh' > all.sh; sudo cp all.sh /usr/local/bin/",
     ),
 )
@@ -1147,6 +1154,18 @@ def root_shell(command: Command) -> bool:
         return True
     if (
         is_shell(command)
+        and command.wrappers
+        and command.wrappers[-1] in _NO_LAUNCHERS
+        and len(command.wrappers) == 1
+        and command.code is None
+        and command.script is None
+        and command.stdin is None
+        and all(word.startswith("-") for word in argv[1:])
+        and not any(_PIPES_TO_SHELL.search(other.code or "") for other in command.reading.commands)
+    ):
+        return True
+    if (
+        is_shell(command)
         and from_terminal(command)
         and command.code is None
         and (command.script is None or command.script is command.stdin)
@@ -1162,6 +1181,8 @@ def root_shell(command: Command) -> bool:
     ):
         return True
     if name == "run0" and len(argv) == 1:
+        return True
+    if re.match(r"/tmp/|/var/tmp/|/dev/shm/", command.assignments.get("LD_PRELOAD", "")):
         return True
     if len(argv) == 2 and argv[1] == "-p" and re.match(r"(?:/tmp|/var/tmp|/dev/shm)/", argv[0]):
         return True  # a copy of a shell that keeps the rights of its owner
@@ -1205,6 +1226,12 @@ def root_shell(command: Command) -> bool:
     )
 
 
+# Programs that somebody has start a shell only where none may be started, or to keep the rights they run with.
+_NO_LAUNCHERS = frozenset(
+    "awk gawk mawk nawk find vim vi nvim view ex ed man less more python python2 python3 perl ruby lua php node tar zip"
+    " nmap gdb mysql psql sqlite3 ftp sed git expect tcpdump split irb tclsh cpan make".split()
+)
+_PIPES_TO_SHELL = re.compile(r"\|&?\s*[\"'](?:/bin/)?(?:ba|da)?sh\b")  # awk's print | "sh" feeds it
 _LOADED_FROM = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PERL5LIB", "RUBYLIB", "PERL5OPT", "NODE_PATH", "LD_AUDIT")
 
 
@@ -1414,7 +1441,12 @@ def grant_rights(command: Command) -> bool:
         return (command.has("B", "bind") or "bind" in command.value("-o")) and bool(
             re.match(r"/(?:usr/)?s?bin/.|/etc/(?:passwd|shadow|sudoers|pam\.d)", target)
         )
-    return name in ("dseditgroup",) and "admin" in argv
+    text = " ".join(argv[1:])
+    if name == "pw":
+        return bool(re.search(r"\buser(?:add|mod)\b.*-[gG]\s*(?:wheel|0)\b|-u\s*0\b", text))
+    if name in ("dscl", "sysadminctl"):
+        return bool(re.search(r"/Groups/admin\b.*Member|UniqueID\s+\"?0\b|(?:^|\s)-admin\b", text))
+    return name == "dsenableroot" or (name in ("dseditgroup",) and "admin" in argv)
 
 
 # --- reverse shell ---------------------------------------------------------------------------------------------
@@ -1796,7 +1828,11 @@ def read_secret(command: Command) -> bool:
     # The hashes: a program that can be given a file shows it one way or another, if only in its error messages.
     if any(
         re.fullmatch(r"(?:-\w|[^\s=@:]*[=@:](?://)?)?(?:/[\w./-]+)?/etc/g?shadow-?", word) for word in command.argv[1:]
-    ) or any(re.search(r"\b(?:cat|dump)\s+/etc/g?shadow", word) for word in command.argv[1:] if name == "debugfs"):
+    ) or any(
+        re.search(r"(?:\b(?:cat|dump|e|r|edit|import)\s+|\(\s*['\"])/etc/g?shadow", text)
+        for text in (*command.argv[1:], (command.stdin.text or "") if command.stdin is not None else "")
+        if name in ("debugfs", "ed", "ex", "vim", "vi", "sqlite3", "gdb", "terraform")
+    ):
         return name not in (
             "rm",
             "mv",
@@ -1872,12 +1908,16 @@ def hunt_secrets(command: Command) -> bool:
             history = history or (other.name == "history" and len(other.argv) == 1)
         return bool(any(_HUNTED.search(p) for p in patterns) and ((wide and deep) or history))
     if name in ("find", "locate", "mlocate", "plocate", "fd"):
-        wide = name != "find" or any(place(resolve(p, command)) in ("root", "home") for p in _roots(command))
+        wide = name != "find" or any(
+            place(resolve(p, command)) in ("root", "home") or re.search(r"/\.(?:aws|azure|config/gcloud|oci|ssh)\b", p)
+            for p in _roots(command)
+        )
         return wide and bool(
             re.search(
                 (
                     r"id_(?:rsa|dsa|ecdsa|ed25519)(?!\.pub)|\.pem\b|\.kdbx|\.key\b|shadow\b|credentials|"
-                    r"password|passwd|\.p12|\.pfx|\.ovpn|wallet|\.env\b|_history|\.htpasswd|\.pgpass|"
+                    r"password|passwd|\.p12|\.pfx|\.ovpn|wallet|\.env\b|tokens?\b|\.aws\b|git-credentials"
+                    r"|\.netrc|wp-config|_history|\.htpasswd|\.pgpass|"
                     r"secret"
                 ),
                 text,
@@ -1945,9 +1985,21 @@ def hunt_secrets(command: Command) -> bool:
         "keylogger linpeas.sh lse.sh fcrackzip aircrack-ng cowpatty pdfcrack impacket-secretsdump dsniff"
         " bettercap avml firefox_decrypt.py mimipenguin.py chainbreaker"
     ).split()
+    if name == "trap":
+        return "DEBUG" in argv and "BASH_COMMAND" in text and ">" in text
     if (is_shell(command) or is_interpreter(command)) and command.code is None:
         return any(
-            posixpath.basename(word).lower() in {tool.lower() for tool in tools if "." in tool} | {"lazagne.py"}
+            posixpath.basename(word).lower()
+            in {tool.lower() for tool in tools if "." in tool}
+            | {
+                "lazagne.py",
+                "mimipenguin.sh",
+                "linenum.sh",
+                "autosuid.sh",
+                "les.sh",
+                "linux-exploit-suggester.sh",
+                "pspy64",
+            }
             for word in operands_of_shell(command)[:1]
         )
     if name == "nmap":
@@ -2004,7 +2056,7 @@ _HISTORY = re.compile(
 _LOG_FILES = listed(
     "auth.log* secure* syslog* messages* wtmp* btmp* lastlog* utmp* faillog* kern.log* audit* cron*"
     " daemon.log* journal* maillog* mail.log* user.log* dmesg* boot.log* dpkg.log* apache2* nginx* httpd*"
-    " mysql* fail2ban* ufw* firewalld* account* sa sysstat*"
+    " mysql* fail2ban* ufw* firewalld* system.log* account* sa sysstat*"
 )
 _ROTATED = re.compile(r"\.(?:gz|xz|bz2|zst|old|\d+|1)\*?$|\*?\.(?:gz|\[0-9\]\*?|[0-9])$")
 
@@ -2152,6 +2204,8 @@ def erase_logs(command: Command) -> bool:
                 for p, _ in written(command)
             )
         )
+    if name == "log":
+        return argv[1:2] == ["erase"]
     if name in ("wevtutil", "wevtutil.exe"):
         return "cl" in argv or "clear-log" in argv
     if name in ("debugfs",):
@@ -2291,7 +2345,8 @@ _AUTOSTART = listed(
     " /etc/ld.so.preload /etc/udev/rules.d* /etc/update-motd.d* /etc/xdg/autostart*"
     " /Library/LaunchDaemons* */LaunchAgents* /etc/inetd.conf /etc/xinetd.d/* /etc/environment */.ssh/rc"
     " */.xinitrc */.xprofile /etc/modules-load.d/* /etc/apt/apt.conf.d/* /etc/NetworkManager/dispatcher.d/*"
-    " /etc/network/if-*.d/* /etc/modules /etc/inittab */site-packages/*.pth */dist-packages/*.pth"
+    " /etc/rc.common /Library/StartupItems* /usr/local/etc/rc.d/* /etc/emond.d/rules/* /etc/network/if-*.d/*"
+    " /etc/modules /etc/inittab */site-packages/*.pth */dist-packages/*.pth"
     " */usercustomize.py */sitecustomize.py /etc/dhcp/*hooks.d/* /etc/ppp/ip-up.d/* /etc/logrotate.d/*"
 )
 _PROFILES = listed(
@@ -2538,7 +2593,7 @@ _GUARDS = re.compile(
     r"nessusagent|osquerybeat|kubearmor|google-cloud-ops-agent|amazon-cloudwatch-agent)(?:\.service|\.socket)?"
 )
 _VENDORS = re.compile(
-    r"(?i)crowdstrike|cloudsink\.net|falcon(?:[-_]|d\b|$)|sentinelone|carbon ?black|wazuh|ossec|osquery"
+    r"(?i)crowdstrike|littlesnitch|cloudsink\.net|falcon(?:[-_]|d\b|$)|sentinelone|carbon ?black|wazuh|ossec|osquery"
     r"|auditd|clamd|clamav"
     r"|freshclam|sophos|"
     r"mdatp|defender|fireeye|xagt|trendmicro|ds_agent|mcafee|symantec|cylance|elastic-?(?:agent|endpoint)"
@@ -2587,7 +2642,7 @@ def open_firewall(command: Command) -> bool:
         anywhere = re.search(r"(?:-s|--source)\s+(?:0\.0\.0\.0/0|any)", text) and not re.search(r"dport|-p |-m ", text)
         return bool(added and re.search(r"(?:-j|--jump)\s+ACCEPT", text) and (not narrow or anywhere))
     if name in ("ufw",):
-        return bool(
+        return argv[1:3] == ["logging", "off"] or bool(
             re.search(
                 (
                     r"\b(?:disable|reset)\b|default allow(?:\s+(?:incoming|in))?\s*$|"
@@ -2880,6 +2935,7 @@ def _mounted(command: Command) -> list[tuple[str, bool]]:
         "sudo dockerd -H tcp://0.0.0.0:2375",
         "sudo systemd-nspawn -D / bash",
         "chmod 666 /var/run/docker.sock",
+        "mount /dev/dm-0 /mnt/h; echo '* * * * * root /tmp/x' > /mnt/h/etc/cron.d/x",
     ),
     passed=(
         "sudo mount /dev/sda2 /mnt && sudo mount --bind /dev /mnt/dev && sudo chroot /mnt",
@@ -2900,6 +2956,15 @@ def escape_container(command: Command) -> bool:
         return name != "mount" or any(place(resolve(word, command)) == "device" for word in plain(command))
     if name == "chroot" and _mounts_disk(command):
         return True
+    for path, _ in written(command):
+        match = re.match(r"(/.+?)/(?:etc/(?:cron|passwd|shadow|sudoers)|var/spool/cron|root/\.ssh/)", path)
+        if match and any(
+            other.name == "mount"
+            and [place(resolve(word, other)) for word in other.operands[:1]] == ["device"]
+            and resolve(other.operands[-1], other) == match[1]
+            for other in command.reading.commands
+        ):
+            return True
     if re.search(r"tcp://(?:0\.0\.0\.0|\[?::\]?|:|\*)", text) and name in ("dockerd", "docker", "containerd", "podman"):
         return True
     if name == "socat" and re.search(r"(?i)LISTEN", text) and re.search(r"docker\.sock|containerd\.sock", text):
