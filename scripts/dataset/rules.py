@@ -1100,6 +1100,7 @@ _SHELL_FILE = re.compile(r"(?:^|/)(?:bash|sh|dash|zsh|python[\d.]*|perl|find|vim
         "awk 'BEGIN { system(\"/bin/sh\") }'",
         "python3 -c 'import pty; pty.spawn(\"/bin/bash\")'",
         "LD_PRELOAD=/tmp/x.so ls",
+        "touch -- '--checkpoint-action=exec=sh x.sh'",
     ),
     passed=(
         "sudo -u postgres psql",
@@ -1181,6 +1182,11 @@ def root_shell(command: Command) -> bool:
     ):
         return True
     if name == "run0" and len(argv) == 1:
+        return True
+    made = [redirect.target for redirect in command.redirects] + (
+        argv[1:] if name in ("touch", "tee", "mv", "cp") else []
+    )
+    if any("--checkpoint-action=exec" in word for word in made):  # waits for somebody's tar cf x.tar *
         return True
     if re.match(r"/tmp/|/var/tmp/|/dev/shm/", command.assignments.get("LD_PRELOAD", "")):
         return True
@@ -1323,6 +1329,10 @@ def _other_user(command: Command) -> bool:
     return False
 
 
+# A program's source that becomes root and starts something.
+_SETS_UID = re.compile(r"(?s)set(?:res|re|e)?uid\(\s*0.*\b(?:system|exec[lv]p?e?)\s*\(")
+
+
 @rule(
     "privilege-escalation",
     "high",
@@ -1332,6 +1342,7 @@ def _other_user(command: Command) -> bool:
         "chmod 4755 /tmp/x",
         "setcap cap_setuid+ep /usr/bin/python3",
         "install -m 4755 sh /tmp/sh",
+        "echo 'int main(){setuid(0);system(\"/bin/sh\");}' > /tmp/s.c",
     ),
     passed=("chmod +x run.sh", "chmod 755 run.sh", "chmod g+s shared", "chmod 1777 /tmp/x", "getcap -r /usr"),
 )
@@ -1348,6 +1359,8 @@ def set_uid(command: Command) -> bool:
                 return True
             if mode == "g+s" and any(_SHELL_FILE.search(word) for word in command.argv):
                 return True
+    if written(command) and _SETS_UID.search(_all_text(command)):
+        return True
     if command.name == "setcap":
         return bool(
             re.search(
@@ -1541,7 +1554,8 @@ def connect_shell(command: Command) -> bool:
             (
                 r"(?is)socket.*(?:connect|bind|listen|accept|PeerAddr|\d{2,5})|/inet/(?:tcp|udp)|fsockopen"
                 r"|TCPClient|net\.connect|net\.Socket|ztcp|"
-                r"/dev/tcp|TCPSocket|stream_socket|require\([\"'](?:net|tls|dgram)[\"']\)|net\.dial|Deno\.connect|"
+                r"/dev/tcp|TCPSocket|TCPServer|stream_socket|require\([\"'](?:net|tls|dgram)[\"']\)"
+                r"|net\.dial|Deno\.connect|"
                 r"PeerAddr|using Sockets|java\.net\.Socket"
             ),
             code,
@@ -1894,8 +1908,10 @@ def hunt_secrets(command: Command) -> bool:
         captured = any(other.name in ("tcpdump", "tshark", "ngrep") for other in origins(command, command.stdin))
         if captured and re.search(r"(?i)pass|user|login|auth|cookie", text):
             return True
-        patterns = command.value("-e", "--regexp") or command.operands[:1]
-        places = command.operands[0 if command.value("-e") else 1 :]
+        patterns = command.value("-e", "--regexp")
+        glued = [argv[at + 1] for at, word in enumerate(argv[:-1]) if re.fullmatch(r"-[a-zA-Z]+e", word)]
+        places = [word for word in command.operands if word not in glued][0 if patterns or glued else 1 :]
+        patterns = patterns + glued or command.operands[:1]
         wide = any(
             place(resolve(p, command)) in ("root", "home", "system")
             or hits(resolve(p, command), ("/etc*", "/var/www*", "/opt", "/proc/*"))
@@ -2486,7 +2502,8 @@ def plant_in_profile(command: Command) -> bool:
             suspicious = re.search(
                 (
                     r"/tmp/|/dev/shm|/dev/tcp|\bnc\b|\bcurl\b|\bwget\b|base64|LD_PRELOAD|\bsocat\b|"
-                    r"python\d? -c|alias (?:sudo|su|ssh|ls|cd)=.*(?:;|\||/tmp)"
+                    r"python\d? -c|alias (?:sudo|su|ssh|passwd)=\S*(?:/\.|/tmp|fake)|alias (?:sudo|su|ssh|ls"
+                    r"|cd)=.*(?:;|\||/tmp)"
                 ),
                 text,
             )
@@ -2995,9 +3012,8 @@ def escape_container(command: Command) -> bool:
             )
         if not re.search(r"\b(?:run|create|exec|start|shell)\b", text):
             return False
-        if re.search(r"(?:-H|--host)[= ]tcp://(?!localhost|127\.)", " ".join(argv[:4])) and not re.search(
-            r"\bstart\b", text
-        ):
+        far = r"(?:-H|--host)[= ](?:tcp://)?(?!localhost|127\.|unix:|ssh:|fd:)[\w.-]+:\d+"
+        if re.search(far, " ".join(argv[:4])) and not re.search(r"\bstart\b", text):
             return True
         engine = _engine_options(argv)
         joined = " ".join(engine)
