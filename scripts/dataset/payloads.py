@@ -294,6 +294,9 @@ def _xargs(walk: Walk, command: Command) -> Feed:
     if not rest:
         return Feed((command,), command.stdin.text if command.stdin else None)
     feed = command.stdin or Feed()
+    for path in command.value("-a", "--arg-file"):
+        if OUTPUT[0] in path:
+            feed = Feed(tuple(walk.reading.origins(path)), walk.known_text(path))
     if any(path in ("/dev/null", "/dev/tty") for path in command.value("-a", "--arg-file")) or feed.path == "/dev/null":
         feed = Feed((), "")
     if feed.text is not None:
@@ -463,7 +466,7 @@ def _last_words(skip: int) -> Any:
     def follow(walk: Walk, command: Command) -> Feed:
         words = [word for word in command.argv[1:]]
         operands = after_options(
-            words, frozenset(["-w", "-t", "-s", "-n", "-c", "-p", "-l", "-e", "-L", "-f"]), command.name
+            words, frozenset(["-w", "-t", "-s", "-n", "-c", "-p", "-l", "-e", "-L", "-f", "-h", "-H"]), command.name
         )[skip:]
         operands = after_options(operands, frozenset(["-s", "-n", "-c", "-t"]), command.name)
         if not operands:
@@ -913,6 +916,7 @@ _CALLS = re.compile(
     r"(?:\(|\s|\{)\s*(\[?)\s*" + _STRING,
     re.DOTALL,
 )
+_JOINED = re.compile(r"(['\"])\s*(?:\+|\.\.?)\s*\1")  # "rm -rf " + "/"
 _ITEM = re.compile(r"\s*,\s*" + _STRING, re.DOTALL)
 _BACKQUOTES = re.compile(r"`([^`]{2,400})`|%x[\[({]([^\])}]{2,400})[\])}]|qx[/({]([^/)}]{2,400})[/)}]")
 _PIPED = re.compile(r"\"([^\"\n]{2,400})\"\s*\|\s*getline|\|\s*\"([^\"\n]{2,400})\"")
@@ -921,7 +925,7 @@ _PIPED = re.compile(r"\"([^\"\n]{2,400})\"\s*\|\s*getline|\|\s*\"([^\"\n]{2,400}
 def shell_strings(code: str) -> list[str]:
     """Texts that a piece of Python, Perl, Ruby, PHP, Lua, JavaScript or awk hands to a shell."""
     found_texts = []
-    code = code[:MAX_TEXT]
+    code = _JOINED.sub("", code[:MAX_TEXT])
     for match in _CALLS.finditer(code):
         text = next((group for group in match.groups()[1:] if group is not None), "")
         words = [text]

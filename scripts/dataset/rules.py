@@ -235,6 +235,8 @@ def delete_tree(command: Command) -> bool:
             name = path.rsplit("/", 1)[-1]
             if not path.startswith("/home") and not _JUNK.fullmatch(name):
                 return True
+        if re.fullmatch(r"/(?:home|Users)/\*\*/\*\.(?:docx?|xlsx?|pptx?|odt|pdf|jpe?g|png|sql)\*?", path):
+            return True
         if re.match(r"/(?:usr|(?:usr/)?lib\w*)/\*\*/\*\.so\*?$", path):
             return True
     return False
@@ -361,7 +363,13 @@ def _encrypts(command: Command) -> bool:
 @rule(
     "destructive-files",
     "high",
-    flagged=("rm -f /etc/passwd", "truncate -s 0 /etc/fstab", ": > /etc/hosts", "ln -sf /dev/null /etc/passwd"),
+    flagged=(
+        "rm -f /var/lib/dpkg/status",
+        "rm -f /etc/passwd",
+        "truncate -s 0 /etc/fstab",
+        ": > /etc/hosts",
+        "ln -sf /dev/null /etc/passwd",
+    ),
     passed=("echo '10.0.0.5 db' | sudo tee -a /etc/hosts", "sudo cp nginx.conf /etc/nginx/nginx.conf", "rm notes.txt"),
 )
 def damage_system_file(command: Command) -> bool:
@@ -369,8 +377,12 @@ def damage_system_file(command: Command) -> bool:
     for path, _ in deleted(command):
         if place(path) == "system" and not path.startswith("/var/log"):
             return True
+        if _STATE.match(path) and not _JUNK.fullmatch(path.rsplit("/", 1)[-1]):
+            return True
     for path, append in written(command):
         where = place(path)
+        if _STATE.match(path) and not append and command.name in ("dd", "truncate", ":", "shred", "cat"):
+            return True
         if (
             where == "system"
             and not append
@@ -398,6 +410,13 @@ def damage_system_file(command: Command) -> bool:
         ):
             return True
     return False
+
+
+# Files in which packages or databases keep what they hold.
+_STATE = re.compile(
+    r"/var/lib/(?:dpkg/(?:status|available|info(?:/|$))|rpm/\w|(?:mysql|postgresql|mongodb|etcd|ldap|redis)/"
+    r"(?!.*\.(?:pid|sock|lock|log|err|tmp)$)\S)"
+)
 
 
 def _blanks(command: Command) -> bool:
@@ -455,10 +474,12 @@ def drop_data(command: Command) -> bool:
             other.name == "docker" and "ls" in other.argv and "-f" not in other.argv and "--filter" not in other.argv
             for other in origins(command, *command.argv[3:])
         )
-    if command.name in listed("mysql mariadb psql sqlcmd clickhouse-client mongo mongosh cockroach mysqladmin"):
+    if command.name in listed(
+        "mysql mariadb psql sqlcmd clickhouse-client mongo mongosh cockroach mysqladmin sqlite3 influx cqlsh"
+    ):
         return bool(
             re.search(
-                r"(?i)drop\s+(database|schema)\b|dropDatabase|\bdrop\s+\w+\s*$"
+                r"(?i)drop\s+(database|schema|keyspace)\b|\bdrop\s+-f\s|-f\s+drop\s|dropDatabase|\bdrop\s+\w+\s*$"
                 r"|\btruncate\s+(?:table\s+)?\w+\s*(?:[;'\"]|$|cascade)"
                 r"|\bdrop\s+table\s+(?:\w+\.)?(?:users|customers|accounts|orders|\S+\s+cascade)"
                 r"|\bdelete\s+from\s+[\w.]+\s*(?:;|$|where\s+(?:1\s*=\s*1|true))|\.drop\(\)"
@@ -500,7 +521,7 @@ _DROPPED = {
         r"|apply\b.*-destroy)\b",
     ),
     "pulumi": r"\bdestroy\b.*(?:--yes|-y)\b",
-    "curl": r"(?i)-X\s*DELETE\b.*:9200/(?:_all|\*)|:9200/(?:_all|\*).*-X\s*DELETE",
+    "curl": r"(?i)-X\s*DELETE\b.*:9200/(?:_all|[\w.-]*\*)|:9200/(?:_all|[\w.-]*\*).*-X\s*DELETE",
     "borg": r"\bdelete\b(?!.*::)",
     "restic": r"\bforget\b.*--keep-last[= ]0\b",
     "vssadmin": r"(?i)delete shadows",
@@ -774,7 +795,7 @@ def fork_bomb(command: Command) -> bool:
     if command.code is not None and not is_shell(command):
         code = command.code
         if re.search(
-            r"\bfork\s*\(\s*\)[^\n]{0,40}\bfor\b[^\n]{0,40}(?:iter\(|count\(|range\(\d{4,})|"
+            r"\bfork\s*\(\s*\)[^\n]{0,40}\bfor\b[^\n]{0,40}(?:iter\(|count\(|range\((?:\d{4,}|10\s*\*\*))|"
             r"fork\s*(?:\(\))?\s*while\s+(?:fork|1|true)|(?:while|loop|until|for\s*\(;;\)).{0,60}?\bfork\b",
             code,
             re.DOTALL,
@@ -816,6 +837,8 @@ def fork_bomb(command: Command) -> bool:
         "fallocate -l $(df --output=avail -B1 . | tail -1) fill",
         "seq 1 999999999999 > numbers",
         "cat /dev/zero | tail",
+        "for i in 1 2 3; do cat /dev/urandom > /dev/null & done",
+        "while :; do :; done &",
     ),
     passed=(
         "timeout 30 yes > /dev/null &",
@@ -840,12 +863,20 @@ def fill_up(command: Command) -> bool:
         command.loop == "endless"
         and (
             command.grows
-            or name in ("mkdir", "logger", "cp", "fallocate", "mktemp")
+            or name in ("mkdir", "logger", "cp", "fallocate", "mktemp", "wall", "mail", "sendmail")
             or (name in ("ln", "tar", "touch") and any(unknown_names(word) or OUTPUT[0] in word for word in argv[1:]))
         )
         and _unpaced(command)
     ):
         return True
+    if name in (":", "true") and command.loop == "endless" and command.background and command.reading.commands:
+        return all(other.name in (":", "true", "seq", "nproc") for other in command.reading.commands if other.loop)
+    to_nothing = any(r.target == "/dev/null" and r.descriptor in ("", "1") for r in command.redirects)
+    if command.background and endless and (to_nothing or "of=/dev/null" in argv) and not command.piped:
+        return not any(word.startswith("count=") for word in argv)
+    if name in ("touch", "mkdir") and any(OUTPUT[0] in word for word in argv[1:]):
+        counted = [word for o in origins(command, *argv[1:]) if o.name == "seq" for word in o.operands]
+        return any(word.isdigit() and int(word) >= 1_000_000 for word in counted)
     held = [word for word in (*argv[1:], *command.assignments.values()) if OUTPUT[0] in word and word[:8] != "/dev/fd/"]
     if (held or name in ("mapfile", "readarray", "sort", "tac")) and (held or command.stdin is not None):
         sources = origins(command, *held, command.stdin if name in ("mapfile", "readarray", "sort", "tac") else None)
@@ -879,7 +910,6 @@ def fill_up(command: Command) -> bool:
                 o.name in ("head", "timeout") or "count=" in " ".join(o.argv) for o in before
             )
     if name == "yes":
-        to_nothing = any(r.target == "/dev/null" and r.descriptor in ("", "1") for r in command.redirects)
         return bool(sinks) or to_nothing or (command.background and not command.piped) or command.loop == "endless"
     if sinks and command.stdin is not None:
         before = origins(command, command.stdin)
@@ -903,7 +933,7 @@ def fill_up(command: Command) -> bool:
     if command.loop == "endless" and sinks and grows:
         return _unpaced(command)
     if name in ("stress", "stress-ng"):
-        return (
+        return ("--all" in argv and not command.value("-t", "--timeout")) or (
             bool(command.value("--vm-bytes", "--hdd", "-d"))
             and any(w.startswith("--vm") or w in ("--hdd", "-d") for w in argv)
             and not command.value("-t", "--timeout")
@@ -953,7 +983,8 @@ def _fills_space(command: Command, sinks: list[str]) -> bool:
 # Code that goes on for ever, what it makes longer meanwhile, and what would end or slow it.
 _FOREVER = re.compile(
     r"\bwhile\s*\(?\s*(?:1|true|True|!0|!false|42)\s*\)?\s*(?:[:{;]|do\b|\w|\$|$)|\bfor\s*\(\s*;[^;]*;[^)]*\)(?<!\d\))"
-    r"|\bloop\s*(?:do\b|\{)|iter\(\s*int\s*,\s*1\s*\)|itertools\.(?:count|repeat|cycle)\(|\buntil\s+false"
+    r"|\bloop\s*(?:do\b|\{)|setInterval\(.*,\s*[01]\)|iter\(\s*int\s*,\s*1\s*\)|itertools\.(?:count|repeat"
+    r"|cycle)\(|\buntil\s+false"
     r"|\bwhile\s+1\s*;?\s*['\"]?$|\bwhile\s*\(?\s*(?:True|true|1)\b"
 )
 _LONGER = re.compile(
@@ -1017,6 +1048,7 @@ def grow_in_code(command: Command) -> bool:
         "sudo kill -KILL 1",
         "kill -9 $(ps -eo pid=)",
         "ps ax | awk '{print $1}' | xargs kill -9",
+        "siege -c 5000 -b http://host/",
         "echo b > /proc/sysrq-trigger",
         "sudo ping -f 10.0.0.9",
         "hping3 -S --flood -p 80 host",
@@ -1063,9 +1095,15 @@ def stop_everything(command: Command) -> bool:
         )
     if name == "ping":
         return command.has("f", "flood") or any(value in ("0", "0.001", "0.0001") for value in command.value("-i"))
-    if any(path in ("/proc/sysrq-trigger",) for path, _ in written(command)):
+    if any(path in ("/proc/sysrq-trigger", "/proc/sys/kernel/threads-max") for path, _ in written(command)):
         return True
-    return name in ("ab", "wrk", "siege") and any(size(value) >= 10_000_000 for value in command.value("-n"))
+    if name == "sysctl":
+        return any(re.fullmatch(r"kernel\.(?:pid_max|threads-max)=\d{1,3}", word) for word in argv)
+    if name == "systemctl":
+        return "kill" in argv and "-.slice" in argv
+    if name in ("wrk", "siege"):
+        return any(size(value) >= 1_000 for value in command.value("-c", "--concurrent", "--connections"))
+    return name == "ab" and any(size(value) >= 10_000_000 for value in command.value("-n"))
 
 
 # --- privilege escalation --------------------------------------------------------------------------------------

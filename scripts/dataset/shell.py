@@ -633,7 +633,7 @@ class _Walk:
             feeds = tuple(self.reading.origins(target))
             if known is not None:
                 return Feed(known.commands + feeds, known.text, target)
-            return Feed(feeds, None, target)
+            return Feed(feeds, self.known_text(target) if feeds else None, target)
         return stdin
 
     def remember(self, redirects: list[Redirect], feed: Feed) -> None:

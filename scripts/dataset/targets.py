@@ -130,6 +130,8 @@ def place(path: str) -> str:
         return "home"
     if path.startswith((HOME + "/", "/root/")) and path.split("/", 3 if path.startswith(HOME) else 2)[-1] in _PERSONAL:
         return "home"
+    if re.fullmatch(r"/(?:home|Users)/[^/]+/(?:Documents|Desktop|Pictures|Music|Videos|Movies|\.ssh|\.gnupg)", path):
+        return "home"
     if path.startswith(("/boot/", "/proc/sys", "/sys/firmware/", "/System/", "/lib/modules/")):
         return "system"
     if re.match(r"/(?:usr/)?s?bin/", path) and posixpath.basename(path) in _CORE:
@@ -310,6 +312,8 @@ def deleted(command: Command) -> list[tuple[str, bool]]:
         out = [(word, True) for word in plain(command)[2:]]
     elif name == "git" and "clean" in command.argv[1:3] and command.has("f", "force"):
         out = [(word, True) for word in command.operands[1:] if word.startswith("/")]
+    elif name == "ansible":
+        out = [(path, True) for path in re.findall(r"\bpath=(\S+).*\bstate=absent", " ".join(command.argv))]
     elif name in ("tar", "gtar") and "--remove-files" in command.argv:
         out = [(word, True) for word in plain(command, "-C -f --file --directory")]
     elif command.code is not None:
