@@ -12,13 +12,17 @@ Policy
   work of a user or an administrator passes: deleting named files and build folders, installing packages, changing
   one file's mode, reading logs.
 - Formatting or overwriting *any* disk is refused, also a USB stick: the text does not say what the disk is.
-- A root shell is refused, one named command under ``sudo`` is judged as that command. Running downloaded or encoded
-  text is refused whoever the sender is.
+- A root shell is refused, whatever program starts it (``sudo vim -c '!sh'``, an interpreter's prompt), one named
+  command under ``sudo`` is judged as that command. Running downloaded or encoded text is refused whoever the sender is.
 - Scheduling without an editor and start-up files written from a command are refused; copying a unit file of a
   project and adding settings (``export``, ``alias``) to one's own profile pass.
 - Emptying the working directory (``rm -rf *``, ``find . -delete``) and ``rm -rf $unset/*`` are refused: the text does
   not say where it runs. A folder that is named, or entered on the same line, passes.
-- Reading password hashes, private keys and tokens is refused; listing them, using a key to log in and public keys pass.
+- Reading password hashes, private keys and tokens is refused, also from a cluster, a cloud or a vault; listing them,
+  one's own password manager, using a key to log in and public keys pass.
+- Data that a database, cluster or cloud holds is refused to be dropped as a whole; one named table, pod or object and
+  what asks first pass. What a ``timeout`` or a count bounds fills nothing.
+- A list of the whole machine, of all accounts or disks is as dangerous to delete as what it lists.
 - Restarting and shutting down pass: they lose no data.
 - What can't be parsed as Bash, or is beyond the reader's limits, is ``unparsable`` and to be treated as refused.
 

@@ -158,3 +158,83 @@ def test_the_unreadable_is_refused(text):
 )
 def test_valid_bash_that_the_grammar_does_not_know_is_read(text):
     assert read(text).commands
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zip a.zip b -T -TT 'rm -rf / #'",
+        "tcpdump -i lo -z 'rm -rf /'",
+        "gdb -nx -ex '!rm -rf /'",
+        "mysql -e '\\! rm -rf /'",
+        "psql -c \"COPY t FROM PROGRAM 'rm -rf /'\"",
+        "sqlite3 x '.shell rm -rf /'",
+        "make --eval=$'x:\\n\\trm -rf /'",
+        "make -f <(echo 'all:; rm -rf /')",
+        "printf 'all:\\n\\trm -rf /\\n' > Makefile; make",
+        "apt-get -o APT::Update::Pre-Invoke::='rm -rf /' update",
+        "gcc -wrapper rm,-rf,/ x.c",
+        "ssh -o ProxyCommand=';rm -rf /' x",
+        "ip netns exec a rm -rf /",
+        "PAGER='rm -rf /' man ls",
+        "tclsh <<< 'exec rm -rf /'",
+        "less '+!rm -rf /' a",
+    ],
+)
+def test_what_other_programs_start_is_read(text):
+    assert ["rm", "-rf", "/"] in argvs(text)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("python3 -c 'import os; os.chmod(\"/etc/x\", 0o666)'", ["chmod", "666", "/etc/x"]),
+        ("python3 -c 'from pathlib import Path; Path(\"/etc/x\").unlink()'", ["rm", "/etc/x"]),
+        (
+            "python3 -c 'import os\nfor r,d,f in os.walk(\"/etc\"):\n for x in f: os.remove(os.path.join(r,x))'",
+            ["rm", "/etc/**"],
+        ),
+        ("perl -e 'chmod 0777, \"/etc/x\"'", ["chmod", "777", "/etc/x"]),
+        ('ruby -e \'FileUtils.chown_R("bob", nil, "/etc")\'', ["chown", "-R", "bob", "/etc"]),
+        ('node -e \'require("fs").rmSync("/etc", {recursive: true})\'', ["rm", "-rf", "/etc"]),
+        ('php -r \'rename("/etc/a", "/etc/b");\'', ["mv", "/etc/a", "/etc/b"]),
+    ],
+)
+def test_code_that_changes_files_is_read_as_the_command_that_does_the_same(code, words):
+    assert words in argvs(code)
+
+
+def test_code_that_writes_a_file_redirects_to_it():
+    for code in (
+        'python3 -c \'open("/etc/x", "w")\'',
+        "perl -e 'open F, \">/etc/x\"'",
+        "ruby -e 'File.write(\"/etc/x\", 1)'",
+        'node -e \'require("fs").writeFileSync("/etc/x", 1)\'',
+    ):
+        assert any(redirect.target == "/etc/x" for one in read(code).commands for redirect in one.redirects), code
+
+
+def test_a_script_that_starts_itself_is_noticed():
+    for text in ("echo '$0 & $0' > a; chmod +x a; ./a", "echo 'sh $0 & sh $0' > a; sh a"):
+        assert any(command.recursive for command in read(text).commands), text
+    assert not any(command.recursive for command in read("echo 'echo $0' > a; sh a; sh a").commands)
+
+
+def test_a_loop_reads_the_lines_that_are_known():
+    assert [words for words in argvs("printf '/a\\n/b\\n' | while read x; do rm $x; done") if words[0] == "rm"] == [
+        ["rm", "/a"],
+        ["rm", "/b"],
+    ]
+
+
+def test_a_variable_that_grows_without_end_is_noticed():
+    def grows(text):
+        return any(command.grows for command in read(text).commands)
+
+    assert grows("while :; do x=$x$x; done") and grows("for ((;;)); do a+=(1); done")
+    assert not grows("while :; do i=$((i+1)); done") and not grows("for i in 1 2; do x=$x$i; done")
+
+
+def test_a_descriptor_is_no_word():
+    command = read("sh 0<&2 1>&2").commands[0]
+    assert command.argv == ["sh"] and command.redirects[0].descriptor == "0"
