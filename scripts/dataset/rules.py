@@ -61,6 +61,7 @@ class Rule:
 
 
 RULES: list[Rule] = []
+_LONGEST = 4096  # characters in which a pattern with gaps is looked for: its time grows with the square
 
 
 def rule(
@@ -454,7 +455,7 @@ def _blanks(command: Command) -> bool:
 def drop_data(command: Command) -> bool:
     """Drops whole databases, tables' contents, buckets or what a cloud or cluster holds."""
     words = " ".join([*command.argv[1:], (command.stdin.text or "") if command.stdin else ""]).strip()
-    if re.search(_DROPPED.get(command.name, "(?!)"), words):
+    if re.search(_DROPPED.get(command.name, "(?!)"), words[:_LONGEST]):
         return True
     if command.name == "kubectl" and "delete" in command.argv:
         sources = origins(command, *command.argv[1:])
@@ -1023,7 +1024,7 @@ _ENDED = re.compile(
 )
 def grow_in_code(command: Command) -> bool:
     """Code that fills the memory or the disk without end, or asks for more than a machine has."""
-    code = command.code
+    code = command.code[:_LONGEST] if command.code else None
     if code is None or is_shell(command) or command.name in ("eval", "xterm") or "timeout" in command.wrappers:
         return False
     for match in re.finditer(
@@ -1397,7 +1398,7 @@ def set_uid(command: Command) -> bool:
                 return True
             if mode == "g+s" and any(_SHELL_FILE.search(word) for word in command.argv):
                 return True
-    if written(command) and _SETS_UID.search(_all_text(command)):
+    if written(command) and _SETS_UID.search(_all_text(command)[:_LONGEST]):
         return True
     if command.name == "setcap":
         return bool(
@@ -1492,7 +1493,7 @@ def grant_rights(command: Command) -> bool:
         return (command.has("B", "bind") or "bind" in command.value("-o")) and bool(
             re.match(r"/(?:usr/)?s?bin/.|/etc/(?:passwd|shadow|sudoers|pam\.d)", target)
         )
-    text = " ".join(argv[1:])
+    text = " ".join(argv[1:])[:_LONGEST]
     if name == "pw":
         return bool(re.search(r"\buser(?:add|mod)\b.*-[gG]\s*(?:wheel|0)\b|-u\s*0\b", text))
     if name in ("dscl", "sysadminctl"):
@@ -1587,10 +1588,11 @@ def connect_shell(command: Command) -> bool:
     ):
         return True
     if command.code and not is_shell(command):
-        code = command.code
-        network = re.search(
+        code = command.code[:_LONGEST]
+        plain_socket = "socket" in code.lower() and re.search(r"connect|bind|listen|accept|PeerAddr|\d{2,5}", code)
+        network = plain_socket or re.search(
             (
-                r"(?is)socket.*(?:connect|bind|listen|accept|PeerAddr|\d{2,5})|/inet/(?:tcp|udp)|fsockopen"
+                r"(?i)/inet/(?:tcp|udp)|fsockopen"
                 r"|TCPClient|net\.connect|net\.Socket|ztcp|"
                 r"/dev/tcp|TCPSocket|TCPServer|stream_socket|require\([\"'](?:net|tls|dgram)[\"']\)"
                 r"|net\.dial|Deno\.connect|"
@@ -1941,7 +1943,7 @@ def read_secret(command: Command) -> bool:
 def hunt_secrets(command: Command) -> bool:
     """Searches the machine for secrets, dumps them or attacks passwords."""
     name, argv = command.name, command.argv
-    text = " ".join(unmark(word) for word in argv[1:])
+    text = " ".join(unmark(word) for word in argv[1:])[:_LONGEST]
     if name in ("grep", "egrep", "fgrep", "rg", "ag", "ack"):
         captured = any(other.name in ("tcpdump", "tshark", "ngrep") for other in origins(command, command.stdin))
         if captured and re.search(r"(?i)pass|user|login|auth|cookie", text):
@@ -1980,7 +1982,7 @@ def hunt_secrets(command: Command) -> bool:
     if name == "getent":
         return "shadow" in argv or "gshadow" in argv
     if name in ("curl", "wget", "http", "nc", "fetch") or (command.code and "169.254" in command.code):
-        text += " " + (command.code or "")
+        text += " " + (command.code or "")[:_LONGEST]
         # What a machine is and where is harmless; what lets one act as it, and its start-up script, is not.
         return "169.254.170.2" in text or bool(
             re.search(r"169\.254\.169\.254|metadata\.google\.internal|100\.100\.100\.200|\[?fd00:ec2::254", text)
@@ -2371,7 +2373,7 @@ _TRAILS = {
 def stop_cloud_audit(command: Command) -> bool:
     """Stops or deletes what a cloud or cluster records, or what guards it."""
     pattern = _TRAILS.get(command.name)
-    return pattern is not None and re.search(pattern, " ".join(command.argv[1:])) is not None
+    return pattern is not None and re.search(pattern, " ".join(command.argv[1:])[:_LONGEST]) is not None
 
 
 def _empties(command: Command) -> bool:
@@ -2526,7 +2528,8 @@ def plant_in_profile(command: Command) -> bool:
         if hits(path, _PROFILES) and command.name in ("sed", "gsed"):
             return bool(
                 re.search(
-                    r"(?:^|[\d$;])\s*[iac]\\?\s*.*(?:/tmp/|/dev/shm|/dev/tcp|\bcurl\b|\bnc\b)", command.operands[0]
+                    r"(?:^|[\d$;])\s*[iac]\\?\s*.*(?:/tmp/|/dev/shm|/dev/tcp|\bcurl\b|\bnc\b)",
+                    command.operands[0][:512],
                 )
             )
         if hits(path, (*_PROFILES, "*/.vimrc", "*/init.vim")):
@@ -2556,11 +2559,9 @@ def _called(line: str) -> bool:
     )
 
 
-_WEB_SHELL = re.compile(
-    r"(?is)<\?(?:php|=)?.*(?:\b(?:system|eval|exec|shell_exec|passthru|assert|popen|proc_open)\b|`)"
-    r".*\$_?(?:GET|POST|REQUEST|COOKIE|SERVER)"
-    r"|<%.*getRuntime\(\)\.exec\(|<%\s*eval\s+request"
-)
+_PAGE = re.compile(r"(?i)<\?(?:php|=|\s)|<%")
+_RUNS = re.compile(r"(?i)\b(?:system|eval|exec|shell_exec|passthru|assert|popen|proc_open)\b|`|getRuntime\(\)\.exec\(")
+_SENT = re.compile(r"\$_?(?:GET|POST|REQUEST|COOKIE|SERVER)\b|\brequest\b")
 
 
 @rule(
@@ -2584,7 +2585,7 @@ def plant_web_shell(command: Command) -> bool:
     if not written(command) and not re.search(saves, code + " ".join(command.argv)):
         return False
     text = _all_text(command) + " " + code
-    return _WEB_SHELL.search(text) is not None
+    return bool(_PAGE.search(text) and _RUNS.search(text) and _SENT.search(text))
 
 
 @rule(

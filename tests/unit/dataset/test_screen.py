@@ -166,8 +166,12 @@ def test_what_cannot_be_parsed_is_refused(text):
         "python3 -c '" + "os.system(" * 6000 + "'",
         "echo '" + "a -b " * 8000 + "' >> ~/.bashrc",
         "a | " * 10_000 + "b",
+        "echo '" + "<?php system(" * 4000 + "' > a.php",
+        "kubectl get secret -o " + "jsonpath=" * 4000,
+        "python3 -c '" + "socket" * 6000 + "'",
+        "sed -i '" + "1i /tmp" * 7000 + "' ~/.bashrc",
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_no_text_keeps_the_screen_busy(text):
     before = time.process_time()
