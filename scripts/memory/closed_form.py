@@ -540,9 +540,8 @@ class ClosedForm(Step):
         component, self.component = self.component, "activations: adapters"
         if self.quantized:
             out = self.elementwise(out)  # a defensive clone
-        inner = x if self.scenario.mixed and self.quantized else self.cast(x, entry["lora"][0].width)
-        if self.scenario.lora.dropout:
-            inner = self.dropped(inner)
+        held = x if self.scenario.mixed and self.quantized else self.cast(x, entry["lora"][0].width)
+        inner = self.dropped(held) if self.scenario.lora.dropout else held
         low = self.product(inner, entry["lora"][0], "r")
         del inner
         update = self.elementwise(self.product(low, entry["lora"][1], m.outputs))  # times alpha / rank
@@ -551,7 +550,7 @@ class ClosedForm(Step):
             update = self.cast(update, result_width)
         self.component = component
         out = self.add_tensors(out, update)
-        del update
+        del update, held  # PEFT's forward holds its cast input to the end
         return self.cast(out, result_width)
 
     def product(self, x: Tensor, weight: Parameter, outputs: str, bias: Parameter | None = None) -> Tensor:
@@ -692,10 +691,19 @@ class ClosedForm(Step):
             return self.scenario.attention
         if not self.decoder.family.sdpa:
             return "eager"
-        half = self.scenario.mixed or self.dense_width == 2
-        if half and self.capability >= (8, 0) and self.values["d"] <= 256:
+        half, head = self.scenario.mixed or self.dense_width == 2, self.values["d"]
+        modern = self.capability >= (8, 0)
+        if half and modern and head <= 256 and not self.windowed:
             return "flash"
-        return "math" if self.values["H"] != self.values["K"] else "mem_efficient"
+        grouped = self.values["H"] != self.values["K"] and not self.windowed  # with a mask transformers repeats them
+        aligned = head * (2 if half else 4) % 16 == 0
+        known = modern or not self.scenario.precision.startswith("bf16")
+        return "mem_efficient" if known and aligned and not grouped else "math"
+
+    @property
+    def windowed(self) -> bool:
+        """Whether attention gets a mask, since some layers don't look back over the whole text."""
+        return 0 < self.decoder.window < self.scenario.sequence_length
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, kernel: str) -> Tensor:
         """Attention in one kernel: keeps its inputs, its output and the log-sum-exp of each row."""
@@ -709,6 +717,11 @@ class ClosedForm(Step):
         width = q.width
         head = "d^32" if self.values["d"] <= 128 else "d^64"
         self.values["W"] = efficient_workspace(self.scenario.sequence_length, self.values["d"], width, self.capability)
+        bias = []
+        if self.windowed:  # convert_boolean_attn_mask
+            bias = [self.tensor(("t", "s"), width, "positions and mask")]
+            opposite = self.tensor(("t", "s"), 1, "positions and mask")
+            del opposite
         sums = self.tensor(("H", "t") if flash else ("H", "b", "s^32"), 4)
 
         def backward(node: Node, grad: Tensor) -> list:
@@ -721,7 +734,7 @@ class ClosedForm(Step):
             scratch.clear()
             return grads
 
-        return self.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums], saves_output=True)
+        return self.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums, *bias], saves_output=True)
 
     def formula(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """scaled_dot_product_attention without a kernel that takes its inputs: in fp32, scores in memory.
@@ -750,6 +763,8 @@ class ClosedForm(Step):
         compute = 2 if self.scenario.mixed else q.width
         scores = ("H", "t", "s")
         k, v = self.expanded(k), self.expanded(v)
+        if decoder.family.fused_qkv and decoder.rotary and self.scenario.micro_batch > 1:
+            v = self.elementwise(v)  # bmm copies a part of the one matrix's output, and queries and keys left it before
         component = self.component
         ql, kl = self.cast(q, compute), self.cast(k, compute)
         self.component = "attention scores"
@@ -788,10 +803,10 @@ class ClosedForm(Step):
         shape = (x.dims, x.width)
 
         def backward(node: Node, grad: Tensor) -> list:
+            result = self.tensor(*shape)
             product = self.tensor(shape[0], width)
-            result = self.tensor(shape[0], width)
             del product
-            return [result if shape[1] == width else self.tensor(*shape)]
+            return [result]
 
         return self.operation(x.dims, width, [x], backward, saves_output=True)
 
@@ -861,6 +876,7 @@ class ClosedForm(Step):
             out = self.norm(out, norms[1])
         self.component = "residual stream"
         x = self.add_tensors(x, out)
+        held = out if family.holds_parts else None  # noqa: F841, until the layer returns
         del out
         normed = self.norm(x, norms[-2] if family.post_norms else norms[-1])
         out = self.mlp(normed, layer)
@@ -908,6 +924,7 @@ class ClosedForm(Step):
         self.component = "activations: norms"
         self.final_norm = Parameter(("h",), self.base_width, full)
         x = self.norm(x, self.final_norm)
+        self.parts.clear()
         self.head = self.embedding if decoder.tied else Parameter(("V", "h"), self.base_width, full)
         self.component = "logits and loss"
         (self.chunked_loss if scenario.loss == "chunked" else self.whole_loss)(x)
@@ -925,6 +942,8 @@ class ClosedForm(Step):
         ]
         if self.kernel() == "eager":
             shared.append(self.tensor(("t", "s"), width))
+        elif self.windowed:
+            shared.append(self.tensor(("s", "s"), 1))
         self.component = "residual stream"
         return shared
 
@@ -947,6 +966,7 @@ class ClosedForm(Step):
             return [self.gradient(weight, weight.width)]
 
         x = self.operation(("t", "h"), weight.width, [weight], backward)
+        self.parts = [x]
         if decoder.positions:
             self.position = Parameter(("p", "h"), self.base_width, weight.trained)
             positions = self.operation(
@@ -955,11 +975,17 @@ class ClosedForm(Step):
                 [self.position],
                 lambda n, g: [self.gradient(self.position, self.position.width)],
             )
+            self.parts.append(positions)
             x = self.add_tensors(x, positions)
+            del positions
+        if not decoder.family.holds_parts:
+            self.parts.clear()
         if decoder.family.scaled_embedding:
             x = self.elementwise(x)
         if decoder.embedding_dropout:
             x = self.dropped(x)
+            if not weight.trained and self.scenario.gradient_checkpointing:  # PEFT has embeddings ask for a gradient
+                self.mask = self.tensor(("t", "h"), 1)
         return x
 
     def logits(self, x: Tensor, dims: str = "t") -> Tensor:
@@ -1025,6 +1051,7 @@ class ClosedForm(Step):
         if self.accumulating:  # a tied weight's gradient joins the others
             self.embedding.grad = None
         self.shared.clear()
+        self.mask = None
         del held
         self.look()
 

@@ -65,6 +65,7 @@ class Family:
     rotary: float = 1.0  # share of a head that is rotated; 0: none
     sdpa: bool = True  # whether attention can go through scaled_dot_product_attention; else it is eager
     softmax_fp32: bool = True  # of eager attention's scores
+    holds_parts: bool = False  # its code keeps names for embeddings and attention's output to the end (GPT-2)
     dropout: tuple[str, ...] = ()  # keys: after embedding, after attention and MLP
 
 
@@ -81,6 +82,7 @@ _LLAMA = {
 _QWEN2 = {**_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
 _QWEN2 |= {"num_key_value_heads": 32}
 _MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
+_MISTRAL |= {"sliding_window": 4096}
 _GEMMA = {
     "vocab_size": 256000,
     "hidden_size": 3072,
@@ -102,6 +104,7 @@ _GEMMA2 = {
     "hidden_activation": "gelu_pytorch_tanh",
     "final_logit_softcapping": 30.0,
     "attn_logit_softcapping": 50.0,
+    "sliding_window": 4096,
 }
 _GEMMA3 = {
     **_GEMMA2,
@@ -221,6 +224,7 @@ FAMILIES: dict[str, Family] = {
         activation="activation_function",
         conv1d=True,
         softmax_fp32=False,
+        holds_parts=True,
         rotary=0.0,
         dropout=("embd_pdrop", "resid_pdrop"),
     ),
@@ -247,6 +251,7 @@ class Decoder:
     residual_dropout: float
     attention_dropout: float
     positions: int
+    window: int  # tokens that attention looks back in some layers at least; 0: all
     experts: int
     experts_per_token: int
 
@@ -403,6 +408,7 @@ def describe(model: Mapping[str, Any]) -> Decoder | None:
         residual_dropout=dropout[1],
         attention_dropout=float(attention_dropout),
         positions=read("max_position_embeddings") if family.positions else 0,
+        window=(read("sliding_window") or 0) if model.get("use_sliding_window", not kind.startswith("qwen")) else 0,
         experts=experts,
         experts_per_token=read("num_experts_per_tok", 0) if experts else 0,
     )

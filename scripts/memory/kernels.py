@@ -291,7 +291,7 @@ class MemoryEfficientAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        query, key, value, *_ = ctx.saved_tensors
+        query, key, value, *_, bias = ctx.saved_tensors
         grad = grad.transpose(1, 2).contiguous()
         grads = [
             torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -300,7 +300,6 @@ class MemoryEfficientAttention(torch.autograd.Function):
         delta = query.new_empty((batch, heads, tokens), dtype=torch.float32)  # noqa: F841
         size = batch * heads * efficient_workspace(query, key, ctx.capability)
         workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841
-        bias = ctx.saved_tensors[-1]
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
         return *(x.transpose(1, 2) for x in grads), of_bias, None
 

@@ -287,20 +287,22 @@ def _all(scenario: Scenario, taken: Iterable[tuple[str, Changes]]) -> Scenario:
 
 def _bigger_card(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, Any] | None:
     """The smallest card of the catalogue that the scenario fits as it is."""
-    estimate.verify(scenario)
+    own = estimate.verify(scenario)
+    known = {estimate.capability: own["required_bytes"]}  # by compute capability, from traces
     for card in sorted(catalogue().values(), key=lambda card: card.usable_bytes):
         if card.total_bytes <= gpu.total_bytes:
             continue
-        # Another card may run other kernels. The closed form knows what that changes; near the edge the trace decides.
-        required = estimate(scenario)
-        if estimate.described and card.capability != estimate.capability:
-            required += estimate.on(card).formula(scenario) - estimate.formula(scenario)
-        if abs(required - card.usable_bytes) < EDGE * card.usable_bytes:
-            required = Estimate(scenario, card).verify(scenario)["required_bytes"]
+        required = known.get(card.capability, own["required_bytes"])
+        if estimate.described and card.capability not in known:
+            # Another card may run other kernels. The closed form knows how the peak differs, but not how well the
+            # blocks fit together: where the peak fits and the estimate doesn't clearly, the trace decides.
+            peak = estimate.on(card).formula(scenario)
+            required += peak - estimate.formula(scenario)
+            if peak <= card.usable_bytes < required * (1 + EDGE):
+                required = known[card.capability] = Estimate(scenario, card).verify(scenario)["required_bytes"]
         if required <= card.usable_bytes:
-            peak = estimate.verify(scenario)["peak_allocated_bytes"]
-            traced = {"peak_allocated_bytes": peak, "required_bytes": required}
-            return _suggestion({"gpu": card.name}, f"another card: {card.title}", traced, card)
+            answer = {"peak_allocated_bytes": own["peak_allocated_bytes"], "required_bytes": required}
+            return _suggestion({"gpu": card.name}, f"another card: {card.title}", answer, card)
     return None
 
 
