@@ -143,6 +143,7 @@ def after_options(words: list[str], valued: frozenset[str], name: str) -> list[s
         position += (
             2
             if word in valued
+            or (name in ("strace", "ltrace") and word[1] != "-" and word[-1] in "oepsuPE")
             or (name == "sudo" and word[-1] in "ugpCDRrtTU" and word[1] != "-" and f"-{word[-1]}" in valued)
             else 1
         )

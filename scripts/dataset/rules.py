@@ -176,7 +176,9 @@ def from_terminal(command: Command) -> bool:
 
 
 def as_root(command: Command) -> bool:
-    return "container" not in command.wrappers and not {"sudo", "doas", "pkexec", "su"}.isdisjoint(command.wrappers)
+    return "container" not in command.wrappers and not {"sudo", "sudoedit", "doas", "pkexec", "su"}.isdisjoint(
+        command.wrappers
+    )
 
 
 @lru_cache(maxsize=256)
@@ -1805,7 +1807,7 @@ _SECRETS = listed(
     " */.config/gh/hosts.yml */.pgpass */.my.cnf */.npmrc */.pypirc */.vault-token"
     " */.terraform.d/credentials* */.password-store* *.kdbx */wallet.dat */Login?Data* */logins.json"
     " */key[34].db */cookies.sqlite */Cookies */.mozilla/firefox* */.config/google-chrome*"
-    " */Library/Keychains* */.local/share/keyrings* /var/run/secrets/* /run/secrets/kubernetes.io/*"
+    " */Library/Keychains* */.local/share/keyrings* /var/run/secrets/* /run/secrets/*"
     " /etc/kubernetes/admin.conf /etc/kubernetes/pki/*.key /etc/ssl/private* /proc/*/environ /proc/*/mem"
     " /proc/kcore /dev/mem /dev/kmem */sam */SAM /etc/wpa_supplicant/*"
     " /etc/NetworkManager/system-connections* /var/lib/sss/secrets* /etc/openvpn/*.key"
@@ -1958,7 +1960,7 @@ def hunt_secrets(command: Command) -> bool:
             for p in places
         )
         deep = command.has("rR", "recursive", "dereference-recursive") or any("*" in p for p in places) or name == "rg"
-        history = any(re.search(r"_history$|/environ$", p) for p in places)
+        history = any(re.search(r"history$|/environ$", p) for p in places)
         for other in origins(command, command.stdin):
             history = history or any(p.endswith("_history") for p in read_paths(other))
             history = history or (other.name == "history" and len(other.argv) == 1)
@@ -1979,6 +1981,8 @@ def hunt_secrets(command: Command) -> bool:
                 text,
             )
         )
+    if command.code and re.search(r"\bspwd\.|\bgetsp(?:nam|all|ent)\b", command.code):
+        return True
     if name == "getent":
         return "shadow" in argv or "gshadow" in argv
     if name in ("curl", "wget", "http", "nc", "fetch") or (command.code and "169.254" in command.code):
@@ -2154,7 +2158,7 @@ def hide_history(command: Command) -> bool:
     """Erases the shell's history or keeps it from being written."""
     name, argv = command.name, command.argv
     if name == "history":
-        return command.has("cd")
+        return command.has("cd") or "/dev/null" in argv
     if name in ("set", "shopt"):
         return (name == "set" and "+o" in argv and "history" in argv) or (
             name == "shopt" and command.has("u") and command.has("o") and "history" in argv
@@ -2274,6 +2278,10 @@ _LOG_FILTERS = frozenset("grep egrep fgrep sed gsed awk gawk mawk perl head tail
 
 def _filtered_copy(log: str, command: Command) -> bool:
     """Whether a log is replaced by what a filter let through of it."""
+    if command.name in ("cp", "mv", "install") and any(
+        source in own_targets(other) for source in read_paths(command) for other in command.reading.commands
+    ):
+        return True
     if command.name in _LOG_FILTERS or command.name in (
         "cp",
         "mv",
@@ -2649,7 +2657,7 @@ _GUARDS = re.compile(
     r"nessusagent|osquerybeat|kubearmor|google-cloud-ops-agent|amazon-cloudwatch-agent)(?:\.service|\.socket)?"
 )
 _VENDORS = re.compile(
-    r"(?i)crowdstrike|littlesnitch|cloudsink\.net|falcon(?:[-_]|d\b|$)|sentinelone|carbon ?black|wazuh|ossec|osquery"
+    r"(?i)crowdstrike|littlesnitch|cloudsink\.net|falcon(?:[-_/ ]|d\b|$)|sentinelone|carbon ?black|wazuh|ossec|osquery"
     r"|auditd|clamd|clamav"
     r"|freshclam|sophos|"
     r"mdatp|defender|fireeye|xagt|trendmicro|ds_agent|mcafee|symantec|cylance|elastic-?(?:agent|endpoint)"
@@ -2805,7 +2813,8 @@ def stop_guards(command: Command) -> bool:
     guards = tuple(part for part in parts if _GUARDS.fullmatch(part))
     for other in origins(command, *argv[1:]) if name == "kill" else ():
         if other.name in ("pgrep", "pidof", "grep", "egrep", "awk") and not other.has("v", "invert-match"):
-            guards += tuple(word for word in other.argv[1:] if _VENDORS.search(word) or _GUARDS.fullmatch(word))
+            words = [re.sub(r"\[(\w)\]", r"\1", word) for word in other.argv[1:]]  # [a]uditd does not find itself
+            guards += tuple(word for word in words if _VENDORS.search(word) or _GUARDS.fullmatch(word))
     if guards and (name == "kill" or _stops(command, guards)):
         return not any(word in ("-0", "-l", "-HUP", "-1") for word in argv[1:2])
     removers = ("remove", "purge", "erase", "-e", "-r", "--purge", "-P", "uninstall", "-R", "-Rns", "del", "autoremove")
@@ -2856,6 +2865,8 @@ def stop_guards(command: Command) -> bool:
             return True
         if path == "/etc/hosts" and append and re.search(r"(?:127\.|0\.0\.0\.0|::1)", _all_text(command)):
             return bool(_VENDORS.search(_all_text(command)))
+        if path in ("/etc/ufw/ufw.conf", "/etc/default/ufw") and "ENABLED=no" in _all_text(command):
+            return True
         if path.startswith("/etc/default/grub") and re.search(r"(?:selinux|apparmor|audit)=0", _all_text(command)):
             return True
         if (
