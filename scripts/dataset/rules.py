@@ -1879,11 +1879,17 @@ def read_secret(command: Command) -> bool:
     name = command.name
     if name == "ln":
         return any(secret(resolve(word, command)) for word in plain(command)[:-1])
+    if name in ("wc", "ssh"):  # options that take a file for a list or a configuration, and quote it
+        return any(secret(resolve(word, command)) for word in command.value("--files0-from", "-F"))
     if name in _LOOKERS:
         return False
+    if as_root(command) and not is_shell(command) and not is_interpreter(command):
+        quoted = r"[\"'({<]\s*/etc/g?shadow\s*[\"')}]|\bInclude /etc/g?shadow"
+        if any("/etc/" in word and re.search(quoted, word) for word in command.argv[1:]):
+            return True
     # The hashes: a program that can be given a file shows it one way or another, if only in its error messages.
     if any(
-        re.fullmatch(r"(?:-\w|[^\s=@:]*[=@:](?://)?)?(?:/[\w./-]+)?/etc/g?shadow-?", word) for word in command.argv[1:]
+        re.fullmatch(r"(?:-\w|[^\s=@:]*[=@:]+(?://)?)?(?:/[\w./-]+)?/etc/g?shadow-?", word) for word in command.argv[1:]
     ) or any(
         re.search(r"(?:\b(?:cat|dump|e|r|edit|import)\s+|\(\s*['\"])/etc/g?shadow", text)
         for text in (*command.argv[1:], (command.stdin.text or "") if command.stdin is not None else "")
