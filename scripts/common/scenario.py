@@ -57,6 +57,15 @@ SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
+# Fields of decoders in transformers 5.24 that read like a misspelt size and are none.
+ALIKE = (
+    "attention_heads",
+    "intermediate_size_mlp",
+    "moe_intermediate_size",
+    "swa_num_attention_heads",
+    "swa_num_key_value_heads",
+    "v_head_dim",
+)
 # Families whose configuration class has a head size of its own, so that hidden_size need not be a multiple of the
 # heads (`head_dim` default in transformers' configuration_*.py).
 OWN_HEAD_DIM = (
@@ -540,7 +549,7 @@ def _check_model(model: dict[str, Any], where: object) -> None:
     for key, value in model.items():
         # transformers takes any key and ignores what it does not know: a misspelt size would silently be the default.
         near = difflib.get_close_matches(key, SIZES, n=1, cutoff=0.88)
-        if near and key not in SIZES and near[0] not in model:
+        if near and key not in (*SIZES, *ALIKE) and near[0] not in model:
             raise UserError(
                 f"Unknown size `model.{key}`; did you mean `model.{near[0]}`?",
                 where=where,

@@ -702,8 +702,11 @@ class ClosedForm(Step):
 
     @property
     def windowed(self) -> bool:
-        """Whether attention gets a mask, since some layers don't look back over the whole text."""
-        return 0 < self.decoder.window < self.scenario.sequence_length
+        """Whether attention gets a mask, since some layers might not look back over the whole text.
+
+        Source: transformers masking_utils.py, _ignore_causal_mask_sdpa (a window as long as the text makes one too).
+        """
+        return 0 < self.decoder.window <= self.scenario.sequence_length
 
     def fused(self, q: Tensor, k: Tensor, v: Tensor, kernel: str) -> Tensor:
         """Attention in one kernel: keeps its inputs, its output and the log-sum-exp of each row."""

@@ -30,6 +30,12 @@ DECODERS = {
     **{name: {"model_type": name, **SIZES, **own} for name, own in _OWN.items()},
     "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 256, "vocab_size": 300}
     | _TOKENS,
+    # Queries and keys of 24, values of 16: heads of two sizes.
+    "deepseek_v3": {
+        **{"model_type": "deepseek_v3", **SIZES, **_TOKENS, "num_key_value_heads": 4},
+        **{"q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16},
+        **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32},
+    },
     "bloom": {"model_type": "bloom", "hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 300} | _TOKENS,
 }
 # Large enough that another rank, length or micro-batch changes what a card must have by whole segments.

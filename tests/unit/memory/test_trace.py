@@ -176,3 +176,11 @@ def test_the_answer_names_the_attention_that_runs():
     assert trace(scenario(gemma2, attention="sdpa"), timeline=False)["attention"] == "eager"
     with pytest.raises(UserError, match="attention: eager"):
         trace(scenario(gemma2, attention="mem_efficient"))
+
+
+def test_a_sliding_window_within_the_text_costs_a_mask_and_the_flash_kernel():
+    windows = (None, 513, 512)
+    peaks = [peak({**DECODERS["mistral"], "sliding_window": window}, sequence_length=512) for window in windows]
+    assert peaks[0] == peaks[1] < peaks[2]
+    with pytest.raises(UserError, match="attention: sdpa"):
+        peak({**DECODERS["mistral"], "sliding_window": 32}, attention="flash", sequence_length=512)
