@@ -38,10 +38,11 @@ class _WithoutDocstrings(ast.NodeTransformer):
         return node
 
 
-def _module_file(name: str) -> Path | None:
-    """The file of a project module ``scripts.a.b``, or None when it is not one (a function, say)."""
-    path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-    return path if path.is_file() else None
+def _module_files(name: str) -> set[Path]:
+    """The files that run when ``scripts.a.b`` is imported: the module's, if it is one, and those of its packages."""
+    path = ROOT.joinpath(*name.split("."))
+    folders = [path, *path.parents[: name.count(".")]]
+    return {file for file in (path.with_suffix(".py"), *(at / "__init__.py" for at in folders)) if file.is_file()}
 
 
 @cache
@@ -60,7 +61,7 @@ def _read(path: Path) -> tuple[str, frozenset[Path], frozenset[str]]:
         for name in names:
             top = name.partition(".")[0]
             if top == "scripts":
-                ours |= {file} if (file := _module_file(name)) else set()
+                ours |= _module_files(name)
             elif top not in sys.stdlib_module_names:
                 others.add(top)
     return ast.unparse(_WithoutDocstrings().visit(tree)), frozenset(ours), frozenset(others)

@@ -62,6 +62,22 @@ def test_a_changed_helper_counts_where_it_is_imported_and_nowhere_else(project, 
     assert of(project, "other") == other
 
 
+@pytest.mark.parametrize("imports", ["from scripts.stage.parts import VALUE", "import scripts.stage.parts.one"])
+@pytest.mark.parametrize("module", ["__init__", "one", "two"])
+def test_a_changed_module_of_a_package_counts_where_the_package_is_imported(project, imports, module):
+    package = project / "scripts" / "stage" / "parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("from scripts.stage.parts import one, two\n\nVALUE = one.VALUE + two.VALUE\n")
+    for name in ("one", "two"):
+        (package / f"{name}.py").write_text("VALUE = 1\n")
+    (project / "scripts" / "stage" / "work.py").write_text(f"{imports}\n")
+    before, other = of(project), of(project, "other")
+    path = package / f"{module}.py"
+    path.write_text(path.read_text() + "ANOTHER = 2\n")
+    assert of(project) != before
+    assert of(project, "other") == other
+
+
 def test_a_changed_pin_counts_and_a_comment_beside_it_does_not(project):
     before = of(project)
     environment = project / "envs" / "light.yaml"

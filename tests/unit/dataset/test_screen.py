@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scripts.common.digests import imported_modules
 from scripts.common.errors import UserError
 from scripts.dataset.embedded import generate
 from scripts.dataset.rules import CATEGORIES, RULES, SEVERITIES
@@ -38,6 +39,13 @@ def test_the_table_is_complete():
         assert rule.attack_id.startswith("T1")
         assert rule.description.endswith(".")
         assert rule.flagged and rule.passed
+
+
+def test_the_table_holds_what_every_module_of_the_package_enters():
+    modules = set((ROOT / "scripts" / "dataset" / "rules").glob("*.py"))
+    holders = {Path(rule.matches.__code__.co_filename) for rule in RULES}
+    assert modules - holders == {ROOT / "scripts" / "dataset" / "rules" / name for name in ("__init__.py", "table.py")}
+    assert modules <= set(imported_modules(ROOT / "scripts" / "dataset" / "screen_dataset.py"))
 
 
 def test_the_labelled_set_is_large_balanced_and_apart_from_the_examples():
