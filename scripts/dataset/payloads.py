@@ -961,6 +961,7 @@ _FILE_CALLS = {
     **dict.fromkeys(listed("writeFileSync writeFile file_put_contents createWriteStream"), (">",)),
     **dict.fromkeys(listed("write_text write_bytes"), (">",)),
     **dict.fromkeys(listed("appendFileSync appendFile"), (">>",)),
+    **dict.fromkeys(listed("read_text read_bytes readFileSync readFile file_get_contents"), ("cat",)),
     "chmod_R": ("chmod", "-R"),
     "chown_R": ("chown", "-R"),
     "open": ("open",),
@@ -978,7 +979,7 @@ _WALKED = re.compile(
     r"\.(?:rglob|glob|iterdir|walk)|<([/~][^>\n]*)>"
 )
 _OWN_HOME = re.compile(
-    r"(?:os\.path\.)?expanduser\(\s*(['\"]~[^'\"]*['\"])\s*\)|Path\.home\(\)|(?:os\.)?homedir\(\)|Dir\.home"
+    r"(?:(?:os\.path\.)?expanduser|File\.expand_path)\(\s*(['\"]~[^'\"]*['\"])\s*\)|Path\.home\(\)|(?:os\.)?homedir\(\)|Dir\.home"
     r"|\$ENV\{['\"]?HOME['\"]?\}|ENV\[['\"]HOME['\"]\]|process\.env\.HOME|(?:os\.)?(?:environ\[|getenv\()['\"]HOME['\"][\])]"
 )
 _TEXT = re.compile(r"(['\"])([^'\"\n]*)\1")
@@ -1021,6 +1022,7 @@ def file_commands(code: str) -> list[tuple[list[str], tuple[str, str] | None]]:
             if words[0] == "write" or "O_WRONLY" in rest or "O_RDWR" in rest or "O_TRUNC" in rest:
                 modes.append("w")
             if not any(char in mode for mode in modes for char in "wa+x>"):
+                out.append((["cat", *paths], None))
                 continue
             append = any("a" in mode or ">>" in mode for mode in modes)
             out.append(([":"], (">>" if append else ">", paths[0])))
