@@ -64,7 +64,6 @@ def trace(
     capability: tuple[int, int] | None = None,
     loader: Loader | None = None,
     max_grad_norm: float | None = 1.0,
-    use_cache: bool = False,
     timeline: bool = True,
     orders: int = 1,
     capacity_bytes: int | None = None,
@@ -85,8 +84,6 @@ def trace(
         How the model comes to the device; the installed versions' way when None.
     max_grad_norm
         As in training; None where a measured loop did not clip.
-    use_cache
-        Whether the forward pass builds a key-value cache, as a loop that leaves the configuration alone does.
     timeline
         Whether to return the timeline of the step.
     orders
@@ -118,17 +115,18 @@ def trace(
     model = build_model(scenario, "meta", attention_implementation=_attention(scenario, target))
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
-    model.config.use_cache = use_cache
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if on_card else False)
     vocabulary = model.config.get_text_config().vocab_size
 
     loading: list[Event] = []
     ids: dict[int, int] = {}
-    loader = loader or Loader.installed()
+    others: list[tuple[list[Event], dict[int, int]]] = []  # the same in other orders
     if on_card:
+        loader = loader or Loader.installed()
         loading, ids = loading_events(model, scenario, 1, loader)
-        seeds = range(loader.seed, loader.seed + orders) if orders > 1 else ()
-        others = [loading_events(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
+        if orders > 1:
+            seeds = range(loader.seed, loader.seed + orders)
+            others = [loading_events(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
     tracker = Tracker(
         ("meta",) if on_card else ("meta", "cpu"),
         vocabulary=vocabulary,
@@ -161,7 +159,7 @@ def trace(
             allowed="a decoder whose forward pass doesn't depend on the values of its tensors",
         ) from error
     result = summarize(tracker, on_card=on_card, timeline=timeline, capacity_bytes=capacity_bytes)
-    if orders > 1:
+    if others:
         step = tracker.events[len(loading) :]
         result["orders"] = [peaks(tracker, _after(other, ids, step), capacity_bytes) for other in others]
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
