@@ -658,7 +658,7 @@ class ClosedForm(Step):
         if layer.qk_norms:
             q, k = self.norm(q, layer.qk_norms[0]), self.norm(k, layer.qk_norms[1])
         q, k = self.rotated(q, hidden_width), self.rotated(k, hidden_width)
-        kernel = self.kernel()
+        kernel = self.kernel(q.width)
         if kernel == "eager":
             out = self.eager(q, k, v)
         elif kernel == "math":
@@ -685,19 +685,22 @@ class ClosedForm(Step):
         """Keys or values repeated for every query head that shares them."""
         return self.elementwise(x, dims=("t", "a")) if self.values["H"] != self.values["K"] else x
 
-    def kernel(self) -> str:
-        """What scaled_dot_product_attention runs (aten/src/ATen/native/transformers/cuda/sdp_utils.cpp)."""
+    def kernel(self, width: int) -> str:
+        """What scaled_dot_product_attention runs on queries whose elements take so many bytes.
+
+        Source: aten/src/ATen/native/transformers/cuda/sdp_utils.cpp.
+        """
         if self.scenario.attention != "sdpa":
             return self.scenario.attention
         if not self.decoder.family.sdpa:
             return "eager"
-        half, head = self.scenario.mixed or self.dense_width == 2, self.values["d"]
+        half, head = self.scenario.mixed or width == 2, self.values["d"]
         modern = self.capability >= (8, 0)
         if half and modern and head <= 256 and not self.windowed:
             return "flash"
         grouped = self.values["H"] != self.values["K"] and not self.windowed  # with a mask transformers repeats them
         aligned = head * (2 if half else 4) % 16 == 0
-        known = modern or not self.scenario.precision.startswith("bf16")
+        known = modern or not half or not self.scenario.precision.startswith("bf16")
         return "mem_efficient" if known and aligned and not grouped else "math"
 
     @property
@@ -943,7 +946,7 @@ class ClosedForm(Step):
             self.tensor(("s",), 8),
             *(self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0)),
         ]
-        if self.kernel() == "eager":
+        if self.kernel(width) == "eager":
             shared.append(self.tensor(("t", "s"), width))
         elif self.windowed:
             shared.append(self.tensor(("s", "s"), 1))
