@@ -20,6 +20,7 @@ LOOP_KEYS = {
     "max_grad_norm",
     "max_steps",
     "save_every_steps",
+    "validation_rows",
     "warmup_ratio",
     "weight_decay",
 }

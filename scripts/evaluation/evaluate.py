@@ -76,9 +76,13 @@ def summarize(rows: list[dict]) -> dict:
 
 def answer_losses(model: Any, tokenizer: Any, pairs: list[dict], system: str, batch_size: int) -> list[tuple]:
     """Summed negative log-likelihood (nats) and number of tokens of each expected answer."""
+    import inspect
+
     import torch
 
     from scripts.training.batches import IGNORED, Row, collate
+
+    selects = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     encoded = encode_pairs(tokenizer, system, [(pair["request"], pair["command"]) for pair in pairs])
     rows = [Row(*row) for row in encoded]
@@ -89,11 +93,16 @@ def answer_losses(model: Any, tokenizer: Any, pairs: list[dict], system: str, ba
     for first in progress(starts, "loss on the expected answers", unit="batch"):
         chosen = order[first : first + batch_size]
         batch = collate([rows[index] for index in chosen], pad, model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=batch["input_ids"]).logits
         labels = batch["labels"][:, 1:]
+        kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # the positions where any row is learned
+        labels = labels[:, kept]
+        with torch.inference_mode():
+            if selects:  # a vocabulary of logits for each token of each prompt is what takes time and memory here
+                logits = model(input_ids=batch["input_ids"], logits_to_keep=kept).logits
+            else:
+                logits = model(input_ids=batch["input_ids"]).logits[:, kept]
         losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+            logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         )
         for position, index in enumerate(chosen):
             results[index] = (float(losses[position].sum()), int((labels[position] != IGNORED).sum()))
@@ -149,7 +158,12 @@ def main(
         keep_host_memory()
     pairs = list(read_jsonl(test))[: settings["requests"]]
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto").to(device).eval()
+    # A 16-bit 7B model is larger than a card of 16 GB: "auto" leaves the layers that don't fit to the processor.
+    placement = "auto" if device == "cuda" else device
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", device_map=placement).eval()
+    elsewhere = sum(place in ("cpu", "disk") for place in model.hf_device_map.values()) if device == "cuda" else 0
+    if elsewhere:
+        log.warning("%d parts of the model don't fit the card and are copied to it for each batch: slow", elsewhere)
     losses = answer_losses(model, tokenizer, pairs, prompt["system"], settings["batch_size"])
     said = answers(model, tokenizer, pairs, prompt["system"], settings["max_new_tokens"], settings["batch_size"])
     scores = score(said, [pair["command"] for pair in pairs])

@@ -263,6 +263,7 @@ def files() -> dict[str, Any]:
                     "max_grad_norm": 1.0,
                     "max_steps": 150,
                     "save_every_steps": 50,
+                    "validation_rows": 410,
                     "warmup_ratio": 0.05,
                     "weight_decay": 0.0,
                 },
