@@ -17,11 +17,12 @@ from scripts.common.job import job, log, progress
 def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
     """Write the GGUF file's weights, dequantized, into ``folder``."""
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
     model = AutoModelForCausalLM.from_pretrained(
         Path(gguf).parent,
         gguf_file=Path(gguf).name,
+        config=AutoConfig.from_pretrained(folder),  # as described; to read it out of the GGUF again takes seconds
         dtype=getattr(torch, dtype),
         quantization_config=GgufConfig(dequantize=True),  # without it the model can't be saved
     )
