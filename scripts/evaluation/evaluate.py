@@ -76,13 +76,9 @@ def summarize(rows: list[dict]) -> dict:
 
 def answer_losses(model: Any, tokenizer: Any, pairs: list[dict], system: str, batch_size: int) -> list[tuple]:
     """Summed negative log-likelihood (nats) and number of tokens of each expected answer."""
-    import inspect
-
     import torch
 
     from scripts.training.batches import IGNORED, Row, collate
-
-    selects = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     encoded = encode_pairs(tokenizer, system, [(pair["request"], pair["command"]) for pair in pairs])
     rows = [Row(*row) for row in encoded]
@@ -96,11 +92,8 @@ def answer_losses(model: Any, tokenizer: Any, pairs: list[dict], system: str, ba
         labels = batch["labels"][:, 1:]
         kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # the positions where any row is learned
         labels = labels[:, kept]
-        with torch.inference_mode():
-            if selects:  # a vocabulary of logits for each token of each prompt is what takes time and memory here
-                logits = model(input_ids=batch["input_ids"], logits_to_keep=kept).logits
-            else:
-                logits = model(input_ids=batch["input_ids"]).logits[:, kept]
+        with torch.inference_mode():  # a vocabulary of logits for each token of the prompts takes time and memory
+            logits = model(input_ids=batch["input_ids"], logits_to_keep=kept).logits
         losses = torch.nn.functional.cross_entropy(
             logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         )

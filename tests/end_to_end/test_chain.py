@@ -82,6 +82,7 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
         "loss of the tuned model": f"{comparison['tuned']['loss']:.3f}",
         "trainable parameters": f"{training['trainable_parameters']:,}",
         "validation loss": f"{training['validation_loss']:.3f}",
+        "rows of that loss": f"on {chain.SETTINGS['training']['validation_rows']} validation rows",
         "rows to train on": f"{splits['sizes']['train']:,} for training",
         "digest of the adapter": sha256_file(folder / RUN / "adapter" / "adapter_model.safetensors"),
     }

@@ -61,6 +61,7 @@ def test_swapped_rank_and_alpha_differ(config):
         ("lora.dropout", 1.0, ["lora.dropout", "less than 1"]),
         ("training.learning_rate", "2e-4", ["training.learning_rate is text", "exponent", "learning_rate: 2.0e-04"]),
         ("training.learning_rate", -1.0, ["training.learning_rate", "more than 0"]),
+        ("training.validation_rows", 0, ["training.validation_rows", "at least 1", "validation_rows: 100"]),
         ("training.precision", "bfloat16", ["training.precision", "bfloat16", "fp32, fp16, bf16", "precision: bf16"]),
         ("training.optimizer", "adamw8bit", ["training.optimizer", "optimizer: adamw_8bit"]),
         ("training.gradient_checkpointing", "yes", ["gradient_checkpointing", "true or false"]),

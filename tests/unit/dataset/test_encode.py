@@ -7,20 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from scripts.common.chat import IGNORED, as_data, control_tokens, encode_pair, encode_pairs, render_prompt
 from scripts.common.errors import UserError
 from scripts.dataset import encode
 from scripts.dataset.embedded import generate
+from tests.unit.chat_tokenizer import CHATML, make_tokenizer
 
 SYSTEM = "Answer with one command."
 # The manners of well-known templates, in short.
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 TEMPLATES = {
     "chatml": (CHATML, "<|im_end|>"),
     "no system role": (
@@ -56,22 +52,6 @@ TEMPLATES = {
         "<|im_end|>",
     ),
 }
-
-
-def make_tokenizer(template: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer, small and real, with a chat template."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator((f"{row['request']}\n{row['command']}" for row in generate(1, 500)), trainer)
-    controls = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]"]
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in controls])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    fast.chat_template = template
-    return fast
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
