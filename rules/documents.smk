@@ -4,7 +4,7 @@
 #   results/<run>/docs/                  the memory profile (needs no weight and no training), the article
 #   results/<run>/report.html            all of it on one page
 
-# The trace's errors against published measurements (python -m scripts.memory.validate --json), once they are there.
+# The trace's errors against published measurements (python -m scripts.validation.measurements --json), once they are there.
 VALIDATION = [path for path in [project_file("config/measurements/validation.json")] if os.path.exists(path)]
 
 

@@ -21,7 +21,7 @@ rule estimate_memory:
         code=code("memory/estimate.py"),
         scenario=memory_scenario,
     message:
-        "Estimating {wildcards.scenario}: rule of thumb and closed form"
+        "Estimating {wildcards.scenario}: rule of thumb and analytic estimate"
     script:
         "../scripts/memory/estimate.py"
 

@@ -23,7 +23,7 @@ METRICS: dict[str, tuple[str, bool | None]] = {
 # Names that the Hub has for them; loss has none of its own.
 HUB_METRICS = {"exact": "exact_match", "chrf": "chrf"}
 
-# Components of the rule of thumb, the closed form and the trace, gathered under common names. The first name
+# Components of the rule of thumb, the analytic estimate and the trace, gathered under common names. The first name
 # whose beginning matches counts.
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "parameters": ("Parameters (weights, quantization state)", ("parameters", "weights", "quantization")),
@@ -44,13 +44,13 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 MISSING = {
     "rule_of_thumb": "not described for this architecture",
-    "closed_form": "not described for this architecture",
+    "analytic": "not described for this architecture",
     "trace": "not traced",
     "measurement": "not measured",
 }
-LARGEST_TERMS = 10  # of the closed form, that documents show
+LARGEST_TERMS = 10  # of the analytic estimate, that documents show
 MEASURED_ON = {"cpu": "CPU"}  # else the card's name
-ANSWERS = ("rule_of_thumb", "closed_form", "trace", "measurement")
+ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 
 def group_of(component: str, method: str) -> str:
@@ -90,7 +90,7 @@ def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _vocabulary_apart(terms: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Bytes of the closed form by component, with every activation of the vocabulary's width under the logits."""
+    """Bytes of the analytic estimate by component, with every activation of the vocabulary's width under the logits."""
     sums: dict[str, int] = {}
     for term in terms:
         wide = term["formula"].split("·")[-1] == "V" and "weights" not in term["component"]
@@ -107,9 +107,9 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     trace, thumb = (answers[answer]["peak_allocated_bytes"] for answer in ("trace", "rule_of_thumb"))
     measured = answers["measurement"]
     parts = {answer: grouped(answers[answer]["components"], method) for answer in ANSWERS}
-    terms = answers["closed_form"].get("terms", [])
+    terms = answers["analytic"].get("terms", [])
     if terms:  # the trace counts whatever is as wide as the vocabulary with the logits
-        parts["closed_form"] = grouped(_vocabulary_apart(terms), method)
+        parts["analytic"] = grouped(_vocabulary_apart(terms), method)
     rule = parts["rule_of_thumb"]
     rows = [
         {
@@ -123,7 +123,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "answers": answers,
-        "closed_form_terms": terms[:LARGEST_TERMS],
+        "analytic_terms": terms[:LARGEST_TERMS],
         # A measurement on the CPU is set against the trace of the same step on the CPU.
         "differences": {
             answer: compared["differences"].get(f"{answer}_to_trace", {}).get("share")

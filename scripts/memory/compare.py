@@ -1,15 +1,16 @@
-"""Set the answers of a scenario side by side: rule of thumb, closed form, trace and measurement, with differences."""
+"""Set the answers of a scenario side by side, with differences:
+rule of thumb, analytic estimate, trace, measurement."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from scripts.common.files import read_json, write_json
 from scripts.common.job import job, log
-from scripts.common.scenario import Scenario
 from scripts.memory.gpus import find, verdict
+from scripts.scenario.scenario import Scenario
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
-ANSWERS = ("rule_of_thumb", "closed_form", "trace", "measurement")
+ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 
 def compare(
@@ -20,14 +21,14 @@ def compare(
     Returns
     -------
     dict
-        ``rule_of_thumb``, ``closed_form``, ``trace``, ``measurement``: each with ``peak_allocated_bytes`` and
+        ``rule_of_thumb``, ``analytic``, ``trace``, ``measurement``: each with ``peak_allocated_bytes`` and
         ``components``, or a ``reason`` why there is none; ``differences``: for each pair ``a_to_b`` the signed
         ``bytes`` (a - b) and ``share`` (a / b - 1); ``scenario``, ``versions``; the verdict for the scenario's card:
         ``gpu``, ``fits``, ``headroom_bytes``, ``suggestions``.
     """
     answers: dict[str, Any] = {
         "rule_of_thumb": estimate["rule_of_thumb"],
-        "closed_form": estimate["closed_form"],
+        "analytic": estimate["analytic"],
         "trace": traced["trace"],
         "measurement": dict(measurement) if measurement else {"peak_allocated_bytes": None, "reason": NOT_MEASURED},
     }

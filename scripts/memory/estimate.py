@@ -1,22 +1,22 @@
-"""Estimate a scenario's memory from its model's configuration alone: rule of thumb and closed form, no torch."""
+"""Estimate a scenario's memory from its model's configuration alone: rule of thumb and analytic estimate, no torch."""
 
 from typing import Any
 
 from scripts.common.files import write_json
 from scripts.common.job import job, log
-from scripts.common.scenario import Scenario
-from scripts.memory.closed_form import closed_form
-from scripts.memory.rule_of_thumb import rule_of_thumb
+from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
+from scripts.scenario.scenario import Scenario
 
 
 def estimate(scenario: Scenario) -> dict[str, Any]:
     """Both estimates of a scenario; for an architecture that isn't described both are None, with the reason."""
-    formula = closed_form(scenario)
+    formula = analytic_estimate(scenario)
     if formula is None:
-        reason = f"no closed form for {scenario.model['model_type']}"
-        return {"closed_form": None, "reason": reason, "rule_of_thumb": None, "scenario": scenario.to_mapping()}
+        reason = f"no analytic estimate for {scenario.model['model_type']}"
+        return {"analytic": None, "reason": reason, "rule_of_thumb": None, "scenario": scenario.to_mapping()}
     return {
-        "closed_form": formula,
+        "analytic": formula,
         "reason": None,
         "rule_of_thumb": rule_of_thumb(scenario, formula["parameters"]["total"]),
         "scenario": scenario.to_mapping(),
@@ -27,7 +27,7 @@ def main(config: str, mapping: dict[str, Any], output: str) -> None:
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
     answer = estimate(scenario)
     write_json(output, answer)
-    for name in ("rule_of_thumb", "closed_form"):
+    for name in ("rule_of_thumb", "analytic"):
         if answer[name]:
             log.info("%s: %.2f GB", name.replace("_", " "), answer[name]["peak_allocated_bytes"] / 1e9)
 

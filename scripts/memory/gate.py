@@ -10,8 +10,8 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
 from scripts.common.job import job, log
-from scripts.common.scenario import Scenario
 from scripts.memory.gpus import GIB, Gpu, find, found_in_machine, verdict
+from scripts.scenario.scenario import Scenario
 
 NOTHING_TO_GATE = "no GPU found or named: nothing to gate"
 

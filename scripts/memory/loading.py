@@ -3,7 +3,7 @@
 The blocks that loading leaves behind decide how much the caching allocator counts for the weights (a 16-bit weight
 comes to the device, is quantized into a smaller packed one, and goes; the packed one sits in a block whose rest may
 be too small to be split off) and which holes later allocations find. :func:`loading_events` gives that history as
-events for :mod:`scripts.memory.allocator`, in the order of the libraries' code:
+events for :mod:`scripts.memory.core.allocator`, in the order of the libraries' code:
 
 ======================  =============================================================================================
 what                    source
@@ -39,8 +39,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from scripts.common.scenario import Scenario
-from scripts.memory.allocator import EMPTY_CACHE, Event
+from scripts.memory.core.allocator import EMPTY_CACHE, Event
+from scripts.scenario.scenario import Scenario
 from scripts.training.model import quantization_state, weight_dtype
 
 _CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar

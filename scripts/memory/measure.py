@@ -15,7 +15,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import write_json
 from scripts.common.job import job, log
-from scripts.common.scenario import Scenario
+from scripts.scenario.scenario import Scenario
 
 PACKAGES = ("bitsandbytes", "peft", "torch", "transformers")
 
@@ -64,8 +64,8 @@ def measure(
 
 
 def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> dict[str, Any]:
+    from scripts.memory.core.tracker import Tracker
     from scripts.memory.trace import follow_model, summarize, take_steps
-    from scripts.memory.tracker import Tracker
     from scripts.training.model import build_model, build_optimizer, parameter_count
     from scripts.training.step import random_batch
 

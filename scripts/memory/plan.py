@@ -3,7 +3,7 @@
 python -m scripts.memory.plan SCENARIO.yaml [--gpu NAME] [--table]      for people with --table, else JSON
 
 For the card that the scenario or --gpu names, each answer is verified with the trace. Over the catalogue and in the
-sweep the closed form answers, corrected by one trace for each method (--verify: every cell is traced, in minutes).
+sweep the analytic estimate answers, corrected by one trace for each method (--verify: every cell traced, in minutes).
 """
 
 import argparse
@@ -14,9 +14,9 @@ from typing import Any
 
 from scripts.common.files import write_json
 from scripts.common.job import command, job, log
-from scripts.common.scenario import Scenario, load_scenario
 from scripts.memory.gpus import GIB, Gpu, find
 from scripts.memory.planner import apply, as_method, feasibility, largest, sweep
+from scripts.scenario.scenario import Scenario, load_scenario
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)

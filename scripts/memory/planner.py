@@ -1,7 +1,7 @@
 """What fits, and what to change so that it fits.
 
-The closed form answers in milliseconds and is within a few per cent; the trace is exact and takes seconds. So the
-closed form searches, corrected by the difference that the trace showed last, and the trace verifies each answer
+The analytic estimate answers in milliseconds and is within a few per cent; the trace is exact and takes seconds. So the
+analytic estimate searches, corrected by the difference that the trace showed last, and the trace verifies each answer
 before it is given.
 """
 
@@ -14,9 +14,9 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from scripts.common.scenario import Scenario
-from scripts.memory.closed_form import closed_form
+from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
+from scripts.scenario.scenario import Scenario
 
 Changes = dict[str, Any]
 SUGGESTIONS = 4  # alternatives to show, beside a bigger card
@@ -29,10 +29,10 @@ EDGE = 0.03  # share of a card within which another card's kernels are traced, n
 
 
 class Estimate:
-    """Required bytes of scenarios: the closed form, corrected by what traces showed.
+    """Required bytes of scenarios: the analytic estimate, corrected by what traces showed.
 
     What a card must have lies above the peak, since segments are left half used; by how much depends on sizes in no
-    simple way. Between traced scenarios the difference is interpolated over the closed form's peak.
+    simple way. Between traced scenarios the difference is interpolated over the analytic estimate's peak.
 
     Parameters
     ----------
@@ -46,15 +46,15 @@ class Estimate:
 
     def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
         self.capability = gpu.capability if gpu else None
-        self.points: list[tuple[int, int]] = []  # (closed form's peak, required above it), in order
+        self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
         self._traced: dict[str, Mapping[str, Any]] = {}
-        self._peaks: dict[tuple, int] = {}  # of the closed form, by capability and scenario
-        self.described = closed_form(scenario, capability=self.capability, blocks=False) is not None
+        self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by capability and scenario
+        self.described = analytic_estimate(scenario, capability=self.capability, blocks=False) is not None
         if traced is not None:
             self._learn(scenario, traced)
 
     def __call__(self, scenario: Scenario) -> int:
-        """Estimate the required bytes; the trace itself where there is no closed form."""
+        """Estimate the required bytes; the trace itself where there is no analytic estimate."""
         if not self.described:
             return self.verify(scenario)["required_bytes"]
         known = self._traced.get(_key(scenario))
@@ -80,10 +80,10 @@ class Estimate:
         return known
 
     def formula(self, scenario: Scenario) -> int:
-        """The closed form's peak, without corrections."""
+        """The analytic estimate's peak, without corrections."""
         key = (self.capability, _key(scenario))
         if key not in self._peaks:
-            form = closed_form(scenario, capability=self.capability, blocks=False)
+            form = analytic_estimate(scenario, capability=self.capability, blocks=False)
             self._peaks[key] = form["peak_allocated_bytes"]
         return self._peaks[key]
 
@@ -294,7 +294,7 @@ def _bigger_card(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, 
             continue
         required = known.get(card.capability, own["required_bytes"])
         if estimate.described and card.capability not in known:
-            # Another card may run other kernels. The closed form knows how the peak differs, but not how well the
+            # Another card may run other kernels. The analytic estimate knows how the peak differs, but not how well the
             # blocks fit together: where the peak fits and the estimate doesn't clearly, the trace decides.
             peak = estimate.on(card).formula(scenario)
             required += peak - estimate.formula(scenario)
@@ -389,7 +389,7 @@ def feasibility(
 ) -> list[dict[str, Any]]:
     """For each method and card the largest micro-batch at the scenario's length, and the longest sequence of one.
 
-    Without ``verify`` a few traces for each method (micro-batches of :data:`ANCHORS`) correct the closed form.
+    Without ``verify`` a few traces for each method (micro-batches of :data:`ANCHORS`) correct the analytic estimate.
     """
     rows = []
     for name, changes in methods.items():
@@ -427,7 +427,7 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Memory over all combinations of rank, sequence length and micro-batch, in the order given.
 
-    The closed form, corrected by one trace of the scenario itself unless an ``estimate`` is given.
+    The analytic estimate, corrected by one trace of the scenario itself unless an ``estimate`` is given.
     """
     if estimate is None:
         estimate = Estimate(scenario)

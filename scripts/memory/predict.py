@@ -21,10 +21,10 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.job import command
-from scripts.common.scenario import Scenario, load_scenario
-from scripts.memory.closed_form import closed_form
+from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.gpus import GIB, find, verdict
-from scripts.memory.rule_of_thumb import rule_of_thumb
+from scripts.scenario.scenario import Scenario, load_scenario
 
 STACK = ("torch", "transformers", "peft", "bitsandbytes")
 
@@ -35,12 +35,12 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
     Returns
     -------
     dict
-        ``scenario``, ``rule_of_thumb``, ``closed_form`` (None for an architecture that is not described), ``trace``,
+        ``scenario``, ``rule_of_thumb``, ``analytic`` (None for an architecture that is not described), ``trace``,
         ``gpu``, ``fits``, ``headroom_bytes`` (all None without a GPU), ``suggestions``, ``versions``. Sizes in bytes.
     """
     gpu = find(scenario.gpu, where) if scenario.gpu is not None else None
     capability = gpu.capability if gpu else None
-    formula = closed_form(scenario, where, capability=capability)
+    formula = analytic_estimate(scenario, where, capability=capability)
     from scripts.memory.trace import trace
 
     traced = trace(scenario, capability=capability, timeline=False)
@@ -48,7 +48,7 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
     answer: dict[str, Any] = {
         "scenario": scenario.to_mapping(),
         "rule_of_thumb": rule_of_thumb(scenario, count),
-        "closed_form": formula,
+        "analytic": formula,
         "trace": traced,
         "gpu": None,
         "fits": None,
@@ -86,7 +86,7 @@ def table(name: str, answer: dict[str, Any]) -> str:
         f"  {'':<26}{'bytes':>16}{'GiB':>10}   to the trace",
     ]
     peak = traced["peak_allocated_bytes"]
-    for label, key in (("rule of thumb", "rule_of_thumb"), ("closed form", "closed_form"), ("trace", "trace")):
+    for label, key in (("rule of thumb", "rule_of_thumb"), ("analytic estimate", "analytic"), ("trace", "trace")):
         if answer[key] is None:
             lines.append(f"  {label:<26}{'not described for this architecture':>40}")
             continue

@@ -1,9 +1,9 @@
 """The memory of a training step, known before any weight exists: the step itself, run on ``meta``.
 
 The model and the step are the ones that training uses. Two steps are taken, since optimizer states exist only from
-the first update on; the second one is what is reported. Every storage is followed (:mod:`scripts.memory.tracker`),
-what CUDA's kernels need beyond that comes from :mod:`scripts.memory.kernels`, the model's way onto the device from
-:mod:`scripts.memory.loading`, and all of it runs through the allocator (:mod:`scripts.memory.allocator`).
+the first update on; the second one is what is reported. Every storage is followed (:mod:`scripts.memory.core.tracker`),
+what CUDA's kernels need beyond that comes from :mod:`scripts.memory.core.kernels`, the model's way onto the device from
+:mod:`scripts.memory.loading`, and all of it runs through the allocator (:mod:`scripts.memory.core.allocator`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 from scripts.common.errors import UserError
-from scripts.common.scenario import Scenario
-from scripts.memory.allocator import Event, replay, required_bytes
-from scripts.memory.autocast import MetaAutocast
-from scripts.memory.kernels import CudaKernels, cpu_outputs, dispatch, flash_attention_package
-from scripts.memory.loading import Loader, loading_events
-from scripts.memory.tracker import (
+from scripts.memory.core.allocator import Event, replay, required_bytes
+from scripts.memory.core.autocast import MetaAutocast
+from scripts.memory.core.kernels import CudaKernels, cpu_outputs, dispatch, flash_attention_package
+from scripts.memory.core.tracker import (
     ADAPTERS,
     GRADIENTS,
     INPUTS,
@@ -38,6 +36,8 @@ from scripts.memory.tracker import (
     WEIGHT_CASTS,
     Tracker,
 )
+from scripts.memory.loading import Loader, loading_events
+from scripts.scenario.scenario import Scenario
 from scripts.training.model import (
     assert_quantized,
     attention_kernel,

@@ -4,9 +4,9 @@ from typing import Any
 
 from scripts.common.files import write_json
 from scripts.common.job import job, log
-from scripts.common.scenario import Scenario
 from scripts.memory.gpus import find
 from scripts.memory.predict import versions
+from scripts.scenario.scenario import Scenario
 
 
 def main(config: str, mapping: dict[str, Any], output: str) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.common.scenario import Scenario
+from scripts.scenario.scenario import Scenario
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # `torch_dtype` became `dtype` in transformers 4.56; the A100 measurements are traced with 4.48.

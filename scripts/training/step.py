@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from scripts.common.scenario import Scenario
+from scripts.scenario.scenario import Scenario
 from scripts.training.model import autocast_dtype
 
 IGNORED = -100  # label of a token that is not learned (torch.nn.CrossEntropyLoss and transformers)

@@ -18,7 +18,7 @@ from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import atomic_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
 from scripts.common.job import job, keep_host_memory, log
-from scripts.common.scenario import Scenario
+from scripts.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
     from scripts.training.batches import Row

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.common.scenario import Scenario
+from scripts.scenario.scenario import Scenario
 
 torch = pytest.importorskip("torch")
 pytestmark = [

@@ -20,7 +20,7 @@ GPU = {
     "total_source": "out-of-memory message",
     "usable_bytes": 24_846_385_807,
 }
-# By method: components of the rule of thumb, of the closed form and of the trace, in bytes.
+# By method: components of the rule of thumb, of the analytic estimate and of the trace, in bytes.
 PARTS: dict[tuple[str, str], tuple[dict[str, int], dict[str, int], dict[str, int]]] = {
     ("full", "fp32"): (
         {
@@ -114,7 +114,7 @@ def step(method: str, precision: str, *, name: str | None = "qwen2.5-coder-7b", 
             "parameters": 7_000_000_000,
             "peak_allocated_bytes": thumb,
         },
-        "closed_form": {
+        "analytic": {
             "components": form,
             "parameters": {"linear": 6_525_288_448, "embeddings": 544_997_376, "total": 7_615_616_512},
             "peak_allocated_bytes": sum(form.values()),
@@ -144,7 +144,7 @@ def step(method: str, precision: str, *, name: str | None = "qwen2.5-coder-7b", 
         },
         "differences": {
             "rule_of_thumb_to_trace": {"bytes": thumb - peak, "share": thumb / peak - 1},
-            "closed_form_to_trace": {"bytes": sum(form.values()) - peak, "share": sum(form.values()) / peak - 1},
+            "analytic_to_trace": {"bytes": sum(form.values()) - peak, "share": sum(form.values()) / peak - 1},
         },
         "gpu": GPU,
         "fits": peak + 100_000_000 <= GPU["usable_bytes"],

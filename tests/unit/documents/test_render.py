@@ -315,10 +315,10 @@ def test_what_was_not_done_is_said_with_its_reason(write: Callable[..., str]) ->
     assert "licence of some training data is unknown" in text.split("## Model Details")[0]
 
 
-def test_without_a_closed_form_the_documents_say_so(write: Callable[..., str]) -> None:
+def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., str]) -> None:
     content = inputs.files()
     for compared in (*content["profile"], content["training_memory"]):
-        compared["closed_form"] = compared["rule_of_thumb"] = None
+        compared["analytic"] = compared["rule_of_thumb"] = None
         compared["differences"] = {}
     for name in DOCUMENTS:
         assert "not described for this architecture" in write(name, content)

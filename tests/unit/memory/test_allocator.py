@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from scripts.memory.allocator import EMPTY_CACHE, MIB, OutOfMemory, replay, required_bytes, round_size, segment_size
+from scripts.memory.core.allocator import (
+    EMPTY_CACHE,
+    MIB,
+    OutOfMemory,
+    replay,
+    required_bytes,
+    round_size,
+    segment_size,
+)
 
 
 def random_events(count: int, seed: int) -> list[tuple[int, int]]:

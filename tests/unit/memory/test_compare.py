@@ -2,10 +2,10 @@
 
 import pytest
 
-from scripts.common.scenario import Scenario
 from scripts.memory.compare import NOT_MEASURED, compare, judge
 from scripts.memory.estimate import estimate
 from scripts.memory.trace import trace
+from scripts.scenario.scenario import Scenario
 
 MODEL = {
     "model_type": "llama",
@@ -30,7 +30,7 @@ def test_differences_are_signed() -> None:
     rule = estimated["rule_of_thumb"]["peak_allocated_bytes"]
     peak = traced["trace"]["peak_allocated_bytes"]
     assert compared["differences"]["rule_of_thumb_to_trace"]["bytes"] == rule - peak > 0
-    assert compared["differences"]["closed_form_to_trace"]["share"] == pytest.approx(0, abs=0.03)
+    assert compared["differences"]["analytic_to_trace"]["share"] == pytest.approx(0, abs=0.03)
     assert compared["measurement"] == {"peak_allocated_bytes": None, "reason": NOT_MEASURED}
 
 
@@ -47,9 +47,9 @@ def test_verdict_for_the_card_that_is_named() -> None:
     assert (judged["fits"], judged["gpu"]["name"], judged["suggestions"]) == (True, "t4", [])
 
 
-def test_architecture_without_a_closed_form() -> None:
+def test_architecture_without_an_analytic_estimate() -> None:
     scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64})
     unknown = scenario.changed(model={"model_type": "bloom", "hidden_size": 64})
-    assert estimate(unknown)["closed_form"] is None
+    assert estimate(unknown)["analytic"] is None
     _, traced = answers()
-    assert "closed_form_to_trace" not in compare(estimate(unknown), traced, None)["differences"]
+    assert "analytic_to_trace" not in compare(estimate(unknown), traced, None)["differences"]

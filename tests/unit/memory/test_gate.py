@@ -6,10 +6,10 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
-from scripts.common.scenario import Scenario
 from scripts.memory import gate
 from scripts.memory.gpus import find
 from scripts.memory.trace import trace
+from scripts.scenario.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 
 

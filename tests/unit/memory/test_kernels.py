@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scripts.common.errors import UserError
-from scripts.memory.kernels import (
+from scripts.memory.core.kernels import (
     MIB,
     CudaKernels,
     FlashAttention2,

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.memory.allocator import EMPTY_CACHE, MIB, replay
+from scripts.memory.core.allocator import EMPTY_CACHE, MIB, replay
 from scripts.memory.loading import Loader, loading_events
-from scripts.memory.validate import read_measurements, scenario_of
 from scripts.training.model import build_model, quantization_state
+from scripts.validation.measurements import read_measurements, scenario_of
 
 ROWS = {row["id"]: row for row in read_measurements(source="t4")}
 

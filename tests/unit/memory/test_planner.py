@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.common.scenario import Scenario
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
 from scripts.memory.planner import LENGTH_STEP, Estimate, apply, feasibility, largest, moves, suggest, sweep
 from scripts.memory.trace import trace
+from scripts.scenario.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.scenario import ROOT
+from scripts.scenario.scenario import ROOT
 
 SMALL = """
 model:
@@ -55,7 +55,7 @@ def test_one_object_a_file_in_order(answered) -> None:
 
 def test_contract(answered) -> None:
     for row in answered[1]:
-        for name in ("rule_of_thumb", "closed_form", "trace"):
+        for name in ("rule_of_thumb", "analytic", "trace"):
             assert sum(row[name]["components"].values()) == row[name]["peak_allocated_bytes"] > 0
         traced = row["trace"]
         assert {"load", "forward", "backward", "optimizer"} <= set(traced["phases"])
@@ -77,7 +77,13 @@ def test_verdicts(answered) -> None:
 def test_table_for_people(tmp_path) -> None:
     done = predict("--table", write(tmp_path, "one", SMALL + "gpu: rtx-4090\n"))
     assert done.returncode == 0, done.stderr
-    for words in ("rule of thumb", "closed form", "trace", "least the card must have", "fits NVIDIA GeForce RTX 4090"):
+    for words in (
+        "rule of thumb",
+        "analytic estimate",
+        "trace",
+        "least the card must have",
+        "fits NVIDIA GeForce RTX 4090",
+    ):
         assert words in done.stdout
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scripts.common.scenario import Scenario
-from scripts.memory.rule_of_thumb import components, quoted_parameters, rule_of_thumb
+from scripts.memory.analytic.rule_of_thumb import components, quoted_parameters, rule_of_thumb
+from scripts.scenario.scenario import Scenario
 
 EXACT = 7_615_616_512
 GB = 10**9

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.common.scenario import Scenario, load_scenario
-from scripts.memory import tracker as tracker_module
+from scripts.memory.core import tracker as tracker_module
 from scripts.memory.trace import trace
+from scripts.scenario.scenario import Scenario, load_scenario
 from tests.unit.decoders import DECODERS
 
 
@@ -110,7 +110,7 @@ def test_autocast_keeps_casts_of_the_weights():
 
 
 def test_components_of_the_7b_model(tmp_path):
-    """Sizes that follow from the configuration: see the facts in the documentation of the closed form."""
+    """Sizes that follow from the configuration: see the facts in the documentation of the analytic estimate."""
     (tmp_path / "scenario.yaml").write_text("model: qwen2.5-coder-7b\n")
     asked = load_scenario(tmp_path / "scenario.yaml")
     answer = trace(asked)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.memory.tracker import (
+from scripts.memory.core.tracker import (
     ACTIVATIONS,
     GRADIENTS,
     INPUTS,

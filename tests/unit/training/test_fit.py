@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from scripts.common.scenario import Scenario
+from scripts.scenario.scenario import Scenario
 from scripts.training import train
 from scripts.training.batches import IGNORED, Row
 from scripts.training.model import build_model, build_optimizer

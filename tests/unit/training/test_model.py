@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.common.scenario import Scenario, load_scenario
+from scripts.scenario.scenario import Scenario, load_scenario
 from scripts.training.model import (
     assert_quantized,
     attention_kernel,

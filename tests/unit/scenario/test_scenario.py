@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.common.scenario import MODELS, Scenario, load_scenario, scenario_defaults
+from scripts.scenario.scenario import MODELS, Scenario, load_scenario, scenario_defaults
 
 SMALL = {
     "model_type": "qwen2",

@@ -1,6 +1,6 @@
-"""How far the closed form is from the trace, over a grid of models, methods, precisions, lengths and batches.
+"""How far the analytic estimate is from the trace, over a grid of models, methods, precisions, lengths and batches.
 
-python -m scripts.memory.check_closed_form [--every N] [--json]      all of it takes about ten minutes
+python -m scripts.validation.analytic [--every N] [--json]      all of it takes about ten minutes
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from scripts.common.job import command, progress
-from scripts.common.scenario import Scenario
-from scripts.memory.closed_form import closed_form
+from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.scenario.scenario import Scenario
 
 # Names in config/models/, and architectures in the size that their configuration classes default to.
 MODELS: tuple[str | dict[str, Any], ...] = (
@@ -67,14 +67,14 @@ def grid(models: Sequence[str | dict[str, Any]] = MODELS) -> Iterator[Scenario]:
 
 
 def errors(scenarios: Iterable[Scenario]) -> Iterator[dict[str, Any]]:
-    """For each scenario both peaks and the closed form's error, in all and by phase, as shares of the trace."""
+    """For each scenario both peaks and the analytic estimate's error, in all and by phase, as shares of the trace."""
     from scripts.memory.trace import trace
 
     for scenario in scenarios:
-        formula, traced = closed_form(scenario), trace(scenario, timeline=False)
+        formula, traced = analytic_estimate(scenario), trace(scenario, timeline=False)
         yield {
             "scenario": describe(scenario),
-            "closed_form_bytes": formula["peak_allocated_bytes"],
+            "analytic_bytes": formula["peak_allocated_bytes"],
             "trace_bytes": traced["peak_allocated_bytes"],
             "error": formula["peak_allocated_bytes"] / traced["peak_allocated_bytes"] - 1,
             "by_phase": {
@@ -104,9 +104,7 @@ def describe(scenario: Scenario) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.memory.check_closed_form", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m scripts.validation.analytic", description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th scenario of the grid")
     parser.add_argument("--json", action="store_true", help="all rows as JSON instead of a table")
     options = parser.parse_args(arguments)

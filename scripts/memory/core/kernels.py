@@ -48,7 +48,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 
 from scripts.common.errors import UserError
-from scripts.memory.autocast import attention_operands
+from scripts.memory.core.autocast import attention_operands
 
 MIB = 2**20
 DEFAULT_CAPABILITY = (8, 0)  # of a card that the scenario doesn't name

@@ -4,7 +4,7 @@ One description serves all families. What differs between them (which projection
 has, whether gate and up are one matrix) stands in :data:`FAMILIES`, a table with the defaults of transformers'
 configuration classes, since a configuration may leave a size out.
 
-Symbols, as the formulas of the closed form use them:
+Symbols, as the formulas of the analytic estimate use them:
 
 ====  =====================================================
 h     hidden size
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.scenario import Lora, Scenario, size
+from scripts.scenario.scenario import Lora, Scenario, size
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Follows every tensor storage from its allocation to its end, and knows what each one is for.
 
 The same tracker runs over the ``meta`` device (where nothing is stored) and over real tensors on the CPU. It writes
-the sequence of allocations and frees that :mod:`scripts.memory.allocator` replays.
+the sequence of allocations and frees that :mod:`scripts.memory.core.allocator` replays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scripts.memory.allocator import Event
+from scripts.memory.core.allocator import Event
 
 # What a storage can be for. Weights are split by dtype: "weights_bf16", "weights_4bit", ...
 INPUTS = "inputs"

@@ -1,4 +1,4 @@
-"""The closed form: exact counts, sums that add up, more never needs less, and the trace within 3 %."""
+"""The analytic estimate: exact counts, sums that add up, more never needs less, and the trace within 3 %."""
 
 import json
 import subprocess
@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.common.errors import UserError
-from scripts.common.scenario import MODELS, ROOT, Lora, Scenario
-from scripts.memory.closed_form import closed_form
-from scripts.memory.decoder import FAMILIES, describe
+from scripts.memory.analytic.decoder import FAMILIES, describe
+from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.scenario.scenario import MODELS, ROOT, Lora, Scenario
 
 SIZES = {
     "hidden_size": 512,
@@ -40,11 +40,11 @@ def make(kind: str = "qwen2", **fields) -> Scenario:
 
 
 def peak(scenario: Scenario) -> int:
-    return closed_form(scenario)["peak_allocated_bytes"]
+    return analytic_estimate(scenario)["peak_allocated_bytes"]
 
 
 def requested(scenario: Scenario) -> int:
-    return closed_form(scenario, blocks=False)["peak_allocated_bytes"]
+    return analytic_estimate(scenario, blocks=False)["peak_allocated_bytes"]
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
@@ -104,14 +104,14 @@ def test_adapters_are_those_that_peft_makes(kind, targets) -> None:
     assert describe(scenario.model).adapter_parameters(scenario.lora) == trainable
 
 
-def test_unknown_family_has_no_closed_form() -> None:
-    assert closed_form(make().changed(model={"model_type": "bloom", "hidden_size": 64})) is None
+def test_unknown_family_has_no_analytic_estimate() -> None:
+    assert analytic_estimate(make().changed(model={"model_type": "bloom", "hidden_size": 64})) is None
 
 
 def test_targets_that_match_nothing() -> None:
     scenario = make(lora={"target_modules": ["query_proj", "value_proj"]})
     with pytest.raises(UserError) as caught:
-        closed_form(scenario, "mine.yaml")
+        analytic_estimate(scenario, "mine.yaml")
     assert "mine.yaml" in str(caught.value)
     assert "q_proj" in caught.value.allowed
     assert caught.value.write.startswith("lora: {target_modules: ")
@@ -120,13 +120,14 @@ def test_targets_that_match_nothing() -> None:
 def test_positions_that_a_configuration_leaves_out() -> None:
     scenario = Scenario.from_mapping({"model": {"model_type": "gpt2"}, "sequence_length": 2048})
     with pytest.raises(UserError, match="1024 positions"):
-        closed_form(scenario)
+        analytic_estimate(scenario)
 
 
 def test_needs_no_torch() -> None:
     code = (
-        "import sys; from scripts.common.scenario import Scenario; from scripts.memory.closed_form import closed_form;"
-        "closed_form(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
+        "import sys; from scripts.scenario.scenario import Scenario;"
+        "from scripts.memory.analytic.estimate import analytic_estimate;"
+        "analytic_estimate(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -153,7 +154,7 @@ KINDS = st.sampled_from(sorted(set(FAMILIES) - {"mixtral"}))
 @settings(max_examples=25, deadline=None)
 @given(kind=KINDS, fields=FIELDS)
 def test_components_add_up_to_the_peak(kind, fields) -> None:
-    form = closed_form(make(kind, **fields))
+    form = analytic_estimate(make(kind, **fields))
     assert sum(form["components"].values()) == form["peak_allocated_bytes"]
     assert sum(term["bytes"] for term in form["terms"]) == form["peak_allocated_bytes"]
     assert all(term["bytes"] > 0 for term in form["terms"])
@@ -190,7 +191,7 @@ def test_layers_that_are_not_run_count_like_those_that_are(layers, checkpointing
 
 
 def test_accumulation_keeps_gradients_through_the_forward_pass() -> None:
-    once, often = (closed_form(make(method="full", gradient_accumulation=n), blocks=False) for n in (1, 4))
+    once, often = (analytic_estimate(make(method="full", gradient_accumulation=n), blocks=False) for n in (1, 4))
     weights = once["parameters"]["total"] * 2
     assert often["phases"]["forward"] - once["phases"]["forward"] == pytest.approx(weights, rel=0.05)
 
@@ -252,7 +253,7 @@ def test_trace_of_an_older_card_within_three_per_cent() -> None:
 
     scenario = make(gradient_checkpointing=False)
     traced = trace(scenario, capability=(7, 5), timeline=False)["peak_allocated_bytes"]
-    assert closed_form(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(traced, rel=0.03)
+    assert analytic_estimate(scenario, capability=(7, 5))["peak_allocated_bytes"] == pytest.approx(traced, rel=0.03)
 
 
 def test_target_model_within_three_per_cent() -> None:

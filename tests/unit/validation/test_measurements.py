@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from scripts.common.scenario import ROOT
-from scripts.memory import validate
+from scripts.scenario.scenario import ROOT
+from scripts.validation import measurements as validate
 
 HELD_OUT = ROOT / "config" / "measurements" / "held-out.csv"
 
@@ -86,7 +86,7 @@ def test_the_kept_report_has_every_row_and_keeps_its_promise():
 
 def test_an_unknown_row_is_refused():
     run = subprocess.run(
-        [sys.executable, "-m", "scripts.memory.validate", "--rows", "t4-nothing"],
+        [sys.executable, "-m", "scripts.validation.measurements", "--rows", "t4-nothing"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,9 +1,9 @@
 """The trace against what others measured on real cards.
 
-    python -m scripts.memory.validate                     the T4 rows of config/measurements/public.csv
-    python -m scripts.memory.validate --source a100       the A100 rows, in the environment of envs/validation-a100.yaml
-    python -m scripts.memory.validate --measurements config/measurements/held-out.csv --table
-    python -m scripts.memory.validate --json FILE --table
+    python -m scripts.validation.measurements                     the T4 rows of config/measurements/public.csv
+    python -m scripts.validation.measurements --source a100       the A100 rows (envs/validation-a100.yaml)
+    python -m scripts.validation.measurements --measurements config/measurements/held-out.csv --table
+    python -m scripts.validation.measurements --json FILE --table
 
 Each row is a training step that somebody ran and measured with ``torch.cuda.max_memory_allocated`` and its relatives.
 The row's fields become a scenario, the scenario is traced, and the difference is the row's error. ``--json`` keeps the
@@ -26,8 +26,8 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
 from scripts.common.job import command, progress
-from scripts.common.scenario import ROOT, Scenario
 from scripts.memory.gpus import find
+from scripts.scenario.scenario import ROOT, Scenario
 
 MEASUREMENTS = ROOT / "config" / "measurements" / "public.csv"
 MIB = 2**20
@@ -171,8 +171,8 @@ def _steps_of_the_script(
     One tensor is input and label, and serves all steps; the model's output lives until the update is done, the
     gradients until the next step begins; nothing is clipped.
     """
+    from scripts.memory.core.tracker import INPUTS
     from scripts.memory.trace import STEPS, following
-    from scripts.memory.tracker import INPUTS
 
     def one_step(number: int) -> None:
         def mark(phase: str) -> None:
@@ -312,7 +312,7 @@ def _trainer_of_the_a100(row: Mapping[str, str]) -> Iterator[None]:
     import torch
 
     from scripts.memory import trace as module
-    from scripts.memory.kernels import flash_attention_package
+    from scripts.memory.core.kernels import flash_attention_package
 
     originals = module.build_model, module._attention, module.autocast_dtype
 
@@ -382,7 +382,9 @@ def _older_transformers() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m scripts.memory.validate", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.validation.measurements", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("--source", choices=SOURCES, default="t4", help="whose measurements (default: t4)")
     parser.add_argument(
         "--measurements", type=Path, default=MEASUREMENTS, metavar="FILE", help="another table of the same columns"

@@ -1,4 +1,4 @@
-"""The closed form: the memory of one training step from the configuration alone, every term by name, without torch.
+"""The analytic estimate: one training step from the configuration alone, every term by name, without torch.
 
 Weights, gradients and optimizer states are sums over the decoder's matrices. Activations follow from the rules of
 automatic differentiation: an operation keeps for its backward what its derivative needs. So one decoder layer is
@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from scripts.common.scenario import Scenario
-from scripts.memory.allocator import Event, replay
-from scripts.memory.decoder import Decoder, Matrix, described
+from scripts.memory.analytic.decoder import Decoder, Matrix, described
+from scripts.memory.core.allocator import Event, replay
+from scripts.scenario.scenario import Scenario
 
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}
 MIB = 2**20
@@ -361,7 +361,7 @@ def edge_of(x: Any) -> Node | Parameter | None:
 class Layer:
     """The parameters of one decoder layer."""
 
-    def __init__(self, form: ClosedForm) -> None:
+    def __init__(self, form: AnalyticStep) -> None:
         decoder, scenario = form.decoder, form.scenario
         full, width = scenario.method == "full", form.base_width
         targets = {m.name for m in decoder.targets(scenario.lora)} if scenario.lora else set()
@@ -388,7 +388,7 @@ class Layer:
         self.experts = (Parameter(("E", "i+i", "h"), width, full), Parameter(("E", "h", "i"), width, full))
 
 
-class ClosedForm(Step):
+class AnalyticStep(Step):
     """The step of a scenario, written down in operations on sizes."""
 
     def __init__(
@@ -1081,7 +1081,7 @@ class ClosedForm(Step):
         self.between.clear()
         self.look()
 
-    def run(self) -> ClosedForm:
+    def run(self) -> AnalyticStep:
         self.weights()
         self.look()
         self.resident = self.now
@@ -1134,7 +1134,7 @@ def efficient_workspace(length: int, head: int, width: int, capability: tuple[in
     return -(-count // 16) * 16
 
 
-def closed_form(
+def analytic_estimate(
     scenario: Scenario,
     where: object = "scenario",
     *,
@@ -1159,7 +1159,7 @@ def closed_form(
     decoder = described(scenario, where)
     if decoder is None:
         return None
-    form = ClosedForm(decoder, scenario, capability, blocks=blocks).run()
+    form = AnalyticStep(decoder, scenario, capability, blocks=blocks).run()
     steps = {phase: form.peaks[phase] for phase in ("forward", "backward", "optimizer")}
     phase = max(steps, key=steps.__getitem__)
     terms = [

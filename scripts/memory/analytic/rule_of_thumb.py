@@ -2,7 +2,7 @@
 
 It is the framework of the project's first memory profile (parameters + gradients + optimizer states + activations +
 overhead, 1 GB = 1e9 bytes, sequences of 512 tokens), kept as it was so that the better figures can be set beside it.
-It knows neither the vocabulary nor the length; :mod:`scripts.memory.closed_form` does.
+It knows neither the vocabulary nor the length; :mod:`scripts.memory.analytic.estimate` does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
-from scripts.common.scenario import Scenario
+from scripts.scenario.scenario import Scenario
 
 GB = 10**9
 # Bytes: "about 8 GB" for fp32, "about 6 GB" for 16 bits; "about 4 GB" of framework, "about 2 GB" under QLoRA.
