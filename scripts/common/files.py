@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -102,3 +103,74 @@ def sha256_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, as hexadecimal text."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_report(path: str | os.PathLike, value: Mapping[str, Any], *files: str | os.PathLike) -> None:
+    """Write a stage's report with the SHA-256 of what the stage wrote; :func:`read_report` checks them.
+
+    The report gets a field ``sha256: {"<file name>": "<hex>"}`` with each of ``files`` and with the report itself:
+    the digest of its canonical JSON without that one entry.
+
+    Parameters
+    ----------
+    path
+        The report, a JSON file.
+    value
+        Its content. What stands in ``value["sha256"]`` already (files digested while they were written) is kept.
+    files
+        Files that the stage has written, under names that differ.
+    """
+    digests = {**value.get("sha256", {}), **{Path(file).name: sha256_file(file) for file in files}}
+    digests.pop(Path(path).name, None)
+    sealed = {**value, "sha256": digests}
+    write_json(path, {**sealed, "sha256": {**digests, Path(path).name: _seal(sealed)}})
+
+
+def read_report(path: str | os.PathLike, *files: str | os.PathLike) -> dict:
+    """Read a report that :func:`write_report` wrote; it, and each of ``files``, must be what was written.
+
+    Parameters
+    ----------
+    path
+        The report of the stage that wrote the files.
+    files
+        The files that are about to be read.
+
+    Raises
+    ------
+    UserError
+        Naming the file to delete, when a byte of the report or of a file has changed since it was written.
+    """
+    try:
+        report = read_json(path)
+        digests = dict(report["sha256"])
+        checks = [(path, digests.pop(Path(path).name), _seal({**report, "sha256": digests}))]
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        checks = [(path, None, str(error))]
+    else:
+        checks += [(file, digests.get(Path(file).name), _digest(file)) for file in files]
+    for file, written, found in checks:
+        if written != found:
+            culprit = file if written else path
+            raise UserError(
+                f"{Path(culprit).name} is not what the step that made it has written: changed since, or damaged.",
+                where=culprit,
+                found=found,
+                allowed=f"the sha256 that {path} records: {written}" if written else f"a report that knows {file}",
+                write=f"rm {shlex.quote(str(culprit))}    # then the same command again: the step writes it anew",
+            )
+    return report
+
+
+def _digest(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, or why there is none."""
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        return str(error)
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    """SHA-256 of a value's canonical JSON, as it is when it has been written and read again."""
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

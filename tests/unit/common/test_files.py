@@ -3,7 +3,17 @@
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_folder, atomic_open, read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from scripts.common.files import (
+    atomic_folder,
+    atomic_open,
+    read_json,
+    read_jsonl,
+    read_report,
+    sha256_file,
+    write_json,
+    write_jsonl,
+    write_report,
+)
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -61,3 +71,55 @@ def test_a_missing_and_a_broken_file_are_named(tmp_path):
     (tmp_path / "broken.json").write_text('{\n"a": }')
     with pytest.raises(UserError, match="line 2"):
         read_json(tmp_path / "broken.json")
+
+
+def report_of(folder):
+    (folder / "rows.jsonl").write_text("{}\n")
+    (folder / "weights").write_bytes(bytes(range(256)))
+    write_report(folder / "report.json", {"loss": 1.5, "by_rank": {2: "a", 10: "b"}}, folder / "rows.jsonl")
+    return folder / "report.json"
+
+
+def test_a_report_vouches_for_its_files_and_for_itself(tmp_path):
+    report = report_of(tmp_path)
+    read = read_report(report, tmp_path / "rows.jsonl")
+    assert read["loss"] == 1.5
+    assert read["sha256"]["rows.jsonl"] == sha256_file(tmp_path / "rows.jsonl")
+    write_report(report, read, tmp_path / "rows.jsonl")
+    assert read_report(report, tmp_path / "rows.jsonl") == read
+
+
+def test_digests_taken_while_writing_count_as_well(tmp_path):
+    (tmp_path / "shard").write_bytes(b"weights")
+    write_report(tmp_path / "report.json", {"sha256": {"shard": sha256_file(tmp_path / "shard")}})
+    assert read_report(tmp_path / "report.json", tmp_path / "shard")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "culprit"),
+    [
+        (lambda folder: (folder / "rows.jsonl").write_text("{ }\n"), "rows.jsonl"),
+        (lambda folder: (folder / "rows.jsonl").write_bytes(b"\0\0\0"), "rows.jsonl"),
+        (lambda folder: (folder / "rows.jsonl").unlink(), "rows.jsonl"),
+        (lambda folder: (folder / "report.json").unlink(), "report.json"),
+        (lambda folder: (folder / "report.json").write_bytes(b"\0" * 40), "report.json"),
+        (lambda folder: (folder / "report.json").write_bytes(b"\xff"), "report.json"),
+        (lambda folder: (folder / "report.json").write_text("[]"), "report.json"),
+        (lambda folder: (folder / "report.json").write_text('{"sha256": {}}'), "report.json"),
+        (lambda folder: edit(folder / "report.json", "1.5", "1.6"), "report.json"),
+        (lambda folder: edit(folder / "report.json", "rows.jsonl", "other.jsonl"), "report.json"),
+        (lambda folder: write_report(folder / "report.json", {}), "report.json"),  # knows no rows.jsonl
+    ],
+)
+def test_every_change_is_noticed_and_the_file_to_delete_is_named(tmp_path, spoil, culprit):
+    report = report_of(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match="not what the step that made it has written") as error:
+        read_report(report, tmp_path / "rows.jsonl")
+    assert f"rm {tmp_path / culprit} " in str(error.value)
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
