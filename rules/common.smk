@@ -140,9 +140,12 @@ def measurements(wildcards):
 
 
 def source_files(wildcards):
-    """Data files of the user's own, so that a changed one reruns; a missing one is the script's to explain."""
+    """Data files that the sources read, so that a changed one reruns; a missing one is the script's to explain."""
     sources = SETTINGS["dataset"]["sources"] + SETTINGS["dataset"]["external_test"]
-    return [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+    paths = [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+    if any(source["type"] == "embedded" for source in sources):
+        paths.append(project_file("config/datasets/embedded.yaml"))
+    return paths
 
 
 def step_comparison(wildcards):

@@ -79,6 +79,39 @@ def read_json(path: str | os.PathLike) -> Any:
         raise UserError(f"This is not JSON: {error.msg}.", where=f"{path}, line {error.lineno}") from None
 
 
+def read_yaml(path: str | os.PathLike) -> Any:
+    """Read a YAML file; a :class:`UserError` names the line where it is broken, or says a key twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The safe loader, which else takes the last of two equal keys without a word."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            found: dict[Any, int] = {}
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                line = key.start_mark.line + 1
+                name = self.construct_object(key)
+                if name in found:
+                    raise UserError(
+                        f"The key {name!r} stands here twice.",
+                        where=f"{path}, lines {found[name]} and {line}",
+                        allowed="each key once",
+                    )
+                found[name] = line
+            return super().construct_mapping(node, deep)
+
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return yaml.load(handle, Loader)
+    except FileNotFoundError:
+        raise UserError("The file does not exist.", where=path) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or error
+        place = f"{path}, line {mark.line + 1}" if mark else path
+        raise UserError(f"This is not YAML: {problem}.", where=place) from None
+
+
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
     """Write one JSON object a line, atomically; returns the number of rows."""
     count = 0

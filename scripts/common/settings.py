@@ -54,18 +54,23 @@ def check(config: dict, schema: dict | None = None) -> dict:
     UserError
         Naming the key, the value found, what is allowed, and the line to write.
     """
-    from jsonschema import Draft202012Validator
-
     schema = schema or read_schema()
-    errors = list(Draft202012Validator(schema).iter_errors(config))
-    if errors:
-        # The deepest is the most telling; several of one depth come in the order of the file.
-        raise _explain(max(errors, key=lambda error: len(error.absolute_path)), config)
+    validate(config, schema)
     _check_together(config)
     return _coerce(config, schema)
 
 
-def _explain(error: Any, config: dict) -> UserError:
+def validate(value: dict, schema: dict, where: object = "the configuration") -> None:
+    """Check a value against a schema of ours; a :class:`UserError` names the key in ``where`` and what to write."""
+    from jsonschema import Draft202012Validator
+
+    errors = list(Draft202012Validator(schema).iter_errors(value))
+    if errors:
+        # The deepest is the most telling; several of one depth come in the order of the file.
+        raise _explain(max(errors, key=lambda error: len(error.absolute_path)), where)
+
+
+def _explain(error: Any, where: object) -> UserError:
     """One of jsonschema's errors as a message that says what to write."""
     path = [str(part) for part in error.absolute_path]
     rule, schema, found = error.validator, error.schema, error.instance
@@ -75,7 +80,7 @@ def _explain(error: Any, config: dict) -> UserError:
         close = difflib.get_close_matches(str(unknown), known, n=1)
         return UserError(
             f"Unknown key: {'.'.join([*path, str(unknown)])}.",
-            where="the configuration",
+            where=where,
             found=unknown,
             allowed=", ".join(known),
             write=_yaml_line(path, close[0], found[unknown]) if close else "nothing here: remove the key",
@@ -85,7 +90,7 @@ def _explain(error: Any, config: dict) -> UserError:
         example = schema["properties"][missing].get("examples", ["..."])[0]
         return UserError(
             f"A key is missing: {'.'.join([*path, missing])}.",
-            where="the configuration",
+            where=where,
             allowed=_allowed(schema["properties"][missing]),
             write=_yaml_line(path, missing, example),
         )
@@ -103,7 +108,7 @@ def _explain(error: Any, config: dict) -> UserError:
         example = (difflib.get_close_matches(str(found), map(str, schema["enum"]), n=1) or [example])[0]
     return UserError(
         problem,
-        where="the configuration",
+        where=where,
         found=found,
         allowed=_allowed(schema),
         write=_yaml_line(path[:-1], path[-1], example) if path else None,

@@ -1,4 +1,4 @@
-"""The embedded source: requests and commands made from :mod:`scripts.dataset.intents`, the same for the same seed.
+"""The embedded source: requests and commands made from ``config/datasets/embedded.yaml``, the same for the same seed.
 
 ``python -m scripts.dataset.embedded --pairs 20000 [--seed 42]`` prints them, one JSON object a line.
 """
@@ -6,83 +6,168 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import itertools
 import json
 import random
 import re
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
+from scripts.common.files import read_yaml
 from scripts.common.job import command as command_line
-from scripts.dataset.intents import INTENTS, SLOTS, Intent
+from scripts.common.settings import validate
 from scripts.dataset.text import key_number, request_key
 
+VOCABULARY = ROOT / "config" / "datasets" / "embedded.yaml"
 _SLOT = re.compile(r"<([a-z_]+?)(\d?)>")
-# Frames around an imperative, with their weights: half of the requests are plain.
-_FRAMES = {
-    "{Imperative}": 40,
-    "{imperative}": 22,
-    "How do I {imperative}?": 10,
-    "How can I {imperative}?": 6,
-    "Please {imperative}": 6,
-    "I want to {imperative}": 5,
-    "I need to {imperative}": 4,
-    "Can you {imperative}?": 4,
-    "Give me the command to {imperative}": 3,
-}
 _MISSES = 300  # so many draws without anything new: an intent has nothing left to say
 
 
-def fill(intent: Intent, phrasing: str, rng: random.Random) -> tuple[str, str]:
-    """Fill the slots of a phrasing and of the intent's command with the same values.
+class Intent(NamedTuple):
+    """One thing that people ask for: its name, the one Bash command, and the ways to ask, all with slots."""
 
-    Returns
-    -------
-    tuple of str
-        The phrasing and the command.
+    name: str
+    command: str
+    requests: tuple[str, ...]
+
+
+class Vocabulary(NamedTuple):
+    """What the pairs are made of.
+
+    Attributes
+    ----------
+    frames
+        Texts around an imperative, with their weights.
+    slots
+        The values that may stand in a slot.
+    intents
+        In the order of the file.
     """
+
+    frames: dict[str, int]
+    slots: dict[str, list[str]]
+    intents: tuple[Intent, ...]
+
+
+@cache
+def read_vocabulary(path: Path = VOCABULARY) -> Vocabulary:
+    """Read the word lists and check them.
+
+    Raises
+    ------
+    UserError
+        Naming the key and the line to write, when a value is not what ``embedded.schema.yaml`` allows, a slot is
+        unknown, a request does not say all that changes its command, or a name, command or value stands there twice.
+    """
+    content = read_yaml(path)
+    validate(content, read_yaml(VOCABULARY.with_name("embedded.schema.yaml")), path)
+    slots = {
+        name: [
+            value
+            for entry in entries
+            for value in (
+                [entry] if isinstance(entry, str) else map("".join, itertools.product(*map(str.split, entry)))
+            )
+        ]
+        for name, entries in content["slots"].items()
+    }
+    for name, values in slots.items():
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise UserError(
+                "A slot has a value twice.", where=f"{path}: slots.{name}", found=twice, allowed="each once"
+            )
+    intents: dict[str, Intent] = {}
+    commands: dict[str, str] = {}
+    for area, named in content["intents"].items():
+        for name, intent in named.items():
+            where = f"{path}: intents.{area}.{name}"
+            _check_intent(intent, slots, where)
+            same = name if name in intents else commands.get(intent["command"])
+            if same:
+                raise UserError(
+                    "Two intents have one name or one command.",
+                    where=where,
+                    found=intent["command"],
+                    allowed=f"a name and a command of its own; the other is {same}",
+                )
+            intents[name] = Intent(name, intent["command"], tuple(intent["requests"]))
+            commands[intent["command"]] = name
+    return Vocabulary(content["frames"], slots, tuple(intents.values()))
+
+
+def _check_intent(intent: dict, slots: dict[str, list[str]], where: str) -> None:
+    """An intent's slots exist, those with a digit have a second value, and each request names all of them."""
+    needed = dict.fromkeys(_SLOT.findall(intent["command"]))
+    for name, number in needed:
+        if len(slots.get(name, ())) < 1 + bool(number):
+            close = difflib.get_close_matches(name, slots, n=1) or ["..."]
+            raise UserError(
+                f"The slot <{name}{number}> has no {'second ' if name in slots else ''}value.",
+                where=where,
+                found=intent["command"],
+                allowed=", ".join(slots),
+                write="command: " + intent["command"].replace(f"<{name}{number}>", f"<{close[0]}{number}>"),
+            )
+    for request in intent["requests"]:
+        if set(_SLOT.findall(request)) != set(needed):
+            names = [f"<{name}{number}>" for name, number in needed]
+            raise UserError(
+                "A request does not name the slots of its command, so it can't be told what the command must be.",
+                where=where,
+                found=request,
+                allowed="a request with " + ", ".join(names),
+                write=f"- {_SLOT.sub('...', request)} {' '.join(names)}",
+            )
+
+
+def fill(intent: Intent, request: str, slots: dict[str, list[str]], rng: random.Random) -> tuple[str, str]:
+    """Fill the slots of a request and of the intent's command with the same values; returns both."""
     shown: dict[str, str] = {}
     typed: dict[str, str] = {}
     for name, number in dict.fromkeys(_SLOT.findall(intent.command)):
-        value = rng.choice(SLOTS[name])
+        value = rng.choice(slots[name])
         while number and value in (shown.get(name), typed.get(name)):
-            value = rng.choice(SLOTS[name])
+            value = rng.choice(slots[name])
         left, _, right = value.partition(" => ")
         shown[name + number], typed[name + number] = left, right or left
     return (
-        _SLOT.sub(lambda slot: shown[slot[1] + slot[2]], phrasing),
+        _SLOT.sub(lambda slot: shown[slot[1] + slot[2]], request),
         _SLOT.sub(lambda slot: typed[slot[1] + slot[2]], intent.command),
     )
 
 
-def frame(phrasing: str, rng: random.Random) -> str:
-    """Turn a filled phrasing into a request: framed if it is an imperative, else as it stands."""
-    if phrasing.startswith("~ "):
-        phrasing = phrasing[2:]
-        return phrasing if rng.random() < 0.5 else phrasing[0].upper() + phrasing[1:]
-    if not phrasing[0].islower():
-        return phrasing
-    chosen = rng.choices(list(_FRAMES), weights=list(_FRAMES.values()))[0]
-    return chosen.format(imperative=phrasing, Imperative=phrasing[0].upper() + phrasing[1:])
+def frame(request: str, frames: dict[str, int], rng: random.Random) -> str:
+    """The request as a person would put it: framed if it is an imperative, else as it stands."""
+    if request.startswith("~ "):
+        request = request[2:]
+        return request if rng.random() < 0.5 else request[0].upper() + request[1:]
+    if not request[0].islower():
+        return request
+    chosen = rng.choices(list(frames), weights=list(frames.values()))[0]
+    return chosen.format(imperative=request, Imperative=request[0].upper() + request[1:])
 
 
-def _draw(intent: Intent, seed: int) -> Iterator[tuple[str, str]]:
+def _draw(intent: Intent, vocabulary: Vocabulary, seed: int) -> Iterator[tuple[str, str]]:
     """Distinct requests for one intent, until it has nothing new to say. One stream per intent and seed."""
     rng = random.Random(f"{seed} {intent.name}")
     seen: set[int] = set()
     misses = 0
     while misses < _MISSES:
-        phrasing, command = fill(intent, rng.choice(intent.phrasings), rng)
-        request = frame(phrasing, rng)
+        filled, command = fill(intent, rng.choice(intent.requests), vocabulary.slots, rng)
+        request = frame(filled, vocabulary.frames, rng)
         key = key_number(request_key(request))
-        if key in seen:
-            misses += 1
-            continue
-        seen.add(key)
-        misses = 0
-        yield request, command
+        misses = misses + 1 if key in seen else 0
+        if not misses:
+            seen.add(key)
+            yield request, command
 
 
-def generate(seed: int, pairs: int) -> Iterator[dict]:
+def generate(seed: int, pairs: int, vocabulary: Vocabulary | None = None) -> Iterator[dict]:
     """Make pairs of request and command, each intent in turn.
 
     Parameters
@@ -91,6 +176,8 @@ def generate(seed: int, pairs: int) -> Iterator[dict]:
         Equal seeds give equal rows; the first rows of a larger number are those of a smaller one.
     pairs
         How many.
+    vocabulary
+        What to make them of; None: the project's own.
 
     Yields
     ------
@@ -102,7 +189,8 @@ def generate(seed: int, pairs: int) -> Iterator[dict]:
     UserError
         When the templates can't make that many distinct pairs.
     """
-    streams = {intent.name: _draw(intent, seed) for intent in INTENTS}
+    vocabulary = vocabulary or read_vocabulary()
+    streams = {intent.name: _draw(intent, vocabulary, seed) for intent in vocabulary.intents}
     made = 0
     while made < pairs:
         if not streams:
