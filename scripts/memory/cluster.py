@@ -1,0 +1,79 @@
+"""Which of a cluster's GPUs a job should ask for: the smallest that the predicted step fits.
+
+A profile names a map (``profiles/slurm/gpus.yaml``), one entry for each kind of GPU::
+
+    - {gpu: t4, partition: gpu, gres: t4}
+    - {gpu: a100-80gb, partition: gpu-large, gres: a100}
+
+``gpu`` is a name in config/gpus.yaml or a size, ``{vram_gib: 24}``; ``partition`` and ``gres`` are what the cluster
+calls it. Either of the two may be left out. Standard library and PyYAML only: the rules call this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.memory.gpus import GIB, Gpu, catalogue, find
+from scripts.scenario.scenario import check_keys, read_yaml
+
+KEYS = ("gpu", "partition", "gres")
+EXAMPLE = "- {gpu: rtx-4090, partition: gpu, gres: rtx4090}"
+Entry = tuple[Gpu, Mapping[str, Any]]
+
+
+def read_map(path: str | Path) -> list[Entry]:
+    """Read a map of a cluster's GPUs, the smallest first.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, empty or has a wrong entry.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, list) or not content:
+        raise UserError("The map of the cluster's GPUs is a list.", where=path, found=content, write=EXAMPLE)
+    entries = []
+    for number, entry in enumerate(content, 1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, Mapping) or "gpu" not in entry:
+            raise UserError("An entry says which GPU it is about.", where=where, found=entry, write=EXAMPLE)
+        check_keys(entry, list(KEYS), where)
+        if not entry.get("partition") and not entry.get("gres"):
+            raise UserError(
+                "An entry says how the cluster calls this GPU.",
+                where=where,
+                found=dict(entry),
+                allowed="partition, gres, or both",
+                write=EXAMPLE,
+            )
+        entries.append((find(entry["gpu"], where), entry))
+    return sorted(entries, key=lambda item: item[0].usable_bytes)
+
+
+def smallest(required_bytes: int, entries: Sequence[Entry], where: object = "the cluster's GPUs") -> Mapping[str, Any]:
+    """The entry of the smallest GPU whose usable memory holds ``required_bytes``.
+
+    Raises
+    ------
+    UserError
+        If none does, with the largest of the map and the smallest GPU of the catalogue that would.
+    """
+    for gpu, entry in entries:
+        if gpu.usable_bytes >= required_bytes:
+            return entry
+    largest = entries[-1][0]
+    enough = min(
+        (gpu for gpu in catalogue().values() if gpu.usable_bytes >= required_bytes),
+        key=lambda gpu: gpu.usable_bytes,
+        default=None,
+    )
+    raise UserError(
+        f"The training step needs {required_bytes / GIB:.2f} GiB, more than any GPU of the cluster has.",
+        where=where,
+        found=f"{largest.title}: {largest.usable_bytes / GIB:.2f} GiB usable",
+        allowed=f"{enough.title} ({enough.usable_bytes / GIB:.2f} GiB usable) would do" if enough else "no GPU known",
+        write=f"- {{gpu: {enough.name}, partition: ..., gres: ...}}" if enough else None,
+    )
