@@ -21,36 +21,17 @@ from contextlib import suppress
 from typing import Any
 
 from scripts.memory.analytic.decoder import Decoder, Matrix, described
-from scripts.memory.core.allocator import Event, replay
+from scripts.memory.core import cuda_rules
+from scripts.memory.core.allocator import Event, replay, round_size, typical_block
+from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY, WIDTH
 from scripts.scenario.scenario import Scenario
 
-WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}
-MIB = 2**20
-BLOCK = 512  # every allocation is a multiple of it (c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize)
-DEFAULT_CAPABILITY = (8, 0)  # of a card that the scenario doesn't name
-# A cuBLAS workspace for the thread that runs forward and one for autograd's (aten/src/ATen/cuda/
-# CublasHandlePool.cpp, parseChosenWorkspaceSize: ":4096:2:16:8", 32 MiB on Hopper), 1 MiB more for products with bias.
-WORKSPACE, WORKSPACE_HOPPER, WORKSPACE_BIAS = 8519680, 32 * 2**20, 2**20
 CHUNK_TOKENS = 256  # scripts/training/step.py: tokens whose logits exist at once with `loss: chunked`
 LAYERS_RUN = 3
 COPIES = "autocast copies of weights"
 ROUNDING = "allocator rounding"
 
 Key = tuple[str, str, int]  # component, formula, bytes of one
-
-
-def block(size: int) -> int:
-    """Bytes that the allocator's blocks take for a tensor, on average.
-
-    Requests are rounded up to 512 bytes. From 1 MiB on, the rest of a segment stays with the last block cut from it if
-    it is 1 MiB or less; segments have 20 MiB, or from 10 MiB on the request rounded up to 2 MiB.
-    """
-    size = -(-size // BLOCK) * BLOCK
-    if size <= MIB:
-        return size
-    segment = 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB
-    count, rest = divmod(segment, size)
-    return size + (rest // count if rest <= MIB else 0)
 
 
 class Node:
@@ -152,16 +133,16 @@ class Step:
         return key
 
     def value(self, symbol: str) -> int:
-        """A symbol's number: ``i+i`` is a sum, ``s^32`` is s rounded up to a multiple of 32."""
+        """A symbol's number: ``i+i`` is a sum."""
         if symbol not in self.values:
-            base, _, multiple = symbol.partition("^")
-            total = sum(self.values[part] if part in self.values else int(part) for part in base.split("+"))
-            self.values[symbol] = -(-total // int(multiple)) * int(multiple) if multiple else total
+            self.values[symbol] = sum(
+                self.values[part] if part in self.values else int(part) for part in symbol.split("+")
+            )
         return self.values[symbol]
 
     def rounded(self, size: int) -> int:
         """Bytes to account for: blocks as they are on average, or requests where the allocator makes the blocks."""
-        return block(size) if self.events is None else -(-size // BLOCK) * BLOCK
+        return typical_block(size) if self.events is None else round_size(size)
 
     def emit(self, size: int) -> int:
         """Tell the allocator of a tensor; returns what to retire it by."""
@@ -483,10 +464,10 @@ class AnalyticStep(Step):
 
     def working_set(self) -> None:
         """What the first step brings and every later one finds: workspaces of cuBLAS, optimizer states."""
-        self.bulk("workspaces", 1, WORKSPACE_HOPPER if self.capability == (9, 0) else WORKSPACE, 2)
+        self.bulk("workspaces", 1, cuda_rules.cublas_workspace_bytes(self.capability), 2)
         if any(m.bias for m in self.decoder.matrices) or self.decoder.family.head_bias:
             threads = 2 if self.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
-            self.bulk("workspaces", 1, WORKSPACE_BIAS, threads)
+            self.bulk("workspaces", 1, cuda_rules.CUBLASLT_WORKSPACE_BYTES, threads)
         self.bulk("batch", 8, self.values["t"], 2)
         self.optimizer_states()
 
@@ -694,14 +675,15 @@ class AnalyticStep(Step):
             return self.scenario.attention
         if not self.decoder.family.sdpa:
             return "eager"
-        half, head = self.scenario.mixed or width == 2, self.values["d"]
-        modern = self.capability >= (8, 0)
-        if half and modern and head <= 256 and not self.windowed:
-            return "flash"
         grouped = self.values["H"] != self.values["K"] and not self.windowed  # with a mask transformers repeats them
-        aligned = head * (2 if half else 4) % 16 == 0
-        known = modern or not half or not self.scenario.precision.startswith("bf16")
-        return "mem_efficient" if known and aligned and not grouped else "math"
+        head = self.values["d"]
+        return cuda_rules.attention_kernel(
+            self.dtype(width), head, head, grouped=grouped, masked=self.windowed, capability=self.capability
+        )
+
+    def dtype(self, width: int) -> str:
+        """The dtype that attention computes in on queries whose elements take so many bytes."""
+        return self.scenario.precision.removesuffix("-mixed") if self.scenario.mixed or width == 2 else "fp32"
 
     @property
     def windowed(self) -> bool:
@@ -721,19 +703,23 @@ class AnalyticStep(Step):
             k, v = self.expanded(k), self.expanded(v)
         shapes = [(x.dims, x.width) for x in (q, k, v)]
         width = q.width
-        head = "d^32" if self.values["d"] <= 128 else "d^64"
-        self.values["W"] = efficient_workspace(self.scenario.sequence_length, self.values["d"], width, self.capability)
+        length, head = self.scenario.sequence_length, self.values["d"]
+        self.values["s128"], self.values["d32"] = cuda_rules.flash_padding(length, head)
+        self.values["s32"] = cuda_rules.up(length, cuda_rules.LOG_SUM_EXP_ALIGNMENT)
+        self.values["W"] = cuda_rules.efficient_workspace_bytes(
+            length, length, head, self.dtype(width), self.capability
+        )
         bias = []
         if self.windowed:  # convert_boolean_attn_mask
             bias = [self.tensor(("t", "s"), width, "positions and mask")]
             opposite = self.tensor(("t", "s"), 1, "positions and mask")
             del opposite
-        sums = self.tensor(("H", "t") if flash else ("H", "b", "s^32"), 4)
+        sums = self.tensor(("H", "t") if flash else ("H", "b", "s32"), 4)
 
         def backward(node: Node, grad: Tensor) -> list:
             grads = [self.tensor(*shape) for shape in shapes]
             if flash:
-                scratch = [self.tensor(("H", "b", "s^128"), 4), self.tensor(("H", "b", "s^128", head), 4)]
+                scratch = [self.tensor(("H", "b", "s128"), 4), self.tensor(("H", "b", "s128", "d32"), 4)]
                 scratch += [self.tensor(("t", "a"), width) for _ in range(2 if grouped else 0)]
             else:
                 scratch = [self.tensor(("H", "t"), 4), self.tensor(("H", "b", "W"), 1)]
@@ -783,7 +769,7 @@ class AnalyticStep(Step):
             weights = self.elementwise(weights)
         weights = self.elementwise(weights)  # plus the mask
         # CUDA's softmax reads half directly, but not bfloat16.
-        direct = self.scenario.precision == "fp16" or not decoder.family.softmax_fp32
+        direct = self.scenario.precision in cuda_rules.HALF_TO_FLOAT or not decoder.family.softmax_fp32
         width = 4 if decoder.family.softmax_fp32 or self.scenario.mixed else weights.width
         soft = self.softmax(weights if direct else self.cast(weights, 4), width)
         soft = self.cast(soft, q.width)
@@ -1089,7 +1075,7 @@ class AnalyticStep(Step):
             self.loading()
         elif self.quantized:  # a dense weight is on the device while it is quantized
             largest = max(self.value(m.outputs) * self.value(m.inputs) for m in self.decoder.matrices)
-            self.peaks["load"] += block(largest * self.dense_width)
+            self.peaks["load"] += typical_block(largest * self.dense_width)
         self.begin("forward")
         self.working_set()
         self.forward()
@@ -1107,31 +1093,6 @@ class AnalyticStep(Step):
             self.at_peak[phase][ROUNDING, "", rest] = 1
             self.peaks[phase] = peak
         self.events = None
-
-
-def efficient_workspace(length: int, head: int, width: int, capability: tuple[int, int]) -> int:
-    """Bytes for each head that the memory-efficient kernel's backward sums in.
-
-    Source: aten/src/ATen/native/transformers/cuda/mem_eff_attention/kernel_backward.h (``workspace_size``) and
-    kernels/cutlassB.h (the first block of queries x keys that fits the card's shared memory).
-    """
-    small = capability in ((8, 6), (8, 9), (12, 0))  # 99 KB of shared memory
-    if width == 4:
-        rows, columns, registers = 64, 64, False
-    elif head <= 64:
-        rows, columns, registers = 64, 64, True
-    elif capability < (8, 0):
-        rows, columns, registers = 128, 64, head <= 128
-    elif small and (head > 96 or capability == (12, 0)):
-        rows, columns, registers = 64, 64, False
-    elif small:
-        rows, columns, registers = 128, 64, True
-    else:
-        rows, columns, registers = 128, 128 if head <= 128 else 64, head <= 128
-    count = -(-length // rows) * -(-head // columns) * (16 + rows * columns * 4)
-    if not registers:
-        count += 2 * -(-length // columns) * columns * -(-head // rows) * rows * 4
-    return -(-count // 16) * 16
 
 
 def analytic_estimate(

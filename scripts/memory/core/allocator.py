@@ -143,6 +143,13 @@ def segment_size(size: int) -> int:
     return -(-size // ROUND_LARGE) * ROUND_LARGE
 
 
+def typical_block(requested: int) -> int:
+    """Size of a request's block on average, in bytes: where a segment's rest is too small, its last block has it."""
+    size = round_size(requested)
+    count, rest = divmod(segment_size(size), size)
+    return size + (rest // count if rest <= SMALL < size else 0)
+
+
 def replay(
     events: Iterable[Event],
     marks: Sequence[tuple[str, int]] = (),

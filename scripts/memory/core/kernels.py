@@ -1,39 +1,8 @@
 """What CUDA's kernels allocate that the meta device's shape functions don't.
 
-The trace sees each operator's outputs. On a GPU some operators also need memory of their own while they run, some are
-fused where meta takes two steps, and cuBLAS keeps workspaces. Every row below is read in the source that it names,
-none is fitted:
-
-==============================  ==================================================================================
-operator                        on CUDA, and where it says so
-==============================  ==================================================================================
-``_softmax_backward_data``      gradient times output as a tensor of its own first: ATen ``native/cuda/SoftMax.cu``,
-                                ``softmax_backward_cuda_out`` (2.4 to 2.14)
-``softmax``, ``log_softmax``    of half with ``dtype=float32``: one kernel with ``half_to_float``, no cast, only for
-                                half: ATen ``native/SoftMax.cpp``, ``softmax`` and ``log_softmax``
-``dropout``                     one kernel that keeps a mask of one byte an element instead of noise of the input's
-                                dtype: ATen ``native/Dropout.cpp``, ``dropout``, ``is_fused_kernel_acceptable``
-``embedding_dense_backward``    over 3,072 indices: sorted copies and fp32 partial sums: ATen ``native/cuda/
-                                Embedding.cu``, ``EmbeddingBackwardKernel.cu``
-matrix products                 a cuBLAS workspace for each thread that multiplies (forward, autograd): ATen
-                                ``cuda/CublasHandlePool.cpp``, ``parseChosenWorkspaceSize``: 8,519,680 bytes
-                                (``:4096:2:16:8``), 32 MiB on compute capability 9.0
-products with a bias            through cublasLt, 1 MiB more for each thread: ``parseCUDABlasLtWorkspaceSize``; ATen
-                                ``native/cuda/Blas.cpp``, ``addmm_out_cuda_impl``
-``bitsandbytes::gemm_4bit``     dequantizes the weight, for nested statistics the absmax twice: bitsandbytes 0.50
-                                ``backends/cuda/ops.py``, ``_dequant_linear_fallback`` (its fused kernel takes over
-                                for few tokens only: 1,536 at most, mostly under 128)
-``scaled_dot_product_           the fused kernel that takes the tensors, else a formula: ATen ``native/transformers/
-attention``                     attention.cpp``, ``cuda/sdp_utils.cpp``, ``sdp_utils_cpp.cpp``
-memory-efficient attention      output, fp32 log-sum-exp for queries padded to 32; backward: gradients, fp32 delta,
-                                and a workspace: ATen ``native/transformers/cuda/attention.cu``,
-                                ``attention_backward.cu``, ``mem_eff_attention/kernel_forward.h``,
-                                ``kernel_backward.h``, ``kernels/cutlassB.h``
-FlashAttention-2                output, fp32 log-sum-exp; backward: gradients, fp32 row sums and query gradient with
-                                the length padded to 128 and the head to 32, keys' and values' gradients for every
-                                query head when they are grouped: ATen ``native/transformers/cuda/flash_attn/
-                                flash_api.cpp``, ``mha_fwd``, ``mha_bwd``; the package flash-attn has the same
-==============================  ==================================================================================
+The trace sees each operator's outputs. Where a GPU needs memory of its own for an operator, fuses what meta takes in
+two steps, or keeps workspaces, :mod:`scripts.memory.core.cuda_rules` says how much, and in which source that stands;
+here it is applied to the operators as they run.
 """
 
 from __future__ import annotations
@@ -48,17 +17,17 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 
 from scripts.common.errors import UserError
+from scripts.memory.core import cuda_rules
 from scripts.memory.core.autocast import attention_operands
+from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY, up
 
-MIB = 2**20
-DEFAULT_CAPABILITY = (8, 0)  # of a card that the scenario doesn't name
-_LT_WORKSPACE = MIB
+_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_BACKENDS = {
+    "flash": (SDPBackend.FLASH_ATTENTION, torch.backends.cuda.flash_sdp_enabled),
+    "mem_efficient": (SDPBackend.EFFICIENT_ATTENTION, torch.backends.cuda.mem_efficient_sdp_enabled),
+    "math": (SDPBackend.MATH, torch.backends.cuda.math_sdp_enabled),
+}
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
-
-
-def workspace_bytes(capability: tuple[int, int]) -> int:
-    """Bytes of a thread's cuBLAS workspace."""
-    return 32 * MIB if capability == (9, 0) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
 class CudaKernels:
@@ -80,9 +49,9 @@ class CudaKernels:
         if name not in _PRODUCTS:
             return []
         backward = torch._C._current_graph_task_id() >= 0  # the autograd thread has a handle of its own
-        needed = [("cublas", workspace_bytes(self.capability))]
+        needed = [("cublas", cuda_rules.cublas_workspace_bytes(self.capability))]
         if _has_bias(name, args, kwargs or {}):
-            needed.append(("lt", _LT_WORKSPACE))
+            needed.append(("lt", cuda_rules.CUBLASLT_WORKSPACE_BYTES))
         new = [(kind, count) for kind, count in needed if (backward, kind) not in self._workspaces]
         self._workspaces.update((backward, kind) for kind, _ in new)
         return [count for _, count in new]
@@ -98,7 +67,9 @@ class CudaKernels:
         if name == "bitsandbytes::gemm_4bit":
             return _dequantized(args, kwargs or {}), []
         if name == "aten::embedding_dense_backward":
-            return _embedding_backward(*args[:3]), []
+            grad, indices, words = args[:3]
+            sizes = cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size())
+            return sizes, []
         return [], []
 
 
@@ -122,21 +93,8 @@ def _has_bias(name: str, args: Sequence, kwargs: dict) -> bool:
 
 def _dequantized(args: Sequence, kwargs: dict) -> list[int]:
     inputs, shape, absmax_8bit = args[0], args[2], kwargs.get("absmax_8bit")
-    nested = [] if absmax_8bit is None else [absmax_8bit.numel() * 4] * 2
-    return [*nested, prod(shape) * inputs.element_size()]
-
-
-def _embedding_backward(grad: torch.Tensor, indices: torch.Tensor, words: int) -> list[int]:
-    """Sorted and original indices, segment tables, and one fp32 row for each run of equal indices (10 at most).
-
-    How many runs there are depends on the text; counted here as if every token were another word.
-    """
-    count = indices.numel()
-    if count <= 3072:  # one kernel without temporaries
-        return []
-    segments = min(count, words)
-    partial = segments + count // 10  # NROWS_PER_THREAD
-    return [*[count * indices.element_size()] * 2, *[segments * 8] * 3, partial * grad.shape[-1] * 4]
+    scales = 0 if absmax_8bit is None else absmax_8bit.numel()
+    return cuda_rules.dequantization_bytes(prod(shape), inputs.element_size(), scales)
 
 
 @contextmanager
@@ -165,7 +123,8 @@ def dispatch(target: str, capability: tuple[int, int] | None = None) -> Iterator
 
 def _softmax(original: Callable, operator: Callable) -> Callable:
     def softmax(input: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if kwargs.get("dtype") is torch.float32 and input.dtype is torch.float16 and dim is not None:
+        direct = _DTYPES.get(input.dtype) in cuda_rules.HALF_TO_FLOAT
+        if kwargs.get("dtype") is torch.float32 and direct and dim is not None:
             return operator(input, dim, True)
         return original(input, dim, *args, **kwargs)
 
@@ -212,8 +171,8 @@ def _attention(target: str, capability: tuple[int, int]) -> Callable:
             )[0]
         if kernel == SDPBackend.FLASH_ATTENTION:
             return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
-        if mask is not None and mask.shape[-1] % 8:  # pad_bias
-            mask = nn.functional.pad(mask, (0, -mask.shape[-1] % 8))[..., : mask.shape[-1]]
+        if mask is not None and mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT:
+            mask = nn.functional.pad(mask, (0, -mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT))[..., : mask.shape[-1]]
         return MemoryEfficientAttention.apply(query, key, value, mask, capability)
 
     return attention
@@ -227,27 +186,25 @@ def cuda_kernel(
     dropout: float,
     capability: tuple[int, int],
 ) -> SDPBackend:
-    """Which kernel ``scaled_dot_product_attention`` takes on a card, among those that are enabled.
-
-    ATen ``native/transformers/cuda/sdp_utils.cpp``: FlashAttention needs compute capability 8.0, 16-bit types, one head
-    size for all of 256 at most, and no mask; the memory-efficient kernel takes no grouped keys and values, head sizes
-    in whole 16 bytes, and bf16 from 8.0 on; else the plain formula.
+    """Which kernel ``scaled_dot_product_attention`` takes on a GPU, among those that are enabled.
 
     Raises
     ------
     UserError
         If the only kernels that are enabled can't take these tensors.
     """
-    head, groups, half = query.shape[-1], query.shape[1] // key.shape[1], query.dtype != torch.float32
-    flash = half and capability >= (8, 0) and head == value.shape[-1] and head <= 256 and mask is None
-    if flash and torch.backends.cuda.flash_sdp_enabled():
-        return SDPBackend.FLASH_ATTENTION
-    aligned = all(size * query.element_size() % 16 == 0 for size in (head, value.shape[-1]))
-    efficient = groups == 1 and aligned and (capability >= (8, 0) or query.dtype != torch.bfloat16)
-    if efficient and torch.backends.cuda.mem_efficient_sdp_enabled():
-        return SDPBackend.EFFICIENT_ATTENTION
-    if torch.backends.cuda.math_sdp_enabled():
-        return SDPBackend.MATH
+    head = query.shape[-1]
+    chosen = cuda_rules.attention_kernel(
+        _DTYPES[query.dtype],
+        head,
+        value.shape[-1],
+        grouped=query.shape[1] != key.shape[1],
+        masked=mask is not None,
+        capability=capability,
+        enabled=[name for name, (_, enabled) in _BACKENDS.items() if enabled()],
+    )
+    if chosen is not None:
+        return _BACKENDS[chosen][0]
     raise UserError(
         "The attention kernel that is asked for can't take this model's tensors.",
         where="attention",
@@ -284,7 +241,7 @@ class MemoryEfficientAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         batch, heads, tokens, _ = query.shape
         out = query.new_empty((batch, tokens, heads, value.shape[-1])).transpose(1, 2)
-        sums = query.new_empty((batch, heads, _up(tokens, 32)), dtype=torch.float32)  # kAlignLSE
+        sums = query.new_empty((batch, heads, up(tokens, cuda_rules.LOG_SUM_EXP_ALIGNMENT)), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums, bias)
         ctx.capability = capability
         return out
@@ -298,39 +255,12 @@ class MemoryEfficientAttention(torch.autograd.Function):
         ]
         batch, heads, tokens, _ = query.shape
         delta = query.new_empty((batch, heads, tokens), dtype=torch.float32)  # noqa: F841
-        size = batch * heads * efficient_workspace(query, key, ctx.capability)
+        head, dtype = query.shape[-1], _DTYPES[query.dtype]
+        size = cuda_rules.efficient_workspace_bytes(tokens, key.shape[-2], head, dtype, ctx.capability)
+        size *= batch * heads
         workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
         return *(x.transpose(1, 2) for x in grads), of_bias, None
-
-
-def efficient_workspace(query: torch.Tensor, key: torch.Tensor, capability: tuple[int, int]) -> int:
-    """Bytes for each head of the backward kernel's workspace (``workspace_size`` in kernel_backward.h).
-
-    ``cutlassB.h`` lists the kernels by block sizes and largest head; the first that the card's shared memory holds is
-    taken. The gradient of the query is always summed in fp32 (splitting the keys is enabled), those of key and value
-    only where they don't fit the registers.
-    """
-    tokens, head, keys = query.shape[-2], query.shape[-1], key.shape[-2]
-    rows, columns, in_registers = _efficient_block(query.dtype, head, capability)
-    blocks = -(-tokens // rows) * -(-head // columns)
-    count = blocks * (16 + rows * columns * 4)  # GradQTempStorage: lock, counter, padding, fp32 accumulator
-    if not in_registers:
-        count += 2 * -(-keys // columns) * columns * _up(head, rows) * 4
-    return _up(count, 16)
-
-
-def _efficient_block(dtype: torch.dtype, head: int, capability: tuple[int, int]) -> tuple[int, int, bool]:
-    """Block of queries, block of keys, and whether key and value gradients stay in registers."""
-    if dtype == torch.float32:
-        return (64, 64, False)
-    if head <= 64:
-        return (64, 64, True)
-    if capability < (8, 0):
-        return (128, 64, head <= 128)
-    if capability in ((8, 6), (8, 9), (12, 0)):  # 99 KB of shared memory: the block of 128 x 128 doesn't fit
-        return (128, 64, True) if head <= 96 and capability != (12, 0) else (64, 64, False)
-    return (128, 128, True) if head <= 128 else (128, 64, False)
 
 
 class FlashAttention2(torch.autograd.Function):
@@ -350,16 +280,12 @@ class FlashAttention2(torch.autograd.Function):
         batch, tokens, heads, head = query.shape
         grad = grad.contiguous()
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
-        padded, wide = _up(tokens, 128), _up(head, 32 if head <= 128 else 64)
+        padded, wide = cuda_rules.flash_padding(tokens, head)
         row = query.new_empty((batch, heads, padded), dtype=torch.float32)  # noqa: F841
         sum_query = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)  # noqa: F841
         if key.shape[2] != heads:
             spread = [x.new_empty((batch, x.shape[1], heads, head)) for x in (key, value)]  # noqa: F841
         return tuple(grads)
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def flash_attention_package() -> str:

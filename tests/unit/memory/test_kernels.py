@@ -7,17 +7,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scripts.common.errors import UserError
+from scripts.memory.core.cuda_rules import MIB, cublas_workspace_bytes, efficient_workspace_bytes
 from scripts.memory.core.kernels import (
-    MIB,
     CudaKernels,
     FlashAttention2,
     MemoryEfficientAttention,
     cpu_kernel,
     cuda_kernel,
     dispatch,
-    efficient_workspace,
     flash_attention_package,
-    workspace_bytes,
 )
 
 
@@ -58,7 +56,7 @@ def test_log_softmax_backward_needs_nothing():
 def test_a_workspace_for_the_forward_thread_comes_once(capability, size):
     kernels = CudaKernels(capability)
     product = (torch.ops.aten.mm.default, (meta(4, 4), meta(4, 4)))
-    assert workspace_bytes(capability) == size
+    assert cublas_workspace_bytes(capability) == size
     assert kernels.persistent(*product) == [size]
     assert kernels.persistent(*product) == []
 
@@ -142,10 +140,11 @@ def test_memory_efficient_attention():
 
 
 def test_the_workspace_also_sums_keys_and_values_where_registers_do_not_suffice():
-    query = meta(1, 1, 128, 128)
-    small = efficient_workspace(query, query, (8, 0))  # 128 x 128 blocks
+    small = efficient_workspace_bytes(128, 128, 128, "fp16", (8, 0))  # 128 x 128 blocks
     assert small == 16 + 128 * 128 * 4
-    large = efficient_workspace(query, query, (8, 6))  # 64 x 64 blocks: 2 x 2 of them, and two sums of 128 x 128
+    large = efficient_workspace_bytes(
+        128, 128, 128, "fp16", (8, 6)
+    )  # 64 x 64 blocks: 2 x 2 of them, and two sums of 128 x 128
     assert large == 4 * (16 + 64 * 64 * 4) + 2 * 128 * 128 * 4
 
 
