@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scripts.memory.core import components
+from scripts.memory.core.components import grouped
+
 # Metrics of the evaluation: what it is called, and whether more of it is better (None: neither).
 METRICS: dict[str, tuple[str, bool | None]] = {
     "loss": ("Loss on the expected answers (nats per token)", False),
@@ -23,23 +26,16 @@ METRICS: dict[str, tuple[str, bool | None]] = {
 # Names that the Hub has for them; loss has none of its own.
 HUB_METRICS = {"exact": "exact_match", "chrf": "chrf"}
 
-# Components of the rule of thumb, the analytic estimate and the trace, gathered under common names. The first name
-# whose beginning matches counts.
-GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "parameters": ("Parameters (weights, quantization state)", ("parameters", "weights", "quantization")),
-    "adapters": ("Adapters, with their gradients and optimizer states", ("adapters",)),
-    "gradients": ("Gradients", ("gradients",)),
-    "optimizer_states": ("Optimizer states", ("optimizer_states",)),
-    "activations": (
-        "Activations",
-        ("activations", "residual_stream", "attention_scores", "positions", "batch", "inputs"),
-    ),
-    "logits": ("Logits and loss", ("logits",)),
-    "temporaries": (
-        "Temporaries",
-        ("temporaries", "gradients_of", "optimizer_temporaries", "unpacked", "autocast", "weight_casts"),
-    ),
-    "overhead": ("Overhead (workspaces, rounding of blocks)", ("overhead", "workspaces", "allocator", "loading")),
+# What the groups of memory components are called.
+GROUP_TITLES = {
+    "parameters": "Parameters (weights, quantization state)",
+    "adapters": "Adapters, with their gradients and optimizer states",
+    "gradients": "Gradients",
+    "optimizer_states": "Optimizer states",
+    "activations": "Activations",
+    "logits": "Logits and loss",
+    "temporaries": "Temporaries",
+    "overhead": "Overhead (workspaces, rounding of blocks)",
 }
 METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 MISSING = {
@@ -51,25 +47,6 @@ MISSING = {
 LARGEST_TERMS = 10  # of the analytic estimate, that documents show
 MEASURED_ON = {"cpu": "CPU"}  # else the card's name
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
-
-
-def group_of(component: str, method: str) -> str:
-    """The common name of a component. With LoRA, gradients and optimizer states are the adapters'."""
-    name = component.lower().replace(" ", "_")
-    matches = [
-        (len(start), group) for group, (_, starts) in GROUPS.items() for start in starts if name.startswith(start)
-    ]
-    group = max(matches)[1] if matches else "overhead"
-    return "adapters" if method != "full" and group in ("gradients", "optimizer_states") else group
-
-
-def grouped(components: Mapping[str, int], method: str) -> dict[str, int]:
-    """Bytes by common name, in the order of :data:`GROUPS`; the sum stays the same."""
-    sums: dict[str, int] = {}
-    for component, size in components.items():
-        group = group_of(component, method)
-        sums[group] = sums.get(group, 0) + size
-    return {group: sums[group] for group in GROUPS if sums.get(group)}
 
 
 def short_size(size: float | None) -> str:
@@ -89,16 +66,6 @@ def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {"components": {}, "required_bytes": None, "peak_reserved_bytes": None, **answer}
 
 
-def _vocabulary_apart(terms: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Bytes of the analytic estimate by component, with every activation of the vocabulary's width under the logits."""
-    sums: dict[str, int] = {}
-    for term in terms:
-        wide = term["formula"].split("·")[-1] == "V" and "weights" not in term["component"]
-        component = "logits and loss" if wide else term["component"]
-        sums[component] = sums.get(component, 0) + term["bytes"]
-    return sums
-
-
 def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     """A scenario's answers side by side: in all, by component, and how far each is from the trace."""
     scenario = compared["scenario"]
@@ -106,10 +73,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     answers = {answer: _answer(compared, answer) for answer in ANSWERS}
     trace, thumb = (answers[answer]["peak_allocated_bytes"] for answer in ("trace", "rule_of_thumb"))
     measured = answers["measurement"]
-    parts = {answer: grouped(answers[answer]["components"], method) for answer in ANSWERS}
-    terms = answers["analytic"].get("terms", [])
-    if terms:  # the trace counts whatever is as wide as the vocabulary with the logits
-        parts["analytic"] = grouped(_vocabulary_apart(terms), method)
+    parts = {answer: grouped(answers[answer]["components"], adapters=method != "full") for answer in ANSWERS}
     rule = parts["rule_of_thumb"]
     rows = [
         {
@@ -118,12 +82,12 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
             "by_answer": {answer: parts[answer].get(group) for answer in ANSWERS},
             "rule_minus_trace": rule.get(group, 0) - parts["trace"].get(group, 0),
         }
-        for group, (label, _) in GROUPS.items()
+        for group, label in GROUP_TITLES.items()
         if any(parts[answer].get(group) for answer in ANSWERS)
     ]
     return {
         "answers": answers,
-        "analytic_terms": terms[:LARGEST_TERMS],
+        "analytic_terms": answers["analytic"].get("terms", [])[:LARGEST_TERMS],
         # A measurement on the CPU is set against the trace of the same step on the CPU.
         "differences": {
             answer: compared["differences"].get(f"{answer}_to_trace", {}).get("share")
@@ -152,19 +116,23 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
 
 
 WEIGHTS = {
-    "weights_4bit": "4-bit weights of the linear layers",
-    "quantization_state": "scales of their blocks",
-    "weights_bf16": "bf16 weights (embeddings, output head, norms, biases)",
-    "weights_fp16": "fp16 weights (embeddings, output head, norms, biases)",
-    "weights_fp32": "fp32 weights and buffers",
+    components.WEIGHTS_4BIT: "4-bit weights of the linear layers",
+    components.QUANTIZATION_STATE: "scales of their blocks",
+    components.weights("bf16"): "bf16 weights (embeddings, output head, norms, biases)",
+    components.weights("fp16"): "fp16 weights (embeddings, output head, norms, biases)",
+    components.weights("fp32"): "fp32 weights and buffers",
 }
-LORA_PARTS = {"adapters": "weights", "gradients": "gradients", "optimizer_states": "optimizer states"}
+LORA_PARTS = {
+    components.ADAPTERS: "weights",
+    components.GRADIENTS: "gradients",
+    components.OPTIMIZER_STATES: "optimizer states",
+}
 
 
 def _parts(trace: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, int]]:
     """Some components at the trace's peak, by title."""
-    components = trace["components"]
-    return [(title, components[name]) for name, title in titles.items() if components.get(name)]
+    found = trace["components"]
+    return [(title, found[name]) for name, title in titles.items() if found.get(name)]
 
 
 def precision_title(scenario: Mapping[str, Any]) -> str:

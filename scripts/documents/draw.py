@@ -11,7 +11,8 @@ from typing import Any
 
 from scripts.common.files import atomic_open, read_json, read_jsonl
 from scripts.common.job import job, log
-from scripts.documents.context import GROUPS, evaluation_rows, grouped, scenario_memory, short_size
+from scripts.documents.context import GROUP_TITLES, evaluation_rows, scenario_memory, short_size
+from scripts.memory.core.components import GROUPS, grouped
 
 COLOURS = {
     "parameters": "#0072B2",
@@ -58,9 +59,8 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
     for number, scenario in enumerate(scenarios):
         for offset, answer in ((-0.2, "rule_of_thumb"), (0.2, "trace")):
             left = 0.0
-            for group, size in grouped(
-                scenario["answers"][answer]["components"], scenario["scenario"]["method"]
-            ).items():
+            adapters = scenario["scenario"]["method"] != "full"
+            for group, size in grouped(scenario["answers"][answer]["components"], adapters=adapters).items():
                 axes.barh(
                     number + offset,
                     size / 1e9,
@@ -102,7 +102,7 @@ def _legend(figure: Any, groups: Sequence[str] | Mapping[str, str]) -> None:
     """One entry for each component, below everything."""
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=COLOURS[group], label=GROUPS[group][0].split(" (")[0].split(",")[0]) for group in groups]
+    patches = [Patch(color=COLOURS[group], label=GROUP_TITLES[group].split(" (")[0].split(",")[0]) for group in groups]
     figure.legend(handles=patches, loc="outside lower left", ncols=4, fontsize=9)
 
 
@@ -110,10 +110,10 @@ def draw_timeline(compared: Mapping[str, Any]) -> Any:
     """What is alive in the course of one training step, by component, with its phases."""
     scenario = scenario_memory("", compared)
     timeline = compared["trace"]["timeline"]
-    method = scenario["scenario"]["method"]
+    adapters = scenario["scenario"]["method"] != "full"
     columns = timeline["components"]
     stacks = [
-        grouped({name: column[moment] for name, column in columns.items()}, method)
+        grouped({name: column[moment] for name, column in columns.items()}, adapters=adapters)
         for moment in range(len(timeline["event"]))
     ]
     groups = [group for group in GROUPS if any(group in stack for stack in stacks)]

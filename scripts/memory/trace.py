@@ -24,8 +24,7 @@ from torch.overrides import TorchFunctionMode
 from scripts.common.errors import UserError
 from scripts.memory.core.allocator import Event, replay, required_bytes
 from scripts.memory.core.autocast import MetaAutocast
-from scripts.memory.core.kernels import CudaKernels, cpu_outputs, dispatch, flash_attention_package
-from scripts.memory.core.tracker import (
+from scripts.memory.core.components import (
     ADAPTERS,
     GRADIENTS,
     INPUTS,
@@ -34,8 +33,11 @@ from scripts.memory.core.tracker import (
     QUANTIZATION_STATE,
     ROUNDING,
     WEIGHT_CASTS,
-    Tracker,
+    WEIGHTS_4BIT,
+    weights,
 )
+from scripts.memory.core.kernels import CudaKernels, cpu_outputs, dispatch, flash_attention_package
+from scripts.memory.core.tracker import Tracker
 from scripts.memory.loading import Loader, loading_events
 from scripts.scenario.scenario import Scenario
 from scripts.training.model import (
@@ -181,16 +183,16 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: dict[int, int] | None 
     for name, parameter in model.named_parameters():
         state = quantization_state(parameter)
         if state:
-            component = "weights_4bit"
+            component = WEIGHTS_4BIT
         elif ".lora_" in name:
             component = ADAPTERS
         else:
-            component = f"weights_{_NAMES.get(parameter.dtype, str(parameter.dtype).removeprefix('torch.'))}"
+            component = weights(_NAMES.get(parameter.dtype, ""))
         add(parameter.data, component)
         for tensor in state.values():
             add(tensor, QUANTIZATION_STATE)
     for buffer in model.buffers():
-        add(buffer, f"weights_{_NAMES.get(buffer.dtype, 'other')}")
+        add(buffer, weights(_NAMES.get(buffer.dtype, "")))
 
 
 def take_steps(

@@ -171,7 +171,7 @@ def _steps_of_the_script(
     One tensor is input and label, and serves all steps; the model's output lives until the update is done, the
     gradients until the next step begins; nothing is clipped.
     """
-    from scripts.memory.core.tracker import INPUTS
+    from scripts.memory.core.components import INPUTS
     from scripts.memory.trace import STEPS, following
 
     def one_step(number: int) -> None:

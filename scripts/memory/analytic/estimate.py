@@ -21,6 +21,7 @@ from contextlib import suppress
 from typing import Any
 
 from scripts.memory.analytic.decoder import Decoder, Matrix, described
+from scripts.memory.core import components as names
 from scripts.memory.core import cuda_rules
 from scripts.memory.core.allocator import Event, replay, round_size, typical_block
 from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY, WIDTH
@@ -30,6 +31,21 @@ CHUNK_TOKENS = 256  # scripts/training/step.py: tokens whose logits exist at onc
 LAYERS_RUN = 3
 COPIES = "autocast copies of weights"
 ROUNDING = "allocator rounding"
+
+COMPONENT_OF = {
+    "quantization state": names.QUANTIZATION_STATE,
+    "adapters": names.ADAPTERS,
+    "batch": names.INPUTS,
+    "workspaces": names.WORKSPACES,
+    "gradients": names.GRADIENTS,
+    "gradients of activations": names.TEMPORARIES,
+    "optimizer states": names.OPTIMIZER_STATES,
+    "optimizer temporaries": names.TEMPORARIES,
+    "unpacked 4-bit weight": names.TEMPORARIES,
+    "logits and loss": names.LOGITS_AND_LOSS,
+    COPIES: names.WEIGHT_CASTS,
+    ROUNDING: names.ROUNDING,
+}
 
 Key = tuple[str, str, int]  # component, formula, bytes of one
 
@@ -1085,6 +1101,15 @@ class AnalyticStep(Step):
             self.blocks()
         return self
 
+    def component_of(self, what: str, formula: str) -> str:
+        """The component that a term belongs to; the trace too counts what is as wide as the vocabulary as logits."""
+        if what.startswith("weights: "):
+            dtype = "fp32" if self.base_width == 4 else self.scenario.precision
+            return names.WEIGHTS_4BIT if what == "weights: 4-bit" else names.weights(dtype)
+        component = COMPONENT_OF.get(what, names.ACTIVATIONS)
+        wide = formula.endswith("·V") and component in (names.ACTIVATIONS, names.TEMPORARIES)
+        return names.LOGITS_AND_LOSS if wide else component
+
     def blocks(self) -> None:
         """What the allocator's blocks take beyond the tensors, phase by phase."""
         allocated = replay(self.events, self.starts).phases
@@ -1124,8 +1149,14 @@ def analytic_estimate(
     steps = {phase: form.peaks[phase] for phase in ("forward", "backward", "optimizer")}
     phase = max(steps, key=steps.__getitem__)
     terms = [
-        {"component": component, "formula": formula, "bytes": size * times, "times": times}
-        for (component, formula, size), times in form.at_peak[phase].items()
+        {
+            "component": form.component_of(what, formula),
+            "what": what,
+            "formula": formula,
+            "bytes": size * times,
+            "times": times,
+        }
+        for (what, formula, size), times in form.at_peak[phase].items()
         if times and size
     ]
     components: Counter[str] = Counter()

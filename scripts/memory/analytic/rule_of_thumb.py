@@ -12,12 +12,13 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
+from scripts.memory.core.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
 from scripts.scenario.scenario import Scenario
 
 GB = 10**9
 # Bytes: "about 8 GB" for fp32, "about 6 GB" for 16 bits; "about 4 GB" of framework, "about 2 GB" under QLoRA.
-ACTIVATIONS = {4: 8 * GB, 2: 6 * GB}
-OVERHEAD = {"full": 4 * GB, "lora": 4 * GB, "qlora": 2 * GB}
+ACTIVATION_BYTES = {4: 8 * GB, 2: 6 * GB}
+OVERHEAD_BYTES = {"full": 4 * GB, "lora": 4 * GB, "qlora": 2 * GB}
 ADAM_STATES = 8  # two fp32 numbers a parameter
 LORA_SHARE = Fraction(3, 1000)  # "LoRA trains about 0.3 % of the parameters", whatever the rank
 LORA_BYTES = 2 + 2 + ADAM_STATES  # 16-bit weight and gradient, fp32 states
@@ -36,16 +37,16 @@ def components(method: str, width: int, parameters: int) -> dict[str, int]:
         Number of parameters of the base model.
     """
     if method == "full":
-        parts = {"parameters": width * parameters, "gradients": width * parameters}
-        parts["optimizer_states"] = ADAM_STATES * parameters
-        activations = ACTIVATIONS[width]
+        parts = {WEIGHTS: width * parameters, GRADIENTS: width * parameters}
+        parts[OPTIMIZER_STATES] = ADAM_STATES * parameters
+        activations = ACTIVATION_BYTES[width]
     else:
         # "3.5 GB, rounded to 4 GB"; the adapters' 0.252 GB are written as 0.25.
         weights = ceil(Fraction(parameters, 2) / GB) * GB if method == "qlora" else width * parameters
         adapters = round(LORA_SHARE * parameters * LORA_BYTES / (GB // 100)) * (GB // 100)
-        parts = {"parameters": weights, "adapters": adapters}
-        activations = ACTIVATIONS[2] if method == "qlora" else ACTIVATIONS[width]
-    return {**parts, "activations": activations, "overhead": OVERHEAD[method]}
+        parts = {WEIGHTS: weights, ADAPTERS: adapters}
+        activations = ACTIVATION_BYTES[2] if method == "qlora" else ACTIVATION_BYTES[width]
+    return {**parts, ACTIVATIONS: activations, OVERHEAD: OVERHEAD_BYTES[method]}
 
 
 def quoted_parameters(count: int, name: str | None = None) -> int:

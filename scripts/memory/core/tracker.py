@@ -14,20 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scripts.memory.core.allocator import Event
-
-# What a storage can be for. Weights are split by dtype: "weights_bf16", "weights_4bit", ...
-INPUTS = "inputs"
-QUANTIZATION_STATE = "quantization_state"
-ADAPTERS = "adapters"
-GRADIENTS = "gradients"
-OPTIMIZER_STATES = "optimizer_states"
-ACTIVATIONS = "activations"
-LOGITS_AND_LOSS = "logits_and_loss"
-WEIGHT_CASTS = "weight_casts"  # 16-bit copies that autocast keeps of fp32 weights
-TEMPORARIES = "temporaries"  # gradients of activations, dequantized weights, what operators need while they run
-WORKSPACES = "workspaces"  # of cuBLAS
-LOADING = "loading"  # what only exists while the model is brought to the device
-ROUNDING = "allocator_rounding"  # blocks are larger than what was asked for
+from scripts.memory.core.components import ACTIVATIONS, LOGITS_AND_LOSS, TEMPORARIES, WORKSPACES
 
 
 class Kernels(Protocol):

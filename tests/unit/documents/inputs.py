@@ -24,17 +24,17 @@ GPU = {
 PARTS: dict[tuple[str, str], tuple[dict[str, int], dict[str, int], dict[str, int]]] = {
     ("full", "fp32"): (
         {
-            "parameters": 28_000_000_000,
+            "weights": 28_000_000_000,
             "gradients": 28_000_000_000,
             "optimizer_states": 56_000_000_000,
             "activations": 8_000_000_000,
             "overhead": 4_000_000_000,
         },
         {
-            "weights: linear": 30_462_466_048,
-            "optimizer states": 60_924_932_096,
+            "weights_fp32": 30_462_466_048,
+            "optimizer_states": 60_924_932_096,
             "gradients": 30_462_466_048,
-            "optimizer temporaries": 30_462_466_048,
+            "temporaries": 30_462_466_048,
             "workspaces": 17_039_360,
         },
         {
@@ -48,13 +48,13 @@ PARTS: dict[tuple[str, str], tuple[dict[str, int], dict[str, int], dict[str, int
     ),
     ("full", "bf16"): (
         {
-            "parameters": 14_000_000_000,
+            "weights": 14_000_000_000,
             "gradients": 14_000_000_000,
             "optimizer_states": 56_000_000_000,
             "activations": 6_000_000_000,
             "overhead": 4_000_000_000,
         },
-        {"weights: linear": 15_231_233_024, "optimizer states": 30_462_466_049, "gradients": 15_231_233_025},
+        {"weights_bf16": 15_231_233_024, "optimizer_states": 30_462_466_049, "gradients": 15_231_233_025},
         {
             "weights_bf16": 15_231_233_026,
             "optimizer_states": 30_462_466_050,
@@ -63,8 +63,8 @@ PARTS: dict[tuple[str, str], tuple[dict[str, int], dict[str, int], dict[str, int
         },
     ),
     ("qlora", "bf16"): (
-        {"parameters": 4_000_000_000, "adapters": 250_000_000, "activations": 6_000_000_000, "overhead": 2_000_000_000},
-        {"weights: 4-bit": 3_262_644_224, "adapters": 161_480_704, "logits and loss": 934_281_216},
+        {"weights": 4_000_000_000, "adapters": 250_000_000, "activations": 6_000_000_000, "overhead": 2_000_000_000},
+        {"weights_4bit": 3_262_644_224, "adapters": 161_480_704, "logits_and_loss": 934_281_216},
         {
             "weights_4bit": 3_262_644_225,
             "weights_bf16": 2_180_398_080,
@@ -119,7 +119,15 @@ def step(method: str, precision: str, *, name: str | None = "qwen2.5-coder-7b", 
             "parameters": {"linear": 6_525_288_448, "embeddings": 544_997_376, "total": 7_615_616_512},
             "peak_allocated_bytes": sum(form.values()),
             "phase": "backward",
-            "terms": [{"bytes": 1_089_994_752, "component": "weights", "formula": "2·V·h", "times": 1}],
+            "terms": [
+                {
+                    "bytes": 1_089_994_752,
+                    "component": "weights_bf16",
+                    "what": "weights: embeddings",
+                    "formula": "2·V·h",
+                    "times": 1,
+                }
+            ],
         },
         "trace": {
             "components": trace,

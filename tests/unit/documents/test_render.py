@@ -415,12 +415,15 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert all(figure.startswith(b"\x89PNG") and b"Software" not in figure for figure in figures[0].values())
 
 
-def test_components_keep_their_sum_under_common_names() -> None:
-    from scripts.documents.context import GROUPS, group_of, grouped
+def test_components_keep_their_sum_in_their_groups() -> None:
+    from scripts.documents.context import GROUP_TITLES
+    from scripts.memory.core.components import GROUPS, grouped
 
+    assert list(GROUP_TITLES) == list(GROUPS)
     for (method, _), parts in inputs.PARTS.items():
         for components in parts:
-            groups = grouped(components, method)
+            groups = grouped(components, adapters=method != "full")
             assert sum(groups.values()) == sum(components.values()) and groups.keys() <= GROUPS.keys()
-    assert group_of("optimizer temporaries", "full") == group_of("gradients of activations", "full") == "temporaries"
-    assert group_of("optimizer states", "full") == "optimizer_states" and group_of("gradients", "qlora") == "adapters"
+    assert grouped({"gradients": 1, "optimizer_states": 2}, adapters=True) == {"adapters": 3}
+    with pytest.raises(KeyError):
+        grouped({"gradients of activations": 1}, adapters=False)

@@ -12,9 +12,9 @@ GB = 10**9
 @pytest.mark.parametrize(
     ("method", "width", "parts", "total"),
     [
-        ("full", 4, {"parameters": 28, "gradients": 28, "optimizer_states": 56, "activations": 8, "overhead": 4}, 124),
-        ("full", 2, {"parameters": 14, "gradients": 14, "optimizer_states": 56, "activations": 6, "overhead": 4}, 94),
-        ("qlora", 2, {"parameters": 4, "adapters": 0.25, "activations": 6, "overhead": 2}, 12.25),
+        ("full", 4, {"weights": 28, "gradients": 28, "optimizer_states": 56, "activations": 8, "overhead": 4}, 124),
+        ("full", 2, {"weights": 14, "gradients": 14, "optimizer_states": 56, "activations": 6, "overhead": 4}, 94),
+        ("qlora", 2, {"weights": 4, "adapters": 0.25, "activations": 6, "overhead": 2}, 12.25),
     ],
 )
 def test_three_scenarios_to_the_digit(method, width, parts, total) -> None:

@@ -3,16 +3,15 @@
 import pytest
 import torch
 
-from scripts.memory.core.tracker import (
+from scripts.memory.core.components import (
     ACTIVATIONS,
     GRADIENTS,
     INPUTS,
     LOGITS_AND_LOSS,
     TEMPORARIES,
     WORKSPACES,
-    Shapes,
-    Tracker,
 )
+from scripts.memory.core.tracker import Shapes, Tracker
 
 
 def sizes(tracker: Tracker) -> list[int]:
