@@ -20,6 +20,7 @@ import transformers.masking_utils
 from torch import nn
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from scripts.common.errors import UserError
 from scripts.memory.core.allocator import Event, replay, required_bytes
@@ -222,7 +223,7 @@ def take_steps(
             for _ in range(min(scenario.gradient_accumulation, MICRO_BATCHES)):
                 mark("inputs")
                 inputs = batch()
-                for tensor in inputs.values():
+                for tensor in tree_leaves(inputs):  # packs may have a mask for each kind of layer
                     tracker.add(tensor, INPUTS)
                     tracker.label(tensor, INPUTS)
                 forward_backward(model, inputs, scenario, loss_scale=1 / scenario.gradient_accumulation, hook=mark)

@@ -35,6 +35,7 @@ CHOICES = {
     "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit"),
     "loss": ("full", "chunked"),
     "loop": ("trainer", "manual"),
+    "packing": ("none", "rows", "shared_prefix"),
 }
 COUNTS = {"sequence_length": 512, "micro_batch": 1, "gradient_accumulation": 1}
 QUANTIZATION_TYPES = ("nf4", "fp4")
@@ -112,6 +113,7 @@ class Scenario:
     optimizer: str
     loss: str
     loop: str
+    packing: str  # rows in one sequence (scripts.training.packing): the batch then has positions and a square mask
     gpu: str | dict[str, float] | None
 
     @classmethod
@@ -612,6 +614,23 @@ def _check_together(scenario: Scenario, where: object) -> None:
             found=scenario.attention,
             allowed="eager, sdpa, mem_efficient; or precision bf16",
             write="attention: mem_efficient",
+        )
+    if scenario.packing != "none" and scenario.attention == "flash":
+        raise UserError(
+            f"`packing: {scenario.packing}` and `attention: flash` don't go together: the flash kernels take no mask.",
+            where=where,
+            found=scenario.attention,
+            allowed="eager, sdpa, mem_efficient; or packing none",
+            write="attention: sdpa",
+        )
+    if scenario.packing == "shared_prefix" and scenario.lora and scenario.lora.dropout:
+        raise UserError(
+            "`packing: shared_prefix` and `lora.dropout` don't go together: all rows of a pack would share the noise"
+            " on their prefix.",
+            where=where,
+            found=scenario.lora.dropout,
+            allowed="lora.dropout 0.0; or packing rows, where each row has its own",
+            write="packing: rows",
         )
     limit = scenario.size("max_position_embeddings")
     if limit and scenario.sequence_length > limit:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scripts.scenario.scenario import Scenario
 from scripts.training.model import autocast_dtype
+from scripts.training.packing import full_packs
 
 IGNORED = -100  # label of a token that is not learned (torch.nn.CrossEntropyLoss and transformers)
 CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
@@ -111,12 +112,14 @@ def optimizer_step(
 
 
 def random_batch(scenario: Scenario, device: str | torch.device, vocabulary: int, seed: int = 0) -> dict:
-    """A micro-batch of full length in which every token is learned."""
+    """A micro-batch of full length in which every token is learned; packs have positions and a mask besides."""
     shape = (scenario.micro_batch, scenario.sequence_length)
     if torch.device(device).type == "meta":
-        return {key: torch.empty(shape, dtype=torch.long, device="meta") for key in ("input_ids", "labels")}
-    tokens = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
-    return {"input_ids": tokens.to(device), "labels": tokens.to(device, copy=True)}
+        batch = {key: torch.empty(shape, dtype=torch.long, device="meta") for key in ("input_ids", "labels")}
+    else:
+        tokens = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+        batch = {"input_ids": tokens.to(device), "labels": tokens.to(device, copy=True)}
+    return batch if scenario.packing == "none" else batch | full_packs(scenario, device)
 
 
 def chunked_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

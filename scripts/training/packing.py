@@ -1,0 +1,279 @@
+"""Several rows in one sequence, each computed as if it were alone; what they all begin with can be computed once.
+
+    packing: none            packing: rows             packing: shared_prefix
+    [prefix a1 a2 . . . ]    [prefix a1 a2 prefix b1   [prefix a1 a2 b1 b2 b3 c1 c2]
+    [prefix b1 b2 b3 . .]     b2 b3]
+    [prefix c1 c2 . . . ]
+
+A token attends to the tokens of its own row before it and, where it is shared, to the prefix: a mask says so, and
+position ids go on after the prefix for each row. What the model computes for the prefix depends on the prefix alone, so
+loss and gradients are those of the rows apart, up to rounding. That holds only where attention is all that carries
+something from token to token, and where it takes positions and mask as given: :func:`self_test` makes sure.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.common.errors import UserError
+from scripts.scenario.scenario import Scenario
+from scripts.training.batches import IGNORED, Row, collate
+from scripts.training.model import autocast_dtype, configuration, weight_dtype
+
+Pack = list[Row]
+# How far packed rows may be from the rows alone, as a share of the loss and of the gradient's norm. A mask or a
+# position that went unheeded is off by more, rounding by less.
+TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (5e-2, 2e-1), torch.float16: (1e-2, 5e-2)}
+_LAYERS = ("full_attention", "sliding_attention")  # kinds of layers whose mask this module can make
+
+
+def common_prefix(rows: Sequence[Row]) -> int:
+    """Tokens that all rows begin with and that are not learned, but for one that stays in each row.
+
+    The last token before an answer predicts the answer's first, so it has to be the row's own.
+    """
+    if not rows:
+        return 0
+    texts = [row.input_ids[: next((i for i, label in enumerate(row.labels) if label != IGNORED), None)] for row in rows]
+    alike = (len(set(tokens)) == 1 for tokens in zip(*texts, strict=False))
+    return max(0, min(sum(takewhile(bool, alike)), min(map(len, texts)) - 1))
+
+
+def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: the indices of each pack, whose lengths add up to ``capacity`` at most.
+
+    The longest row comes first, each into the fullest pack that still has room for it. Equal lengths keep their order,
+    so that equal rows make equal packs.
+    """
+    packs: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (room, pack), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = bisect_left(free, (lengths[index], -1))
+        room, number = free.pop(place) if place < len(free) else (capacity, len(packs))
+        if number == len(packs):
+            packs.append([])
+        packs[number].append(index)
+        insort(free, (room - lengths[index], number))
+    return packs
+
+
+def micro_batches(rows: Sequence[Row], scenario: Scenario, prefix: int) -> list[list[Pack]]:
+    """The rows of one step as micro-batches of at most ``micro_batch`` packs of at most ``sequence_length`` tokens.
+
+    ``prefix`` is the number of tokens that are shared. Without packing each row is a pack of its own.
+    """
+    if scenario.packing == "none":
+        packs = [[row] for row in rows]
+    else:
+        lengths = [len(row.input_ids) - prefix for row in rows]
+        if prefix + max(lengths) > scenario.sequence_length:
+            raise UserError(
+                "A row is longer than a pack.",
+                where="training.sequence_length",
+                found=prefix + max(lengths),
+                allowed=f"rows of at most {scenario.sequence_length} tokens",
+                write=f"sequence_length: {prefix + max(lengths)}",
+            )
+        members = pack_lengths(lengths, scenario.sequence_length - prefix)
+        packs = [[rows[index] for index in chosen] for chosen in members]
+    return [packs[start : start + scenario.micro_batch] for start in range(0, len(packs), scenario.micro_batch)]
+
+
+def collate_packs(
+    packs: Sequence[Pack],
+    scenario: Scenario,
+    prefix: int,
+    pad_token_id: int,
+    config: Any,
+    device: torch.device | str,
+) -> dict[str, Any]:
+    """A batch of packs, padded on the right to the longest; without packing :func:`batches.collate` makes it.
+
+    Parameters
+    ----------
+    packs
+        Rows that share a sequence; each begins with the same ``prefix`` tokens.
+    scenario
+        Its ``packing``, and the dtype that its attention computes in.
+    config
+        The model's transformers configuration: whether layers have a sliding window.
+
+    Returns
+    -------
+    dict
+        ``input_ids``, ``position_ids`` and ``labels`` of shape (packs, longest) and dtype int64, and
+        ``attention_mask`` as :func:`attention_masks` makes it.
+    """
+    if scenario.packing == "none":
+        return collate([row for pack in packs for row in pack], pad_token_id, device)
+    longest = max(prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs)
+    shape = (len(packs), longest)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    labels = torch.full(shape, IGNORED, dtype=torch.long)
+    positions = torch.full(shape, prefix, dtype=torch.long)  # of padding: any that the model has
+    segments = torch.full(shape, -1, dtype=torch.long)  # 0: the prefix; -1: padding, which sees itself
+    for number, pack in enumerate(packs):
+        input_ids[number, :prefix] = torch.tensor(pack[0].input_ids[:prefix], dtype=torch.long)
+        positions[number, :prefix] = torch.arange(prefix)
+        segments[number, :prefix] = 0
+        begin = prefix
+        for segment, row in enumerate(pack, 1):
+            end = begin + len(row.input_ids) - prefix
+            input_ids[number, begin:end] = torch.tensor(row.input_ids[prefix:])
+            labels[number, begin:end] = torch.tensor(row.labels[prefix:])
+            labels[number, begin] = IGNORED  # what stands before it is another row's last token, or the prefix
+            positions[number, begin:end] = torch.arange(prefix, len(row.input_ids))
+            segments[number, begin:end] = segment
+            begin = end
+    batch = {"input_ids": input_ids, "labels": labels, "position_ids": positions}
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    return batch | {"attention_mask": attention_masks(segments, positions, config, mask_dtype(scenario), device)}
+
+
+def attention_masks(
+    segments: torch.Tensor, positions: torch.Tensor, config: Any, dtype: torch.dtype, device: torch.device | str
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Additive masks: 0 where a token may look, the dtype's least number elsewhere.
+
+    One additive mask in the dtype that attention computes in serves eager attention and scaled-dot-product attention
+    alike, and all layers. (A boolean one would be added as 0 and 1 by eager attention, and copied by each layer.)
+    A sliding window counts positions, for rows that share a prefix are not beside it.
+
+    Returns
+    -------
+    torch.Tensor or dict
+        Shape (packs, 1, tokens, tokens); where layers differ, one for each kind of layer, as transformers takes them.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if unknown := sorted(set(kinds) - set(_LAYERS)):
+        raise refusal(config.model_type, f"it has layers of {' and '.join(unknown)}")
+    query, key = segments[:, :, None], segments[:, None, :]
+    seen = ((query == key) | (key == 0)).tril_()
+
+    def additive(allowed: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros((len(segments), 1, *allowed.shape[1:]), dtype=dtype)
+        return mask.masked_fill_(~allowed[:, None], torch.finfo(dtype).min).to(device)
+
+    def slide(allowed: torch.Tensor) -> torch.Tensor:
+        return allowed & (positions[:, :, None] - positions[:, None, :] < window)
+
+    if "sliding_attention" in kinds:
+        masks = {"full_attention": seen, "sliding_attention": slide(seen)}
+        return {kind: additive(masks[kind]) for kind in kinds}
+    return additive(seen if window is None or kinds else slide(seen))
+
+
+def mask_dtype(scenario: Scenario) -> torch.dtype:
+    """Dtype that queries have, and so the additive mask."""
+    return autocast_dtype(scenario) or weight_dtype(scenario)
+
+
+def full_packs(scenario: Scenario, device: torch.device | str) -> dict[str, Any]:
+    """``position_ids`` and ``attention_mask`` of packs without room to spare: for memory, where values don't matter.
+
+    On ``meta`` nothing but shapes and dtypes is made.
+    """
+    shape, dtype, config = (
+        (scenario.micro_batch, scenario.sequence_length),
+        mask_dtype(scenario),
+        configuration(scenario),
+    )
+    on_meta = torch.device(device).type == "meta"
+    positions = torch.arange(1 if on_meta else shape[1]).repeat(shape[0], 1)
+    masks = attention_masks(torch.ones_like(positions), positions, config, dtype, "cpu" if on_meta else device)
+    if not on_meta:
+        return {"attention_mask": masks, "position_ids": positions.to(device)}
+
+    def square() -> torch.Tensor:
+        return torch.empty((shape[0], 1, shape[1], shape[1]), dtype=dtype, device="meta")
+
+    return {
+        "attention_mask": {kind: square() for kind in masks} if isinstance(masks, dict) else square(),
+        "position_ids": torch.empty(shape, dtype=torch.long, device="meta"),
+    }
+
+
+# --- is it exact? ---------------------------------------------------------------------------------------------------
+
+
+def refusal(architecture: str, reason: str) -> UserError:
+    """What a person reads when rows can't be packed for this model."""
+    return UserError(
+        f"Rows can't be packed for this model: {reason}.",
+        where=f"training.packing (model_type {architecture})",
+        allowed="none: each row in a line of its own, padded",
+        write="packing: none",
+    )
+
+
+def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix: int, pad_token_id: int) -> dict:
+    """Two rows packed against each of them alone, on the very model that is to be trained.
+
+    Returns
+    -------
+    dict
+        ``loss_difference`` and ``gradient_difference``, each as a share of the rows' own.
+
+    Raises
+    ------
+    UserError
+        When the architecture refuses packs, or computes something else for them.
+    """
+    from scripts.training.step import forward_backward
+
+    kind = model.config.get_text_config().model_type
+    if getattr(model.config, "output_router_logits", False):
+        raise refusal(kind, "its auxiliary loss counts the tokens that go to each expert, and a pack has others")
+    noisy = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p]
+    if noisy and scenario.packing == "shared_prefix":
+        raise refusal(kind, f"all rows of a pack would share the noise of its dropout ({noisy[0]}) on their prefix")
+    device = next(model.parameters()).device
+    chosen = sorted(rows, key=lambda row: len(row.input_ids))
+    pair = [chosen[0], chosen[-1]]
+    learned = [sum(label != IGNORED for label in row.labels[1:]) for row in pair]
+
+    def run(packs: list[list[Pack]], how: Scenario, shared: int) -> tuple[float, list[torch.Tensor]]:
+        loss = 0.0
+        for pack in packs:
+            batch = collate_packs(pack, how, shared, pad_token_id, model.config, device)
+            share = sum(learned) if len(packs) == 1 else learned[pair.index(pack[0][0])]
+            share /= sum(learned)
+            loss += share * float(forward_backward(model, batch, how, loss_scale=share))
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        model.zero_grad(set_to_none=True)
+        return loss, gradients
+
+    model.eval()  # without noise
+    try:
+        expected, single = run([[[row]] for row in pair], replace(scenario, packing="none"), 0)
+        try:
+            found, packed = run([[pair]], scenario, prefix)
+        except UserError:
+            raise
+        except Exception as error:  # architectures refuse masks and positions each in their own way
+            raise refusal(kind, f"it takes no mask of rows ({type(error).__name__}: {str(error)[:200]})") from None
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train()
+    norm = sum(float(gradient.double().norm() ** 2) for gradient in single) ** 0.5
+    apart = sum(float((one.double() - other.double()).norm() ** 2) for one, other in zip(single, packed, strict=True))
+    result = {
+        "gradient_difference": apart**0.5 / norm if norm else 0.0,
+        "loss_difference": abs(found - expected) / abs(expected),
+    }
+    loss_tolerance, gradient_tolerance = TOLERANCE[mask_dtype(scenario)]
+    if not (result["loss_difference"] <= loss_tolerance and result["gradient_difference"] <= gradient_tolerance):
+        raise refusal(
+            kind,
+            f"two rows in one sequence give the loss {found:.6g}, each alone {expected:.6g}"
+            f" (gradients {result['gradient_difference']:.1e} apart): it looks beyond a row, or not at its positions",
+        )
+    return result
