@@ -1,0 +1,300 @@
+"""Where a run came from: configuration, code, software, hardware, and the digest of all that went in and came out.
+
+Three files at the top of a run, each from the same facts:
+
+``provenance.json``            for people and for the model card's short form
+``bill-of-materials.cdx.json`` the packages with their versions and licences, the model and the dataset (CycloneDX)
+``ro-crate-metadata.json``     the run as a research object: its files, their digests, what made them (RO-Crate)
+
+Nothing here is measured again: versions of the torch stack are those that the stages wrote down, since this rule may
+run in an environment without it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json, sha256_file, write_json, write_text
+from scripts.common.job import job, log, progress
+from scripts.common.version import VERSION
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "SecureCLI-Tuner"
+COMMAND = "SECURECLI_COMMAND"  # the Snakefile puts the command line of the whole run there
+# A name for what is derived from content, so that the same bill has the same serial number.
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://spdx.org/licenses/Apache-2.0#securecli-tuner")
+
+
+def source(root: Path = ROOT) -> dict[str, Any]:
+    """Version, commit and whether the working tree had changes; commit None outside a git checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(("git", "-C", str(root), *arguments), capture_output=True, text=True, timeout=30)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A copy of the project inside another repository is not that repository's commit.
+    top = git("rev-parse", "--show-toplevel")
+    here = top is not None and Path(top).resolve() == root.resolve()
+    status = git("status", "--porcelain", "--untracked-files=no") if here else None
+    return {
+        "clean": None if status is None else status == "",
+        "commit": git("rev-parse", "HEAD") if here else None,
+        "name": NAME,
+        "version": VERSION,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The machine: processor, cores that this process may use, memory in bytes, operating system."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        memory = None
+    return {
+        "cores": cores,
+        "machine": platform.machine(),
+        "memory_bytes": memory,
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def software(reports: Iterable[Mapping[str, Any]], requirements: Path = ROOT / "requirements.txt") -> dict[str, str]:
+    """Versions by package: what the stages' reports say, and of the pinned packages what is installed here."""
+    versions = {"python": platform.python_version()}
+    for name in re.findall(r"^([A-Za-z0-9._-]+)", requirements.read_text(encoding="utf-8"), re.MULTILINE):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    for report in reports:
+        versions |= {name: version for name, version in report.get("versions", {}).items() if version}
+    return dict(sorted(versions.items()))
+
+
+def digests(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Size in bytes and SHA-256 of files; those in ``known`` (digest by path) are not read again."""
+    return {
+        path: {"bytes": Path(path).stat().st_size, "sha256": known.get(path) or sha256_file(path)}
+        for path in progress(paths, "digests", unit="files")
+    }
+
+
+def recorded_files(manifest_path: str, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Digests that a manifest (``files: {name: {sha256, bytes}}``) already holds for what lies beside it."""
+    folder = Path(manifest_path).parent
+    return {
+        str(folder / name): entry["sha256"]
+        for name, entry in manifest.get("files", {}).items()
+        if isinstance(entry, Mapping) and "sha256" in entry
+    }
+
+
+def bill_of_materials(record: Mapping[str, Any]) -> str:
+    """The bill of materials as CycloneDX JSON: packages, base model, dataset sources.
+
+    The serial number follows from the content and there is no time of writing, so that the same run writes the same
+    bytes.
+    """
+    from cyclonedx.model import HashAlgorithm, HashType, Property
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.license import LicenseExpression
+    from cyclonedx.output.json import JsonV1Dot6
+    from packageurl import PackageURL
+
+    def licenses(text: str | None) -> list:
+        return [LicenseExpression(text)] if text and re.fullmatch(r"[A-Za-z0-9.+-]+", text) else []
+
+    bom = Bom(serial_number=uuid.uuid5(_NAMESPACE, json.dumps(record, sort_keys=True)))
+    bom.metadata.timestamp = None
+    bom.metadata.tools.tools.clear()
+    configuration = record["configuration"]
+    pipeline = Component(
+        name=NAME,
+        version=record["source"]["version"],
+        type=ComponentType.APPLICATION,
+        bom_ref=NAME,
+        licenses=licenses("Apache-2.0"),
+        properties=[Property(name="commit", value=record["source"]["commit"] or "not in a git checkout")],
+    )
+    bom.metadata.component = pipeline
+    for name, version in record["software"].items():
+        bom.components.add(
+            Component(
+                name=name,
+                version=version,
+                type=ComponentType.PLATFORM if name == "python" else ComponentType.LIBRARY,
+                bom_ref=f"{name}=={version}",
+                purl=None if name == "python" else PackageURL("pypi", name=name.lower(), version=version),
+                licenses=licenses(_package_license(name)),
+            )
+        )
+    model = configuration["model"]
+    bom.components.add(
+        Component(
+            name=model["name"],
+            type=ComponentType.MACHINE_LEARNING_MODEL,
+            bom_ref=f"model:{model['name']}",
+            licenses=licenses(model["license"]),
+            hashes=[
+                HashType(alg=HashAlgorithm.SHA_256, content=entry["sha256"])
+                for path, entry in record["inputs"].items()
+                if path.endswith("/model.safetensors")
+            ],
+        )
+    )
+    for number, data in enumerate(configuration["dataset"]["sources"], 1):
+        name = data.get("repository") or ", ".join(data.get("paths", [])) or f"{data['type']} rows"
+        bom.components.add(
+            Component(
+                name=name, type=ComponentType.DATA, bom_ref=f"data:{number}", licenses=licenses(data.get("license"))
+            )
+        )
+    bom.register_dependency(pipeline, bom.components)
+    content = json.loads(JsonV1Dot6(bom).output_as_string())
+    content["metadata"].pop("timestamp", None)
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _package_license(name: str) -> str | None:
+    try:
+        return importlib.metadata.metadata(name).get("License-Expression")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def crate(record: Mapping[str, Any], folder: str) -> str:
+    """The run as an RO-Crate, as the text of its metadata file; files by their place relative to ``folder``."""
+    from rocrate.model.contextentity import ContextEntity
+    from rocrate.rocrate import ROCrate
+
+    crate = ROCrate()
+    configuration = record["configuration"]
+    run = Path(folder).name
+    crate.name = f"{NAME}: {run}"
+    crate.description = (
+        f"{configuration['model']['title']} fine-tuned on {configuration['dataset']['name']}: data, predictions of "
+        "memory, adapter, merged model, evaluation and documents."
+    )
+    crate.license = configuration["model"]["license"]
+    tool = crate.add(
+        ContextEntity(
+            crate,
+            "#securecli-tuner",
+            {"@type": "SoftwareApplication", "name": NAME, "softwareVersion": record["source"]["version"]},
+        )
+    )
+    if record["source"]["commit"]:
+        tool["identifier"] = record["source"]["commit"]
+
+    def add(path: str, entry: Mapping[str, Any]) -> Any:
+        place = os.path.relpath(path, folder)
+        properties = {"contentSize": str(entry["bytes"]), "name": place, "sha256": entry["sha256"]}
+        return crate.add_file(dest_path=place, properties=properties)
+
+    inputs = [add(path, entry) for path, entry in record["inputs"].items()]
+    outputs = [add(path, entry) for path, entry in record["outputs"].items()]
+    action = crate.add(
+        ContextEntity(
+            crate,
+            "#run",
+            {
+                "@type": "CreateAction",
+                "name": record["command"] or "snakemake",
+                "actionStatus": "CompletedActionStatus",
+            },
+        )
+    )
+    action["instrument"] = tool
+    action["object"] = inputs
+    action["result"] = outputs
+    content = crate.metadata.generate()
+    for entity in content["@graph"]:
+        entity.pop("datePublished", None)  # the time of writing: equal runs are equal bytes
+    content["@graph"].sort(key=lambda entity: entity["@id"])
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def main(
+    inputs: Iterable[str],
+    outputs: Iterable[str],
+    configuration: Mapping[str, Any],
+    written: Mapping[str, str],
+    command: str | None,
+) -> None:
+    """Write the three files.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Files that went into the run (data, base model) and that it made.
+    configuration
+        As resolved.
+    written
+        Paths of ``provenance``, ``materials`` and ``crate``.
+    command
+        The command line of the whole run, if it is known.
+    """
+    inputs, outputs = sorted(set(inputs)), sorted(set(outputs))
+    reports = {path: read_json(path) for path in (*inputs, *outputs) if path.endswith(".json")}
+    known: dict[str, str] = {}
+    for path, report in reports.items():
+        if isinstance(report, Mapping):
+            known |= recorded_files(path, report)
+    overlap = set(inputs) & set(outputs)
+    if overlap:
+        raise UserError("A file is named both as input and as output.", found=sorted(overlap))
+    record = {
+        "command": command,
+        "configuration": configuration,
+        "hardware": hardware(),
+        "inputs": digests(inputs, known),
+        "outputs": digests(outputs, known),
+        "software": software(report for report in reports.values() if isinstance(report, Mapping)),
+        "source": source(),
+    }
+    record["hardware"]["device"] = next(
+        (report["device"] for report in reports.values() if isinstance(report.get("device"), str)), None
+    )
+    write_json(written["provenance"], record)
+    write_text(written["materials"], bill_of_materials(record))
+    write_text(written["crate"], crate(record, str(Path(written["provenance"]).parent)))
+    log.info("%d files in, %d files out, %d packages", len(inputs), len(outputs), len(record["software"]))
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        main(
+            map(str, snakemake.input.sources),
+            map(str, snakemake.input.results),
+            snakemake.params.configuration,
+            dict(snakemake.output.items()),
+            os.environ.get(COMMAND),
+        )
