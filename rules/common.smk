@@ -5,7 +5,7 @@ from scripts.common import digests, settings
 from scripts.common.errors import UserError
 
 try:
-    SETTINGS = settings.check(config)
+    SETTINGS = settings.check(settings.with_defaults(config))
 except UserError as error:
     raise WorkflowError(str(error))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,22 @@ def check(config: dict, schema: dict | None = None) -> dict:
     validate(config, schema)
     _check_together(config)
     return _coerce(config, schema)
+
+
+def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration over the project's own, mapping by mapping; a list replaces the whole list.
+
+    Snakemake does this for its command line. A workflow that imports this one as a module gives its configuration
+    instead of ours, and need only say what differs.
+    """
+    if defaults is None:
+        defaults = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+    merged = dict(defaults)
+    for key, value in config.items():
+        known = merged.get(key)
+        both = isinstance(known, Mapping) and isinstance(value, Mapping)
+        merged[key] = with_defaults(value, known) if both else value
+    return merged
 
 
 def validate(value: dict, schema: dict, where: object = "the configuration") -> None:
