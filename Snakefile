@@ -26,14 +26,10 @@ def project_folder():
     folder = Path(".snakemake", "securecli-tuner", commit).resolve()
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as partial:
-            archive = subprocess.run([*git, "archive", commit], check=True, capture_output=True).stdout
-            subprocess.run(["tar", "-x", "-C", partial], input=archive, check=True)
-            Path(partial, "project").mkdir()
-            for path in Path(partial).iterdir():
-                if path.name != "project":
-                    path.rename(Path(partial, "project", path.name))
-            Path(partial, "project").rename(folder)
+        partial = tempfile.mkdtemp(dir=folder.parent)
+        archive = subprocess.run([*git, "archive", commit], check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", partial], input=archive, check=True)
+        os.rename(partial, folder)
     return folder
 
 

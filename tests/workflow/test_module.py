@@ -1,0 +1,103 @@
+"""The pipeline as a module of another workflow: from a checkout and from a git URL, with a partial configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.plan import snakemake
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGURATION = {
+    "run": {"name": "imported"},
+    "dataset": {
+        "name": "few",
+        "sources": [{"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": 200}],
+    },
+    "lora": {"rank": 8},
+}
+
+
+def workflow(folder: Path, snakefile: str, configuration: dict) -> Path:
+    """A workflow that imports this one and puts all of it below tuner/."""
+    (folder / "Snakefile").write_text(
+        "module tuner:\n"
+        f"    snakefile: {snakefile}\n"
+        f"    config: {configuration!r}\n"
+        '    prefix: "tuner"\n'
+        "use rule * from tuner as tuner_*\n"
+    )
+    return folder
+
+
+def test_from_a_checkout(tmp_path: Path) -> None:
+    importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), CONFIGURATION)
+    done = snakemake(
+        importer, "tuner/results/imported-r8/memory/qlora/estimate.json", "tuner/results/dataset/few/clean.json"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    estimate, cleaned = (json.loads(path.read_text()) for path in wanted)
+    assert estimate["scenario"]["lora"]["rank"] == 8
+    assert estimate["scenario"]["lora"]["alpha"] == 32, "what the importer leaves out is the project's own"
+    assert cleaned["kept"] == 200
+    assert not (importer / "results").exists()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What github() fetches, served by a bare repository on this machine."""
+
+    def git(*arguments: str | Path) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(("git", *identity, *map(str, arguments)), check=True, capture_output=True)
+
+    work, bare, importer = tmp_path / "work", tmp_path / "bare.git", tmp_path / "importer"
+    work.mkdir()
+    for name in ("Snakefile", "requirements.txt"):
+        shutil.copy(ROOT / name, work)
+    for name in ("rules", "scripts", "config", "envs"):
+        shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
+    git("init", "-b", "main", work)
+    git("-C", work, "add", ".")
+    git("-C", work, "commit", "-m", "all")
+    git("-C", work, "tag", "v1")
+    git("clone", "--bare", work, bare)
+    shutil.rmtree(work)
+    importer.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{bare.as_uri()}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/somebody/tuner")
+    workflow(importer, 'github("somebody/tuner", path="Snakefile", tag="v1")', CONFIGURATION)
+    done = snakemake(importer, "tuner/results/dataset/few/clean.json")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert json.loads((importer / "tuner/results/dataset/few/clean.json").read_text())["kept"] == 200
+    again = snakemake(importer, "--dry-run", "tuner/results/dataset/few/clean.json")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_an_unknown_key_is_named(tmp_path: Path) -> None:
+    importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), {"lora": {"rnak": 8}})
+    done = snakemake(importer, "--dry-run")
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "Unknown key: lora.rnak" in said and "rank: 8" in said
+
+
+def test_the_importers_environment_is_left_alone(tmp_path: Path) -> None:
+    """Only the project's folder is put on the path, in front of what was there."""
+    importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), CONFIGURATION)
+    (importer / "Snakefile").open("a").write('import os\nprint("PATH=" + os.environ["PYTHONPATH"])\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "tuner/results/dataset/few/clean.json"],
+        cwd=importer,
+        env={**os.environ, "PYTHONPATH": "/somewhere"},
+        capture_output=True,
+        text=True,
+    )
+    assert f"PATH={ROOT}:/somewhere" in done.stdout, done.stderr[-2000:]
