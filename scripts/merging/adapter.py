@@ -12,22 +12,14 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
-from scripts.merging.checkpoint import (
-    FLOAT_DTYPES,
-    Checkpoint,
-    Shard,
-    Tensor,
-    read_shard,
-    read_tensor,
-    refuse_pickles,
-)
+from scripts.merging.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, read_shard, read_tensor, refuse_pickles
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -49,7 +41,7 @@ PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 LORA_KEY = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
-    r"|lora_magnitude_vector(?:\.weight)?)$"
+    r"|lora_magnitude_vector)(?:(?<=vector)\.weight)?$"
 )
 
 
@@ -65,12 +57,12 @@ class Update:
         Low-rank factors: ``a`` is (r, in), ``b`` is (out, r).
     bias
         ``lora_B``'s bias, times ``scale`` added to the base's bias.
+    magnitude
+        DoRA's length of each output.
     scale
         ``alpha / r`` or ``alpha / sqrt(r)``.
     transposed
         The base stores (in, out): GPT-2's Conv1D and embeddings.
-    magnitude
-        DoRA's length of each output.
     source
         The base's tensor to start from, where it has another name: the embedding of a tied output layer.
     """
@@ -79,10 +71,16 @@ class Update:
     a: str | None = None
     b: str | None = None
     bias: str | None = None
+    magnitude: str | None = None
     scale: float = 1.0
     transposed: bool = False
-    magnitude: str | None = None
     source: str | None = None
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The adapter's tensors that it takes, by use; none where the tensor stays as it is."""
+        uses = ("replace", "a", "b", "bias", "magnitude")
+        return {use: key for use in uses if (key := getattr(self, use)) is not None}
 
 
 @dataclass(frozen=True)
@@ -91,20 +89,41 @@ class Adapter:
 
     folder: Path
     config: dict[str, Any]
-    shard: Shard
     tensors: dict[str, Tensor]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / WEIGHTS
 
     def read(self, key: str) -> Any:
         """One tensor in float32, the precision in which PEFT loads and merges adapters."""
-        return read_tensor(self.shard, self.tensors[key]).float()
+        return read_tensor(self.tensors[key]).float()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Updates by name of the tensor in the merged folder, and whether tied embeddings come apart."""
+    """A base, an adapter, and what the one does to the other.
 
+    Attributes
+    ----------
+    updates
+        By name of the tensor in the merged folder.
+    untied
+        Name of the output layer's tensor where it no longer is the embedding's.
+    """
+
+    base: Checkpoint
+    adapter: Adapter
     updates: dict[str, Update]
-    untied: str | None = None  # name of the output layer's tensor that the merged folder has and the base has not
+    untied: str | None = None
+
+    def update(self, name: str) -> Update:
+        """What happens to a tensor of the merged folder."""
+        return self.updates.get(name, Update())
+
+    def source(self, name: str) -> Tensor:
+        """The base's tensor that a tensor of the merged folder starts from."""
+        return self.base.tensors[self.update(name).source or name]
 
 
 def use_peft(what: str, where: object) -> UserError:
@@ -132,23 +151,20 @@ def open_adapter(folder: str | os.PathLike) -> Adapter:
         refuse_pickles(folder, "adapter")
         raise UserError("The adapter's folder has no weights.", where=folder, allowed=WEIGHTS)
     _check_settings(config, folder / CONFIG)
-    shard = read_shard(folder / WEIGHTS)
-    for tensor in shard.tensors:
+    adapter = Adapter(folder, config, {tensor.name: tensor for tensor in read_shard(folder / WEIGHTS).tensors})
+    for tensor in adapter.tensors.values():
         if tensor.dtype not in FLOAT_DTYPES:
-            raise use_peft(f"The adapter's tensor {tensor.name} of dtype {tensor.dtype}", shard.path)
-        if not torch.isfinite(read_tensor(shard, tensor)).all():
-            raise UserError(
-                "The adapter holds NaN or infinity: its training diverged.",
-                where=f"{shard.path}, tensor {tensor.name}",
-            )
-    return Adapter(folder, config, shard, {tensor.name: tensor for tensor in shard.tensors})
+            raise use_peft(f"The adapter's tensor {tensor.name} of dtype {tensor.dtype}", adapter.path)
+        if not torch.isfinite(read_tensor(tensor)).all():
+            problem = "The adapter holds NaN or infinity: its training diverged."
+            raise UserError(problem, where=f"{adapter.path}, tensor {tensor.name}")
+    return adapter
 
 
 def _check_settings(config: dict[str, Any], where: Path) -> None:
     """Refuse every setting that changes the meaning of the weights in a way that isn't merged here."""
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise use_peft(f"An adapter of type {kind}", where)
+    if config.get("peft_type") != "LORA":
+        raise use_peft(f"An adapter of type {config.get('peft_type')}", where)
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_INITIALIZATIONS:
         raise use_peft(f"An adapter started with init_lora_weights={start!r}, which may have changed its base,", where)
@@ -158,37 +174,11 @@ def _check_settings(config: dict[str, Any], where: Path) -> None:
             raise use_peft(f"An adapter with {name}", where)
     if config.get("bias", "none") not in ("none", "all", "lora_only"):
         raise UserError("Unknown bias setting.", where=where, found=config["bias"], allowed="none, all, lora_only")
-    for name in ("r", "lora_alpha"):
+    for name, least in (("r", 1), ("lora_alpha", 0)):
         value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise UserError(f"The adapter's {name} must be a number.", where=where, found=value)
-
-
-def _pattern_value(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """The first pattern that matches the end of the module's path decides, as in PEFT's ``get_pattern_key``."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-class _Names:
-    """From a module's path in the adapter to the tensor's name in the base's files.
-
-    They are the same unless the folder was saved from the model without its head (``h.0...`` for GPT-2's
-    ``transformer.h.0...``), where transformers adds the first part of the path on loading.
-    """
-
-    def __init__(self, base: Checkpoint, modules: list[str]) -> None:
-        self.tensors = base.tensors
-        self.strip = not any(f"{module}.weight" in self.tensors for module in modules) and any(
-            f"{module.partition('.')[2]}.weight" in self.tensors for module in modules
-        )
-
-    def __call__(self, name: str) -> str:
-        if self.strip and name not in self.tensors and name.partition(".")[2] in self.tensors:
-            return name.partition(".")[2]
-        return name
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+            problem = f"The adapter's {name} must be a number."
+            raise UserError(problem, where=where, found=value, allowed=f"{least} or more")
 
 
 def plan_merge(base: Checkpoint, adapter: Adapter) -> Plan:
@@ -199,67 +189,83 @@ def plan_merge(base: Checkpoint, adapter: Adapter) -> Plan:
     UserError
         The adapter belongs to another base (names, shapes or vocabulary), is incomplete, or targets nothing.
     """
-    where = adapter.shard.path
     modules: dict[str, dict[str, str]] = {}
     replacements: dict[str, str] = {}
     for key in adapter.tensors:
-        if not key.startswith(PREFIX):
-            raise use_peft(f"The adapter's tensor {key}", where)
         path = key.removeprefix(PREFIX)
         if match := LORA_KEY.match(path):
             # Once the embedding is a LoRA layer itself, a layer inside it can't be; base_layer never nests here.
-            modules.setdefault(match["module"], {})[match["part"].removesuffix("vector.weight")] = key
-        elif "lora_" in path or ".token_adapter." in path or ".modules_to_save." in path:
-            raise use_peft(f"The adapter's tensor {key}", where)
+            modules.setdefault(match["module"], {})[match["part"]] = key
+        elif path == key or "lora_" in path or ".token_adapter." in path or ".modules_to_save." in path:
+            raise use_peft(f"The adapter's tensor {key}", adapter.path)
         else:
             replacements[path.replace(".base_layer.", ".")] = key
-    names = _Names(base, list(modules) or [name.rpartition(".")[0] for name in replacements])
-    _check_targets(base, adapter, list(modules), names)
+    strip = _misses_first_part(base, list(modules) or [name.rpartition(".")[0] for name in replacements])
+    adapted = {module: strip(f"{module}.weight") for module in modules}
+    _check_targets(base, adapter, adapted)
     _check_vocabulary(base, adapter)
-
-    updates: dict[str, Update] = {}
-    for name, key in replacements.items():
-        updates[names(name)] = Update(replace=key)
+    updates = {strip(name): Update(replace=key) for name, key in replacements.items()}
     for module, parts in modules.items():
-        _add_low_rank(updates, names, base, adapter, module, parts)
-
-    plan = _settle_ties(base, adapter, updates)
-    for name, update in plan.updates.items():
-        _check_shapes(base, adapter, name, update)
+        weight = _low_rank_update(base, adapter, module, adapted[module], parts)
+        updates[adapted[module]] = replace(weight, replace=updates.get(adapted[module], Update()).replace)
+        if "lora_B.bias" in parts:
+            name = strip(f"{module}.bias")
+            if name not in base.tensors:
+                problem = "lora_bias needs a bias in the base, and this layer has none."
+                raise UserError(problem, where=adapter.path, found=module)
+            updates[name] = replace(updates.get(name, Update()), bias=parts["lora_B.bias"], scale=weight.scale)
+    plan = _settle_ties(Plan(base, adapter, updates), strip)
+    for name in plan.updates:
+        _check_shapes(plan, name)
     return plan
 
 
-def _check_targets(base: Checkpoint, adapter: Adapter, modules: list[str], names: _Names) -> None:
+def _misses_first_part(base: Checkpoint, modules: list[str]) -> Any:
+    """A function from a tensor's name in the model to its name in the base's files.
+
+    They are the same unless the folder was saved from the model without its head (``h.0...`` for GPT-2's
+    ``transformer.h.0...``), where transformers adds the first part of the path on loading.
+    """
+    bare = not any(f"{module}.weight" in base.tensors for module in modules) and any(
+        f"{module.partition('.')[2]}.weight" in base.tensors for module in modules
+    )
+
+    def strip(name: str) -> str:
+        shorter = name.partition(".")[2]
+        return shorter if bare and name not in base.tensors and shorter in base.tensors else name
+
+    return strip
+
+
+def _check_targets(base: Checkpoint, adapter: Adapter, adapted: dict[str, str]) -> None:
     """Every target has its tensors, and a layer that is adapted in one block is adapted in all."""
-    config, where = adapter.config, adapter.folder / CONFIG
-    if not modules and not config.get("modules_to_save"):
-        raise UserError("The adapter holds no LoRA tensors: it changes nothing.", where=adapter.shard.path)
+    config = adapter.config
+    if not adapted and not config.get("modules_to_save"):
+        raise UserError("The adapter holds no LoRA tensors: it changes nothing.", where=adapter.path)
     targets = config.get("target_modules")
     if not isinstance(targets, list):
         return  # "all-linear", a regular expression, or none: the tensors themselves are the list
-    present = {target for target in targets if any(m == target or m.endswith(f".{target}") for m in modules)}
-    for target in targets:
-        if target not in present:
-            in_base = any(re.search(rf"(^|\.){re.escape(target)}\.weight$", name) for name in base.tensors)
-            raise UserError(
-                "The adapter targets a layer that its file has no tensors for: it is incomplete."
-                if in_base
-                else "The adapter's target matches nothing in the base model.",
-                where=where,
-                found=target,
-                write=f'"target_modules": {json.dumps(sorted(present))}' if present and not in_base else None,
-            )
+    present = {target for target in targets if any(f".{module}".endswith(f".{target}") for module in adapted)}
+    for target in sorted(set(targets) - present):
+        in_base = any(f".{name}".endswith(f".{target}.weight") for name in base.tensors)
+        raise UserError(
+            "The adapter targets a layer that its file has no tensors for: it is incomplete."
+            if in_base
+            else "The adapter's target matches nothing in the base model.",
+            where=adapter.folder / CONFIG,
+            found=target,
+            write=f'"target_modules": {json.dumps(sorted(present))}' if present and not in_base else None,
+        )
     chosen_by_number = any(re.search(r"\d", target) for target in targets)
     if config.get("exclude_modules") or config.get("layers_to_transform") is not None or chosen_by_number:
         return
-    adapted = {names(f"{module}.weight") for module in modules}
-    kinds = {without_numbers(name) for name in adapted}
+    kinds = {without_numbers(name) for name in adapted.values()}
     for name in base.tensors:
-        if name not in adapted and without_numbers(name) in kinds:
+        if without_numbers(name) in kinds and name not in adapted.values():
             raise UserError(
                 "The adapter has no tensors for a layer that it targets: it is incomplete, or made for a base "
                 "with fewer layers.",
-                where=adapter.shard.path,
+                where=adapter.path,
                 found=f"nothing for {name.removesuffix('.weight')}",
             )
 
@@ -274,211 +280,169 @@ def _check_vocabulary(base: Checkpoint, adapter: Adapter) -> None:
     ours, theirs = base.folder / "tokenizer.json", adapter.folder / "tokenizer.json"
     if not (ours.exists() and theirs.exists()):
         return
-    vocabularies = []
-    for path in (ours, theirs):
-        tokenizer = read_json(path)
-        vocabularies.append((tokenizer.get("model") or {}).get("vocab"))
-    if vocabularies[0] != vocabularies[1]:
+    expected, found = ((read_json(path).get("model") or {}).get("vocab") for path in (ours, theirs))
+    if expected != found:
         raise UserError(
             "The adapter's tokenizer has another vocabulary than the base's: it was trained on another base.",
             where=theirs,
-            found=f"{len(vocabularies[1] or ())} tokens",
-            allowed=f"the {len(vocabularies[0] or ())} tokens of {ours}",
+            found=f"{len(found or ())} tokens",
+            allowed=f"the {len(expected or ())} tokens of {ours}",
         )
 
 
-def _add_low_rank(
-    updates: dict[str, Update],
-    names: _Names,
-    base: Checkpoint,
-    adapter: Adapter,
-    module: str,
-    parts: dict[str, str],
-) -> None:
-    """Turn the LoRA tensors of one module into the updates of its weight and bias."""
-    config, where = adapter.config, adapter.shard.path
-    embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
-    a, b = (
-        parts.get("lora_embedding_A" if embedding else "lora_A.weight"),
-        parts.get("lora_embedding_B" if embedding else "lora_B.weight"),
-    )
+def _low_rank_update(base: Checkpoint, adapter: Adapter, module: str, weight: str, parts: dict[str, str]) -> Update:
+    """Turn the LoRA tensors of one module into the update of its weight."""
+    config, where = adapter.config, f"{adapter.path}, {module}"
+    embedding = any(part.startswith("lora_embedding") for part in parts)
+    a, b = (parts.get(f"lora_embedding_{factor}" if embedding else f"lora_{factor}.weight") for factor in "AB")
     if a is None or b is None:
-        raise UserError(
-            "The adapter holds one of the two factors of a layer: it is incomplete.", where=where, found=module
-        )
+        raise UserError("The adapter holds one of the two factors of a layer: it is incomplete.", where=where)
     a_shape, b_shape = adapter.tensors[a].shape, adapter.tensors[b].shape
     if len(a_shape) != 2 or len(b_shape) != 2:
-        raise use_peft(f"LoRA on a convolution ({module})", where)
+        raise use_peft(f"LoRA on a convolution ({module})", adapter.path)
     rank = _pattern_value(config.get("rank_pattern"), module, config["r"])
     alpha = _pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"])
     if a_shape[0] != rank or b_shape[1] != rank:
         raise UserError(
             "The adapter's tensors have another rank than its adapter_config.json says.",
-            where=f"{where}, {module}",
+            where=where,
             found=f"A {a_shape}, B {b_shape}",
             allowed=f"rank {rank}",
         )
-    magnitude = parts.get("lora_magnitude_vector") or parts.get("lora_magnitude_")
+    magnitude = parts.get("lora_magnitude_vector")
     if bool(config.get("use_dora")) != (magnitude is not None):
-        raise UserError(
-            "The adapter's tensors and its use_dora setting disagree.", where=f"{where}, {module}", found=sorted(parts)
-        )
-    weight = names(f"{module}.weight")
-    shape = base.tensors[weight][1].shape if weight in base.tensors else None
-    scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    before = updates.get(weight, Update())
-    updates[weight] = Update(
-        replace=before.replace,
+        problem = "The adapter's tensors and its use_dora setting disagree."
+        raise UserError(problem, where=where, found=sorted(parts))
+    return Update(
         a=a,
         b=b,
-        scale=scale,
-        transposed=embedding or _is_transposed(base, adapter, module, shape, a_shape, b_shape),
         magnitude=magnitude,
+        scale=alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank,
+        transposed=embedding or _is_transposed(base, adapter, module, weight, (b_shape[0], a_shape[1])),
     )
-    if "lora_B.bias" in parts:
-        name = names(f"{module}.bias")
-        if name not in base.tensors:
-            raise UserError("lora_bias needs a bias in the base, and this layer has none.", where=where, found=module)
-        updates[name] = Update(replace=updates.get(name, Update()).replace, bias=parts["lora_B.bias"], scale=scale)
 
 
-def _is_transposed(
-    base: Checkpoint,
-    adapter: Adapter,
-    module: str,
-    shape: tuple[int, ...] | None,
-    a_shape: tuple[int, ...],
-    b_shape: tuple[int, ...],
-) -> bool:
-    """Whether the base stores this weight as (in, out).
+def _pattern_value(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """The first pattern that matches the end of the module's path decides, as in PEFT's ``get_pattern_key``."""
+    matching = (value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module))
+    return next(matching, default)
+
+
+def _is_transposed(base: Checkpoint, adapter: Adapter, module: str, weight: str, straight: tuple[int, int]) -> bool:
+    """Whether the base stores this weight as (in, out) instead of ``straight``, (out, in).
 
     ``fan_in_fan_out`` in adapter_config.json can't be trusted: PEFT sets it from the last layer it met. The
     shape decides; for a square weight, the kind of layer in the model's skeleton.
     """
-    straight, turned = (b_shape[0], a_shape[1]), (a_shape[1], b_shape[0])
-    if shape is None or straight != turned:
-        return shape == turned and straight != turned
-    if shape != straight:
+    if weight not in base.tensors:
         return False
+    shape = base.tensors[weight].shape
+    if shape != straight or shape != straight[::-1]:
+        return shape == straight[::-1]
     if not adapter.config.get("fan_in_fan_out") and "gpt" not in str(base.config.get("model_type")):
         return False
-    return module in skeleton(base)["conv1d"]
+    return module in _skeleton(base.folder)["conv1d"]
 
 
-def skeleton(base: Checkpoint) -> dict[str, Any]:
+@cache
+def _skeleton(folder: Path) -> dict[str, Any]:
     """What only the model's code knows: its Conv1D layers, its embeddings' names and whether they are tied.
 
     Built on the meta device, without any weight, and only for the few adapters that need it.
     """
-    return _skeleton(base.folder, json.dumps(base.config, sort_keys=True))
-
-
-@cache
-def _skeleton(folder: Path, config_text: str) -> dict[str, Any]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, OSError) as error:
         raise use_peft(f"An adapter on a model that transformers can't build by itself ({error})", folder) from error
-    names = {id(module): name for name, module in model.named_modules()}
+    names = {module: name for name, module in model.named_modules()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     return {
-        "conv1d": {name for name, module in model.named_modules() if isinstance(module, Conv1D)},
-        "embedding": f"{names[id(embedding)]}.weight" if embedding is not None else None,
-        "head": f"{names[id(head)]}.weight" if head is not None else None,
+        "conv1d": {name for module, name in names.items() if isinstance(module, Conv1D)},
+        "embedding": f"{names[embedding]}.weight" if embedding is not None else None,
+        "head": f"{names[head]}.weight" if head is not None else None,
         "tied": embedding is not None and head is not None and embedding.weight is head.weight,
     }
 
 
-def _settle_ties(base: Checkpoint, adapter: Adapter, updates: dict[str, Update]) -> Plan:
+def _settle_ties(plan: Plan, strip: Any) -> Plan:
     """Decide what becomes of embeddings that share one tensor with the output layer.
 
     An update of one of the two alone makes them different, as they are in the model with the adapter: the merged
     folder gets both and says that they are no longer tied. Trained as one (``ensure_weight_tying``) they stay one.
     """
+    base, updates = plan.base, plan.updates
     vocabulary = base.config.get("vocab_size") or (base.config.get("text_config") or {}).get("vocab_size")
-    touches_vocabulary = any(name not in base.tensors or vocabulary in base.tensors[name][1].shape for name in updates)
-    if not touches_vocabulary:
-        return Plan(updates)
-    model = skeleton(base)
+    if all(name in base.tensors and vocabulary not in base.tensors[name].shape for name in updates):
+        return plan
+    model = _skeleton(base.folder)
     if not model["tied"]:
-        return Plan(updates)
-    names = _Names(base, [model["embedding"].removesuffix(".weight")])
-    embedding, head = names(model["embedding"]), model["head"]
+        return plan
+    embedding, head = strip(model["embedding"]), model["head"]
     if embedding not in updates and head not in updates:
-        return Plan(updates)
-    updates = dict(updates)
-    if adapter.config.get("ensure_weight_tying") and _same_change(adapter, updates.get(embedding), updates.get(head)):
-        updates.pop(head, None)
-        return Plan(updates)
-    if head in updates:
-        updates[head] = Update(**{**updates[head].__dict__, "source": None if head in base.tensors else embedding})
-    else:
-        updates[head] = Update(source=None if head in base.tensors else embedding)
-    return Plan(updates, untied=head)
+        return plan
+    if plan.adapter.config.get("ensure_weight_tying") and _same_change(plan, embedding, head):
+        return replace(plan, updates={name: update for name, update in updates.items() if name != head})
+    source = None if head in base.tensors else embedding
+    return replace(plan, updates={**updates, head: replace(plan.update(head), source=source)}, untied=head)
 
 
-def _same_change(adapter: Adapter, embedding: Update | None, head: Update | None) -> bool:
+def _same_change(plan: Plan, embedding: str, head: str) -> bool:
     """Whether both ends of tied weights change alike; saved for the embedding alone, it is meant for both."""
     import torch
 
-    if embedding is None or head is None:
-        return head is None
-    pairs = [(embedding.replace, head.replace, False), (embedding.a, head.b, True), (embedding.b, head.a, True)]
-    for ours, theirs, turned in pairs:
-        if ours is None or theirs is None:
-            if ours is not theirs:
-                return False
-            continue
-        first, second = adapter.read(ours), adapter.read(theirs)
-        if not torch.equal(first.T if turned else first, second):
-            return False
-    return embedding.scale == head.scale and embedding.magnitude is None and head.magnitude is None
+    if head not in plan.updates:
+        return True
+    ours, theirs = (
+        {use: plan.adapter.read(key) for use, key in plan.update(x).keys.items()} for x in (embedding, head)
+    )
+    if plan.update(head).transposed != plan.update(embedding).transposed:
+        ours |= {"a": ours["b"].T, "b": ours["a"].T} if "a" in ours else {}
+    return (
+        ours.keys() == theirs.keys()
+        and all(torch.equal(ours[use], theirs[use]) for use in ours)
+        and "magnitude" not in ours
+        and plan.update(embedding).scale == plan.update(head).scale
+    )
 
 
-def _check_shapes(base: Checkpoint, adapter: Adapter, name: str, update: Update) -> None:
+def _check_shapes(plan: Plan, name: str) -> None:
     """The tensor exists in the base, has a floating dtype and the shape that the adapter was made for."""
-    where = adapter.shard.path
-    source = update.source or name
-    if source not in base.tensors:
+    base, update, where = plan.base, plan.update(name), plan.adapter.path
+    if (update.source or name) not in base.tensors:
         raise UserError(
             "The adapter changes a tensor that the base does not have: it was made for another base.",
             where=where,
             found=name,
             allowed=f"one of the {len(base.tensors)} tensors of {base.folder}",
         )
-    tensor = base.tensors[source][1]
-    if tensor.dtype not in FLOAT_DTYPES:
+    source = plan.source(name)
+    if source.dtype not in FLOAT_DTYPES:
         raise UserError(
             "The base's tensor is not a floating-point weight; merge into the unquantized base.",
             where=base.folder,
-            found=f"{name}: {tensor.dtype}",
+            found=f"{name}: {source.dtype}",
             allowed=", ".join(sorted(FLOAT_DTYPES.values())),
         )
-    wanted: tuple[int, ...] | None = None
-    if update.replace is not None:
-        wanted = adapter.tensors[update.replace].shape
-    if update.a is not None and update.b is not None and wanted in (None, tensor.shape):
-        wanted = (adapter.tensors[update.b].shape[0], adapter.tensors[update.a].shape[1])
-        wanted = wanted[::-1] if update.transposed else wanted
-    if update.bias is not None and wanted in (None, tensor.shape):
-        wanted = adapter.tensors[update.bias].shape
-    if wanted is not None and wanted != tensor.shape:
-        rows = base.config.get("vocab_size")
-        vocabulary = rows is not None and rows in tensor.shape and len(tensor.shape) == 2
-        raise UserError(
-            "The adapter was made for a base with another vocabulary."
-            if vocabulary
-            else "The adapter was made for a base with other shapes.",
-            where=f"{where}, {name}",
-            found=f"shape {wanted}",
-            allowed=f"shape {tensor.shape}, the base's",
-        )
-    outputs = tensor.shape[-1] if update.transposed else tensor.shape[0]
-    if update.magnitude is not None and adapter.tensors[update.magnitude].shape != (outputs,):
-        raise use_peft(f"DoRA with a magnitude of shape {adapter.tensors[update.magnitude].shape}", where)
+    shapes = {use: plan.adapter.tensors[key].shape for use, key in update.keys.items()}
+    wanted = [shapes[use] for use in ("replace", "bias") if use in shapes]
+    if "a" in shapes:
+        straight = (shapes["b"][0], shapes["a"][1])
+        wanted.append(straight[::-1] if update.transposed else straight)
+    for shape in wanted:
+        if shape != source.shape:
+            vocabulary = len(source.shape) == 2 and base.config.get("vocab_size") in source.shape
+            raise UserError(
+                f"The adapter was made for a base with {'another vocabulary' if vocabulary else 'other shapes'}.",
+                where=f"{where}, {name}",
+                found=f"shape {shape}",
+                allowed=f"shape {source.shape}, the base's",
+            )
+    outputs = source.shape[-1] if update.transposed else source.shape[0]
+    if "magnitude" in shapes and shapes["magnitude"] != (outputs,):
+        raise use_peft(f"DoRA with a magnitude of shape {shapes['magnitude']}", where)

@@ -7,11 +7,11 @@ everything that can be wrong with a folder before any work begins.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from scripts.common.files import read_json
 # Bytes of one element of each dtype that the format knows. Four- and six-bit types have no whole number of
 # bytes and only occur in quantized folders, which are refused anyway.
 ITEM_BYTES = {
-    **{name: 1 for name in ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0")},
-    **{name: 2 for name in ("U16", "I16", "F16", "BF16")},
-    **{name: 4 for name in ("U32", "I32", "F32")},
-    **{name: 8 for name in ("U64", "I64", "F64", "C64")},
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 # The floating dtypes that a merge computes with, under the names that torch and config.json use.
 FLOAT_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -32,20 +32,24 @@ SAFETENSORS_NAMES = {name: code for code, name in FLOAT_DTYPES.items()}
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEADER_LIMIT_BYTES = 100_000_000  # the format's own
+QUANTIZED_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Endings of tensors that only a quantized checkpoint holds: bitsandbytes, GPTQ/AWQ, compressed-tensors, HQQ.
+# Endings of tensors that only a quantized checkpoint holds: bitsandbytes, GPTQ/AWQ, compressed-tensors, FP8.
 QUANTIZED_ENDINGS = (
-    ".absmax", ".nested_absmax", ".quant_map", ".SCB", ".qweight", ".qzeros", ".weight_packed", ".weight_scale_inv",
+    ".absmax", ".nested_absmax", ".quant_map", ".SCB", ".qweight", ".qzeros", ".weight_packed", ".weight_scale",
+    ".weight_scale_inv",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One entry of a header; ``start`` and ``end`` are byte offsets in the file."""
+    """One entry of a file's header; ``start`` and ``end`` are byte offsets in the file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    path: Path
     start: int
     end: int
 
@@ -56,18 +60,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file. ``tensors`` stand in the order of their bytes."""
+    """One safetensors file, on the disk or yet to be written. ``tensors`` stand in the order of their bytes."""
 
     path: Path
-    tensors: tuple[Tensor, ...]
+    header: bytes  # all before the data
     metadata: dict[str, str]
-    data_start: int
-    bytes: int
-    header_sha256: str
+    tensors: tuple[Tensor, ...]
 
     @property
-    def name(self) -> str:
-        return self.path.name
+    def bytes(self) -> int:
+        return self.tensors[-1].end if self.tensors else len(self.header)
 
 
 @dataclass(frozen=True)
@@ -78,69 +80,58 @@ class Checkpoint:
     config: dict[str, Any]
     shards: tuple[Shard, ...]
     index: dict[str, Any] | None
-    tensors: dict[str, tuple[Shard, Tensor]] = field(repr=False)
-
-    @property
-    def bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards)
+    tensors: dict[str, Tensor]
 
 
-def encode_header(entries: list[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str]) -> bytes:
-    """A safetensors header for ``(name, dtype, shape, bytes)`` entries laid out one after the other.
+def lay_out_shard(path: Path, entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: dict[str, str]) -> Shard:
+    """The file that holds ``(name, dtype, shape)`` entries one after the other.
 
-    Padded with spaces so that the data begins at a multiple of eight bytes, as the format asks.
+    The header is padded with spaces, so that the data begins at a multiple of eight bytes as the format asks.
     """
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
-    for name, dtype, shape, size in entries:
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
+    for name, dtype, shape in entries:
+        end = offset + math.prod(shape) * ITEM_BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return parse_header(path, len(text).to_bytes(8, "little") + text)
+
+
+def parse_header(path: Path, header: bytes) -> Shard:
+    """The file that begins with ``header``; nothing is checked."""
+    entries = json.loads(header[8:])
+    metadata = entries.pop("__metadata__", None) or {}
+    tensors = [
+        Tensor(name, entry["dtype"], tuple(entry["shape"]), path, *(len(header) + at for at in entry["data_offsets"]))
+        for name, entry in entries.items()
+    ]
+    return Shard(path, header, metadata, tuple(sorted(tensors, key=lambda tensor: (tensor.start, tensor.end))))
 
 
 def read_shard(path: str | os.PathLike) -> Shard:
     """Read and check the header of one safetensors file; a truncated or malformed one is a :class:`UserError`."""
-    path = Path(path)
+    path, again = Path(path), "copy or download it again."
     try:
         size = path.stat().st_size
         with open(path, "rb") as handle:
-            prefix = handle.read(8)
-            length = int.from_bytes(prefix, "little")
-            # 100 MB is the format's own limit; beyond it (or beyond the file) this is something else.
-            if len(prefix) < 8 or length > 100_000_000:
+            header = handle.read(8)
+            needed = 8 + int.from_bytes(header, "little")
+            if size < 8 or needed > HEADER_LIMIT_BYTES:
                 raise UserError("This is not a safetensors file.", where=path)
-            text = handle.read(length)
+            header += handle.read(needed - 8)
     except FileNotFoundError:
-        raise UserError("The file does not exist.", where=path) from None
-    if len(text) < length:
-        raise UserError(
-            "The file is truncated inside its header: copy or download it again.",
-            where=path,
-            found=f"{size} bytes",
-            allowed=f"at least {8 + length} bytes",
-        )
+        raise UserError(f"A file of weights is missing: {again}", where=path) from None
+    if size < needed:
+        problem = f"The file is truncated inside its header: {again}"
+        raise UserError(problem, where=path, found=f"{size} bytes", allowed=f"at least {needed} bytes")
     try:
-        header = json.loads(text)
-        metadata = header.pop("__metadata__", None) or {}
-        tensors = sorted(
-            (
-                Tensor(
-                    name,
-                    entry["dtype"],
-                    tuple(entry["shape"]),
-                    8 + length + entry["data_offsets"][0],
-                    8 + length + entry["data_offsets"][1],
-                )
-                for name, entry in header.items()
-            ),
-            key=lambda tensor: (tensor.start, tensor.end),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        shard = parse_header(path, header)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError("This is not a safetensors file: its header is malformed.", where=path) from None
-    offset = 8 + length
-    for tensor in tensors:
+    offset = needed
+    for tensor in shard.tensors:
         item = ITEM_BYTES.get(tensor.dtype)
         if tensor.start != offset or (item is not None and math.prod(tensor.shape) * item != tensor.bytes):
             raise UserError(
@@ -149,15 +140,9 @@ def read_shard(path: str | os.PathLike) -> Shard:
             )
         offset = tensor.end
     if size != offset:
-        raise UserError(
-            "The file is truncated: copy or download it again."
-            if size < offset
-            else "The file is longer than its header says: copy or download it again.",
-            where=path,
-            found=f"{size} bytes",
-            allowed=f"{offset} bytes",
-        )
-    return Shard(path, tuple(tensors), metadata, 8 + length, size, hashlib.sha256(prefix + text).hexdigest())
+        problem = "is truncated" if size < offset else "is longer than its header says"
+        raise UserError(f"The file {problem}: {again}", where=path, found=f"{size} bytes", allowed=f"{offset} bytes")
+    return shard
 
 
 def refuse_pickles(folder: Path, what: str) -> None:
@@ -173,20 +158,21 @@ def refuse_pickles(folder: Path, what: str) -> None:
         )
 
 
-def refuse_quantized(config: dict[str, Any], names: Any, folder: Path) -> None:
+def _refuse_quantized(folder: Path, config: dict[str, Any], tensors: Iterable[Tensor]) -> None:
     """Raise for a quantized base: adding to rounded four- or eight-bit weights is not what was trained."""
-    found = None
+    found = [
+        f"tensor {tensor.name}: {tensor.dtype}"
+        for tensor in tensors
+        if tensor.name.endswith(QUANTIZED_ENDINGS) or tensor.dtype in QUANTIZED_DTYPES
+    ]
     for part in (config, config.get("text_config") or {}):
-        quantization = part.get("quantization_config")
-        if quantization:
-            found = f"quantization_config: {quantization.get('quant_method', 'unnamed')}"
-    if found is None:
-        found = next((f"tensor {name}" for name in names if name.endswith(QUANTIZED_ENDINGS)), None)
+        if settings := part.get("quantization_config"):
+            found.insert(0, f"quantization_config: {settings.get('quant_method', 'unnamed')}")
     if found:
         raise UserError(
             "The base folder is quantized; an adapter is merged into the unquantized base that it was quantized from.",
             where=folder,
-            found=found,
+            found=found[0],
             allowed="float16, bfloat16 or float32 weights",
         )
 
@@ -206,63 +192,46 @@ def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError("config.json must hold one JSON object.", where=folder / "config.json")
-    index = None
+    index, weight_map, files = None, None, [SINGLE]
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError("The index has no weight_map.", where=folder / INDEX)
-        files = sorted(set(weight_map.values()))
+        files = sorted(map(str, set(weight_map.values())))
         for name in files:
             if Path(name).name != name or not name.endswith(".safetensors"):
-                raise UserError(
-                    "The index may only name safetensors files of its own folder.", where=folder / INDEX, found=name
-                )
-            if not (folder / name).exists():
-                raise UserError(
-                    "A shard that the index names is missing: copy or download it again.",
-                    where=folder,
-                    found=f"{sum((folder / other).exists() for other in files)} of {len(files)} shards",
-                    allowed=name,
-                )
-    elif (folder / SINGLE).exists():
-        weight_map, files = None, [SINGLE]
-    else:
+                problem = "The index may only name safetensors files of its own folder."
+                raise UserError(problem, where=folder / INDEX, found=name)
+    elif not (folder / SINGLE).exists():
         refuse_pickles(folder, "base model")
-        raise UserError(
-            "The base model's folder has no safetensors weights.", where=folder, allowed=f"{SINGLE} or {INDEX}"
-        )
+        problem = "The base model's folder has no safetensors weights."
+        raise UserError(problem, where=folder, allowed=f"{SINGLE} or {INDEX}")
     shards = tuple(read_shard(folder / name) for name in files)
-    tensors: dict[str, tuple[Shard, Tensor]] = {}
-    for shard in shards:
-        for tensor in shard.tensors:
-            if tensor.name in tensors:
-                raise UserError("Two shards hold the same tensor.", where=folder, found=tensor.name)
-            tensors[tensor.name] = shard, tensor
-    if weight_map is not None:
-        for name, file in weight_map.items():
-            if name not in tensors or tensors[name][0].name != file:
-                raise UserError(
-                    "The index names a tensor that its shard does not hold.", where=folder / file, found=name
-                )
-        for name in tensors:
-            if name not in weight_map:
-                raise UserError("A shard holds a tensor that the index does not name.", where=folder, found=name)
-    refuse_quantized(config, tensors, folder)
+    tensors: dict[str, Tensor] = {}
+    for tensor in (tensor for shard in shards for tensor in shard.tensors):
+        if tensor.name in tensors:
+            raise UserError("Two shards hold the same tensor.", where=folder, found=tensor.name)
+        tensors[tensor.name] = tensor
+        if weight_map is not None and tensor.name not in weight_map:
+            raise UserError("A shard holds a tensor that the index does not name.", where=folder, found=tensor.name)
+    for name, file in (weight_map or {}).items():
+        if name not in tensors or tensors[name].path.name != file:
+            raise UserError("The index names a tensor that its shard does not hold.", where=folder / file, found=name)
+    _refuse_quantized(folder, config, tensors.values())
     return Checkpoint(folder, config, shards, index, tensors)
 
 
-def read_tensor(shard: Shard, tensor: Tensor) -> Any:
+def read_tensor(tensor: Tensor) -> Any:
     """One tensor as a ``torch.Tensor`` of its own (not a view of the file)."""
     import torch
 
-    count = math.prod(tensor.shape)
     buffer = bytearray(tensor.bytes)
-    with open(shard.path, "rb", buffering=0) as handle:
-        read_into(handle.fileno(), memoryview(buffer), tensor.start, shard.path)
-    if not count:
+    with open(tensor.path, "rb", buffering=0) as handle:
+        read_into(handle.fileno(), memoryview(buffer), tensor.start, tensor.path)
+    if not buffer:
         return torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))
-    return torch.frombuffer(buffer, dtype=torch_dtype(tensor.dtype), count=count).reshape(tensor.shape)
+    return torch.frombuffer(buffer, dtype=torch_dtype(tensor.dtype)).reshape(tensor.shape)
 
 
 def read_into(descriptor: int, view: memoryview, offset: int, path: object) -> None:

@@ -16,24 +16,23 @@ By hand::
     python -m scripts.merging.verify --base DIR --adapter DIR --merged DIR [--prompts test.jsonl]
 """
 
+import argparse
 import gc
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_jsonl, sha256_file, write_json
+from scripts.common.files import read_jsonl, read_report, sha256_file, write_json
 from scripts.common.job import command, job, log, progress
-from scripts.merging.adapter import LORA_KEY, PREFIX, Adapter, Plan, Update, open_adapter, plan_merge, without_numbers
+from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
 from scripts.merging.checkpoint import (
     FLOAT_DTYPES,
     ITEM_BYTES,
     SAFETENSORS_NAMES,
     Checkpoint,
-    Shard,
     Tensor,
     open_checkpoint,
     read_into,
@@ -55,136 +54,115 @@ LOGITS_TOLERANCE = {
 # The most, in units of that tolerance, by which an answer's token may lead over the one that the merged model
 # prefers for the two to be called a tie: four standard deviations of the difference of two logits.
 TIE = 6
-# Compared at once, in bytes.
-CHUNK = 2**24
-# Memory of a forward pass and of the process beside the weights, in bytes.
-WORKING_BYTES = 700_000_000
+CHUNK_BYTES = 2**24  # compared at once
+WORKING_BYTES = 700_000_000  # of a forward pass and of the process beside the weights
 
 
-def check_files(merged: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def check_files(merged: Path, digests: dict[str, str]) -> dict[str, Any]:
     """Digest of every file against the manifest, and no weight beside those it names."""
-    wrong = []
-    for name, entry in progress(sorted(manifest["files"].items()), "digests", unit="file"):
-        path = merged / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"] or sha256_file(path) != entry["sha256"]:
-            wrong.append(name)
-    wrong += sorted({path.name for path in merged.glob("*.safetensors")} - set(manifest["files"]))
-    return _result(not wrong, files=len(manifest["files"]), wrong=wrong)
+    files = {name: digest for name, digest in sorted(digests.items()) if name != MANIFEST}
+    wrong = [
+        name
+        for name, digest in progress(files.items(), "digests", len(files), "file")
+        if not (merged / name).is_file() or sha256_file(merged / name) != digest
+    ]
+    wrong += sorted({path.name for path in merged.glob("*.safetensors")} - set(files))
+    return _result(not wrong, files=len(files), wrong=wrong)
 
 
-def check_tensors(base: Checkpoint, merged: Checkpoint, plan: Plan, manifest: dict[str, Any]) -> dict[str, Any]:
+def check_tensors(plan: Plan, merged: Checkpoint, dtype: str) -> dict[str, Any]:
     """Names, shapes, dtypes and the shard of each tensor; the one exception is an output layer that came untied."""
-    expected = {}
-    for name, (shard, tensor) in base.tensors.items():
-        expected[name] = (tensor.shape, tensor.dtype, shard.name)
-    if plan.untied is not None and plan.untied not in expected:
-        source = plan.updates[plan.untied].source
-        assert source is not None
-        expected[plan.untied] = expected[source]
-    converted = 0
-    wrong = sorted(set(expected) ^ set(merged.tensors))
-    for name in sorted(set(expected) & set(merged.tensors)):
-        shard, tensor = merged.tensors[name]
-        shape, dtype, file = expected[name]
-        if dtype in FLOAT_DTYPES and FLOAT_DTYPES[dtype] != manifest["dtype"] == FLOAT_DTYPES.get(tensor.dtype):
-            converted += 1
-            dtype = tensor.dtype
-        if (tensor.shape, tensor.dtype, shard.name) != (shape, dtype, file):
-            wrong.append(name)
-    added = sorted(set(merged.tensors) - set(base.tensors))
-    return _result(not wrong, tensors=len(merged.tensors), added=added, converted=converted, wrong=wrong)
+    expected = set(plan.base.tensors) | ({plan.untied} if plan.untied else set())
+    wrong, converted = expected ^ set(merged.tensors), 0
+    for name in expected & set(merged.tensors):
+        ours, theirs = merged.tensors[name], plan.source(name)
+        other_dtype = ours.dtype != theirs.dtype
+        convertible = theirs.dtype in FLOAT_DTYPES and FLOAT_DTYPES.get(ours.dtype) == dtype
+        if (ours.shape, ours.path.name) != (theirs.shape, theirs.path.name) or (other_dtype and not convertible):
+            wrong.add(name)
+        converted += other_dtype
+    added = sorted(set(merged.tensors) - set(plan.base.tensors))
+    return _result(not wrong, tensors=len(merged.tensors), added=added, converted=converted, wrong=sorted(wrong))
 
 
-def check_untouched(base: Checkpoint, merged: Checkpoint, plan: Plan) -> dict[str, Any]:
+def check_untouched(plan: Plan, merged: Checkpoint) -> dict[str, Any]:
     """Byte for byte where the dtype is the base's; value for value where the whole model was converted."""
     import torch
 
-    names = [
-        name
-        for name in merged.tensors
-        if name not in plan.updates or plan.updates[name] == Update(source=plan.updates[name].source)
-    ]
-    wrong, size = [], 0
-    for name in progress(names, "untouched tensors", unit="tensor"):
-        update = plan.updates.get(name)
-        theirs = base.tensors.get((update.source if update else None) or name)
-        if theirs is None:
-            wrong.append(name)
-            continue
-        ours = merged.tensors[name]
-        size += ours[1].bytes
-        if ours[1].dtype == theirs[1].dtype:
-            same = all(a == b for a, b in zip(_chunks(*ours), _chunks(*theirs), strict=False))
-            same = same and ours[1].bytes == theirs[1].bytes
+    tensors = [tensor for name, tensor in merged.tensors.items() if not plan.update(name).keys]
+    wrong = []
+    for ours in progress(tensors, "untouched tensors", unit="tensor"):
+        theirs = plan.base.tensors.get(plan.update(ours.name).source or ours.name)
+        if theirs is None or ours.shape != theirs.shape:
+            same = False
+        elif ours.dtype == theirs.dtype:
+            same = all(a == b for a, b in zip(_chunks(ours), _chunks(theirs), strict=True))
         else:
-            expected = read_tensor(*theirs)
-            same = torch.equal(read_tensor(*ours), expected.to(read_tensor(*ours).dtype))
+            values = read_tensor(ours)
+            same = torch.equal(values, read_tensor(theirs).to(values.dtype))
         if not same:
-            wrong.append(name)
-    return _result(not wrong, tensors=len(names), bytes=size, wrong=wrong)
+            wrong.append(ours.name)
+    return _result(not wrong, tensors=len(tensors), bytes=sum(tensor.bytes for tensor in tensors), wrong=wrong)
 
 
-def _chunks(shard: Shard, tensor: Tensor) -> Iterator[bytes]:
-    with open(shard.path, "rb", buffering=0) as handle:
-        for start in range(tensor.start, tensor.end, CHUNK):
-            buffer = bytearray(min(CHUNK, tensor.end - start))
-            read_into(handle.fileno(), memoryview(buffer), start, shard.path)
-            yield bytes(buffer)
+def _chunks(tensor: Tensor) -> Iterator[bytearray]:
+    with open(tensor.path, "rb", buffering=0) as handle:
+        for start in range(tensor.start, tensor.end, CHUNK_BYTES):
+            buffer = bytearray(min(CHUNK_BYTES, tensor.end - start))
+            read_into(handle.fileno(), memoryview(buffer), start, tensor.path)
+            yield buffer
 
 
-def peft_merge(base: Checkpoint, adapter: Adapter, name: str, update: Update) -> Any:
-    """The weight ``name`` merged by a layer of PEFT's own, in the base's dtype.
+def peft_merge(plan: Plan, name: str) -> Any:
+    """The weight ``name`` merged by PEFT, in the base's dtype, out of a model that has this one layer.
 
-    PEFT decides rank and scale by itself, from adapter_config.json and the module's path in the adapter.
+    PEFT decides rank, scale and the kind of layer by itself, from adapter_config.json and the module's path.
     """
     import torch
-    from peft import LoraConfig
-    from peft.tuners.lora.layer import Embedding, Linear
-    from peft.utils.other import get_pattern_key
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
     from transformers.pytorch_utils import Conv1D
 
-    match = LORA_KEY.match(adapter_key := str(update.a).removeprefix(PREFIX))
-    assert match is not None, adapter_key
+    update, adapter = plan.update(name), plan.adapter
+    match = LORA_KEY.match(str(update.a).removeprefix(PREFIX))
+    assert match is not None, update
     module = match["module"]
     config = LoraConfig.from_pretrained(str(adapter.folder))
     config.init_lora_weights = False  # PEFT would draw random numbers that are overwritten below
-    rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), module), config.r)
-    alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), module), config.lora_alpha)
-
-    shard, tensor = base.tensors[update.source or name]
-    weight = read_tensor(shard, tensor)
+    config.target_modules, config.modules_to_save, config.ensure_weight_tying = {module}, None, False
+    weight = read_tensor(plan.source(name))
     if update.replace is not None:
         weight = adapter.read(update.replace).to(weight.dtype)
-    bias = None
-    if config.lora_bias:
-        bias = read_tensor(*base.tensors[f"{name.removesuffix('.weight')}.bias"])
+    bias = plan.base.tensors.get(f"{name.removesuffix('.weight')}.bias") if config.lora_bias else None
     with torch.device("meta"):
         if match["part"].startswith("lora_embedding"):
             layer: Any = torch.nn.Embedding(*weight.shape)
         elif update.transposed:
             layer = Conv1D(weight.shape[1], weight.shape[0])
+            layer.bias = None
         else:
             layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
-    if bias is not None or hasattr(layer, "nf"):
-        layer.bias = torch.nn.Parameter(bias if bias is not None else torch.zeros(weight.shape[-1]), False)
-    config.fan_in_fan_out = isinstance(layer, Conv1D)
-    kind = Embedding if isinstance(layer, torch.nn.Embedding) else Linear
+    if bias is not None:
+        layer.bias = torch.nn.Parameter(read_tensor(bias), requires_grad=False)
+    root = inner = torch.nn.Module()
+    *parents, last = module.split(".")
+    for part in parents:
+        inner.add_module(part, torch.nn.Module())
+        inner = inner.get_submodule(part)
+    inner.add_module(last, layer)
+    keys = [key for key in adapter.tensors if key.startswith(f"{PREFIX}{module}.lora_")]
     with torch.no_grad():
-        lora = kind(layer, "default", config=config, r=rank, lora_alpha=alpha)
-        if kind is Embedding:
-            lora.lora_embedding_A["default"].data = adapter.read(str(update.a))
-            lora.lora_embedding_B["default"].data = adapter.read(str(update.b))
-        else:
-            lora.lora_A["default"].weight.data = adapter.read(str(update.a))
-            lora.lora_B["default"].weight.data = adapter.read(str(update.b))
-        if update.magnitude is not None:
-            lora.lora_magnitude_vector["default"].weight.data = adapter.read(update.magnitude)
-        lora.merge()
+        inject_adapter_in_model(config, root)
+        for key, parameter in root.named_parameters():
+            if "lora_" in key:
+                parameter.data = parameter.data.float()  # as PeftModel does
+        loaded = set_peft_model_state_dict(root, {key.removeprefix(PREFIX): adapter.read(key) for key in keys})
+        assert not loaded.unexpected_keys, loaded
+        root.get_submodule(module).merge()
     return layer.weight.data
 
 
-def check_layers(base: Checkpoint, merged: Checkpoint, adapter: Adapter, plan: Plan, count: int) -> dict[str, Any]:
+def check_layers(plan: Plan, merged: Checkpoint, count: int) -> dict[str, Any]:
     """Some changed weights, of every kind and spread over the model, against PEFT's merge of the same layer.
 
     They may differ by rounding: half a unit in the last place of a low-precision dtype; in float32, what another
@@ -192,45 +170,28 @@ def check_layers(base: Checkpoint, merged: Checkpoint, adapter: Adapter, plan: P
     """
     import torch
 
-    names = [name for name in merged.tensors if name in plan.updates and plan.updates[name].a is not None]
+    names = [name for name in merged.tensors if plan.update(name).a is not None]
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(without_numbers(name), []).append(name)
     # One kind of layer after the other, each time deeper in the model.
     groups = list(kinds.values())
-    picked = [(groups[index % len(groups)], index) for index in range(count)] if groups else []
+    picked = ((groups[index % len(groups)], index) for index in range(count if groups else 0))
     sample = sorted({group[index * len(group) // count] for group, index in picked}, key=names.index)
     layers = []
     for name in progress(sample, "layers against PEFT", unit="layer"):
-        ours = read_tensor(*merged.tensors[name])
-        expected = peft_merge(base, adapter, name, plan.updates[name]).to(ours.dtype)
-        before = read_tensor(*base.tensors[plan.updates[name].source or name])
+        ours, before = read_tensor(merged.tensors[name]), read_tensor(plan.source(name))
+        expected = peft_merge(plan, name).to(ours.dtype)
         precision = torch.finfo(ours.dtype).eps * (4 if ours.dtype == torch.float32 else 1)
         within, worst, different = True, 0.0, 0
-        for rows in range(0, len(ours), step := max(1, 2**22 // max(1, ours[0].numel()))):
-            a, b, w = (tensor[rows : rows + step].float() for tensor in (ours, expected, before))
-            difference = (a - b).abs()
-            within = within and bool((difference <= precision * (b.abs() + w.abs())).all())
+        step = max(1, 2**22 // max(1, ours[0].numel()))
+        for a, b, w in zip(ours.split(step), expected.split(step), before.split(step), strict=True):
+            difference = (a.float() - b.float()).abs()
+            within = within and bool((difference <= precision * (b.float().abs() + w.float().abs())).all())
             worst, different = max(worst, float(difference.max())), different + int((difference > 0).sum())
         layers.append({"name": name, "max_abs_difference": worst, "different_values": different, "within": within})
     good = all(layer["within"] for layer in layers)
     return _result(good, changed=len(names), layers=layers, identical=sum(not x["different_values"] for x in layers))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' loading bars and notes out of the log."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def choose_device(sizes: dict[str, int], free: dict[str, int]) -> tuple[str, str] | None:
@@ -251,26 +212,16 @@ def free_memory() -> dict[str, int]:
     import psutil
     import torch
 
-    free = {}
-    if torch.cuda.is_available():
-        free["cuda"] = torch.cuda.mem_get_info()[0]
+    free = {"cuda": torch.cuda.mem_get_info()[0]} if torch.cuda.is_available() else {}
     return {**free, "cpu": psutil.virtual_memory().available}
 
 
 def check_logits(
-    base: Path,
-    adapter: Path,
-    merged: Path,
-    weights: str,
-    dtype: str,
-    prompts: list[list[int]],
-    stop: int | None,
-    max_new_tokens: int,
-    device: str,
+    plan: Plan, merged: Path, weights: str, place: tuple[str, str], requests: list[str], system: str, max_tokens: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Logits and greedy answers of the merged model against base plus adapter; one model in memory at a time.
 
-    Base plus adapter answer each prompt greedily. The merged model then reads prompt and answer: where its
+    Base plus adapter answer each request greedily. The merged model then reads prompt and answer: where its
     most likely token is the answer's at every step, it would have given the same answer. A step at which the
     two best tokens lie within the tolerance is a tie that rounding may break either way, and is counted.
 
@@ -278,12 +229,10 @@ def check_logits(
     ----------
     weights
         Dtype of the merged folder.
-    dtype
-        Dtype to compute in. float32 shows what the merge rounded and nothing else.
-    prompts
-        Token ids.
-    stop
-        Token that ends an answer.
+    place
+        Device and dtype to compute in. float32 shows what the merge rounded and nothing else.
+    max_tokens
+        The most tokens of an answer.
 
     Returns
     -------
@@ -291,66 +240,75 @@ def check_logits(
         The results of the checks ``logits`` and ``answers``.
     """
     import torch
+    import transformers
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    torch_type = getattr(torch, dtype)
-    greedy = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=stop if stop is not None else 0
-    )
-    sequences, reference, effect = [], [], 0.0
+    from scripts.common.chat import render_prompt
 
-    def logits(model: Any, sequence: Any, prompt: list[int]) -> Any:
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    device, dtype = place
+
+    def load(folder: Path) -> Any:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), trust_remote_code=False
+        )
+
+    def logits(model: Any, sequence: Any, start: int) -> Any:
         # From the prompt's last token on: each position there predicted one token of the answer.
-        return model(sequence).logits[0, len(prompt) - 1 : -1].float().cpu()
+        return model(sequence).logits[0, start - 1 : -1].float().cpu()
 
-    with torch.inference_mode(), _quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch_type)
-        model = PeftModel.from_pretrained(model, adapter).to(device).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
+    texts = [render_prompt(tokenizer, system, request) for request in requests]
+    prompts = [tokenizer(text, add_special_tokens=False, return_tensors="pt").to(device) for text in texts]
+    stop = tokenizer.eos_token_id
+    greedy = transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=max_tokens, eos_token_id=stop, pad_token_id=0 if stop is None else stop
+    )
+    reference, effect = [], 0.0  # (sequence, length of the prompt, logits of the answer) of base plus adapter
+    with torch.inference_mode():
+        model = PeftModel.from_pretrained(load(plan.base.folder), plan.adapter.folder).to(device).eval()
         for prompt in progress(prompts, "base plus adapter", unit="prompt"):
-            tokens = torch.tensor([prompt], device=device)
+            start = prompt["input_ids"].shape[1]
             sequence = model.generate(
-                input_ids=tokens, attention_mask=torch.ones_like(tokens), generation_config=greedy
+                input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], generation_config=greedy
             )
-            sequences.append(sequence)
-            reference.append(logits(model, sequence, prompt))
+            reference.append((sequence, start, logits(model, sequence, start)))
             with model.disable_adapter():
-                effect += float(((logits(model, sequence, prompt) - reference[-1]).double() ** 2).sum())
+                effect += float((logits(model, sequence, start) - reference[-1][2]).double().square().sum())
         del model
         gc.collect()
-        model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch_type).to(device).eval()
-        spread = float(torch.cat(reference).std())
+        model = load(merged).to(device).eval()
+        spread = float(torch.cat([values for *_, values in reference]).std())
         tolerance = LOGITS_TOLERANCE.get((weights, dtype), 1e-4) * spread
-        worst, squares, count, same, ties, different = 0.0, 0.0, 0, 0, 0, []
-        pairs = zip(prompts, sequences, reference, strict=True)
-        for number, (prompt, sequence, expected) in enumerate(progress(pairs, "merged", len(prompts), "prompt")):
-            ours = logits(model, sequence, prompt)
+        worst, squares, same, ties, different = 0.0, 0.0, 0, 0, []
+        for number, (sequence, start, expected) in enumerate(progress(reference, "merged", unit="prompt")):
+            ours = logits(model, sequence, start)
             difference = (ours - expected).abs()
-            worst = max(worst, float(difference.max()))
-            squares, count = squares + float((difference.double() ** 2).sum()), count + difference.numel()
-            answer = sequence[0, len(prompt) :].cpu()
-            missed = (ours.argmax(-1) != answer).nonzero().flatten().tolist()
+            worst, squares = max(worst, float(difference.max())), squares + float(difference.double().square().sum())
+            missed = (ours.argmax(-1) != sequence[0, start:].cpu()).nonzero().flatten().tolist()
             if not missed:
                 same += 1
             elif float(expected[missed[0]].max() - expected[missed[0], ours[missed[0]].argmax()]) <= TIE * tolerance:
                 ties += 1
             else:
                 different.append(number)
-    positions = sum(len(values) for values in reference)
-    difference = (squares / max(1, count)) ** 0.5
+    count = sum(values.numel() for *_, values in reference)
+    tokens = sum(len(values) for *_, values in reference)
+    facts = {
+        "adapter_effect": (effect / count) ** 0.5,
+        "computed_in": dtype,
+        "device": device,
+        "logits_standard_deviation": spread,
+        "max_abs_difference": worst,
+        "positions": tokens,
+        "prompts": len(prompts),
+        "rms_difference": (squares / count) ** 0.5,
+        "tolerance": tolerance,
+    }
     return (
-        _result(
-            difference <= tolerance,
-            adapter_effect=(effect / max(1, count)) ** 0.5,
-            computed_in=dtype,
-            logits_standard_deviation=spread,
-            max_abs_difference=worst,
-            positions=positions,
-            prompts=len(prompts),
-            rms_difference=difference,
-            tolerance=tolerance,
-        ),
-        _result(not different, different=different, prompts=len(prompts), same=same, tokens=positions, ties=ties),
+        _result(facts["rms_difference"] <= tolerance, **facts),
+        _result(not different, different=different, prompts=len(prompts), same=same, ties=ties, tokens=tokens),
     )
 
 
@@ -396,103 +354,56 @@ def verify(
         ``passed`` (no check failed), ``checks`` (by name: ``status`` passed, failed or not run, with figures),
         ``complete`` (every check ran).
     """
-    base, adapter, merged = Path(base), Path(adapter), Path(merged)
-    manifest = read_json(merged / MANIFEST)
-    checkpoint, loaded, result = open_checkpoint(base), open_adapter(adapter), open_checkpoint(merged)
-    plan = plan_merge(checkpoint, loaded)
-    checks = {
-        "files": check_files(merged, manifest),
-        "tensors": check_tensors(checkpoint, result, plan, manifest),
-        "untouched": check_untouched(checkpoint, result, plan),
-    }
-    checks["layers"] = (
-        check_layers(checkpoint, result, loaded, plan, layers)
-        if checks["tensors"]["status"] == "passed"
-        else _not_run("the tensors are not the base's")
+    merged, requests = Path(merged), list(requests)
+    manifest = read_report(merged / MANIFEST)
+    plan, result, weights = (
+        plan_merge(open_checkpoint(base), open_adapter(adapter)),
+        open_checkpoint(merged),
+        manifest["dtype"],
     )
-    requests = list(requests)
-    weights = manifest["dtype"]
-    stored = max(checkpoint.bytes, result.bytes)
-    itemsize = ITEM_BYTES[SAFETENSORS_NAMES[weights]]
+    checks = {
+        "files": check_files(merged, manifest["sha256"]),
+        "tensors": check_tensors(plan, result, weights),
+        "untouched": check_untouched(plan, result),
+    }
+    stored = max(sum(shard.bytes for shard in checkpoint.shards) for checkpoint in (plan.base, result))
+    itemsize, adapter_bytes = ITEM_BYTES[SAFETENSORS_NAMES[weights]], plan.adapter.path.stat().st_size
     sizes = {
-        dtype: stored * size // itemsize + loaded.shard.bytes + WORKING_BYTES
+        dtype: stored * size // itemsize + adapter_bytes + WORKING_BYTES
         for dtype, size in (("float32", 4), (weights, itemsize))
     }
     free = free if free is not None else free_memory()
-    chosen = choose_device(sizes, free)
-    if checks["layers"]["status"] == "not run":
-        checks["logits"] = checks["answers"] = _not_run("the tensors are not the base's")
-    elif not requests:
-        checks["logits"] = checks["answers"] = _not_run("no requests were given")
-    elif chosen is None:
-        room = ", ".join(f"{size / 1e9:.1f} GB free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items())
-        checks["logits"] = checks["answers"] = _not_run(f"needs {sizes[weights] / 1e9:.1f} GB, {room}")
+    place = choose_device(sizes, free)
+    if checks["tensors"]["status"] == "failed":
+        checks["layers"] = checks["logits"] = checks["answers"] = _not_run("the tensors are not the base's")
     else:
-        device, dtype = chosen
-        prompts, stop = _tokenize(merged, requests, system)
-        checks["logits"], checks["answers"] = check_logits(
-            base, adapter, merged, weights, dtype, prompts, stop, max_new_tokens, device
-        )
-        checks["logits"]["device"] = device
+        checks["layers"] = check_layers(plan, result, layers)
+        if not requests:
+            checks["logits"] = checks["answers"] = _not_run("no requests were given")
+        elif place is None:
+            room = ", ".join(
+                f"{size / 1e9:.1f} GB free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items()
+            )
+            checks["logits"] = checks["answers"] = _not_run(f"needs {sizes[weights] / 1e9:.1f} GB, {room}")
+        else:
+            checks["logits"], checks["answers"] = check_logits(
+                plan, merged, weights, place, requests, system, max_new_tokens
+            )
     for name, check in checks.items():
         log.info("%-9s %s", name, check.get("reason", check["status"]))
     states = {check["status"] for check in checks.values()}
     return {"checks": checks, "complete": "not run" not in states, "passed": "failed" not in states}
 
 
-def _tokenize(merged: Path, requests: list[str], system: str) -> tuple[list[list[int]], int | None]:
-    """Requests as the token ids of the training's prompt, with the merged folder's own tokenizer."""
-    from transformers import AutoTokenizer
-
-    from scripts.common.chat import render_prompt
-
-    with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(merged)
-    texts = [render_prompt(tokenizer, system, request) for request in requests]
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], tokenizer.eos_token_id
-
-
 def require_passed(report: dict[str, Any], where: object) -> None:
     """Raise when a check failed, naming each."""
-    failed = {name: check for name, check in report["checks"].items() if check["status"] == "failed"}
+    failed = [
+        f"{name}: " + ", ".join(f"{key} {value}" for key, value in check.items() if key != "status")
+        for name, check in report["checks"].items()
+        if check["status"] == "failed"
+    ]
     if failed:
-        facts = "; ".join(
-            f"{name}: " + ", ".join(f"{key} {value}" for key, value in check.items() if key != "status")
-            for name, check in failed.items()
-        )
-        raise UserError("The merged model is not base plus adapter.", where=where, found=facts[:2000])
-
-
-def main() -> int:
-    """Command line."""
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.merging.verify", description="Compare a merged folder with its base and adapter."
-    )
-    for name in ("base", "adapter", "merged"):
-        parser.add_argument(f"--{name}", required=True, metavar="DIR")
-    parser.add_argument("--prompts", metavar="FILE", help='JSON lines with "request"; left out: layer checks alone')
-    parser.add_argument("--count", type=int, default=8, metavar="N", help="requests to take (default 8)")
-    parser.add_argument("--system", default="", help="system prompt of the training")
-    parser.add_argument("--layers", type=int, default=8, metavar="N", help="weights to compare (default 8)")
-    parser.add_argument("--report", metavar="FILE", help="where to write the report as JSON")
-    arguments = parser.parse_args()
-    requests = first_requests(arguments.prompts, arguments.count) if arguments.prompts else []
-    report = verify(
-        arguments.base,
-        arguments.adapter,
-        arguments.merged,
-        requests=requests,
-        system=arguments.system,
-        layers=arguments.layers,
-    )
-    if arguments.report:
-        write_json(arguments.report, report)
-    require_passed(report, arguments.merged)
-    for name, check in report["checks"].items():
-        print(f"{name:9} {check.get('reason', check['status'])}")
-    return 0
+        raise UserError("The merged model is not base plus adapter.", where=where, found="; ".join(failed)[:2000])
 
 
 def first_requests(path: str | os.PathLike, count: int) -> list[str]:
@@ -504,17 +415,32 @@ def run(
     base: Path, adapter: Path, merged: Path, prompts: str, settings: dict[str, Any], report_path: str | os.PathLike
 ) -> None:
     """The rule's work: verify, keep the report in the log when a check fails, fail then."""
-    report = verify(
-        base,
-        adapter,
-        merged,
-        requests=first_requests(prompts, settings["prompts"]),
-        system=settings["system"],
-        layers=settings["layers"],
-        max_new_tokens=settings["max_new_tokens"],
-    )
+    settings = dict(settings)
+    requests = first_requests(prompts, settings.pop("prompts"))
+    report = verify(base, adapter, merged, requests=requests, **settings)
     require_passed(report, merged)
     write_json(report_path, report)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.merging.verify", description="Compare a merged folder with its base and adapter."
+    )
+    for name in ("base", "adapter", "merged"):
+        parser.add_argument(f"--{name}", required=True, metavar="DIR")
+    parser.add_argument("--prompts", metavar="FILE", help='JSON lines with "request"; left out: layer checks alone')
+    parser.add_argument("--count", type=int, default=8, metavar="N", help="requests to take (default 8)")
+    parser.add_argument("--system", default="", help="system prompt of the training")
+    parser.add_argument("--layers", type=int, default=8, metavar="N", help="weights to compare (default 8)")
+    options = parser.parse_args()
+    requests = first_requests(options.prompts, options.count) if options.prompts else []
+    folders = (options.base, options.adapter, options.merged)
+    report = verify(*folders, requests=requests, system=options.system, layers=options.layers)
+    for name, check in report["checks"].items():
+        print(f"{name:9} {check.get('reason', check['status'])}")
+    require_passed(report, options.merged)
+    return 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Any
 
 from scripts.common.files import atomic_open, read_json, write_json
 from scripts.common.job import command, log
-from scripts.merging.checkpoint import INDEX, ITEM_BYTES, SAFETENSORS_NAMES, SINGLE, encode_header
+from scripts.merging.checkpoint import INDEX, ITEM_BYTES, SAFETENSORS_NAMES, SINGLE, lay_out_shard
 
 BLOCK = 2**22  # random numbers drawn at once
 STANDARD_DEVIATION = 0.02  # what these models initialize their matrices with
@@ -41,12 +41,11 @@ def write_shard(path: Path, tensors: dict[str, tuple[int, ...]], dtype: str, see
     """Random matrices, and ones for vectors (norms), streamed into one safetensors file."""
     import torch
 
-    item = ITEM_BYTES[SAFETENSORS_NAMES[dtype]]
-    entries = [(name, SAFETENSORS_NAMES[dtype], shape, math.prod(shape) * item) for name, shape in tensors.items()]
+    entries = [(name, SAFETENSORS_NAMES[dtype], shape) for name, shape in tensors.items()]
     generator = torch.Generator().manual_seed(seed)
     block = torch.empty(BLOCK)
     with atomic_open(path, "wb") as handle:
-        handle.write(encode_header(entries, {"format": "pt"}))
+        handle.write(lay_out_shard(path, entries, {"format": "pt"}).header)
         for shape in tensors.values():
             left = math.prod(shape)
             while left:

@@ -1,5 +1,8 @@
 """Files appear whole or not at all."""
 
+import os
+import subprocess
+
 import pytest
 
 from scripts.common.errors import UserError
@@ -41,6 +44,21 @@ def test_a_folder_is_replaced_whole(tmp_path):
     with atomic_folder(tmp_path / "a") as partial:
         (partial / "new").touch()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["new"]
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f".a.{gone.pid}.partial").mkdir()
+    (tmp_path / f".a.{gone.pid}.partial" / "shard").touch()
+    (tmp_path / f".a.{os.getppid()}.partial").touch()
+    (tmp_path / f".ab.{gone.pid}.partial").touch()  # beside another file
+    with atomic_folder(tmp_path / "a") as partial:
+        (partial / "new").touch()
+    assert {p.name for p in tmp_path.iterdir()} == {"a", f".a.{os.getppid()}.partial", f".ab.{gone.pid}.partial"}
+    with atomic_open(tmp_path / "ab") as handle:
+        handle.write("new")
+    assert not (tmp_path / f".ab.{gone.pid}.partial").exists()
 
 
 def test_equal_values_are_equal_bytes(tmp_path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, sha256_file
+from scripts.common.files import read_json, read_report, sha256_file
 from scripts.merging.checkpoint import read_shard
 from scripts.merging.merge import merge
 from tests.benchmarks.synthetic_checkpoint import make_adapter as synthetic_adapter
@@ -48,11 +45,13 @@ def test_exact_files_layout_and_digests(sharded, tmp_path):
         assert (output / name).read_bytes() == (base / name).read_bytes(), name
     for name in shards:
         before, after = read_shard(base / name), read_shard(output / name)
-        assert after.header_sha256 == before.header_sha256 and after.bytes == before.bytes
+        assert after.header == before.header and after.bytes == before.bytes
     assert read_json(output / "manifest.json") == manifest
-    assert set(manifest["files"]) == {path.name for path in output.iterdir()} - {"manifest.json"}
-    for name, entry in manifest["files"].items():
-        assert entry == {"sha256": sha256_file(output / name), "bytes": (output / name).stat().st_size}
+    assert set(manifest["sha256"]) == {path.name for path in output.iterdir()}
+    assert (
+        read_report(output / "manifest.json", *(output / name for name in (others | set(shards)) - {"manifest.json"}))
+        == manifest
+    )
     assert manifest["base"]["files"] == {name: sha256_file(base / name) for name in [*shards, "config.json"]}
     assert manifest["adapter"]["files"]["adapter_model.safetensors"] == sha256_file(
         adapter / "adapter_model.safetensors"
@@ -137,78 +136,20 @@ def start(base: Path, adapter: Path, output: Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def kill_after(process: subprocess.Popen, partial: Path, shards: int) -> list[str]:
-    """Kill -9 once the journal lists so many shards; returns the finished ones."""
-    while process.poll() is None:
-        try:
-            done = json.loads((partial / "journal.json").read_text())["shards"]
-        except (OSError, ValueError):
-            done = {}
-        if len(done) >= shards:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return sorted(json.loads((partial / "journal.json").read_text())["shards"])
-        time.sleep(0.001)
-    raise AssertionError(f"the merge ended before it could be killed: {process.communicate()}")
-
-
-def test_a_killed_merge_leaves_nothing_finished_and_goes_on(large, tmp_path):
+def test_a_killed_merge_leaves_nothing_that_counts_and_nothing_for_good(large, tmp_path):
     base, adapter, reference = large
-    output, partial = tmp_path / "merged", tmp_path / ".merged.partial"
-    finished = kill_after(start(base, adapter, output), partial, 2)
-    assert not output.exists()
-    assert not (partial / "config.json").exists() and not (partial / "manifest.json").exists()
-    assert 2 <= len(finished) < len(reference["weights"])
-
-    inodes = {name: (partial / name).stat().st_ino for name in finished}
-    times = {name: (partial / name).stat().st_mtime_ns for name in finished}
+    output = tmp_path / "merged"
     process = start(base, adapter, output)
-    _, messages = process.communicate(timeout=60)
-    assert process.returncode == 0, messages
-    assert f"taking over {len(finished)} of {len(reference['weights'])} shards" in messages
-    assert {name: (output / name).stat().st_ino for name in finished} == inodes
-    assert {name: (output / name).stat().st_mtime_ns for name in finished} == times
-    assert read_json(output / "manifest.json") == reference
-    assert not partial.exists()
+    while len(list(tmp_path.glob(".merged.*.partial/*.safetensors"))) < 3 and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".merged.") and not (left / "config.json").exists()
 
-
-def test_what_a_journal_promises_is_checked(large, tmp_path):
-    """A damaged shard is written again; another adapter starts afresh."""
-    base, adapter, reference = large
-    output, partial = tmp_path / "merged", tmp_path / ".merged.partial"
-    finished = kill_after(start(base, adapter, output), partial, 3)
-    with open(partial / finished[0], "r+b") as handle:
-        handle.seek(-1, os.SEEK_END)
-        last = handle.read(1)
-        handle.seek(-1, os.SEEK_END)
-        handle.write(bytes([last[0] ^ 1]))
-    untouched = (partial / finished[1]).stat().st_mtime_ns
     assert merge(base, adapter, output) == reference
-    assert (output / finished[1]).stat().st_mtime_ns == untouched
-    assert sha256_file(output / finished[0]) == reference["files"][finished[0]]["sha256"]
-
-    other = tmp_path / "other"
-    synthetic_adapter(read_json(base / "config.json"), other, rank=8, seed=2)
-    second = tmp_path / "second"
-    kill_after(start(base, adapter, second), tmp_path / ".second.partial", 1)
-    manifest = merge(base, other, second)
-    assert manifest["files"]["config.json"] == reference["files"]["config.json"]
-    assert not set(manifest["files"][name]["sha256"] for name in manifest["weights"]) & set(
-        reference["files"][name]["sha256"] for name in reference["weights"][1:-1]
-    )
-
-
-def test_two_merges_into_one_output_do_not_mix(sharded, tmp_path):
-    base, adapter = sharded
-    partial = tmp_path / ".merged.partial"
-    partial.mkdir()
-    other = os.open(partial, os.O_RDONLY)  # what a running merge holds
-    fcntl.flock(other, fcntl.LOCK_EX)
-    with pytest.raises(UserError, match="Another merge"):
-        merge(base, adapter, tmp_path / "merged")
-    assert partial.exists() and not (tmp_path / "merged").exists()
-    os.close(other)
-    merge(base, adapter, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -220,7 +161,6 @@ def test_command_line(sharded, tmp_path):
     output, messages = process.communicate(timeout=60)
     assert process.returncode == 0, messages
     assert output.startswith(f"{tmp_path / 'merged'}: 0.00 GB bfloat16, 14 of ")
-    assert "MB/s" in messages
 
     again = start(base, adapter, tmp_path / "merged")
     output, messages = again.communicate(timeout=60)

@@ -13,7 +13,7 @@ import torch
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
-from scripts.merging.checkpoint import encode_header
+from scripts.merging.checkpoint import lay_out_shard
 from scripts.merging.merge import merge
 from tests.unit.merging.models import edit_weights, make_adapter, make_base
 
@@ -87,7 +87,8 @@ def test_shard_is_something_else(inputs, content):
 
 def test_header_that_does_not_fit_its_data(inputs):
     shard = sorted(inputs[0].glob("*.safetensors"))[0]
-    shard.write_bytes(encode_header([("x", "F32", (3,), 8)], {}) + bytes(8))
+    header = lay_out_shard(shard, [("x", "F32", (3,))], {}).header
+    shard.write_bytes(header.replace(b"[0,12]", b"[0,8] ") + bytes(8))
     refuse(*inputs, "does not describe its data", "tensor x")
 
 
@@ -361,7 +362,7 @@ def test_disk_too_small(inputs):
     base, adapter = inputs
     rows = 14 * 10**12 // 4096
     shard = sorted(base.glob("*.safetensors"))[0]
-    header = encode_header([("huge", "F32", (rows, 1024), rows * 4096)], {})
+    header = lay_out_shard(shard, [("huge", "F32", (rows, 1024))], {}).header
     with open(base / "huge.safetensors", "wb") as handle:
         handle.write(header)
         try:

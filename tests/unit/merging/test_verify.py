@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, sha256_file, write_json, write_jsonl
+from scripts.common.files import read_json, write_json, write_jsonl, write_report
 from scripts.merging.merge import merge
 from scripts.merging.verify import choose_device, require_passed, run, verify
 from tests.unit.merging.models import VOCABULARY, edit_weights, make_adapter, make_base
@@ -66,9 +66,7 @@ def folders(good, tmp_path):
 def renew_digests(merged: Path) -> None:
     """Make the manifest agree with spoiled files, so that the checks behind the digests have to find the damage."""
     manifest = read_json(merged / "manifest.json")
-    for name in manifest["files"]:
-        manifest["files"][name] = {"sha256": sha256_file(merged / name), "bytes": (merged / name).stat().st_size}
-    write_json(merged / "manifest.json", manifest)
+    write_report(merged / "manifest.json", manifest, *(merged / name for name in manifest["sha256"]))
 
 
 def edit_tensor(merged: Path, name: str, edit) -> None:
