@@ -438,7 +438,7 @@ def digests(files: Mapping[str, Any]) -> list[tuple[str, str]]:
         if "commit" in item:
             rows.append((f"data: {item['name']} (commit)", item["commit"]))
     rows += [(f"adapter: {name}", digest) for name, digest in manifest["adapter"]["files"].items()]
-    rows += [(f"merged: {name}", manifest["files"][name]["sha256"]) for name in manifest["weights"]]
+    rows += [(f"merged: {name}", manifest["sha256"][name]) for name in manifest["weights"]]
     return rows
 
 

@@ -321,7 +321,7 @@ def files() -> dict[str, Any]:
                 "base": {"files": {}},
                 "bytes": 538_090_409,
                 "dtype": "float32",
-                "files": {"model.safetensors": {"bytes": 538_090_409, "sha256": DIGEST}},
+                "sha256": {"model.safetensors": DIGEST},
                 "tensors": {"changed": 210, "total": 272},
                 "versions": {"torch": "2.13.0"},
                 "weights": ["model.safetensors"],

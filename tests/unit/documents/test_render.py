@@ -112,7 +112,7 @@ def test_a_template_has_no_number_of_its_own(template: Path) -> None:
 def test_every_number_follows_the_json(name: str, write: Callable[..., str]) -> None:
     content = inputs.files()
     texts = [write(name, content)]
-    for seed in (0, 1, 2):  # three, since a rounded number may stay the same by chance
+    for seed in range(5):  # several, since a rounded number may stay the same by chance
         other = perturbed(content, Random(seed))
         for key in ("base", "tuned"):  # counts can't exceed their sample
             for metric in other["comparison"][key].values():
