@@ -1,4 +1,5 @@
-# From sources to token ids. Each step writes what it keeps, what it rejects (with stage and reason) and a report.
+# From sources to token ids. Each step writes what it keeps, what it rejects (with stage and reason) and a report with
+# the digests of both; the next step reads the report too, and so notices what was changed or damaged in between.
 #   results/dataset/<dataset>/{raw,clean,safe}.jsonl       after acquire, clean, screen
 #   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks
 #   results/dataset/<dataset>/encoded/<model>-<length>/    token ids for one tokenizer and one sequence length
@@ -33,6 +34,7 @@ rule acquire_dataset:
 rule clean_dataset:
     input:
         pairs="results/dataset/{dataset}/raw.jsonl",
+        acquire="results/dataset/{dataset}/acquire.json",
     output:
         pairs="results/dataset/{dataset}/clean.jsonl",
         rejected="results/dataset/{dataset}/clean.rejected.jsonl",
@@ -55,6 +57,7 @@ rule clean_dataset:
 rule screen_dataset:
     input:
         pairs="results/dataset/{dataset}/clean.jsonl",
+        clean="results/dataset/{dataset}/clean.json",
     output:
         pairs="results/dataset/{dataset}/safe.jsonl",
         rejected="results/dataset/{dataset}/safe.rejected.jsonl",
@@ -76,7 +79,9 @@ rule screen_dataset:
 rule split_dataset:
     input:
         pairs="results/dataset/{dataset}/safe.jsonl",
+        screen="results/dataset/{dataset}/screen.json",
         external="results/dataset/{dataset}/external.jsonl",
+        acquire="results/dataset/{dataset}/acquire.json",
     output:
         train="results/dataset/{dataset}/splits/train.jsonl",
         validation="results/dataset/{dataset}/splits/validation.jsonl",
@@ -103,6 +108,8 @@ rule check_splits:
         train="results/dataset/{dataset}/splits/train.jsonl",
         validation="results/dataset/{dataset}/splits/validation.jsonl",
         test="results/dataset/{dataset}/splits/test.jsonl",
+        rejected="results/dataset/{dataset}/splits/rejected.jsonl",
+        safe="results/dataset/{dataset}/safe.jsonl",
         acquire="results/dataset/{dataset}/acquire.json",
         clean="results/dataset/{dataset}/clean.json",
         screen="results/dataset/{dataset}/screen.json",
@@ -126,6 +133,7 @@ rule encode_dataset:
         train="results/dataset/{dataset}/splits/train.jsonl",
         validation="results/dataset/{dataset}/splits/validation.jsonl",
         test="results/dataset/{dataset}/splits/test.jsonl",
+        split="results/dataset/{dataset}/splits/split.json",
         # Nothing is trained on splits that leak.
         check="results/dataset/{dataset}/splits/check.json",
         tokenizer="results/models/{model}/tokenizer.json",
@@ -143,6 +151,9 @@ rule encode_dataset:
         sequence_length=r"\d+",
     conda:
         "../envs/torch.yaml"
+    resources:
+        # What one step takes, to say at once when there is less. No param: another batch size encodes nothing anew.
+        rows_a_step=SETTINGS["training"]["micro_batch"] * SETTINGS["training"]["gradient_accumulation"],
     params:
         code=code("dataset/encode.py"),
         prompt=SETTINGS["prompt"],

@@ -1,21 +1,20 @@
-"""Rule ``acquire_dataset``: read every configured source into one file, and record where each row came from.
+"""Rule ``acquire_dataset``: read every configured source into one table, and record where each row came from.
 
 Nothing is judged here but what can't be read at all; rows that can't be are in the rejected file with a reason.
 """
 
-import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_open, read_json, sha256_file, write_json
+from scripts.common.files import read_json, sha256_file, write_json, write_report
 from scripts.common.job import job, log
-from scripts.dataset.rows import write_row
+from scripts.dataset.rows import COLUMNS, count, write_rows
 from scripts.dataset.sources import Record, read_file
 
-_COLUMNS = {"request": "request", "command": "command"}
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def label(source: Mapping[str, Any]) -> str:
@@ -37,7 +36,7 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
     about
         Filled with what the report says of the source.
     """
-    columns = {**_COLUMNS, **source.get("columns", {})}
+    columns = {"request": "request", "command": "command", **source.get("columns", {})}
     if source["type"] == "embedded":
         from scripts.dataset.embedded import generate
 
@@ -60,67 +59,67 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
             yield label(source), record
 
 
-def acquire(
-    sources: list[Mapping[str, Any]], revisions: dict[str, str], pairs: Any, rejected: Any
-) -> tuple[list[dict], Counter]:
-    """Write the rows of all sources to two open files; return a summary of each source and the reasons of rejection."""
+def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> "tuple[pd.DataFrame, list[dict]]":
+    """The rows of all sources, those that could not be read with a ``reason``, and a summary of each source."""
+    import pandas as pd
+
+    tables = [pd.DataFrame(columns=[*COLUMNS, "reason"])]
     summaries = []
-    reasons: Counter = Counter()
     for source in sources:
-        about: dict[str, Any] = {"license": source["license"], "name": label(source), "type": source["type"]}
+        name = label(source)
+        about: dict[str, Any] = {"license": source["license"], "name": name, "type": source["type"]}
         if source.get("attribution"):
             about["attribution"] = source["attribution"]
         if source["license"].lower() == "unknown":
-            log.warning("The licence of %s is unknown: the card will say so.", label(source))
-        about |= {"rejected": 0, "rows": 0}
-        for name, record in read_source(source, revisions, about):
-            row = {**record.fields, "line": record.line, "source": name}
-            if record.reason:
-                about["rejected"] += 1
-                reasons[record.reason] += 1
-                write_row(rejected, {**row, "reason": record.reason, "stage": "acquire"})
-            else:
-                about["rows"] += 1
-                write_row(pairs, row)
-        log.info("%s: %d rows, %d rejected", label(source), about["rows"], about["rejected"])
+            log.warning("The licence of %s is unknown: the card will say so.", name)
+        records = read_source(source, revisions, about)
+        table = pd.DataFrame(
+            {**record.fields, "line": record.line, "reason": record.reason, "source": origin}
+            for origin, record in records
+        )
+        rejected = int(table["reason"].notna().sum())
+        about |= {"rejected": rejected, "rows": len(table) - rejected}
+        log.info("%s: %d rows, %d rejected", name, about["rows"], rejected)
+        tables.append(table)
         summaries.append(about)
-    return summaries, reasons
+    return pd.concat(tables[bool(sources) :], ignore_index=True), summaries
 
 
 def main(sources: list, external: list, outputs: Any) -> None:
     """Read ``sources`` into ``outputs.pairs`` and the external test sets into ``outputs.external``."""
+    import pandas as pd
+
     # Not a declared output: it outlives reruns, so that a moved branch on the Hub is noticed.
     revisions_file = Path(outputs.report).with_name("revisions.json")
     revisions = read_json(revisions_file) if revisions_file.exists() else {}
-    with (
-        atomic_open(outputs.pairs) as pairs,
-        atomic_open(outputs.external) as held_out,
-        atomic_open(outputs.rejected) as rejected,
-    ):
-        summaries, reasons = acquire(sources, revisions, pairs, rejected)
-        external_summaries, _ = acquire(external, revisions, held_out, rejected)
-        rows = sum(summary["rows"] for summary in summaries)
-        if not rows:
-            common = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3)) or "no rows"
-            raise UserError(
-                f"Every row was rejected while reading: {common}.",
-                where=", ".join(summary["name"] for summary in summaries),
-                found=f"{sum(reasons.values())} rows, 0 usable",
-                allowed="at least one row with a request and a command as text",
-            )
-    write_json(
+    rows, summaries = acquire(sources, revisions)
+    held_out, external_summaries = acquire(external, revisions)
+    reasons = count(rows["reason"])
+    if rows["reason"].notna().all():
+        common = ", ".join(f"{reason} ({number})" for reason, number in list(reasons.items())[:3])
+        raise UserError(
+            f"Every row was rejected while reading: {common}.",
+            where=", ".join(summary["name"] for summary in summaries),
+            found=f"{len(rows)} rows, 0 usable",
+            allowed="at least one row with a request and a command as text",
+        )
+    for path, table in ((outputs.pairs, rows), (outputs.external, held_out)):
+        write_rows(path, table[table["reason"].isna()].drop(columns="reason"))
+    every = pd.concat([rows, held_out], ignore_index=True)
+    write_rows(outputs.rejected, every[every["reason"].notna()].assign(stage="acquire"))
+    write_report(
         outputs.report,
         {
             "external": external_summaries,
             "licenses": sorted({summary["license"] for summary in summaries}),
-            "reasons": dict(reasons),
+            "reasons": reasons,
             "rejected": sum(summary["rejected"] for summary in summaries),
-            "rows": rows,
+            "rows": sum(summary["rows"] for summary in summaries),
             "sources": summaries,
         },
+        *(outputs.pairs, outputs.external, outputs.rejected),
     )
     if revisions:
-        os.makedirs(revisions_file.parent, exist_ok=True)
         write_json(revisions_file, revisions)
 
 

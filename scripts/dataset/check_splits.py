@@ -1,62 +1,56 @@
 """Rule ``check_splits``: no request and no command, as written or normalized, is in two splits; else fail.
 
-It reads the finished files and trusts nothing that the splitting did. It also adds up the reports of all steps:
-each row that was read is in a split, or in a rejected file with its stage and reason.
+It reads the finished files and trusts nothing that the splitting did: each screened row is in exactly one split,
+or was taken out for the external test set, and no split has a row that the screen has not let pass. It also adds
+up the reports of all steps: each row that was read is in a split, or in a rejected file with its stage and reason.
 """
 
-import array
+from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_jsonl, write_json
+from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.dataset.text import command_key, key_number, request_key
+from scripts.dataset.rows import SPLITS, read_rows, to_lines
+from scripts.dataset.text import command_key, request_key
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FORMS = {
-    "request": lambda row: row["request"],
-    "command": lambda row: row["command"],
-    "normalized request": lambda row: request_key(row["request"]),
-    "normalized command": lambda row: command_key(row["command"]),
+    "request": lambda rows: rows["request"],
+    "command": lambda rows: rows["command"],
+    "normalized request": lambda rows: rows["request"].map(request_key),
+    "normalized command": lambda rows: rows["command"].map(command_key),
 }
 
 
-def overlaps(splits: Mapping[str, str]) -> tuple[dict[str, int], dict[str, dict[str, int]], list[str]]:
+def overlaps(splits: "Mapping[str, pd.DataFrame]") -> tuple[dict[str, dict[str, int]], list[str]]:
     """Count what several splits share.
 
     Parameters
     ----------
     splits
-        The file of each split.
+        The rows of each split.
 
     Returns
     -------
     tuple
-        The rows of each split; for each form (request, command, and each normalized) the number of texts that two
-        splits share, by pair of splits; and up to ten examples.
+        For each form (request, command, and each normalized) the number of texts that two splits share, by pair of
+        splits; and up to ten examples.
     """
-    import numpy as np
-
-    rows = {name: 0 for name in splits}
-    numbers: dict[tuple[str, str], Any] = {(form, name): array.array("Q") for form in _FORMS for name in splits}
-    for name, path in splits.items():
-        for row in read_jsonl(path):
-            rows[name] += 1
-            for form, text_of in _FORMS.items():
-                numbers[form, name].append(key_number(text_of(row)))
-    counts: dict[str, dict[str, int]] = {form: {} for form in _FORMS}
+    counts: dict[str, dict[str, int]] = {}
     examples: list[str] = []
-    for form, text_of in _FORMS.items():
+    for form, texts_of in _FORMS.items():
+        texts = {name: set(texts_of(rows)) for name, rows in splits.items()}
+        counts[form] = {}
         for first, second in combinations(splits, 2):
-            left, right = (np.frombuffer(numbers[form, name], np.uint64) for name in (first, second))
-            shared = set(np.intersect1d(left, right).tolist())
+            shared = texts[first] & texts[second]
             counts[form][f"{first} and {second}"] = len(shared)
-            for row in read_jsonl(splits[second]) if shared else ():
-                text = text_of(row)
-                if key_number(text) in shared and len(examples) < 10:
-                    examples.append(f"{form} in {first} and {second}: {text}")
-    return rows, counts, examples
+            examples += [f"{form} in {first} and {second}: {text}" for text in sorted(shared)]
+    return counts, examples[:10]
 
 
 def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
@@ -87,27 +81,52 @@ def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
     return table
 
 
-def main(splits: dict[str, str], reports: dict[str, str], report: str) -> None:
+def must_be_the_screened_rows(
+    safe: "pd.DataFrame", splits: "pd.DataFrame", rejected: "pd.DataFrame", where: str
+) -> None:
+    """Raise unless the splits and the rows taken out are, together, the rows that the screen let pass."""
+    taken_out = rejected.drop(columns=["reason", "stage"], errors="ignore")
+    passed, found = Counter(to_lines(safe)), Counter([*to_lines(splits), *to_lines(taken_out)])
+    for problem, rows in (
+        ("A split has a row that the screen has not let pass.", found - passed),
+        ("A row that the screen let pass is in no split.", passed - found),
+    ):
+        if rows:
+            raise UserError(
+                problem,
+                where=where,
+                found=next(iter(rows)).strip()[:400],
+                allowed="the rows of safe.jsonl, each once",
+                write=f"rm {where}    # then the same command again: the splits are made anew",
+            )
+
+
+def main(inputs: dict[str, str], report: str) -> None:
     """Check the files of the splits; write the counts of each stage and the overlaps, all zero."""
-    table = stages(**{name: read_json(path) for name, path in reports.items()})
-    rows, counts, examples = overlaps(splits)
+    import pandas as pd
+
+    files = {
+        "acquire": [],
+        "clean": [],
+        "screen": [inputs["safe"]],
+        "split": [inputs[name] for name in (*SPLITS, "rejected")],
+    }
+    table = stages(**{stage: read_report(inputs[stage], *files[stage]) for stage in files})
+    splits = {name: read_rows(inputs[name]) for name in SPLITS}
+    every = pd.concat(splits.values())
+    must_be_the_screened_rows(read_rows(inputs["safe"]), every, read_rows(inputs["rejected"]), inputs["split"])
+    counts, examples = overlaps(splits)
     total = sum(sum(pairs.values()) for pairs in counts.values())
     if total:
         raise UserError(
             f"The splits leak: {total} overlaps.",
-            where=", ".join(splits.values()),
+            where=", ".join(inputs[name] for name in SPLITS),
             found={form: sum(pairs.values()) for form, pairs in counts.items()},
             allowed="no request and no command in two splits. The first ones:\n             "
             + "\n             ".join(examples),
         )
-    if sum(rows.values()) != table[-1]["kept"]:
-        raise UserError(
-            "The splits do not hold what the stages left.",
-            where=", ".join(splits.values()),
-            found=rows,
-            allowed=f"{table[-1]['kept']} rows in all",
-        )
-    write_json(report, {"overlaps": counts, "rows": rows, "stages": table, "total": total})
+    rows = {name: len(split) for name, split in splits.items()}
+    write_report(report, {"overlaps": counts, "rows": rows, "stages": table, "total": total})
     for row in table:
         log.info("%-16s %8d rows, %6d removed, %8d kept", *(row[key] for key in ("stage", "rows", "removed", "kept")))
     log.info("no overlap: %s", ", ".join(f"{name} {count}" for name, count in rows.items()))
@@ -115,6 +134,4 @@ def main(splits: dict[str, str], reports: dict[str, str], report: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        files = dict(snakemake.input.items())
-        splits = {name: files.pop(name) for name in ("train", "validation", "test")}
-        main(splits, files, snakemake.output.report)
+        main(dict(snakemake.input.items()), snakemake.output.report)

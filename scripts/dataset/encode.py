@@ -4,17 +4,17 @@ Labels are on the answer and its end token only. A row that is longer than the s
 counted, or stops the run, as configured; nothing is ever cut.
 """
 
-from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from scripts.common.chat import IGNORED, encode_pairs
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_open, read_jsonl, write_json
+from scripts.common.files import atomic_open, read_report, write_report
 from scripts.common.job import job, log
-from scripts.dataset.rows import chunks, must_keep_some, write_row
+from scripts.dataset.rows import SPLITS, must_keep_some, read_rows, write_rows
 
+OVERLONG = "longer than the sequence length"
+_ROWS_AT_ONCE = 1_000
 _PERCENTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 100)
 
 
@@ -28,52 +28,47 @@ def percentiles(values: Any) -> dict[str, int]:
     return {f"p{percent:03d}": int(value) for percent, value in zip(_PERCENTILES, found, strict=True)}
 
 
-def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int, overlong: str, refuse: Any) -> dict:
+def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int, overlong: str) -> tuple[dict, Any]:
     """Encode one split into a Parquet file of ``input_ids`` and ``labels`` (lists of int32).
 
     Returns
     -------
-    dict
-        ``rows``, ``kept``, ``overlong``, ``tokens``, ``learned_tokens``, and the percentiles of the lengths
-        (in tokens) of whole rows before any was dropped, and of the answers.
+    tuple
+        What the report says: ``rows``, ``kept``, ``overlong``, ``tokens``, ``learned_tokens``, and the percentiles of
+        the lengths (in tokens) of whole rows before any was dropped, and of the answers; and the dropped rows.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-    lengths: list[Any] = []
-    answers: list[Any] = []
-    with ExitStack() as stack:
-        file = stack.enter_context(atomic_open(output, "wb"))
-        # Small files that are read once: speed of reading counts, and equal rows must be equal bytes.
-        writer = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
-        for chunk in chunks(read_jsonl(path), 1_000):
-            encoded = encode_pairs(tokenizer, system, [(row["request"], row["command"]) for row in chunk])
-            lengths.append(np.array([len(ids) for ids, _ in encoded]))
-            answers.append(np.array([len(labels) - labels.count(IGNORED) for _, labels in encoded]))
-            kept = []
-            for row, pair in zip(chunk, encoded, strict=True):
-                if len(pair[0]) <= most:
-                    kept.append(pair)
-                    continue
-                reason = f"{len(pair[0])} tokens, more than the sequence length of {most}"
-                if overlong == "fail":
-                    raise UserError(
-                        f"A row is too long: {reason}.",
-                        where=f"{path}: {row['source']}, line {row['line']}",
-                        found=row["request"][:120],
-                        allowed=f"at most {most} tokens; or a longer training.sequence_length; or dropping such rows",
-                        write="dataset:\n  encode:\n    overlong: drop",
-                    )
-                write_row(
-                    refuse, {**row, "reason": "longer than the sequence length", "detail": reason, "stage": "encode"}
-                )
+    rows = read_rows(path)
+    whole, learned = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=int)
+    # Small files that are read once: speed of reading counts, and equal rows must be equal bytes.
+    with atomic_open(output, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        # A few at a time: as lists of Python's numbers, the tokens of 100,000 rows take half a GB.
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            encoded = encode_pairs(
+                tokenizer, system, list(zip(rows["request"][part], rows["command"][part], strict=True))
+            )
+            whole[part] = [len(ids) for ids, _ in encoded]
+            learned[part] = [len(labels) - labels.count(IGNORED) for _, labels in encoded]
+            kept = [pair for pair in encoded if len(pair[0]) <= most]
             columns = [pa.array([pair[column] for pair in kept], schema[column].type) for column in (0, 1)]
             writer.write_table(pa.table(columns, schema=schema))
-    whole = np.concatenate(lengths) if lengths else np.array([], dtype=int)
-    learned = np.concatenate(answers) if answers else np.array([], dtype=int)
-    fits = whole <= most
+        fits = whole <= most
+        dropped = rows[~fits].assign(reason=OVERLONG, stage="encode")
+        dropped["detail"] = [f"{length} tokens, more than the sequence length of {most}" for length in whole[~fits]]
+        if overlong == "fail" and len(dropped):
+            first = dropped.iloc[0]
+            raise UserError(
+                f"A row is too long: {first['detail']}.",
+                where=f"{path}: {first['source']}, line {first['line']}",
+                found=first["request"][:120],
+                allowed=f"at most {most} tokens; or a longer training.sequence_length; or dropping such rows",
+                write="dataset:\n  encode:\n    overlong: drop",
+            )
     return {
         "answer_lengths": percentiles(learned),
         "kept": int(fits.sum()),
@@ -82,35 +77,59 @@ def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int,
         "overlong": int((~fits).sum()),
         "rows": len(whole),
         "tokens": int(whole[fits].sum()),
-    }
+    }, dropped
 
 
-def main(inputs: dict[str, str], outputs: dict[str, str], prompt: dict, encode: dict, sequence_length: int) -> None:
+def must_be_enough(splits: dict[str, dict], rows_a_step: int) -> None:
+    """Raise when a split is empty, or when there are not enough rows for one optimizer step."""
+    for name, split in splits.items():
+        must_keep_some(f"encode {name}", split["kept"], {OVERLONG: split["overlong"]}, "training.sequence_length")
+    if splits["train"]["kept"] < rows_a_step:
+        raise UserError(
+            "There are fewer rows to train on than one step takes.",
+            where="dataset.sources; training.micro_batch and training.gradient_accumulation",
+            found=f"{splits['train']['kept']} rows, {rows_a_step} for a step",
+            allowed=f"at least {rows_a_step} rows in the training split; or smaller steps",
+            write="training: {micro_batch: 1, gradient_accumulation: 1}",
+        )
+
+
+def main(
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    prompt: dict,
+    encode: dict,
+    sequence_length: int,
+    rows_a_step: int = 1,
+) -> None:
     """Encode the three splits for one model and one sequence length."""
+    import pandas as pd
     from transformers import AutoTokenizer
 
+    read_report(inputs["split"], *(inputs[name] for name in SPLITS))
+    read_report(inputs["check"])
     tokenizer = AutoTokenizer.from_pretrained(Path(inputs["tokenizer"]).parent)
-    report: dict[str, Any] = {}
-    with atomic_open(outputs["rejected"]) as refuse:
-        for split in ("train", "validation", "test"):
-            report[split] = encode_split(
-                tokenizer, prompt["system"], inputs[split], outputs[split], sequence_length, encode["overlong"], refuse
-            )
-            log.info(
-                "%s: %d rows, %d too long; %d tokens, %d of them learned",
-                *(split, report[split]["rows"], report[split]["overlong"]),
-                *(report[split]["tokens"], report[split]["learned_tokens"]),
-            )
-        dropped = Counter({"longer than the sequence length": report["train"]["overlong"]})
-        must_keep_some("encode", report["train"]["kept"], dropped, "training.sequence_length")
-    write_json(
+    splits, dropped = {}, []
+    for name in SPLITS:
+        splits[name], some = encode_split(
+            tokenizer, prompt["system"], inputs[name], outputs[name], sequence_length, encode["overlong"]
+        )
+        dropped.append(some)
+        log.info(
+            "%s: %d rows, %d too long; %d tokens, %d of them learned",
+            *(name, *(splits[name][key] for key in ("rows", "overlong", "tokens", "learned_tokens"))),
+        )
+    must_be_enough(splits, rows_a_step)
+    write_rows(outputs["rejected"], pd.concat(dropped))
+    write_report(
         outputs["report"],
         {
             "overlong": encode["overlong"],
             "sequence_length": sequence_length,
-            "splits": report,
+            "splits": splits,
             "system_prompt": prompt["system"],
         },
+        *(outputs[name] for name in (*SPLITS, "rejected")),
     )
 
 
@@ -122,4 +141,5 @@ if __name__ == "__main__":
             snakemake.params.prompt,
             snakemake.params.encode,
             int(snakemake.wildcards.sequence_length),
+            snakemake.resources.rows_a_step,
         )

@@ -1,4 +1,4 @@
-"""Rows of the dataset on their way through its steps: one JSON object a line, read and written a few at a time.
+"""Rows of the dataset between two steps: a table in memory, one JSON object a line in a file.
 
 A row has ``request``, ``command``, ``source`` and ``line`` (where it came from), and perhaps ``intent``.
 A rejected row also has ``stage`` and ``reason``, and perhaps ``detail``.
@@ -7,16 +7,47 @@ A rejected row also has ``stage`` and ``reason``, and perhaps ``detail``.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
-from typing import IO
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from scripts.common.errors import UserError
+from scripts.common.files import atomic_open
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLITS = ("train", "validation", "test")
+COLUMNS = ("request", "command", "source", "line")
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
-CHUNK = 4_000  # rows that are in memory at once
+
+
+def read_rows(path: str | os.PathLike) -> pd.DataFrame:
+    """The rows of a file that a step wrote; a field that a row does not have is null."""
+    import pandas as pd
+
+    if not os.path.getsize(path):
+        return pd.DataFrame({name: pd.Series(dtype="int64" if name == "line" else "str") for name in COLUMNS})
+    return pd.read_json(path, lines=True, dtype=False)
+
+
+def write_rows(path: str | os.PathLike, rows: pd.DataFrame) -> None:
+    """Write the rows, in order, atomically."""
+    with atomic_open(path) as handle:
+        handle.writelines(to_lines(rows))
+
+
+def to_lines(rows: pd.DataFrame) -> Iterator[str]:
+    """Each row as a line of JSON, keys sorted, nulls left out."""
+    for values in rows.itertuples(index=False, name=None):
+        yield to_line(
+            {
+                key: value
+                for key, value in zip(rows.columns, values, strict=True)
+                if value is not None and value == value
+            }
+        )
 
 
 def to_line(row: dict) -> str:
@@ -25,24 +56,18 @@ def to_line(row: dict) -> str:
     return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
-def write_row(handle: IO[str], row: dict) -> None:
-    """Write one row; see :func:`to_line`."""
-    handle.write(to_line(row))
+def count(values: pd.Series) -> dict[str, int]:
+    """How often each value occurs, for a report."""
+    return {str(value): int(number) for value, number in values.value_counts().items()}
 
 
-def chunks(rows: Iterable[dict], size: int = CHUNK) -> Iterator[list[dict]]:
-    """Rows in lists of at most ``size``."""
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
-def must_keep_some(stage: str, kept: int, reasons: Counter, where: object) -> None:
+def must_keep_some(stage: str, kept: int, reasons: dict[str, int], where: object) -> None:
     """Raise when a stage has rejected everything, naming the reasons that dominate."""
     if kept:
         return
     total = sum(reasons.values())
-    common = "; ".join(f"{reason} ({count} of {total} rows)" for reason, count in reasons.most_common(3))
+    most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+    common = "; ".join(f"{reason} ({number} of {total} rows)" for reason, number in most)
     raise UserError(
         f"Nothing is left of the dataset: stage {stage!r} rejected the last row. Most often: {common or 'no rows'}.",
         where=where,

@@ -3,56 +3,44 @@
 Dangerous commands and those that it can't parse go to the rejected file, with the rule that matched.
 """
 
-from collections import Counter
-
-from scripts.common.files import atomic_open, read_jsonl, write_json
+from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.dataset.rows import must_keep_some, write_row
+from scripts.dataset.rows import count, must_keep_some, read_rows, write_rows
 from scripts.dataset.screen import screen
 
 
-def main(pairs: str, safe: str, rejected: str, report: str) -> None:
-    """Screen the commands of ``pairs``; write the rows that pass, the others, and the counts."""
-    rows = kept = 0
-    categories: Counter = Counter()
-    rules: Counter = Counter()
-    reasons: Counter = Counter()
-    with atomic_open(safe) as keep, atomic_open(rejected) as refuse:
-        for row in read_jsonl(pairs):
-            rows += 1
-            verdict = screen(row["command"])
-            if verdict.status == "ok":
-                kept += 1
-                write_row(keep, row)
-                continue
-            if verdict.status == "danger":
-                categories[verdict.category] += 1
-                rules[verdict.rule] += 1
-                reason = f"danger: {verdict.category}"
-            else:
-                reason = "the screen can't parse the command"
-            reasons[reason] += 1
-            write_row(refuse, {**row, "detail": verdict.rule, "reason": reason, "stage": "screen"})
-        must_keep_some("screen", kept, reasons, pairs)
-    danger = sum(categories.values())
-    unparsable = rows - kept - danger
-    assert kept + sum(reasons.values()) == rows
-    write_json(
-        report,
-        {
-            "categories": dict(categories),
-            "danger": danger,
-            "kept": kept,
-            "reasons": dict(reasons),
-            "removed": danger + unparsable,
-            "rows": rows,
-            "rules": dict(rules),
-            "unparsable": unparsable,
-        },
+def main(inputs: dict[str, str], outputs: dict[str, str]) -> None:
+    """Screen the cleaned pairs; write those that pass, the others, and the counts."""
+    import pandas as pd
+
+    read_report(inputs["clean"], inputs["pairs"])
+    rows = read_rows(inputs["pairs"])
+    verdicts = [screen(command) for command in rows["command"]]
+    found = pd.DataFrame(
+        [(verdict.status, verdict.category, verdict.rule) for verdict in verdicts],
+        index=rows.index,
+        columns=["status", "category", "rule"],
     )
-    log.info("%d rows: %d dangerous, %d unparsable; %d kept", rows, danger, unparsable, kept)
+    passes, danger = found["status"] == "ok", found["status"] == "danger"
+    reasons = ("danger: " + found["category"]).where(danger, "the screen can't parse the command")[~passes]
+    must_keep_some("screen", int(passes.sum()), count(reasons), inputs["pairs"])
+    write_rows(outputs["pairs"], rows[passes])
+    details = found["rule"][~passes]
+    write_rows(outputs["rejected"], rows[~passes].assign(detail=details, reason=reasons, stage="screen"))
+    report = {
+        "categories": count(found["category"][danger]),
+        "danger": int(danger.sum()),
+        "kept": int(passes.sum()),
+        "reasons": count(reasons),
+        "removed": int((~passes).sum()),
+        "rows": len(rows),
+        "rules": count(found["rule"][danger]),
+        "unparsable": int((~passes & ~danger).sum()),
+    }
+    write_report(outputs["report"], report, outputs["pairs"], outputs["rejected"])
+    log.info("%(rows)d rows: %(danger)d dangerous, %(unparsable)d unparsable; %(kept)d kept", report)
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(snakemake.input.pairs, snakemake.output.pairs, snakemake.output.rejected, snakemake.output.report)
+        main(dict(snakemake.input.items()), dict(snakemake.output.items()))

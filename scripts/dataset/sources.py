@@ -1,13 +1,16 @@
-"""Readers of data sources: each yields records in order, in bounded memory, and rejects a row with its reason.
+"""Readers of data files: each yields records in order and rejects a row with its line and reason.
 
-What makes a whole file useless (broken JSON, a column that is not there, another encoding) is an error with
-file and line; what spoils one row rejects that row.
+What makes a whole file useless (broken JSON, a column that is not there or there twice, another encoding) is an error
+with file and line; what spoils one row rejects that row. The CSV and JSON-lines readers of pandas and datasets can't
+do that (they stop at one spoilt row, or fill up, convert or rename in silence, and keep no line numbers:
+tests/unit/dataset/test_sources.py), so those two are read here; Parquet has neither lines nor spoilt rows.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +18,9 @@ from typing import Any, NamedTuple
 from scripts.common.errors import UserError
 
 MAXIMUM_LINE_BYTES = 1 << 20  # a longer line is no pair of request and command, and would have to fit in memory
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _ROLES = ("request", "command", "intent")
+_TWICE = "\0twice"
 _OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
@@ -46,7 +50,7 @@ def storable(text: str) -> str:
 def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> Record:
     """Pick the mapped columns of a row; a field that is missing or no text rejects it."""
     fields: dict[str, str] = {}
-    reason = None
+    reason = f"the key {storable(row[_TWICE])!r} stands there twice" if _TWICE in row else None
     for role in _ROLES:
         value = row.get(columns[role]) if role in columns else None
         if value is None:
@@ -64,16 +68,27 @@ def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> 
     return Record(line, fields, reason)
 
 
-def check_columns(found: Iterable[str], columns: Mapping[str, str], where: str) -> None:
-    """Every mapped column is there, or an error shows those that are."""
+def check_columns(found: Iterable[str], columns: Mapping[str, str], where: object) -> None:
+    """Every mapped column is there, and none has the name of another; else an error shows those that are."""
     found = [str(name) for name in found]
+    if twice := [name for name, times in Counter(found).items() if times > 1]:
+        raise UserError(
+            "Columns have the same name, so it can't be told which one is meant.",
+            where=where,
+            found=twice,
+            allowed="a name of its own for each column",
+            write=",".join(
+                f"{name}_{found[:at].count(name) + 1}" if name in twice else name for at, name in enumerate(found)
+            ),
+        )
     for role, column in columns.items():
         if column not in found:
+            comma = "" if len(found) > 1 else ", separated by commas if the file is CSV"
             raise UserError(
                 f"There is no column {column!r} for the {role}.",
                 where=where,
                 found=found,
-                allowed="a column of the source for each of request and command",
+                allowed=f"a column of the source for each of request and command{comma}",
                 write=f"columns: {{request: {found[0] if found else '...'}, command: {found[-1] if found else '...'}}}",
             )
 
@@ -134,6 +149,34 @@ def _rejected_line(number: int, text: str, reason: str) -> Record:
     return Record(number, {"request": storable(text[:200])}, reason)
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary; with a key twice, the key :data:`_TWICE` says which."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        row[_TWICE] = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+    return row
+
+
+def read_json(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
+    """Records of a file that is one list of JSON objects."""
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        place = f"{path}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else path
+        raise UserError(f"This is not JSON in UTF-8: {error}.", where=place) from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(
+            "This is not a list of JSON objects.",
+            where=path,
+            allowed="one list of objects; or one object a line, as format: jsonl",
+            write='[{"request": "...", "command": "..."}]',
+        )
+    for number, row in enumerate(rows, 1):
+        if number == 1:
+            check_columns([key for key in row if key != _TWICE], columns, path)
+        yield to_record(number, row, columns)
+
+
 def read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
     """Records of a file with one JSON object a line."""
     first = True
@@ -145,7 +188,7 @@ def read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
             continue
         where = f"{path}, line {number}"
         try:
-            row = json.loads(text)
+            row = json.loads(text, object_pairs_hook=_object)
         except RecursionError:
             raise UserError("This line is not JSON that can be read: nested too deeply.", where=where) from None
         except ValueError as error:
@@ -165,7 +208,7 @@ def read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
                 write='{"request": "...", "command": "..."}',
             )
         if first:
-            check_columns(row, columns, where)
+            check_columns([key for key in row if key != _TWICE], columns, where)
             first = False
         yield to_record(number, row, columns)
 
@@ -196,6 +239,12 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
                 where=f"{path}, line {begun[0]}" + (f" to {begun[-1]}" if len(begun) > 1 else ""),
                 allowed='fields with a comma, quote or line break in double quotes, and quotes in them doubled ("")',
             ) from None
+        if header is None and rejected:
+            raise UserError(
+                f"The header can't be read: {rejected[0].reason}.",
+                where=f"{path}, line {rejected[0].line}",
+                allowed="a first line with the names of the columns",
+            )
         yield from rejected
         rejected.clear()
         if row is None:
@@ -213,20 +262,18 @@ def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
 
 
 def read_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
-    """Records of a Parquet file, a batch at a time."""
+    """Records of a Parquet file."""
+    import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            check_columns(file.schema_arrow.names, columns, str(path))
-            number = 0
-            for batch in file.iter_batches(batch_size=1_000, columns=list(columns.values())):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield to_record(number, row, columns)
+        check_columns(pq.read_schema(path).names, columns, path)
+        rows = pd.read_parquet(path, columns=list(columns.values())).astype(object)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"The Parquet file can't be read: {error}", where=path) from None
+    for number, row in enumerate(rows.where(rows.notna(), None).to_dict("records"), 1):
+        yield to_record(number, row, columns)
 
 
 def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iterator[Record]:
@@ -239,7 +286,7 @@ def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iter
     columns
         Names of the columns that hold ``request``, ``command`` and perhaps ``intent``.
     format
-        ``jsonl``, ``csv`` or ``parquet``; None: by the ending of its name.
+        ``jsonl``, ``json``, ``csv`` or ``parquet``; None: by the ending of its name.
 
     Raises
     ------
@@ -258,7 +305,7 @@ def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iter
             allowed="a name that ends in " + ", ".join(FORMATS) + "; or the format, stated",
             write="format: jsonl",
         )
-    readers = {"jsonl": read_json_lines, "csv": read_csv, "parquet": read_parquet}
+    readers = {"jsonl": read_json_lines, "json": read_json, "csv": read_csv, "parquet": read_parquet}
     empty = True
     for record in readers[format](file, columns):
         empty = False

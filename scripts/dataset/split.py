@@ -5,60 +5,55 @@ connected through others. A group goes into one split as a whole. Which one depe
 seed alone, never on the order of the rows. Rows that an external test set contains are taken out before.
 """
 
-import array
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_open, read_jsonl, write_json
+from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.dataset.rows import must_keep_some, write_row
+from scripts.dataset.rows import SPLITS, count, must_keep_some, read_rows, to_lines, write_rows
 from scripts.dataset.text import command_key, key_number, request_key
 
-SPLITS = ("train", "validation", "test")
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
 
 
-def keys_of(row: dict) -> tuple[int, int]:
-    """Numbers of a row's normalized request and normalized command (never equal to each other)."""
-    return key_number("request", request_key(row["request"])), key_number("command", command_key(row["command"]))
+def keys_of(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """64-bit numbers of each row's normalized ``request`` and ``command`` (never equal to each other)."""
+    import pandas as pd
+
+    numbers = {
+        "request": [key_number("request", request_key(text)) for text in rows["request"]],
+        "command": [key_number("command", command_key(text)) for text in rows["command"]],
+    }
+    return pd.DataFrame(numbers, index=rows.index, dtype="uint64")
 
 
-def group(requests: array.array, commands: array.array) -> Any:
-    """Number each row's group: the rows connected by equal requests or equal commands.
+def group(keys: "pd.DataFrame") -> "np.ndarray":
+    """Number each row's group, from 0: the rows connected by equal requests or equal commands.
 
     Parameters
     ----------
-    requests, commands
-        64-bit numbers of each row's request and command.
+    keys
+        A row's numbers in ``request`` and ``command``.
 
     Returns
     -------
     numpy.ndarray
-        Of shape (rows,): the index of the group's first row.
+        Of shape (rows,).
     """
     import numpy as np
+    import pandas as pd
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    rows = len(requests)
-    parent = np.arange(rows, dtype=np.int64)
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for numbers in (np.frombuffer(requests, np.uint64), np.frombuffer(commands, np.uint64)):
-        order = np.argsort(numbers, kind="stable")
-        equal = np.flatnonzero(numbers[order][1:] == numbers[order][:-1])
-        for left, right in zip(order[equal], order[equal + 1], strict=True):
-            first, second = sorted((root(left), root(right)))
-            parent[second] = first
-    for row in range(rows):  # parents come before their children
-        parent[row] = parent[parent[row]]
-    return parent
+    # Requests and commands are the nodes of a graph, rows its edges.
+    requests, commands = (pd.factorize(keys[column])[0] for column in ("request", "command"))
+    commands = commands + len(keys)
+    edges = coo_array((np.ones(len(keys), bool), (requests, commands)), shape=(2 * len(keys), 2 * len(keys)))
+    return connected_components(edges, directed=False)[1][requests]
 
 
 def targets(rows: int, shares: dict[str, float]) -> dict[str, int]:
@@ -70,151 +65,108 @@ def targets(rows: int, shares: dict[str, float]) -> dict[str, int]:
     return sizes
 
 
-def assign(groups: Any, requests: array.array, commands: array.array, shares: dict[str, float], seed: int) -> tuple:
-    """Give each group a split.
+def shuffled(numbers: Any, seed: int) -> "np.ndarray":
+    """Numbers mixed with the seed: as if drawn, and always the same for one number."""
+    import numpy as np
+
+    hashes = (hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest() for number in numbers)
+    return np.fromiter((int.from_bytes(digest, "big") for digest in hashes), np.uint64, len(numbers))
+
+
+def assign(keys: "pd.DataFrame", groups: "np.ndarray", shares: dict[str, float], seed: int) -> "np.ndarray":
+    """Give each group a split; returns the index of each row's split, of shape (rows,).
 
     A group's place in line, and the split it asks for, come from a hash of its smallest key and the seed.
     It gets that split while there is room, else the one with the most room left: sizes come out exact
     wherever small groups are left to fill up with.
-
-    Returns
-    -------
-    tuple
-        The split's index for each row (array of shape (rows,)), and each row's rank in a shuffled order that
-        does not depend on the order of rows.
     """
     import numpy as np
 
+    table = keys.min(axis=1).groupby(groups).agg(["min", "size"])
+    places = shuffled(table["min"], seed)
+    edges = np.cumsum([shares[name] for name in SPLITS])
+    asked = np.searchsorted(edges, places.astype(float) / 2.0**64, side="right").clip(max=len(SPLITS) - 1)
     wanted = targets(len(groups), shares)
     room = [wanted[name] for name in SPLITS]
-    edges = np.cumsum([shares[name] for name in SPLITS])
-    smallest = np.full(len(groups), np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(smallest, groups, np.frombuffer(requests, np.uint64))
-    np.minimum.at(smallest, groups, np.frombuffer(commands, np.uint64))
-    sizes = np.bincount(groups, minlength=len(groups))
-
-    def shuffled(numbers: Any) -> Any:
-        """Numbers mixed with the seed."""
-        hashes = (hashlib.blake2b(f"{seed} {number}".encode(), digest_size=8).digest() for number in numbers)
-        return np.fromiter((int.from_bytes(digest, "big") for digest in hashes), np.uint64, len(numbers))
-
-    firsts = np.flatnonzero(sizes)
-    places = shuffled(smallest[firsts])
-    chosen = np.zeros(len(groups), dtype=np.int8)
+    chosen = np.zeros(len(table), dtype=np.int8)
+    sizes = table["size"].to_numpy()
     # Large groups first: what is left of the room is then filled with small ones.
-    for index in np.lexsort((places, -sizes[firsts])):
-        size = int(sizes[firsts[index]])
-        asked = min(int(np.searchsorted(edges, float(places[index]) / 2.0**64, side="right")), len(SPLITS) - 1)
-        if room[asked] < size:
-            asked = max(range(len(SPLITS)), key=lambda split: room[split])
-        room[asked] -= size
-        chosen[firsts[index]] = asked
-    ranks = shuffled(np.frombuffer(requests, np.uint64) ^ np.frombuffer(commands, np.uint64))
-    return chosen[groups], ranks
+    for index in np.lexsort((places, -sizes)):
+        split = asked[index]
+        if room[split] < sizes[index]:
+            split = int(np.argmax(room))
+        room[split] -= sizes[index]
+        chosen[index] = split
+    return chosen[groups]
 
 
-def external_keys(rows: Iterable[dict]) -> tuple[set[int], set[int]]:
-    """Numbers of the requests and of the commands in an external test set."""
-    requests, commands = set(), set()
-    for row in rows:
-        request, command = keys_of(row)
-        requests.add(request)
-        commands.add(command)
-    return requests, commands
-
-
-def main(pairs: str, external: str, outputs: dict[str, str], settings: dict) -> None:
-    """Split ``pairs``; write each split in an order of its own, shuffled by the seed, and a report."""
+def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.ndarray", where: object) -> None:
+    """Raise when a split is empty: there would be nothing to train on, to watch, or to compare on."""
     import numpy as np
 
-    shares = {name: settings[name] for name in SPLITS}
-    if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) < 0:
+    empty = [name for name in SPLITS if not got[name]]
+    if empty:
+        least = math.ceil(1 / min(shares.values()))
+        largest = np.bincount(groups).max()
         raise UserError(
-            "The shares of the splits do not add up to 1.",
-            where="dataset.split",
-            found=shares,
-            allowed="three shares of at least 0 that add up to 1",
-            write="split: {train: 0.8, validation: 0.1, test: 0.1, seed: 42}",
+            f"The {' and the '.join(empty)} split would be empty: the rows form too few groups to divide.",
+            where=where,
+            found=f"{len(groups)} rows in {len(np.unique(groups))} groups, the largest of {largest}",
+            allowed=f"with these shares at least {least} rows that share neither request nor command; or larger shares",
+            write="dataset:\n  split: {train: 0.5, validation: 0.25, test: 0.25}",
         )
-    known_requests, known_commands = external_keys(read_jsonl(external))
-    requests, commands, offsets = array.array("Q"), array.array("Q"), array.array("Q")
-    reasons: Counter = Counter()
-    with atomic_open(outputs["rejected"]) as refuse, open(pairs, "rb") as source:
-        offset = rows = 0
-        for line, row in zip(source, read_jsonl(pairs), strict=True):
-            rows += 1
-            request, command = keys_of(row)
-            known = [
-                name
-                for name, number, numbers in (
-                    ("request", request, known_requests),
-                    ("command", command, known_commands),
-                )
-                if number in numbers
-            ]
-            if known:
-                reason = f"{' and '.join(known)} in the external test set"
-                reasons[reason] += 1
-                write_row(refuse, {**row, "reason": reason, "stage": "decontaminate"})
-            else:
-                requests.append(request)
-                commands.append(command)
-                offsets.append(offset)
-            offset += len(line)
-        must_keep_some("decontaminate", len(requests), reasons, pairs)
-        groups = group(requests, commands)
-        chosen, ranks = assign(groups, requests, commands, shares, settings["seed"])
-        with ExitStack() as stack:
-            files = [stack.enter_context(atomic_open(outputs[name], "wb")) for name in SPLITS]
-            # Equal ranks are equal keys; then the text decides, whatever order the rows came in.
-            for split, file in enumerate(files):
-                members = np.flatnonzero(chosen == split)
-                members = members[np.argsort(ranks[members], kind="stable")]
-                start = 0
-                while start < len(members):
-                    end = start + 1
-                    while end < len(members) and ranks[members[end]] == ranks[members[start]]:
-                        end += 1
-                    lines = []
-                    for member in members[start:end]:
-                        source.seek(offsets[member])
-                        lines.append(source.readline())
-                    file.writelines(sorted(lines))
-                    start = end
-    sizes = np.bincount(groups, minlength=1)
-    sizes = sizes[sizes > 0]
-    wanted = targets(len(groups), shares)
-    got = {name: int(np.count_nonzero(chosen == split)) for split, name in enumerate(SPLITS)}
-    assert rows == sum(got.values()) + sum(reasons.values())
+
+
+def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> None:
+    """Split the screened pairs; write each split in an order of its own, shuffled by the seed, and a report."""
+    import pandas as pd
+
+    read_report(inputs["screen"], inputs["pairs"])
+    read_report(inputs["acquire"], inputs["external"])
+    shares = {name: settings[name] for name in SPLITS}
+    rows, external = read_rows(inputs["pairs"]), keys_of(read_rows(inputs["external"]))
+    keys = keys_of(rows)
+    known = pd.DataFrame({name: keys[name].isin(external[name]) for name in ("request", "command")})
+    reasons = known.dot(known.columns + " and ").str.removesuffix(" and ") + " in the external test set"
+    held_out = known.any(axis=1)
+    must_keep_some("decontaminate", int((~held_out).sum()), count(reasons), inputs["pairs"])
+    write_rows(outputs["rejected"], rows[held_out].assign(reason=reasons[held_out], stage="decontaminate"))
+
+    rows, keys = rows[~held_out], keys[~held_out]
+    groups = group(keys)
+    chosen = assign(keys, groups, shares, settings["seed"])
+    got = {name: int((chosen == split).sum()) for split, name in enumerate(SPLITS)}
+    must_hold_rows(got, shares, groups, inputs["pairs"])
+    # Equal ranks are equal keys; then the text decides, whatever order the rows came in.
+    order = pd.DataFrame({"rank": shuffled(keys["request"] ^ keys["command"], settings["seed"]), "split": chosen})
+    order = order.set_index(rows.index).assign(text=list(to_lines(rows))).sort_values(["rank", "text"])
+    for split, name in enumerate(SPLITS):
+        write_rows(outputs[name], rows.loc[order.index[order["split"] == split]])
+    wanted = targets(len(rows), shares)
     for name in SPLITS:
-        if abs(got[name] - wanted[name]) > 0.01 * len(groups):
+        if abs(got[name] - wanted[name]) > 0.01 * len(rows):
             log.warning("%s has %d rows instead of %d: groups are too large to divide.", name, got[name], wanted[name])
-        if wanted[name] and not got[name]:
-            raise UserError(
-                f"The {name} split is empty: the rows form too few groups to divide.",
-                where=pairs,
-                found=f"{len(groups)} rows in {len(sizes)} groups, the largest of {int(sizes.max())}",
-                allowed="more rows that share neither request nor command; or a share of 0",
-            )
-    write_json(
+    sizes = pd.Series(groups).value_counts()
+    write_report(
         outputs["report"],
         {
-            "decontaminated": sum(reasons.values()),
-            "external_rows": {"commands": len(known_commands), "requests": len(known_requests)},
+            "decontaminated": int(held_out.sum()),
+            "external_rows": {f"{name}s": external[name].nunique() for name in ("request", "command")},
             "groups": len(sizes),
-            "kept": len(groups),
+            "kept": len(rows),
             "largest_group": int(sizes.max()),
-            "reasons": dict(reasons),
-            "rows": rows,
+            "reasons": count(reasons[held_out]),
+            "rows": len(held_out),
             "seed": settings["seed"],
             "shares": shares,
             "sizes": got,
             "wanted": wanted,
         },
+        *(outputs[name] for name in (*SPLITS, "rejected")),
     )
-    log.info("%d rows in %d groups: %s", len(groups), len(sizes), ", ".join(f"{name} {got[name]}" for name in SPLITS))
+    log.info("%d rows in %d groups: %s", len(rows), len(sizes), ", ".join(f"{name} {got[name]}" for name in SPLITS))
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(snakemake.input.pairs, snakemake.input.external, dict(snakemake.output.items()), snakemake.params.split)
+        main(dict(snakemake.input.items()), dict(snakemake.output.items()), snakemake.params.split)

@@ -23,44 +23,46 @@ def run_step(step: str, folder: Path, pairs: int, model: str | None) -> None:
     """Do one step as its rule does, in this process."""
     import types
 
-    def path(name: str) -> str:
-        return str(folder / name)
+    def paths(*names: str, **files: str) -> dict[str, str]:
+        files |= {name: f"{name}.json" for name in names}
+        return {name: str(folder / file) for name, file in files.items()}
 
-    splits = {name: path(f"{name}.jsonl") for name in ("train", "validation", "test")}
+    splits = paths(**{name: f"{name}.jsonl" for name in ("train", "validation", "test")})
     if step == "acquire":
         from scripts.dataset import acquire
 
-        names = {"pairs": "raw", "external": "external", "rejected": "raw.rejected"}
-        outputs = {key: path(f"{name}.jsonl") for key, name in names.items()}
+        outputs = paths(
+            pairs="raw.jsonl", external="external.jsonl", rejected="raw.rejected.jsonl", report="acquire.json"
+        )
         source = {"type": "embedded", "license": "Apache-2.0", "seed": 42, "pairs": pairs}
-        acquire.main([source], [], types.SimpleNamespace(**outputs, report=path("acquire.json")))
+        acquire.main([source], [], types.SimpleNamespace(**outputs))
     elif step == "clean":
         from scripts.dataset import clean
 
-        outputs = ("clean.jsonl", "clean.rejected.jsonl", "clean.json")
-        clean.main(path("raw.jsonl"), *map(path, outputs), {"near_duplicates": 0.9})
+        outputs = paths(pairs="clean.jsonl", rejected="clean.rejected.jsonl", report="clean.json")
+        clean.main(paths("acquire", pairs="raw.jsonl"), outputs, {"near_duplicates": 0.9})
     elif step == "screen":
         from scripts.dataset import screen_dataset
 
-        outputs = ("safe.jsonl", "safe.rejected.jsonl", "screen.json")
-        screen_dataset.main(path("clean.jsonl"), *map(path, outputs))
+        outputs = paths(pairs="safe.jsonl", rejected="safe.rejected.jsonl", report="screen.json")
+        screen_dataset.main(paths("clean", pairs="clean.jsonl"), outputs)
     elif step == "split":
         from scripts.dataset import split
 
-        outputs = {**splits, "rejected": path("split.rejected.jsonl"), "report": path("split.json")}
-        shares = {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42}
-        split.main(path("safe.jsonl"), path("external.jsonl"), outputs, shares)
+        inputs = paths("screen", "acquire", pairs="safe.jsonl", external="external.jsonl")
+        outputs = splits | paths(rejected="split.rejected.jsonl", report="split.json")
+        split.main(inputs, outputs, {"train": 0.8, "validation": 0.1, "test": 0.1, "seed": 42})
     elif step == "check":
         from scripts.dataset import check_splits
 
-        reports = {name: path(f"{name}.json") for name in ("acquire", "clean", "screen", "split")}
-        check_splits.main(splits, reports, path("check.json"))
+        inputs = paths("acquire", "clean", "screen", "split", safe="safe.jsonl", rejected="split.rejected.jsonl")
+        check_splits.main(splits | inputs, str(folder / "check.json"))
     else:
         from scripts.dataset import encode
 
-        outputs = {name: path(f"{name}.parquet") for name in splits}
-        outputs |= {"rejected": path("encode.rejected.jsonl"), "report": path("encode.json")}
-        inputs = {**splits, "tokenizer": f"{model}/tokenizer.json"}
+        outputs = paths(**{name: f"{name}.parquet" for name in splits})
+        outputs |= paths(rejected="encode.rejected.jsonl", report="encode.json")
+        inputs = splits | paths("split", "check") | {"tokenizer": f"{model}/tokenizer.json"}
         prompt = {"system": "Answer with one safe Bash command and nothing else."}
         encode.main(inputs, outputs, prompt, {"overlong": "drop"}, 128)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from scripts.common import syntax
 from scripts.common.errors import UserError
+from scripts.common.files import read_report, write_report
 from scripts.dataset import clean
 from scripts.dataset.text import clean_command, clean_request, command_key, defect, request_key
 
@@ -25,10 +26,14 @@ def run(folder: Path, pairs: list[tuple[str, str]], threshold: float | None = 0.
         for line, (request, command) in enumerate(pairs, 1):
             row = {"request": request, "command": command, "source": "test", "line": line}
             handle.write(json.dumps(row) + "\n")
-    paths = [str(folder / name) for name in ("clean.jsonl", "rejected.jsonl", "clean.json")]
-    clean.main(str(raw), *paths, {"near_duplicates": threshold})
-    kept, rejected = ([json.loads(line) for line in Path(path).read_text().splitlines()] for path in paths[:2])
-    return kept, rejected, json.loads(Path(paths[2]).read_text())
+    inputs = {"pairs": str(raw), "acquire": str(folder / "acquire.json")}
+    write_report(inputs["acquire"], {}, raw)
+    outputs = {"pairs": "clean.jsonl", "rejected": "rejected.jsonl", "report": "clean.json"}
+    outputs = {name: str(folder / file) for name, file in outputs.items()}
+    clean.main(inputs, outputs, {"near_duplicates": threshold})
+    files = outputs["pairs"], outputs["rejected"]
+    kept, rejected = ([json.loads(line) for line in Path(path).read_text().splitlines()] for path in files)
+    return kept, rejected, read_report(outputs["report"], *files)
 
 
 def test_each_stage_names_what_it_removes_and_the_sums_add_up(tmp_path):
@@ -93,14 +98,22 @@ def test_near_duplicates_are_found_in_small_and_large_groups(copies):
     distinct = [" ".join(digest[start : start + 5] for start in range(0, 60, 5)) for digest in digests]
     texts = [text for pair in zip(distinct, [f"{text} ok" for text in distinct], strict=True) for text in pair]
     found = clean.near_duplicates(texts, 0.85)
-    assert found == [number - 1 if number % 2 else None for number in range(2 * copies)]
+    assert found == [bool(number % 2) for number in range(2 * copies)]
 
 
 def test_everything_rejected_names_stage_and_reason(tmp_path):
     with pytest.raises(UserError) as error:
         run(tmp_path, [(f"request {number}", "if") for number in range(5)] + [("", "ls")])
     assert "syntax: command is not Bash (5 of 6 rows)" in str(error.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["acquire.json", "raw.jsonl"]
+
+
+def test_a_changed_input_is_noticed(tmp_path):
+    run(tmp_path, [("list files", "ls")])
+    (tmp_path / "raw.jsonl").write_text('{"request": "clean up", "command": "rm -rf /", "source": "test", "line": 1}\n')
+    inputs = {"pairs": str(tmp_path / "raw.jsonl"), "acquire": str(tmp_path / "acquire.json")}
+    with pytest.raises(UserError, match=r"raw\.jsonl is not what the step that made it has written"):
+        clean.main(inputs, {}, {"near_duplicates": None})
 
 
 def test_a_missing_shfmt_fails_and_never_counts_as_valid(tmp_path, monkeypatch):

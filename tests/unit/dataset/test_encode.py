@@ -11,8 +11,10 @@ from transformers import AutoTokenizer
 
 from scripts.common.chat import IGNORED, as_data, control_tokens, encode_pair, encode_pairs, render_prompt
 from scripts.common.errors import UserError
+from scripts.common.files import read_report, write_report
 from scripts.dataset import encode
 from scripts.dataset.embedded import generate
+from scripts.dataset.rows import SPLITS
 from tests.unit.chat_tokenizer import CHATML, make_tokenizer
 
 SYSTEM = "Answer with one command."
@@ -139,20 +141,23 @@ def test_a_template_that_rewrites_the_prompt_is_refused():
         encode_pair(tokenizer, SYSTEM, "List files", "ls")
 
 
-def run(folder: Path, pairs: list[tuple[str, str]], length: int, overlong: str = "drop", system: str = SYSTEM) -> dict:
+def run(folder: Path, pairs: list[tuple[str, str]], length: int, overlong: str = "drop", **others: int) -> dict:
     folder.mkdir(exist_ok=True)
     make_tokenizer(CHATML).save_pretrained(folder / "model")
     inputs = {"tokenizer": str(folder / "model/tokenizer.json")}
     outputs = {"rejected": str(folder / "rejected.jsonl"), "report": str(folder / "encode.json")}
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         inputs[name], outputs[name] = str(folder / f"{name}.jsonl"), str(folder / f"{name}.parquet")
         rows = [
             {"request": request, "command": command, "source": "test", "line": line}
             for line, (request, command) in enumerate(pairs, 1)
         ]
         Path(inputs[name]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    encode.main(inputs, outputs, {"system": system}, {"overlong": overlong}, length)
-    return json.loads(Path(outputs["report"]).read_text())
+    for name in ("split", "check"):
+        inputs[name] = str(folder / f"{name}.json")
+        write_report(inputs[name], {}, *(inputs[split] for split in SPLITS))
+    encode.main(inputs, outputs, {"system": SYSTEM}, {"overlong": overlong}, length, **others)
+    return read_report(outputs["report"], *(outputs[name] for name in (*SPLITS, "rejected")))
 
 
 PAIRS = [(row["request"], row["command"]) for row in generate(9, 300)]
@@ -204,3 +209,29 @@ def test_overlong_rows_can_fail(tmp_path):
 def test_when_no_row_fits(tmp_path):
     with pytest.raises(UserError, match="longer than the sequence length"):
         run(tmp_path, PAIRS, 8)
+
+
+def test_a_split_of_which_no_row_fits():
+    some = {"kept": 3, "overlong": 0}
+    for name in SPLITS:
+        with pytest.raises(UserError, match=rf"'encode {name}' rejected the last row.*\(7 of 7 rows\)"):
+            encode.must_be_enough({**dict.fromkeys(SPLITS, some), name: {"kept": 0, "overlong": 7}}, 1)
+
+
+def test_fewer_rows_than_a_step_takes(tmp_path):
+    run(tmp_path, PAIRS[:8], 512, rows_a_step=8)
+    with pytest.raises(UserError, match="fewer rows to train on than one step takes") as error:
+        run(tmp_path / "few", PAIRS[:8], 512, rows_a_step=9)
+    assert "8 rows, 9 for a step" in str(error.value)
+    assert "gradient_accumulation: 1" in str(error.value)
+    assert not (tmp_path / "few/encode.json").exists()
+
+
+def test_a_changed_split_is_noticed(tmp_path):
+    run(tmp_path, PAIRS[:8], 512)
+    inputs = {name: str(tmp_path / f"{name}.jsonl") for name in SPLITS}
+    inputs |= {name: str(tmp_path / f"{name}.json") for name in ("split", "check")}
+    with open(inputs["train"], "a") as file:
+        file.write('{"request": "Clean up", "command": "rm -rf / --no-preserve-root", "source": "test", "line": 9}\n')
+    with pytest.raises(UserError, match=r"train\.jsonl is not what the step that made it has written"):
+        encode.main(inputs, {}, {}, {}, 512)

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
 import resource
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,7 +48,7 @@ def json_lines(path: Path, pairs: list = PAIRS) -> Path:
     return path
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "data"])
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet", "data"])
 def test_the_same_rows_from_each_format(tmp_path, ending):
     path = tmp_path / f"pairs.{ending}"
     changes = {}
@@ -56,6 +58,8 @@ def test_the_same_rows_from_each_format(tmp_path, ending):
     elif ending == "parquet":
         table = {"nl": [nl for nl, _ in PAIRS], "other": [1, 2, 3], "bash": [bash for _, bash in PAIRS]}
         pq.write_table(pa.table(table), path)
+    elif ending == "json":
+        path.write_text(json.dumps([{"nl": nl, "bash": bash} for nl, bash in PAIRS], indent=1))
     else:
         json_lines(path)
         changes = {"format": "jsonl"} if ending == "data" else {}
@@ -91,6 +95,20 @@ def test_a_byte_order_mark_and_quoted_line_breaks(tmp_path):
         ("a.csv", b"question,bash\na,ls\n", "['question', 'bash']"),
         ("a.csv", b'nl,bash\na,ls\n"never closed,ls\nb,ls\n', "line 3"),
         ("a.csv", b'nl,bash\n"' + b"x\n" * 800_000, "field larger than field limit"),
+        ("a.csv", b"nl;bash\na;ls\n", "separated by commas"),
+        ("a.csv", b"nl,bash,bash\na,ls,rm\n", "write:   nl,bash_1,bash_2"),
+        ("a.csv", b"nl,bash,x,x\na,ls,1,2\n", "['x']"),  # one that nobody reads: the header is wrong all the same
+        ("a.csv", b"n\xe4,nl,bash\nx,a,ls\nx,b,pwd\n", "header can't be read: line is not UTF-8"),
+        ("a.csv", b"nl\x00,bash\na,ls\n", "header can't be read: line has a NUL byte"),
+        ("a.csv", b'"nl,bash\na,ls\nb,ls\n', "line 1"),
+        ("a.csv", b"nl\n,bash\na,ls\n", "['nl']"),
+        ("a.json", b'[{"nl": "a", "bash": "ls"},\n{"nl"]', "line 2"),
+        ("a.json", b'{"nl": "a", "bash": "ls"}', "not a list of JSON objects"),
+        ("a.json", b"[1]", "not a list of JSON objects"),
+        ("a.json", b"[]", "no rows"),
+        ("a.json", b"[" * 100_000, "recursion"),
+        ("a.json", '[{"nl": "größe"}]'.encode("latin-1"), "not JSON in UTF-8"),
+        ("a.json", b'[{"question": "a"}]', "['question']"),
         ("a.parquet", b"no parquet", "Parquet"),
         ("a.txt", b"a\n", "format"),
         ("a.jsonl", '{"nl": "a", "bash": "ls"}\n'.encode("utf-16"), "UTF-16"),
@@ -105,7 +123,7 @@ def test_a_useless_file_stops_with_its_place_and_writes_nothing(tmp_path, name, 
         run(tmp_path, path)
     assert expected in str(error.value)
     assert str(path) in str(error.value)
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))
     # And a rerun with the file put right completes.
     run(tmp_path, json_lines(tmp_path / "right.jsonl"))
     assert len(rows(tmp_path)) == 3
@@ -127,11 +145,12 @@ def test_spoilt_rows_are_rejected_with_their_reason(tmp_path):
         b'{"nl": 7, "bash": "ls"}',
         b'{"nl": null, "bash": "ls"}',
         b'{"nl": "half \\ud800", "bash": "ls"}',
+        b'{"nl": "two commands", "bash": "ls", "bash": "rm -rf /"}',
         '{"nl": "größe", "bash": "ls"}'.encode(),
     ]
     path.write_bytes(b"\n".join(lines))
     report = run(tmp_path, path)
-    assert [row["line"] for row in rows(tmp_path)] == [1, 8]
+    assert [row["line"] for row in rows(tmp_path)] == [1, 9]
     rejected = {row["line"]: row["reason"] for row in rows(tmp_path, "raw.rejected.jsonl")}
     assert rejected == {
         2: "line is not UTF-8 (byte 11)",
@@ -140,6 +159,7 @@ def test_spoilt_rows_are_rejected_with_their_reason(tmp_path):
         5: "request is not text but int",
         6: "request is missing",
         7: "request has half a surrogate pair",
+        8: "the key 'bash' stands there twice",
     }
     assert report["rows"] + report["rejected"] == len(lines)
     assert sum(report["reasons"].values()) == report["rejected"]
@@ -153,12 +173,79 @@ def test_spoilt_rows_of_a_csv(tmp_path):
     assert [row["line"] for row in rows(tmp_path, "raw.rejected.jsonl")] == [3, 4, 5, 6]
 
 
+def test_a_parquet_file_with_two_columns_of_one_name(tmp_path):
+    path = tmp_path / "a.parquet"
+    columns = [pa.array([text]) for text in ("a", "ls", "rm -rf /")]
+    pq.write_table(pa.table(columns, names=["nl", "bash", "bash"]), path)
+    with pytest.raises(UserError, match="same name") as error:
+        run(tmp_path, path)
+    assert "bash_2" in str(error.value)
+
+
+def test_values_of_a_parquet_file_that_are_no_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    nl, bash = pa.array(["a", None, "c"]), pa.array([b"ls", b"\xff", None])
+    pq.write_table(pa.table({"nl": nl, "bash": bash, "number": [1, None, 3]}), path)
+    with pytest.raises(UserError, match=r"command is not text but bytes \(1\)"):
+        run(tmp_path, path)
+    with pytest.raises(UserError, match=r"command is not text but float"):
+        run(tmp_path, path, columns={"request": "nl", "command": "number"})
+
+
+# Why CSV and JSON lines have readers of their own: what the libraries make of one spoilt row among good ones.
+SPOILT_CSV = b'nl,bash\na,ls\n\nb\n"c\nd",pwd\n'  # lines: 1 header, 2 row, 3 blank, 4 without a command, 5 and 6 row
+
+
+def test_pandas_would_fill_up_a_short_row_and_lose_the_lines(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(SPOILT_CSV)
+    table = pd.read_csv(path)
+    assert table["bash"].isna().tolist() == [False, True, False]  # not told apart from an empty command
+    assert table.index.tolist() == [0, 1, 2]  # rows, not lines
+    run(tmp_path, path)
+    assert [row["line"] for row in rows(tmp_path)] == [2, 5]
+    assert [(row["line"], row["reason"]) for row in rows(tmp_path, "raw.rejected.jsonl")] == [
+        (4, "row has 1 fields instead of 2")
+    ]
+
+
+def test_pandas_would_rename_a_column_and_stop_at_one_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"nl,bash,bash\na,ls,rm\n")
+    assert list(pd.read_csv(path)) == ["nl", "bash", "bash.1"]
+    for spoilt in (b"\xff,ls\n", b"a,ls,-l\n"):
+        path.write_bytes(b"nl,bash\na,ls\n" + spoilt + b"b,pwd\n")
+        with pytest.raises((UnicodeDecodeError, pd.errors.ParserError)):
+            pd.read_csv(path)
+        run(tmp_path, path)
+        assert [row["line"] for row in rows(tmp_path)] == [2, 4]
+
+
+def test_datasets_would_stop_at_one_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"nl": "a", "bash": "ls"}\n{"nl": "\xff", "bash": "ls"}\n{"nl": "b", "bash": "ls"}\n')
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "USE_TORCH": "0", "HF_HOME": str(tmp_path / "cache")}
+    script = (
+        "import datasets, sys\n"
+        "for row in datasets.load_dataset('json', data_files=sys.argv[1], split='train', streaming=True):\n"
+        "    print(row)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, path], env=environment, capture_output=True, text=True)
+    assert done.returncode and "'b'" not in done.stdout  # neither the row nor what comes after it
+    assert "utf-8" in done.stderr
+    run(tmp_path, path)
+    assert [row["line"] for row in rows(tmp_path)] == [1, 3]
+    assert [(row["line"], row["reason"]) for row in rows(tmp_path, "raw.rejected.jsonl")] == [
+        (2, "line is not UTF-8 (byte 9)")
+    ]
+
+
 def test_everything_rejected_names_the_reason(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"nl": "a", "bash": null}\n' * 3)
     with pytest.raises(UserError, match=r"command is missing \(3\)"):
         run(tmp_path, path)
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_line_of_100_megabytes_is_rejected_in_bounded_memory(tmp_path):

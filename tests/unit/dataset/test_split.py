@@ -5,29 +5,40 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.common.errors import UserError
+from scripts.common.files import read_report, write_report
 from scripts.dataset import check_splits, split
 from scripts.dataset.embedded import generate
+from scripts.dataset.rows import SPLITS, to_line
 from scripts.dataset.text import command_key, request_key
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 Pair = tuple[str, str]
 
 
+def write(path: Path, pairs: list[Pair]) -> None:
+    rows = ({"request": request, "command": command, "source": "test", "line": 1} for request, command in pairs)
+    path.write_text("".join(map(to_line, rows)))
+
+
 def run(folder: Path, pairs: list[Pair], external: list[Pair] = (), seed: int = 42, **shares: float) -> dict:
     folder.mkdir(exist_ok=True)
-    for name, rows in (("safe", pairs), ("external", external)):
-        lines = [json.dumps({"request": request, "command": command}) + "\n" for request, command in rows]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    outputs = {name: str(folder / f"{name}.jsonl") for name in (*split.SPLITS, "rejected")}
+    inputs = {name: str(folder / f"{name}.report") for name in ("screen", "acquire")}
+    inputs |= {"pairs": str(folder / "safe.jsonl"), "external": str(folder / "external.jsonl")}
+    write(folder / "safe.jsonl", pairs)
+    write(folder / "external.jsonl", external)
+    write_report(inputs["screen"], {}, inputs["pairs"])
+    write_report(inputs["acquire"], {}, inputs["external"])
+    outputs = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected")}
     outputs["report"] = str(folder / "split.json")
-    settings = {**SHARES, **shares, "seed": seed}
-    split.main(str(folder / "safe.jsonl"), str(folder / "external.jsonl"), outputs, settings)
-    return json.loads(Path(outputs["report"]).read_text())
+    split.main(inputs, outputs, {**SHARES, **shares, "seed": seed})
+    return read_report(outputs["report"], *(outputs[name] for name in SPLITS))
 
 
 def read(folder: Path, name: str) -> list[Pair]:
@@ -36,8 +47,8 @@ def read(folder: Path, name: str) -> list[Pair]:
 
 
 def check(folder: Path) -> dict:
-    splits = {name: str(folder / f"{name}.jsonl") for name in split.SPLITS}
-    rows = sum(len(read(folder, name)) for name in split.SPLITS)
+    """Check the splits as they lie there, with reports that fit them."""
+    rows = sum(len(read(folder, name)) for name in SPLITS)
     reports = {
         "acquire": {"rows": rows + 3, "rejected": 1},
         "clean": {
@@ -48,10 +59,11 @@ def check(folder: Path) -> dict:
         "screen": {"removed": 1, "kept": rows},
         "split": {"decontaminated": 0, "sizes": {"all": rows}},
     }
+    files = {name: str(folder / f"{name}.jsonl") for name in (*SPLITS, "rejected", "safe")}
     for name, report in reports.items():
-        (folder / f"{name}.report").write_text(json.dumps(report))
-    paths = {name: str(folder / f"{name}.report") for name in reports}
-    check_splits.main(splits, paths, str(folder / "check.json"))
+        vouched = {"screen": ["safe"], "split": [*SPLITS, "rejected"]}.get(name, [])
+        write_report(folder / f"{name}.report", report, *(files[file] for file in vouched))
+    check_splits.main(files | {name: str(folder / f"{name}.report") for name in reports}, str(folder / "check.json"))
     return json.loads((folder / "check.json").read_text())
 
 
@@ -60,7 +72,7 @@ def test_the_embedded_data_splits_exactly_and_without_a_leak(tmp_path, pairs):
     rows = [(row["request"], row["command"]) for row in generate(42, pairs)]
     report = run(tmp_path, rows)
     assert report["sizes"] == {"train": pairs * 8 // 10, "validation": pairs // 10, "test": pairs // 10}
-    assert sorted(row for name in split.SPLITS for row in read(tmp_path, name)) == sorted(rows)
+    assert sorted(row for name in SPLITS for row in read(tmp_path, name)) == sorted(rows)
     found = check(tmp_path)
     assert found["total"] == 0
     assert found["rows"] == report["sizes"]
@@ -74,7 +86,7 @@ def test_the_embedded_data_splits_exactly_and_without_a_leak(tmp_path, pairs):
     # Every intent is there to be learned, and the test asks for most of them.
     for key in (request_key, command_key):
         index = 0 if key is request_key else 1
-        seen = [{key(row[index]) for row in read(tmp_path, name)} for name in split.SPLITS]
+        seen = [{key(row[index]) for row in read(tmp_path, name)} for name in SPLITS]
         assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
 
 
@@ -85,13 +97,13 @@ def test_rows_that_share_a_request_or_a_command_stay_together(tmp_path):
     report = run(tmp_path, [*others, *chain])
     assert report["largest_group"] == 30
     assert report["groups"] == 271
-    homes = {name for name in split.SPLITS for row in read(tmp_path, name) if row in set(chain)}
+    homes = {name for name in SPLITS for row in read(tmp_path, name) if row in set(chain)}
     assert len(homes) == 1
     assert report["sizes"] == {"train": 240, "validation": 30, "test": 30}
     assert check(tmp_path)["total"] == 0
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     pairs=st.lists(
         st.tuples(st.sampled_from("abcdefghijklmnop"), st.sampled_from("abcdefghijklmnopqrstuvwxyz")),
@@ -111,7 +123,7 @@ def test_the_order_of_rows_plays_no_part(tmp_path, pairs, order):
     for folder, some in ((tmp_path / "a", rows), (tmp_path / "b", shuffled)):
         try:
             run(folder, some)
-            results.append([(folder / f"{name}.jsonl").read_bytes() for name in split.SPLITS])
+            results.append([(folder / f"{name}.jsonl").read_bytes() for name in SPLITS])
             assert check(folder)["total"] == 0
         except UserError as error:  # too few groups
             assert "too few groups" in str(error)
@@ -161,14 +173,45 @@ def test_rows_of_an_external_test_set_are_taken_out(tmp_path):
         run(tmp_path, rows[3:4], external)
 
 
-def test_too_few_groups(tmp_path):
-    with pytest.raises(UserError, match="too few groups"):
-        run(tmp_path, [(f"request {number}", "ls") for number in range(50)])
+@pytest.mark.parametrize(
+    ("pairs", "found"),
+    [
+        ([("a", "ls"), ("b", "pwd"), ("c", "date")], "3 rows in 3 groups, the largest of 1"),
+        ([(f"request {number}", "ls") for number in range(50)], "50 rows in 1 groups, the largest of 50"),
+        ([(f"request {number}", f"echo {number}") for number in range(5)], "5 rows in 5 groups"),
+    ],
+)
+def test_too_few_groups_are_an_error_that_says_what_to_change(tmp_path, pairs, found):
+    with pytest.raises(UserError, match="too few groups") as error:
+        run(tmp_path, pairs)
+    for text in (found, "at least 10 rows", "split: {train: 0.5"):
+        assert text in str(error.value)
+    assert not (tmp_path / "train.jsonl").exists() and not (tmp_path / "split.json").exists()
 
 
-def test_shares_that_do_not_add_up(tmp_path):
-    with pytest.raises(UserError, match="do not add up to 1"):
-        run(tmp_path, [("a", "ls")], test=0.3)
+def test_what_the_error_proposes_works(tmp_path):
+    sizes = run(tmp_path, [(f"request {number}", f"echo {number}") for number in range(5)], train=0.5, test=0.25)
+    assert min(sizes["sizes"].values()) >= 1
+
+
+def test_a_group_gets_the_split_it_asks_for_while_there_is_just_room():
+    # Ten rows, of which eight, one and one ask for a split: each fits to the last row, so each gets its wish.
+    shares, numbers = {"train": 0.8, "validation": 0.1, "test": 0.1}, range(1, 11)
+    for seed in range(1000):
+        wishes = np.searchsorted([0.8, 0.9, 1.0], split.shuffled(numbers, seed) / 2.0**64, side="right")
+        if np.bincount(wishes, minlength=3).tolist() == [8, 1, 1]:
+            keys = pd.DataFrame({"request": numbers, "command": range(101, 111)}, dtype="uint64")
+            assert split.assign(keys, split.group(keys), shares, seed).tolist() == wishes.tolist()
+            return
+    pytest.fail("no seed with such wishes")
+
+
+def test_a_group_that_fills_a_split_to_the_last_row_goes_there():
+    # Two groups of five and no smaller ones: where the first goes there is no room left for the second.
+    keys = pd.DataFrame({"request": [1] * 5 + [2] * 5, "command": range(101, 111)}, dtype="uint64")
+    shares = {"train": 0.5, "validation": 0.5, "test": 0.0}
+    for seed in range(20):
+        assert np.bincount(split.assign(keys, split.group(keys), shares, seed)).tolist() == [5, 5]
 
 
 @pytest.mark.parametrize(
@@ -182,11 +225,12 @@ def test_shares_that_do_not_add_up(tmp_path):
 )
 @pytest.mark.parametrize("names", [("train", "test"), ("train", "validation"), ("validation", "test")])
 def test_a_leak_stops_the_run(tmp_path, left, right, form, names):
-    rows = {name: [{"request": f"{name} only", "command": f"echo {name}"}] for name in split.SPLITS}
-    for name, (request, command) in zip(names, (left, right), strict=True):
-        rows[name].append({"request": request, "command": command})
+    rows = {name: [(f"{name} only", f"echo {name}")] for name in SPLITS}
+    for name, pair in zip(names, (left, right), strict=True):
+        rows[name].append(pair)
+    rows["safe"], rows["rejected"] = [*rows["train"], *rows["validation"], *rows["test"]], []
     for name, some in rows.items():
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        write(tmp_path / f"{name}.jsonl", some)
     with pytest.raises(UserError, match="leak") as error:
         check(tmp_path)
     assert f"{form} in {names[0]} and {names[1]}" in str(error.value)
@@ -209,12 +253,59 @@ def test_counts_that_do_not_add_up_stop_the_run(report, key):
         check_splits.stages(**reports)
 
 
+ATTACK = to_line({"request": "Clean up", "command": "rm -rf / --no-preserve-root", "source": "test", "line": 1})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda lines: [ATTACK, *lines[1:]], "has not let pass"),  # exchanged: the count is as before
+        (lambda lines: [*lines, ATTACK], "has not let pass"),
+        (lambda lines: [*lines, lines[0]], "has not let pass"),
+        (lambda lines: lines[1:], "in no split"),
+    ],
+)
+@pytest.mark.parametrize("name", SPLITS)
+def test_only_what_the_screen_let_pass_is_in_a_split(tmp_path, name, change, expected):
+    run(tmp_path, [(f"request {number}", f"echo {number}") for number in range(40)])
+    file = tmp_path / f"{name}.jsonl"
+    file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
+    # Even if somebody were to vouch for it.
+    with pytest.raises(UserError, match=expected):
+        check(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*SPLITS, "rejected", "safe"])
+def test_a_change_after_the_split_is_noticed_by_its_digest(tmp_path, name):
+    run(tmp_path, [(f"request {number}", f"echo {number}") for number in range(40)])
+    check(tmp_path)
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in (*SPLITS, "rejected", "safe")}
+    files |= {name: str(tmp_path / f"{name}.report") for name in ("acquire", "clean", "screen", "split")}
+    with open(files[name], "a") as file:
+        file.write(ATTACK)
+    with pytest.raises(UserError, match="not what the step that made it has written") as error:
+        check_splits.main(files, str(tmp_path / "check.json"))
+    assert f"rm {files[name]} " in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["safe.jsonl", "external.jsonl"])
+def test_splitting_checks_what_it_reads(tmp_path, name, monkeypatch):
+    reader = split.read_report
+
+    def tamper(report: str, *files: str) -> dict:
+        with open(tmp_path / name, "a") as file:
+            file.write(ATTACK)
+        return reader(report, *files)
+
+    monkeypatch.setattr(split, "read_report", tamper)
+    with pytest.raises(UserError, match=f"{name} is not what the step that made it has written"):
+        run(tmp_path, [(f"request {number}", f"echo {number}") for number in range(40)])
+
+
 def test_groups_are_those_of_a_naive_search():
     choose = random.Random(5)
     rows = [(choose.randrange(60), choose.randrange(60)) for _ in range(80)]
-    import array
-
-    found = split.group(array.array("Q", [left for left, _ in rows]), array.array("Q", [right for _, right in rows]))
+    found = split.group(pd.DataFrame(rows, columns=["request", "command"], dtype="uint64"))
     naive = list(range(len(rows)))
     while True:
         before = naive[:]
@@ -224,5 +315,5 @@ def test_groups_are_those_of_a_naive_search():
                     naive[first] = naive[second] = min(naive[first], naive[second])
         if naive == before:
             break
-    assert found.tolist() == naive
+    assert pd.factorize(found)[0].tolist() == pd.factorize(pd.Series(naive))[0].tolist()
     assert max(Counter(naive).values()) > 5
