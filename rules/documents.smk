@@ -10,7 +10,7 @@ VALIDATION = [path for path in [project_file("config/measurements/validation.jso
 
 rule draw_memory:
     input:
-        profile=lambda wildcards: profile_comparisons(wildcards.run),
+        profile=profile_comparisons,
         step=step_comparison,
     output:
         memory=report(
@@ -29,7 +29,7 @@ rule draw_memory:
         "../envs/light.yaml"
     params:
         code=code("documents/draw.py"),
-        figures={"scenarios": list(profile_scenarios())},
+        figures=lambda wildcards: {"scenarios": list(profile(wildcards))},
     message:
         "Drawing the memory of {wildcards.run}"
     script:
@@ -62,7 +62,7 @@ rule render_memory_profile:
     input:
         template=project_file("config/templates/memory-profile.md.j2"),
         macros=project_file("config/templates/macros.j2"),
-        profile=lambda wildcards: profile_comparisons(wildcards.run),
+        profile=profile_comparisons,
         plan="results/{run}/memory/plan.json",
         validation=VALIDATION,
         figures=rules.draw_memory.output,
@@ -74,29 +74,26 @@ rule render_memory_profile:
         "../envs/light.yaml"
     params:
         code=code("documents/render.py"),
-        settings={"scenarios": list(profile_scenarios())},
+        settings=lambda wildcards: {"scenarios": list(profile(wildcards))},
     message:
         "Writing the memory profile of {wildcards.run}"
     script:
         "../scripts/documents/render.py"
 
 
-ENCODED = f"results/dataset/{DATASET}/encoded/{MODEL}-{SETTINGS['training']['sequence_length']}"
-
-
 use rule render_memory_profile as render_card with:
     input:
         template=project_file("config/templates/MODEL_CARD.md.j2"),
         macros=project_file("config/templates/macros.j2"),
-        acquire=f"results/dataset/{DATASET}/acquire.json",
-        clean=f"results/dataset/{DATASET}/clean.json",
-        screen=f"results/dataset/{DATASET}/screen.json",
-        split=f"results/dataset/{DATASET}/splits/split.json",
-        splits_check=f"results/dataset/{DATASET}/splits/check.json",
-        encode=f"{ENCODED}/encode.json",
-        description=f"results/models/{MODEL}/description.json",
-        weights=f"results/models/{MODEL}/weights.json",
-        profile=lambda wildcards: profile_comparisons(wildcards.run),
+        acquire=place(f"{DATASET}/acquire.json"),
+        clean=place(f"{DATASET}/clean.json"),
+        screen=place(f"{DATASET}/screen.json"),
+        split=place(f"{DATASET}/splits/split.json"),
+        splits_check=place(f"{DATASET}/splits/check.json"),
+        encode=place(f"{ENCODED}/encode.json"),
+        description=place(f"{BASE}/description.json"),
+        weights=place(f"{BASE}/weights.json"),
+        profile=profile_comparisons,
         plan="results/{run}/memory/plan.json",
         validation=VALIDATION,
         training_memory="results/{run}/memory/training/compare.json",
@@ -105,7 +102,7 @@ use rule render_memory_profile as render_card with:
         manifest="results/{run}/merged/manifest.json",
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
-        base_answers=f"results/evaluation/{DATASET}/{MODEL}/answers.jsonl",
+        base_answers=place(f"{BASE_EVALUATION}/answers.jsonl"),
         tuned_answers="results/{run}/evaluation/answers.jsonl",
         figures=[*rules.draw_memory.output, *rules.draw_figures.output],
     output:
@@ -114,11 +111,11 @@ use rule render_memory_profile as render_card with:
         "logs/{run}/render_card.log",
     params:
         code=code("documents/render.py"),
-        settings={
-            "configuration": SETTINGS,
-            "dataset": DATASET,
-            "run": RUN,
-            "scenarios": list(profile_scenarios()),
+        settings=lambda wildcards: {
+            "configuration": settings_of(wildcards),
+            "dataset": settings_of(wildcards)["dataset"]["name"],
+            "run": wildcards.run,
+            "scenarios": list(profile(wildcards)),
         },
     message:
         "Writing the model card of {wildcards.run}"

@@ -22,9 +22,9 @@ rule evaluate_base:
         gpu=1,
     params:
         code=code("evaluation/evaluate.py"),
-        evaluation=SETTINGS["evaluation"],
-        prompt=SETTINGS["prompt"],
-        device={"device": SETTINGS["training"]["device"]},
+        evaluation=section("evaluation"),
+        prompt=section("prompt"),
+        device=of(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
         "Evaluating the base model {wildcards.model}"
     script:
@@ -34,8 +34,8 @@ rule evaluate_base:
 use rule evaluate_base as evaluate_tuned with:
     input:
         weights="results/{run}/merged/manifest.json",
-        tokenizer=f"results/models/{MODEL}/tokenizer.json",
-        test=f"results/dataset/{DATASET}/splits/test.jsonl",
+        tokenizer=place(f"{BASE}/tokenizer.json"),
+        test=place(f"{DATASET}/splits/test.jsonl"),
     output:
         answers="results/{run}/evaluation/answers.jsonl",
         metrics="results/{run}/evaluation/metrics.json",
@@ -49,9 +49,9 @@ use rule evaluate_base as evaluate_tuned with:
 
 rule compare_models:
     input:
-        base=f"results/evaluation/{DATASET}/{MODEL}/answers.jsonl",
+        base=place(f"{BASE_EVALUATION}/answers.jsonl"),
         tuned="results/{run}/evaluation/answers.jsonl",
-        base_metrics=f"results/evaluation/{DATASET}/{MODEL}/metrics.json",
+        base_metrics=place(f"{BASE_EVALUATION}/metrics.json"),
         tuned_metrics="results/{run}/evaluation/metrics.json",
     output:
         comparison="results/{run}/evaluation/comparison.json",

@@ -14,7 +14,7 @@ rule estimate_memory:
         "logs/{place}/{scenario}/estimate_memory.log",
     wildcard_constraints:
         place=MEMORY_PLACE,
-        scenario=MEMORY_SCENARIO,
+        scenario=FOLDER_NAME,
     conda:
         "../envs/light.yaml"
     params:
@@ -36,7 +36,7 @@ rule trace_memory:
         "logs/{place}/{scenario}/trace_memory.log",
     wildcard_constraints:
         place=MEMORY_PLACE,
-        scenario=MEMORY_SCENARIO,
+        scenario=FOLDER_NAME,
     conda:
         "../envs/torch.yaml"
     params:
@@ -50,7 +50,7 @@ rule trace_memory:
 
 rule measure_memory:
     input:
-        config=f"results/models/{MODEL}/config.json",
+        config=place(f"{BASE}/config.json"),
     output:
         measure="results/{run}/memory/training/measure.json",
     log:
@@ -64,8 +64,8 @@ rule measure_memory:
         gpu=1,
     params:
         code=code("memory/measure.py"),
-        scenario=training_scenario(),
-        device={"device": SETTINGS["training"]["device"]},
+        scenario=of(configured.training_scenario),
+        device=of(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
         "Measuring the training step of {wildcards.run} on this machine"
     script:
@@ -84,7 +84,7 @@ rule compare_memory:
         "logs/{place}/{scenario}/compare_memory.log",
     wildcard_constraints:
         place=MEMORY_PLACE,
-        scenario=MEMORY_SCENARIO,
+        scenario=FOLDER_NAME,
     conda:
         "../envs/torch.yaml"
     params:
@@ -109,7 +109,7 @@ rule gate_memory:
         "../envs/torch.yaml"
     params:
         code=code("memory/gate.py"),
-        gate=SETTINGS["memory"]["gate"],
+        gate=section("memory", "gate"),
     message:
         "Asking whether the training step of {wildcards.run} fits the card"
     script:
@@ -118,7 +118,7 @@ rule gate_memory:
 
 rule plan_memory:
     input:
-        config=project_file(f"config/models/{SETTINGS['memory']['model']}.json"),
+        config=profiled_model,
         gpus=project_file("config/gpus.yaml"),
     output:
         plan="results/{run}/memory/plan.json",
@@ -128,7 +128,7 @@ rule plan_memory:
         "../envs/torch.yaml"
     params:
         code=code("memory/plan.py"),
-        scenario={**SETTINGS["scenario_defaults"], "lora": SETTINGS["lora"]},
+        scenario=of(lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"]}),
     message:
         "Planning: what fits which card"
     script:

@@ -5,9 +5,9 @@
 
 rule merge_adapter:
     input:
-        base=f"results/models/{MODEL}/config.json",
-        tokenizer=f"results/models/{MODEL}/tokenizer.json",
-        weights=f"results/models/{MODEL}/weights.json",
+        base=place(f"{BASE}/config.json"),
+        tokenizer=place(f"{BASE}/tokenizer.json"),
+        weights=place(f"{BASE}/weights.json"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
     output:
@@ -26,7 +26,7 @@ rule merge_adapter:
         mem_mb=2000,
     params:
         code=code("merging/merge.py"),
-        merge={"dtype": SETTINGS["merging"]["dtype"]},
+        merge=of(lambda chosen: {"dtype": chosen["merging"]["dtype"]}),
     message:
         "Merging the adapter {wildcards.run} into its base"
     script:
@@ -35,10 +35,10 @@ rule merge_adapter:
 
 rule verify_merge:
     input:
-        base=f"results/models/{MODEL}/config.json",
+        base=place(f"{BASE}/config.json"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         manifest="results/{run}/merged/manifest.json",
-        prompts=f"results/dataset/{DATASET}/splits/test.jsonl",
+        prompts=place(f"{DATASET}/splits/test.jsonl"),
     output:
         report="results/{run}/merged-verification.json",
     log:
@@ -50,7 +50,7 @@ rule verify_merge:
     threads: 8
     params:
         code=code("merging/verify.py"),
-        verify={**SETTINGS["merging"]["verify"], "system": SETTINGS["prompt"]["system"]},
+        verify=of(lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}),
     message:
         "Comparing the merged model {wildcards.run} with base plus adapter"
     script:

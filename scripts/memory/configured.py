@@ -1,0 +1,102 @@
+"""The scenarios of a run: its own training step, and those of the memory profile.
+
+The settings of one run go in, scenarios as mappings come out. What a scenario has a field for shapes the memory of
+the step; whatever else ``training`` holds is about the loop around it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.memory.analytic.decoder import describe
+from scripts.memory.gpus import find
+from scripts.scenario.scenario import CHOICES, MODELS, Scenario
+
+STEP = frozenset(field.name for field in fields(Scenario))
+# Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
+_ANY_MODEL = {"model_type": "any"}
+
+
+def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's own training step as a scenario without its model, which is the prepared config.json."""
+    step = {key: value for key, value in settings["training"].items() if key in STEP}
+    return _of_method({**settings["scenario_defaults"], **step, "gpu": None, "lora": settings["lora"]})
+
+
+def gated_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The training step with the GPU that the gate is told about; with ``auto`` none, since it is found later."""
+    gpu = settings["memory"]["gate"]["gpu"]
+    return {**training_scenario(settings), "gpu": None if gpu == "auto" else gpu}
+
+
+def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the loop around the training step."""
+    return {key: value for key, value in settings["training"].items() if key not in STEP}
+
+
+def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The memory profile's scenarios by name: scenario_defaults, the run's adapter, then what differs.
+
+    From the most costly method and precision to the least, as the memory profile's scenarios A, B and C.
+    """
+    memory = settings["memory"]
+    common = {**settings["scenario_defaults"], "gpu": memory["gpu"], "lora": settings["lora"], "model": memory["model"]}
+    scenarios = {name: _of_method({**common, **differences}) for name, differences in memory["scenarios"].items()}
+
+    def cost(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:
+        name, scenario = item
+        precisions = ("fp32", "bf16-mixed", "fp16-mixed", "bf16", "fp16")
+        return CHOICES["method"].index(scenario["method"]), precisions.index(scenario["precision"]), name
+
+    try:
+        return dict(sorted(scenarios.items(), key=cost))
+    except ValueError:
+        return scenarios  # a method or precision that does not exist: check says which do
+
+
+def _of_method(scenario: dict[str, Any]) -> dict[str, Any]:
+    """Without what the method has no place for."""
+    if scenario["method"] != "qlora":
+        scenario["quantization"] = None
+    if scenario["method"] == "full":
+        scenario["lora"] = None
+    return scenario
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse scenarios, models and GPUs that do not exist, before any job starts.
+
+    Raises
+    ------
+    UserError
+        Naming the setting, with the line to write.
+    """
+    memory, known = settings["memory"], sorted(path.stem for path in MODELS.glob("*.json"))
+    if memory["model"] not in known:
+        raise UserError(
+            "memory.model is not a model that the project knows.",
+            where="the configuration",
+            found=memory["model"],
+            allowed=f"a file in config/models/: {', '.join(known)}",
+            write=f"memory:\n  model: {known[0]}",
+        )
+    for key, gpu in (("memory.gpu", memory["gpu"]), ("memory.gate.gpu", memory["gate"]["gpu"])):
+        if key == "memory.gpu" or gpu != "auto":
+            find(gpu, f"{key} in the configuration")
+    for name, scenario in profile_scenarios(settings).items():
+        _check_scenario(scenario, f"memory.scenarios.{name} (and scenario_defaults, lora) in the configuration")
+    prepared = Path("results", "models", settings["model"]["name"], "config.json")
+    model = json.loads(prepared.read_text(encoding="utf-8")) if prepared.is_file() else _ANY_MODEL
+    step = {**gated_scenario(settings), "model": model}
+    _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
+
+
+def _check_scenario(mapping: Mapping[str, Any], where: str) -> None:
+    scenario = Scenario.from_mapping(mapping, {}, where)
+    if scenario.lora is not None and scenario.model is not _ANY_MODEL and (decoder := describe(scenario.model)):
+        decoder.targets(scenario.lora, where)
