@@ -49,15 +49,15 @@ def read_schema() -> dict:
 
 @cache
 def _validator() -> Any:
-    """The validator's class: JSON Schema, but stricter in three points in which YAML would let a slip through.
+    """The validator's class: JSON Schema, but stricter in three points in which a slip would get through.
 
-    A pattern is the form of the whole text (a ``$`` would accept a line break at the end), 16.0 is no whole number
-    (a folder would be called r16.0), and infinity and "not a number" are no numbers.
+    A ``$`` at a pattern's end is the end of the text (Python's also stands before a line break), 16.0 is no whole
+    number (a folder would be called r16.0), and infinity and "not a number" are no numbers.
     """
     from jsonschema import Draft202012Validator, ValidationError, validators
 
     def pattern(validator: Any, form: str, text: Any, schema: dict) -> Iterator[Any]:
-        if validator.is_type(text, "string") and not re.fullmatch(form, text):
+        if validator.is_type(text, "string") and not re.search(re.sub(r"\$$", r"\\Z", form), text):
             yield ValidationError(f"{text!r} is not of the form {form}")
 
     def whole(_: Any, value: Any) -> bool:

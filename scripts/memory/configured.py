@@ -6,13 +6,13 @@ the step; whatever else ``training`` holds is about the loop around it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
+from scripts.common.files import read_json
 from scripts.memory.analytic.decoder import describe
 from scripts.memory.gpus import find
 from scripts.scenario.scenario import CHOICES, MODELS, Scenario
@@ -90,8 +90,10 @@ def check(settings: Mapping[str, Any]) -> None:
             find(gpu, f"{key} in the configuration")
     for name, scenario in profile_scenarios(settings).items():
         _check_scenario(scenario, f"memory.scenarios.{name} (and scenario_defaults, lora) in the configuration")
-    prepared = Path("results", "models", settings["model"]["name"], "config.json")
-    model = json.loads(prepared.read_text(encoding="utf-8")) if prepared.is_file() else _ANY_MODEL
+    try:
+        model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
+    except UserError:  # not there yet; or broken, which the rule that reads it explains
+        model = _ANY_MODEL
     step = {**gated_scenario(settings), "model": model}
     _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
 

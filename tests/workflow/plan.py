@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+TARGETS = {"all", "dataset", "gate", "memory", "merge", "sweep", "train"}
 STATS = re.compile(r"^job +count\n-+ +-+\n(.*?)^total ", re.MULTILINE | re.DOTALL)
 
 
@@ -18,16 +21,45 @@ def snakemake(project: Path, *arguments: str | Path) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=project, capture_output=True, text=True)
 
 
-def planned(project: Path, *arguments: str | Path) -> set[str]:
-    """Names of the rules that a dry run would run; ``all`` is left out, since it does nothing."""
+def planned_jobs(project: Path, *arguments: str | Path) -> dict[str, int]:
+    """The jobs that a dry run would run, counted by rule; target rules, which do nothing, are left out."""
     done = snakemake(project, "--dry-run", *arguments)
     text = done.stdout + done.stderr
     assert done.returncode == 0, text[-6000:]
     stats = STATS.search(text)
     if stats is None:
         assert "Nothing to be done" in text, text[-3000:]
-        return set()
-    return {line.split()[0] for line in stats[1].splitlines()} - {"all"}
+        return {}
+    rows = [line.split() for line in stats[1].splitlines()]
+    return {rule: int(count) for rule, count in rows if rule not in TARGETS}
+
+
+def planned(project: Path, *arguments: str | Path) -> set[str]:
+    """Names of the rules that a dry run would run, without target rules."""
+    return set(planned_jobs(project, *arguments))
+
+
+def make_believe(project: Path, *arguments: str | Path) -> list[str]:
+    """Let everything that the arguments ask for pass as made, with empty files; returns their paths.
+
+    ``--touch`` records what each was made with, so plans over it are those over a run that took an hour.
+    """
+    summary = snakemake(project, "--summary", *arguments)
+    assert summary.returncode == 0, summary.stderr[-3000:]
+    table = summary.stdout[summary.stdout.index("output_file\t") :].splitlines()[1:]
+    paths = [line.split("\t")[0] for line in table]
+    for path in paths:
+        (project / path).parent.mkdir(parents=True, exist_ok=True)
+        (project / path).touch()
+    touched = snakemake(project, "--touch", "--forceall", *arguments)
+    assert touched.returncode == 0, touched.stderr[-3000:]
+    return paths
+
+
+def recorded_params(project: Path, path: str) -> str:
+    """The params that Snakemake has recorded for an output."""
+    record = project / ".snakemake" / "metadata" / base64.urlsafe_b64encode(path.encode()).decode()
+    return " ".join(json.loads(record.read_text(encoding="utf-8"))["params"])
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tests.end_to_end import chain
-from tests.workflow.plan import planned, snakemake
+from tests.workflow.plan import make_believe, planned, recorded_params, snakemake
 
 
 @pytest.fixture
@@ -33,6 +33,31 @@ def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
 
 def test_the_gate_stands_before_training(project):
     assert "gate_memory" in planned(project, "results/smollm2-135m-r16/adapter/adapter_model.safetensors")
+
+
+def test_a_path_says_what_its_job_does(project):
+    """The configured rank is 16."""
+    adapter = "results/smollm2-135m-r64/adapter/adapter_model.safetensors"
+    make_believe(project, adapter)
+    assert "'rank': 64" in recorded_params(project, adapter)
+    assert "'rank': 64" in recorded_params(project, "results/smollm2-135m-r64/memory/training/trace.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("results/another-r16/adapter/adapter_model.safetensors", "smollm2-135m-r16"),
+        ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
+        ("results/models/another/weights.json", "model.name: smollm2-135m-instruct"),
+        ("results/evaluation/embedded/another/metrics.json", "model.name: smollm2-135m-instruct"),
+        ("results/memory/another/full-bf16/trace.json", "memory.model: qwen2.5-coder-7b"),
+        ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16, qlora"),
+    ],
+)
+def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(project, path, known):
+    done = snakemake(project, "--dry-run", path)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0 and known in said and "most recent call" not in said, said[-3000:]
 
 
 @pytest.mark.parametrize(
