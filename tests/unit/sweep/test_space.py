@@ -86,7 +86,7 @@ def test_a_path_names_the_rank():
 def test_a_name_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(name):
     with pytest.raises(UserError, match="smollm2-135m-r16"):
         runs().of_run(name)
-    with pytest.raises(UserError, match="dataset.name: embedded"):
+    with pytest.raises(UserError, match=r"dataset\.name: embedded"):
         runs().having(dataset="another")
 
 
