@@ -155,7 +155,7 @@ rule encode_dataset:
         "../envs/torch.yaml"
     resources:
         # What one step takes, to say at once when there is less. No param: another batch size encodes nothing anew.
-        rows_a_step=SETTINGS["training"]["micro_batch"] * SETTINGS["training"]["gradient_accumulation"],
+        rows_a_step=of(configured.effective_batch),
     params:
         code=code("dataset/encode.py"),
         prompt=section("prompt"),

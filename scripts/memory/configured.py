@@ -39,6 +39,11 @@ def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings["training"].items() if key not in STEP}
 
 
+def effective_batch(settings: Mapping[str, Any]) -> int:
+    """Rows that one optimizer step takes."""
+    return settings["training"]["micro_batch"] * settings["training"]["gradient_accumulation"]
+
+
 def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The memory profile's scenarios by name: scenario_defaults, the run's adapter, then what differs.
 
