@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_folder, read_json, sha256_file, write_json, write_report
-from scripts.common.job import command, job, keep_host_memory, progress
+from scripts.common.files import atomic_folder, read_json, read_report, sha256_file, write_json, write_report
+from scripts.common.job import command, job, keep_host_memory, log, progress
 from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
 from scripts.merging.checkpoint import (
     FLOAT_DTYPES,
     INDEX,
     SAFETENSORS_NAMES,
     Shard,
+    copy_own,
     lay_out_shard,
     open_checkpoint,
     parse_header,
@@ -41,7 +42,9 @@ from scripts.merging.checkpoint import (
 )
 
 MANIFEST = "manifest.json"
-FETCHED = "weights.json"  # digests that the rule fetch_weights wrote into the base's folder, where there are any
+# Reports in which the workflow's steps recorded digests of what a merge reads: training's lies beside the adapter's
+# folder; describe_model's and fetch_weights' lie in the base's.
+TRAINING, DESCRIPTION, FETCHED = "training.json", "description.json", "weights.json"
 DTYPES = ("float32", "bfloat16", "float16")
 # Elements of a block. Its float32 product, the base's rows and the result then stay in a core's cache, and a
 # layer of a small model is one block, whose product is computed exactly as PEFT computes it.
@@ -286,6 +289,7 @@ def merge(
     output = Path(output)
     if dtype not in (None, *DTYPES):
         raise UserError("Unknown dtype for the merged model.", found=dtype, allowed=", ".join(DTYPES))
+    unchecked = check_small_inputs(Path(base), Path(adapter))
     plan = plan_merge(open_checkpoint(base), open_adapter(adapter))
     shards = lay_out(plan, output, dtype)
     if replace and output.is_dir():
@@ -294,9 +298,10 @@ def merge(
     try:
         with atomic_folder(output) as beside:
             digests = _merge_shards(plan, shards, beside, threads or torch.get_num_threads())
-            _check_fetched(plan, {name: read for name, (read, _) in digests.items()})
+            _check_weights(plan.base.folder, {name: read for name, (read, _) in digests.items()})
             others = _write_companions(plan, shards, beside, dtype)
-            write_report(beside / MANIFEST, _manifest(plan, shards, dtype, digests), *others)
+            manifest = {**_manifest(plan, shards, dtype, digests), "unchecked": unchecked}
+            write_report(beside / MANIFEST, manifest, *others)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -307,17 +312,45 @@ def merge(
     return read_json(output / MANIFEST)
 
 
-def _check_fetched(plan: Plan, read: dict[str, str]) -> None:
-    """The base's shards are those that ``fetch_weights`` fetched, where it did."""
-    fetched = plan.base.folder / FETCHED
-    for name, entry in read_json(fetched)["files"].items() if fetched.exists() else ():
-        if read.get(name) != entry["sha256"]:
-            raise UserError(
-                "The base's shard is not the one that was fetched: its digest differs from weights.json.",
-                where=plan.base.folder / name,
-                found=read.get(name),
-                allowed=entry["sha256"],
-            )
+def check_small_inputs(base: Path, adapter: Path) -> list[str]:
+    """The adapter and the base's configuration and tokenizer must be what the workflow's steps wrote.
+
+    Returns
+    -------
+    list
+        What could not be checked, as outside the workflow, for want of recorded digests.
+
+    Raises
+    ------
+    UserError
+        Naming the file to delete.
+    """
+    described = [base / name for name in _recorded(base / DESCRIPTION) if name != DESCRIPTION]
+    checked = {
+        "adapter": _recorded(adapter.parent / TRAINING, adapter / CONFIG, adapter / WEIGHTS),
+        "base's configuration and tokenizer": _recorded(base / DESCRIPTION, *described),
+        "base's weights": _recorded(base / FETCHED),
+    }
+    unchecked = [name for name, digests in checked.items() if not digests]
+    if unchecked:
+        log.info("not compared with digests, since none are recorded beside them: the %s", ", the ".join(unchecked))
+    return unchecked
+
+
+def _recorded(report: Path, *files: Path) -> dict[str, str]:
+    """Digests in a step's report, each of ``files`` checked against them; none where there is no such report."""
+    if not report.is_file() or "sha256" not in read_json(report):
+        return {}
+    return read_report(report, *files)["sha256"]
+
+
+def _check_weights(base: Path, read: dict[str, str]) -> None:
+    """What was read of the base's shards is what ``fetch_weights`` wrote, where it did."""
+    recorded = _recorded(base / FETCHED)
+    wrong = [base / name for name, digest in read.items() if recorded and recorded.get(name) != digest]
+    if wrong:
+        read_report(base / FETCHED, *wrong)  # says what to delete
+        raise UserError("The base's weights changed while they were read.", where=wrong[0])
 
 
 def _write_companions(plan: Plan, shards: list[Shard], folder: Path, dtype: str | None) -> list[Path]:
@@ -325,7 +358,7 @@ def _write_companions(plan: Plan, shards: list[Shard], folder: Path, dtype: str 
     base = plan.base
     for path in sorted(base.folder.iterdir()):
         if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in COMPANIONS):
-            shutil.copyfile(path, folder / path.name)
+            copy_own(path, folder)
     config, index = copy.deepcopy(base.config), copy.deepcopy(base.index)
     for part in [config, *filter(None, [config.get("text_config")])]:
         if dtype is not None:
@@ -340,7 +373,7 @@ def _write_companions(plan: Plan, shards: list[Shard], folder: Path, dtype: str 
             index["metadata"]["total_size"] = sum(shard.bytes - len(shard.header) for shard in shards)
     for name, ours, theirs in (("config.json", config, base.config), (INDEX, index, base.index)):
         if ours == theirs and ours is not None:
-            shutil.copyfile(base.folder / name, folder / name)  # byte for byte
+            copy_own(base.folder / name, folder)  # byte for byte
         elif ours is not None:
             write_json(folder / name, ours)
     return sorted(path for path in folder.iterdir() if path.suffix != ".safetensors")

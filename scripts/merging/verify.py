@@ -38,7 +38,7 @@ from scripts.merging.checkpoint import (
     read_into,
     read_tensor,
 )
-from scripts.merging.merge import MANIFEST
+from scripts.merging.merge import MANIFEST, check_small_inputs
 
 # Root mean square of the logits' differences that rounding explains, as a share of the logits' standard
 # deviation, by the dtype of the weights and the dtype of the computation. Three to ten times what a 30-layer model
@@ -356,6 +356,7 @@ def verify(
     """
     merged, requests = Path(merged), list(requests)
     manifest = read_report(merged / MANIFEST)
+    check_small_inputs(Path(base), Path(adapter))
     plan, result, weights = (
         plan_merge(open_checkpoint(base), open_adapter(adapter)),
         open_checkpoint(merged),

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, write_json
+from scripts.common.files import read_json, write_json, write_report
 from scripts.merging.checkpoint import lay_out_shard
 from scripts.merging.merge import merge
 from tests.unit.merging.models import edit_weights, make_adapter, make_base
@@ -146,18 +146,31 @@ def test_base_folder_missing(inputs):
         merge(refuse_missing, inputs[1], inputs[0].parent / "merged")
 
 
-def test_base_quantized_by_its_configuration(inputs):
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8", "compressed-tensors"])
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_base_quantized_by_its_configuration(inputs, method, part):
     config = inputs[0] / "config.json"
-    write_json(config, {**read_json(config), "quantization_config": {"quant_method": "bitsandbytes"}})
-    refuse(*inputs, "quantized", "bitsandbytes", "unquantized base")
+    settings = {"quantization_config": {"quant_method": method}}
+    write_json(config, {**read_json(config), **({part: settings} if part else settings)})
+    refuse(*inputs, "quantized", f"quantization_config: {method}", "unquantized base")
 
 
-def test_base_quantized_by_its_tensors(inputs):
-    """A bitsandbytes folder whose configuration lost its quantization_config."""
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("absmax", torch.ones(4)),  # bitsandbytes
+        ("qweight", torch.zeros(4, dtype=torch.int32)),  # GPTQ, AWQ
+        ("weight_packed", torch.zeros(4, dtype=torch.int32)),  # compressed-tensors
+        ("weight_scale_inv", torch.ones(4)),  # FP8 in blocks
+        ("fp8", torch.zeros(4).to(torch.float8_e4m3fn)),
+    ],
+)
+def test_base_quantized_by_its_tensors(inputs, name, values):
+    """A quantized folder whose configuration lost its quantization_config."""
     shard = sorted(inputs[0].glob("*.safetensors"))[0]
     index = inputs[0] / "model.safetensors.index.json"
-    name = "model.layers.0.self_attn.q_proj.weight.absmax"
-    edit_weights(shard, lambda tensors: tensors.update({name: torch.ones(4)}))
+    name = f"model.layers.0.self_attn.q_proj.weight.{name}"
+    edit_weights(shard, lambda tensors: tensors.update({name: values}))
     content = read_json(index)
     content["weight_map"][name] = shard.name
     write_json(index, content)
@@ -187,11 +200,83 @@ def test_unknown_dtype(inputs):
     refuse(*inputs, "Unknown dtype", "int4", dtype="int4")
 
 
-def test_base_is_not_the_one_that_was_fetched(inputs):
-    """weights.json, where fetch_weights wrote one, says what the shards were."""
-    shards = {path.name: {"sha256": "0" * 64} for path in inputs[0].glob("*.safetensors")}
-    write_json(inputs[0] / "weights.json", {"files": shards})
-    refuse(*inputs, "not the one that was fetched", "0" * 64)
+def test_link_out_of_the_model_s_folder(inputs, tmp_path_factory):
+    """Named like a file that goes with the model, it must not carry somebody's key into the results."""
+    secret = tmp_path_factory.mktemp("home") / "key"
+    secret.write_text("secret")
+    (inputs[0] / "LICENSE").unlink()
+    (inputs[0] / "LICENSE").symlink_to(secret)
+    refuse(*inputs, "outside its folder", "LICENSE", str(secret), "cp --remove-destination")
+
+
+def test_links_of_the_hub_s_cache_are_the_model_s_own(inputs, tmp_path):
+    snapshot, blobs = tmp_path / "hub" / "snapshots" / "0a1b", tmp_path / "hub" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in sorted(inputs[0].iterdir()):
+        path.rename(blobs / path.name)
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    (snapshot / "NOTICE").unlink()
+    (snapshot / "NOTICE").symlink_to("LICENSE")
+    merge(snapshot, inputs[1], tmp_path / "merged")
+    assert (tmp_path / "merged" / "NOTICE").read_text() == "LICENSE"
+    assert not any(path.is_symlink() for path in (tmp_path / "merged").iterdir())
+
+
+# --- what is not as it was written -----------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(inputs):
+    """The folders as the workflow leaves them: each step's report beside what it wrote."""
+    base, adapter = inputs
+    weights = sorted(base.glob("*.safetensors"))
+    write_report(base / "description.json", {}, *(path for path in base.iterdir() if path not in weights))
+    write_report(base / "weights.json", {}, *weights)
+    write_report(adapter.parent / "training.json", {}, *adapter.glob("adapter_*"))
+    return base, adapter
+
+
+def zero(path: Path, count: int = 64) -> None:
+    """Some bytes of the data become zeros, as after a crash of the file system."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-count] + bytes(count))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter/adapter_model.safetensors",
+        "adapter/adapter_config.json",
+        "base/model-00002-of-*.safetensors",
+        "base/config.json",
+        "base/LICENSE",
+        "training.json",
+        "base/weights.json",
+        "base/description.json",
+    ],
+)
+def test_damage_is_noticed_and_the_file_to_delete_is_named(recorded, name):
+    (path,) = recorded[0].parent.glob(name)
+    if path.suffix == ".safetensors":
+        zero(path)
+    elif path.name in ("training.json", "weights.json", "description.json"):
+        write_json(path, {**read_json(path), "edited": True})
+    else:
+        path.write_text(path.read_text() + " ")
+    refuse(*recorded, "not what the step that made it has written", f"rm {path}")
+
+
+def test_outside_the_workflow_it_says_what_was_not_checked(inputs, recorded, caplog):
+    base, adapter = recorded
+    output = base.parent / "merged"
+    assert merge(base, adapter, output)["unchecked"] == []
+    (base.parent / "training.json").unlink()
+    write_json(base / "weights.json", {"somebody": "else's"})
+    with caplog.at_level("INFO"):
+        manifest = merge(base, adapter, output, replace=True)
+    assert manifest["unchecked"] == ["adapter", "base's weights"]
+    assert "not compared with digests, since none are recorded beside them: the adapter, the base's w" in caplog.text
 
 
 # --- the adapter ---------------------------------------------------------------------------------

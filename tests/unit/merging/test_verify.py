@@ -122,6 +122,15 @@ def test_damaged_file_fails(folders):
         require_passed(report, folders[2])
 
 
+def test_adapter_other_than_training_wrote_it_fails(folders):
+    """Damaged after the merge, it would make a good merge look bad."""
+    base, adapter, merged = folders
+    write_report(adapter.parent / "training.json", {}, *adapter.glob("adapter_*"))
+    edit_weights(adapter / "adapter_model.safetensors", lambda tensors: next(iter(tensors.values())).zero_())
+    with pytest.raises(UserError, match="not what the step that made it has written"):
+        verify(base, adapter, merged)
+
+
 def test_changed_shape_or_dtype_fails(folders):
     edit_tensor(folders[2], "model.norm.weight", lambda tensors, name: tensors.update({name: tensors[name].half()}))
     report = verify(*folders, requests=REQUESTS, free=PLENTY)
