@@ -6,10 +6,12 @@
 rule merge_adapter:
     input:
         base=place(f"{BASE}/config.json"),
+        description=place(f"{BASE}/description.json"),
         tokenizer=place(f"{BASE}/tokenizer.json"),
         weights=place(f"{BASE}/weights.json"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
+        training="results/{run}/training.json",
     output:
         # The number of shards is unknown until the base is there, and directory() would leave Snakemake's own
         # time stamp inside the model. The manifest names every other file with its digest, and appears with them.
@@ -36,7 +38,11 @@ rule merge_adapter:
 rule verify_merge:
     input:
         base=place(f"{BASE}/config.json"),
+        description=place(f"{BASE}/description.json"),
+        weights=place(f"{BASE}/weights.json"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
+        settings="results/{run}/adapter/adapter_config.json",
+        training="results/{run}/training.json",
         manifest="results/{run}/merged/manifest.json",
         prompts=place(f"{DATASET}/splits/test.jsonl"),
     output:
