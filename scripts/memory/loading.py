@@ -2,7 +2,7 @@
 
 The blocks that loading leaves behind decide how much the caching allocator counts for the weights (a 16-bit weight
 comes to the device, is quantized into a smaller packed one, and goes; the packed one sits in a block whose rest may
-be too small to be split off) and which holes later allocations find. :func:`loading_events` gives that history as
+be too small to be split off) and which holes later allocations find. :func:`loading_history` gives that as
 events for :mod:`scripts.memory.core.allocator`, in the order of the libraries' code:
 
 ======================  =============================================================================================
@@ -40,8 +40,11 @@ import torch
 from torch import nn
 
 from scripts.memory.core.allocator import EMPTY_CACHE, Event
+from scripts.memory.core.components import QUANTIZATION_STATE
+from scripts.memory.core.report import History, alive_after
+from scripts.memory.core.trace import quantization_state
 from scripts.scenario.scenario import Scenario
-from scripts.training.model import quantization_state, weight_dtype
+from scripts.training.model import weight_dtype
 
 _CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar
 _SCALAR = 4
@@ -101,12 +104,12 @@ class Loader:
         )
 
 
-def loading_events(
+def loading_history(
     model: nn.Module,
     scenario: Scenario,
     first_id: int = 1,
     loader: Loader | None = None,
-) -> tuple[list[Event], dict[int, int]]:
+) -> History:
     """Return what happens on the device until the model is ready for its first step.
 
     Parameters
@@ -119,13 +122,6 @@ def loading_events(
         Ids of the events count up from here.
     loader
         How it is loaded; the installed versions' way when None.
-
-    Returns
-    -------
-    events
-        ``(id, bytes)`` and ``(-id, 0)`` in order, and the allocator's ``EMPTY_CACHE``.
-    ids
-        The id of each storage that the finished model holds, by ``tensor.untyped_storage()._cdata``.
     """
     loader = loader or Loader.installed()
     device = _Device(first_id)
@@ -144,7 +140,8 @@ def loading_events(
     _add_adapters(device, model, scenario)
     for tensor in (*model.parameters(), *model.buffers()):  # whatever a model holds beyond all that
         device.place(tensor, tensor.untyped_storage().nbytes())
-    return device.events, device.ids
+    left = alive_after(device.events).keys() - set(device.ids.values())  # bitsandbytes keeps its map of 8-bit values
+    return History(device.events, device.ids, dict.fromkeys(sorted(left), QUANTIZATION_STATE))
 
 
 class _Device:

@@ -64,28 +64,19 @@ def measure(
 
 
 def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> dict[str, Any]:
-    from scripts.memory.core.tracker import Tracker
-    from scripts.memory.trace import follow_model, summarize, take_steps
+    from scripts.memory.core.trace import STEPS, measure_step
+    from scripts.memory.trace import label
     from scripts.training.model import build_model, build_optimizer, parameter_count
-    from scripts.training.step import random_batch
+    from scripts.training.step import random_step
 
     model = build_model(scenario, "cpu")
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
-    vocabulary = model.config.get_text_config().vocab_size
-    tracker = Tracker(("cpu",), vocabulary=vocabulary)
-    follow_model(tracker, model)
+    step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=max_grad_norm)
     started = time.monotonic()
-    steps = take_steps(
-        model,
-        optimizer,
-        scenario,
-        tracker,
-        lambda: random_batch(scenario, "cpu", vocabulary),
-        max_grad_norm=max_grad_norm,
-    )
-    wall_seconds = (time.monotonic() - started) / steps
+    report = measure_step(model, optimizer, step, label=label, timeline=timeline)
+    wall_seconds = (time.monotonic() - started) / STEPS
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
-    return summarize(tracker, on_card=False, timeline=timeline) | {
+    return report.to_mapping() | {
         "device": {"name": platform.processor() or platform.machine(), "type": "cpu"},
         "parameters": parameter_count(model),
         "peak_resident_set_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
@@ -96,9 +87,9 @@ def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> 
 def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | None) -> dict[str, Any]:
     import torch
 
-    from scripts.memory.trace import STEPS
+    from scripts.memory.core.trace import STEPS, phases
     from scripts.training.model import build_model, build_optimizer, parameter_count
-    from scripts.training.step import forward_backward, optimizer_step, random_batch
+    from scripts.training.step import random_step
 
     if not torch.cuda.is_available():
         raise UserError(
@@ -127,21 +118,18 @@ def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | N
     try:
         model = build_model(scenario, "cuda")
         optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
-        vocabulary = model.config.get_text_config().vocab_size
+        step = random_step(model, optimizer, scenario, "cuda", max_grad_norm=max_grad_norm)
         enter("inputs")
         load = peaks["load"]
         resident = torch.cuda.memory_allocated()
-        for _ in range(STEPS):
-            peaks.clear()
-            started = time.monotonic()
-            for _ in range(scenario.gradient_accumulation):
-                enter("inputs")
-                batch = random_batch(scenario, "cuda", vocabulary)
-                forward_backward(model, batch, scenario, loss_scale=1 / scenario.gradient_accumulation, hook=enter)
-                del batch
-            optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm, hook=enter)
-            enter("end")
-            wall_seconds = time.monotonic() - started
+        with phases(enter) as begin:
+            for _ in range(STEPS):
+                peaks.clear()
+                started = time.monotonic()
+                begin()
+                step()
+                enter("end")
+                wall_seconds = time.monotonic() - started
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The card is too small for this step: {str(error).splitlines()[0]}",
@@ -154,8 +142,8 @@ def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | N
             snapshot.parent.mkdir(parents=True, exist_ok=True)
             torch.cuda.memory._dump_snapshot(str(snapshot))
             torch.cuda.memory._record_memory_history(enabled=None)
-    phases = {name: peaks[name] for name in ("forward", "backward", "optimizer")}
-    peak_phase = max(phases, key=lambda name: phases[name])
+    by_phase = {name: peaks[name] for name in ("forward", "backward", "optimizer")}
+    peak_phase = max(by_phase, key=lambda name: by_phase[name])
     return {
         "context_bytes": used_by_all,  # of every process on the card
         "device": {
@@ -165,10 +153,10 @@ def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | N
             "type": "cuda",
         },
         "parameters": parameter_count(model),
-        "peak_allocated_bytes": phases[peak_phase],
+        "peak_allocated_bytes": by_phase[peak_phase],
         "peak_phase": peak_phase,
         "peak_reserved_bytes": reserved,
-        "phases": {"load": load} | phases,
+        "phases": {"load": load} | by_phase,
         "resident_bytes": resident,
         "wall_seconds": wall_seconds,
     }

@@ -207,15 +207,9 @@ def parameter_count(model: nn.Module) -> int:
     )
 
 
-def quantization_state(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    """The tensors that a 4-bit weight needs beside its packed values: they are neither parameters nor buffers."""
-    state = getattr(parameter, "quant_state", None)
-    if state is None:
-        return {}
-    tensors = {"absmax": state.absmax, "code": state.code, "offset": state.offset}
-    if state.nested:
-        tensors |= {"nested_absmax": state.state2.absmax, "nested_code": state.state2.code}
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+def is_adapter(name: str) -> bool:
+    """Whether a parameter or buffer of that name belongs to the adapters."""
+    return "lora_" in name
 
 
 # --- configuration and attention ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from scripts.training.packing import full_packs
 IGNORED = -100  # label of a token that is not learned (torch.nn.CrossEntropyLoss and transformers)
 CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
 
-Hook = Callable[[str], None]
+MICRO_BATCHES = 2  # of an accumulated step on `meta`: from the second on gradients are alive, and all are alike
 
 
 def forward_backward(
@@ -31,7 +31,6 @@ def forward_backward(
     scenario: Scenario,
     *,
     loss_scale: float | torch.Tensor = 1.0,
-    hook: Hook | None = None,
 ) -> torch.Tensor:
     """Run one micro-batch forward and backward; gradients add up in the parameters.
 
@@ -45,8 +44,6 @@ def forward_backward(
         fused attention kernels can be used. With one it is honoured.
     loss_scale
         Factor on the loss before backward: 1 / accumulation, or this micro-batch's share of the learned tokens.
-    hook
-        Called with ``"forward"`` and ``"backward"`` when that phase begins.
 
     Returns
     -------
@@ -54,8 +51,6 @@ def forward_backward(
         Mean loss over the learned tokens, detached, shape ().
     """
     device = batch["input_ids"].device.type
-    if hook:
-        hook("forward")
     with _autocast(scenario, device):
         if scenario.loss == "chunked":
             loss = chunked_loss(model, batch)
@@ -64,8 +59,6 @@ def forward_backward(
             loss = output.loss
             if scenario.loop == "trainer":  # the logits may go before backward begins; a manual loop keeps them
                 del output
-    if hook:
-        hook("backward")
     (loss * loss_scale if isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0 else loss).backward()
     return loss.detach()
 
@@ -77,7 +70,6 @@ def optimizer_step(
     *,
     max_grad_norm: float | None,
     scaler: torch.amp.GradScaler | None = None,
-    hook: Hook | None = None,
 ) -> torch.Tensor | None:
     """Clip the gradients, update the trainable parameters and drop the gradients.
 
@@ -87,16 +79,12 @@ def optimizer_step(
         Largest allowed norm of all gradients together; None: don't clip.
     scaler
         For fp16 under autocast: its scale belongs into the ``loss_scale`` of :func:`forward_backward`.
-    hook
-        Called with ``"optimizer"`` at the beginning.
 
     Returns
     -------
     torch.Tensor or None
         Norm of the gradients before clipping, shape (); None without clipping.
     """
-    if hook:
-        hook("optimizer")
     if scaler is not None:
         scaler.unscale_(optimizer)
     norm = None
@@ -109,6 +97,28 @@ def optimizer_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+def random_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scenario: Scenario,
+    device: str,
+    *,
+    max_grad_norm: float | None,
+) -> Callable[[], None]:
+    """A whole training step on random tokens, to be traced or measured; on ``meta`` with two micro-batches at most."""
+    vocabulary = model.config.get_text_config().vocab_size
+    count = min(scenario.gradient_accumulation, MICRO_BATCHES if device == "meta" else scenario.gradient_accumulation)
+
+    def step() -> None:
+        for _ in range(count):
+            batch = random_batch(scenario, device, vocabulary)
+            forward_backward(model, batch, scenario, loss_scale=1 / scenario.gradient_accumulation)
+            del batch
+        optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)
+
+    return step
 
 
 def random_batch(scenario: Scenario, device: str | torch.device, vocabulary: int, seed: int = 0) -> dict:
@@ -175,6 +185,6 @@ def _decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
 
 
 def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:
-    """Mixed precision; on ``meta``, where PyTorch ignores autocast, the trace emulates it from outside."""
+    """Mixed precision; on ``meta``, where PyTorch has none, the trace emulates it."""
     dtype = autocast_dtype(scenario)
-    return nullcontext() if dtype is None or device == "meta" else torch.autocast(device, dtype)
+    return nullcontext() if dtype is None else torch.autocast(device, dtype)

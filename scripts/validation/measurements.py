@@ -154,7 +154,7 @@ def predictions(row: Mapping[str, str], orders: int) -> list[dict[str, int]]:
             timeline=False,
             orders=orders if loader.workers > 1 and quantized else 1,
             capacity_bytes=card.usable_bytes,
-            steps=_steps_of_the_script,
+            step=_step_of_the_script,
         )
     return [
         {stage: (order | order["phases"])[field] for stage, (_, field) in STAGES.items()}
@@ -163,39 +163,26 @@ def predictions(row: Mapping[str, str], orders: int) -> list[dict[str, int]]:
     ]
 
 
-def _steps_of_the_script(
-    model: Any, optimizer: Any, scenario: Scenario, tracker: Any, batch: Callable, *, max_grad_norm: Any, hook: Any
-) -> None:
-    """Two steps as `scripts/measure.py` of fitcheck-llm takes them.
+def _step_of_the_script(model: Any, optimizer: Any, scenario: Scenario) -> Callable[[], None]:
+    """A step as `scripts/measure.py` of fitcheck-llm takes it.
 
     One tensor is input and label, and serves all steps; the model's output lives until the update is done, the
     gradients until the next step begins; nothing is clipped.
     """
-    from scripts.memory.core.components import INPUTS
-    from scripts.memory.trace import STEPS, following
+    from scripts.training.step import random_batch
 
-    def one_step(number: int) -> None:
-        def mark(phase: str) -> None:
-            if hook is not None:
-                hook(phase)
-            tracker.mark(phase, number)
+    tokens = None
 
-        mark("begin")
+    def step() -> None:
+        nonlocal tokens
         optimizer.zero_grad(set_to_none=True)
-        mark("forward")
+        if tokens is None:
+            tokens = random_batch(scenario, "meta", model.config.get_text_config().vocab_size)["input_ids"]
         output = model(input_ids=tokens, labels=tokens)
-        mark("backward")
         output.loss.backward()
-        mark("optimizer")
         optimizer.step()
 
-    with following(tracker):
-        tracker.mark("inputs", 0)
-        tokens = batch()["input_ids"]
-        tracker.add(tokens, INPUTS)
-        tracker.label(tokens, INPUTS)
-        for number in range(STEPS):
-            one_step(number)
+    return step
 
 
 def compare(row: Mapping[str, str], predicted: Sequence[Mapping[str, int]]) -> dict[str, Any]:
@@ -312,9 +299,9 @@ def _trainer_of_the_a100(row: Mapping[str, str]) -> Iterator[None]:
     import torch
 
     from scripts.memory import trace as module
-    from scripts.memory.core.kernels import flash_attention_package
+    from scripts.training import step as training
 
-    originals = module.build_model, module._attention, module.autocast_dtype
+    originals = module.build_model, module.attention_name, training.autocast_dtype
 
     def build_model(*args: Any, **kwargs: Any) -> Any:
         model = originals[0](*args, **kwargs)
@@ -324,13 +311,13 @@ def _trainer_of_the_a100(row: Mapping[str, str]) -> Iterator[None]:
                     parameter.data = parameter.data.float()
         return model
 
-    module._attention = lambda *_: flash_attention_package()
+    module.attention_name = lambda *_: "flash_attention_2"
     if row["method"] == "qlora":
-        module.build_model, module.autocast_dtype = build_model, lambda _: torch.bfloat16
+        module.build_model, training.autocast_dtype = build_model, lambda _: torch.bfloat16
     try:
         yield
     finally:
-        module.build_model, module._attention, module.autocast_dtype = originals
+        module.build_model, module.attention_name, training.autocast_dtype = originals
 
 
 def _older_transformers() -> None:

@@ -1,24 +1,27 @@
 """Mixed precision for tensors that autocast ignores: those on ``meta``.
 
-``torch.autocast`` acts through dispatch keys of CPU and CUDA tensors. Here the same policy acts on the calls of
-functions: operands of matrix products are cast to 16 bits, of numerically delicate functions to fp32, and the casts
-of weights are kept until the forward pass ends, as autocast's cache keeps them.
+``torch.autocast`` acts through dispatch keys of CPU and CUDA tensors. Inside :func:`emulated` a region of it, whatever
+device it names, makes the same policy act on calls of functions: operands of matrix products are cast to 16 bits, of
+numerically delicate functions to fp32, and the casts of fp32 weights are kept until the outermost region ends, as
+autocast's cache keeps them. Libraries that ask whether autocast is on are told so.
 
 Source of the lists: ATen ``autocast_mode.h``, ``AT_FORALL_LOWER_PRECISION_FP``, ``AT_FORALL_FP32``,
 ``AT_FORALL_FP32_SET_OPT_DTYPE``, ``AT_FORALL_PROMOTE`` (CUDA) and ``autocast_mode.cpp`` (CPU, which casts far fewer
-functions to fp32); which casts are cached: ``cached_cast`` there.
+functions to fp32); which casts are cached: ``cached_cast`` there; when the cache goes: ``torch/amp/autocast_mode.py``,
+``autocast.__exit__``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch.amp import autocast_mode
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 _LOWER = """
     addbmm addmm addmv attention_operands baddbmm bmm chain_matmul conv1d conv2d conv3d einsum grouped_mm linear matmul
@@ -43,60 +46,45 @@ def attention_operands(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 class MetaAutocast(TorchFunctionMode):
-    """Casts as autocast of ``device`` would.
+    """Casts as autocast of ``device`` would. :func:`emulated` turns it on and off.
 
     Parameters
     ----------
-    dtype
-        The 16-bit type.
     device
         Whose policy: ``cuda`` or ``cpu``.
     on_cast
         Called with each 16-bit copy of a weight that the cache keeps.
-
-    Attributes
-    ----------
-    caching
-        Whether casts of weights are kept. True in the forward pass. In the backward pass, where checkpointed blocks
-        are recomputed, each block has a cache of its own that ends with it and holds nothing twice.
     """
 
-    def __init__(self, dtype: torch.dtype, device: str, on_cast: Any = None) -> None:
+    def __init__(self, device: str, on_cast: Callable[[torch.Tensor], None] | None = None) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.device = device
+        self.enabled = False
+        self.dtype = torch.float16 if device == "cuda" else torch.bfloat16  # what autocast takes when nothing is said
         self.caching = True
+        self.nesting = 0
         self._on_cast = on_cast
         self._cache: dict[int, torch.Tensor] = {}
         on_card = device == "cuda"
-        self._policy = dict.fromkeys(_LOWER.split(), dtype)
-        self._policy |= dict.fromkeys((_FP32_CUDA if on_card else _FP32_CPU).split(), torch.float32)
-        self._fp32_result = set(_FP32_RESULT_CUDA.split()) if on_card else set()
-        self._promote = set((_PROMOTE_ALL + " " + (_PROMOTE_CUDA if on_card else "")).split())
-        self._off = 0
+        self._lower = frozenset(_LOWER.split())
+        self._fp32 = frozenset((_FP32_CUDA if on_card else _FP32_CPU).split())
+        self._fp32_result = frozenset(_FP32_RESULT_CUDA.split()) if on_card else frozenset()
+        self._promote = frozenset((_PROMOTE_ALL + " " + (_PROMOTE_CUDA if on_card else "")).split())
 
-    def clear(self) -> None:
-        """Forget the kept casts: the outermost autocast region has ended."""
-        self._cache.clear()
+    def enter(self, dtype: torch.dtype | None, enabled: bool, caching: bool | None) -> tuple:
+        """Begin a region; returns what :meth:`leave` restores."""
+        before = (self.enabled, self.dtype, self.caching)
+        self.enabled, self.dtype = enabled, dtype or self.dtype
+        self.caching = self.caching if caching is None else caching
+        self.nesting += 1
+        return before
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Leave dtypes alone, as a region with ``autocast(enabled=False)`` does."""
-        self._off += 1
-        try:
-            yield
-        finally:
-            self._off -= 1
-
-    def disable_in(self, module: nn.Module) -> list[Any]:
-        """Turn off in a module's forward pass; returns the hooks' handles."""
-
-        def before(*_: Any) -> None:
-            self._off += 1
-
-        def after(*_: Any) -> None:
-            self._off -= 1
-
-        return [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    def leave(self, before: tuple) -> None:
+        """End a region; the kept casts go with the outermost one."""
+        self.nesting -= 1
+        if not self.nesting:
+            self._cache.clear()
+        self.enabled, self.dtype, self.caching = before
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if (
@@ -119,21 +107,97 @@ class MetaAutocast(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if self._off:
+        if not self.enabled:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
-        dtype = self._policy.get(name)
-        if dtype is None and name in self._promote:
-            found = [
-                item.dtype
-                for item in torch.utils._pytree.tree_leaves((args, kwargs))
-                if isinstance(item, torch.Tensor) and item.is_floating_point()
-            ]
-            dtype = torch.float32 if torch.float32 in found else None
-        if name in self._fp32_result and args[0].is_floating_point() and kwargs.get("dtype") is None:
-            return func(*args, **kwargs, dtype=torch.float32)
-        if dtype is None or kwargs.get("dtype") is not None:
+        if name in self._lower:
+            dtype = self.dtype
+        elif name in self._fp32:
+            dtype = torch.float32
+        elif name in self._fp32_result:
+            if args[0].is_floating_point() and kwargs.get("dtype") is None:
+                kwargs = kwargs | {"dtype": torch.float32}
+            return func(*args, **kwargs)
+        elif name in self._promote:
+            found = [item.dtype for item in tree_leaves((args, kwargs)) if _is_floating(item)]
+            if torch.float32 not in found:
+                return func(*args, **kwargs)
+            dtype = torch.float32
+        elif name == "cross_entropy" and "log_softmax" in self._fp32_result:
+            return self._cross_entropy(*args, **kwargs)
+        else:
+            return func(*args, **kwargs)
+        if kwargs.get("dtype") is not None:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
         return func(*args, **kwargs)
+
+    def _cross_entropy(self, input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Its log-softmax gives fp32 (ATen ``LossNLL.cpp``, ``cross_entropy_loss``, is made of two operators)."""
+        if input.dtype == torch.float32 or not input.is_floating_point() or target.is_floating_point():
+            return functional.cross_entropy(input, target, *args, **kwargs)
+        names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
+        options = dict(zip(names, args, strict=False)) | kwargs
+        if options.pop("label_smoothing", 0.0):
+            return functional.cross_entropy(input.float(), target, *args, **kwargs)
+        logarithms = functional.log_softmax(input, 1 if input.dim() > 1 else 0, dtype=torch.float32)
+        return functional.nll_loss(logarithms, target, **options)
+
+
+def _is_floating(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) and item.is_floating_point()
+
+
+@contextmanager
+def emulated(device: str, on_cast: Callable[[torch.Tensor], None] | None = None) -> Iterator[MetaAutocast]:
+    """Let ``torch.autocast`` act on tensors on ``meta`` as it does on ``device``, ``cuda`` or ``cpu``.
+
+    The regions may name any device: a program on a machine without a GPU names another one than it will name later.
+    """
+    state = MetaAutocast(device, on_cast)
+    kind = autocast_mode.autocast
+
+    def start(self: Any, device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> None:
+        self.device, self.fast_dtype, self._enabled, self._cache_enabled = device_type, dtype, enabled, cache_enabled
+
+    def enter(self: Any) -> Any:
+        self._before = state.enter(self.fast_dtype, self._enabled, self._cache_enabled)
+        if self._enabled:
+            state.__enter__()
+        return self
+
+    def leave(self: Any, *error: Any) -> bool:
+        if self._enabled:
+            state.__exit__(*error)
+        state.leave(self._before)
+        return False
+
+    def is_enabled(device_type: str | None = None) -> bool:
+        return state.enabled and (device_type is not None or device == "cuda")  # without a name it asks for CUDA's
+
+    places = [
+        (kind, "__init__", start),
+        (kind, "__enter__", enter),
+        (kind, "__exit__", leave),
+        (torch, "is_autocast_enabled", is_enabled),
+        (torch, "is_autocast_cache_enabled", lambda: state.caching),
+        (torch, "get_autocast_dtype", lambda device_type: state.dtype),
+        (torch, "get_autocast_gpu_dtype", lambda: state.dtype),
+        (torch.amp, "is_autocast_available", lambda device_type: True),
+    ]
+    with exchanged(places):
+        yield state
+
+
+@contextmanager
+def exchanged(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Put other objects in the place of attributes, as ``(module or class, name, object)``, for a while."""
+    originals = [(place, name, getattr(place, name)) for place, name, _ in attributes]
+    try:
+        for place, name, replacement in attributes:
+            setattr(place, name, replacement)
+        yield
+    finally:
+        for place, name, original in originals:
+            setattr(place, name, original)

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from scripts.common.errors import UserError
 from scripts.memory.core import cuda_rules
-from scripts.memory.core.autocast import attention_operands
+from scripts.memory.core.autocast import attention_operands, exchanged
 from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY, up
+from scripts.memory.core.errors import AttentionKernelError
 
 _DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 _BACKENDS = {
@@ -105,20 +105,14 @@ def dispatch(target: str, capability: tuple[int, int] | None = None) -> Iterator
     a function mode is off in the backward pass, where activation checkpointing runs the forward pass again.
     """
     functional = nn.functional
-    exchanged = [(functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY))]
+    places = [(functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY))]
     if target == "cuda":
-        exchanged.append((functional, "dropout", _dropout(functional.dropout)))
+        places.append((functional, "dropout", _dropout(functional.dropout)))
         for module in (torch, functional):
             for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax)):
-                exchanged.append((module, name, _softmax(getattr(module, name), operator)))
-    originals = [(module, name, getattr(module, name)) for module, name, _ in exchanged]
-    try:
-        for module, name, replacement in exchanged:
-            setattr(module, name, replacement)
+                places.append((module, name, _softmax(getattr(module, name), operator)))
+    with exchanged(places):
         yield
-    finally:
-        for module, name, original in originals:
-            setattr(module, name, original)
 
 
 def _softmax(original: Callable, operator: Callable) -> Callable:
@@ -190,7 +184,7 @@ def cuda_kernel(
 
     Raises
     ------
-    UserError
+    AttentionKernelError
         If the only kernels that are enabled can't take these tensors.
     """
     head = query.shape[-1]
@@ -205,13 +199,11 @@ def cuda_kernel(
     )
     if chosen is not None:
         return _BACKENDS[chosen][0]
-    raise UserError(
-        "The attention kernel that is asked for can't take this model's tensors.",
-        where="attention",
-        found=f"queries of {head} x {query.dtype}, values of {value.shape[-1]}, "
-        f"{'a' if mask is not None else 'no'} mask, compute capability {capability[0]}.{capability[1]}",
-        allowed="sdpa, which takes the kernel that fits, or eager",
-        write="attention: sdpa",
+    raise AttentionKernelError(
+        f"The attention kernel that is asked for can't take this model's tensors: queries of {head} x {query.dtype},"
+        f" values of {value.shape[-1]}, {'a' if mask is not None else 'no'} mask, compute capability"
+        f" {capability[0]}.{capability[1]}.",
+        "Let scaled_dot_product_attention choose among all of its kernels.",
     )
 
 

@@ -6,15 +6,29 @@ the sequence of allocations and frees that :mod:`scripts.memory.core.allocator` 
 
 from __future__ import annotations
 
+import sys
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scripts.memory.core.allocator import Event
-from scripts.memory.core.components import ACTIVATIONS, LOGITS_AND_LOSS, TEMPORARIES, WORKSPACES
+from scripts.memory.core.components import ACTIVATIONS, INPUTS, LOGITS_AND_LOSS, TEMPORARIES, WORKSPACES
+from scripts.memory.core.errors import NoValues
+
+_SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+# transformers asks about values while it makes masks, and before: whether several texts share a row (no), whether a mask
+# that is given masks nothing (no: every other question of masking_utils), whether to warn of padding (no).
+ANSWERS = {"find_packed_sequence_indices": True, "warn_if_padding_and_no_attention_mask": False}
+_VALUES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
 class Kernels(Protocol):
@@ -48,6 +62,10 @@ class Tracker(TorchDispatchMode):
         Ids of the events count up from here.
     outputs
         Corrects what an operator returns on ``meta``, called as ``outputs(func, args, output)``.
+    scalars
+        What ``.item()`` of a tensor on ``meta`` gives. None: :class:`NoValues`.
+    origins
+        Notes where each tensor comes from; None: nobody asks.
 
     Attributes
     ----------
@@ -67,15 +85,20 @@ class Tracker(TorchDispatchMode):
         kernels: Kernels | None = None,
         first_id: int = 1,
         outputs: Callable[[Any, tuple, Any], Any] | None = None,
+        scalars: float | None = None,
+        origins: Origins | None = None,
     ) -> None:
         super().__init__()
+        self.origins = origins
+        self._scalars = scalars
         self.events: list[Event] = []
         self.marks: list[tuple[str, int, int]] = []
         self.components: dict[int, str] = {}
         self._devices = frozenset(devices)
+        self.on_meta = "meta" in self._devices
         self._vocabulary = vocabulary
         self._kernels = kernels
-        self._shapes = Shapes(outputs) if "meta" in self._devices else None
+        self._shapes = Shapes(outputs) if self.on_meta else None
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
@@ -120,6 +143,8 @@ class Tracker(TorchDispatchMode):
             identity = self.hold(storage.nbytes(), component)
         self.components[identity] = component
         self._follow(storage, key, identity)
+        if self.origins is not None:
+            self.origins.note_existing(identity, tensor)
 
     def label(self, tensor: torch.Tensor, component: str) -> None:
         """Correct what a followed tensor is for, now that it is known."""
@@ -137,13 +162,15 @@ class Tracker(TorchDispatchMode):
         self.events.append((-end.identity, 0))
         del self._ids[end.key], self._ends[end.identity]
 
-    def _see(self, tensor: torch.Tensor) -> None:
+    def _see(self, tensor: torch.Tensor, func: Any) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._ids or tensor.device.type not in self._devices:
             return
         identity, self._next = self._next, self._next + 1
-        if self._phase == "optimizer":
+        if self._phase == "inputs" or (self._phase == "between" and not tensor.is_floating_point()):
+            component = INPUTS
+        elif self._phase == "between" or self._phase == "optimizer":
             component = TEMPORARIES
         elif self._vocabulary and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary:
             component = LOGITS_AND_LOSS
@@ -154,6 +181,8 @@ class Tracker(TorchDispatchMode):
         self.components[identity] = component
         self.events.append((identity, storage.nbytes()))
         self._follow(storage, key, identity)
+        if self.origins is not None:
+            self.origins.note(identity, tensor, func)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -163,13 +192,23 @@ class Tracker(TorchDispatchMode):
                 self.hold(count, WORKSPACES)
             earlier, later = self._kernels.temporaries(func, args, kwargs)
             held = [self.hold(count, TEMPORARIES) for count in earlier]
-        output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
+        try:
+            output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
+        except Exception as error:
+            if not self.on_meta or _VALUES.isdisjoint(func.tags):
+                raise
+            if func is torch.ops.aten._local_scalar_dense.default:
+                if args[0].dtype == torch.bool and (answer := _answer()) is not None:
+                    return answer
+                if self._scalars is not None and args[0].dtype != torch.bool:
+                    return float(self._scalars) if args[0].is_floating_point() else int(self._scalars)
+            raise NoValues(func._schema.name) from error
         if isinstance(output, torch.Tensor):
-            self._see(output)
+            self._see(output, func)
         elif isinstance(output, (tuple, list)):
             for item in output:
                 if isinstance(item, torch.Tensor):
-                    self._see(item)
+                    self._see(item, func)
         held += [self.hold(count, TEMPORARIES) for count in later]
         for identity in held:
             self.drop(identity)
@@ -179,6 +218,115 @@ class Tracker(TorchDispatchMode):
         """Stop following what is still alive, so that its later end is not recorded."""
         self._ends.clear()
         self._ids.clear()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a tensor comes from: what a person needs to find it.
+
+    ``module``: qualified name of the innermost module that was running ("" outside all of them; for what the backward
+    pass makes, that of the forward operator); ``line``: the innermost line outside PyTorch, ``file:line in function``;
+    ``operator``: what made it, or the parameter's or buffer's own name.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    module: str
+    line: str
+    operator: str
+
+
+NOWHERE = Origin((), "", "", "", "")  # of what no tensor stands for: workspaces, temporaries inside a kernel
+
+
+class Origins:
+    """Notes the :class:`Origin` of each tensor that a :class:`Tracker` sees.
+
+    A gradient is made by the autograd engine, which runs no line of the model: PyTorch numbers the operators of the
+    forward pass, and the node that is running knows its number.
+
+    Parameters
+    ----------
+    model
+        Gives the modules, parameters and buffers their names.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.of: dict[int, Origin] = {}
+        self._modules = {id(module): name for name, module in model.named_modules()}
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        self._names = {tensor.untyped_storage()._cdata: name for name, tensor in tensors}
+        self._running: list[str] = []
+        self._forward: dict[int, tuple[str, str]] = {}  # module and line by the operator's number
+
+    def note_existing(self, identity: int, tensor: torch.Tensor) -> None:
+        """A parameter, a buffer, or what hangs on one."""
+        name = self._names.get(tensor.untyped_storage()._cdata, "")
+        module, _, own = name.rpartition(".")
+        self.of[identity] = Origin(tuple(tensor.shape), _short(tensor.dtype), module, "", own)
+
+    def note(self, identity: int, tensor: torch.Tensor, func: Any) -> None:
+        """What an operator has just made."""
+        module, line = self._running[-1] if self._running else "", _calling_line()
+        node = torch._C._current_autograd_node()
+        if node is None or torch.is_grad_enabled():
+            if torch.is_grad_enabled():  # the node of this operator has been numbered already
+                self._forward[torch._C._autograd._get_sequence_nr() - 1] = (module, line)
+        else:
+            module, line = self._forward.get(node._sequence_nr(), (module, line))
+        name = func._schema.name + (" (backward)" if node is not None and not torch.is_grad_enabled() else "")
+        self.of[identity] = Origin(tuple(tensor.shape), _short(tensor.dtype), module, line, name)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Know which module is running."""
+
+        def enter(module: nn.Module, *_: Any) -> None:
+            self._running.append(self._modules.get(id(module), type(module).__name__))
+
+        def leave(*_: Any) -> None:
+            if self._running:
+                self._running.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _answer() -> bool | None:
+    """What a library's own question about values is answered, by the function that asks; None: it is no library's."""
+    frame = _calling_frame()
+    if frame is None:
+        return None
+    module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
+    if function in ANSWERS:
+        return ANSWERS[function]
+    return False if module == "transformers.masking_utils" else None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _calling_frame() -> FrameType | None:
+    """The innermost frame outside PyTorch and this folder."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename.startswith(_SKIPPED):
+        frame = frame.f_back
+    return frame
+
+
+def _calling_line() -> str:
+    frame = _calling_frame()
+    if frame is None:
+        return ""
+    path = frame.f_code.co_filename
+    for folder in ("site-packages/", "dist-packages/"):
+        path = path.rpartition(folder)[2]
+    return f"{path}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 class Shapes:

@@ -6,8 +6,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scripts.common.errors import UserError
 from scripts.memory.core.cuda_rules import MIB, cublas_workspace_bytes, efficient_workspace_bytes
+from scripts.memory.core.errors import AttentionKernelError
 from scripts.memory.core.kernels import (
     CudaKernels,
     FlashAttention2,
@@ -187,7 +187,10 @@ def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values,
 
 def test_a_kernel_that_is_asked_for_and_can_not_run_is_refused():
     query = meta(1, 8, 64, 128)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), pytest.raises(UserError, match="attention: sdpa"):
+    with (
+        sdpa_kernel(SDPBackend.FLASH_ATTENTION),
+        pytest.raises(AttentionKernelError, match="a mask, compute capability 8.0"),
+    ):
         cuda_kernel(query, query, query, meta(1, 1, 64, 64), 0.0, (8, 0))
 
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from scripts.memory.core.allocator import EMPTY_CACHE, MIB, replay
-from scripts.memory.loading import Loader, loading_events
-from scripts.training.model import build_model, quantization_state
+from scripts.memory.core.trace import quantization_state
+from scripts.memory.loading import Loader, loading_history
+from scripts.training.model import build_model
 from scripts.validation.measurements import read_measurements, scenario_of
 
 ROWS = {row["id"]: row for row in read_measurements(source="t4")}
@@ -35,13 +36,13 @@ def held_storages(model):
 @pytest.mark.parametrize("row", ["t4-sweep-21", "t4-sweep-27", "t4-sweep-31"])
 def test_a_moved_model_holds_what_the_card_showed(row):
     model, scenario = model_of(row)
-    events, _ = loading_events(model, scenario, 1, loader_of(row, moved=True))
+    events, *_ = loading_history(model, scenario, 1, loader_of(row, moved=True))
     measured = float(ROWS[row]["resident_before_step_mib"])
     assert replay(events).allocated_bytes / MIB == pytest.approx(measured, abs=0.006)  # published with two decimals
 
 
 def test_a_quantized_model_holds_what_the_card_showed(quantized):
-    events, _ = loading_events(*quantized, 1, loader_of("t4-sweep-20"))
+    events, *_ = loading_history(*quantized, 1, loader_of("t4-sweep-20"))
     measured = float(ROWS["t4-sweep-20"]["resident_before_step_mib"])
     assert replay(events).allocated_bytes / MIB == pytest.approx(measured, abs=0.006)
 
@@ -49,7 +50,7 @@ def test_a_quantized_model_holds_what_the_card_showed(quantized):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_every_storage_has_an_id_that_is_alive_with_its_size(quantized, workers):
     model, scenario = quantized
-    events, ids = loading_events(model, scenario, 1000, Loader(workers=workers))
+    events, ids, _ = loading_history(model, scenario, 1000, Loader(workers=workers))
     alive = {}
     for identity, count in events:
         if identity > 0:
@@ -63,29 +64,29 @@ def test_every_storage_has_an_id_that_is_alive_with_its_size(quantized, workers)
 
 def test_weights_are_quantized_one_at_a_time(quantized):
     model, scenario = quantized
-    alone = replay(loading_events(model, scenario, 1, Loader())[0])
+    alone = replay(loading_history(model, scenario, 1, Loader())[0])
     dense = sum(p.quant_state.shape.numel() * 2 for p in model.parameters() if hasattr(p, "quant_state"))
     assert alone.peak_allocated_bytes < alone.allocated_bytes + dense / 2
 
 
 def test_threads_load_in_orders_of_chance_that_a_seed_repeats(quantized):
     threads = Loader(workers=4)
-    orders = [loading_events(*quantized, 1, replace(threads, seed=seed))[0] for seed in (0, 0, 1)]
+    orders = [loading_history(*quantized, 1, replace(threads, seed=seed))[0] for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_the_cache_is_emptied_after_the_preparation_where_peft_does(quantized):
-    assert EMPTY_CACHE in loading_events(*quantized, 1, Loader.of(transformers="5.17.0", peft="0.20.0"))[0]
-    assert EMPTY_CACHE not in loading_events(*quantized, 1, Loader.of(transformers="5.0.0", peft="0.19.1"))[0]
+    assert EMPTY_CACHE in loading_history(*quantized, 1, Loader.of(transformers="5.17.0", peft="0.20.0"))[0]
+    assert EMPTY_CACHE not in loading_history(*quantized, 1, Loader.of(transformers="5.0.0", peft="0.19.1"))[0]
 
 
 def test_the_first_block_is_as_large_as_the_model(quantized):
     model, scenario = quantized
-    (first, count), (freed, _) = loading_events(model, scenario, 1, Loader())[0][:2]
+    (first, count), (freed, _) = loading_history(model, scenario, 1, Loader())[0][:2]
     assert (first, freed) == (1, -1)
     quantized_weights = sum(p.quant_state.shape.numel() // 2 for p in model.parameters() if hasattr(p, "quant_state"))
     assert quantized_weights < count < held_bytes_before_preparation(model)
-    assert loading_events(model, scenario, 1, Loader(warmup=False))[0][0][1] < count
+    assert loading_history(model, scenario, 1, Loader(warmup=False))[0][0][1] < count
 
 
 def held_bytes_before_preparation(model) -> int:

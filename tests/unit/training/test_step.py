@@ -152,15 +152,6 @@ def test_checkpointing_and_loop_change_memory_not_values(method):
         assert close(results[0][1], grads, 1e-6)
 
 
-def test_hook_hears_the_phases_in_order():
-    asked, heard = scenario(), []
-    model = build_model(asked, "cpu")
-    optimizer = build_optimizer(model, asked, learning_rate=1e-3)
-    forward_backward(model, batch_of(asked), asked, hook=heard.append)
-    optimizer_step(model, optimizer, asked, max_grad_norm=1.0, hook=heard.append)
-    assert heard == ["forward", "backward", "optimizer"]
-
-
 def test_optimizer_step_clips_updates_and_drops_gradients():
     asked = scenario(method="qlora")
     model = build_model(asked, "cpu")

@@ -1,0 +1,102 @@
+"""What the core raises. It knows no scenario: whoever has one says which of its fields to change."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import torch
+
+_CORE = str(Path(__file__).parent)
+_TORCH = str(Path(torch.__file__).parent)
+_PACKAGES = ("site-packages", "dist-packages")
+
+
+class TraceError(Exception):
+    """A step can't be traced.
+
+    Attributes
+    ----------
+    problem
+        One sentence: what is wrong.
+    hint
+        What to do about it.
+    """
+
+    def __init__(self, problem: str, hint: str = "") -> None:
+        self.problem, self.hint = problem, hint
+        super().__init__(f"{problem}\n  {hint}" if hint else problem)
+
+
+class AttentionKernelError(TraceError):
+    """None of the enabled attention kernels takes the tensors that the model hands it."""
+
+
+class StepError(TraceError):
+    """The step raised something.
+
+    Attributes
+    ----------
+    line
+        ``file:line, in function: code`` of the user's own code that led there.
+    inner
+        The same inside the library that it called; None where it is the user's line itself.
+    """
+
+    def __init__(self, problem: str, hint: str, line: str, inner: str | None) -> None:
+        self.line, self.inner = line, inner
+        places = f"\n  at: {line}" + (f"\n  through: {inner}" if inner else "")
+        super().__init__(problem + places, hint)
+
+
+class ValuesNeeded(StepError):
+    """The step asks a tensor for its values, and a traced step's tensors have none."""
+
+
+class NoValues(Exception):
+    """Raised by the tracker where an operator would need values; the trace turns it into :class:`ValuesNeeded`."""
+
+
+def step_error(error: Exception) -> StepError:
+    """Name the lines that an exception of a step came from, and say what to do."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_CORE)]
+    frames = [frame for frame in frames if not frame.filename.startswith("<")]
+    own = [frame for frame in frames if not any(name in frame.filename for name in _PACKAGES)]
+    own = [frame for frame in own if not frame.filename.startswith(_TORCH)]
+    last = own[-1] if own else (frames[-1] if frames else None)
+    below = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
+    inner = _line(below[-1]) if below and below[-1] is not last else None
+    line = _line(last) if last is not None else "unknown"
+    text = str(error).strip().splitlines()
+    if _needs_values(error):
+        return ValuesNeeded(
+            f"The step reads a tensor's value ({text[0][:200] if text else type(error).__name__}), and the tensors of"
+            " a traced step have shapes but no values.",
+            "Leave the line out of the traced step; where only a number for a log is read, `scalars=1.0` of"
+            " trace_step() answers `.item()`; where values decide about shapes (nonzero, boolean indices), write the"
+            " same with a mask, as `torch.where` does.",
+            line,
+            inner,
+        )
+    return StepError(
+        f"The step can't be traced: {type(error).__name__}: {' '.join(text)[:500]}",
+        "On `meta` only operators run whose result has a shape that follows from the shapes of their inputs.",
+        line,
+        inner,
+    )
+
+
+def _needs_values(error: BaseException | None) -> bool:
+    while error is not None:
+        text = str(error)
+        if isinstance(error, NoValues) or ("meta" in text.lower() and ("no data" in text or "item()" in text)):
+            return True
+        if "data-dependent" in text or "data_ptr" in text or ("numpy" in text and "meta" in text.lower()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _line(frame: traceback.FrameSummary) -> str:
+    code = f": {frame.line}" if frame.line else ""
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}{code}"

@@ -1,0 +1,342 @@
+"""The memory of anybody's training step, known before any weight exists: the step itself, run on ``meta``.
+
+A model, an optimizer and a step go in, a report comes out. Nothing is stored and nothing is computed; the same library
+code decides which tensor lives when, so the bytes are a GPU's::
+
+    with torch.device("meta"):
+        model = torch.nn.Sequential(torch.nn.Linear(4096, 4096), torch.nn.ReLU(), torch.nn.Linear(4096, 10))
+        batch = torch.empty(64, 4096), torch.empty(64, dtype=torch.long)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)  # what PyTorch takes on CUDA
+
+    def step(batch):
+        inputs, labels = batch
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    report = trace_step(model, optimizer, step, batch, capability=(8, 9))
+    report.peak_allocated_bytes, report.components
+
+This folder needs PyTorch and nothing else of the project; bitsandbytes and transformers are helped where a program has
+imported them.
+
+Which stretch of events is which stream's is not noted: all is replayed as one stream, as a step on one device is.
+Streams share no blocks, so that several would be a tracker's events by stream, each with its own replay.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._pytree import tree_map_only
+
+from scripts.memory.core.autocast import emulated, exchanged
+from scripts.memory.core.components import (
+    ADAPTERS,
+    GRADIENTS,
+    LOADING,
+    OPTIMIZER_STATES,
+    QUANTIZATION_STATE,
+    WEIGHT_CASTS,
+    WEIGHTS_4BIT,
+    weights,
+)
+from scripts.memory.core.errors import TraceError, step_error
+from scripts.memory.core.kernels import CudaKernels, cpu_outputs, dispatch
+from scripts.memory.core.report import History, Report, make_report
+from scripts.memory.core.tracker import Origins, Tracker
+
+STEPS = 2  # the first makes the optimizer's states
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+Step = Callable[..., Any]
+Label = Callable[[str, torch.Tensor], str | None]
+
+
+def trace_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    step: Step,
+    batch: Any = None,
+    *,
+    previous_batch: Any = None,
+    target: str = "cuda",
+    capability: tuple[int, int] | None = None,
+    histories: Sequence[History] = (),
+    label: Label | None = None,
+    scalars: float | None = None,
+    capacity_bytes: int | None = None,
+    timeline: bool = False,
+    origins: bool = False,
+) -> Report:
+    """Predict the memory of a training step.
+
+    Two steps are taken, since the optimizer's states exist only from the first update on; the second is reported.
+
+    Parameters
+    ----------
+    model
+        On ``meta``. Parameters, buffers and what bitsandbytes hangs on a parameter are counted.
+    optimizer
+        Over the model's parameters; its states are found. None where the step updates nothing. On ``meta`` PyTorch
+        chooses ``foreach=False``; a GPU's choice is ``foreach=True``.
+    step
+        One training step: forward, backward, update, as the training loop does it, by whatever library. Called with
+        the batch, or with nothing where none is given. It should drop the batch when its loop would.
+    batch
+        Tensors in any nest; only shapes and dtypes matter. The step gets copies on ``meta`` that count as inputs.
+    previous_batch
+        The first step's batch where it differs: outputs that a loop keeps until the next step have its length.
+    target
+        ``cuda``: as PyTorch's CUDA allocator counts. ``cpu``: bytes of live tensors, as :func:`measure_step`.
+    capability
+        Compute capability of the GPU, such as ``(8, 0)``; decides kernels and the size of workspaces.
+    histories
+        What happened before the first step, see :class:`~scripts.memory.core.report.History`; several where chance
+        decides, and reserved memory is a range. None: the model's tensors are allocated one after the other.
+    label
+        Called with the name of each parameter or buffer and the tensor: what it is for, or None for the default,
+        ``adapters`` for what is trained in a model that is frozen in part, and ``weights_<dtype>``.
+    scalars
+        What ``.item()`` gives. None: a step that reads values is refused, since a traced tensor has none.
+    capacity_bytes
+        The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
+        back when it is full. None: memory is plentiful.
+    timeline
+        Whether the report has a timeline.
+    origins
+        Whether the report has the tensors that are alive at the peak, with the module and line that made them.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ValuesNeeded
+        If the step reads the value of a tensor; names the line.
+    StepError
+        If it fails for another reason; names the line.
+    TraceError
+        If the target is unknown or the model isn't on ``meta``.
+    """
+    if target not in ("cuda", "cpu"):
+        raise TraceError(f"Unknown target of the trace: {target!r}.", "Write target='cuda' or target='cpu'.")
+    real = [name for name, parameter in model.named_parameters() if parameter.device.type != "meta"]
+    if real:
+        raise TraceError(
+            f"The parameter {real[0]} lies on the device {model.get_parameter(real[0]).device}, not on meta.",
+            "Build the model inside `with torch.device('meta'):`, or call `model.to('meta')`.",
+        )
+    on_gpu = target == "cuda"
+    seen = histories[0] if histories else History()
+    tracker = Tracker(
+        ("meta",) if on_gpu else ("meta", "cpu"),
+        vocabulary=_vocabulary(model),
+        kernels=CudaKernels(capability) if on_gpu else None,
+        first_id=max((identity for identity, _ in seen.events), default=0) + 1,
+        outputs=None if on_gpu else cpu_outputs,
+        scalars=scalars,
+        origins=Origins(model) if origins else None,
+    )
+    tracker.events += seen.events
+    tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
+    tracker.components.update(seen.components)
+    follow_model(tracker, model, seen.ids, label)
+    with ExitStack() as stack:
+        stack.enter_context(dispatch(target, capability))
+        stack.enter_context(emulated(target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
+        take_steps(tracker, model, step, batch, previous_batch)
+    return make_report(tracker, histories, on_gpu=on_gpu, timeline=timeline, capacity_bytes=capacity_bytes)
+
+
+def measure_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    step: Step,
+    batch: Any = None,
+    *,
+    previous_batch: Any = None,
+    label: Label | None = None,
+    timeline: bool = False,
+    origins: bool = False,
+) -> Report:
+    """Measure on the CPU what :func:`trace_step` with ``target="cpu"`` predicts: the same tracker over real tensors.
+
+    The parameters are those of :func:`trace_step`; the model holds data, and so does the batch.
+    """
+    tracker = Tracker(("cpu",), vocabulary=_vocabulary(model), origins=Origins(model) if origins else None)
+    follow_model(tracker, model, label=label)
+    take_steps(tracker, model, step, batch, previous_batch)
+    return make_report(tracker, on_gpu=False, timeline=timeline)
+
+
+def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Label | None = None) -> None:
+    """Begin to follow a model's parameters, buffers and quantization states; ``ids``: of those already recorded."""
+    ids = ids or {}
+    partly_frozen = not all(parameter.requires_grad for parameter in model.parameters())
+
+    def component(name: str, tensor: torch.Tensor) -> str:
+        known = label(name, tensor) if label is not None else None
+        if known is not None:
+            return known
+        if partly_frozen and tensor.requires_grad:
+            return ADAPTERS
+        if quantization_state(tensor):
+            return WEIGHTS_4BIT
+        return weights(_NAMES.get(tensor.dtype, ""))
+
+    def add(tensor: torch.Tensor, component: str) -> None:
+        tracker.add(tensor, component, identity=ids.get(tensor.untyped_storage()._cdata))
+
+    for name, parameter in model.named_parameters():
+        add(parameter.data, component(name, parameter))
+        for tensor in quantization_state(parameter).values():
+            add(tensor, QUANTIZATION_STATE)
+    for name, buffer in model.named_buffers():
+        add(buffer, component(name, buffer))
+
+
+def quantization_state(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors that a 4-bit weight of bitsandbytes needs beside its packed values, neither parameters nor buffers."""
+    state = getattr(parameter, "quant_state", None)
+    if state is None:
+        return {}
+    tensors = {"absmax": state.absmax, "code": state.code, "offset": state.offset}
+    if state.nested:
+        tensors |= {"nested_absmax": state.state2.absmax, "nested_code": state.state2.code}
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def take_steps(
+    tracker: Tracker,
+    model: nn.Module,
+    step: Step,
+    batch: Any,
+    previous_batch: Any,
+) -> None:
+    """Take :data:`STEPS` steps under the tracker, which gets a mark for each phase.
+
+    The garbage collector is off: cycles of objects would hold tensors until it happens to run.
+    """
+    number = 0
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    batches = [batch if previous_batch is None else previous_batch, batch]
+
+    def enter(phase: str) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                tracker.label(parameter.grad, GRADIENTS)
+        tracker.mark(phase, number)
+
+    def updated(optimizer: torch.optim.Optimizer) -> None:
+        for state in optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    tracker.label(value, OPTIMIZER_STATES)
+
+    def copy(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.empty_like(tensor, device="meta") if tracker.on_meta else tensor.clone()
+
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with ExitStack() as stack:
+            if tracker.origins is not None:
+                stack.enter_context(tracker.origins.following())
+            begin = stack.enter_context(phases(enter, updated))
+            stack.enter_context(tracker)
+            for number in range(STEPS):
+                begin()
+                if batch is None:
+                    step()
+                else:
+                    step(tree_map_only(torch.Tensor, copy, batches[number]))
+            tracker.mark("end", STEPS)
+    except TraceError:
+        raise
+    except Exception as error:
+        if not tracker.on_meta:
+            raise
+        raise step_error(error) from error
+    finally:
+        tracker.close()
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def phases(
+    enter: Callable[[str], None], updated: Callable[[torch.optim.Optimizer], None] | None = None
+) -> Iterator[Callable[[], None]]:
+    """Hear when the phases of a step begin, whatever loop takes it.
+
+    Parameters
+    ----------
+    enter
+        Called with ``inputs`` when a step begins, ``forward`` when a module is called, ``backward`` when the autograd
+        engine starts, ``between`` when it has ended, ``optimizer`` when gradients are clipped or an optimizer steps.
+    updated
+        Called with each optimizer after its step.
+
+    Yields
+    ------
+    Callable
+        To be called at the beginning of each step.
+    """
+    current = ""
+    depth = 0  # of backward passes: reentrant checkpointing runs one inside another
+    engine, clip = torch.autograd._engine_run_backward, nn.utils.clip_grad_norm_
+
+    def go(phase: str) -> None:
+        nonlocal current
+        if phase != current and not depth:
+            current = phase
+            enter(phase)
+
+    def begin() -> None:
+        nonlocal current
+        current = ""
+        go("inputs")
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal depth
+        go("backward")
+        depth += 1
+        try:
+            return engine(*args, **kwargs)
+        finally:
+            depth -= 1
+            go("between")
+
+    def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
+        go("optimizer")
+        return clip(*args, **kwargs)
+
+    places = [(torch.autograd, "_engine_run_backward", backward)]
+    places += [(place, "clip_grad_norm_", clip_grad_norm_) for place in (nn.utils, nn.utils.clip_grad)]
+    handles = [
+        register_module_forward_pre_hook(lambda *_: go("forward")),
+        register_optimizer_step_pre_hook(lambda *_: go("optimizer")),
+    ]
+    if updated is not None:
+        handles.append(register_optimizer_step_post_hook(lambda optimizer, *_: updated(optimizer)))
+    try:
+        with exchanged(places):
+            yield begin
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """Size of the vocabulary of a model of transformers; 0 for others, whose logits count as activations."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "vocab_size", None) or 0
