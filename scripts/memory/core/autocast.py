@@ -21,7 +21,7 @@ import torch
 from torch.amp import autocast_mode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 _LOWER = """
     addbmm addmm addmv attention_operands baddbmm bmm chain_matmul conv1d conv2d conv3d einsum grouped_mm linear matmul
@@ -123,26 +123,32 @@ class MetaAutocast(TorchFunctionMode):
             if torch.float32 not in found:
                 return func(*args, **kwargs)
             dtype = torch.float32
-        elif name == "cross_entropy" and "log_softmax" in self._fp32_result:
+        elif name == "cross_entropy":
             return self._cross_entropy(*args, **kwargs)
         else:
             return func(*args, **kwargs)
         if kwargs.get("dtype") is not None:
             return func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():
-            args, kwargs = tree_map(lambda value: self._cast(value, dtype), (args, kwargs))
+        with torch._C.DisableTorchFunction():  # the last operand first: GCC evaluates the arguments of a call so
+            leaves, tree = tree_flatten((args, kwargs))
+            args, kwargs = tree_unflatten([self._cast(leaf, dtype) for leaf in reversed(leaves)][::-1], tree)
+            del leaves
         return func(*args, **kwargs)
 
     def _cross_entropy(self, input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Its log-softmax gives fp32 (ATen ``LossNLL.cpp``, ``cross_entropy_loss``, is made of two operators)."""
+        """Two operators for autocast (ATen ``LossNLL.cpp``, ``cross_entropy_loss``).
+
+        CUDA's log-softmax gives fp32; the CPU's keeps the dtype, and its sum over the targets is fp32.
+        """
         if input.dtype == torch.float32 or not input.is_floating_point() or target.is_floating_point():
             return functional.cross_entropy(input, target, *args, **kwargs)
         names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
         options = dict(zip(names, args, strict=False)) | kwargs
         if options.pop("label_smoothing", 0.0):
             return functional.cross_entropy(input.float(), target, *args, **kwargs)
-        logarithms = functional.log_softmax(input, 1 if input.dim() > 1 else 0, dtype=torch.float32)
-        return functional.nll_loss(logarithms, target, **options)
+        dtype = torch.float32 if self.device == "cuda" else None
+        logarithms = functional.log_softmax(input, 1 if input.dim() > 1 else 0, dtype=dtype)
+        return functional.nll_loss(logarithms.float(), target, **options)
 
 
 def _is_floating(item: Any) -> bool:

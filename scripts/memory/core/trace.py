@@ -204,7 +204,7 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Lab
 
 
 def quantization_state(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors that a 4-bit weight of bitsandbytes needs beside its packed values, neither parameters nor buffers."""
+    """The tensors that bitsandbytes hangs on a 4-bit weight: they are neither parameters nor buffers."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
         return {}

@@ -25,8 +25,8 @@ from scripts.memory.core.components import ACTIVATIONS, INPUTS, LOGITS_AND_LOSS,
 from scripts.memory.core.errors import NoValues
 
 _SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
-# transformers asks about values while it makes masks, and before: whether several texts share a row (no), whether a mask
-# that is given masks nothing (no: every other question of masking_utils), whether to warn of padding (no).
+# transformers asks about values before and while it makes masks: whether to warn of padding (no), whether each row is
+# one text (yes), whether a mask that is given masks nothing (no, as every other question of masking_utils).
 ANSWERS = {"find_packed_sequence_indices": True, "warn_if_padding_and_no_attention_mask": False}
 _VALUES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 

@@ -189,7 +189,7 @@ def test_a_kernel_that_is_asked_for_and_can_not_run_is_refused():
     query = meta(1, 8, 64, 128)
     with (
         sdpa_kernel(SDPBackend.FLASH_ATTENTION),
-        pytest.raises(AttentionKernelError, match="a mask, compute capability 8.0"),
+        pytest.raises(AttentionKernelError, match="a mask, compute"),
     ):
         cuda_kernel(query, query, query, meta(1, 1, 64, 64), 0.0, (8, 0))
 

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.common.errors import UserError
+from scripts.memory.core.trace import quantization_state
 from scripts.scenario.scenario import Scenario, load_scenario
 from scripts.training.model import (
     assert_quantized,
@@ -14,7 +15,6 @@ from scripts.training.model import (
     configuration,
     linear_4bit,
     parameter_count,
-    quantization_state,
 )
 from tests.unit.decoders import DECODERS, SIZES
 
