@@ -7,6 +7,8 @@ rule evaluate_base:
     input:
         weights="results/models/{model}/weights.json",
         tokenizer="results/models/{model}/tokenizer.json",
+        description="results/models/{model}/description.json",
+        split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
@@ -35,6 +37,8 @@ use rule evaluate_base as evaluate_tuned with:
     input:
         weights="results/{run}/merged/manifest.json",
         tokenizer=place(f"{BASE}/tokenizer.json"),
+        description=place(f"{BASE}/description.json"),
+        split=place(f"{DATASET}/splits/split.json"),
         test=place(f"{DATASET}/splits/test.jsonl"),
     output:
         answers="results/{run}/evaluation/answers.jsonl",
