@@ -64,7 +64,8 @@ def main(base: str, tuned: str, base_metrics: str, tuned_metrics: str, compariso
     rows = [pd.read_json(path, lines=True, dtype=False, convert_dates=False) for path in (base, tuned)]
     for report in metrics:
         report.pop("sha256")
-    write_report(comparison, {**compare(*rows), "base": metrics[0], "tuned": metrics[1]})
+    result = compare(*rows)
+    write_report(comparison, {**result, "base": metrics[0], "tuned": metrics[1]})
     for name in ("loss", "exact"):
         row = result[name]
         log.info("%s: %+.3f [%+.3f, %+.3f], %s", name, row["difference"], row["low_95"], row["high_95"], row["verdict"])

@@ -347,6 +347,7 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
         attn_implementation=attention,
         device_map={"": device},
         local_files_only=True,
+        trust_remote_code=False,
         use_safetensors=True,
         **quantization,
     )

@@ -33,6 +33,16 @@ def test_scores():
     assert rows[6]["screen"] == "danger"
 
 
+@pytest.mark.parametrize(("answer", "same"), [("ls -a", True), ("lsof -i", False), ("cat x", False), ("l", False)])
+def test_the_program_is_the_whole_first_word(answer, same):
+    assert score([answer], ["ls -l"])[0]["program"] is same
+
+
+def test_what_is_screened_is_the_command_in_the_fence():
+    fenced = "Run this:\n```bash\nrm -rf /\n```\nIt lists files."
+    assert [row["screen"] for row in score([fenced, "```\nls -l\n```"], ["ls", "ls"])] == ["danger", "ok"]
+
+
 def test_summary_has_intervals_and_weights_the_loss_by_tokens():
     rows = [
         {"answer": answer, "command": "ls", "learned_tokens": tokens, "loss_sum": loss, **scored}
