@@ -10,6 +10,7 @@ rule evaluate_base:
         description="results/models/{model}/description.json",
         split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
+        policy=POLICY,
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
         metrics="results/evaluation/{dataset}/{model}/metrics.json",
@@ -40,6 +41,7 @@ use rule evaluate_base as evaluate_tuned with:
         description=place(f"{BASE}/description.json"),
         split=place(f"{DATASET}/splits/split.json"),
         test=place(f"{DATASET}/splits/test.jsonl"),
+        policy=POLICY,
     output:
         answers="results/{run}/evaluation/answers.jsonl",
         metrics="results/{run}/evaluation/metrics.json",

@@ -15,7 +15,7 @@ from scripts.common.job import job, keep_host_memory, log
 from scripts.common.kept import Kept
 from scripts.common.statistics import wilson_interval
 from scripts.common.syntax import check_syntax
-from scripts.dataset.screen import screen
+from scripts.screen.policy import screen
 
 
 def strip_fence(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""Code in other languages: the shell text that it hands on, and what it does to files, as the commands that do the same.
+"""Code in other languages: the shell text that it hands on; what it does to files, as commands that do the same.
 
 Python, Perl, Ruby, PHP, Lua, JavaScript and awk spell ``system("...")`` and ``unlink("...")`` alike enough for one
 table. No language is parsed: what a pattern does not find is not judged.

@@ -8,11 +8,12 @@ Which places there are is data (``config/screen/places.yaml``).
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import posixpath
 import re
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from scripts.screen.commands import HOME, MARK, OUTPUT, UNKNOWN, Command, unknown_names
 from scripts.screen.programs import Facts, Programs
@@ -87,9 +88,10 @@ class Places:
         if path[:1] == "/" and any(c in path for c in "?*[") and "**" not in path and ANY not in path:
             literal = re.search(r"[^/*?\[\]]{2}", path)  # /e*c is /etc; /*/x is not every x
             for sample in samples if literal else ():
-                if path.count("/") == sample.count("/"):
-                    if any(fnmatch.fnmatchcase(sample.replace("*", filling), path) for filling in ("", "x")):
-                        return True
+                if path.count("/") == sample.count("/") and any(
+                    fnmatch.fnmatchcase(sample.replace("*", filling), path) for filling in ("", "x")
+                ):
+                    return True
         return False
 
 
@@ -129,9 +131,7 @@ def unguarded(word: str) -> bool:
     top = r"/(?:bin|boot|etc|home|lib|lib64|opt|root|sbin|usr|var)/?\*?"
     if len(names) != 1 or re.search(r"(?i)te?mp|found|[?]", names[0]):
         return False
-    return bool(
-        re.fullmatch(r"/+(?:\*|\.\*|\*/)?", bare) or (word.startswith(UNKNOWN[0]) and re.fullmatch(top, bare))
-    )
+    return bool(re.fullmatch(r"/+(?:\*|\.\*|\*/)?", bare) or (word.startswith(UNKNOWN[0]) and re.fullmatch(top, bare)))
 
 
 # --- what commands do to files ---------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def writes(command: Command, programs: Programs) -> list[Touched]:
     out += [Touched(word, appends=appends or "oflag=append" in argv) for word in targets]
     if name not in ("echo", "printf") and not programs.member(name, "shells"):
         # An option that names an output, of a program that the table does not know so well.
-        for option, word in zip(argv, argv[1:], strict=False):
+        for option, word in itertools.pairwise(argv):
             if word[:1] in "/~" and option[:1] == "-" and _OUTPUT_OPTION.fullmatch(option):
                 out.append(Touched(word))
         for word in argv[1:]:
@@ -277,7 +277,9 @@ def found(command: Command) -> list[str]:
 
 
 # A path among a word's other text: quoted, in brackets, after = @ : or a space.
-_TOKEN = re.compile(r"(?:^|(?<=[\s'\"(){}<>=@:,;|&\[]))(?:file://)?(~?/[^\s'\"(){}<>,;|&=]*|\.\.?/[^\s'\"(){}<>,;|&=]+)")
+_TOKEN = re.compile(
+    r"(?:^|(?<=[\s'\"(){}<>=@:,;|&\[]))(?:file://)?(~?/[^\s'\"(){}<>,;|&=]*|\.\.?/[^\s'\"(){}<>,;|&=]+)"
+)
 _KEY_OPTION = re.compile(
     r"-i|--?(?:[\w-]*-)?(?:private-?key|key|keyfile|key-file|identity|identity-file|kubeconfig|defaults-(?:extra-)?file"
     r"|password-file|passphrase-file|cert\w*|homedir|cacert|config|config-file|env-file|netrc-file|keyring|credentials)"
@@ -307,15 +309,13 @@ def reads(command: Command, programs: Programs) -> list[Touched]:
             skipped.add(words[0])
         skipped.update(command.values(*facts.runs))  # judged as the command that it is
         keys = set(command.values(*facts.keys))
-        for before, word in zip(argv, argv[1:], strict=False):
+        for before, word in itertools.pairwise(argv):
             option, _, value = word.partition("=")
             if before in _MESSAGE_OPTION or word in written:
                 continue
             if word in skipped and (facts.pattern is None or not re.search(r"[\"'(]/etc/g?shadow", word)):
                 continue
-            as_key = word in keys or bool(
-                _KEY_OPTION.fullmatch(before) or (value and _KEY_OPTION.fullmatch(option))
-            )
+            as_key = word in keys or bool(_KEY_OPTION.fullmatch(before) or (value and _KEY_OPTION.fullmatch(option)))
             if re.fullmatch(r"[^\s:=@'\"(){}<>,;|&\[]+", word):
                 out.append((re.sub(r"^-\w(?=[/~])", "", word), as_key))
                 continue

@@ -253,7 +253,9 @@ def check_shape(content: dict[str, Any], source: str) -> None:
     at = list(error.absolute_path)
     where = source
     if at[:1] == ["rules"] and len(at) > 1:
-        where += f", rule {content['rules'][at[1]].get('id', at[1]) if isinstance(content['rules'][at[1]], dict) else at[1]}"
+        where += (
+            f", rule {content['rules'][at[1]].get('id', at[1]) if isinstance(content['rules'][at[1]], dict) else at[1]}"
+        )
         at = at[2:]
     found, allowed = error.instance, str(error.message)[:300]
     if error.validator == "additionalProperties":
@@ -286,7 +288,16 @@ def _check_rule(policy: Policy, rule: Rule) -> None:
                 walk(inner, key)
         elif key in _PATTERNS:
             _check_pattern(value, where)
-        elif isinstance(value, str) and key in ("program", "path", "deletes", "writes", "reads", "names", "sends", "anywhere"):
+        elif isinstance(value, str) and key in (
+            "program",
+            "path",
+            "deletes",
+            "writes",
+            "reads",
+            "names",
+            "sends",
+            "anywhere",
+        ):
             known = policy.programs.groups if key == "program" else policy.places.sets
             for name in re.findall(r"@(\S+)", value):
                 if name not in known:
@@ -310,11 +321,13 @@ def _check_pattern(pattern: Any, where: str) -> None:
         compiled = re._parser.parse(str(pattern))  # type: ignore[attr-defined]
         re.compile(str(pattern))
     except (re.error, OverflowError, RecursionError) as error:
-        raise UserError("A pattern is no regular expression.", where=where, found=pattern, allowed=str(error)) from error
+        raise UserError(
+            "A pattern is no regular expression.", where=where, found=pattern, allowed=str(error)
+        ) from error
     if _explodes(compiled):
         raise UserError(
             "A pattern repeats what repeats itself: it could keep the screen busy for ever.",
-            where=where, found=pattern, allowed="no +, * or {n,} around a group with one of its own that can match alike",
+            where=where, found=pattern, allowed="no +, * or {n,} around a group that holds only another",
         )  # fmt: skip
 
 
@@ -323,7 +336,7 @@ def _explodes(parsed: Any, within: bool = False) -> bool:
     for operation, argument in parsed:
         name = str(operation)
         if name in ("MAX_REPEAT", "MIN_REPEAT"):
-            least, most, inner = argument
+            _least, most, inner = argument
             unbounded = str(most) == "MAXREPEAT"
             if unbounded and within and len(parsed) == 1:
                 return True

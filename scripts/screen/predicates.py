@@ -52,7 +52,9 @@ class Language:
             ),
             "argument": lambda pattern: lambda c: any(compiled(pattern).search(w[:LONGEST]) for w in c.argv[1:]),
             "varies": lambda wanted: lambda c: any(r.varies for r in c.redirects) is wanted,
-            "unknown": lambda name: lambda c: any(compiled(name).fullmatch(n) for w in c.argv for n in unknown_names(w)),
+            "unknown": lambda pattern: lambda c: any(
+                compiled(pattern).fullmatch(name) for word in c.argv for name in unknown_names(word)
+            ),
             "sets": lambda pairs: lambda c: any(
                 compiled(name).fullmatch(variable) and compiled(pattern).search(value)
                 for variable, value in c.assignments.items() for name, pattern in pairs.items()
@@ -122,8 +124,8 @@ class Language:
     def touches(self, effect: Callable[[Command, Programs], list[paths.Touched]], spec: Any) -> Test:
         """Whether a command touches one of the places in this way.
 
-        ``tree``: with all that is below, by an option or by a glob; ``recursive``: by an option; ``appends``; ``keys``: also what is only used to identify with;
-        ``anywhere``: patterns of ``find`` below the place too, names in the place given as ``except-names`` left out.
+        ``tree``: with all that is below it, by an option or by a glob; ``recursive``: by an option; ``appends``: what
+        was there stays; ``keys``: also what only identifies; ``anywhere``: what ``find`` finds below, other than these.
         """
         spec = {"path": spec} if isinstance(spec, str) else spec
         where, tree, appends = spec["path"], spec.get("tree"), spec.get("appends")
@@ -160,7 +162,7 @@ class Language:
     def _executed(self, command: Command) -> Iterator[Command]:
         """The commands that made what a shell or interpreter runs."""
         sources: list[object] = [command.script]
-        if command.name in ("eval", "source", ".") or command.code is not None and OUTPUT[0] in command.code:
+        if command.name in ("eval", "source", ".") or (command.code is not None and OUTPUT[0] in command.code):
             sources += [*command.argv[1:], command.code]
         if OUTPUT[0] in command.argv[0]:
             sources.append(command.argv[0])

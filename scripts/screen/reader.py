@@ -165,9 +165,7 @@ _ALWAYS = re.compile(
     r"|test 1|! ?false|sleep 0|(?:mkdir|echo|printf|dd|touch|cp|head|cat)\b(?!.*\|\s*(?:grep|read|nc)).*"
 )
 _NEVER = re.compile(r"false|\[\[?\s+(?:0\s+-(?:eq|ne)\s+\d|1\s+-eq\s+[02])?\s*\]\]?|\(\(\s*0\s*\)\)|! ?true|! ?:")
-_LITERAL = frozenset(
-    "word number variable_name test_operator regex extglob_pattern special_variable_name".split()
-)
+_LITERAL = frozenset("word number variable_name test_operator regex extglob_pattern special_variable_name".split())
 _PLAIN = re.compile(r"[^\\~{}\ue000-\ue00f]*")
 _SYSTEM_FOLDER = re.compile(r"(?:/(?:usr/|usr/local/|opt/homebrew/|snap/)?s?bin/|/(?:[^/]+/)*\.\.?/(?:[^/]+/)*s?bin/)")
 _PATH = ("/usr/local/bin/", "/usr/bin/", "/bin/", "/usr/local/sbin/", f"{HOME}/bin/", f"{HOME}/.local/bin/")

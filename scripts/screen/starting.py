@@ -61,7 +61,9 @@ def after_options(words: list[str], valued: Iterable[str]) -> list[str]:
         if not word.startswith("-"):
             break
         # -u user, and -nu user: the last of several letters may take a value too
-        takes = word in valued or (word[:2] != "--" and len(word) > 2 and word[1:].isalpha() and "-" + word[-1] in valued)
+        takes = word in valued or (
+            word[:2] != "--" and len(word) > 2 and word[1:].isalpha() and "-" + word[-1] in valued
+        )
         position += 2 if takes else 1
     return words[position:]
 
@@ -597,6 +599,8 @@ def _leave_behind(walk: Any, command: Command) -> None:
                     walk.store(posixpath.join(words[-1], base), feed)
         text = " ".join(command.argv[1:]) + " " + ((command.stdin.text or "") if command.stdin else "")
         if name in ("tftp", "smbclient", "ftp", "lftp", "sftp"):
-            for match in re.finditer(r"(?:\b(?:get|pget|mget)|\s-r)\s+(?:-o\s+)?([\w./~*-]+)(?:[ \t]+([\w./-]+))?", text):
+            for match in re.finditer(
+                r"(?:\b(?:get|pget|mget)|\s-r)\s+(?:-o\s+)?([\w./~*-]+)(?:[ \t]+([\w./-]+))?", text
+            ):
                 walk.store(posixpath.basename(match[1]), feed)
                 walk.store(match[2] or "", feed)
