@@ -1,6 +1,8 @@
 # make run   from raw data to results/<run>/MODEL_CARD.md
 # make test  linters, unit tests, dry runs, the whole chain (in this environment and under conda)
-# Both set up .venv first, when it is not there or the pins changed.
+# make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
+# make lock   renews constraints.txt
+# run and test set up .venv first, when it is not there or the pins changed.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +10,7 @@ BIN := $(VENV)/bin
 CORES ?= all
 
 .DELETE_ON_ERROR:
-.PHONY: run test lint clean
+.PHONY: run test test-slurm lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -22,14 +24,31 @@ lint: $(VENV)/ready-dev
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
 
-$(VENV)/ready: requirements.txt
+# A one-node Slurm, installed where it is missing and this is root on Debian; otherwise the tests say what to install.
+test-slurm: $(VENV)/ready-dev
+	tests/slurm/install.sh
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-slurm.txt
+	$(BIN)/python -m pytest tests/slurm
+
+# Versions of all that the requirements bring along, but for torch, whose build is the machine's affair.
+lock:
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-slurm.txt
+	( echo "# Made by 'make lock'. What pip installs for requirements*.txt, to the last transitive package;"; \
+	  echo "# torch and what it brings (CUDA libraries) are left to the machine."; \
+	  $(VENV)-lock/bin/python -m pip freeze | grep -viE '^(torch|triton|nvidia|cuda)' ) > constraints.txt.new
+	mv constraints.txt.new constraints.txt
+	rm -rf $(VENV)-lock
+
+$(VENV)/ready: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
 	@touch $@
 
 $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	@touch $@
 
 clean:

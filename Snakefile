@@ -22,6 +22,7 @@ include: PROJECT / "rules/memory.smk"
 include: PROJECT / "rules/training.smk"
 include: PROJECT / "rules/merging.smk"
 include: PROJECT / "rules/evaluation.smk"
+include: PROJECT / "rules/provenance.smk"
 include: PROJECT / "rules/documents.smk"
 
 

@@ -4,7 +4,8 @@ from snakemake.iocontainers import Wildcards
 
 from scripts.common import digests, settings
 from scripts.common.errors import UserError
-from scripts.memory import configured
+from scripts.common.files import read_json
+from scripts.memory import cluster, configured
 from scripts.sweep.space import Runs
 
 
@@ -19,6 +20,10 @@ def explained(function, *arguments, **named):
 RUNS = explained(Runs, settings.with_defaults(config))
 for run_settings in RUNS.named.values():
     explained(configured.check, run_settings)
+    # Where a run's jobs ran is no part of the run: its documents stay the same.
+    gpu_map = run_settings.pop("cluster")["gpus"]
+# The cluster's GPUs, the smallest first; none on one machine.
+CLUSTER = explained(cluster.read_map, gpu_map) if gpu_map else []
 
 # Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
 FOLDER_NAME = r"[a-z0-9][a-z0-9._-]*"
@@ -65,8 +70,8 @@ def section(*names):
     return of(pick)
 
 
-def place(pattern):
-    """An input function: the path with what its run is about filled in, its dataset, model and sequence length."""
+def place(*patterns):
+    """An input function: paths with what their run is about filled in, its dataset, model and sequence length."""
 
     def path(wildcards):
         chosen = settings_of(wildcards)
@@ -76,7 +81,8 @@ def place(pattern):
             "profiled": chosen["memory"]["model"],
             "sequence_length": chosen["training"]["sequence_length"],
         }
-        return pattern.format(**{**names, **dict(wildcards.items())})
+        filled = [pattern.format(**{**names, **dict(wildcards.items())}) for pattern in patterns]
+        return filled[0] if len(filled) == 1 else filled
 
     return path
 
@@ -118,12 +124,6 @@ def code(script):
 def project_file(path):
     """A file of the project as an input; relative in the project's folder, so that moving the folder reruns nothing."""
     return path if Path.cwd() == digests.ROOT else str(digests.ROOT / path)
-
-
-# The screen's rules: an edited one judges again.
-POLICY = [
-    project_file(f"config/screen/{path.name}") for path in sorted((digests.ROOT / "config/screen").glob("*.yaml"))
-]
 
 
 # --- inputs that depend on the settings --------------------------------------------------------------
@@ -202,12 +202,37 @@ def measurements(wildcards):
     return {}
 
 
+# --- what a job asks a cluster for -------------------------------------------------------------------
+
+
+def on_cluster(field, needed):
+    """A resource of a job on a GPU, `gres` or `partition`: of the smallest of the cluster's that holds what is needed.
+
+    ``needed`` takes the job's inputs and returns bytes. None, which sets nothing, on one machine and where the map
+    leaves the field out. Snakemake asks again when the inputs are there.
+    """
+    return lambda wildcards, input: explained(cluster.smallest, needed(input), CLUSTER).get(field) if CLUSTER else None
+
+
+def needed_by_step(input):
+    """Bytes that the allocator needs for the training step, from its trace or its gate."""
+    answer = read_json(Path(input.get("trace") or input.gate))
+    return answer.get("trace", answer)["required_bytes"]
+
+
+def needed_by_evaluation(input):
+    """Bytes for the weights in 16 or 32 bits, a quarter more for keys, values and logits, and 2 GiB: not traced."""
+    files = read_json(Path(input.weights))["files"]
+    weights = sum(entry["bytes"] for name, entry in files.items() if name.endswith(".safetensors"))
+    return weights * 5 // 4 + 2 * 2**30
+
+
 # --- targets -----------------------------------------------------------------------------------------
 
 
 def documents(wildcards):
     """What a run is for: the card and the documents beside it."""
-    names = ("MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md", "report.html")
+    names = ("MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md", "report.html", "provenance.json")
     return [f"results/{wildcards.run}/{name}" for name in names]
 
 

@@ -7,10 +7,7 @@ rule evaluate_base:
     input:
         weights="results/models/{model}/weights.json",
         tokenizer="results/models/{model}/tokenizer.json",
-        description="results/models/{model}/description.json",
-        split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
-        policy=POLICY,
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
         metrics="results/evaluation/{dataset}/{model}/metrics.json",
@@ -23,6 +20,10 @@ rule evaluate_base:
     threads: 8
     resources:
         gpu=1,
+        gpu_model=on_cluster("gres", needed_by_evaluation),
+        slurm_partition=on_cluster("partition", needed_by_evaluation),
+        mem_mb=8000,
+        runtime=240,
     params:
         code=code("evaluation/evaluate.py"),
         evaluation=section("evaluation"),
@@ -38,10 +39,7 @@ use rule evaluate_base as evaluate_tuned with:
     input:
         weights="results/{run}/merged/manifest.json",
         tokenizer=place(f"{BASE}/tokenizer.json"),
-        description=place(f"{BASE}/description.json"),
-        split=place(f"{DATASET}/splits/split.json"),
         test=place(f"{DATASET}/splits/test.jsonl"),
-        policy=POLICY,
     output:
         answers="results/{run}/evaluation/answers.jsonl",
         metrics="results/{run}/evaluation/metrics.json",

@@ -51,6 +51,7 @@ rule trace_memory:
 rule measure_memory:
     input:
         config=place(f"{BASE}/config.json"),
+        trace="results/{run}/memory/training/trace.json",
     output:
         measure="results/{run}/memory/training/measure.json",
     log:
@@ -62,6 +63,9 @@ rule measure_memory:
     threads: 8
     resources:
         gpu=1,
+        gpu_model=on_cluster("gres", needed_by_step),
+        slurm_partition=on_cluster("partition", needed_by_step),
+        runtime=30,
     params:
         code=code("memory/measure.py"),
         scenario=of(configured.training_scenario),

@@ -1,6 +1,7 @@
 # PROJECT: the folder of the project's files. Where Snakemake reads this out of a git repository (`module:` with a URL),
 # they are unpacked beside the results once for each commit, since scripts import modules of the project.
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,3 +22,5 @@ else:
         os.rename(partial, PROJECT)
 
 sys.path.insert(0, str(PROJECT))
+# What was asked for, for provenance: jobs inherit it, and have command lines of their own.
+os.environ.setdefault("SECURECLI_COMMAND", shlex.join(["snakemake", *sys.argv[1:]]))

@@ -68,10 +68,7 @@ rule fetch_weights:
 rule train_adapter:
     input:
         config=place(f"{BASE}/config.json"),
-        description=place(f"{BASE}/description.json"),
-        tokenizer=place(f"{BASE}/tokenizer.json"),
         weights=place(f"{BASE}/weights.json"),
-        encoded=place(f"{ENCODED}/encode.json"),
         train=place(f"{ENCODED}/train.parquet"),
         validation=place(f"{ENCODED}/validation.parquet"),
         gate="results/{run}/memory/training/gate.json",
@@ -89,6 +86,11 @@ rule train_adapter:
     threads: 8
     resources:
         gpu=1,
+        gpu_model=on_cluster("gres", needed_by_step),
+        slurm_partition=on_cluster("partition", needed_by_step),
+        mem_mb=8000,
+        runtime=720,
+        disk_mb=4000,
     params:
         code=code("training/train.py"),
         scenario=of(configured.training_scenario),

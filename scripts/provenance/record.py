@@ -10,8 +10,6 @@ Nothing here is measured again: versions of the torch stack are those that the s
 run in an environment without it.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os
@@ -98,22 +96,25 @@ def software(reports: Iterable[Mapping[str, Any]], requirements: Path = ROOT / "
     return dict(sorted(versions.items()))
 
 
-def digests(paths: Iterable[str], known: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of files; those in ``known`` (digest by path) are not read again."""
-    return {
-        path: {"bytes": Path(path).stat().st_size, "sha256": known.get(path) or sha256_file(path)}
-        for path in progress(paths, "digests", unit="files")
-    }
+def digests(paths: Iterable[str], reports: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Size in bytes and SHA-256 of files by path, and of those that a manifest among them lists.
 
-
-def recorded_files(manifest_path: str, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Digests that a manifest (``files: {name: {sha256, bytes}}``) already holds for what lies beside it."""
-    folder = Path(manifest_path).parent
-    return {
-        str(folder / name): entry["sha256"]
-        for name, entry in manifest.get("files", {}).items()
-        if isinstance(entry, Mapping) and "sha256" in entry
+    A manifest (``files: {name: {bytes, sha256}}``, as of base and merged model) is believed for what lies beside it:
+    gigabytes of weights were read when it was written, and by everybody who used them since.
+    """
+    listed = {}
+    for path in paths:
+        report = reports.get(path)
+        for name, entry in report.get("files", {}).items() if isinstance(report, Mapping) else ():
+            if isinstance(entry, Mapping) and {"bytes", "sha256"} <= set(entry):
+                file = str(Path(path).parent / name)
+                listed[file] = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+    read = [path for path in paths if path not in listed]
+    own = {
+        path: {"bytes": Path(path).stat().st_size, "sha256": sha256_file(path)}
+        for path in progress(read, "digests", unit="files")
     }
+    return dict(sorted((listed | own).items()))
 
 
 def bill_of_materials(record: Mapping[str, Any]) -> str:
@@ -264,10 +265,6 @@ def main(
     """
     inputs, outputs = sorted(set(inputs)), sorted(set(outputs))
     reports = {path: read_json(path) for path in (*inputs, *outputs) if path.endswith(".json")}
-    known: dict[str, str] = {}
-    for path, report in reports.items():
-        if isinstance(report, Mapping):
-            known |= recorded_files(path, report)
     overlap = set(inputs) & set(outputs)
     if overlap:
         raise UserError("A file is named both as input and as output.", found=sorted(overlap))
@@ -275,8 +272,8 @@ def main(
         "command": command,
         "configuration": configuration,
         "hardware": hardware(),
-        "inputs": digests(inputs, known),
-        "outputs": digests(outputs, known),
+        "inputs": digests(inputs, reports),
+        "outputs": digests(outputs, reports),
         "software": software(report for report in reports.values() if isinstance(report, Mapping)),
         "source": source(),
     }

@@ -19,6 +19,7 @@ RANKED_MEMORY = {"estimate_memory", "trace_memory", "measure_memory", "compare_m
 DOCUMENTS = {
     "draw_memory",
     "draw_figures",
+    "record_provenance",
     "render_card",
     "render_memory_profile",
     "render_publication",

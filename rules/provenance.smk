@@ -1,0 +1,43 @@
+# Where a run came from: what went in and what came out with digests, configuration, versions, machine, commit.
+#   results/<run>/provenance.json . bill-of-materials.cdx.json (CycloneDX) . ro-crate-metadata.json (RO-Crate)
+
+
+rule record_provenance:
+    input:
+        sources=place(
+            f"{DATASET}/acquire.json",
+            f"{DATASET}/raw.jsonl",
+            f"{BASE}/description.json",
+            f"{BASE}/weights.json",
+        ),
+        results=place(
+            f"{DATASET}/splits/check.json",
+            f"{ENCODED}/encode.json",
+            f"{BASE_EVALUATION}/metrics.json",
+            "results/{run}/memory/training/compare.json",
+            "results/{run}/memory/training/gate.json",
+            "results/{run}/adapter/adapter_config.json",
+            "results/{run}/adapter/adapter_model.safetensors",
+            "results/{run}/training.json",
+            "results/{run}/training.jsonl",
+            "results/{run}/merged/manifest.json",
+            "results/{run}/merged-verification.json",
+            "results/{run}/evaluation/answers.jsonl",
+            "results/{run}/evaluation/comparison.json",
+            "results/{run}/evaluation/metrics.json",
+        ),
+    output:
+        provenance="results/{run}/provenance.json",
+        materials="results/{run}/bill-of-materials.cdx.json",
+        crate="results/{run}/ro-crate-metadata.json",
+    log:
+        "logs/{run}/record_provenance.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("provenance/record.py"),
+        configuration=settings_of,
+    message:
+        "Recording where {wildcards.run} came from"
+    script:
+        "../scripts/provenance/record.py"

