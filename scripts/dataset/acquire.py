@@ -25,16 +25,9 @@ def label(source: Mapping[str, Any]) -> str:
 
 
 def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dict) -> Iterator[tuple[str, Record]]:
-    """Yield a source's records with the name of the file or repository they are from.
+    """Yield the records of an entry of ``dataset.sources`` with the name of the file or repository they are from.
 
-    Parameters
-    ----------
-    source
-        One entry of ``dataset.sources``.
-    revisions
-        Commits that earlier runs resolved, by repository and revision; renewed.
-    about
-        Filled with what the report says of the source.
+    ``revisions`` (commits that earlier runs resolved) is renewed, ``about`` filled with what the report says.
     """
     columns = {"request": "request", "command": "command", **source.get("columns", {})}
     if source["type"] == "embedded":

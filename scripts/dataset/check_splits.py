@@ -28,19 +28,7 @@ _FORMS = {
 
 
 def overlaps(splits: "Mapping[str, pd.DataFrame]") -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Count what several splits share.
-
-    Parameters
-    ----------
-    splits
-        The rows of each split.
-
-    Returns
-    -------
-    tuple
-        For each form (request, command, and each normalized) the number of texts that two splits share, by pair of
-        splits; and up to ten examples.
-    """
+    """How many texts two splits share, by form and by pair of splits; and up to ten examples."""
     counts: dict[str, dict[str, int]] = {}
     examples: list[str] = []
     for form, texts_of in _FORMS.items():
@@ -62,34 +50,30 @@ def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
         When a stage did not begin with what the one before it left.
     """
     rows = acquire["rows"] + acquire["rejected"]
-    removed = [("acquire", acquire["rejected"]), *((stage, clean["removed"][stage]) for stage in clean["stages"])]
-    removed += [("screen", screen["removed"]), ("decontaminate", split["decontaminated"])]
+    removed = {"acquire": acquire["rejected"], **{stage: clean["removed"][stage] for stage in clean["stages"]}}
+    removed |= {"screen": screen["removed"], "decontaminate": split["decontaminated"]}
+    left = {"acquire": acquire["rows"], clean["stages"][-1]: clean["kept"], "screen": screen["kept"]}
+    left["decontaminate"] = sum(split["sizes"].values())
     table = []
-    for stage, count in removed:
+    for stage, count in removed.items():
         table.append({"kept": rows - count, "removed": count, "rows": rows, "stage": stage})
         rows -= count
-    begins = {"acquire": acquire["rows"], "near_duplicates": clean["kept"], "screen": screen["kept"]}
-    begins["decontaminate"] = sum(split["sizes"].values())
-    for row in table:
-        if begins.get(row["stage"], row["kept"]) != row["kept"]:
+        if left.get(stage, rows) != rows:
             raise UserError(
-                f"The counts of the stages do not add up at {row['stage']!r}.",
+                f"The counts of the stages do not add up at {stage!r}.",
                 where="the reports of the dataset's steps",
-                found=begins[row["stage"]],
-                allowed=f"{row['kept']}: what the stages before it left",
+                found=left[stage],
+                allowed=f"{rows}: what the stages before it left",
             )
     return table
 
 
-def must_be_the_screened_rows(
-    safe: "pd.DataFrame", splits: "pd.DataFrame", rejected: "pd.DataFrame", where: str
-) -> None:
-    """Raise unless the splits and the rows taken out are, together, the rows that the screen let pass."""
-    taken_out = rejected.drop(columns=["reason", "stage"], errors="ignore")
-    passed, found = Counter(to_lines(safe)), Counter([*to_lines(splits), *to_lines(taken_out)])
+def must_be_the_screened_rows(safe: "pd.DataFrame", found: "pd.DataFrame", where: str) -> None:
+    """Raise unless what was found in splits and taken out is, row by row, what the screen let pass."""
+    passed, there = Counter(to_lines(safe)), Counter(to_lines(found.drop(columns=["reason", "stage"], errors="ignore")))
     for problem, rows in (
-        ("A split has a row that the screen has not let pass.", found - passed),
-        ("A row that the screen let pass is in no split.", passed - found),
+        ("A split has a row that the screen has not let pass.", there - passed),
+        ("A row that the screen let pass is in no split.", passed - there),
     ):
         if rows:
             raise UserError(
@@ -113,8 +97,8 @@ def main(inputs: dict[str, str], report: str) -> None:
     }
     table = stages(**{stage: read_report(inputs[stage], *files[stage]) for stage in files})
     splits = {name: read_rows(inputs[name]) for name in SPLITS}
-    every = pd.concat(splits.values())
-    must_be_the_screened_rows(read_rows(inputs["safe"]), every, read_rows(inputs["rejected"]), inputs["split"])
+    found = pd.concat([*splits.values(), read_rows(inputs["rejected"])])
+    must_be_the_screened_rows(read_rows(inputs["safe"]), found, inputs["split"])
     counts, examples = overlaps(splits)
     total = sum(sum(pairs.values()) for pairs in counts.values())
     if total:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 STAGES = ("validate", "exact_duplicates", "syntax", "near_duplicates")
 _FEW = 64  # so many requests are compared with each other; for more, MinHash says which are worth it
-_PERMUTATIONS = 128
 
 
 def shingles(text: str) -> set[str]:
@@ -35,28 +34,20 @@ def near_duplicates(texts: list[str], threshold: float) -> list[bool]:
 
     Similarity is the Jaccard similarity of their character trigrams.
     """
+    from datasketch import MinHash, MinHashLSH
+
     sets = [shingles(text) for text in texts]
     kept: list[int] = []
     result: list[bool] = []
-    index = None
-    if len(texts) > _FEW:
-        from datasketch import MinHash, MinHashLSH
-
-        index = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
+    index = MinHashLSH(threshold=threshold, num_perm=128, weights=(0.1, 0.9)) if len(texts) > _FEW else None
     for number, found in enumerate(sets):
         candidates = kept
         if index is not None:
-            sketch = MinHash(num_perm=_PERMUTATIONS)
+            sketch = MinHash(num_perm=128)
             sketch.update_batch([shingle.encode() for shingle in sorted(found)])
             candidates = index.query(sketch)
-        # Sets of very different size can't be similar: most comparisons end here.
-        near = any(
-            min(len(found), len(sets[other])) >= threshold * max(len(found), len(sets[other]))
-            and similarity(found, sets[other]) >= threshold
-            for other in candidates
-        )
-        result.append(near)
-        if not near:
+        result.append(any(similarity(found, sets[other]) >= threshold for other in candidates))
+        if not result[-1]:
             kept.append(number)
             if index is not None:
                 index.insert(number, sketch)
@@ -69,19 +60,9 @@ def only_comments(canonical: str) -> bool:
 
 
 def clean(rows: "pd.DataFrame", threshold: float | None) -> "pd.DataFrame":
-    """Normalize the rows and judge them, stage by stage.
+    """Normalize acquired rows and judge them; ``stage``, ``reason`` and ``detail`` stay null in those that pass.
 
-    Parameters
-    ----------
-    rows
-        As they were acquired.
-    threshold
-        Similarity from which a request repeats an earlier one with the same command; None: all are kept.
-
-    Returns
-    -------
-    DataFrame
-        All rows, in order, with the columns ``stage``, ``reason`` and ``detail``: null in those that pass.
+    ``threshold`` is the similarity from which a request repeats an earlier one with the same command; None: none does.
     """
     import pandas as pd
 

@@ -37,17 +37,7 @@ class Intent(NamedTuple):
 
 
 class Vocabulary(NamedTuple):
-    """What the pairs are made of.
-
-    Attributes
-    ----------
-    frames
-        Texts around an imperative, with their weights.
-    slots
-        The values that may stand in a slot.
-    intents
-        In the order of the file.
-    """
+    """What pairs are made of: frames around an imperative with their weights, values of slots, intents in order."""
 
     frames: dict[str, int]
     slots: dict[str, list[str]]
@@ -58,11 +48,8 @@ class Vocabulary(NamedTuple):
 def read_vocabulary(path: Path = VOCABULARY) -> Vocabulary:
     """Read the word lists and check them.
 
-    Raises
-    ------
-    UserError
-        Naming the key and the line to write, when a value is not what ``embedded.schema.yaml`` allows, a slot is
-        unknown, a request does not say all that changes its command, or a name, command or value stands there twice.
+    A :class:`UserError` names the key and the line to write, when a value is not what ``embedded.schema.yaml`` allows,
+    a slot is unknown, a request does not say all that changes its command, or a name, command or value occurs twice.
     """
     content = read_yaml(path)
     validate(content, read_yaml(VOCABULARY.with_name("embedded.schema.yaml")), path)
@@ -81,47 +68,48 @@ def read_vocabulary(path: Path = VOCABULARY) -> Vocabulary:
             raise UserError(
                 "A slot has a value twice.", where=f"{path}: slots.{name}", found=twice, allowed="each once"
             )
-    intents: dict[str, Intent] = {}
-    commands: dict[str, str] = {}
+    intents: list[Intent] = []
+    places: dict[str, str] = {}  # of names and commands
     for area, named in content["intents"].items():
-        for name, intent in named.items():
+        for name, lists in named.items():
+            intent = Intent(name, lists["command"], tuple(lists["requests"]))
             where = f"{path}: intents.{area}.{name}"
             _check_intent(intent, slots, where)
-            same = name if name in intents else commands.get(intent["command"])
-            if same:
-                raise UserError(
-                    "Two intents have one name or one command.",
-                    where=where,
-                    found=intent["command"],
-                    allowed=f"a name and a command of its own; the other is {same}",
-                )
-            intents[name] = Intent(name, intent["command"], tuple(intent["requests"]))
-            commands[intent["command"]] = name
-    return Vocabulary(content["frames"], slots, tuple(intents.values()))
+            for text in (name, intent.command):
+                if text in places:
+                    raise UserError(
+                        "Two intents have one name or one command.",
+                        where=where,
+                        found=text,
+                        allowed=f"not as {places[text]}",
+                    )
+                places[text] = where
+            intents.append(intent)
+    return Vocabulary(content["frames"], slots, tuple(intents))
 
 
-def _check_intent(intent: dict, slots: dict[str, list[str]], where: str) -> None:
+def _check_intent(intent: Intent, slots: dict[str, list[str]], where: str) -> None:
     """An intent's slots exist, those with a digit have a second value, and each request names all of them."""
-    needed = dict.fromkeys(_SLOT.findall(intent["command"]))
+    needed = list(dict.fromkeys(_SLOT.findall(intent.command)))
     for name, number in needed:
         if len(slots.get(name, ())) < 1 + bool(number):
             close = difflib.get_close_matches(name, slots, n=1) or ["..."]
             raise UserError(
                 f"The slot <{name}{number}> has no {'second ' if name in slots else ''}value.",
                 where=where,
-                found=intent["command"],
+                found=intent.command,
                 allowed=", ".join(slots),
-                write="command: " + intent["command"].replace(f"<{name}{number}>", f"<{close[0]}{number}>"),
+                write="command: " + intent.command.replace(f"<{name}{number}>", f"<{close[0]}{number}>"),
             )
-    for request in intent["requests"]:
+    for request in intent.requests:
         if set(_SLOT.findall(request)) != set(needed):
-            names = [f"<{name}{number}>" for name, number in needed]
+            names = " ".join(f"<{name}{number}>" for name, number in needed)
             raise UserError(
                 "A request does not name the slots of its command, so it can't be told what the command must be.",
                 where=where,
                 found=request,
-                allowed="a request with " + ", ".join(names),
-                write=f"- {_SLOT.sub('...', request)} {' '.join(names)}",
+                allowed=f"a request with {names}",
+                write=f"- {_SLOT.sub('...', request)} {names}",
             )
 
 
@@ -168,26 +156,10 @@ def _draw(intent: Intent, vocabulary: Vocabulary, seed: int) -> Iterator[tuple[s
 
 
 def generate(seed: int, pairs: int, vocabulary: Vocabulary | None = None) -> Iterator[dict]:
-    """Make pairs of request and command, each intent in turn.
+    """Make pairs (``request``, ``command``, ``intent``) of a vocabulary (the project's own), each intent in turn.
 
-    Parameters
-    ----------
-    seed
-        Equal seeds give equal rows; the first rows of a larger number are those of a smaller one.
-    pairs
-        How many.
-    vocabulary
-        What to make them of; None: the project's own.
-
-    Yields
-    ------
-    dict
-        ``request``, ``command``, ``intent``.
-
-    Raises
-    ------
-    UserError
-        When the templates can't make that many distinct pairs.
+    Equal seeds give equal rows; the first rows of a larger number are those of a smaller one. A :class:`UserError`
+    says how many distinct pairs there are, when that is fewer.
     """
     vocabulary = vocabulary or read_vocabulary()
     streams = {intent.name: _draw(intent, vocabulary, seed) for intent in vocabulary.intents}
@@ -214,7 +186,7 @@ def generate(seed: int, pairs: int, vocabulary: Vocabulary | None = None) -> Ite
 
 def main() -> None:
     """Print pairs as JSON lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=4800, help="how many")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()

@@ -31,11 +31,8 @@ def percentiles(values: Any) -> dict[str, int]:
 def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int, overlong: str) -> tuple[dict, Any]:
     """Encode one split into a Parquet file of ``input_ids`` and ``labels`` (lists of int32).
 
-    Returns
-    -------
-    tuple
-        What the report says: ``rows``, ``kept``, ``overlong``, ``tokens``, ``learned_tokens``, and the percentiles of
-        the lengths (in tokens) of whole rows before any was dropped, and of the answers; and the dropped rows.
+    Returns what the report says (counts of rows and tokens; percentiles of the lengths, in tokens, of whole rows
+    before any was dropped, and of the answers) and the dropped rows.
     """
     import numpy as np
     import pyarrow as pa

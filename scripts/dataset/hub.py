@@ -51,9 +51,6 @@ def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:
     names = {name.__name__ for one in chain for name in type(one).__mro__}
     if "GatedRepoError" in names and status != 401:
         status = 403
-    message = without_secrets((str(error).strip().splitlines() or [""])[0])
-    found = f"{source['repository']} at {source.get('revision', 'main')}: {type(error).__name__}: {message}"[:400]
-    where = "dataset.sources in the configuration"
     if status in _WORDS:
         problem, allowed = _WORDS[status]
     elif status:
@@ -67,23 +64,15 @@ def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:
     else:
         problem = "The dataset can't be read from the Hub."
         allowed = "a config and split that the repository has, in files that `datasets` reads by itself"
-    return UserError(problem, where=where, found=found, allowed=allowed)
+    message = without_secrets((str(error).strip().splitlines() or [""])[0])
+    found = f"{source['repository']} at {source.get('revision', 'main')}: {type(error).__name__}: {message}"[:400]
+    return UserError(problem, where="dataset.sources", found=found, allowed=allowed)
 
 
 def resolve(source: Mapping[str, Any], revisions: dict[str, str]) -> str:
-    """The commit that the source's revision stands for now.
+    """The commit that the source's revision stands for now; renews ``revisions``, those of earlier runs.
 
-    Parameters
-    ----------
-    source
-        An entry of type ``hub``.
-    revisions
-        Commits by ``repository@revision`` from earlier runs; renewed.
-
-    Raises
-    ------
-    UserError
-        When the Hub can't tell, or when the revision has moved since and nobody has agreed to that.
+    A :class:`UserError` when the Hub can't tell, or when the revision has moved and nobody has agreed to that.
     """
     revision = source.get("revision", "main")
     name = f"{source['repository']}@{revision}"
@@ -91,16 +80,15 @@ def resolve(source: Mapping[str, Any], revisions: dict[str, str]) -> str:
         from huggingface_hub import HfApi, constants
 
         api = HfApi(token=os.environ.get("HF_TOKEN") or False)
-        commit = api.dataset_info(
-            source["repository"], revision=revision, timeout=float(constants.HF_HUB_ETAG_TIMEOUT)
-        ).sha
+        timeout = float(constants.HF_HUB_ETAG_TIMEOUT)
+        commit = api.dataset_info(source["repository"], revision=revision, timeout=timeout).sha
     except Exception as error:
         raise explain(error, source) from None
-    before = revisions.get(name)
-    if before and before != commit and not source.get("accept_new_revision", False):
+    before = revisions.get(name, commit)
+    if before != commit and not source.get("accept_new_revision", False):
         raise UserError(
             f"The revision {revision!r} of {source['repository']} has moved since the last run.",
-            where="dataset.sources in the configuration",
+            where="dataset.sources",
             found=f"{commit}, where the last run had {before}",
             allowed="the old commit, pinned; or accept_new_revision: true, to go on with the new one",
             write=f"revision: {before}",
@@ -111,50 +99,36 @@ def resolve(source: Mapping[str, Any], revisions: dict[str, str]) -> str:
 
 
 def read_repository(source: Mapping[str, Any], commit: str, columns: Mapping[str, str]) -> Iterator[Record]:
-    """Records of a dataset repository at a commit, a few in memory at a time.
+    """Records of a dataset repository at a commit, read as a stream.
 
-    Raises
-    ------
-    UserError
-        When the Hub can't be reached, refuses, breaks off, or the dataset lacks the config, split or columns.
+    A :class:`UserError` when the Hub can't be reached, refuses, breaks off, or lacks the config, split or columns.
     """
-    split = source.get("split", "train")
-    if os.path.isdir(source["repository"]):  # `datasets` would read it instead of the Hub's
+    name, split = source["repository"], source.get("split", "train")
+    if os.path.isdir(name):  # `datasets` would read it instead of the Hub's
         raise UserError(
             "A local folder has the name of the dataset on the Hub.",
             where="the working directory",
-            found=source["repository"],
+            found=name,
             allowed="another name for the folder; or a source of type files",
         )
+    number = 0
     try:
         import datasets
 
         datasets.config.STREAMING_READ_MAX_RETRIES = _READ_RETRIES
         datasets.config.STREAMING_READ_RETRY_INTERVAL = 1
         datasets.disable_progress_bars()
-        rows = iter(
-            datasets.load_dataset(
-                source["repository"],
-                source.get("config"),
-                split=split,
-                revision=commit,
-                streaming=True,
-                token=os.environ.get("HF_TOKEN") or False,
-            )
+        token = os.environ.get("HF_TOKEN") or False
+        rows = datasets.load_dataset(
+            name, source.get("config"), split=split, revision=commit, streaming=True, token=token
         )
+        for number, row in enumerate(rows, 1):
+            if number == 1:
+                check_columns(row, columns, f"{name}, split {split}")
+            yield to_record(number, row, columns)
+    except UserError:
+        raise
     except Exception as error:
         raise explain(error, source) from None
-    number = 0
-    while True:
-        try:
-            row = next(rows, None)
-        except Exception as error:
-            raise explain(error, source) from None
-        if row is None:
-            break
-        number += 1
-        if number == 1:
-            check_columns(row, columns, f"{source['repository']}, split {split}")
-        yield to_record(number, row, columns)
     if not number:
-        raise UserError("The dataset has no rows.", where="dataset.sources", found=f"{source['repository']} {split}")
+        raise UserError("The dataset has no rows.", where="dataset.sources", found=f"{name} {split}")

@@ -1,44 +1,47 @@
 """Readers of data files: each yields records in order and rejects a row with its line and reason.
 
 What makes a whole file useless (broken JSON, a column that is not there or there twice, another encoding) is an error
-with file and line; what spoils one row rejects that row. The CSV and JSON-lines readers of pandas and datasets can't
-do that (they stop at one spoilt row, or fill up, convert or rename in silence, and keep no line numbers:
-tests/unit/dataset/test_sources.py), so those two are read here; Parquet has neither lines nor spoilt rows.
+with file and line; what spoils one row rejects that row. The CSV and JSON readers of pandas and datasets can't do that
+(they stop at one spoilt row, or fill up, convert or rename in silence, and keep no line numbers:
+tests/unit/dataset/test_sources.py), so Python's own are used; Parquet has neither lines nor spoilt rows.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from scripts.common.errors import UserError
 
-MAXIMUM_LINE_BYTES = 1 << 20  # a longer line is no pair of request and command, and would have to fit in memory
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+MAXIMUM_LINE_CHARACTERS = 1 << 20  # a longer line is no pair of request and command, and would have to fit in memory
 _ROLES = ("request", "command", "intent")
-_TWICE = "\0twice"
-_OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # what a byte becomes that is not UTF-8 (PEP 383)
+_TWICE = "\0twice"  # the key of a row that says which of its keys stands there twice
 
 
 class Record(NamedTuple):
     """One row of a source.
 
-    Attributes
-    ----------
-    line
-        Line in the file (JSONL, CSV) or number of the row (Parquet, Hub, embedded), from 1.
-    fields
-        ``request``, ``command`` and perhaps ``intent``; whatever could be read of a rejected row.
-    reason
-        Why the row is rejected, or None.
+    ``line`` is the line in the file (JSON lines, CSV) or the number of the row (others), from 1; ``fields`` are
+    ``request``, ``command`` and perhaps ``intent``, or whatever could be read of a rejected row; ``reason`` is why the
+    row is rejected, or None.
     """
 
     line: int
     fields: dict[str, str]
+    reason: str | None = None
+
+
+class Item(NamedTuple):
+    """What a reader finds: a row (a mapping), a spoilt row's text, or, before all rows, the header (a tuple)."""
+
+    line: int
+    content: Any
     reason: str | None = None
 
 
@@ -57,12 +60,11 @@ def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> 
             problem = f"{role} is missing"
         elif not isinstance(value, str):
             problem = f"{role} is not text but {type(value).__name__}"
-        elif storable(value) != value:
-            fields[role] = storable(value)
-            problem = f"{role} has half a surrogate pair"
         else:
-            fields[role] = value
-            continue
+            fields[role] = storable(value)
+            if fields[role] == value:
+                continue
+            problem = f"{role} is not UTF-8" if _NO_UTF8.search(value) else f"{role} has half a surrogate pair"
         if role != "intent":
             reason = reason or problem
     return Record(line, fields, reason)
@@ -70,8 +72,8 @@ def to_record(line: int, row: Mapping[str, Any], columns: Mapping[str, str]) -> 
 
 def check_columns(found: Iterable[str], columns: Mapping[str, str], where: object) -> None:
     """Every mapped column is there, and none has the name of another; else an error shows those that are."""
-    found = [str(name) for name in found]
-    if twice := [name for name, times in Counter(found).items() if times > 1]:
+    found = [storable(str(name)) for name in found]
+    if twice := [name for name, times in Counter(found).items() if name and times > 1]:
         raise UserError(
             "Columns have the same name, so it can't be told which one is meant.",
             where=where,
@@ -93,222 +95,145 @@ def check_columns(found: Iterable[str], columns: Mapping[str, str], where: objec
             )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, str | None]]:
-    """Lines of a file as number, bytes and reason of rejection; a line that is too long is skipped, not loaded."""
+def _open(path: Path) -> TextIO:
+    """Open a file in UTF-8; a byte that is not UTF-8 spoils no more than the field it stands in."""
     with open(path, "rb") as handle:
-        start = handle.read(4)
-        for mark, encoding in _OTHER_ENCODINGS.items():
-            if start.startswith(mark):
-                raise UserError(
-                    f"The file is {encoding}, not UTF-8.",
-                    where=path,
-                    allowed="UTF-8",
-                    write=f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}",
-                )
-        handle.seek(3 if start.startswith(b"\xef\xbb\xbf") else 0)
-        number = 0
-        while line := handle.readline(MAXIMUM_LINE_BYTES + 1):
-            number += 1
-            if len(line) > MAXIMUM_LINE_BYTES:
-                head = line[:200]
-                while line and not line.endswith(b"\n"):
-                    line = handle.readline(MAXIMUM_LINE_BYTES)
-                yield number, head, f"line is longer than {MAXIMUM_LINE_BYTES} bytes"
-            elif b"\0" in line:
-                yield number, line, "line has a NUL byte"
-            else:
-                yield number, line, None
+        if handle.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            write = f"iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}"
+            raise UserError("The file is UTF-16, not UTF-8.", where=path, allowed="UTF-8", write=write)
+    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 
-def _decoded(path: Path) -> Iterator[tuple[int, str, str | None]]:
-    """Lines as text; a line that is not UTF-8 is rejected, and a file without any line that is raises."""
-    good = bad = 0
-    first_bad = 0
-    for number, line, reason in _lines(path):
-        try:
-            text = line.decode("utf-8")
-            good += bool(line.strip()) and reason is None
-        except UnicodeDecodeError as error:
-            text = line.decode("utf-8", "replace")
-            if reason is None:
-                reason = f"line is not UTF-8 (byte {error.start + 1})"
-                bad += 1
-                first_bad = first_bad or number
-        yield number, text, reason
-    if bad and not good:
-        raise UserError(
-            "The file is not UTF-8: none of its lines is.",
-            where=f"{path}, line {first_bad}",
-            allowed="UTF-8",
-            write=f"iconv -f LATIN1 -t UTF-8 {path.name} > utf8-{path.name}",
-        )
+def _parse(text: str, path: Path, line: int | None = None) -> Any:
+    """JSON; an object with a key twice says so under :data:`_TWICE`."""
 
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            row[_TWICE] = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        return row
 
-def _rejected_line(number: int, text: str, reason: str) -> Record:
-    """A line that could not be taken apart: its beginning stands in for the request."""
-    return Record(number, {"request": storable(text[:200])}, reason)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dictionary; with a key twice, the key :data:`_TWICE` says which."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        row[_TWICE] = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-    return row
-
-
-def read_json(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
-    """Records of a file that is one list of JSON objects."""
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=build, strict=False)
     except (ValueError, RecursionError) as error:
-        place = f"{path}, line {error.lineno}" if isinstance(error, json.JSONDecodeError) else path
-        raise UserError(f"This is not JSON in UTF-8: {error}.", where=place) from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
         raise UserError(
-            "This is not a list of JSON objects.",
-            where=path,
-            allowed="one list of objects; or one object a line, as format: jsonl",
-            write='[{"request": "...", "command": "..."}]',
-        )
-    for number, row in enumerate(rows, 1):
-        if number == 1:
-            check_columns([key for key in row if key != _TWICE], columns, path)
-        yield to_record(number, row, columns)
+            f"This is not JSON: {problem}.",
+            where=f"{path}, line {line or getattr(error, 'lineno', 1)}",
+            found=text.strip()[:120],
+            allowed="JSON in UTF-8",
+        ) from None
 
 
-def read_json_lines(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
-    """Records of a file with one JSON object a line."""
-    first = True
-    for number, text, reason in _decoded(path):
-        if reason:
-            yield _rejected_line(number, text, reason)
-            continue
-        if not text.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(text, object_pairs_hook=_object)
-        except RecursionError:
-            raise UserError("This line is not JSON that can be read: nested too deeply.", where=where) from None
-        except ValueError as error:
-            message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise UserError(
-                f"This line is not JSON: {message}.",
-                where=where,
-                found=text.strip()[:120],
-                allowed="one JSON object a line",
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(
-                "This line is not a JSON object.",
-                where=where,
-                found=text.strip()[:120],
-                allowed="one object a line",
-                write='{"request": "...", "command": "..."}',
-            )
-        if first:
-            check_columns([key for key in row if key != _TWICE], columns, where)
-            first = False
-        yield to_record(number, row, columns)
+def read_json(path: Path) -> Iterator[Item]:
+    """A file that is one list of JSON objects."""
+    with _open(path) as handle:
+        rows = _parse(handle.read(), path)
+    yield from (Item(number, row) for number, row in enumerate(rows if isinstance(rows, list) else [[rows]], 1))
 
 
-def read_csv(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
-    """Records of a CSV file with a header, as RFC 4180 has it (quoted fields may span lines)."""
-    rejected: list[Record] = []
-    begun: list[int] = []  # lines of the record at hand
-
-    def good_lines() -> Iterator[str]:
-        for number, text, reason in _decoded(path):
-            if reason:
-                rejected.append(_rejected_line(number, text, reason))
-            else:
-                begun.append(number)
-                yield text
-
-    csv.field_size_limit(MAXIMUM_LINE_BYTES)
-    rows = csv.reader(good_lines(), strict=True)
-    header: list[str] | None = None
-    while True:
-        begun.clear()
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise UserError(
-                f"The CSV can't be read: {error}.",
-                where=f"{path}, line {begun[0]}" + (f" to {begun[-1]}" if len(begun) > 1 else ""),
-                allowed='fields with a comma, quote or line break in double quotes, and quotes in them doubled ("")',
-            ) from None
-        if header is None and rejected:
-            raise UserError(
-                f"The header can't be read: {rejected[0].reason}.",
-                where=f"{path}, line {rejected[0].line}",
-                allowed="a first line with the names of the columns",
-            )
-        yield from rejected
-        rejected.clear()
-        if row is None:
-            return
-        if not row:
-            continue
-        line = begun[0]
-        if header is None:
-            header = row
-            check_columns(header, columns, f"{path}, line {line}")
-        elif len(row) != len(header):
-            yield _rejected_line(line, ",".join(row), f"row has {len(row)} fields instead of {len(header)}")
-        else:
-            yield to_record(line, dict(zip(header, row, strict=True)), columns)
+def read_json_lines(path: Path) -> Iterator[Item]:
+    """A file with one JSON object a line; a line that is too long is skipped, not loaded."""
+    number = 0
+    with _open(path) as handle:
+        while line := handle.readline(MAXIMUM_LINE_CHARACTERS):
+            number += 1
+            if len(line) == MAXIMUM_LINE_CHARACTERS:
+                yield Item(number, line, f"line is longer than {MAXIMUM_LINE_CHARACTERS} characters")
+                while line and not line.endswith("\n"):
+                    line = handle.readline(MAXIMUM_LINE_CHARACTERS)
+            elif not line.isspace():
+                yield Item(number, _parse(line, path, number))
 
 
-def read_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Record]:
-    """Records of a Parquet file."""
+def read_csv(path: Path) -> Iterator[Item]:
+    """A CSV file with a header, as RFC 4180 has it (quoted fields may span lines)."""
+    csv.field_size_limit(MAXIMUM_LINE_CHARACTERS)
+    header: tuple[str, ...] | None = None
+    line = 1  # where the record at hand begins
+    with _open(path) as handle:
+        rows = csv.reader(handle, strict=True)
+        while True:
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                raise UserError(
+                    f"The CSV can't be read: {error}.",
+                    where=f"{path}, line {line}" + (f" to {rows.line_num}" if rows.line_num > line else ""),
+                    allowed='fields with a comma, quote or line break in double quotes, quotes in them doubled ("")',
+                ) from None
+            if row is None:
+                return
+            if row and header is None:
+                header = tuple(row)
+                yield Item(line, header)
+            elif row and len(row) != len(header):
+                yield Item(line, ",".join(row), f"row has {len(row)} fields instead of {len(header)}")
+            elif row:
+                yield Item(line, dict(zip(header, row, strict=True)))
+            line = rows.line_num + 1
+
+
+def read_parquet(path: Path, columns: Iterable[str]) -> Iterator[Item]:
+    """A Parquet file, of which only the columns that are asked for are loaded."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        check_columns(pq.read_schema(path).names, columns, path)
-        rows = pd.read_parquet(path, columns=list(columns.values())).astype(object)
+        yield Item(1, tuple(pq.read_schema(path).names))
+        rows = pd.read_parquet(path, columns=list(columns)).astype(object)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"The Parquet file can't be read: {error}", where=path) from None
     for number, row in enumerate(rows.where(rows.notna(), None).to_dict("records"), 1):
-        yield to_record(number, row, columns)
+        yield Item(number, row)
+
+
+_READERS = {"jsonl": read_json_lines, "ndjson": read_json_lines, "json": read_json, "csv": read_csv}
 
 
 def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iterator[Record]:
     """Records of one file.
 
-    Parameters
-    ----------
-    path
-        The file.
-    columns
-        Names of the columns that hold ``request``, ``command`` and perhaps ``intent``.
-    format
-        ``jsonl``, ``json``, ``csv`` or ``parquet``; None: by the ending of its name.
+    ``columns`` are the names of those that hold ``request``, ``command`` and perhaps ``intent``; ``format`` is
+    ``jsonl``, ``json``, ``csv`` or ``parquet``, or None: by the ending of its name.
 
     Raises
     ------
     UserError
-        When the file is missing, empty, not UTF-8, malformed, or lacks a column.
+        When the file is missing, empty, UTF-16, malformed, or lacks a column.
     """
     file = Path(path)
     if not file.is_file():
         raise UserError("The data file does not exist.", where="dataset.sources", found=path, allowed="a file's path")
-    format = format or FORMATS.get(file.suffix.lower())
-    if format is None:
+    format = format or file.suffix.lower().removeprefix(".")
+    if format not in (*_READERS, "parquet"):
         raise UserError(
             "The format of this file can't be told from its name.",
             where="dataset.sources",
             found=path,
-            allowed="a name that ends in " + ", ".join(FORMATS) + "; or the format, stated",
+            allowed="a name that ends in .jsonl, .ndjson, .json, .csv or .parquet; or the format, stated",
             write="format: jsonl",
         )
-    readers = {"jsonl": read_json_lines, "json": read_json, "csv": read_csv, "parquet": read_parquet}
-    empty = True
-    for record in readers[format](file, columns):
-        empty = False
-        yield record
+    items = read_parquet(file, columns.values()) if format == "parquet" else _READERS[format](file)
+    header, empty = None, True
+    for line, content, reason in items:
+        where = f"{path}, line {line}"
+        if not reason and not isinstance(content, tuple | dict):
+            raise UserError(
+                "This is not a JSON object.",
+                where=where,
+                found=content,
+                allowed="objects: one a line (format: jsonl), or one list of them (format: json)",
+                write='{"request": "...", "command": "..."}',
+            )
+        if header is None and not reason:
+            header = [key for key in content if key != _TWICE]
+            check_columns(header, columns, where)
+        if reason:  # the beginning of what could not be taken apart stands in for the request
+            yield Record(line, {"request": storable(content[:200])}, reason)
+        elif isinstance(content, dict):
+            yield to_record(line, content, columns)
+        empty &= not reason and isinstance(content, tuple)
     if empty:
         raise UserError("The file has no rows.", where=path, allowed="at least one pair of request and command")

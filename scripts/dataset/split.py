@@ -32,18 +32,7 @@ def keys_of(rows: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def group(keys: "pd.DataFrame") -> "np.ndarray":
-    """Number each row's group, from 0: the rows connected by equal requests or equal commands.
-
-    Parameters
-    ----------
-    keys
-        A row's numbers in ``request`` and ``command``.
-
-    Returns
-    -------
-    numpy.ndarray
-        Of shape (rows,).
-    """
+    """Each row's group, of shape (rows,), numbered from 0: the rows connected by equal requests or equal commands."""
     import numpy as np
     import pandas as pd
     from scipy.sparse import coo_array

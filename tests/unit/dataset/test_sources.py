@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from scripts.common import settings as configuration
 from scripts.common.errors import UserError
 from scripts.dataset import acquire
-from scripts.dataset.sources import MAXIMUM_LINE_BYTES, read_file
+from scripts.dataset.sources import MAXIMUM_LINE_CHARACTERS, read_file
+from scripts.dataset.text import defect
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [("list files in a", "ls a"), ("zeige größe", "du -sh ."), ('say "hi", twice', 'echo "hi, hi"')]
@@ -98,16 +99,17 @@ def test_a_byte_order_mark_and_quoted_line_breaks(tmp_path):
         ("a.csv", b"nl;bash\na;ls\n", "separated by commas"),
         ("a.csv", b"nl,bash,bash\na,ls,rm\n", "write:   nl,bash_1,bash_2"),
         ("a.csv", b"nl,bash,x,x\na,ls,1,2\n", "['x']"),  # one that nobody reads: the header is wrong all the same
-        ("a.csv", b"n\xe4,nl,bash\nx,a,ls\nx,b,pwd\n", "header can't be read: line is not UTF-8"),
-        ("a.csv", b"nl\x00,bash\na,ls\n", "header can't be read: line has a NUL byte"),
+        ("a.csv", b"n\xe4l,bash\na,ls\n", "write:   columns: {request: n?l, command: bash}"),
+        ("a.csv", b"nl\x00,bash\na,ls\n", "['nl\\x00', 'bash']"),
+        ("a.csv", b"\x00\x00\x00\x00\na,ls\n", "no column 'nl'"),
         ("a.csv", b'"nl,bash\na,ls\nb,ls\n', "line 1"),
         ("a.csv", b"nl\n,bash\na,ls\n", "['nl']"),
         ("a.json", b'[{"nl": "a", "bash": "ls"},\n{"nl"]', "line 2"),
-        ("a.json", b'{"nl": "a", "bash": "ls"}', "not a list of JSON objects"),
-        ("a.json", b"[1]", "not a list of JSON objects"),
+        ("a.json", b'{"nl": "a", "bash": "ls"}', "not a JSON object"),
+        ("a.json", b"[1]", "not a JSON object"),
         ("a.json", b"[]", "no rows"),
-        ("a.json", b"[" * 100_000, "recursion"),
-        ("a.json", '[{"nl": "größe"}]'.encode("latin-1"), "not JSON in UTF-8"),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.json", '[{"nl": "größe", "bash": "ls"}]'.encode("latin-1"), "not UTF-8"),
         ("a.json", b'[{"question": "a"}]', "['question']"),
         ("a.parquet", b"no parquet", "Parquet"),
         ("a.txt", b"a\n", "format"),
@@ -140,7 +142,7 @@ def test_spoilt_rows_are_rejected_with_their_reason(tmp_path):
     lines = [
         b'{"nl": "good", "bash": "ls"}',
         '{"nl": "größe", "bash": "ls"}'.encode("latin-1"),
-        b'{"nl": "nul \x00", "bash": "ls"}',
+        b'{"nl": "an unused column", "bash": "ls", "x": "\xff"}',
         b'{"nl": "no command"}',
         b'{"nl": 7, "bash": "ls"}',
         b'{"nl": null, "bash": "ls"}',
@@ -150,11 +152,10 @@ def test_spoilt_rows_are_rejected_with_their_reason(tmp_path):
     ]
     path.write_bytes(b"\n".join(lines))
     report = run(tmp_path, path)
-    assert [row["line"] for row in rows(tmp_path)] == [1, 9]
+    assert [row["line"] for row in rows(tmp_path)] == [1, 3, 9]
     rejected = {row["line"]: row["reason"] for row in rows(tmp_path, "raw.rejected.jsonl")}
     assert rejected == {
-        2: "line is not UTF-8 (byte 11)",
-        3: "line has a NUL byte",
+        2: "request is not UTF-8",
         4: "command is missing",
         5: "request is not text but int",
         6: "request is missing",
@@ -167,10 +168,25 @@ def test_spoilt_rows_are_rejected_with_their_reason(tmp_path):
 
 def test_spoilt_rows_of_a_csv(tmp_path):
     path = tmp_path / "mixed.csv"
-    path.write_bytes(b"nl,bash\na,ls\nb\nc,ls,-l\nd\x00,ls\n\xff\xfe,ls\ne,ls\n")
+    path.write_bytes(b'nl,bash\na,ls\nb\nc,ls,-l\n"d\n\xff\nd",ls\n\xff\xfe,ls\n\ne,pwd\n')
     run(tmp_path, path)
-    assert [(row["request"], row["line"]) for row in rows(tmp_path)] == [("a", 2), ("e", 7)]
-    assert [row["line"] for row in rows(tmp_path, "raw.rejected.jsonl")] == [3, 4, 5, 6]
+    assert [(row["request"], row["line"]) for row in rows(tmp_path)] == [("a", 2), ("e", 10)]
+    assert {row["line"]: row["reason"] for row in rows(tmp_path, "raw.rejected.jsonl")} == {
+        3: "row has 1 fields instead of 2",
+        4: "row has 3 fields instead of 2",
+        5: "request is not UTF-8",
+        8: "request is not UTF-8",
+    }
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_a_nul_or_control_character_is_left_to_cleaning(tmp_path, name):
+    path = tmp_path / name
+    row = b'{"nl": "nul \x00", "bash": "ls"}\n'
+    path.write_bytes({"a.csv": b"nl,bash\nnul \x00,ls\n", "a.jsonl": row, "a.json": b"[" + row + b"]"}[name])
+    run(tmp_path, path)
+    (row,) = rows(tmp_path)
+    assert defect(row["request"], row["command"]) == "request has a NUL byte"
 
 
 def test_a_parquet_file_with_two_columns_of_one_name(tmp_path):
@@ -236,7 +252,7 @@ def test_datasets_would_stop_at_one_line(tmp_path):
     run(tmp_path, path)
     assert [row["line"] for row in rows(tmp_path)] == [1, 3]
     assert [(row["line"], row["reason"]) for row in rows(tmp_path, "raw.rejected.jsonl")] == [
-        (2, "line is not UTF-8 (byte 9)")
+        (2, "request is not UTF-8")
     ]
 
 
@@ -265,7 +281,8 @@ def test_a_line_of_100_megabytes_is_rejected_in_bounded_memory(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["1 None", f"2 line is longer than {MAXIMUM_LINE_BYTES} bytes", "3 None"]
+    reason = f"line is longer than {MAXIMUM_LINE_CHARACTERS} characters"
+    assert done.stdout.splitlines() == ["1 None", f"2 {reason}", "3 None"]
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
 
 
