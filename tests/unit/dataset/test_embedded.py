@@ -95,7 +95,7 @@ def test_a_vocabulary_of_another_file(tmp_path):
         ("mv <file> <file2>", "cp <file> <dir>", ["does not name the slots", "intents.files.rename"]),
         ("    rename:", "    copy:", ["'copy' stands here twice", "lines 8 and 11"]),
         ("a b, .txt", "a a, .txt", ["a value twice", "slots.file", "a.txt"]),
-        ("[only]", "[]", ["Wrong value for slots.one"]),
+        ("[only]", "[]", ["slots.one is an empty list"]),
         ("[only]", "[7]", ["Wrong value for slots.one.0"]),
         ('"{Imperative}": 2', '"{Other}": 2', ["Wrong value for frames", "imperative"]),
         ('"{Imperative}": 2', '"{Imperative}": 0', ["Wrong value for frames.{Imperative}", "at least 1"]),
