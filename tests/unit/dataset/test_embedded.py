@@ -97,7 +97,7 @@ def test_a_vocabulary_of_another_file(tmp_path):
         ("a b, .txt", "a a, .txt", ["a value twice", "slots.file", "a.txt"]),
         ("[only]", "[]", ["slots.one is an empty list"]),
         ("[only]", "[7]", ["Wrong value for slots.one.0"]),
-        ('"{Imperative}": 2', '"{Other}": 2', ["Wrong value for frames", "imperative"]),
+        ('"{Imperative}": 2', '"{Other}": 2', ["A name under frames", "How do I {imperative}?"]),
         ('"{Imperative}": 2', '"{Imperative}": 0', ["Wrong value for frames.{Imperative}", "at least 1"]),
         ("slots:\n", "slots: [\n", ["not YAML", "words.yaml, line"]),
     ],

@@ -300,6 +300,25 @@ def test_no_content_of_a_file_crashes_reading(tmp_path, content, ending):
         pass
 
 
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"type": "files"}, "needs paths"),
+        ({"type": "hub", "columns": COLUMNS}, "needs repository"),
+        ({"type": "embedded", "seed": 1}, "needs pairs"),
+        ({"type": "files", "paths": ["a.csv"], "seed": 1}, "has no seed"),
+        ({"type": "embedded", "seed": 1, "pairs": 5, "paths": ["a.csv"]}, "has no paths"),
+    ],
+)
+@pytest.mark.parametrize("key", ["sources", "external_test"])
+def test_a_source_has_what_its_type_needs_and_nothing_else(key, source, expected):
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config["dataset"][key] = [{"license": "MIT", **source}]
+    with pytest.raises(UserError, match=expected) as error:
+        configuration.check(config)
+    assert f"dataset.{key}" in str(error.value)
+
+
 READY_MADE = sorted(path for path in (ROOT / "config/datasets").glob("*.yaml") if not path.name.startswith("embedded."))
 
 
