@@ -126,6 +126,12 @@ def project_file(path):
     return path if Path.cwd() == digests.ROOT else str(digests.ROOT / path)
 
 
+# The screen's rules: an edited one judges again.
+POLICY = [
+    project_file(f"config/screen/{path.name}") for path in sorted((digests.ROOT / "config/screen").glob("*.yaml"))
+]
+
+
 # --- inputs that depend on the settings --------------------------------------------------------------
 
 

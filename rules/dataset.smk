@@ -60,6 +60,7 @@ rule screen_dataset:
     input:
         pairs="results/dataset/{dataset}/clean.jsonl",
         clean="results/dataset/{dataset}/clean.json",
+        policy=POLICY,
     output:
         pairs="results/dataset/{dataset}/safe.jsonl",
         rejected="results/dataset/{dataset}/safe.rejected.jsonl",

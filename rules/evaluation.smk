@@ -7,7 +7,10 @@ rule evaluate_base:
     input:
         weights="results/models/{model}/weights.json",
         tokenizer="results/models/{model}/tokenizer.json",
+        description="results/models/{model}/description.json",
+        split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
+        policy=POLICY,
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
         metrics="results/evaluation/{dataset}/{model}/metrics.json",
@@ -39,7 +42,10 @@ use rule evaluate_base as evaluate_tuned with:
     input:
         weights="results/{run}/merged/manifest.json",
         tokenizer=place(f"{BASE}/tokenizer.json"),
+        description=place(f"{BASE}/description.json"),
+        split=place(f"{DATASET}/splits/split.json"),
         test=place(f"{DATASET}/splits/test.jsonl"),
+        policy=POLICY,
     output:
         answers="results/{run}/evaluation/answers.jsonl",
         metrics="results/{run}/evaluation/metrics.json",

@@ -68,7 +68,10 @@ rule fetch_weights:
 rule train_adapter:
     input:
         config=place(f"{BASE}/config.json"),
+        description=place(f"{BASE}/description.json"),
+        tokenizer=place(f"{BASE}/tokenizer.json"),
         weights=place(f"{BASE}/weights.json"),
+        encoded=place(f"{ENCODED}/encode.json"),
         train=place(f"{ENCODED}/train.parquet"),
         validation=place(f"{ENCODED}/validation.parquet"),
         gate="results/{run}/memory/training/gate.json",

@@ -182,7 +182,7 @@ def write_report(path: str | os.PathLike, value: Mapping[str, Any], *files: str 
     write_json(path, {**sealed, "sha256": {**digests, Path(path).name: _seal(sealed)}})
 
 
-def read_report(path: str | os.PathLike, *files: str | os.PathLike) -> dict:
+def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iterable[str | os.PathLike] = ()) -> dict:
     """Read a report that :func:`write_report` wrote; it, and each of ``files``, must be what was written.
 
     Parameters
@@ -191,6 +191,8 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike) -> dict:
         The report of the stage that wrote the files.
     files
         The files that are about to be read.
+    remove
+        What else to delete so that the step runs again: its outputs, where a file is none of them.
 
     Raises
     ------
@@ -213,9 +215,21 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike) -> dict:
                 where=culprit,
                 found=found,
                 allowed=f"the sha256 that {path} records: {written}" if written else f"a report that knows {file}",
-                write=f"rm {shlex.quote(str(culprit))}    # then the same command again: the step writes it anew",
+                write=f"rm {shlex.join(dict.fromkeys(map(str, (culprit, *remove))))}"
+                "    # then the same command again: the step writes it anew",
             )
     return report
+
+
+def read_folder(path: str | os.PathLike) -> dict:
+    """Read the report of a folder; each file in the folder that it vouches for must be what was written.
+
+    For a model's folder, whose report (``weights.json``, ``description.json``, ``manifest.json``) is the rule's output
+    and stands for files whose names are not known before: a damaged file means that both are to be deleted.
+    """
+    path = Path(path)
+    names = [name for name in read_report(path)["sha256"] if name != path.name]
+    return read_report(path, *(path.parent / name for name in names), remove=[path])
 
 
 def _digest(path: str | os.PathLike) -> str:

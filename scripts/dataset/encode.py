@@ -7,7 +7,7 @@ counted, or stops the run, as configured; nothing is ever cut.
 from pathlib import Path
 from typing import Any
 
-from scripts.common.chat import IGNORED, encode_pairs
+from scripts.common.chat import IGNORED, encode_pairs, read_tokenizer
 from scripts.common.errors import UserError
 from scripts.common.files import atomic_open, read_report, write_report
 from scripts.common.job import job, log
@@ -101,11 +101,10 @@ def main(
 ) -> None:
     """Encode the three splits for one model and one sequence length."""
     import pandas as pd
-    from transformers import AutoTokenizer
 
     read_report(inputs["split"], *(inputs[name] for name in SPLITS))
     read_report(inputs["check"])
-    tokenizer = AutoTokenizer.from_pretrained(Path(inputs["tokenizer"]).parent)
+    tokenizer = read_tokenizer(Path(inputs["tokenizer"]).parent)
     splits, dropped = {}, []
     for name in SPLITS:
         splits[name], some = encode_split(

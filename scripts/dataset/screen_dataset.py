@@ -6,7 +6,7 @@ Dangerous commands and those that it can't parse go to the rejected file, with t
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.dataset.rows import count, must_keep_some, read_rows, write_rows
-from scripts.dataset.screen import screen
+from scripts.screen.policy import build
 
 
 def main(inputs: dict[str, str], outputs: dict[str, str]) -> None:
@@ -15,7 +15,8 @@ def main(inputs: dict[str, str], outputs: dict[str, str]) -> None:
 
     read_report(inputs["clean"], inputs["pairs"])
     rows = read_rows(inputs["pairs"])
-    verdicts = [screen(command) for command in rows["command"]]
+    policy = build(check=True)
+    verdicts = [policy.judge(command) for command in rows["command"]]
     found = pd.DataFrame(
         [(verdict.status, verdict.category, verdict.rule) for verdict in verdicts],
         index=rows.index,

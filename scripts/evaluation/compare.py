@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, write_json
+from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.statistics import paired_bootstrap_interval
 
@@ -60,9 +60,12 @@ def main(base: str, tuned: str, base_metrics: str, tuned_metrics: str, compariso
     import pandas as pd
 
     # No guessing of types: a request that reads like a number or a date stays text.
+    metrics = [read_report(base_metrics, base), read_report(tuned_metrics, tuned)]
     rows = [pd.read_json(path, lines=True, dtype=False, convert_dates=False) for path in (base, tuned)]
+    for report in metrics:
+        report.pop("sha256")
     result = compare(*rows)
-    write_json(comparison, {**result, "base": read_json(base_metrics), "tuned": read_json(tuned_metrics)})
+    write_report(comparison, {**result, "base": metrics[0], "tuned": metrics[1]})
     for name in ("loss", "exact"):
         row = result[name]
         log.info("%s: %+.3f [%+.3f, %+.3f], %s", name, row["difference"], row["low_95"], row["high_95"], row["verdict"])

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scripts.common.chat import encode_pairs, render_prompt
-from scripts.common.files import read_jsonl, write_json, write_jsonl
-from scripts.common.job import job, keep_host_memory, log, progress
+from scripts.common.chat import read_tokenizer
+from scripts.common.errors import UserError
+from scripts.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
+from scripts.common.job import job, keep_host_memory, log
+from scripts.common.kept import Kept
 from scripts.common.statistics import wilson_interval
 from scripts.common.syntax import check_syntax
-from scripts.dataset.screen import screen
+from scripts.screen.policy import screen
 
 
 def strip_fence(answer: str) -> str:
@@ -74,106 +76,93 @@ def summarize(rows: list[dict]) -> dict:
     }
 
 
-def answer_losses(model: Any, tokenizer: Any, pairs: list[dict], system: str, batch_size: int) -> list[tuple]:
-    """Summed negative log-likelihood (nats) and number of tokens of each expected answer."""
-    import torch
+def load(folder: Path, device: str) -> Any:
+    """The model in evaluation mode, on the processor or on the GPU as far as it fits."""
+    from transformers import AutoModelForCausalLM
 
-    from scripts.training.batches import IGNORED, Row, collate
-
-    encoded = encode_pairs(tokenizer, system, [(pair["request"], pair["command"]) for pair in pairs])
-    rows = [Row(*row) for row in encoded]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    results: list[tuple] = [()] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    starts = range(0, len(order), batch_size)
-    for first in progress(starts, "loss on the expected answers", unit="batch"):
-        chosen = order[first : first + batch_size]
-        batch = collate([rows[index] for index in chosen], pad, model.device)
-        labels = batch["labels"][:, 1:]
-        kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # the positions where any row is learned
-        labels = labels[:, kept]
-        with torch.inference_mode():  # a vocabulary of logits for each token of the prompts takes time and memory
-            logits = model(input_ids=batch["input_ids"], logits_to_keep=kept).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
-        )
-        for position, index in enumerate(chosen):
-            results[index] = (float(losses[position].sum()), int((labels[position] != IGNORED).sum()))
-    return results
-
-
-def answers(
-    model: Any, tokenizer: Any, pairs: list[dict], system: str, max_new_tokens: int, batch_size: int
-) -> list[str]:
-    """Greedy answers, padded on the left, in batches of prompts of like length."""
-    import torch
-
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    prompts = [render_prompt(tokenizer, system, pair["request"]) for pair in pairs]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    results = [""] * len(prompts)
-    for first in progress(range(0, len(order), batch_size), "answers", unit="batch"):
-        chosen = order[first : first + batch_size]
-        batch = tokenizer(
-            [prompts[index] for index in chosen], return_tensors="pt", padding=True, add_special_tokens=False
-        ).to(model.device)
-        with torch.inference_mode():
-            output = model.generate(
-                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )
-        texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for index, text in zip(chosen, texts, strict=True):
-            results[index] = text.replace("\0", " ").strip()
-    return results
+    # A 16-bit 7B model is larger than a GPU of 16 GB: "auto" leaves the layers that don't fit to the processor.
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        device_map="auto" if device == "cuda" else device,
+        dtype="auto",
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    ).eval()
+    elsewhere = sum(place in ("cpu", "disk") for place in getattr(model, "hf_device_map", {}).values())
+    if device == "cuda" and elsewhere:
+        log.warning("%d parts of the model don't fit the GPU and are copied to it for each batch: slow", elsewhere)
+    return model
 
 
 def main(
-    model_folder: Path,
-    tokenizer_folder: Path,
-    test: str,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
     prompt: dict,
     settings: dict,
     device: str,
     threads: int,
-    answers_path: str,
-    metrics_path: str,
+    code: str,
 ) -> None:
     """Answer, score, and write a row for each request and the summary."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from scripts.evaluation.answer import ask
+    from scripts.training.train import pick_device
+
+    device = pick_device(device)
+    model_folder, tokenizer_folder = Path(inputs["weights"]).parent, Path(inputs["tokenizer"]).parent
+    split, model = read_report(inputs["split"], inputs["test"]), read_report(inputs["weights"])
+    description = read_folder(tokenizer_folder / "description.json")
+    state = {
+        "code": code,
+        "device": device,
+        "model": model["sha256"],
+        "prompt": prompt,
+        "settings": settings,
+        "test": split["sha256"][Path(inputs["test"]).name],
+        "tokenizer": description["sha256"],
+    }
+    metrics, answers = Path(outputs["metrics"]), Path(outputs["answers"])
+    kept = Kept(metrics.parent / "kept", state, metrics, [answers])
+    if kept.put_back():
+        return
+    pairs = list(read_jsonl(inputs["test"]))[: settings["requests"]]
+    if not pairs:
+        raise UserError(
+            "The test split has no rows, so there is nothing to ask.",
+            where="dataset.split in the configuration",
+            allowed="a larger dataset, or a larger share for the test split",
+            write="dataset:\n  split: {test: 0.2, ...}",
+        )
+    read_folder(inputs["weights"])
     torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         keep_host_memory()
-    pairs = list(read_jsonl(test))[: settings["requests"]]
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    # A 16-bit 7B model is larger than a card of 16 GB: "auto" leaves the layers that don't fit to the processor.
-    placement = "auto" if device == "cuda" else device
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="auto", device_map=placement).eval()
-    elsewhere = sum(place in ("cpu", "disk") for place in model.hf_device_map.values()) if device == "cuda" else 0
-    if elsewhere:
-        log.warning("%d parts of the model don't fit the card and are copied to it for each batch: slow", elsewhere)
-    losses = answer_losses(model, tokenizer, pairs, prompt["system"], settings["batch_size"])
-    said = answers(model, tokenizer, pairs, prompt["system"], settings["max_new_tokens"], settings["batch_size"])
-    scores = score(said, [pair["command"] for pair in pairs])
+    said = ask(
+        load(model_folder, device),
+        read_tokenizer(tokenizer_folder),
+        prompt["system"],
+        [(pair["request"], pair["command"]) for pair in pairs],
+        max_new_tokens=settings["max_new_tokens"],
+        batch_size=settings["batch_size"],
+    )
+    scores = score([one.answer for one in said], [pair["command"] for pair in pairs])
     rows = [
         {
-            "answer": answer,
+            "answer": one.answer,
             "command": pair["command"],
-            "learned_tokens": learned,
-            "loss_sum": loss_sum,
+            "learned_tokens": one.tokens,
+            "loss_sum": one.loss_sum,
             "request": pair["request"],
             **scored,
         }
-        for pair, (loss_sum, learned), answer, scored in zip(pairs, losses, said, scores, strict=True)
+        for pair, one, scored in zip(pairs, said, scores, strict=True)
     ]
-    write_jsonl(answers_path, rows)
+    write_jsonl(answers, rows)
     summary = summarize(rows)
-    write_json(metrics_path, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt})
+    write_report(metrics, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt}, answers)
+    kept.lay_aside()
     exact = summary["exact"]
     log.info("loss %.3f, exact match %d of %d", summary["loss"], exact["count"], exact["n"])
 
@@ -181,13 +170,11 @@ def main(
 if __name__ == "__main__":
     with job(snakemake):
         main(
-            Path(snakemake.input.weights).parent,
-            Path(snakemake.input.tokenizer).parent,
-            snakemake.input.test,
+            {name: snakemake.input[name] for name in ("split", "test", "tokenizer", "weights")},
+            {name: snakemake.output[name] for name in ("answers", "metrics")},
             snakemake.params.prompt,
             snakemake.params.evaluation,
             snakemake.params.device["device"],
             snakemake.threads,
-            snakemake.output.answers,
-            snakemake.output.metrics,
+            snakemake.params.code,
         )

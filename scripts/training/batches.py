@@ -1,4 +1,4 @@
-"""Encoded rows to padded batches: shuffled from a seed, grouped by length, padded only to the longest of the batch.
+"""Encoded rows to batches: shuffled from a seed, grouped by length, padded only to the longest of the batch.
 
 Grouping rows of like length is what makes padding cheap: of 128 positions a short request and its command
 fill a quarter, and a batch of such rows is padded to its own longest row, not to the sequence length.
@@ -37,15 +37,22 @@ def learned_tokens(rows: Sequence[Row]) -> int:
     return sum(label != IGNORED for row in rows for label in row.labels[1:])
 
 
-def epoch_batches(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[Row]]:
-    """All rows once, in batches of rows of like length, in an order that the seed and the epoch decide."""
+def epoch_batches(
+    rows: Sequence[Row], batch_size: int, seed: int, epoch: int, by_length: bool = True
+) -> list[list[Row]]:
+    """All rows once, in an order that the seed and the epoch decide; ``by_length``: in batches of rows of like length.
+
+    Packs have no padding that rows of like length would save, and fill better with rows of every length.
+    """
     order = list(range(len(rows)))
     shuffler = random.Random(f"{seed}-{epoch}")
     shuffler.shuffle(order)
     window = batch_size * WINDOW_BATCHES
     batches = []
     for start in range(0, len(order), window):
-        part = sorted(order[start : start + window], key=lambda index: len(rows[index].input_ids))
+        part = order[start : start + window]
+        if by_length:
+            part = sorted(part, key=lambda index: len(rows[index].input_ids))
         batches += [part[first : first + batch_size] for first in range(0, len(part), batch_size)]
     shuffler.shuffle(batches)
     return [[rows[index] for index in batch] for batch in batches]

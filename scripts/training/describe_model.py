@@ -1,26 +1,37 @@
 """Rule ``describe_model``: everything of the base model but its weights.
 
 Configuration, tokenizer with its chat template, generation settings and licence: a few MB at most, so that
-the memory is known, and the gate has spoken, before a weight is downloaded.
+the memory is known, and the gate has spoken, before a weight is downloaded. What could not be trained in the end, a
+quantized base or one whose code would have to be run, is refused here.
 """
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+from scripts.common.chat import read_tokenizer
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, write_json
+from scripts.common.files import read_json, write_report
 from scripts.common.job import job, log
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+OTHERS = ("description.json", "weights.json", "model.safetensors.index.json")  # of other origin, or about the weights
+
+
+def small_files(folder: Path) -> list[Path]:
+    """What lies beside the weights in a model's folder, sorted by name."""
+    found = {file for pattern in SMALL_FILES for file in folder.glob(pattern) if file.name not in OTHERS}
+    return sorted(found)
 
 
 def from_gguf(gguf: str, license: str, folder: Path, dtype: str) -> dict:
     """Save configuration and tokenizer that the GGUF file carries; returns where they came from."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    where = {"pretrained_model_name_or_path": str(Path(gguf).parent), "gguf_file": Path(gguf).name}
+    where: dict[str, Any] = {"gguf_file": Path(gguf).name, "pretrained_model_name_or_path": str(Path(gguf).parent)}
+    where["trust_remote_code"] = False
     config = AutoConfig.from_pretrained(**where)
     config.dtype = dtype
     config.save_pretrained(folder)
@@ -60,16 +71,57 @@ def from_folder(path: str, folder: Path) -> dict:
             found=path,
             allowed="a folder with config.json, tokenizer.json and *.safetensors, as save_pretrained writes them",
         )
-    for pattern in SMALL_FILES:
-        for file in sorted(source.glob(pattern)):
-            if not file.name.endswith(".safetensors.index.json"):
-                shutil.copyfile(file, folder / file.name)
+    # A snapshot in the Hub's cache is links into its repository's blobs; a link to anywhere else is not the model's.
+    places = [source.resolve()]
+    if (source.resolve().parent.parent / "blobs").is_dir():
+        places.append(source.resolve().parent.parent / "blobs")
+    for file in small_files(source):
+        if not any(file.resolve().is_relative_to(place) for place in places):
+            raise UserError(
+                "A file of the model is a link to somewhere outside its folder; what it points to is not copied.",
+                where=file,
+                found=str(file.resolve()),
+                allowed="files, and links that stay in the model's folder",
+                write=f"cp --remove-destination {file.resolve()} {file}    # if it belongs to the model",
+            )
+        shutil.copyfile(file, folder / file.name)
     return {}
+
+
+def refuse_what_cannot_be_trained(folder: Path, config: dict) -> None:
+    """A base that is quantized already, or whose architecture is code in its repository.
+
+    Raises
+    ------
+    UserError
+        Saying what to use instead.
+    """
+    if quantization := config.get("quantization_config") or config.get("compression_config"):
+        method = str(quantization.get("quant_method") or "bitsandbytes").lower()
+        raise UserError(
+            f"The base model is quantized already ({method}). An adapter is trained on, and merged into, unquantized"
+            " weights; method qlora quantizes them while they load.",
+            where=f"{folder / 'config.json'}: quantization_config",
+            found=quantization,
+            allowed="the model that this one was quantized from, with 16- or 32-bit weights",
+            write="model:\n  source: {type: hub, repository: OWNER/THE-UNQUANTIZED-MODEL}",
+        )
+    from transformers import CONFIG_MAPPING
+
+    if config.get("model_type") not in CONFIG_MAPPING and config.get("auto_map"):
+        raise UserError(
+            "The model's architecture is Python code in its own repository, and nobody's code is run here.",
+            where=f"{folder / 'config.json'}: auto_map",
+            found=config["auto_map"],
+            allowed="an architecture that transformers has itself: qwen2, llama, mistral, gemma2, phi3, gpt2, ...",
+        )
 
 
 def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str | None) -> None:
     """Fill ``folder`` and write its ``description.json``: what the model is and where it came from."""
     folder.mkdir(parents=True, exist_ok=True)
+    for file in small_files(folder):  # of another source, described here before
+        file.unlink()
     if source["type"] == "wheel":
         origin = from_gguf(gguf, license, folder, source["dtype"])
     elif source["type"] == "hub":
@@ -77,9 +129,9 @@ def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str
     else:
         origin = from_folder(source["path"], folder)
 
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = read_json(folder / "config.json")
+    refuse_what_cannot_be_trained(folder, config)
+    tokenizer = read_tokenizer(folder)
     if not tokenizer.chat_template:
         raise UserError(
             "The model has no chat template, so a request cannot be put to it.",
@@ -87,9 +139,8 @@ def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str
             allowed="an instruction-tuned model, or a chat_template.jinja file beside the tokenizer",
         )
     tokenizer.save_pretrained(folder)  # always a tokenizer.json, whatever the source had
-    config = read_json(folder / "config.json")
     log.info("%s: %s, vocabulary %d", about["title"], config["model_type"], len(tokenizer))
-    write_json(
+    write_report(
         folder / "description.json",
         {
             **about,
@@ -99,6 +150,7 @@ def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str
             "source": {**source, **origin},
             "vocabulary_size": len(tokenizer),
         },
+        *small_files(folder),
     )
 
 

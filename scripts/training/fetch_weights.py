@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, sha256_file, write_json
+from scripts.common.files import read_folder, sha256_file, write_report
 from scripts.common.job import job, log, progress
 
 
@@ -22,9 +22,11 @@ def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         Path(gguf).parent,
         gguf_file=Path(gguf).name,
-        config=AutoConfig.from_pretrained(folder),  # as described; to read it out of the GGUF again takes seconds
+        # As described; to read it out of the GGUF again takes seconds.
+        config=AutoConfig.from_pretrained(folder, trust_remote_code=False),
         dtype=getattr(torch, dtype),
         quantization_config=GgufConfig(dequantize=True),  # without it the model can't be saved
+        trust_remote_code=False,
     )
     with tempfile.TemporaryDirectory(dir=folder) as partial:
         model.save_pretrained(partial)
@@ -80,7 +82,8 @@ def main(source: dict, folder: Path, description: dict, gguf: str | None, manife
         for shard in progress(shards, "digest of the weights", unit="file")
     }
     log.info("%d file(s), %.2f GB", len(files), sum(file["bytes"] for file in files.values()) / 1e9)
-    write_json(manifest, {"dtype": source["dtype"], "files": files})
+    digests = {name: file["sha256"] for name, file in files.items()}
+    write_report(manifest, {"dtype": source["dtype"], "files": files, "sha256": digests})
 
 
 if __name__ == "__main__":
@@ -88,7 +91,7 @@ if __name__ == "__main__":
         main(
             snakemake.params.source,
             Path(snakemake.output.manifest).parent,
-            read_json(snakemake.input.description),
+            read_folder(snakemake.input.description),
             snakemake.input.get("gguf"),
             snakemake.output.manifest,
         )

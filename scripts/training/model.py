@@ -148,6 +148,22 @@ def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+@contextmanager
+def without_noise(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, as ``model.eval()`` sets it, with 4-bit layers left as training has them; then training mode.
+
+    Outside training, bitsandbytes packs 4-bit weights anew for CPUs with bf16 instructions: for good, with other
+    results, and not for every shape.
+    """
+    model.eval()
+    for module in linear_4bit(model).values():
+        module.training = True
+    try:
+        yield
+    finally:
+        model.train()
+
+
 def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
     """Make sure that a quantized scenario's linear layers really are 4-bit, and count.
 
@@ -331,6 +347,7 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
         attn_implementation=attention,
         device_map={"": device},
         local_files_only=True,
+        trust_remote_code=False,
         use_safetensors=True,
         **quantization,
     )

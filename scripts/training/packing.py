@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Scenario
 from scripts.training.batches import IGNORED, Row, collate
-from scripts.training.model import autocast_dtype, configuration, weight_dtype
+from scripts.training.model import autocast_dtype, configuration, weight_dtype, without_noise
 
 Pack = list[Row]
 # How far packed rows may be from the rows alone, as a share of the loss and of the gradient's norm. A mask or a
@@ -132,13 +133,16 @@ def collate_packs(
             positions[number, begin:end] = torch.arange(prefix, len(row.input_ids))
             segments[number, begin:end] = segment
             begin = end
+    query, key = segments[:, :, None], segments[:, None, :]
+    seen = ((query == key) | (key == 0)).tril_()
+    distance = positions[:, :, None] - positions[:, None, :]
     batch = {"input_ids": input_ids, "labels": labels, "position_ids": positions}
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    return batch | {"attention_mask": attention_masks(segments, positions, config, mask_dtype(scenario), device)}
+    batch["attention_mask"] = attention_masks(seen, distance, config, mask_dtype(scenario))
+    return tree_map(lambda tensor: tensor.to(device), batch)
 
 
 def attention_masks(
-    segments: torch.Tensor, positions: torch.Tensor, config: Any, dtype: torch.dtype, device: torch.device | str
+    seen: torch.Tensor, distance: torch.Tensor, config: Any, dtype: torch.dtype
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """Additive masks: 0 where a token may look, the dtype's least number elsewhere.
 
@@ -146,29 +150,34 @@ def attention_masks(
     alike, and all layers. (A boolean one would be added as 0 and 1 by eager attention, and copied by each layer.)
     A sliding window counts positions, for rows that share a prefix are not beside it.
 
+    Parameters
+    ----------
+    seen
+        Where a token may look, without regard to windows: bool (rows, queries, keys).
+    distance
+        Position of the query less position of the key, of the same shape.
+    config
+        The model's transformers configuration.
+    dtype
+        Dtype that queries have.
+
     Returns
     -------
     torch.Tensor or dict
-        Shape (packs, 1, tokens, tokens); where layers differ, one for each kind of layer, as transformers takes them.
+        Shape (rows, 1, queries, keys); where layers differ, one for each kind of layer, as transformers takes them.
     """
     window = getattr(config, "sliding_window", None)
     kinds = sorted(set(getattr(config, "layer_types", None) or ()))
     if unknown := sorted(set(kinds) - set(_LAYERS)):
         raise refusal(config.model_type, f"it has layers of {' and '.join(unknown)}")
-    query, key = segments[:, :, None], segments[:, None, :]
-    seen = ((query == key) | (key == 0)).tril_()
 
     def additive(allowed: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros((len(segments), 1, *allowed.shape[1:]), dtype=dtype)
-        return mask.masked_fill_(~allowed[:, None], torch.finfo(dtype).min).to(device)
-
-    def slide(allowed: torch.Tensor) -> torch.Tensor:
-        return allowed & (positions[:, :, None] - positions[:, None, :] < window)
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
     if "sliding_attention" in kinds:
-        masks = {"full_attention": seen, "sliding_attention": slide(seen)}
-        return {kind: additive(masks[kind]) for kind in kinds}
-    return additive(seen if window is None or kinds else slide(seen))
+        return {kind: additive(seen if kind == "full_attention" else seen & (distance < window)) for kind in kinds}
+    return additive(seen if window is None or kinds else seen & (distance < window))
 
 
 def mask_dtype(scenario: Scenario) -> torch.dtype:
@@ -181,24 +190,17 @@ def full_packs(scenario: Scenario, device: torch.device | str) -> dict[str, Any]
 
     On ``meta`` nothing but shapes and dtypes is made.
     """
-    shape, dtype, config = (
-        (scenario.micro_batch, scenario.sequence_length),
-        mask_dtype(scenario),
-        configuration(scenario),
-    )
-    on_meta = torch.device(device).type == "meta"
-    positions = torch.arange(1 if on_meta else shape[1]).repeat(shape[0], 1)
-    masks = attention_masks(torch.ones_like(positions), positions, config, dtype, "cpu" if on_meta else device)
-    if not on_meta:
-        return {"attention_mask": masks, "position_ids": positions.to(device)}
-
-    def square() -> torch.Tensor:
-        return torch.empty((shape[0], 1, shape[1], shape[1]), dtype=dtype, device="meta")
-
-    return {
-        "attention_mask": {kind: square() for kind in masks} if isinstance(masks, dict) else square(),
-        "position_ids": torch.empty(shape, dtype=torch.long, device="meta"),
-    }
+    rows, tokens = scenario.micro_batch, scenario.sequence_length
+    positions = torch.arange(tokens).repeat(rows, 1)
+    if torch.device(device).type == "meta":
+        positions = positions[:1, :1]
+    distance = positions[:, :, None] - positions[:, None, :]
+    masks = attention_masks(distance >= 0, distance, configuration(scenario), mask_dtype(scenario))
+    batch = {"attention_mask": masks, "position_ids": positions}
+    if torch.device(device).type != "meta":
+        return tree_map(lambda tensor: tensor.to(device), batch)
+    shapes = {2: (rows, tokens), 4: (rows, 1, tokens, tokens)}
+    return tree_map(lambda tensor: torch.empty(shapes[tensor.ndim], dtype=tensor.dtype, device="meta"), batch)
 
 
 # --- is it exact? ---------------------------------------------------------------------------------------------------
@@ -251,8 +253,7 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
         model.zero_grad(set_to_none=True)
         return loss, gradients
 
-    model.eval()  # without noise
-    try:
+    with without_noise(model):
         expected, single = run([[[row]] for row in pair], replace(scenario, packing="none"), 0)
         try:
             found, packed = run([[pair]], scenario, prefix)
@@ -260,9 +261,8 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
             raise
         except Exception as error:  # architectures refuse masks and positions each in their own way
             raise refusal(kind, f"it takes no mask of rows ({type(error).__name__}: {str(error)[:200]})") from None
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.train()
+        finally:
+            model.zero_grad(set_to_none=True)
     norm = sum(float(gradient.double().norm() ** 2) for gradient in single) ** 0.5
     apart = sum(float((one.double() - other.double()).norm() ** 2) for one, other in zip(single, packed, strict=True))
     result = {

@@ -151,7 +151,7 @@ def chunked_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tens
     hidden, labels = hidden.index_select(0, learned), labels.index_select(0, learned)
 
     def loss_of(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with _decoder_returns(decoder, kind(last_hidden_state=states[None])):
+        with decoder_returns(decoder, kind(last_hidden_state=states[None])):
             logits = causal(inputs_embeds=states[None]).logits
         return functional.cross_entropy(logits[0].float(), targets, ignore_index=IGNORED, reduction="sum")
 
@@ -172,7 +172,7 @@ def _positions(labels: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 @contextmanager
-def _decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
+def decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
     """Let a decoder return what is known already."""
     original = decoder.__dict__.get("forward")
     decoder.forward = lambda *args, **kwargs: output

@@ -1,8 +1,9 @@
 """Rule ``train_adapter``: LoRA or QLoRA, with the step that the trace predicted and the gate let through.
 
-Set up, say what will happen, then take steps. A killed run goes on from its last checkpoint, which is found
-by the digest of everything that shaped it, so the state of other settings is never taken up. The checkpoint is
-no output of the rule: Snakemake removes outputs of a job that failed.
+Set up, say what will happen, then take steps. A killed run is resumed from its last checkpoint, which is found by the
+digest of everything that shaped it, so the state of other settings is never taken up. The last step has a checkpoint
+too: what comes after it may fail and costs no step. Checkpoints are no outputs of the rule, since Snakemake removes
+the outputs of a job that failed; and a finished training is kept, for when its settings come back.
 """
 
 import json
@@ -11,13 +12,25 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.common.chat import read_tokenizer
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_folder, read_json, read_jsonl, sha256_file, write_json, write_jsonl
+from scripts.common.files import (
+    atomic_folder,
+    read_folder,
+    read_json,
+    read_jsonl,
+    read_report,
+    write_json,
+    write_jsonl,
+    write_report,
+)
 from scripts.common.job import job, keep_host_memory, log
+from scripts.common.kept import Kept
 from scripts.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
@@ -49,11 +62,90 @@ def learning_rate_at(step: int, total: int, peak: float, warmup_ratio: float) ->
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def plan_steps(rows: int, effective_batch: int, epochs: int, max_steps: int | None) -> tuple[int, int]:
+def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None) -> tuple[int, int]:
     """Optimizer steps in an epoch, and in the whole run."""
-    per_epoch = math.ceil(rows / effective_batch)
+    per_epoch = math.ceil(rows / rows_per_step)
     total = per_epoch * epochs
     return per_epoch, total if max_steps is None else min(total, max_steps)
+
+
+def rows_in_a_step(scenario: Scenario, loop: dict) -> int:
+    """Rows whose answers make one optimizer step.
+
+    Without packing it is micro-batch times accumulation. A pack holds as many rows as fit, so there it is a setting:
+    steps of as many rows, not of as many packs, are alike.
+    """
+    product = scenario.micro_batch * scenario.gradient_accumulation
+    rows = loop.get("rows_per_step")
+    if scenario.packing == "none" and rows not in (None, product):
+        raise UserError(
+            "`rows_per_step` is not micro_batch x gradient_accumulation.",
+            where="training.rows_per_step",
+            found=rows,
+            allowed=f"null, or {product}; another number only with packing, where a pack holds several rows",
+            write="rows_per_step: null",
+        )
+    if scenario.packing != "none" and rows is None:
+        raise UserError(
+            "With packing a step's number of rows has to be given, for a pack holds as many as fit.",
+            where="training.rows_per_step",
+            allowed="1, 2, 3, ...",
+            write="rows_per_step: 16",
+        )
+    return product if rows is None else rows
+
+
+def planned_steps(rows: "list[Row]", scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list]:
+    """The micro-batches of each step of a run, in order (see :func:`scripts.training.packing.micro_batches`)."""
+    from scripts.training.batches import epoch_batches
+    from scripts.training.packing import micro_batches
+
+    count = rows_in_a_step(scenario, loop)
+    per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
+    steps: list[list[Row]] = []
+    for step in range(total):
+        if step % per_epoch == 0:
+            steps = epoch_batches(rows, count, seed, step // per_epoch, by_length=scenario.packing == "none")
+        yield micro_batches(steps[step % per_epoch], scenario, prefix)
+
+
+def check_rows(
+    rows: "list[Row]", held_out: "list[Row]", scenario: Scenario, loop: dict, seed: int, prefix: int
+) -> None:
+    """What can be known to go wrong later is said before the first step.
+
+    Raises
+    ------
+    UserError
+        Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
+    """
+    from scripts.training.batches import learned_tokens
+
+    for name, split in (("train", rows), ("validation", held_out)):
+        if not split:
+            raise UserError(
+                f"The {name} split has no rows.",
+                where="dataset.split in the configuration",
+                allowed="a larger dataset, or a larger share for this split",
+                write=f"dataset:\n  split: {{{name}: 0.2, ...}}",
+            )
+        if silent := sum(not learned_tokens([row]) for row in split):
+            raise UserError(
+                f"{silent} rows of the {name} split have no token to learn.",
+                where="training",
+                allowed="rows with an answer; encode_dataset makes no others",
+            )
+    if scenario.packing == "none":
+        return
+    most = max(len(micros) for micros in planned_steps(rows, scenario, loop, seed, prefix))
+    if most > scenario.gradient_accumulation:
+        raise UserError(
+            f"The rows of one step take {most} micro-batches; the memory was predicted for fewer.",
+            where="training",
+            found=f"gradient_accumulation: {scenario.gradient_accumulation}, rows_per_step: {loop['rows_per_step']}",
+            allowed="more of them, longer packs (sequence_length), or fewer rows in a step",
+            write=f"gradient_accumulation: {most}",
+        )
 
 
 class Checkpoint:
@@ -62,7 +154,8 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, step: int, model: Any, optimizer: Any, curve: list[dict]) -> None:
+    def save(self, step: int, model: Any, optimizer: Any, curve: list[dict], seconds: float) -> None:
+        """``step``: how many have been taken, in ``seconds``."""
         import torch
 
         with atomic_folder(self.folder) as partial:
@@ -70,16 +163,17 @@ class Checkpoint:
             random = {"cpu": torch.get_rng_state()}
             if torch.cuda.is_available():
                 random["cuda"] = torch.cuda.get_rng_state_all()
-            state = {"step": step, "trained": trained, "optimizer": optimizer.state_dict(), "random": random}
+            state = {"optimizer": optimizer.state_dict(), "random": random, "seconds": seconds, "step": step}
+            state["trained"] = trained
             torch.save(state, partial / "state.pt")
             write_jsonl(partial / "curve.jsonl", curve)
 
-    def load(self, model: Any, optimizer: Any) -> tuple[int, list[dict]]:
-        """Take up the saved state; (0, []) when there is none."""
+    def load(self, model: Any, optimizer: Any) -> tuple[int, list[dict], float]:
+        """Take up the saved state: steps taken, their curve, their seconds; (0, [], 0.0) when there is none."""
         import torch
 
         if not (self.folder / "state.pt").is_file():
-            return 0, []
+            return 0, [], 0.0
         state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -89,7 +183,7 @@ class Checkpoint:
         torch.set_rng_state(state["random"]["cpu"])
         if "cuda" in state["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
-        return state["step"], list(read_jsonl(self.folder / "curve.jsonl"))
+        return state["step"], list(read_jsonl(self.folder / "curve.jsonl")), state["seconds"]
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -100,17 +194,16 @@ def validation_loss(model: Any, rows: "list[Row]", batch_size: int, pad_token_id
     import torch
 
     from scripts.training.batches import collate, epoch_batches, learned_tokens
+    from scripts.training.model import without_noise
     from scripts.training.step import chunked_loss
 
-    model.eval()
     device = next(model.parameters()).device
     total = tokens = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), without_noise(model):
         for batch in epoch_batches(rows, batch_size, seed=0, epoch=0):
             learned = learned_tokens(batch)
             total += float(chunked_loss(model, collate(batch, pad_token_id, device))) * learned
             tokens += learned
-    model.train()
     return total / tokens
 
 
@@ -123,70 +216,100 @@ def fit(
     seed: int,
     pad_token_id: int,
     checkpoint: Checkpoint,
-) -> tuple[list[dict], int]:
-    """Take the steps. Returns the curve (a row a step) and the step that it was resumed from."""
+    prefix: int = 0,
+) -> tuple[list[dict], int, float]:
+    """Take the steps.
+
+    ``prefix`` is the number of tokens that rows share in a pack. Returns the curve (a row a step), the step that it
+    was resumed from, and the seconds that all steps took.
+    """
     import torch
 
-    from scripts.training.batches import collate, epoch_batches, learned_tokens
+    from scripts.training.batches import learned_tokens
+    from scripts.training.packing import collate_packs
     from scripts.training.step import forward_backward, optimizer_step
 
     device = next(model.parameters()).device
     # fp16 gradients under autocast underflow without a scale; bf16 has fp32's range.
     scaler = torch.amp.GradScaler(device.type) if scenario.precision == "fp16-mixed" else None
-    effective_batch = scenario.micro_batch * scenario.gradient_accumulation
-    per_epoch, total = plan_steps(len(rows), effective_batch, loop["epochs"], loop["max_steps"])
-    start, curve = checkpoint.load(model, optimizer)
+    _, total = plan_steps(len(rows), rows_in_a_step(scenario, loop), loop["epochs"], loop["max_steps"])
+    start, curve, seconds = checkpoint.load(model, optimizer)
     if start:
-        log.info("Going on from the checkpoint after step %d", start)
-    last_message = time.monotonic()
-    begun, done_tokens = time.monotonic(), 0
-    batches: list[list[Row]] = []
-    for step in range(start, total):
-        if not batches or step % per_epoch == 0:
-            batches = epoch_batches(rows, effective_batch, seed, step // per_epoch)
-        batch = batches[step % per_epoch]
+        log.info("Resuming from the checkpoint after step %d", start)
+    begun = last_message = time.monotonic()
+    computed_here = 0
+    for step, micros in enumerate(planned_steps(rows, scenario, loop, seed, prefix)):
+        if step < start:
+            continue
         rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
         for group in optimizer.param_groups:
             group["lr"] = rate
+        batch = [row for packs in micros for pack in packs for row in pack]
         learned = learned_tokens(batch)
-        loss = 0.0
-        for first in range(0, len(batch), scenario.micro_batch):
-            micro = batch[first : first + scenario.micro_batch]
+        loss, computed = 0.0, 0
+        for packs in micros:
             # Each micro-batch counts by its answer tokens: accumulation gives the gradient of the whole batch.
-            share = learned_tokens(micro) / learned
+            share = learned_tokens([row for pack in packs for row in pack]) / learned
             scale = share if scaler is None else scaler.scale(torch.tensor(share, device=device))
-            micro_loss = forward_backward(model, collate(micro, pad_token_id, device), scenario, loss_scale=scale)
-            loss += share * float(micro_loss)
+            tensors = collate_packs(packs, scenario, prefix, pad_token_id, model.config, device)
+            loss += share * float(forward_backward(model, tensors, scenario, loss_scale=scale))
+            computed += tensors["input_ids"].numel()
+        if not math.isfinite(loss):  # before it can spoil the weights
+            raise _not_finite("loss", loss, step, checkpoint)
         norm = float(optimizer_step(model, optimizer, scenario, max_grad_norm=loop["max_grad_norm"], scaler=scaler))
+        if scaler is None and not math.isfinite(norm):
+            raise _not_finite("gradients' norm", norm, step, checkpoint)
         tokens = sum(len(row.input_ids) for row in batch)
-        done_tokens += tokens
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss is {loss} at step {step + 1}.",
-                where="training",
-                allowed="a smaller learning_rate, or another precision (fp16 overflows where bf16 does not)",
-            )
+        saved = prefix * (len(batch) - sum(len(packs) for packs in micros))  # prefixes that were not computed again
         curve.append(
             {
-                "gradient_norm": norm,
+                "computed_tokens": computed,
+                "gradient_norm": norm if math.isfinite(norm) else None,  # a step that the scaler left out
                 "learned_tokens": learned,
                 "learning_rate": rate,
                 "loss": loss,
+                "padding_tokens": computed - tokens + saved,
+                "rows": len(batch),
+                "shared_tokens": saved,
                 "step": step + 1,
                 "tokens": tokens,
             }
         )
-        if (step + 1) % loop["save_every_steps"] == 0 and step + 1 < total:
-            checkpoint.save(step + 1, model, optimizer, curve)
         now = time.monotonic()
+        if (step + 1) % loop["save_every_steps"] == 0 or step + 1 == total:
+            checkpoint.save(step + 1, model, optimizer, curve, seconds + now - begun)
+        computed_here += computed
         if now - last_message >= 5 or step + 1 == total:
             last_message = now
-            speed = done_tokens / (now - begun)
+            speed = computed_here / (now - begun)
             left = (total - step - 1) * (now - begun) / (step + 1 - start)
-            log.info(
-                "step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left", step + 1, total, loss, speed, max(left, 0.0)
-            )
-    return curve, start
+            log.info("step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left", step + 1, total, loss, speed, left)
+    return curve, start, seconds + time.monotonic() - begun
+
+
+def _not_finite(what: str, value: float, step: int, checkpoint: Checkpoint) -> UserError:
+    kept = f"; the state before it is kept in {checkpoint.folder}" if checkpoint.folder.is_dir() else ""
+    return UserError(
+        f"The {what} is {value} at step {step + 1}{kept}.",
+        where="training",
+        allowed="a smaller learning_rate, or another precision (fp16 overflows where bf16 does not)",
+        write="learning_rate: 2.0e-4",
+    )
+
+
+def token_shares(curve: list[dict], prefix: int) -> dict[str, dict[str, float]]:
+    """What the computed tokens were: ``count`` and ``share`` of answers, requests, prefix and padding.
+
+    ``prefix`` is the number of tokens that all rows begin with, computed once for each row or, shared, for each pack.
+    """
+    total = {key: sum(row[key] for row in curve) for key in curve[0] if key.endswith("tokens") or key == "rows"}
+    counts = {
+        "answers": total["learned_tokens"],
+        "padding": total["padding_tokens"],
+        "prefix": prefix * total["rows"] - total["shared_tokens"],
+    }
+    counts["requests"] = total["computed_tokens"] - sum(counts.values())
+    return {kind: {"count": count, "share": count / total["computed_tokens"]} for kind, count in counts.items()}
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
@@ -223,77 +346,91 @@ def main(
     code: str,
 ) -> None:
     """Train and write the adapter, the curve and the report."""
-    description = read_json(base / "description.json")
+    description = read_folder(base / "description.json")
+    data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
+    rows_per_step = rows_in_a_step(scenario, loop)
+    device = pick_device(loop["device"])
     state = {
         "code": code,
+        "data": {name: data["sha256"][Path(inputs[name]).name] for name in ("train", "validation")},
+        "device": device,
         "loop": loop,
         "scenario": scenario.to_mapping(),
         "seed": seed,
-        "train": sha256_file(inputs["train"]),
-        "weights": read_json(inputs["weights"]),
+        "weights": read_report(inputs["weights"])["files"],
     }
-    folder = Path(outputs["adapter"]).parent
+    folder, report, curve_path = (Path(outputs[name]) for name in ("adapter", "report", "curve"))
+    folder = folder.parent
+    adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    kept = Kept(folder.parent / "kept", state, report, [*adapter, curve_path])
+    if kept.put_back():
+        return
+    read_folder(inputs["weights"])
     checkpoint = Checkpoint(folder.parent / "checkpoints" / digest(state))
 
     import torch
-    from transformers import AutoTokenizer
 
     from scripts.training.batches import learned_tokens, read_rows
     from scripts.training.model import assert_quantized, build_model, build_optimizer
+    from scripts.training.packing import common_prefix, self_test
 
-    device = pick_device(loop["device"])
     torch.set_num_threads(threads)
     if device == "cpu":
         keep_host_memory()
     torch.use_deterministic_algorithms(True, warn_only=device == "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False  # finds reads of it; here it is a twentieth of the time
     torch.manual_seed(seed)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = read_tokenizer(base)
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     rows, held_out = read_rows(inputs["train"]), read_rows(inputs["validation"])[: loop["validation_rows"]]
-    effective_batch = scenario.micro_batch * scenario.gradient_accumulation
-    per_epoch, total = plan_steps(len(rows), effective_batch, loop["epochs"], loop["max_steps"])
+    prefix = common_prefix(rows)
+    shared = prefix if scenario.packing == "shared_prefix" else 0
+    check_rows(rows, held_out, scenario, loop, seed, shared)
+    per_epoch, total = plan_steps(len(rows), rows_per_step, loop["epochs"], loop["max_steps"])
+    forms = {"none": "padded", "rows": "packed", "shared_prefix": f"packed behind {shared} shared tokens"}
     log.info(
-        "effective batch %d = micro-batch %d x accumulation %d; %d rows = %d steps an epoch; %d steps; %s, %d threads",
-        effective_batch,
-        scenario.micro_batch,
-        scenario.gradient_accumulation,
-        len(rows),
-        per_epoch,
-        total,
-        device,
-        threads,
+        "%d rows a step, %s; %d rows = %d steps an epoch; %d steps; micro-batches of at most %d x %d tokens; %s, "
+        "%d threads",
+        *(rows_per_step, forms[scenario.packing], len(rows), per_epoch, total),
+        *(scenario.micro_batch, scenario.sequence_length, device, threads),
     )
     started = time.monotonic()
     model = build_model(scenario, device, weights=base, seed=seed)
     quantized = assert_quantized(model, scenario)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%s: %d trainable parameters; %s", description["title"], trainable, json.dumps(quantized, sort_keys=True))
+    exactness = None
+    if scenario.packing != "none":
+        exactness = self_test(model, scenario, rows, shared, pad_token_id)
+        log.info("packed rows against rows alone: %s", json.dumps(exactness, sort_keys=True))
     optimizer = build_optimizer(model, scenario, learning_rate=loop["learning_rate"], weight_decay=loop["weight_decay"])
     loaded = time.monotonic()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    curve, resumed_from = fit(model, optimizer, rows, scenario, loop, seed, pad_token_id, checkpoint)
-    trained = time.monotonic()
+    curve, resumed_from, seconds = fit(
+        model, optimizer, rows, scenario, loop, seed, pad_token_id, checkpoint, prefix=shared
+    )
+    # Before anything that can fail: the checkpoint of the last step, and these.
+    save_adapter(model, folder, description["source"].get("repository", description["title"]))
+    write_jsonl(curve_path, curve)
     # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a card, no more rows than were gated.
     loss = validation_loss(model, held_out, 64 if device == "cpu" else scenario.micro_batch, pad_token_id)
     log.info("validation loss %.4f over %d rows", loss, len(held_out))
-    save_adapter(model, folder, description["source"].get("repository", description["title"]))
-    write_jsonl(outputs["curve"], curve)
-    steps_here = curve[resumed_from:]
-    seconds = trained - loaded
-    write_json(
-        outputs["report"],
+    totals = {key: sum(row[key] for row in curve) for key in ("computed_tokens", "learned_tokens", "rows", "tokens")}
+    write_report(
+        report,
         {
             "base": {key: description[key] for key in ("license", "source", "title")},
+            "computed_tokens": totals["computed_tokens"],
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "effective_batch": effective_batch,
+            "effective_batch": rows_per_step,
             "epochs": total / per_epoch,
             "final_loss": sum(row["loss"] for row in curve[-10:]) / len(curve[-10:]),
             "first_loss": curve[0]["loss"],
-            "learned_tokens": sum(row["learned_tokens"] for row in curve),
+            "learned_tokens": totals["learned_tokens"],
             "loop": loop,
+            "packing": {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": prefix},
             "peak_allocated_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
             "quantized": quantized,
             "resumed_from_step": resumed_from or None,
@@ -301,12 +438,16 @@ def main(
             "seed": seed,
             "steps": total,
             "times": {
+                "computed_tokens_per_second": totals["computed_tokens"] / seconds,
+                "learned_tokens_per_second": totals["learned_tokens"] / seconds,
                 "load_wall_seconds": loaded - started,
-                "tokens_per_second": sum(row["tokens"] for row in steps_here) / seconds,
+                "rows_per_second": totals["rows"] / seconds,
+                "tokens_per_second": totals["tokens"] / seconds,
                 "train_wall_seconds": seconds,
             },
             "threads": threads,
-            "tokens": sum(row["tokens"] for row in curve),
+            "token_shares": token_shares(curve, prefix),
+            "tokens": totals["tokens"],
             "train_rows": len(rows),
             "trainable_parameters": trainable,
             "validation_loss": loss,
@@ -314,7 +455,10 @@ def main(
             "validation_learned_tokens": learned_tokens(held_out),
             "versions": versions(),
         },
+        *adapter,
+        curve_path,
     )
+    kept.lay_aside()
     checkpoint.remove()
 
 
@@ -325,7 +469,7 @@ if __name__ == "__main__":
             snakemake.params.scenario,
             snakemake.params.loop,
             snakemake.params.seed["seed"],
-            {name: snakemake.input[name] for name in ("train", "validation", "weights")},
+            {name: snakemake.input[name] for name in ("encoded", "train", "validation", "weights")},
             {name: snakemake.output[name] for name in ("adapter", "report", "curve")},
             snakemake.threads,
             snakemake.params.code,

@@ -9,6 +9,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import (
     atomic_folder,
     atomic_open,
+    read_folder,
     read_json,
     read_jsonl,
     read_report,
@@ -141,3 +142,12 @@ def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
+
+
+def test_a_folders_report_vouches_for_all_its_files_and_goes_with_a_damaged_one(tmp_path):
+    report = report_of(tmp_path)
+    assert read_folder(report)["loss"] == 1.5
+    (tmp_path / "rows.jsonl").write_text("{ }\n")
+    with pytest.raises(UserError) as error:
+        read_folder(report)
+    assert error.value.write.startswith(f"rm {tmp_path / 'rows.jsonl'} {report} ")

@@ -43,3 +43,18 @@ def test_bootstrap_finds_a_shift_and_is_deterministic():
 def test_bootstrap_admits_that_there_is_nothing():
     low, high = paired_bootstrap_interval([1.0, -1.0] * 50)
     assert low < 0 < high
+
+
+def test_bootstrap_leaves_two_and_a_half_percent_at_each_end():
+    generator = random.Random(2)
+    differences = [generator.gauss(0.0, 1.0) for _ in range(1000)]
+    low, high = paired_bootstrap_interval(differences)
+    deviation = (sum(value * value for value in differences) / 1000) ** 0.5
+    # 1.96 standard errors to each side; with 5 % at each end it would be 1.645.
+    assert (high - low) / 2 == pytest.approx(1.96 * deviation / 1000**0.5, rel=0.06)
+
+
+def test_bootstrap_heeds_the_weights():
+    differences, weights = [1.0, -1.0] * 50, [9.0, 1.0] * 50
+    low, high = paired_bootstrap_interval(differences, weights)
+    assert 0.5 < low < 0.8 < high < 1.0

@@ -143,7 +143,7 @@ def test_the_commands_are_short_valid_bash_and_nothing_is_left_to_clean(pairs):
 
 
 def test_the_screen_lets_every_command_pass(pairs):
-    screen = pytest.importorskip("scripts.dataset.screen").screen
+    screen = pytest.importorskip("scripts.screen.policy").screen
     verdicts = {row["command"]: screen(row["command"]) for row in pairs}
     assert {command: verdict for command, verdict in verdicts.items() if verdict.status != "ok"} == {}
 

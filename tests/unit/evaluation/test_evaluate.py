@@ -1,13 +1,8 @@
 """What is said of an answer."""
 
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from scripts.common.chat import encode_pair
-from scripts.evaluation.evaluate import answer_losses, answers, score, strip_fence, summarize
-from tests.unit.chat_tokenizer import CHATML, make_tokenizer
-from tests.unit.decoders import DECODERS
+from scripts.evaluation.evaluate import score, strip_fence, summarize
 
 
 @pytest.mark.parametrize(
@@ -38,6 +33,16 @@ def test_scores():
     assert rows[6]["screen"] == "danger"
 
 
+@pytest.mark.parametrize(("answer", "same"), [("ls -a", True), ("lsof -i", False), ("cat x", False), ("l", False)])
+def test_the_program_is_the_whole_first_word(answer, same):
+    assert score([answer], ["ls -l"])[0]["program"] is same
+
+
+def test_what_is_screened_is_the_command_in_the_fence():
+    fenced = "Run this:\n```bash\nrm -rf /\n```\nIt lists files."
+    assert [row["screen"] for row in score([fenced, "```\nls -l\n```"], ["ls", "ls"])] == ["danger", "ok"]
+
+
 def test_summary_has_intervals_and_weights_the_loss_by_tokens():
     rows = [
         {"answer": answer, "command": "ls", "learned_tokens": tokens, "loss_sum": loss, **scored}
@@ -50,48 +55,3 @@ def test_summary_has_intervals_and_weights_the_loss_by_tokens():
     assert summary["exact"]["count"] == 1 and summary["exact"]["n"] == 2
     assert summary["exact"]["low_95"] < 0.5 < summary["exact"]["high_95"]
     assert 0 < summary["chrf"] < 100
-
-
-SYSTEM = "Answer with one command."
-PAIRS = [
-    {"request": request, "command": command}
-    for request, command in [
-        ("List files", "ls"),
-        ("Find the word TODO in all files of src, and show the numbers of the lines", "grep -rn TODO src"),
-        ("Make the nested directory notes/v1", "mkdir -p notes/v1"),
-        ("Who am I?", "whoami"),
-        ("Show the last 20 lines of log.txt", "tail -n 20 log.txt"),
-    ]
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return make_tokenizer(CHATML)
-
-
-def build(name, tokenizer, **changes):
-    torch.manual_seed(0)
-    mapping = {**DECODERS[name], "vocab_size": len(tokenizer), **changes}
-    config = AutoConfig.for_model(mapping.pop("model_type"), **mapping)
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_losses_are_those_of_each_row_alone(name, tokenizer):
-    model = build(name, tokenizer)
-    losses = answer_losses(model, tokenizer, PAIRS, SYSTEM, batch_size=3)
-    for pair, (loss_sum, tokens) in zip(PAIRS, losses, strict=True):
-        ids, labels = encode_pair(tokenizer, SYSTEM, pair["request"], pair["command"])
-        with torch.inference_mode():
-            alone = model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels]))
-        assert tokens == sum(label != -100 for label in labels)
-        assert loss_sum == pytest.approx(float(alone.loss) * tokens, rel=1e-4)
-
-
-def test_answers_are_those_of_each_request_alone(tokenizer):
-    model = build("llama", tokenizer, initializer_range=0.5)  # large enough that requests get different answers
-    together = answers(model, tokenizer, PAIRS, SYSTEM, max_new_tokens=8, batch_size=4)
-    alone = [answers(model, tokenizer, [pair], SYSTEM, max_new_tokens=8, batch_size=1)[0] for pair in PAIRS]
-    assert together == alone
-    assert len(set(together)) > 1  # else an order that got lost would go unseen

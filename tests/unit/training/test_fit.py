@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
+from scripts.common.errors import UserError
 from scripts.scenario.scenario import Scenario
 from scripts.training import train
-from scripts.training.batches import IGNORED, Row
+from scripts.training.batches import IGNORED, Row, learned_tokens
 from scripts.training.model import build_model, build_optimizer
 
 LLAMA = {
@@ -38,13 +39,17 @@ def scenario(**differences):
     )
 
 
-def rows(count=40):
-    """A prompt of two tokens, and an answer that follows from it."""
-    pairs = [(3 + n % 20, 30 + n % 3) for n in range(count)]
-    return [Row([a, b, (a + b) % 60, 2], [IGNORED, IGNORED, (a + b) % 60, 2]) for a, b in pairs]
+def rows(count=40, longest=1):
+    """A prompt of two tokens, and an answer that follows from it, of 2 to ``longest`` + 1 tokens."""
+    made = []
+    for n in range(count):
+        a, b = 3 + n % 20, 30 + n % 3
+        answer = [(a + b) % 60] * (1 + n % longest) + [2]
+        made.append(Row([a, b, *answer], [IGNORED, IGNORED, *answer]))
+    return made
 
 
-def fit(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None):
+def fit(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None, data=None):
     """Train from the same start; returns the adapter, the curve and the step it was resumed from."""
     step = step or scenario()
     torch.use_deterministic_algorithms(True)
@@ -64,7 +69,7 @@ def fit(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None):
         optimizer.step = killed_step
     checkpoint = train.Checkpoint(tmp_path / "checkpoint")
     settings = {**loop, "save_every_steps": save_every}
-    curve, start = train.fit(model, optimizer, rows(), step, settings, 7, 0, checkpoint)
+    curve, start, _ = train.fit(model, optimizer, data or rows(), step, settings, 7, 0, checkpoint)
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return adapter, curve, start
 
@@ -76,11 +81,13 @@ def test_it_learns(tmp_path):
     assert curve[0]["learned_tokens"] == 8 and curve[0]["tokens"] == 16
 
 
-def test_a_killed_run_ends_like_one_that_was_not(tmp_path):
-    whole, whole_curve, _ = fit(tmp_path / "whole")
+@pytest.mark.parametrize("dropout", [0.0, 0.2])  # noise comes from the random state, which a checkpoint holds
+def test_a_killed_run_ends_like_one_that_was_not(tmp_path, dropout):
+    noisy = scenario(lora={"rank": 4, "alpha": 8, "dropout": dropout, "target_modules": "all-linear"})
+    whole, whole_curve, _ = fit(tmp_path / "whole", noisy)
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", stop_after=8)
-    adapter, curve, start = fit(tmp_path / "killed")
+        fit(tmp_path / "killed", noisy, stop_after=8)
+    adapter, curve, start = fit(tmp_path / "killed", noisy)
     assert start == 6  # the last multiple of save_every_steps
     assert curve == whole_curve
     assert all(torch.equal(adapter[name], whole[name]) for name in whole)
@@ -94,8 +101,9 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
 
 def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
     one_step = {**LOOP, "max_steps": 1}
-    together, curve, _ = fit(tmp_path / "a", scenario(micro_batch=8), one_step)
-    apart, other_curve, _ = fit(tmp_path / "b", scenario(micro_batch=2, gradient_accumulation=4), one_step)
+    data = rows(longest=9)  # a short answer must not weigh as much as a long one
+    together, curve, _ = fit(tmp_path / "a", scenario(micro_batch=8), one_step, data=data)
+    apart, other_curve, _ = fit(tmp_path / "b", scenario(micro_batch=2, gradient_accumulation=4), one_step, data=data)
     assert curve[0]["loss"] == pytest.approx(other_curve[0]["loss"], rel=1e-5)
     assert curve[0]["gradient_norm"] == pytest.approx(other_curve[0]["gradient_norm"], rel=1e-4)
     for name in together:
@@ -120,13 +128,49 @@ def test_the_adapter_is_saved_with_the_same_bytes_every_time(tmp_path):
     assert first == second
 
 
+def test_packs_take_the_step_of_the_rows_alone(tmp_path):
+    one_step, data = {**LOOP, "max_steps": 1}, rows(longest=9)
+    packed = scenario(packing="rows", micro_batch=2, gradient_accumulation=20)
+    together, other_curve, _ = fit(tmp_path / "a", packed, {**one_step, "rows_per_step": 40}, data=data)
+    alone, curve, _ = fit(tmp_path / "b", scenario(micro_batch=40), one_step, data=data)
+    assert curve[0]["loss"] == pytest.approx(other_curve[0]["loss"], rel=1e-5)
+    assert curve[0]["gradient_norm"] == pytest.approx(other_curve[0]["gradient_norm"], rel=1e-4)
+    for name in alone:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-5)
+    assert other_curve[0]["rows"] == 40 and other_curve[0]["tokens"] == sum(len(row.input_ids) for row in data)
+    assert other_curve[0]["padding_tokens"] < curve[0]["padding_tokens"] / 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, value):
+    from scripts.training import step as step_module
+
+    real, calls = step_module.forward_backward, []
+
+    def overflowing(*args, **kwargs):
+        calls.append(1)
+        return real(*args, **kwargs) * (value if len(calls) == 8 else 1.0)
+
+    monkeypatch.setattr(step_module, "forward_backward", overflowing)
+    with pytest.raises(UserError, match=r"(nan|inf) at step 8.*is kept in .*checkpoint") as error:
+        fit(tmp_path)
+    assert "learning_rate" in str(error.value)
+    monkeypatch.undo()
+    adapter, curve, start = fit(tmp_path)
+    whole, whole_curve, _ = fit(tmp_path / "whole")
+    assert start == 6 and curve == whole_curve
+    assert all(torch.equal(adapter[name], whole[name]) for name in whole)
+
+
 def test_validation_loss_is_the_mean_over_answer_tokens(tmp_path):
-    model = build_model(scenario(), "cpu", seed=0)
-    loss = train.validation_loss(model, rows(10), 4, 0)
+    model, data = build_model(scenario(), "cpu", seed=0), rows(10, longest=9)
+    loss = train.validation_loss(model, data, 4, 0)
     with torch.no_grad():
-        expected = [
-            model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
-            for row in rows(10)
+        tokens = [learned_tokens([row]) for row in data]
+        sums = [
+            count * model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
+            for row, count in zip(data, tokens, strict=True)
         ]
-    assert loss == pytest.approx(sum(expected) / 10, rel=1e-4)  # every row has two answer tokens
+    assert len(set(tokens)) > 2
+    assert loss == pytest.approx(sum(sums) / sum(tokens), rel=1e-4)
     assert model.training

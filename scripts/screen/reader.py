@@ -1,16 +1,14 @@
-"""Reading a shell command without running it: from text to the simple commands it would start.
+"""Reading a shell command without running it: from text to the simple commands that it would start.
 
 :func:`read` parses text with tree-sitter-bash and walks the syntax tree as an interpreter would, except that
-it does nothing: it only notes. What comes out is a list of :class:`Command`, each with its words resolved
-(quotes, escapes, braces, tildes, variables and functions set on the same line, output of ``echo``, ``printf``,
-``base64 -d`` and the like), its redirections, what feeds its standard input, and the wrappers around it
-(``sudo``, ``env``, ``xargs``, ``find -exec``, ``ssh``...). A wrapper and the command inside it are both noted;
-text handed to a shell (``sh -c``, ``eval``, a here-document, a pipe) is parsed in turn.
+it does nothing: it only notes. What comes out is a list of :class:`~scripts.screen.commands.Command`, each with its
+words resolved (quotes, escapes, braces, tildes, variables and functions set on the same line, output of ``echo`` and
+``printf``), its redirections, what feeds its standard input, and the wrappers around it. A wrapper and the command
+inside it are both noted; text handed to a shell (``sh -c``, ``eval``, a here-document, a pipe) is parsed in turn.
+What programs start is told by :mod:`scripts.screen.starting`.
 
-What wrappers, interpreters and other programs start is said in :mod:`scripts.dataset.payloads` and
-:mod:`scripts.dataset.starters`; the classes are in :mod:`scripts.dataset.commands`. None of them imports this module.
-
-Nothing is executed and no file is read. Work is bounded: longer, deeper or busier text is :class:`Refused`.
+Text that some program turned into other text (``rev``, ``tr``, ``base64 -d``...) is not decoded: it stays unknown, and
+the policy refuses to run it. Work is bounded: longer, deeper or busier text is :class:`Refused`.
 """
 
 from __future__ import annotations
@@ -19,22 +17,16 @@ import fnmatch
 import itertools
 import posixpath
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import UserError
-from scripts.dataset.commands import (
+from scripts.common.syntax import find_shfmt
+from scripts.screen.commands import (
     HOME,
-    INTERPRETER_NAME,
-    INTERPRETERS,
     MARK,
     MAX_TEXT,
     OUTPUT,
-    SHELLS,
     UNKNOWN,
     Command,
     Feed,
@@ -42,24 +34,13 @@ from scripts.dataset.commands import (
     Redirect,
     Refused,
     ansi,
-    listed,
     quote,
     tilde,
     unescape,
     unmark,
 )
-from scripts.dataset.payloads import (
-    BUILTINS,
-    PREFIXES,
-    WRAPPERS,
-    after_options,
-    downloads,
-    fetched_files,
-    file_commands,
-    output,
-    shell_strings,
-)
-from scripts.dataset.starters import STARTERS, STARTING_VARIABLES, script_of, started
+from scripts.screen.programs import Programs
+from scripts.screen.starting import begin
 
 MAX_CHARACTERS = 65_536
 MAX_DEPTH = 60  # levels of the syntax tree, all nested texts together; a level costs a few Python frames
@@ -67,7 +48,6 @@ MAX_NESTED = 10  # texts inside texts: sh -c "sh -c '...'"
 MAX_STEPS = 20_000  # words and statements visited; a hand-written script has a few hundred
 MAX_COMMANDS = 200  # commands noted; judging them takes time that grows with the square
 MAX_FIELDS = 512  # words that one word may expand to
-
 
 _OPEN, _COMMA, _CLOSE, _SPLIT = "\ue004", "\ue005", "\ue006", "\ue007"
 _PRIVATE = re.compile("[\ue000-\ue00f]")
@@ -84,10 +64,6 @@ ENVIRONMENT = {
     "TMPDIR": "/tmp",
     "HISTFILE": f"{HOME}/.bash_history",
 }
-
-
-_COPIED = frozenset(["busybox", "nc", "ncat", "socat", "find", "awk", "vim"])
-
 
 # --- parsing ---------------------------------------------------------------------------------------------------
 
@@ -122,18 +98,9 @@ _SPELLINGS = (
 )
 
 
-def shfmt_path() -> str:
-    """Where shfmt is; without it the screen would refuse valid text, so its absence is an error."""
-    beside = Path(sys.executable).with_name("shfmt")
-    found = str(beside) if beside.exists() else shutil.which("shfmt")
-    if found is None:
-        raise UserError("The program shfmt is missing.", allowed="shfmt-py of requirements.txt, installed")
-    return found
-
-
 def _valid_bash(text: str) -> bool:
     done = subprocess.run(
-        [shfmt_path(), "-ln", "bash"], input=text.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [find_shfmt(), "-ln", "bash"], input=text.encode(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     return done.returncode == 0
 
@@ -163,8 +130,8 @@ def parse(text: str) -> Any:
     raise Refused("not parsable as Bash")
 
 
-def read(text: str) -> Reading:
-    """Read a text of shell commands.
+def read(text: str, programs: Programs) -> Reading:
+    """Read a text of shell commands, with the facts about programs that say what starts what.
 
     Raises
     ------
@@ -176,7 +143,7 @@ def read(text: str) -> Reading:
     if len(text) > MAX_CHARACTERS:
         raise Refused(f"longer than {MAX_CHARACTERS} characters")
     text = _PRIVATE.sub("\ufffd", text).encode("utf-8", "replace").decode()
-    walk = _Walk()
+    walk = _Walk(programs)
     walk.program(parse(text), None)
     walk.finish()
     return walk.reading
@@ -185,12 +152,12 @@ def read(text: str) -> Reading:
 # --- walking ---------------------------------------------------------------------------------------------------
 
 _STATEMENTS = frozenset(
-    listed(
+    (
         "program command redirected_statement list pipeline compound_statement subshell function_definition"
         " if_statement elif_clause else_clause while_statement for_statement c_style_for_statement"
         " case_statement case_item negated_command test_command declaration_command unset_command"
         " variable_assignment variable_assignments do_group"
-    )
+    ).split()
 )
 # Conditions of while and until that stay as they are: nothing ends the loop but the disk, the memory or the user.
 _ALWAYS = re.compile(
@@ -198,6 +165,7 @@ _ALWAYS = re.compile(
     r"|test 1|! ?false|sleep 0|(?:mkdir|echo|printf|dd|touch|cp|head|cat)\b(?!.*\|\s*(?:grep|read|nc)).*"
 )
 _NEVER = re.compile(r"false|\[\[?\s+(?:0\s+-(?:eq|ne)\s+\d|1\s+-eq\s+[02])?\s*\]\]?|\(\(\s*0\s*\)\)|! ?true|! ?:")
+_LITERAL = frozenset("word number variable_name test_operator regex extglob_pattern special_variable_name".split())
 _PLAIN = re.compile(r"[^\\~{}\ue000-\ue00f]*")
 _SYSTEM_FOLDER = re.compile(r"(?:/(?:usr/|usr/local/|opt/homebrew/|snap/)?s?bin/|/(?:[^/]+/)*\.\.?/(?:[^/]+/)*s?bin/)")
 _PATH = ("/usr/local/bin/", "/usr/bin/", "/bin/", "/usr/local/sbin/", f"{HOME}/bin/", f"{HOME}/.local/bin/")
@@ -255,7 +223,8 @@ def _expand_braces(text: str) -> list[str]:
 class _Walk:
     """The state of an interpreter that only notes."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Programs) -> None:
+        self.programs = programs
         self.reading = Reading()
         self.variables: dict[str, str | list[str]] = dict(ENVIRONMENT)
         self.functions: dict[str, Any] = {}
@@ -705,7 +674,7 @@ class _Walk:
             raise Refused("nested too deeply")
         try:
             kind = node.type
-            if kind in listed("word number variable_name test_operator regex extglob_pattern special_variable_name"):
+            if kind in _LITERAL:
                 text = node.text.decode()
                 if text.startswith("~"):
                     text = tilde(text)
@@ -926,11 +895,17 @@ class _Walk:
                 feed = Feed(noted.commands, source.text if source else None)
         self.cwd, self.loop, self.piped, self.background = cwd, loop, piped, background
         if node.type == "command_substitution" and feed.text is not None:
-            self.reading.substituted.append(feed)
             return feed.text.rstrip("\n")
+        return ("/dev/fd/" if node.type == "process_substitution" else "") + self.mark(feed)
+
+    def mark(self, feed: Feed) -> str:
+        """A word that stands for an output."""
         self.reading.outputs.append(feed)
-        prefix = "/dev/fd/" if node.type == "process_substitution" else ""
-        return f"{prefix}{OUTPUT[0]}{len(self.reading.outputs) - 1}{OUTPUT[1]}"
+        return f"{OUTPUT[0]}{len(self.reading.outputs) - 1}{OUTPUT[1]}"
+
+    def room(self) -> bool:
+        """Whether more may be noted that is only derived from code."""
+        return len(self.reading.commands) < MAX_COMMANDS - 8
 
     # -- commands
 
@@ -1035,35 +1010,16 @@ class _Walk:
             inner = self.nested(" ".join([self.aliases[name], *map(quote, argv[1:])]), command.stdin)
             self.active.pop()
             return Feed((command, *inner.commands), inner.text)
-        if name not in BUILTINS and command.assignments and not STARTING_VARIABLES.isdisjoint(command.assignments):
-            for variable in STARTING_VARIABLES.intersection(command.assignments):
-                self.try_nested(command.assignments[variable], None, name)
-        known = None
         if self.files:
             folders = ("",) if "/" in argv[0] else _PATH
             known = next((self.files[folder + argv[0]] for folder in folders if folder + argv[0] in self.files), None)
             known = known or (self.files.get(self.absolute(argv[0])) if "/" in argv[0] else None)
-        if known is not None:
-            command.script = known
-            if known.text is not None:
-                return Feed((command, *self.run_file(command, argv[0], known.text, argv[1:]).commands), None)
-            return Feed((command,), None)
-        special = BUILTINS.get(name)
-        if special is not None:
-            return special(self, command)
-        if "/" in name:
-            base = posixpath.basename(name)
-            if base in SHELLS or base in _COPIED or INTERPRETER_NAME.fullmatch(base):
-                command.name = name = base  # a copy elsewhere, as set-uid programs are
-        if name in SHELLS:
-            return self.shell(command)
-        if name in INTERPRETERS or name.startswith(("python", "perl", "pypy", "ruby", "php", "lua", "node")):
-            return self.interpreter(command)
-        inner = self.unwrap(command)
-        if inner is not None:
-            return inner
-        downloads(self, command)
-        return Feed((command,), output(command, self))
+            if known is not None:
+                command.script = known
+                if known.text is not None:
+                    return Feed((command, *self.run_file(command, argv[0], known.text, argv[1:]).commands), None)
+                return Feed((command,), None)
+        return begin(self, command)
 
     def run_file(self, command: Command, path: str, text: str, arguments: list[str]) -> Feed:
         """A script that was written before: its text, unless it is being read already."""
@@ -1075,11 +1031,8 @@ class _Walk:
         self.active.append(path)
         try:
             if text.startswith("#!") and not re.match(r"#!\s*\S*\b(?:env\s+)?\w*sh\b", text):
-                command.code = text
-                commands: list[Command] = []
-                for inner in [*shell_strings(text)]:
-                    commands.extend(self.try_nested(inner, None, command.name).commands)
-                return Feed(tuple(commands), None)
+                command.code = text  # another language
+                return self.inside(command, [re.split(r"[/\s]", text.split("\n")[0].strip())[-1], path])
             return self.as_wrapper(command, text, arguments, named=path)
         finally:
             self.running.pop()
@@ -1114,58 +1067,6 @@ class _Walk:
             self.nested_depth -= 1
             self.wrappers, self.arguments = before, outer
 
-    def shell(self, command: Command) -> Feed:
-        """A shell: the text of -c, the script, or what stands at its standard input."""
-        argv = command.argv
-        position = 1
-        text: str | None = None
-        reads_stdin = False
-        while position < len(argv):
-            word = argv[position]
-            if word in ("-o", "+o", "-O", "+O", "--rcfile", "--init-file"):
-                position += 2
-                continue
-            if word in ("-", "--"):
-                position += 1
-                break
-            if word.startswith("--") or (word[:1] in "-+" and len(word) > 1):
-                if not word.startswith("--") and "c" in word[1:] and word[0] == "-":
-                    rest = [w for w in argv[position + 1 :]]
-                    while rest and rest[0] in ("-e", "-x", "-u", "-l", "-i", "--"):
-                        rest.pop(0)
-                    text = rest[0] if rest else ""
-                    command.code = text
-                    inner = self.as_wrapper(command, text, rest[2:], named=rest[1] if len(rest) > 1 else "")
-                    return Feed((command, *inner.commands), inner.text)
-                if word[0] == "-" and word[1] != "-" and "n" in word:  # only checks the syntax
-                    return Feed((command,), "")
-                if not word.startswith("--") and "s" in word[1:]:
-                    reads_stdin = True
-                position += 1
-                continue
-            break
-        rest = argv[position:]
-        if rest and not reads_stdin:
-            if OUTPUT[0] in rest[0]:
-                command.script = Feed(tuple(self.reading.origins(rest[0])), self.known_text(rest[0]))
-            elif rest[0] in ("/dev/stdin", "/proc/self/fd/0", "/dev/fd/0"):
-                reads_stdin = True
-            else:
-                command.script = self.files.get(self.absolute(rest[0])) or Feed((), None, rest[0])
-            if not reads_stdin:
-                text = command.script.text if command.script else None
-                if text is not None:
-                    inner = self.run_file(command, rest[0], text, rest[1:])
-                    return Feed((command, *inner.commands), inner.text)
-                return Feed((command,), None)
-        if command.stdin is not None:
-            command.script = command.stdin
-            if command.stdin.text is not None:
-                command.code = command.stdin.text
-                inner = self.as_wrapper(command, command.stdin.text, rest[1:], stdin=None)
-                return Feed((command, *inner.commands), inner.text)
-        return Feed((command,), None)
-
     def as_wrapper(self, command: Command, text: str, arguments: list[str], stdin: Any = ..., named: str = "") -> Feed:
         before, self.wrappers = self.wrappers, (*command.wrappers, command.name)
         outer = self.active
@@ -1185,74 +1086,6 @@ class _Walk:
         match = re.fullmatch(f"/dev/fd/{OUTPUT[0]}([0-9]+){OUTPUT[1]}", word)
         return self.reading.outputs[int(match[1])].text if match else None
 
-    def interpreter(self, command: Command) -> Feed:
-        """python -c, perl -e and so on: the code, and the shell text that it hands to a shell."""
-        code: list[str] = []
-        argv = command.argv
-        position, script = 1, None
-        bare = re.sub(r"[0-9.]+$", "", command.name)
-        letters = {"python": "c", "pypy": "c", "php": "rB", "perl": "eE", "osascript": "e"}.get(bare, "epc")
-        while position < len(argv):
-            word = argv[position]
-            if word in ("--eval", "--execute", "--print", "eval", "--run") and position + 1 < len(argv):
-                code.append(argv[position + 1])
-                position += 2
-            elif word.startswith("-") and len(word) > 1 and not word.startswith("--"):
-                cut = min((word.find(letter, 1) for letter in letters if letter in word[1:]), default=-1)
-                if bare in ("python", "pypy") and word.startswith("-m"):
-                    script = "-m"
-                    break
-                if cut > 0 and (bare not in ("perl", "ruby") or not word.startswith(("-M", "-I", "-r"))):
-                    if word[cut + 1 :]:
-                        code.append(word[cut + 1 :])
-                        position += 1
-                    else:
-                        code.extend(argv[position + 1 : position + 2])
-                        position += 2
-                    if bare in ("python", "pypy", "php"):
-                        break
-                else:
-                    position += 1
-            elif word == "-":
-                position += 1
-                break
-            elif word.startswith("--"):
-                position += 1
-            else:
-                if not code:
-                    script = word
-                break
-        if script is None and not code and command.stdin is not None:
-            command.script = command.stdin
-            if command.stdin.text is not None:
-                code.append(command.stdin.text)
-        elif script is not None and script != "-m" and not code:
-            if OUTPUT[0] in script:
-                command.script = Feed(tuple(self.reading.origins(script)), self.known_text(script))
-            else:
-                command.script = self.files.get(self.absolute(script)) or Feed((), None, script)
-            if command.script.text is not None:
-                code.append(command.script.text)
-        commands = [command]
-        if code:
-            command.code = "\n".join(code)
-            for path in fetched_files(command.code):
-                self.store(path, Feed((command,), None))
-            texts = shell_strings(command.code)
-            if bare == "tclsh":
-                texts = [text for _, what in started(bare, argv, command.code, None) for text in what]
-            for text in texts:
-                commands.extend(self.try_nested(text, None, command.name).commands)
-            self.file_calls(command)
-        return Feed(tuple(commands), output(command, self))
-
-    def file_calls(self, command: Command) -> None:
-        """What a piece of code does to files through its language's own functions, as the commands that do the same."""
-        for words, target in file_commands(command.code or ""):
-            if len(self.reading.commands) < MAX_COMMANDS - 8:
-                redirects = [Redirect(target[0], "", target[1])] if target else []
-                self.start(words, redirects, None, (*command.wrappers, command.name), {})
-
     def try_nested(self, text: str, stdin: Feed | None, wrapper: str) -> Feed:
         """Like :meth:`nested` for text that may not be shell at all: then nothing is noted."""
         try:
@@ -1261,57 +1094,6 @@ class _Walk:
             if "parsable" in str(refused):
                 return Feed((), None)
             raise
-
-    def unwrap(self, command: Command) -> Feed | None:
-        """Start what a wrapper starts; None for programs that start nothing."""
-        name, argv = command.name, command.argv
-        if name in PREFIXES:
-            skip, valued = PREFIXES[name]
-            rest, assignments = after_options(argv[1:], valued, name), {}
-            rest = rest[skip:]
-            if name in ("sudo", "doas", "env", "pkexec", "time"):
-                while rest and _ASSIGNMENT.match(rest[0]):
-                    key, _, value = rest[0].partition("=")
-                    assignments[key] = value
-                    rest = rest[1:]
-                if assignments:
-                    command.assignments = {**command.assignments, **assignments}
-            if name == "env":
-                for text in command.value("-S", "--split-string"):
-                    inner = self.nested(text, command.stdin, name)
-                    return Feed((command, *inner.commands), inner.text)
-            if name == "flock" and argv[1:] and "-c" in argv:
-                return self.shell_text(command, command.value("-c", "--command"))
-            return self.inside(command, rest, assignments)
-        special = WRAPPERS.get(name)
-        if special is not None:
-            return special(self, command)
-        return self.starter(command) if name in STARTERS else None
-
-    def starter(self, command: Command) -> Feed:
-        """What a program of the table in :mod:`scripts.dataset.starters` starts."""
-        name, argv = command.name, command.argv
-        path = script_of(name, argv)
-        known = command.stdin if path == "-" else None
-        if path is not None and path != "-":
-            if OUTPUT[0] in path and path.startswith("/dev/fd/"):
-                known = Feed(tuple(self.reading.origins(path)), self.known_text(path))
-            else:
-                known = self.files.get(self.absolute(path))
-        command.script = known
-        commands = [command]
-        given = command.stdin.text if command.stdin is not None else None
-        for kind, what in started(name, argv, given, known.text if known is not None else None):
-            if kind == "words":
-                commands.extend(self.inside(command, what).commands[1:])
-                continue
-            if kind == "code":
-                command.code = what[0]
-                self.file_calls(command)
-            for text in shell_strings(what[0]) if kind == "code" else what:
-                commands.extend(self.try_nested(text.lstrip("; "), None, name).commands)
-        downloads(self, command)
-        return Feed(tuple(commands), output(command, self))
 
     def shell_text(self, command: Command, texts: list[str], stdin: Any = ...) -> Feed:
         commands = [command]
@@ -1387,10 +1169,10 @@ def _strip_pattern(value: str, pattern: str, operator: str) -> str:
 
 
 # Programs that a pattern such as /bin/r? is tried against.
-_GLOBBED = listed(
+_GLOBBED = (
     "rm dd sh bash cat nc sudo curl wget chmod chown mkfs.ext4 shred mv cp tar python3 perl find tee kill"
     " ncat base64 head tail"
-)
+).split()
 
 
 def program_names(word: str) -> list[str]:

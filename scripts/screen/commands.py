@@ -1,10 +1,7 @@
 """What is known of a shell command once it is read: its words, redirections and input, and where each came from.
 
-The reader (:mod:`scripts.dataset.shell`) and what programs start (:mod:`scripts.dataset.payloads`) fill these
-classes; the rules ask them.
-
-What is not known stays visible in the words, as marks from Unicode's private use area: :data:`UNKNOWN`
-encloses the name of a variable, :data:`OUTPUT` the number of a command substitution in ``Reading.outputs``.
+What is not known stays visible in the words, as marks from Unicode's private use area: :data:`UNKNOWN` encloses the
+name of a variable, :data:`OUTPUT` the number of a command substitution in ``Reading.outputs``.
 """
 
 from __future__ import annotations
@@ -12,24 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
-
-
-@cache
-def listed(text: str) -> tuple[str, ...]:
-    """Words written as one text."""
-    return tuple(text.split())
-
 
 UNKNOWN = ("\ue000", "\ue001")
 OUTPUT = ("\ue002", "\ue003")
 MARK = re.compile("\ue000([^\ue000-\ue003]*)\ue001|\ue002([0-9]+)\ue003")
 MAX_TEXT = 65_536  # characters of an output that is followed
 HOME = "/home/user"
-SHELLS = frozenset(["sh", "bash", "dash", "zsh", "ksh", "mksh", "ash", "fish", "rbash", "tcsh", "csh", "pdksh", "yash"])
-INTERPRETERS = frozenset(listed("python perl ruby node nodejs php lua luajit tclsh pypy deno bun Rscript osascript"))
-INTERPRETER_NAME = re.compile(r"(?:python|pypy|perl|ruby|php|lua|node)[\d.]*")
 
 
 class Refused(Exception):
@@ -38,7 +24,17 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Feed:
-    """What stands at a standard input or came out of a substitution: who wrote it, and its text where known."""
+    """What stands at a standard input or came out of a substitution.
+
+    Parameters
+    ----------
+    commands
+        Who wrote it.
+    text
+        What it says, where that follows from the text alone.
+    path
+        The file that it is, ``&3`` for a descriptor.
+    """
 
     commands: tuple[Command, ...] = ()
     text: str | None = None
@@ -78,14 +74,14 @@ class Command:
     grows: str = ""  # the variable that it makes longer, as x=$x$x does
     code: str | None = None
     script: Feed | None = None
+    hidden: bool = False  # its output is known text, changed beyond what is followed
     assignments: dict[str, str] = field(default_factory=dict)
-    reading: Reading | None = None
+    reading: Reading = None  # type: ignore[assignment]
     memo: dict[str, Any] = field(default_factory=dict)  # what was worked out about it once
-    _options: tuple[str, list[str], list[str]] | None = None
 
     def options(self) -> tuple[str, list[str], list[str]]:
         """Letters of the short options, the long options as written, and the operands, in the manner of getopt."""
-        if self._options is None:
+        if "options" not in self.memo:
             short, long, operands = [], [], []
             words = iter(self.argv[1:])
             for word in words:
@@ -97,31 +93,42 @@ class Command:
                     short.append(word[1:])
                 else:
                     operands.append(word)
-            self._options = ("".join(short), long, operands)
-        return self._options
+            self.memo["options"] = ("".join(short), long, operands)
+        return self.memo["options"]
 
-    def has(self, letters: str = "", *names: str) -> bool:
-        """Whether one of the short letters or long names (or an abbreviation of one) is given."""
+    def has(self, *options: str) -> bool:
+        """Whether one of the options is given: ``-r`` (also among ``-vr``), ``--recursive`` (or an abbreviation of
+        it), or another word as it stands (``-delete``, ``+o``)."""
         short, long, _ = self.options()
-        if any(letter in short for letter in letters):
-            return True
-        return any(
-            name.startswith(option[2:].partition("=")[0]) and len(option) > 3 for option in long for name in names
-        )
+        for option in options:
+            if option[:2] == "--":
+                if any(option.startswith(given.partition("=")[0]) and len(given) > 3 for given in long):
+                    return True
+            elif len(option) == 2 and option[0] == "-":
+                if option[1] in short:
+                    return True
+            elif option in self.argv:
+                return True
+        return False
 
-    def value(self, *options: str) -> list[str]:
-        """All values of the options given as ``-o``, ``-ovalue``, ``--opt value`` or ``--opt=value``."""
+    def values(self, *options: str) -> list[str]:
+        """All values of the options given as ``-o v``, ``-ov``, ``-xo v``, ``--opt v``, ``--opt=v`` or ``opt=v``."""
         found = []
         for position, word in enumerate(self.argv[1:], 1):
             for option in options:
-                if word == option:
-                    if position + 1 < len(self.argv):
-                        found.append(self.argv[position + 1])
+                if option[-1] == "=":
+                    if word.startswith(option):
+                        found.append(word[len(option) :])
+                elif word == option:
+                    found.extend(self.argv[position + 1 : position + 2])
                 elif option.startswith("--") or len(option) > 2:
                     if word.startswith(option + "="):
                         found.append(word[len(option) + 1 :])
-                elif word.startswith(option) and not word.startswith("--"):
-                    found.append(word[2:])
+                elif len(option) == 2 and word[:1] == "-" and word[:2] != "--":
+                    if word.startswith(option):
+                        found.append(word[2:].removeprefix("="))
+                    elif word[-1] == option[1] and word[1:].isalpha():
+                        found.extend(self.argv[position + 1 : position + 2])
         return found
 
     @property
@@ -135,7 +142,6 @@ class Reading:
 
     commands: list[Command] = field(default_factory=list)
     outputs: list[Feed] = field(default_factory=list)
-    substituted: list[Feed] = field(default_factory=list)  # command substitutions whose text is known
     sockets: bool = False  # a descriptor was opened on /dev/tcp or /dev/udp
     files: dict[str, Feed] = field(default_factory=dict)  # what was written where, by the tidied path
 
@@ -191,7 +197,7 @@ def ansi(text: str) -> str:
         code = int(digits, base)
         return chr(code) if 0 < code < 0xD800 else ""
 
-    return _ANSI.sub(one, text)
+    return _ANSI.sub(one, text) if "\\" in text else text
 
 
 def quote(word: str) -> str:

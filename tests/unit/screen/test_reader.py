@@ -2,8 +2,14 @@
 
 import pytest
 
-from scripts.dataset.commands import Refused, unknown_names
-from scripts.dataset.shell import MAX_CHARACTERS, read
+from scripts.screen import reader
+from scripts.screen.commands import Reading, Refused, unknown_names
+from scripts.screen.policy import default
+from scripts.screen.reader import MAX_CHARACTERS
+
+
+def read(text: str) -> Reading:
+    return reader.read(text, default().programs)
 
 
 def argvs(text: str) -> list[list[str]]:
@@ -39,10 +45,6 @@ def test_words_are_what_the_shell_would_make_of_them(text, words):
     [
         "echo 'rm -rf /' | sh",
         "printf '\\162\\155\\040\\055\\162\\146\\040\\057' | sh",
-        "echo cm0gLXJmIC8= | base64 -d | bash -s",
-        "echo 726d202d7266202f | xxd -r -p | sh",
-        "echo '/ fr- mr' | rev | sh",
-        "echo 'ez -es /' | tr ezs rmf | sh",
         "sh <<< 'rm -rf /'",
         "sh <(echo 'rm -rf /')",
         ". <(echo 'rm -rf /')",
@@ -78,6 +80,22 @@ def test_commands_are_found_wherever_they_start(text):
     ],
 )
 def test_data_is_no_command(text):
+    assert not any(command.name == "rm" for command in read(text).commands)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "echo cm0gLXJmIC8= | base64 -d | bash -s",
+        "echo 726d202d7266202f | xxd -r -p | sh",
+        "echo '/ fr- mr' | rev | sh",
+        "echo 'ez -es /' | tr ezs rmf | sh",
+        "echo 'rX -rf /' | sed s/X/m/ | sh",
+        "$(echo zm | tr z r) -rf /",
+    ],
+)
+def test_changed_text_is_marked_as_hidden_and_not_decoded(text):
+    assert any(command.hidden for command in read(text).commands)
     assert not any(command.name == "rm" for command in read(text).commands)
 
 

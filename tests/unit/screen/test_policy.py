@@ -13,58 +13,53 @@ from hypothesis import strategies as st
 from scripts.common.digests import imported_modules
 from scripts.common.errors import UserError
 from scripts.dataset.embedded import generate
-from scripts.dataset.rules import CATEGORIES, RULES, SEVERITIES
-from scripts.dataset.screen import evaluate, labelled, screen, table
-from scripts.dataset.shell import read
+from scripts.screen.measure import evaluate, labelled, table
+from scripts.screen.policy import LEVELS, build, screen
 
 ROOT = Path(__file__).resolve().parents[3]
-LABELLED = ROOT / "tests" / "data" / "screen_labelled.tsv"
-ROWS = labelled(str(LABELLED))
-RESULT = evaluate(ROWS)
+DATA = ROOT / "tests" / "data"
+WORKING = DATA / "screen_working.tsv"
+POLICY = build()
+ROWS = labelled(str(WORKING))
+RESULT = evaluate(ROWS, POLICY)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
-def test_a_rule_flags_and_passes_its_examples(rule):
-    for command in rule.flagged:
-        assert any(rule.matches(one) for one in read(command).commands), command
-    for command in rule.passed:
-        assert screen(command).status == "ok", command
+def test_every_rule_is_well_formed_and_its_examples_come_out_as_it_says():
+    build(check=True)
 
 
-def test_the_table_is_complete():
-    assert {rule.category for rule in RULES} == set(CATEGORIES)
-    assert len({rule.name for rule in RULES}) == len(RULES)
-    for rule in RULES:
-        assert rule.severity in SEVERITIES
-        assert rule.attack_id.startswith("T1")
-        assert rule.description.endswith(".")
-        assert rule.flagged and rule.passed
+@pytest.mark.parametrize("rule", POLICY.rules.values(), ids=lambda rule: rule.id)
+def test_a_rule_tells_what_it_is_about(rule):
+    assert rule.verdict.level in LEVELS
+    assert rule.verdict.attack.startswith("T1")
+    assert len(rule.fires) >= 1 and len(rule.passes) >= 1
 
 
-def test_the_table_holds_what_every_module_of_the_package_enters():
-    modules = set((ROOT / "scripts" / "dataset" / "rules").glob("*.py"))
-    holders = {Path(rule.matches.__code__.co_filename) for rule in RULES}
-    assert modules - holders == {ROOT / "scripts" / "dataset" / "rules" / name for name in ("__init__.py", "table.py")}
+def test_the_rule_of_the_workflow_knows_every_module_of_the_screen():
+    modules = set((ROOT / "scripts" / "screen").glob("*.py")) - {ROOT / "scripts/screen/measure.py"}
+    modules -= {ROOT / "scripts/screen/__main__.py"}
     assert modules <= set(imported_modules(ROOT / "scripts" / "dataset" / "screen_dataset.py"))
 
 
 def test_the_labelled_set_is_large_balanced_and_apart_from_the_examples():
     commands = [command for _, _, command in ROWS]
-    examples = {command for rule in RULES for command in (*rule.flagged, *rule.passed)}
+    examples = {command for rule in POLICY.rules.values() for command in (*rule.fires, *rule.passes)}
     harmless = sum(label == "ok" for label, _, _ in ROWS)
     assert len(commands) >= 400
     assert len(set(commands)) == len(commands)
     assert not examples & set(commands)
     assert 0.4 < harmless / len(commands) < 0.6
-    assert {category for label, category, _ in ROWS if label == "danger"} == set(CATEGORIES)
+    assert {category for label, category, _ in ROWS if label == "danger"} == {
+        rule.verdict.category for rule in POLICY.rules.values()
+    }
 
 
-def test_recall_and_false_alarms_on_the_labelled_set():
+def test_recall_and_false_alarms_on_the_part_to_work_with():
     assert RESULT["total"]["recall"] >= 0.98, RESULT["wrong"]
-    assert RESULT["total"]["false_alarm_rate"] <= 0.02, RESULT["wrong"]
+    assert RESULT["total"]["false_alarm_rate"] <= 0.01, RESULT["wrong"]
     for name, row in RESULT["categories"].items():
         assert row["refused"] >= 0.95 * row["dangerous"], name
-        assert row["false_alarms"] <= 0.05 * row["harmless"], name
+        assert row["false_alarms"] <= max(1, 0.05 * row["harmless"]), name
 
 
 MISSED = """
@@ -141,7 +136,7 @@ def test_wrappers_hide_nothing(wrapped):
 def test_a_verdict_tells_category_rule_severity_and_technique():
     verdict = screen("sudo dd if=/dev/zero of=/dev/sda")
     assert (verdict.status, verdict.category, verdict.rule) == ("danger", "disk-destruction", "write-disk")
-    assert (verdict.severity, verdict.attack_id) == ("critical", "T1561")
+    assert (verdict.level, verdict.attack) == ("critical", "T1561")
     assert screen("ls").category is None
 
 
@@ -231,7 +226,7 @@ def test_company_does_not_make_a_command_safer(command, around):
 
 def run(*arguments: str, data: bytes = b"") -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "scripts.dataset.screen", *arguments], input=data, capture_output=True, cwd=ROOT
+        [sys.executable, "-m", "scripts.screen", *arguments], input=data, capture_output=True, cwd=ROOT
     )
 
 
@@ -240,11 +235,11 @@ def test_the_command_line_answers_line_by_line():
     assert done.returncode == 0
     lines = done.stdout.decode().split("\n")
     assert lines[:4] == ["ok", "danger\tdestructive-files\tdelete-tree", "ok", "unparsable"]
-    assert len(lines) == 7 and lines[5] == "ok"
+    assert lines[4:] == ["unparsable", "ok", ""]
 
 
 def test_the_command_line_evaluates():
-    done = run("--evaluate", str(LABELLED), "--json")
+    done = run("--evaluate", str(WORKING), "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout) == RESULT
     assert "| **all** |" in table(RESULT)

@@ -1,0 +1,95 @@
+"""How labelled commands come out: the project's own set, or a corpus of somebody else in a folder.
+
+A labelled set has three columns parted by tabs, ``danger`` or ``ok``, a category and a command; its first line is a
+header. A corpus of others stays theirs: only counts leave this module.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from scripts.common.errors import UserError
+from scripts.screen.policy import Policy
+
+_COUNTS = ("dangerous", "refused", "same_category", "harmless", "false_alarms")
+
+
+def labelled(path: str) -> list[tuple[str, str, str]]:
+    """Rows (label, category, command) of a labelled set.
+
+    Raises
+    ------
+    UserError
+        There is no such file, or a row is not ``ok`` or ``danger``, a category and a command.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("The labelled set can't be read.", where=path, found=str(error)) from error
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        parts = line.split("\t", 2)
+        if len(parts) != 3 or parts[0] not in ("danger", "ok"):
+            raise UserError(
+                "A row of the labelled set is incomplete.",
+                where=f"{path}, line {number}",
+                found=line[:80],
+                allowed="danger or ok, a category and a command, separated by tabs; the first line is a header",
+            )
+        rows.append((parts[0], parts[1], parts[2]))
+    return rows
+
+
+def evaluate(rows: list[tuple[str, str, str]], policy: Policy) -> dict:
+    """How a labelled set comes out.
+
+    Returns
+    -------
+    dict
+        ``categories``: for each the counts ``dangerous``, ``refused`` (of these), ``same_category`` (of these),
+        ``harmless`` and ``false_alarms`` (of these); ``total`` with the sums, ``recall`` and ``false_alarm_rate``;
+        ``wrong``: the rows judged otherwise than labelled. An unparsable command counts as refused.
+    """
+    categories: dict[str, Counter] = {}
+    wrong = []
+    for label, category, command in rows:
+        counts = categories.setdefault(category, Counter())
+        verdict = policy.judge(command)
+        refused = verdict.status != "ok"
+        counts["dangerous" if label == "danger" else "harmless"] += 1
+        if label == "danger":
+            counts["refused"] += refused
+            counts["same_category"] += verdict.category == category
+        else:
+            counts["false_alarms"] += refused
+        if refused != (label == "danger"):
+            wrong.append({"category": category, "command": command, "label": label, "verdict": verdict.line()})
+    total = sum(categories.values(), Counter())
+    return {
+        "categories": {name: {key: categories[name][key] for key in _COUNTS} for name in sorted(categories)},
+        "total": {key: total[key] for key in _COUNTS}
+        | {
+            "false_alarm_rate": total["false_alarms"] / total["harmless"] if total["harmless"] else None,
+            "recall": total["refused"] / total["dangerous"] if total["dangerous"] else None,
+        },
+        "wrong": wrong,
+    }
+
+
+def table(result: dict) -> str:
+    """An evaluation as Markdown."""
+    lines = [
+        "| category | dangerous | refused | as this category | recall | harmless | false alarms |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in [*result["categories"].items(), ("**all**", result["total"])]:
+        recall = f"{row['refused'] / row['dangerous']:.3f}" if row["dangerous"] else ""
+        lines.append(
+            f"| {name} | {row['dangerous']} | {row['refused']} | {row['same_category']} | {recall} |"
+            f" {row['harmless']} | {row['false_alarms']} |"
+        )
+    wrong = [
+        f"- {row['label']}, judged `{row['verdict']}`: `{row['command']}`".replace("\t", " ") for row in result["wrong"]
+    ]
+    return "\n".join([*lines, "", *wrong]).rstrip()

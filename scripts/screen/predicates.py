@@ -1,0 +1,276 @@
+"""The words of the policy's language: each key of a selection, as a question about one command.
+
+A selection holds where all of its keys hold. Patterns are searched in the first :data:`LONGEST` characters and compiled
+when they are first asked for, so that importing the screen costs little.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+from scripts.screen import paths
+from scripts.screen.commands import OUTPUT, Command, unknown_names, unmark
+from scripts.screen.paths import Places
+from scripts.screen.programs import Programs, names_pattern
+
+LONGEST = 4096  # characters in which a pattern is looked for: the time of one with gaps grows with the square
+Test = Callable[[Command], bool]
+compiled = cache(re.compile)
+
+
+class Language:
+    """Compiles selections; holds what they name: programs and places."""
+
+    def __init__(self, programs: Programs, places: Places) -> None:
+        self.programs, self.places = programs, places
+        # In the order in which they are asked: what costs least first.
+        self.predicates: dict[str, Callable[[Any], Test]] = {
+            "program": self.program,
+            "under": lambda names: _any_name(names, lambda c: c.wrappers),
+            "background": lambda wanted: lambda c: c.background is wanted,
+            "piped": lambda wanted: lambda c: c.piped is wanted,
+            "recursive": lambda wanted: lambda c: c.recursive is wanted,
+            "hidden": lambda wanted: lambda c: c.hidden is wanted,
+            "grows": lambda wanted: lambda c: bool(c.grows) is wanted,
+            "sockets": lambda wanted: lambda c: c.reading.sockets is wanted,
+            "loop": lambda kind: lambda c: c.loop == kind or (kind == "any" and c.loop != ""),
+            "bare": lambda wanted: lambda c: (len(c.argv) == 1) is wanted,
+            "as-root": lambda wanted: lambda c: _as_root(c) is wanted,
+            "prompt": lambda wanted: lambda c: _prompt(c) is wanted,
+            "option": lambda options: (lambda wanted: lambda c: c.has(*wanted))(options.split()),
+            "words": lambda pattern: lambda c: _search(pattern, _words(c)),
+            "subcommand": lambda pattern: lambda c: (
+                compiled(pattern).match(" ".join(paths.operands(c, self.programs.of(c.name))[:3])[:LONGEST]) is not None
+            ),
+            "operand": lambda pattern: lambda c: any(compiled(pattern).fullmatch(word) for word in c.operands),
+            "value": lambda pairs: lambda c: any(
+                compiled(pattern).fullmatch(value.lstrip("=")) for options, pattern in pairs.items()
+                for value in c.values(*options.split())
+            ),
+            "argument": lambda pattern: lambda c: any(compiled(pattern).search(w[:LONGEST]) for w in c.argv[1:]),
+            "varies": lambda wanted: lambda c: any(r.varies for r in c.redirects) is wanted,
+            "unknown": lambda pattern: lambda c: any(
+                compiled(pattern).fullmatch(name) for word in c.argv for name in unknown_names(word)
+            ),
+            "sets": lambda pairs: lambda c: any(
+                compiled(name).fullmatch(variable) and compiled(pattern).search(value)
+                for variable, value in c.assignments.items() for name, pattern in pairs.items()
+            ),
+            "size": _size,
+            "redirects": lambda pattern: lambda c: any(
+                _search(pattern, f"{r.descriptor}{r.operator}{unmark(r.target)}") for r in c.redirects
+            ),
+            "code": lambda pattern: lambda c: c.code is not None and _search(pattern, c.code),
+            "has-code": lambda wanted: lambda c: (c.code is not None) is wanted,
+            "deletes": lambda spec: self.touches(paths.deletes, spec),
+            "writes": lambda spec: self.touches(paths.writes, spec),
+            "names": lambda spec: self.touches(self._named, spec),
+            "reads": lambda spec: self.touches(paths.reads, spec),
+            "empties": lambda wanted: lambda c: self._empties(c) is wanted,
+            "text": lambda pattern: lambda c: _search(pattern, _all_text(c)),
+            "stdin-text": lambda known: lambda c: (c.stdin is not None and c.stdin.text is not None) is known,
+            "inside-file": lambda pattern: lambda c: any(
+                feed.text and _search(pattern, feed.text)
+                for path, feed in c.reading.files.items()
+                if any(word.endswith(path.rsplit("/", 1)[-1]) for word in c.argv[1:])
+            ),
+            "sends": lambda spec: self.touches(paths.sends, spec),
+            "executes": lambda inner: self.among(inner, self._executed),
+            "fed": lambda inner: self.among(inner, lambda c: c.reading.origins(c.stdin)),
+            "from": lambda inner: self.among(inner, lambda c: c.reading.origins(c.stdin, *paths.argv_of(c),
+                                                                               *c.assignments.values())),
+            "with": lambda inner: self.among(inner, lambda c: c.reading.commands),
+            "any": self.any_of,
+            "all": lambda inner: (lambda tests: lambda c: all(test(c) for test in tests))(
+                [self.selection(keys) for keys in inner]
+            ),
+            "not": lambda inner: (lambda test: lambda c: not test(c))(self.any_of(inner)),
+        }  # fmt: skip
+
+    def selection(self, keys: dict[str, Any]) -> Test:
+        """A selection as one test."""
+        tests = [make(keys[key]) for key, make in self.predicates.items() if key in keys]
+        return tests[0] if len(tests) == 1 else lambda command: all(test(command) for test in tests)
+
+    def any_of(self, selections: Any) -> Test:
+        tests = [self.selection(keys) for keys in (selections if isinstance(selections, list) else [selections])]
+        return tests[0] if len(tests) == 1 else lambda command: any(test(command) for test in tests)
+
+    def among(self, selections: Any, candidates: Callable[[Command], Iterator[Command] | list[Command]]) -> Test:
+        """Whether one of the other commands is selected."""
+        test = self.any_of(selections)
+        return lambda command: any(test(other) for other in candidates(command) if other is not command)
+
+    def program(self, names: str) -> Test:
+        """Whether the program is one of the names, globs and @groups."""
+        groups = [name[1:] for name in names.split() if name[0] == "@"]
+        globs = " ".join(name for name in names.split() if name[0] != "@" and any(c in name for c in "*?["))
+        literal = frozenset(name for name in names.split() if name[0] != "@")
+        pattern = names_pattern(globs) if globs else None
+
+        def test(command: Command) -> bool:
+            name = command.name.rsplit("/", 1)[-1] if command.name not in literal else command.name
+            return (
+                name in literal
+                or any(self.programs.member(name, group) for group in groups)
+                or (pattern is not None and pattern.match(name) is not None)
+            )
+
+        return test
+
+    def touches(self, effect: Callable[[Command, Programs], list[paths.Touched]], spec: Any) -> Test:
+        """Whether a command touches one of the places in this way.
+
+        ``tree``: with all that is below it, by an option or by a glob; ``recursive``: by an option; ``appends``: what
+        was there stays; ``keys``: also what only identifies; ``anywhere``: what ``find`` finds below, other than these.
+        """
+        spec = {"path": spec} if isinstance(spec, str) else spec
+        where, tree, appends = spec["path"], spec.get("tree"), spec.get("appends")
+        recursive = spec.get("recursive")
+        keys, anywhere = spec.get("keys", False), spec.get("anywhere", False)
+        inside = self.places.inside
+
+        def test(command: Command) -> bool:
+            for one in effect(command, self.programs):
+                if one.as_key and not keys:
+                    continue
+                if appends is not None and one.appends is not appends:
+                    continue
+                if recursive is not None and one.whole is not recursive:
+                    continue
+                if anywhere:
+                    base, between, name = one.path.partition("/**/")
+                    if between and paths.ANY not in name and inside(base or "/", where) and not inside(name, anywhere):
+                        return True
+                    continue
+                if inside(one.path, where) and (tree is None or tree is one.whole):
+                    return True
+                base, whole = paths.trunk(one.path)
+                if base != one.path and inside(base, where) and (tree is None or tree is (one.whole or whole)):
+                    return True
+            return False
+
+        return test
+
+    def _named(self, command: Command, programs: Programs) -> list[paths.Touched]:
+        words = paths.operands(command, programs.of(command.name))
+        return [paths.Touched(paths.resolve(word.rpartition("=")[2], command)) for word in words]
+
+    def _executed(self, command: Command) -> Iterator[Command]:
+        """The commands that made what a shell or interpreter runs."""
+        sources: list[object] = [command.script]
+        if command.name in ("eval", "source", ".") or (command.code is not None and OUTPUT[0] in command.code):
+            sources += [*command.argv[1:], command.code]
+        if OUTPUT[0] in command.argv[0]:
+            sources.append(command.argv[0])
+        for name in ("LD_PRELOAD", "LD_AUDIT", "BASH_ENV"):
+            sources.append(command.reading.files.get(command.assignments.get(name, "")))
+        if command.name in ("insmod", "gcc", "cc", "clang"):
+            sources += [command.reading.files.get(word) for word in command.argv[1:]]
+        return command.reading.origins(*sources)
+
+    def _empties(self, command: Command) -> bool:
+        """Whether what is written is nothing, or the null device."""
+        feed = command.stdin
+        if command.name in ("cat", "dd", "cp", "tee", "sponge"):
+            nothing = any("/dev/null" in word or "/dev/zero" in word for word in command.argv[1:])
+            return nothing or (
+                feed is not None
+                and (
+                    feed.path == "/dev/null"
+                    or (feed.text is not None and not feed.text.strip())
+                    or any(origin.argv[-1] == "/dev/null" for origin in feed.commands)
+                )
+            )
+        if command.name in ("echo", "printf"):
+            return not "".join(word for word in command.argv[1:] if word[:1] != "-").strip("\\n ")
+        return command.name in (":", "true", "truncate", "shred", "ln", "mv", "rm")
+
+
+def _any_name(names: str, of: Callable[[Command], tuple[str, ...]]) -> Test:
+    wanted = frozenset(names.split())
+    return lambda command: not wanted.isdisjoint(of(command))
+
+
+def _search(pattern: str, text: str) -> bool:
+    return compiled(pattern).search(text[:LONGEST]) is not None
+
+
+def _words(command: Command) -> str:
+    if "words" not in command.memo:
+        command.memo["words"] = " ".join(unmark(word) for word in command.argv[1:])[:LONGEST]
+    return command.memo["words"]
+
+
+def _all_text(command: Command) -> str:
+    """A command's words and what is known of its input."""
+    given = command.stdin.text if command.stdin is not None and command.stdin.text else ""
+    return _words(command) + " " + given[:LONGEST]
+
+
+def _as_root(command: Command) -> bool:
+    """Whether a command runs with root's rights: under sudo and its like, in no container, as nobody else."""
+    if "container" in command.wrappers or {"sudo", "doas", "pkexec", "su"}.isdisjoint(command.wrappers):
+        return False
+    for outer in command.reading.commands:
+        if outer.name in ("sudo", "doas", "runuser") and outer is not command:
+            users = [user.lstrip("=") for user in _own(outer).values("-u", "--user")]
+            if users and users[0] not in ("root", "0", "#0"):
+                return False
+        if outer.name == "su" and [w for w in outer.operands if w not in outer.values("-c", "--command", "-s", "-g")][
+            :1
+        ] not in ([], ["-"], ["root"]):
+            return False
+    return True
+
+
+def _own(command: Command) -> Command:
+    """``sudo`` with its own words alone: up to the command that it starts."""
+    words, position = command.argv, 1
+    while position < len(words) and words[position].startswith("-") and words[position] != "--":
+        takes = re.fullmatch(r"-[A-Za-z]*[ughpCDRrtTU]|--(?:user|group|host|prompt|chdir)", words[position])
+        position += 2 if takes else 1
+    return Command(command.name, words[:position])
+
+
+def _prompt(command: Command) -> bool:
+    """A shell or interpreter that has neither text nor a file to run: it asks whoever sits at its input."""
+    if command.code is not None or any(word[:1] != "-" for word in command.argv[1:]):
+        return False
+    given = command.stdin
+    if given is None:
+        return command.script is None
+    if given.text is not None:
+        return False
+    return given.path is not None and (
+        given.path.startswith(("&", "@"))
+        or given.path in ("/dev/tty", "/dev/stdin")
+        or any(origin.name == "tty" for origin in given.commands)
+    )
+
+
+_UNITS = {"": 1, "c": 1, "b": 512, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
+
+
+def _bytes(text: str) -> int:
+    """``10G`` in bytes; 0 where it is no size."""
+    match = re.fullmatch(r"=?\+?(\d{1,18})([cbkmgtpe]?)(?:i?b)?", text.lower())
+    return int(match[1]) * _UNITS[match[2]] if match else 0
+
+
+def _size(spec: dict[str, str]) -> Test:
+    """Whether the product of the values of some options reaches a size; what is not given counts as ``default``."""
+    least = _bytes(spec["least"])
+
+    def test(command: Command) -> bool:
+        total = 1
+        for options in spec["options"].split("*"):
+            options, _, default = options.strip().partition("|")
+            values = command.values(*options.split())
+            total *= max([_bytes(value) for value in values], default=_bytes(default or "0"))
+        return total >= least
+
+    return test
