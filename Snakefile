@@ -65,5 +65,9 @@ rule merge:
     localrule: True
 
 
+onstart:
+    before_the_first_job()
+
+
 onsuccess:
-    show_where_the_card_lies()
+    after_the_last_job()

@@ -1,8 +1,7 @@
 # Functions and names for the rule files; no rules. Standard library, PyYAML and jsonschema only.
-from snakemake.exceptions import WorkflowError
 from snakemake.iocontainers import Wildcards
 
-from scripts.common import digests, settings
+from scripts.common import device, digests, outdated, settings
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.memory import cluster, configured
@@ -10,11 +9,15 @@ from scripts.sweep.space import Runs
 
 
 def explained(function, *arguments, **named):
-    """Call a function of the project; its error for people becomes one of Snakemake's, without a traceback."""
+    """Call a function of the project; an error for people ends Snakemake with the message alone.
+
+    Not with an error of Snakemake's own kind: while it looks for the rule that makes a file it takes such an error
+    for "this rule can't", and where an old file of that name lies it would be called up to date.
+    """
     try:
         return function(*arguments, **named)
     except UserError as error:
-        raise WorkflowError(str(error)) from None
+        sys.exit(str(error))
 
 
 RUNS = explained(Runs, settings.with_defaults(config))
@@ -73,7 +76,7 @@ def section(*names):
 def place(*patterns):
     """An input function: paths with what their run is about filled in, its dataset, model and sequence length."""
 
-    def path(wildcards):
+    def paths(wildcards):
         chosen = settings_of(wildcards)
         names = {
             "dataset": chosen["dataset"]["name"],
@@ -84,7 +87,7 @@ def place(*patterns):
         filled = [pattern.format(**{**names, **dict(wildcards.items())}) for pattern in patterns]
         return filled[0] if len(filled) == 1 else filled
 
-    return path
+    return paths
 
 
 BASE = "results/models/{model}"
@@ -184,7 +187,7 @@ def memory_scenario(wildcards):
         return configured.gated_scenario(settings_of(wildcards))
     scenarios = profile(wildcards)
     if wildcards.scenario not in scenarios:
-        raise WorkflowError(f"memory.scenarios has no {wildcards.scenario}; it has {', '.join(scenarios)}.")
+        sys.exit(f"memory.scenarios has no {wildcards.scenario}; it has {', '.join(scenarios)}.")
     return {key: value for key, value in scenarios[wildcards.scenario].items() if key != "model"}
 
 
@@ -240,6 +243,34 @@ def documents(wildcards):
     """What a run is for: the card and the documents beside it."""
     names = ("MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md", "report.html", "provenance.json")
     return [f"results/{wildcards.run}/{name}" for name in names]
+
+
+# --- before and after the jobs -----------------------------------------------------------------------
+
+
+def planned_outputs(jobs):
+    """Outputs of jobs in the folders of runs, and those of them that are documents."""
+    outputs = [(job, path) for job in jobs if "run" in dict(job.wildcards.items()) for path in map(str, job.output)]
+    return [path for _, path in outputs], [path for job, path in outputs if "render_" in job.rule.name]
+
+
+def before_the_first_job():
+    """Check what can be known now, while nothing has been touched; then let no old document pass for a new one."""
+    if not workflow.is_main_process or workflow.touch:
+        return
+    jobs = list(workflow.dag.needrun_jobs())
+    if workflow.local_exec:  # on a cluster, this machine is not the one that computes
+        computing = [job for job in jobs if "gpu" in job.rule.resources]
+        explained(device.refuse_missing, [settings_of(job.wildcards)["training"]["device"] for job in computing])
+    outdated.before(*planned_outputs(jobs))
+
+
+def after_the_last_job():
+    """Nothing that was made is outdated any more. Then the lines that a person wants to see at the end."""
+    if not workflow.is_main_process or workflow.touch:
+        return
+    outdated.after(planned_outputs(workflow.dag.needrun_jobs(exclude_finished=False))[0])
+    show_where_the_card_lies()
 
 
 def show_where_the_card_lies():

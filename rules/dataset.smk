@@ -117,6 +117,12 @@ rule check_splits:
         clean="results/dataset/{dataset}/clean.json",
         screen="results/dataset/{dataset}/screen.json",
         split="results/dataset/{dataset}/splits/split.json",
+        # Asked for here so that they are made again when they are missing; nobody else reads them.
+        unread=[
+            "results/dataset/{dataset}/raw.rejected.jsonl",
+            "results/dataset/{dataset}/clean.rejected.jsonl",
+            "results/dataset/{dataset}/safe.rejected.jsonl",
+        ],
     output:
         report="results/dataset/{dataset}/splits/check.json",
     log:

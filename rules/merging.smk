@@ -44,6 +44,7 @@ rule verify_merge:
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",
         manifest="results/{run}/merged/manifest.json",
+        config="results/{run}/merged/config.json",
         prompts=place(f"{DATASET}/splits/test.jsonl"),
     output:
         report="results/{run}/merged-verification.json",

@@ -74,7 +74,10 @@ rule train_adapter:
         encoded=place(f"{ENCODED}/encode.json"),
         train=place(f"{ENCODED}/train.parquet"),
         validation=place(f"{ENCODED}/validation.parquet"),
-        gate="results/{run}/memory/training/gate.json",
+        # Asked for here so that they are made again when they are missing; nobody else reads them.
+        unread=place(f"{ENCODED}/rejected.jsonl", f"{ENCODED}/test.parquet"),
+        # It must have let the step pass; what it wrote does not shape the adapter.
+        gate=ancient("results/{run}/memory/training/gate.json"),
     output:
         adapter="results/{run}/adapter/adapter_model.safetensors",
         config="results/{run}/adapter/adapter_config.json",

@@ -1,10 +1,15 @@
 """Plans from nothing: what each configuration would run, and how a wrong one ends."""
 
+import csv
+from pathlib import Path
+
 import pytest
 import yaml
 
 from tests.end_to_end import chain
 from tests.workflow.plan import make_believe, planned, recorded_params, snakemake
+
+TINY = chain.CONFIGURATION.relative_to(chain.ROOT)
 
 
 @pytest.fixture
@@ -55,9 +60,10 @@ def test_a_path_says_what_its_job_does(project):
     ],
 )
 def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what_it_knows(project, path, known):
+    (project / path).parent.mkdir(parents=True)
+    (project / path).write_text("of another configuration")  # what lies there must not pass for the answer
     done = snakemake(project, "--dry-run", path)
-    said = done.stdout + done.stderr
-    assert done.returncode != 0 and known in said and "most recent call" not in said, said[-3000:]
+    assert done.returncode == 1 and known in done.stderr and "Traceback" not in done.stderr, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize(
@@ -82,3 +88,41 @@ def test_a_rank_given_on_the_command_line_as_text_is_explained(project):
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert "lora.rank is text" in said and "--configfile" in said
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkout in which the tiny run passes as finished, and its files."""
+    folder = chain.checkout(tmp_path_factory.mktemp("made"))
+    return folder, make_believe(folder, "--configfile", TINY)
+
+
+def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
+    """The class behind "nothing to be done" over a hole: a file that nobody reads would never be missed."""
+    project, paths = made
+    table = snakemake(project, "--detailed-summary", "--configfile", TINY).stdout
+    rows = list(csv.DictReader(table[table.index("output_file\t") :].splitlines(), delimiter="\t"))
+    read = {path for row in rows for path in row["input-file(s)"].split(",")}
+    assert {Path(path).name for path in set(paths) - read} == {
+        *("MODEL_CARD.md", "memory-profile.md", "publication.md", "report.html")
+    }
+
+
+@pytest.mark.parametrize(
+    ("target", "missing", "rules"),
+    [
+        ("all", f"{chain.RUN}/memory/qlora/trace.json", {"trace_memory", "compare_memory", "render_card"}),
+        ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "check_splits"}),
+        ("gate", f"{chain.RUN}/memory/training/trace.json", {"trace_memory", "gate_memory"}),
+        ("train", "results/dataset/tiny/clean.jsonl", {"clean_dataset", "train_adapter"}),
+        ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
+        (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/evaluation/answers.jsonl", {"evaluate_tuned", "render_card"}),
+    ],
+)
+def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target, missing, rules):
+    project, _ = made
+    aside = (project / missing).rename(project / "aside")
+    try:
+        assert rules <= planned(project, "--configfile", TINY, "--", target)
+    finally:
+        aside.rename(project / missing)
