@@ -104,7 +104,8 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
     rows = list(csv.DictReader(table[table.index("output_file\t") :].splitlines(), delimiter="\t"))
     read = {path for row in rows for path in row["input-file(s)"].split(",")}
     assert {Path(path).name for path in set(paths) - read} == {
-        *("MODEL_CARD.md", "memory-profile.md", "publication.md", "report.html")
+        *("MODEL_CARD.md", "memory-profile.md", "publication.md", "report.html"),
+        *("provenance.json", "bill-of-materials.cdx.json", "ro-crate-metadata.json"),
     }
 
 
