@@ -20,6 +20,7 @@ import yaml
 
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
+from scripts.scenario import fields
 
 SCHEMA = ROOT / "config" / "schema.yaml"
 REFERENCE = ROOT / "config" / "README.md"
@@ -49,8 +50,16 @@ _TYPES = {
 
 @cache
 def read_schema() -> dict:
-    """The schema as a mapping."""
-    return yaml.load(SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    """The schema as a mapping, the fields of scenarios put in where a section names ``x-fields-without``."""
+    schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for section in schema["properties"].values():
+        if "x-fields-without" in section:
+            own = section.get("properties", {})
+            step = {name: form for name, form in fields.schema().items() if name not in section["x-fields-without"]}
+            section["properties"] = {name: {**form, **own.get(name, {})} for name, form in step.items()} | {
+                name: form for name, form in own.items() if name not in step
+            }
+    return schema
 
 
 @cache
@@ -207,7 +216,7 @@ def _types(schema: dict) -> list[str]:
 def _allowed(schema: dict) -> str:
     """What a key's schema admits, in words."""
     if "enum" in schema:
-        return ", ".join(map(str, schema["enum"]))
+        return ", ".join(map(fields.yaml_text, schema["enum"]))
     text = " or ".join(_TYPES[kind] for kind in _types(schema)) or "anything"
     for key, words in {
         "minimum": "at least {}",

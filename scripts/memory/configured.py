@@ -15,7 +15,8 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.memory.analytic.decoder import describe
 from scripts.memory.gpus import find
-from scripts.scenario.scenario import CHOICES, MODELS, Scenario
+from scripts.scenario.fields import BY_NAME
+from scripts.scenario.scenario import MODELS, Scenario
 
 STEP = frozenset(field.name for field in fields(Scenario))
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
@@ -56,7 +57,7 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     def cost(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:
         name, scenario = item
         precisions = ("fp32", "bf16-mixed", "fp16-mixed", "bf16", "fp16")
-        return CHOICES["method"].index(scenario["method"]), precisions.index(scenario["precision"]), name
+        return BY_NAME["method"].words.index(scenario["method"]), precisions.index(scenario["precision"]), name
 
     try:
         return dict(sorted(scenarios.items(), key=cost))
