@@ -44,6 +44,7 @@ from scripts.memory.core.components import QUANTIZATION_STATE
 from scripts.memory.core.report import History, alive_after
 from scripts.memory.core.trace import quantization_state
 from scripts.scenario.scenario import Scenario
+from scripts.training.adapters import adapter_names
 from scripts.training.model import weight_dtype
 
 _CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar
@@ -127,17 +128,21 @@ def loading_history(
     device = _Device(first_id)
     base = _base_tensors(model)
     if loader.moved and scenario.method != "qlora":
-        for _, tensor in _in_module_order(model):
+        for tensor in _in_module_order(model, adapter_names(model)):
             device.place(tensor, _loaded_bytes(tensor, scenario))
     else:
         _load_on_device(device, model, base, scenario, loader)
-    if scenario.method != "full" and scenario.kbit_preparation == "peft":
-        for tensor in _parameters(model):
-            if tensor.dtype == torch.float32 and weight_dtype(scenario) != torch.float32:
-                device.replace(tensor, tensor.untyped_storage().nbytes())
+    prepared = [tensor for tensor in _dense(model) if _loaded_bytes(tensor, scenario) < tensor.numel() * 4]
+    if scenario.method != "full" and scenario.kbit_preparation != "none":
+        for tensor in prepared:
+            device.replace(tensor, tensor.numel() * 4)
         if loader.empties_cache:
             device.events.append(EMPTY_CACHE)
-    _add_adapters(device, model, scenario)
+    _add_adapters(device, model)
+    if scenario.kbit_preparation == "trl":
+        for tensor in prepared:
+            if tensor.dtype != torch.float32:
+                device.replace(tensor, tensor.untyped_storage().nbytes())
     for tensor in (*model.parameters(), *model.buffers()):  # whatever a model holds beyond all that
         device.place(tensor, tensor.untyped_storage().nbytes())
     left = alive_after(device.events).keys() - set(device.ids.values())  # bitsandbytes keeps its map of 8-bit values
@@ -293,52 +298,60 @@ def _merge_experts(device: _Device, tensor: torch.Tensor, parts: list[int], tota
         device.free(part)
 
 
-def _add_adapters(device: _Device, model: nn.Module, scenario: Scenario) -> None:
+def _add_adapters(device: _Device, model: nn.Module) -> None:
     """Move each adapter to the device in its base layer's dtype, then cast all of them to the adapters' dtype."""
-    adapters = [module for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")]
+    added = adapter_names(model)
     moved = {}
-    for module in adapters:
+    for prefix, module in model.named_modules():
+        if not hasattr(module, "base_layer"):
+            continue
         if hasattr(module, "get_param"):  # PEFT's ParamWrapper: adapters of a parameter, such as all experts' weights
             dtype = module.get_param().dtype
         else:
-            dtype = getattr(module.base_layer, "compute_dtype", None) or module.base_layer.weight.dtype
-        for tensor in (*module.lora_A.parameters(), *module.lora_B.parameters()):
-            device.place(tensor, tensor.numel() * dtype.itemsize)
-            moved[tensor] = dtype
-    for tensor, dtype in moved.items():
-        if tensor.dtype != dtype:
+            base = module.get_base_layer()
+            dtype = getattr(base, "compute_dtype", None) or getattr(base, "weight", torch.empty(0)).dtype
+        for name, tensor in module.named_parameters():
+            if f"{prefix}.{name}" in added and tensor not in moved:
+                width = dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
+                device.place(tensor, tensor.numel() * width)
+                moved[tensor] = width
+    for tensor, width in moved.items():
+        if tensor.element_size() != width:
             device.replace(tensor, tensor.untyped_storage().nbytes())
 
 
 def _base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters of the model without its adapters, by the name they have without PEFT's wrappers, tied ones once."""
+    added = adapter_names(model)
     tensors = {}
     for name, tensor in model.named_parameters():
-        if ".lora_" in name:
-            continue
-        tensors[name.removeprefix("base_model.model.").replace(".base_layer.", ".")] = tensor
+        if name not in added:
+            for wrapper in (".base_layer", ".original_module"):
+                name = name.replace(f"{wrapper}.", ".")
+            tensors[name.removeprefix("base_model.").removeprefix("model.") if added else name] = tensor
     return tensors
 
 
-def _parameters(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Parameters that are neither adapters nor 4-bit, in the model's order."""
+def _dense(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Floating-point parameters that are neither adapters nor 4-bit, in the model's order."""
+    added = adapter_names(model)
     for name, tensor in model.named_parameters():
-        if ".lora_" not in name and getattr(tensor, "quant_state", None) is None:
+        if name not in added and getattr(tensor, "quant_state", None) is None and tensor.is_floating_point():
             yield tensor
 
 
-def _in_module_order(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+def _in_module_order(module: nn.Module, added: frozenset[str], prefix: str = "") -> Iterator[torch.Tensor]:
     """Parameters and buffers as ``Module._apply`` meets them, adapters left out."""
     for name, child in module.named_children():
-        if not name.startswith("lora_"):
-            yield from _in_module_order(child, f"{prefix}{name}.")
+        yield from _in_module_order(child, added, f"{prefix}{name}.")
     for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-        yield prefix + name, tensor
+        if prefix + name not in added:
+            yield tensor
 
 
 def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
-    """Bytes of a dense tensor as it is loaded: before PEFT's preparation casts it."""
-    prepared = scenario.kbit_preparation == "peft" and scenario.method != "full"
+    """Bytes of a dense tensor as it is loaded: before any preparation casts it."""
+    prepared = scenario.kbit_preparation != "none" and scenario.method != "full"
     if prepared and isinstance(tensor, nn.Parameter) and tensor.dtype.is_floating_point:
         return tensor.numel() * weight_dtype(scenario).itemsize
     return tensor.untyped_storage().nbytes()

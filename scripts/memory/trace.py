@@ -23,13 +23,13 @@ from scripts.memory.core.report import History
 from scripts.memory.core.trace import Label, trace_step
 from scripts.memory.loading import Loader, loading_history
 from scripts.scenario.scenario import Scenario
+from scripts.training.adapters import adapter_names
 from scripts.training.model import (
     assert_quantized,
     attention_kernel,
     attention_name,
     build_model,
     build_optimizer,
-    is_adapter,
     parameter_count,
 )
 from scripts.training.step import random_step
@@ -74,12 +74,13 @@ def prepare(scenario: Scenario, target: str = "cuda", *, loader: Loader | None =
         loader = loader or Loader.installed()
         seeds = range(loader.seed, loader.seed + max(orders, 1))
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
-    return Prepared(model, optimizer, histories, label)
+    return Prepared(model, optimizer, histories, labels(model))
 
 
-def label(name: str, tensor: torch.Tensor) -> str | None:
-    """What a parameter or buffer of a scenario's model is for, as the core asks."""
-    return ADAPTERS if is_adapter(name) else None
+def labels(model: nn.Module) -> Label:
+    """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
+    added = adapter_names(model)
+    return lambda name, tensor: ADAPTERS if name in added else None
 
 
 def trace(

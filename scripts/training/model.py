@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Scenario
+from scripts.training.adapters import DTYPES, adapter_names, add_adapters
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+STORAGES = {**DTYPES, "uint8": torch.uint8}
 # `torch_dtype` became `dtype` in transformers 4.56; the A100 measurements are traced with 4.48.
 _DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
 # Nested statistics: bitsandbytes.functional.quantize_4bit quantizes absmax in blocks of 256 with a map of 256 values.
@@ -32,12 +33,12 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 def weight_dtype(scenario: Scenario) -> torch.dtype:
     """Dtype of the weights that are not quantized; fp32 under mixed precision."""
-    return torch.float32 if scenario.mixed else DTYPES[scenario.precision]
+    return DTYPES[scenario.weight_precision]
 
 
 def autocast_dtype(scenario: Scenario) -> torch.dtype | None:
-    """Dtype that autocast computes in; None without mixed precision."""
-    return DTYPES[scenario.precision.removesuffix("-mixed")] if scenario.mixed else None
+    """Dtype that autocast computes in; None without autocast."""
+    return DTYPES.get(scenario.autocast_precision)
 
 
 def build_model(
@@ -80,8 +81,8 @@ def build_model(
                 _pack_on_meta(module, weight_dtype(scenario))
         else:
             _materialize(model, device)
-    model.config.use_cache = False  # generation's keys and values have no use in training
-    if scenario.method != "full" and scenario.kbit_preparation == "peft":
+    model.config.use_cache = scenario.use_cache
+    if scenario.method != "full" and scenario.kbit_preparation != "none":
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -89,17 +90,34 @@ def build_model(
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by this name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         try:
-            enable({"use_reentrant": False})
+            enable({"use_reentrant": scenario.gradient_checkpointing == "reentrant"})
         except ValueError as error:
             raise UserError(
                 f"This architecture has no activation checkpointing: {error}",
                 found=scenario.model.get("model_type"),
                 write="gradient_checkpointing: false",
             ) from None
+    if scenario.gradient_checkpointing == "reentrant" and scenario.method != "full":
+        model.enable_input_require_grads()  # as the Trainer does: this way of checkpointing looks at the inputs alone
     if scenario.method != "full":
         torch.manual_seed(seed)
         model = add_adapters(model, scenario)
+    if scenario.kbit_preparation == "trl":
+        cast_as_trl(model, weight_dtype(scenario))
     return model.train()
+
+
+def cast_as_trl(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring embeddings and head of a prepared model back to 16 bits.
+
+    TRL 0.13 ``trl/trainer/utils.py``, ``peft_module_casting_to_bf16``: norms stay in fp32, and so do biases.
+    """
+    for name, module in model.named_modules():
+        kept = isinstance(module, nn.LayerNorm) or "norm" in name
+        if kept or not any(part in name for part in ("lm_head", "embed_tokens", "wte", "wpe")):
+            continue
+        if getattr(getattr(module, "weight", None), "dtype", None) == torch.float32:
+            module.to(dtype)
 
 
 def build_optimizer(
@@ -181,12 +199,12 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
     UserError
         If a linear layer that should be 4-bit is not.
     """
-    packed = linear_4bit(model)
+    packed, added = linear_4bit(model), adapter_names(model)
     skipped = set(getattr(model, "modules_not_quantized", ()) or _output_heads(model))
     dense = {
         name: module
         for name, module in model.named_modules()
-        if (type(module) is nn.Linear or type(module).__name__ == "Conv1D") and "lora_" not in name
+        if (type(module) is nn.Linear or type(module).__name__ == "Conv1D") and f"{name}.weight" not in added
     }
     if scenario.method == "qlora":
         wrong = [name for name in dense if name.rsplit(".", 1)[-1] not in skipped and name not in skipped]
@@ -214,18 +232,14 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
 
 def parameter_count(model: nn.Module) -> int:
     """Parameters of the base model, 4-bit weights unpacked and adapters left out."""
+    added = adapter_names(model)
     return sum(
         parameter.quant_state.shape.numel()
         if getattr(parameter, "quant_state", None) is not None
         else parameter.numel()
         for name, parameter in model.named_parameters()
-        if "lora_" not in name
+        if name not in added
     )
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter or buffer of that name belongs to the adapters."""
-    return "lora_" in name
 
 
 # --- configuration and attention ---------------------------------------------------------------------------------
@@ -332,7 +346,8 @@ def bitsandbytes_config(scenario: Scenario) -> transformers.BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type=scenario.quantization["type"],
         bnb_4bit_use_double_quant=scenario.quantization["double"],
-        bnb_4bit_compute_dtype=weight_dtype(scenario),
+        bnb_4bit_compute_dtype=DTYPES.get(scenario.quantization["compute"], weight_dtype(scenario)),
+        bnb_4bit_quant_storage=STORAGES[scenario.quantization["storage"]],
     )
 
 
@@ -420,7 +435,7 @@ def _pack_on_meta(module: nn.Module, dtype: torch.dtype) -> None:
     else:
         state = QuantState(absmax=empty(blocks), **common)
     module.weight = Params4bit(
-        empty(-(-count // 2), 1, dtype=torch.uint8),
+        empty(-(-count // (2 * weight.quant_storage.itemsize)), 1, dtype=weight.quant_storage),
         requires_grad=False,
         quant_state=state,
         blocksize=block,
@@ -454,57 +469,6 @@ def _materialize(model: nn.Module, device: torch.device) -> None:
     with torch.no_grad():
         model.initialize_weights()
     model.tie_weights()
-
-
-# --- adapters -------------------------------------------------------------------------------------------------------
-
-
-def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
-    """Put PEFT's low-rank adapters beside the target modules, in the adapters' own precision."""
-    from peft import LoraConfig, get_peft_model
-
-    lora = scenario.lora
-    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    dtype = DTYPES[scenario.adapter_precision]
-    on_meta = next(model.parameters()).device.type == "meta"
-    try:
-        with torch.device("meta" if on_meta else "cpu"), warnings.catch_warnings(), _quiet("peft"):
-            # PEFT corrects fan_in_fan_out for GPT-2's transposed layers by itself, and warns that it did.
-            warnings.filterwarnings("ignore", message="fan_in_fan_out")
-            model = get_peft_model(model, config, autocast_adapter_dtype=dtype is torch.float32)
-    except ValueError as error:
-        linear = sorted(
-            {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        )
-        raise UserError(
-            f"The adapters fit nothing in this model: {error}",
-            where="lora.target_modules",
-            found=targets,
-            allowed=f"all-linear, or a list of {', '.join(linear)}",
-            write="lora: {target_modules: all-linear}",
-        ) from None
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != dtype:
-            parameter.data = parameter.data.to(dtype)
-    return model
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _output_heads(model: nn.Module) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain, repeat
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ def forward_backward(
     scenario: Scenario,
     *,
     loss_scale: float | torch.Tensor = 1.0,
+    held: list[object] | None = None,
 ) -> torch.Tensor:
     """Run one micro-batch forward and backward; gradients add up in the parameters.
 
@@ -44,6 +46,8 @@ def forward_backward(
         fused attention kernels can be used. With one it is honoured.
     loss_scale
         Factor on the loss before backward: 1 / accumulation, or this micro-batch's share of the learned tokens.
+    held
+        Where a manual loop keeps its outputs, so that those before live until these are there; None: nowhere.
 
     Returns
     -------
@@ -57,6 +61,8 @@ def forward_backward(
         else:
             output = model(**batch)
             loss = output.loss
+            if held is not None:
+                held[:] = [output]
             if scenario.loop == "trainer":  # the logits may go before backward begins; a manual loop keeps them
                 del output
     (loss * loss_scale if isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0 else loss).backward()
@@ -109,26 +115,40 @@ def random_step(
 ) -> Callable[[], None]:
     """A whole training step on random tokens, to be traced or measured; on ``meta`` with two micro-batches at most."""
     vocabulary = model.config.get_text_config().vocab_size
+    before = scenario.previous_sequence_length
+    lengths = chain([before or scenario.sequence_length], repeat(scenario.sequence_length))
+    held: list[object] | None = None if before is None else []  # outputs that live until the next ones are there
     count = min(scenario.gradient_accumulation, MICRO_BATCHES if device == "meta" else scenario.gradient_accumulation)
 
     def step() -> None:
+        length = next(lengths)
         for _ in range(count):
-            batch = random_batch(scenario, device, vocabulary)
-            forward_backward(model, batch, scenario, loss_scale=1 / scenario.gradient_accumulation)
+            batch = random_batch(scenario, device, vocabulary, length=length)
+            forward_backward(model, batch, scenario, loss_scale=1 / scenario.gradient_accumulation, held=held)
             del batch
         optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)
 
     return step
 
 
-def random_batch(scenario: Scenario, device: str | torch.device, vocabulary: int, seed: int = 0) -> dict:
-    """A micro-batch of full length in which every token is learned; packs have positions and a mask besides."""
-    shape = (scenario.micro_batch, scenario.sequence_length)
+def random_batch(
+    scenario: Scenario, device: str | torch.device, vocabulary: int, seed: int = 0, *, length: int | None = None
+) -> dict:
+    """A micro-batch of full length in which every token is learned; packs have positions and a mask besides.
+
+    With ``attention_mask: padding`` a mask hides the first row's last token: which tokens it hides changes no size,
+    that it hides any decides how attention runs. ``length``: tokens of a row instead of the scenario's.
+    """
+    shape = (scenario.micro_batch, length or scenario.sequence_length)
     if torch.device(device).type == "meta":
         batch = {key: torch.empty(shape, dtype=torch.long, device="meta") for key in ("input_ids", "labels")}
     else:
         tokens = torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
         batch = {"input_ids": tokens.to(device), "labels": tokens.to(device, copy=True)}
+    if scenario.attention_mask == "padding":
+        batch["attention_mask"] = torch.ones(shape, dtype=torch.long, device=device)
+        if torch.device(device).type != "meta":
+            batch["attention_mask"][0, -1] = 0
     return batch if scenario.packing == "none" else batch | full_packs(scenario, device)
 
 

@@ -64,7 +64,7 @@ def test_swapped_rank_and_alpha_differ(config):
         ("training.validation_rows", 0, ["training.validation_rows", "at least 1", "validation_rows: 100"]),
         ("training.precision", "bfloat16", ["training.precision", "bfloat16", "fp32, fp16, bf16", "precision: bf16"]),
         ("training.optimizer", "adamw8bit", ["training.optimizer", "optimizer: adamw_8bit"]),
-        ("training.gradient_checkpointing", "yes", ["gradient_checkpointing", "true or false"]),
+        ("training.gradient_checkpointing", "yes", ["gradient_checkpointing", "true, false, reentrant"]),
         ("training.max_steps", 0, ["training.max_steps", "at least 1"]),
         ("model.name", "My Model", ["model.name", "My Model", "of the form"]),
         ("model.source.type", "huggingface", ["model.source.type", "wheel, hub, folder"]),

@@ -1,0 +1,244 @@
+"""Adapters: any of PEFT's methods, put on a model by PEFT itself.
+
+A scenario says them in short (``lora``) or as PEFT writes ``adapter_config.json`` (``adapter``). PEFT builds them,
+casts them (``autocast_adapter_dtype``) and decides what is trained; whatever it can't do with a model or on a device
+without data becomes a :class:`UserError` that says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.common.errors import UserError
+from scripts.memory.core.autocast import exchanged
+from scripts.scenario.scenario import Scenario
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Methods that no scenario can say, and why.
+IMPOSSIBLE = {
+    "ADAPTION_PROMPT": "it works on Llama and Mistral of transformers 4 alone, whose attention had another form",
+    "CPT": "it needs the texts themselves: the tokens and their types are part of its configuration",
+    "MULTITASK_PROMPT_TUNING": "its batches carry task ids",
+    "POLY": "its batches carry task ids",
+    "XLORA": "it mixes adapters that have been trained before",
+}
+
+
+def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
+    """Put a scenario's adapters on a model; everything else is frozen.
+
+    The names of what PEFT has added are kept: :func:`adapter_names`.
+
+    Raises
+    ------
+    UserError
+        If the configuration is none of PEFT's, is meant for another task, fits nothing in this model, or can't be put
+        on it.
+    """
+    from peft import get_peft_model
+
+    config = peft_config(scenario)
+    kind = config.peft_type.value
+    base = {_storage(tensor) for _, tensor in _tensors(model)}
+    on_meta = next(model.parameters()).device.type == "meta"
+    try:
+        with (
+            torch.device("meta" if on_meta else "cpu"),
+            _cast_on_meta() if on_meta else nullcontext(),
+            warnings.catch_warnings(),
+            _quiet("peft"),
+        ):
+            # PEFT corrects fan_in_fan_out for GPT-2's transposed layers by itself, and warns that it did.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            model = get_peft_model(model, config, autocast_adapter_dtype=scenario.adapter_precision == "fp32")
+    except Exception as error:  # each method checks its fields and the model in its own way
+        raise _refusal(model, scenario, kind, error) from error
+    names = {name for name, tensor in _tensors(model) if _storage(tensor) not in base}
+    model.adapter_names = frozenset(names)
+    if scenario.adapter_precision in ("fp16", "bf16"):
+        dtype = DTYPES[scenario.adapter_precision]
+        for name, parameter in model.named_parameters():
+            if name in names and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(
+            f"{kind} trains nothing in this model.",
+            where=_where(scenario),
+            found=scenario.adapter,
+            allowed="a configuration without inference_mode, whose target modules the model has",
+            write="adapter: {peft_type: LORA, r: 16, target_modules: all-linear}",
+        )
+    return model
+
+
+def adapter_names(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters and buffers that :func:`add_adapters` has added; none without adapters."""
+    return model.__dict__.get("adapter_names", frozenset())
+
+
+def peft_config(scenario: Scenario) -> Any:
+    """PEFT's configuration of a scenario's adapters.
+
+    Raises
+    ------
+    UserError
+        If PEFT knows no such method or field, or the task is not causal language modelling.
+    """
+    from peft import LoraConfig
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    if scenario.lora is not None:
+        lora = scenario.lora
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        return LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+        )
+    fields = dict(scenario.adapter)
+    kind = str(fields.pop("peft_type")).upper()
+    known = {item.value: config for item, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    if kind not in known or kind in IMPOSSIBLE:
+        near = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
+        raise UserError(
+            f"PEFT's {kind} can't be said in a scenario: {IMPOSSIBLE[kind]}."
+            if kind in IMPOSSIBLE
+            else f"PEFT knows no method {kind}.",
+            where="adapter.peft_type",
+            found=kind,
+            allowed=", ".join(sorted(set(known) - set(IMPOSSIBLE))),
+            write=f"adapter: {{peft_type: {near[0] if near and kind not in IMPOSSIBLE else 'LORA'}, ...}}",
+        )
+    task = fields.pop("task_type", None) or "CAUSAL_LM"
+    if task != "CAUSAL_LM":
+        raise UserError(
+            f"The adapter's configuration is for another task, {task}.",
+            where="adapter.task_type",
+            found=task,
+            allowed="CAUSAL_LM",
+            write="adapter: {task_type: CAUSAL_LM, ...}",
+        )
+    taken = inspect.signature(known[kind].__init__).parameters
+    for name in fields:
+        if name not in taken and name not in ("auto_mapping", "peft_version"):
+            near = difflib.get_close_matches(name, taken, n=1, cutoff=0.5)
+            raise UserError(
+                f"PEFT's {kind} has no field `{name}`" + (f"; did you mean `{near[0]}`?" if near else "."),
+                where="adapter",
+                found=name,
+                allowed=", ".join(sorted(set(taken) - {"self"})),
+                write=f"adapter: {{{near[0]}: {fields[name]}, ...}}" if near else None,
+            )
+    fields = {name: value for name, value in fields.items() if name in taken}
+    try:
+        with warnings.catch_warnings(), _quiet("peft"):
+            warnings.simplefilter("ignore")
+            return known[kind](**{**fields, "inference_mode": False, "task_type": task})
+    except Exception as error:  # each method checks its fields in its own way
+        raise UserError(
+            f"PEFT refuses the configuration: {error}",
+            where="adapter",
+            found=scenario.adapter,
+            allowed=f"what {known[kind].__name__} takes",
+        ) from error
+
+
+@contextmanager
+def _cast_on_meta() -> Iterator[None]:
+    """PEFT gives adapters the dtype of their base layer while it moves them to its device, but not those on ``meta``.
+
+    peft ``tuners/tuners_utils.py``, ``BaseTunerLayer._move_adapter_to_device_of_base_layer``.
+    """
+    from peft.tuners._buffer_dict import BufferDict
+    from peft.tuners.lora import layer as layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    def cast(self: Any, adapter_name: str, device: Any = None) -> None:
+        base = self.get_base_layer()
+        if hasattr(self, "get_param"):  # adapters of a parameter, such as all experts' weights
+            dtype = self.get_param().dtype
+        else:
+            dtype = getattr(base, "compute_dtype", None) or getattr(getattr(base, "weight", None), "dtype", None)
+        if dtype is None or not dtype.is_floating_point:
+            return
+        for name in (*self.adapter_layer_names, *self.other_param_names):
+            layer = getattr(self, name, None)
+            if isinstance(layer, nn.ModuleDict | nn.ParameterDict | BufferDict) and adapter_name in layer:
+                item = layer[adapter_name]
+                if getattr(item, "dtype", dtype).is_floating_point:  # modules have no dtype
+                    layer[adapter_name] = item.to(dtype=dtype)
+
+    name = "_move_adapter_to_device_of_base_layer"
+    kinds = [BaseTunerLayer, *filter(None, [getattr(layers, "ParamWrapper", None)])]  # the second from PEFT 0.17 on
+    with exchanged([(kind, name, cast) for kind in kinds]):
+        yield
+
+
+def _refusal(model: nn.Module, scenario: Scenario, kind: str, error: Exception) -> UserError:
+    text = str(error).strip() or type(error).__name__
+    linear = sorted(
+        {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    )
+    targets = scenario.lora.target_modules if scenario.lora else scenario.adapter.get("target_modules")
+    if ("target" in text.lower() and "not found" in text.lower()) or "No modules were targeted" in text:
+        return UserError(
+            f"The adapters fit nothing in this model: {text}",
+            where="lora.target_modules" if scenario.lora else "adapter.target_modules",
+            found=list(targets) if isinstance(targets, tuple) else targets,
+            allowed=f"all-linear, or a list of {', '.join(sorted(set(linear)))}",
+            write="lora: {target_modules: all-linear}"
+            if scenario.lora
+            else f"adapter: {{peft_type: {kind}, target_modules: all-linear, ...}}",
+        )
+    if _needs_values(error):
+        return UserError(
+            f"{kind} makes its adapters out of the values of the weights, and a traced model has none: {text}",
+            where=_where(scenario),
+            found=scenario.adapter,
+            allowed="an initialization that needs no values, such as init_weights: true, where the method has one",
+        )
+    return UserError(
+        f"PEFT can't put {kind} on this model: {text}",
+        where=f"{_where(scenario)}, model (model_type {scenario.model['model_type']})",
+        found=scenario.adapter,
+        allowed="a method and target modules that fit the model",
+    )
+
+
+def _needs_values(error: BaseException) -> bool:
+    return "meta" in str(error).lower() or "no data" in str(error).lower()
+
+
+def _where(scenario: Scenario) -> str:
+    return "lora" if scenario.lora else "adapter"
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
