@@ -417,7 +417,7 @@ def describe(model: Mapping[str, Any]) -> Decoder | None:
 def described(scenario: Scenario, where: object = "scenario") -> Decoder | None:
     """The decoder of a scenario, with the checks that need its layers: target modules, learned positions."""
     decoder = describe(scenario.model)
-    if decoder is None:
+    if decoder is None or beyond(scenario):
         return None
     if scenario.lora:
         decoder.targets(scenario.lora, where)
@@ -430,6 +430,23 @@ def described(scenario: Scenario, where: object = "scenario") -> Decoder | None:
             write=f"sequence_length: {decoder.positions}",
         )
     return decoder
+
+
+def beyond(scenario: Scenario) -> str | None:
+    """The first setting that the analytic estimate knows nothing of, as ``field: value``; None where it knows all."""
+    quantization = scenario.quantization or {}
+    unknown = {
+        "autocast": scenario.autocast if not scenario.mixed else None,
+        "adapter": scenario.adapter and scenario.adapter["peft_type"],
+        "attention_mask": scenario.attention_mask if scenario.attention_mask != "none" else None,
+        "previous_sequence_length": scenario.previous_sequence_length,
+        "use_cache": scenario.use_cache or None,
+        "gradient_checkpointing": "reentrant" if scenario.gradient_checkpointing == "reentrant" else None,
+        "kbit_preparation": "trl" if scenario.kbit_preparation == "trl" else None,
+        "loss": "liger" if scenario.loss == "liger" else None,
+        "quantization.compute": quantization.get("compute"),
+    }
+    return next((f"{field}: {value}" for field, value in unknown.items() if value is not None), None)
 
 
 def with_layers(decoder: Decoder, layers: int) -> Decoder:

@@ -362,7 +362,7 @@ class Layer:
         decoder, scenario = form.decoder, form.scenario
         full, width = scenario.method == "full", form.base_width
         targets = {m.name for m in decoder.targets(scenario.lora)} if scenario.lora else set()
-        adapter = WIDTH[scenario.adapter_precision]
+        adapter = WIDTH[scenario.adapter_dtype]
         self.linear: dict[tuple[str, str], dict[str, Any]] = {}
         for part, matrices in (("attention", decoder.attention), ("mlp", decoder.mlp)):
             for m in matrices:
@@ -410,7 +410,7 @@ class AnalyticStep(Step):
                 self.bulk(f"weights: {group}", self.base_width, elements, times)
         if self.scenario.lora:
             for _, elements, times in self.decoder.adapter_shapes(self.scenario.lora):
-                self.bulk("adapters", WIDTH[self.scenario.adapter_precision], elements, times)
+                self.bulk("adapters", WIDTH[self.scenario.adapter_dtype], elements, times)
 
     def packed(self, elements: int, times: int) -> None:
         """4-bit weights: two to a byte, a scale for each 64; the scales quantized again by 256 if double."""
@@ -473,7 +473,7 @@ class AnalyticStep(Step):
                     self.emit(elements * self.base_width)
                     self.retire(arrived)
         if self.scenario.lora:
-            width = WIDTH[self.scenario.adapter_precision]
+            width = WIDTH[self.scenario.adapter_dtype]
             for _, elements, times in self.decoder.adapter_shapes(self.scenario.lora):
                 for _ in range(times):
                     self.emit(elements * width)
@@ -490,7 +490,7 @@ class AnalyticStep(Step):
     def trained_shapes(self) -> list[tuple[int, int, int]]:
         """Trainable tensors as (bytes of an element, elements, how many such)."""
         if self.scenario.lora:
-            width = WIDTH[self.scenario.adapter_precision]
+            width = WIDTH[self.scenario.adapter_dtype]
             return [(width, elements, times) for _, elements, times in self.decoder.adapter_shapes(self.scenario.lora)]
         return [(self.base_width, elements, times) for _, elements, _, times in self.decoder.weight_shapes()]
 
