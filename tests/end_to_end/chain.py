@@ -23,6 +23,7 @@ NOTHING = "Nothing to be done"
 
 def checkout(folder: Path) -> Path:
     """Copy the project's files, without results, into an empty folder; a test may edit them there."""
+    folder.mkdir(exist_ok=True)
     for name in ("Snakefile", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
     for name in ("rules", "scripts", "config", "envs", "profiles", "tests/config"):

@@ -24,7 +24,6 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "si
 PACKAGES = "munge slurmctld slurmd slurm-client"
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "sinfo", "scontrol", "sacct")
 GPUS = {"t4": 1, "a100": 1}  # GRES type: how many
-CONTROLLER_PORT, NODE_PORT = 16817, 16818
 
 
 def missing() -> list[str]:
@@ -54,6 +53,7 @@ class OneNodeSlurm:
     ) -> None:
         self.folder = folder.resolve()
         self.cpus, self.memory_mb, self.gpus = cpus or os.cpu_count() or 1, memory_mb, dict(gpus)
+        self.ports = _free_ports(2)
         self.host = socket.gethostname().split(".")[0]
         self.configuration = self.folder / "etc" / "slurm.conf"
 
@@ -146,8 +146,8 @@ class OneNodeSlurm:
             "SlurmctldHost": f"{self.host}(127.0.0.1)",
             "SlurmUser": user,
             "SlurmdUser": user,
-            "SlurmctldPort": CONTROLLER_PORT,
-            "SlurmdPort": NODE_PORT,
+            "SlurmctldPort": self.ports[0],
+            "SlurmdPort": self.ports[1],
             "AuthType": "auth/munge",
             "CredType": "cred/munge",
             "AuthInfo": f"socket={self.folder / 'run' / 'munge.sock'}",
@@ -200,6 +200,15 @@ class OneNodeSlurm:
                 wrapper = self.folder / "bin" / name
                 wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={self.configuration} exec {program} "$@"\n')
                 wrapper.chmod(0o755)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on at present."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [item.getsockname()[1] for item in sockets]
+    for item in sockets:
+        item.close()
+    return ports
 
 
 def _wait(done: object, seconds: float, otherwise: str) -> None:

@@ -1,0 +1,114 @@
+"""A sweep of ranks as jobs of a real Slurm, one training requeued in the middle: the same results as without Slurm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.common.files import sha256_file
+from tests.end_to_end import chain
+from tests.slurm.one_node import PACKAGES, OneNodeSlurm, missing
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: apt-get install {PACKAGES}")
+
+RANKS = (2, 4)
+NAME = chain.SETTINGS["run"]["name"]
+# Long enough to be interrupted, a checkpoint after each step.
+SWEEP = {
+    "lora": {"rank": list(RANKS), "alpha": 8},
+    "training": {"max_steps": 12, "save_every_steps": 1},
+    "memory": {"scenarios": {"qlora": {"method": "qlora"}}},
+}
+# What every run of the sweep shares is made without Slurm.
+SHARED = ("dataset", "gate", "results/evaluation/tiny/smollm2-135m-instruct/metrics.json")
+OPTIONS = {
+    "--workflow-profile": ["profiles/slurm"],
+    "--slurm-status-command": ["squeue"],  # there is no accounting database
+    "--slurm-init-seconds-before-status-checks": ["5"],
+    "--latency-wait": ["5"],
+    "--jobs": ["4"],
+    "--default-resources": ["slurm_partition=main", "mem_mb=2000", "runtime=30", "disk_mb=1000"],
+    "--set-resources": ["train_adapter:mem_mb=4000", "evaluate_tuned:mem_mb=4000"],
+}
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[OneNodeSlurm]:
+    # Not below pytest's folder, which only its owner may enter: munge refuses it.
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, OneNodeSlurm(Path(folder)) as running:
+        yield running
+
+
+def prepared(folder: Path) -> Path:
+    """A checkout in which all that the runs share is there."""
+    project = chain.checkout(folder)
+    (project / "sweep.yaml").write_text(yaml.safe_dump(SWEEP), encoding="utf-8")
+    chain.snakemake(project, "sweep.yaml", "--", *SHARED)
+    return project
+
+
+def submitted(project: Path, slurm: OneNodeSlurm, *targets: str) -> subprocess.Popen:
+    """Snakemake with the Slurm profile, under way."""
+    options = [word for option, values in OPTIONS.items() for word in (option, *values)]
+    command = [sys.executable, "-m", "snakemake", *options, "--configfile", "tests/config/tiny.yaml", "sweep.yaml"]
+    log = open(project / "slurm.log", "wb")  # noqa: SIM115, the process writes on
+    return subprocess.Popen([*command, "--", *targets], cwd=project, env=slurm.environment, stdout=log, stderr=log)
+
+
+def requeue_when_training(project: Path, slurm: OneNodeSlurm, process: subprocess.Popen, rank: int) -> str:
+    """Requeue the training of a rank once it has saved a checkpoint; returns the job's id."""
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        assert process.poll() is None, (project / "slurm.log").read_text()[-5000:]
+        training = {
+            job: state
+            for job, (state, comment) in slurm.jobs().items()
+            if "train_adapter" in comment and f"r{rank}" in comment
+        }
+        saved = list((project / "results").glob(f"{NAME}-r{rank}/checkpoints/*/*"))
+        for job, state in training.items():
+            if state == "RUNNING" and saved:
+                slurm.run("scontrol", "requeue", job)
+                return job
+        time.sleep(0.2)
+    raise AssertionError("no training was caught in the middle:\n" + (project / "slurm.log").read_text()[-5000:])
+
+
+def test_a_sweep_as_jobs_with_one_requeued(slurm: OneNodeSlurm, tmp_path: Path) -> None:
+    project = prepared(tmp_path / "slurm")
+    targets = [f"results/{NAME}-r{rank}/MODEL_CARD.md" for rank in RANKS]
+    process = submitted(project, slurm, *targets)
+    job = requeue_when_training(project, slurm, process, rank=4)
+    assert process.wait(timeout=1500) == 0, (project / "slurm.log").read_text()[-8000:]
+    assert slurm.jobs()[job][0] == "COMPLETED"
+    asked = slurm.run("scontrol", "show", "job", job)
+    assert "Restarts=1" in asked and "gpu:t4" in asked, "the smallest GPU that the predicted step fits"
+    report = json.loads((project / f"results/{NAME}-r4/training.json").read_text())
+    assert report["resumed_from_step"], "it went on from its checkpoint"
+
+    alone = chain.checkout(tmp_path / "alone")
+    (alone / "sweep.yaml").write_text(yaml.safe_dump(SWEEP), encoding="utf-8")
+    chain.snakemake(alone, "sweep.yaml", "--", *targets)
+    for rank in RANKS:
+        for name in ("adapter/adapter_model.safetensors", "evaluation/answers.jsonl", "merged/model.safetensors"):
+            place = f"results/{NAME}-r{rank}/{name}"
+            assert sha256_file(project / place) == sha256_file(alone / place), place
+
+
+def test_a_map_without_a_gpu_that_fits_names_one_that_would(tmp_path: Path, slurm: OneNodeSlurm) -> None:
+    project = chain.checkout(tmp_path / "project")
+    (project / "profiles/slurm/gpus.yaml").write_text("- {gpu: {vram_gib: 0.6}, gres: t4}\n", encoding="utf-8")
+    (project / "sweep.yaml").write_text(yaml.safe_dump(SWEEP), encoding="utf-8")
+    chain.snakemake(project, "sweep.yaml", "--", "gate")
+    process = submitted(project, slurm, f"results/{NAME}-r2/memory/training/measure.json")
+    assert process.wait(timeout=120) == 1
+    said = (project / "slurm.log").read_text()
+    assert "more than any GPU of the cluster has" in said and "would do" in said
