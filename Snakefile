@@ -16,6 +16,9 @@ include: "rules/project.smk"
 configfile: PROJECT / "config" / "config.yaml"
 
 
+report: str(PROJECT / "rules" / "report" / "workflow.rst")
+
+
 include: PROJECT / "rules/common.smk"
 include: PROJECT / "rules/dataset.smk"
 include: PROJECT / "rules/memory.smk"

@@ -15,11 +15,15 @@ rule draw_memory:
     output:
         memory=report(
             "results/{run}/figures/memory.png",
+            caption="report/memory.rst",
+            subcategory="{run}",
             category="Memory",
             labels={"figure": "Peak by component"},
         ),
         timeline=report(
             "results/{run}/figures/timeline.png",
+            caption="report/timeline.rst",
+            subcategory="{run}",
             category="Memory",
             labels={"figure": "One training step"},
         ),
@@ -44,11 +48,15 @@ use rule draw_memory as draw_figures with:
     output:
         training_curve=report(
             "results/{run}/figures/training_curve.png",
+            caption="report/training_curve.rst",
+            subcategory="{run}",
             category="Training",
             labels={"figure": "Loss"},
         ),
         evaluation=report(
             "results/{run}/figures/evaluation.png",
+            caption="report/evaluation.rst",
+            subcategory="{run}",
             category="Evaluation",
             labels={"figure": "Base and tuned"},
         ),
@@ -106,7 +114,13 @@ use rule render_memory_profile as render_card with:
         tuned_answers="results/{run}/evaluation/answers.jsonl",
         figures=[*rules.draw_memory.output, *rules.draw_figures.output],
     output:
-        "results/{run}/MODEL_CARD.md",
+        report(
+            "results/{run}/MODEL_CARD.md",
+            caption="report/card.rst",
+            category="Documents",
+            subcategory="{run}",
+            labels={"figure": "Model card"},
+        ),
     log:
         "logs/{run}/render_card.log",
     params:
@@ -138,7 +152,13 @@ use rule render_card as render_report with:
         **{name: value for name, value in rules.render_card.input.items() if name not in ("template", "macros")},
         template=project_file("config/templates/report.html.j2"),
     output:
-        report("results/{run}/report.html", category="Documents", labels={"figure": "All on one page"}),
+        report(
+            "results/{run}/report.html",
+            caption="report/page.rst",
+            category="Documents",
+            subcategory="{run}",
+            labels={"figure": "All on one page"},
+        ),
     log:
         "logs/{run}/render_report.log",
     message:

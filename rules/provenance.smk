@@ -27,7 +27,13 @@ rule record_provenance:
             "results/{run}/evaluation/metrics.json",
         ),
     output:
-        provenance="results/{run}/provenance.json",
+        provenance=report(
+            "results/{run}/provenance.json",
+            caption="report/provenance.rst",
+            category="Documents",
+            subcategory="{run}",
+            labels={"figure": "Provenance"},
+        ),
         materials="results/{run}/bill-of-materials.cdx.json",
         crate="results/{run}/ro-crate-metadata.json",
     log:

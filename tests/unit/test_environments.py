@@ -28,6 +28,7 @@ NOT_IMPORTED = {
     "pyarrow": "pandas reads and writes Parquet with it",
     "shfmt-py": "a program: the second opinion on what parses as Bash",
     "hypothesis": "a test library",
+    "pygments": "snakemake --report colours code with it",
     "pytest": "runs the tests",
     "ruff": "a program: lints",
     "snakefmt": "a program: formats the Snakefile",
