@@ -24,9 +24,13 @@ RUNS = explained(Runs, settings.with_defaults(config))
 for run_settings in RUNS.named.values():
     explained(configured.check, run_settings)
     # Where a run's jobs ran is no part of the run: its documents stay the same.
-    gpu_map = run_settings.pop("cluster")["gpus"]
+    place_of_jobs = run_settings.pop("cluster")
 # The cluster's GPUs, the smallest first; none on one machine.
-CLUSTER = explained(cluster.read_map, gpu_map) if gpu_map else []
+CLUSTER = explained(cluster.read_map, place_of_jobs["gpus"]) if place_of_jobs["gpus"] else []
+if place_of_jobs["container"]:
+
+    container: place_of_jobs["container"]
+
 
 # Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
 FOLDER_NAME = r"[a-z0-9][a-z0-9._-]*"
