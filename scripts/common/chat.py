@@ -6,7 +6,6 @@ one of the tokenizer's control tokens is broken up, so that no request can end i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,22 +15,6 @@ IGNORED = -100  # the label that transformers' loss leaves out
 # What templates may ask for beside the messages: no thinking out loud (Qwen3), and a fixed date (Llama 3.1
 # would write today's into every prompt).
 TEMPLATE_SETTINGS = {"enable_thinking": False, "date_string": "01 Jan 2025"}
-
-
-def read_tokenizer(folder: str | os.PathLike) -> Any:
-    """The model's tokenizer, without running any code that comes with it."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise UserError(
-            "The model's tokenizer is Python code in its own repository, and nobody's code is run here.",
-            where=f"{folder}/tokenizer_config.json: auto_map",
-            allowed="a tokenizer that transformers has itself, as a tokenizer.json",
-        ) from None
 
 
 def control_tokens(tokenizer: Any) -> tuple[str, ...]:

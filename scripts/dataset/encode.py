@@ -7,10 +7,11 @@ counted, or stops the run, as configured; nothing is ever cut.
 from pathlib import Path
 from typing import Any
 
-from scripts.common.chat import IGNORED, encode_pairs, read_tokenizer
+from scripts.common.chat import IGNORED, encode_pairs
 from scripts.common.errors import UserError
 from scripts.common.files import atomic_open, read_report, write_report
 from scripts.common.job import job, log
+from scripts.common.tokenizer import read_tokenizer
 from scripts.dataset.rows import SPLITS, must_keep_some, read_rows, write_rows
 
 OVERLONG = "longer than the sequence length"

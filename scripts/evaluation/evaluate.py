@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from scripts.common.chat import read_tokenizer
 from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.kept import Kept
 from scripts.common.statistics import wilson_interval
 from scripts.common.syntax import check_syntax
+from scripts.common.tokenizer import read_tokenizer
 from scripts.screen.policy import screen
 
 

@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scripts.common.chat import read_tokenizer
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_report
 from scripts.common.job import job, log
+from scripts.common.tokenizer import read_tokenizer
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]

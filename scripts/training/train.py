@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.common.chat import read_tokenizer
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import (
@@ -31,6 +30,7 @@ from scripts.common.files import (
 )
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.kept import Kept
+from scripts.common.tokenizer import read_tokenizer
 from scripts.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
