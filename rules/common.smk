@@ -3,7 +3,6 @@ from snakemake.iocontainers import Wildcards
 
 from scripts.common import device, digests, outdated, settings
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
 from scripts.memory import cluster, configured
 from scripts.sweep.space import Runs
 
@@ -229,13 +228,13 @@ def on_cluster(field, needed):
 
 def needed_by_step(input):
     """Bytes that the allocator needs for the training step, from its trace or its gate."""
-    answer = read_json(Path(input.get("trace") or input.gate))
+    answer = json.loads(Path(input.get("trace") or input.gate).read_text())  # Snakemake waits for a missing file
     return answer.get("trace", answer)["required_bytes"]
 
 
 def needed_by_evaluation(input):
     """Bytes for the weights in 16 or 32 bits, a quarter more for keys, values and logits, and 2 GiB: not traced."""
-    files = read_json(Path(input.weights))["files"]
+    files = json.loads(Path(input.weights).read_text())["files"]
     weights = sum(entry["bytes"] for name, entry in files.items() if name.endswith(".safetensors"))
     return weights * 5 // 4 + 2 * 2**30
 

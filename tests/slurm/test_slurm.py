@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -83,7 +84,8 @@ def requeue_when_training(project: Path, slurm: OneNodeSlurm, process: subproces
 
 
 def test_a_sweep_as_jobs_with_one_requeued(slurm: OneNodeSlurm, tmp_path: Path) -> None:
-    project = prepared(tmp_path / "slurm")
+    project, alone = prepared(tmp_path / "slurm"), tmp_path / "alone"
+    shutil.copytree(project, alone, symlinks=True)
     targets = [f"results/{NAME}-r{rank}/MODEL_CARD.md" for rank in RANKS]
     process = submitted(project, slurm, *targets)
     job = requeue_when_training(project, slurm, process, rank=4)
@@ -94,8 +96,6 @@ def test_a_sweep_as_jobs_with_one_requeued(slurm: OneNodeSlurm, tmp_path: Path) 
     report = json.loads((project / f"results/{NAME}-r4/training.json").read_text())
     assert report["resumed_from_step"], "it went on from its checkpoint"
 
-    alone = chain.checkout(tmp_path / "alone")
-    (alone / "sweep.yaml").write_text(yaml.safe_dump(SWEEP), encoding="utf-8")
     chain.snakemake(alone, "sweep.yaml", "--", *targets)
     for rank in RANKS:
         for name in ("adapter/adapter_model.safetensors", "evaluation/answers.jsonl", "merged/model.safetensors"):
