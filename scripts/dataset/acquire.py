@@ -65,11 +65,11 @@ def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> "tup
             about["attribution"] = source["attribution"]
         if source["license"].lower() == "unknown":
             log.warning("The licence of %s is unknown: the card will say so.", name)
-        records = read_source(source, revisions, about)
-        table = pd.DataFrame(
-            {**record.fields, "line": record.line, "reason": record.reason, "source": origin}
-            for origin, record in records
+        found = read_source(source, revisions, about)
+        rows = (
+            {**fields, "line": line, "reason": reason, "source": origin} for origin, (line, fields, reason) in found
         )
+        table = pd.DataFrame(rows)
         rejected = int(table["reason"].notna().sum())
         about |= {"rejected": rejected, "rows": len(table) - rejected}
         log.info("%s: %d rows, %d rejected", name, about["rows"], rejected)

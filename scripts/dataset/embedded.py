@@ -11,6 +11,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -53,21 +54,12 @@ def read_vocabulary(path: Path = VOCABULARY) -> Vocabulary:
     """
     content = read_yaml(path)
     validate(content, read_yaml(VOCABULARY.with_name("embedded.schema.yaml")), path)
-    slots = {
-        name: [
-            value
-            for entry in entries
-            for value in (
-                [entry] if isinstance(entry, str) else map("".join, itertools.product(*map(str.split, entry)))
-            )
-        ]
-        for name, entries in content["slots"].items()
-    }
-    for name, values in slots.items():
-        if twice := sorted({value for value in values if values.count(value) > 1}):
-            raise UserError(
-                "A slot has a value twice.", where=f"{path}: slots.{name}", found=twice, allowed="each once"
-            )
+    slots: dict[str, list[str]] = {}
+    for name, entries in content["slots"].items():
+        parts = ([[entry]] if isinstance(entry, str) else map(str.split, entry) for entry in entries)
+        slots[name] = ["".join(words) for part in parts for words in itertools.product(*part)]
+        if twice := [value for value, times in Counter(slots[name]).items() if times > 1]:
+            raise UserError("A slot has a value twice.", where=f"{path}: slots.{name}", found=twice)
     intents: list[Intent] = []
     places: dict[str, str] = {}  # of names and commands
     for area, named in content["intents"].items():
@@ -78,10 +70,7 @@ def read_vocabulary(path: Path = VOCABULARY) -> Vocabulary:
             for text in (name, intent.command):
                 if text in places:
                     raise UserError(
-                        "Two intents have one name or one command.",
-                        where=where,
-                        found=text,
-                        allowed=f"not as {places[text]}",
+                        f"Two intents have one name or command; see {places[text]}.", where=where, found=text
                     )
                 places[text] = where
             intents.append(intent)
@@ -115,8 +104,7 @@ def _check_intent(intent: Intent, slots: dict[str, list[str]], where: str) -> No
 
 def fill(intent: Intent, request: str, slots: dict[str, list[str]], rng: random.Random) -> tuple[str, str]:
     """Fill the slots of a request and of the intent's command with the same values; returns both."""
-    shown: dict[str, str] = {}
-    typed: dict[str, str] = {}
+    shown, typed = {}, {}
     for name, number in dict.fromkeys(_SLOT.findall(intent.command)):
         value = rng.choice(slots[name])
         while number and value in (shown.get(name), typed.get(name)):

@@ -47,9 +47,8 @@ def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int,
         # A few at a time: as lists of Python's numbers, the tokens of 100,000 rows take half a GB.
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
-            encoded = encode_pairs(
-                tokenizer, system, list(zip(rows["request"][part], rows["command"][part], strict=True))
-            )
+            pairs = list(zip(rows["request"][part], rows["command"][part], strict=True))
+            encoded = encode_pairs(tokenizer, system, pairs)
             whole[part] = [len(ids) for ids, _ in encoded]
             learned[part] = [len(labels) - labels.count(IGNORED) for _, labels in encoded]
             kept = [pair for pair in encoded if len(pair[0]) <= most]
@@ -92,15 +91,8 @@ def must_be_enough(splits: dict[str, dict], rows_a_step: int) -> None:
         )
 
 
-def main(
-    inputs: dict[str, str],
-    outputs: dict[str, str],
-    prompt: dict,
-    encode: dict,
-    sequence_length: int,
-    rows_a_step: int = 1,
-) -> None:
-    """Encode the three splits for one model and one sequence length."""
+def main(inputs: dict, outputs: dict, system: str, overlong: str, sequence_length: int, rows_a_step: int = 1) -> None:
+    """Encode the three splits for one model (its tokenizer) and one sequence length, in tokens."""
     import pandas as pd
 
     read_report(inputs["split"], *(inputs[name] for name in SPLITS))
@@ -108,26 +100,16 @@ def main(
     tokenizer = read_tokenizer(Path(inputs["tokenizer"]).parent)
     splits, dropped = {}, []
     for name in SPLITS:
-        splits[name], some = encode_split(
-            tokenizer, prompt["system"], inputs[name], outputs[name], sequence_length, encode["overlong"]
-        )
+        found, some = encode_split(tokenizer, system, inputs[name], outputs[name], sequence_length, overlong)
+        splits[name] = found
         dropped.append(some)
         log.info(
-            "%s: %d rows, %d too long; %d tokens, %d of them learned",
-            *(name, *(splits[name][key] for key in ("rows", "overlong", "tokens", "learned_tokens"))),
+            "%s: %s", name, ", ".join(f"{found[key]} {key}" for key in ("rows", "overlong", "tokens", "learned_tokens"))
         )
     must_be_enough(splits, rows_a_step)
     write_rows(outputs["rejected"], pd.concat(dropped))
-    write_report(
-        outputs["report"],
-        {
-            "overlong": encode["overlong"],
-            "sequence_length": sequence_length,
-            "splits": splits,
-            "system_prompt": prompt["system"],
-        },
-        *(outputs[name] for name in (*SPLITS, "rejected")),
-    )
+    report = {"overlong": overlong, "sequence_length": sequence_length, "splits": splits, "system_prompt": system}
+    write_report(outputs["report"], report, *(outputs[name] for name in (*SPLITS, "rejected")))
 
 
 if __name__ == "__main__":
@@ -135,8 +117,8 @@ if __name__ == "__main__":
         main(
             dict(snakemake.input.items()),
             dict(snakemake.output.items()),
-            snakemake.params.prompt,
-            snakemake.params.encode,
+            snakemake.params.prompt["system"],
+            snakemake.params.encode["overlong"],
             int(snakemake.wildcards.sequence_length),
             snakemake.resources.rows_a_step,
         )

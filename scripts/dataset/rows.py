@@ -39,21 +39,12 @@ def write_rows(path: str | os.PathLike, rows: pd.DataFrame) -> None:
 
 
 def to_lines(rows: pd.DataFrame) -> Iterator[str]:
-    """Each row as a line of JSON, keys sorted, nulls left out."""
+    """Each row as a line of JSON, keys sorted, nulls left out. What some readers take for a line's end is escaped."""
     for values in rows.itertuples(index=False, name=None):
-        yield to_line(
-            {
-                key: value
-                for key, value in zip(rows.columns, values, strict=True)
-                if value is not None and value == value
-            }
-        )
-
-
-def to_line(row: dict) -> str:
-    """One row as a line of JSON, keys sorted. What some readers take for the end of a line is escaped."""
-    text = json.dumps(row, sort_keys=True, ensure_ascii=False)
-    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+        fields = zip(rows.columns, values, strict=True)
+        row = {key: value for key, value in fields if value is not None and value == value}
+        text = json.dumps(row, sort_keys=True, ensure_ascii=False)
+        yield _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def count(values: pd.Series) -> dict[str, int]:

@@ -24,6 +24,10 @@ _NO_UTF8 = re.compile("[\udc80-\udcff]")  # what a byte becomes that is not UTF-
 _TWICE = "\0twice"  # the key of a row that says which of its keys stands there twice
 
 
+# What a reader finds, with its line: a row (a mapping), a spoilt row's text with the reason, or the header (a tuple).
+Item = tuple[int, Any, str | None]
+
+
 class Record(NamedTuple):
     """One row of a source.
 
@@ -34,14 +38,6 @@ class Record(NamedTuple):
 
     line: int
     fields: dict[str, str]
-    reason: str | None = None
-
-
-class Item(NamedTuple):
-    """What a reader finds: a row (a mapping), a spoilt row's text, or, before all rows, the header (a tuple)."""
-
-    line: int
-    content: Any
     reason: str | None = None
 
 
@@ -129,21 +125,21 @@ def read_json(path: Path) -> Iterator[Item]:
     """A file that is one list of JSON objects."""
     with _open(path) as handle:
         rows = _parse(handle.read(), path)
-    yield from (Item(number, row) for number, row in enumerate(rows if isinstance(rows, list) else [[rows]], 1))
+    yield from ((number, row, None) for number, row in enumerate(rows if isinstance(rows, list) else [[rows]], 1))
 
 
 def read_json_lines(path: Path) -> Iterator[Item]:
     """A file with one JSON object a line; a line that is too long is skipped, not loaded."""
     number = 0
     with _open(path) as handle:
-        while line := handle.readline(MAXIMUM_LINE_CHARACTERS):
+        while line := handle.readline(MAXIMUM_LINE_CHARACTERS + 1):
             number += 1
-            if len(line) == MAXIMUM_LINE_CHARACTERS:
-                yield Item(number, line, f"line is longer than {MAXIMUM_LINE_CHARACTERS} characters")
+            if len(line) > MAXIMUM_LINE_CHARACTERS:
+                yield number, line, f"line is longer than {MAXIMUM_LINE_CHARACTERS} characters"
                 while line and not line.endswith("\n"):
                     line = handle.readline(MAXIMUM_LINE_CHARACTERS)
             elif not line.isspace():
-                yield Item(number, _parse(line, path, number))
+                yield number, _parse(line, path, number), None
 
 
 def read_csv(path: Path) -> Iterator[Item]:
@@ -166,11 +162,11 @@ def read_csv(path: Path) -> Iterator[Item]:
                 return
             if row and header is None:
                 header = tuple(row)
-                yield Item(line, header)
+                yield line, header, None
             elif row and len(row) != len(header):
-                yield Item(line, ",".join(row), f"row has {len(row)} fields instead of {len(header)}")
+                yield line, ",".join(row), f"row has {len(row)} fields instead of {len(header)}"
             elif row:
-                yield Item(line, dict(zip(header, row, strict=True)))
+                yield line, dict(zip(header, row, strict=True)), None
             line = rows.line_num + 1
 
 
@@ -181,12 +177,12 @@ def read_parquet(path: Path, columns: Iterable[str]) -> Iterator[Item]:
     import pyarrow.parquet as pq
 
     try:
-        yield Item(1, tuple(pq.read_schema(path).names))
+        yield 1, tuple(pq.read_schema(path).names), None
         rows = pd.read_parquet(path, columns=list(columns)).astype(object)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"The Parquet file can't be read: {error}", where=path) from None
     for number, row in enumerate(rows.where(rows.notna(), None).to_dict("records"), 1):
-        yield Item(number, row)
+        yield number, row, None
 
 
 _READERS = {"jsonl": read_json_lines, "ndjson": read_json_lines, "json": read_json, "csv": read_csv}

@@ -24,10 +24,8 @@ def keys_of(rows: "pd.DataFrame") -> "pd.DataFrame":
     """64-bit numbers of each row's normalized ``request`` and ``command`` (never equal to each other)."""
     import pandas as pd
 
-    numbers = {
-        "request": [key_number("request", request_key(text)) for text in rows["request"]],
-        "command": [key_number("command", command_key(text)) for text in rows["command"]],
-    }
+    keys = {"request": request_key, "command": command_key}
+    numbers = {name: [key_number(name, key(text)) for text in rows[name]] for name, key in keys.items()}
     return pd.DataFrame(numbers, index=rows.index, dtype="uint64")
 
 
@@ -95,14 +93,14 @@ def must_hold_rows(got: dict[str, int], shares: dict[str, float], groups: "np.nd
 
     empty = [name for name in SPLITS if not got[name]]
     if empty:
+        sizes = np.bincount(groups)
         least = math.ceil(1 / min(shares.values()))
-        largest = np.bincount(groups).max()
         raise UserError(
             f"The {' and the '.join(empty)} split would be empty: the rows form too few groups to divide.",
             where=where,
-            found=f"{len(groups)} rows in {len(np.unique(groups))} groups, the largest of {largest}",
+            found=f"{len(groups)} rows in {len(sizes)} groups, the largest of {sizes.max()}",
             allowed=f"with these shares at least {least} rows that share neither request nor command; or larger shares",
-            write="dataset:\n  split: {train: 0.5, validation: 0.25, test: 0.25}",
+            write="dataset:\n  split: {train: 0.5, validation: 0.25, test: 0.25}" if len(sizes) > 2 else None,
         )
 
 

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.dataset --pairs 20000 100000 [--model results/models/smollm2-135m-instruct]
 
-Prints a table: wall seconds, processor seconds (of all threads and child processes), and the peak resident
-memory above that of the same step on 100 pairs (what the interpreter and the libraries take is no matter of the
-input's size). Without ``--model`` encoding is left out.
+Prints a table: wall seconds, processor seconds (of all threads and child processes), the peak resident memory, and
+how much of it is above that of the same step on 100 pairs (what the interpreter and the libraries take is no matter
+of the input's size). Without ``--model`` encoding is left out.
 """
 
 import argparse
@@ -63,8 +63,7 @@ def run_step(step: str, folder: Path, pairs: int, model: str | None) -> None:
         outputs = paths(**{name: f"{name}.parquet" for name in splits})
         outputs |= paths(rejected="encode.rejected.jsonl", report="encode.json")
         inputs = splits | paths("split", "check") | {"tokenizer": f"{model}/tokenizer.json"}
-        prompt = {"system": "Answer with one safe Bash command and nothing else."}
-        encode.main(inputs, outputs, prompt, {"overlong": "drop"}, 128)
+        encode.main(inputs, outputs, "Answer with one safe Bash command and nothing else.", "drop", 128)
 
 
 def measure(step: str, folder: Path, pairs: int, model: str | None) -> tuple[float, float, int]:
@@ -101,15 +100,17 @@ def main() -> None:
             for step in steps:
                 seconds, processor_seconds, peak = measure(step, folder, pairs, options.model)
                 idle.setdefault(step, peak)
-                rows.append((step, seconds, processor_seconds, (peak - idle[step]) / 2**20))
+                rows.append((step, seconds, processor_seconds, peak / 2**20, (peak - idle[step]) / 2**20))
             size = (folder / "raw.jsonl").stat().st_size / 2**20
         if pairs == 100:
             continue
-        print(f"\n{pairs} pairs, {size:.1f} MiB:\n\n| step | seconds | processor seconds | MiB above idle |")
-        print("| --- | --- | --- | --- |")
-        rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows), max(row[3] for row in rows)))
-        for step, seconds, processor_seconds, grown in rows:
-            print(f"| {step} | {seconds:.2f} | {processor_seconds:.2f} | {grown:.1f} |", flush=True)
+        print(f"\n{pairs} pairs, {size:.1f} MiB:\n\n| step | seconds | processor seconds | peak MiB | MiB above idle |")
+        print("| --- | --- | --- | --- | --- |")
+        rows.append(
+            ("all", *(sum(row[at] for row in rows) for at in (1, 2)), *(max(row[at] for row in rows) for at in (3, 4)))
+        )
+        for step, seconds, processor_seconds, peak, grown in rows:
+            print(f"| {step} | {seconds:.2f} | {processor_seconds:.2f} | {peak:.0f} | {grown:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -110,11 +110,17 @@ def test_wrong_words_are_an_error_that_names_the_place(tmp_path, old, new, expec
         assert text in str(error.value)
 
 
-def test_two_intents_with_one_command(tmp_path):
-    again = "    again:\n      command: mv <file> <file2>\n      requests: [name <file> <file2>]\n"
-    with pytest.raises(UserError, match="one name or one command") as error:
+@pytest.mark.parametrize(
+    ("again", "place"),
+    [
+        ("    again:\n      command: mv <file> <file2>\n      requests: [name <file> <file2>]\n", "files.again"),
+        ("  text:\n    rename:\n      command: cat <file>\n      requests: [show <file>]\n", "text.rename"),
+    ],
+)
+def test_two_intents_with_one_command_or_name(tmp_path, again, place):
+    with pytest.raises(UserError, match="one name or command") as error:
         vocabulary_of(tmp_path, WORDS + again)
-    assert "intents.files.again" in str(error.value) and "rename" in str(error.value)
+    assert f"intents.{place}" in str(error.value) and "intents.files.rename" in str(error.value)
 
 
 def test_the_default_number_is_distinct_and_spread_over_all_intents():

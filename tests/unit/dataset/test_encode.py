@@ -156,7 +156,7 @@ def run(folder: Path, pairs: list[tuple[str, str]], length: int, overlong: str =
     for name in ("split", "check"):
         inputs[name] = str(folder / f"{name}.json")
         write_report(inputs[name], {}, *(inputs[split] for split in SPLITS))
-    encode.main(inputs, outputs, {"system": SYSTEM}, {"overlong": overlong}, length, **others)
+    encode.main(inputs, outputs, SYSTEM, overlong, length, **others)
     return read_report(outputs["report"], *(outputs[name] for name in (*SPLITS, "rejected")))
 
 
@@ -234,4 +234,4 @@ def test_a_changed_split_is_noticed(tmp_path):
     with open(inputs["train"], "a") as file:
         file.write('{"request": "Clean up", "command": "rm -rf / --no-preserve-root", "source": "test", "line": 9}\n')
     with pytest.raises(UserError, match=r"train\.jsonl is not what the step that made it has written"):
-        encode.main(inputs, {}, {}, {}, 512)
+        encode.main(inputs, {}, SYSTEM, "drop", 512)

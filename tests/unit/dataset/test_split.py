@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_report
+from scripts.common.files import read_report, sha256_file, write_report
 from scripts.dataset import check_splits, split
 from scripts.dataset.embedded import generate
-from scripts.dataset.rows import SPLITS, to_line
+from scripts.dataset.rows import SPLITS, write_rows
 from scripts.dataset.text import command_key, request_key
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -23,8 +23,8 @@ Pair = tuple[str, str]
 
 
 def write(path: Path, pairs: list[Pair]) -> None:
-    rows = ({"request": request, "command": command, "source": "test", "line": 1} for request, command in pairs)
-    path.write_text("".join(map(to_line, rows)))
+    rows = [{"request": request, "command": command, "source": "test", "line": 1} for request, command in pairs]
+    write_rows(path, pd.DataFrame(rows))
 
 
 def run(folder: Path, pairs: list[Pair], external: list[Pair] = (), seed: int = 42, **shares: float) -> dict:
@@ -131,6 +131,22 @@ def test_the_order_of_rows_plays_no_part(tmp_path, pairs, order):
     assert results[0] == results[1]
 
 
+def test_rows_with_equal_keys_stand_in_one_order(tmp_path):
+    rows = [(f"request {number}", f"echo {number}") for number in range(30)]
+    same = [("Request 3!", "echo  3"), ("request 3.", 'echo "3"'), ("REQUEST 3", "echo 3;"), ("request  3", "echo '3'")]
+    run(tmp_path / "a", rows + same)
+    run(tmp_path / "b", same[::-1] + rows)
+    for name in SPLITS:
+        assert (tmp_path / "a" / f"{name}.jsonl").read_bytes() == (tmp_path / "b" / f"{name}.jsonl").read_bytes()
+
+
+def test_the_default_splits_stay_the_same_byte_for_byte(tmp_path):
+    # Every figure of the default run hangs on which requests are held out, and in which order.
+    run(tmp_path, [(row["request"], row["command"]) for row in generate(42, 600)])
+    digests = {name: sha256_file(tmp_path / f"{name}.jsonl")[:16] for name in SPLITS}
+    assert digests == {"train": "f96da1d814d361cd", "validation": "94abb41e29b4cfd5", "test": "703171fe3697fe86"}
+
+
 def test_the_seed_decides(tmp_path):
     rows = [(f"request {number}", f"echo {number}") for number in range(200)]
     run(tmp_path / "a", rows)
@@ -184,8 +200,9 @@ def test_rows_of_an_external_test_set_are_taken_out(tmp_path):
 def test_too_few_groups_are_an_error_that_says_what_to_change(tmp_path, pairs, found):
     with pytest.raises(UserError, match="too few groups") as error:
         run(tmp_path, pairs)
-    for text in (found, "at least 10 rows", "split: {train: 0.5"):
+    for text in (found, "at least 10 rows"):
         assert text in str(error.value)
+    assert ("split: {train: 0.5" in str(error.value)) == ("1 groups" not in found)  # no share divides a single group
     assert not (tmp_path / "train.jsonl").exists() and not (tmp_path / "split.json").exists()
 
 
@@ -194,24 +211,27 @@ def test_what_the_error_proposes_works(tmp_path):
     assert min(sizes["sizes"].values()) >= 1
 
 
-def test_a_group_gets_the_split_it_asks_for_while_there_is_just_room():
-    # Ten rows, of which eight, one and one ask for a split: each fits to the last row, so each gets its wish.
-    shares, numbers = {"train": 0.8, "validation": 0.1, "test": 0.1}, range(1, 11)
-    for seed in range(1000):
-        wishes = np.searchsorted([0.8, 0.9, 1.0], split.shuffled(numbers, seed) / 2.0**64, side="right")
-        if np.bincount(wishes, minlength=3).tolist() == [8, 1, 1]:
-            keys = pd.DataFrame({"request": numbers, "command": range(101, 111)}, dtype="uint64")
-            assert split.assign(keys, split.group(keys), shares, seed).tolist() == wishes.tolist()
-            return
-    pytest.fail("no seed with such wishes")
-
-
 def test_a_group_that_fills_a_split_to_the_last_row_goes_there():
-    # Two groups of five and no smaller ones: where the first goes there is no room left for the second.
-    keys = pd.DataFrame({"request": [1] * 5 + [2] * 5, "command": range(101, 111)}, dtype="uint64")
-    shares = {"train": 0.5, "validation": 0.5, "test": 0.0}
-    for seed in range(20):
-        assert np.bincount(split.assign(keys, split.group(keys), shares, seed)).tolist() == [5, 5]
+    # Ten rows with one request among a hundred: the largest group chooses first, and each split has room for it.
+    keys = pd.DataFrame({"request": [1] * 10 + list(range(2, 92)), "command": range(101, 201)}, dtype="uint64")
+    groups = split.group(keys)
+    wishes = set()
+    for seed in range(40):
+        wish = int(np.searchsorted([0.8, 0.9, 1.0], split.shuffled([1], seed)[0] / 2.0**64, side="right"))
+        chosen = split.assign(keys, groups, SHARES, seed)
+        assert set(chosen[:10].tolist()) == {wish}
+        assert np.bincount(chosen).tolist() == [80, 10, 10]
+        wishes.add(wish)
+    assert wishes == {0, 1, 2}
+
+
+def test_a_group_that_does_not_fit_goes_where_most_room_is():
+    # Eleven of a hundred rows: one more than validation and test have room for.
+    keys = pd.DataFrame({"request": [1] * 11 + list(range(2, 91)), "command": range(101, 201)}, dtype="uint64")
+    for seed in range(40):
+        chosen = split.assign(keys, split.group(keys), SHARES, seed)
+        assert set(chosen[:11].tolist()) == {0}
+        assert np.bincount(chosen).tolist() == [80, 10, 10]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +273,7 @@ def test_counts_that_do_not_add_up_stop_the_run(report, key):
         check_splits.stages(**reports)
 
 
-ATTACK = to_line({"request": "Clean up", "command": "rm -rf / --no-preserve-root", "source": "test", "line": 1})
+ATTACK = '{"command": "rm -rf / --no-preserve-root", "line": 1, "request": "Clean up", "source": "test"}\n'
 
 
 @pytest.mark.parametrize(
