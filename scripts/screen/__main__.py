@@ -9,7 +9,7 @@ import sys
 
 from scripts.common.job import command as command_line
 from scripts.screen.measure import evaluate, labelled, table
-from scripts.screen.policy import build
+from scripts.screen.policy import UNPARSABLE, build
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def main() -> int:
         try:
             verdict = policy.judge(line.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError:
-            verdict = policy.judge("\0")
+            verdict = UNPARSABLE
         if options.json:
             told = {key: getattr(verdict, key) for key in ("attack", "category", "level", "rule", "status", "title")}
             print(json.dumps(told, sort_keys=True))

@@ -24,17 +24,8 @@ class Refused(Exception):
 
 @dataclass(slots=True)
 class Feed:
-    """What stands at a standard input or came out of a substitution.
-
-    Parameters
-    ----------
-    commands
-        Who wrote it.
-    text
-        What it says, where that follows from the text alone.
-    path
-        The file that it is, ``&3`` for a descriptor.
-    """
+    """What stands at a standard input or came out of a substitution: who wrote it; its text, where that follows from
+    the words alone; the file that it is, ``&3`` for a descriptor."""
 
     commands: tuple[Command, ...] = ()
     text: str | None = None
@@ -53,27 +44,21 @@ class Redirect:
 
 @dataclass(slots=True)
 class Command:
-    """One simple command with its words resolved.
+    """One simple command with its words resolved."""
 
-    ``name`` is the program without quotes and without its folder where that is one of the system's
-    (``/usr/bin/rm`` is ``rm``, ``./rm`` stays); ``wrappers`` are the programs that start it, outermost first.
-    ``cwd`` is None where unknown. ``code`` is the text handed to an interpreter, ``script`` what is known
-    about the file that it executes.
-    """
-
-    name: str
+    name: str  # without quotes and the system's folders: /usr/bin/rm is rm, ./rm stays
     argv: list[str]
     redirects: list[Redirect] = field(default_factory=list)
     stdin: Feed | None = None
-    wrappers: tuple[str, ...] = ()
-    cwd: str | None = None
+    wrappers: tuple[str, ...] = ()  # what starts it, outermost first
+    cwd: str | None = None  # None where unknown
     background: bool = False
     piped: bool = False
     loop: str = ""  # "", "loop", "endless": what surrounds it
     recursive: bool = False
     grows: str = ""  # the variable that it makes longer, as x=$x$x does
-    code: str | None = None
-    script: Feed | None = None
+    code: str | None = None  # the text handed to an interpreter
+    script: Feed | None = None  # what is known about the file that it executes
     hidden: bool = False  # its output is known text, changed beyond what is followed
     assignments: dict[str, str] = field(default_factory=dict)
     reading: Reading = None  # type: ignore[assignment]
@@ -82,18 +67,12 @@ class Command:
     def options(self) -> tuple[str, list[str], list[str]]:
         """Letters of the short options, the long options as written, and the operands, in the manner of getopt."""
         if "options" not in self.memo:
-            short, long, operands = [], [], []
-            words = iter(self.argv[1:])
-            for word in words:
-                if word == "--":
-                    operands.extend(words)
-                elif word.startswith("--"):
-                    long.append(word)
-                elif len(word) > 1 and word[0] == "-":
-                    short.append(word[1:])
-                else:
-                    operands.append(word)
-            self.memo["options"] = ("".join(short), long, operands)
+            words, after = self.argv[1:], []
+            if "--" in words:
+                words, after = words[: words.index("--")], words[words.index("--") + 1 :]
+            short = "".join(word[1:] for word in words if word[:1] == "-" != word[1:2])
+            long = [word for word in words if word[:2] == "--"]
+            self.memo["options"] = (short, long, [w for w in words if w[:1] != "-" or w == "-"] + after)
         return self.memo["options"]
 
     def has(self, *options: str) -> bool:
@@ -101,13 +80,10 @@ class Command:
         it), or another word as it stands (``-delete``, ``+o``)."""
         short, long, _ = self.options()
         for option in options:
-            if option[:2] == "--":
+            if option[:2] == "--" and len(option) > 2:
                 if any(option.startswith(given.partition("=")[0]) and len(given) > 3 for given in long):
                     return True
-            elif len(option) == 2 and option[0] == "-":
-                if option[1] in short:
-                    return True
-            elif option in self.argv:
+            elif option in self.argv or (len(option) == 2 and option[0] == "-" and option[1] in short):
                 return True
         return False
 
@@ -116,19 +92,14 @@ class Command:
         found = []
         for position, word in enumerate(self.argv[1:], 1):
             for option in options:
-                if option[-1] == "=":
-                    if word.startswith(option):
-                        found.append(word[len(option) :])
-                elif word == option:
+                after = word[len(option) :] if word.startswith(option) else None
+                letter = len(option) == 2 and word[:1] == "-" != word[1:2]
+                if after == "" and option[-1] != "=":
                     found.extend(self.argv[position + 1 : position + 2])
-                elif option.startswith("--") or len(option) > 2:
-                    if word.startswith(option + "="):
-                        found.append(word[len(option) + 1 :])
-                elif len(option) == 2 and word[:1] == "-" and word[:2] != "--":
-                    if word.startswith(option):
-                        found.append(word[2:].removeprefix("="))
-                    elif word[-1] == option[1] and word[1:].isalpha():
-                        found.extend(self.argv[position + 1 : position + 2])
+                elif after and (option[-1] == "=" or after[0] == "=" or letter):
+                    found.append(after.removeprefix("="))
+                elif letter and word[-1] == option[1] and word[1:].isalpha():
+                    found.extend(self.argv[position + 1 : position + 2])
         return found
 
     @property
@@ -149,16 +120,12 @@ class Reading:
         """Yield every command that contributed to the words, feeds or commands given."""
         seen = set() if seen is None else seen
         for item in items:
-            if item is None:
-                continue
             if isinstance(item, str):
-                if OUTPUT[0] in item:
-                    for match in MARK.finditer(item):
-                        if match[2] is not None and int(match[2]) < len(self.outputs):
-                            yield from self.origins(self.outputs[int(match[2])], seen=seen)
+                numbers = [int(match[2]) for match in MARK.finditer(item) if match[2]] if OUTPUT[0] in item else ()
+                yield from self.origins(*(self.outputs[n] for n in numbers if n < len(self.outputs)), seen=seen)
             elif isinstance(item, Feed):
                 yield from self.origins(*item.commands, item.path, seen=seen)
-            elif id(item) not in seen:
+            elif item is not None and id(item) not in seen:
                 seen.add(id(item))
                 yield item
                 yield from self.origins(*item.argv, item.stdin, seen=seen)

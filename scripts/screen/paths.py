@@ -15,7 +15,8 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import NamedTuple
 
-from scripts.screen.commands import HOME, MARK, OUTPUT, UNKNOWN, Command, unknown_names
+from scripts.screen.code import deleted_and_written
+from scripts.screen.commands import HOME, MARK, UNKNOWN, Command, unknown_names
 from scripts.screen.programs import Facts, Programs
 
 ANY = "\ue000"
@@ -49,50 +50,42 @@ def glob_regex(pattern: str) -> str:
 
 
 class Places:
-    """Named sets of paths; a set may name others as ``@name``, and except as ``-pattern`` or ``-@name``."""
+    """Named sets of paths; a set may name others as ``@name``, and leave out ``-pattern`` or ``-@name``."""
 
     def __init__(self, sets: dict[str, str]) -> None:
         self.sets = sets
-        self._compiled: dict[str, tuple[re.Pattern[str], re.Pattern[str] | None, list[str]]] = {}
         self.inside = lru_cache(maxsize=16384)(self._inside)
+        self.parsed = lru_cache(maxsize=None)(self._parsed)
 
-    def _patterns(self, spec: str) -> tuple[list[str], list[str]]:
-        taken, left = [], []
-        for word in spec.split():
-            out, word = (left, word[1:]) if word[0] == "-" else (taken, word)
-            if word[0] == "@":
-                inner, but = self._patterns(self.sets[word[1:]])
-                out += inner
-                left += but if out is taken else []
-            else:
-                out.append(word)
-        return taken, left
+    def _parsed(self, spec: str) -> tuple[str, list[str], re.Pattern[str], list[str]]:
+        words = spec.split()
+        left_out = " ".join(word[1:] for word in words if word[0] == "-")
+        own = [word for word in words if word[0] not in "@-"]
+        samples = [word.replace("**/", "").replace("**", "*").rstrip("/") for word in own if word[0] == "/"]
+        pattern = re.compile("|".join(map(glob_regex, own)) or "(?!)")
+        return left_out, [self.sets[word[1:]] for word in words if word[0] == "@"], pattern, samples
 
     def _inside(self, path: str, spec: str) -> bool:
         """Whether a path, which may hold globs itself, is in the sets and patterns of ``spec``."""
-        if spec not in self._compiled:
-            taken, left = self._patterns(spec)
-            samples = [p.replace("**/", "").replace("**", "*").rstrip("/") for p in taken if p[0] == "/"]
-            self._compiled[spec] = (
-                re.compile("|".join(map(glob_regex, taken))),
-                re.compile("|".join(map(glob_regex, left))) if left else None,
-                samples,
-            )
-        taken, left, samples = self._compiled[spec]
-        if path == UNSET:
-            return taken.fullmatch("/") is not None
-        if left is not None and left.fullmatch(path):
+        left_out, sets, pattern, samples = self.parsed(spec)
+        path = "/" if path == UNSET else path
+        if left_out and self.inside(path, left_out):
             return False
-        if taken.fullmatch(path):
+        if pattern.fullmatch(path) or any(self.inside(path, inner) for inner in sets):
             return True
-        if path[:1] == "/" and any(c in path for c in "?*[") and "**" not in path and ANY not in path:
-            literal = re.search(r"[^/*?\[\]]{2}", path)  # /e*c is /etc; /*/x is not every x
-            for sample in samples if literal else ():
-                if path.count("/") == sample.count("/") and any(
-                    fnmatch.fnmatchcase(sample.replace("*", filling), path) for filling in ("", "x")
-                ):
-                    return True
-        return False
+        if (
+            path[:1] != "/"
+            or "**" in path
+            or ANY in path
+            or not re.search(r"[^/*?\[\]]{2}", path)
+            or not set("*?[") & set(path)
+        ):
+            return False
+        return any(  # /e*c is /etc; /*/x is not every x
+            path.count("/") == sample.count("/") and fnmatch.fnmatchcase(sample.replace("*", filling), path)
+            for sample in samples
+            for filling in ("", "x")
+        )
 
 
 def resolve(word: str, command: Command | None = None) -> str:
@@ -180,68 +173,57 @@ _OUTPUT_OPTION = re.compile(
 @_once
 def writes(command: Command, programs: Programs) -> list[Touched]:
     """Paths that a command writes or replaces."""
-    name, argv = command.name, command.argv
-    facts = programs.of(name)
+    name, argv, facts = command.name, command.argv, programs.of(command.name)
     out = [
         Touched(redirect.target, appends=redirect.operator.endswith(">>"))
         for redirect in command.redirects
         if redirect.operator in _WRITES and not redirect.target.isdigit() and redirect.target not in ("-", "/dev/null")
     ]
     words = operands(command, facts)
-    appends = bool(facts.appends) and command.has(*facts.appends)
     targets = _chosen(words, facts.writes)
-    folder = command.values(*facts.into)
-    if folder and facts.writes == "last":
-        targets, words = [f"{folder[0]}/{posixpath.basename(word)}" for word in words], []
-    elif facts.writes == "last" and len(words) > 1:
-        targets = targets + [f"{targets[0]}/{posixpath.basename(word.rstrip('/'))}" for word in words[:-1]]
+    if facts.writes == "last" and targets + command.values(*facts.into):  # into a folder, perhaps
+        folder = (command.values(*facts.into) or targets)[0]
+        targets = targets + [f"{folder}/{posixpath.basename(word.rstrip('/'))}" for word in words]
     if not facts.to_when or command.has(*facts.to_when):
         targets = targets + command.values(*facts.to)
-    if facts.in_place and command.has(*facts.in_place):
-        given = facts.pattern is not None and command.has(*facts.pattern)
-        targets = targets + words[0 if given or facts.pattern is None else 1 :]
-    out += [Touched(word, appends=appends or "oflag=append" in argv) for word in targets]
+    if command.has(*facts.in_place):
+        targets = targets + words[0 if facts.pattern is None or command.has(*facts.pattern) else 1 :]
+    appends = command.has(*facts.appends) or "oflag=append" in argv
+    out += [Touched(word, appends=appends) for word in targets]
     if name not in ("echo", "printf") and not programs.member(name, "shells"):
         # An option that names an output, of a program that the table does not know so well.
-        for option, word in itertools.pairwise(argv):
-            if word[:1] in "/~" and option[:1] == "-" and _OUTPUT_OPTION.fullmatch(option):
-                out.append(Touched(word))
-        for word in argv[1:]:
-            option, equals, value = word.partition("=")
-            if equals and value[:1] in ("/", "~") and _OUTPUT_OPTION.fullmatch(option):
-                out.append(Touched(value))
-    if command.code is not None:
-        for match in re.finditer(r"(>{1,2})\s*[\"']([/~][^\"'\n]+)[\"']", command.code[:8192]):
-            out.append(Touched(match[2], appends=match[1] == ">>"))
+        pairs = [*itertools.pairwise(argv), *(word.partition("=")[::2] for word in argv[1:])]
+        out += [
+            Touched(value) for option, value in pairs if value[:1] in ("/", "~") and _OUTPUT_OPTION.fullmatch(option)
+        ]
+        if command.code is not None:
+            for match in re.finditer(r"(>{1,2})\s*[\"']([/~][^\"'\n]+)[\"']", command.code[:8192]):
+                out.append(Touched(match[2], appends=match[1] == ">>"))
+            out += [Touched(path) for path in deleted_and_written(command.code)[1]]
     return [one._replace(path=resolve(one.path, command)) for one in out if one.path]
 
 
 @_once
 def deletes(command: Command, programs: Programs) -> list[Touched]:
     """Paths that a command deletes or wipes, resolved, and whether whole trees go."""
-    name, argv = command.name, command.argv
-    facts = programs.of(name)
-    out: list[Touched] = []
+    name, facts = command.name, programs.of(command.name)
+    words, out = operands(command, facts), []
     if facts.deletes != "none" and (not facts.when or command.has(*facts.when)):
-        tree = facts.tree == ("always",) or (bool(facts.tree) and command.has(*facts.tree))
-        words = _chosen(operands(command, facts), facts.deletes)
-        out = [Touched(word, tree or word.endswith("**")) for word in words if name != "rsync" or ":" not in word]
-        if name == "rm" and command.has("--help", "--version"):
-            return []
-    elif name in ("find", "gfind", "fd", "fdfind") and "-delete" in argv:
+        tree = facts.tree == ("always",) or command.has(*facts.tree)
+        out = [Touched(word, tree or word.endswith("**")) for word in _chosen(words, facts.deletes)]
+        out = [one for one in out if name != "rsync" or ":" not in one.path]
+    elif name in ("find", "gfind", "fd", "fdfind") and "-delete" in command.argv:
         out = [Touched(path, True) for path in found(command)]
     elif name == "truncate" and any(v.lstrip("=") in ("0", "0K") for v in command.values("-s", "--size")):
-        out = [Touched(word) for word in operands(command, facts)]
-    elif name == "mv":  # moving a tree away, or anything into the null device
-        words = operands(command, facts) + command.values(*facts.into)[:1]
-        if len(words) > 1:
-            target = resolve(words[-1], command)
-            # a file that is renamed beside itself is kept
-            out = [
-                Touched(word, target == "/dev/null" or not target.startswith(resolve(word, command)))
-                for word in words[:-1]
-            ]
-            out = [one for one in out if one.whole]
+        out = [Touched(word) for word in words]
+    elif command.code is not None and programs.member(name, "interpreters"):
+        out = [Touched(path, True) for path in deleted_and_written(command.code)[0]]
+    elif name == "mv":  # moving a tree away, or anything into the null device; a file renamed beside itself is kept
+        words += command.values(*facts.into)[:1]
+        target = resolve(words[-1], command) if words else ""
+        out = [
+            Touched(w, True) for w in words[:-1] if target == "/dev/null" or not target.startswith(resolve(w, command))
+        ]
     return [one._replace(path=UNSET if unguarded(one.path) else resolve(one.path, command)) for one in out]
 
 
@@ -249,37 +231,32 @@ _FILTERS = frozenset(
     "-regex -iregex -mtime -mmin -atime -amin -ctime -cmin -newer -size -empty -user -group -uid -perm -inum -nouser"
     " -nogroup -links -samefile -newermt -lname -xtype".split()
 )
+_NAMED = frozenset("-name -iname -path -ipath -wholename -iwholename".split())
 
 
 def found(command: Command) -> list[str]:
     """What ``find`` finds, as patterns: ``root/**`` or, with a filter, ``root/**/name``."""
     argv = [word for word in command.argv[1:] if word not in ("-L", "-H", "-P")]
     start = next((at for at, word in enumerate(argv) if word[:1] in ("-", "(", "!")), len(argv))
-    named = "-name -iname -path -ipath -wholename -iwholename".split()
     names = [
         argv[at + 1]
         for at, word in enumerate(argv[:-1])
-        if word in named and not (at and argv[at - 1] in ("!", "-not"))
+        if word in _NAMED and not (at and argv[at - 1] in ("!", "-not"))
     ]
-    filtered = not _FILTERS.isdisjoint(argv) or "-type l" in " ".join(argv)
-    out = []
-    for root in argv[:start] or ["."]:
-        root = root.rstrip("/")
-        if ["-maxdepth", "0"] in [argv[at : at + 2] for at in range(len(argv))]:
-            out.append(root or "/")
-        elif names:
-            for name in names:
-                name = name.lstrip("*").lstrip("/") if "/" in name else name
-                out.append(f"{root}/**/{name}" if name.strip("*.") else f"{root}/**")
-        else:
-            out.append(f"{root}/**/{UNKNOWN[0]}found{UNKNOWN[1]}" if filtered else f"{root}/**")
-    return out[:16]
+    names = [name.lstrip("*").lstrip("/") if "/" in name else name for name in names]
+    if not names and (not _FILTERS.isdisjoint(argv) or "-type l" in " ".join(argv)):
+        names = [f"{UNKNOWN[0]}found{UNKNOWN[1]}"]
+    roots = [root.rstrip("/") for root in argv[:start] or ["."]]
+    if "-maxdepth 0" in " ".join(argv):
+        return [root or "/" for root in roots][:16]
+    return [f"{root}/**/{name}" if name.strip("*.") else f"{root}/**" for root in roots for name in names or [""]][:16]
 
 
 # A path among a word's other text: quoted, in brackets, after = @ : or a space.
 _TOKEN = re.compile(
     r"(?:^|(?<=[\s'\"(){}<>=@:,;|&\[]))(?:file://)?(~?/[^\s'\"(){}<>,;|&=]*|\.\.?/[^\s'\"(){}<>,;|&=]+)"
 )
+_PLAIN = re.compile(r"[^\s:=@'\"(){}<>,;|&\[]+")
 _KEY_OPTION = re.compile(
     r"-i|--?(?:[\w-]*-)?(?:private-?key|key|keyfile|key-file|identity|identity-file|kubeconfig|defaults-(?:extra-)?file"
     r"|password-file|passphrase-file|cert\w*|homedir|cacert|config|config-file|env-file|netrc-file|keyring|credentials)"
@@ -294,39 +271,33 @@ def reads(command: Command, programs: Programs) -> list[Touched]:
     Closed by default: a program that is given a file is taken to show it, if only in its error messages, unless the
     table says that it looks at names alone, or that the word is a pattern, a key or an output.
     """
-    name, argv = command.name, command.argv
-    facts = programs.of(name)
+    name, facts = command.name, programs.of(command.name)
     out: list[tuple[str, bool]] = []
     if command.stdin is not None and command.stdin.path and not command.stdin.path.startswith("&"):
         out.append((command.stdin.path, False))
     out += [(r.target, False) for r in command.redirects if r.operator in ("<", "<>")]
     out += [(value, False) for value in command.values(*facts.reads_from)]
-    if not programs.member(name, "lookers") and name != "command":
-        written = set(command.values(*facts.to)) | set(_chosen(operands(command, facts), facts.writes))
+    if not programs.member(name, "lookers"):
         words = operands(command, facts)
-        skipped = set(words) - set(_chosen(words, facts.reads))
-        if facts.pattern is not None and words and not command.has(*facts.pattern):
-            skipped.add(words[0])
-        skipped.update(command.values(*facts.runs))  # judged as the command that it is
+        # written, run (and judged as the command that it is), or a pattern
+        left_out = {*command.values(*facts.to), *_chosen(words, facts.writes), *command.values(*facts.runs)}
+        left_out.update(set(words) - set(_chosen(words, facts.reads)))
+        left_out.update(words[:1] if facts.pattern is not None and not command.has(*facts.pattern) else ())
         keys = set(command.values(*facts.keys))
-        for before, word in itertools.pairwise(argv):
+        for before, word in itertools.pairwise(command.argv):
             option, _, value = word.partition("=")
-            if before in _MESSAGE_OPTION or word in written:
-                continue
-            if word in skipped and (facts.pattern is None or not re.search(r"[\"'(]/etc/g?shadow", word)):
+            if before in _MESSAGE_OPTION or (word in left_out and not re.search(r"[\"'(]/etc/g?shadow", word)):
                 continue
             as_key = word in keys or bool(_KEY_OPTION.fullmatch(before) or (value and _KEY_OPTION.fullmatch(option)))
-            if re.fullmatch(r"[^\s:=@'\"(){}<>,;|&\[]+", word):
+            if _PLAIN.fullmatch(word):
                 out.append((re.sub(r"^-\w(?=[/~])", "", word), as_key))
                 continue
+            out += [(match[1].rstrip(":"), as_key) for match in list(_TOKEN.finditer(word[:8192]))[:64]]
             # scp host:/etc/shadow brings another machine's
-            far = "host" if facts.sends == "but-last" and re.match(r"[\w.@-]+:", word) else ""
-            for match in list(_TOKEN.finditer(word[:8192]))[:64]:
-                out.append((match[1].rstrip(":"), as_key))
-            if not far and re.fullmatch(r"(?:[\w.-]+[=@:]+)?@?[\w.~/-]+", word):
+            if re.fullmatch(r"(?:[\w.-]+[=@:]+)?@?[\w.~/-]+", word) and facts.sends != "but-last":
                 out.append((re.split(r"[=@:]", word)[-1], as_key))
     home = re.compile(r"^~(?=/|$)")
-    return [Touched(resolve(home.sub(HOME, word), command), as_key=key) for word, key in out if word and word != "-"]
+    return [Touched(resolve(home.sub(HOME, word), command), as_key=key) for word, key in out if word not in ("", "-")]
 
 
 _REMOTE = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!\\)|(?:s3|gs|rsync|az|b2|sftp)://")
@@ -335,24 +306,22 @@ _REMOTE = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!\\)|(?:s3|gs|rsync|az|b2|sftp)://
 @_once
 def sends(command: Command, programs: Programs) -> list[Touched]:
     """Paths whose content leaves the machine with a command, straight or through what feeds it."""
-    name = command.name
-    nets = any(re.search(r"/dev/(?:tcp|udp)/", word) for word in (*argv_of(command), ""))
-    sockets = command.reading.sockets and any(
-        r.operator == ">&" and r.target.isdigit() and int(r.target) > 2 for r in command.redirects
+    name, facts, argv = command.name, programs.of(command.name), argv_of(command)
+    sender = programs.member(name, "senders")
+    nets = any(re.search(r"/dev/(?:tcp|udp)/", word) for word in argv) or (
+        command.reading.sockets
+        and any(r.operator == ">&" and re.fullmatch(r"[3-9]|\d\d", r.target) for r in command.redirects)
     )
     interprets = command.code is not None and programs.member(name, "interpreters")
-    if not (programs.member(name, "senders") or nets or sockets or interprets):
+    if not (sender or nets or interprets):
         return []
-    facts = programs.of(name)
-    if interprets or ((nets or sockets) and not programs.member(name, "senders")):
+    if interprets or not sender:
         own = [one.path for one in reads(command, programs) if not one.path.startswith("/dev/")]
     else:
         words = operands(command, facts)
         own = _chosen(words, facts.sends)
         if facts.sends == "but-last" and not (words and _REMOTE.match(words[-1])):
             return []
-        if facts.sends == "all" and name in ("restic", "borg", "duplicity", "kopia"):
-            own = own if any(re.search(r"\w:|@|://", word) for word in command.argv[1:]) else []
         for option in facts.send:
             for value in command.values(option.rstrip("@")):
                 match = re.search(r"(?:^|[=<;])[@<](.+?)(?:;|$)", value)
@@ -365,11 +334,10 @@ def sends(command: Command, programs: Programs) -> list[Touched]:
         own = [resolve(word, command) for word in own if word not in ("-", "") and not _REMOTE.match(word)]
     out = [Touched(path) for path in own]
     files = [command.reading.files.get(posixpath.normpath(path)) for path in own if path]
-    for origin in command.reading.origins(*files, command.stdin, *argv_of(command)):
+    for origin in command.reading.origins(*files, command.stdin, *argv):
         if origin is not command:
             out += [one for one in reads(origin, programs) if not re.match(r"/dev/(?:fd|null|std)", one.path)]
-            out += [Touched(path) for path in (*found(origin),) if origin.name == "find" and "-exec" not in origin.argv
-                    and any(OUTPUT[0] in word for word in argv_of(command))]  # fmt: skip
+            out += [Touched(path) for path in found(origin)] if origin.name == "find" else []
     return out
 
 

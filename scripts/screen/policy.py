@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +26,18 @@ FOLDER = ROOT / "config" / "screen"
 SCHEMA = FOLDER / "schema.yaml"
 LEVELS = ("medium", "high", "critical")
 _PATTERNS = ("words", "subcommand", "operand", "argument", "unknown", "redirects", "code", "text", "inside-file")
+_PLACES = ("path", "deletes", "writes", "reads", "names", "sends", "anywhere")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the screen says.
-
-    Parameters
-    ----------
-    status
-        ``ok``, ``danger`` or ``unparsable``.
-    category, rule, level, attack, title
-        Of the most severe rule that matches; None unless ``danger``. ``attack`` is a technique of MITRE ATT&CK.
-    """
+    """What the screen says: ``ok``, ``danger`` or ``unparsable``; of a danger what the most severe rule tells."""
 
     status: str
     category: str | None = None
     rule: str | None = None
     level: str | None = None
-    attack: str | None = None
+    attack: str | None = None  # a technique of MITRE ATT&CK
     title: str | None = None
 
     def line(self) -> str:
@@ -53,99 +45,74 @@ class Verdict:
         return f"danger\t{self.category}\t{self.rule}" if self.status == "danger" else self.status
 
 
-_OK, _UNPARSABLE = Verdict("ok"), Verdict("unparsable")
+_OK, UNPARSABLE = Verdict("ok"), Verdict("unparsable")
 
 
-@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule: what it tells, what it selects and excepts, and the commands that test it."""
 
-    verdict: Verdict
-    select: list[dict[str, Any]]
-    excepted: list[dict[str, Any]]
-    fires: tuple[str, ...]
-    passes: tuple[str, ...]
-    source: str
+    def __init__(self, raw: dict[str, Any], content: dict[str, Any], source: str, language: Language) -> None:
+        self.raw, self.id, self.source = raw, raw["id"], source
+        self.fires, self.passes = tuple(raw["fires"]), tuple(raw["passes"])
+        told = {key: raw.get(key, content.get(key)) for key in ("category", "attack")}
+        for key in (key for key, value in told.items() if value is None):
+            raise UserError(f"The rule {self.id} has no {key}.", where=source, write=f"{key}: ...")
+        self.verdict = Verdict("danger", told["category"], self.id, raw["level"], told["attack"], raw["title"])
+        self._language = language
 
-    @property
-    def id(self) -> str:
-        return str(self.verdict.rule)
+    @cached_property
+    def selections(self) -> list[tuple[Test, Test]]:
+        """For each selection, whether it is about a program, and whether it holds for a command of it."""
+        chosen = self.raw["select"] if isinstance(self.raw["select"], list) else [self.raw["select"]]
+        return [
+            (self._language.selection({"program": keys.get("program", "*")}), self._language.selection(keys))
+            for keys in chosen
+        ]
+
+    @cached_property
+    def excepts(self) -> Test:
+        """Whether a command is excepted."""
+        return self._language.any_of(self.raw["except"]) if "except" in self.raw else lambda command: False
+
+    def fires_on(self, commands: list[Command]) -> bool:
+        """Whether the rule fires on one of the commands, whatever others say."""
+        return any(
+            any(test(command) for _, test in self.selections) and not self.excepts(command) for command in commands
+        )
 
 
-@dataclass
 class Policy:
     """Rules that judge commands."""
 
-    rules: dict[str, Rule]
-    programs: Programs
-    places: Places
-    _tests: dict[str, tuple[list[tuple[Test | None, Test]], Test | None]] = field(default_factory=dict)
-    _asked: dict[str, list[tuple[Rule, list[Test]]]] = field(default_factory=dict)
-    _judged: Callable[[str], Verdict] | None = None
-
-    def __post_init__(self) -> None:
-        self.language = Language(self.programs, self.places)
-        self._order = sorted(self.rules.values(), key=lambda rule: -LEVELS.index(rule.verdict.level or "medium"))
-        self._judged = lru_cache(maxsize=8192)(self._judge)
-
-    def judge(self, text: str) -> Verdict:
-        """Judge a text of shell commands: one command, or a script of several lines. Never an exception."""
-        return self._judged(text)  # type: ignore[misc]
+    def __init__(self, rules: dict[str, Rule], language: Language) -> None:
+        self.rules, self.programs, self.places = rules, language.programs, language.places
+        self._order = sorted(rules.values(), key=lambda rule: -LEVELS.index(rule.verdict.level or ""))
+        self._candidates = lru_cache(maxsize=4096)(self._candidates_of)
+        self.judge = lru_cache(maxsize=8192)(self._judge)
 
     def _judge(self, text: str) -> Verdict:
-        try:
-            reading = read(text, self.programs)
-        except (Refused, RecursionError):
-            return _UNPARSABLE
-        best: tuple[int, Verdict] | None = None
-        for command in reading.commands:
-            for number, rule, tests in self._candidates(command):
-                if best is not None and number >= best[0]:
-                    break
-                if any(test(command) for test in tests) and not self._excepts(rule, command):
-                    best = (number, rule.verdict)
-                    break
-        return _OK if best is None else best[1]
-
-    def fires(self, rule: Rule, text: str) -> bool:
-        """Whether one rule fires on a text, whatever others say."""
+        """Judge a text of shell commands: one command, or a script of several lines. Never an exception."""
         try:
             commands = read(text, self.programs).commands
         except (Refused, RecursionError):
-            return False
-        test = self.language.any_of(rule.select)
-        return any(test(command) and not self._excepts(rule, command) for command in commands)
+            return UNPARSABLE
+        best = len(self._order)
+        for command in commands:
+            for number, tests in self._candidates(command.name):
+                if number >= best:
+                    break
+                if any(test(command) for test in tests) and not self._order[number].excepts(command):
+                    best = number
+        return self._order[best].verdict if best < len(self._order) else _OK
 
-    def _excepts(self, rule: Rule, command: Command) -> bool:
-        return bool(rule.excepted) and self._compiled(rule)[1](command)  # type: ignore[misc]
-
-    def _compiled(self, rule: Rule) -> tuple[list[tuple[Test | None, Test]], Test | None]:
-        if rule.id not in self._tests:
-            selections = [
-                (
-                    self.language.program(keys["program"]) if "program" in keys else None,
-                    self.language.selection({key: value for key, value in keys.items() if key != "program"}),
-                )
-                if set(keys) != {"program"}
-                else (self.language.program(keys["program"]), lambda command: True)
-                for keys in rule.select
-            ]
-            self._tests[rule.id] = (selections, self.language.any_of(rule.excepted) if rule.excepted else None)
-        return self._tests[rule.id]
-
-    def _candidates(self, command: Command) -> list[tuple[int, Rule, list[Test]]]:
+    def _candidates_of(self, name: str) -> list[tuple[int, list[Test]]]:
         """The rules that may fire on a program, the most severe first, each with the selections that may."""
-        found = self._asked.get(command.name)
-        if found is None:
-            found = []
-            for number, rule in enumerate(self._order):
-                tests = [test for about, test in self._compiled(rule)[0] if about is None or about(command)]
-                if tests:
-                    found.append((number, rule, tests))
-            if len(self._asked) > 4096:
-                self._asked.clear()
-            self._asked[command.name] = found
-        return found
+        command = Command(name, [name])
+        found = [
+            (number, [test for about, test in rule.selections if about(command)])
+            for number, rule in enumerate(self._order)
+        ]
+        return [(number, tests) for number, tests in found if tests]
 
 
 # --- reading and checking ------------------------------------------------------------------------------------------
@@ -166,9 +133,9 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError("A policy file can't be read.", where=str(path), found=str(error)) from error
+        raise UserError("A policy file can't be read.", where=path, found=str(error)) from error
     if not isinstance(content, dict):
-        raise UserError("A policy file holds no mapping.", where=str(path), found=content, allowed="rules: [...]")
+        raise UserError("A policy file holds no mapping.", where=path, found=content, allowed="rules: [...]")
     return content
 
 
@@ -186,89 +153,57 @@ def build(*extra: Path | str, check: bool = False) -> Policy:
     ------
     UserError
         Naming the file, the rule and what is wrong with it: an unknown field, a pattern that does not compile or
-        explodes, a group or place that there is not, an example that does not fire.
+        explodes, a group or place that there is not, an example that does not come out as it says.
     """
-    rules: dict[str, Rule] = {}
-    groups: dict[str, str] = {}
-    places: dict[str, str] = {}
-    rows: list[tuple[str, dict[str, Any]]] = []
-    checked: list[str] = []
     own = sorted(path for path in FOLDER.glob("*.yaml") if path != SCHEMA)
-    for path in (*own, *map(Path, extra)):
-        content, theirs = _load(path), path not in own
-        if check or theirs:
-            check_shape(content, str(path))
-        for name, spec in {**content.get("groups", {})}.items():
-            groups[name] = f"{groups[name]} {spec}" if name in groups and theirs else spec
-        for name, spec in {**content.get("places", {})}.items():
-            places[name] = f"{places[name]} {spec}" if name in places and theirs else spec
-        rows += content.get("programs", {}).items()
+    files = [(path, _load(path)) for path in (*own, *map(Path, extra))]
+    for path, content in files:
+        if check or path not in own:
+            check_shape(content, path)
+    tables: dict[str, dict[str, str]] = {"groups": {}, "places": {}}
+    for path, content in files:
+        for key, table in tables.items():
+            for name, spec in content.get(key, {}).items():
+                table[name] = f"{table[name]} {spec}" if name in table and path not in own else spec
+    rows = [row for _, content in files for row in content.get("programs", {}).items()]
+    language = Language(Programs(tables["groups"], rows), Places(tables["places"]))
+    rules: dict[str, Rule] = {}
+    for path, content in files:
         for name in content.get("disable", []):
             if name not in rules:
-                raise UserError("A rule to be disabled does not exist.", where=str(path), found=name,
-                                allowed=", ".join(sorted(rules)))  # fmt: skip
+                known = ", ".join(sorted(rules))
+                raise UserError("A rule to be disabled does not exist.", where=path, found=name, allowed=known)
             del rules[name]
         for raw in content.get("rules", []):
-            if raw["id"] in rules and not theirs:
-                raise UserError("Two rules have one id.", where=str(path), found=raw["id"])
-            rules[raw["id"]] = _rule(raw, content, str(path))
-            checked += [raw["id"]] if check or theirs else []
-    table: dict[str, dict[str, Any]] = {}
-    for names, row in rows:
-        while names in table:  # one program may stand in several rows with the same names
-            names += " "
-        table[names] = row
-    policy = Policy(rules, Programs(groups, table), Places(places))
-    for name in checked:
-        if name in rules:
-            _check_rule(policy, rules[name])
+            if (raw["id"] in rules and rules[raw["id"]].source == str(path)) or (raw["id"] in rules and path in own):
+                raise UserError("Two rules have one id.", where=path, found=raw["id"])
+            rules[raw["id"]] = Rule(raw, content, str(path), language)
+    policy = Policy(rules, language)
+    for rule in rules.values():
+        if check or Path(rule.source) not in own:
+            _check_rule(policy, rule)
     return policy
 
 
-def _rule(raw: dict[str, Any], content: dict[str, Any], source: str) -> Rule:
-    category, attack = raw.get("category", content.get("category")), raw.get("attack", content.get("attack"))
-    for key, value in (("category", category), ("attack", attack)):
-        if value is None:
-            raise UserError(f"The rule {raw['id']} has no {key}.", where=source, write=f"{key}: ...")
-    verdict = Verdict("danger", category, raw["id"], raw["level"], attack, raw["title"])
-    select, excepted = raw["select"], raw.get("except", [])
-    return Rule(
-        verdict,
-        select if isinstance(select, list) else [select],
-        excepted if isinstance(excepted, list) else [excepted],
-        tuple(raw["fires"]),
-        tuple(raw["passes"]),
-        source,
-    )
-
-
-def check_shape(content: dict[str, Any], source: str) -> None:
+def check_shape(content: dict[str, Any], source: Path | str) -> None:
     """Hold a policy file against ``config/screen/schema.yaml``."""
     from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
 
-    errors = list(Draft202012Validator(_load(SCHEMA)).iter_errors(content))
-    if not errors:
+    error = best_match(Draft202012Validator(_load(SCHEMA)).iter_errors(content))
+    if error is None:
         return
-    error = max(errors, key=lambda one: len(one.absolute_path))
-    at = list(error.absolute_path)
-    where = source
+    at, where = list(error.absolute_path), str(source)
     if at[:1] == ["rules"] and len(at) > 1:
-        where += (
-            f", rule {content['rules'][at[1]].get('id', at[1]) if isinstance(content['rules'][at[1]], dict) else at[1]}"
-        )
+        rule = content["rules"][at[1]]
+        where += f", rule {rule.get('id', at[1]) if isinstance(rule, dict) else at[1]}"
         at = at[2:]
-    found, allowed = error.instance, str(error.message)[:300]
+    found, allowed, problem = str(error.instance)[:200], error.message[:300], "Wrong field"
     if error.validator == "additionalProperties":
-        unknown = sorted(set(found) - set(error.schema["properties"]))
-        raise UserError(
-            f"Unknown field: {'.'.join(map(str, [*at, unknown[0]]))}.",
-            where=where,
-            found=unknown[0],
-            allowed=", ".join(sorted(error.schema["properties"])),
-        )
-    raise UserError(
-        f"Wrong field: {'.'.join(map(str, at)) or 'the file'}.", where=where, found=str(found)[:200], allowed=allowed
-    )
+        problem, found = "Unknown field", min(set(error.instance) - set(error.schema["properties"]))
+        at, allowed = [*at, found], ", ".join(sorted(error.schema["properties"]))
+    at_text = ".".join(map(str, at)) or "the file"
+    raise UserError(f"{problem}: {at_text}.", where=where, found=found, allowed=allowed)
 
 
 def _check_rule(policy: Policy, rule: Rule) -> None:
@@ -276,79 +211,69 @@ def _check_rule(policy: Policy, rule: Rule) -> None:
     where = f"{rule.source}, rule {rule.id}"
 
     def walk(value: Any, key: str = "") -> None:
-        if isinstance(value, dict):
-            for name, inner in value.items():
-                if key in ("sets", "value"):
-                    _check_pattern(inner, where)
-                    _check_pattern(name, where) if key == "sets" else None
-                else:
-                    walk(inner, name)
-        elif isinstance(value, list):
-            for inner in value:
-                walk(inner, key)
-        elif key in _PATTERNS:
+        for inner in value if isinstance(value, list) else ():
+            walk(inner, key)
+        for name, inner in value.items() if isinstance(value, dict) else ():
+            for pattern in [name, inner] if key == "sets" else [inner] if key == "value" else []:
+                _check_pattern(pattern, where)
+            if key not in ("sets", "value"):
+                walk(inner, name)
+        if isinstance(value, str) and key in _PATTERNS:
             _check_pattern(value, where)
-        elif isinstance(value, str) and key in (
-            "program",
-            "path",
-            "deletes",
-            "writes",
-            "reads",
-            "names",
-            "sends",
-            "anywhere",
-        ):
+        if isinstance(value, str) and key in (*_PLACES, "program"):
             known = policy.programs.groups if key == "program" else policy.places.sets
             for name in re.findall(r"@(\S+)", value):
                 if name not in known:
-                    raise UserError("A group or place does not exist.", where=where, found="@" + name,
-                                    allowed=", ".join("@" + one for one in sorted(known)))  # fmt: skip
+                    allowed = ", ".join("@" + one for one in sorted(known))
+                    raise UserError("A group or place does not exist.", where=where, found=f"@{name}", allowed=allowed)
 
-    walk(rule.select)
-    walk(rule.excepted)
+    walk({key: rule.raw[key] for key in ("select", "except") if key in rule.raw})
     for text in rule.fires:
-        if not policy.fires(rule, text):
+        try:
+            fires = rule.fires_on(read(text, policy.programs).commands)
+        except (Refused, RecursionError):
+            fires = False
+        if not fires:
             raise UserError("A rule does not fire on an example that it says it fires on.", where=where, found=text)
     for text in rule.passes:
-        verdict = policy.judge(text)
-        if verdict.status != "ok":
-            raise UserError("A command that a rule says passes is refused.", where=where, found=text,
-                            allowed=f"ok, not {verdict.line()!r}")  # fmt: skip
+        line = policy.judge(text).line()
+        if line != "ok":
+            raise UserError(
+                "A command that a rule says passes is refused.", where=where, found=text, allowed=repr(line)
+            )
 
 
-def _check_pattern(pattern: Any, where: str) -> None:
+def _check_pattern(pattern: str, where: str) -> None:
     try:
-        compiled = re._parser.parse(str(pattern))  # type: ignore[attr-defined]
-        re.compile(str(pattern))
+        re.compile(pattern)
+        explodes = _explodes(re._parser.parse(pattern))  # type: ignore[attr-defined]
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
             "A pattern is no regular expression.", where=where, found=pattern, allowed=str(error)
         ) from error
-    if _explodes(compiled):
+    if explodes:
         raise UserError(
             "A pattern repeats what repeats itself: it could keep the screen busy for ever.",
-            where=where, found=pattern, allowed="no +, * or {n,} around a group that holds only another",
-        )  # fmt: skip
+            where=where,
+            found=pattern,
+            allowed="no +, * or {n,} around a group that holds only another",
+        )
 
 
 def _explodes(parsed: Any, within: bool = False) -> bool:
-    """Whether an unbounded repeat directly holds another with nothing fixed beside it, as ``(a+)+`` does."""
+    """Whether an unbounded repeat holds another with nothing beside it, as ``(a+)+`` does."""
     for operation, argument in parsed:
-        name = str(operation)
+        name, inner, repeats = str(operation), [], within
         if name in ("MAX_REPEAT", "MIN_REPEAT"):
-            _least, most, inner = argument
-            unbounded = str(most) == "MAXREPEAT"
-            if unbounded and within and len(parsed) == 1:
+            repeats = str(argument[1]) == "MAXREPEAT"
+            if repeats and within and len(parsed) == 1:
                 return True
-            if _explodes(inner, within or unbounded if unbounded else False):
-                return True
-        elif name == "SUBPATTERN":
-            if _explodes(argument[-1], within):
-                return True
+            inner = [argument[2]]
+        elif name in ("SUBPATTERN", "ATOMIC_GROUP", "ASSERT", "ASSERT_NOT"):
+            inner, repeats = [argument[-1] if name != "ATOMIC_GROUP" else argument], within and name == "SUBPATTERN"
         elif name == "BRANCH":
-            if any(_explodes(branch, within) for branch in argument[1]):
-                return True
-        elif name in ("ASSERT", "ASSERT_NOT") and _explodes(argument[1], False):
+            inner = argument[1]
+        if any(_explodes(one, repeats) for one in inner):
             return True
     return False
 

@@ -6,17 +6,20 @@ when they are first asked for, so that importing the screen costs little.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
 from scripts.screen import paths
-from scripts.screen.commands import OUTPUT, Command, unknown_names, unmark
+from scripts.screen.commands import OUTPUT, Command, Feed, unknown_names, unmark
 from scripts.screen.paths import Places
 from scripts.screen.programs import Programs, names_pattern
+from scripts.screen.starting import after_options
 
 LONGEST = 4096  # characters in which a pattern is looked for: the time of one with gaps grows with the square
+_SUDO_VALUES = tuple(f"-{letter}" for letter in "ughpCDRrtTU") + ("--user", "--group", "--host", "--prompt", "--chdir")
 Test = Callable[[Command], bool]
 compiled = cache(re.compile)
 
@@ -174,20 +177,17 @@ class Language:
 
     def _empties(self, command: Command) -> bool:
         """Whether what is written is nothing, or the null device."""
-        feed = command.stdin
-        if command.name in ("cat", "dd", "cp", "tee", "sponge"):
-            nothing = any("/dev/null" in word or "/dev/zero" in word for word in command.argv[1:])
-            return nothing or (
-                feed is not None
-                and (
-                    feed.path == "/dev/null"
-                    or (feed.text is not None and not feed.text.strip())
-                    or any(origin.argv[-1] == "/dev/null" for origin in feed.commands)
-                )
-            )
         if command.name in ("echo", "printf"):
             return not "".join(word for word in command.argv[1:] if word[:1] != "-").strip("\\n ")
-        return command.name in (":", "true", "truncate", "shred", "ln", "mv", "rm")
+        if command.name not in ("cat", "dd", "cp", "tee", "sponge"):
+            return command.name in (":", "true", "truncate", "shred", "ln", "mv", "rm")
+        feed = command.stdin or Feed()
+        return (
+            any(null in word for word in command.argv[1:] for null in ("/dev/null", "/dev/zero"))
+            or feed.path == "/dev/null"
+            or (feed.text is not None and not feed.text.strip())
+            or any(origin.argv[-1] == "/dev/null" for origin in feed.commands)
+        )
 
 
 def _any_name(names: str, of: Callable[[Command], tuple[str, ...]]) -> Test:
@@ -216,24 +216,16 @@ def _as_root(command: Command) -> bool:
     if "container" in command.wrappers or {"sudo", "doas", "pkexec", "su"}.isdisjoint(command.wrappers):
         return False
     for outer in command.reading.commands:
+        users: list[str] = []
         if outer.name in ("sudo", "doas", "runuser") and outer is not command:
-            users = [user.lstrip("=") for user in _own(outer).values("-u", "--user")]
-            if users and users[0] not in ("root", "0", "#0"):
-                return False
-        if outer.name == "su" and [w for w in outer.operands if w not in outer.values("-c", "--command", "-s", "-g")][
-            :1
-        ] not in ([], ["-"], ["root"]):
+            own = outer.argv[: len(outer.argv) - len(after_options(outer.argv[1:], _SUDO_VALUES))]
+            users = [user.lstrip("=") for user in Command(outer.name, own).values("-u", "--user")]
+        elif outer.name == "su":
+            values = outer.values("-c", "--command", "-s", "--shell", "-g")
+            users = [word for word in outer.operands if word not in (*values, "-")]
+        if users and users[0] not in ("root", "0", "#0"):
             return False
     return True
-
-
-def _own(command: Command) -> Command:
-    """``sudo`` with its own words alone: up to the command that it starts."""
-    words, position = command.argv, 1
-    while position < len(words) and words[position].startswith("-") and words[position] != "--":
-        takes = re.fullmatch(r"-[A-Za-z]*[ughpCDRrtTU]|--(?:user|group|host|prompt|chdir)", words[position])
-        position += 2 if takes else 1
-    return Command(command.name, words[:position])
 
 
 def _prompt(command: Command) -> bool:
@@ -262,15 +254,12 @@ def _bytes(text: str) -> int:
 
 
 def _size(spec: dict[str, str]) -> Test:
-    """Whether the product of the values of some options reaches a size; what is not given counts as ``default``."""
-    least = _bytes(spec["least"])
-
-    def test(command: Command) -> bool:
-        total = 1
-        for options in spec["options"].split("*"):
-            options, _, default = options.strip().partition("|")
-            values = command.values(*options.split())
-            total *= max([_bytes(value) for value in values], default=_bytes(default or "0"))
-        return total >= least
-
-    return test
+    """Whether the product of the values of some options reaches a size; after a ``|`` stands what counts if not given."""
+    options = [part.strip().partition("|")[::2] for part in spec["options"].split("*")]
+    return lambda command: (
+        math.prod(
+            max(map(_bytes, command.values(*names.split())), default=_bytes(default or "0"))
+            for names, default in options
+        )
+        >= _bytes(spec["least"])
+    )

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from scripts.screen import paths
-from scripts.screen.code import fetched_files, file_commands, shell_strings
-from scripts.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, Redirect, ansi
+from scripts.screen.code import fetched_files, shell_strings
+from scripts.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, ansi
 from scripts.screen.programs import Facts
 
 # Variables that name a program which others start.
@@ -23,6 +23,8 @@ STARTING_VARIABLES = frozenset(
 )
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 _COPIED = frozenset(["busybox", "nc", "ncat", "socat", "find", "awk", "vim"])
+_STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+_MAKE = ("make", "gmake")
 
 
 def begin(walk: Any, command: Command) -> Feed:
@@ -37,17 +39,16 @@ def begin(walk: Any, command: Command) -> Feed:
         base = posixpath.basename(command.name)
         if base in _COPIED or programs.member(base, "shells") or programs.member(base, "interpreters"):
             command.name = base  # a copy elsewhere, as set-uid programs are
-    name = command.name
-    facts = programs.of(name)
+    facts = programs.of(command.name)
     if facts.bundle and len(command.argv) > 1 and re.fullmatch(r"[A-Za-z]+", command.argv[1]):
         command.argv = [command.argv[0], "-" + command.argv[1], *command.argv[2:]]
-    if programs.member(name, "shells"):
+    if programs.member(command.name, "shells"):
         feed = _shell(walk, command)
-    elif name in _SPECIAL:
-        feed = _SPECIAL[name](walk, command)
+    elif command.name in _SPECIAL:
+        feed = _SPECIAL[command.name](walk, command)
     else:
         feed = _by_table(walk, command, facts)
-    _leave_behind(walk, command)
+    _leave_behind(walk, command, facts)
     return feed
 
 
@@ -61,174 +62,122 @@ def after_options(words: list[str], valued: Iterable[str]) -> list[str]:
         if not word.startswith("-"):
             break
         # -u user, and -nu user: the last of several letters may take a value too
-        takes = word in valued or (
-            word[:2] != "--" and len(word) > 2 and word[1:].isalpha() and "-" + word[-1] in valued
-        )
-        position += 2 if takes else 1
+        several = word[:2] != "--" and len(word) > 2 and word[1:].isalpha()
+        position += 2 if word in valued or (several and "-" + word[-1] in valued) else 1
     return words[position:]
 
 
 def _by_table(walk: Any, command: Command, facts: Facts) -> Feed:
     """What the table of programs says that a command starts."""
-    name, argv = command.name, command.argv
-    commands = [command]
+    name, argv, commands = command.name, command.argv, [command]
     text: str | None = None
 
-    def read(source: str, stdin: Feed | None = None) -> None:
-        commands.extend(walk.try_nested(source.lstrip("!; "), stdin, name).commands)
+    def add(feed: Feed) -> str | None:
+        commands.extend(one for one in feed.commands if one is not command)
+        return feed.text
 
-    _read_code(walk, command, facts, commands)
+    for source in _read_code(walk, command, facts):
+        add(walk.try_nested(source, None, name))
     for source in command.values(*facts.runs):
-        if source and not (name in ("rsync", "scp", "sftp", "borg") and re.match(r"\S*ssh\b", source)):
-            command.code = command.code or source
-            commands.extend(walk.shell_text(command, [source]).commands[1:])
+        if source and not re.match(r"\S*ssh\b", source):  # what rsync and its like use anyway
+            add(walk.shell_text(command, [source]))
     for source in command.values(*facts.words):
-        commands.extend(walk.inside(command, source.split(",")).commands[1:])
+        add(walk.inside(command, source.split(",")))
     if facts.escape is not None:
-        given = command.stdin.text if command.stdin is not None else None
-        known = command.script.text if command.script is not None else None
-        for source in (*argv[1:], given or "", known or ""):
+        given = [feed.text for feed in (command.stdin, command.script) if feed is not None and feed.text]
+        for source in (*argv[1:], *given):
             for match in facts.escape.finditer(source[:4096]):
-                read(next((group for group in match.groups()[::-1] if group), ""))
+                found = next((group for group in match.groups()[::-1] if group), "")
+                add(walk.try_nested(found.lstrip("!; "), None, name))
     if facts.shell is not None and any(facts.shell.search(word) for word in argv[1:]):
-        commands.extend(walk.inside(command, ["sh"]).commands[1:])
+        add(walk.inside(command, ["sh"]))
     rest = argv[1:]
     if facts.after:
-        position = next((at for at, word in enumerate(rest) if word in facts.after), None)
-        rest = rest[position + 1 :] if position is not None else []
+        position = next((at for at, word in enumerate(rest) if word in facts.after), len(rest))
+        rest = rest[position + 1 :]
         if "--" in rest and facts.label:  # kubectl exec pod -- words
             rest = ["", *rest[rest.index("--") + 1 :]]
     skip = facts.wraps if facts.wraps is not None else facts.joins
     if skip is not None and rest:
-        rest, assignments = after_options(rest, facts.values), {}
+        rest = after_options(rest, facts.values)
         rest = after_options(rest[skip:], facts.values) if skip else rest
         while rest and _ASSIGNMENT.match(rest[0]) and facts.wraps is not None:
-            key, _, value = rest[0].partition("=")
-            assignments[key] = value
-            rest = rest[1:]
-        command.assignments = {**command.assignments, **assignments}
-        if facts.wraps is not None or (name in ("xterm", "gnome-terminal") and len(rest) > 1):
-            if rest and not (name == "exec" and not rest):
-                inner = walk.inside(command, rest, assignments, facts.label)
-                commands.extend(inner.commands[1:])
-                text = inner.text
+            key, _, value = rest.pop(0).partition("=")
+            command.assignments = {**command.assignments, key: value}
+        if rest and facts.wraps is not None:
+            text = add(walk.inside(command, rest, command.assignments, facts.label))
         elif rest:
-            cwd, walk.cwd = walk.cwd, None if name in ("ssh", "mosh", "autossh") else walk.cwd
-            inner = walk.shell_text(command, [" ".join(rest)])
-            walk.cwd = cwd
-            commands.extend(inner.commands[1:])
-            text = inner.text
-    if name in ("ssh", "at", "batch", "su", "runuser", "crontab") and len(commands) == 1 and command.stdin is not None:
-        if name != "crontab":
-            command.script = command.stdin  # the far shell, or the later one, reads it
+            with walk.within(cwd=None if name in ("ssh", "mosh", "autossh") else walk.cwd):
+                text = add(walk.shell_text(command, [" ".join(rest)]))
+    if name in ("ssh", "at", "batch", "su", "runuser", "parallel") and len(commands) == 1 and command.stdin is not None:
+        command.script = command.stdin  # the far shell, or the later one, reads it
         if command.stdin.text is not None:
             return walk.shell_text(command, [command.stdin.text], stdin=None)
-    if name == "ssh":
-        for option in command.values("-o"):
-            if option.lower().startswith(("proxycommand=", "localcommand=")):
-                read(option.partition("=")[2])
+    for option in command.values("-o") if name == "ssh" else ():
+        if option.lower().startswith(("proxycommand=", "localcommand=")):
+            add(walk.try_nested(option.partition("=")[2].lstrip("; "), None, name))
     return Feed(tuple(commands), text if text is not None else output(command, walk))
 
 
-def _read_code(walk: Any, command: Command, facts: Facts, commands: list[Command]) -> None:
-    """``python -c``, ``perl -e``, a script that was written before: the code, and the shell text in it."""
+def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
+    """Note the code of ``python -c``, of a script or a makefile that was written before; returns its shell text."""
     name, argv = command.name, command.argv
     interprets = walk.programs.member(name, "interpreters")
-    code: list[str] = []
-    script = None
-    if facts.code == ("first",):
-        operands = paths.operands(command, facts)
-        if not command.has("-f", "--file"):
-            code = operands[:1]
-        else:
-            script = command.values("-f", "--file")[-1:]
-            script = script[0] if script else None
+    words, code, script = paths.operands(command, facts), [], None
+    if facts.code == ("first",):  # awk
+        scripts = command.values("-f", "--file")
+        code, script = ([], scripts[-1]) if scripts else (words[:1], None)
     elif facts.code:
-        position, letters = 1, "".join(option[1] for option in facts.code if len(option) == 2)
-        while position < len(argv):
-            word = argv[position]
-            match = re.match(rf"-[A-Za-z0-9]*?[{letters}](.*)", word, re.DOTALL) if letters else None
-            if word in facts.code or (match and not match[1] and word[:2] != "--"):
-                code.extend(argv[position + 1 : position + 2])
-                position += 1
-            elif match and word[:2] != "--" and word[:2] not in facts.values and interprets:
-                code.append(match[1])
-            elif word[:2] == "--" and word.partition("=")[0] in facts.code:
-                code.append(word.partition("=")[2])
-            elif word in ("eval", "run") and name in ("deno", "bun"):
-                code.extend(argv[position + 1 : position + 2] if word == "eval" else [])
-                position += 1
-            elif word in facts.values or word == "-m":
-                position += 1
-                script = "-m" if word == "-m" else script
-            elif word == "-" or word[:1] != "-":
-                script = word if script is None and not code and word != "-" else script
+        letters = "".join(option[1] for option in facts.code if len(option) == 2)
+        for at, word in enumerate(argv[1:], 1):
+            match = re.fullmatch(rf"-[A-Za-z0-9]*?[{letters}](.*)", word, re.DOTALL) if letters else None
+            if word in facts.code or word.partition("=")[0] in facts.code:
+                code += [word.partition("=")[2]] if "=" in word else argv[at + 1 : at + 2]
+            elif match is not None and word[:2] not in facts.values and interprets and word[:2] != "--":
+                code += [match[1]] if match[1] else argv[at + 1 : at + 2]
+            elif word[:1] != "-" and argv[at - 1] not in facts.values:
                 break
-            position += 1
-    if not facts.code and not interprets:
-        script = _script_of(command)
-    if script is not None and script != "-m":
-        if OUTPUT[0] in script or script in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
-            feed = command.stdin if OUTPUT[0] not in script else None
-            command.script = feed or Feed(tuple(walk.reading.origins(script)), walk.known_text(script))
+    if interprets and not code and script is None:
+        script = next(iter(words), "-" if command.stdin is not None and "-m" not in argv else None)
+    script = script or (None if interprets else _script_of(command, words))
+    if script is not None and "-m" not in argv:
+        if script in _STDIN:
+            command.script = command.stdin
+        elif OUTPUT[0] in script:
+            command.script = Feed(tuple(walk.reading.origins(script)), walk.known_text(script))
         else:
             command.script = walk.files.get(walk.absolute(script)) or Feed((), None, script)
-    elif interprets and script is None and not code and command.stdin is not None:
-        command.script = command.stdin
     known = command.script.text if command.script is not None else None
+    if name in _MAKE:
+        texts = [*command.values("--eval", "-E"), known or ""]
+        return [line.strip("\t -@+").replace("$$", "$") for text in texts for line in text.split("\n")][:64]
     if known is not None and (interprets or name in ("go", "java", "gcc")):
         code.append(known)
-    elif known is not None and name in ("make", "gmake"):
-        for line in _recipes(known):
-            commands.extend(walk.try_nested(line, None, name).commands)
-    if name in ("make", "gmake"):
-        for text in command.values("--eval", "-E"):
-            for line in _recipes(text):
-                commands.extend(walk.try_nested(line, None, name).commands)
-    if code:
-        command.code = "\n".join(code)
-        for path in fetched_files(command.code):
-            walk.store(path, Feed((command,), None))
-        for text in shell_strings(command.code):
-            commands.extend(walk.try_nested(text, None, name).commands)
-        if re.search(r"\bsystem\s*\(\s*\$0?", command.code) and command.stdin is not None:  # awk runs its input
-            command.script = command.stdin
-            if command.stdin.text is not None:
-                commands.extend(walk.try_nested(command.stdin.text, None, name).commands)
-        for words, target in file_commands(command.code):
-            if walk.room():
-                redirects = [Redirect(target[0], "", target[1])] if target else []
-                walk.start(words, redirects, None, (*command.wrappers, name), {})
+    if not code:
+        return []
+    command.code = "\n".join(code)
+    for path in fetched_files(command.code):
+        walk.store(path, Feed((command,), None))
+    if re.search(r"\bsystem\s*\(\s*\$0?", command.code) and command.stdin is not None:  # awk runs its input
+        command.script = command.stdin
+        return [*shell_strings(command.code), command.stdin.text or ""]
+    return shell_strings(command.code)
 
 
-def _script_of(command: Command) -> str | None:
+def _script_of(command: Command, words: list[str]) -> str | None:
     """The file with a program's own commands that its words name."""
-    name, argv = command.name, command.argv
-    options = {"make": "-f --file --makefile", "gmake": "-f --file --makefile", "nmap": "--script", "java": "-jar",
-               "gdb": "-x --command", "psql": "-f --file"}.get(name)  # fmt: skip
-    values = command.values(*options.split()) if options else []
-    if name in ("make", "gmake"):
+    name = command.name
+    options = {"nmap": "--script", "java": "-jar", "gdb": "-x --command", "psql": "-f --file"}.get(name, "")
+    values = command.values(*("-f --file --makefile" if name in _MAKE else options).split())
+    if name in _MAKE:
         values = values or ["Makefile"]
-    elif name == "go" and argv[1:2] == ["run"]:
-        values = after_options(argv[2:], ["-C", "-exec", "-ldflags", "-tags"])
-    elif name in ("ansible-playbook", "insmod"):
-        values = after_options(argv[1:], ["-i", "-e", "-u"])
+    elif name in ("ansible-playbook", "insmod") or (name == "go" and words[:1] == ["run"]):
+        values = [word for word in words if word != "run"]
     elif name in ("gcc", "cc", "clang", "g++"):
-        values = ["-"] if "-" in argv[1:] else []
+        values = [word for word in command.argv if word == "-"]
     elif name == "java" and not values:
-        values = [word for word in argv[1:2] if word.endswith(".java")]
+        values = [word for word in words[:1] if word.endswith(".java")]
     return values[0] if values else None
-
-
-def _recipes(text: str) -> list[str]:
-    """Command lines of a makefile: what stands after a tab or a rule's semicolon, and ``$(shell ...)``."""
-    out = []
-    for line in text.split("\n"):
-        match = re.match(r"\t\s*[-@+]*(.+)|[^\t#=:]*::?(?!=)[^;=]*;\s*[-@+]*(.+)", line)
-        if match:
-            out.append((match[1] or match[2]).replace("$$", "$"))
-        out.extend(re.findall(r"\$\(shell\s+(.+)\)", line))
-    return out[:16]
 
 
 # --- shells and builtins -----------------------------------------------------------------------------------------
@@ -236,81 +185,59 @@ def _recipes(text: str) -> list[str]:
 
 def _shell(walk: Any, command: Command) -> Feed:
     """A shell: the text of -c, the script, or what stands at its standard input."""
-    argv, position, reads_stdin = command.argv, 1, False
-    while position < len(argv):
-        word = argv[position]
-        if word in ("-o", "+o", "-O", "+O", "--rcfile", "--init-file"):
-            position += 2
-            continue
-        if word in ("-", "--"):
-            position += 1
-            break
-        if not (word.startswith("--") or (word[:1] in ("-", "+") and len(word) > 1)):
-            break
-        if word[0] == "-" and word[1] != "-":
-            if "c" in word:
-                rest = argv[position + 1 :]
-                while rest and rest[0] in ("-e", "-x", "-u", "-l", "-i", "--"):
-                    rest = rest[1:]
-                command.code = rest[0] if rest else ""
-                inner = walk.as_wrapper(command, command.code, rest[2:], named=rest[1] if len(rest) > 1 else "")
-                return Feed((command, *inner.commands), inner.text)
-            if "n" in word:  # only checks the syntax
-                return Feed((command,), "")
-            reads_stdin = reads_stdin or "s" in word
-        position += 1
-    rest = argv[position:]
-    if rest and not reads_stdin:
-        if OUTPUT[0] in rest[0]:
-            command.script = Feed(tuple(walk.reading.origins(rest[0])), walk.known_text(rest[0]))
-        elif rest[0] in ("/dev/stdin", "/proc/self/fd/0", "/dev/fd/0"):
-            reads_stdin = True
-        else:
-            command.script = walk.files.get(walk.absolute(rest[0])) or Feed((), None, rest[0])
-        if not reads_stdin:
-            if command.script.text is not None:
-                inner = walk.run_file(command, rest[0], command.script.text, rest[1:])
-                return Feed((command, *inner.commands), inner.text)
+    words = ["-" + word[1:] if word[:1] == "+" else word for word in command.argv[1:]]
+    rest = after_options(words, ("-o", "-O", "--rcfile", "--init-file"))
+    flags = [word for word in words[: len(words) - len(rest)] if word[:2] != "--"]
+    letters = "".join(word[1:] for word in flags)
+    if "c" in letters:
+        command.code = rest[0] if rest else ""
+        inner = walk.as_wrapper(command, command.code, rest[2:], named="".join(rest[1:2]))
+        return Feed((command, *inner.commands), inner.text)
+    if "n" in letters and "-o" not in flags:  # only checks the syntax
+        return Feed((command,), "")
+    if rest and "s" not in letters and rest[0] not in _STDIN:
+        command.script = _script(walk, command, rest[0]) or Feed((), None, rest[0])
+        if command.script.text is None:
             return Feed((command,), None)
-    if command.stdin is not None:
-        command.script = command.stdin
-        if command.stdin.text is not None:
-            command.code = command.stdin.text
-            inner = walk.as_wrapper(command, command.stdin.text, rest[1:], stdin=None)
-            return Feed((command, *inner.commands), inner.text)
-    return Feed((command,), None)
+        inner = walk.run_file(command, rest[0], command.script.text, rest[1:])
+        return Feed((command, *inner.commands), inner.text)
+    command.script = command.stdin
+    if command.stdin is None or command.stdin.text is None:
+        return Feed((command,), None)
+    command.code = command.stdin.text
+    inner = walk.as_wrapper(command, command.code, rest[1:], stdin=None)
+    return Feed((command, *inner.commands), inner.text)
+
+
+def _script(walk: Any, command: Command, word: str) -> Feed | None:
+    """What is known of a file that is run."""
+    if OUTPUT[0] in word:
+        return Feed(tuple(walk.reading.origins(word)), walk.known_text(word))
+    return command.stdin if word in _STDIN else walk.files.get(walk.absolute(word))
 
 
 def _eval(walk: Any, command: Command) -> Feed:
     words = command.argv[2:] if command.argv[1:2] == ["--"] else command.argv[1:]
     command.code = " ".join(words)
-    inner = walk.nested(command.code, command.stdin) if command.code else Feed((), "")
+    inner = walk.nested(command.code, command.stdin)
     return Feed((command, *inner.commands), inner.text)
 
 
 def _source(walk: Any, command: Command) -> Feed:
-    for word in command.argv[1:2]:
-        if OUTPUT[0] in word:
-            command.script = Feed(tuple(walk.reading.origins(word)), walk.known_text(word))
-        elif word in ("/dev/stdin", "/proc/self/fd/0", "/dev/fd/0"):
-            command.script = command.stdin
-        else:
-            command.script = walk.files.get(walk.absolute(word))
-        if command.script is not None and command.script.text is not None:
-            inner = walk.nested(command.script.text, None, arguments=command.argv[2:])
-            return Feed((command, *inner.commands), None)
-    return Feed((command,), None)
+    command.script = _script(walk, command, command.argv[1]) if command.argv[1:] else None
+    if command.script is None or command.script.text is None:
+        return Feed((command,), None)
+    inner = walk.nested(command.script.text, None, arguments=command.argv[2:])
+    return Feed((command, *inner.commands), None)
 
 
 def _cd(walk: Any, command: Command) -> Feed:
     words = [word for word in command.argv[1:] if not word.startswith("-") or word == "-"]
-    target = words[0] if words else (HOME if command.name == "cd" else "")
-    if target == "-" or not target:
+    target = words[0] if words else HOME if command.name == "cd" else ""
+    if target in ("-", "") or command.name == "popd":
         walk.cwd = None
-    elif target.startswith("/") or walk.cwd is None:
-        walk.cwd = posixpath.normpath(target)
     else:
-        walk.cwd = posixpath.normpath(walk.cwd + "/" + target)
+        walk.cwd = posixpath.normpath(posixpath.join(walk.cwd or "", target))
     return Feed((command,), "")
 
 
@@ -320,19 +247,14 @@ def _read(walk: Any, command: Command) -> Feed:
         names = ["MAPFILE"]
     value = None
     if command.stdin is not None:
-        if command.stdin.text is not None:
-            lines = command.stdin.text.strip("\n").split("\n")
-            value = ";".join(lines)[:4096] if len(lines) <= 16 else None
-        if value is None and command.stdin.commands:
+        lines = (command.stdin.text or "").strip("\n").split("\n")
+        if command.stdin.text is not None and len(lines) <= 16:
+            value = ";".join(lines)[:4096]
+        elif command.stdin.commands:
             value = walk.mark(command.stdin)
-    for position, name in enumerate(names):
-        if value is None:
-            walk.variables[name] = f"{UNKNOWN[0]}{name}{UNKNOWN[1]}"
-        elif len(names) == 1:
-            walk.variables[name] = value
-        else:
-            parts = value.split(None, len(names) - 1)
-            walk.variables[name] = parts[position] if position < len(parts) else ""
+    parts = [value] if value is not None and len(names) == 1 else (value or "").split(None, max(len(names) - 1, 0))
+    for name, part in zip(names, parts + [""] * len(names), strict=False):
+        walk.variables[name] = part if value is not None else f"{UNKNOWN[0]}{name}{UNKNOWN[1]}"
     return Feed((command,), "")
 
 
@@ -342,51 +264,36 @@ def _alias(walk: Any, command: Command) -> Feed:
         name, equals, value = word.partition("=")
         if equals and name:
             walk.aliases[name] = value
-            walk.active.append(name)
-            commands.extend(walk.try_nested(value, None, "alias").commands)
-            walk.active.pop()
+            with walk.within(active=[*walk.active, name]):
+                commands.extend(walk.try_nested(value, None, "alias").commands)
     return Feed(tuple(commands), "")
 
 
 def _set(walk: Any, command: Command) -> Feed:
-    if command.name == "unset":
-        for word in command.operands:
-            walk.variables.pop(word, None)
-    elif command.name == "popd":
-        walk.cwd = None
-    elif "--" in command.argv:
+    for word in command.operands if command.name == "unset" else ():
+        walk.variables.pop(word, None)
+    if command.name == "set" and "--" in command.argv:
         walk.arguments = command.argv[command.argv.index("--") + 1 :]
     return Feed((command,), "")
 
 
 def _command(walk: Any, command: Command) -> Feed:
-    words = command.argv[1:]
-    asks = command.name != "command"
-    while words and words[0].startswith("-"):
-        asks = asks or "v" in words[0] or "V" in words[0]
-        words = words[1:]
-    if not asks:
-        return walk.inside(command, words)
-    words = [word for word in words if not word.startswith("-")]
+    if command.name == "command" and not command.has("-v", "-V"):
+        return walk.inside(command, after_options(command.argv[1:], ()))
+    words = command.operands
     return Feed((command,), f"/usr/bin/{words[0]}\n" if words and "/" not in words[0] else None)
 
 
 def _trap(walk: Any, command: Command) -> Feed:
     words = [word for word in command.argv[1:] if word not in ("--", "-l", "-p")]
-    if len(words) < 2 or words[0] in ("", "-"):
-        return Feed((command,), "")
-    return Feed((command, *walk.nested(words[0], None, "trap").commands), "")
+    inner = walk.nested(words[0], None, "trap") if len(words) > 1 and words[0] != "-" else Feed()
+    return Feed((command, *inner.commands), "")
 
 
 _BUILTINS = {
-    "eval": _eval,
-    **dict.fromkeys(("source", "."), _source),
-    **dict.fromkeys(("cd", "pushd"), _cd),
-    **dict.fromkeys(("read", "mapfile", "readarray"), _read),
-    "alias": _alias,
-    **dict.fromkeys(("set", "unset", "popd"), _set),
+    **{"eval": _eval, "source": _source, ".": _source, "cd": _cd, "pushd": _cd, "popd": _cd, "alias": _alias},
+    **{"read": _read, "mapfile": _read, "readarray": _read, "set": _set, "unset": _set, "trap": _trap},
     **dict.fromkeys(("command", "which", "type"), _command),
-    "trap": _trap,
 }
 
 
@@ -397,108 +304,47 @@ def _xargs(walk: Any, command: Command) -> Feed:
     valued = "-I -n -P -d -a -E -L -s -R -J --max-args --max-procs --delimiter --arg-file --max-lines --replace".split()
     rest = after_options(command.argv[1:], valued)
     replace = command.values("-I", "-J") or (["{}"] if command.has("-i", "--replace") else [])
-    if not rest:
-        return Feed((command,), command.stdin.text if command.stdin else None)
     feed = command.stdin or Feed()
+    if not rest:
+        return Feed((command,), feed.text)
     for path in command.values("-a", "--arg-file"):
-        if OUTPUT[0] in path:
-            feed = Feed(tuple(walk.reading.origins(path)), walk.known_text(path))
-        elif path in ("/dev/null", "/dev/tty"):
-            feed = Feed((), "")
-    if feed.path == "/dev/null":
-        feed = Feed((), "")
-    if feed.text is not None:
+        feed = Feed(
+            tuple(walk.reading.origins(path)), "" if path in ("/dev/null", "/dev/tty") else walk.known_text(path)
+        )
+    text = "" if feed.path == "/dev/null" else feed.text
+    if text is not None:
         lines = replace or command.has("-0", "--null")
-        items = feed.text.strip("\n").split("\n") if lines else re.sub("['\"\\\\]", "", feed.text).split()
+        items = text.strip("\n").split("\n") if lines else re.sub("['\"\\\\]", "", text).split()
         items = [item for item in items if item][:32]
     else:
         items = [walk.mark(feed)]
     inner = Command("xargs", command.argv, command.redirects, None, command.wrappers)
-    commands = [command]
     turns = [[word.replace(replace[0], item) for word in rest] for item in items[:4]] if replace else [rest + items]
-    for words in turns:
-        commands.extend(walk.inside(inner, words).commands[1:])
-    return Feed(tuple(commands), None)
+    return Feed((command, *(one for words in turns for one in walk.inside(inner, words).commands[1:])), None)
 
 
 def _find(walk: Any, command: Command) -> Feed:
     commands, found = [command], paths.found(command)
+    execs = (
+        ("-x", "-X", "--exec", "--exec-batch") if command.name[:2] == "fd" else ("-exec", "-execdir", "-ok", "-okdir")
+    )
     for position, word in enumerate(command.argv):
-        if word in ("-exec", "-execdir", "-ok", "-okdir") or (
-            command.name in ("fd", "fdfind") and word in ("-x", "-X", "--exec", "--exec-batch")
-        ):
-            inner: list[str] = []
-            for part in command.argv[position + 1 :]:
-                if part in (";", "+"):
-                    break
-                # {} stands for the first thing found; with nothing else in the word, for all of it.
-                inner.extend(found if part == "{}" else [part.replace("{}", found[0])])
-            commands.extend(walk.inside(command, inner).commands[1:])
+        if word in execs:
+            rest = command.argv[position + 1 :]
+            end = next((at for at, part in enumerate(rest) if part in (";", "+")), len(rest))
+            # {} stands for the first thing found; with nothing else in the word, for all of it.
+            words = [[*found] if part == "{}" else [part.replace("{}", found[0])] for part in rest[:end]]
+            commands.extend(walk.inside(command, [one for part in words for one in part]).commands[1:])
     return Feed(tuple(commands), "\n".join(found) + "\n")
-
-
-def _parallel(walk: Any, command: Command) -> Feed:
-    valued = "-j -P -a -n -N -I --jobs --colsep -C -L -S --joblog --delay --timeout".split()
-    template, items = after_options(command.argv[1:], valued), []
-    for position, word in enumerate(template):
-        if word in (":::", ":::+", "::::"):
-            template, items = template[:position], template[position + 1 :]
-            break
-    if not items and command.stdin is not None:
-        if command.stdin.text is not None:
-            items = [line for line in command.stdin.text.split("\n") if line]
-        elif command.stdin.commands:
-            items = [walk.mark(command.stdin)]
-            command.script = command.stdin if not template else None
-    text, commands = " ".join(template), [command]
-    for item in items[:8] or ["{}"]:
-        source = text.replace("{}", item) if "{}" in text else f"{text} {item}".strip()
-        command.code = source
-        commands.extend(walk.try_nested(source, None, "parallel").commands)
-    return Feed(tuple(commands), None)
-
-
-def _service(walk: Any, command: Command) -> Feed:
-    """``service ../../bin/sh``, ``run-parts --regex '^sh$' /bin``: a program by a path that is none."""
-    argv = command.argv
-    if command.name == "service" and argv[1:] and "../" in argv[1]:
-        return walk.inside(command, ["/" + argv[1].rsplit("../", 1)[1], *argv[2:]])
-    if command.name == "run-parts" and argv[-1].rstrip("/") in ("/bin", "/usr/bin", "/sbin"):
-        for value in command.values("--regex"):
-            return walk.inside(command, [value.strip("^$")])
-    return Feed((command,), None)
 
 
 _SPECIAL = {
     **dict.fromkeys(("xargs", "gxargs"), _xargs),
     **dict.fromkeys(("find", "gfind", "fd", "fdfind"), _find),
-    "parallel": _parallel,
-    **dict.fromkeys(("service", "run-parts"), _service),
 }
 
 
 # --- outputs that are known, files that are left behind ------------------------------------------------------------
-
-
-def _printf(words: list[str]) -> str | None:
-    if words[:1] == ["-v"]:
-        return ""
-    words = words[1:] if words[:1] == ["--"] else words
-    if not words:
-        return ""
-    form, values = words[0], words[1:]
-    slots = len(re.findall(r"%[-+ 0#]*\d*(?:\.\d+)?[a-zA-Z]", form.replace("%%", "")))
-    turns = max(1, -(-len(values) // slots)) if slots else 1
-    if turns > 256:
-        return None
-
-    def one(match: re.Match) -> str:
-        if match[0] == "%%":
-            return "%"
-        value = values.pop(0) if values else ""
-        return ansi(value) if match[1] == "b" else value[:1] if match[1] == "c" else value
-
-    return "".join(re.sub(r"%%|%[-+ 0#]*\d*(?:\.\d+)?([a-zA-Z])", one, ansi(form)) for _ in range(turns))
 
 
 def output(command: Command, walk: Any) -> str | None:
@@ -510,26 +356,22 @@ def output(command: Command, walk: Any) -> str | None:
     given = command.stdin.text if command.stdin is not None else None
     text: str | None = None
     if name == "echo":
-        words, escapes, newline = argv[1:], False, "\n"
-        while words and re.fullmatch(r"-[neE]+", words[0]):
-            escapes = escapes or "e" in words[0]
-            newline = "" if "n" in words[0] else newline
-            words = words[1:]
-        text = " ".join(words)
-        text = (ansi(text) if escapes else text) + newline
-    elif name == "printf":
-        text = _printf(list(argv[1:]))
+        flags = 1
+        while flags < len(argv) and re.fullmatch(r"-[neE]+", argv[flags]):
+            flags += 1
+        letters, text = "".join(argv[1:flags]), " ".join(argv[flags:])
+        text = (ansi(text) if "e" in letters else text) + ("" if "n" in letters else "\n")
+    elif name == "printf" and not re.search(r"%[^%]", "".join(argv[1:2])):
+        text = ansi("".join(argv[1:2])).replace("%%", "%") if argv[1:2] != ["-v"] else ""
     elif name in (":", "true", "false", "test", "[", "export", "declare", "local", "readonly", "typeset", "sleep"):
         text = ""
     elif name == "cat" and [word for word in command.operands if word != "-"]:
-        parts = []
-        for path in command.operands[:16]:
-            known = walk.files.get(walk.absolute(path))
-            part = "" if path == "/dev/null" else known.text if known is not None else walk.known_text(path)
-            if part is None:
-                return None
-            parts.append(part)
-        text = "".join(parts)
+        known = [walk.files.get(walk.absolute(path)) for path in command.operands[:16]]
+        texts = [
+            "" if path == "/dev/null" else feed.text if feed is not None else walk.known_text(path)
+            for path, feed in zip(command.operands, known, strict=False)
+        ]
+        return None if None in texts else "".join(texts)[:MAX_TEXT]
     elif name in ("cat", "tac", "sort", "uniq", "tee", "column", "fold", "pv", "sponge", "dd", "head", "tail"):
         if len(argv) <= 3 and not any(word.startswith("if=") for word in argv):
             # head and tail show some of what there is, not all
@@ -537,70 +379,52 @@ def output(command: Command, walk: Any) -> str | None:
     elif name == "pwd":
         text = f"{walk.cwd or '.'}\n"
     elif name == "ls" and not command.has("-l"):
-        folders = command.operands
-        text = "".join(f"{folder.rstrip('/')}/*\n" if folder[-1:] != "*" else folder + "\n" for folder in folders)
+        text = "".join(
+            f"{folder.rstrip('/')}/*\n" if folder[-1:] != "*" else folder + "\n" for folder in command.operands
+        )
         text = text or "*\n"
     elif name in ("dirname", "basename") and command.operands:
         text = getattr(posixpath, name)(command.operands[0]) + "\n"
-    if text is None:
-        makes = walk.programs.member(name, "interpreters") and command.code is not None
-        begins = makes and (name not in ("awk", "gawk", "mawk", "nawk") or "BEGIN" in command.code)
-        # what ls or find would list is known as a pattern only: nothing was hidden in it
-        literal = given and given.strip() and not re.search(r"[*]", given)
-        command.hidden = bool(literal) or (begins and not command.operands[1:])
-        return None
-    return text[:MAX_TEXT]
+    if text is not None:
+        return text[:MAX_TEXT]
+    made = walk.programs.member(name, "interpreters") and command.code is not None and not command.operands[1:]
+    made = made and (not name.endswith("awk") or "BEGIN" in command.code)
+    # What ls or find would list is known as a pattern only: nothing was hidden in it.
+    command.hidden = made or name == "printf" or bool(given and given.strip() and "*" not in given)
+    return None
 
 
-def _leave_behind(walk: Any, command: Command) -> None:
+_PACKERS = frozenset(
+    "zip rar 7z 7za gcc cc clang g++ rustc mysqldump pg_dump scrot import arecord grim gpg gpg2".split()
+)
+
+
+def _leave_behind(walk: Any, command: Command, facts: Facts) -> None:
     """Files that a command writes: what they hold is known by where it came from."""
     name = command.name
-    if name in ("echo", "printf", ":", "test", "["):
+    fetches = walk.programs.member(name, "fetchers")
+    if not (fetches or facts.to or facts.writes != "none" or name in _PACKERS):
         return
     feed = Feed((command, *(command.stdin.commands if command.stdin else ())), None)
-    facts = walk.programs.of(name)
-    words = paths.operands(command, facts)
-    if name in ("cp", "mv", "install", "ln", "gcp") and len(words) == 2:
+    words, targets, appends = paths.operands(command, facts), command.values(*facts.to), False
+    if fetches:  # under the names of what was asked for, in the folder that was named
+        text = " ".join(words) + " " + ((command.stdin.text or "") if command.stdin else "")
+        folders = ["", *command.values("-P", "--directory-prefix", "-d", "--dir"), *words[-1:]]
+        names = [re.split(r"[/:]", word.split("?")[0])[-1] for word in text.split()[:32]]
+        names += command.values("-o", "--out", "--output")
+        targets += [posixpath.join(folder, base) for folder in folders for base in names if base]
+        targets += [word for word in words[-1:] if "://" not in word]
+    elif facts.writes == "last" and len(words) == 2:  # cp, mv, ln
         known = walk.files.get(walk.absolute(words[0]))
-        if known is not None:
-            for target in (words[1], posixpath.join(words[1], posixpath.basename(words[0]))):
-                walk.store(target, known)
-        return
-    for target in command.values(*facts.to):
-        walk.store(target, feed)
-    if name in ("tee", "sponge", "dd"):
-        targets = words if name != "dd" else command.values("of=")
-        for target in targets:
-            walk.store(target, command.stdin or feed, command.has(*facts.appends) if facts.appends else False)
-    elif name in ("zip", "rar", "7z", "7za"):
-        for target in [word for word in words if word not in ("a", "u")][:1]:
-            walk.store(target, feed)
-    elif name in ("gcc", "cc", "clang", "g++", "rustc"):
-        for word in words:
-            known = walk.files.get(walk.absolute(word))
-            if known is not None:  # what it compiles to comes from where the source came from
-                walk.store((command.values("-o") or ["a.out"])[0], Feed(known.commands, None))
-    elif name in ("mysqldump", "pg_dump", "scrot", "import", "arecord", "grim", "gpg", "gpg2"):
-        for target in command.values("-o", "-r", "--result-file", "-f", "--output") or words[-1:]:
-            walk.store(target if name[:3] != "gpg" or command.has("-o", "--output") else target + ".gpg", feed)
-    if walk.programs.member(name, "fetchers"):
-        far = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!\\)|(?:s3|gs|rsync|az|https?|ftp)://")
-        folder = (command.values("-P", "--directory-prefix", "-d", "--dir") or [""])[0]
-        if name in ("aria2c", "axel"):
-            for target in command.values("-o", "--out", "--output"):
-                walk.store(posixpath.join(folder, target), feed)
-        for word in words:
-            base = re.split(r"[/:]", word.split("?")[0])[-1]
-            if base and (far.match(word) or "/" in word):
-                if name != "curl" or command.has("-O", "-J", "--remote-name", "--remote-name-all"):
-                    walk.store(posixpath.join(folder, base), feed)
-                if len(words) > 1 and far.match(word) and not far.match(words[-1]):
-                    walk.store(words[-1], feed)
-                    walk.store(posixpath.join(words[-1], base), feed)
-        text = " ".join(command.argv[1:]) + " " + ((command.stdin.text or "") if command.stdin else "")
-        if name in ("tftp", "smbclient", "ftp", "lftp", "sftp"):
-            for match in re.finditer(
-                r"(?:\b(?:get|pget|mget)|\s-r)\s+(?:-o\s+)?([\w./~*-]+)(?:[ \t]+([\w./-]+))?", text
-            ):
-                walk.store(posixpath.basename(match[1]), feed)
-                walk.store(match[2] or "", feed)
+        feed, targets = known, [words[1], posixpath.join(words[1], posixpath.basename(words[0]))] if known else []
+    elif name in ("gcc", "cc", "clang", "g++", "rustc"):  # what it compiles to comes from where the source came from
+        known = next((walk.files[key] for key in map(walk.absolute, words) if key in walk.files), None)
+        feed, targets = Feed(known.commands if known else ()), command.values("-o") or ["a.out"]
+    elif name in _PACKERS:
+        targets += [word for word in words if word not in ("a", "u")][: 1 if name in ("zip", "rar", "7z", "7za") else 3]
+    elif name in ("tee", "sponge", "dd"):
+        feed, targets = command.stdin or feed, targets or words
+        appends = command.has(*facts.appends)
+    for target in targets:
+        if target not in ("-", "/dev/stdout"):
+            walk.store(target, feed, appends)

@@ -1,0 +1,321 @@
+"""What the words of a command become: quotes, escapes, braces, tildes, variables, substitutions, splitting."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from scripts.screen.commands import HOME, MARK, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, Reading, Refused, ansi, tilde
+
+MAX_FIELDS = 512  # words that one word may expand to
+PRIVATE = re.compile("[\ue000-\ue00f]")
+
+_OPEN, _COMMA, _CLOSE, _SPLIT = "\ue004", "\ue005", "\ue006", "\ue007"
+_BRACES = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+_LITERAL = frozenset("word number variable_name test_operator regex extglob_pattern special_variable_name".split())
+_PLAIN = re.compile(r"[^\\~{}\ue000-\ue00f]*")
+_NOTHING = f"{UNKNOWN[0]}{UNKNOWN[1]}"
+
+
+class Words:
+    """The part of the walk (:mod:`scripts.screen.reader`) that resolves words."""
+
+    reading: Reading
+    variables: dict[str, str | list[str]]
+    arguments: list[str] | None
+    active: list[str]
+    cwd: str | None
+    depth: int
+    steps: int
+
+    @contextmanager
+    def within(self, **state: Any) -> Iterator[None]:
+        """Some of the state changed, for a while."""
+        before = {name: getattr(self, name) for name in state}
+        self.__dict__.update(state)
+        try:
+            yield
+        finally:
+            self.__dict__.update(before)
+
+    def text(self, node: Any) -> str:
+        """Value of a word without splitting, as in an assignment."""
+        return "".join(text for _, text in self.pieces(node))
+
+    def fields(self, node: Any) -> list[str]:
+        """The words that one word of the source becomes."""
+        if node.type == "word" or node.type == "number":
+            text = node.text.decode()
+            if _PLAIN.fullmatch(text):
+                self.step()
+                return [text]
+        pieces = self.pieces(node)
+        if not any(kind == "E" or (kind == "L" and "{" in text) for kind, text in pieces):
+            return ["".join(text for _, text in pieces)]
+        separators = self.variables.get("IFS", " \t\n")
+        separators = separators if isinstance(separators, str) else " \t\n"
+        marked = []
+        for kind, text in pieces:
+            if kind == "L":
+                text = text.replace("{", _OPEN).replace(",", _COMMA).replace("}", _CLOSE)
+            elif kind == "E" and separators and text:
+                text = re.sub(f"[{re.escape(separators)}]+", _SPLIT, text)
+            marked.append(text)
+        quoted = any(kind == "Q" for kind, _ in pieces)
+        words = []
+        for word in _expand_braces("".join(marked)):
+            parts = word.replace(_OPEN, "{").replace(_COMMA, ",").replace(_CLOSE, "}").split(_SPLIT)
+            words.extend(part for part in parts if part or (quoted and len(parts) == 1))
+        if len(words) > MAX_FIELDS:
+            self.steps += len(words)
+        return words
+
+    def array_fields(self, node: Any) -> list[str]:
+        """``"${a[@]}"`` and ``"$@"`` keep their words apart."""
+        if node.type == "string":
+            source = node.text.decode()
+            whole = re.fullmatch(r'"\$\{(\w+)\[@\]\}"', source)
+            if whole and isinstance(self.variables.get(whole[1]), list):
+                return list(self.variables[whole[1]])
+            if source in ('"$@"', '"${@}"') and self.arguments is not None:
+                return list(self.arguments)
+        return self.fields(node)
+
+    def pieces(self, node: Any) -> list[tuple[str, str]]:
+        """(kind, text) of each part: L literal, Q quoted, E the value of an unquoted expansion."""
+        self.step()
+        self.deeper()
+        try:
+            return self._pieces(node, node.type)
+        finally:
+            self.depth -= 1
+
+    def _pieces(self, node: Any, kind: str) -> list[tuple[str, str]]:
+        if kind in _LITERAL:
+            text = tilde(node.text.decode())
+            if "\\" in text:
+                parts = re.split(r"(\\(?:\n|.))", text, flags=re.DOTALL)
+                return [
+                    ("Q", "" if part[1] == "\n" else part[1]) if part[0] == "\\" and len(part) > 1 else ("L", part)
+                    for part in parts
+                    if part
+                ]
+            if kind in ("regex", "extglob_pattern"):
+                self.substitutions(node)
+            return [("L", text)]
+        if kind == "raw_string":
+            return [("Q", node.text.decode()[1:-1])]
+        if kind == "ansi_c_string":
+            return [("Q", ansi(node.text.decode()[2:-1]))]
+        if kind == "string":
+            return [("Q", self.double_quoted(node, 1))]
+        if kind == "translated_string":
+            return [("Q", self.double_quoted(next(iter(node.named_children), node), 1))]
+        if kind == "simple_expansion":
+            return [("E", self.variable(node.text.decode()[1:]))]
+        if kind == "expansion":
+            return [("E", self.expansion(node))]
+        if kind in ("command_substitution", "process_substitution"):
+            return [("E" if kind == "command_substitution" else "Q", self.substitute(node))]
+        if kind == "arithmetic_expansion":
+            before = len(self.reading.outputs)
+            self.substitutions(node)
+            value = _arithmetic(node.text.decode())
+            if len(self.reading.outputs) > before and UNKNOWN[0] in value:
+                value = f"{OUTPUT[0]}{before}{OUTPUT[1]}"
+            return [("Q", value)]
+        if kind == "brace_expression":
+            return [("L", "{" + ",".join(_sequence([child.text.decode() for child in node.named_children])) + "}")]
+        if kind == "concatenation":
+            pieces: list[tuple[str, str]] = []
+            for child in node.children:
+                if child.is_named:
+                    pieces.extend(self.pieces(child))
+                elif child.type != "``":
+                    pieces.append(("L", child.text.decode()))
+            if pieces and pieces[0] == ("L", "~") and len(pieces) > 1:
+                pieces[0] = ("L", HOME)
+            return pieces
+        if kind == "array":
+            return [("L", " ".join(word for child in node.named_children for word in self.fields(child)))]
+        if hasattr(self, "do_" + kind):
+            self.statement(node, None)
+            return [("L", "")]
+        self.substitutions(node)
+        return [("L", node.text.decode())]
+
+    def double_quoted(self, node: Any, trim: int) -> str:
+        """Text between double quotes, or of a here-document: literal stretches and expansions."""
+        source, start = node.text, node.start_byte
+        at, out = start + trim, []
+        for child in node.children:
+            if child.type in ("simple_expansion", "expansion", "command_substitution", "arithmetic_expansion"):
+                out.append(_dequote(source[at - start : child.start_byte - start].decode("utf-8", "replace")))
+                out.append(self.text(child))
+                at = child.end_byte
+        out.append(_dequote(source[at - start : node.end_byte - trim - start].decode("utf-8", "replace")))
+        return "".join(out)
+
+    def assign(self, node: Any) -> tuple[str, str]:
+        """Take over ``name=value``, ``name+=value``, ``name[i]=value``, ``name=(...)``."""
+        self.step()
+        name_node, value_node = node.child_by_field_name("name"), node.child_by_field_name("value")
+        name, _, subscript = (name_node.text.decode() if name_node is not None else "").partition("[")
+        value: str | list[str] = ""
+        if value_node is not None and value_node.type == "array":
+            value = [word for child in value_node.named_children for word in self.fields(child)]
+        elif value_node is not None:
+            value = self.text(value_node)
+        appends = b"+=" in node.text[: len(name) + 3]
+        before = self.variables.get(name)
+        if appends and isinstance(value, str) and isinstance(before, str | None) and not subscript:
+            value = (before or "") + value
+        elif subscript or appends:
+            before = before if isinstance(before, list) else [before] if before and appends else []
+            value = before + ([value] if isinstance(value, str) else value)
+        if isinstance(value, list):
+            value = value[:MAX_FIELDS]
+        elif len(value) > MAX_TEXT:
+            raise Refused("a variable grows too long")
+        self.variables[name] = value
+        return name, value if isinstance(value, str) else " ".join(value)
+
+    def variable(self, name: str) -> str:
+        """Value of a variable or parameter, or the mark that says it is not known."""
+        if name in self.variables:
+            value = self.variables[name]
+            return (value[0] if value else "") if isinstance(value, list) else value
+        if name in ("@", "*"):
+            return " ".join(self.arguments) if self.arguments else ""
+        if name == "#":
+            return str(len(self.arguments or []))
+        if name == "0":
+            return self.active[-1] if self.active else "bash"
+        if name.isdigit() and self.arguments is not None:
+            return self.arguments[int(name) - 1] if len(name) < 6 and int(name) <= len(self.arguments) else ""
+        if name == "?":
+            return "0"
+        if name == "PWD":
+            return self.cwd or "."
+        return f"{UNKNOWN[0]}{name}{UNKNOWN[1]}"
+
+    def expansion(self, node: Any) -> str:
+        """``${...}``."""
+        source = node.text.decode()[2:-1]
+        match = re.match(r"([!#]?)([A-Za-z_]\w*|[0-9]+|[@*#?$!-])(\[[^\]]*\])?", source)
+        if match is None:
+            self.substitutions(node)
+            return _NOTHING
+        prefix, name, subscript = match.groups()
+        rest = source[match.end() :]
+        raw = self.variables.get(name)
+        value = self.variable(name)
+        if isinstance(raw, list) and subscript in ("[@]", "[*]"):
+            bounds = re.match(r":\s*(\d+)(?::(\d+))?", rest)
+            if bounds:
+                raw, rest = raw[int(bounds[1]) :][: int(bounds[2]) if bounds[2] else None], ""
+            value = " ".join(raw)
+        elif isinstance(raw, list) and subscript and re.fullmatch(r"\[-?\d{1,6}\]", subscript):
+            value = next(iter(raw[int(subscript[1:-1]) :][:1]), "")
+        if prefix == "!":
+            value = self.variable(value) if value in self.variables else value
+        elif prefix == "#":
+            return str(len(value)) if not MARK.search(value) else "1"
+        if not rest:
+            return value
+        unknown = bool(MARK.fullmatch(value)) and name not in self.variables
+        operator = re.match(r":?[-=+?]|##?|%%?|//?[#%]?|:|\^\^?|,,?|@", rest)
+        return self._operated(node, name, value, unknown, operator[0] if operator else "")
+
+    def _operated(self, node: Any, name: str, value: str, unknown: bool, operator: str) -> str:
+        """``${name<operator>argument}``."""
+        argument = self.argument(node, operator)
+        if operator in (":-", "-", ":=", "="):
+            if not unknown and value:
+                return value
+            if operator.endswith("="):
+                self.variables[name] = argument
+            return argument
+        if operator in (":+", "+"):
+            return value if unknown else argument
+        if unknown and operator in (":?", "?"):
+            return f"{UNKNOWN[0]}{name}?{UNKNOWN[1]}"  # never empty
+        if unknown or len(value) > 4096:
+            return value
+        if operator in ("#", "##", "%", "%%"):
+            return _strip_pattern(value, argument, operator)
+        # Cut, replaced or turned into capitals: not worked out, as no changed text is.
+        return self.mark(Feed((Command("${}", ["${}"], hidden=True, reading=self.reading),)))
+
+    def argument(self, node: Any, operator: str) -> str:
+        """What stands after the operator of ``${name<operator>argument}``."""
+        out, after = [], False
+        for child in node.children:
+            if after and child.type != "}":
+                out.append(self.text(child) if child.is_named else child.text.decode())
+            elif not child.is_named and operator and operator in (child.type, child.text.decode()):
+                after = True
+            elif child.is_named and child.child_count and child.type != "subscript":
+                self.substitutions(child)
+        return "".join(out)
+
+
+def _expand_braces(text: str) -> list[str]:
+    """Expand marked braces, innermost first; gives up (returns the text) beyond :data:`MAX_FIELDS`."""
+    done: list[str] = []
+    todo = [text]
+    while todo:
+        if len(done) + len(todo) > MAX_FIELDS:
+            return [text]
+        current = todo.pop()
+        match = _BRACES.search(current)
+        if match is None:
+            done.append(current)
+            continue
+        parts = match[1].split(_COMMA)
+        parts = parts if len(parts) > 1 else ["{" + parts[0] + "}"]
+        todo.extend(current[: match.start()] + part + current[match.end() :] for part in reversed(parts))
+    return done
+
+
+def _dequote(text: str) -> str:
+    return re.sub(r'\\([$`"\\\n])', lambda match: "" if match[1] == "\n" else match[1], text) if "\\" in text else text
+
+
+def _sequence(numbers: list[str]) -> list[str]:
+    """``{1..9..2}``, ``{a..e}``; of a long one its first 64."""
+    ends = numbers[:2]
+    if len(ends) == 2 and all(re.fullmatch(r"-?\d{1,9}", end) for end in ends):
+        first, last = map(int, ends)
+        step = abs(int(numbers[2])) if len(numbers) > 2 and numbers[2].lstrip("-").isdigit() else 1
+        values = range(first, last + 1, step or 1) if first <= last else range(first, last - 1, -(step or 1))
+        return [str(value) for value in values[:64]]
+    if len(ends) == 2 and all(len(end) == 1 for end in ends):
+        return [chr(code) for code in range(ord(ends[0]), ord(ends[1]) + 1)][:64] or ends
+    return numbers
+
+
+def _arithmetic(source: str) -> str:
+    source = re.sub(r"^\$(\(\(|\[)|(\)\)|\])$", "", source).strip()
+    small = re.fullmatch(r"([0-9]{1,9})(?:\s*([-+*])\s*([0-9]{1,9}))?", source)
+    if small is None:
+        return _NOTHING
+    a, b = int(small[1]), int(small[3] or 0)
+    return str(a * b if small[2] == "*" else a - b if small[2] == "-" else a + b)
+
+
+def _glob_regex(pattern: str, lazy: bool = False) -> str:
+    several = ".*?" if lazy else ".*"
+    return "(?s)" + "".join({"*": several, "?": "."}.get(char) or re.escape(char) for char in pattern)
+
+
+def _strip_pattern(value: str, pattern: str, operator: str) -> str:
+    """``${value#pattern}`` and its three kin."""
+    if operator[0] == "#":
+        match = re.match(_glob_regex(pattern, lazy=operator == "#"), value)
+        return value[match.end() :] if match else value
+    positions = range(len(value), -1, -1) if operator == "%" else range(len(value) + 1)
+    return next((value[:at] for at in positions if fnmatch.fnmatchcase(value[at:], pattern)), value)
