@@ -145,23 +145,18 @@ def unescape(text: str) -> str:
     return re.sub(r"\\(\n|.)", lambda match: "" if match[1] == "\n" else match[1], text, flags=re.DOTALL)
 
 
-_ANSI = re.compile(
-    r"\\(?:([abeEfnrtv\\'\"?])|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|0?([0-7]{1,3})|c(.))",
-    re.DOTALL,
-)
-_CONTROL = dict(zip("abeEfnrtv\\'\"?", "\a\b\033\033\f\n\r\t\v\\'\"?", strict=True))
+_ANSI = re.compile(r"\\(?:0?([0-7]{1,3})|x([0-9a-fA-F]{1,2})|[uU]([0-9a-fA-F]{1,8})|c(.)|(.))", re.DOTALL)
+_CONTROL = dict(zip("abeEfnrtv", "\a\b\033\033\f\n\r\t\v", strict=True))
 
 
 def ansi(text: str) -> str:
     """Backslash sequences of ``$'...'``, ``printf`` and ``echo -e``."""
 
     def one(match: re.Match) -> str:
-        if match[1]:
-            return _CONTROL[match[1]]
-        if match[6]:
-            return chr(ord(match[6]) & 0x1F)
-        digits, base = (match[5], 8) if match[5] else (match[2] or match[3] or match[4], 16)
-        code = int(digits, base)
+        octal, short, long, control, char = match.groups()
+        if char or control:
+            return chr(ord(control) & 0x1F) if control else _CONTROL.get(char, char if char in "\\'\"?" else match[0])
+        code = int(octal, 8) if octal else int(short or long, 16)
         return chr(code) if 0 < code < 0xD800 else ""
 
     return _ANSI.sub(one, text) if "\\" in text else text

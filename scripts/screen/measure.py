@@ -27,18 +27,12 @@ def labelled(path: str) -> list[tuple[str, str, str]]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("The labelled set can't be read.", where=path, found=str(error)) from error
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        parts = line.split("\t", 2)
+    rows = [(number, line.split("\t", 2)) for number, line in enumerate(lines[1:], 2)]
+    for number, parts in rows:
         if len(parts) != 3 or parts[0] not in ("danger", "ok"):
-            raise UserError(
-                "A row of the labelled set is incomplete.",
-                where=f"{path}, line {number}",
-                found=line[:80],
-                allowed="danger or ok, a category and a command, separated by tabs; the first line is a header",
-            )
-        rows.append((parts[0], parts[1], parts[2]))
-    return rows
+            where, allowed = f"{path}, line {number}", "danger or ok, a category and a command, parted by tabs"
+            raise UserError("A row of the labelled set is incomplete.", where=where, found=parts, allowed=allowed)
+    return [(label, category, command) for _, (label, category, command) in rows]
 
 
 def evaluate(rows: list[tuple[str, str, str]], policy: Policy) -> dict:

@@ -19,7 +19,7 @@ from scripts.screen.programs import Programs, names_pattern
 from scripts.screen.starting import after_options
 
 LONGEST = 4096  # characters in which a pattern is looked for: the time of one with gaps grows with the square
-_SUDO_VALUES = tuple(f"-{letter}" for letter in "ughpCDRrtTU") + ("--user", "--group", "--host", "--prompt", "--chdir")
+_SUDO_VALUES = (*tuple(f"-{letter}" for letter in "ughpCDRrtTU"), "--user", "--group", "--host", "--prompt", "--chdir")
 Test = Callable[[Command], bool]
 compiled = cache(re.compile)
 
@@ -33,11 +33,7 @@ class Language:
         self.predicates: dict[str, Callable[[Any], Test]] = {
             "program": self.program,
             "under": lambda names: _any_name(names, lambda c: c.wrappers),
-            "background": lambda wanted: lambda c: c.background is wanted,
-            "piped": lambda wanted: lambda c: c.piped is wanted,
-            "recursive": lambda wanted: lambda c: c.recursive is wanted,
-            "hidden": lambda wanted: lambda c: c.hidden is wanted,
-            "grows": lambda wanted: lambda c: bool(c.grows) is wanted,
+            **{flag: _flag(flag) for flag in ("background", "piped", "recursive", "hidden", "grows")},
             "sockets": lambda wanted: lambda c: c.reading.sockets is wanted,
             "loop": lambda kind: lambda c: c.loop == kind or (kind == "any" and c.loop != ""),
             "bare": lambda wanted: lambda c: (len(c.argv) == 1) is wanted,
@@ -110,17 +106,11 @@ class Language:
     def program(self, names: str) -> Test:
         """Whether the program is one of the names, globs and @groups."""
         groups = [name[1:] for name in names.split() if name[0] == "@"]
-        globs = " ".join(name for name in names.split() if name[0] != "@" and any(c in name for c in "*?["))
-        literal = frozenset(name for name in names.split() if name[0] != "@")
-        pattern = names_pattern(globs) if globs else None
+        pattern = names_pattern(" ".join(name for name in names.split() if name[0] != "@"))
 
         def test(command: Command) -> bool:
-            name = command.name.rsplit("/", 1)[-1] if command.name not in literal else command.name
-            return (
-                name in literal
-                or any(self.programs.member(name, group) for group in groups)
-                or (pattern is not None and pattern.match(name) is not None)
-            )
+            base = command.name.rpartition("/")[2] or command.name
+            return pattern.match(base) is not None or any(self.programs.member(base, group) for group in groups)
 
         return test
 
@@ -190,6 +180,10 @@ class Language:
         )
 
 
+def _flag(name: str) -> Callable[[bool], Test]:
+    return lambda wanted: lambda command: bool(getattr(command, name)) is wanted
+
+
 def _any_name(names: str, of: Callable[[Command], tuple[str, ...]]) -> Test:
     wanted = frozenset(names.split())
     return lambda command: not wanted.isdisjoint(of(command))
@@ -254,7 +248,7 @@ def _bytes(text: str) -> int:
 
 
 def _size(spec: dict[str, str]) -> Test:
-    """Whether the product of the values of some options reaches a size; after a ``|`` stands what counts if not given."""
+    """Whether the product of the values of some options reaches a size; after a ``|`` stands the default."""
     options = [part.strip().partition("|")[::2] for part in spec["options"].split("*")]
     return lambda command: (
         math.prod(

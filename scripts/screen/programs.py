@@ -9,17 +9,10 @@ from types import SimpleNamespace as Facts
 from typing import Any
 
 # The fields of a row that are not lists of options; the table's head says what each means.
-_UNKNOWN: dict[str, Any] = {
-    "wraps": None,
-    "joins": None,
-    "label": "",
-    "bundle": False,
-    "pattern": None,
-    "values": frozenset(),
-}
-_UNKNOWN |= {"reads": "all", "writes": "none", "deletes": "none", "sends": "none"}
-_UNKNOWN |= {"escape": None, "shell": None, "sends_of": None}
-_OPTIONS = "after runs words code keys reads_from to to_when appends into in_place when tree send".split()
+_UNKNOWN: dict[str, Any] = dict.fromkeys("wraps joins pattern escape shell sends_of".split())
+_UNKNOWN |= {"reads": "all", "writes": "none", "deletes": "none", "sends": "none", "values": frozenset()}
+_UNKNOWN |= {"label": "", "bundle": False}
+_OPTIONS = "after runs words code keys reads_from to to_when appends into in_place when tree send script".split()
 
 
 class Programs:
@@ -50,4 +43,4 @@ class Programs:
 
 def names_pattern(names: str) -> re.Pattern[str]:
     """A pattern for names that may hold globs."""
-    return re.compile("|".join(fnmatch.translate(name) for name in names.split()))
+    return re.compile("|".join(fnmatch.translate(name) for name in names.split()) or "(?!)")

@@ -172,13 +172,28 @@ def _is_descriptor(node: Any) -> bool:
     return following is not None and following.start_byte == node.end_byte and following.type.endswith("_redirect")
 
 
+_OUTPUTS = (">", ">>", ">|", "&>", "&>>")
+
+
+class Line:
+    """What is gathered around a command: its redirections, words after them, what stands below a here-document."""
+
+    def __init__(self) -> None:
+        self.redirects: list[Redirect] = []
+        self.words: list[str] = []
+        self.pipelines: list[Any] = []  # cat <<EOF | sh: the grammar hangs what follows below the here-document
+
+    def takes_output(self) -> bool:
+        return any(r.operator in _OUTPUTS and r.descriptor in ("", "1") for r in self.redirects)
+
+
 class Walk(Words):
     """The state of an interpreter that only notes."""
 
     def __init__(self, programs: Programs) -> None:
         self.programs = programs
         self.reading = Reading()
-        self.variables: dict[str, str | list[str]] = dict(ENVIRONMENT)
+        self.variables: dict[str, str] = dict(ENVIRONMENT)
         self.functions: dict[str, Any] = {}
         self.called: set[str] = set()
         self.active: list[str] = []
@@ -362,7 +377,7 @@ class Walk(Words):
                     longer = name
             elif child.is_named:
                 words.extend(self.fields(child))
-        feed = self.note(words, [], stdin, assignments)
+        feed = self.note(words, Line(), stdin, assignments)
         if feed.commands:
             feed.commands[0].grows = longer
         return feed
@@ -370,10 +385,7 @@ class Walk(Words):
     # -- redirections
 
     def do_redirected_statement(self, node: Any, stdin: Feed | None) -> Feed:
-        redirects: list[Redirect] = []
-        extra: list[str] = []
-        pipelines: list[Any] = []
-        before: list[Command] = []
+        line, before = Line(), []
         with self.within(piped=self.piped):
             body = next((child for child in node.children if child.type in _STATEMENTS), None)
             # The grammar hangs a redirection on the whole of "a && b > f" and "a | b > f": it is the last command's.
@@ -384,25 +396,23 @@ class Walk(Words):
                     stdin = self.through(parts, stdin)
                     before.extend(stdin.commands)
                 else:
-                    for part in parts:
-                        before.extend(self.statement(part, stdin).commands)
+                    before.extend(self.body(parts, stdin).commands)
                 body = last
             for child in node.children:
                 if child.is_named and child.type not in _STATEMENTS:
-                    stdin = self.redirect(child, redirects, extra, stdin, pipelines)
+                    stdin = self.redirect(child, line, stdin)
             if body is None:
-                feed = self.note(extra or [":"], redirects, stdin, {}) if redirects or extra else Feed((), "")
+                feed = self.note(line.words, line, stdin)
             elif body.type == "command":
-                feed = self.do_command(body, stdin, redirects, extra)
+                feed = self.do_command(body, stdin, line)
             else:
                 feed = self.statement(body, stdin)
-                if redirects:
-                    # The group's redirections concern each command in it; they are noted once, with its output.
-                    self.note([":", *extra], redirects, Feed(feed.commands, feed.text), {})
-                    self.remember(redirects, feed)
-        if before:
-            feed = Feed((*before, *feed.commands), feed.text)
-        for pipeline in pipelines:  # cat <<EOF | sh: the grammar hangs what follows below the here-document
+                # The group's redirections concern each command in it; they are noted once, with its output.
+                if line.redirects:
+                    self.note([":", *line.words], line, Feed(feed.commands, feed.text))
+                self.remember(line, feed)
+        feed = Feed((*before, *feed.commands), feed.text)
+        for pipeline in line.pipelines:
             if pipeline.type == "pipeline":
                 with self.within(piped=True):
                     feed = self.through(pipeline.children, feed, feed.commands)
@@ -410,44 +420,36 @@ class Walk(Words):
                 feed = self.body([pipeline], None)
         return feed
 
-    def redirect(
-        self, node: Any, redirects: list[Redirect], extra: list[str], stdin: Feed | None, pipelines: list[Any]
-    ) -> Feed | None:
+    def redirect(self, node: Any, line: Line, stdin: Feed | None) -> Feed | None:
         """Note one redirection; returns what stands at the standard input afterwards."""
         if node.type == "heredoc_redirect":
-            return self.here_document(node, redirects, extra, stdin, pipelines)
+            return self.here_document(node, line, stdin)
         named = [child for child in node.named_children if child.type != "file_descriptor"]
+        target = next(iter(self.fields(named[0])), "") if named else ""
+        # Words after the target are the command's; a number glued to the next redirection is its descriptor.
+        for child in named[1:]:
+            if not (child.type == "number" and _is_descriptor(child)):
+                line.words.extend(self.fields(child))
         if node.type == "herestring_redirect":
-            text = "".join(self.text(child) for child in named[:1])
-            for child in named[1:]:
-                extra.extend(self.fields(child))
+            text = self.text(named[0]) if named else ""
             return Feed(tuple(self.reading.origins(text)), text + "\n")
         if not named:
             return stdin
         operator = next((child.type for child in node.children if not child.is_named), ">")
         descriptor = next((c.text.decode() for c in node.children if c.type == "file_descriptor"), "")
-        target = next(iter(self.fields(named[0])), "")
-        # Words after the target are the command's; a number glued to the next redirection is its descriptor.
-        for child in named[1:]:
-            if not (child.type == "number" and _is_descriptor(child)):
-                extra.extend(self.fields(child))
         varies = self.loop == "endless" and b"$" in node.text
-        redirects.append(Redirect(operator, descriptor or _glued_before(node), target, varies))
+        line.redirects.append(Redirect(operator, descriptor or _glued_before(node), target, varies))
         if "/dev/tcp/" in target or "/dev/udp/" in target:
             self.reading.sockets = True
         if not operator.startswith("<") or descriptor not in ("", "0"):
             return stdin
         if operator == "<&":
             return Feed((), None, f"&{target}")
-        known = self.files.get(self.absolute(target))
         feeds = tuple(self.reading.origins(target))
-        if known is not None:
-            return Feed(known.commands + feeds, known.text, target)
-        return Feed(feeds, self.known_text(target) if feeds else None, target)
+        known = self.files.get(self.absolute(target)) or Feed((), self.known_text(target))
+        return Feed(known.commands + feeds, known.text, target)
 
-    def here_document(
-        self, node: Any, redirects: list[Redirect], extra: list[str], stdin: Feed | None, pipelines: list[Any]
-    ) -> Feed:
+    def here_document(self, node: Any, line: Line, stdin: Feed | None) -> Feed:
         start = body = None
         for child in node.children:
             if child.type == "heredoc_start":
@@ -455,19 +457,19 @@ class Walk(Words):
             elif child.type == "heredoc_body":
                 body = child
             elif child.type in _STATEMENTS:
-                pipelines.append(child)
-            elif child.is_named and child.type in ("file_redirect", "herestring_redirect"):
-                stdin = self.redirect(child, redirects, extra, stdin, pipelines)
+                line.pipelines.append(child)
+            elif child.type in ("file_redirect", "herestring_redirect"):
+                stdin = self.redirect(child, line, stdin)
             elif child.is_named and child.type not in ("heredoc_end", "file_descriptor"):
-                extra.extend(self.fields(child))
+                line.words.extend(self.fields(child))
         if body is None:
             return Feed((), "")
         return Feed((), body.text.decode() if start and start[0] in "'\"\\" else self.double_quoted(body, 0))
 
-    def remember(self, redirects: list[Redirect], feed: Feed) -> None:
+    def remember(self, line: Line, feed: Feed) -> None:
         """What a file holds after ``> file``."""
-        for redirect in redirects:
-            if redirect.operator in (">", ">>", ">|", "&>", "&>>", ">&") and redirect.descriptor in ("", "1"):
+        for redirect in line.redirects:
+            if redirect.operator in (*_OUTPUTS, ">&") and redirect.descriptor in ("", "1"):
                 self.store(redirect.target, feed, redirect.operator.endswith(">>"))
 
     def store(self, path: str, feed: Feed, append: bool = False) -> None:
@@ -494,14 +496,13 @@ class Walk(Words):
                 # Inside backquotes a backslash before a backquote, dollar or backslash belongs to the quoting.
                 feed = self.nested(re.sub(r"\\([`$\\])", r"\1", node.text.decode()[1:-1]), None)
             else:
-                redirects: list[Redirect] = []
-                source = None
+                line, source = Line(), None
                 for child in inside:
                     if child.type == "file_redirect":  # $(< file)
-                        source = self.redirect(child, redirects, [], source, [])
+                        source = self.redirect(child, line, source)
                 feed = self.body(inside, None)
-                if redirects and not feed.commands:
-                    noted = self.note(["cat"], redirects, source, {})
+                if line.redirects and not feed.commands:
+                    noted = self.note(["cat"], line, source)
                     feed = Feed(noted.commands, source.text if source else None)
         if node.type == "command_substitution" and feed.text is not None:
             return feed.text.rstrip("\n")
@@ -518,12 +519,8 @@ class Walk(Words):
 
     # -- commands
 
-    def do_command(
-        self, node: Any, stdin: Feed | None, redirects: list[Redirect] | None = None, extra: list[str] | None = None
-    ) -> Feed:
-        words: list[str] = []
-        assignments: dict[str, str] = {}
-        redirects, extra = [] if redirects is None else redirects, [] if extra is None else extra
+    def do_command(self, node: Any, stdin: Feed | None, line: Line | None = None) -> Feed:
+        line, words, assignments = line or Line(), [], {}
         for child in node.children:
             kind = child.type
             if kind == "command_name":
@@ -533,7 +530,7 @@ class Walk(Words):
                 name, value = self.assign(child)
                 assignments[name] = value
             elif kind.endswith("_redirect"):
-                stdin = self.redirect(child, redirects, extra, stdin, [])
+                stdin = self.redirect(child, line, stdin)
             elif child.is_named:
                 if not (child.text.isdigit() and _is_descriptor(child)):
                     words.extend(self.array_fields(child))
@@ -541,47 +538,31 @@ class Walk(Words):
                 words.append(child.text.decode())
         if len(words) > MAX_FIELDS * 4:
             raise Refused("too many words")
-        return self.note(words + extra, redirects, stdin, assignments)
+        return self.note(words + line.words, line, stdin, assignments)
 
-    def note(
-        self, words: list[str], redirects: list[Redirect], stdin: Feed | None, assignments: dict[str, str]
-    ) -> Feed:
+    def note(self, words: list[str], line: Line, stdin: Feed | None, assignments: dict[str, str] | None = None) -> Feed:
         """Note a command with its words, then whatever it starts; returns its output."""
-        feed = self.start(words, redirects, stdin, self.wrappers, assignments)
-        if redirects:
-            self.remember(redirects, feed)
-            if any(r.operator in (">", ">>", ">|", "&>", "&>>") and r.descriptor in ("", "1") for r in redirects):
-                feed = Feed(feed.commands, "")
-        return feed
+        feed = self.start(Command("", words, line.redirects, stdin, self.wrappers, assignments=assignments or {}))
+        self.remember(line, feed)
+        return Feed(feed.commands, "") if line.redirects and line.takes_output() else feed
 
-    def start(
-        self,
-        argv: list[str],
-        redirects: list[Redirect],
-        stdin: Feed | None,
-        wrappers: tuple[str, ...],
-        assignments: dict[str, str],
-    ) -> Feed:
+    def start(self, command: Command) -> Feed:
+        """Start a command of which words, redirections, input, wrappers and assignments are known."""
         self.step()
-        while argv and argv[0] == "":
-            argv = argv[1:]
-        argv = argv or [":"]
-        command = Command(_program_name(argv[0]), argv, redirects, stdin, wrappers, self.cwd)
+        while command.argv and command.argv[0] == "":
+            command.argv = command.argv[1:]
+        command.argv = command.argv or [":"]
+        command.name, command.cwd, command.reading = _program_name(command.argv[0]), self.cwd, self.reading
         command.background, command.piped, command.loop = self.background, self.piped, self.loop
-        command.assignments, command.reading = assignments, self.reading
         self.reading.commands.append(command)
-        if len(self.reading.commands) > MAX_COMMANDS or len(wrappers) > 24:
+        if len(self.reading.commands) > MAX_COMMANDS or len(command.wrappers) > 24:
             raise Refused("too many commands")
         self.deeper()
         try:
-            with self.within(wrappers=wrappers):
+            with self.within(wrappers=command.wrappers):
                 return self.follow(command)
         finally:
             self.depth -= 1
-
-    def room(self) -> bool:
-        """Whether more may be noted that is only derived from code."""
-        return len(self.reading.commands) < MAX_COMMANDS - 8
 
     def follow(self, command: Command) -> Feed:
         """What starting a command leads to: other commands, a changed state, an output."""
@@ -620,14 +601,13 @@ class Walk(Words):
                 return self.inside(command, [re.split(r"[/\s]", text.split("\n")[0].strip())[-1], path])
             return self.as_wrapper(command, text, arguments, named=path)
 
-    def inside(
-        self, command: Command, argv: list[str], assignments: dict[str, str] | None = None, label: str = ""
-    ) -> Feed:
+    def inside(self, command: Command, argv: list[str], assignments: dict | None = None, label: str = "") -> Feed:
         """Start the command inside a wrapper."""
         if not argv:
             return Feed((command,), None)
         wrappers = (*command.wrappers, label or command.name)
-        feed = self.start(argv, command.redirects, command.stdin, wrappers, assignments or {})
+        inner = Command("", argv, command.redirects, command.stdin, wrappers, assignments=assignments or {})
+        feed = self.start(inner)
         return Feed((command, *feed.commands), feed.text)
 
     def nested(self, text: str, stdin: Feed | None, wrapper: str = "", arguments: list[str] | None = None) -> Feed:

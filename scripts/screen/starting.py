@@ -16,11 +16,6 @@ from scripts.screen.code import fetched_files, shell_strings
 from scripts.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, ansi
 from scripts.screen.programs import Facts
 
-# Variables that name a program which others start.
-STARTING_VARIABLES = frozenset(
-    "PAGER MANPAGER GIT_PAGER SYSTEMD_PAGER EDITOR VISUAL SUDO_EDITOR GIT_EDITOR GIT_SSH_COMMAND GIT_EXTERNAL_DIFF"
-    " GIT_ASKPASS SSH_ASKPASS SUDO_ASKPASS BROWSER LESSOPEN PROMPT_COMMAND BASH_ENV RSYNC_RSH CVS_RSH".split()
-)
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 _COPIED = frozenset(["busybox", "nc", "ncat", "socat", "find", "awk", "vim"])
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
@@ -33,8 +28,9 @@ def begin(walk: Any, command: Command) -> Feed:
     if special is not None:
         return special(walk, command)
     programs = walk.programs
-    for variable in STARTING_VARIABLES.intersection(command.assignments):
-        walk.try_nested(command.assignments[variable], None, command.name)
+    for variable, value in command.assignments.items():
+        if programs.member(variable, "starting-variables"):
+            walk.try_nested(value, None, command.name)
     if "/" in command.name:
         base = posixpath.basename(command.name)
         if base in _COPIED or programs.member(base, "shells") or programs.member(base, "interpreters"):
@@ -139,7 +135,7 @@ def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
                 break
     if interprets and not code and script is None:
         script = next(iter(words), "-" if command.stdin is not None and "-m" not in argv else None)
-    script = script or (None if interprets else _script_of(command, words))
+    script = script or (None if interprets else _script_of(facts, command, words))
     if script is not None and "-m" not in argv:
         if script in _STDIN:
             command.script = command.stdin
@@ -164,20 +160,12 @@ def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
     return shell_strings(command.code)
 
 
-def _script_of(command: Command, words: list[str]) -> str | None:
+def _script_of(facts: Facts, command: Command, words: list[str]) -> str | None:
     """The file with a program's own commands that its words name."""
-    name = command.name
-    options = {"nmap": "--script", "java": "-jar", "gdb": "-x --command", "psql": "-f --file"}.get(name, "")
-    values = command.values(*("-f --file --makefile" if name in _MAKE else options).split())
-    if name in _MAKE:
-        values = values or ["Makefile"]
-    elif name in ("ansible-playbook", "insmod") or (name == "go" and words[:1] == ["run"]):
-        values = [word for word in words if word != "run"]
-    elif name in ("gcc", "cc", "clang", "g++"):
-        values = [word for word in command.argv if word == "-"]
-    elif name == "java" and not values:
-        values = [word for word in words[:1] if word.endswith(".java")]
-    return values[0] if values else None
+    if facts.script == ("first",):
+        return next((word for word in words if word != "run"), None)
+    values = command.values(*facts.script) if facts.script else []
+    return values[0] if values else "Makefile" if command.name in _MAKE else None
 
 
 # --- shells and builtins -----------------------------------------------------------------------------------------
@@ -418,7 +406,7 @@ def _leave_behind(walk: Any, command: Command, facts: Facts) -> None:
         known = walk.files.get(walk.absolute(words[0]))
         feed, targets = known, [words[1], posixpath.join(words[1], posixpath.basename(words[0]))] if known else []
     elif name in ("gcc", "cc", "clang", "g++", "rustc"):  # what it compiles to comes from where the source came from
-        known = next((walk.files[key] for key in map(walk.absolute, words) if key in walk.files), None)
+        known = next((walk.files[key] for key in map(walk.absolute, words) if key in walk.files), command.stdin)
         feed, targets = Feed(known.commands if known else ()), command.values("-o") or ["a.out"]
     elif name in _PACKERS:
         targets += [word for word in words if word not in ("a", "u")][: 1 if name in ("zip", "rar", "7z", "7za") else 3]

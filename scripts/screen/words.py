@@ -24,7 +24,7 @@ class Words:
     """The part of the walk (:mod:`scripts.screen.reader`) that resolves words."""
 
     reading: Reading
-    variables: dict[str, str | list[str]]
+    variables: dict[str, str]
     arguments: list[str] | None
     active: list[str]
     cwd: str | None
@@ -56,7 +56,6 @@ class Words:
         if not any(kind == "E" or (kind == "L" and "{" in text) for kind, text in pieces):
             return ["".join(text for _, text in pieces)]
         separators = self.variables.get("IFS", " \t\n")
-        separators = separators if isinstance(separators, str) else " \t\n"
         marked = []
         for kind, text in pieces:
             if kind == "L":
@@ -75,14 +74,10 @@ class Words:
 
     def array_fields(self, node: Any) -> list[str]:
         """``"${a[@]}"`` and ``"$@"`` keep their words apart."""
-        if node.type == "string":
-            source = node.text.decode()
-            whole = re.fullmatch(r'"\$\{(\w+)\[@\]\}"', source)
-            if whole and isinstance(self.variables.get(whole[1]), list):
-                return list(self.variables[whole[1]])
-            if source in ('"$@"', '"${@}"') and self.arguments is not None:
-                return list(self.arguments)
-        return self.fields(node)
+        whole = re.fullmatch(rb'"\$(?:\{(\w+)\[@\]\}|\{?@\}?)"', node.text) if node.type == "string" else None
+        if whole is None:
+            return self.fields(node)
+        return self.variable(whole[1].decode()).split() if whole[1] else list(self.arguments or [])
 
     def pieces(self, node: Any) -> list[tuple[str, str]]:
         """(kind, text) of each part: L literal, Q quoted, E the value of an unquoted expansion."""
@@ -123,12 +118,9 @@ class Words:
         if kind == "arithmetic_expansion":
             before = len(self.reading.outputs)
             self.substitutions(node)
-            value = _arithmetic(node.text.decode())
-            if len(self.reading.outputs) > before and UNKNOWN[0] in value:
-                value = f"{OUTPUT[0]}{before}{OUTPUT[1]}"
-            return [("Q", value)]
+            return [("Q", f"{OUTPUT[0]}{before}{OUTPUT[1]}" if len(self.reading.outputs) > before else _NOTHING)]
         if kind == "brace_expression":
-            return [("L", "{" + ",".join(_sequence([child.text.decode() for child in node.named_children])) + "}")]
+            return [("Q", node.text.decode())]  # {1..9}: a pattern of its own
         if kind == "concatenation":
             pieces: list[tuple[str, str]] = []
             for child in node.children:
@@ -160,34 +152,23 @@ class Words:
         return "".join(out)
 
     def assign(self, node: Any) -> tuple[str, str]:
-        """Take over ``name=value``, ``name+=value``, ``name[i]=value``, ``name=(...)``."""
+        """Take over ``name=value``, ``name+=value``, ``name[i]=value``, ``name=(...)``; an array is its words."""
         self.step()
         name_node, value_node = node.child_by_field_name("name"), node.child_by_field_name("value")
         name, _, subscript = (name_node.text.decode() if name_node is not None else "").partition("[")
-        value: str | list[str] = ""
-        if value_node is not None and value_node.type == "array":
-            value = [word for child in value_node.named_children for word in self.fields(child)]
-        elif value_node is not None:
-            value = self.text(value_node)
-        appends = b"+=" in node.text[: len(name) + 3]
-        before = self.variables.get(name)
-        if appends and isinstance(value, str) and isinstance(before, str | None) and not subscript:
-            value = (before or "") + value
-        elif subscript or appends:
-            before = before if isinstance(before, list) else [before] if before and appends else []
-            value = before + ([value] if isinstance(value, str) else value)
-        if isinstance(value, list):
-            value = value[:MAX_FIELDS]
-        elif len(value) > MAX_TEXT:
+        value = self.text(value_node) if value_node is not None else ""
+        if subscript or b"+=" in node.text[: len(name) + 3]:
+            between = " " if subscript or (value_node is not None and value_node.type == "array") else ""
+            value = self.variables.get(name, "") + between + value
+        if len(value) > MAX_TEXT:
             raise Refused("a variable grows too long")
         self.variables[name] = value
-        return name, value if isinstance(value, str) else " ".join(value)
+        return name, value
 
     def variable(self, name: str) -> str:
         """Value of a variable or parameter, or the mark that says it is not known."""
         if name in self.variables:
-            value = self.variables[name]
-            return (value[0] if value else "") if isinstance(value, list) else value
+            return self.variables[name]
         if name in ("@", "*"):
             return " ".join(self.arguments) if self.arguments else ""
         if name == "#":
@@ -211,15 +192,9 @@ class Words:
             return _NOTHING
         prefix, name, subscript = match.groups()
         rest = source[match.end() :]
-        raw = self.variables.get(name)
         value = self.variable(name)
-        if isinstance(raw, list) and subscript in ("[@]", "[*]"):
-            bounds = re.match(r":\s*(\d+)(?::(\d+))?", rest)
-            if bounds:
-                raw, rest = raw[int(bounds[1]) :][: int(bounds[2]) if bounds[2] else None], ""
-            value = " ".join(raw)
-        elif isinstance(raw, list) and subscript and re.fullmatch(r"\[-?\d{1,6}\]", subscript):
-            value = next(iter(raw[int(subscript[1:-1]) :][:1]), "")
+        if subscript and re.fullmatch(r"\[-?\d{1,6}\]", subscript):
+            value = next(iter(value.split()[int(subscript[1:-1]) :]), "")
         if prefix == "!":
             value = self.variable(value) if value in self.variables else value
         elif prefix == "#":
@@ -285,37 +260,9 @@ def _dequote(text: str) -> str:
     return re.sub(r'\\([$`"\\\n])', lambda match: "" if match[1] == "\n" else match[1], text) if "\\" in text else text
 
 
-def _sequence(numbers: list[str]) -> list[str]:
-    """``{1..9..2}``, ``{a..e}``; of a long one its first 64."""
-    ends = numbers[:2]
-    if len(ends) == 2 and all(re.fullmatch(r"-?\d{1,9}", end) for end in ends):
-        first, last = map(int, ends)
-        step = abs(int(numbers[2])) if len(numbers) > 2 and numbers[2].lstrip("-").isdigit() else 1
-        values = range(first, last + 1, step or 1) if first <= last else range(first, last - 1, -(step or 1))
-        return [str(value) for value in values[:64]]
-    if len(ends) == 2 and all(len(end) == 1 for end in ends):
-        return [chr(code) for code in range(ord(ends[0]), ord(ends[1]) + 1)][:64] or ends
-    return numbers
-
-
-def _arithmetic(source: str) -> str:
-    source = re.sub(r"^\$(\(\(|\[)|(\)\)|\])$", "", source).strip()
-    small = re.fullmatch(r"([0-9]{1,9})(?:\s*([-+*])\s*([0-9]{1,9}))?", source)
-    if small is None:
-        return _NOTHING
-    a, b = int(small[1]), int(small[3] or 0)
-    return str(a * b if small[2] == "*" else a - b if small[2] == "-" else a + b)
-
-
-def _glob_regex(pattern: str, lazy: bool = False) -> str:
-    several = ".*?" if lazy else ".*"
-    return "(?s)" + "".join({"*": several, "?": "."}.get(char) or re.escape(char) for char in pattern)
-
-
 def _strip_pattern(value: str, pattern: str, operator: str) -> str:
     """``${value#pattern}`` and its three kin."""
+    ends = range(len(value) + 1) if operator in ("#", "%%") else range(len(value), -1, -1)
     if operator[0] == "#":
-        match = re.match(_glob_regex(pattern, lazy=operator == "#"), value)
-        return value[match.end() :] if match else value
-    positions = range(len(value), -1, -1) if operator == "%" else range(len(value) + 1)
-    return next((value[:at] for at in positions if fnmatch.fnmatchcase(value[at:], pattern)), value)
+        return next((value[at:] for at in ends if fnmatch.fnmatchcase(value[:at], pattern)), value)
+    return next((value[:at] for at in ends if fnmatch.fnmatchcase(value[at:], pattern)), value)
