@@ -5,6 +5,7 @@
 #           results/memory/<model>/        scenarios without a rank (full fine-tuning)
 #           results/evaluation/<dataset>/  the base model's answers
 #           results/<name>-r<rank>/        all that depends on the rank; MODEL_CARD.md at its top
+#           results/<name>-sweep/          the runs side by side, where the configuration asks for several
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -27,12 +28,14 @@ include: PROJECT / "rules/merging.smk"
 include: PROJECT / "rules/evaluation.smk"
 include: PROJECT / "rules/provenance.smk"
 include: PROJECT / "rules/documents.smk"
+include: PROJECT / "rules/sweep.smk"
 
 
 rule all:
     default_target: True
     input:
         each_run(documents),
+        [f"{SWEEP}/SWEEP.md", f"{SWEEP}/sweep.html"] if RUNS.swept else [],
     localrule: True
 
 

@@ -1,0 +1,72 @@
+"""Plans of sweeps, over a run that passes as made: what runs share is made once, a new rank makes its own jobs alone."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.end_to_end import chain
+from tests.workflow.plan import make_believe, planned_jobs, snakemake
+
+RANKED = {
+    *("estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
+    *("train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models", "record_provenance"),
+    *("draw_memory", "draw_figures", "render_card", "render_memory_profile", "render_publication", "render_report"),
+}
+SWEPT = {"summarize_sweep", "draw_sweep", "render_sweep", "render_sweep_page"}
+
+
+def configuration(project: Path, name: str, **differences) -> Path:
+    path = project / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(differences), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkout in which a sweep over three ranks of the default passes as made, and the plan that it began with."""
+    project = chain.checkout(tmp_path_factory.mktemp("sweep"))
+    three = configuration(project, "three", lora={"rank": [4, 8, 16]})
+    plan = planned_jobs(project, "--configfile", three)
+    make_believe(project, "--configfile", three)
+    return project, plan
+
+
+def test_three_ranks_make_the_dataset_and_the_base_evaluation_once(made):
+    _, plan = made
+    once = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits", "encode_dataset"}
+    once |= {"download_gguf", "describe_model", "fetch_weights", "evaluate_base", *SWEPT}
+    assert {plan[rule] for rule in once} == {1}
+    assert {plan[rule] for rule in RANKED - {"estimate_memory", "trace_memory", "compare_memory"}} == {3}
+    # Two scenarios of each rank, and two of full fine-tuning that know no rank.
+    assert plan["trace_memory"] == plan["estimate_memory"] == plan["compare_memory"] == 3 * 2 + 2
+
+
+def test_nothing_to_do_and_one_rank_alone_is_nothing_to_do_either(made):
+    project, _ = made
+    assert planned_jobs(project, "--configfile", "three.yaml") == {}
+    assert planned_jobs(project) == {}, "the default's rank is one of the three"
+
+
+def test_a_fourth_rank_plans_its_own_jobs_and_the_sweeps_documents(made):
+    project, _ = made
+    four = configuration(project, "four", lora={"rank": [4, 8, 16, 32]})
+    plan = planned_jobs(project, "--configfile", four)
+    assert plan.keys() == RANKED | SWEPT
+    two = {"estimate_memory", "trace_memory", "compare_memory"}  # the profile's adapter and the training step
+    assert plan == {rule: 2 if rule in two else 1 for rule in RANKED | SWEPT}
+
+
+def test_a_swept_learning_rate_shares_the_dataset_and_the_base(made):
+    project, _ = made
+    rates = configuration(project, "rates", sweep={"training.learning_rate": [1e-3, 4e-3]})
+    plan = planned_jobs(project, "--configfile", rates)
+    assert plan["train_adapter"] == 2 and plan["render_sweep"] == 1
+    assert "encode_dataset" not in plan and "evaluate_base" not in plan
+
+
+def test_ten_thousand_runs_are_not_planned_but_asked_about(made):
+    project, _ = made
+    many = configuration(project, "many", sweep={"run.seed": list(range(10_000))})
+    done = snakemake(project, "--dry-run", "--configfile", many)
+    assert done.returncode == 1 and "10,000 runs" in done.stderr and "max_runs: 10000" in done.stderr
