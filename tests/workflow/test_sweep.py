@@ -1,4 +1,4 @@
-"""Plans of sweeps, over a run that passes as made: what runs share is made once, a new rank makes its own jobs alone."""
+"""Plans of sweeps over a run that passes as made: what runs share is made once, a new rank makes its own jobs alone."""
 
 from pathlib import Path
 
