@@ -8,6 +8,7 @@
 rule estimate_memory:
     input:
         config=memory_model,
+        gpus=project_file("config/gpus.yaml"),
     output:
         estimate="results/{place}/{scenario}/estimate.json",
     log:
@@ -115,7 +116,7 @@ rule gate_memory:
         code=code("memory/gate.py"),
         gate=section("memory", "gate"),
     message:
-        "Asking whether the training step of {wildcards.run} fits the card"
+        "Asking whether the training step of {wildcards.run} fits the GPU"
     script:
         "../scripts/memory/gate.py"
 
@@ -134,6 +135,6 @@ rule plan_memory:
         code=code("memory/plan.py"),
         scenario=of(lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"]}),
     message:
-        "Planning: what fits which card"
+        "Planning: what fits which GPU"
     script:
         "../scripts/memory/plan.py"

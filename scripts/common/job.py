@@ -18,6 +18,7 @@ import os
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,10 @@ def job(snakemake: Any) -> Iterator[None]:
 def command(main: Callable[[], int | None]) -> None:
     """Run a command line's ``main``: status 2 and one message for a :class:`UserError`, else what ``main`` returns."""
     _to_stderr()
+    if not sys.warnoptions:
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # of libraries about themselves: nothing that a person can act on
     try:
         status = main()
         sys.stdout.flush()

@@ -38,12 +38,6 @@ GROUP_TITLES = {
     "overhead": "Overhead (workspaces, rounding of blocks)",
 }
 METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
-MISSING = {
-    "rule_of_thumb": "not described for this architecture",
-    "analytic": "not described for this architecture",
-    "trace": "not traced",
-    "measurement": "not measured",
-}
 LARGEST_TERMS = 10  # of the analytic estimate, that documents show
 MEASURED_ON = {"cpu": "CPU"}  # else the card's name
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
@@ -58,12 +52,10 @@ def short_size(size: float | None) -> str:
 
 def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One of the four answers; ``peak_allocated_bytes`` None, and a reason, when it was not given."""
-    answer = compared.get(name)
-    if not answer or answer.get("peak_allocated_bytes") is None:
-        reason = (answer or {}).get("reason") or MISSING[name]
-        return {"peak_allocated_bytes": None, "components": {}, "reason": reason}
-    # The trace of a CPU has no allocator that reserves.
-    return {"components": {}, "required_bytes": None, "peak_reserved_bytes": None, **answer}
+    empty = {"components": {}, "required_bytes": None, "peak_reserved_bytes": None}  # a CPU reserves nothing
+    if compared[name] is None:
+        return {**empty, "peak_allocated_bytes": None, "reason": compared["reasons"][name]}
+    return {**empty, **compared[name]}
 
 
 def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Set the answers of a scenario side by side, with differences:
-rule of thumb, analytic estimate, trace, measurement."""
+"""Rule ``compare_memory``: the answers for a scenario side by side, with differences and the verdict for its GPU."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
 from scripts.common.files import read_json, write_json
 from scripts.common.job import job, log
-from scripts.memory.gpus import find, verdict
+from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
+from scripts.memory.gpus import named, verdict
 from scripts.scenario.scenario import Scenario
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
@@ -14,72 +16,70 @@ ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 
 def compare(
-    estimate: Mapping[str, Any], traced: Mapping[str, Any], measurement: Mapping[str, Any] | None
+    estimate: Mapping[str, Any],
+    traced: Mapping[str, Any],
+    measurement: Mapping[str, Any] | None = None,
+    where: object = "scenario",
 ) -> dict[str, Any]:
-    """Put together what the rules before this one wrote.
+    """Put together what :func:`~scripts.memory.estimate.estimate` and :func:`~scripts.memory.trace_step.traced` say.
 
     Returns
     -------
     dict
         ``rule_of_thumb``, ``analytic``, ``trace``, ``measurement``: each with ``peak_allocated_bytes`` and
-        ``components``, or a ``reason`` why there is none; ``differences``: for each pair ``a_to_b`` the signed
-        ``bytes`` (a - b) and ``share`` (a / b - 1); ``scenario``, ``versions``; the verdict for the scenario's card:
-        ``gpu``, ``fits``, ``headroom_bytes``, ``suggestions``.
+        ``components``, or None; ``reasons``: by name why an answer is None; ``differences``: for each pair ``a_to_b``
+        the signed ``bytes`` (a - b) and ``share`` (a / b - 1); ``scenario``, ``versions``; the verdict for the GPU that
+        the scenario names: ``gpu``, ``fits``, ``headroom_bytes`` (all None without a GPU) and ``suggestions``, what to
+        change if it does not fit.
     """
+    scenario = Scenario.from_mapping(traced["scenario"], {}, where)
+    trace = traced["trace"]
     answers: dict[str, Any] = {
-        "rule_of_thumb": estimate["rule_of_thumb"],
+        "rule_of_thumb": estimate["rule_of_thumb"] or rule_of_thumb(scenario, trace["parameters"]),
         "analytic": estimate["analytic"],
-        "trace": traced["trace"],
-        "measurement": dict(measurement) if measurement else {"peak_allocated_bytes": None, "reason": NOT_MEASURED},
+        "trace": trace,
+        "measurement": dict(measurement) if measurement else None,
     }
+    reasons = {"analytic": estimate["reason"], "measurement": NOT_MEASURED}
     # A measurement on the CPU is compared with the trace of the same step on the CPU.
-    peaks = {name: (answers[name] or {}).get("peak_allocated_bytes") for name in ANSWERS}
-    differences = {
-        f"{name}_to_trace": difference(peaks[name], peaks["trace"])
-        for name in ANSWERS
-        if name != "trace" and peaks[name]
-    }
     own = (measurement or {}).get("trace_on_the_same_device")
-    if own and peaks["measurement"]:
-        differences["measurement_to_trace"] = difference(peaks["measurement"], own["peak_allocated_bytes"])
+    differences = {
+        f"{name}_to_trace": difference(answer, own if own and name == "measurement" else trace)
+        for name, answer in answers.items()
+        if answer and name != "trace"
+    }
+    gpu = named(scenario.gpu, where)
+    judged = verdict(trace["required_bytes"], gpu) if gpu else {"fits": None, "headroom_bytes": None}
+    suggestions: list[dict[str, Any]] = []
+    if judged["fits"] is False:
+        from scripts.memory.planner import suggest
+
+        suggestions = suggest(scenario, gpu, trace)
     return {
         **answers,
+        **judged,
         "differences": differences,
-        "fits": None,
-        "gpu": None,
-        "headroom_bytes": None,
+        "gpu": gpu.to_mapping() if gpu else None,
+        "reasons": {name: reason for name, reason in reasons.items() if answers[name] is None},
         "scenario": traced["scenario"],
-        "suggestions": [],
+        "suggestions": suggestions,
         "versions": traced["versions"],
     }
 
 
-def difference(size: int, to: int) -> dict[str, float]:
-    """Signed difference of two sizes, in bytes and as a share of the second."""
-    return {"bytes": size - to, "share": round(size / to - 1, 6)}
-
-
-def judge(compared: dict[str, Any], where: object = "the configuration") -> dict[str, Any]:
-    """The verdict for the card that the scenario names, with suggestions if it does not fit."""
-    scenario = Scenario.from_mapping(compared["scenario"], defaults={}, where=where)
-    if scenario.gpu is None:
-        return compared
-    gpu = find(scenario.gpu, where)
-    answer = verdict(compared["trace"]["required_bytes"], gpu)
-    suggestions = []
-    if not answer["fits"]:
-        from scripts.memory.planner import suggest
-
-        suggestions = suggest(scenario, gpu, compared["trace"])
-    return {**compared, **answer, "gpu": gpu.to_mapping(), "suggestions": suggestions}
+def difference(answer: Mapping[str, Any], to: Mapping[str, Any]) -> dict[str, float]:
+    """Signed difference of two answers' peaks, in bytes and as a share of the second."""
+    size, base = answer["peak_allocated_bytes"], to["peak_allocated_bytes"]
+    return {"bytes": size - base, "share": round(size / base - 1, 6)}
 
 
 def main(estimate: str, traced: str, measurement: str | None, output: str) -> None:
-    compared = judge(compare(read_json(estimate), read_json(traced), read_json(measurement) if measurement else None))
+    measured = read_json(measurement) if measurement else None
+    compared = compare(read_json(estimate), read_json(traced), measured, "the configuration")
     write_json(output, compared)
     for name in ANSWERS:
         size = (compared[name] or {}).get("peak_allocated_bytes")
-        log.info("%-14s %s", name.replace("_", " "), f"{size / 1e9:9.3f} GB" if size else "none")
+        log.info("%-14s %s", name.replace("_", " "), f"{size / 1e9:9.3f} GB" if size else compared["reasons"][name])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The gate between planning and training: stop before it costs anything when the step does not fit the card.
+"""The gate between planning and training: stop before it costs anything when the step does not fit the GPU.
 
-Nothing is changed in silence. A step that does not fit fails the rule with the numbers, the card and what would fit;
+Nothing is changed in silence. A step that does not fit fails the rule with the numbers, the GPU and what would fit;
 an explicit override lets it through and is recorded, so that the model card says so.
 """
 
@@ -10,14 +10,15 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
 from scripts.common.job import job, log
+from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.gpus import GIB, Gpu, find, found_in_machine, verdict
 from scripts.scenario.scenario import Scenario
 
 NOTHING_TO_GATE = "no GPU found or named: nothing to gate"
 
 
-def card(setting: Any) -> Gpu | None:
-    """The card to fit: the one found in the machine for ``auto`` (None without one), or the one that is named."""
+def chosen_gpu(setting: Any) -> Gpu | None:
+    """The GPU to fit: the one found in the machine for ``auto`` (None without one), or the one that is named."""
     return found_in_machine() if setting == "auto" else find(setting, "memory.gate.gpu")
 
 
@@ -33,13 +34,12 @@ def decide(traced: Mapping[str, Any], gpu: Gpu | None, override: bool) -> dict[s
     """
     scenario = Scenario.from_mapping(traced["scenario"], defaults={}, where="the configuration")
     step = traced["trace"]
-    capability = tuple(traced["capability"]) if traced["capability"] else None
     suggestions: list[dict[str, Any]] = []
     answer: dict[str, Any] = {"fits": None, "headroom_bytes": None}
     reason = NOTHING_TO_GATE
     if gpu is not None:
-        if gpu.capability is not None and gpu.capability != (capability or (8, 0)):
-            from scripts.memory.trace import trace  # another card runs other kernels
+        if (gpu.capability or DEFAULT_CAPABILITY) != tuple(traced["capability"] or DEFAULT_CAPABILITY):
+            from scripts.memory.trace import trace  # another GPU runs other kernels
 
             step = trace(scenario, capability=gpu.capability, timeline=False)
         answer = verdict(step["required_bytes"], gpu)
@@ -77,7 +77,7 @@ def refusal(decision: Mapping[str, Any]) -> UserError:
 
 
 def main(traced: str, settings: Mapping[str, Any], output: str) -> None:
-    decision = decide(read_json(traced), card(settings["gpu"]), settings["override"])
+    decision = decide(read_json(traced), chosen_gpu(settings["gpu"]), settings["override"])
     if decision["fits"] is False and not decision["override"]:
         raise refusal(decision)
     write_json(output, decision)

@@ -1,6 +1,6 @@
-"""The cards: how much memory each has, and how much of it PyTorch's allocator can get.
+"""GPUs: how much memory each has, and how much of it PyTorch's allocator can get.
 
-A scenario names a card of config/gpus.yaml, or a size; the gate may also ask for the card found in the machine.
+A scenario names one of config/gpus.yaml, or a size; the gate may also ask for the one found in the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIB, GIB = 2**20, 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card. ``usable_bytes`` is what is left for PyTorch's allocator."""
+    """A GPU. ``usable_bytes`` is what is left for PyTorch's allocator."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ class Gpu:
 
 @cache
 def catalogue() -> dict[str, Gpu]:
-    """All cards of config/gpus.yaml, in its order (by size)."""
+    """All GPUs of config/gpus.yaml, in its order (by size)."""
     content = read_yaml(CATALOGUE)
     return {name: _from_entry(name, entry, content["assumptions"]) for name, entry in content["gpus"].items()}
 
@@ -74,7 +74,7 @@ def _assumed_context(capability: float | None, assumptions: Mapping[str, float])
 
 
 def find(gpu: str | Mapping[str, float], where: object = "gpu") -> Gpu:
-    """The card that a scenario names: a name in config/gpus.yaml, or ``{vram_gib: number}``.
+    """The GPU of a name in config/gpus.yaml, or of a size, ``{vram_gib: number}``.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def find(gpu: str | Mapping[str, float], where: object = "gpu") -> Gpu:
         context, source = _assumed_context(None, read_yaml(CATALOGUE)["assumptions"])
         total = int(gpu["vram_gib"] * GIB)
         return Gpu(
-            f"{gpu['vram_gib']:g} GiB", "a card of this size", total, "as given", int(context * MIB), source, None
+            f"{gpu['vram_gib']:g} GiB", "a GPU of this size", total, "as given", int(context * MIB), source, None
         )
     cards = catalogue()
     if gpu in cards:
@@ -99,6 +99,11 @@ def find(gpu: str | Mapping[str, float], where: object = "gpu") -> Gpu:
         allowed=f"{', '.join(cards)}; or a size, {{vram_gib: 24}}",
         write=f"gpu: {near[0] if near else '{vram_gib: 24}'}",
     )
+
+
+def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu | None:
+    """The GPU that a scenario names, if it names one."""
+    return None if gpu is None else find(gpu, where)
 
 
 def found_in_machine() -> Gpu | None:
@@ -127,6 +132,6 @@ def found_in_machine() -> Gpu | None:
 
 
 def verdict(required_bytes: int, gpu: Gpu) -> dict[str, Any]:
-    """Whether a step that needs ``required_bytes`` from the allocator fits a card, and by how much."""
+    """Whether a step that needs ``required_bytes`` from the allocator fits a GPU, and by how much."""
     headroom = gpu.usable_bytes - required_bytes
     return {"fits": headroom >= 0, "headroom_bytes": headroom}

@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
 from scripts.scenario.scenario import Scenario
 
@@ -49,7 +49,11 @@ class Estimate:
         self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
         self._traced: dict[str, Mapping[str, Any]] = {}
         self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by capability and scenario
-        self.described = analytic_estimate(scenario, capability=self.capability, blocks=False) is not None
+        try:
+            analytic_estimate(scenario, capability=self.capability, blocks=False)
+            self.described = True
+        except NotDescribed:
+            self.described = False
         if traced is not None:
             self._learn(scenario, traced)
 

@@ -4,7 +4,7 @@
     python -m scripts.memory.predict --table SCENARIO.yaml [...]   for people
 
 Exit status 0: each fits the GPU it names (or names none); 1: one does not fit; 2: one is wrong, and standard error
-shows the corrected line.
+shows the corrected line; 3: there is no answer, since something is missing here or failed.
 """
 
 from __future__ import annotations
@@ -15,87 +15,44 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.job import command
-from scripts.memory.analytic.estimate import analytic_estimate
-from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
-from scripts.memory.gpus import GIB, find, verdict
+from scripts.memory.compare import ANSWERS, compare
+from scripts.memory.estimate import estimate
+from scripts.memory.gpus import GIB
+from scripts.memory.trace_step import STACK, traced
 from scripts.scenario.scenario import Scenario, load_scenario
-
-STACK = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
-    """Three answers for a scenario, the verdict for its GPU, and what to change if it does not fit.
-
-    Returns
-    -------
-    dict
-        ``scenario``, ``rule_of_thumb``, ``analytic`` (None for an architecture that is not described), ``trace``,
-        ``gpu``, ``fits``, ``headroom_bytes`` (all None without a GPU), ``suggestions``, ``versions``. Sizes in bytes.
-    """
-    gpu = find(scenario.gpu, where) if scenario.gpu is not None else None
-    capability = gpu.capability if gpu else None
-    formula = analytic_estimate(scenario, where, capability=capability)
-    from scripts.memory.trace import trace
-
-    traced = trace(scenario, capability=capability, timeline=False)
-    count = traced["parameters"]
-    answer: dict[str, Any] = {
-        "scenario": scenario.to_mapping(),
-        "rule_of_thumb": rule_of_thumb(scenario, count),
-        "analytic": formula,
-        "trace": traced,
-        "gpu": None,
-        "fits": None,
-        "headroom_bytes": None,
-        "suggestions": [],
-        "versions": versions(),
-    }
-    if gpu:
-        answer |= {"gpu": gpu.to_mapping(), **verdict(traced["required_bytes"], gpu)}
-        if not answer["fits"]:
-            from scripts.memory.planner import suggest
-
-            answer["suggestions"] = suggest(scenario, gpu, traced)
-    return answer
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what decides the answer."""
-    found: dict[str, str | None] = {"python": sys.version.split()[0]}
-    for name in STACK:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    """What the workflow's rules say of a scenario, one after the other (:func:`scripts.memory.compare.compare`)."""
+    return compare(estimate(scenario, where), traced(scenario, where), where=where)
 
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answers as text for a terminal."""
     scenario = answer["scenario"]
-    traced = answer["trace"]
+    trace = answer["trace"]
     lines = [
         f"{name}: {scenario['model_name'] or scenario['model']['model_type']}, {scenario['method']},"
         f" {scenario['precision']}, {scenario['micro_batch']} x {scenario['sequence_length']} tokens",
         f"  {'':<26}{'bytes':>16}{'GiB':>10}   to the trace",
     ]
-    peak = traced["peak_allocated_bytes"]
-    for label, key in (("rule of thumb", "rule_of_thumb"), ("analytic estimate", "analytic"), ("trace", "trace")):
-        if answer[key] is None:
-            lines.append(f"  {label:<26}{'not described for this architecture':>40}")
+    peak = trace["peak_allocated_bytes"]
+    for name in ANSWERS[:3]:
+        label = name.replace("_", " ") if name != "analytic" else "analytic estimate"
+        if answer[name] is None:
+            lines.append(f"  {label:<26}{answer['reasons'][name]}")
             continue
-        size = answer[key]["peak_allocated_bytes"]
+        size = answer[name]["peak_allocated_bytes"]
         lines.append(f"  {label:<26}{size:>16,}{size / GIB:>10.2f}   {100 * (size / peak - 1):+.2f} %")
-    for label, key in (("  reserved", "peak_reserved_bytes"), ("  least the card must have", "required_bytes")):
-        lines.append(f"  {label:<26}{traced[key]:>16,}{traced[key] / GIB:>10.2f}")
+    for label, key in (("  reserved", "peak_reserved_bytes"), ("  least the GPU must have", "required_bytes")):
+        lines.append(f"  {label:<26}{trace[key]:>16,}{trace[key] / GIB:>10.2f}")
     lines.append("  at the peak of the trace:")
-    for component, size in sorted(traced["components"].items(), key=lambda item: -item[1]):
+    for component, size in sorted(trace["components"].items(), key=lambda item: -item[1]):
         if size:
             lines.append(f"    {component:<24}{size:>16,}{size / GIB:>10.2f}")
     lines += verdict_lines(answer)
@@ -119,41 +76,59 @@ def verdict_lines(answer: dict[str, Any]) -> list[str]:
     return lines
 
 
+class Outcome(NamedTuple):
+    """A file with the answer for it, or the message that says why there is none; ``status``: what to exit with."""
+
+    path: Path
+    answer: dict[str, Any] | None
+    message: str | None
+    status: int
+
+
+def outcome(path: Path) -> Outcome:
+    """Read a scenario file and predict."""
+    try:
+        answer = predict(load_scenario(path), path)
+        return Outcome(path, answer, None, 1 if answer["fits"] is False else 0)
+    except UserError as error:
+        return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
+    except ModuleNotFoundError as error:
+        problem = f"The package {error.name} is not installed; the trace needs {', '.join(STACK)}."
+        return Outcome(path, None, str(UserError(problem, write="pip install -r requirements.txt")), 3)
+    except Exception as error:
+        problem = f"No answer: {type(error).__name__}: {str(error)[:500]}"
+        hint = "a scenario that this program can trace; if it should, please report this message with the file"
+        return Outcome(path, None, str(UserError(problem, where=path, allowed=hint)), 3)
+
+
+def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
+    """Each file's outcome, in order; several files are traced side by side."""
+    workers = min(len(paths), os.cpu_count() or 1)
+    if workers > 1 and sys.platform == "linux":
+        try:
+            import scripts.memory.trace  # noqa: F401, once, before the processes part
+        except ImportError:
+            workers = 1  # each outcome says what is missing
+    if workers == 1 or sys.platform != "linux":
+        yield from map(outcome, paths)
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield from pool.imap(outcome, paths)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.memory.predict", description=__doc__.splitlines()[0])
     parser.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO.yaml")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     options = parser.parse_args(arguments)
     status = 0
-    for path, answer, message in answers(options.scenarios):
+    for path, answer, message, own in outcomes(options.scenarios):
+        status = max(status, own)
         if answer is None:
             print(message, file=sys.stderr)
-            status = 2
-            continue
-        print(table(str(path), answer) if options.table else json.dumps(answer, sort_keys=True), flush=True)
-        if answer["fits"] is False:
-            status = max(status, 1)
+        else:
+            print(table(str(path), answer) if options.table else json.dumps(answer, sort_keys=True), flush=True)
     return status
-
-
-def answers(paths: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any] | None, str | None]]:
-    """Each file with its answer or what is wrong with it, in order; several files are traced side by side."""
-    workers = min(len(paths), os.cpu_count() or 1)
-    if workers == 1 or sys.platform != "linux":
-        yield from map(answer_or_message, paths)
-        return
-    import scripts.memory.trace  # noqa: F401, once, before the processes part
-
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        yield from pool.imap(answer_or_message, paths)
-
-
-def answer_or_message(path: Path) -> tuple[Path, dict[str, Any] | None, str | None]:
-    """A file with the answer for it, or with the message that says what is wrong."""
-    try:
-        return path, predict(load_scenario(path), path), None
-    except UserError as error:
-        return path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}"
 
 
 if __name__ == "__main__":

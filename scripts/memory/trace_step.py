@@ -1,29 +1,56 @@
-"""Trace a scenario's training step on the meta device and keep what it found, with the timeline for a figure."""
+"""Rule ``trace_memory``: a scenario's training step on the meta device, with the timeline for a figure."""
 
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from scripts.common.files import write_json
 from scripts.common.job import job, log
-from scripts.memory.gpus import find
-from scripts.memory.predict import versions
+from scripts.memory.gpus import named
 from scripts.scenario.scenario import Scenario
+
+STACK = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = False) -> dict[str, Any]:
+    """The trace on the GPU that a scenario names.
+
+    Returns
+    -------
+    dict
+        ``trace`` (:func:`scripts.memory.trace.trace`); ``capability``: the GPU's, None for the default's; ``scenario``;
+        ``versions`` of what decides the answer.
+    """
+    from scripts.memory.trace import trace
+
+    gpu = named(scenario.gpu, where)
+    capability = gpu.capability if gpu else None
+    answer = trace(scenario, capability=capability, timeline=timeline)
+    return {"capability": capability, "scenario": scenario.to_mapping(), "trace": answer, "versions": versions()}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what decides the answer."""
+    found: dict[str, str | None] = {"python": sys.version.split()[0]}
+    for name in STACK:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def main(config: str, mapping: dict[str, Any], output: str) -> None:
-    from scripts.memory.trace import trace
-
-    scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
-    capability = find(scenario.gpu, "the configuration").capability if scenario.gpu is not None else None
-    answer = trace(scenario, capability=capability)
-    write_json(
-        output,
-        {"capability": capability, "scenario": scenario.to_mapping(), "trace": answer, "versions": versions()},
-    )
+    where = "the configuration"
+    answer = traced(Scenario.from_mapping({**mapping, "model": config}, {}, where), where, timeline=True)
+    write_json(output, answer)
     log.info(
-        "peak %.2f GB in the %s; the card must have at least %.2f GB",
-        answer["peak_allocated_bytes"] / 1e9,
-        answer["peak_phase"],
-        answer["required_bytes"] / 1e9,
+        "peak %.2f GB in the %s; the GPU must have at least %.2f GB",
+        answer["trace"]["peak_allocated_bytes"] / 1e9,
+        answer["trace"]["peak_phase"],
+        answer["trace"]["required_bytes"] / 1e9,
     )
 
 

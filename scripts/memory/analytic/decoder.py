@@ -20,11 +20,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Lora, Scenario, size
+
+
+class NotDescribed(Exception):
+    """Why there is no analytic estimate of a scenario; the trace then answers alone."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,9 @@ class Family:
     positions: bool = False  # learned position embeddings
     scaled_embedding: bool = False  # the embedding is multiplied by a number (Gemma)
     activation: str = "hidden_act"  # the key of the configuration
-    experts: str | None = None
+    experts: str | None = None  # the key of their number
+    expert_width: str = "intermediate_size"
+    expert_names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")  # that targets of adapters go by
     conv1d: bool = False  # weights stored transposed (GPT-2)
     rotary: float = 1.0  # share of a head that is rotated; 0: none
     sdpa: bool = True  # whether attention can go through scaled_dot_product_attention; else it is eager
@@ -145,6 +151,16 @@ _GPT2 = {
     "attn_pdrop": 0.1,
 }
 _MIXTRAL = {**_MISTRAL, "num_local_experts": 8, "num_experts_per_tok": 2}
+_QWEN3_MOE = {
+    **_QWEN2,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
 _SMOLLM3 = {
     **_LLAMA,
     "vocab_size": 128256,
@@ -228,7 +244,15 @@ FAMILIES: dict[str, Family] = {
         rotary=0.0,
         dropout=("embd_pdrop", "resid_pdrop"),
     ),
-    "mixtral": Family(_MIXTRAL, experts="num_local_experts"),
+    "mixtral": Family(_MIXTRAL, experts="num_local_experts", expert_names=("w1", "w3", "w2")),
+    "qwen3_moe": Family(
+        _QWEN3_MOE,
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        qk_norm=True,
+        experts="num_experts",
+        expert_width="moe_intermediate_size",
+    ),
 }
 
 
@@ -253,37 +277,38 @@ class Decoder:
     positions: int
     window: int  # tokens that attention looks back in some layers at least; 0: all
     experts: int
-    experts_per_token: int
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         """The linear layers of one decoder layer, in order."""
         return self.attention + self.mlp
 
-    def value(self, *symbols: str) -> int:
-        """Product of symbols (a number may stand for a symbol, ``k+a`` for a sum)."""
-        product = 1
-        for symbol in symbols:
-            product *= sum(self.sizes[part] if part in self.sizes else int(part) for part in symbol.split("+"))
-        return product
+    def value(self, symbol: str) -> int:
+        """A symbol's number; ``k+a`` is a sum."""
+        return sum(self.sizes[part] for part in symbol.split("+"))
+
+    def elements(self, matrix: Matrix) -> int:
+        """Elements of a linear layer's weight."""
+        return self.value(matrix.outputs) * self.value(matrix.inputs)
 
     def weight_shapes(self) -> list[tuple[str, int, str, int]]:
         """Every base parameter as (group, elements, where, how many such).
 
         ``group`` is one of ``embeddings``, ``output_head``, ``linear`` (what 4-bit quantization packs), ``biases``,
-        ``norms``, ``experts``; ``where`` names it. A tied head is the embedding and not listed.
+        ``norms``, ``experts``, ``router``; ``where`` names it. A tied head is the embedding and not listed.
         """
         layers, family, h = self.sizes["L"], self.family, self.sizes["h"]
-        shapes = [("embeddings", self.value("V", "h"), "embedding", 1)]
+        shapes = [("embeddings", self.sizes["V"] * h, "embedding", 1)]
         if self.positions:
             shapes.append(("embeddings", self.positions * h, "position embedding", 1))
         for matrix in self.matrices:
-            shapes.append(("linear", self.value(matrix.outputs, matrix.inputs), matrix.name, layers))
+            shapes.append(("linear", self.elements(matrix), matrix.name, layers))
             if matrix.bias:
                 shapes.append(("biases", self.value(matrix.outputs), f"{matrix.name} bias", layers))
         if self.experts:
-            shapes.append(("experts", self.experts * 2 * self.value("i", "h"), "experts gate_up_proj", layers))
-            shapes.append(("experts", self.experts * self.value("i", "h"), "experts down_proj", layers))
+            one = self.sizes["i"] * h
+            shapes.append(("experts", self.experts * 2 * one, "experts gate_up_proj", layers))
+            shapes.append(("experts", self.experts * one, "experts down_proj", layers))
             shapes.append(("router", self.experts * h, "router", layers))
         parts = 2 if family.norm_bias else 1
         shapes.append(("norms", h, "norm", layers * family.norms * parts))
@@ -291,7 +316,7 @@ class Decoder:
             shapes.append(("norms", self.sizes["d"], "query and key norm", layers * 2 * parts))
         shapes.append(("norms", h, "final norm", parts))
         if not self.tied:
-            shapes.append(("output_head", self.value("V", "h"), "output head", 1))
+            shapes.append(("output_head", self.sizes["V"] * h, "output head", 1))
         if family.head_bias:
             shapes.append(("biases", self.sizes["V"], "output head bias", 1))
         return shapes
@@ -303,52 +328,93 @@ class Decoder:
             counts[group] = counts.get(group, 0) + elements * times
         return {**counts, "total": sum(counts.values())}
 
-    def targets(self, lora: Lora, where: object = "lora.target_modules") -> tuple[Matrix, ...]:
-        """The linear layers of one decoder layer that get adapters.
+    def targets(self, lora: Lora, where: object = "lora.target_modules") -> tuple[str, ...]:
+        """Names of what gets adapters in one decoder layer.
+
+        Linear layers by their own names; of a mixture of experts also ``gate``, ``gate_up_proj`` and ``down_proj``, the
+        parameters that PEFT adapts where all linear layers, or the names that the experts once had, are asked for
+        (peft 0.21, utils/transformers_weight_conversion.py).
 
         Raises
         ------
         UserError
-            If a name matches none of them.
+            If a name matches nothing, or half of what experts hold in one parameter, or with dropout on experts.
         """
-        if lora.target_modules == "all-linear":
-            return self.matrices
-        names = {matrix.name for matrix in self.matrices}
-        wanted = [name.rsplit(".", 1)[-1] for name in lora.target_modules]
-        found = tuple(matrix for matrix in self.matrices if matrix.name in wanted)
-        outside = {"lm_head", "embed_tokens", "wte", "wpe"}
-        if not found and not outside.intersection(wanted):
+        names = {matrix.name: matrix.name for matrix in self.matrices}
+        if self.experts:
+            gate, up, down = self.family.expert_names
+            names |= {"gate": "gate", gate: "gate_up_proj", up: "gate_up_proj", down: "down_proj"}
+        wanted = set(names)
+        if lora.target_modules != "all-linear":
+            wanted = {name.rsplit(".", 1)[-1] for name in lora.target_modules}
+        found = tuple(dict.fromkeys(name for alias, name in names.items() if alias in wanted))
+        problem = None
+        if not found and not wanted & {"lm_head", "embed_tokens", "wte", "wpe"}:
+            problem = "`lora.target_modules` matches no linear layer of this model."
+        elif self.experts and len(wanted & {gate, up}) == 1:
+            problem = f"The experts' {gate} and {up} are one parameter, which has one adapter: both or none."
+        elif self.experts and lora.dropout and {"gate", "gate_up_proj", "down_proj"} & set(found):
+            problem = "PEFT has no dropout for adapters of experts, which are parameters and no layers."
+        if problem:
             near = [n for name in wanted for n in difflib.get_close_matches(name, sorted(names), n=1)]
-            write = "[" + ", ".join(dict.fromkeys(near)) + "]" if near else "all-linear"
+            write = "[" + ", ".join(dict.fromkeys(near)) + "]" if near and not found else "all-linear"
             raise UserError(
-                "`lora.target_modules` matches no linear layer of this model.",
+                problem,
                 where=where,
-                found=list(lora.target_modules),
+                found=lora.target_modules if not lora.dropout else {"dropout": lora.dropout},
                 allowed=f"all-linear, or a list of {', '.join(sorted(names))}",
                 write=f"lora: {{target_modules: {write}}}",
             )
         return found
 
     def adapter_shapes(self, lora: Lora) -> list[tuple[str, int, int]]:
-        """Adapter matrices as (where, elements, how many such): A is rank x inputs, B is outputs x rank."""
-        layers = self.sizes["L"]
-        return [
-            (f"{matrix.name} {part}", lora.rank * self.value(symbol), layers)
-            for matrix in self.targets(lora)
+        """Adapter matrices as (where, elements, how many such): A is rank x inputs, B is outputs x rank.
+
+        Experts have one pair each; where two of their matrices are one parameter it has twice the rank.
+        """
+        layers, rank, targets = self.sizes["L"], lora.rank, self.targets(lora)
+        shapes = [
+            (f"{matrix.name} {part}", rank * self.value(symbol), layers)
+            for matrix in self.matrices
+            if matrix.name in targets
             for part, symbol in (("A", matrix.inputs), ("B", matrix.outputs))
         ]
+        if self.experts:
+            h, i, experts = self.sizes["h"], self.sizes["i"], self.experts
+            pairs = {
+                "gate_up_proj": (2 * rank * experts, h, 2 * i),
+                "down_proj": (rank * experts, i, h),
+                "gate": (rank, h, experts),
+            }
+            for name, (inner, inputs, outputs) in pairs.items():
+                if name in targets:
+                    shapes += [
+                        (f"experts {name} A", inner * inputs, layers),
+                        (f"experts {name} B", inner * outputs, layers),
+                    ]
+        return shapes
 
     def adapter_parameters(self, lora: Lora) -> int:
         """Trainable parameters of the adapters."""
         return sum(elements * times for _, elements, times in self.adapter_shapes(lora))
 
 
-def describe(model: Mapping[str, Any]) -> Decoder | None:
-    """Describe a decoder from its transformers configuration; None for a family that the table does not know."""
+def describe(model: Mapping[str, Any]) -> Decoder:
+    """Describe a decoder from its transformers configuration.
+
+    Raises
+    ------
+    NotDescribed
+        For a family that the table does not know, or a configuration whose layers differ from each other.
+    """
     kind = model["model_type"]
     family = FAMILIES.get(kind)
     if family is None:
-        return None
+        raise NotDescribed(f"the analytic estimate does not describe the architecture {kind}")
+    if model.get("quantization_config"):
+        raise NotDescribed("the analytic estimate does not describe weights that come quantized")
+    if model.get("mlp_only_layers") or model.get("decoder_sparse_step", 1) != 1:
+        raise NotDescribed("the analytic estimate does not describe experts in some layers only")
 
     def read(name: str, default: Any = None) -> Any:
         return size(model, name, family.defaults.get(name, default))
@@ -356,9 +422,11 @@ def describe(model: Mapping[str, Any]) -> Decoder | None:
     hidden, heads = read("hidden_size"), read("num_attention_heads")
     groups = read("num_key_value_heads") or heads
     head = model.get("head_dim") or family.own_head_dim or hidden // heads
-    intermediate = read("intermediate_size") or 4 * hidden
+    intermediate = read(family.expert_width) or 4 * hidden
+    experts = int(model.get("num_local_experts") or read(family.experts)) if family.experts else 0
     flag = lambda key: key if isinstance(key, bool) else bool(read(key, False))  # noqa: E731
     sizes = {
+        **({"E": experts, "e": read("num_experts_per_tok")} if experts else {}),
         "h": hidden,
         "i": intermediate,
         "a": heads * head,
@@ -377,7 +445,6 @@ def describe(model: Mapping[str, Any]) -> Decoder | None:
         attention = tuple(Matrix(f"{x}_proj", width, "h", qkv) for x, width in (("q", "a"), ("k", "k"), ("v", "k")))
     attention += (Matrix(output, "h", "a", flag(family.o_bias)),)
     bias = flag(family.mlp_bias)
-    experts = read(family.experts) if family.experts else 0
     if experts:
         mlp: tuple[Matrix, ...] = ()
     elif family.fused_gate_up:
@@ -410,15 +477,12 @@ def describe(model: Mapping[str, Any]) -> Decoder | None:
         positions=read("max_position_embeddings") if family.positions else 0,
         window=(read("sliding_window") or 0) if model.get("use_sliding_window", not kind.startswith("qwen")) else 0,
         experts=experts,
-        experts_per_token=read("num_experts_per_tok", 0) if experts else 0,
     )
 
 
-def described(scenario: Scenario, where: object = "scenario") -> Decoder | None:
+def described(scenario: Scenario, where: object = "scenario") -> Decoder:
     """The decoder of a scenario, with the checks that need its layers: target modules, learned positions."""
     decoder = describe(scenario.model)
-    if decoder is None or beyond(scenario):
-        return None
     if scenario.lora:
         decoder.targets(scenario.lora, where)
     if decoder.positions and scenario.sequence_length > decoder.positions:
@@ -430,25 +494,3 @@ def described(scenario: Scenario, where: object = "scenario") -> Decoder | None:
             write=f"sequence_length: {decoder.positions}",
         )
     return decoder
-
-
-def beyond(scenario: Scenario) -> str | None:
-    """The first setting that the analytic estimate knows nothing of, as ``field: value``; None where it knows all."""
-    quantization = scenario.quantization or {}
-    unknown = {
-        "autocast": scenario.autocast if not scenario.mixed else None,
-        "adapter": scenario.adapter and scenario.adapter["peft_type"],
-        "attention_mask": scenario.attention_mask if scenario.attention_mask != "none" else None,
-        "previous_sequence_length": scenario.previous_sequence_length,
-        "use_cache": scenario.use_cache or None,
-        "gradient_checkpointing": "reentrant" if scenario.gradient_checkpointing == "reentrant" else None,
-        "kbit_preparation": "trl" if scenario.kbit_preparation == "trl" else None,
-        "loss": "liger" if scenario.loss == "liger" else None,
-        "quantization.compute": quantization.get("compute"),
-    }
-    return next((f"{field}: {value}" for field, value in unknown.items() if value is not None), None)
-
-
-def with_layers(decoder: Decoder, layers: int) -> Decoder:
-    """The same decoder with another number of layers."""
-    return replace(decoder, sizes={**decoder.sizes, "L": layers})

@@ -1,5 +1,6 @@
 """The analytic estimate: exact counts, sums that add up, more never needs less, and the trace within 3 %."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 
 from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import FAMILIES, describe
-from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.analytic.setting import DESCRIBED
 from scripts.scenario.scenario import MODELS, ROOT, Lora, Scenario
 
 SIZES = {
@@ -92,7 +94,7 @@ def test_sizes_left_out_are_those_of_the_configuration_class(kind) -> None:
     assert decoder.sizes["V"] == config.vocab_size
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "phi3", "gpt2", "gemma2"])
+@pytest.mark.parametrize("kind", ["qwen2", "phi3", "gpt2", "gemma2", "mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("targets", ["all-linear", "first"])
 def test_adapters_are_those_that_peft_makes(kind, targets) -> None:
     from scripts.training.model import build_model
@@ -105,7 +107,49 @@ def test_adapters_are_those_that_peft_makes(kind, targets) -> None:
 
 
 def test_unknown_family_has_no_analytic_estimate() -> None:
-    assert analytic_estimate(make().changed(model={"model_type": "bloom", "hidden_size": 64})) is None
+    with pytest.raises(NotDescribed, match="bloom"):
+        analytic_estimate(make().changed(model={"model_type": "bloom", "hidden_size": 64}))
+
+
+UNDESCRIBED = {
+    "adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
+    "attention_mask": "padding",
+    "packing": "rows",
+    "previous_sequence_length": 64,
+    "use_cache": True,
+    "gradient_checkpointing": "reentrant",
+    "loss": "liger",
+    "quantization": {"compute": "fp32"},
+    "allocator": {"expandable_segments": True},
+}
+
+
+@pytest.mark.parametrize("field", UNDESCRIBED)
+def test_a_setting_that_is_not_described_is_named(field) -> None:
+    fields = {field: UNDESCRIBED[field]}
+    if field == "previous_sequence_length":
+        fields["loop"] = "manual"
+    if field == "use_cache":
+        fields["gradient_checkpointing"] = False
+    with pytest.raises(NotDescribed, match=field):
+        analytic_estimate(make(**fields))
+
+
+def test_every_field_of_a_scenario_is_described_or_refused() -> None:
+    """A new field must be looked at, or the estimate would go on as if it weren't there."""
+    assert {name.partition(".")[0] for name in DESCRIBED} == {field.name for field in dataclasses.fields(Scenario)}
+
+
+def test_layers_that_differ_are_not_described() -> None:
+    with pytest.raises(NotDescribed, match="some layers only"):
+        describe(model("qwen3_moe", decoder_sparse_step=2))
+
+
+def test_dropout_on_experts_is_refused_as_peft_refuses_it() -> None:
+    with pytest.raises(UserError, match="no dropout"):
+        analytic_estimate(make("qwen3_moe", lora={"dropout": 0.1}))
+    with pytest.raises(UserError, match="both or none"):
+        analytic_estimate(make("mixtral", lora={"target_modules": ["w1", "w2"]}))
 
 
 def test_targets_that_match_nothing() -> None:
@@ -148,7 +192,7 @@ FIELDS = st.fixed_dictionaries(
         "micro_batch": st.integers(1, 8),
     }
 )
-KINDS = st.sampled_from(sorted(set(FAMILIES) - {"mixtral"}))
+KINDS = st.sampled_from(sorted(FAMILIES))
 
 
 @settings(max_examples=25, deadline=None)
@@ -236,6 +280,17 @@ ALIKE = [
     ("gpt2", {"method": "full", "gradient_checkpointing": False}),
     ("smollm3", {}),
     ("starcoder2", {"method": "full"}),
+    ("qwen2", {"autocast": "bf16", "gradient_checkpointing": False}),
+    ("qwen2", {"autocast": "bf16", "method": "full"}),
+    ("llama", {"kbit_preparation": "trl", "autocast": "bf16"}),
+    ("gemma", {"kbit_preparation": "trl", "gradient_checkpointing": False}),
+    ("qwen2", {"adapter_precision": "base", "method": "lora"}),
+    ("gpt2", {"precision": "bf16-mixed", "method": "lora", "gradient_checkpointing": False}),
+    ("qwen3_moe", {"gradient_checkpointing": False}),
+    ("qwen3_moe", {"method": "full"}),
+    ("qwen3_moe", {"method": "lora", "lora": {"target_modules": ["q_proj", "v_proj"]}}),
+    ("mixtral", {"method": "lora", "lora": {"target_modules": ["w1", "w3", "gate"]}, "gradient_checkpointing": False}),
+    ("mixtral", {}),
 ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.memory.compare import NOT_MEASURED, compare, judge
+from scripts.memory.compare import NOT_MEASURED, compare
 from scripts.memory.estimate import estimate
 from scripts.memory.trace import trace
 from scripts.scenario.scenario import Scenario
@@ -26,12 +26,13 @@ def answers(**fields) -> tuple[dict, dict]:
 
 def test_differences_are_signed() -> None:
     estimated, traced = answers()
-    compared = compare(estimated, traced, None)
+    compared = compare(estimated, traced)
     rule = estimated["rule_of_thumb"]["peak_allocated_bytes"]
     peak = traced["trace"]["peak_allocated_bytes"]
     assert compared["differences"]["rule_of_thumb_to_trace"]["bytes"] == rule - peak > 0
     assert compared["differences"]["analytic_to_trace"]["share"] == pytest.approx(0, abs=0.03)
-    assert compared["measurement"] == {"peak_allocated_bytes": None, "reason": NOT_MEASURED}
+    assert compared["measurement"] is None
+    assert compared["reasons"] == {"measurement": NOT_MEASURED}
 
 
 def test_measurement_is_compared_with_the_trace_for_its_device() -> None:
@@ -43,13 +44,17 @@ def test_measurement_is_compared_with_the_trace_for_its_device() -> None:
 
 def test_verdict_for_the_card_that_is_named() -> None:
     estimated, traced = answers(gpu="t4")
-    judged = judge(compare(estimated, traced, None))
+    judged = compare(estimated, traced)
     assert (judged["fits"], judged["gpu"]["name"], judged["suggestions"]) == (True, "t4", [])
 
 
 def test_architecture_without_an_analytic_estimate() -> None:
     scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64})
     unknown = scenario.changed(model={"model_type": "bloom", "hidden_size": 64})
-    assert estimate(unknown)["analytic"] is None
+    estimated = estimate(unknown)
+    assert (estimated["analytic"], estimated["rule_of_thumb"]) == (None, None)
     _, traced = answers()
-    assert "analytic_to_trace" not in compare(estimate(unknown), traced, None)["differences"]
+    compared = compare(estimated, traced)
+    assert compared["rule_of_thumb"]["exact_count"]["parameters"] == traced["trace"]["parameters"]
+    assert "analytic_to_trace" not in compared["differences"]
+    assert "bloom" in compared["reasons"]["analytic"]

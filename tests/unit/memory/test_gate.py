@@ -79,6 +79,6 @@ def test_nothing_to_gate_is_not_a_pass(traced) -> None:
 
 
 def test_named_card() -> None:
-    assert gate.card("t4").name == "t4"
+    assert gate.chosen_gpu("t4").name == "t4"
     with pytest.raises(UserError, match="catalogue"):
-        gate.card("t5")
+        gate.chosen_gpu("t5")

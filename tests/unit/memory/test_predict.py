@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.scenario.scenario import ROOT
+from scripts.common.files import read_json
+from scripts.memory import compare, estimate, trace_step
+from scripts.memory import predict as prediction
+from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY
+from scripts.scenario.scenario import MODELS, ROOT, Scenario
 
 SMALL = """
 model:
@@ -23,9 +27,9 @@ sequence_length: 128
 """
 
 
-def predict(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "scripts.memory.predict", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def command(*arguments: str | Path) -> subprocess.CompletedProcess:
+    call = [sys.executable, "-m", "scripts.memory.predict", *map(str, arguments)]
+    return subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -43,7 +47,7 @@ def answered(tmp_path_factory) -> tuple[subprocess.CompletedProcess, list[dict]]
         write(folder, "does-not", SMALL + "method: full\nmicro_batch: 256\ngpu: {vram_gib: 0.6}\n"),
         write(folder, "none", SMALL + "method: lora\n"),
     ]
-    done = predict(*files)
+    done = command(*files)
     return done, [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -75,13 +79,13 @@ def test_verdicts(answered) -> None:
 
 
 def test_table_for_people(tmp_path) -> None:
-    done = predict("--table", write(tmp_path, "one", SMALL + "gpu: rtx-4090\n"))
+    done = command("--table", write(tmp_path, "one", SMALL + "gpu: rtx-4090\n"))
     assert done.returncode == 0, done.stderr
     for words in (
         "rule of thumb",
         "analytic estimate",
         "trace",
-        "least the card must have",
+        "least the GPU must have",
         "fits NVIDIA GeForce RTX 4090",
     ):
         assert words in done.stdout
@@ -89,7 +93,7 @@ def test_table_for_people(tmp_path) -> None:
 
 def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path) -> None:
     wrong = write(tmp_path, "wrong", SMALL + "lora: {rank: 0}\n")
-    done = predict(wrong, write(tmp_path, "good", SMALL))
+    done = command(wrong, write(tmp_path, "good", SMALL))
     assert done.returncode == 2
     assert len(done.stdout.splitlines()) == 1
     assert "lora.rank" in done.stderr
@@ -116,7 +120,7 @@ def test_bad_input_is_explained(tmp_path) -> None:
         name: write(tmp_path, name.replace(" ", "-"), text) if text else tmp_path / "missing.yaml"
         for name, (text, _) in BAD.items()
     }
-    done = predict(*files.values())
+    done = command(*files.values())
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -124,3 +128,65 @@ def test_bad_input_is_explained(tmp_path) -> None:
         assert str(files[name]) in done.stderr
         for word in words:
             assert word in done.stderr, f"{name}: {word!r} is not in\n{done.stderr}"
+
+
+# --- rules and command ------------------------------------------------------------------------------------------------
+
+TINY = {
+    "model_type": "qwen2",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+}
+EXPERTS = {**TINY, "model_type": "qwen3_moe", "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 8}
+T4 = {
+    "model": str(MODELS / "qwen2.5-coder-7b.json"),
+    "precision": "fp16",
+    "sequence_length": 1024,
+    "gradient_checkpointing": False,
+    "gpu": "t4",
+}
+BOTH = [
+    T4,
+    {"model": TINY},
+    {"model": TINY, "gpu": "t4", "precision": "fp16", "gradient_checkpointing": False},
+    {"model": TINY, "gpu": "t4", "precision": "bf16"},
+    {"model": TINY, "gpu": "rtx-4090", "attention": "mem_efficient"},
+    {"model": TINY, "gpu": "h100-80gb", "method": "full", "precision": "bf16-mixed"},
+    {"model": TINY, "gpu": {"vram_gib": 0.5}, "method": "full", "precision": "fp32", "micro_batch": 64},
+    {"model": TINY, "method": "lora", "loss": "chunked", "gradient_accumulation": 2},
+    {"model": {**TINY, "model_type": "bloom"}, "gpu": "l4", "method": "full"},
+    {"model": EXPERTS, "gpu": "a100-80gb"},
+    {"model": EXPERTS, "gpu": "t4", "method": "full"},
+]
+
+
+@pytest.mark.parametrize("fields", BOTH, ids=lambda fields: "-".join(str(v) for k, v in fields.items() if k != "model"))
+def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
+    """The rules write files and read each other's; the command hands values on."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(Scenario.from_mapping({"sequence_length": 128, **fields}).model))
+    scenario = Scenario.from_mapping({"sequence_length": 128, **fields, "model": str(config)})
+    mapping = {key: value for key, value in scenario.to_mapping().items() if key != "model"}
+    paths = {name: str(tmp_path / f"{name}.json") for name in ("estimate", "trace", "compare")}
+    estimate.main(str(config), mapping, paths["estimate"])
+    trace_step.main(str(config), mapping, paths["trace"])
+    compare.main(paths["estimate"], paths["trace"], None, paths["compare"])
+    by_rule = read_json(paths["compare"])
+    del by_rule["trace"]["timeline"]
+    assert by_rule == json.loads(json.dumps(prediction.predict(scenario)))
+
+
+def test_another_gpu_is_answered_by_its_own_kernels() -> None:
+    """Before compute capability 8.0 grouped attention keeps its scores: the estimate must know as the trace does."""
+    fields = {key: value for key, value in T4.items() if key != "gpu"}
+    old, new = (
+        estimate.estimate(Scenario.from_mapping({**fields, "gpu": gpu}))["analytic"]["peak_allocated_bytes"]
+        for gpu in ("t4", None)
+    )
+    assert DEFAULT_CAPABILITY == (8, 0)
+    assert (round(old / 1e9, 2), round(new / 1e9, 2)) == (21.21, 17.14)

@@ -1,0 +1,173 @@
+"""What a scenario decides for the analytic estimate: widths, adapters, the attention kernel; what it can't describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from scripts.memory.analytic.decoder import Decoder, NotDescribed
+from scripts.memory.core import cuda_rules
+from scripts.memory.core.components import weights
+from scripts.memory.core.cuda_rules import WIDTH, Capability
+from scripts.scenario.scenario import Scenario
+
+CHUNK_TOKENS = 256  # scripts/training/step.py: tokens whose logits exist at once with `loss: chunked`
+BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale, scales to a scale of theirs
+
+# Values of a scenario's fields that are described; None: any, or looked at below.
+DESCRIBED: dict[str, tuple | None] = {
+    **dict.fromkeys(("model", "model_name", "lora", "sequence_length", "micro_batch", "gradient_accumulation", "gpu")),
+    **dict.fromkeys(("method", "precision", "adapter_precision", "attention", "optimizer", "loop")),
+    "autocast": (None, "fp16", "bf16"),
+    "kbit_preparation": ("none", "peft", "trl"),
+    "adapter": (None,),
+    "attention_mask": ("none",),
+    "packing": ("none",),
+    "previous_sequence_length": (None,),
+    "use_cache": (False,),
+    "gradient_checkpointing": (True, False),
+    "loss": ("full", "chunked"),
+    "quantization.storage": (None, "uint8"),
+    "quantization.compute": (None,),
+    "allocator.expandable_segments": (False,),
+    "parallel.strategy": ("none",),
+}
+
+
+def check_described(scenario: Scenario) -> None:
+    """Refuse what the estimate would silently get wrong.
+
+    Raises
+    ------
+    NotDescribed
+        For the first field whose value is not described.
+    """
+    values = {field.name: getattr(scenario, field.name) for field in fields(scenario)}
+    for name, described in DESCRIBED.items():
+        field, _, part = name.partition(".")
+        value = (values[field] or {}).get(part) if part else values[field]
+        if described is not None and value not in described:
+            value = value.get("peft_type", value) if isinstance(value, dict) else value
+            raise NotDescribed(f"the analytic estimate does not describe {name}: {value}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scenario on a decoder and a GPU, by what it means for sizes."""
+
+    decoder: Decoder
+    scenario: Scenario
+    capability: Capability
+
+    @property
+    def full(self) -> bool:
+        """Whether every weight is trained."""
+        return self.scenario.method == "full"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether linear layers are packed to 4 bits."""
+        return self.scenario.method == "qlora"
+
+    @property
+    def nested(self) -> bool:
+        """Whether the scales of 4-bit weights are quantized too."""
+        return self.quantized and self.scenario.quantization["double"]
+
+    @property
+    def autocast(self) -> bool:
+        """Whether the step runs under autocast, products then in 16 bits."""
+        return self.scenario.autocast_precision is not None
+
+    @property
+    def dtype(self) -> str:
+        """Dtype that the model is loaded in, and that 4-bit products are computed in."""
+        return self.scenario.weight_precision
+
+    @property
+    def dense_width(self) -> int:
+        """Bytes of an element of that dtype."""
+        return WIDTH[self.dtype]
+
+    def weight_width(self, group: str) -> int:
+        """Bytes of an element of weights that are not packed, by group (:meth:`Decoder.weight_shapes`).
+
+        PEFT's k-bit preparation turns all of them to fp32, TRL's norms and biases alone.
+        """
+        prepared = {"none": (), "peft": (group,), "trl": ("norms", "biases")}[self.scenario.kbit_preparation]
+        return 4 if group in prepared else self.dense_width
+
+    def weight_component(self, group: str) -> str:
+        """Component of such weights."""
+        return weights("fp32" if self.weight_width(group) == 4 else self.dtype)
+
+    @property
+    def adapter_width(self) -> int:
+        """Bytes of an element of an adapter."""
+        return WIDTH[self.scenario.adapter_dtype]
+
+    def trained_shapes(self) -> list[tuple[int, int, int]]:
+        """Trained tensors as (bytes of an element, elements, how many such)."""
+        if self.scenario.lora:
+            shapes = self.decoder.adapter_shapes(self.scenario.lora)
+            return [(self.adapter_width, elements, times) for _, elements, times in shapes]
+        return [(self.dense_width, elements, times) for _, elements, _, times in self.decoder.weight_shapes()]
+
+    # --- attention ---
+
+    @property
+    def windowed(self) -> bool:
+        """Whether attention gets a mask, since some layers might not look back over the whole text.
+
+        Source: transformers masking_utils.py, _ignore_causal_mask_sdpa (a window as long as the text makes one too).
+        """
+        return 0 < self.decoder.window <= self.scenario.sequence_length
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share a key head."""
+        return self.decoder.sizes["H"] != self.decoder.sizes["K"]
+
+    def attention_dtype(self, width: int) -> str:
+        """The dtype that attention computes in on queries whose elements take ``width`` bytes."""
+        return self.scenario.compute_precision if self.autocast or width == 2 else "fp32"
+
+    def attention_kernel(self, width: int) -> str:
+        """What runs on queries whose elements take ``width`` bytes: eager, or a kernel of the fused attention."""
+        if self.scenario.attention != "sdpa":
+            return self.scenario.attention
+        if not self.decoder.family.sdpa:
+            return "eager"
+        head = self.decoder.sizes["d"]
+        return cuda_rules.attention_kernel(
+            self.attention_dtype(width),
+            head,
+            head,
+            grouped=self.grouped and not self.windowed,  # with a mask transformers repeats keys and values
+            masked=self.windowed,
+            capability=self.capability,
+        )
+
+    def symbols(self) -> dict[str, int]:
+        """The numbers behind the symbols of formulas."""
+        scenario, decoder = self.scenario, self.decoder
+        length, head = scenario.sequence_length, decoder.sizes["d"]
+        learned = scenario.tokens - scenario.micro_batch  # the first token of a row is no target
+        flash_length, flash_head = cuda_rules.flash_padding(length, head)
+        found = {
+            **decoder.sizes,
+            "1": 1,
+            "b": scenario.micro_batch,
+            "s": length,
+            "t": scenario.tokens,
+            "p": decoder.positions,
+            "r": scenario.lora.rank if scenario.lora else 0,
+            "n": learned,
+            "c": min(CHUNK_TOKENS, learned),
+            "s8": cuda_rules.up(length, cuda_rules.BIAS_ALIGNMENT),
+            "s32": cuda_rules.up(length, cuda_rules.LOG_SUM_EXP_ALIGNMENT),
+            "s128": flash_length,
+            "d32": flash_head,
+        }
+        for matrix in decoder.matrices:
+            found[f"{matrix.outputs}·{matrix.inputs}/{BLOCKSIZE}"] = -(-decoder.elements(matrix) // BLOCKSIZE)
+        return found
