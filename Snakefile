@@ -29,6 +29,7 @@ include: PROJECT / "rules/evaluation.smk"
 include: PROJECT / "rules/provenance.smk"
 include: PROJECT / "rules/documents.smk"
 include: PROJECT / "rules/sweep.smk"
+include: PROJECT / "rules/export.smk"
 
 
 rule all:
@@ -73,6 +74,12 @@ rule merge:
 
 onstart:
     before_the_first_job()
+
+
+rule export:
+    input:
+        each_run(exports),
+    localrule: True
 
 
 onsuccess:

@@ -276,6 +276,14 @@ def after_the_last_job():
     show_where_the_card_lies()
 
 
+def exports(wildcards):
+    """The merged model for other programs: in the type of its weights, which changes nothing, and in eight bits."""
+    chosen = settings_of(wildcards)
+    dtype = chosen["merging"]["dtype"] or chosen["model"]["source"]["dtype"]
+    exact = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[dtype]
+    return [f"results/{wildcards.run}/export/{kind}/model.gguf" for kind in (exact, "q8_0")]
+
+
 def show_where_the_card_lies():
     """The last lines of a run that a person sees."""
     for path in each_run("results/{run}/MODEL_CARD.md")(None):

@@ -36,6 +36,10 @@ def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
     assert "download_gguf" not in rules
 
 
+def test_the_export_is_asked_for_by_name(project):
+    assert "export_gguf" in planned(project, "export") and "export_gguf" not in planned(project)
+
+
 def test_the_gate_stands_before_training(project):
     assert "gate_memory" in planned(project, "results/smollm2-135m-r16/adapter/adapter_model.safetensors")
 
