@@ -18,6 +18,7 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.gpus import find
 from scripts.scenario.fields import BY_NAME
 from scripts.scenario.scenario import MODELS, Scenario
+from scripts.training.train import rows_in_a_step
 
 STEP = frozenset(field.name for field in fields(Scenario))
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
@@ -43,7 +44,7 @@ def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def effective_batch(settings: Mapping[str, Any]) -> int:
     """Rows that one optimizer step takes."""
-    return settings["training"]["micro_batch"] * settings["training"]["gradient_accumulation"]
+    return rows_in_a_step(training_scenario(settings), training_loop(settings))
 
 
 def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -103,6 +104,7 @@ def check(settings: Mapping[str, Any]) -> None:
         model = _ANY_MODEL
     step = {**gated_scenario(settings), "model": model}
     _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
+    effective_batch(settings)
 
 
 def _check_scenario(mapping: Mapping[str, Any], where: str) -> None:

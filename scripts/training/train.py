@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,15 +69,15 @@ def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None
     return per_epoch, total if max_steps is None else min(total, max_steps)
 
 
-def rows_in_a_step(scenario: Scenario, loop: dict) -> int:
-    """Rows whose answers make one optimizer step.
+def rows_in_a_step(step: Mapping[str, Any], loop: Mapping[str, Any]) -> int:
+    """Rows whose answers make one optimizer step; ``step`` is a scenario as a mapping.
 
     Without packing it is micro-batch times accumulation. A pack holds as many rows as fit, so there it is a setting:
     steps of as many rows, not of as many packs, are alike.
     """
-    product = scenario.micro_batch * scenario.gradient_accumulation
+    product, packed = step["micro_batch"] * step["gradient_accumulation"], step["packing"] != "none"
     rows = loop.get("rows_per_step")
-    if scenario.packing == "none" and rows not in (None, product):
+    if not packed and rows not in (None, product):
         raise UserError(
             "`rows_per_step` is not micro_batch x gradient_accumulation.",
             where="training.rows_per_step",
@@ -85,7 +85,7 @@ def rows_in_a_step(scenario: Scenario, loop: dict) -> int:
             allowed=f"null, or {product}; another number only with packing, where a pack holds several rows",
             write="rows_per_step: null",
         )
-    if scenario.packing != "none" and rows is None:
+    if packed and rows is None:
         raise UserError(
             "With packing a step's number of rows has to be given, for a pack holds as many as fit.",
             where="training.rows_per_step",
@@ -100,7 +100,7 @@ def planned_steps(rows: "list[Row]", scenario: Scenario, loop: dict, seed: int, 
     from scripts.training.batches import epoch_batches
     from scripts.training.packing import micro_batches
 
-    count = rows_in_a_step(scenario, loop)
+    count = rows_in_a_step(vars(scenario), loop)
     per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
     steps: list[list[Row]] = []
     for step in range(total):
@@ -232,7 +232,7 @@ def fit(
     device = next(model.parameters()).device
     # fp16 gradients under autocast underflow without a scale; bf16 has fp32's range.
     scaler = torch.amp.GradScaler(device.type) if scenario.precision == "fp16-mixed" else None
-    _, total = plan_steps(len(rows), rows_in_a_step(scenario, loop), loop["epochs"], loop["max_steps"])
+    _, total = plan_steps(len(rows), rows_in_a_step(vars(scenario), loop), loop["epochs"], loop["max_steps"])
     start, curve, seconds = checkpoint.load(model, optimizer)
     if start:
         log.info("Resuming from the checkpoint after step %d", start)
@@ -349,7 +349,7 @@ def main(
     description = read_folder(base / "description.json")
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
-    rows_per_step = rows_in_a_step(scenario, loop)
+    rows_per_step = rows_in_a_step(vars(scenario), loop)
     device = pick_device(loop["device"])
     state = {
         "code": code,

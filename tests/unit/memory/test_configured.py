@@ -72,3 +72,12 @@ def test_a_wrong_setting_stops_at_the_start_with_the_line_to_write(differences, 
         configured.check(run(**differences))
     for word in words:
         assert word in str(error.value), str(error.value)
+
+
+def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
+    assert configured.effective_batch(run(training={"packing": "none", "rows_per_step": None, "micro_batch": 3})) == 3
+    assert configured.effective_batch(run(training={"packing": "rows", "rows_per_step": 24})) == 24
+    with pytest.raises(UserError, match="rows_per_step: 16"):
+        configured.check(run(training={"packing": "rows", "rows_per_step": None}))
+    with pytest.raises(UserError, match="rows_per_step: null"):
+        configured.check(run(training={"packing": "none", "rows_per_step": 7}))
