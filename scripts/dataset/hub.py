@@ -15,7 +15,6 @@ from scripts.common.errors import UserError
 from scripts.common.job import log
 from scripts.dataset.sources import Record, check_columns, to_record
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKEN = re.compile(r"\bhf_\w{6,}")
 # A connection that breaks off is taken up again so often by `datasets` (its default is 20), each time after
 # five attempts of huggingface_hub's own, 25 s apart from first to last.

@@ -1,0 +1,50 @@
+"""Rows between two steps: what is written is what is read, whatever the text looks like."""
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from scripts.common.errors import UserError
+from scripts.dataset.rows import COLUMNS, count, must_keep_some, read_rows, write_rows
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+LOOKS_LIKE_SOMETHING_ELSE = ["", "null", "NaN", "true", "1e5", "007", "2024-01-01", "{}", '"', "\\/", "\x00\x1f\x7f"]
+LINE_ENDS = ["a\nb", "a\r\nb", "a\x0bb", "a\x85b", "a\u2028b", "a\u2029b"]
+ROW = st.fixed_dictionaries(
+    {"request": TEXT, "command": TEXT, "source": TEXT, "line": st.integers(1, 2**53)}, optional={"intent": TEXT}
+)
+
+
+def as_row(text: str) -> dict:
+    return {"request": text, "command": text, "source": text, "line": 1}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(ROW, min_size=1, max_size=6))
+@example(rows=[as_row(text) for text in LOOKS_LIKE_SOMETHING_ELSE + LINE_ENDS])
+@example(rows=[{**as_row("a"), "intent": "b"}, as_row("c")])
+def test_what_is_written_is_read(tmp_path, rows):
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, pd.DataFrame(rows))
+    read = [{key: value for key, value in row.items() if value == value} for row in read_rows(path).to_dict("records")]
+    assert read == rows
+    assert len(path.read_text().splitlines()) == len(rows)  # for readers that split at every kind of line end
+    before = path.read_bytes()
+    write_rows(path, read_rows(path))
+    assert path.read_bytes() == before
+
+
+def test_no_rows(tmp_path):
+    write_rows(tmp_path / "none.jsonl", pd.DataFrame(columns=list(COLUMNS)))
+    assert (tmp_path / "none.jsonl").read_bytes() == b""
+    rows = read_rows(tmp_path / "none.jsonl")
+    assert list(rows) == list(COLUMNS) and rows.empty
+    assert count(rows["request"]) == {}
+
+
+def test_what_dominated_is_named_first():
+    must_keep_some("clean", 1, {"a": 5}, "file")
+    with pytest.raises(UserError, match=r"d \(9 of 17 rows\); c \(4 of 17 rows\); b \(3 of 17 rows\)\.") as error:
+        must_keep_some("clean", 0, {"a": 1, "b": 3, "c": 4, "d": 9}, "file")
+    assert "stage 'clean'" in str(error.value)
