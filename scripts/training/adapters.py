@@ -25,12 +25,12 @@ from scripts.scenario.scenario import Scenario
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Methods that no scenario can say, and why.
 IMPOSSIBLE = {
-    "ADAPTION_PROMPT": "it works on Llama and Mistral of transformers 4 alone, whose attention had another form",
-    "CPT": "it needs the texts themselves: the tokens and their types are part of its configuration",
     "MULTITASK_PROMPT_TUNING": "its batches carry task ids",
     "POLY": "its batches carry task ids",
     "XLORA": "it mixes adapters that have been trained before",
 }
+# Methods that read values of what they make, not of the weights: on `meta` they are made on the CPU and then emptied.
+VALUED = frozenset({"BOFT", "SHIRA", "UNILORA"})
 
 
 def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
@@ -50,9 +50,11 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
     kind = config.peft_type.value
     base = {_storage(tensor) for _, tensor in _tensors(model)}
     on_meta = next(model.parameters()).device.type == "meta"
+    if kind == "SHIRA" and on_meta:
+        config.mask_fn = _any_mask
     try:
         with (
-            torch.device("meta" if on_meta else "cpu"),
+            torch.device("meta" if on_meta and kind not in VALUED else "cpu"),
             _cast_on_meta() if on_meta else nullcontext(),
             warnings.catch_warnings(),
             _quiet("peft"),
@@ -62,6 +64,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
             model = get_peft_model(model, config, autocast_adapter_dtype=scenario.adapter_precision == "fp32")
     except Exception as error:  # each method checks its fields and the model in its own way
         raise _refusal(model, scenario, kind, error) from error
+    if on_meta and kind in VALUED:
+        _empty(model)
     names = {name for name, tensor in _tensors(model) if _storage(tensor) not in base}
     model.adapter_names = frozenset(names)
     if scenario.adapter_precision in ("fp16", "bf16"):
@@ -78,6 +82,27 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
             write="adapter: {peft_type: LORA, r: 16, target_modules: all-linear}",
         )
     return model
+
+
+def _any_mask(layer: nn.Module, rank: int, **_: Any) -> torch.Tensor:
+    """SHiRA's sparse mask with as many entries as a random one, of the same size in memory wherever they are."""
+    weight = layer.weight
+    mask = torch.zeros(weight.shape, device="cpu")
+    mask.view(-1)[: rank * (layer.in_features + layer.out_features)] = 1.0
+    return mask
+
+
+def _empty(model: nn.Module) -> None:
+    """Take the values from the tensors that are not on ``meta``."""
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.device.type != "meta":
+                module._parameters[name] = nn.Parameter(parameter.data.to("meta"), parameter.requires_grad)
+        for name, value in vars(module).items():  # buffers, and what some methods keep in plain dictionaries
+            if isinstance(value, dict) and name not in ("_parameters", "_modules"):
+                for key, tensor in value.items():
+                    if isinstance(tensor, torch.Tensor):
+                        value[key] = tensor.to("meta")
 
 
 def adapter_names(model: nn.Module) -> frozenset[str]:

@@ -201,6 +201,12 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Lab
             add(tensor, QUANTIZATION_STATE)
     for name, buffer in model.named_buffers():
         add(buffer, component(name, buffer))
+    for name, module in model.named_modules():  # whatever hangs on a module and is neither
+        for key, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else (value,)
+            for tensor in held:
+                if isinstance(tensor, torch.Tensor):
+                    add(tensor, component(f"{name}.{key}", tensor))
 
 
 def quantization_state(parameter: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -25,9 +25,15 @@ from scripts.memory.core.components import ACTIVATIONS, INPUTS, LOGITS_AND_LOSS,
 from scripts.memory.core.errors import NoValues
 
 _SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
-# transformers asks about values before and while it makes masks: whether to warn of padding (no), whether each row is
-# one text (yes), whether a mask that is given masks nothing (no, as every other question of masking_utils).
-ANSWERS = {"find_packed_sequence_indices": True, "warn_if_padding_and_no_attention_mask": False}
+# Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
+# by module and function:
+ANSWERS = {
+    "transformers.modeling_utils:warn_if_padding_and_no_attention_mask": False,
+    "transformers.masking_utils:find_packed_sequence_indices": True,  # each row is one text
+    "transformers.masking_utils": False,  # a mask that is given masks something
+    "peft.tuners.vblora.layer": False,  # logits that inference has thrown away
+    "peft.tuners.cpt.model": True,  # some token of the prompt may be moved
+}
 _VALUES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
@@ -163,6 +169,10 @@ class Tracker(TorchDispatchMode):
         del self._ids[end.key], self._ends[end.identity]
 
     def _see(self, tensor: torch.Tensor, func: Any) -> None:
+        if tensor.layout is torch.sparse_coo:
+            self._see(tensor._indices(), func)
+            self._see(tensor._values(), func)
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._ids or tensor.device.type not in self._devices:
@@ -301,10 +311,8 @@ def _answer() -> bool | None:
     frame = _calling_frame()
     if frame is None:
         return None
-    module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
-    if function in ANSWERS:
-        return ANSWERS[function]
-    return False if module == "transformers.masking_utils" else None
+    module = frame.f_globals.get("__name__", "")
+    return ANSWERS.get(f"{module}:{frame.f_code.co_name}", ANSWERS.get(module))
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -343,6 +351,9 @@ class Shapes:
         self._outputs: dict[tuple, list[tuple] | tuple | None] = {}
 
     def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if func is torch.ops.aten.sparse_mask.default and args[1].device.type == "meta":  # has no shape function
+            values = torch.empty_like(args[1]._values(), dtype=args[0].dtype)
+            return torch.sparse_coo_tensor(args[1]._indices(), values, args[0].shape, device="meta")
         kind = self._kinds.get(func)
         if kind is None:
             kind = self._kinds[func] = _kind(func)
@@ -355,10 +366,13 @@ class Shapes:
         try:
             key = (func, _signature(args), *((name, _signature((value,))) for name, value in kwargs.items()))
             known = self._outputs.get(key)
-        except TypeError:  # an argument without a signature
+        except (TypeError, RuntimeError):  # an argument without a signature, such as a sparse tensor
             return func(*args, **kwargs)
         if known is None:
             output = func(*args, **kwargs)
+            if isinstance(output, torch.Tensor) and output.layout is not torch.strided:
+                self._kinds[func] = "view"
+                return output
             if self._corrected is not None:
                 output = self._corrected(func, args, output)
             if _share_storage(output, args):  # _unsafe_view's schema doesn't say so
