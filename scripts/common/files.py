@@ -155,6 +155,25 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[dict]:
                 raise UserError(f"This line is not JSON: {error.msg}.", where=f"{path}, line {number}") from None
 
 
+def copy_own(path: Path, folder: Path) -> None:
+    """Copy a file of a model's folder into ``folder``; a link that leads out of the model is not followed.
+
+    It would carry into the results whatever it points to. A snapshot in the Hub's cache consists of links into the
+    blobs of its repository: these are the model's own.
+    """
+    home, target = path.parent.resolve(), path.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
+        raise UserError(
+            "A file of the model is a link to somewhere outside its folder; what it points to is not copied.",
+            where=path,
+            found=str(target),
+            allowed="files, links within the model's folder, and those of a snapshot in the Hub's cache",
+            write=f"{shlex.join(['cp', '--remove-destination', str(target), str(path)])}    # if it is the model's",
+        )
+    shutil.copyfile(target, folder / path.name)
+
+
 def sha256_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, as hexadecimal text."""
     with open(path, "rb") as handle:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.common.chat import render_prompt
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_folder, read_json, read_report, write_report, write_text
+from scripts.common.files import atomic_folder, read_folder, write_report, write_text
 from scripts.common.job import command, job, progress
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ def export(model: str | os.PathLike, output: str | os.PathLike, type_name: str, 
     if not (model / "config.json").is_file():
         raise UserError("There is no config.json in the model's folder.", where=model)
     if (manifest := model / "manifest.json").is_file():
-        read_report(manifest, *(model / name for name in read_json(manifest)["sha256"] if name != manifest.name))
+        read_folder(manifest)
     with atomic_folder(output) as beside:
         report = write_gguf(model, beside / "model.gguf", type_name)
         report["bytes"] = (beside / "model.gguf").stat().st_size

@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,24 +220,6 @@ def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
             raise UserError("The index names a tensor that its shard does not hold.", where=folder / file, found=name)
     _refuse_quantized(folder, config, tensors.values())
     return Checkpoint(folder, config, shards, index, tensors)
-
-
-def copy_own(path: Path, folder: Path) -> None:
-    """Copy a file of a model's folder into ``folder``; a link that leads out of the model is not followed.
-
-    A snapshot in the Hub's cache consists of links into the blobs of its repository: these are the model's own.
-    """
-    home, target = path.parent.resolve(), path.resolve()
-    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
-        raise UserError(
-            "A file of the model is a link to somewhere outside its folder; what it points to is not copied.",
-            where=path,
-            found=str(target),
-            allowed="files, links within the model's folder, and those of a snapshot in the Hub's cache",
-            write=f"{shlex.join(['cp', '--remove-destination', str(target), str(path)])}    # if it is the model's",
-        )
-    shutil.copyfile(target, folder / path.name)
 
 
 def read_tensor(tensor: Tensor) -> Any:

@@ -25,7 +25,16 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_folder, read_json, read_report, sha256_file, write_json, write_report
+from scripts.common.files import (
+    atomic_folder,
+    copy_own,
+    read_folder,
+    read_json,
+    read_report,
+    sha256_file,
+    write_json,
+    write_report,
+)
 from scripts.common.job import command, job, keep_host_memory, log, progress
 from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
 from scripts.merging.checkpoint import (
@@ -33,7 +42,6 @@ from scripts.merging.checkpoint import (
     INDEX,
     SAFETENSORS_NAMES,
     Shard,
-    copy_own,
     lay_out_shard,
     open_checkpoint,
     parse_header,
@@ -325,32 +333,36 @@ def check_small_inputs(base: Path, adapter: Path) -> list[str]:
     UserError
         Naming the file to delete.
     """
-    described = [base / name for name in _recorded(base / DESCRIPTION) if name != DESCRIPTION]
-    checked = {
-        "adapter": _recorded(adapter.parent / TRAINING, adapter / CONFIG, adapter / WEIGHTS),
-        "base's configuration and tokenizer": _recorded(base / DESCRIPTION, *described),
-        "base's weights": _recorded(base / FETCHED),
-    }
-    unchecked = [name for name, digests in checked.items() if not digests]
+    unchecked = []
+    if _vouches(adapter.parent / TRAINING):
+        read_report(adapter.parent / TRAINING, adapter / CONFIG, adapter / WEIGHTS)
+    else:
+        unchecked.append("adapter")
+    if _vouches(base / DESCRIPTION):
+        read_folder(base / DESCRIPTION)
+    else:
+        unchecked.append("base's configuration and tokenizer")
+    if not _vouches(base / FETCHED):
+        unchecked.append("base's weights")
     if unchecked:
         log.info("not compared with digests, since none are recorded beside them: the %s", ", the ".join(unchecked))
     return unchecked
 
 
-def _recorded(report: Path, *files: Path) -> dict[str, str]:
-    """Digests in a step's report, each of ``files`` checked against them; none where there is no such report."""
-    if not report.is_file() or "sha256" not in read_json(report):
-        return {}
-    return read_report(report, *files)["sha256"]
+def _vouches(report: Path) -> bool:
+    """Whether a report of the workflow lies there, and not somebody else's file of that name."""
+    return report.is_file() and "sha256" in read_json(report)
 
 
 def _check_weights(base: Path, read: dict[str, str]) -> None:
     """What was read of the base's shards is what ``fetch_weights`` wrote, where it did."""
-    recorded = _recorded(base / FETCHED)
-    wrong = [base / name for name, digest in read.items() if recorded and recorded.get(name) != digest]
-    if wrong:
-        read_report(base / FETCHED, *wrong)  # says what to delete
-        raise UserError("The base's weights changed while they were read.", where=wrong[0])
+    if not _vouches(base / FETCHED):
+        return
+    recorded = read_report(base / FETCHED)["sha256"]
+    for name, digest in read.items():
+        if recorded.get(name) != digest:
+            read_report(base / FETCHED, base / name, remove=[base / FETCHED])  # says what to delete
+            raise UserError("The base's weights changed while they were read.", where=base / name)
 
 
 def _write_companions(plan: Plan, shards: list[Shard], folder: Path, dtype: str | None) -> list[Path]:

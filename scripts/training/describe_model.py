@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, write_report
+from scripts.common.files import copy_own, read_json, write_report
 from scripts.common.job import job, log
 from scripts.common.tokenizer import read_tokenizer
 
@@ -71,20 +71,8 @@ def from_folder(path: str, folder: Path) -> dict:
             found=path,
             allowed="a folder with config.json, tokenizer.json and *.safetensors, as save_pretrained writes them",
         )
-    # A snapshot in the Hub's cache is links into its repository's blobs; a link to anywhere else is not the model's.
-    places = [source.resolve()]
-    if (source.resolve().parent.parent / "blobs").is_dir():
-        places.append(source.resolve().parent.parent / "blobs")
     for file in small_files(source):
-        if not any(file.resolve().is_relative_to(place) for place in places):
-            raise UserError(
-                "A file of the model is a link to somewhere outside its folder; what it points to is not copied.",
-                where=file,
-                found=str(file.resolve()),
-                allowed="files, and links that stay in the model's folder",
-                write=f"cp --remove-destination {file.resolve()} {file}    # if it belongs to the model",
-            )
-        shutil.copyfile(file, folder / file.name)
+        copy_own(file, folder)
     return {}
 
 
