@@ -1,16 +1,8 @@
-"""The safety screen: whether a shell command may be learned, shown or run.
+"""The safety screen: whether a shell command may be learned, shown or run. Its policy: ``config/screen/``.
 
-=========== =========================================================================================
-module      what it does
-=========== =========================================================================================
-reader      text -> the simple commands that it would start, each with its words, feeds, files, folder
-commands    the classes of what was read
-starting    what a program starts: wrappers, builtins, other programs' shells (facts: ``programs.yaml``)
-code        what Python, Perl, awk and others do to files, and the shell text that they hand on
-paths       what a command reads, writes, deletes and sends, and what kind of place that is
-policy      ``config/screen/*.yaml`` -> rules: checked, compiled, judged
-measure     how a labelled set or a corpus of somebody else comes out
-=========== =========================================================================================
+``reader`` and ``words`` turn text into the commands that it would start; ``starting`` says what programs start and
+``code`` what other languages do, both from ``programs``' facts; ``paths`` says what is read, written, deleted and sent;
+``predicates`` are the words of the rules; ``policy`` reads, checks and asks them; ``measure`` counts.
 
 Nothing is executed; no file, variable or network of this machine is looked at.
 """

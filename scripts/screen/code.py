@@ -7,8 +7,9 @@ table. No language is parsed: what a pattern does not find is not judged.
 from __future__ import annotations
 
 import re
+import shlex
 
-from scripts.screen.commands import HOME, MAX_TEXT, ansi, quote
+from scripts.screen.commands import HOME, MAX_TEXT, ansi
 
 _STRING = (
     r"[rbuf]{0,2}(?:'''((?:[^\\]|\\.)*?)'''|\"{3}((?:[^\\]|\\.)*?)\"{3}"
@@ -41,7 +42,7 @@ def shell_strings(code: str) -> list[str]:
             following = _ITEM.match(code, following.end())
         if len(words) > 1 and re.match(r"\s*(?:os\.)?(?:exec|spawn)[lv]", match[0]):
             words = words[1:]
-        found.append(ansi(words[0]) if len(words) == 1 else " ".join(quote(ansi(word)) for word in words))
+        found.append(ansi(words[0]) if len(words) == 1 else shlex.join(map(ansi, words)))
     found += [ansi(next(group for group in match.groups() if group)) for match in _QUOTED.finditer(code)]
     return found[:32]
 

@@ -141,10 +141,6 @@ def unknown_names(word: str) -> list[str]:
     return [match[1] for match in MARK.finditer(word) if match[1] is not None]
 
 
-def unescape(text: str) -> str:
-    return re.sub(r"\\(\n|.)", lambda match: "" if match[1] == "\n" else match[1], text, flags=re.DOTALL)
-
-
 _ANSI = re.compile(r"\\(?:0?([0-7]{1,3})|x([0-9a-fA-F]{1,2})|[uU]([0-9a-fA-F]{1,8})|c(.)|(.))", re.DOTALL)
 _CONTROL = dict(zip("abeEfnrtv", "\a\b\033\033\f\n\r\t\v", strict=True))
 
@@ -160,11 +156,6 @@ def ansi(text: str) -> str:
         return chr(code) if 0 < code < 0xD800 else ""
 
     return _ANSI.sub(one, text) if "\\" in text else text
-
-
-def quote(word: str) -> str:
-    """The word in single quotes, for being read again."""
-    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def tilde(text: str) -> str:

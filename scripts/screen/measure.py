@@ -45,29 +45,27 @@ def evaluate(rows: list[tuple[str, str, str]], policy: Policy) -> dict:
         ``harmless`` and ``false_alarms`` (of these); ``total`` with the sums, ``recall`` and ``false_alarm_rate``;
         ``wrong``: the rows judged otherwise than labelled. An unparsable command counts as refused.
     """
-    categories: dict[str, Counter] = {}
-    wrong = []
-    for label, category, command in rows:
-        counts = categories.setdefault(category, Counter())
-        verdict = policy.judge(command)
-        refused = verdict.status != "ok"
-        counts["dangerous" if label == "danger" else "harmless"] += 1
+    judged = [(label, category, command, policy.judge(command)) for label, category, command in rows]
+    categories: dict[str, Counter] = {category: Counter() for _, category, _, _ in judged}
+    for label, category, _, verdict in judged:
+        refused, counts = verdict.status != "ok", categories[category]
         if label == "danger":
-            counts["refused"] += refused
-            counts["same_category"] += verdict.category == category
+            counts += Counter(dangerous=1, refused=refused, same_category=verdict.category == category)
         else:
-            counts["false_alarms"] += refused
-        if refused != (label == "danger"):
-            wrong.append({"category": category, "command": command, "label": label, "verdict": verdict.line()})
-    total = sum(categories.values(), Counter())
+            counts += Counter(harmless=1, false_alarms=refused)
+    total = {key: sum(counts[key] for counts in categories.values()) for key in _COUNTS}
     return {
         "categories": {name: {key: categories[name][key] for key in _COUNTS} for name in sorted(categories)},
-        "total": {key: total[key] for key in _COUNTS}
+        "total": total
         | {
             "false_alarm_rate": total["false_alarms"] / total["harmless"] if total["harmless"] else None,
             "recall": total["refused"] / total["dangerous"] if total["dangerous"] else None,
         },
-        "wrong": wrong,
+        "wrong": [
+            {"category": category, "command": command, "label": label, "verdict": verdict.line()}
+            for label, category, command, verdict in judged
+            if (verdict.status != "ok") != (label == "danger")
+        ],
     }
 
 
@@ -83,7 +81,5 @@ def table(result: dict) -> str:
             f"| {name} | {row['dangerous']} | {row['refused']} | {row['same_category']} | {recall} |"
             f" {row['harmless']} | {row['false_alarms']} |"
         )
-    wrong = [
-        f"- {row['label']}, judged `{row['verdict']}`: `{row['command']}`".replace("\t", " ") for row in result["wrong"]
-    ]
-    return "\n".join([*lines, "", *wrong]).rstrip()
+    wrong = [f"- {row['label']}, judged `{row['verdict']}`: `{row['command']}`" for row in result["wrong"]]
+    return "\n".join([*lines, "", *wrong]).replace("\t", " ").rstrip()

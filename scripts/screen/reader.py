@@ -13,26 +13,13 @@ from __future__ import annotations
 
 import posixpath
 import re
+import shlex
 import subprocess
 from collections.abc import Iterable
 from typing import Any
 
 from scripts.common.syntax import find_shfmt
-from scripts.screen.commands import (
-    HOME,
-    MARK,
-    MAX_TEXT,
-    OUTPUT,
-    UNKNOWN,
-    Command,
-    Feed,
-    Reading,
-    Redirect,
-    Refused,
-    quote,
-    unescape,
-    unmark,
-)
+from scripts.screen.commands import HOME, MARK, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, Reading, Redirect, Refused
 from scripts.screen.programs import Programs
 from scripts.screen.starting import begin
 from scripts.screen.words import MAX_FIELDS, PRIVATE, Words
@@ -43,18 +30,13 @@ MAX_NESTED = 10  # texts inside texts: sh -c "sh -c '...'"
 MAX_STEPS = 20_000  # words and statements visited; a hand-written script has a few hundred
 MAX_COMMANDS = 200  # commands noted; judging them takes time that grows with the square
 
-ENVIRONMENT = {
-    "HOME": HOME,
-    "USER": "user",
-    "LOGNAME": "user",
-    "SHELL": "/bin/bash",
-    "BASH": "/bin/bash",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "IFS": " \t\n",
-    "OSTYPE": "linux-gnu",
-    "TMPDIR": "/tmp",
-    "HISTFILE": f"{HOME}/.bash_history",
-}
+ENVIRONMENT = dict(
+    pair.split("=")
+    for pair in (
+        f"HOME={HOME} USER=user LOGNAME=user SHELL=/bin/bash BASH=/bin/bash OSTYPE=linux-gnu TMPDIR=/tmp"
+        f" HISTFILE={HOME}/.bash_history PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    ).split()
+)
 
 # --- parsing ---------------------------------------------------------------------------------------------------
 
@@ -90,30 +72,19 @@ def _tree(text: str) -> Any:
     return None if root.has_error else root
 
 
-def _valid_bash(text: str) -> bool:
-    done = subprocess.run([find_shfmt(), "-ln", "bash"], input=text.encode(), capture_output=True)
-    return done.returncode == 0
-
-
 def parse(text: str) -> Any:
-    """Syntax tree of a text.
-
-    Raises
-    ------
-    Refused
-        The text is not Bash.
-    """
-    root = _tree(text)
-    changed = text
+    """Syntax tree of a text; :class:`Refused` where it is not Bash."""
+    root, changed = _tree(text), text
     for pattern, spelling in _SPELLINGS if root is None else ():
         again = pattern.sub(spelling, changed)
         if again != changed:
-            changed = again
-            root = _tree(changed)
+            changed, root = again, _tree(again)
             if root is not None:
-                root = root if _valid_bash(PRIVATE.sub("_", text)) else None
+                original = PRIVATE.sub("_", text).encode()
+                if subprocess.run([find_shfmt(), "-ln", "bash"], input=original, capture_output=True).returncode == 0:
+                    return root
                 break
-    if root is None:
+    if root is None or changed != text:
         raise Refused("not parsable as Bash")
     return root
 
@@ -154,7 +125,6 @@ _ALWAYS = re.compile(
 )
 _NEVER = re.compile(r"false|\[\[?\s+(?:0\s+-(?:eq|ne)\s+\d|1\s+-eq\s+[02])?\s*\]\]?|\(\(\s*0\s*\)\)|! ?true|! ?:")
 _MANY = 5000  # turns of a loop that count as endless
-_SYSTEM_FOLDER = re.compile(r"(?:/(?:usr/|usr/local/|opt/homebrew/|snap/)?s?bin/|/(?:[^/]+/)*\.\.?/(?:[^/]+/)*s?bin/)")
 _PATH = ("/usr/local/bin/", "/usr/bin/", "/bin/", "/usr/local/sbin/", f"{HOME}/bin/", f"{HOME}/.local/bin/")
 
 
@@ -193,7 +163,7 @@ class Walk(Words):
     def __init__(self, programs: Programs) -> None:
         self.programs = programs
         self.reading = Reading()
-        self.variables: dict[str, str] = dict(ENVIRONMENT)
+        self.variables: dict[str, str] = {**ENVIRONMENT, "IFS": " \t\n"}
         self.functions: dict[str, Any] = {}
         self.called: set[str] = set()
         self.active: list[str] = []
@@ -281,8 +251,8 @@ class Walk(Words):
     def do_function_definition(self, node: Any, stdin: Feed | None) -> Feed:
         name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
         if name is not None and body is not None:
-            self.functions[unescape(name.text.decode())] = body
-            self.called.discard(unescape(name.text.decode()))
+            self.functions[name.text.decode()] = body
+            self.called.discard(name.text.decode())
         return Feed((), "")
 
     def call(self, name: str, arguments: list[str], stdin: Feed | None) -> Feed:
@@ -316,30 +286,21 @@ class Walk(Words):
         )
 
     def do_for_statement(self, node: Any, stdin: Feed | None) -> Feed:
-        name = node.child_by_field_name("variable")
+        name, items = node.child_by_field_name("variable"), node.children_by_field_name("value")
         variable = name.text.decode() if name is not None else ""
-        values: list[str] = []
-        seen_in = many = False
-        for child in node.children:
-            if child.type == "do_group":
-                break
-            if seen_in and child.is_named:
-                values.extend(self.fields(child))
-                numbers = re.findall(rb"(?:\.\.|seq\s+(?:\d+\s+)*)\s*(\d{1,12})", child.text[:200])
-                many = many or any(int(number) > _MANY for number in numbers)
-            seen_in = seen_in or child.type == "in"
-        if node.children[0].type == "select" or not seen_in:
+        source = b" ".join(item.text[:200] for item in items)
+        numbers = re.findall(rb"(?:\.\.|seq\s+(?:\d+\s+)*)\s*(\d{1,12})", source)
+        values = [value for item in items for value in self.fields(item)]
+        if node.children[0].type == "select" or not items:
             values = [f"{UNKNOWN[0]}{variable}{UNKNOWN[1]}"]
         commands: list[Command] = []
         for value in values[:6] or [""]:
             self.variables[variable] = value
-            commands.extend(self.looped(many, node.children, stdin).commands)
+            commands.extend(self.looped(any(int(n) > _MANY for n in numbers), node.children, stdin).commands)
         return Feed(tuple(commands), None)
 
     def do_case_statement(self, node: Any, stdin: Feed | None) -> Feed:
-        for child in node.children:
-            if child.is_named and child.type != "case_item":
-                self.fields(child)
+        self.substitutions(node)
         return Feed(self.body(node.children, stdin).commands, None)
 
     def do_test_command(self, node: Any, stdin: Feed | None) -> Feed:
@@ -576,7 +537,7 @@ class Walk(Words):
                 return Feed((command, *inner.commands), inner.text)
         if name in self.aliases and name not in self.active:
             with self.within(active=[*self.active, name]):
-                inner = self.nested(" ".join([self.aliases[name], *map(quote, argv[1:])]), command.stdin)
+                inner = self.nested(" ".join([self.aliases[name], *map(shlex.quote, argv[1:])]), command.stdin)
             return Feed((command, *inner.commands), inner.text)
         if self.files:
             folders = ("",) if "/" in argv[0] else _PATH
@@ -667,16 +628,9 @@ def _grows(name: str, source: str) -> bool:
 
 def _program_name(word: str) -> str:
     """The program that the first word of a command names: without the system's folders."""
-    bare = unmark(word)
-    if not bare:
-        return word
-    if bare != word and OUTPUT[0] in word:
-        return bare.rsplit("/", 1)[-1] or bare
-    match = _SYSTEM_FOLDER.match(bare)
-    if match is not None and match.end() < len(bare):
-        return bare.rsplit("/", 1)[-1]
-    if bare[0] == "/" or bare.startswith(".."):
-        tidy = posixpath.normpath(bare)
-        if re.search(r"(^|/)s?bin/[^/]+$", tidy) or "/proc/self/root/" in tidy:
-            return tidy.rsplit("/", 1)[-1]
-    return bare
+    bare = MARK.sub("", word)
+    if "/" not in bare.strip("/") and bare[:1] != "/":
+        return bare or word
+    base = bare.rsplit("/", 1)[-1]
+    computed = bare != word and OUTPUT[0] in word
+    return base if base and (computed or re.search(r"(^|/)s?bin/[^/]+$", posixpath.normpath(bare))) else bare

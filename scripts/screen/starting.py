@@ -137,12 +137,7 @@ def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
         script = next(iter(words), "-" if command.stdin is not None and "-m" not in argv else None)
     script = script or (None if interprets else _script_of(facts, command, words))
     if script is not None and "-m" not in argv:
-        if script in _STDIN:
-            command.script = command.stdin
-        elif OUTPUT[0] in script:
-            command.script = Feed(tuple(walk.reading.origins(script)), walk.known_text(script))
-        else:
-            command.script = walk.files.get(walk.absolute(script)) or Feed((), None, script)
+        command.script = _script(walk, command, script) or Feed((), None, script)
     known = command.script.text if command.script is not None else None
     if name in _MAKE:
         texts = [*command.values("--eval", "-E"), known or ""]

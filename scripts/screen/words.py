@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scripts.screen.commands import HOME, MARK, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, Reading, Refused, ansi, tilde
+from scripts.screen.commands import HOME, MARK, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, Refused, ansi, tilde
 
 MAX_FIELDS = 512  # words that one word may expand to
 PRIVATE = re.compile("[\ue000-\ue00f]")
@@ -21,15 +21,7 @@ _NOTHING = f"{UNKNOWN[0]}{UNKNOWN[1]}"
 
 
 class Words:
-    """The part of the walk (:mod:`scripts.screen.reader`) that resolves words."""
-
-    reading: Reading
-    variables: dict[str, str]
-    arguments: list[str] | None
-    active: list[str]
-    cwd: str | None
-    depth: int
-    steps: int
+    """The part of the walk (:mod:`scripts.screen.reader`, which holds the state) that resolves words."""
 
     @contextmanager
     def within(self, **state: Any) -> Iterator[None]:
