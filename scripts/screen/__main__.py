@@ -15,12 +15,8 @@ from scripts.screen.policy import UNPARSABLE, build
 def main() -> int:
     """Command line: status 0 whatever the verdicts, 2 for a wrong file or policy."""
     parser = argparse.ArgumentParser(prog="python -m scripts.screen", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--policy", metavar="FILE.yaml", action="append", default=[], help="rules over the project's own"
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="hold the policy against its schema and examples, then end"
-    )
+    parser.add_argument("--policy", metavar="FILE.yaml", action="append", default=[], help="laid over the own one")
+    parser.add_argument("--check", action="store_true", help="hold the policy against its schema and examples")
     parser.add_argument("--evaluate", metavar="FILE.tsv", help="show how a labelled set comes out")
     parser.add_argument("--json", action="store_true", help="JSON rather than lines or Markdown")
     options = parser.parse_args()

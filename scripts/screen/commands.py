@@ -103,6 +103,11 @@ class Command:
         return found
 
     @property
+    def said(self) -> list[str]:
+        """The words and where they redirect to."""
+        return [*self.argv, *(redirect.target for redirect in self.redirects)]
+
+    @property
     def operands(self) -> list[str]:
         return self.options()[2]
 

@@ -306,7 +306,7 @@ _REMOTE = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!\\)|(?:s3|gs|rsync|az|b2|sftp)://
 @_once
 def sends(command: Command, programs: Programs) -> list[Touched]:
     """Paths whose content leaves the machine with a command, straight or through what feeds it."""
-    name, facts, argv = command.name, programs.of(command.name), argv_of(command)
+    name, facts, argv = command.name, programs.of(command.name), command.said
     sender = programs.member(name, "senders")
     nets = any(re.search(r"/dev/(?:tcp|udp)/", word) for word in argv) or (
         command.reading.sockets
@@ -339,8 +339,3 @@ def sends(command: Command, programs: Programs) -> list[Touched]:
             out += [one for one in reads(origin, programs) if not re.match(r"/dev/(?:fd|null|std)", one.path)]
             out += [Touched(path) for path in found(origin)] if origin.name == "find" else []
     return out
-
-
-def argv_of(command: Command) -> list[str]:
-    """A command's words and where it redirects to."""
-    return [*command.argv, *(redirect.target for redirect in command.redirects)]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
 from typing import Any
 
 from scripts.screen import paths
@@ -64,10 +64,8 @@ class Language:
             ),
             "code": lambda pattern: lambda c: c.code is not None and _search(pattern, c.code),
             "has-code": lambda wanted: lambda c: (c.code is not None) is wanted,
-            "deletes": lambda spec: self.touches(paths.deletes, spec),
-            "writes": lambda spec: self.touches(paths.writes, spec),
-            "names": lambda spec: self.touches(self._named, spec),
-            "reads": lambda spec: self.touches(paths.reads, spec),
+            **{effect.__name__: partial(self.touches, effect) for effect in (paths.deletes, paths.writes, paths.reads)},
+            "names": partial(self.touches, self._named),
             "empties": lambda wanted: lambda c: self._empties(c) is wanted,
             "text": lambda pattern: lambda c: _search(pattern, _all_text(c)),
             "stdin-text": lambda known: lambda c: (c.stdin is not None and c.stdin.text is not None) is known,
@@ -76,29 +74,25 @@ class Language:
                 for path, feed in c.reading.files.items()
                 if any(word.endswith(path.rsplit("/", 1)[-1]) for word in c.argv[1:])
             ),
-            "sends": lambda spec: self.touches(paths.sends, spec),
-            "executes": lambda inner: self.among(inner, self._executed),
-            "fed": lambda inner: self.among(inner, lambda c: c.reading.origins(c.stdin)),
-            "from": lambda inner: self.among(inner, lambda c: c.reading.origins(c.stdin, *paths.argv_of(c),
-                                                                               *c.assignments.values())),
-            "with": lambda inner: self.among(inner, lambda c: c.reading.commands),
+            "sends": partial(self.touches, paths.sends),
+            "executes": partial(self.among, self._executed),
+            "fed": partial(self.among, lambda c: c.reading.origins(c.stdin)),
+            "from": partial(self.among, lambda c: c.reading.origins(c.stdin, *c.said, *c.assignments.values())),
+            "with": partial(self.among, lambda c: c.reading.commands),
             "any": self.any_of,
-            "all": lambda inner: (lambda tests: lambda c: all(test(c) for test in tests))(
-                [self.selection(keys) for keys in inner]
-            ),
+            "all": lambda inner: _all([self.selection(keys) for keys in inner]),
             "not": lambda inner: (lambda test: lambda c: not test(c))(self.any_of(inner)),
         }  # fmt: skip
 
     def selection(self, keys: dict[str, Any]) -> Test:
         """A selection as one test."""
-        tests = [make(keys[key]) for key, make in self.predicates.items() if key in keys]
-        return tests[0] if len(tests) == 1 else lambda command: all(test(command) for test in tests)
+        return _all([make(keys[key]) for key, make in self.predicates.items() if key in keys])
 
     def any_of(self, selections: Any) -> Test:
         tests = [self.selection(keys) for keys in (selections if isinstance(selections, list) else [selections])]
         return tests[0] if len(tests) == 1 else lambda command: any(test(command) for test in tests)
 
-    def among(self, selections: Any, candidates: Callable[[Command], Iterator[Command] | list[Command]]) -> Test:
+    def among(self, candidates: Callable[[Command], Iterable[Command]], selections: Any) -> Test:
         """Whether one of the other commands is selected."""
         test = self.any_of(selections)
         return lambda command: any(test(other) for other in candidates(command) if other is not command)
@@ -178,6 +172,10 @@ class Language:
             or (feed.text is not None and not feed.text.strip())
             or any(origin.argv[-1] == "/dev/null" for origin in feed.commands)
         )
+
+
+def _all(tests: list[Test]) -> Test:
+    return tests[0] if len(tests) == 1 else lambda command: all(test(command) for test in tests)
 
 
 def _flag(name: str) -> Callable[[bool], Test]:

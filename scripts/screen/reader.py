@@ -15,7 +15,9 @@ import posixpath
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.common.syntax import find_shfmt
@@ -145,13 +147,13 @@ def _is_descriptor(node: Any) -> bool:
 _OUTPUTS = (">", ">>", ">|", "&>", "&>>")
 
 
+@dataclass
 class Line:
     """What is gathered around a command: its redirections, words after them, what stands below a here-document."""
 
-    def __init__(self) -> None:
-        self.redirects: list[Redirect] = []
-        self.words: list[str] = []
-        self.pipelines: list[Any] = []  # cat <<EOF | sh: the grammar hangs what follows below the here-document
+    redirects: list[Redirect] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    pipelines: list[Any] = field(default_factory=list)  # cat <<EOF | sh: the grammar hangs it below the document
 
     def takes_output(self) -> bool:
         return any(r.operator in _OUTPUTS and r.descriptor in ("", "1") for r in self.redirects)
@@ -182,10 +184,14 @@ class Walk(Words):
         if self.steps > MAX_STEPS:
             raise Refused("too much to follow")
 
-    def deeper(self) -> None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
+    @contextmanager
+    def level(self) -> Iterator[None]:
+        """One level deeper in the syntax tree."""
+        self.step()
+        if self.depth >= MAX_DEPTH:
             raise Refused("nested too deeply")
+        with self.within(depth=self.depth + 1):
+            yield
 
     # -- statements
 
@@ -204,12 +210,8 @@ class Walk(Words):
         return Feed(tuple(commands), None if texts is None else "".join(texts)[:MAX_TEXT])
 
     def statement(self, node: Any, stdin: Feed | None) -> Feed:
-        self.step()
-        self.deeper()
-        try:
+        with self.level():
             return getattr(self, "do_" + node.type)(node, stdin)
-        finally:
-            self.depth -= 1
 
     def do_program(self, node: Any, stdin: Feed | None) -> Feed:
         return self.body(node.children, stdin)
@@ -509,7 +511,6 @@ class Walk(Words):
 
     def start(self, command: Command) -> Feed:
         """Start a command of which words, redirections, input, wrappers and assignments are known."""
-        self.step()
         while command.argv and command.argv[0] == "":
             command.argv = command.argv[1:]
         command.argv = command.argv or [":"]
@@ -518,12 +519,8 @@ class Walk(Words):
         self.reading.commands.append(command)
         if len(self.reading.commands) > MAX_COMMANDS or len(command.wrappers) > 24:
             raise Refused("too many commands")
-        self.deeper()
-        try:
-            with self.within(wrappers=command.wrappers):
-                return self.follow(command)
-        finally:
-            self.depth -= 1
+        with self.level(), self.within(wrappers=command.wrappers):
+            return self.follow(command)
 
     def follow(self, command: Command) -> Feed:
         """What starting a command leads to: other commands, a changed state, an output."""

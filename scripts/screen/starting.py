@@ -349,11 +349,9 @@ def output(command: Command, walk: Any) -> str | None:
     elif name in (":", "true", "false", "test", "[", "export", "declare", "local", "readonly", "typeset", "sleep"):
         text = ""
     elif name == "cat" and [word for word in command.operands if word != "-"]:
-        known = [walk.files.get(walk.absolute(path)) for path in command.operands[:16]]
-        texts = [
-            "" if path == "/dev/null" else feed.text if feed is not None else walk.known_text(path)
-            for path, feed in zip(command.operands, known, strict=False)
-        ]
+        known = {path: walk.files.get(walk.absolute(path)) for path in command.operands[:16]}
+        texts = [feed.text if feed is not None else walk.known_text(path) for path, feed in known.items()]
+        texts = ["" if path == "/dev/null" else text for path, text in zip(known, texts, strict=True)]
         return None if None in texts else "".join(texts)[:MAX_TEXT]
     elif name in ("cat", "tac", "sort", "uniq", "tee", "column", "fold", "pv", "sponge", "dd", "head", "tail"):
         if len(argv) <= 3 and not any(word.startswith("if=") for word in argv):

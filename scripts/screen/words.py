@@ -73,12 +73,8 @@ class Words:
 
     def pieces(self, node: Any) -> list[tuple[str, str]]:
         """(kind, text) of each part: L literal, Q quoted, E the value of an unquoted expansion."""
-        self.step()
-        self.deeper()
-        try:
+        with self.level():
             return self._pieces(node, node.type)
-        finally:
-            self.depth -= 1
 
     def _pieces(self, node: Any, kind: str) -> list[tuple[str, str]]:
         if kind in _LITERAL:
