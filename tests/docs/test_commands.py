@@ -1,0 +1,114 @@
+"""Every command block of README and its companions is run, as a person would: in a checkout, one page after the other.
+
+Above a block that can't run whole here, a comment says what a person's machine has and this one may not::
+
+    <!-- only planned: needs a GPU and the Hub -->      each `snakemake` gets --dry-run
+    <!-- not run: tests/end_to_end does -->             and says where it is run instead
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end import chain
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "config/README.md",
+    "config/screen/README.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+)
+BLOCK = re.compile(
+    r"(?:^<!-- (only planned|not run): (.+?) -->\n+)?^```(?:bash|sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Commands of a page."""
+
+    page: str
+    line: int
+    how: str | None
+    why: str | None
+    text: str
+
+    @property
+    def commands(self) -> str:
+        """What is run: with ``only planned`` no job starts."""
+        if self.how != "only planned":
+            return self.text
+        return re.sub(r"(?m)^(.*\bsnakemake\b[^#\n]*?)( *#.*)?$", r"\1 --dry-run", self.text)
+
+
+def blocks(page: str) -> Iterator[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        yield Block(page, text.count("\n", 0, found.start()) + 1, *found.groups())
+
+
+ALL = [block for page in PAGES for block in blocks(page)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A checkout for each page, made when its first block runs; the environment is the one that runs the tests."""
+    made: dict[str, Path] = {}
+
+    class Checkouts(dict):
+        def __missing__(self, page: str) -> Path:
+            folder = chain.checkout(tmp_path_factory.mktemp("page"))
+            for name in ("Makefile", "requirements-dev.txt", "constraints.txt", "pyproject.toml"):
+                (folder / name).write_bytes((ROOT / name).read_bytes())
+            (folder / ".venv").symlink_to(Path(sys.prefix))
+            self[page] = folder
+            return folder
+
+    return Checkouts(made)
+
+
+@pytest.mark.parametrize("block", ALL, ids=lambda block: f"{block.page}:{block.line}")
+def test_block_runs(block: Block, folders: dict[str, Path]) -> None:
+    if block.how == "not run":
+        pytest.skip(f"{block.page}, line {block.line}: {block.why}")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", block.commands],
+        cwd=folders[block.page],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, (
+        f"{block.page}, line {block.line}:\n{block.commands}\n{(done.stdout + done.stderr)[-4000:]}"
+    )
+
+
+def test_what_is_not_run_says_where_it_is() -> None:
+    for block in ALL:
+        assert block.how is None or len(block.why) > 10, f"{block.page}, line {block.line}"
+
+
+def test_pages_name_files_that_are_there() -> None:
+    """Links and paths in backticks: what lies in the repository is there."""
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        folder = (ROOT / page).parent
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (folder / link).exists(), f"{page} links to {link}"
+        for path in re.findall(r"`((?:scripts|rules|config|docs|tests|envs|profiles)/[\w./-]+\w)`", text):
+            assert (ROOT / path).exists() or any((ROOT / path).parent.glob(Path(path).name + "*")), (
+                f"{page} names {path}"
+            )
