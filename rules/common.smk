@@ -1,4 +1,6 @@
 # Functions and names for the rule files; no rules. Standard library, PyYAML and jsonschema only.
+import json
+
 from snakemake.iocontainers import Wildcards
 
 from scripts.common import device, digests, outdated, settings
