@@ -3,8 +3,9 @@ import json
 
 from snakemake.iocontainers import Wildcards
 
-from scripts.common import device, digests, outdated, settings
+from scripts.common import device, digests, locks, outdated, settings
 from scripts.common.errors import UserError
+from scripts.documents import closing
 from scripts.memory import cluster, configured
 from scripts.sweep.space import Runs
 
@@ -21,6 +22,7 @@ def explained(function, *arguments, **named):
         sys.exit(str(error))
 
 
+LIVING = locks.Living() if workflow.is_main_process else None
 RUNS = explained(Runs, settings.with_defaults(config))
 for run_settings in RUNS.named.values():
     explained(configured.check, run_settings)
@@ -250,6 +252,14 @@ def documents(wildcards):
     return [f"results/{wildcards.run}/{name}" for name in names]
 
 
+def exports(wildcards):
+    """The merged model for other programs: in the type of its weights, which changes nothing, and in eight bits."""
+    chosen = settings_of(wildcards)
+    dtype = chosen["merging"]["dtype"] or chosen["model"]["source"]["dtype"]
+    exact = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[dtype]
+    return [f"results/{wildcards.run}/export/{kind}/model.gguf" for kind in (exact, "q8_0")]
+
+
 # --- before and after the jobs -----------------------------------------------------------------------
 
 
@@ -261,7 +271,10 @@ def planned_outputs(jobs):
 
 def before_the_first_job():
     """Check what can be known now, while nothing has been touched; then let no old document pass for a new one."""
-    if not workflow.is_main_process or workflow.touch:
+    if not workflow.is_main_process:
+        return
+    LIVING.record()
+    if workflow.touch:
         return
     jobs = list(workflow.dag.needrun_jobs())
     if workflow.local_exec:  # on a cluster, this machine is not the one that computes
@@ -271,23 +284,16 @@ def before_the_first_job():
 
 
 def after_the_last_job():
-    """Nothing that was made is outdated any more. Then the lines that a person wants to see at the end."""
+    """Nothing that was made is outdated any more. Then what a person wanted to know."""
     if not workflow.is_main_process or workflow.touch:
         return
     outdated.after(planned_outputs(workflow.dag.needrun_jobs(exclude_finished=False))[0])
-    show_where_the_card_lies()
-
-
-def exports(wildcards):
-    """The merged model for other programs: in the type of its weights, which changes nothing, and in eight bits."""
-    chosen = settings_of(wildcards)
-    dtype = chosen["merging"]["dtype"] or chosen["model"]["source"]["dtype"]
-    exact = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[dtype]
-    return [f"results/{wildcards.run}/export/{kind}/model.gguf" for kind in (exact, "q8_0")]
-
-
-def show_where_the_card_lies():
-    """The last lines of a run that a person sees."""
-    for path in each_run("results/{run}/MODEL_CARD.md")(None):
-        if Path(path).is_file():
-            print(f"  {path}", file=sys.stderr)
+    made = {str(path) for job in workflow.dag.jobs for path in job.output}
+    lines = [
+        line
+        for run in RUNS.named
+        for line in closing.run_lines(run, profile_comparisons(Wildcards(fromdict={"run": run})), made)
+    ]
+    lines += closing.sweep_lines(f"results/{RUNS.name}-sweep/sweep.json", made)
+    if lines:
+        print("", *lines, "", sep="\n", file=sys.stderr)

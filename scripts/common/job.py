@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -24,6 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from scripts.common import locks
 from scripts.common.errors import UserError
 
 T = TypeVar("T")
@@ -41,7 +43,11 @@ def _to_stderr() -> None:
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[None]:
-    """Run a rule's work with its log open. A :class:`UserError` ends the job with its message alone."""
+    """Run a rule's work with its log open. A :class:`UserError` ends the job with its message alone.
+
+    The terminal shows what the project says; what libraries print and warn about stays in the log.
+    """
+    _end_with_snakemake()
     _to_stderr()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars fill a log with fragments
@@ -50,29 +56,63 @@ def job(snakemake: Any) -> Iterator[None]:
     file = logging.FileHandler(path, mode="w", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(file)
-    log.info("rule %s: python %s (%s)", snakemake.rule, sys.version.split()[0], sys.prefix)
-    started = time.monotonic()
-    try:
-        yield
-        log.info("rule %s: done in %.1f s", snakemake.rule, time.monotonic() - started)
-    except UserError as error:
-        log.error("%s", error)
-        sys.exit(1)
-    except BaseException:
-        log.error("%s", traceback.format_exc())
-        raise
-    finally:
-        file.close()
-        log.removeHandler(file)
+    with locks.at_work(), _output_into(file):
+        log.info("rule %s: python %s (%s)", snakemake.rule, sys.version.split()[0], sys.prefix)
+        started = time.monotonic()
+        try:
+            yield
+            log.info("rule %s: done in %.1f s", snakemake.rule, time.monotonic() - started)
+        except UserError as error:
+            log.error("%s", error)
+            sys.exit(1)
+        except BaseException:
+            log.error("%s", traceback.format_exc())
+            raise
+    file.close()
+    log.removeHandler(file)
+
+
+def _end_with_snakemake() -> None:
+    """Let the kernel end this process when Snakemake is killed: the next one must not find it writing the same files.
+
+    ``PR_SET_PDEATHSIG`` of prctl(2). What was saved is found again: training resumes from its checkpoint.
+    """
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() != parent:  # it was faster
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _output_into(file: logging.FileHandler) -> Iterator[None]:
+    """Send standard output and error, those of C libraries too, into a log; our messages go to the terminal as well."""
+    (terminal,) = [handler for handler in log.handlers if handler is not file]
+    kept = {number: os.dup(number) for number in (1, 2)}
+    with os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace") as stream:
+        before = terminal.setStream(stream)
+        for number in kept:
+            os.dup2(file.stream.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, descriptor in kept.items():
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            terminal.setStream(before or sys.stderr)
 
 
 def command(main: Callable[[], int | None]) -> None:
-    """Run a command line's ``main``: status 2 and one message for a :class:`UserError`, else what ``main`` returns."""
+    """Run a command line's ``main`` and exit with the status that it returns, 0 for None.
+
+    A :class:`UserError` is status 2 with its message alone. Any other error is the program's own, not an answer:
+    status 3, after the traceback. Announcements of libraries to their developers are not shown.
+    """
     _to_stderr()
     if not sys.warnoptions:
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # of libraries about themselves: nothing that a person can act on
+        warnings.simplefilter("ignore", FutureWarning)
     try:
         status = main()
         sys.stdout.flush()
@@ -82,6 +122,9 @@ def command(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(3)
     sys.exit(status or 0)
 
 

@@ -1,0 +1,62 @@
+"""The lines at the end of a command."""
+
+import pytest
+
+from scripts.common.files import write_json
+from scripts.documents import closing
+
+GPU = {"title": "NVIDIA GeForce RTX 4090"}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A finished run in the working directory; returns its files."""
+    monkeypatch.chdir(tmp_path)
+    run = "results/tiny-r4"
+
+    def compared(peak, fits, measured=None):
+        trace = {"peak_allocated_bytes": peak, "required_bytes": peak}
+        return {"fits": fits, "gpu": GPU if fits is not None else None, "measurement": measured, "trace": trace}
+
+    content = {
+        "results/memory/big/full-bf16/compare.json": compared(76e9, False),
+        f"{run}/memory/qlora/compare.json": compared(7.1e9, True),
+        f"{run}/memory/training/compare.json": compared(9.1e8, None, {"device": "cpu", "peak_allocated_bytes": 8.0e8}),
+        f"{run}/memory/training/gate.json": {"fits": None, "overridden": False, "reason": "nothing to gate"},
+        f"{run}/evaluation/comparison.json": {
+            "base": {"exact": {"count": 0}, "loss": 3.01},
+            "exact": {"verdict": "better"},
+            "loss": {"verdict": "better"},
+            "n": 150,
+            "tuned": {"exact": {"count": 28}, "loss": 0.839},
+        },
+        f"{run}/MODEL_CARD.md": {},
+        "results/tiny-sweep/sweep.json": {"recommendation": {"run": None, "reason": "the intervals do not tell"}},
+    }
+    for path, value in content.items():
+        write_json(path, value)
+    return list(content)
+
+
+def test_a_run_ends_with_what_a_person_wanted_to_know(files):
+    assert closing.run_lines("tiny-r4", files[:2], files) == [
+        "tiny-r4",
+        "  full-bf16         76.00 GB, does not fit NVIDIA GeForce RTX 4090",
+        "  qlora             7.10 GB, fits NVIDIA GeForce RTX 4090",
+        "  this run's step   0.91 GB predicted; measured 0.80 GB (cpu)",
+        "  gate              not checked: nothing to gate",
+        "  exact answers     28 of 150, the base 0: better",
+        "  loss              0.839, the base 3.010: better",
+        "  card              results/tiny-r4/MODEL_CARD.md",
+    ]
+    assert closing.sweep_lines("results/tiny-sweep/sweep.json", files) == [
+        "sweep: no run can be recommended: the intervals do not tell",
+        "  results/tiny-sweep/SWEEP.md",
+    ]
+
+
+def test_what_the_command_did_not_ask_for_is_not_told(files):
+    """An evaluation that lies there may be one of other settings."""
+    lines = closing.run_lines("tiny-r4", files[:2], [path for path in files if "gate" in path])
+    assert lines == ["tiny-r4", "  gate              not checked: nothing to gate"]
+    assert closing.run_lines("tiny-r4", files[:2], []) == [] and closing.sweep_lines(files[-1], []) == []
