@@ -27,7 +27,7 @@ the top down, and smaller ones, which a driver cuts from stretches of its own, a
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MIB = 2**20
@@ -45,6 +45,7 @@ EMPTY_CACHE: Event = (0, 0)  # torch.cuda.empty_cache(): gives free segments bac
 # the free lists are plain sorted lists; addresses stay below 2**48 as CUDA's do.
 _ADDRESS_BITS = 48
 _ADDRESS_MASK = (1 << _ADDRESS_BITS) - 1
+_PLENTY = 1 << 62  # a capacity that nothing exceeds
 
 
 class OutOfMemory(Exception):
@@ -150,12 +151,172 @@ def typical_block(requested: int) -> int:
     return size + (rest // count if rest <= SMALL < size else 0)
 
 
+class _Allocator:
+    """Segments cut into blocks, free or in use, and the largest sums of both since the last mark."""
+
+    def __init__(self) -> None:
+        self.small: list[int] = []  # keys of the free blocks of each pool, ascending
+        self.large: list[int] = []
+        self.free: dict[int, _Block] = {}  # free blocks by address
+        self.used: dict[int, _Block] = {}  # by id
+        self.high = 1 << (_ADDRESS_BITS - 1)  # of the last large segment; the next one lies below it
+        self.low = self.high >> 1  # where the next segment of at most 20 MiB lies
+        self.allocated = self.requested = self.reserved = 0
+        self.peaks = (0, 0, 0)  # allocated, requested, reserved
+        self.retries = 0
+        self.capacity = _PLENTY
+
+    def copy(self) -> _Allocator:
+        """The same state once more, for another future."""
+        other = _Allocator()
+        other.__dict__.update(self.__dict__)
+        other.small, other.large = list(self.small), list(self.large)
+        pools = {id(self.small): other.small, id(self.large): other.large}
+        twins: dict[int, _Block] = {}
+        for blocks in (self.free, self.used):
+            for block in blocks.values():
+                twin = twins[block.address] = _Block(block.address, block.size, pools[id(block.pool)])
+                twin.free, twin.requested = block.free, block.requested
+        for blocks in (self.free, self.used):
+            for block in blocks.values():
+                if block.next is not None:
+                    twin, following = twins[block.address], twins[block.next.address]
+                    twin.next, following.previous = following, twin
+        other.free = {address: twins[address] for address in self.free}
+        other.used = {identity: twins[block.address] for identity, block in self.used.items()}
+        return other
+
+    def release(self) -> None:
+        """Give back the segments that are free as a whole (``release_blocks``)."""
+        free = self.free
+        for pool in (self.large, self.small):
+            kept = []
+            for key in pool:
+                block = free[key & _ADDRESS_MASK]
+                if block.previous is None and block.next is None:
+                    self.reserved -= free.pop(block.address).size
+                else:
+                    kept.append(key)
+            pool[:] = kept
+
+    def make_segment(self, size: int, pool: list[int], index: int, grow: bool) -> _Block:
+        """A new segment as one block (``alloc_block``); under pressure free segments are given back first."""
+        segment = segment_size(size)
+        if self.reserved + segment > self.capacity:
+            self.retries += 1
+            self.release()
+            if self.reserved + segment > self.capacity:
+                if not grow:
+                    raise OutOfMemory(index, self.reserved + segment, self.capacity)
+                self.capacity = self.reserved + segment
+        if segment > LARGE_SEGMENT:
+            self.high -= segment
+            block = _Block(self.high, segment, pool)
+        else:
+            block = _Block(self.low, segment, pool)
+            self.low += segment
+        self.reserved += segment
+        return block
+
+    def run(
+        self,
+        events: Sequence[Event],
+        first: int,
+        last: int,
+        *,
+        grow: bool = False,
+        stop: bool = False,
+        trail: list[int] | None = None,
+    ) -> int:
+        """Serve events from index ``first`` to before ``last``; returns the index of the first that was not served.
+
+        With ``stop`` that is the first one that would need a segment beyond the capacity.
+        """
+        small, large, free, used = self.small, self.large, self.free, self.used
+        allocated, requested = self.allocated, self.requested
+        peak_allocated, peak_requested, peak_reserved = self.peaks
+        index = first
+        for index in range(first, last):
+            identity, count = events[index]
+            if trail is not None:
+                trail.append(allocated)
+            if identity < 0:  # free_block, try_merge_blocks
+                block = used.pop(-identity, None)
+                if block is None:
+                    continue
+                allocated -= block.size
+                requested -= block.requested
+                pool = block.pool
+                other = block.previous
+                if other is not None and other.free:
+                    del pool[bisect_left(pool, other.size << _ADDRESS_BITS | other.address)]
+                    other.size += block.size
+                    other.next = block.next
+                    if block.next is not None:
+                        block.next.previous = other
+                    block = other
+                other = block.next
+                if other is not None and other.free:
+                    del pool[bisect_left(pool, other.size << _ADDRESS_BITS | other.address)]
+                    del free[other.address]
+                    block.size += other.size
+                    block.next = other.next
+                    if other.next is not None:
+                        other.next.previous = block
+                block.free = True
+                free[block.address] = block
+                insort(pool, block.size << _ADDRESS_BITS | block.address)
+                continue
+            if identity == 0:
+                self.release()
+            if count == 0:
+                continue
+            size = (count + MIN_BLOCK - 1) & -MIN_BLOCK  # round_size
+            pool = small if size <= SMALL else large
+            place = bisect_left(pool, size << _ADDRESS_BITS)  # get_free_block: best fit, then lowest address
+            if place < len(pool):
+                block = free.pop(pool.pop(place) & _ADDRESS_MASK)
+                block.free = False
+            else:
+                if stop and self.reserved + segment_size(size) > self.capacity:
+                    break
+                block = self.make_segment(size, pool, index, grow)
+                if self.reserved > peak_reserved:
+                    peak_reserved = self.reserved
+            rest = block.size - size
+            if rest > SMALL or (rest >= MIN_BLOCK and pool is small):  # should_split
+                other = _Block(block.address + size, rest, pool)
+                other.free = True
+                other.previous = block
+                other.next = block.next
+                if block.next is not None:
+                    block.next.previous = other
+                block.next = other
+                block.size = size
+                free[other.address] = other
+                insort(pool, rest << _ADDRESS_BITS | other.address)
+            block.requested = count
+            used[identity] = block
+            allocated += block.size
+            requested += count
+            if allocated > peak_allocated:
+                peak_allocated = allocated
+            if requested > peak_requested:
+                peak_requested = requested
+        else:
+            index = last
+        self.allocated, self.requested = allocated, requested
+        self.peaks = (peak_allocated, peak_requested, peak_reserved)
+        return index
+
+
 def replay(
-    events: Iterable[Event],
+    events: Sequence[Event],
     marks: Sequence[tuple[str, int]] = (),
     capacity_bytes: int | None = None,
     *,
     grow: bool = False,
+    trail: list[int] | None = None,
 ) -> Replay:
     """Run events through the allocator.
 
@@ -168,9 +329,11 @@ def replay(
     marks
         ``(phase, index of the phase's first event)`` in order.
     capacity_bytes
-        What segments may take together: the card's memory without the CUDA context. None: plenty.
+        What segments may take together: the GPU's memory without the CUDA context. None: plenty.
     grow
         Raise the capacity instead of failing, to what would have sufficed there.
+    trail
+        Gets the bytes of the blocks in use before each event.
 
     Returns
     -------
@@ -183,161 +346,58 @@ def replay(
         ``malloc``: ``get_free_block``, ``alloc_block``, ``release_cached_blocks``, ``alloc_block``
         (``release_available_cached_blocks`` does nothing unless ``max_split_size_mb`` is set).
     """
-    small: list[int] = []  # keys of the free blocks of each pool, ascending
-    large: list[int] = []
-    free: dict[int, _Block] = {}  # free blocks by address
-    used: dict[int, _Block] = {}
-    high = 1 << (_ADDRESS_BITS - 1)  # of the last large segment; the next one lies below it
-    low = high >> 1  # where the next segment of at most 20 MiB lies
-    allocated = requested = reserved = 0
-    peak_allocated = peak_requested = peak_reserved = 0  # since the last mark
-    capacity = capacity_bytes if capacity_bytes is not None else 1 << 62
-    retries = 0
-    starts: list[tuple[str, int, int]] = []
-    peaks: list[tuple[int, int, int]] = []
-    upcoming = list(marks)[::-1]
-    next_mark = upcoming[-1][1] if upcoming else -1
-    index = -1
-
-    def release(pool: list[int]) -> int:
-        """Give back the segments that are free as a whole, and return their bytes (``release_blocks``)."""
-        kept, released = [], 0
-        for key in pool:
-            block = free[key & _ADDRESS_MASK]
-            if block.previous is None and block.next is None:
-                released += free.pop(block.address).size
-            else:
-                kept.append(key)
-        pool[:] = kept
-        return released
-
-    for index, (identity, count) in enumerate(events):
-        while index == next_mark:
-            peaks.append((peak_allocated, peak_requested, peak_reserved))
-            starts.append((upcoming.pop()[0], index, allocated))
-            peak_allocated, peak_requested, peak_reserved = allocated, requested, reserved
-            next_mark = upcoming[-1][1] if upcoming else -1
-
-        if identity < 0:  # free_block, try_merge_blocks
-            block = used.pop(-identity, None)
-            if block is None:
-                continue
-            allocated -= block.size
-            requested -= block.requested
-            pool = block.pool
-            other = block.previous
-            if other is not None and other.free:
-                del pool[bisect_left(pool, other.size << _ADDRESS_BITS | other.address)]
-                other.size += block.size
-                other.next = block.next
-                if block.next is not None:
-                    block.next.previous = other
-                block = other
-            other = block.next
-            if other is not None and other.free:
-                del pool[bisect_left(pool, other.size << _ADDRESS_BITS | other.address)]
-                del free[other.address]
-                block.size += other.size
-                block.next = other.next
-                if other.next is not None:
-                    other.next.previous = block
-            block.free = True
-            free[block.address] = block
-            insort(pool, block.size << _ADDRESS_BITS | block.address)
-            continue
-
-        if identity == 0:
-            reserved -= release(large) + release(small)
-        if count == 0:
-            continue
-        size = MIN_BLOCK if count < MIN_BLOCK else -(-count // MIN_BLOCK) * MIN_BLOCK
-        pool = small if size <= SMALL else large
-        place = bisect_left(pool, size << _ADDRESS_BITS)  # get_free_block: best fit, then lowest address
-        if place < len(pool):
-            block = free.pop(pool.pop(place) & _ADDRESS_MASK)
-            block.free = False
-        else:
-            segment = segment_size(size)
-            if reserved + segment > capacity:
-                retries += 1
-                reserved -= release(large) + release(small)
-                if reserved + segment > capacity:
-                    if not grow:
-                        raise OutOfMemory(index, reserved + segment, capacity)
-                    capacity = reserved + segment
-            if segment > LARGE_SEGMENT:
-                high -= segment
-                block = _Block(high, segment, pool)
-            else:
-                block = _Block(low, segment, pool)
-                low += segment
-            reserved += segment
-            if reserved > peak_reserved:
-                peak_reserved = reserved
-        rest = block.size - size
-        if rest > SMALL or (rest >= MIN_BLOCK and pool is small):  # should_split
-            other = _Block(block.address + size, rest, pool)
-            other.free = True
-            other.previous = block
-            other.next = block.next
-            if block.next is not None:
-                block.next.previous = other
-            block.next = other
-            block.size = size
-            free[other.address] = other
-            insort(pool, rest << _ADDRESS_BITS | other.address)
-        block.requested = count
-        used[identity] = block
-        allocated += block.size
-        requested += count
-        if allocated > peak_allocated:
-            peak_allocated = allocated
-        if requested > peak_requested:
-            peak_requested = requested
-
-    while upcoming:  # phases without events
-        peaks.append((peak_allocated, peak_requested, peak_reserved))
-        starts.append((upcoming.pop()[0], index + 1, allocated))
-        peak_allocated, peak_requested, peak_reserved = allocated, requested, reserved
-    peaks.append((peak_allocated, peak_requested, peak_reserved))
+    state = _Allocator()
+    if capacity_bytes is not None:
+        state.capacity = capacity_bytes
+    ends = [*(index for _, index in marks), len(events)]
+    state.run(events, 0, ends[0], grow=grow, trail=trail)
+    peaks, spans = [state.peaks], []
+    for (phase, start), end in zip(marks, ends[1:], strict=True):
+        begun = state.allocated
+        state.peaks = (state.allocated, state.requested, state.reserved)
+        state.run(events, start, end, grow=grow, trail=trail)
+        peaks.append(state.peaks)
+        spans.append(Span(phase, start, begun, *state.peaks))
+    allocated, requested, reserved = (max(kind) for kind in zip(*peaks, strict=True))
     return Replay(
-        peak_allocated_bytes=max(peak[0] for peak in peaks),
-        peak_requested_bytes=max(peak[1] for peak in peaks),
-        peak_reserved_bytes=max(peak[2] for peak in peaks),
-        allocated_bytes=allocated,
-        requested_bytes=requested,
-        reserved_bytes=reserved,
-        spans=tuple(Span(*start, *peak) for start, peak in zip(starts, peaks[1:], strict=True)),
-        capacity_bytes=None if capacity_bytes is None else capacity,
-        retries=retries,
+        peak_allocated_bytes=allocated,
+        peak_requested_bytes=requested,
+        peak_reserved_bytes=reserved,
+        allocated_bytes=state.allocated,
+        requested_bytes=state.requested,
+        reserved_bytes=state.reserved,
+        spans=tuple(spans),
+        capacity_bytes=None if capacity_bytes is None else state.capacity,
+        retries=state.retries,
     )
 
 
-def required_bytes(events: Sequence[Event]) -> int:
-    """Return the least a card must have for the events, in bytes, without its CUDA context.
+def required_bytes(events: Sequence[Event], plenty: Replay | None = None) -> int:
+    """Return the least a GPU must have for the events, in bytes, without its CUDA context.
 
-    Below that capacity some request fails even after every free segment has been given back; at it, all are
-    served. Found by bisection in steps of 2 MiB (all segments are multiples of it), between the blocks in use at
-    the peak and what a run is given that may take more whenever it has to.
+    Below that capacity some request fails even after every free segment has been given back; at it, all are served.
+    Found by bisection in steps of 2 MiB (all segments are multiples of it), between the blocks in use at the peak and
+    what a run reserves that never runs short. All capacities from ``too_little`` on have the same history until
+    segments first take more than that: it is run once, and each probe goes on from there.
+
+    Parameters
+    ----------
+    plenty
+        The replay of the events without a capacity, if it is known.
     """
-    plenty = replay(events)
-    enough = replay(events, capacity_bytes=0, grow=True).capacity_bytes or 0
-    if not _fits(events, enough):  # the run that grew gave segments back earlier than one with `enough` from the start
-        enough = plenty.peak_reserved_bytes
-    too_little = (plenty.peak_allocated_bytes - 1) // ROUND_LARGE  # in steps
-    steps = enough // ROUND_LARGE
-    while steps - too_little > 1:
-        middle = (too_little + steps) // 2
-        if _fits(events, middle * ROUND_LARGE):
-            steps = middle
-        else:
+    plenty = plenty or replay(events)
+    too_little = (plenty.peak_allocated_bytes - 1) // ROUND_LARGE  # in steps of 2 MiB
+    enough = plenty.peak_reserved_bytes // ROUND_LARGE
+    history, index = _Allocator(), 0
+    while enough - too_little > 1:
+        history.capacity = too_little * ROUND_LARGE
+        index = history.run(events, index, len(events), stop=True)
+        middle = (too_little + enough) // 2
+        state = history.copy()
+        state.capacity = middle * ROUND_LARGE
+        try:
+            state.run(events, index, len(events))
+            enough = middle
+        except OutOfMemory:
             too_little = middle
-    return steps * ROUND_LARGE
-
-
-def _fits(events: Sequence[Event], capacity: int) -> bool:
-    try:
-        replay(events, capacity_bytes=capacity)
-    except OutOfMemory:
-        return False
-    return True
+    return enough * ROUND_LARGE

@@ -124,9 +124,9 @@ def make_report(
         events = [event for event in events if event[0]]
     last = tracker.marks[-1][1] - 1  # the mark of the end has a number of its own
     begin, second = tracker.start(0), tracker.start(last)
-    run = replay(events, [("", index) for index in range(begin, len(events))]) if on_gpu else None
-    allocated = [span.start_allocated_bytes for span in run.spans] if run else _running_sum(events)[begin:]
-    allocated.append(run.allocated_bytes if run else 0)
+    trail: list[int] = []
+    run = replay(events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
+    allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = [span for span in tracker.spans(last) if span[0] in PHASES]
     tops: dict[str, int] = {}
@@ -140,7 +140,7 @@ def make_report(
     for phase, parts in zip(tops, _components(tracker, events, [begin + top for top in tops.values()]), strict=True):
         rounding = {ROUNDING: phases[phase] - sum(parts.values())} if on_gpu else {}
         by_phase[phase] = dict(sorted((parts | rounding).items()))
-    before = replay(events[:begin]).peak_allocated_bytes if on_gpu else allocated[0]
+    before = run.spans[0].peak_allocated_bytes if run else allocated[0]
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,
@@ -163,7 +163,7 @@ def _reserved(
     if capacity_bytes is not None and reserved > capacity_bytes:
         reserved = replay(events, capacity_bytes=capacity_bytes, grow=True).peak_reserved_bytes
     if len(histories) < 2:
-        required = required_bytes(events)
+        required = required_bytes(events, run)
         return {
             "peak_reserved_bytes": reserved,
             "reserved_range_bytes": (reserved, reserved),
