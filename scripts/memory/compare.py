@@ -1,7 +1,5 @@
 """Rule ``compare_memory``: the answers for a scenario side by side, with differences and the verdict for its GPU."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rule ``estimate_memory``: a scenario's memory from its model's configuration alone, without torch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from scripts.common.files import write_json

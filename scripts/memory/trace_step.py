@@ -1,7 +1,5 @@
 """Rule ``trace_memory``: a scenario's training step on the meta device, with the timeline for a figure."""
 
-from __future__ import annotations
-
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
