@@ -86,6 +86,20 @@ def test_rows_keep_their_other_fields_and_their_order(tmp_path):
     assert set(kept[0]) == {"command", "line", "request", "source"}
 
 
+def test_near_duplicates_of_several_commands(tmp_path):
+    pairs = [
+        (f"{start} the files in src{end}", f"ls {start}") for start in ("List", "Show", "Print") for end in ("", "!")
+    ]
+    kept, rejected, _ = run(tmp_path, pairs)
+    assert [row["line"] for row in kept] == [1, 3, 5]
+    assert [row["line"] for row in rejected] == [2, 4, 6]
+
+
+def test_similarity_counts_where_words_begin_and_end():
+    assert clean.shingles("ls a") == {" ls", "ls ", "s a", " a "}
+    assert clean.similarity(clean.shingles("ls a"), clean.shingles("ls b")) == 2 / 6
+
+
 def test_near_duplicates_can_be_kept(tmp_path):
     pairs = [("list the files in src", "ls src"), ("List the files in src!", "ls src")]
     assert len(run(tmp_path, pairs, None)[0]) == 2

@@ -178,6 +178,15 @@ def test_files_hold_what_the_report_says(tmp_path):
     assert (tmp_path / "rejected.jsonl").read_text() == ""
 
 
+def test_no_row_falls_between_two_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "_ROWS_AT_ONCE", 7)
+    report = run(tmp_path, PAIRS[:30], 512)["splits"]["train"]
+    expected = encode_pairs(AutoTokenizer.from_pretrained(tmp_path / "model"), SYSTEM, PAIRS[:30])
+    table = pq.read_table(tmp_path / "train.parquet").to_pydict()
+    assert list(zip(table["input_ids"], table["labels"], strict=True)) == expected
+    assert report["lengths"]["p000"] == min(len(ids) for ids, _ in expected)
+
+
 def test_the_same_rows_are_the_same_bytes(tmp_path):
     run(tmp_path / "a", PAIRS, 512)
     run(tmp_path / "b", PAIRS, 512)
@@ -195,6 +204,8 @@ def test_overlong_rows_are_dropped_and_counted(tmp_path):
     assert max(map(len, table["input_ids"])) <= 70
     assert len(rejected) == 3 * report["overlong"]  # the three splits are the same here
     assert all(row["stage"] == "encode" and "more than the sequence length of 70" in row["detail"] for row in rejected)
+    assert report["tokens"] == sum(map(len, table["input_ids"]))
+    assert report["learned_tokens"] == sum(label != IGNORED for labels in table["labels"] for label in labels)
     # A row is whole or not there.
     assert all(ids[-1] == labels[-1] != IGNORED for ids, labels in zip(*table.values(), strict=True))
 
@@ -227,11 +238,12 @@ def test_fewer_rows_than_a_step_takes(tmp_path):
     assert not (tmp_path / "few/encode.json").exists()
 
 
-def test_a_changed_split_is_noticed(tmp_path):
+@pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl", "check.json"])
+def test_a_changed_input_is_noticed(tmp_path, name):
     run(tmp_path, PAIRS[:8], 512)
     inputs = {name: str(tmp_path / f"{name}.jsonl") for name in SPLITS}
     inputs |= {name: str(tmp_path / f"{name}.json") for name in ("split", "check")}
-    with open(inputs["train"], "a") as file:
-        file.write('{"request": "Clean up", "command": "rm -rf / --no-preserve-root", "source": "test", "line": 9}\n')
-    with pytest.raises(UserError, match=r"train\.jsonl is not what the step that made it has written"):
+    with open(tmp_path / name, "a") as file:
+        file.write('{"command": "rm -rf / --no-preserve-root", "line": 9, "request": "Clean up", "source": "test"}\n')
+    with pytest.raises(UserError, match=f"{name} is not what the step that made it has written"):
         encode.main(inputs, {}, SYSTEM, "drop", 512)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from scripts.common import settings as configuration
 from scripts.common.errors import UserError
+from scripts.common.files import read_report
 from scripts.dataset import acquire
 from scripts.dataset.sources import MAXIMUM_LINE_CHARACTERS, read_file
 from scripts.dataset.text import defect
@@ -187,6 +188,27 @@ def test_a_nul_or_control_character_is_left_to_cleaning(tmp_path, name):
     run(tmp_path, path)
     (row,) = rows(tmp_path)
     assert defect(row["request"], row["command"]) == "request has a NUL byte"
+
+
+def test_columns_without_a_name_are_nobodys(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"nl,bash,,\na,ls,,\n")  # as spreadsheets leave them behind
+    run(tmp_path, path)
+    assert [row["command"] for row in rows(tmp_path)] == ["ls"]
+
+
+def test_rows_of_an_external_test_set_that_cannot_be_read_are_listed_too(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"nl": "a", "bash": "ls"}\n{"nl": "b", "bash": 7}\n')
+    names = {"pairs": "raw.jsonl", "external": "external.jsonl", "rejected": "rejected.jsonl", "report": "acquire.json"}
+    outputs = types.SimpleNamespace(**{name: str(tmp_path / file) for name, file in names.items()})
+    source = {"type": "files", "license": "MIT", "paths": [str(path)], "columns": COLUMNS}
+    acquire.main([{"type": "embedded", "license": "MIT", "seed": 1, "pairs": 3}], [source], outputs)
+    (rejected,) = map(json.loads, Path(outputs.rejected).read_text().splitlines())
+    assert (rejected["line"], rejected["reason"]) == (2, "command is not text but int")
+    report = read_report(outputs.report, outputs.pairs, outputs.external, outputs.rejected)
+    assert (report["rows"], report["rejected"], report["reasons"]) == (3, 0, {})
+    assert (report["external"][0]["rows"], report["external"][0]["rejected"]) == (1, 1)
 
 
 def test_a_parquet_file_with_two_columns_of_one_name(tmp_path):
