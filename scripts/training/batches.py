@@ -58,16 +58,18 @@ def epoch_batches(
     return [[rows[index] for index in batch] for batch in batches]
 
 
-def collate(rows: Sequence[Row], pad_token_id: int, device: torch.device | str) -> dict[str, torch.Tensor]:
+def collate(
+    rows: Sequence[Row], pad_token_id: int, device: torch.device | str, *, mask: bool = False
+) -> dict[str, torch.Tensor]:
     """Pad on the right to the longest row.
 
-    There is no attention mask: a causal model never looks to the right, and without a mask the fused attention
-    kernels can be used, as in the trace.
+    By default there is no attention mask: a causal model never looks to the right, and without a mask the fused
+    attention kernels can be used. ``mask`` adds one, for a step whose memory was predicted with it.
 
     Returns
     -------
     dict
-        ``input_ids`` and ``labels``, each of shape (rows, longest) and dtype int64.
+        ``input_ids`` and ``labels`` (and ``attention_mask``), each of shape (rows, longest) and dtype int64.
     """
     longest = max(len(row.input_ids) for row in rows)
     shape = (len(rows), longest)
@@ -77,4 +79,8 @@ def collate(rows: Sequence[Row], pad_token_id: int, device: torch.device | str) 
         length = len(row.input_ids)
         input_ids[index, :length] = torch.tensor(row.input_ids)
         labels[index, :length] = torch.tensor(row.labels)
-    return {"input_ids": input_ids.to(device), "labels": labels.to(device)}
+    batch = {"input_ids": input_ids, "labels": labels}
+    if mask:
+        lengths = torch.tensor([len(row.input_ids) for row in rows])
+        batch["attention_mask"] = (torch.arange(longest)[None] < lengths[:, None]).long()
+    return {name: tensor.to(device) for name, tensor in batch.items()}

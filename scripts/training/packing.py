@@ -113,7 +113,8 @@ def collate_packs(
         ``attention_mask`` as :func:`attention_masks` makes it.
     """
     if scenario.packing == "none":
-        return collate([row for pack in packs for row in pack], pad_token_id, device)
+        rows = [row for pack in packs for row in pack]
+        return collate(rows, pad_token_id, device, mask=scenario.attention_mask == "padding")
     longest = max(prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs)
     shape = (len(packs), longest)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)

@@ -217,11 +217,15 @@ def fit(
     pad_token_id: int,
     checkpoint: Checkpoint,
     prefix: int = 0,
+    predicted: Mapping[str, Any] | None = None,
 ) -> tuple[list[dict], int, float]:
     """Take the steps.
 
-    ``prefix`` is the number of tokens that rows share in a pack. Returns the curve (a row a step), the step that it
-    was resumed from, and the seconds that all steps took.
+    ``prefix`` is the number of tokens that rows share in a pack; ``predicted`` is the gate's report, whose figures
+    explain an out-of-memory error. With ``on_out_of_memory: halve`` a step that the device can't hold is taken again,
+    and the later ones are taken, in micro-batches of half the size: as many rows, the same gradient.
+
+    Returns the curve (a row a step), the step that it was resumed from, and the seconds that all steps took.
     """
     import torch
 
@@ -231,22 +235,17 @@ def fit(
 
     device = next(model.parameters()).device
     # fp16 gradients under autocast underflow without a scale; bf16 has fp32's range.
-    scaler = torch.amp.GradScaler(device.type) if scenario.precision == "fp16-mixed" else None
+    scaler = torch.amp.GradScaler(device.type) if scenario.autocast_precision == "fp16" else None
     _, total = plan_steps(len(rows), rows_in_a_step(vars(scenario), loop), loop["epochs"], loop["max_steps"])
     start, curve, seconds = checkpoint.load(model, optimizer)
     if start:
         log.info("Resuming from the checkpoint after step %d", start)
     begun = last_message = time.monotonic()
-    computed_here = 0
-    for step, micros in enumerate(planned_steps(rows, scenario, loop, seed, prefix)):
-        if step < start:
-            continue
-        rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = [row for packs in micros for pack in packs for row in pack]
-        learned = learned_tokens(batch)
-        loss, computed = 0.0, 0
+    computed_here, half = 0, None
+
+    def accumulate(micros: list) -> tuple[float, int]:
+        """Forward and backward over a step's micro-batches; returns their loss and the tokens that were computed."""
+        learned, loss, computed = learned_tokens(batch), 0.0, 0
         for packs in micros:
             # Each micro-batch counts by its answer tokens: accumulation gives the gradient of the whole batch.
             share = learned_tokens([row for pack in packs for row in pack]) / learned
@@ -254,6 +253,31 @@ def fit(
             tensors = collate_packs(packs, scenario, prefix, pad_token_id, model.config, device)
             loss += share * float(forward_backward(model, tensors, scenario, loss_scale=scale))
             computed += tensors["input_ids"].numel()
+        return loss, computed
+
+    for step, micros in enumerate(planned_steps(rows, scenario, loop, seed, prefix)):
+        if step < start:
+            continue
+        if half:  # what was found too large for the device is not tried again
+            micros = _split(micros, half)
+        rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = [row for packs in micros for pack in packs for row in pack]
+        while True:
+            try:
+                loss, computed = accumulate(micros)
+                break
+            except torch.OutOfMemoryError as error:
+                largest = max(map(len, micros))
+                if loop.get("on_out_of_memory") != "halve" or largest == 1:
+                    raise _out_of_memory(error, scenario, predicted) from None
+                # The same rows, so the same step: no weight has changed yet.
+                half = largest // 2
+                log.warning("Out of memory at step %d: micro-batches of %d from here on, as many rows", step + 1, half)
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            micros = _split(micros, half)
         if not math.isfinite(loss):  # before it can spoil the weights
             raise _not_finite("loss", loss, step, checkpoint)
         norm = float(optimizer_step(model, optimizer, scenario, max_grad_norm=loop["max_grad_norm"], scaler=scaler))
@@ -265,9 +289,10 @@ def fit(
             {
                 "computed_tokens": computed,
                 "gradient_norm": norm if math.isfinite(norm) else None,  # a step that the scaler left out
-                "learned_tokens": learned,
+                "learned_tokens": learned_tokens(batch),
                 "learning_rate": rate,
                 "loss": loss,
+                "micro_batch": half or scenario.micro_batch,
                 "padding_tokens": computed - tokens + saved,
                 "rows": len(batch),
                 "shared_tokens": saved,
@@ -285,6 +310,39 @@ def fit(
             left = (total - step - 1) * (now - begun) / (step + 1 - start)
             log.info("step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left", step + 1, total, loss, speed, left)
     return curve, start, seconds + time.monotonic() - begun
+
+
+def _split(micros: list, size: int) -> list:
+    """The same packs in micro-batches of at most ``size``."""
+    return [packs[first : first + size] for packs in micros for first in range(0, len(packs), size)]
+
+
+def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str, Any] | None) -> UserError:
+    """The allocator's figures beside the trace's, and what to change."""
+    import torch
+
+    found = [str(error).splitlines()[0]]
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found.append(
+            f"the allocator had {torch.cuda.max_memory_allocated()} bytes in use and {torch.cuda.max_memory_reserved()}"
+            f" reserved at most; {free} of the device's {total} are free, the rest is this process's and others'"
+        )
+    if predicted:
+        found.append(
+            f"the trace said {predicted['peak_allocated_bytes']} in use, and a device with"
+            f" {predicted['required_bytes']} free"
+        )
+    half, twice = scenario.micro_batch // 2, scenario.gradient_accumulation * 2
+    smaller = f"micro_batch: {half}\n  gradient_accumulation: {twice}" if half else "gradient_checkpointing: true"
+    return UserError(
+        "The training step does not fit the device's memory.",
+        where="training; `nvidia-smi` names the other processes on the device",
+        found="; ".join(found),
+        allowed="a smaller micro-batch (on_out_of_memory: halve does it by itself), or what `python -m"
+        " scripts.memory.predict` says fits; with more required than allocated, allocator.expandable_segments",
+        write=f"training:\n  {smaller}",
+    )
 
 
 def _not_finite(what: str, value: float, step: int, checkpoint: Checkpoint) -> UserError:
@@ -335,6 +393,22 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
 
 
+def set_allocator(scenario: Scenario) -> None:
+    """Let PyTorch's caching allocator work as the trace assumed; before torch is imported.
+
+    A setting of the same name in the environment stays, and is named when it contradicts.
+    """
+    wanted = f"expandable_segments:{scenario.allocator['expandable_segments']}"
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        if given := os.environ.get(name):
+            if wanted not in given and (
+                scenario.allocator["expandable_segments"] or "expandable_segments:True" in given
+            ):
+                log.warning("%s=%s in the environment; the memory was predicted with %s", name, given, wanted)
+            return
+    os.environ["PYTORCH_ALLOC_CONF"] = wanted
+
+
 def main(
     base: Path,
     scenario_mapping: dict,
@@ -350,6 +424,7 @@ def main(
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
     rows_per_step = rows_in_a_step(vars(scenario), loop)
+    set_allocator(scenario)
     device = pick_device(loop["device"])
     state = {
         "code": code,
@@ -408,9 +483,11 @@ def main(
     loaded = time.monotonic()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    predicted = read_json(inputs["gate"]) if "gate" in inputs else None
     curve, resumed_from, seconds = fit(
-        model, optimizer, rows, scenario, loop, seed, pad_token_id, checkpoint, prefix=shared
+        model, optimizer, rows, scenario, loop, seed, pad_token_id, checkpoint, prefix=shared, predicted=predicted
     )
+    halved = [row for row in curve if row["micro_batch"] < scenario.micro_batch]
     # Before anything that can fail: the checkpoint of the last step, and these.
     save_adapter(model, folder, description["source"].get("repository", description["title"]))
     write_jsonl(curve_path, curve)
@@ -430,6 +507,7 @@ def main(
             "first_loss": curve[0]["loss"],
             "learned_tokens": totals["learned_tokens"],
             "loop": loop,
+            "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)} if halved else None,
             "packing": {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": prefix},
             "peak_allocated_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
             "quantized": quantized,
@@ -469,7 +547,7 @@ if __name__ == "__main__":
             snakemake.params.scenario,
             snakemake.params.loop,
             snakemake.params.seed["seed"],
-            {name: snakemake.input[name] for name in ("encoded", "train", "validation", "weights")},
+            {name: snakemake.input[name] for name in ("encoded", "gate", "train", "validation", "weights")},
             {name: snakemake.output[name] for name in ("adapter", "report", "curve")},
             snakemake.threads,
             snakemake.params.code,

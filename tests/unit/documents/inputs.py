@@ -281,6 +281,7 @@ def files() -> dict[str, Any]:
                 "seed": 42,
                 "steps": 150,
                 "threads": 2,
+                "out_of_memory": None,
                 "packing": {
                     "exactness": {"gradient_difference": 2e-6, "loss_difference": 1e-7},
                     "kind": "shared_prefix",

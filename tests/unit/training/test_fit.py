@@ -141,6 +141,41 @@ def test_packs_take_the_step_of_the_rows_alone(tmp_path):
     assert other_curve[0]["padding_tokens"] < curve[0]["padding_tokens"] / 4
 
 
+@pytest.fixture
+def small_device(monkeypatch):
+    """A device that holds micro-batches of at most 3 rows."""
+    from scripts.training import step as step_module
+
+    real = step_module.forward_backward
+
+    def limited(model, batch, *args, **kwargs):
+        if len(batch["input_ids"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(model, batch, *args, **kwargs)
+
+    monkeypatch.setattr(step_module, "forward_backward", limited)
+
+
+def test_out_of_memory_is_explained(tmp_path, small_device):
+    with pytest.raises(UserError, match="does not fit") as error:
+        fit(tmp_path, scenario(micro_batch=8))
+    assert "micro_batch: 4\n  gradient_accumulation: 2" in error.value.write
+    assert "Tried to allocate 2.00 GiB" in str(error.value)
+
+
+def test_halved_micro_batches_take_the_same_steps(tmp_path, small_device, monkeypatch):
+    loop, data = {**LOOP, "on_out_of_memory": "halve", "max_steps": 4}, rows(longest=9)
+    halved, curve, _ = fit(tmp_path / "halved", scenario(micro_batch=8), loop, data=data)
+    assert [row["micro_batch"] for row in curve] == [2] * 4 and [row["rows"] for row in curve] == [8] * 4
+    monkeypatch.undo()
+    whole, other_curve, _ = fit(tmp_path / "whole", scenario(micro_batch=8), loop, data=data)
+    assert [row["micro_batch"] for row in other_curve] == [8] * 4
+    for row, other in zip(curve, other_curve, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    for name in whole:
+        torch.testing.assert_close(halved[name], whole[name], rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, value):
     from scripts.training import step as step_module
