@@ -11,7 +11,8 @@ from typing import Any
 
 from scripts.common.files import atomic_open, read_json, read_jsonl
 from scripts.common.job import job, log
-from scripts.documents.context import GROUP_TITLES, evaluation_rows, scenario_memory, short_size
+from scripts.documents.evaluation import evaluation_rows
+from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
 from scripts.memory.core.components import GROUPS, grouped
 
 COLOURS = {
@@ -25,7 +26,7 @@ COLOURS = {
     "overhead": "#999999",
 }
 INK, FAINT = "#222222", "#888888"
-CARD_SIZES_GB = (16, 24, 80)  # the numbers on the boxes of common cards, in units of 2^30 bytes
+GPU_SIZES_GB = (16, 24, 80)  # the numbers on the boxes of common GPUs, in units of 2^30 bytes
 STYLE = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -52,7 +53,7 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """Stacked bars: for each scenario the rule of thumb above the trace, and lines where cards end."""
+    """Stacked bars: for each scenario the rule of thumb above the trace, and lines where GPUs end."""
     scenarios = [scenario_memory(name, compared) for name, compared in zip(names, files["profile"], strict=True)]
     figure, axes = _figure(9, 1.6 + 1.15 * len(scenarios))
     ticks, largest = [], 0.0
@@ -84,11 +85,11 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
             )
             largest = max(largest, left)
         ticks.append(scenario["title"].replace(", ", "\n", 1))
-    for place, size in enumerate(CARD_SIZES_GB):
+    for place, size in enumerate(GPU_SIZES_GB):
         capacity = size * 2**30 / 1e9
         axes.axvline(capacity, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         side = "right" if place == 0 else "left"  # the first two are close to each other
-        axes.text(capacity, -0.62, f"{size} GB card", ha=side, va="bottom", fontsize=8)
+        axes.text(capacity, -0.62, f"{size} GB GPU", ha=side, va="bottom", fontsize=8)
     axes.set(xlim=(0, 1.22 * max(largest, 30)), ylim=(len(scenarios) - 0.5, -0.62))
     axes.set_xlabel("GB (10⁹ bytes) allocated at the peak")
     axes.set_yticks(range(len(ticks)), ticks)

@@ -417,7 +417,7 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 
 def test_components_keep_their_sum_in_their_groups() -> None:
-    from scripts.documents.context import GROUP_TITLES
+    from scripts.documents.memory import GROUP_TITLES
     from scripts.memory.core.components import GROUPS, grouped
 
     assert list(GROUP_TITLES) == list(GROUPS)

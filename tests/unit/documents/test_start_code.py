@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scripts.common.chat import render_prompt
-from scripts.documents.context import start_code
+from scripts.documents.evaluation import start_code
 from tests.unit.documents import inputs
 
 TEMPLATE = (

