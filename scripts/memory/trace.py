@@ -148,6 +148,7 @@ def trace(
             histories=prepared.histories,
             label=prepared.label,
             capacity_bytes=capacity_bytes,
+            expandable_segments=scenario.allocator["expandable_segments"],
             timeline=timeline,
             origins=origins,
         )
@@ -172,8 +173,17 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
             allowed="sdpa, which takes the kernel that fits, or eager",
             write="attention: sdpa",
         ) from error
-    except StepError as error:  # an architecture may ask for values, which meta tensors don't have
-        raise UserError(
+    except StepError as error:
+        if "differ in dtype" in str(error):
+            raise UserError(
+                f"The step fails: {error.problem}",
+                where=f"precision, adapter_precision and kbit_preparation; {error.inner or error.line}",
+                found=f"precision {scenario.precision}, adapter_precision {scenario.adapter_precision},"
+                f" kbit_preparation {scenario.kbit_preparation}, autocast {scenario.autocast}",
+                allowed="autocast, which casts the operands, or one dtype for all",
+                write=f"autocast: {'fp16' if scenario.weight_precision == 'fp16' else 'bf16'}",
+            ) from error
+        raise UserError(  # an architecture may ask for values, which meta tensors don't have
             f"The step of this architecture can't be traced. {error.problem}",
             where=f"model (model_type {scenario.model['model_type']}), {error.inner or error.line}",
             allowed="a decoder whose forward pass doesn't depend on the values of its tensors",

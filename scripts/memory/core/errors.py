@@ -45,8 +45,11 @@ class StepError(TraceError):
 
     def __init__(self, problem: str, hint: str, line: str, inner: str | None) -> None:
         self.line, self.inner = line, inner
-        places = f"\n  at: {line}" + (f"\n  through: {inner}" if inner else "")
-        super().__init__(problem + places, hint)
+        super().__init__(problem, hint)
+
+    def __str__(self) -> str:
+        through = [f"  through: {self.inner}"] if self.inner else []
+        return "\n".join([self.problem, f"  at: {self.line}", *through, f"  {self.hint}"])
 
 
 class ValuesNeeded(StepError):

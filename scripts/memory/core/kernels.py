@@ -152,6 +152,11 @@ def _attention(target: str, capability: tuple[int, int]) -> Callable:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         query, key, value = attention_operands(query, key, value)
+        if not query.dtype == key.dtype == value.dtype:  # ATen attention.cpp, validate_sdpa_input
+            raise RuntimeError(
+                f"query, key and value differ in dtype ({query.dtype}, {key.dtype}, {value.dtype}), and no autocast is"
+                " on"
+            )
         mask = attn_mask
         if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from scripts.memory.core.allocator import Event, Replay, replay, required_bytes
 from scripts.memory.core.components import ROUNDING
+from scripts.memory.core.expandable import replay_expandable, required_bytes_expandable
 from scripts.memory.core.tracker import NOWHERE, Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
@@ -104,6 +105,7 @@ def make_report(
     on_gpu: bool,
     timeline: bool = True,
     capacity_bytes: int | None = None,
+    expandable_segments: bool = False,
 ) -> Report:
     """Turn a tracker's record of several steps into the figures of the last one.
 
@@ -118,14 +120,18 @@ def make_report(
     capacity_bytes
         The GPU's memory without the CUDA context: then reserved memory is that of a GPU which gives cached segments
         back when it is full. None: memory is plentiful.
+    expandable_segments
+        Whether the allocator runs with ``expandable_segments:True``.
     """
+    allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
+    run_through = allocator[0]
     events = tracker.events
     if not on_gpu:
         events = [event for event in events if event[0]]
     last = tracker.marks[-1][1] - 1  # the mark of the end has a number of its own
     begin, second = tracker.start(0), tracker.start(last)
     trail: list[int] = []
-    run = replay(events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
+    run = run_through(events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
     allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = [span for span in tracker.spans(last) if span[0] in PHASES]
@@ -151,12 +157,18 @@ def make_report(
         events=len(events),
         timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
         tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
-        **(_reserved(tracker, histories, events, run, capacity_bytes) if run else {}),
+        **(_reserved(tracker, histories, events, run, capacity_bytes, *allocator) if run else {}),
     )
 
 
 def _reserved(
-    tracker: Tracker, histories: Sequence[History], events: Sequence[Event], run: Replay, capacity_bytes: int | None
+    tracker: Tracker,
+    histories: Sequence[History],
+    events: Sequence[Event],
+    run: Replay,
+    capacity_bytes: int | None,
+    replay: Callable[..., Replay],
+    required_bytes: Callable[..., int],
 ) -> dict[str, Any]:
     """Segments: of the history that the tracker saw, and of the others."""
     reserved = run.peak_reserved_bytes
@@ -172,7 +184,7 @@ def _reserved(
         }
     step = events[len(histories[0].events) :]
     sequences = [_after(history, histories[0], step) for history in histories]
-    orders = [_peaks(tracker, sequence, capacity_bytes) for sequence in sequences]
+    orders = [_peaks(tracker, sequence, capacity_bytes, replay) for sequence in sequences]
     peaks = [order["peak_reserved_bytes"] for order in orders]
     needed = [required_bytes(sequence) for sequence in sequences]
     return {
@@ -190,7 +202,9 @@ def _after(history: History, seen: History, step: Sequence[Event]) -> list[Event
     return [*history.events, *((known.get(identity, identity), count) for identity, count in step)]
 
 
-def _peaks(tracker: Tracker, events: Sequence[Event], capacity_bytes: int | None) -> dict[str, Any]:
+def _peaks(
+    tracker: Tracker, events: Sequence[Event], capacity_bytes: int | None, replay: Callable[..., Replay]
+) -> dict[str, Any]:
     """Figures of the last step for events that are the tracker's but for those before its first mark."""
     marks = [(phase, index) for phase, _, index in tracker.marks]
     run = replay(events, marks, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None)

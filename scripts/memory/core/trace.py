@@ -72,6 +72,7 @@ def trace_step(
     label: Label | None = None,
     scalars: float | None = None,
     capacity_bytes: int | None = None,
+    expandable_segments: bool = False,
     timeline: bool = False,
     origins: bool = False,
 ) -> Report:
@@ -108,6 +109,8 @@ def trace_step(
     capacity_bytes
         The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
         back when it is full. None: memory is plentiful.
+    expandable_segments
+        Whether the allocator runs with ``PYTORCH_ALLOC_CONF=expandable_segments:True``.
     timeline
         Whether the report has a timeline.
     origins
@@ -153,7 +156,14 @@ def trace_step(
         stack.enter_context(dispatch(target, capability))
         stack.enter_context(emulated(target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
         take_steps(tracker, model, step, batch, previous_batch)
-    return make_report(tracker, histories, on_gpu=on_gpu, timeline=timeline, capacity_bytes=capacity_bytes)
+    return make_report(
+        tracker,
+        histories,
+        on_gpu=on_gpu,
+        timeline=timeline,
+        capacity_bytes=capacity_bytes,
+        expandable_segments=expandable_segments,
+    )
 
 
 def measure_step(

@@ -34,6 +34,7 @@ ANSWERS = {
     "peft.tuners.vblora.layer": False,  # logits that inference has thrown away
     "peft.tuners.cpt.model": True,  # some token of the prompt may be moved
 }
+_PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
 _VALUES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
@@ -332,7 +333,7 @@ def _calling_line() -> str:
     if frame is None:
         return ""
     path = frame.f_code.co_filename
-    for folder in ("site-packages/", "dist-packages/"):
+    for folder in ("site-packages/", "dist-packages/", f"{Path.cwd()}/"):
         path = path.rpartition(folder)[2]
     return f"{path}:{frame.f_lineno} in {frame.f_code.co_name}"
 
@@ -369,6 +370,8 @@ class Shapes:
         except (TypeError, RuntimeError):  # an argument without a signature, such as a sparse tensor
             return func(*args, **kwargs)
         if known is None:
+            if func._schema.name in _PRODUCTS:
+                _same_dtype([item for item in args if isinstance(item, torch.Tensor)])
             output = func(*args, **kwargs)
             if isinstance(output, torch.Tensor) and output.layout is not torch.strided:
                 self._kinds[func] = "view"
@@ -383,6 +386,13 @@ class Shapes:
         if type(known) is list:
             return tuple([None if item is None else _empty(*item) for item in known])
         return _empty(*known) if known else func(*args, **kwargs)
+
+
+def _same_dtype(operands: Sequence[torch.Tensor]) -> None:
+    """Refuse a product that every device refuses; on ``meta`` only shapes are checked."""
+    if len({operand.dtype for operand in operands}) > 1:
+        found = ", ".join(_short(operand.dtype) for operand in operands)
+        raise RuntimeError(f"the operands of a matrix product differ in dtype ({found}), and no autocast is on")
 
 
 def _kind(func: Any) -> str:
