@@ -15,7 +15,7 @@ def main(inputs: dict[str, str], outputs: dict[str, str]) -> None:
 
     read_report(inputs["clean"], inputs["pairs"])
     rows = read_rows(inputs["pairs"])
-    policy = build(check=True)
+    policy = build()
     verdicts = [policy.judge(command) for command in rows["command"]]
     found = pd.DataFrame(
         [(verdict.status, verdict.category, verdict.rule) for verdict in verdicts],

@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("--evaluate", metavar="FILE.tsv", help="show how a labelled set comes out")
     parser.add_argument("--json", action="store_true", help="JSON rather than lines or Markdown")
     options = parser.parse_args()
-    policy = build(*options.policy, check=options.check)
+    policy = build(*options.policy)
     if options.check:
         print(f"{len(policy.rules)} rules, each with its examples as it says")
         return 0

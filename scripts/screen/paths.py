@@ -218,12 +218,8 @@ def deletes(command: Command, programs: Programs) -> list[Touched]:
         out = [Touched(word) for word in words]
     elif command.code is not None and programs.member(name, "interpreters"):
         out = [Touched(path, True) for path in deleted_and_written(command.code)[0]]
-    elif name == "mv":  # moving a tree away, or anything into the null device; a file renamed beside itself is kept
-        words += command.values(*facts.into)[:1]
-        target = resolve(words[-1], command) if words else ""
-        out = [
-            Touched(w, True) for w in words[:-1] if target == "/dev/null" or not target.startswith(resolve(w, command))
-        ]
+    elif name == "mv":  # a tree that is moved away is gone from there
+        out = [Touched(word, True) for word in (words if command.has(*facts.into) else words[:-1])]
     return [one._replace(path=UNSET if unguarded(one.path) else resolve(one.path, command)) for one in out]
 
 

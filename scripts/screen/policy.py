@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from scripts.common.errors import UserError
 from scripts.screen.commands import Command, Refused
 from scripts.screen.paths import Places
 from scripts.screen.predicates import Language, Test
-from scripts.screen.programs import Programs
+from scripts.screen.programs import Programs, check_pattern
 from scripts.screen.reader import read
 
 FOLDER = ROOT / "config" / "screen"
@@ -139,15 +140,8 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def build(*extra: Path | str, check: bool = False) -> Policy:
-    """The project's policy with files of one's own laid over it, which are checked.
-
-    Parameters
-    ----------
-    extra
-        Policy files, the last one wins.
-    check
-        Check the project's own files too; tests and the rule ``screen_dataset`` do.
+def build(*extra: Path | str) -> Policy:
+    """The project's policy with files of one's own laid over it, the last one wins; all of it is checked.
 
     Raises
     ------
@@ -157,31 +151,33 @@ def build(*extra: Path | str, check: bool = False) -> Policy:
     """
     own = sorted(path for path in FOLDER.glob("*.yaml") if path != SCHEMA)
     files = [(path, _load(path)) for path in (*own, *map(Path, extra))]
-    for path, content in files:
-        if check or path not in own:
-            check_shape(content, path)
     tables: dict[str, dict[str, str]] = {"groups": {}, "places": {}}
     for path, content in files:
+        check_shape(content, path)
         for key, table in tables.items():
             for name, spec in content.get(key, {}).items():
-                table[name] = f"{table[name]} {spec}" if name in table and path not in own else spec
+                table[name] = f"{table[name]} {spec}" if name in table else spec
     rows = [row for _, content in files for row in content.get("programs", {}).items()]
     language = Language(Programs(tables["groups"], rows), Places(tables["places"]))
     rules: dict[str, Rule] = {}
     for path, content in files:
         for name in content.get("disable", []):
-            if name not in rules:
+            if rules.pop(name, None) is None:
                 known = ", ".join(sorted(rules))
                 raise UserError("A rule to be disabled does not exist.", where=path, found=name, allowed=known)
-            del rules[name]
+        ids = [raw["id"] for raw in content.get("rules", [])]
         for raw in content.get("rules", []):
-            if (raw["id"] in rules and rules[raw["id"]].source == str(path)) or (raw["id"] in rules and path in own):
+            if ids.count(raw["id"]) > 1 or (raw["id"] in rules and path in own):
                 raise UserError("Two rules have one id.", where=path, found=raw["id"])
             rules[raw["id"]] = Rule(raw, content, str(path), language)
+    for name, spec in tables["places"].items():
+        _check_names(spec, tables["places"], f"the place {name}")
+    for rule in rules.values():
+        _check_rule(language, rule)
     policy = Policy(rules, language)
     for rule in rules.values():
-        if check or Path(rule.source) not in own:
-            _check_rule(policy, rule)
+        # A rule of one's own may well refuse what one of the project's lets pass.
+        _check_examples(policy, rule, rule.passes if not extra or Path(rule.source) not in own else ())
     return policy
 
 
@@ -206,8 +202,8 @@ def check_shape(content: dict[str, Any], source: Path | str) -> None:
     raise UserError(f"{problem}: {at_text}.", where=where, found=found, allowed=allowed)
 
 
-def _check_rule(policy: Policy, rule: Rule) -> None:
-    """Every pattern compiles and can't explode, every group and place exists, every example comes out as it says."""
+def _check_rule(language: Language, rule: Rule) -> None:
+    """Every pattern compiles and can't explode, every group and place exists."""
     where = f"{rule.source}, rule {rule.id}"
 
     def walk(value: Any, key: str = "") -> None:
@@ -215,19 +211,26 @@ def _check_rule(policy: Policy, rule: Rule) -> None:
             walk(inner, key)
         for name, inner in value.items() if isinstance(value, dict) else ():
             for pattern in [name, inner] if key == "sets" else [inner] if key == "value" else []:
-                _check_pattern(pattern, where)
+                check_pattern(pattern, where)
             if key not in ("sets", "value"):
                 walk(inner, name)
         if isinstance(value, str) and key in _PATTERNS:
-            _check_pattern(value, where)
+            check_pattern(value, where)
         if isinstance(value, str) and key in (*_PLACES, "program"):
-            known = policy.programs.groups if key == "program" else policy.places.sets
-            for name in re.findall(r"@(\S+)", value):
-                if name not in known:
-                    allowed = ", ".join("@" + one for one in sorted(known))
-                    raise UserError("A group or place does not exist.", where=where, found=f"@{name}", allowed=allowed)
+            _check_names(value, language.programs.groups if key == "program" else language.places.sets, where)
 
     walk({key: rule.raw[key] for key in ("select", "except") if key in rule.raw})
+
+
+def _check_names(spec: str, known: dict[str, str], where: str) -> None:
+    for name in re.findall(r"@(\S+)", spec):
+        if name not in known:
+            allowed = ", ".join("@" + one for one in sorted(known))
+            raise UserError("A group or place does not exist.", where=where, found=f"@{name}", allowed=allowed)
+
+
+def _check_examples(policy: Policy, rule: Rule, passes: Iterable[str]) -> None:
+    where = f"{rule.source}, rule {rule.id}"
     for text in rule.fires:
         try:
             fires = rule.fires_on(read(text, policy.programs).commands)
@@ -235,22 +238,10 @@ def _check_rule(policy: Policy, rule: Rule) -> None:
             fires = False
         if not fires:
             raise UserError("A rule does not fire on an example that it says it fires on.", where=where, found=text)
-    for text in rule.passes:
+    for text in passes:
         line = policy.judge(text).line()
         if line != "ok":
             raise UserError(f"A command that a rule says passes is refused: {line}.", where=where, found=text)
-
-
-_EXPLODES = re.compile(r"\((?:\?:)?(?:\[(?:[^\]\\]|\\.)+\]|\\?[^()\\])[+*]\)[+*{]")  # (a+)+, (\w*)*, ([a-z]+){2,}
-
-
-def _check_pattern(pattern: str, where: str) -> None:
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise UserError("A pattern is no regular expression.", where=where, found=pattern, allowed=str(error)) from None
-    if _EXPLODES.search(pattern):
-        raise UserError("A pattern repeats what repeats itself: it could run for ever.", where=where, found=pattern)
 
 
 @lru_cache(maxsize=1)

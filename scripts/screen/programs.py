@@ -8,11 +8,27 @@ from functools import cache
 from types import SimpleNamespace as Facts
 from typing import Any
 
+from scripts.common.errors import UserError
+
 # The fields of a row that are not lists of options; the table's head says what each means.
 _UNKNOWN: dict[str, Any] = dict.fromkeys("wraps joins pattern escape shell sends_of".split())
 _UNKNOWN |= {"reads": "all", "writes": "none", "deletes": "none", "sends": "none", "values": frozenset()}
 _UNKNOWN |= {"label": "", "bundle": False}
 _OPTIONS = "after runs words code keys reads_from to to_when appends into in_place when tree send script".split()
+
+
+_PATTERNS = frozenset(("escape", "shell", "sends-of"))
+_EXPLODES = re.compile(r"\((?:\?:)?(?:\[(?:[^\]\\]|\\.)+\]|\\?[^()\\])[+*]\)[+*{]")  # (a+)+, (\w*)*, ([a-z]+){2,}
+
+
+def check_pattern(pattern: str, where: str) -> None:
+    """A pattern compiles, and does not take for ever; else :class:`UserError`."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UserError("A pattern is no regular expression.", where=where, found=pattern, allowed=str(error)) from None
+    if _EXPLODES.search(pattern):
+        raise UserError("A pattern repeats what repeats itself: it could run for ever.", where=where, found=pattern)
 
 
 class Programs:
@@ -23,6 +39,9 @@ class Programs:
         patterns = {group: names_pattern(names) for group, names in groups.items()}
         self.member = cache(lambda name, group: patterns[group].match(name) is not None)
         self._rows = [(names_pattern(names), row) for names, row in rows]
+        for names, row in rows:
+            for key in _PATTERNS.intersection(row):
+                check_pattern(row[key], f"the programs {names}, {key}")
         self.of = cache(self._of)
 
     def _of(self, name: str) -> Facts:
@@ -33,7 +52,7 @@ class Programs:
                 key = "reads_from" if key == "from" else key.replace("-", "_")
                 if key == "values":
                     value = facts[key] | set(value.split())
-                elif key in ("escape", "shell", "sends_of"):
+                elif key.replace("_", "-") in _PATTERNS:
                     value = re.compile(value, re.MULTILINE)
                 elif key in _OPTIONS or key == "pattern":
                     value = tuple(value.split())

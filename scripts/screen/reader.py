@@ -42,6 +42,7 @@ ENVIRONMENT = dict(
 
 # --- parsing ---------------------------------------------------------------------------------------------------
 
+_LONG = 2048  # characters
 _parser: Any = None
 # The grammar's scanner (tree-sitter-bash 0.25) looks characters up in C's table of 256 and reads beyond its end for
 # others, up to a crash of the process. What they are does not matter to the screen: a letter stands for each.
@@ -74,19 +75,24 @@ def _tree(text: str) -> Any:
     return None if root.has_error else root
 
 
+def _valid_bash(text: str) -> bool:
+    original = PRIVATE.sub("_", text).encode()
+    return subprocess.run([find_shfmt(), "-ln", "bash"], input=original, capture_output=True).returncode == 0
+
+
 def parse(text: str) -> Any:
     """Syntax tree of a text; :class:`Refused` where it is not Bash."""
-    root, changed = _tree(text), text
+    # The grammar looks for a way out of errors in a time that grows with the square; shfmt does not.
+    root = _tree(text) if len(text) < _LONG or _valid_bash(text) else None
+    changed = text
     for pattern, spelling in _SPELLINGS if root is None else ():
         again = pattern.sub(spelling, changed)
-        if again != changed:
+        if again != changed and len(text) < _LONG:
             changed, root = again, _tree(again)
             if root is not None:
-                original = PRIVATE.sub("_", text).encode()
-                if subprocess.run([find_shfmt(), "-ln", "bash"], input=original, capture_output=True).returncode == 0:
-                    return root
+                root = root if _valid_bash(text) else None
                 break
-    if root is None or changed != text:
+    if root is None:
         raise Refused("not parsable as Bash")
     return root
 

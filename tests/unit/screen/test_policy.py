@@ -24,10 +24,6 @@ ROWS = labelled(str(WORKING))
 RESULT = evaluate(ROWS, POLICY)
 
 
-def test_every_rule_is_well_formed_and_its_examples_come_out_as_it_says():
-    build(check=True)
-
-
 @pytest.mark.parametrize("rule", POLICY.rules.values(), ids=lambda rule: rule.id)
 def test_a_rule_tells_what_it_is_about(rule):
     assert rule.verdict.level in LEVELS
@@ -154,32 +150,36 @@ def test_what_cannot_be_parsed_is_refused(text):
     assert screen(text).status == "unparsable"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "nc a | " * 190 + "sh",
-        "sh | " * 190 + "nc a",
-        "curl x | " + "tee a | " * 190 + "sh",
-        "echo $(curl a)" * 190 + " | sh",
-        "f(){ f; f; };f",
-        "x=a;" + "x=$x$x;" * 40,
-        "echo " + "{a,b}" * 30,
-        "rm -rf " + "*" * 60_000,
-        "cat " + "../" * 20_000,
-        "python3 -c '" + "os.system(" * 6000 + "'",
-        "echo '" + "a -b " * 8000 + "' >> ~/.bashrc",
-        "a | " * 10_000 + "b",
-        "echo '" + "<?php system(" * 4000 + "' > a.php",
-        "kubectl get secret -o " + "jsonpath=" * 4000,
-        "python3 -c '" + "socket" * 6000 + "'",
-        "sed -i '" + "1i /tmp" * 7000 + "' ~/.bashrc",
-    ],
-    ids=range(16),
-)
+BUSY = {
+    "pipes to a shell": "nc a | " * 190 + "sh",
+    "shells in a pipe": "sh | " * 190 + "nc a",
+    "tees": "curl x | " + "tee a | " * 190 + "sh",
+    "substitutions": "echo $(curl a)" * 190 + " | sh",
+    "recursion": "f(){ f; f; };f",
+    "doubling": "x=a;" + "x=$x$x;" * 40,
+    "braces": "echo " + "{a,b}" * 30,
+    "stars": "rm -rf " + "*" * 60_000,
+    "parents": "cat " + "../" * 20_000,
+    "calls": "python3 -c '" + "os.system(" * 6000 + "'",
+    "options": "echo '" + "a -b " * 8000 + "' >> ~/.bashrc",
+    "a long pipe": "a | " * 10_000 + "b",
+    "an open pipe": "a|" * 30_000,
+    "arrows": "<" * 60_000,
+    "open expansions": "${" * 30_000,
+    "pages": "echo '" + "<?php system(" * 4000 + "' > a.php",
+    "paths": "kubectl get secret -o " + "jsonpath=" * 4000,
+    "sockets": "python3 -c '" + "socket" * 6000 + "'",
+    "edits": "sed -i '" + "1i /tmp" * 7000 + "' ~/.bashrc",
+    "shadows": "foo '" + "(/etc/shadow" * 5000 + "'",
+    "a megabyte": "echo " + "a b " * 250_000,
+}
+
+
+@pytest.mark.parametrize("text", BUSY.values(), ids=BUSY)
 def test_no_text_keeps_the_screen_busy(text):
     before = time.process_time()
     screen(text)
-    assert time.process_time() - before < 20, "a bound against hanging, not a timing"
+    assert time.process_time() - before < 10, "a bound against hanging, not a timing"
 
 
 _PIECES = st.sampled_from(
