@@ -79,21 +79,27 @@ class Loader:
         Which of the orders that several threads can come to.
     empties_cache
         Whether PEFT's k-bit preparation ends with ``torch.cuda.empty_cache()``.
+    centres_in_place
+        Whether quantizing subtracts the mean of the statistics in place, and one map of 8-bit values serves all layers
+        (bitsandbytes before 0.46).
     """
 
     moved: bool = False
     warmup: bool = True
     workers: int = 1
     empties_cache: bool = True
+    centres_in_place: bool = False
     seed: int = 0
 
     @classmethod
-    def of(cls, *, transformers: str, peft: str, moved: bool = False) -> Loader:
+    def of(cls, *, transformers: str, peft: str, bitsandbytes: str = "0.50", moved: bool = False) -> Loader:
         """Return how these versions load."""
         return cls(
             moved=moved,
-            workers=1 if _version(transformers) >= (5, 4) else _WORKERS,
+            warmup=_version(transformers) >= (4, 50),
+            workers=_WORKERS if (5, 0) <= _version(transformers) < (5, 4) else 1,
             empties_cache=_version(peft) >= (0, 20),
+            centres_in_place=_version(bitsandbytes) < (0, 46),
         )
 
     @classmethod
@@ -102,6 +108,7 @@ class Loader:
         return cls.of(
             transformers=importlib.metadata.version("transformers"),
             peft=importlib.metadata.version("peft"),
+            bitsandbytes=importlib.metadata.version("bitsandbytes"),
         )
 
 
@@ -201,7 +208,7 @@ def _load_on_device(
             continue
         parts = arrived.pop(position)
         if getattr(tensor, "quant_state", None) is not None:
-            _quantize(device, tensor, parts[0], owners[id(tensor)])
+            _quantize(device, tensor, parts[0], owners[id(tensor)], loader)
         elif len(parts) == 1:
             device.ids[tensor.untyped_storage()._cdata] = parts[0]
         else:
@@ -249,7 +256,7 @@ def _turns(sizes: list[int], loader: Loader) -> list[tuple[int, bool]]:
     return [(position, arrives) for _, position, arrives in sorted(moments)]
 
 
-def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module) -> None:
+def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module, loader: Loader) -> None:
     """Quantize a dense weight that lies on the device under the id ``dense``."""
     count = weight.quant_state.shape.numel()
     state = quantization_state(weight)
@@ -266,13 +273,16 @@ def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module) -> No
     device.free(largest)
     if "nested_absmax" in state:
         device.place(state["offset"], _SCALAR)
-        centred = device.allocate(blocks * 4)
+        centred = None if loader.centres_in_place else device.allocate(blocks * 4)
         if not hasattr(device, "dynamic_code"):
             device.dynamic_code = device.allocate(_DYNAMIC_CODE)
         device.place(state["nested_absmax"], state["nested_absmax"].untyped_storage().nbytes())
         device.place(state["absmax"], state["absmax"].untyped_storage().nbytes())
-        device.place(state["nested_code"], _DYNAMIC_CODE)
-        device.free(centred)
+        if centred is None:
+            device.ids[state["nested_code"].untyped_storage()._cdata] = device.dynamic_code
+        else:
+            device.place(state["nested_code"], _DYNAMIC_CODE)
+            device.free(centred)
         device.free(absmax)
     else:
         device.ids[state["absmax"].untyped_storage()._cdata] = absmax

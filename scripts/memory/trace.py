@@ -45,13 +45,22 @@ class Prepared:
     label: Label
 
 
-def prepare(scenario: Scenario, target: str = "cuda", *, loader: Loader | None = None, orders: int = 1) -> Prepared:
+def prepare(
+    scenario: Scenario,
+    target: str = "cuda",
+    *,
+    loader: Loader | None = None,
+    orders: int = 1,
+    attention_implementation: str | None = None,
+) -> Prepared:
     """Build a scenario's model and optimizer on ``meta``, and what happens on the device until they are there.
 
     Parameters
     ----------
     scenario, target, loader, orders
         As :func:`trace` has them.
+    attention_implementation
+        What transformers calls the attention function that a program took; None: the scenario's.
 
     Raises
     ------
@@ -62,8 +71,8 @@ def prepare(scenario: Scenario, target: str = "cuda", *, loader: Loader | None =
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
     if scenario.method == "qlora" or "8bit" in scenario.optimizer:
         _import_bitsandbytes()
-    name = attention_name(scenario, torch.device(target))
-    if name == "flash_attention_2":
+    name = attention_implementation or attention_name(scenario, torch.device(target))
+    if name == "flash_attention_2" and attention_implementation is None:
         name = flash_attention_package()
     model = build_model(scenario, "meta", attention_implementation=name)
     if scenario.method == "qlora":

@@ -20,7 +20,8 @@ matrix products                 a cuBLAS workspace for each thread that multipli
                                 ``cuda/CublasHandlePool.cpp``, ``parseChosenWorkspaceSize``: 8,519,680 bytes
                                 (``:4096:2:16:8``), 32 MiB on compute capability 9.0
 products with a bias            through cublasLt, 1 MiB more for each thread: ``parseCUDABlasLtWorkspaceSize``; ATen
-                                ``native/cuda/Blas.cpp``, ``addmm_out_cuda_impl``
+                                ``native/cuda/Blas.cpp``, ``addmm_out_cuda_impl``; before 2.7 for each product, freed
+                                after it: ``cuda/CUDABlas.cpp``, ``gemm_and_bias``
 ``bitsandbytes::gemm_4bit``     dequantizes the weight, for nested statistics the absmax twice: bitsandbytes 0.50
                                 ``backends/cuda/ops.py``, ``_dequant_linear_fallback`` (its fused kernel takes over
                                 for few tokens only: 1,536 at most, mostly under 128)
@@ -60,6 +61,11 @@ def up(value: int, multiple: int) -> int:
 def cublas_workspace_bytes(capability: Capability) -> int:
     """Bytes of a thread's cuBLAS workspace."""
     return 32 * MIB if capability == (9, 0) else 2 * 4096 * 1024 + 8 * 16 * 1024
+
+
+def keeps_cublaslt_workspace(torch_version: str) -> bool:
+    """Whether a version of PyTorch keeps the workspace of cublasLt, or takes a new one for each product."""
+    return tuple(int(part) for part in torch_version.split(".")[:2]) >= (2, 7)
 
 
 def dequantization_bytes(elements: int, width: int, scales: int) -> list[int]:

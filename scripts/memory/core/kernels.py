@@ -37,10 +37,13 @@ class CudaKernels:
     ----------
     capability
         Compute capability of the card, ``(7, 5)`` for a T4.
+    torch_version
+        Whose kernels: the installed PyTorch's by default.
     """
 
-    def __init__(self, capability: tuple[int, int] | None = None) -> None:
+    def __init__(self, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__) -> None:
         self.capability = capability or DEFAULT_CAPABILITY
+        self._keeps_lt = cuda_rules.keeps_cublaslt_workspace(torch_version)
         self._workspaces: set[tuple[bool, str]] = set()
 
     def persistent(self, func: Any, args: Sequence, kwargs: dict | None = None) -> list[int]:
@@ -50,7 +53,7 @@ class CudaKernels:
             return []
         backward = torch._C._current_graph_task_id() >= 0  # the autograd thread has a handle of its own
         needed = [("cublas", cuda_rules.cublas_workspace_bytes(self.capability))]
-        if _has_bias(name, args, kwargs or {}):
+        if self._keeps_lt and _has_bias(name, args, kwargs or {}):
             needed.append(("lt", cuda_rules.CUBLASLT_WORKSPACE_BYTES))
         new = [(kind, count) for kind, count in needed if (backward, kind) not in self._workspaces]
         self._workspaces.update((backward, kind) for kind, _ in new)
@@ -70,6 +73,8 @@ class CudaKernels:
             grad, indices, words = args[:3]
             sizes = cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size())
             return sizes, []
+        if not self._keeps_lt and _has_bias(name, args, kwargs or {}):
+            return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES]
         return [], []
 
 

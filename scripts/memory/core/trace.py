@@ -68,6 +68,7 @@ def trace_step(
     previous_batch: Any = None,
     target: str = "cuda",
     capability: tuple[int, int] | None = None,
+    torch_version: str = torch.__version__,
     histories: Sequence[History] = (),
     label: Label | None = None,
     scalars: float | None = None,
@@ -98,6 +99,8 @@ def trace_step(
         ``cuda``: as PyTorch's CUDA allocator counts. ``cpu``: bytes of live tensors, as :func:`measure_step`.
     capability
         Compute capability of the GPU, such as ``(8, 0)``; decides kernels and the size of workspaces.
+    torch_version
+        Whose CUDA kernels are meant, such as ``2.4.1``; the installed PyTorch's by default.
     histories
         What happened before the first step, see :class:`~scripts.memory.core.report.History`; several where chance
         decides, and reserved memory is a range. None: the model's tensors are allocated one after the other.
@@ -142,7 +145,7 @@ def trace_step(
     tracker = Tracker(
         ("meta",) if on_gpu else ("meta", "cpu"),
         vocabulary=_vocabulary(model),
-        kernels=CudaKernels(capability) if on_gpu else None,
+        kernels=CudaKernels(capability, torch_version) if on_gpu else None,
         first_id=max((identity for identity, _ in seen.events), default=0) + 1,
         outputs=None if on_gpu else cpu_outputs,
         scalars=scalars,
@@ -154,6 +157,8 @@ def trace_step(
     follow_model(tracker, model, seen.ids, label)
     with ExitStack() as stack:
         stack.enter_context(dispatch(target, capability))
+        if on_gpu:
+            stack.enter_context(exchanged([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
         take_steps(tracker, model, step, batch, previous_batch)
     return make_report(

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scripts.memory.core.allocator import Event
+from scripts.memory.core.allocator import EMPTY_CACHE, Event
 from scripts.memory.core.components import ACTIVATIONS, INPUTS, LOGITS_AND_LOSS, TEMPORARIES, WORKSPACES
 from scripts.memory.core.errors import NoValues
 
@@ -139,6 +139,10 @@ class Tracker(TorchDispatchMode):
     def drop(self, identity: int) -> None:
         """Record the end of what :meth:`hold` began."""
         self.events.append((-identity, 0))
+
+    def empty_cache(self) -> None:
+        """Record ``torch.cuda.empty_cache()``: free segments go back to the device."""
+        self.events.append(EMPTY_CACHE)
 
     def add(self, tensor: torch.Tensor, component: str, *, identity: int | None = None) -> None:
         """Follow a tensor that exists already. With ``identity`` its allocation has been recorded by someone else."""

@@ -115,6 +115,30 @@ def test_outputs_of_the_batch_before_have_its_length():
     assert peaks[1] - peaks[0] == (3200 - 32) * 10 * 4
 
 
+def test_a_loop_that_empties_the_cache_starts_the_next_step_without_free_segments():
+    def loop(model, optimizer, empties):
+        def step(batch):
+            model(batch[0]).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if empties:
+                torch.cuda.empty_cache()
+
+        return step
+
+    reports = []
+    for empties in (False, True):
+        with torch.device("meta"):
+            model = perceptron()
+        own = torch.optim.SGD(model.parameters())
+        shorter = (torch.empty(100_000, 64), None)  # leaves segments that are too small for the longer batch's tensors
+        longer = (torch.empty(300_000, 64), None)
+        reports.append(trace_step(model, own, loop(model, own, empties), longer, previous_batch=shorter))
+    kept, emptied = reports
+    assert kept.phases == emptied.phases
+    assert kept.peak_reserved_bytes > 1.1 * emptied.peak_reserved_bytes
+
+
 def test_where_the_tensors_at_the_peak_come_from():
     with torch.device("meta"):
         model = perceptron()

@@ -81,6 +81,14 @@ def test_the_autograd_thread_has_its_own_workspace_and_a_bias_needs_cublaslt():
     assert found == [8_519_680]
 
 
+def test_older_kernels_take_a_workspace_of_cublaslt_for_each_product():
+    kernels = CudaKernels((8, 0), "2.4.1")
+    bias = (torch.ops.aten.addmm.default, (meta(4), meta(4, 4), meta(4, 4)))
+    assert kernels.persistent(*bias) == [8_519_680]
+    assert kernels.temporaries(*bias) == ([], [MIB]) == kernels.temporaries(*bias)
+    assert CudaKernels((8, 0), "2.13.0+cpu").temporaries(*bias) == ([], [])
+
+
 def test_a_4_bit_product_dequantizes_the_weight():
     func = torch.ops.bitsandbytes.gemm_4bit.default
     inputs, packed, absmax = meta(2048, 64), meta(64, 1, dtype=torch.uint8), meta(4, dtype=torch.float32)

@@ -7,19 +7,20 @@ import pytest
 from scripts.memory.core.allocator import EMPTY_CACHE, MIB, replay
 from scripts.memory.core.trace import quantization_state
 from scripts.memory.loading import Loader, loading_history
+from scripts.scenario.scenario import Scenario
 from scripts.training.model import build_model
-from scripts.validation.measurements import read_measurements, scenario_of
+from scripts.validation.rows import read
 
-ROWS = {row["id"]: row for row in read_measurements(source="t4")}
+ROWS = {row.id: row for row in read("t4")}
 
 
 def model_of(row: str):
-    scenario = scenario_of(ROWS[row])
+    scenario = ROWS[row].scenario
     return build_model(scenario, "meta", attention_implementation="eager"), scenario
 
 
 def loader_of(row: str, **options) -> Loader:
-    return Loader.of(transformers=ROWS[row]["transformers"], peft=ROWS[row]["peft"], **options)
+    return Loader.of(transformers="5.17.0", peft="0.20.0", **options)  # as the rows of the sweep state
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,13 @@ def held_storages(model):
 def test_a_moved_model_holds_what_the_card_showed(row):
     model, scenario = model_of(row)
     events, *_ = loading_history(model, scenario, 1, loader_of(row, moved=True))
-    measured = float(ROWS[row]["resident_before_step_mib"])
+    measured = ROWS[row].measured_bytes["resident"] / MIB
     assert replay(events).allocated_bytes / MIB == pytest.approx(measured, abs=0.006)  # published with two decimals
 
 
 def test_a_quantized_model_holds_what_the_card_showed(quantized):
     events, *_ = loading_history(*quantized, 1, loader_of("t4-sweep-20"))
-    measured = float(ROWS["t4-sweep-20"]["resident_before_step_mib"])
+    measured = ROWS["t4-sweep-20"].measured_bytes["resident"] / MIB
     assert replay(events).allocated_bytes / MIB == pytest.approx(measured, abs=0.006)
 
 
@@ -100,3 +101,18 @@ def held_bytes_before_preparation(model) -> int:
 def test_versions_load_in_their_own_way(transformers, peft, workers, empties):
     loader = Loader.of(transformers=transformers, peft=peft)
     assert (loader.workers, loader.empties_cache) == (workers, empties)
+
+
+def test_older_versions_quantize_with_fewer_temporaries():
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    scenario = Scenario.from_mapping({"model": {"model_type": "llama", **sizes}, "method": "qlora"})
+    model = build_model(scenario, "meta", attention_implementation="eager")
+    older = Loader.of(transformers="4.48.1", peft="0.13.2", bitsandbytes="0.43.3")
+    assert (older.warmup, older.workers, older.centres_in_place) == (False, 1, True)
+    events, ids, _ = loading_history(model, scenario, 1, older)
+    newer, *_ = loading_history(model, scenario, 1, replace(older, centres_in_place=False))
+    codes = [p.quant_state.state2.code for p in model.parameters() if hasattr(p, "quant_state")]
+    assert len(codes) == 14
+    assert len({ids[code.untyped_storage()._cdata] for code in codes}) == 1  # one map of 8-bit values for all
+    allocated = [sum(identity > 0 for identity, _ in each) for each in (events, newer)]
+    assert allocated[1] - allocated[0] == 2 * len(codes)  # the centred statistics, and each layer's own map

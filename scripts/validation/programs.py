@@ -1,0 +1,150 @@
+"""The programs that measured: each builds its model and takes its step in its own way, and the core traces it.
+
+A function here takes a row and returns what :func:`scripts.memory.core.trace.trace_step` gives. Nothing of the trace is
+exchanged: what a program does is written down in its own function, from its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.memory.core.allocator import EMPTY_CACHE
+from scripts.memory.core.report import Report
+from scripts.memory.core.trace import trace_step
+from scripts.memory.gpus import find
+from scripts.memory.loading import Loader
+from scripts.memory.trace import prepare
+from scripts.training.step import random_step
+from scripts.validation.rows import Row
+
+# How each session on the T4 brought its models to the GPU: as the stated versions of transformers and peft do, but for
+# two sessions whose figures say otherwise (docs/memory-validation.md).
+SESSIONS = {
+    "t4-phase3": {"transformers": "5.0.0", "peft": "0.19.1"},
+    "t4-final": {"transformers": "5.0.0", "peft": "0.19.1"},
+    "t4-sweep": {"transformers": "5.0.0", "peft": "0.19.1"},  # states 5.17.0 and 0.20.0
+    "t4-notebook": {"transformers": "5.17.0", "peft": "0.20.0"},  # states 5.0.0 and 0.19.1
+}
+TORCH_OF_THE_A100 = "2.4.1"
+
+
+def fitcheck(row: Row, orders: int = 1) -> Report:
+    """``scripts/measure.py`` of fitcheck-llm.
+
+    One tensor is input and label, and serves all steps; the model's output lives until the update is done, the
+    gradients until the next step begins; nothing is clipped. Models are quantized on the GPU, others moved to it.
+    """
+    scenario, gpu = row.scenario, find("t4", row.id)
+    quantized = scenario.method == "qlora"
+    loader = Loader.of(**SESSIONS[row.session], moved=not quantized)
+    prepared = prepare(scenario, loader=loader, orders=orders if loader.workers > 1 and quantized else 1)
+    model, optimizer = prepared.model, prepared.optimizer
+    tokens = None
+
+    def step() -> None:
+        nonlocal tokens
+        optimizer.zero_grad(set_to_none=True)
+        if tokens is None:
+            tokens = torch.empty((scenario.micro_batch, scenario.sequence_length), dtype=torch.long, device="meta")
+        output = model(input_ids=tokens, labels=tokens)
+        output.loss.backward()
+        optimizer.step()
+
+    return trace_step(
+        model,
+        optimizer,
+        step,
+        capability=gpu.capability,
+        histories=prepared.histories,
+        label=prepared.label,
+        capacity_bytes=gpu.usable_bytes,
+    )
+
+
+def trainer(row: Row, orders: int = 1) -> Report:
+    """The benchmark of fms-acceleration: transformers' Trainer under TRL's ``SFTTrainer``, with the package flash-attn.
+
+    ``scripts/benchmarks/scenarios*.yaml`` and ``defaults.yaml`` there say: reentrant checkpointing, as the Trainer's
+    default then was; LoRA dropout 0.1; ``bf16: True`` for quantized models, which is autocast over weights of 16 bits;
+    no padding; ``baseline-peft-bnb`` lets TRL prepare the model, ``accelerated-peft-bnb`` does without.
+    """
+    scenario = row.scenario
+    prepared = prepare(scenario, attention_implementation="flash_attention_2")
+    model, optimizer = prepared.model, prepared.optimizer
+    return trace_step(
+        model,
+        optimizer,
+        random_step(model, optimizer, scenario, "meta", max_grad_norm=1.0),
+        capability=(8, 0),
+        torch_version=TORCH_OF_THE_A100,
+        histories=prepared.histories,
+        label=prepared.label,
+    )
+
+
+def peft_comparison(row: Row, orders: int = 1) -> Report:
+    """``method_comparison/MetaMathQA/run.py`` of peft.
+
+    A manual loop: batch, output and loss live until the next ones replace them; the gradients until the next step
+    begins, after its batch is there. Batches are padded and carry a mask; the cache of keys and values is on. The texts
+    are sorted in buckets of 20 batches, the longest first, and every 10 steps the allocator's cache is emptied: so the
+    longest batch comes after the shortest of the bucket before it, and finds no free segments. Before training the loss
+    of the base model is computed inside ``disable_adapter()``, which makes every adapter's parameters trainable again.
+    """
+    scenario, settings = row.scenario, row.settings
+    prepared = prepare(scenario)
+    model = prepared.model
+    options = settings["optimizer_options"]
+    if settings["optimizer"] == "lora-fa":
+        from peft.optimizers import create_lorafa_optimizer
+
+        optimizer = create_lorafa_optimizer(model, **options)
+    else:
+        optimizer = getattr(torch.optim, settings["optimizer"])(model.parameters(), foreach=True, **options)
+    if scenario.method != "full":
+        with model.disable_adapter():
+            pass
+    kept: dict[str, Any] = {}
+
+    def step(batch: dict[str, torch.Tensor]) -> None:
+        kept["batch"] = batch
+        optimizer.zero_grad()
+        kept["outputs"] = model(**batch, num_items_in_batch=batch["input_ids"].numel())
+        kept["loss"] = kept["outputs"].loss
+        kept["loss"].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        torch.cuda.empty_cache()
+
+    def batch(tokens: int) -> dict[str, torch.Tensor]:
+        shape = (scenario.micro_batch, tokens)
+        names = ("input_ids", "attention_mask", "labels")
+        return {name: torch.empty(shape, dtype=torch.long, device="meta") for name in names}
+
+    (loaded,) = prepared.histories
+    return trace_step(
+        model,
+        optimizer,
+        step,
+        batch(scenario.sequence_length),
+        previous_batch=batch(scenario.previous_sequence_length),
+        capability=(8, 9),
+        histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
+        label=prepared.label,
+    )
+
+
+PROGRAMS: dict[str, Callable[..., Report]] = {
+    "fitcheck": fitcheck,
+    "trainer": trainer,
+    "peft_comparison": peft_comparison,
+}
+
+
+def run(row: Row, orders: int = 1) -> Report:
+    """Trace a row's program; ``orders``: how many orders of a threaded loading, where chance decided."""
+    return PROGRAMS[row.program](row, orders)
