@@ -24,8 +24,9 @@ def test_the_tensors_are_the_peak(answer):
 
 
 def test_each_has_shape_dtype_component_module_and_line(answer):
-    logits = [row for row in answer["tensors"] if row["component"] == "logits_and_loss" and row["dtype"] == "float32"]
-    assert any(row["shape"] == [1024, 300] and "loss_utils.py" in row["line"] for row in logits)
+    mlp = [row for row in answer["tensors"] if row["shape"] == [2, 512, 96] and row["component"] == "activations"]
+    assert mlp and all(row["dtype"] in ("bfloat16", "float32") for row in mlp)
+    assert any(".layers.1.mlp" in row["module"] and ".py:" in row["line"] for row in mlp)
     weight = next(row for row in answer["tensors"] if row["component"] == "weights_4bit")
     assert weight["module"].endswith("_proj.base_layer") and weight["operator"] == "weight"
     adapter = next(row for row in answer["tensors"] if row["component"] == "adapters")
