@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.common.device import cuda_devices
 from tests.end_to_end import chain
 from tests.workflow.plan import make_believe, planned, recorded_params, snakemake
 
@@ -55,11 +56,8 @@ def test_a_path_says_what_its_job_does(project):
 @pytest.mark.parametrize(
     ("path", "known"),
     [
-        ("results/another-r16/adapter/adapter_model.safetensors", "smollm2-135m-r16"),
+        ("results/another-r16/MODEL_CARD.md", "smollm2-135m-r16"),
         ("results/dataset/another/clean.jsonl", "dataset.name: embedded"),
-        ("results/models/another/weights.json", "model.name: smollm2-135m-instruct"),
-        ("results/evaluation/embedded/another/metrics.json", "model.name: smollm2-135m-instruct"),
-        ("results/memory/another/full-bf16/trace.json", "memory.model: qwen2.5-coder-7b"),
         ("results/smollm2-135m-r16/memory/another/trace.json", "full-fp32, full-bf16, qlora"),
     ],
 )
@@ -116,12 +114,10 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
 @pytest.mark.parametrize(
     ("target", "missing", "rules"),
     [
-        ("all", f"{chain.RUN}/memory/qlora/trace.json", {"trace_memory", "compare_memory", "render_card"}),
         ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "check_splits"}),
         ("gate", f"{chain.RUN}/memory/training/trace.json", {"trace_memory", "gate_memory"}),
-        ("train", "results/dataset/tiny/clean.jsonl", {"clean_dataset", "train_adapter"}),
         ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
-        (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/evaluation/answers.jsonl", {"evaluate_tuned", "render_card"}),
+        (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/memory/qlora/trace.json", {"compare_memory", "render_card"}),
     ],
 )
 def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target, missing, rules):
@@ -131,3 +127,31 @@ def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target,
         assert rules <= planned(project, "--configfile", TINY, "--", target)
     finally:
         aside.rename(project / missing)
+
+
+def test_a_failed_run_fails_again_and_leaves_no_old_document(tmp_path):
+    """A file of one's own whose header breaks, over a finished run."""
+    project = chain.checkout(tmp_path)
+    source = {"type": "files", "license": "unknown", "paths": ["own.csv"]}
+    own = {"dataset": {"name": "own", "sources": [source]}, "run": {"name": "own"}}
+    (project / "own.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    (project / "own.csv").write_text("request,command\nlist the files,ls\n", encoding="utf-8")
+    make_believe(project, "--configfile", "own.yaml")
+    (project / "own.csv").write_text("question,answer\nlist the files,ls\n", encoding="utf-8")
+    card, adapter = "results/own-r16/MODEL_CARD.md", "results/own-r16/adapter/adapter_model.safetensors"
+    for _ in range(2):
+        done = snakemake(project, "--configfile", "own.yaml")
+        assert done.returncode == 1 and "request" in done.stderr, done.stderr[-2000:]
+        assert not (project / card).exists()
+        assert (project / adapter).exists(), "what cost time stays"
+        assert adapter in (project / "results" / "own-r16" / "OUTDATED.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(cuda_devices() > 0, reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_stops_before_anything_is_touched(made):
+    project, paths = made
+    (project / "cuda.yaml").write_text("training: {device: cuda}\n", encoding="utf-8")
+    before = {path: (project / path).stat().st_mtime_ns for path in paths}
+    done = snakemake(project, "--configfile", TINY, "cuda.yaml")
+    assert done.returncode == 1 and "No CUDA device" in done.stderr and "device: auto" in done.stderr
+    assert {path: (project / path).stat().st_mtime_ns for path in paths} == before
