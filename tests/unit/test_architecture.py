@@ -1,0 +1,101 @@
+"""The rooms of the house: docs/architecture.md says which may import which, and the imports keep to it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "architecture.md"
+ROW = re.compile(r"^\| `(scripts/[\w/]+)` \|[^|]*\|([^|]*)\|$", re.MULTILINE)
+ROOMS = {
+    room: set(re.findall(r"`([^`]+)`", allowed)) for room, allowed in ROW.findall(PAGE.read_text(encoding="utf-8"))
+}
+MODULES = sorted((ROOT / "scripts").rglob("*.py"))
+# Without these the light environment, and whoever only wants an estimate, would load gigabytes.
+HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
+WITHOUT_TORCH = (
+    "scripts/common",
+    "scripts/scenario",
+    "scripts/memory/analytic",
+    "scripts/screen",
+    "scripts/dataset",
+    "scripts/documents",
+    "scripts/provenance",
+)
+
+
+def room_of(path: Path) -> str | None:
+    """The innermost room that a module lies in."""
+    place = path.relative_to(ROOT).as_posix()
+    return max((room for room in ROOMS if place.startswith(f"{room}/")), key=len, default=None)
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module of the project by its dotted name; None where the last part is a name in it."""
+    path = ROOT.joinpath(*name.split("."))
+    if path.with_suffix(".py").is_file():
+        return path.with_suffix(".py")
+    return path / "__init__.py" if (path / "__init__.py").is_file() else None
+
+
+def imported(path: Path, *, top: bool = False) -> Iterator[str]:
+    """Dotted names that a module imports, anywhere in it or at its top alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def project_files(path: Path) -> set[Path]:
+    """Files of the project that a module imports."""
+    found = set()
+    for name in imported(path):
+        if name.startswith("scripts."):
+            file = module_file(name) or module_file(name.rpartition(".")[0])
+            assert file, f"{path}: no module for {name}"
+            found.add(file)
+    return found
+
+
+def test_every_folder_has_a_row() -> None:
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES}
+    assert folders == set(ROOMS), "docs/architecture.md lists a room that isn't there, or lacks one"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_keep_to_the_page(path: Path) -> None:
+    room = room_of(path)
+    for file in project_files(path):
+        place = file.relative_to(ROOT).as_posix()
+        allowed = room_of(file) == room or room_of(file) in ROOMS[room] or place in ROOMS[room]
+        assert allowed, f"{path.relative_to(ROOT)} imports {place}; docs/architecture.md doesn't let {room} do so"
+
+
+def test_no_circle() -> None:
+    below = {path: project_files(path) for path in MODULES}
+    done: set[Path] = set()
+
+    def visit(path: Path, above: tuple[Path, ...]) -> None:
+        assert path not in above, " -> ".join(item.name for item in (*above, path))
+        if path not in done:
+            for other in below.get(path, ()):
+                visit(other, (*above, path))
+            done.add(path)
+
+    for path in MODULES:
+        visit(path, ())
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_light_rooms_import_nothing_heavy_at_their_top(room: str) -> None:
+    for path in MODULES:
+        if room_of(path) == room:
+            heavy = {name.partition(".")[0] for name in imported(path, top=True)} & HEAVY
+            assert not heavy, f"{path.relative_to(ROOT)} imports {heavy} when it is loaded"
