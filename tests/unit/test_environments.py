@@ -31,6 +31,7 @@ NOT_IMPORTED = {
     "pygments": "snakemake --report colours code with it",
     "pytest": "runs the tests",
     "ruff": "a program: lints",
+    "selenium": "drives the browser of tests",
     "snakefmt": "a program: formats the Snakefile",
 }
 
