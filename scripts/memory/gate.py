@@ -11,10 +11,20 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json
 from scripts.common.job import job, log
 from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY
-from scripts.memory.gpus import GIB, Gpu, find, found_in_machine, verdict
+from scripts.memory.gpus import GIB, Gpu, find, from_device, verdict
 from scripts.scenario.scenario import Scenario
 
 NOTHING_TO_GATE = "no GPU found or named: nothing to gate"
+
+
+def found_in_machine() -> Gpu | None:
+    """The first CUDA device of this machine; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return from_device(properties.name, properties.total_memory, (properties.major, properties.minor))
 
 
 def chosen_gpu(setting: Any) -> Gpu | None:

@@ -106,29 +106,17 @@ def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu |
     return None if gpu is None else find(gpu, where)
 
 
-def found_in_machine() -> Gpu | None:
-    """The first CUDA device of this machine; None without one."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    capability = float(f"{properties.major}.{properties.minor}")
-    match = next((card for card in catalogue().values() if card.title == properties.name), None)
-    if match:
-        context, source = match.context_bytes, match.context_source
+def from_device(title: str, total_bytes: int, capability: tuple[int, int]) -> Gpu:
+    """The GPU that a device says it is: its own memory, and the CUDA context of the catalogue's of that title."""
+    known = next((gpu for gpu in catalogue().values() if gpu.title == title), None)
+    compute_capability = float(f"{capability[0]}.{capability[1]}")
+    if known:
+        context, source = known.context_bytes, known.context_source
     else:
-        mib, source = _assumed_context(capability, read_yaml(CATALOGUE)["assumptions"])
+        mib, source = _assumed_context(compute_capability, read_yaml(CATALOGUE)["assumptions"])
         context = int(mib * MIB)
-    return Gpu(
-        match.name if match else properties.name,
-        properties.name,
-        properties.total_memory,
-        "torch.cuda.get_device_properties",
-        context,
-        source,
-        capability,
-    )
+    name = known.name if known else title
+    return Gpu(name, title, total_bytes, "torch.cuda.get_device_properties", context, source, compute_capability)
 
 
 def verdict(required_bytes: int, gpu: Gpu) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.memory.gpus import GIB, MIB, catalogue, find, verdict
+from scripts.memory.gpus import GIB, MIB, catalogue, find, from_device, verdict
 
 
 def test_every_card_has_its_figures_and_their_sources() -> None:
@@ -46,3 +46,12 @@ def test_fits_to_the_byte() -> None:
     card = find("t4")
     assert verdict(card.usable_bytes, card) == {"fits": True, "headroom_bytes": 0}
     assert verdict(card.usable_bytes + 1, card) == {"fits": False, "headroom_bytes": -1}
+
+
+def test_a_device_is_what_it_says_with_the_catalogues_context() -> None:
+    t4 = find("t4")
+    found = from_device("Tesla T4", 15_000_000_000, (7, 5))
+    assert (found.name, found.total_bytes, found.context_bytes) == ("t4", 15_000_000_000, t4.context_bytes)
+    assert found.capability == (7, 5)
+    unknown = from_device("NVIDIA Something", 10**10, (12, 0))
+    assert unknown.name == "NVIDIA Something" and "assumed" in unknown.context_source
