@@ -76,9 +76,6 @@ def _flash_attn() -> None:
 
 def _transformers() -> None:
     """Answer transformers' questions about a GPU, and give older versions the signatures of 5.x."""
-    from scripts.memory.core.tracker import ANSWERS
-
-    ANSWERS["_flash_attention_forward"] = True  # it asks whether positions increase: each row is one text
     import transformers.processing_utils  # puts another object in the place of `transformers`: has to come first
     import transformers.utils
 

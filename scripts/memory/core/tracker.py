@@ -30,6 +30,7 @@ _SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 ANSWERS = {
     "transformers.modeling_utils:warn_if_padding_and_no_attention_mask": False,
     "transformers.masking_utils:find_packed_sequence_indices": True,  # each row is one text
+    "transformers.modeling_flash_attention_utils:_flash_attention_forward": True,  # before 5: positions increase
     "transformers.masking_utils": False,  # a mask that is given masks something
     "peft.tuners.vblora.layer": False,  # logits that inference has thrown away
     "peft.tuners.cpt.model": True,  # some token of the prompt may be moved
