@@ -94,7 +94,9 @@ def test_another_dtype_for_everything(sharded, tmp_path, dtype):
 def test_untied_output_layer_joins_the_embedding_s_shard_and_the_index(tmp_path):
     base = make_base(tmp_path / "base", "llama-tied", shard="15KB")
     adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    merge(base, adapter, tmp_path / "merged")
+    manifest = merge(base, adapter, tmp_path / "merged")
+    for name in manifest["weights"]:  # the embedding is read twice and counts once
+        assert manifest["base"]["files"][name] == sha256_file(base / name)
     index = read_json(tmp_path / "merged" / "model.safetensors.index.json")
     assert index["weight_map"]["lm_head.weight"] == index["weight_map"]["model.embed_tokens.weight"]
     after = load_weights(tmp_path / "merged")
@@ -150,6 +152,22 @@ def test_a_killed_merge_leaves_nothing_that_counts_and_nothing_for_good(large, t
 
     assert merge(base, adapter, output) == reference
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+def test_a_disk_that_fills_up_midway_leaves_nothing(large, tmp_path):
+    """A file system of 60 MB, whose room somebody else takes after it was looked at."""
+    base, adapter, _ = large
+    (tmp_path / "small").mkdir()
+    code = "import sys, scripts.merging.merge as m; m._check_place = lambda *_: None; m.command(m.main)"
+    arguments = ["--base", str(base), "--adapter", str(adapter), "--output", str(tmp_path / "small" / "merged")]
+    script = 'mount -t tmpfs -o size=60m tmpfs "$1" && shift && { "$@"; echo "status $?"; ls -A "$0"; }'
+    inside = [tmp_path / "small", tmp_path / "small", sys.executable, "-c", code, *arguments]
+    command = ["unshare", "--map-root-user", "--mount", "bash", "-c", script, *inside]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    if not process.stdout:
+        pytest.skip(f"no file system can be mounted here: {process.stderr[-200:]}")
+    assert process.stdout == "status 2\n"  # and an empty list of files
+    assert "The disk filled up during the merge." in process.stderr and "Traceback" not in process.stderr
 
 
 # --- command line -------------------------------------------------------------------------------
