@@ -82,6 +82,10 @@ def build_model(
         else:
             _materialize(model, device)
     model.config.use_cache = scenario.use_cache
+    if scenario.loss == "liger":
+        from scripts.training.liger import use_liger
+
+        use_liger(model)
     if scenario.method != "full" and scenario.kbit_preparation != "none":
         from peft import prepare_model_for_kbit_training
 
