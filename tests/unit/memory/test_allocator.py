@@ -148,6 +148,33 @@ def test_free_segments_are_given_back_under_pressure():
     assert (failure.value.event_index, failure.value.needed_bytes) == (2, 40 * MIB)
 
 
+def test_segments_of_the_small_pool_are_given_back_too():
+    events = [(1, 512), (-1, 0), (2, 40 * MIB)]
+    assert replay(events, capacity_bytes=40 * MIB).reserved_bytes == required_bytes(events) == 40 * MIB
+    assert replay([(1, 512), (-1, 0), EMPTY_CACHE]).reserved_bytes == 0
+    held = [(1, 512), (2, 40 * MIB)]
+    assert required_bytes(held) == 42 * MIB
+
+
+@pytest.mark.parametrize("size, required", [(30 * MIB, 30), (30 * MIB - 512, 30), (30 * MIB + 512, 32), (512, 2)])
+def test_required_at_its_edge(size, required):
+    """The blocks in use at the peak may be all that is required, to the byte."""
+    assert required_bytes([(1, size), (-1, 0), (2, size)]) == required * MIB
+    with pytest.raises(OutOfMemory):
+        replay([(1, size)], capacity_bytes=(required - 2) * MIB)
+
+
+def test_required_takes_what_is_known_of_a_run_with_plenty():
+    events = random_events(300, 11)
+    assert required_bytes(events, replay(events)) == required_bytes(events)
+
+
+def test_a_trail_has_the_blocks_in_use_before_each_event():
+    trail: list[int] = []
+    replay([(1, 512), (2, 1024), (-1, 0), (3, 1)], [("second", 1)], trail=trail)
+    assert trail == [0, 512, 1536, 1024]
+
+
 def test_a_segment_in_part_use_is_not_given_back():
     events = [(1, 5 * MIB), (2, 5 * MIB), (-1, 0), (3, 40 * MIB)]
     assert required_bytes(events) == 60 * MIB

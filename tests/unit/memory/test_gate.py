@@ -78,6 +78,20 @@ def test_nothing_to_gate_is_not_a_pass(traced) -> None:
     assert (decision["fits"], decision["gpu"], decision["reason"]) == (None, None, gate.NOTHING_TO_GATE)
 
 
+def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
+    """Before compute capability 8.0 the attention of this step keeps its scores."""
+    model = {**LLAMA_3_LAYERS, "num_key_value_heads": LLAMA_3_LAYERS["num_attention_heads"] // 2}
+    fields = {"model": model, "precision": "fp16", "sequence_length": 1024, "gradient_checkpointing": False}
+    scenario = Scenario.from_mapping(fields)
+    known = {"capability": None, "scenario": scenario.to_mapping(), "trace": trace(scenario, timeline=False)}
+    own = trace(scenario, capability=(7, 5), timeline=False)["required_bytes"]
+    assert own > known["trace"]["required_bytes"]
+    assert gate.decide(known, find("t4"), override=False)["required_bytes"] == own
+    assert gate.decide(known, find("a100-40gb"), override=False)["required_bytes"] == known["trace"]["required_bytes"]
+    of_t4 = {**known, "capability": [7, 5], "trace": {**known["trace"], "required_bytes": 1}}
+    assert gate.decide(of_t4, find("t4"), override=False)["required_bytes"] == 1
+
+
 def test_named_card() -> None:
     assert gate.chosen_gpu("t4").name == "t4"
     with pytest.raises(UserError, match="catalogue"):
