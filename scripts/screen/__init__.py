@@ -1,8 +1,8 @@
 """The safety screen: whether a shell command may be learned, shown or run. Its policy: ``config/screen/``.
 
-``reader`` and ``words`` turn text into the commands that it would start; ``starting`` says what programs start and
+``reader`` turns text into the commands that it would start; ``starting`` says what programs start and
 ``code`` what other languages do, both from ``programs``' facts; ``paths`` says what is read, written, deleted and sent;
-``predicates`` are the words of the rules; ``policy`` reads, checks and asks them; ``measure`` counts.
+``predicates`` are the words of the rules; ``policy`` reads, checks and asks them.
 
 Nothing is executed; no file, variable or network of this machine is looked at.
 """

@@ -78,10 +78,6 @@ def deleted_and_written(code: str) -> tuple[list[str], list[str]]:
     return deleted[:24], written[:24]
 
 
-def fetched_files(code: str) -> list[str]:
-    """Files into which code writes what it gets from an address."""
-    calls = (
-        r"(?:urlretrieve|getstore)\([^,\n]+,\s*(['\"])([^'\"\n]+)\1"
-        r"|(?:open|file_put_contents)\(\s*(['\"])([^'\"\n]+)\3\s*,\s*(?:['\"]wb?['\"]\)\.write|\$)"
-    )
-    return [match[2] or match[4] for match in re.finditer(calls, code)] if "://" in code else []
+FETCHED = re.compile(  # what code writes that it gets from an address
+    r"(?:(?:urlretrieve|getstore)\([^,\n]+,|(?:open|file_put_contents)\()\s*['\"]([^'\"\n]+)['\"](?!\s*,\s*['\"]r)"
+)

@@ -132,12 +132,13 @@ def unguarded(word: str) -> bool:
 
 def _once(work_out: Callable[[Command, Programs], list]) -> Callable[[Command, Programs], list]:
     """Work out once for each command: most rules ask. The list is shared, not to be changed."""
+    name = work_out.__name__
 
     @wraps(work_out)
     def remembered(command: Command, programs: Programs) -> list:
-        if work_out.__name__ not in command.memo:
-            command.memo[work_out.__name__] = work_out(command, programs)
-        return command.memo[work_out.__name__]
+        if name not in command.memo:
+            command.memo[name] = work_out(command, programs)
+        return command.memo[name]
 
     return remembered
 

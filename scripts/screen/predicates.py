@@ -6,7 +6,6 @@ when they are first asked for, so that importing the screen costs little.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
@@ -227,13 +226,8 @@ def _prompt(command: Command) -> bool:
     given = command.stdin
     if given is None:
         return command.script is None
-    if given.text is not None:
-        return False
-    return given.path is not None and (
-        given.path.startswith(("&", "@"))
-        or given.path in ("/dev/tty", "/dev/stdin")
-        or any(origin.name == "tty" for origin in given.commands)
-    )
+    typed = (given.path or "").startswith(("&", "@", "/dev/tty", "/dev/stdin"))
+    return given.text is None and given.path is not None and (typed or any(o.name == "tty" for o in given.commands))
 
 
 _UNITS = {"": 1, "c": 1, "b": 512, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50, "e": 1 << 60}
@@ -246,12 +240,7 @@ def _bytes(text: str) -> int:
 
 
 def _size(spec: dict[str, str]) -> Test:
-    """Whether the product of the values of some options reaches a size; after a ``|`` stands the default."""
-    options = [part.strip().partition("|")[::2] for part in spec["options"].split("*")]
+    """Whether the value of one of the options reaches a size."""
     return lambda command: (
-        math.prod(
-            max(map(_bytes, command.values(*names.split())), default=_bytes(default or "0"))
-            for names, default in options
-        )
-        >= _bytes(spec["least"])
+        max(map(_bytes, command.values(*spec["options"].split())), default=0) >= _bytes(spec["least"])
     )

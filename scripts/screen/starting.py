@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from scripts.screen import paths
-from scripts.screen.code import fetched_files, shell_strings
+from scripts.screen.code import FETCHED, shell_strings
 from scripts.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, ansi
 from scripts.screen.programs import Facts
 
@@ -147,7 +147,7 @@ def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
     if not code:
         return []
     command.code = "\n".join(code)
-    for path in fetched_files(command.code):
+    for path in FETCHED.findall(command.code) if "://" in command.code else ():
         walk.store(path, Feed((command,), None))
     if re.search(r"\bsystem\s*\(\s*\$0?", command.code) and command.stdin is not None:  # awk runs its input
         command.script = command.stdin

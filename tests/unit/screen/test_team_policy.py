@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from scripts.common.errors import UserError
-from scripts.screen.measure import labelled
+from scripts.screen.__main__ import labelled
 from scripts.screen.policy import build, screen
 
 ROOT = Path(__file__).resolve().parents[3]
