@@ -26,7 +26,7 @@ from scripts.screen.reader import read
 FOLDER = ROOT / "config" / "screen"
 SCHEMA = FOLDER / "schema.yaml"
 LEVELS = ("medium", "high", "critical")
-_PATTERNS = ("words", "subcommand", "operand", "argument", "unknown", "redirects", "code", "text", "inside-file")
+_PATTERNS = ("words", "subcommand", "operand", "argument", "unknown", "redirects", "code", "text")
 _PLACES = ("path", "deletes", "writes", "reads", "names", "sends", "anywhere")
 
 

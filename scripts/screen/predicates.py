@@ -68,11 +68,6 @@ class Language:
             "empties": lambda wanted: lambda c: self._empties(c) is wanted,
             "text": lambda pattern: lambda c: _search(pattern, _all_text(c)),
             "stdin-text": lambda known: lambda c: (c.stdin is not None and c.stdin.text is not None) is known,
-            "inside-file": lambda pattern: lambda c: any(
-                feed.text and _search(pattern, feed.text)
-                for path, feed in c.reading.files.items()
-                if any(word.endswith(path.rsplit("/", 1)[-1]) for word in c.argv[1:])
-            ),
             "sends": partial(self.touches, paths.sends),
             "executes": partial(self.among, self._executed),
             "fed": partial(self.among, lambda c: c.reading.origins(c.stdin)),
@@ -241,6 +236,5 @@ def _bytes(text: str) -> int:
 
 def _size(spec: dict[str, str]) -> Test:
     """Whether the value of one of the options reaches a size."""
-    return lambda command: (
-        max(map(_bytes, command.values(*spec["options"].split())), default=0) >= _bytes(spec["least"])
-    )
+    options, least = spec["options"].split(), _bytes(spec["least"])
+    return lambda command: any(_bytes(value) >= least for value in command.values(*options))

@@ -11,13 +11,13 @@ from typing import Any
 from scripts.common.errors import UserError
 
 # The fields of a row that are not lists of options; the table's head says what each means.
-_UNKNOWN: dict[str, Any] = dict.fromkeys("wraps joins pattern escape shell sends_of".split())
+_UNKNOWN: dict[str, Any] = dict.fromkeys("wraps joins pattern escape sends_of".split())
 _UNKNOWN |= {"reads": "all", "writes": "none", "deletes": "none", "sends": "none", "values": frozenset()}
 _UNKNOWN |= {"label": "", "bundle": False}
 _OPTIONS = "after runs words code keys reads_from to to_when appends into in_place when tree send script".split()
 
 
-_PATTERNS = frozenset(("escape", "shell", "sends-of"))
+_PATTERNS = frozenset(("escape", "sends-of"))
 _EXPLODES = re.compile(r"\((?:\?:)?(?:\[(?:[^\]\\]|\\.)+\]|\\?[^()\\])[+*]\)[+*{]")  # (a+)+, (\w*)*, ([a-z]+){2,}
 
 

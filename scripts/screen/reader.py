@@ -734,8 +734,9 @@ class Walk:
         while command.argv and command.argv[0] == "":
             command.argv = command.argv[1:]
         command.argv = command.argv or [":"]
-        command.name, command.cwd, command.reading = _program_name(command.argv[0]), self.cwd, self.reading
-        command.background, command.piped, command.loop = self.background, self.piped, self.loop
+        command.name, command.reading = _program_name(command.argv[0]), self.reading
+        for state in ("cwd", "background", "piped", "loop"):
+            setattr(command, state, getattr(self, state))
         self.reading.commands.append(command)
         if len(self.reading.commands) > MAX_COMMANDS or len(command.wrappers) > 24:
             raise Refused("too many commands")

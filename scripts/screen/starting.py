@@ -85,8 +85,6 @@ def _by_table(walk: Any, command: Command, facts: Facts) -> Feed:
             for match in facts.escape.finditer(source[:4096]):
                 found = next((group for group in match.groups()[::-1] if group), "")
                 add(walk.try_nested(found.lstrip("!; "), None, name))
-    if facts.shell is not None and any(facts.shell.search(word) for word in argv[1:]):
-        add(walk.inside(command, ["sh"]))
     rest = argv[1:]
     if facts.after:
         position = next((at for at, word in enumerate(rest) if word in facts.after), len(rest))
@@ -109,9 +107,6 @@ def _by_table(walk: Any, command: Command, facts: Facts) -> Feed:
         command.script = command.stdin  # the far shell, or the later one, reads it
         if command.stdin.text is not None:
             return walk.shell_text(command, [command.stdin.text], stdin=None)
-    for option in command.values("-o") if name == "ssh" else ():
-        if option.lower().startswith(("proxycommand=", "localcommand=")):
-            add(walk.try_nested(option.partition("=")[2].lstrip("; "), None, name))
     return Feed(tuple(commands), text if text is not None else output(command, walk))
 
 
@@ -295,12 +290,9 @@ def _xargs(walk: Any, command: Command) -> Feed:
             tuple(walk.reading.origins(path)), "" if path in ("/dev/null", "/dev/tty") else walk.known_text(path)
         )
     text = "" if feed.path == "/dev/null" else feed.text
-    if text is not None:
-        lines = replace or command.has("-0", "--null")
-        items = text.strip("\n").split("\n") if lines else re.sub("['\"\\\\]", "", text).split()
-        items = [item for item in items if item][:32]
-    else:
-        items = [walk.mark(feed)]
+    lines = replace or command.has("-0", "--null")
+    items = [walk.mark(feed)] if text is None else text.split("\n") if lines else re.sub("['\"\\\\]", "", text).split()
+    items = [item for item in items if item][:32]
     inner = Command("xargs", command.argv, command.redirects, None, command.wrappers)
     turns = [[word.replace(replace[0], item) for word in rest] for item in items[:4]] if replace else [rest + items]
     return Feed((command, *(one for words in turns for one in walk.inside(inner, words).commands[1:])), None)
@@ -375,16 +367,11 @@ def output(command: Command, walk: Any) -> str | None:
     return None
 
 
-_PACKERS = frozenset(
-    "zip rar 7z 7za gcc cc clang g++ rustc mysqldump pg_dump scrot import arecord grim gpg gpg2".split()
-)
-
-
 def _leave_behind(walk: Any, command: Command, facts: Facts) -> None:
     """Files that a command writes: what they hold is known by where it came from."""
     name = command.name
-    fetches = walk.programs.member(name, "fetchers")
-    if not (fetches or facts.to or facts.writes != "none" or name in _PACKERS):
+    fetches, packs = walk.programs.member(name, "fetchers"), walk.programs.member(name, "packers")
+    if not (fetches or facts.to or facts.writes != "none" or packs):
         return
     feed = Feed((command, *(command.stdin.commands if command.stdin else ())), None)
     words, targets, appends = paths.operands(command, facts), command.values(*facts.to), False
@@ -401,7 +388,7 @@ def _leave_behind(walk: Any, command: Command, facts: Facts) -> None:
     elif name in ("gcc", "cc", "clang", "g++", "rustc"):  # what it compiles to comes from where the source came from
         known = next((walk.files[key] for key in map(walk.absolute, words) if key in walk.files), command.stdin)
         feed, targets = Feed(known.commands if known else ()), command.values("-o") or ["a.out"]
-    elif name in _PACKERS:
+    elif packs:
         targets += [word for word in words if word not in ("a", "u")][: 1 if name in ("zip", "rar", "7z", "7za") else 3]
     elif name in ("tee", "sponge", "dd"):
         feed, targets = command.stdin or feed, targets or words
