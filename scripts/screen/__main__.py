@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 from scripts.common.errors import UserError
@@ -90,21 +91,15 @@ def main() -> int:
     policy = build(*options.policy)
     if options.check:
         print(f"{len(policy.rules)} rules, each with its examples as it says")
-        return 0
-    if options.evaluate:
+    elif options.evaluate:
         result = evaluate(labelled(options.evaluate), policy)
         print(json.dumps(result, indent=2, sort_keys=True) if options.json else table(result))
-        return 0
-    for line in sys.stdin.buffer:
+    for line in () if options.check or options.evaluate else sys.stdin.buffer:
         try:
             verdict = policy.judge(line.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError:
             verdict = UNPARSABLE
-        if options.json:
-            told = {key: getattr(verdict, key) for key in ("attack", "category", "level", "rule", "status", "title")}
-            print(json.dumps(told, sort_keys=True))
-        else:
-            print(verdict.line())
+        print(json.dumps(asdict(verdict), sort_keys=True) if options.json else verdict.line())
     return 0
 
 

@@ -1,7 +1,7 @@
 """What is known of a shell command once it is read: its words, redirections and input, and where each came from.
 
-What is not known stays visible in the words, as marks from Unicode's private use area: :data:`UNKNOWN` encloses the
-name of a variable, :data:`OUTPUT` the number of a command substitution in ``Reading.outputs``.
+What is not known stays visible in the words, as marks of Unicode's private use area: :data:`UNKNOWN` encloses the name
+of a variable, :data:`OUTPUT` the number of a substitution in ``Reading.outputs``.
 """
 
 from __future__ import annotations
@@ -136,11 +136,6 @@ class Reading:
                 yield from self.origins(*item.argv, item.stdin, seen=seen)
 
 
-def unmark(word: str) -> str:
-    """The word without the marks of what is not known."""
-    return MARK.sub("", word) if "\ue000" in word or "\ue002" in word else word
-
-
 def unknown_names(word: str) -> list[str]:
     """Names of the variables in a word whose values are not known."""
     return [match[1] for match in MARK.finditer(word) if match[1] is not None]
@@ -164,9 +159,6 @@ def ansi(text: str) -> str:
 
 
 def tilde(text: str) -> str:
-    match = re.match(r"~([A-Za-z_][\w-]*)?(?=/|$)", text)
-    if not match:
-        return text
-    if match[1]:
-        return ("/root" if match[1] == "root" else f"/home/{match[1]}") + text[match.end() :]
-    return HOME + text[1:]
+    name = re.match(r"~([A-Za-z_][\w-]*)?(?=/|$)", text)
+    folder = HOME if name is None or not name[1] else "/root" if name[1] == "root" else f"/home/{name[1]}"
+    return folder + text[name.end() :] if name else text

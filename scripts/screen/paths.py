@@ -1,8 +1,7 @@
 """What a command touches: its paths resolved and placed, and the files it reads, writes, deletes and sends.
 
 Places matter more than spellings: ``/``, ``//``, ``/*``, ``/usr/..`` and ``cd / && rm *`` are one place, the root.
-A path is a pattern here: it may hold globs, and :data:`ANY` where a variable or an output is not known.
-Which places there are is data (``config/screen/places.yaml``).
+A path is a pattern here: it may hold globs, and :data:`ANY` where something is not known. The places are data.
 """
 
 from __future__ import annotations

@@ -75,12 +75,6 @@ class Rule:
         """Whether a command is excepted."""
         return self._language.any_of(self.raw["except"]) if "except" in self.raw else lambda command: False
 
-    def fires_on(self, commands: list[Command]) -> bool:
-        """Whether the rule fires on one of the commands, whatever others say."""
-        return any(
-            any(test(command) for _, test in self.selections) and not self.excepts(command) for command in commands
-        )
-
 
 class Policy:
     """Rules that judge commands."""
@@ -143,11 +137,8 @@ def _load(path: Path) -> dict[str, Any]:
 def build(*extra: Path | str) -> Policy:
     """The project's policy with files of one's own laid over it, the last one wins; all of it is checked.
 
-    Raises
-    ------
-    UserError
-        Naming the file, the rule and what is wrong with it: an unknown field, a pattern that does not compile or
-        explodes, a group or place that there is not, an example that does not come out as it says.
+    A :class:`UserError` names the file, the rule and what is wrong with it: an unknown field, a pattern that does not
+    compile or explodes, a group or place that there is not, an example that does not come out as it says.
     """
     own = sorted(path for path in FOLDER.glob("*.yaml") if path != SCHEMA)
     files = [(path, _load(path)) for path in (*own, *map(Path, extra))]
@@ -233,10 +224,10 @@ def _check_examples(policy: Policy, rule: Rule, passes: Iterable[str]) -> None:
     where = f"{rule.source}, rule {rule.id}"
     for text in rule.fires:
         try:
-            fires = rule.fires_on(read(text, policy.programs).commands)
+            commands = read(text, policy.programs).commands
         except (Refused, RecursionError):
-            fires = False
-        if not fires:
+            commands = []
+        if not any(test(c) and not rule.excepts(c) for c in commands for _, test in rule.selections):
             raise UserError("A rule does not fire on an example that it says it fires on.", where=where, found=text)
     for text in passes:
         line = policy.judge(text).line()

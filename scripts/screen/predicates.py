@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 from scripts.screen import paths
-from scripts.screen.commands import OUTPUT, Command, Feed, unknown_names, unmark
+from scripts.screen.commands import MARK, OUTPUT, Command, Feed, unknown_names
 from scripts.screen.paths import Places
 from scripts.screen.programs import Programs, names_pattern
 from scripts.screen.starting import after_options
@@ -31,8 +31,8 @@ class Language:
         # In the order in which they are asked: what costs least first.
         self.predicates: dict[str, Callable[[Any], Test]] = {
             "program": self.program,
-            "under": lambda names: _any_name(names, lambda c: c.wrappers),
-            **{flag: _flag(flag) for flag in ("background", "piped", "recursive", "hidden", "grows")},
+            "under": lambda names: lambda c: any(name in c.wrappers for name in names.split()),
+            **{flag: partial(_flag, flag) for flag in ("background", "piped", "recursive", "hidden", "grows")},
             "sockets": lambda wanted: lambda c: c.reading.sockets is wanted,
             "loop": lambda kind: lambda c: c.loop == kind or (kind == "any" and c.loop != ""),
             "bare": lambda wanted: lambda c: (len(c.argv) == 1) is wanted,
@@ -59,7 +59,7 @@ class Language:
             ),
             "size": _size,
             "redirects": lambda pattern: lambda c: any(
-                _search(pattern, f"{r.descriptor}{r.operator}{unmark(r.target)}") for r in c.redirects
+                _search(pattern, r.descriptor + r.operator + MARK.sub("", r.target)) for r in c.redirects
             ),
             "code": lambda pattern: lambda c: c.code is not None and _search(pattern, c.code),
             "has-code": lambda wanted: lambda c: (c.code is not None) is wanted,
@@ -172,13 +172,8 @@ def _all(tests: list[Test]) -> Test:
     return tests[0] if len(tests) == 1 else lambda command: all(test(command) for test in tests)
 
 
-def _flag(name: str) -> Callable[[bool], Test]:
-    return lambda wanted: lambda command: bool(getattr(command, name)) is wanted
-
-
-def _any_name(names: str, of: Callable[[Command], tuple[str, ...]]) -> Test:
-    wanted = frozenset(names.split())
-    return lambda command: not wanted.isdisjoint(of(command))
+def _flag(name: str, wanted: bool) -> Test:
+    return lambda command: bool(getattr(command, name)) is wanted
 
 
 def _search(pattern: str, text: str) -> bool:
@@ -187,7 +182,7 @@ def _search(pattern: str, text: str) -> bool:
 
 def _words(command: Command) -> str:
     if "words" not in command.memo:
-        command.memo["words"] = " ".join(unmark(word) for word in command.argv[1:])[:LONGEST]
+        command.memo["words"] = MARK.sub("", " ".join(command.argv[1:]))[:LONGEST]
     return command.memo["words"]
 
 

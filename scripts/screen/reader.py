@@ -2,10 +2,8 @@
 
 :func:`read` parses text with tree-sitter-bash and walks the syntax tree as an interpreter would, except that
 it does nothing: it only notes. What comes out is a list of :class:`~scripts.screen.commands.Command`, each with its
-words resolved, its redirections, what feeds its standard input, and the wrappers around
-it. A wrapper and the command inside it are both noted; text handed to a shell (``sh -c``, ``eval``, a here-document, a
-pipe) is parsed in turn. What programs start is told by :mod:`scripts.screen.starting`.
-
+words resolved, its redirections, what feeds its input, and the wrappers around it. A wrapper and the command inside it
+are both noted; text handed to a shell (``sh -c``, ``eval``, a here-document, a pipe) is parsed in turn.
 Work is bounded: longer, deeper or busier text is :class:`Refused`.
 """
 
@@ -156,15 +154,6 @@ _MANY = 5000  # turns of a loop that count as endless
 _PATH = ("/usr/local/bin/", "/usr/bin/", "/bin/", "/usr/local/sbin/", f"{HOME}/bin/", f"{HOME}/.local/bin/")
 
 
-def _glued_before(node: Any) -> str:
-    """The number before a redirection that the grammar takes for a word: ``2`` in ``2<&1``."""
-    before = node.prev_sibling
-    while before is not None and before.child_count:
-        before = before.children[-1]
-    glued = before is not None and before.end_byte == node.start_byte and before.text.isdigit()
-    return before.text.decode() if glued else ""
-
-
 def _is_descriptor(node: Any) -> bool:
     following = node.next_sibling or (node.parent.next_sibling if node.parent is not None else None)
     return following is not None and following.start_byte == node.end_byte and following.type.endswith("_redirect")
@@ -180,9 +169,6 @@ class Line:
     redirects: list[Redirect] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     pipelines: list[Any] = field(default_factory=list)  # cat <<EOF | sh: the grammar hangs it below the document
-
-    def takes_output(self) -> bool:
-        return any(r.operator in _OUTPUTS and r.descriptor in ("", "1") for r in self.redirects)
 
 
 class Walk:
@@ -243,20 +229,7 @@ class Walk:
         return self.body(node.children, stdin)
 
     do_compound_statement = do_do_group = do_elif_clause = do_else_clause = do_if_statement = do_program
-    do_variable_assignments = do_negated_command = do_case_item = do_program
-
-    def do_list(self, node: Any, stdin: Feed | None) -> Feed:
-        return self.body(self.unrolled(node), stdin)
-
-    def unrolled(self, node: Any) -> list[Any]:
-        """Children of a statement; a && b && c, which leans to the left as deep as it is long, in a row."""
-        parts: list[Any] = []
-        while node.type == "list":
-            parts.extend(reversed(node.children))
-            if not parts or parts[-1].type != "list":
-                return parts[::-1]
-            node = parts.pop()
-        return list(node.children)
+    do_variable_assignments = do_negated_command = do_case_item = do_list = do_program
 
     def do_subshell(self, node: Any, stdin: Feed | None) -> Feed:
         with self.within(cwd=self.cwd):
@@ -379,7 +352,7 @@ class Walk:
             body = next((child for child in node.children if child.type in _STATEMENTS), None)
             # The grammar hangs a redirection on the whole of "a && b > f" and "a | b > f": it is the last command's.
             while body is not None and body.type in ("list", "pipeline", "negated_command"):
-                *parts, last = [child for child in self.unrolled(body) if child.type in _STATEMENTS]
+                *parts, last = [child for child in body.children if child.type in _STATEMENTS]
                 if body.type == "pipeline":
                     self.piped = True
                     stdin = self.through(parts, stdin)
@@ -427,7 +400,7 @@ class Walk:
         operator = next((child.type for child in node.children if not child.is_named), ">")
         descriptor = next((c.text.decode() for c in node.children if c.type == "file_descriptor"), "")
         varies = self.loop == "endless" and b"$" in node.text
-        line.redirects.append(Redirect(operator, descriptor or _glued_before(node), target, varies))
+        line.redirects.append(Redirect(operator, descriptor, target, varies))
         if "/dev/tcp/" in target or "/dev/udp/" in target:
             self.reading.sockets = True
         if not operator.startswith("<") or descriptor not in ("", "0"):
@@ -455,11 +428,12 @@ class Walk:
             return Feed((), "")
         return Feed((), body.text.decode() if start and start[0] in "'\"\\" else self.double_quoted(body, 0))
 
-    def remember(self, line: Line, feed: Feed) -> None:
-        """What a file holds after ``> file``."""
-        for redirect in line.redirects:
-            if redirect.operator in (*_OUTPUTS, ">&") and redirect.descriptor in ("", "1"):
-                self.store(redirect.target, feed, redirect.operator.endswith(">>"))
+    def remember(self, line: Line, feed: Feed) -> bool:
+        """What a file holds after ``> file``; whether there is one."""
+        targets = [r for r in line.redirects if r.operator in (*_OUTPUTS, ">&") and r.descriptor in ("", "1")]
+        for redirect in targets:
+            self.store(redirect.target, feed, redirect.operator.endswith(">>"))
+        return bool(targets)
 
     def store(self, path: str, feed: Feed, append: bool = False) -> None:
         if not path or (path.startswith("/dev/") and not path.startswith("/dev/shm/")):
@@ -726,8 +700,7 @@ class Walk:
     def note(self, words: list[str], line: Line, stdin: Feed | None, assignments: dict[str, str] | None = None) -> Feed:
         """Note a command with its words, then whatever it starts; returns its output."""
         feed = self.start(Command("", words, line.redirects, stdin, self.wrappers, assignments=assignments or {}))
-        self.remember(line, feed)
-        return Feed(feed.commands, "") if line.redirects and line.takes_output() else feed
+        return Feed(feed.commands, "") if self.remember(line, feed) else feed
 
     def start(self, command: Command) -> Feed:
         """Start a command of which words, redirections, input, wrappers and assignments are known."""

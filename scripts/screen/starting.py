@@ -17,9 +17,7 @@ from scripts.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, Command, Fe
 from scripts.screen.programs import Facts
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
-_COPIED = frozenset(["busybox", "nc", "ncat", "socat", "find", "awk", "vim"])
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
-_MAKE = ("make", "gmake")
 
 
 def begin(walk: Any, command: Command) -> Feed:
@@ -33,7 +31,7 @@ def begin(walk: Any, command: Command) -> Feed:
             walk.try_nested(value, None, command.name)
     if "/" in command.name:
         base = posixpath.basename(command.name)
-        if base in _COPIED or programs.member(base, "shells") or programs.member(base, "interpreters"):
+        if any(programs.member(base, group) for group in ("shells", "interpreters", "copied")):
             command.name = base  # a copy elsewhere, as set-uid programs are
     facts = programs.of(command.name)
     if facts.bundle and len(command.argv) > 1 and re.fullmatch(r"[A-Za-z]+", command.argv[1]):
@@ -134,7 +132,7 @@ def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
     if script is not None and "-m" not in argv:
         command.script = _script(walk, command, script) or Feed((), None, script)
     known = command.script.text if command.script is not None else None
-    if name in _MAKE:
+    if name in ("make", "gmake"):
         texts = [*command.values("--eval", "-E"), known or ""]
         return [line.strip("\t -@+").replace("$$", "$") for text in texts for line in text.split("\n")][:64]
     if known is not None and (interprets or name in ("go", "java", "gcc")):
@@ -155,7 +153,7 @@ def _script_of(facts: Facts, command: Command, words: list[str]) -> str | None:
     if facts.script == ("first",):
         return next((word for word in words if word != "run"), None)
     values = command.values(*facts.script) if facts.script else []
-    return values[0] if values else "Makefile" if command.name in _MAKE else None
+    return values[0] if values else "Makefile" if command.name in ("make", "gmake") else None
 
 
 # --- shells and builtins -----------------------------------------------------------------------------------------

@@ -31,6 +31,13 @@ def test_a_rule_tells_what_it_is_about(rule):
     assert len(rule.fires) >= 1 and len(rule.passes) >= 1
 
 
+def test_the_policy_and_its_language_stay_small():
+    code = sum(len(path.read_text().splitlines()) for path in (ROOT / "scripts" / "screen").glob("*.py"))
+    data = sum(len(path.read_text().splitlines()) for path in (ROOT / "config" / "screen").glob("*.yaml"))
+    assert code <= 2_500
+    assert data <= 1_500
+
+
 def test_the_rule_of_the_workflow_knows_every_module_of_the_screen():
     modules = set((ROOT / "scripts" / "screen").glob("*.py")) - {ROOT / "scripts/screen/__main__.py"}
     assert modules <= set(imported_modules(ROOT / "scripts" / "dataset" / "screen_dataset.py"))

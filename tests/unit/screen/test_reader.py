@@ -251,4 +251,4 @@ def test_a_variable_that_grows_without_end_is_noticed():
 
 def test_a_descriptor_is_no_word():
     command = read("sh 0<&2 1>&2").commands[0]
-    assert command.argv == ["sh"] and command.redirects[0].descriptor == "0"
+    assert command.argv == ["sh"] and [r.operator for r in command.redirects] == ["<&", ">&"]
