@@ -12,7 +12,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import atomic_open, read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.tokenizer import read_tokenizer
-from scripts.dataset.rows import SPLITS, must_keep_some, read_rows, write_rows
+from scripts.dataset.rows import SPLITS, must_keep_some, read_chunks, write_rows
 
 OVERLONG = "longer than the sequence length"
 _ROWS_AT_ONCE = 1_000
@@ -36,36 +36,41 @@ def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int,
     before any was dropped, and of the answers) and the dropped rows.
     """
     import numpy as np
+    import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
-    rows = read_rows(path)
-    whole, learned = np.zeros(len(rows), dtype=int), np.zeros(len(rows), dtype=int)
+    lengths: list[int] = []
+    answers: list[int] = []
+    dropped = [pd.DataFrame()]
     # Small files that are read once: speed of reading counts, and equal rows must be equal bytes.
     with atomic_open(output, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         # A few at a time: as lists of Python's numbers, the tokens of 100,000 rows take half a GB.
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = slice(start, start + _ROWS_AT_ONCE)
-            pairs = list(zip(rows["request"][part], rows["command"][part], strict=True))
-            encoded = encode_pairs(tokenizer, system, pairs)
-            whole[part] = [len(ids) for ids, _ in encoded]
-            learned[part] = [len(labels) - labels.count(IGNORED) for _, labels in encoded]
+        for rows in read_chunks(path, _ROWS_AT_ONCE):
+            encoded = encode_pairs(tokenizer, system, list(zip(rows["request"], rows["command"], strict=True)))
+            rows["length"] = [len(ids) for ids, _ in encoded]
+            lengths += rows["length"].tolist()
+            answers += [len(labels) - labels.count(IGNORED) for _, labels in encoded]
+            dropped.append(rows[rows["length"] > most])
             kept = [pair for pair in encoded if len(pair[0]) <= most]
             columns = [pa.array([pair[column] for pair in kept], schema[column].type) for column in (0, 1)]
             writer.write_table(pa.table(columns, schema=schema))
-        fits = whole <= most
-        dropped = rows[~fits].assign(reason=OVERLONG, stage="encode")
-        dropped["detail"] = [f"{length} tokens, more than the sequence length of {most}" for length in whole[~fits]]
-        if overlong == "fail" and len(dropped):
-            first = dropped.iloc[0]
+        refused = pd.concat(dropped)
+        if overlong == "fail" and len(refused):
+            first = refused.iloc[0]
             raise UserError(
-                f"A row is too long: {first['detail']}.",
+                f"A row is too long: {first['length']} tokens, more than the sequence length of {most}.",
                 where=f"{path}: {first['source']}, line {first['line']}",
                 found=first["request"][:120],
                 allowed=f"at most {most} tokens; or a longer training.sequence_length; or dropping such rows",
                 write="dataset:\n  encode:\n    overlong: drop",
             )
+    if len(refused):
+        detail = refused.pop("length").astype(str) + f" tokens, more than the sequence length of {most}"
+        refused = refused.assign(detail=detail, reason=OVERLONG, stage="encode")
+    whole, learned = np.array(lengths, dtype=int), np.array(answers, dtype=int)
+    fits = whole <= most
     return {
         "answer_lengths": percentiles(learned),
         "kept": int(fits.sum()),
@@ -74,7 +79,7 @@ def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int,
         "overlong": int((~fits).sum()),
         "rows": len(whole),
         "tokens": int(whole[fits].sum()),
-    }, dropped
+    }, refused
 
 
 def must_be_enough(splits: dict[str, dict], rows_a_step: int) -> None:

@@ -32,6 +32,15 @@ def read_rows(path: str | os.PathLike) -> pd.DataFrame:
     return pd.read_json(path, lines=True, dtype=False)
 
 
+def read_chunks(path: str | os.PathLike, size: int) -> Iterator[pd.DataFrame]:
+    """The same rows, so many at a time."""
+    import pandas as pd
+
+    if os.path.getsize(path):
+        with pd.read_json(path, lines=True, dtype=False, chunksize=size) as chunks:
+            yield from chunks
+
+
 def write_rows(path: str | os.PathLike, rows: pd.DataFrame) -> None:
     """Write the rows, in order, atomically."""
     with atomic_open(path) as handle:

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scripts.common.errors import UserError
-from scripts.dataset.rows import COLUMNS, count, must_keep_some, read_rows, write_rows
+from scripts.dataset.rows import COLUMNS, count, must_keep_some, read_chunks, read_rows, write_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 LOOKS_LIKE_SOMETHING_ELSE = ["", "null", "NaN", "true", "1e5", "007", "2024-01-01", "{}", '"', "\\/", "\x00\x1f\x7f"]
@@ -14,6 +14,10 @@ LINE_ENDS = ["a\nb", "a\r\nb", "a\x0bb", "a\x85b", "a\u2028b", "a\u2029b"]
 ROW = st.fixed_dictionaries(
     {"request": TEXT, "command": TEXT, "source": TEXT, "line": st.integers(1, 2**53)}, optional={"intent": TEXT}
 )
+
+
+def records(rows: pd.DataFrame) -> list[dict]:
+    return [{key: value for key, value in row.items() if value == value} for row in rows.to_dict("records")]
 
 
 def as_row(text: str) -> dict:
@@ -27,9 +31,9 @@ def as_row(text: str) -> dict:
 def test_what_is_written_is_read(tmp_path, rows):
     path = tmp_path / "rows.jsonl"
     write_rows(path, pd.DataFrame(rows))
-    read = [{key: value for key, value in row.items() if value == value} for row in read_rows(path).to_dict("records")]
-    assert read == rows
+    assert records(read_rows(path)) == rows
     assert len(path.read_text().splitlines()) == len(rows)  # for readers that split at every kind of line end
+    assert [row for chunk in read_chunks(path, 2) for row in records(chunk)] == rows
     before = path.read_bytes()
     write_rows(path, read_rows(path))
     assert path.read_bytes() == before
@@ -48,6 +52,7 @@ def test_no_rows(tmp_path):
     rows = read_rows(tmp_path / "none.jsonl")
     assert list(rows) == list(COLUMNS) and rows.empty
     assert count(rows["request"]) == {}
+    assert list(read_chunks(tmp_path / "none.jsonl", 5)) == []
 
 
 def test_what_dominated_is_named_first():
