@@ -108,7 +108,8 @@ def trace_step(
         Called with the name of each parameter or buffer and the tensor: what it is for, or None for the default,
         ``adapters`` for what is trained in a model that is frozen in part, and ``weights_<dtype>``.
     scalars
-        What ``.item()`` gives. None: a step that reads values is refused, since a traced tensor has none.
+        What ``.item()`` and ``if tensor`` give, for steps that read numbers to log them. None: such a step is refused,
+        since a traced tensor has no value.
     capacity_bytes
         The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
         back when it is full. None: memory is plentiful.

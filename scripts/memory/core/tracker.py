@@ -71,7 +71,7 @@ class Tracker(TorchDispatchMode):
     outputs
         Corrects what an operator returns on ``meta``, called as ``outputs(func, args, output)``.
     scalars
-        What ``.item()`` of a tensor on ``meta`` gives. None: :class:`NoValues`.
+        What ``.item()`` and the truth of a tensor on ``meta`` give. None: :class:`NoValues`.
     origins
         Notes where each tensor comes from; None: nobody asks.
 
@@ -214,10 +214,11 @@ class Tracker(TorchDispatchMode):
             if not self.on_meta or _VALUES.isdisjoint(func.tags):
                 raise
             if func is torch.ops.aten._local_scalar_dense.default:
-                if args[0].dtype == torch.bool and (answer := _answer()) is not None:
+                kind = args[0].dtype
+                if kind == torch.bool and (answer := _answer()) is not None:
                     return answer
-                if self._scalars is not None and args[0].dtype != torch.bool:
-                    return float(self._scalars) if args[0].is_floating_point() else int(self._scalars)
+                if self._scalars is not None:
+                    return (bool if kind == torch.bool else float if kind.is_floating_point else int)(self._scalars)
             raise NoValues(func._schema.name) from error
         if isinstance(output, torch.Tensor):
             self._see(output, func)
