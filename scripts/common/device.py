@@ -34,3 +34,20 @@ def refuse_missing(wanted: Iterable[str]) -> None:
             allowed="auto, cpu; or cuda on a machine with a GPU and its driver",
             write="training:\n  device: auto",
         )
+
+
+def pick_device(wanted: str) -> str:
+    """``auto`` is CUDA when there is one; asking for CUDA where there is none is an error."""
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "No CUDA device was found.",
+            where="training.device",
+            found=wanted,
+            allowed="auto, cpu; or cuda on a machine with a GPU and a CUDA build of torch",
+            write="training:\n  device: auto",
+        )
+    return wanted

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from scripts.common.device import pick_device
 from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
@@ -108,7 +109,6 @@ def main(
     import torch
 
     from scripts.evaluation.answer import ask
-    from scripts.training.train import pick_device
 
     device = pick_device(device)
     model_folder, tokenizer_folder = Path(inputs["weights"]).parent, Path(inputs["tokenizer"]).parent

@@ -17,8 +17,7 @@ from scripts.common.files import read_json
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.gpus import find
 from scripts.scenario.fields import BY_NAME
-from scripts.scenario.scenario import MODELS, Scenario
-from scripts.training.train import rows_in_a_step
+from scripts.scenario.scenario import MODELS, Scenario, rows_in_a_step
 
 STEP = frozenset(field.name for field in fields(Scenario))
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.

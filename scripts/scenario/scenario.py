@@ -182,6 +182,32 @@ class Scenario:
         return size(self.model, name, default)
 
 
+def rows_in_a_step(step: Mapping[str, Any], loop: Mapping[str, Any]) -> int:
+    """Rows whose answers make one optimizer step; ``step`` is a scenario as a mapping.
+
+    Without packing it is micro-batch times accumulation. A pack holds as many rows as fit, so there it is a setting:
+    steps of as many rows, not of as many packs, are alike.
+    """
+    product, packed = step["micro_batch"] * step["gradient_accumulation"], step["packing"] != "none"
+    rows = loop.get("rows_per_step")
+    if not packed and rows not in (None, product):
+        raise UserError(
+            "`rows_per_step` is not micro_batch x gradient_accumulation.",
+            where="training.rows_per_step",
+            found=rows,
+            allowed=f"null, or {product}; another number only with packing, where a pack holds several rows",
+            write="rows_per_step: null",
+        )
+    if packed and rows is None:
+        raise UserError(
+            "With packing a step's number of rows has to be given, for a pack holds as many as fit.",
+            where="training.rows_per_step",
+            allowed="1, 2, 3, ...",
+            write="rows_per_step: 16",
+        )
+    return product if rows is None else rows
+
+
 def load_scenario(path: str | Path) -> Scenario:
     """Read a scenario file (YAML); ``scenario_defaults`` of config/config.yaml fill in what it leaves out."""
     return Scenario.from_mapping(read_yaml(path), where=path)

@@ -8,30 +8,26 @@
 A token attends to the tokens of its own row before it and, where it is shared, to the prefix: a mask says so, and
 position ids go on after the prefix for each row. What the model computes for the prefix depends on the prefix alone, so
 loss and gradients are those of the rows apart, up to rounding. That holds only where attention is all that carries
-something from token to token, and where it takes positions and mask as given: :func:`self_test` makes sure.
+something from token to token, and where it takes positions and mask as given:
+:func:`scripts.training.exactness.self_test` makes sure.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_map
 
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Scenario
 from scripts.training.batches import IGNORED, Row, collate
-from scripts.training.model import autocast_dtype, configuration, weight_dtype, without_noise
+from scripts.training.model import autocast_dtype, configuration, weight_dtype
 
 Pack = list[Row]
-# How far packed rows may be from the rows alone, as a share of the loss and of the gradient's norm. A mask or a
-# position that went unheeded is off by more, rounding by less.
-TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (5e-2, 2e-1), torch.float16: (1e-2, 5e-2)}
 _LAYERS = ("full_attention", "sliding_attention")  # kinds of layers whose mask this module can make
 
 
@@ -204,9 +200,6 @@ def full_packs(scenario: Scenario, device: torch.device | str) -> dict[str, Any]
     return tree_map(lambda tensor: torch.empty(shapes[tensor.ndim], dtype=tensor.dtype, device="meta"), batch)
 
 
-# --- is it exact? ---------------------------------------------------------------------------------------------------
-
-
 def refusal(architecture: str, reason: str) -> UserError:
     """What a person reads when rows can't be packed for this model."""
     return UserError(
@@ -215,66 +208,3 @@ def refusal(architecture: str, reason: str) -> UserError:
         allowed="none: each row in a line of its own, padded",
         write="packing: none",
     )
-
-
-def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix: int, pad_token_id: int) -> dict:
-    """Two rows packed against each of them alone, on the very model that is to be trained.
-
-    Returns
-    -------
-    dict
-        ``loss_difference`` and ``gradient_difference``, each as a share of the rows' own.
-
-    Raises
-    ------
-    UserError
-        When the architecture refuses packs, or computes something else for them.
-    """
-    from scripts.training.step import forward_backward
-
-    kind = model.config.get_text_config().model_type
-    if getattr(model.config, "output_router_logits", False):
-        raise refusal(kind, "its auxiliary loss counts the tokens that go to each expert, and a pack has others")
-    noisy = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p]
-    if noisy and scenario.packing == "shared_prefix":
-        raise refusal(kind, f"all rows of a pack would share the noise of its dropout ({noisy[0]}) on their prefix")
-    device = next(model.parameters()).device
-    chosen = sorted(rows, key=lambda row: len(row.input_ids))
-    pair = [chosen[0], chosen[-1]]
-    learned = [sum(label != IGNORED for label in row.labels[1:]) for row in pair]
-
-    def run(packs: list[list[Pack]], how: Scenario, shared: int) -> tuple[float, list[torch.Tensor]]:
-        loss = 0.0
-        for pack in packs:
-            batch = collate_packs(pack, how, shared, pad_token_id, model.config, device)
-            share = sum(learned) if len(packs) == 1 else learned[pair.index(pack[0][0])]
-            share /= sum(learned)
-            loss += share * float(forward_backward(model, batch, how, loss_scale=share))
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        model.zero_grad(set_to_none=True)
-        return loss, gradients
-
-    with without_noise(model):
-        expected, single = run([[[row]] for row in pair], replace(scenario, packing="none"), 0)
-        try:
-            found, packed = run([[pair]], scenario, prefix)
-        except UserError:
-            raise
-        except Exception as error:  # architectures refuse masks and positions each in their own way
-            raise refusal(kind, f"it takes no mask of rows ({type(error).__name__}: {str(error)[:200]})") from None
-        finally:
-            model.zero_grad(set_to_none=True)
-    norm = sum(float(gradient.double().norm() ** 2) for gradient in single) ** 0.5
-    apart = sum(float((one.double() - other.double()).norm() ** 2) for one, other in zip(single, packed, strict=True))
-    result = {
-        "gradient_difference": apart**0.5 / norm if norm else 0.0,
-        "loss_difference": abs(found - expected) / abs(expected),
-    }
-    loss_tolerance, gradient_tolerance = TOLERANCE[mask_dtype(scenario)]
-    if not (result["loss_difference"] <= loss_tolerance and result["gradient_difference"] <= gradient_tolerance):
-        raise refusal(
-            kind,
-            f"two rows in one sequence give the loss {found:.6g}, each alone {expected:.6g}"
-            f" (gradients {result['gradient_difference']:.1e} apart): it looks beyond a row, or not at its positions",
-        )
-    return result

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.common.device import pick_device
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import (
@@ -31,27 +32,10 @@ from scripts.common.files import (
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.kept import Kept
 from scripts.common.tokenizer import read_tokenizer
-from scripts.scenario.scenario import Scenario
+from scripts.scenario.scenario import Scenario, rows_in_a_step
 
 if TYPE_CHECKING:
     from scripts.training.batches import Row
-
-
-def pick_device(wanted: str) -> str:
-    """``auto`` is CUDA when there is one; asking for CUDA where there is none is an error."""
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "No CUDA device was found.",
-            where="training.device",
-            found=wanted,
-            allowed="auto, cpu; or cuda on a machine with a GPU and a CUDA build of torch",
-            write="training:\n  device: auto",
-        )
-    return wanted
 
 
 def learning_rate_at(step: int, total: int, peak: float, warmup_ratio: float) -> float:
@@ -67,32 +51,6 @@ def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None
     per_epoch = math.ceil(rows / rows_per_step)
     total = per_epoch * epochs
     return per_epoch, total if max_steps is None else min(total, max_steps)
-
-
-def rows_in_a_step(step: Mapping[str, Any], loop: Mapping[str, Any]) -> int:
-    """Rows whose answers make one optimizer step; ``step`` is a scenario as a mapping.
-
-    Without packing it is micro-batch times accumulation. A pack holds as many rows as fit, so there it is a setting:
-    steps of as many rows, not of as many packs, are alike.
-    """
-    product, packed = step["micro_batch"] * step["gradient_accumulation"], step["packing"] != "none"
-    rows = loop.get("rows_per_step")
-    if not packed and rows not in (None, product):
-        raise UserError(
-            "`rows_per_step` is not micro_batch x gradient_accumulation.",
-            where="training.rows_per_step",
-            found=rows,
-            allowed=f"null, or {product}; another number only with packing, where a pack holds several rows",
-            write="rows_per_step: null",
-        )
-    if packed and rows is None:
-        raise UserError(
-            "With packing a step's number of rows has to be given, for a pack holds as many as fit.",
-            where="training.rows_per_step",
-            allowed="1, 2, 3, ...",
-            write="rows_per_step: 16",
-        )
-    return product if rows is None else rows
 
 
 def planned_steps(rows: "list[Row]", scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list]:
@@ -447,8 +405,9 @@ def main(
     import torch
 
     from scripts.training.batches import learned_tokens, read_rows
+    from scripts.training.exactness import self_test
     from scripts.training.model import assert_quantized, build_model, build_optimizer
-    from scripts.training.packing import common_prefix, self_test
+    from scripts.training.packing import common_prefix
 
     torch.set_num_threads(threads)
     if device == "cpu":

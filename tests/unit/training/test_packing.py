@@ -9,10 +9,11 @@ from scripts.common.errors import UserError
 from scripts.memory.measure import measure
 from scripts.memory.trace import trace
 from scripts.scenario.scenario import Scenario
-from scripts.training import packing
+from scripts.training import exactness
 from scripts.training.batches import IGNORED, Row, learned_tokens
+from scripts.training.exactness import self_test
 from scripts.training.model import build_model
-from scripts.training.packing import collate_packs, common_prefix, micro_batches, pack_lengths, self_test
+from scripts.training.packing import collate_packs, common_prefix, micro_batches, pack_lengths
 from scripts.training.step import forward_backward
 from tests.unit.decoders import DECODERS
 
@@ -126,7 +127,7 @@ def test_the_self_test_notices_what_goes_unheeded(broken, monkeypatch):
     """A mask or positions that a model ignores would be silent."""
     asked = scenario("llama", packing="shared_prefix")
     model = build_model(asked, "cpu")
-    real = packing.collate_packs
+    real = exactness.collate_packs
 
     def careless(*args):
         batch = real(*args)
@@ -134,7 +135,7 @@ def test_the_self_test_notices_what_goes_unheeded(broken, monkeypatch):
             batch.pop("attention_mask" if broken == "mask" else "position_ids")
         return batch
 
-    monkeypatch.setattr(packing, "collate_packs", careless)
+    monkeypatch.setattr(exactness, "collate_packs", careless)
     with pytest.raises(UserError, match="alone"):
         self_test(model, asked, rows(), common_prefix(rows()), 0)
 

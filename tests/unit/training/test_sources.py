@@ -148,7 +148,7 @@ def test_a_folder_gives_its_weights_with_their_digests(tmp_path):
 def test_cuda_where_there_is_none_is_explained():
     import torch
 
-    from scripts.training.train import pick_device
+    from scripts.common.device import pick_device
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
