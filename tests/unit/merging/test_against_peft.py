@@ -34,6 +34,7 @@ CASES = {
     "embedding": ("qwen2", {"target_modules": ["q_proj", "embed_tokens"]}),
     "embedding, dora": ("qwen2", {"target_modules": ["embed_tokens"], "use_dora": True}),
     "another plain start": ("qwen2", {"init_lora_weights": "orthogonal"}),
+    "all layers but one": ("qwen2", {"target_modules": ["q_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]}),
     "some layers": ("qwen2", {"target_modules": ["q_proj"], "layers_to_transform": [1]}),
 }
 # Where PEFT's merge adds one layer's difference to both ends of tied weights, so that it is not base plus adapter.

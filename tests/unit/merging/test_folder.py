@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,20 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_report, sha256_file
+from scripts.common.files import read_json, read_report, sha256_file, write_json
 from scripts.merging.checkpoint import read_shard
 from scripts.merging.merge import merge
 from tests.benchmarks.synthetic_checkpoint import make_adapter as synthetic_adapter
 from tests.benchmarks.synthetic_checkpoint import make_base as synthetic_base
-from tests.unit.merging.models import distance, load_weights, logits, make_adapter, make_base, with_adapter
+from tests.unit.merging.models import (
+    distance,
+    edit_weights,
+    load_weights,
+    logits,
+    make_adapter,
+    make_base,
+    with_adapter,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -74,6 +83,15 @@ def test_two_merges_are_equal_bytes_whatever_the_threads(sharded, tmp_path):
     assert merge(base, adapter, tmp_path / "one", threads=1) == merge(base, adapter, tmp_path / "two", threads=4)
 
 
+def test_large_shards_pass_through_the_page_cache_and_stay_the_same(sharded, tmp_path, monkeypatch):
+    base, adapter = sharded
+    reference = merge(base, adapter, tmp_path / "one")
+    monkeypatch.setattr("scripts.merging.merge.STREAMED_BYTES", 0)
+    monkeypatch.setattr("scripts.merging.merge.WINDOW_BYTES", 1024)
+    monkeypatch.setattr("scripts.merging.merge.BLOCK_ELEMENTS", 2048)  # blocks of untouched and of changed rows
+    assert merge(base, adapter, tmp_path / "two")["sha256"] == reference["sha256"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_another_dtype_for_everything(sharded, tmp_path, dtype):
     base, adapter = sharded
@@ -89,6 +107,17 @@ def test_another_dtype_for_everything(sharded, tmp_path, dtype):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
     assert merged.dtype == getattr(torch, dtype)
     assert distance(logits(merged.float()), logits(with_adapter(base, adapter, "float32"))) < 1e-2
+
+
+def test_whole_numbers_keep_their_dtype(sharded, tmp_path):
+    base = shutil.copytree(sharded[0], tmp_path / "base")
+    index = read_json(base / "model.safetensors.index.json")
+    shard = index["weight_map"]["model.norm.weight"]
+    edit_weights(base / shard, lambda tensors: tensors.update({"model.steps": torch.arange(5)}))
+    write_json(base / "model.safetensors.index.json", {"weight_map": {**index["weight_map"], "model.steps": shard}})
+    merge(base, sharded[1], tmp_path / "merged", dtype="float32")
+    after = load_weights(tmp_path / "merged")
+    assert torch.equal(after["model.steps"], torch.arange(5)) and after["model.norm.weight"].dtype == torch.float32
 
 
 def test_untied_output_layer_joins_the_embedding_s_shard_and_the_index(tmp_path):

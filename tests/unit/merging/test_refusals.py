@@ -13,7 +13,8 @@ import torch
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json, write_report
-from scripts.merging.checkpoint import lay_out_shard
+from scripts.merging.adapter import _pattern_value
+from scripts.merging.checkpoint import lay_out_shard, read_shard
 from scripts.merging.merge import merge
 from tests.unit.merging.models import edit_weights, make_adapter, make_base
 
@@ -85,10 +86,12 @@ def test_shard_is_something_else(inputs, content):
     refuse(*inputs, "not a safetensors file", shard.name)
 
 
-def test_header_that_does_not_fit_its_data(inputs):
+@pytest.mark.parametrize(("offsets", "size"), [(b"[0,8] ", 8), (b"[4,16]", 16), (b"[0,16]", 16)])
+def test_header_that_does_not_fit_its_data(inputs, offsets, size):
+    """Three numbers of four bytes in eight bytes, behind a hole, and in sixteen."""
     shard = sorted(inputs[0].glob("*.safetensors"))[0]
     header = lay_out_shard(shard, [("x", "F32", (3,))], {}).header
-    shard.write_bytes(header.replace(b"[0,12]", b"[0,8] ") + bytes(8))
+    shard.write_bytes(header.replace(b"[0,12]", offsets) + bytes(size))
     refuse(*inputs, "does not describe its data", "tensor x")
 
 
@@ -104,6 +107,22 @@ def test_index_names_a_tensor_that_is_not_there(inputs):
     content["weight_map"]["model.layers.9.mlp.up_proj.weight"] = next(iter(content["weight_map"].values()))
     write_json(index, content)
     refuse(*inputs, "does not hold", "model.layers.9.mlp.up_proj.weight")
+
+
+def test_index_names_the_wrong_shard(inputs):
+    index = inputs[0] / "model.safetensors.index.json"
+    content = read_json(index)
+    other = next(file for file in content["weight_map"].values() if file != content["weight_map"]["model.norm.weight"])
+    content["weight_map"]["model.norm.weight"] = other
+    write_json(index, content)
+    refuse(*inputs, "does not hold", "model.norm.weight", other)
+
+
+def test_two_shards_hold_the_same_tensor(inputs):
+    first, second = sorted(inputs[0].glob("*.safetensors"))[:2]
+    name = read_shard(first).tensors[0].name
+    edit_weights(second, lambda tensors: tensors.update({name: torch.zeros(2)}))
+    refuse(*inputs, "Two shards hold the same tensor", name)
 
 
 def test_index_leaves_a_tensor_out(inputs):
@@ -191,6 +210,14 @@ def test_base_holds_nan_where_the_adapter_adds(inputs):
     refuse(*inputs, "NaN or infinity", name)
 
 
+def test_large_weights_are_not_taken_for_infinite_ones(inputs):
+    """Their sum is."""
+    name = "model.layers.0.self_attn.q_proj.weight"
+    shard = inputs[0] / read_json(inputs[0] / "model.safetensors.index.json")["weight_map"][name]
+    edit_weights(shard, lambda tensors: tensors[name][3].fill_(3e38))
+    merge(*inputs, inputs[0].parent / "merged")
+
+
 def test_dtype_too_small_for_the_weights(inputs):
     edit_adapter(inputs[1], lambda tensors: tensors[f"{Q0}.lora_B.weight"].fill_(1e30))
     refuse(*inputs, "range is too small", "--dtype bfloat16", dtype="float16")
@@ -200,9 +227,10 @@ def test_unknown_dtype(inputs):
     refuse(*inputs, "Unknown dtype", "int4", dtype="int4")
 
 
-def test_link_out_of_the_model_s_folder(inputs, tmp_path_factory):
+@pytest.mark.parametrize("place", ["../key", "../../key"])
+def test_link_out_of_the_model_s_folder(inputs, place):
     """Named like a file that goes with the model, it must not carry somebody's key into the results."""
-    secret = tmp_path_factory.mktemp("home") / "key"
+    secret = (inputs[0] / place).resolve()
     secret.write_text("secret")
     (inputs[0] / "LICENSE").unlink()
     (inputs[0] / "LICENSE").symlink_to(secret)
@@ -363,6 +391,27 @@ def test_half_a_pair_of_factors(inputs):
 def test_rank_of_the_tensors_and_of_the_configuration_differ(inputs):
     edit_settings(inputs[1], r=4)
     refuse(*inputs, "another rank", "rank 4")
+
+
+def test_factors_of_two_ranks(inputs):
+    name = f"{Q0}.lora_B.weight"
+    edit_adapter(inputs[1], lambda tensors: tensors.update({name: tensors[name][:, :4].contiguous()}))
+    refuse(*inputs, "another rank", "(32, 4)", "rank 8")
+
+
+@pytest.mark.parametrize("change", [{"r": 0}, {"r": True}, {"r": "8"}, {"lora_alpha": -1}, {"lora_alpha": None}])
+def test_rank_or_alpha_that_is_no_number(inputs, change):
+    edit_settings(inputs[1], **change)
+    refuse(*inputs, f"The adapter's {next(iter(change))} must be a number", "or more")
+
+
+def test_a_pattern_matches_whole_names():
+    """As in PEFT: the end of the path, from a dot on."""
+    patterns = {"proj": 1, "mlp.up_proj": 2, "q_proj": 3}
+    found = [
+        _pattern_value(patterns, f"model.layers.0.{name}", 8) for name in ("self_attn.q_proj", "mlp.up_proj", "k_proj")
+    ]
+    assert found == [3, 2, 8]
 
 
 def test_target_that_matches_nothing(inputs):

@@ -139,7 +139,14 @@ def test_changed_shape_or_dtype_fails(folders):
     assert not report["passed"]
 
 
-def test_changed_untouched_tensor_fails(folders):
+def test_weights_beside_those_of_the_manifest_fail(folders):
+    shutil.copy(sorted(folders[2].glob("*.safetensors"))[0], folders[2] / "another.safetensors")
+    assert verify(*folders)["checks"]["files"]["wrong"] == ["another.safetensors"]
+
+
+@pytest.mark.parametrize("chunk", [8, 2**24])
+def test_changed_untouched_tensor_fails(folders, monkeypatch, chunk):
+    monkeypatch.setattr("scripts.merging.verify.CHUNK_BYTES", chunk)
     edit_tensor(folders[2], "model.norm.weight", lambda tensors, name: tensors[name][5:6].mul_(1 + 2**-23))
     report = verify(*folders)
     assert report["checks"]["untouched"]["wrong"] == ["model.norm.weight"]
@@ -168,7 +175,7 @@ def test_adapter_left_out_or_added_twice_fails(folders, strength):
         edit_weights(path, spoil)
     renew_digests(merged)
     report = verify(*folders, requests=REQUESTS, system="p", max_new_tokens=6, free=PLENTY)
-    assert states(report)["layers"] == states(report)["logits"] == "failed"
+    assert states(report)["layers"] == states(report)["logits"] == states(report)["answers"] == "failed"
     assert states(report)["untouched"] == "passed"
 
 
