@@ -194,7 +194,9 @@ def _all_text(command: Command) -> str:
 
 def _as_root(command: Command) -> bool:
     """Whether a command runs with root's rights: under sudo and its like, in no container, as nobody else."""
-    if "container" in command.wrappers or {"sudo", "doas", "pkexec", "su"}.isdisjoint(command.wrappers):
+    if "container" in command.wrappers or {"sudo", "doas", "pkexec", "su", "runuser", "gosu"}.isdisjoint(
+        command.wrappers
+    ):
         return False
     for outer in command.reading.commands:
         users: list[str] = []
