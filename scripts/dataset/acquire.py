@@ -5,16 +5,13 @@ Nothing is judged here but what can't be read at all; rows that can't be are in 
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, sha256_file, write_json, write_report
 from scripts.common.job import job, log
-from scripts.dataset.rows import COLUMNS, count, write_rows
+from scripts.dataset.rows import COLUMNS, Rows, count, write_rows
 from scripts.dataset.sources import Record, read_file
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def label(source: Mapping[str, Any]) -> str:
@@ -52,7 +49,7 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
             yield label(source), record
 
 
-def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> "tuple[pd.DataFrame, list[dict]]":
+def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tuple[Rows, list[dict]]:
     """The rows of all sources, those that could not be read with a ``reason``, and a summary of each source."""
     import pandas as pd
 

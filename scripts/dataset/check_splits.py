@@ -8,16 +8,12 @@ up the reports of all steps: each row that was read is in a split, or in a rejec
 from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.dataset.rows import SPLITS, read_rows, to_lines
+from scripts.dataset.rows import SPLITS, Rows, read_rows, to_lines
 from scripts.dataset.text import command_key, request_key
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _FORMS = {
     "request": lambda rows: rows["request"],
@@ -27,7 +23,7 @@ _FORMS = {
 }
 
 
-def overlaps(splits: "Mapping[str, pd.DataFrame]") -> tuple[dict[str, dict[str, int]], list[str]]:
+def overlaps(splits: Mapping[str, Rows]) -> tuple[dict[str, dict[str, int]], list[str]]:
     """How many texts two splits share, by form and by pair of splits; and up to ten examples."""
     counts: dict[str, dict[str, int]] = {}
     examples: list[str] = []
@@ -68,7 +64,7 @@ def stages(acquire: dict, clean: dict, screen: dict, split: dict) -> list[dict]:
     return table
 
 
-def must_be_the_screened_rows(safe: "pd.DataFrame", found: "pd.DataFrame", where: str) -> None:
+def must_be_the_screened_rows(safe: Rows, found: Rows, where: str) -> None:
     """Raise unless what was found in splits and taken out is, row by row, what the screen let pass."""
     passed, there = Counter(to_lines(safe)), Counter(to_lines(found.drop(columns=["reason", "stage"], errors="ignore")))
     for problem, rows in (

@@ -3,16 +3,13 @@
 Every row that does not pass is in the rejected file with stage and reason.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.syntax import check_syntax
-from scripts.dataset.rows import count, must_keep_some, read_rows, write_rows
+from scripts.dataset.rows import Rows, count, must_keep_some, read_rows, write_rows
 from scripts.dataset.text import clean_command, clean_request, command_key, defect, request_key
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 STAGES = ("validate", "exact_duplicates", "syntax", "near_duplicates")
 _FEW = 64  # so many requests are compared with each other; for more, MinHash says which are worth it
@@ -59,7 +56,7 @@ def only_comments(canonical: str) -> bool:
     return all(not line or line.lstrip().startswith("#") for line in canonical.splitlines())
 
 
-def clean(rows: "pd.DataFrame", threshold: float | None) -> "pd.DataFrame":
+def clean(rows: Rows, threshold: float | None) -> Rows:
     """Normalize acquired rows and judge them; ``stage``, ``reason`` and ``detail`` stay null in those that pass.
 
     ``threshold`` is the similarity from which a request repeats an earlier one with the same command; None: none does.
@@ -69,14 +66,14 @@ def clean(rows: "pd.DataFrame", threshold: float | None) -> "pd.DataFrame":
     rows = rows.assign(request=rows["request"].map(clean_request), command=rows["command"].map(clean_command))
     rows = rows.assign(**{name: pd.Series(None, rows.index, dtype=object) for name in ("stage", "reason")})
 
-    def left() -> "pd.DataFrame":
+    def left() -> Rows:
         return rows[rows["stage"].isna()]
 
-    def reject(stage: str, reasons: "pd.Series") -> None:
+    def reject(stage: str, reasons: pd.Series) -> None:
         rows["stage"] = rows["stage"].fillna(pd.Series(stage, reasons.index, dtype=object))
         rows["reason"] = rows["reason"].fillna(reasons)
 
-    def because(reason: str, index: "pd.Index") -> "pd.Series":
+    def because(reason: str, index: Any) -> pd.Series:
         return pd.Series(reason, index, dtype=object)
 
     some = left()

@@ -40,13 +40,11 @@ def without_secrets(text: str) -> str:
 
 def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:
     """An error of the libraries as one that says what to do."""
-    chain: list[BaseException] = []
-    step: BaseException | None = error
-    while step is not None and step not in chain:
+    chain = [error]
+    while (step := chain[-1].__cause__ or chain[-1].__context__) and step not in chain:
         chain.append(step)
-        step = step.__cause__ or step.__context__
-    statuses = [getattr(getattr(one, "response", None), "status_code", None) for one in chain]
-    status = next((status for status in statuses if status), None)
+    statuses = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
+    status = next(filter(None, statuses), None)
     names = {name.__name__ for one in chain for name in type(one).__mro__}
     if "GatedRepoError" in names and status != 401:
         status = 403

@@ -17,13 +17,16 @@ from scripts.common.files import atomic_open
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pandas import DataFrame as Rows
+else:
+    Rows = "pandas.DataFrame"  # imported by the functions that compute with it
 
 SPLITS = ("train", "validation", "test")
 COLUMNS = ("request", "command", "source", "line")
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 
 
-def read_rows(path: str | os.PathLike) -> pd.DataFrame:
+def read_rows(path: str | os.PathLike) -> Rows:
     """The rows of a file that a step wrote; a field that a row does not have is null."""
     import pandas as pd
 
@@ -32,7 +35,7 @@ def read_rows(path: str | os.PathLike) -> pd.DataFrame:
     return pd.read_json(path, lines=True, dtype=False)
 
 
-def read_chunks(path: str | os.PathLike, size: int) -> Iterator[pd.DataFrame]:
+def read_chunks(path: str | os.PathLike, size: int) -> Iterator[Rows]:
     """The same rows, so many at a time."""
     import pandas as pd
 
@@ -41,13 +44,13 @@ def read_chunks(path: str | os.PathLike, size: int) -> Iterator[pd.DataFrame]:
             yield from chunks
 
 
-def write_rows(path: str | os.PathLike, rows: pd.DataFrame) -> None:
+def write_rows(path: str | os.PathLike, rows: Rows) -> None:
     """Write the rows, in order, atomically."""
     with atomic_open(path) as handle:
         handle.writelines(to_lines(rows))
 
 
-def to_lines(rows: pd.DataFrame) -> Iterator[str]:
+def to_lines(rows: Rows) -> Iterator[str]:
     """Each row as a line of JSON, keys sorted, nulls left out. What some readers take for a line's end is escaped."""
     for values in rows.itertuples(index=False, name=None):
         fields = zip(rows.columns, values, strict=True)

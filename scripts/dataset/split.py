@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.dataset.rows import SPLITS, count, must_keep_some, read_rows, to_lines, write_rows
+from scripts.dataset.rows import SPLITS, Rows, count, must_keep_some, read_rows, to_lines, write_rows
 from scripts.dataset.text import command_key, key_number, request_key
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
 
 
-def keys_of(rows: "pd.DataFrame") -> "pd.DataFrame":
+def keys_of(rows: Rows) -> Rows:
     """64-bit numbers of each row's normalized ``request`` and ``command`` (never equal to each other)."""
     import pandas as pd
 
@@ -29,7 +28,7 @@ def keys_of(rows: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(numbers, index=rows.index, dtype="uint64")
 
 
-def group(keys: "pd.DataFrame") -> "np.ndarray":
+def group(keys: Rows) -> "np.ndarray":
     """Each row's group, of shape (rows,), numbered from 0: the rows connected by equal requests or equal commands."""
     import numpy as np
     import pandas as pd
@@ -60,7 +59,7 @@ def shuffled(numbers: Any, seed: int) -> "np.ndarray":
     return np.fromiter((int.from_bytes(digest, "big") for digest in hashes), np.uint64, len(numbers))
 
 
-def assign(keys: "pd.DataFrame", groups: "np.ndarray", shares: dict[str, float], seed: int) -> "np.ndarray":
+def assign(keys: Rows, groups: "np.ndarray", shares: dict[str, float], seed: int) -> "np.ndarray":
     """Give each group a split; returns the index of each row's split, of shape (rows,).
 
     A group's place in line, and the split it asks for, come from a hash of its smallest key and the seed.
