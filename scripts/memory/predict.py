@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,16 +105,26 @@ def outcome(path: Path) -> Outcome:
 def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
     """Each file's outcome, in order; several files are traced side by side."""
     workers = min(len(paths), os.cpu_count() or 1)
-    if workers > 1 and sys.platform == "linux":
-        try:
-            import scripts.memory.trace  # noqa: F401, once, before the processes part
-        except ImportError:
-            workers = 1  # each outcome says what is missing
+    try:
+        _import_libraries()  # once, before the processes part
+    except ImportError:
+        workers = 1  # each outcome says what is missing
     if workers == 1 or sys.platform != "linux":
         yield from map(outcome, paths)
         return
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         yield from pool.imap(outcome, paths)
+
+
+def _import_libraries() -> None:
+    """Import what every trace needs, and keep to a terminal what is said to a person."""
+    import peft  # noqa: F401
+    import transformers.modeling_utils
+
+    import scripts.memory.trace  # noqa: F401
+
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -215,6 +215,8 @@ class _Allocator:
         else:
             block = _Block(self.low, segment, pool)
             self.low += segment
+        if self.high < self.low:
+            raise OverflowError(f"more than {self.reserved:,} bytes in segments: beyond the addresses of any GPU")
         self.reserved += segment
         return block
 

@@ -169,6 +169,11 @@ def test_required_takes_what_is_known_of_a_run_with_plenty():
     assert required_bytes(events, replay(events)) == required_bytes(events)
 
 
+def test_more_than_there_are_addresses_for_is_an_error():
+    with pytest.raises(OverflowError, match="beyond the addresses"):
+        replay([(1, 2**45), (2, 2**46)])
+
+
 def test_a_trail_has_the_blocks_in_use_before_each_event():
     trail: list[int] = []
     replay([(1, 512), (2, 1024), (-1, 0), (3, 1)], [("second", 1)], trail=trail)

@@ -111,23 +111,52 @@ BAD = {
     "unknown field": (SMALL + "seqence_length: 4\n", ["seqence_length", "sequence_length: 4"]),
     "number as text": (SMALL + "micro_batch: '2'\n", ["micro_batch", "'2'", "micro_batch: 2"]),
     "no such file": (None, ["does not exist"]),
+    "null scenario": ("qlora: null\n", ["qlora", "lora"]),
+    "empty": ("", ["A scenario is a mapping", "model: qwen2.5-coder-7b"]),
+    "unknown model": ("model: nosuch\n", ["nosuch", "qwen2.5-coder-7b"]),
+    "absurd vocabulary": (SMALL.replace("size: 1000", "size: 1000000000000"), ["vocab_size", "1 to"]),
+    "dropout on experts": (
+        SMALL.replace("qwen2", "mixtral") + "lora: {dropout: 0.1}\n",
+        ["no dropout for adapters of experts", "lora: "],
+    ),
 }
 
 
 def test_bad_input_is_explained(tmp_path) -> None:
     """All at once: each start of the command costs seconds."""
     files = {
-        name: write(tmp_path, name.replace(" ", "-"), text) if text else tmp_path / "missing.yaml"
+        name: write(tmp_path, name.replace(" ", "-"), text) if text is not None else tmp_path / "missing.yaml"
         for name, (text, _) in BAD.items()
     }
     done = command(*files.values())
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     for name, (_, words) in BAD.items():
         assert str(files[name]) in done.stderr
         for word in words:
             assert word in done.stderr, f"{name}: {word!r} is not in\n{done.stderr}"
+
+
+def test_no_answer_is_status_3(tmp_path) -> None:
+    """What is missing or fails is no verdict: neither "does not fit" nor a wrong scenario."""
+    files = [write(tmp_path, "one", SMALL), write(tmp_path, "two", SMALL + "micro_batch: '2'\n")]
+    code = (
+        "import sys; sys.modules['torch'] = None; from scripts.memory.predict import main; "
+        f"sys.exit(main({[str(path) for path in files]}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "torch is not installed" in done.stderr and "pip install -r requirements.txt" in done.stderr
+    assert "micro_batch: 2" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_failure_says_which_file_and_what(tmp_path) -> None:
+    huge = SMALL.replace("hidden_size: 128", "hidden_size: 16777216").replace("size: 256", "size: 16777216")
+    path = write(tmp_path, "huge", huge + "method: full\n")
+    found = prediction.outcome(path)
+    assert (found.status, found.answer) == (3, None)
+    assert str(path) in found.message and "OverflowError" in found.message
 
 
 # --- rules and command ------------------------------------------------------------------------------------------------
