@@ -76,8 +76,9 @@ rule train_adapter:
         validation=place(f"{ENCODED}/validation.parquet"),
         # Asked for here so that they are made again when they are missing; nobody else reads them.
         unread=place(f"{ENCODED}/rejected.jsonl", f"{ENCODED}/test.parquet"),
-        # It must have let the step pass; what it wrote does not shape the adapter.
-        gate=ancient("results/{run}/memory/training/gate.json"),
+        # It must have let the step pass. Not ancient(): below a job that runs, Snakemake would then look at no other
+        # reason to train. What it wrote does not shape the adapter, so finished training is found in kept/.
+        gate="results/{run}/memory/training/gate.json",
     output:
         adapter="results/{run}/adapter/adapter_model.safetensors",
         config="results/{run}/adapter/adapter_config.json",
