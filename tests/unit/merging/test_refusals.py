@@ -310,6 +310,11 @@ def test_outside_the_workflow_it_says_what_was_not_checked(inputs, recorded, cap
 # --- the adapter ---------------------------------------------------------------------------------
 
 
+def test_adapter_folder_missing(inputs):
+    shutil.rmtree(inputs[1])
+    refuse(*inputs, "adapter's folder does not exist", str(inputs[1]))
+
+
 def test_adapter_without_configuration(inputs):
     (inputs[1] / "adapter_config.json").unlink()
     refuse(*inputs, "no adapter_config.json")
