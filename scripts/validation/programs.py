@@ -98,16 +98,11 @@ def peft_comparison(row: Row, orders: int = 1) -> Report:
     scenario, settings = row.scenario, row.settings
     prepared = prepare(scenario)
     model = prepared.model
-    options = settings["optimizer_options"]
-    if settings["optimizer"] == "lora-fa":
-        from peft.optimizers import create_lorafa_optimizer
-
-        optimizer = create_lorafa_optimizer(model, **options)
-    else:
-        optimizer = getattr(torch.optim, settings["optimizer"])(model.parameters(), foreach=True, **options)
+    optimizer = _optimizer(model, settings["optimizer"], settings["optimizer_options"])
     if scenario.method != "full":
         with model.disable_adapter():
             pass
+    ranks = getattr(getattr(model, "base_model", None), "rankallocator", None)
     kept: dict[str, Any] = {}
 
     def step(batch: dict[str, torch.Tensor]) -> None:
@@ -118,6 +113,8 @@ def peft_comparison(row: Row, orders: int = 1) -> Report:
         kept["loss"].backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if ranks is not None:  # update_and_allocate() of AdaLoRA; the masks that it makes then need values
+            ranks.update_ipt(model.base_model.model)
         torch.cuda.empty_cache()
 
     def batch(tokens: int) -> dict[str, torch.Tensor]:
@@ -136,6 +133,20 @@ def peft_comparison(row: Row, orders: int = 1) -> Report:
         histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
         label=prepared.label,
     )
+
+
+def _optimizer(model: nn.Module, kind: str, options: dict[str, Any]) -> torch.optim.Optimizer:
+    """``get_optimizer_and_scheduler`` of peft's ``method_comparison/MetaMathQA/utils.py``, with a GPU's ``foreach``."""
+    from peft import optimizers
+
+    adamw = torch.optim.AdamW
+    if kind == "lora-fa":
+        return optimizers.create_lorafa_optimizer(model, **options)
+    if kind == "lora+":
+        return optimizers.create_loraplus_optimizer(model, optimizer_cls=adamw, foreach=True, **options)
+    if kind == "riemannian":
+        return optimizers.create_riemannian_optimizer(model, optimizer_cls=adamw, foreach=True, **options)
+    return getattr(torch.optim, kind)(model.parameters(), foreach=True, **options)
 
 
 PROGRAMS: dict[str, Callable[..., Report]] = {

@@ -216,7 +216,7 @@ def _a100(row: Mapping[str, str], path: Path) -> Row:
 
 
 def _peft(path: Path) -> list[Row]:
-    """Runs of peft's comparison of methods: one model, one data set, 14 methods."""
+    """Runs of peft's comparison of methods: one model, one data set; ``scenario``: what a row has otherwise."""
     table = read_json(path)
     common = {
         "model": {key: value for key, value in table["model"].items() if key != "name"},
@@ -232,7 +232,7 @@ def _peft(path: Path) -> list[Row]:
 
     def scenario(row: Mapping[str, Any]) -> Scenario:
         method = {"method": "lora", "adapter": row["adapter"]} if row["adapter"] else {"method": "full"}
-        return Scenario.from_mapping(common | method, where=f"{path.name}, row {row['id']}")
+        return Scenario.from_mapping(common | method | row.get("scenario", {}), where=f"{path.name}, row {row['id']}")
 
     return [
         Row(
