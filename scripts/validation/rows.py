@@ -209,6 +209,7 @@ def _a100(row: Mapping[str, str], path: Path) -> Row:
             autocast=DTYPES.get(row["autocast"]),
             gradient_checkpointing=row["gradient_checkpointing"],
             kbit_preparation=row["kbit_preparation"],
+            loss=row["loss"],
         ),
         program="trainer",
         measured_bytes={"allocated": int(row["peak_allocated_bytes"])},
