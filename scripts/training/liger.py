@@ -11,6 +11,7 @@ chunks, ``_can_use_mm_out``), ``transformers/model/loss_utils.py`` (``LigerForCa
 
 from __future__ import annotations
 
+import importlib
 import types
 from typing import Any
 
@@ -98,7 +99,7 @@ def fused_linear_cross_entropy(
 
 def _package() -> Any:
     try:
-        import liger_kernel.transformers.functional as package
+        return importlib.import_module("liger_kernel.transformers.functional")  # optional: no environment brings it
     except ImportError:
         raise UserError(
             "The package liger-kernel is not installed.",
@@ -107,7 +108,6 @@ def _package() -> Any:
             allowed="chunked, which needs no package; or the package",
             write="pip install liger-kernel",
         ) from None
-    return package
 
 
 class _FusedLinearCrossEntropy(torch.autograd.Function):
