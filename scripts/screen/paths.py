@@ -224,8 +224,8 @@ def deletes(command: Command, programs: Programs) -> list[Touched]:
 
 
 _FILTERS = frozenset(
-    "-regex -iregex -mtime -mmin -atime -amin -ctime -cmin -newer -size -empty -user -group -uid -perm -inum -nouser"
-    " -nogroup -links -samefile -newermt -lname -xtype".split()
+    "-regex -iregex -mtime -mmin -atime -amin -ctime -cmin -newer -size -empty -inum"
+    " -links -samefile -newermt -lname -xtype".split()
 )
 _NAMED = frozenset("-name -iname -path -ipath -wholename -iwholename".split())
 
@@ -282,6 +282,7 @@ def reads(command: Command, programs: Programs) -> list[Touched]:
         keys = set(command.values(*facts.keys))
         for before, word in itertools.pairwise(command.argv):
             option, _, value = word.partition("=")
+            word = re.sub(r"\b(?!file:)\w+://\S*", "", word)  # another machine's
             if before in _MESSAGE_OPTION or (word in left_out and not re.search(r"[\"'(]/etc/g?shadow", word)):
                 continue
             as_key = word in keys or bool(_KEY_OPTION.fullmatch(before) or (value and _KEY_OPTION.fullmatch(option)))
@@ -316,8 +317,7 @@ def sends(command: Command, programs: Programs) -> list[Touched]:
     else:
         words = operands(command, facts)
         own = _chosen(words, facts.sends)
-        if facts.sends == "but-last" and not (words and _REMOTE.match(words[-1])):
-            return []
+        own = own if facts.sends != "but-last" or (words and _REMOTE.match(words[-1])) else []
         for option in facts.send:
             for value in command.values(option.rstrip("@")):
                 match = re.search(r"(?:^|[=<;])[@<](.+?)(?:;|$)", value)

@@ -1,7 +1,6 @@
 """What a program starts, and what it leaves behind: wrappers, shells, interpreters, ways out, known outputs, files.
 
-The facts are data (:mod:`scripts.screen.programs`); here is what no table says. The functions are called by the reader,
-which hands itself to them as ``walk``; they never import it.
+The facts are data; here is what no table says. The reader calls it and hands itself over as ``walk``.
 """
 
 from __future__ import annotations
@@ -334,8 +333,9 @@ def output(command: Command, walk: Any) -> str | None:
             flags += 1
         letters, text = "".join(argv[1:flags]), " ".join(argv[flags:])
         text = (ansi(text) if "e" in letters else text) + ("" if "n" in letters else "\n")
-    elif name == "printf" and not re.search(r"%[^%]", "".join(argv[1:2])):
-        text = ansi("".join(argv[1:2])).replace("%%", "%") if argv[1:2] != ["-v"] else ""
+    elif name == "printf" and argv[1:] and argv[1].replace("%%", "").count("%") == argv[1].count("%s") <= 1:
+        form, values = ansi(argv[1]).replace("%%", "%"), argv[2:] if "%s" in argv[1] else [""]
+        text = "".join(form.replace("%s", value) for value in values or [""])
     elif name in (":", "true", "false", "test", "[", "export", "declare", "local", "readonly", "typeset", "sleep"):
         text = ""
     elif name == "cat" and [word for word in command.operands if word != "-"]:
