@@ -44,7 +44,7 @@ from scripts.memory.core.components import QUANTIZATION_STATE
 from scripts.memory.core.report import History, alive_after
 from scripts.memory.core.trace import quantization_state
 from scripts.scenario.scenario import Scenario
-from scripts.training.adapters import adapter_names
+from scripts.training.adapters import adapter_names, unwrapped
 from scripts.training.model import weight_dtype
 
 _CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar
@@ -336,9 +336,7 @@ def _base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, tensor in model.named_parameters():
         if name not in added:
-            for wrapper in (".base_layer", ".original_module"):
-                name = name.replace(f"{wrapper}.", ".")
-            tensors[name.removeprefix("base_model.").removeprefix("model.") if added else name] = tensor
+            tensors[unwrapped(name) if added else name] = tensor
     return tensors
 
 

@@ -7,6 +7,7 @@ training takes (:mod:`scripts.memory.core.trace`). Whoever traces another step o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -30,9 +31,12 @@ from scripts.training.model import (
     attention_name,
     build_model,
     build_optimizer,
+    notes,
     parameter_count,
 )
 from scripts.training.step import random_step
+
+_OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ def prepare(
     if name == "flash_attention_2" and attention_implementation is None:
         name = flash_attention_package()
     model = build_model(scenario, "meta", attention_implementation=name)
+    _refuse_own_kernels(model, scenario)
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
@@ -84,6 +89,20 @@ def prepare(
         seeds = range(loader.seed, loader.seed + max(orders, 1))
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
     return Prepared(model, optimizer, histories, labels(model))
+
+
+def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
+    """State spaces, recurrences and short convolutions: what they allocate on a GPU only their packages' code says."""
+    own = sorted({type(module).__name__ for module in model.modules() if _OWN_KERNELS.search(type(module).__name__)})
+    if own:
+        raise UserError(
+            "This architecture has layers that run through kernels of packages of their own (mamba-ssm, causal-conv1d,"
+            " flash-linear-attention), whose memory is not known; without the packages it is another one.",
+            where=f"model (model_type {scenario.model['model_type']})",
+            found=", ".join(own[:3]),
+            allowed="an architecture whose layers are attention and linear layers",
+            write="model: qwen2.5-coder-7b",
+        )
 
 
 def labels(model: nn.Module) -> Label:
@@ -134,7 +153,8 @@ def trace(
     -------
     dict
         See :class:`~scripts.memory.core.report.Report`; also ``attention``, the kernel that runs (eager where the
-        architecture knows no other), ``parameters`` of the base model, ``trainable_parameters`` and ``target``.
+        architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
+        and ``target``.
 
     Raises
     ------
@@ -163,6 +183,7 @@ def trace(
         )
     return report.to_mapping() | {
         "attention": attention_kernel(scenario),
+        "notes": notes(model, scenario),
         "parameters": parameter_count(model),
         "target": target,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

@@ -48,7 +48,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
 
     config = peft_config(scenario)
     kind = config.peft_type.value
-    base = {_storage(tensor) for _, tensor in _tensors(model)}
+    base = {_storage(tensor): name for name, tensor in _tensors(model)}
+    known = set(base.values())
     on_meta = next(model.parameters()).device.type == "meta"
     if kind == "SHIRA" and on_meta:
         config.mask_fn = _any_mask
@@ -66,7 +67,11 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
         raise _refusal(model, scenario, kind, error) from error
     if on_meta and kind in VALUED:
         _empty(model)
-    names = {name for name, tensor in _tensors(model) if _storage(tensor) not in base}
+    names = {
+        name
+        for name, tensor in _tensors(model)
+        if _storage(tensor) not in base and unwrapped(name) not in known  # PiSSA gives weights of the base new values
+    }
     model.adapter_names = frozenset(names)
     if scenario.adapter_precision in ("fp16", "bf16"):
         dtype = DTYPES[scenario.adapter_precision]
@@ -108,6 +113,13 @@ def _empty(model: nn.Module) -> None:
 def adapter_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters and buffers that :func:`add_adapters` has added; none without adapters."""
     return model.__dict__.get("adapter_names", frozenset())
+
+
+def unwrapped(name: str) -> str:
+    """The name that a parameter of the base had before PEFT put its wrappers around it."""
+    for wrapper in (".base_layer.", ".original_module."):
+        name = name.replace(wrapper, ".")
+    return name.removeprefix("base_model.").removeprefix("model.")
 
 
 def peft_config(scenario: Scenario) -> Any:

@@ -204,13 +204,23 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
         If a linear layer that should be 4-bit is not.
     """
     packed, added = linear_4bit(model), adapter_names(model)
-    skipped = set(getattr(model, "modules_not_quantized", ()) or _output_heads(model))
+    skipped = set(getattr(model, "modules_not_quantized", ()) or ()) | set(_output_heads(model))
     dense = {
         name: module
         for name, module in model.named_modules()
         if (type(module) is nn.Linear or type(module).__name__ == "Conv1D") and f"{name}.weight" not in added
     }
     if scenario.method == "qlora":
+        kinds = {type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)} - {"Linear"}
+        if not packed and kinds:
+            raise UserError(
+                f"No layer of this architecture is 4-bit: bitsandbytes packs plain linear layers, and its are of the"
+                f" class {', '.join(sorted(kinds))}.",
+                where=f"model (model_type {scenario.model['model_type']}), transformers {transformers.__version__}",
+                found="method: qlora",
+                allowed="full, lora",
+                write="method: lora",
+            )
         wrong = [name for name in dense if name.rsplit(".", 1)[-1] not in skipped and name not in skipped]
         wrong += [
             name
@@ -254,7 +264,7 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
     fields = {key: value for key, value in scenario.model.items() if key not in ("model_type", "quantization_config")}
     kind = scenario.model["model_type"]
     try:
-        return AutoConfig.for_model(kind, **fields)
+        config = AutoConfig.for_model(kind, **fields)
     except ValueError as error:
         if "Unrecognized model identifier" in str(error):
             raise UserError(
@@ -267,6 +277,31 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
         raise _unbuildable(kind, error) from None
     except Exception as error:  # configuration classes check their fields each in their own way
         raise _unbuildable(kind, error) from None
+    _refuse_other_models(config)
+    return config
+
+
+def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
+    """Models whose training step is another one than a decoder's over text, though transformers can build them."""
+    text = config.get_text_config()
+    problem = None
+    if getattr(config, "is_encoder_decoder", False) or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        problem = "is not a language model that is a decoder alone", "a decoder: qwen2, llama, mistral, gemma2, ..."
+        write = "model: {model_type: qwen2, ...}"
+    if text is not config and not getattr(config, "is_encoder_decoder", False):
+        problem = "is more than a language model", "its language model alone, as a configuration of its own"
+        write = f"model: {{model_type: {text.model_type}, ...}}"
+    elif hasattr(config, "add_cross_attention") and getattr(config, "is_decoder", True) is False:
+        problem = "is an encoder, which isn't trained to continue a text", "a decoder; for this class, is_decoder: true"
+        write = f"model: {{model_type: {config.model_type}, is_decoder: true, ...}}"
+    if problem:
+        raise UserError(
+            f"This model {problem[0]}.",
+            where="model.model_type",
+            found=config.model_type,
+            allowed=problem[1],
+            write=write,
+        )
 
 
 def attention_kernel(scenario: Scenario) -> str:
@@ -476,9 +511,24 @@ def _materialize(model: nn.Module, device: torch.device) -> None:
 
 
 def _output_heads(model: nn.Module) -> list[str]:
-    """Last names of the modules that transformers never quantizes: the output head."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [name.rsplit(".", 1)[-1] for name, module in model.named_modules() if module is head]
+    """Names of the modules that transformers never quantizes: the output head."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    names = [name for name, module in model.named_modules() if head is not None and module is head]
+    return [part for name in names for part in (name, name.rsplit(".", 1)[-1])]
+
+
+def notes(model: nn.Module, scenario: Scenario) -> list[str]:
+    """What a person should know of a model that was built, since it is not what the method's name promises."""
+    found = []
+    experts = [p for name, p in model.named_parameters() if p.dim() == 3 and ".experts." in name]
+    if scenario.method == "qlora" and experts:
+        size = sum(parameter.numel() for parameter in experts)
+        found.append(
+            f"{size:,} parameters of experts stay in {scenario.weight_precision}: transformers 5 keeps all experts of a"
+            " layer as one tensor, which bitsandbytes does not pack"
+        )
+    return found
 
 
 class _FusedOnMeta(torch.optim.AdamW):

@@ -184,3 +184,87 @@ def test_a_sliding_window_within_the_text_costs_a_mask_and_the_flash_kernel():
     assert peaks[0] == peaks[1] < peaks[2]
     with pytest.raises(UserError, match="attention: sdpa"):
         peak({**DECODERS["mistral"], "sliding_window": 32}, attention="flash", sequence_length=512)
+
+
+_TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+OTHER_MODELS = {
+    "encoder": ({"model_type": "bert", **_TEXT}, "is an encoder", "is_decoder: true"),
+    "encoder-decoder": ({"model_type": "t5", "vocab_size": 300}, "decoder alone", "model_type: qwen2"),
+    "half of an encoder-decoder": ({"model_type": "bart", "vocab_size": 300}, "decoder alone", "model_type: qwen2"),
+    "vision": ({"model_type": "gemma3"}, "more than a language model", "model_type: gemma3_text"),
+    "vision by its configuration": ({"model_type": "llava", "vision_config": {"a": 1}}, "vision_config", "text_config"),
+    "quantized already": (
+        {"model_type": "llama", **_TEXT, "quantization_config": {"quant_method": "gptq", "bits": 4}},
+        "quantized already (gptq)",
+        "method: qlora",
+    ),
+    "state space": (
+        {"model_type": "rwkv", "vocab_size": 300, "num_hidden_layers": 1},
+        "packages of their own",
+        "model",
+    ),
+    "recurrence": ({"model_type": "recurrent_gemma", **_TEXT}, "packages of their own", "model"),
+    "layers of their own class": ({"model_type": "falcon", **_TEXT}, "FalconLinear", "method: lora"),
+    "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "larger than anything", "vocab_size"),
+}
+
+
+@pytest.mark.parametrize(("model", "says", "write"), OTHER_MODELS.values(), ids=OTHER_MODELS)
+def test_other_models_are_refused_in_words(model, says, write):
+    with pytest.raises(UserError) as caught:
+        trace(scenario(model))
+    assert says in str(caught.value)
+    assert write in caught.value.write
+
+
+def test_a_state_space_model_takes_no_adapters_and_no_answer():
+    with pytest.raises(UserError, match=r"Mamba-based|packages of their own"):
+        trace(scenario({"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}))
+
+
+def test_experts_that_stay_dense_are_said():
+    notes = trace(scenario(DECODERS["mixtral"]), timeline=False)["notes"]
+    assert len(notes) == 1 and "parameters of experts stay in bf16" in notes[0]
+    assert trace(scenario(), timeline=False)["notes"] == []
+
+
+def test_dtypes_that_no_device_multiplies_are_refused():
+    with pytest.raises(UserError, match="differ in dtype") as caught:
+        trace(scenario(kbit_preparation="trl", method="qlora"))
+    assert caught.value.write == "autocast: bf16"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"attention_mask": "padding"},
+        {"attention_mask": "padding", "attention": "eager"},
+        {"use_cache": True, "gradient_checkpointing": False},
+        {"gradient_checkpointing": "reentrant"},
+        {"gradient_checkpointing": "reentrant", "autocast": "bf16", "kbit_preparation": "trl"},
+        {"autocast": "fp16", "quantization": {"compute": "bf16"}},
+        {"loop": "manual", "previous_sequence_length": 128},
+        {"loss": "liger"},
+        {"loss": "liger", "precision": "bf16-mixed", "method": "full"},
+        {"quantization": {"storage": "bf16", "compute": "bf16"}},
+        {"allocator": {"expandable_segments": True}},
+        {"adapter_precision": "base"},
+    ],
+    ids=str,
+)
+def test_what_people_run_is_traced_for_a_gpu(fields):
+    check(trace(scenario(**fields)))
+
+
+def test_expandable_segments_reserve_less_and_keep_no_rests():
+    big = {**DECODERS["qwen2"], "hidden_size": 512, "intermediate_size": 1536}
+    plain = trace(scenario(big, sequence_length=512), timeline=False)
+    grown = trace(scenario(big, sequence_length=512, allocator={"expandable_segments": True}), timeline=False)
+    assert grown["peak_allocated_bytes"] <= plain["peak_allocated_bytes"]
+    assert grown["peak_reserved_bytes"] <= plain["peak_reserved_bytes"]
+    assert grown["components"]["allocator_rounding"] < plain["components"]["allocator_rounding"]
+    assert grown["components"]["weights_bf16"] == plain["components"]["weights_bf16"]
+
+
+def test_a_padding_mask_costs_what_the_fused_kernel_needs():
+    assert peak(attention_mask="padding", sequence_length=512) > peak(sequence_length=512)
