@@ -87,16 +87,16 @@ def find(gpu: str | Mapping[str, float], where: object = "gpu") -> Gpu:
         return Gpu(
             f"{gpu['vram_gib']:g} GiB", "a GPU of this size", total, "as given", int(context * MIB), source, None
         )
-    cards = catalogue()
-    if gpu in cards:
-        return cards[gpu]
+    known = catalogue()
+    if gpu in known:
+        return known[gpu]
     simple = gpu.lower().replace(" ", "-").replace("_", "-").removeprefix("nvidia-").removeprefix("geforce-")
-    near = [simple] if simple in cards else difflib.get_close_matches(simple, cards, n=3, cutoff=0.4)
+    near = [simple] if simple in known else difflib.get_close_matches(simple, known, n=3, cutoff=0.4)
     raise UserError(
         "`gpu` is not in the catalogue.",
         where=where,
         found=gpu,
-        allowed=f"{', '.join(cards)}; or a size, {{vram_gib: 24}}",
+        allowed=f"{', '.join(known)}; or a size, {{vram_gib: 24}}",
         write=f"gpu: {near[0] if near else '{vram_gib: 24}'}",
     )
 

@@ -1,8 +1,8 @@
-"""What fits which card: the largest micro-batch and sequence for each method, over the catalogue, and a sweep.
+"""What fits which GPU: the largest micro-batch and sequence for each method, over the catalogue, and a sweep.
 
 python -m scripts.memory.plan SCENARIO.yaml [--gpu NAME] [--table]      for people with --table, else JSON
 
-For the card that the scenario or --gpu names, each answer is verified with the trace. Over the catalogue and in the
+For the GPU that the scenario or --gpu names, each answer is verified with the trace. Over the catalogue and in the
 sweep the analytic estimate answers, corrected by one trace for each method (--verify: every cell traced, in minutes).
 """
 
@@ -31,8 +31,8 @@ def plan(scenario: Scenario, gpu: Gpu | None = None, *, verify: bool = False) ->
     -------
     dict
         ``scenario``; ``gpu`` and ``largest`` (by method: the largest ``micro_batch`` at the scenario's length and the
-        longest ``sequence_length`` at a micro-batch of 1), both None without a card; ``feasibility``: a row for each
-        method and card of the catalogue; ``sweep``: a row for each rank, length and micro-batch.
+        longest ``sequence_length`` at a micro-batch of 1), both None without a GPU; ``feasibility``: a row for each
+        method and GPU of the catalogue; ``sweep``: a row for each rank, length and micro-batch.
     """
     methods = {method: as_method(scenario, method) for method in METHODS}
     answer: dict[str, Any] = {"gpu": None, "largest": None, "scenario": scenario.to_mapping()}
@@ -47,7 +47,7 @@ def plan(scenario: Scenario, gpu: Gpu | None = None, *, verify: bool = False) ->
 
 
 def largest_settings(scenario: Scenario, gpu: Gpu) -> dict[str, Any]:
-    """The largest micro-batch and the longest sequence that fit a card, verified with the trace."""
+    """The largest micro-batch and the longest sequence that fit a GPU, verified with the trace."""
     alone = scenario.changed(micro_batch=1, gradient_accumulation=1)
     return {field: largest(alone, gpu, field) for field in ("micro_batch", "sequence_length")}
 
@@ -67,7 +67,7 @@ def table(answer: Mapping[str, Any]) -> str:
             lines.append(
                 f"    {method:<6} micro-batch {batch['value'] or '-':>6}   sequence {length['value'] or '-':>7}"
             )
-    lines.append(f"  {'card':<18}{'GiB':>7}" + "".join(f"{method:>20}" for method in METHODS))
+    lines.append(f"  {'GPU':<18}{'GiB':>7}" + "".join(f"{method:>20}" for method in METHODS))
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in answer["feasibility"]:
         rows.setdefault(row["gpu"], []).append(row)
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write_plan(config: str, mapping: Mapping[str, Any], output: str) -> None:
     """The rule's work."""
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
-    answer = plan(scenario)  # the catalogue; a card of one's own is the command line's
+    answer = plan(scenario)  # the catalogue; a GPU of one's own is the command line's
     write_json(output, answer)
     log.info("%s", table(answer))
 

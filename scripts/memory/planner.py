@@ -14,24 +14,25 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from scripts.common.errors import UserError
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
 from scripts.scenario.scenario import Scenario
 
 Changes = dict[str, Any]
-SUGGESTIONS = 4  # alternatives to show, beside a bigger card
+SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
 LONGEST = 2**20  # where a search for a sequence length ends for models that don't say how long theirs may be
 MOST = 2**16  # where a search for a micro-batch ends
 LENGTH_STEP = 64  # of a search for a sequence length
 PROBES = 8  # traces that one search may take
 ANCHORS = (1, 16)  # micro-batches that are traced to correct the feasibility table
-EDGE = 0.03  # share of a card within which another card's kernels are traced, not estimated
+EDGE = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
 
 
 class Estimate:
     """Required bytes of scenarios: the analytic estimate, corrected by what traces showed.
 
-    What a card must have lies above the peak, since segments are left half used; by how much depends on sizes in no
+    What a GPU must have lies above the peak, since segments are left half used; by how much depends on sizes in no
     simple way. Between traced scenarios the difference is interpolated over the analytic estimate's peak.
 
     Parameters
@@ -39,7 +40,7 @@ class Estimate:
     scenario
         The scenario that the others vary.
     gpu
-        The card; its compute capability decides which kernels run. None: the default's.
+        The GPU; its compute capability decides which kernels run. None: the default's.
     traced
         The trace of ``scenario`` if it is known already.
     """
@@ -68,7 +69,7 @@ class Estimate:
         return peak + self._above(peak)
 
     def on(self, gpu: Gpu) -> Estimate:
-        """The same knowledge, for a card with perhaps other kernels: the differences carry over, traces don't."""
+        """The same knowledge, for a GPU with perhaps other kernels: the differences carry over, traces don't."""
         other = copy(self)
         other.capability, other.points, other._traced = gpu.capability, list(self.points), {}
         return other
@@ -116,12 +117,35 @@ def _key(scenario: Scenario) -> str:
 
 
 def moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
-    """What can be changed to need less memory, the cheapest first: its price, and the changes from mild to strong."""
+    """What can be changed to need less memory, the cheapest first: its price, and the changes from mild to strong.
+
+    What the scenario's other fields leave no place for is left out.
+    """
+    for price, options in _moves(scenario):
+        possible = [changes for changes in options if _possible(scenario, changes)]
+        if possible:
+            yield price, possible
+
+
+def _possible(scenario: Scenario, changes: Changes) -> bool:
+    try:
+        apply(scenario, changes)
+    except UserError:
+        return False
+    return True
+
+
+def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
     effective = scenario.micro_batch * scenario.gradient_accumulation
     if scenario.attention == "eager":
         yield "free: the same numbers from a fused kernel", [{"attention": "sdpa"}]
     if scenario.loop == "manual":
-        yield "free: the logits may go before backward begins", [{"loop": "trainer"}]
+        changes = {"loop": "trainer"} | (
+            {"previous_sequence_length": None} if scenario.previous_sequence_length else {}
+        )
+        yield "free: the logits may go before backward begins", [changes]
+    if scenario.use_cache:
+        yield "free: training does not read the keys and values that it keeps", [{"use_cache": False}]
     if scenario.optimizer == "adamw":
         yield "free: the same update without a copy of the second moments", [{"optimizer": "adamw_fused"}]
     if scenario.quantization and not scenario.quantization["double"]:
@@ -129,8 +153,8 @@ def moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
             "next to nothing: the scales are quantized too",
             [{"quantization": {**scenario.quantization, "double": True}}],
         )
-    if scenario.kbit_preparation == "peft":
-        yield "embeddings, head and norms stay in 16 bits", [{"kbit_preparation": "none"}]
+    if scenario.kbit_preparation != "none":
+        yield "weights that are not quantized stay in 16 bits", [{"kbit_preparation": "none"}]
     if scenario.loss == "full":
         yield "a few per cent of time: the output head runs again in backward", [{"loss": "chunked"}]
     if not scenario.gradient_checkpointing:
@@ -189,14 +213,14 @@ def apply(scenario: Scenario, changes: Changes) -> Scenario:
         elif values[key] is None:
             del values[key]
     if method == "full":
-        values["kbit_preparation"] = "none"
+        values |= {"kbit_preparation": "none", "adapter": None}
     return Scenario.from_mapping({**values, **changes}, where="a suggestion")
 
 
 def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The smallest changes that make a scenario fit a card, in order of what they cost.
+    """The smallest changes that make a scenario fit a GPU, in order of what they cost.
 
-    What fits with one change, and before that what fits with several that each cost less. A bigger card comes last.
+    What fits with one change, and before that what fits with several that each cost less. A bigger GPU comes last.
     Each is verified with the trace.
 
     Returns
@@ -217,7 +241,7 @@ def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = Non
     combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0]["cost"] if found else None)
     if combined is not None:
         found.insert(0, combined)
-    bigger = _bigger_card(scenario, gpu, estimate)
+    bigger = _bigger_gpu(scenario, gpu, estimate)
     return found + ([bigger] if bigger else [])
 
 
@@ -276,7 +300,7 @@ def _cheapest(
         if estimate(candidate) < estimate(current):
             taken.append((price, chosen))
             current = candidate
-    for item in list(taken):  # an early, cheap change is not needed where a later one alone suffices
+    for item in list(taken):  # where a later change alone is enough, the cheap ones before it are not needed
         rest = [other for other in taken if other is not item]
         if fits(_all(scenario, rest)):
             taken = rest
@@ -289,24 +313,29 @@ def _all(scenario: Scenario, taken: Iterable[tuple[str, Changes]]) -> Scenario:
     return scenario
 
 
-def _bigger_card(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, Any] | None:
-    """The smallest card of the catalogue that the scenario fits as it is."""
+def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, Any] | None:
+    """The smallest GPU of the catalogue that the scenario fits as it is."""
     own = estimate.verify(scenario)
     known = {estimate.capability: own["required_bytes"]}  # by compute capability, from traces
-    for card in sorted(catalogue().values(), key=lambda card: card.usable_bytes):
-        if card.total_bytes <= gpu.total_bytes:
+    for other in sorted(catalogue().values(), key=lambda other: other.usable_bytes):
+        if other.total_bytes <= gpu.total_bytes:
             continue
-        required = known.get(card.capability, own["required_bytes"])
-        if estimate.described and card.capability not in known:
-            # Another card may run other kernels. The analytic estimate knows how the peak differs, but not how well the
+        required = known.get(other.capability)
+        if required is None:
+            # Another GPU may run other kernels. The analytic estimate knows how the peak differs, but not how well the
             # blocks fit together: where the peak fits and the estimate doesn't clearly, the trace decides.
-            peak = estimate.on(card).formula(scenario)
-            required += peak - estimate.formula(scenario)
-            if peak <= card.usable_bytes < required * (1 + EDGE):
-                required = known[card.capability] = Estimate(scenario, card).verify(scenario)["required_bytes"]
-        if required <= card.usable_bytes:
+            required = own["required_bytes"]
+            if estimate.described:
+                peak = estimate.on(other).formula(scenario)
+                required += peak - estimate.formula(scenario)
+                doubtful = peak <= other.usable_bytes < required * (1 + EDGE)
+            else:
+                doubtful = required <= other.usable_bytes
+            if doubtful:
+                required = known[other.capability] = Estimate(scenario, other).verify(scenario)["required_bytes"]
+        if required <= other.usable_bytes:
             answer = {"peak_allocated_bytes": own["peak_allocated_bytes"], "required_bytes": required}
-            return _suggestion({"gpu": card.name}, f"another card: {card.title}", answer, card)
+            return _suggestion({"gpu": other.name}, f"another GPU: {other.title}", answer, other)
     return None
 
 
@@ -337,7 +366,7 @@ def _flow(value: Any) -> str:
 def largest(
     scenario: Scenario, gpu: Gpu, field: str, estimate: Estimate | None = None, *, verify: bool = True
 ) -> dict[str, Any]:
-    """The largest ``micro_batch`` or ``sequence_length`` that fits a card, all else being as in the scenario.
+    """The largest ``micro_batch`` or ``sequence_length`` that fits a GPU, all else being as in the scenario.
 
     Sequence lengths are searched in steps of 64.
 
@@ -389,9 +418,9 @@ def _last_true(test: Callable[[int], bool], limit: int) -> int:
 
 
 def feasibility(
-    scenario: Scenario, methods: Mapping[str, Changes], cards: Iterable[Gpu] | None = None, *, verify: bool = False
+    scenario: Scenario, methods: Mapping[str, Changes], gpus: Iterable[Gpu] | None = None, *, verify: bool = False
 ) -> list[dict[str, Any]]:
-    """For each method and card the largest micro-batch at the scenario's length, and the longest sequence of one.
+    """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
 
     Without ``verify`` a few traces for each method (micro-batches of :data:`ANCHORS`) correct the analytic estimate.
     """
@@ -401,18 +430,18 @@ def feasibility(
         shared = Estimate(base)
         for batch in ANCHORS:
             shared.verify(replace(base, micro_batch=batch))
-        for card in cards or catalogue().values():
-            estimate = shared.on(card)
-            batch = largest(base, card, "micro_batch", estimate, verify=verify)
-            length = largest(base, card, "sequence_length", estimate, verify=verify)
+        for gpu in gpus or catalogue().values():
+            estimate = shared.on(gpu)
+            batch = largest(base, gpu, "micro_batch", estimate, verify=verify)
+            length = largest(base, gpu, "sequence_length", estimate, verify=verify)
             required = estimate(base)
             rows.append(
                 {
                     "method": name,
-                    "gpu": card.name,
-                    "total_gib": round(card.total_bytes / GIB, 2),
+                    "gpu": gpu.name,
+                    "total_gib": round(gpu.total_bytes / GIB, 2),
                     "required_bytes": required,
-                    **verdict(required, card),
+                    **verdict(required, gpu),
                     "largest_micro_batch": batch["value"],
                     "largest_sequence_length": length["value"],
                     "verified": verify,

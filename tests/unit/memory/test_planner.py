@@ -6,7 +6,17 @@ from dataclasses import replace
 import pytest
 
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
-from scripts.memory.planner import LENGTH_STEP, Estimate, apply, feasibility, largest, moves, suggest, sweep
+from scripts.memory.planner import (
+    LENGTH_STEP,
+    Estimate,
+    _bigger_gpu,
+    apply,
+    feasibility,
+    largest,
+    moves,
+    suggest,
+    sweep,
+)
 from scripts.memory.trace import trace
 from scripts.scenario.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
@@ -91,6 +101,36 @@ def test_bigger_card_is_the_smallest_that_holds_it() -> None:
     name = last["changes"]["gpu"]
     smaller = [c for c in catalogue().values() if gpu.total_bytes < c.total_bytes < catalogue()[name].total_bytes]
     assert all(last["required_bytes"] > c.usable_bytes * 0.97 for c in smaller)
+
+
+ODD = [
+    {"loop": "manual", "previous_sequence_length": 64},
+    {"use_cache": True, "gradient_checkpointing": False},
+    {"adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []}},
+    {"kbit_preparation": "trl", "autocast": "bf16"},
+    {"packing": "rows"},
+    {"loss": "liger"},
+    {"method": "full", "precision": "bf16-mixed"},
+]
+
+
+@pytest.mark.parametrize("fields", ODD, ids=str)
+def test_every_move_is_a_scenario(fields) -> None:
+    scenario = make(**fields)
+    changed = [apply(scenario, changes) for _, options in moves(scenario) for changes in options]
+    assert changed and all(other != scenario for other in changed)
+    assert not any(other.previous_sequence_length for other in changed if other.loop == "trainer")
+
+
+def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
+    """Of an architecture without an estimate too: before compute capability 8.0 this attention keeps its scores."""
+    model = {**LLAMA_3_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2}
+    scenario = make(model=model, precision="fp16", sequence_length=1024, gradient_checkpointing=False, use_cache=True)
+    gpu = replace(find("t4"), total_bytes=2 * GIB)
+    found = _bigger_gpu(scenario, gpu, Estimate(scenario, gpu))
+    other = catalogue()[found["changes"]["gpu"]]
+    old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
+    assert found["required_bytes"] == new < old
 
 
 def test_methods_keep_what_they_can() -> None:
