@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import importlib.machinery
 import importlib.metadata
-import importlib.util
 import sys
 import types
 from typing import Any
@@ -64,9 +63,7 @@ def _flash_attn() -> None:
     }
     for name, attributes in contents.items():
         module = types.ModuleType(name)
-        module.__spec__ = importlib.machinery.ModuleSpec(
-            name, None, is_package=name in ("flash_attn", "flash_attn.layers")
-        )
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
         module.__path__ = []
         vars(module).update(attributes)
         sys.modules[name] = module

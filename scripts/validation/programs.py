@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scripts.common.errors import UserError
 from scripts.memory.core.allocator import EMPTY_CACHE
 from scripts.memory.core.report import Report
 from scripts.memory.core.trace import trace_step
@@ -19,7 +20,8 @@ from scripts.memory.gpus import find
 from scripts.memory.loading import Loader
 from scripts.memory.trace import prepare
 from scripts.training.step import random_step
-from scripts.validation.rows import Row
+from scripts.validation import environments
+from scripts.validation.rows import SOURCES, Row
 
 # How each session on the T4 brought its models to the GPU: as the stated versions of transformers and peft do, but for
 # two sessions whose figures say otherwise (docs/memory-validation.md).
@@ -72,6 +74,16 @@ def trainer(row: Row, orders: int = 1) -> Report:
     default then was; LoRA dropout 0.1; ``bf16: True`` for quantized models, which is autocast over weights of 16 bits;
     no padding; ``baseline-peft-bnb`` lets TRL prepare the model, ``accelerated-peft-bnb`` does without.
     """
+    if not environments.older("transformers", "5"):
+        found = environments.installed("transformers", "peft", "bitsandbytes")
+        environment = next(source.environment for source in SOURCES.values() if row.session in source.sessions)
+        raise UserError(
+            "The A100's rows are those of older versions, whose losses and attention took other memory.",
+            where=row.id,
+            found=", ".join(f"{name} {number}" for name, number in found.items()),
+            allowed=f"the versions in envs/{environment}",
+            write=f"conda env create -f envs/{environment}",
+        )
     scenario = row.scenario
     prepared = prepare(scenario, attention_implementation="flash_attention_2")
     model, optimizer = prepared.model, prepared.optimizer

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from scripts.common.errors import UserError
 from scripts.scenario.scenario import ROOT
 from scripts.validation import measurements
 from scripts.validation.rows import MIB, SOURCES, STAGES, read, read_all
@@ -111,6 +112,12 @@ def test_an_unknown_row_is_refused():
     )
     assert run.returncode == 2
     assert "There is no such row." in run.stderr and "t4-nothing" in run.stderr
+
+
+def test_rows_of_older_versions_name_the_environment_that_they_need():
+    with pytest.raises(UserError, match="older versions") as caught:
+        measurements.validate([ROWS["granite-000"]])
+    assert caught.value.write == "conda env create -f envs/validation-granite.yaml"
 
 
 def test_the_kept_report_has_every_row_and_keeps_its_promise():
