@@ -75,6 +75,8 @@ class Loader:
         Threads that load: 1, one tensor after the other, or 4 that run ahead of the quantization. Then the order
         differs from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published
         measurements.
+    dense_workers
+        The same for a model that is not quantized on the way.
     seed
         Which of the orders that several threads can come to.
     empties_cache
@@ -87,9 +89,20 @@ class Loader:
     moved: bool = False
     warmup: bool = True
     workers: int = 1
+    dense_workers: int = 1
     empties_cache: bool = True
     centres_in_place: bool = False
     seed: int = 0
+
+    def by_chance(self, model: nn.Module, scenario: Scenario) -> bool:
+        """Whether the order of loading, and with it what blocks remain, differs from run to run.
+
+        Threads take the tensors in order; where nothing is freed on the way, all orders come to the same.
+        """
+        if scenario.method == "qlora":
+            return self.workers > 1
+        experts = any(tensor.dim() == 3 and ".experts." in name for name, tensor in model.named_parameters())
+        return self.dense_workers > 1 and not self.moved and experts
 
     @classmethod
     def of(cls, *, transformers: str, peft: str, bitsandbytes: str = "0.50", moved: bool = False) -> Loader:
@@ -98,6 +111,7 @@ class Loader:
             moved=moved,
             warmup=_version(transformers) >= (4, 50),
             workers=_WORKERS if (5, 0) <= _version(transformers) < (5, 4) else 1,
+            dense_workers=_WORKERS if _version(transformers) >= (5, 0) else 1,
             empties_cache=_version(peft) >= (0, 20),
             centres_in_place=_version(bitsandbytes) < (0, 46),
         )
@@ -201,7 +215,8 @@ def _load_on_device(
     order = sorted(base.items(), key=lambda item: _natural_key(item[0]))
     sizes = [_checkpoint_bytes(name, tensor, scenario) for name, tensor in order]
     arrived: dict[int, list[int]] = {}
-    for position, arrives in _turns([sum(parts) for parts in sizes], loader):
+    workers = loader.workers if scenario.method == "qlora" else loader.dense_workers
+    for position, arrives in _turns([sum(parts) for parts in sizes], workers, loader.seed):
         tensor = order[position][1]
         if arrives:
             arrived[position] = [device.allocate(count) for count in sizes[position]]
@@ -217,16 +232,16 @@ def _load_on_device(
         device.place(tensor, tensor.untyped_storage().nbytes())
 
 
-def _turns(sizes: list[int], loader: Loader) -> list[tuple[int, bool]]:
+def _turns(sizes: list[int], workers: int, seed: int) -> list[tuple[int, bool]]:
     """Return in which order tensors arrive on the device (True) and are quantized or set in the model (False).
 
     Several threads take the tensors in order. A thread allocates the tensor on the device (ATen ``_to_copy`` does so
     before it copies), casts it on the CPU, waits until the way to the device is free, and copies. The main thread sets
     each tensor in the model once it and those before it are there.
     """
-    if loader.workers == 1:
+    if workers == 1:
         return [(position, arrives) for position in range(len(sizes)) for arrives in (True, False)]
-    draw = random.Random(loader.seed)
+    draw = random.Random(seed)
 
     def vary(seconds: float) -> float:
         return seconds * draw.lognormvariate(0.0, _VARIATION)
@@ -242,7 +257,7 @@ def _turns(sizes: list[int], loader: Loader) -> list[tuple[int, bool]]:
             heapq.heappush(cast, (now + vary(_OVERHEAD_SECONDS + size / _CAST_BYTES_PER_SECOND), position))
             return
 
-    for _ in range(loader.workers):
+    for _ in range(workers):
         take(0.0)
     free = 0.0  # when the last copy ends
     while cast:

@@ -36,6 +36,7 @@ from scripts.training.model import (
 )
 from scripts.training.step import random_step
 
+ORDERS = 5  # of a loading that chance orders
 _OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
 
 
@@ -54,7 +55,7 @@ def prepare(
     target: str = "cuda",
     *,
     loader: Loader | None = None,
-    orders: int = 1,
+    orders: int | None = None,
     attention_implementation: str | None = None,
 ) -> Prepared:
     """Build a scenario's model and optimizer on ``meta``, and what happens on the device until they are there.
@@ -86,7 +87,8 @@ def prepare(
     histories: list[History] = []
     if target == "cuda":
         loader = loader or Loader.installed()
-        seeds = range(loader.seed, loader.seed + max(orders, 1))
+        orders = orders or (ORDERS if loader.by_chance(model, scenario) else 1)
+        seeds = range(loader.seed, loader.seed + orders)
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
     return Prepared(model, optimizer, histories, labels(model))
 
@@ -120,7 +122,7 @@ def trace(
     max_grad_norm: float | None = 1.0,
     timeline: bool = True,
     origins: bool = False,
-    orders: int = 1,
+    orders: int | None = None,
     capacity_bytes: int | None = None,
     step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def trace(
     timeline, origins
         Whether to return the timeline of the step, and the tensors at its peak.
     orders
-        How many orders of loading to replay where several threads load and chance decides.
+        How many orders of loading to replay. None: several where threads load and chance decides, else one.
     capacity_bytes
         The GPU's memory without the CUDA context: then ``peak_reserved_bytes`` is that of a GPU which gives cached
         segments back when it is full. None: memory is plentiful.

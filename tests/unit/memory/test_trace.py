@@ -6,7 +6,8 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.memory.core import tracker as tracker_module
-from scripts.memory.trace import trace
+from scripts.memory.loading import Loader
+from scripts.memory.trace import ORDERS, trace
 from scripts.scenario.scenario import Scenario, load_scenario
 from tests.unit.decoders import DECODERS
 
@@ -268,3 +269,18 @@ def test_expandable_segments_reserve_less_and_keep_no_rests():
 
 def test_a_padding_mask_costs_what_the_fused_kernel_needs():
     assert peak(attention_mask="padding", sequence_length=512) > peak(sequence_length=512)
+
+
+def test_reserved_memory_is_a_range_where_chance_decides():
+    model = {**DECODERS["qwen2"], "hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 6}
+    threads = Loader.of(transformers="5.0.0", peft="0.19.1")
+    answer = trace(scenario(model, kbit_preparation="peft"), loader=threads, timeline=False)
+    low, high = answer["reserved_range_bytes"]
+    assert low <= answer["peak_reserved_bytes"] <= high and low < high
+    assert answer["required_bytes"] == answer["required_range_bytes"][1]
+    assert len(answer["orders"]) == ORDERS
+    single = trace(scenario(model), timeline=False)
+    assert single["reserved_range_bytes"] == [single["peak_reserved_bytes"]] * 2
+    assert "orders" not in single
+    experts = trace(scenario(DECODERS["mixtral"], method="lora"), timeline=False)
+    assert len(experts["orders"]) == ORDERS
