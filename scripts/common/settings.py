@@ -315,6 +315,8 @@ def reference() -> str:
         "Made from `config/schema.yaml` by `python -m scripts.common.settings --write-reference`; edit that file.",
         "`config/config.yaml` holds a value for each key. A file of your own needs only what differs:",
         "`snakemake --cores 1 --configfile my.yaml`.",
+        "",
+        "What the screen refuses is set in `config/screen/`; its `README.md` shows how to add and test a rule.",
     ]
     shown: set[int] = set()
     for name, section in read_schema()["properties"].items():

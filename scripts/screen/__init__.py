@@ -2,7 +2,6 @@
 
 ``reader`` turns text into the commands that it would start; ``starting`` says what programs start and
 ``code`` what other languages do, both from ``programs``' facts; ``paths`` says what is read, written, deleted and sent;
-``predicates`` are the words of the rules; ``policy`` reads, checks and asks them.
-
-Nothing is executed; no file, variable or network of this machine is looked at.
+``predicates`` are the words of the rules; ``policy`` reads, checks and asks them. Nothing is executed, and no file,
+variable or network of this machine is looked at.
 """

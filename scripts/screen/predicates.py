@@ -99,7 +99,7 @@ class Language:
         def test(command: Command) -> bool:
             base = command.name.rpartition("/")[2] or command.name
             named = pattern.match(base) or pattern.match(command.name)
-            return named is not None or any(self.programs.member(base, group) for group in groups)
+            return bool(named) or any(self.programs.member(base, group) for group in groups)
 
         return test
 
