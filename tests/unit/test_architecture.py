@@ -30,7 +30,7 @@ WITHOUT_TORCH = (
 
 
 def room_of(path: Path) -> str | None:
-    """The innermost room that a module lies in."""
+    """The innermost room that a module lies in; None for one that the page doesn't know."""
     place = path.relative_to(ROOT).as_posix()
     return max((room for room in ROOMS if place.startswith(f"{room}/")), key=len, default=None)
 
