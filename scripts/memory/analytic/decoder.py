@@ -75,115 +75,34 @@ class Family:
     dropout: tuple[str, ...] = ()  # keys: after embedding, after attention and MLP
 
 
-_LLAMA = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-}
-_QWEN2 = {**_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768}
-_QWEN2 |= {"num_key_value_heads": 32}
-_MISTRAL = {**_LLAMA, "intermediate_size": 14336, "num_key_value_heads": 8, "max_position_embeddings": 131072}
-_MISTRAL |= {"sliding_window": 4096}
-_GEMMA = {
-    "vocab_size": 256000,
-    "hidden_size": 3072,
-    "intermediate_size": 24576,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-    "hidden_act": "gelu_pytorch_tanh",
-}
-_GEMMA2 = {
-    **_GEMMA,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "hidden_activation": "gelu_pytorch_tanh",
-    "final_logit_softcapping": 30.0,
-    "attn_logit_softcapping": 50.0,
-    "sliding_window": 4096,
-}
-_GEMMA3 = {
-    **_GEMMA2,
-    "vocab_size": 262208,
-    "max_position_embeddings": 131072,
-    "final_logit_softcapping": None,
-    "attn_logit_softcapping": None,
-}
-_PHI = {
-    **_LLAMA,
-    "vocab_size": 51200,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 24,
-    "hidden_act": "gelu_new",
-    "partial_rotary_factor": 0.5,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-}
-_PHI3 = {
-    **_LLAMA,
-    "vocab_size": 32064,
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "max_position_embeddings": 4096,
-    "resid_pdrop": 0.0,
-}
-_GPT2 = {
-    "vocab_size": 50257,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-    "activation_function": "gelu_new",
-    "resid_pdrop": 0.1,
-    "embd_pdrop": 0.1,
-    "attn_pdrop": 0.1,
-}
+# Sizes that a configuration may leave out, as transformers' configuration classes fill them in.
+_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_KEYS += ("num_key_value_heads", "max_position_embeddings", "tie_word_embeddings", "hidden_act")
+
+
+def _sizes(*values: Any, **others: Any) -> dict[str, Any]:
+    return {**dict(zip(_KEYS, values, strict=True)), **others}
+
+
+_NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
+_WINDOW = {"sliding_window": 4096}
+_CAPPED = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "hidden_activation": "gelu_pytorch_tanh"}
+_UNCAPPED = {**_CAPPED, "final_logit_softcapping": None, "attn_logit_softcapping": None}
+_LLAMA = _sizes(32000, 4096, 11008, 32, 32, None, 2048, False, "silu")
+_QWEN2 = _sizes(151936, 4096, 22016, 32, 32, 32, 32768, False, "silu")
+_MISTRAL = _sizes(32000, 4096, 14336, 32, 32, 8, 131072, False, "silu", **_WINDOW)
+_GEMMA = _sizes(256000, 3072, 24576, 28, 16, 16, 8192, True, "gelu_pytorch_tanh")
+_GEMMA2 = _sizes(256000, 2304, 9216, 26, 8, 4, 8192, True, "gelu_pytorch_tanh", **_WINDOW, **_CAPPED)
+_GEMMA3 = _sizes(262208, 2304, 9216, 26, 8, 4, 131072, True, "gelu_pytorch_tanh", **_WINDOW, **_UNCAPPED)
+_PHI = _sizes(51200, 2048, 8192, 24, 32, None, 2048, False, "gelu_new", partial_rotary_factor=0.5, **_NO_DROPOUT)
+_PHI3 = _sizes(32064, 3072, 8192, 32, 32, None, 4096, False, "silu", resid_pdrop=0.0)
+_GPT2 = _sizes(50257, 768, None, 12, 12, None, 1024, True, None, activation_function="gelu_new")
+_GPT2 |= {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 _MIXTRAL = {**_MISTRAL, "num_local_experts": 8, "num_experts_per_tok": 2}
-_QWEN3_MOE = {
-    **_QWEN2,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 4,
-    "moe_intermediate_size": 768,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-}
-_SMOLLM3 = {
-    **_LLAMA,
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 32768,
-    "tie_word_embeddings": True,
-}
-_STARCODER2 = {
-    **_LLAMA,
-    "vocab_size": 49152,
-    "hidden_size": 3072,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": True,
-    "hidden_act": "gelu_pytorch_tanh",
-    "use_bias": True,
-}
+_QWEN3_MOE = _sizes(151936, 2048, 6144, 24, 32, 4, 32768, False, "silu", moe_intermediate_size=768)
+_QWEN3_MOE |= {"num_experts": 128, "num_experts_per_tok": 8}
+_SMOLLM3 = _sizes(128256, 2048, 11008, 36, 16, 4, 32768, True, "silu")
+_STARCODER2 = _sizes(49152, 3072, 12288, 30, 24, 2, 4096, True, "gelu_pytorch_tanh", use_bias=True)
 
 _GEMMA_LIKE = {"norm": "gemma", "own_head_dim": 256, "scaled_embedding": True, "qkv_bias": "attention_bias"}
 _GEMMA_LIKE |= {"o_bias": "attention_bias"}

@@ -21,16 +21,16 @@ ROWS = ("e", "t")  # each token as often as it has experts
 def experts(net: Network, x: Tensor, layer: Layer) -> Tensor:
     """Route the tokens, run the experts, sum what each token gets."""
     net.what = "experts"
-    up = merged(net, layer.up, layer.up_adapter) if layer.up_adapter else layer.up
-    down = merged(net, layer.down, layer.down_adapter) if layer.down_adapter else layer.down
     shares, indices = routed(net, x, layer)
     rows = net.elementwise(x, dims=(*ROWS, "h"), saved=[indices])
+    up = merged(net, layer.up, layer.up_adapter) if layer.up_adapter else layer.up  # cached until the layer is done
     joined = grouped(net, rows, up, "i+i")
     del rows
     gate, second = net.split(joined, ("i", "i"))
     del joined
     hidden = net.multiply(activated(net, gate), second)
     del gate, second
+    down = merged(net, layer.down, layer.down_adapter) if layer.down_adapter else layer.down
     out = grouped(net, hidden, down, "h")
     del hidden
     weighted = net.multiply(out, shares)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import FAMILIES, describe
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
-from scripts.memory.analytic.setting import DESCRIBED
+from scripts.memory.analytic.setting import CHUNK_TOKENS, DESCRIBED
 from scripts.scenario.scenario import MODELS, ROOT, Lora, Scenario
 
 SIZES = {
@@ -138,6 +138,12 @@ def test_a_setting_that_is_not_described_is_named(field) -> None:
 def test_every_field_of_a_scenario_is_described_or_refused() -> None:
     """A new field must be looked at, or the estimate would go on as if it weren't there."""
     assert {name.partition(".")[0] for name in DESCRIBED} == {field.name for field in dataclasses.fields(Scenario)}
+
+
+def test_a_chunk_of_the_loss_is_what_training_takes() -> None:
+    from scripts.training import step
+
+    assert CHUNK_TOKENS == step.CHUNK_TOKENS
 
 
 def test_layers_that_differ_are_not_described() -> None:
