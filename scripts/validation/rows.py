@@ -85,7 +85,7 @@ SOURCES = {
         "L40S, 14 runs of PEFT's methods",
         "peft.json",
         ("peft",),
-        "yes, and the lengths of two batches are not published",
+        "yes; of two lengths that are not published one is fitted, one assumed",
         "validation-peft.yaml",
     ),
 }
