@@ -30,7 +30,7 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
     step, gate = read(f"{folder}/memory/training/compare.json"), read(f"{folder}/memory/training/gate.json")
     if step:
         measured = step["measurement"]
-        told = f"; measured {_gb(measured['peak_allocated_bytes'])} ({measured['device']})" if measured else ""
+        told = f"; measured {_gb(measured['peak_allocated_bytes'])} ({_device(measured['device'])})" if measured else ""
         lines.append(f"this run's step   {_gb(step['trace']['peak_allocated_bytes'])} predicted{told}")
     if gate:
         word = {True: "fits", False: "does not fit", None: "not checked"}[gate["fits"]]
@@ -66,6 +66,10 @@ def _scenario(name: str, compared: Mapping[str, Any]) -> str:
     needed, gpu = compared["trace"]["required_bytes"], compared["gpu"]
     fit = f", {'fits' if compared['fits'] else 'does not fit'} {gpu['title']}" if gpu else ""
     return f"{name:<17} {_gb(needed)}{fit}"
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    return device["name"] if device["type"] == "cuda" else "CPU"
 
 
 def _gb(size: float) -> str:

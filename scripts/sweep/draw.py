@@ -72,10 +72,10 @@ def panel(points: Sequence[Mapping[str, Any]], title: str, unit: str, series: Se
     axes.set_xticks(places, names, fontsize=10 if what else 8)
     axes.margins(x=0.12, y=0.15)
     if not any(isinstance(read(point), tuple) for _, _, _, read in series for point in points):
-        axes.set_ylim(bottom=0)  # sizes and times: their proportions show
+        axes.set_ylim(0, 1.15 * axes.dataLim.y1)  # sizes and times: their proportions show
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     if len(series) > 1:
-        figure.legend(loc="outside lower left", ncols=len(series))
+        figure.legend(loc="outside lower left", ncols=2)
     return figure
 
 
@@ -108,13 +108,19 @@ def figures(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def exact(point: Mapping[str, Any]) -> tuple[float, ...]:
         return tuple(100 * point["exact"][key] for key in ("share", "low_95", "high_95"))
 
+    def there(point: Mapping[str, Any]) -> float:
+        return point["predicted_for_the_measured_bytes"] / 1e9
+
     def measured(point: Mapping[str, Any]) -> float | None:
         return point["measured_peak_bytes"] / 1e9 if point["measured_peak_bytes"] else None
 
-    memory = (
-        ("predicted by the trace", BLUE, "o", lambda point: point["predicted_peak_bytes"] / 1e9),
-        (f"measured ({points[0]['measured_on'] or 'not yet'})", ORANGE, "s", measured),
-    )
+    device = points[0]["measured_on"]
+    memory = [("predicted", BLUE, "o", lambda point: point["predicted_peak_bytes"] / 1e9)]
+    if device:
+        memory.append((f"measured ({device})", ORANGE, "s", measured))
+    if device and points[0]["predicted_for_the_measured_bytes"]:
+        memory[0] = ("predicted for a GPU", *memory[0][1:])
+        memory.append((f"predicted for the {device}", ORANGE, "x", there))
     return {
         "loss": panel(points, "Loss, with 95 % intervals", "nats per answer token", [("tuned", BLUE, "o", loss)]),
         "exact": panel(

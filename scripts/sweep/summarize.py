@@ -66,13 +66,16 @@ def _point(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dict
         [row["loss_sum"] / count for row, count in zip(run["answers"], tokens, strict=True)], tokens
     )
     measured = memory["measurement"]
+    # A CPU runs other kernels than the GPU that the trace is about; the measurement is held against its own trace.
+    there = (measured or {}).get("trace_on_the_same_device")
     return {
         "adapter_bytes": run["adapter_bytes"],
         "exact": tuned["exact"],
         "fits": run["gate"]["fits"],
         "loss": {"high_95": high, "low_95": low, "mean": tuned["loss"]},
-        "measured_on": measured["device"] if measured else None,
+        "measured_on": _device(measured["device"]) if measured else None,
         "measured_peak_bytes": measured["peak_allocated_bytes"] if measured else None,
+        "predicted_for_the_measured_bytes": there["peak_allocated_bytes"] if there else None,
         "predicted_peak_bytes": memory["trace"]["peak_allocated_bytes"],
         "predicted_required_bytes": memory["trace"]["required_bytes"],
         "run": name,
@@ -83,6 +86,11 @@ def _point(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dict
         "varied": dict(varied),
         "verdict_to_the_base": {key: run["comparison"][key]["verdict"] for key in ("exact", "loss")},
     }
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    """The GPU's name; a CPU's name says no more than its architecture."""
+    return device["name"] if device["type"] == "cuda" else "CPU"
 
 
 def _value(point: Mapping[str, Any], key: str) -> float:

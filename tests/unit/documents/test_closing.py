@@ -21,7 +21,9 @@ def files(tmp_path, monkeypatch):
     content = {
         "results/memory/big/full-bf16/compare.json": compared(76e9, False),
         f"{run}/memory/qlora/compare.json": compared(7.1e9, True),
-        f"{run}/memory/training/compare.json": compared(9.1e8, None, {"device": "cpu", "peak_allocated_bytes": 8.0e8}),
+        f"{run}/memory/training/compare.json": compared(
+            9.1e8, None, {"device": {"name": "x86_64", "type": "cpu"}, "peak_allocated_bytes": 8.0e8}
+        ),
         f"{run}/memory/training/gate.json": {"fits": None, "overridden": False, "reason": "nothing to gate"},
         f"{run}/evaluation/comparison.json": {
             "base": {"exact": {"count": 0}, "loss": 3.01},
@@ -43,7 +45,7 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
         "tiny-r4",
         "  full-bf16         76.00 GB, does not fit NVIDIA GeForce RTX 4090",
         "  qlora             7.10 GB, fits NVIDIA GeForce RTX 4090",
-        "  this run's step   0.91 GB predicted; measured 0.80 GB (cpu)",
+        "  this run's step   0.91 GB predicted; measured 0.80 GB (CPU)",
         "  gate              not checked: nothing to gate",
         "  exact answers     28 of 150, the base 0: better",
         "  loss              0.839, the base 3.010: better",

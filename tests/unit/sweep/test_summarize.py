@@ -28,7 +28,11 @@ def run(losses, peak, size=1000, *, right=0, fits=None):
         },
         "gate": {"fits": fits},
         "memory": {
-            "measurement": {"device": "cpu", "peak_allocated_bytes": peak - 5},
+            "measurement": {
+                "device": {"name": "x86_64", "type": "cpu"},
+                "peak_allocated_bytes": peak - 5,
+                "trace_on_the_same_device": {"peak_allocated_bytes": peak - 5},
+            },
             "trace": {"peak_allocated_bytes": peak, "required_bytes": peak + 10},
         },
         "training": {
