@@ -65,7 +65,8 @@ def grid(models: Sequence[str | dict[str, Any]] = MODELS) -> Iterator[Scenario]:
                     adapters = {"lora", "adapter_precision", "kbit_preparation"} & set(variant)
                     mixed = "mixed" in variant.get("precision", "")
                     capped = model == {"model_type": "gemma2"} and variant.get("attention") == "mem_efficient"
-                    if (method == "full" and adapters) or (method == "qlora" and mixed) or capped:
+                    trl = variant.get("kbit_preparation") == "trl" and method != "qlora"
+                    if (method == "full" and adapters) or (method == "qlora" and mixed) or capped or trl:
                         continue
                     experts = isinstance(model, dict) and model["model_type"] in ("qwen3_moe", "mixtral")
                     dropout = variant.get("lora", {}).get("dropout")
