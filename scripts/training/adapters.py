@@ -19,7 +19,6 @@ import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.memory.core.autocast import exchanged
 from scripts.scenario.scenario import Scenario
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -218,8 +217,14 @@ def _cast_on_meta() -> Iterator[None]:
 
     name = "_move_adapter_to_device_of_base_layer"
     kinds = [BaseTunerLayer, *filter(None, [getattr(layers, "ParamWrapper", None)])]  # the second from PEFT 0.17 on
-    with exchanged([(kind, name, cast) for kind in kinds]):
+    originals = [getattr(kind, name) for kind in kinds]
+    for kind in kinds:
+        setattr(kind, name, cast)
+    try:
         yield
+    finally:
+        for kind, original in zip(kinds, originals, strict=True):
+            setattr(kind, name, original)
 
 
 def _refusal(model: nn.Module, scenario: Scenario, kind: str, error: Exception) -> UserError:

@@ -1,6 +1,7 @@
 """Loops of other libraries: accelerate's and TRL's own code, traced on meta and measured on the CPU."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -8,14 +9,24 @@ from torch import nn
 from torch.nn import functional
 
 from scripts.memory.core.trace import measure_step, trace_step
+from scripts.scenario.scenario import ROOT
 from tests.unit.decoders import DECODERS
 from tests.unit.memory.test_core import batch, perceptron
+
+
+def _forget() -> None:
+    """Forget accelerate's settings, which a process can make once."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def accelerated(device: str):
     """A loop of accelerate: mixed precision, accumulation, clipping, its own optimizer."""
     from accelerate import Accelerator
 
+    _forget()
     accelerator = Accelerator(mixed_precision="bf16", cpu=True, gradient_accumulation_steps=2)
     with torch.device(device):
         model = perceptron()
@@ -47,6 +58,7 @@ def test_accelerate_is_traced_to_the_byte():
 def supervised(device: str, folder):
     """TRL's trainer and one of its own batches. It moves model and batch to its device: not those on meta."""
     trl = pytest.importorskip("trl")
+    _forget()
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -109,3 +121,29 @@ def test_a_module_outside_the_model_belongs_to_the_forward_phase():
         criterion(model(batch[0]), batch[1]).backward()
 
     assert set(trace_step(model, None, step, batch()).phases) == {"load", "forward", "backward"}
+
+
+PAGE = ROOT / "docs" / "memory-core.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["plain", "accelerate", "TRL"])
+def test_the_page_shows_what_runs(block, tmp_path, monkeypatch):
+    if "from trl" in block:
+        pytest.importorskip("trl")
+    _forget()
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(block, str(PAGE), "exec"), names)
+    report = names["report"]
+    assert sum(report.components.values()) == report.peak_allocated_bytes
+    assert set(report.phases) == {"load", "forward", "backward", "optimizer"}
+
+
+def test_the_page_names_every_method_of_peft():
+    from scripts.memory.adapter_methods import methods
+    from scripts.training.adapters import IMPOSSIBLE
+
+    rows = dict(re.findall(r"^\| (\w+) \| (yes|no) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert sorted(rows) == methods(), "renew the table: python -m scripts.memory.adapter_methods --write"
+    assert {method for method, traced in rows.items() if traced == "no"} >= set(IMPOSSIBLE)
