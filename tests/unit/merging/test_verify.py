@@ -197,6 +197,7 @@ def test_float32_where_there_is_room_and_the_gpu_first():
     assert choose_device(sizes, {"cuda": 40, "cpu": 64}) == ("cuda", "float32")
     assert choose_device(sizes, {"cuda": 24, "cpu": 64}) == ("cuda", "bfloat16")
     assert choose_device(sizes, {"cuda": 8, "cpu": 24}) == ("cpu", "bfloat16")
+    assert choose_device(sizes, {"cpu": 16}) == ("cpu", "bfloat16")
     assert choose_device(sizes, {"cpu": 15}) is None
 
 
