@@ -135,6 +135,13 @@ def test_a_changed_template_renders_only_documents(plan, project):
     assert rules and rules <= DOCUMENTS
 
 
+def test_a_changed_policy_of_the_screen_judges_again(plan, project):
+    with edited(project / "config" / "screen" / "exfiltration.yaml", "level: critical", "level: high"):
+        rules = plan()
+    assert {"screen_dataset", "split_dataset", "evaluate_base"} <= rules
+    assert not rules & (MODEL | {"acquire_dataset", "clean_dataset"})
+
+
 def test_a_comment_in_a_script_runs_nothing(plan, project):
     with edited(project / "scripts" / "training" / "train.py", "\n\n\n", "\n\n\n# A comment.\n"):
         assert plan() == set()
