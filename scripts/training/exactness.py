@@ -11,8 +11,8 @@ from torch import nn
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Scenario
 from scripts.training.batches import IGNORED, Row
-from scripts.training.model import without_noise
-from scripts.training.packing import Pack, collate_packs, mask_dtype, refusal
+from scripts.training.model import autocast_dtype, weight_dtype, without_noise
+from scripts.training.packing import Pack, collate_packs, refusal
 from scripts.training.step import forward_backward
 
 # How far packed rows may be from the rows alone, as a share of the loss and of the gradient's norm. A mask or a
@@ -71,7 +71,7 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
         "gradient_difference": apart**0.5 / norm if norm else 0.0,
         "loss_difference": abs(found - expected) / abs(expected),
     }
-    loss_tolerance, gradient_tolerance = TOLERANCE[mask_dtype(scenario)]
+    loss_tolerance, gradient_tolerance = TOLERANCE[autocast_dtype(scenario) or weight_dtype(scenario)]
     if not (result["loss_difference"] <= loss_tolerance and result["gradient_difference"] <= gradient_tolerance):
         raise refusal(
             kind,

@@ -178,7 +178,9 @@ def attention_masks(
 
 
 def mask_dtype(scenario: Scenario) -> torch.dtype:
-    """Dtype that queries have, and so the additive mask."""
+    """Dtype that queries have, and so the additive mask: PEFT's preparation has fp32 norms, whose dtype goes on."""
+    if scenario.kbit_preparation == "peft" and autocast_dtype(scenario) is None:
+        return torch.float32
     return autocast_dtype(scenario) or weight_dtype(scenario)
 
 

@@ -122,6 +122,21 @@ def test_what_would_not_be_exact_is_refused_before_the_first_step():
         self_test(build_model(asked, "cpu"), asked, rows(), 0, 0)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft"},  # fp32 norms: fp32 queries
+        {"method": "qlora", "precision": "bf16", "kbit_preparation": "peft", "autocast": "bf16"},
+        {"method": "lora", "precision": "bf16-mixed"},
+        {"method": "lora", "precision": "bf16"},
+    ],
+)
+def test_the_mask_has_the_dtype_of_the_queries(fields):
+    asked = scenario("llama", packing="shared_prefix", **fields)
+    result = self_test(build_model(asked, "cpu", seed=1), asked, rows(), common_prefix(rows()), 0)
+    assert result["loss_difference"] < 1e-4 and result["gradient_difference"] < 1e-2
+
+
 @pytest.mark.parametrize("broken", ["mask", "positions"])
 def test_the_self_test_notices_what_goes_unheeded(broken, monkeypatch):
     """A mask or positions that a model ignores would be silent."""
