@@ -109,6 +109,16 @@ def number(value: float | None, digits: int = 0) -> str:
     return "not measured" if value is None else f"{value:,.{digits}f}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: ``1 row``, ``2,000 rows``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def none_or_number(count: int) -> str:
+    """A number of things that were named before; ``none`` for 0."""
+    return f"{count:,}" if count else "none"
+
+
 def setting(value: object) -> str:
     """A setting as the configuration would hold it: the shortest text that is the same number."""
     if isinstance(value, bool):
@@ -191,7 +201,7 @@ def environment(folder: Path, html: bool) -> Any:
         keep_trailing_newline=True,
     )
     texts = (gigabytes, gibibytes, memory_size, number, percent, points, signed, signed_percent, signed_size, duration)
-    for function in texts:  # digits and units alone: nothing in them to escape
+    for function in (*texts, counted, none_or_number):  # digits and words of templates: nothing in them to escape
         made.filters[function.__name__] = _marked(function)
     made.filters["href"] = _marked(href)
     made.filters["setting"] = setting

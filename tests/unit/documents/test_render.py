@@ -118,6 +118,8 @@ def test_every_number_follows_the_json(name: str, write: Callable[..., str]) -> 
             for metric in other["comparison"][key].values():
                 if isinstance(metric, dict) and "share" in metric:
                     metric["share"] = metric["count"] / metric["n"] + 0.0123
+        for part in other["encode"]["splits"].values():  # what was left out is what is missing
+            part["kept"] = part["rows"] - part["overlong"]
         asked = {key: other["plan"]["scenario"][key] for key in ("sequence_length", "micro_batch")}
         for row in other["plan"]["sweep"][:3]:  # the rows of the scenario's own size
             row |= asked
@@ -428,3 +430,69 @@ def test_components_keep_their_sum_in_their_groups() -> None:
     assert grouped({"gradients": 1, "optimizer_states": 2}, adapters=True) == {"adapters": 3}
     with pytest.raises(KeyError):
         grouped({"gradients of activations": 1}, adapters=False)
+
+
+def extreme() -> dict[str, Any]:
+    """A run of one row, from which nothing was taken out, in which nothing was right, whose merge failed a check."""
+    content = inputs.files()
+    comparison = content["comparison"]
+    for model in ("base", "tuned"):
+        scores = comparison[model]
+        for name, score in scores.items():
+            if isinstance(score, dict) and "share" in score:
+                scores[name] = {"count": 0, "high_95": 0.79, "low_95": 0.0, "n": 1, "share": 0.0}
+        scores |= {"chrf": 0.0, "n": 1}
+    comparison["n"] = 1
+    for name in ("base_answers", "tuned_answers"):
+        content[name] = [content[name][0] | {"answer": ""}]
+    content["acquire"] |= {"reasons": {}, "rejected": 0, "rows": 1}
+    content["clean"] |= {"kept": 1, "rows": 1}
+    content["clean"] |= {"reasons": {stage: {} for stage in content["clean"]["stages"]}}
+    content["clean"] |= {"removed": dict.fromkeys(content["clean"]["stages"], 0)}
+    content["screen"] |= {"categories": {}, "danger": 0, "kept": 1, "rows": 1, "rules": {}, "unparsable": 0}
+    content["split"] |= {"decontaminated": 0, "groups": 1, "kept": 1, "reasons": {}, "rows": 1}
+    content["encode"]["splits"] = {"train": {"kept": 1, "overlong": 0, "rows": 1}}
+    content["training"] |= {"steps": 1, "threads": 1, "train_rows": 1, "validation_rows": 1}
+    content["training"]["packing"]["exactness"] = {"gradient_difference": 0.0, "loss_difference": 0.0}
+    content["verification"]["passed"] = False
+    return content
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_one_and_none_are_said_as_people_say_them(name: str, write: Callable[..., str]) -> None:
+    text = prose(write(name, extreme()))
+    wrong = r"(?<![\d.,])1 (?:held-out |validation )?(?:requests|rows|groups|steps|answers|sources|threads|kinds)\b"
+    assert not re.search(wrong, text), re.search(wrong, text)
+    none = r"(?<![\d.,])0 (?:rows were|kinds|of the base|parse)|0e\+00"
+    assert not re.search(none, text), re.search(none, text)
+
+
+def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., str]) -> None:
+    card, article = write("MODEL_CARD.md", extreme()), write("docs/publication.md", extreme())
+    assert "flagged none of these answers as dangerous, and none of the base's" in card
+    assert "of 1 held-out answer none can be parsed as Bash, and none matched the expected command" in card
+    assert "No row was longer than 128 tokens." in card and "the loss differed not at all" in card
+    assert "The screen found nothing dangerous among them." in article
+    assert "took out 11 dangerous rows, of 1 kind." in write("docs/publication.md")
+    assert "Left out, since longer than 128 tokens: 9 rows." in write("MODEL_CARD.md")
+
+
+def test_an_article_on_a_merge_that_failed_does_not_praise_it(write: Callable[..., str]) -> None:
+    article = write("docs/publication.md", extreme())
+    assert "and checked" not in article and "At least one check of the merge failed" in article
+    assert "## Merged, and checked" in write("docs/publication.md")
+
+
+def test_full_fine_tuning_is_judged_only_for_the_gpu_that_was_asked_of_it(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    for compared in content["profile"][:2]:
+        compared |= {"fits": None, "gpu": None, "headroom_bytes": None}
+    text = write("MODEL_CARD.md", content)
+    assert "QLoRA fits a single NVIDIA GeForce RTX 4090." in text and "full fine-tuning does not" not in text
+    assert "QLoRA fits a single NVIDIA GeForce RTX 4090; full fine-tuning does not." in write("MODEL_CARD.md")
+
+
+def test_the_headline_has_the_tuned_model_s_figures_as_the_tuned_model_s(write: Callable[..., str]) -> None:
+    lead = write("MODEL_CARD.md").split("## Model Details")[0]
+    assert "(83 right, 4 by the base)" in lead and "(0.500 against 2.500 nats per token)" in lead
+    assert "80 requests gained, 1 lost." in write("MODEL_CARD.md")
