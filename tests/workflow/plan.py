@@ -21,11 +21,17 @@ def snakemake(project: Path, *arguments: str | Path) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=project, capture_output=True, text=True)
 
 
-def planned_jobs(project: Path, *arguments: str | Path) -> dict[str, int]:
-    """The jobs that a dry run would run, counted by rule; target rules, which do nothing, are left out."""
+def planned_text(project: Path, *arguments: str | Path) -> str:
+    """All that a dry run says."""
     done = snakemake(project, "--dry-run", *arguments)
     text = done.stdout + done.stderr
     assert done.returncode == 0, text[-6000:]
+    return text
+
+
+def planned_jobs(project: Path, *arguments: str | Path) -> dict[str, int]:
+    """The jobs that a dry run would run, counted by rule; target rules, which do nothing, are left out."""
+    text = planned_text(project, *arguments)
     stats = STATS.search(text)
     if stats is None:
         assert "Nothing to be done" in text, text[-3000:]
