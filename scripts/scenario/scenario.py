@@ -358,7 +358,9 @@ def _check_together(scenario: Scenario, where: object) -> None:
     half = scenario.precision.removesuffix("-mixed")
     limit = scenario.size("max_position_embeddings")
     dropout = scenario.lora.dropout if scenario.lora else 0
-    longest = max(scenario.sequence_length, scenario.previous_sequence_length or 0)
+    lengths = {scenario.previous_sequence_length or 0: "previous_sequence_length"}
+    lengths[scenario.sequence_length] = "sequence_length"
+    longest = max(lengths)
     refused = [
         (
             scenario.method == "qlora" and mixed,
@@ -460,10 +462,10 @@ def _check_together(scenario: Scenario, where: object) -> None:
         ),
         (
             bool(limit) and longest > (limit or 0),
-            f"`sequence_length` is beyond the {limit} positions of the model.",
+            f"`{lengths[longest]}` is beyond the {limit} positions of the model.",
             longest,
             f"1 to {limit}",
-            f"sequence_length: {limit}",
+            f"{lengths[longest]}: {limit}",
         ),
     ]
     for wrong, problem, found, allowed, write in refused:

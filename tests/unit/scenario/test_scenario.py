@@ -1,10 +1,12 @@
 """A scenario is checked field by field; each message names the field, the value and the corrected line."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
 from scripts.common.errors import UserError
+from scripts.scenario.fields import FIELDS
 from scripts.scenario.scenario import MODELS, Scenario, load_scenario, scenario_defaults
 
 SMALL = {
@@ -89,6 +91,46 @@ WRONG = {
     "no model type": ({"model": {"hidden_size": 64}}, "model_type", "model_type: qwen2"),
     "misspelt size": ({"model": {"model_type": "llama", "hiden_size": 64}}, "hiden_size", "hidden_size: 64"),
     "size 0": ({"model": {**SMALL, "num_hidden_layers": 0}}, "num_hidden_layers", "num_hidden_layers: 28"),
+    "autocast that contradicts": (
+        {"method": "full", "precision": "bf16-mixed", "autocast": "fp16"},
+        "contradict",
+        "autocast: bf16",
+    ),
+    "autocast by its long name": ({"autocast": "bfloat16"}, "autocast", "autocast: bf16"),
+    "storage": ({"quantization": {"storage": "int8"}}, "quantization.storage", "storage: uint8"),
+    "unknown part": ({"allocator": {"expandable": True}}, "allocator.expandable", "expandable_segments"),
+    "a word for true": ({"use_cache": "yes"}, "use_cache", "use_cache: true"),
+    "checkpointing": ({"gradient_checkpointing": "reentrent"}, "gradient_checkpointing", "reentrant"),
+    "mask and packing": (
+        {"attention_mask": "padding", "packing": "rows"},
+        "mask of its own",
+        "attention_mask: none",
+    ),
+    "mask and flash": (
+        {"attention_mask": "padding", "attention": "flash", "precision": "bf16"},
+        "takes no mask",
+        "attention: sdpa",
+    ),
+    "outputs before, in a trainer": ({"previous_sequence_length": 64}, "keeps none", "loop: manual"),
+    "outputs before, too long": (
+        {"previous_sequence_length": 2000, "loop": "manual"},
+        "1024 positions",
+        "previous_sequence_length: 1024",
+    ),
+    "cache without outputs": ({"use_cache": True, "loss": "chunked"}, "use_cache", "use_cache: false"),
+    "several gpus": ({"parallel": {"strategy": "fsdp2", "gpus": 2}}, "several GPUs", "strategy: none, gpus: 1"),
+    "offload": ({"parallel": {"offload": "cpu"}}, "offload", "offload: none"),
+    "preparation of a dense base": (
+        {"method": "lora", "kbit_preparation": "trl"},
+        "4-bit base",
+        "kbit_preparation: none",
+    ),
+    "a length beyond everything": ({"micro_batch": 10**12}, "larger than anything", "micro_batch: 1"),
+    "quantized weights": (
+        {"model": {**SMALL, "quantization_config": {"quant_method": "awq"}}},
+        "quantized already (awq)",
+        "method: qlora",
+    ),
     "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
     "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
 }
@@ -139,3 +181,24 @@ def test_broken_file_is_named(tmp_path, text, says) -> None:
 def test_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         load_scenario(tmp_path / "none.yaml")
+
+
+def test_the_defaults_are_one_for_each_field() -> None:
+    """config.yaml holds a value for each field of the table, and for no other."""
+    named = {field.name for field in FIELDS} - {"model", "model_name"}
+    assert set(scenario_defaults()) == named
+    for field in FIELDS:
+        if field.parts:
+            assert set(scenario_defaults()[field.name]) == {part.name for part in field.parts}, field.name
+
+
+def test_the_value_has_the_fields_of_the_table() -> None:
+    assert {field.name for field in fields(Scenario)} == {field.name for field in FIELDS}
+
+
+def test_autocast_is_what_mixed_precision_says() -> None:
+    mixed, said = make(method="full", precision="bf16-mixed"), make(method="full", precision="fp32", autocast="bf16")
+    for name in ("weight_precision", "autocast_precision", "compute_precision"):
+        assert getattr(mixed, name) == getattr(said, name), name
+    assert make(precision="fp16", autocast="bf16").compute_precision == "bf16"
+    assert make(precision="fp16", adapter_precision="base").adapter_dtype == "fp16"
