@@ -206,7 +206,8 @@ def _peaks(
     tracker: Tracker, events: Sequence[Event], capacity_bytes: int | None, replay: Callable[..., Replay]
 ) -> dict[str, Any]:
     """Figures of the last step for events that are the tracker's but for those before its first mark."""
-    marks = [(phase, index) for phase, _, index in tracker.marks]
+    shift = len(events) - len(tracker.events)  # histories may be of different lengths
+    marks = [(phase, index + shift) for phase, _, index in tracker.marks]
     run = replay(events, marks, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None)
     last = tracker.marks[-1][1] - 1
     phases: dict[str, int] = {}

@@ -44,3 +44,14 @@ def test_other_requests_are_refused():
     tuned.loc[0, "request"] = "another"
     with pytest.raises(UserError, match="same requests"):
         compare(base, tuned)
+
+
+def test_the_interval_of_the_loss_is_weighted_by_tokens_too():
+    """Short answers got better, one long one did not: what the interval is about has to lie in it."""
+    base = rows([False] * 40, [2.0] * 39 + [1000.0], tokens=1)
+    tuned = rows([False] * 40, [1.0] * 39 + [1000.0], tokens=1)
+    base.loc[39, "learned_tokens"] = tuned.loc[39, "learned_tokens"] = 1000
+    loss = compare(base, tuned)["loss"]
+    assert loss["difference"] == pytest.approx(-39 / 1039)
+    assert loss["low_95"] <= loss["difference"] <= loss["high_95"]
+    assert loss["high_95"] > -0.1  # of the rows alone it would be -1 to -0.9

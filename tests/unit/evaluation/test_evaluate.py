@@ -55,3 +55,25 @@ def test_summary_has_intervals_and_weights_the_loss_by_tokens():
     assert summary["exact"]["count"] == 1 and summary["exact"]["n"] == 2
     assert summary["exact"]["low_95"] < 0.5 < summary["exact"]["high_95"]
     assert 0 < summary["chrf"] < 100
+
+
+def test_space_around_an_answer_is_no_difference_and_two_answers_that_do_not_parse_are_not_the_same():
+    spaced, broken = score(["\n ls -l\n", "if then ("], ["ls -l", "if then ("])
+    assert spaced["exact"] and spaced["exact_canonical"]
+    assert broken["exact"] and not broken["exact_canonical"] and not broken["parses"]
+
+
+def test_what_stands_around_a_fence_is_not_parsed_with_it():
+    (row,) = score(["It's this:\n```bash\nls -l\n```"], ["ls -l"])
+    assert row["parses_without_fence"] and not row["parses"]
+
+
+def test_the_summary_counts_danger_alone_and_compares_what_is_in_the_fence():
+    answers = ["```bash\nls -l\n```", "rm -rf /", "if then ("]
+    rows = [
+        {"answer": answer, "command": command, "learned_tokens": 1, "loss_sum": 1.0, **scored}
+        for answer, command, scored in zip(answers, answers, score(answers, answers), strict=True)
+    ]
+    assert [row["screen"] for row in rows] == ["ok", "danger", "unparsable"]
+    assert summarize(rows)["danger"]["count"] == 1
+    assert summarize([rows[0] | {"command": "ls -l"}])["chrf"] == pytest.approx(100)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.memory.core.report import make_report
+from scripts.memory.core.report import History, make_report
 from scripts.memory.core.tracker import Tracker
 
 
@@ -47,3 +47,60 @@ def test_the_timeline_shows_the_last_step() -> None:
     assert max(line["allocated_bytes"]) == 4608
     for moment, total in enumerate(line["allocated_bytes"]):
         assert sum(column[moment] for column in line["components"].values()) == total
+
+
+def test_each_part_of_an_accumulated_step_counts() -> None:
+    """Two micro-batches, the second one larger: the phase's peak is the second's."""
+    tracker = Tracker(("meta",))
+    for size in (512, 2048):
+        tracker.mark("forward", 0)
+        kept = tracker.hold(size, "activations")
+        tracker.mark("backward", 0)
+        tracker.drop(kept)
+    tracker.mark("end", 1)
+    report = make_report(tracker, on_gpu=False)
+    assert report.phases == {"load": 0, "forward": 2048, "backward": 2048}
+
+
+def test_loading_may_need_more_than_it_leaves_behind() -> None:
+    tracker = Tracker(("meta",))
+    tracker.drop(tracker.hold(8192, "weights_bf16"))
+    tracker.hold(512, "weights_bf16")
+    tracker.mark("forward", 0)
+    tracker.drop(tracker.hold(1024, "activations"))
+    tracker.mark("end", 1)
+    report = make_report(tracker, on_gpu=True)
+    assert report.phases == {"load": 8192, "forward": 1536} and report.resident_bytes == 512
+
+
+def test_the_timeline_leaves_earlier_steps_out() -> None:
+    tracker = Tracker(("meta",))
+    for step, size in enumerate((8192, 1024)):
+        tracker.mark("forward", step)
+        tracker.drop(tracker.hold(size, "activations"))
+    tracker.mark("end", 2)
+    line = make_report(tracker, on_gpu=True).timeline
+    assert line["event"] == [0, 1, 2] and line["allocated_bytes"] == [0, 1024, 0]
+
+
+def test_where_chance_orders_the_loading_the_worst_decides_what_a_gpu_must_have() -> None:
+    """Three histories leave the same tensor; on the way they take one, two and three segments of 20 MiB."""
+    segment, large = 20 * 2**20, 9 * 2**20
+    histories = []
+    for count in (1, 3, 2):
+        passing = [(10 + number, large) for number in range(2 * count - 1)]
+        gone = [(-identity, 0) for identity, _ in passing]
+        histories.append(History([(1, large), *passing, *gone], {7: 1}, {}))
+    tracker = Tracker(("meta",), first_id=100)
+    tracker.events += histories[0].events
+    tracker.components |= dict.fromkeys((identity for identity, count in histories[0].events if count), "weights_bf16")
+    tracker.mark("forward", 0)
+    tracker.drop(tracker.hold(512, "activations"))
+    tracker.mark("end", 1)
+    report = make_report(tracker, histories, on_gpu=True)
+    small = 2 * 2**20
+    assert report.reserved_range_bytes == (segment + small, 3 * segment + small)
+    assert report.peak_reserved_bytes == 2 * segment + small
+    assert report.required_range_bytes == (segment + small, 3 * segment)
+    assert report.required_bytes == 3 * segment
+    assert [order["resident_bytes"] for order in report.orders] == [large] * 3
