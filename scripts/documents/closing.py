@@ -33,7 +33,7 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
         told = f"; measured {_gb(measured['peak_allocated_bytes'])} ({_device(measured['device'])})" if measured else ""
         lines.append(f"this run's step   {_gb(step['trace']['peak_allocated_bytes'])} predicted{told}")
     if gate:
-        word = {True: "fits", False: "does not fit", None: "not checked"}[gate["fits"]]
+        word = {True: "fits", False: "does not fit", None: f"{_gb(gate['required_bytes'])} needed"}[gate["fits"]]
         lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")
     if compared := read(f"{folder}/evaluation/comparison.json"):
         lines += quality_lines(compared)

@@ -24,7 +24,12 @@ def files(tmp_path, monkeypatch):
         f"{run}/memory/training/compare.json": compared(
             9.1e8, None, {"device": {"name": "x86_64", "type": "cpu"}, "peak_allocated_bytes": 8.0e8}
         ),
-        f"{run}/memory/training/gate.json": {"fits": None, "overridden": False, "reason": "nothing to gate"},
+        f"{run}/memory/training/gate.json": {
+            "fits": None,
+            "overridden": False,
+            "reason": "nothing to gate",
+            "required_bytes": 9.9e8,
+        },
         f"{run}/evaluation/comparison.json": {
             "base": {"exact": {"count": 0}, "loss": 3.01},
             "exact": {"verdict": "better"},
@@ -46,7 +51,7 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
         "  full-bf16         76.00 GB, does not fit NVIDIA GeForce RTX 4090",
         "  qlora             7.10 GB, fits NVIDIA GeForce RTX 4090",
         "  this run's step   0.91 GB predicted; measured 0.80 GB (CPU)",
-        "  gate              not checked: nothing to gate",
+        "  gate              0.99 GB needed: nothing to gate",
         "  exact answers     28 of 150, the base 0: better",
         "  loss              0.839, the base 3.010: better",
         "  card              results/tiny-r4/MODEL_CARD.md",
@@ -60,5 +65,5 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
 def test_what_the_command_did_not_ask_for_is_not_told(files):
     """An evaluation that lies there may be one of other settings."""
     lines = closing.run_lines("tiny-r4", files[:2], [path for path in files if "gate" in path])
-    assert lines == ["tiny-r4", "  gate              not checked: nothing to gate"]
+    assert lines == ["tiny-r4", "  gate              0.99 GB needed: nothing to gate"]
     assert closing.run_lines("tiny-r4", files[:2], []) == [] and closing.sweep_lines(files[-1], []) == []
