@@ -56,8 +56,11 @@ class Living:
     def _remove_the_dead(self) -> None:
         """Called while nobody else is at work here."""
         self._file.seek(0)
-        records = [json.loads(line) for line in self._file.read().splitlines()]
-        for record in records:
+        for line in self._file.read().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut off: killed while it wrote, or a full disk
+                continue
             dead = {name: since for name, since in record["locks"].items() if self._before.get(name) == since}
             if dead and record["host"] == socket.gethostname():
                 for name in dead:

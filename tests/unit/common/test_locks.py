@@ -73,6 +73,13 @@ def test_a_lock_taken_after_the_recorded_one_stays(tmp_path):
     assert start(tmp_path) == ("", True)
 
 
+def test_a_record_that_was_cut_off_is_no_record(tmp_path):
+    kill(holder(tmp_path))
+    record = tmp_path / ".snakemake" / "living"
+    record.write_text(record.read_text()[:40])
+    assert start(tmp_path) == ("", True)
+
+
 def test_a_lock_of_another_machine_stays(tmp_path):
     kill(holder(tmp_path))
     record = tmp_path / ".snakemake" / "living"
