@@ -102,7 +102,10 @@ def describe(scenario: Scenario) -> str:
         parts.append("no checkpointing")
     for field, usual in (("loss", "full"), ("loop", "trainer"), ("optimizer", "adamw"), ("kbit_preparation", "none")):
         if getattr(scenario, field) != usual:
-            parts.append(getattr(scenario, field) if field != "kbit_preparation" else "prepared by PEFT")
+            value = getattr(scenario, field)
+            parts.append(value if field != "kbit_preparation" else f"prepared by {value.upper()}")
+    if scenario.autocast:
+        parts.append(f"autocast {scenario.autocast}")
     if scenario.gradient_accumulation > 1:
         parts.append(f"accumulation {scenario.gradient_accumulation}")
     if scenario.lora and scenario.lora.dropout:
