@@ -123,7 +123,7 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         losses = torch.zeros(tokens, dtype=torch.float32, device=hidden.device)
         counted = (target != IGNORED).sum()
         count = 1 if counted.device.type == "meta" else int(counted.item())
-        direct = hidden.dtype == weight.dtype and _computes_in(hidden.dtype)
+        direct = hidden.dtype == weight.dtype and _computes_in(hidden.dtype, hidden.device.type)
         storage = hidden.new_empty((chunk, vocabulary)) if direct else None
         for start in range(0, tokens, chunk):
             part = slice(start, min(start + chunk, tokens))
@@ -157,9 +157,11 @@ class _FusedLinearCrossEntropy(torch.autograd.Function):
         return grads[0], grads[1] if len(grads) > 1 else None, None, None
 
 
-def _computes_in(dtype: torch.dtype) -> bool:
+def _computes_in(dtype: torch.dtype, device: str) -> bool:
     """Whether a product of two tensors of a dtype is computed in it: autocast doesn't come between."""
-    return not torch.is_autocast_enabled() or torch.get_autocast_dtype("cuda") == dtype
+    if device == "meta":  # knows autocast only inside a trace
+        return not torch.amp.is_autocast_available(device) or _computes_in(dtype, "cuda")
+    return not torch.is_autocast_enabled(device) or torch.get_autocast_dtype(device) == dtype
 
 
 @torch.library.custom_op("securecli::cross_entropy_in_place_", mutates_args=("logits", "losses"))

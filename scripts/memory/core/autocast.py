@@ -127,7 +127,7 @@ class MetaAutocast(TorchFunctionMode):
             return self._cross_entropy(*args, **kwargs)
         else:
             return func(*args, **kwargs)
-        if kwargs.get("dtype") is not None:
+        if kwargs.get("dtype") is not None or kwargs.get("out") is not None:  # neither is autocast's
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():  # the last operand first: GCC evaluates the arguments of a call so
             leaves, tree = tree_flatten((args, kwargs))

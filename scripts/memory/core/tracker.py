@@ -287,8 +287,8 @@ class Origins:
         module, line = self._running[-1] if self._running else "", _calling_line()
         node = torch._C._current_autograd_node()
         if node is None or torch.is_grad_enabled():
-            if torch.is_grad_enabled():  # the node of this operator has been numbered already
-                self._forward[torch._C._autograd._get_sequence_nr() - 1] = (module, line)
+            if torch.is_grad_enabled():  # its node has been numbered; operators without one come after it
+                self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, (module, line))
         else:
             module, line = self._forward.get(node._sequence_nr(), (module, line))
         name = func._schema.name + (" (backward)" if node is not None and not torch.is_grad_enabled() else "")

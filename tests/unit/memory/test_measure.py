@@ -41,6 +41,7 @@ SETTINGS = [
     {"quantization": {"type": "fp4", "compute": "fp32"}},
     {"loss": "liger"},
     {"loss": "liger", "method": "full", "autocast": "bf16"},
+    {"loss": "liger", "method": "full", "precision": "bf16-mixed"},
     {"lora": {"rank": 4, "alpha": 8, "dropout": 0.1, "target_modules": ["q_proj", "v_proj"]}},
 ]
 
