@@ -52,24 +52,40 @@ def atomic_open(path: str | os.PathLike, mode: str = "w", **kwargs: Any) -> Iter
 
 
 @contextmanager
+def scratch_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` that goes when the block ends; those of killed processes go as well."""
+    partial = _beside(Path(path))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that takes its name when the block ends without an error.
 
     An existing ``path`` is replaced as a whole; on an error it is left as it was.
     """
     path = Path(path)
-    partial = _beside(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+    with scratch_folder(path) as partial:
         yield partial
         for file in [*partial.rglob("*"), partial]:
             _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not path.exists():
+            os.replace(partial, path)
+            return
+        # Two renames, since no folder can be renamed onto a full one; removing the old one first would take longer,
+        # and a process that is killed meanwhile would leave neither.
+        with scratch_folder(path.with_name(f"{path.name}.old")) as aside:
+            os.replace(path, aside)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                os.replace(aside, path)
+                raise
 
 
 def _sync(path: Path) -> None:

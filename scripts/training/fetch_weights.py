@@ -6,11 +6,10 @@ download stopped); a folder's are linked, or copied where links are not possible
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_folder, sha256_file, write_report
+from scripts.common.files import read_folder, scratch_folder, sha256_file, write_report
 from scripts.common.job import job, log, progress
 
 
@@ -28,9 +27,9 @@ def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
         quantization_config=GgufConfig(dequantize=True),  # without it the model can't be saved
         trust_remote_code=False,
     )
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
+    with scratch_folder(folder / "model.safetensors") as partial:
         model.save_pretrained(partial)
-        for file in [*Path(partial).glob("*.safetensors"), *Path(partial).glob("*.safetensors.index.json")]:
+        for file in [*partial.glob("*.safetensors"), *partial.glob("*.safetensors.index.json")]:
             os.replace(file, folder / file.name)
 
 

@@ -6,7 +6,7 @@ Kills: the chain runs in a checkout, its whole process group gets SIGKILL at a r
 given again, several times over, until it ends. Full disks (as root, on Linux): the checkout lies on a small tmpfs; when
 a run fails, what it said is looked through for a message about the disk, the tmpfs is enlarged, and the same command is
 given again. After each, adapter, merged model, answers and traces are compared byte for byte with an undisturbed
-run's, which stays in the folder for the next call, and what lies there under a partial file's name is counted. Each
+run's, which stays in the folder for the next call, and what lies there that it does not have is named. Each
 disturbance is a line of JSON on standard output; at the end there is the tally. Exit status 1: something differed.
 """
 
@@ -58,16 +58,18 @@ def digests(project: Path) -> dict[str, str]:
     return {str(path.relative_to(results)): sha256_file(path) for path in sorted(files) if "/kept/" not in str(path)}
 
 
-def leftovers(project: Path) -> list[str]:
-    """What lies there under the name that a file has while it is being written."""
-    return sorted(str(path.relative_to(project)) for path in (project / "results").rglob(".*.partial"))
+def left_behind(project: Path, reference: Path) -> list[str]:
+    """Paths below ``results/`` that an undisturbed run does not have: partial files, half-made folders."""
+    paths = ({path.relative_to(folder) for path in (folder / "results").rglob("*")} for folder in (project, reference))
+    disturbed, undisturbed = paths
+    return sorted(map(str, disturbed - undisturbed))
 
 
-def judge(project: Path, expected: dict[str, str]) -> dict:
+def judge(project: Path, reference: Path, expected: dict[str, str]) -> dict:
     """What differs from the undisturbed run, and what was left behind."""
     found = digests(project)
     differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    return {"compared": len(expected), "differing": differing, "left_behind": leftovers(project)}
+    return {"compared": len(expected), "differing": differing, "left_behind": left_behind(project, reference)}
 
 
 def say(**line: object) -> None:
@@ -113,7 +115,7 @@ def killed_chain(folder: Path, number: int, kills: int, draw: random.Random, sec
             return {"chain": number, "failed": "it did not end", "kills": made}
         made += 1
         say(chain=number, kill=made, after_seconds=round(moment, 1), at=last_jobs(log, begin))
-    outcome = {"chain": number, "kills": made, **judge(project, expected)}
+    outcome = {"chain": number, "kills": made, **judge(project, folder / "undisturbed", expected)}
     if not outcome["differing"]:
         shutil.rmtree(project)
     return outcome
@@ -155,7 +157,7 @@ def full_disks(folder: Path, number: int, most: int, draw: random.Random, needed
                 return {"disk": number, "failed": at, "full": full}
             size += draw.randint(needed // (2 * most), 2 * needed // most)
             subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
-        return {"disk": number, "full": full, "unclear": unclear, **judge(project, expected)}
+        return {"disk": number, "full": full, "unclear": unclear, **judge(project, folder / "undisturbed", expected)}
 
 
 def size_of(folder: Path) -> int:
@@ -187,9 +189,10 @@ def main() -> int:
         say(**outcomes[-1])
         if "failed" in outcomes[-1]:
             break
+    left = sum(bool(outcome.get("left_behind")) for outcome in outcomes)
     tally = {key: sum(outcome.get(key, 0) for outcome in outcomes) for key in ("kills", "full")}
     wrong = [outcome for outcome in outcomes if "failed" in outcome or outcome["differing"]]
-    say(chains=len(outcomes), chains_that_differ_or_failed=len(wrong), **tally)
+    say(chains=len(outcomes), chains_that_differ_or_failed=len(wrong), chains_with_leftovers=left, **tally)
     return 1 if wrong else 0
 
 

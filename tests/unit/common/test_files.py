@@ -13,6 +13,7 @@ from scripts.common.files import (
     read_json,
     read_jsonl,
     read_report,
+    scratch_folder,
     sha256_file,
     write_json,
     write_jsonl,
@@ -60,6 +61,32 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     with atomic_open(tmp_path / "ab") as handle:
         handle.write("new")
     assert not (tmp_path / f".ab.{gone.pid}.partial").exists()
+
+
+def test_a_folder_that_can_not_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    replace = os.replace
+
+    def fail(source, target):
+        if str(source).endswith(f".a.{os.getpid()}.partial"):
+            raise OSError("no")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "a") as partial:
+        (partial / "new").touch()
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
+
+
+def test_scratch_goes_and_so_does_what_killed_processes_left(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / f".a.gguf.{gone.pid}.partial").mkdir()
+    with scratch_folder(tmp_path / "a.gguf") as folder:
+        (folder / "large").touch()
+        assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+    assert not list(tmp_path.iterdir())
 
 
 def test_equal_values_are_equal_bytes(tmp_path):
