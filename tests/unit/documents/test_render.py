@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from html import unescape
+from itertools import pairwise
 from math import copysign
 from pathlib import Path
 from random import Random
@@ -496,3 +497,46 @@ def test_the_headline_has_the_tuned_model_s_figures_as_the_tuned_model_s(write: 
     lead = write("MODEL_CARD.md").split("## Model Details")[0]
     assert "(83 right, 4 by the base)" in lead and "(0.500 against 2.500 nats per token)" in lead
     assert "80 requests gained, 1 lost." in write("MODEL_CARD.md")
+
+
+def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["comparison"]["base"]["danger"] = inputs.share(5)
+    card, article = write("MODEL_CARD.md", content), write("docs/publication.md", content)
+    for sentence in (
+        "flagged **3** of these answers as dangerous, and 5 of the base's",
+        "of 200 held-out answers 143 can be parsed as Bash, and 83 matched the expected command",
+        "The loss went from 3.875 to 0.312 (mean of the last steps); on 410 validation rows it is 0.438.",
+        "12,345 of 54,321 tokens of the rows trained on",
+        "4,122 rows in 1,717 groups were split by group: 3,300 for training, 410 for validation, 412 for the test.",
+        "`float32`, 0.54 GB, 210 of 272 tensors changed",
+        "Every check that ran passed; some did not run.",
+    ):
+        assert sentence in card, sentence
+    assert "(41.5 % against 2.0 %)" in article and "the loss on 410 validation rows is 0.438" in article
+    content["verification"]["complete"] = True
+    assert "Every check passed." in write("MODEL_CARD.md", content)
+
+
+@pytest.mark.parametrize("name", ["MODEL_CARD.md", "report.html"])
+def test_intervals_run_from_low_to_high(name: str, write: Callable[..., str]) -> None:
+    signed = write(name).replace("−", "-")
+    found = re.findall(r"\[(-?\+?[\d.]+)[^\],]*, (-?\+?[\d.]+)[^\],]*\]", signed)
+    assert len(found) > 10 and all(float(low) < float(high) for low, high in found), found
+
+
+def test_what_became_of_the_rows_adds_up(write: Callable[..., str]) -> None:
+    table = write("MODEL_CARD.md").split("What became of the rows")[1].split("\n\n")[1].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    given = [tuple(int(cell.replace(",", "")) for cell in row[1:4]) for row in rows]
+    assert all(before - removed == after for before, removed, after in given), given
+    assert all(first[2] == second[0] for first, second in pairwise(given)), given
+    screen = next(row for row in rows if row[0].startswith("Screen"))
+    assert screen[1:] == ["4,300", "13", "4,287", "dangerous: destructive files: 11; the screen could not parse it: 2"]
+
+
+@pytest.mark.parametrize("licence", ["unknown", "Unknown ", "none", "?"])
+def test_a_licence_that_nobody_knows_is_said(licence: str, write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["acquire"]["sources"][0]["license"] = licence
+    assert "licence of some of it is unknown" in write("docs/publication.md", content)
