@@ -43,8 +43,8 @@ def test_the_default_and_the_7b_configuration_pass():
     ("differences", "words"),
     [
         ({"memory": {"scenarios": {"qlora": None}}}, ["memory.scenarios.qlora", "qlora: {method: qlora}"]),
-        ({"memory": {"scenarios": {"../../x": {"method": "lora"}}}}, ["'../../x'", "folder", "x: {}"]),
-        ({"memory": {"scenarios": {"training": {"method": "lora"}}}}, ["'training'", "folder"]),
+        ({"memory": {"scenarios": {"../../x": {"method": "lora"}}}}, ["'../../x'", "can't be used", "x: {}"]),
+        ({"memory": {"scenarios": {"training": {"method": "lora"}}}}, ["'training'", "can't be used"]),
         ({"memory": {"scenarios": {"odd": {"method": "qlorra"}}}}, ["memory.scenarios.odd", "method: qlora"]),
         ({"memory": {"model": "nosuch"}}, ["memory.model", "qwen2.5-coder-7b", "model: "]),
         ({"memory": {"gpu": "nosuch"}}, ["memory.gpu", "'nosuch'", "rtx-4090", "gpu: "]),
