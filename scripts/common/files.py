@@ -256,6 +256,13 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iter
     return report
 
 
+def read_sealed(path: str | os.PathLike) -> Any:
+    """Read a JSON file; where it is a report that :func:`write_report` wrote, it must be what was written."""
+    value = read_json(path)
+    digests = value.get("sha256") if isinstance(value, Mapping) else None
+    return read_report(path) if isinstance(digests, Mapping) and Path(path).name in digests else value
+
+
 def read_folder(path: str | os.PathLike) -> dict:
     """Read the report of a folder; each file in the folder that it vouches for must be what was written.
 

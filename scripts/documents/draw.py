@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import atomic_open, read_json, read_jsonl
+from scripts.common.files import atomic_open, read_jsonl, read_sealed
 from scripts.common.job import job, log
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
@@ -219,7 +219,7 @@ def main(inputs: Mapping[str, Any], names: Sequence[str], outputs: Mapping[str, 
     import matplotlib
 
     def read(path: str) -> Any:
-        return list(read_jsonl(path)) if path.endswith(".jsonl") else read_json(path)
+        return list(read_jsonl(path)) if path.endswith(".jsonl") else read_sealed(path)
 
     files = {
         name: read(value) if isinstance(value, str | Path) else [read(str(path)) for path in value]

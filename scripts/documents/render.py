@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_jsonl, write_text
+from scripts.common.files import read_jsonl, read_sealed, write_text
 from scripts.common.job import job, log
 from scripts.documents.context import derive
 from scripts.documents.validate import check_card, check_document
@@ -276,7 +276,7 @@ def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     def read(path: str) -> Any:
         if path.endswith(".json"):
-            return read_json(path)
+            return read_sealed(path)
         if path.endswith(".jsonl"):
             return list(islice(read_jsonl(path), SAMPLE_ANSWERS))
         return path

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from scripts.common.errors import UserError
+from scripts.common.files import write_report
 from scripts.documents import draw, render
 from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
 from tests.unit.documents import inputs
@@ -540,3 +541,12 @@ def test_a_licence_that_nobody_knows_is_said(licence: str, write: Callable[..., 
     content = inputs.files()
     content["acquire"]["sources"][0]["license"] = licence
     assert "licence of some of it is unknown" in write("docs/publication.md", content)
+
+
+def test_a_figure_changed_by_hand_is_noticed_and_the_file_to_delete_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "comparison.json"
+    write_report(path, inputs.files()["comparison"])
+    assert render.gather({"comparison": str(path)})["comparison"]["tuned"]["exact"]["count"] == 83
+    path.write_text(path.read_text(encoding="utf-8").replace('"count": 83', '"count": 183', 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"(?s)comparison\.json is not what the step that made it.*rm "):
+        render.gather({"comparison": str(path)})
