@@ -279,6 +279,8 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
     assert "LoRA, BF16" in body and "q\\_proj, v\\_proj" in body
     assert "7.10 GB (+0.03 %) on the NVIDIA H100 80GB HBM3, set against 7.10 GB traced for it" in body
     assert "PyTorch had at most 6.54 GB allocated" in body and "Trained on NVIDIA H100 80GB HBM3" in body
+    assert "may differ in the last digits" in body and "byte for byte" not in body
+    assert "byte for byte" not in write("docs/publication.md", content)
 
 
 def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> None:
@@ -550,3 +552,9 @@ def test_a_figure_changed_by_hand_is_noticed_and_the_file_to_delete_is_named(tmp
     path.write_text(path.read_text(encoding="utf-8").replace('"count": 83', '"count": 183', 1), encoding="utf-8")
     with pytest.raises(UserError, match=r"(?s)comparison\.json is not what the step that made it.*rm "):
         render.gather({"comparison": str(path)})
+
+
+def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["acquire"]["reasons"] = {"a rare one": 1, "no request": 2, "a like one": 1}
+    assert "| no request: 2; a like one: 1; a rare one: 1 |" in write("MODEL_CARD.md", content)
