@@ -28,7 +28,7 @@ from tests.end_to_end.chain import CONFIGURATION, ROOT, checkout
 
 COMPARED = ("**/adapter/*", "**/merged/*", "**/answers.jsonl", "**/memory/**/trace.json")
 COMMAND = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(CONFIGURATION.relative_to(ROOT))]
-KILLS_EACH = 6  # of one chain, before it may end: then kills reach its last jobs too
+KILLS_EACH = 10  # of one chain, before it may end: then kills reach its last jobs too
 PATIENCE_SECONDS = 1200  # a run that takes longer is stuck
 FULL = ("the disk filled up", "the disk is too small", "no space left on device", "disk is full")
 MIB = 2**20

@@ -516,6 +516,8 @@ def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> N
         "Every check that ran passed; some did not run.",
     ):
         assert sentence in card, sentence
+    for line in ("temporaries: −30.46 GB.", "optimizer states: +25.54 GB.", "activations: +5.89 GB."):
+        assert f"Its largest error is in one line, {line}" in article
     assert "(41.5 % against 2.0 %)" in article and "the loss on 410 validation rows is 0.438" in article
     content["verification"]["complete"] = True
     assert "Every check passed." in write("MODEL_CARD.md", content)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from scripts.memory import planner
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
 from scripts.memory.planner import (
     LENGTH_STEP,
@@ -79,6 +80,20 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
         assert item["headroom_bytes"] == gpu.usable_bytes - item["required_bytes"]
         assert all(key in item["write"] for key in item["changes"])
     assert "gpu" in found[-1]["changes"]
+
+
+def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(monkeypatch) -> None:
+    class Optimist(Estimate):
+        def __call__(self, scenario: Scenario) -> int:
+            return 0 if scenario != self.asked else super().__call__(scenario)
+
+    Optimist.asked = scenario = make(method="full", precision="fp32", micro_batch=4)
+    monkeypatch.setattr(planner, "Estimate", Optimist)
+    gpu = card(required(scenario) // 4)
+    found = [item for item in suggest(scenario, gpu) if "gpu" not in item["changes"]]
+    for item in found:
+        assert required(apply(scenario, item["changes"])) == item["required_bytes"] <= gpu.usable_bytes
+    assert "loss" not in {key for item in found for key in item["changes"]}  # the mildest, which is not enough
 
 
 def test_several_changes_where_one_does_not_suffice() -> None:
