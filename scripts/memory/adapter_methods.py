@@ -38,7 +38,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ADAPTION_PROMPT": {"adapter_len": 4, "adapter_layers": 1},
     "C3A": {"block_size": 16},
     "CARTRIDGE": {"num_virtual_tokens": 8},
-    "CPT": {"cpt_token_ids": [1, 2], "cpt_mask": [1, 1], "cpt_tokens_type_mask": [1, 2]},
     "FOURIERFT": {"n_frequency": 100},
     "PREFIX_TUNING": {"num_virtual_tokens": 8},
     "PROMPT_TUNING": {"num_virtual_tokens": 8},

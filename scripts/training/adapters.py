@@ -11,6 +11,7 @@ import difflib
 import inspect
 import logging
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -24,6 +25,7 @@ from scripts.scenario.scenario import Scenario
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Methods that no scenario can say, and why.
 IMPOSSIBLE = {
+    "CPT": "its batches carry the types of their tokens, and its loss goes through the values of these",
     "MULTITASK_PROMPT_TUNING": "its batches carry task ids",
     "POLY": "its batches carry task ids",
     "XLORA": "it mixes adapters that have been trained before",
@@ -47,8 +49,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
 
     config = peft_config(scenario)
     kind = config.peft_type.value
-    base = {_storage(tensor): name for name, tensor in _tensors(model)}
-    known = set(base.values())
+    base = {_storage(tensor): weakref.ref(tensor) for _, tensor in _tensors(model)}
+    known = {name for name, _ in _tensors(model)}
     on_meta = next(model.parameters()).device.type == "meta"
     if kind == "SHIRA" and on_meta:
         config.mask_fn = _any_mask
@@ -66,11 +68,13 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
         raise _refusal(model, scenario, kind, error) from error
     if on_meta and kind in VALUED:
         _empty(model)
-    names = {
-        name
-        for name, tensor in _tensors(model)
-        if _storage(tensor) not in base and unwrapped(name) not in known  # PiSSA gives weights of the base new values
-    }
+
+    def of_base(name: str, tensor: torch.Tensor) -> bool:
+        # Addresses are used again: who had one must have it still. PiSSA gives weights of the base new values.
+        before = base[_storage(tensor)]() if _storage(tensor) in base else None
+        return (before is not None and _storage(before) == _storage(tensor)) or unwrapped(name) in known
+
+    names = {name for name, tensor in _tensors(model) if not of_base(name, tensor)}
     model.adapter_names = frozenset(names)
     if scenario.adapter_precision in ("fp16", "bf16"):
         dtype = DTYPES[scenario.adapter_precision]

@@ -33,7 +33,7 @@ ANSWERS = {
     "transformers.modeling_flash_attention_utils:_flash_attention_forward": True,  # before 5: positions increase
     "transformers.masking_utils": False,  # a mask that is given masks something
     "peft.tuners.vblora.layer": False,  # logits that inference has thrown away
-    "peft.tuners.cpt.model": True,  # some token of the prompt may be moved
+    "peft.tuners.waveft.layer": True,  # indices lie within the padded matrix
 }
 _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
 _VALUES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
@@ -200,6 +200,10 @@ class Tracker(TorchDispatchMode):
         if self.origins is not None:
             self.origins.note(identity, tensor, func)
 
+    def _seen(self, output: torch.Tensor, func: Any) -> torch.Tensor:
+        self._see(output, func)
+        return output
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         held, later = [], ()
@@ -219,6 +223,8 @@ class Tracker(TorchDispatchMode):
                     return answer
                 if self._scalars is not None:
                     return (bool if kind == torch.bool else float if kind.is_floating_point else int)(self._scalars)
+            if func is torch.ops.aten.index.Tensor and _answer():
+                return self._seen(func(args[0], _without_masks(args[1])), func)
             raise NoValues(func._schema.name) from error
         if isinstance(output, torch.Tensor):
             self._see(output, func)
@@ -311,6 +317,17 @@ class Origins:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _without_masks(indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    """Indices that pick what boolean ones would pick if all of them were true."""
+    found: list[torch.Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype != torch.bool:
+            found.append(index)
+        else:
+            found += [torch.empty(index.numel(), dtype=torch.long, device="meta")] * index.dim()
+    return found
 
 
 def _answer() -> bool | None:

@@ -35,6 +35,7 @@ METHODS = {
     "RandLoRA": {"peft_type": "RANDLORA"},
     "SHiRA": {"peft_type": "SHIRA", "r": 4},
     "VB-LoRA": {"peft_type": "VBLORA", "vector_length": 16},
+    "WaveFT": {"peft_type": "WAVEFT", "n_frequency": 100},
     "trainable tokens": {"peft_type": "TRAINABLE_TOKENS", "token_indices": [1, 2]},
 }
 
@@ -114,7 +115,6 @@ WRONG = {
     ),
     "checkpointed prefix": (METHODS["prefix tuning"], {"gradient_checkpointing": True}, "gradient checkpointing", None),
     "values of weights": ({"peft_type": "FROD"}, {}, "values of the weights", None),
-    "values in the step": ({"peft_type": "WAVEFT", "n_frequency": 100}, {}, "reads a tensor's value", None),
     "sizes that don't divide": ({"peft_type": "VBLORA", "vector_length": 256}, {}, "divisible", None),
     "beside lora": (METHODS["IA3"], {"lora": {"rank": 8}}, "both say what the adapters are", "adapter:"),
     "in full fine-tuning": (METHODS["IA3"], {"method": "full"}, "has no adapters", "method: lora"),
