@@ -137,6 +137,12 @@ def test_every_move_is_a_scenario(fields) -> None:
     assert not any(other.previous_sequence_length for other in changed if other.loop == "trainer")
 
 
+def test_ranks_and_lengths_are_halved_down_to_the_least() -> None:
+    offered = [changes for _, options in moves(make(method="lora", lora={"rank": 16})) for changes in options]
+    assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
+    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [128]
+
+
 def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
     """Of an architecture without an estimate too: before compute capability 8.0 this attention keeps its scores."""
     model = {**LLAMA_3_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2}
