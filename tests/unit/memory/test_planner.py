@@ -193,3 +193,9 @@ def test_sweep_of_two_hundred_settings() -> None:
     assert len(rows) == 200
     table = {(row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"] for row in rows}
     assert table[8, 512, 1] < table[64, 512, 1] < table[64, 4096, 1] < table[64, 4096, 16]
+
+
+def test_a_search_finds_the_last_that_fits_up_to_its_end() -> None:
+    for limit in range(1, 20):
+        for last in range(limit + 3):
+            assert planner._last_true(lambda n, last=last: n <= last, limit) == min(last, limit)
