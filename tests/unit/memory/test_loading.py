@@ -3,13 +3,17 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from scripts.memory import loading
 from scripts.memory.core.allocator import EMPTY_CACHE, MIB, replay
+from scripts.memory.core.report import alive_after
 from scripts.memory.core.trace import quantization_state
 from scripts.memory.loading import Loader, loading_history
 from scripts.scenario.scenario import Scenario
 from scripts.training.model import build_model
 from scripts.validation.rows import read
+from tests.unit.decoders import LLAMA_3_LAYERS
 
 ROWS = {row.id: row for row in read("t4")}
 
@@ -116,3 +120,30 @@ def test_older_versions_quantize_with_fewer_temporaries():
     assert len({ids[code.untyped_storage()._cdata] for code in codes}) == 1  # one map of 8-bit values for all
     allocated = [sum(identity > 0 for identity, _ in each) for each in (events, newer)]
     assert allocated[1] - allocated[0] == 2 * len(codes)  # the centred statistics, and each layer's own map
+
+
+def test_with_double_quantization_only_the_map_of_8_bit_values_is_left_over():
+    fields = {"model": LLAMA_3_LAYERS, "method": "qlora", "sequence_length": 64}
+    fields["quantization"] = {"type": "nf4", "double": True}
+    scenario = Scenario.from_mapping(fields)
+    model = build_model(scenario, "meta", attention_implementation="eager")
+    for workers in (1, 4):
+        events, ids, left = loading_history(model, scenario, 1, Loader(workers=workers))
+        alive = alive_after(events)
+        assert set(left) == alive.keys() - set(ids.values()) and [alive[identity] for identity in left] == [1024]
+        assert {key: alive[identity] for key, identity in ids.items()} == held_storages(model)
+    assert Loader(workers=4).by_chance(model, scenario) and not Loader(workers=1).by_chance(model, scenario)
+
+
+def test_a_copy_exists_before_the_original_goes():
+    device, tensor = loading._Device(1), torch.empty(4, device="meta")
+    device.place(tensor, 8)
+    device.replace(tensor, 16)
+    assert device.events == [(1, 8), (2, 16), (-1, 0)]
+
+
+def test_layers_come_in_the_order_of_their_numbers():
+    names = ["layers.10.q", "layers.2.q", "layers.2.k1", "layers.2.k", "lm_head"]
+    assert sorted(names, key=loading._natural_key) == [
+        "layers.2.k", "layers.2.k1", "layers.2.q", "layers.10.q", "lm_head",
+    ]  # fmt: skip

@@ -199,3 +199,16 @@ def test_a_search_finds_the_last_that_fits_up_to_its_end() -> None:
     for limit in range(1, 20):
         for last in range(limit + 3):
             assert planner._last_true(lambda n, last=last: n <= last, limit) == min(last, limit)
+
+
+def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
+    estimate = Estimate(make())
+    estimate.points = [(100, 10), (200, 30)]
+    assert [estimate._above(peak) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
+
+
+def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
+    scenario = make(micro_batch=8, loss="chunked", optimizer="paged_adamw_8bit")
+    gpu = card(required(scenario.changed(micro_batch=4, gradient_accumulation=2)))
+    found = [item["changes"] for item in suggest(scenario, gpu) if "micro_batch" in item["changes"]]
+    assert found == [{"micro_batch": 4, "gradient_accumulation": 2}]
