@@ -209,3 +209,18 @@ def test_validation_loss_is_the_mean_over_answer_tokens(tmp_path):
     assert len(set(tokens)) > 2
     assert loss == pytest.approx(sum(sums) / sum(tokens), rel=1e-4)
     assert model.training
+
+
+def test_the_last_step_has_a_checkpoint_too(tmp_path):
+    _, curve, _ = fit(tmp_path, loop={**LOOP, "max_steps": 2}, save_every=100)
+    assert fit(tmp_path, loop={**LOOP, "max_steps": 2}, save_every=100)[1:] == (curve, 2)
+
+
+def test_computed_tokens_are_answers_requests_prefix_and_padding():
+    """Three rows behind a prefix of 5 in two packs: the prefix of one of them was not computed again."""
+    row = {"computed_tokens": 40, "learned_tokens": 9, "padding_tokens": 4, "rows": 3, "shared_tokens": 5, "tokens": 41}
+    shares = train.token_shares([row], prefix=5)
+    assert {kind: part["count"] for kind, part in shares.items()} == {
+        "answers": 9, "padding": 4, "prefix": 10, "requests": 17,
+    }  # fmt: skip
+    assert sum(part["share"] for part in shares.values()) == pytest.approx(1)

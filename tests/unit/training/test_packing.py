@@ -164,3 +164,10 @@ def test_the_trace_of_a_packed_step_is_the_measurement_to_the_byte(name, kind):
     assert traced["phases"] == measured["phases"]
     masks = 2 if name == "gemma2" else 1  # a kind of layer each
     assert traced["components"]["inputs"] == asked.micro_batch * 48 * (3 * 8 + masks * 48 * 2)
+
+
+def test_the_first_token_of_a_row_is_not_learned_from_the_row_before_it():
+    row = Row([5, 6, 7], [5, 6, 7])
+    asked = scenario("llama", packing="rows")
+    labels = collate_packs([[row, row]], asked, 0, 0, build_model(asked, "meta").config, "cpu")["labels"]
+    assert labels.tolist() == [[IGNORED, 6, 7, IGNORED, 6, 7]]

@@ -83,3 +83,13 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 <= rates[-1] < 1e-5
     assert learning_rate_at(0, 1, 1e-3, 0.0) == 1e-3
+
+
+def test_batches_are_sorted_by_length_within_a_window_alone():
+    """Batches of rows of neighbouring lengths, but not the same ones in every epoch."""
+    rows = [Row([1] * length, [1] * length) for length in range(1, 401)]
+    together = [
+        {frozenset(len(row.input_ids) for row in batch) for batch in epoch_batches(rows, 2, seed=0, epoch=epoch)}
+        for epoch in (0, 1)
+    ]
+    assert len(together[0] & together[1]) < 100
