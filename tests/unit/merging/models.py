@@ -44,6 +44,7 @@ def make_base(folder: Path, kind: str = "qwen2", dtype: str = "float32", shard: 
 def make_adapter(folder: Path, base: Path, seed: int = 1, **lora: Any) -> Path:
     """An adapter folder as PEFT saves it, every trained tensor moved away from its start."""
     lora.setdefault("target_modules", "all-linear")
+    lora.setdefault("lora_alpha", 12)  # of rank 8: a scale of 1 would hide where it is left out
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
     generator = torch.Generator().manual_seed(seed)

@@ -103,10 +103,14 @@ def test_ensure_weight_tying_keeps_one_tensor(tmp_path, settings):
     assert distance(logits(merged), expected) <= 1e-5
 
 
-def test_blocks_of_rows_change_no_bit(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("gpt2", {"target_modules": ["c_attn", "c_fc", "wte"]}), ("llama-tied", {"use_dora": True})],
+)
+def test_blocks_of_rows_change_no_bit(kind, settings, tmp_path, monkeypatch):
     """Large weights are merged some rows at a time."""
-    base = make_base(tmp_path / "base", "gpt2")
-    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["c_attn", "c_fc", "wte"])
+    base = make_base(tmp_path / "base", kind)
+    adapter = make_adapter(tmp_path / "adapter", base, **settings)
     merge(base, adapter, tmp_path / "whole")
     monkeypatch.setattr("scripts.merging.merge.BLOCK_ELEMENTS", 32 * 5)
     merge(base, adapter, tmp_path / "blocks")

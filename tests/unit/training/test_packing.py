@@ -171,3 +171,8 @@ def test_the_first_token_of_a_row_is_not_learned_from_the_row_before_it():
     asked = scenario("llama", packing="rows")
     labels = collate_packs([[row, row]], asked, 0, 0, build_model(asked, "meta").config, "cpu")["labels"]
     assert labels.tolist() == [[IGNORED, 6, 7, IGNORED, 6, 7]]
+
+
+def test_a_row_goes_where_it_leaves_the_least_room():
+    assert pack_lengths([7, 6, 3], 10) == [[0, 2], [1]]
+    assert pack_lengths([3, 6, 7, 4], 10) == [[2, 0], [1, 3]]
