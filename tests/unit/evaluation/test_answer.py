@@ -64,10 +64,11 @@ def test_answers_do_not_depend_on_the_batch(tokenizer, batch_size):
     assert len({one.answer for one in expected}) > 3  # else an order that got lost would go unseen
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.3])
-def test_a_repetition_penalty_of_the_models_own_is_heeded(tokenizer, penalty):
-    """Qwen2.5's generation_config has one, and it changes greedy answers."""
+@pytest.mark.parametrize(("penalty", "shift"), [(1.0, 0), (1.3, 0), (1.3, -50)])
+def test_a_repetition_penalty_of_the_models_own_is_heeded(tokenizer, penalty, shift):
+    """Qwen2.5's generation_config has one, and it changes greedy answers; with logits below zero it works the same."""
     model = build("llama", tokenizer, initializer_range=0.05)
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + shift)
     model.generation_config.repetition_penalty = penalty
     rows = [Row(*row) for row in encode_pairs(tokenizer, SYSTEM, PAIRS)]
     alone = [separately(model, tokenizer, [row], max_new_tokens=8, batch_size=1)[0].answer for row in rows]
