@@ -147,3 +147,8 @@ def test_layers_come_in_the_order_of_their_numbers():
     assert sorted(names, key=loading._natural_key) == [
         "layers.2.k", "layers.2.k1", "layers.2.q", "layers.10.q", "lm_head",
     ]  # fmt: skip
+    scenario = Scenario.from_mapping({"model": {**LLAMA_3_LAYERS, "num_hidden_layers": 11}, "method": "full"})
+    model = build_model(scenario, "meta", attention_implementation="eager")
+    ids = loading_history(model, scenario, 1, Loader()).ids
+    came = [ids[layer.mlp.up_proj.weight.untyped_storage()._cdata] for layer in model.model.layers]
+    assert came == sorted(came)
