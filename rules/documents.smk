@@ -112,6 +112,7 @@ use rule render_memory_profile as render_card with:
         comparison="results/{run}/evaluation/comparison.json",
         base_answers=place(f"{BASE_EVALUATION}/answers.jsonl"),
         tuned_answers="results/{run}/evaluation/answers.jsonl",
+        record="results/{run}/provenance.json",
         figures=[*rules.draw_memory.output, *rules.draw_figures.output],
     output:
         report(

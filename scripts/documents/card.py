@@ -26,7 +26,7 @@ PROVENANCE = {
     "Memory": ("training_memory", "profile", "gate", "validation"),
     "Merge Verification": ("verification", "manifest"),
     "Technical Specifications": ("description", "training"),
-    "Reproduction": ("description", "weights", "acquire", "manifest"),
+    "Reproduction": ("record", "description", "weights", "acquire", "manifest"),
 }
 
 

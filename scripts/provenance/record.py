@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, sha256_file, write_json, write_text
+from scripts.common.files import read_json, sha256_file, write_report, write_text
 from scripts.common.job import job, log, progress
 from scripts.common.version import VERSION
 
@@ -97,24 +97,24 @@ def software(reports: Iterable[Mapping[str, Any]], requirements: Path = ROOT / "
 
 
 def digests(paths: Iterable[str], reports: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of files by path, and of those that a manifest among them lists.
+    """Size in bytes and SHA-256 of files by path, and of those that a report among them vouches for.
 
-    A manifest (``files: {name: {bytes, sha256}}``, as of base and merged model) is believed for what lies beside it:
-    gigabytes of weights were read when it was written, and by everybody who used them since.
+    A report (``sha256: {name: digest}`` as of a stage, ``files: {name: {sha256}}`` as of the base model) is believed
+    for what lies beside it: gigabytes of weights were read when it was written, and by everybody who used them since.
     """
-    listed = {}
+    known = {}
     for path in paths:
         report = reports.get(path)
-        for name, entry in report.get("files", {}).items() if isinstance(report, Mapping) else ():
-            if isinstance(entry, Mapping) and {"bytes", "sha256"} <= set(entry):
-                file = str(Path(path).parent / name)
-                listed[file] = {"bytes": entry["bytes"], "sha256": entry["sha256"]}
-    read = [path for path in paths if path not in listed]
-    own = {
-        path: {"bytes": Path(path).stat().st_size, "sha256": sha256_file(path)}
-        for path in progress(read, "digests", unit="files")
-    }
-    return dict(sorted((listed | own).items()))
+        if not isinstance(report, Mapping):
+            continue
+        files = report.get("files", {})
+        vouched = {name: entry.get("sha256") for name, entry in files.items()} if isinstance(files, Mapping) else {}
+        vouched |= report.get("sha256", {})
+        vouched.pop(Path(path).name, None)  # its seal, which is no digest of its bytes
+        beside = {Path(path).parent / name: digest for name, digest in vouched.items()}
+        known |= {str(file): digest for file, digest in beside.items() if file.is_file() and digest}
+    found = known | {path: sha256_file(path) for path in progress(paths, "digests", unit="files") if path not in known}
+    return {path: {"bytes": Path(path).stat().st_size, "sha256": digest} for path, digest in sorted(found.items())}
 
 
 def bill_of_materials(record: Mapping[str, Any]) -> str:
@@ -280,7 +280,7 @@ def main(
     record["hardware"]["device"] = next(
         (report["device"] for report in reports.values() if isinstance(report.get("device"), str)), None
     )
-    write_json(written["provenance"], record)
+    write_report(written["provenance"], record)
     write_text(written["materials"], bill_of_materials(record))
     write_text(written["crate"], crate(record, str(Path(written["provenance"]).parent)))
     log.info("%d files in, %d files out, %d packages", len(inputs), len(outputs), len(record["software"]))

@@ -253,6 +253,10 @@ def files() -> dict[str, Any]:
                 "title": "SmolLM2-135M-Instruct",
                 "vocabulary_size": 49152,
             },
+            "record": {
+                "hardware": {"cores": 2, "processor": "A Processor"},
+                "source": {"clean": True, "commit": "c" * 40, "name": "SecureCLI-Tuner", "version": "0.1.0"},
+            },
             "weights": {"dtype": "float32", "files": {"model.safetensors": {"bytes": 538_090_408, "sha256": DIGEST}}},
             "training": {
                 "base": {"license": "apache-2.0", "source": {}, "title": "SmolLM2-135M-Instruct"},
