@@ -65,8 +65,10 @@ def job(snakemake: Any) -> Iterator[None]:
         except UserError as error:
             log.error("%s", error)
             sys.exit(1)
-        except BaseException:
+        except BaseException as error:
             log.error("%s", traceback.format_exc())
+            if "No space left on device" in str(error):  # libraries say it in errors of their own kinds
+                log.error("The disk is full. Free some space and give the same command again: it goes on from here.")
             raise
     file.close()
     log.removeHandler(file)

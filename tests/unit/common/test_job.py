@@ -46,7 +46,11 @@ def test_what_libraries_print_stays_in_the_log(tmp_path):
 
 @pytest.mark.parametrize(
     ("end", "words"),
-    [("raise UserError('wrong', write='right')", "write:   right"), ("raise ValueError('a bug')", "ValueError: a bug")],
+    [
+        ("raise UserError('wrong', write='right')", "write:   right"),
+        ("raise ValueError('a bug')", "ValueError: a bug"),
+        ("raise ValueError('I/O error: No space left on device (os error 28)')", "The disk is full. Free some space"),
+    ],
 )
 def test_a_failure_is_told_in_both_places(tmp_path, end, words):
     done, log = run(tmp_path, end)
