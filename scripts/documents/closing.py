@@ -31,7 +31,10 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
     if step:
         measured = step["measurement"]
         told = f"; measured {_gb(measured['peak_allocated_bytes'])} ({_device(measured['device'])})" if measured else ""
-        lines.append(f"this run's step   {_gb(step['trace']['peak_allocated_bytes'])} predicted{told}")
+        off = step.get("differences", {}).get("measurement_to_trace")
+        if off:  # the trace of that very device, which need not be the one that the first figure is about
+            told += ", predicted for it " + ("to the byte" if off["bytes"] == 0 else f"{off['share']:+.2%} off")
+        lines.append(f"this run's step   {_gb(step['trace']['peak_allocated_bytes'])} on a GPU{told}")
     if gate:
         word = {True: "fits", False: "does not fit", None: f"{_gb(gate['required_bytes'])} needed"}[gate["fits"]]
         lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")

@@ -16,7 +16,9 @@ def files(tmp_path, monkeypatch):
 
     def compared(peak, fits, measured=None):
         trace = {"peak_allocated_bytes": peak, "required_bytes": peak}
-        return {"fits": fits, "gpu": GPU if fits is not None else None, "measurement": measured, "trace": trace}
+        differences = {"measurement_to_trace": {"bytes": 0, "share": 0.0}} if measured else {}
+        gpu = GPU if fits is not None else None
+        return {"differences": differences, "fits": fits, "gpu": gpu, "measurement": measured, "trace": trace}
 
     content = {
         "results/memory/big/full-bf16/compare.json": compared(76e9, False),
@@ -50,7 +52,7 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
         "tiny-r4",
         "  full-bf16         76.00 GB, does not fit NVIDIA GeForce RTX 4090",
         "  qlora             7.10 GB, fits NVIDIA GeForce RTX 4090",
-        "  this run's step   0.91 GB predicted; measured 0.80 GB (CPU)",
+        "  this run's step   0.91 GB on a GPU; measured 0.80 GB (CPU), predicted for it to the byte",
         "  gate              0.99 GB needed: nothing to gate",
         "  exact answers     28 of 150, the base 0: better",
         "  loss              0.839, the base 3.010: better",
