@@ -179,7 +179,7 @@ class OneNodeSlurm:
             f"NodeName={self.host} NodeAddr=127.0.0.1 CPUs={self.cpus} RealMemory={self.memory_mb} Gres={gres}"
             " State=UNKNOWN",
             *(
-                f"PartitionName={name} Nodes={self.host} Default={default} MaxTime=120 State=UP OverSubscribe=NO"
+                f"PartitionName={name} Nodes={self.host} Default={default} MaxTime=UNLIMITED State=UP OverSubscribe=NO"
                 for name, default in (("main", "YES"), ("gpu", "NO"))
             ),
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,7 @@ OPTIONS = {
     "--slurm-init-seconds-before-status-checks": ["5"],
     "--latency-wait": ["5"],
     "--jobs": ["4"],
+    "--max-threads": [str(min(2, os.cpu_count() or 1))],  # rules ask for eight; the node has what this machine has
     "--default-resources": ["slurm_partition=main", "mem_mb=2000", "runtime=30", "disk_mb=1000"],
     "--set-resources": ["train_adapter:mem_mb=4000", "evaluate_tuned:mem_mb=4000"],
 }
