@@ -238,8 +238,8 @@ def needed_by_step(input):
 
 def needed_by_evaluation(input):
     """Bytes for the weights in 16 or 32 bits, a quarter more for keys, values and logits, and 2 GiB: not traced."""
-    files = json.loads(Path(input.weights).read_text())["files"]
-    weights = sum(entry["bytes"] for name, entry in files.items() if name.endswith(".safetensors"))
+    written = json.loads(Path(input.weights).read_text())  # of the base, by file; of a merged model, in all
+    weights = written.get("bytes") or sum(entry["bytes"] for entry in written["files"].values())
     return weights * 5 // 4 + 2 * 2**30
 
 
