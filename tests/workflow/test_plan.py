@@ -108,7 +108,7 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
     asked = re.search(
         r"^rule all:\n +input: (.*)$", planned_text(project, "--forceall", "--configfile", TINY), re.MULTILINE
     )
-    assert set(paths) - read == set(asked[1].split(", "))
+    assert set(paths) - read <= set(asked[1].split(", "))  # what is asked for may be read besides
 
 
 @pytest.mark.parametrize(
