@@ -55,6 +55,14 @@ def measure(
     UserError
         If the device is not there or too small.
     """
+    if scenario.parallel["strategy"] != "none":
+        raise UserError(
+            "A step on several GPUs can't be measured by one process.",
+            where="parallel",
+            found=scenario.parallel,
+            allowed="strategy: none; the trace predicts the others",
+            write="parallel: {strategy: none, gpus: 1}",
+        )
     result = (
         _on_cuda(scenario, max_grad_norm, snapshot) if device == "cuda" else _on_cpu(scenario, max_grad_norm, timeline)
     )

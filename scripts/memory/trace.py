@@ -74,6 +74,14 @@ def prepare(
     """
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
+    if scenario.parallel["strategy"] != "none":
+        raise UserError(
+            "Steps on several GPUs can't be predicted yet.",
+            where="parallel",
+            found=scenario.parallel,
+            allowed="strategy: none",
+            write="parallel: {strategy: none, gpus: 1}",
+        )
     if scenario.method == "qlora" or "8bit" in scenario.optimizer:
         _import_bitsandbytes()
     name = attention_implementation or attention_name(scenario, torch.device(target))

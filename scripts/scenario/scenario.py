@@ -23,7 +23,7 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.scenario.configuration import MODELS, ROOT, found_beside, read_model, size
-from scripts.scenario.fields import BY_NAME, FIELDS, check, check_keys, check_parts
+from scripts.scenario.fields import BY_NAME, FIELDS, MOST, check, check_keys, check_parts, yaml_text
 
 __all__ = [
     "MODELS",
@@ -438,21 +438,7 @@ def _check_together(scenario: Scenario, where: object) -> None:
             "use_cache: false, or loss: full",
             "use_cache: false",
         ),
-        (
-            scenario.parallel["strategy"] != "none" or scenario.parallel["gpus"] > 1,
-            "Steps on several GPUs can't be predicted yet.",
-            scenario.parallel,
-            "strategy none on one GPU; what each GPU of a data-parallel run needs is that and, with ddp, the"
-            " trainable parameters' gradients once more",
-            "parallel: {strategy: none, gpus: 1}",
-        ),
-        (
-            scenario.parallel["offload"] != "none",
-            "Offloading belongs to a parallel strategy, and none is supported yet.",
-            scenario.parallel,
-            "offload: none",
-            "parallel: {strategy: none, offload: none}",
-        ),
+        *_of_several_gpus(scenario),
         (
             scenario.method != "full" and scenario.kbit_preparation == "trl" and scenario.method != "qlora",
             "`kbit_preparation: trl` belongs to a 4-bit base: TRL casts embeddings and head only there.",
@@ -471,3 +457,98 @@ def _check_together(scenario: Scenario, where: object) -> None:
     for wrong, problem, found, allowed, write in refused:
         if wrong:
             raise UserError(problem, where=where, found=found, allowed=allowed, write=write)
+
+
+def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]]:
+    """What ``parallel`` can't be, alone or with other fields: as :func:`_check_together` lists it."""
+    parallel = scenario.parallel
+    strategy, gpus, offload = parallel["strategy"], parallel["gpus"], parallel["offload"]
+    sharded = strategy in ("fsdp1", "fsdp2")
+    rows = scenario.size("hidden_size") or MOST
+    storage = (scenario.quantization or {}).get("storage")
+    several = max(gpus, 2)
+
+    def line(**changes: Any) -> str:
+        values = {"strategy": strategy, "gpus": several} | changes
+        return f"parallel: {yaml_text(values)}"
+
+    return [
+        (
+            strategy in ("zero2", "zero3"),
+            f"`parallel.strategy: {strategy}` can't be predicted: DeepSpeed's ZeRO is not traced.",
+            strategy,
+            "none, ddp, fsdp1, fsdp2; fsdp2 divides what zero3 divides, and with reshard_after_forward: false gathers"
+            " weights as seldom as zero2",
+            line(strategy="fsdp2", **({"reshard_after_forward": False} if strategy == "zero2" else {})),
+        ),
+        (
+            strategy == "none" and gpus > 1,
+            f"`parallel.strategy: none` uses one GPU, and `gpus` says {gpus}.",
+            parallel,
+            "ddp (a whole model on each), fsdp1, fsdp2 (the model divided); or gpus: 1",
+            line(strategy="fsdp2"),
+        ),
+        (
+            strategy != "none" and gpus == 1,
+            f"`parallel.strategy: {strategy}` is for several GPUs, and `gpus` says 1.",
+            parallel,
+            "gpus: 2, 3, ...; or strategy: none",
+            line(gpus=2),
+        ),
+        (
+            offload != "none" and not sharded,
+            f"`parallel.offload: {offload}` and `parallel.strategy: {strategy}` don't go together: what lives on the"
+            " host is what FSDP has divided.",
+            parallel,
+            "offload: none; or strategy fsdp1, fsdp2",
+            line(offload="none") if strategy != "none" else "parallel: {strategy: none, offload: none}",
+        ),
+        (
+            not parallel["reshard_after_forward"] and not sharded,
+            f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: nothing is"
+            " divided, so nothing is gathered that could be given back.",
+            parallel,
+            "reshard_after_forward: true; or strategy fsdp1, fsdp2",
+            f"parallel: {{strategy: {strategy}, gpus: {gpus}}}",
+        ),
+        (
+            sharded and gpus > rows,
+            f"`parallel.gpus: {gpus}` is more than the {rows} rows of a layer's weights, by which FSDP divides them:"
+            " the GPUs beyond would hold nothing.",
+            gpus,
+            f"2 to {rows}",
+            line(gpus=rows),
+        ),
+        (
+            strategy == "fsdp1" and storage not in (None, scenario.weight_precision),
+            f"`parallel.strategy: fsdp1` and `quantization.storage: {storage}` don't go together: FSDP1 puts all"
+            " weights of a layer into one tensor, so that packed weights have to be stored in the dtype of the others.",
+            storage,
+            f"storage: {scenario.weight_precision}; or strategy fsdp2",
+            f"quantization: {{storage: {scenario.weight_precision}}}",
+        ),
+        (
+            strategy == "fsdp1" and scenario.kbit_preparation != "none" and scenario.weight_precision != "fp32",
+            f"`parallel.strategy: fsdp1` and `kbit_preparation: {scenario.kbit_preparation}` don't go together: FSDP1"
+            " puts all weights of a layer into one tensor, so that they need one dtype.",
+            scenario.kbit_preparation,
+            "none; or strategy fsdp2",
+            "kbit_preparation: none",
+        ),
+        (
+            sharded and scenario.loss != "full",
+            f"`loss: {scenario.loss}` and `parallel.strategy: {strategy}` don't go together: this loss runs the output"
+            " head outside the forward pass in which FSDP has gathered its weights.",
+            scenario.loss,
+            "full; or strategy ddp",
+            "loss: full",
+        ),
+        (
+            sharded and "8bit" in scenario.optimizer,
+            f"`optimizer: {scenario.optimizer}` and `parallel.strategy: {strategy}` don't go together: bitsandbytes'"
+            " kernels take whole tensors, and FSDP has divided them.",
+            scenario.optimizer,
+            "adamw, adamw_fused; or strategy ddp",
+            "optimizer: adamw",
+        ),
+    ]

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from scripts.scenario.scenario import Scenario
 from scripts.training.model import autocast_dtype
 from scripts.training.packing import full_packs
+from scripts.training.parallel import bare, clip_gradients, exchanging, within_forward
 
 IGNORED = -100  # label of a token that is not learned (torch.nn.CrossEntropyLoss and transformers)
 CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
@@ -39,7 +40,8 @@ def forward_backward(
     Parameters
     ----------
     model
-        From :func:`scripts.training.model.build_model`, in training mode.
+        From :func:`scripts.training.model.build_model` or :func:`scripts.training.parallel.parallelize`, in training
+        mode.
     batch
         ``input_ids`` and ``labels`` (tokens x micro-batch, int64), labels :data:`IGNORED` where nothing is learned.
         Padding on the right needs no ``attention_mask``: a causal model never looks there, and without a mask the
@@ -57,7 +59,7 @@ def forward_backward(
     device = batch["input_ids"].device.type
     with _autocast(scenario, device):
         if scenario.loss == "chunked":
-            loss = chunked_loss(model, batch)
+            loss = within_forward(model, chunked_loss, batch)
         else:
             output = model(**batch)
             loss = output.loss
@@ -95,7 +97,7 @@ def optimizer_step(
         scaler.unscale_(optimizer)
     norm = None
     if max_grad_norm is not None:
-        norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_grad_norm)
+        norm = clip_gradients(model, max_grad_norm)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()
@@ -114,7 +116,7 @@ def random_step(
     max_grad_norm: float | None,
 ) -> Callable[[], None]:
     """A whole training step on random tokens, to be traced or measured; on ``meta`` with two micro-batches at most."""
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = bare(model).config.get_text_config().vocab_size
     before = scenario.previous_sequence_length
     lengths = chain([before or scenario.sequence_length], repeat(scenario.sequence_length))
     held: list[object] | None = None if before is None else []  # outputs that live until the next ones are there
@@ -122,9 +124,10 @@ def random_step(
 
     def step() -> None:
         length = next(lengths)
-        for _ in range(count):
+        for number in range(count):
             batch = random_batch(scenario, device, vocabulary, length=length)
-            forward_backward(model, batch, scenario, loss_scale=1 / scenario.gradient_accumulation, held=held)
+            with exchanging(model, last=number == count - 1):
+                forward_backward(model, batch, scenario, loss_scale=1 / scenario.gradient_accumulation, held=held)
             del batch
         optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)
 

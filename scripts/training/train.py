@@ -382,6 +382,14 @@ def main(
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
     rows_per_step = rows_in_a_step(vars(scenario), loop)
+    if scenario.parallel["strategy"] != "none":
+        raise UserError(
+            "Training on several GPUs is not there yet; their memory can be predicted.",
+            where="training, parallel",
+            found=scenario.parallel,
+            allowed="strategy: none",
+            write="parallel: {strategy: none, gpus: 1}",
+        )
     set_allocator(scenario)
     device = pick_device(loop["device"])
     state = {

@@ -118,8 +118,60 @@ WRONG = {
         "previous_sequence_length: 1024",
     ),
     "cache without outputs": ({"use_cache": True, "loss": "chunked"}, "use_cache", "use_cache: false"),
-    "several gpus": ({"parallel": {"strategy": "fsdp2", "gpus": 2}}, "several GPUs", "strategy: none, gpus: 1"),
+    "one strategy for several gpus": (
+        {"parallel": {"gpus": 2}},
+        "`gpus` says 2",
+        "parallel: {strategy: fsdp2, gpus: 2}",
+    ),
+    "several gpus' strategy for one": (
+        {"parallel": {"strategy": "ddp"}},
+        "`gpus` says 1",
+        "parallel: {strategy: ddp, gpus: 2}",
+    ),
+    "unknown strategy": ({"parallel": {"strategy": "fsdp", "gpus": 2}}, "parallel.strategy", "strategy: fsdp"),
+    "zero": ({"parallel": {"strategy": "zero3", "gpus": 2}}, "ZeRO", "parallel: {strategy: fsdp2, gpus: 2}"),
+    "no gpus": ({"parallel": {"strategy": "ddp", "gpus": 0}}, "parallel.gpus", "gpus: 2"),
+    "more gpus than rows": (
+        {"parallel": {"strategy": "fsdp2", "gpus": 65}},
+        "more than the 64 rows",
+        "parallel: {strategy: fsdp2, gpus: 64}",
+    ),
     "offload": ({"parallel": {"offload": "cpu"}}, "offload", "offload: none"),
+    "offload with ddp": (
+        {"parallel": {"strategy": "ddp", "gpus": 2, "offload": "cpu"}},
+        "FSDP has divided",
+        "parallel: {strategy: ddp, gpus: 2, offload: none}",
+    ),
+    "resharding with ddp": (
+        {"parallel": {"strategy": "ddp", "gpus": 2, "reshard_after_forward": False}},
+        "nothing is gathered",
+        "parallel: {strategy: ddp, gpus: 2}",
+    ),
+    "packed bytes in one tensor with others": (
+        {"precision": "bf16", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+        "quantization.storage: uint8",
+        "quantization: {storage: bf16}",
+    ),
+    "fp32 norms in one tensor with others": (
+        {
+            "precision": "bf16",
+            "quantization": {"storage": "bf16"},
+            "kbit_preparation": "peft",
+            "parallel": {"strategy": "fsdp1", "gpus": 2},
+        },
+        "need one dtype",
+        "kbit_preparation: none",
+    ),
+    "a loss outside the forward pass": (
+        {"loss": "chunked", "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "outside the forward pass",
+        "loss: full",
+    ),
+    "divided 8-bit states": (
+        {"optimizer": "adamw_8bit", "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "whole tensors",
+        "optimizer: adamw",
+    ),
     "preparation of a dense base": (
         {"method": "lora", "kbit_preparation": "trl"},
         "4-bit base",

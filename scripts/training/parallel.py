@@ -1,0 +1,222 @@
+"""One model over several GPUs: how training wraps it under a real group of processes, and the trace under a fake one.
+
+:func:`parallelize` needs the default process group to be there (``torch.distributed``): NCCL's or gloo's for training,
+:func:`scripts.memory.core.fake_group.fake_group` for the trace. It calls what ``accelerate launch`` with the same
+settings would call: accelerate's ``fsdp2_prepare_model``, PyTorch's FSDP1 with PEFT's wrapping policy, PyTorch's DDP.
+The optimizer is made afterwards, over the parameters that the wrapped model has. The order::
+
+    model = build_model(scenario, where_to_build(scenario, device), weights=folder)
+    model = parallelize(model, scenario, device)
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+
+FSDP takes the model from the CPU and brings it to the device unit by unit, so that no GPU ever holds all of it; DDP's
+model is built on the device.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.common.errors import UserError
+from scripts.scenario.scenario import Scenario
+
+SHARDED = ("fsdp1", "fsdp2")
+
+
+def where_to_build(scenario: Scenario, device: str) -> str:
+    """The device to build a model on that is to be parallelized on ``device``."""
+    return "cpu" if scenario.parallel["strategy"] in SHARDED and device != "meta" else device
+
+
+def parallelize(model: nn.Module, scenario: Scenario, device: str | torch.device) -> nn.Module:
+    """Wrap a model as its scenario's ``parallel`` says; without a strategy it stays as it is.
+
+    Parameters
+    ----------
+    model
+        From :func:`scripts.training.model.build_model`, on :func:`where_to_build`.
+    scenario
+        What it was built for.
+    device
+        Of this process: ``cuda:0``, ``cpu``, or ``meta`` for the trace.
+
+    Raises
+    ------
+    UserError
+        If the process group has another size than the scenario says.
+    """
+    strategy, device = scenario.parallel["strategy"], torch.device(device)
+    if strategy == "none":
+        return model
+    _check_group(scenario)
+    return {"ddp": _ddp, "fsdp1": _fsdp1, "fsdp2": _fsdp2}[strategy](model, scenario, device)
+
+
+def _check_group(scenario: Scenario) -> None:
+    import torch.distributed as dist
+
+    gpus = scenario.parallel["gpus"]
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    if size != gpus:
+        raise UserError(
+            f"`parallel.gpus` says {gpus}, and {size} process{'' if size == 1 else 'es'} run{'s' * (size == 1)}.",
+            where="parallel.gpus",
+            found=gpus,
+            allowed=f"{size}, or as many processes as GPUs (accelerate launch --num_processes {gpus})",
+            write=f"parallel: {{strategy: {scenario.parallel['strategy']}, gpus: {size}}}",
+        )
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside the wrapper of DDP or FSDP1; FSDP2 wraps none around it."""
+    return model.module if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel") else model
+
+
+def exchanging(model: nn.Module, *, last: bool) -> AbstractContextManager:
+    """The context of a micro-batch's backward pass; ``last``: of the step.
+
+    DDP exchanges gradients once a step. FSDP does with each micro-batch: until it has, gradients are as large as on one
+    GPU, which is what a divided model is to avoid.
+    """
+    return nullcontext() if last or type(model).__name__ != "DistributedDataParallel" else model.no_sync()
+
+
+def within_forward(
+    model: nn.Module, function: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor], batch: dict
+) -> torch.Tensor:
+    """``function(model, batch)``; with DDP, which prepares its exchange there, inside the wrapped model's forward."""
+    inner = bare(model)
+    if inner is model:
+        return function(model, batch)
+    own = inner.__dict__.get("forward")
+
+    def forward(**batch: torch.Tensor) -> torch.Tensor:
+        restore()
+        return function(inner, batch)
+
+    def restore() -> None:
+        if own is None:
+            inner.__dict__.pop("forward", None)
+        else:
+            inner.forward = own
+
+    inner.forward = forward
+    try:
+        return model(**batch)
+    finally:
+        restore()
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Clip the gradients' norm over all GPUs to ``max_norm``; returns what it was, shape ()."""
+    if type(model).__name__ == "FullyShardedDataParallel":
+        return model.clip_grad_norm_(max_norm)
+    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_norm)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _ddp(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
+    """As accelerate's ``prepare_model`` without a handler: PyTorch's defaults, buckets of 25 MiB."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(model, device_ids=[device.index or 0] if device.type == "cuda" else None)
+
+
+def _plugin(scenario: Scenario, version: int) -> Any:
+    """accelerate's FSDP plugin as ``accelerate launch`` makes it for these settings."""
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    reshard = scenario.parallel["reshard_after_forward"]
+    if version == 1:
+        options = {"sharding_strategy": "FULL_SHARD" if reshard else "SHARD_GRAD_OP", "use_orig_params": True}
+        options["backward_prefetch"] = "BACKWARD_PRE"
+    else:
+        options = {"fsdp_version": 2, "reshard_after_forward": reshard}
+    plugin = FullyShardedDataParallelPlugin(
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_offload=scenario.parallel["offload"] == "cpu",
+        cpu_ram_efficient_loading=False,
+        **options,
+    )
+    if scenario.autocast_precision is not None:
+        plugin.set_mixed_precision(scenario.autocast_precision)
+    return plugin
+
+
+def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
+    """accelerate's ``fsdp2_prepare_model``, whose accelerator is asked for these attributes alone."""
+    import torch.distributed as dist
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    _statistics_to(model, device)
+    mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+    accelerator = types.SimpleNamespace(
+        device=device,
+        is_main_process=False,  # it would warn of what the scenario's notes say
+        mixed_precision=scenario.autocast_precision or "no",
+        parallelism_config=types.SimpleNamespace(fsdp_dim_names=["dp_shard"]),
+        state=types.SimpleNamespace(fsdp_plugin=_plugin(scenario, 2)),
+        torch_device_mesh=mesh,
+    )
+    model.state_dict = dict  # taken before sharding, and not used: each process has loaded its own weights
+    try:
+        return fsdp2_prepare_model(accelerator, model)
+    finally:
+        del model.state_dict
+
+
+def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
+    """As accelerate's ``prepare_model`` calls FSDP1, with the policy that PEFT gives for models with adapters.
+
+    Trained weights of 16 bits become fp32 under autocast, as accelerate turns them after wrapping.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    plugin = _plugin(scenario, 1)
+    if scenario.method == "full":
+        plugin.set_auto_wrap_policy(model)
+    else:
+        from peft.utils.other import fsdp_auto_wrap_policy
+
+        plugin.auto_wrap_policy = fsdp_auto_wrap_policy(model)
+    if scenario.autocast_precision is not None:
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
+    _statistics_to(model, device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # of FSDP1 itself
+        return FullyShardedDataParallel(
+            model,
+            auto_wrap_policy=plugin.auto_wrap_policy,
+            backward_prefetch=plugin.backward_prefetch,
+            cpu_offload=plugin.cpu_offload,
+            device_id=device if device.type == "cuda" else None,
+            forward_prefetch=False,
+            limit_all_gathers=plugin.limit_all_gathers,
+            mixed_precision=plugin.mixed_precision_policy,
+            param_init_fn=_leave if device.type == "meta" else None,
+            sharding_strategy=plugin.sharding_strategy,
+            use_orig_params=True,
+        )
+
+
+def _leave(module: nn.Module) -> None:
+    """FSDP1 gives modules on ``meta`` their data by this; the trace's have none."""
+
+
+def _statistics_to(model: nn.Module, device: torch.device) -> None:
+    """Bring the statistics of 4-bit weights to the device: FSDP moves parameters and buffers, and they are neither."""
+    if device.type == "meta":
+        return
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        if state is not None:
+            state.to(device)
