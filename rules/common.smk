@@ -1,9 +1,7 @@
 # Functions and names for the rule files; no rules. Standard library, PyYAML and jsonschema only.
-import json
-
 from snakemake.iocontainers import Wildcards
 
-from scripts.common import device, digests, locks, outdated, settings
+from scripts.common import device, digests, files, locks, outdated, settings
 from scripts.common.errors import UserError
 from scripts.documents import closing
 from scripts.memory import cluster, configured
@@ -199,11 +197,12 @@ def memory_scenario(wildcards):
 
 
 def memory_model(wildcards):
-    """The configuration of a scenario's model: the prepared base model's, or one of config/models/."""
+    """The configuration of a scenario's model: one of config/models/, or the prepared base model's, which is sealed."""
     memory_scenario(wildcards)  # a scenario that the configuration does not know stops here
     if wildcards.scenario == "training":
-        return place(f"{BASE}/config.json")(wildcards)
-    return profiled_model(wildcards)
+        config, description = place(f"{BASE}/config.json", f"{BASE}/description.json")(wildcards)
+        return {"config": config, "description": description}
+    return {"config": profiled_model(wildcards)}
 
 
 def profiled_model(wildcards):
@@ -230,15 +229,22 @@ def on_cluster(field, needed):
     return lambda wildcards, input: explained(cluster.smallest, needed(input), CLUSTER).get(field) if CLUSTER else None
 
 
+def report_of_stage(path):
+    """A stage's report, sealed as it is."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(path)  # then Snakemake asks again when it is there
+    return explained(files.read_report, path)
+
+
 def needed_by_step(input):
     """Bytes that the allocator needs for the training step, from its trace or its gate."""
-    answer = json.loads(Path(input.get("trace") or input.gate).read_text())  # Snakemake waits for a missing file
+    answer = report_of_stage(input.get("trace") or input.gate)
     return answer.get("trace", answer)["required_bytes"]
 
 
 def needed_by_evaluation(input):
     """Bytes for the weights in 16 or 32 bits, a quarter more for keys, values and logits, and 2 GiB: not traced."""
-    written = json.loads(Path(input.weights).read_text())  # of the base, by file; of a merged model, in all
+    written = report_of_stage(input.weights)  # of the base, by file; of a merged model, in all
     weights = written.get("bytes") or sum(entry["bytes"] for entry in written["files"].values())
     return weights * 5 // 4 + 2 * 2**30
 

@@ -110,6 +110,8 @@ use rule render_memory_profile as render_card with:
         manifest="results/{run}/merged/manifest.json",
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
+        base_metrics=place(f"{BASE_EVALUATION}/metrics.json"),
+        tuned_metrics="results/{run}/evaluation/metrics.json",
         base_answers=place(f"{BASE_EVALUATION}/answers.jsonl"),
         tuned_answers="results/{run}/evaluation/answers.jsonl",
         record="results/{run}/provenance.json",

@@ -7,7 +7,7 @@
 
 rule estimate_memory:
     input:
-        config=memory_model,
+        unpack(memory_model),
         gpus=project_file("config/gpus.yaml"),
     output:
         estimate="results/{place}/{scenario}/estimate.json",
@@ -29,7 +29,7 @@ rule estimate_memory:
 
 rule trace_memory:
     input:
-        config=memory_model,
+        unpack(memory_model),
         gpus=project_file("config/gpus.yaml"),
     output:
         trace="results/{place}/{scenario}/trace.json",
@@ -52,6 +52,7 @@ rule trace_memory:
 rule measure_memory:
     input:
         config=place(f"{BASE}/config.json"),
+        description=place(f"{BASE}/description.json"),
         trace="results/{run}/memory/training/trace.json",
     output:
         measure="results/{run}/memory/training/measure.json",

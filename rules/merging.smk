@@ -46,6 +46,7 @@ rule verify_merge:
         manifest="results/{run}/merged/manifest.json",
         config="results/{run}/merged/config.json",
         prompts=place(f"{DATASET}/splits/test.jsonl"),
+        split=place(f"{DATASET}/splits/split.json"),
     output:
         report="results/{run}/merged-verification.json",
     log:

@@ -256,11 +256,39 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iter
     return report
 
 
-def read_sealed(path: str | os.PathLike) -> Any:
-    """Read a JSON file; where it is a report that :func:`write_report` wrote, it must be what was written."""
+def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
+    """Read the reports among the files of several stages, by path; each JSON file must be what was written.
+
+    A JSON or JSON-lines file that is no report has to be vouched for by one of them, beside it or in a folder above it.
+    Files of other kinds, which may be gigabytes, are left to who reads them.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_report` does; also for a file that none of the reports knows.
+    """
+    paths = [Path(path) for path in paths]
+    reports = {path: read_report(path) for path in paths if path.suffix == ".json" and _seals_itself(path)}
+    for path in paths:
+        if path.suffix in (".json", ".jsonl") and path not in reports:
+            knows = [report for report, value in reports.items() if path.name in value["sha256"]]
+            above = [report for report in knows if report.parent in path.parents]
+            if not above:
+                raise UserError(
+                    "None of the reports that are read says what this file was when it was written.",
+                    where=path,
+                    allowed="a report, or a file that one of them records",
+                    write=f"rm {shlex.quote(str(path))}    # then the same command again: the step writes it anew",
+                )
+            read_report(max(above, key=lambda report: len(report.parts)), path)
+    return {str(path): report for path, report in reports.items()}
+
+
+def _seals_itself(path: Path) -> bool:
+    """Whether a JSON file is a report, though perhaps a damaged one."""
     value = read_json(path)
     digests = value.get("sha256") if isinstance(value, Mapping) else None
-    return read_report(path) if isinstance(digests, Mapping) and Path(path).name in digests else value
+    return isinstance(digests, Mapping) and path.name in digests
 
 
 def read_folder(path: str | os.PathLike) -> dict:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import read_json
+from scripts.common.files import read_report
 
 
 def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:
@@ -23,7 +23,7 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
     """
 
     def read(path: str) -> Any:
-        return read_json(path) if path in made and Path(path).is_file() else None
+        return read_report(path) if path in made and Path(path).is_file() else None
 
     folder = f"results/{run}"
     lines = [_scenario(Path(path).parent.name, compared) for path in comparisons if (compared := read(path))]
@@ -60,7 +60,7 @@ def sweep_lines(summary: str, made: Collection[str]) -> list[str]:
     """The sweep's recommendation, and where its document lies."""
     if summary not in made or not Path(summary).is_file():
         return []
-    chosen = read_json(summary)["recommendation"]
+    chosen = read_report(summary)["recommendation"]
     said = f"take {chosen['run']}" if chosen["run"] else "no run can be recommended"
     return [f"sweep: {said}: {chosen['reason']}", f"  {Path(summary).with_name('SWEEP.md')}"]
 

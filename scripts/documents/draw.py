@@ -6,12 +6,12 @@ stacks also keep one order everywhere, and what matters is written beside the ba
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from scripts.common.files import atomic_open, read_jsonl, read_sealed
+from scripts.common.files import atomic_open
 from scripts.common.job import job, log
 from scripts.documents.evaluation import evaluation_rows
+from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
 from scripts.memory.core.components import GROUPS, grouped
 
@@ -218,13 +218,7 @@ def main(inputs: Mapping[str, Any], names: Sequence[str], outputs: Mapping[str, 
     """Draw each named output."""
     import matplotlib
 
-    def read(path: str) -> Any:
-        return list(read_jsonl(path)) if path.endswith(".jsonl") else read_sealed(path)
-
-    files = {
-        name: read(value) if isinstance(value, str | Path) else [read(str(path)) for path in value]
-        for name, value in inputs.items()
-    }
+    files = gather(inputs)
     with matplotlib.rc_context(STYLE):
         for name, path in outputs.items():
             if name == "memory":

@@ -11,15 +11,15 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import partial, wraps
-from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_jsonl, read_sealed, write_text
+from scripts.common.files import write_text
 from scripts.common.job import job, log
 from scripts.documents.context import derive
+from scripts.documents.gather import gather
 from scripts.documents.validate import check_card, check_document
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
@@ -268,25 +268,6 @@ def _template_line(error: BaseException, template: Path) -> str:
     return place
 
 
-def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a rule's inputs by their names: JSON as it is, the first rows of JSON lines, figures as paths.
-
-    An input that is a list of files becomes a list.
-    """
-
-    def read(path: str) -> Any:
-        if path.endswith(".json"):
-            return read_sealed(path)
-        if path.endswith(".jsonl"):
-            return list(islice(read_jsonl(path), SAMPLE_ANSWERS))
-        return path
-
-    return {
-        name: read(value) if isinstance(value, str | os.PathLike) else [read(str(path)) for path in value]
-        for name, value in inputs.items()
-    }
-
-
 def href(path: str) -> str:
     """A path as the target of a link: whatever has a meaning in Markdown, HTML or an address is encoded."""
     return quote(path, safe="/._-")
@@ -310,7 +291,7 @@ def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], output: str) ->
     template = Path(inputs.pop("template"))
     inputs.pop("macros", None)
     figures = {Path(path).stem: path for path in inputs.pop("figures", [])}
-    context = derive(gather(inputs), settings, inputs)
+    context = derive(gather(inputs, SAMPLE_ANSWERS), settings, inputs)
     if output.endswith(".html"):
         context["figures"] = {name: data_uri(path) for name, path in figures.items()}
     else:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.common.files import read_json, write_json
+from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.gpus import named, verdict
@@ -72,9 +72,10 @@ def difference(answer: Mapping[str, Any], to: Mapping[str, Any]) -> dict[str, fl
 
 
 def main(estimate: str, traced: str, measurement: str | None, output: str) -> None:
-    measured = read_json(measurement) if measurement else None
-    compared = compare(read_json(estimate), read_json(traced), measured, "the configuration")
-    write_json(output, compared)
+    measured = read_report(measurement) if measurement else {}
+    measured.pop("sha256", None)
+    compared = compare(read_report(estimate), read_report(traced), measured, "the configuration")
+    write_report(output, compared)
     for name in ANSWERS:
         size = (compared[name] or {}).get("peak_allocated_bytes")
         log.info("%-14s %s", name.replace("_", " "), f"{size / 1e9:9.3f} GB" if size else compared["reasons"][name])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import read_json, read_report
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.gpus import find
 from scripts.scenario.fields import BY_NAME
@@ -104,6 +104,13 @@ def check(settings: Mapping[str, Any]) -> None:
     step = {**gated_scenario(settings), "model": model}
     _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     effective_batch(settings)
+
+
+def checked_configuration(inputs: Any) -> str:
+    """The path of a rule's ``config``: where a ``description`` stands beside it, it must be what that step wrote."""
+    if description := inputs.get("description"):
+        read_report(description, inputs["config"])
+    return inputs["config"]
 
 
 def _check_scenario(mapping: Mapping[str, Any], where: str) -> None:

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from scripts.common.files import write_json
+from scripts.common.files import write_report
 from scripts.common.job import job, log
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
+from scripts.memory.configured import checked_configuration
 from scripts.memory.gpus import named
 from scripts.scenario.scenario import Scenario
 
@@ -31,7 +32,7 @@ def estimate(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
 def main(config: str, mapping: dict[str, Any], output: str) -> None:
     where = "the configuration"
     answer = estimate(Scenario.from_mapping({**mapping, "model": config}, defaults={}, where=where), where)
-    write_json(output, answer)
+    write_report(output, answer)
     for name in ("rule_of_thumb", "analytic"):
         if answer[name]:
             log.info("%s: %.2f GB", name.replace("_", " "), answer[name]["peak_allocated_bytes"] / 1e9)
@@ -41,4 +42,4 @@ def main(config: str, mapping: dict[str, Any], output: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(snakemake.input.config, snakemake.params.scenario, snakemake.output.estimate)
+        main(checked_configuration(snakemake.input), snakemake.params.scenario, snakemake.output.estimate)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, write_json
+from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.gpus import GIB, Gpu, find, from_device, verdict
@@ -87,10 +87,10 @@ def refusal(decision: Mapping[str, Any]) -> UserError:
 
 
 def main(traced: str, settings: Mapping[str, Any], output: str) -> None:
-    decision = decide(read_json(traced), chosen_gpu(settings["gpu"]), settings["override"])
+    decision = decide(read_report(traced), chosen_gpu(settings["gpu"]), settings["override"])
     if decision["fits"] is False and not decision["override"]:
         raise refusal(decision)
-    write_json(output, decision)
+    write_report(output, decision)
     if decision["overridden"]:
         log.warning("OVERRIDDEN: %s", decision["reason"])
     else:

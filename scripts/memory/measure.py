@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import write_json
+from scripts.common.files import write_report
 from scripts.common.job import job, log
+from scripts.memory.configured import checked_configuration
 from scripts.scenario.scenario import Scenario
 
 PACKAGES = ("bitsandbytes", "peft", "torch", "transformers")
@@ -188,7 +189,7 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     measured = measure(scenario, device)
     capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
     predicted = trace(scenario, device, capability=capability, timeline=False)
-    write_json(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
+    write_report(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
     log.info(
         "measured on this %s: %d bytes at the peak; the trace says %d (%+.3f %%)",
         device,
@@ -201,7 +202,7 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
 if __name__ == "__main__":
     with job(snakemake):
         main(
-            snakemake.input.config,
+            checked_configuration(snakemake.input),
             snakemake.params.scenario,
             snakemake.params.device["device"],
             snakemake.output.measure,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import write_json
+from scripts.common.files import write_report
 from scripts.common.job import command, job, log
 from scripts.memory.gpus import GIB, Gpu, find
 from scripts.memory.planner import apply, as_method, feasibility, largest, sweep
@@ -102,7 +102,7 @@ def write_plan(config: str, mapping: Mapping[str, Any], output: str) -> None:
     """The rule's work."""
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
     answer = plan(scenario)  # the catalogue; a GPU of one's own is the command line's
-    write_json(output, answer)
+    write_report(output, answer)
     log.info("%s", table(answer))
 
 

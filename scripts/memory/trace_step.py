@@ -4,8 +4,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from scripts.common.files import write_json
+from scripts.common.files import write_report
 from scripts.common.job import job, log
+from scripts.memory.configured import checked_configuration
 from scripts.memory.gpus import named
 from scripts.scenario.scenario import Scenario
 
@@ -43,7 +44,7 @@ def versions() -> dict[str, str | None]:
 def main(config: str, mapping: dict[str, Any], output: str) -> None:
     where = "the configuration"
     answer = traced(Scenario.from_mapping({**mapping, "model": config}, {}, where), where, timeline=True)
-    write_json(output, answer)
+    write_report(output, answer)
     log.info(
         "peak %.2f GB in the %s; the GPU must have at least %.2f GB",
         answer["trace"]["peak_allocated_bytes"] / 1e9,
@@ -54,4 +55,4 @@ def main(config: str, mapping: dict[str, Any], output: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(snakemake.input.config, snakemake.params.scenario, snakemake.output.trace)
+        main(checked_configuration(snakemake.input), snakemake.params.scenario, snakemake.output.trace)

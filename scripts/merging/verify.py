@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_jsonl, read_report, sha256_file, write_json
+from scripts.common.files import read_jsonl, read_report, sha256_file, write_report
 from scripts.common.job import command, job, log, progress
 from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
 from scripts.merging.checkpoint import (
@@ -413,14 +413,21 @@ def first_requests(path: str | os.PathLike, count: int) -> list[str]:
 
 
 def run(
-    base: Path, adapter: Path, merged: Path, prompts: str, settings: dict[str, Any], report_path: str | os.PathLike
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    prompts: str,
+    split: str,
+    settings: dict[str, Any],
+    report_path: str | os.PathLike,
 ) -> None:
     """The rule's work: verify, keep the report in the log when a check fails, fail then."""
     settings = dict(settings)
+    read_report(split, prompts)
     requests = first_requests(prompts, settings.pop("prompts"))
     report = verify(base, adapter, merged, requests=requests, **settings)
     require_passed(report, merged)
-    write_json(report_path, report)
+    write_report(report_path, report)
 
 
 def main() -> int:
@@ -452,6 +459,7 @@ if __name__ == "__main__":
                 Path(snakemake.input.adapter).parent,
                 Path(snakemake.input.manifest).parent,
                 snakemake.input.prompts,
+                snakemake.input.split,
                 snakemake.params.verify,
                 snakemake.output.report,
             )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, sha256_file, write_report, write_text
+from scripts.common.files import read_reports, sha256_file, write_report, write_text
 from scripts.common.job import job, log, progress
 from scripts.common.version import VERSION
 
@@ -264,7 +264,7 @@ def main(
         The command line of the whole run, if it is known.
     """
     inputs, outputs = sorted(set(inputs)), sorted(set(outputs))
-    reports = {path: read_json(path) for path in (*inputs, *outputs) if path.endswith(".json")}
+    reports = read_reports((*inputs, *outputs))
     overlap = set(inputs) & set(outputs)
     if overlap:
         raise UserError("A file is named both as input and as output.", found=sorted(overlap))
@@ -274,7 +274,7 @@ def main(
         "hardware": hardware(),
         "inputs": digests(inputs, reports),
         "outputs": digests(outputs, reports),
-        "software": software(report for report in reports.values() if isinstance(report, Mapping)),
+        "software": software(reports.values()),
         "source": source(),
     }
     record["hardware"]["device"] = next(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_jsonl, read_report, write_report
+from scripts.common.files import read_jsonl, read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.statistics import paired_bootstrap_interval
 
@@ -160,8 +160,8 @@ def main(inputs: Mapping[str, Sequence[str]], varied: Mapping[str, Mapping[str, 
             "adapter_bytes": Path(paths["adapter"]).stat().st_size,
             "answers": list(read_jsonl(paths["answers"])),
             "comparison": read_report(paths["comparison"]),
-            "gate": read_json(paths["gate"]),
-            "memory": read_json(paths["memory"]),
+            "gate": read_report(paths["gate"]),
+            "memory": read_report(paths["memory"]),
             "training": read_report(paths["training"]),
         }
         read_report(paths["metrics"], paths["answers"])

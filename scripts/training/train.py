@@ -408,6 +408,7 @@ def main(
     if kept.put_back():
         return
     read_folder(inputs["weights"])
+    predicted = read_report(inputs["gate"]) if "gate" in inputs else None
     checkpoint = Checkpoint(folder.parent / "checkpoints" / digest(state))
 
     import torch
@@ -450,7 +451,6 @@ def main(
     loaded = time.monotonic()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    predicted = read_json(inputs["gate"]) if "gate" in inputs else None
     curve, resumed_from, seconds = fit(
         model, optimizer, rows, scenario, loop, seed, pad_token_id, checkpoint, prefix=shared, predicted=predicted
     )

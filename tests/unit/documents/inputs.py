@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
+
+from scripts.common.files import write_jsonl, write_report
 
 DIGEST = "0123456789abcdef" * 4
 QUANTIZATION = {"double": True, "type": "nf4"}
@@ -454,19 +455,25 @@ CARD_SETTINGS = {**SETTINGS["card"], **SETTINGS["profile"]}
 
 
 def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write each input to a file of its own; returns the paths by name, as a rule's inputs are."""
+    """Write each input to a file of its own, and a report for rows; returns paths by name, as of a rule."""
 
     def one(name: str, value: Any) -> str:
         rows = isinstance(value, list)
         path = folder / f"{name}.{'jsonl' if rows else 'json'}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row) + "\n" for row in value) if rows else json.dumps(value)
-        path.write_text(text, encoding="utf-8")
+        if rows:
+            write_jsonl(path, value)
+            written.append(path)
+        else:
+            write_report(path, value)
         return str(path)
 
-    return {
+    written: list[Path] = []
+    paths = {
         name: [one(f"{name}-{number}", item) for number, item in enumerate(value)]
         if name in ("profile", "validation")
         else one(name, value)
         for name, value in content.items()
     }
+    write_report(folder / "rows.json", {}, *written)
+    return {**paths, "rows": str(folder / "rows.json")}

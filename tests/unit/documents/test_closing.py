@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.common.files import write_json
+from scripts.common.files import write_report
 from scripts.documents import closing
 
 GPU = {"title": "NVIDIA GeForce RTX 4090"}
@@ -43,7 +43,7 @@ def files(tmp_path, monkeypatch):
         "results/tiny-sweep/sweep.json": {"recommendation": {"run": None, "reason": "the intervals do not tell"}},
     }
     for path, value in content.items():
-        write_json(path, value)
+        write_report(path, value)
     return list(content)
 
 

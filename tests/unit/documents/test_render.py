@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from html import unescape
@@ -15,8 +16,9 @@ import pytest
 import yaml
 
 from scripts.common.errors import UserError
-from scripts.common.files import write_report
+from scripts.common.files import write_json, write_jsonl, write_report
 from scripts.documents import draw, render
+from scripts.documents.gather import gather
 from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
 from tests.unit.documents import inputs
 
@@ -409,7 +411,7 @@ def test_numbers_as_text() -> None:
 def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     content = inputs.files()
     given = inputs.write(tmp_path, {**content, "curve": [{"loss": 3 / step, "step": step} for step in range(1, 40)]})
-    needed = {name: given[name] for name in ("profile", "curve", "training", "comparison")}
+    needed = {name: given[name] for name in ("profile", "curve", "rows", "training", "comparison")}
     figures = []
     for attempt in ("first", "second"):
         outputs = {
@@ -550,10 +552,27 @@ def test_a_licence_that_nobody_knows_is_said(licence: str, write: Callable[..., 
 def test_a_figure_changed_by_hand_is_noticed_and_the_file_to_delete_is_named(tmp_path: Path) -> None:
     path = tmp_path / "comparison.json"
     write_report(path, inputs.files()["comparison"])
-    assert render.gather({"comparison": str(path)})["comparison"]["tuned"]["exact"]["count"] == 83
-    path.write_text(path.read_text(encoding="utf-8").replace('"count": 83', '"count": 183', 1), encoding="utf-8")
+    assert gather({"comparison": str(path)})["comparison"]["tuned"]["exact"]["count"] == 83
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"count": 83', '"count": 183', 1), encoding="utf-8")
     with pytest.raises(UserError, match=r"(?s)comparison\.json is not what the step that made it.*rm "):
-        render.gather({"comparison": str(path)})
+        gather({"comparison": str(path)})
+    write_json(path, {key: value for key, value in json.loads(text).items() if key != "sha256"})
+    with pytest.raises(UserError, match=r"(?s)None of the reports.*rm .*comparison\.json"):
+        gather({"comparison": str(path)})
+
+
+def test_rows_are_read_only_where_a_report_vouches_for_them(tmp_path: Path) -> None:
+    rows, report = tmp_path / "answers.jsonl", tmp_path / "metrics.json"
+    write_jsonl(rows, [{"answer": "ls"}, {"answer": "pwd"}])
+    write_report(report, {"n": 2}, rows)
+    given = {"answers": str(rows), "metrics": str(report)}
+    assert gather(given, rows=1)["answers"] == [{"answer": "ls"}] and len(gather(given)["answers"]) == 2
+    write_jsonl(rows, [{"answer": "ls"}, {"answer": "whoami"}])
+    with pytest.raises(UserError, match=r"(?s)answers\.jsonl is not what the step that made it.*rm "):
+        gather(given)
+    with pytest.raises(UserError, match=r"answers\.jsonl"):
+        gather({"answers": str(rows)})
 
 
 def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> None:

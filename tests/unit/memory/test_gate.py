@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, write_json
+from scripts.common.files import read_report, write_report
 from scripts.memory import gate
 from scripts.memory.gpus import find
 from scripts.memory.trace import trace
@@ -52,7 +52,7 @@ def test_refusal_has_numbers_card_and_suggestions(traced) -> None:
 
 
 def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
-    write_json(tmp_path / "trace.json", traced)
+    write_report(tmp_path / "trace.json", traced)
     with pytest.raises(UserError, match="does not fit"):
         gate.main(
             str(tmp_path / "trace.json"), {"gpu": {"vram_gib": 0.6}, "override": False}, str(tmp_path / "gate.json")
@@ -61,9 +61,9 @@ def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
 
 
 def test_override_is_recorded(traced, tmp_path) -> None:
-    write_json(tmp_path / "trace.json", traced)
+    write_report(tmp_path / "trace.json", traced)
     gate.main(str(tmp_path / "trace.json"), {"gpu": {"vram_gib": 0.6}, "override": True}, str(tmp_path / "gate.json"))
-    decision = read_json(tmp_path / "gate.json")
+    decision = read_report(tmp_path / "gate.json")
     assert (decision["fits"], decision["override"], decision["overridden"]) == (False, True, True)
     assert decision["suggestions"]
 

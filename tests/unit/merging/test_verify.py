@@ -215,14 +215,16 @@ def test_the_rule_s_work_writes_a_report_and_fails_without_one(folders, tmp_path
     prompts = tmp_path / "test.jsonl"
     write_jsonl(prompts, [{"request": request, "command": "ls"} for request in REQUESTS])
     settings = {"prompts": 2, "layers": 3, "max_new_tokens": 3, "system": "p"}
-    run(base, adapter, merged, str(prompts), settings, tmp_path / "report.json")
+    split = tmp_path / "split.json"
+    write_report(split, {}, prompts)
+    run(base, adapter, merged, str(prompts), str(split), settings, tmp_path / "report.json")
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"] and len(report["checks"]["layers"]["layers"]) == 3
     assert report["checks"]["answers"]["prompts"] == 2
 
     (merged / "config.json").write_text((merged / "config.json").read_text() + " ")
     with pytest.raises(UserError, match=r"not base plus adapter(.|\n)*config\.json"):
-        run(base, adapter, merged, str(prompts), settings, tmp_path / "second.json")
+        run(base, adapter, merged, str(prompts), str(split), settings, tmp_path / "second.json")
     assert not (tmp_path / "second.json").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from scripts.common.errors import UserError
+from scripts.common.files import write_report
 from scripts.common.version import VERSION
 from scripts.provenance import record
 
@@ -31,7 +32,7 @@ def written(tmp_path: Path) -> dict[str, Path]:
     (run / "merged").mkdir(parents=True)
     (run / "merged" / "model.safetensors").write_bytes(b"weights")
     manifest = {"files": {"model.safetensors": {"bytes": 7, "sha256": "0" * 64}}, "versions": {"torch": "2.13.0"}}
-    (run / "merged" / "manifest.json").write_text(json.dumps(manifest))
+    write_report(run / "merged" / "manifest.json", manifest)
     base = tmp_path / "results" / "models" / "small" / "model.safetensors"
     base.parent.mkdir(parents=True)
     base.write_bytes(b"base")

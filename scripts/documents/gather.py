@@ -1,0 +1,39 @@
+"""What documents and figures are made from: the files of a rule, by the names of its inputs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from itertools import chain, islice
+from typing import Any
+
+from scripts.common.files import read_json, read_jsonl, read_reports
+
+PROJECT_OWN = ("validation",)  # comes with the project; no rule wrote it, so that nothing vouches for it
+
+
+def gather(inputs: Mapping[str, Any], rows: int | None = None) -> dict[str, Any]:
+    """Read inputs: reports, and the first rows of the JSON lines that they vouch for; other files stay paths.
+
+    Parameters
+    ----------
+    inputs
+        Paths by name, one or a list.
+    rows
+        How many rows of JSON lines; None: all.
+
+    Raises
+    ------
+    UserError
+        Naming the file to delete, where one is not what its step has written.
+    """
+    paths = {name: [value] if isinstance(value, str | os.PathLike) else list(value) for name, value in inputs.items()}
+    reports = read_reports(chain.from_iterable(found for name, found in paths.items() if name not in PROJECT_OWN))
+
+    def read(path: str) -> Any:
+        if path.endswith(".jsonl"):
+            return list(islice(read_jsonl(path), rows))
+        return reports[path] if path in reports else read_json(path) if path.endswith(".json") else path
+
+    contents = {name: [read(str(path)) for path in found] for name, found in paths.items()}
+    return {name: found if isinstance(inputs[name], list | tuple) else found[0] for name, found in contents.items()}
