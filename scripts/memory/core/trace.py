@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ def trace_step(
     batch: Any = None,
     *,
     previous_batch: Any = None,
+    steps: int = STEPS,
     target: str = "cuda",
     capability: tuple[int, int] | None = None,
     torch_version: str = torch.__version__,
@@ -79,7 +80,8 @@ def trace_step(
 ) -> Report:
     """Predict the memory of a training step.
 
-    Two steps are taken, since the optimizer's states exist only from the first update on; the second is reported.
+    Two steps are taken, since the optimizer's states exist only from the first update on; the second is reported. A
+    forward pass alone, in evaluation or generation, is such a step too: ``trace_step(model, None, answer, steps=1)``.
 
     Parameters
     ----------
@@ -95,6 +97,8 @@ def trace_step(
         Tensors in any nest; only shapes and dtypes matter. The step gets copies on ``meta`` that count as inputs.
     previous_batch
         The first step's batch where it differs: outputs that a loop keeps until the next step have its length.
+    steps
+        How many to take; the last is reported. One is enough where there is no optimizer.
     target
         ``cuda``: as PyTorch's CUDA allocator counts. ``cpu``: bytes of live tensors, as :func:`measure_step`.
     capability
@@ -108,8 +112,8 @@ def trace_step(
         Called with the name of each parameter or buffer and the tensor: what it is for, or None for the default,
         ``adapters`` for what is trained in a model that is frozen in part, and ``weights_<dtype>``.
     scalars
-        What ``.item()`` and ``if tensor`` give, for steps that read numbers to log them. None: such a step is refused,
-        since a traced tensor has no value.
+        What ``.item()``, ``.tolist()``, ``.cpu()`` and ``if tensor`` give, for steps that read numbers to log them or
+        to give them back. None: such a step is refused, since a traced tensor has no value.
     capacity_bytes
         The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
         back when it is full. None: memory is plentiful.
@@ -161,7 +165,7 @@ def trace_step(
         if on_gpu:
             stack.enter_context(exchanged([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
-        take_steps(tracker, model, step, batch, previous_batch)
+        take_steps(tracker, model, step, batch, previous_batch, steps)
     return make_report(
         tracker,
         histories,
@@ -179,6 +183,7 @@ def measure_step(
     batch: Any = None,
     *,
     previous_batch: Any = None,
+    steps: int = STEPS,
     label: Label | None = None,
     timeline: bool = False,
     origins: bool = False,
@@ -189,7 +194,7 @@ def measure_step(
     """
     tracker = Tracker(("cpu",), vocabulary=_vocabulary(model), origins=Origins(model) if origins else None)
     follow_model(tracker, model, label=label)
-    take_steps(tracker, model, step, batch, previous_batch)
+    take_steps(tracker, model, step, batch, previous_batch, steps)
     return make_report(tracker, on_gpu=False, timeline=timeline)
 
 
@@ -242,14 +247,15 @@ def take_steps(
     step: Step,
     batch: Any,
     previous_batch: Any,
+    steps: int = STEPS,
 ) -> None:
-    """Take :data:`STEPS` steps under the tracker, which gets a mark for each phase.
+    """Take some steps under the tracker, which gets a mark for each phase.
 
     The garbage collector is off: cycles of objects would hold tensors until it happens to run.
     """
     number = 0
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    batches = [batch if previous_batch is None else previous_batch, batch]
+    batches = [batch if previous_batch is None or number else previous_batch for number in range(steps)]
 
     def enter(phase: str) -> None:
         for parameter in parameters:
@@ -273,14 +279,15 @@ def take_steps(
             if tracker.origins is not None:
                 stack.enter_context(tracker.origins.following())
             begin = stack.enter_context(phases(enter, updated))
+            stack.enter_context(exchanged(_seen_whole(tracker)))
             stack.enter_context(tracker)
-            for number in range(STEPS):
+            for number in range(steps):
                 begin()
                 if batch is None:
                     step()
                 else:
                     step(tree_map_only(torch.Tensor, copy, batches[number]))
-            tracker.mark("end", STEPS)
+            tracker.mark("end", steps)
     except TraceError:
         raise
     except Exception as error:
@@ -291,6 +298,25 @@ def take_steps(
         tracker.close()
         if enabled:
             gc.enable()
+
+
+def _seen_whole(tracker: Tracker) -> list[tuple[Any, str, Any]]:
+    """What is exchanged so that nothing passes a tracker by.
+
+    Inference mode hands composite operators over whole, and what they allocate inside would not be seen: without
+    gradients is the same memory. On ``meta`` a tensor made of Python's numbers is no operator's output.
+    """
+
+    def made(function: Callable) -> Callable:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            tensor = function(*args, **kwargs)
+            tracker.see(tensor)
+            return tensor
+
+        return make
+
+    found = [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
+    return found + [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor") if tracker.on_meta]
 
 
 @contextmanager

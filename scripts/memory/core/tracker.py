@@ -174,6 +174,10 @@ class Tracker(TorchDispatchMode):
         self.events.append((-end.identity, 0))
         del self._ids[end.key], self._ends[end.identity]
 
+    def see(self, tensor: torch.Tensor) -> None:
+        """Follow a tensor that was made of Python's numbers."""
+        self._see(tensor, torch.ops.aten.lift_fresh.default)
+
     def _see(self, tensor: torch.Tensor, func: Any) -> None:
         if tensor.layout is torch.sparse_coo:
             self._see(tensor._indices(), func)
@@ -212,6 +216,9 @@ class Tracker(TorchDispatchMode):
                 self.hold(count, WORKSPACES)
             earlier, later = self._kernels.temporaries(func, args, kwargs)
             held = [self.hold(count, TEMPORARIES) for count in earlier]
+        if self.on_meta and self._scalars is not None and _leaves_the_device(func, args, kwargs):
+            # `.tolist()` and `.cpu()`: values that Python reads. Where the device is the CPU nothing is copied.
+            return torch.full(args[0].shape, self._scalars, dtype=kwargs.get("dtype") or args[0].dtype)
         try:
             output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
         except Exception as error:
@@ -317,6 +324,13 @@ class Origins:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:
+    """Whether an operator copies a tensor from ``meta`` to the CPU."""
+    if func is not torch.ops.aten._to_copy.default or kwargs.get("device") is None:
+        return False
+    return args[0].device.type == "meta" and torch.device(kwargs["device"]).type == "cpu"
 
 
 def _without_masks(indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:

@@ -201,6 +201,37 @@ def test_a_number_for_a_log_can_be_answered():
     assert seen == [1.0, 1.0]
 
 
+class Decoding:
+    """Greedy decoding as people write it: inference mode, a cache that grows, numbers that go to Python and back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.said = model, []
+
+    def __call__(self, tokens: torch.Tensor) -> None:
+        embed, head, device = *self.model, self.model[0].weight.device
+        with torch.inference_mode():
+            cache = embed(tokens)
+            for _ in range(5):
+                mixed = functional.scaled_dot_product_attention(cache[:, -1:], cache, cache)
+                scores = functional.cross_entropy(head(mixed)[:, 0], tokens[:, 0], reduction="none").tolist()
+                chosen = head(mixed)[:, 0].argmax(-1).tolist()
+                self.said.append((scores, chosen))
+                cache = torch.cat([cache, embed(torch.tensor(chosen, device=device)[:, None])], dim=1)
+
+
+def test_answers_without_gradients_are_traced_to_the_byte():
+    tokens = torch.randint(50, (3, 7))
+    model = nn.Sequential(nn.Embedding(50, 32), nn.Linear(32, 50))
+    measured = measure_step(model, None, Decoding(model), tokens, steps=1)
+    again = measure_step(model, None, Decoding(model), tokens)
+    answered = Decoding(model.to("meta"))
+    traced = trace_step(model, None, answered, tokens, target="cpu", steps=1, scalars=0)
+    assert answered.said == [([0.0] * 3, [0] * 3)] * 5
+    assert measured.peak_allocated_bytes == again.peak_allocated_bytes
+    assert traced.peak_allocated_bytes == measured.peak_allocated_bytes
+    assert traced.components == measured.components
+
+
 def test_a_step_that_fails_is_named():
     with torch.device("meta"):
         model = perceptron()
