@@ -79,17 +79,18 @@ def ask(
         log.warning("loss and answers are computed apart, in twice the time: %s", reason)
         return separately(model, tokenizer, rows, max_new_tokens=max_new_tokens, batch_size=batch_size)
     results: list[Answered | None] = [None] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(shared.prompts[index]))
-    for first in progress(range(0, len(order), batch_size), "loss and answers", unit="batch"):
-        chosen = order[first : first + batch_size]
-        with torch.inference_mode():
-            state = shared.read_prompts(chosen)
-            losses = shared.losses(state)
-            said = shared.answers(state, max_new_tokens)
+    for chosen in progress(batches(shared.prompts, batch_size), "loss and answers", unit="batch"):
+        losses, said = shared.ask(chosen, max_new_tokens)
         texts = _texts(tokenizer, said)
         for number, index in enumerate(chosen):
             results[index] = Answered(texts[number], losses[number], len(shared.expected[index]))
     return results  # type: ignore[return-value]
+
+
+def batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Indices of the prompts that are put at once: those of like length."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
 
 
 def _texts(tokenizer: Any, said: list[list[int]]) -> list[str]:
@@ -123,7 +124,7 @@ class _State:
         self.positions, self.valid = self.positions[rows], self.valid[rows]
 
 
-class _Shared:
+class Shared:
     """A model and what all its prompts begin with."""
 
     def __init__(self, model: nn.Module, rows: Sequence[Row]) -> None:
@@ -169,6 +170,12 @@ class _Shared:
         hidden = output.last_hidden_state[rows, places]
         with decoder_returns(self.model.get_decoder(), type(output)(last_hidden_state=hidden[None])):
             return self.model(inputs_embeds=hidden[None]).logits[0].float()
+
+    def ask(self, chosen: list[int], max_new_tokens: int) -> tuple[list[float], list[list[int]]]:
+        """Losses of the expected answers (nats) and tokens of the answers given, for some prompts at once."""
+        with torch.inference_mode():
+            state = self.read_prompts(chosen)
+            return self.losses(state), self.answers(state, max_new_tokens)
 
     def read_prompts(self, chosen: list[int]) -> _State:
         """Read the prompts' own parts after the prefix."""
@@ -234,7 +241,7 @@ class _Shared:
         return said
 
 
-def _shared(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> tuple[_Shared | None, str]:
+def _shared(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> tuple[Shared | None, str]:
     """The model with the prompts' beginning read; None, and why, where two rows so have other losses than alone."""
     settings = model.generation_config
     if used := [name for name in _OTHER_RULES if getattr(settings, name, None)]:
@@ -242,7 +249,7 @@ def _shared(model: nn.Module, tokenizer: Any, rows: Sequence[Row]) -> tuple[_Sha
     pair = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     pair = sorted({pair[0], pair[-1]})
     try:
-        shared = _Shared(model, rows)
+        shared = Shared(model, rows)
         with torch.inference_mode():
             found = shared.losses(shared.read_prompts(pair))
     except Exception as error:  # architectures refuse masks, positions and caches each in their own way
@@ -270,9 +277,7 @@ def answer_losses(model: nn.Module, tokenizer: Any, rows: Sequence[Row], batch_s
     """Summed negative log-likelihood (nats) and number of tokens of each expected answer."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
-    for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
+    for chosen in batches([row.input_ids for row in rows], batch_size):
         batch = collate([rows[index] for index in chosen], pad, model.device)
         labels = batch["labels"][:, 1:]
         kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)  # the positions where any row is learned
@@ -292,9 +297,7 @@ def generate(model: nn.Module, tokenizer: Any, rows: Sequence[Row], max_new_toke
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prompts = [_halves(row)[0] for row in rows]
     results = [""] * len(rows)
-    order = sorted(range(len(rows)), key=lambda index: len(prompts[index]))
-    for first in progress(range(0, len(order), batch_size), "answers", unit="batch"):
-        chosen = order[first : first + batch_size]
+    for chosen in progress(batches(prompts, batch_size), "answers", unit="batch"):
         longest = max(len(prompts[index]) for index in chosen)
         gaps = [longest - len(prompts[index]) for index in chosen]
         ids = [[pad] * gap + prompts[index] for gap, index in zip(gaps, chosen, strict=True)]
