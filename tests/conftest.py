@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end import chain
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; scripts/common/job.py says why
 
 
 @pytest.fixture(scope="session")

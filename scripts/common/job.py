@@ -49,6 +49,9 @@ def job(snakemake: Any) -> Iterator[None]:
     """
     _end_with_snakemake()
     _to_stderr()
+    # Torch's threads meet thousands of times a second. One that waits by spinning takes the processor from the one that
+    # it waits for when other programs want it too: a training of 20 s then takes minutes.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' own bars fill a log with fragments
     path = Path(str(snakemake.log[0]))
