@@ -23,6 +23,7 @@ WITHOUT_TORCH = (
     "scripts/scenario",
     "scripts/memory/analytic",
     "scripts/screen",
+    "scripts/execution",
     "scripts/dataset",
     "scripts/documents",
     "scripts/provenance",
