@@ -133,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO.yaml")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP says that it takes no times on `meta`
     gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
     status = 0
     for path, answer, message, own in outcomes(options.scenarios):

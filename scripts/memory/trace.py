@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.memory.core.components import ADAPTERS
+from scripts.memory.core.components import ADAPTERS, HOST
 from scripts.memory.core.errors import AttentionKernelError, StepError
+from scripts.memory.core.fake_group import fake_group
 from scripts.memory.core.kernels import flash_attention_package
 from scripts.memory.core.report import History
 from scripts.memory.core.trace import Label, trace_step
@@ -34,6 +36,7 @@ from scripts.training.model import (
     notes,
     parameter_count,
 )
+from scripts.training.parallel import SHARDED, parallelize
 from scripts.training.step import random_step
 
 ORDERS = 5  # of a loading that chance orders
@@ -42,12 +45,24 @@ _OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|m
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scenario on ``meta``, ready for its first step: arguments of :func:`~scripts.memory.core.trace.trace_step`."""
+    """A scenario on ``meta``, ready for its first step: arguments of :func:`~scripts.memory.core.trace.trace_step`.
+
+    Attributes
+    ----------
+    model, optimizer, histories, label
+        FSDP's model is divided already: it comes to the device in parts, so that there is no history of loading.
+    wrap
+        For DDP, which wraps the model on its device: gives the wrapped model, and allocates. None: nothing to do.
+    about
+        ``parameters`` of the base model, ``trainable_parameters``, and ``notes`` for people.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     histories: Sequence[History]
     label: Label
+    wrap: Callable[[], nn.Module] | None
+    about: dict[str, Any]
 
 
 def prepare(
@@ -67,6 +82,8 @@ def prepare(
     attention_implementation
         What transformers calls the attention function that a program took; None: the scenario's.
 
+    For several GPUs the process has to belong to a group of as many (:mod:`scripts.memory.core.fake_group`).
+
     Raises
     ------
     UserError
@@ -74,14 +91,6 @@ def prepare(
     """
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
-    if scenario.parallel["strategy"] != "none":
-        raise UserError(
-            "Steps on several GPUs can't be predicted yet.",
-            where="parallel",
-            found=scenario.parallel,
-            allowed="strategy: none",
-            write="parallel: {strategy: none, gpus: 1}",
-        )
     if scenario.method == "qlora" or "8bit" in scenario.optimizer:
         _import_bitsandbytes()
     name = attention_implementation or attention_name(scenario, torch.device(target))
@@ -91,14 +100,26 @@ def prepare(
     _refuse_own_kernels(model, scenario)
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
+    about = {
+        "notes": notes(model, scenario),
+        "parameters": parameter_count(model),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    label, histories = labels(model), []
+    strategy = scenario.parallel["strategy"]
+    if strategy in SHARDED:
+        with speaking_of(scenario):
+            model = parallelize(model, scenario, "meta")
+        if scenario.parallel["offload"] == "cpu":
+            label = _offloaded(label)
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
-    histories: list[History] = []
-    if target == "cuda":
+    if target == "cuda" and strategy not in SHARDED:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.by_chance(model, scenario) else 1)
         seeds = range(loader.seed, loader.seed + orders)
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
-    return Prepared(model, optimizer, histories, labels(model))
+    wrap = partial(parallelize, model, scenario, "meta") if strategy == "ddp" else None
+    return Prepared(model, optimizer, histories, label, wrap, about)
 
 
 def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
@@ -118,7 +139,12 @@ def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
 def labels(model: nn.Module) -> Label:
     """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
     added = adapter_names(model)
-    return lambda name, tensor: ADAPTERS if name in added else None
+    return lambda name, tensor: ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+
+
+def _offloaded(label: Label) -> Label:
+    """What FSDP has divided lies on the host; what it leaves whole, such as packed bytes, on the GPU."""
+    return lambda name, tensor: HOST if hasattr(tensor, "device_mesh") else label(name, tensor)
 
 
 def trace(
@@ -171,33 +197,27 @@ def trace(
     UserError
         If the model can't be built or its step can't be traced.
     """
-    prepared = prepare(scenario, target, loader=loader, orders=orders)
-    model, optimizer = prepared.model, prepared.optimizer
-    if step is None:
-        one_step = random_step(model, optimizer, scenario, "meta", max_grad_norm=max_grad_norm)
-    else:
-        one_step = step(model, optimizer, scenario)
-    with speaking_of(scenario):
-        report = trace_step(
-            model,
-            optimizer,
-            one_step,
-            target=target,
-            capability=capability,
-            histories=prepared.histories,
-            label=prepared.label,
-            capacity_bytes=capacity_bytes,
-            expandable_segments=scenario.allocator["expandable_segments"],
-            timeline=timeline,
-            origins=origins,
-        )
-    return report.to_mapping() | {
-        "attention": attention_kernel(scenario),
-        "notes": notes(model, scenario),
-        "parameters": parameter_count(model),
-        "target": target,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }
+    gpus = scenario.parallel["gpus"]
+    make_step = step or partial(random_step, device="meta", max_grad_norm=max_grad_norm)
+    with fake_group(gpus) if gpus > 1 else nullcontext():
+        prepared = prepare(scenario, target, loader=loader, orders=orders)
+        wrap, optimizer = prepared.wrap, prepared.optimizer
+        with speaking_of(scenario):
+            report = trace_step(
+                prepared.model,
+                optimizer,
+                make_step(prepared.model, optimizer, scenario) if wrap is None else None,
+                target=target,
+                capability=capability,
+                histories=prepared.histories,
+                label=prepared.label,
+                capacity_bytes=capacity_bytes,
+                expandable_segments=scenario.allocator["expandable_segments"],
+                timeline=timeline,
+                origins=origins,
+                begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+            )
+    return report.to_mapping() | prepared.about | {"attention": attention_kernel(scenario), "target": target}
 
 
 @contextmanager

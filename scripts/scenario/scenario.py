@@ -504,6 +504,13 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
             line(offload="none") if strategy != "none" else "parallel: {strategy: none, offload: none}",
         ),
         (
+            offload != "none" and strategy == "fsdp1",
+            "`parallel.offload: cpu` is predicted for FSDP2 alone, not for `parallel.strategy: fsdp1`.",
+            parallel,
+            "strategy: fsdp2; or offload: none",
+            line(strategy="fsdp2", offload="cpu"),
+        ),
+        (
             not parallel["reshard_after_forward"] and not sharded,
             f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: nothing is"
             " divided, so nothing is gathered that could be given back.",

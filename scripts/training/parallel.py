@@ -15,17 +15,18 @@ model is built on the device.
 
 from __future__ import annotations
 
+import functools
 import types
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import nn
 
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Scenario
+from scripts.training.adapters import DTYPES
 
 SHARDED = ("fsdp1", "fsdp2")
 
@@ -129,40 +130,32 @@ def _ddp(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Modul
     return DistributedDataParallel(model, device_ids=[device.index or 0] if device.type == "cuda" else None)
 
 
-def _plugin(scenario: Scenario, version: int) -> Any:
-    """accelerate's FSDP plugin as ``accelerate launch`` makes it for these settings."""
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    reshard = scenario.parallel["reshard_after_forward"]
-    if version == 1:
-        options = {"sharding_strategy": "FULL_SHARD" if reshard else "SHARD_GRAD_OP", "use_orig_params": True}
-        options["backward_prefetch"] = "BACKWARD_PRE"
-    else:
-        options = {"fsdp_version": 2, "reshard_after_forward": reshard}
-    plugin = FullyShardedDataParallelPlugin(
-        auto_wrap_policy="transformer_based_wrap",
-        cpu_offload=scenario.parallel["offload"] == "cpu",
-        cpu_ram_efficient_loading=False,
-        **options,
-    )
-    if scenario.autocast_precision is not None:
-        plugin.set_mixed_precision(scenario.autocast_precision)
-    return plugin
-
-
 def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
-    """accelerate's ``fsdp2_prepare_model``, whose accelerator is asked for these attributes alone."""
+    """accelerate's ``fsdp2_prepare_model``, with the plugin that ``accelerate launch`` makes for these settings.
+
+    It asks its accelerator for these attributes alone.
+    """
     import torch.distributed as dist
+    from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
     _statistics_to(model, device)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=scenario.parallel["reshard_after_forward"],
+        cpu_offload=scenario.parallel["offload"] == "cpu",
+        cpu_ram_efficient_loading=False,
+    )
+    if scenario.autocast_precision is not None:
+        plugin.set_mixed_precision(scenario.autocast_precision)
     mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
     accelerator = types.SimpleNamespace(
         device=device,
         is_main_process=False,  # it would warn of what the scenario's notes say
         mixed_precision=scenario.autocast_precision or "no",
         parallelism_config=types.SimpleNamespace(fsdp_dim_names=["dp_shard"]),
-        state=types.SimpleNamespace(fsdp_plugin=_plugin(scenario, 2)),
+        state=types.SimpleNamespace(fsdp_plugin=plugin),
         torch_device_mesh=mesh,
     )
     model.state_dict = dict  # taken before sharding, and not used: each process has loaded its own weights
@@ -177,35 +170,40 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
 
     Trained weights of 16 bits become fp32 under autocast, as accelerate turns them after wrapping.
     """
-    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp import BackwardPrefetch, FullyShardedDataParallel, MixedPrecision, ShardingStrategy
 
-    plugin = _plugin(scenario, 1)
-    if scenario.method == "full":
-        plugin.set_auto_wrap_policy(model)
-    else:
-        from peft.utils.other import fsdp_auto_wrap_policy
-
-        plugin.auto_wrap_policy = fsdp_auto_wrap_policy(model)
-    if scenario.autocast_precision is not None:
+    dtype = DTYPES.get(scenario.autocast_precision)
+    if dtype is not None:
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
     _statistics_to(model, device)
+    reshard = scenario.parallel["reshard_after_forward"]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # of FSDP1 itself
         return FullyShardedDataParallel(
             model,
-            auto_wrap_policy=plugin.auto_wrap_policy,
-            backward_prefetch=plugin.backward_prefetch,
-            cpu_offload=plugin.cpu_offload,
+            auto_wrap_policy=_wrapping_policy(model),
+            backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
             device_id=device if device.type == "cuda" else None,
-            forward_prefetch=False,
-            limit_all_gathers=plugin.limit_all_gathers,
-            mixed_precision=plugin.mixed_precision_policy,
+            limit_all_gathers=True,
+            mixed_precision=None if dtype is None else MixedPrecision(dtype, dtype, dtype),
             param_init_fn=_leave if device.type == "meta" else None,
-            sharding_strategy=plugin.sharding_strategy,
+            sharding_strategy=ShardingStrategy.FULL_SHARD if reshard else ShardingStrategy.SHARD_GRAD_OP,
             use_orig_params=True,
         )
+
+
+def _wrapping_policy(model: nn.Module) -> Callable[..., bool]:
+    """Which modules FSDP1 makes units of: layers, and for adapters each trained layer."""
+    if hasattr(model, "get_base_model"):
+        from peft.utils.other import fsdp_auto_wrap_policy
+
+        return fsdp_auto_wrap_policy(model)
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    kinds = {type(module) for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())}
+    return functools.partial(transformer_auto_wrap_policy, transformer_layer_cls=kinds)
 
 
 def _leave(module: nn.Module) -> None:

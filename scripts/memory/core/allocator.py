@@ -16,18 +16,21 @@ that file up to PyTorch 2.8 and in ``c10/core/AllocatorConfig.h`` (``kMinBlockSi
 are the same in all of them; what later versions add (expandable segments, a configurable large segment, memory
 fractions, garbage collection) is off unless ``PYTORCH_ALLOC_CONF`` asks for it.
 
-The model has one stream, as a training step on one device has: blocks are reused at once when they are freed. Among
-free blocks of one size the allocator takes the lowest address. Which address ``cudaMalloc`` returns is not documented;
-the model takes segments of more than 20 MiB to lie below the ones before them, as mappings do that Linux places from
-the top down, and smaller ones, which a driver cuts from stretches of its own, above one another. With that order
-``max_memory_reserved`` of 29 among 30 published runs that leave nothing else to chance is exact to the MiB
+Each stream has pools of its own, and all share the capacity (``get_pool`` and ``BlockComparatorSize``: the stream comes
+first). Blocks are reused at once when they are freed: where another stream uses them as well, the events have to say
+when the GPU has got there.
+
+Among free blocks of one size the allocator takes the lowest address. Which address ``cudaMalloc`` returns is not
+documented; the model takes segments of more than 20 MiB to lie below the ones before them, as mappings do that Linux
+places from the top down, and smaller ones, which a driver cuts from stretches of its own, above one another. With that
+order ``max_memory_reserved`` of 29 among 30 published runs that leave nothing else to chance is exact to the MiB
 (docs/memory-validation.md); with all segments upward the largest misses are 9 %, with all downward 0.3 %.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MIB = 2**20
@@ -154,9 +157,10 @@ def typical_block(requested: int) -> int:
 class _Allocator:
     """Segments cut into blocks, free or in use, and the largest sums of both since the last mark."""
 
-    def __init__(self) -> None:
-        self.small: list[int] = []  # keys of the free blocks of each pool, ascending
-        self.large: list[int] = []
+    def __init__(self, streams: Mapping[int, int] | None = None) -> None:
+        self.streams = streams or {}  # by id; 0 where it isn't there
+        self.pools: dict[int, tuple[list[int], list[int]]] = {0: ([], [])}  # by stream: the small and the large pool,
+        # each the keys of its free blocks, ascending
         self.free: dict[int, _Block] = {}  # free blocks by address
         self.used: dict[int, _Block] = {}  # by id
         self.high = 1 << (_ADDRESS_BITS - 1)  # of the last large segment; the next one lies below it
@@ -170,8 +174,12 @@ class _Allocator:
         """The same state once more, for another future."""
         other = _Allocator()
         other.__dict__.update(self.__dict__)
-        other.small, other.large = list(self.small), list(self.large)
-        pools = {id(self.small): other.small, id(self.large): other.large}
+        other.pools = {stream: (list(small), list(large)) for stream, (small, large) in self.pools.items()}
+        pools = {
+            id(pool): twin
+            for stream, pair in self.pools.items()
+            for pool, twin in zip(pair, other.pools[stream], strict=True)
+        }
         twins: dict[int, _Block] = {}
         for blocks in (self.free, self.used):
             for block in blocks.values():
@@ -189,7 +197,7 @@ class _Allocator:
     def release(self) -> None:
         """Give back the segments that are free as a whole (``release_blocks``)."""
         free = self.free
-        for pool in (self.large, self.small):
+        for pool in (pool for pair in self.pools.values() for pool in pair):
             kept = []
             for key in pool:
                 block = free[key & _ADDRESS_MASK]
@@ -234,7 +242,8 @@ class _Allocator:
 
         With ``stop`` that is the first one that would need a segment beyond the capacity.
         """
-        small, large, free, used = self.small, self.large, self.free, self.used
+        free, used, streams, pools = self.free, self.used, self.streams, self.pools
+        small, large = pools[0]
         allocated, requested = self.allocated, self.requested
         peak_allocated, peak_requested, peak_reserved = self.peaks
         index = first
@@ -274,6 +283,9 @@ class _Allocator:
             if count == 0:
                 continue
             size = (count + MIN_BLOCK - 1) & -MIN_BLOCK  # round_size
+            if streams:
+                stream = streams.get(identity, 0)
+                small, large = pools.get(stream) or pools.setdefault(stream, ([], []))
             pool = small if size <= SMALL else large
             place = bisect_left(pool, size << _ADDRESS_BITS)  # get_free_block: best fit, then lowest address
             if place < len(pool):
@@ -319,6 +331,7 @@ def replay(
     *,
     grow: bool = False,
     trail: list[int] | None = None,
+    streams: Mapping[int, int] | None = None,
 ) -> Replay:
     """Run events through the allocator.
 
@@ -336,6 +349,8 @@ def replay(
         Raise the capacity instead of failing, to what would have sufficed there.
     trail
         Gets the bytes of the blocks in use before each event.
+    streams
+        The stream of each id whose block is not allocated on the first one, 0.
 
     Returns
     -------
@@ -348,7 +363,7 @@ def replay(
         ``malloc``: ``get_free_block``, ``alloc_block``, ``release_cached_blocks``, ``alloc_block``
         (``release_available_cached_blocks`` does nothing unless ``max_split_size_mb`` is set).
     """
-    state = _Allocator()
+    state = _Allocator(streams)
     if capacity_bytes is not None:
         state.capacity = capacity_bytes
     ends = [*(index for _, index in marks), len(events)]
@@ -374,7 +389,9 @@ def replay(
     )
 
 
-def required_bytes(events: Sequence[Event], plenty: Replay | None = None) -> int:
+def required_bytes(
+    events: Sequence[Event], plenty: Replay | None = None, streams: Mapping[int, int] | None = None
+) -> int:
     """Return the least a GPU must have for the events, in bytes, without its CUDA context.
 
     Below that capacity some request fails even after every free segment has been given back; at it, all are served.
@@ -386,11 +403,13 @@ def required_bytes(events: Sequence[Event], plenty: Replay | None = None) -> int
     ----------
     plenty
         The replay of the events without a capacity, if it is known.
+    streams
+        As :func:`replay` has them.
     """
-    plenty = plenty or replay(events)
+    plenty = plenty or replay(events, streams=streams)
     too_little = (plenty.peak_allocated_bytes - 1) // ROUND_LARGE  # in steps of 2 MiB
     enough = plenty.peak_reserved_bytes // ROUND_LARGE
-    history, index = _Allocator(), 0
+    history, index = _Allocator(streams), 0
     while enough - too_little > 1:
         history.capacity = too_little * ROUND_LARGE
         index = history.run(events, index, len(events), stop=True)

@@ -199,11 +199,14 @@ def emulated(device: str, on_cast: Callable[[torch.Tensor], None] | None = None)
 @contextmanager
 def exchanged(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
     """Put other objects in the place of attributes, as ``(module or class, name, object)``, for a while."""
-    originals = [(place, name, getattr(place, name)) for place, name, _ in attributes]
+    originals = [(place, name, getattr(place, name), name in vars(place)) for place, name, _ in attributes]
     try:
         for place, name, replacement in attributes:
             setattr(place, name, replacement)
         yield
     finally:
-        for place, name, original in originals:
-            setattr(place, name, original)
+        for place, name, original, own in originals:
+            if own:
+                setattr(place, name, original)
+            else:  # a class had it from its base
+                delattr(place, name)

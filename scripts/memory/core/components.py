@@ -20,10 +20,13 @@ LOGITS_AND_LOSS = "logits_and_loss"  # whatever is as wide as the vocabulary
 WEIGHT_CASTS = "weight_casts"  # 16-bit copies that autocast keeps of fp32 weights
 TEMPORARIES = "temporaries"  # gradients of activations, dequantized weights, what operators need while they run
 WORKSPACES = "workspaces"  # of cuBLAS
+UNSHARDED = "unsharded_parameters"  # of the layers that FSDP has gathered
+COLLECTIVES = "collective_buffers"  # what is sent and received between GPUs
 LOADING = "loading"  # what only exists while the model is brought to the device
 ROUNDING = "allocator_rounding"  # blocks are larger than what was asked for
 OVERHEAD = "overhead"  # all that the rule of thumb says of the last three
 
+HOST = "host"  # no component: what lies in the host's memory and doesn't count
 _DTYPES = {dtype: f"weights_{dtype}" for dtype in ("fp32", "fp16", "bf16")}
 
 # Components that documents show as one, in their order.
@@ -34,6 +37,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "optimizer_states": (OPTIMIZER_STATES,),
     "activations": (ACTIVATIONS, INPUTS),
     "logits": (LOGITS_AND_LOSS,),
+    "several_gpus": (UNSHARDED, COLLECTIVES),
     "temporaries": (TEMPORARIES, WEIGHT_CASTS),
     "overhead": (OVERHEAD, WORKSPACES, LOADING, ROUNDING),
 }

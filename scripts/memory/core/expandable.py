@@ -1,8 +1,8 @@
 """The caching allocator with ``expandable_segments:True``: address ranges that grow and shrink, instead of segments.
 
-Each pool has one range of addresses. Memory is mapped into it in pieces of 2 MiB (small pool) or 20 MiB (large one), so
-that neighbours merge whatever they were allocated for, and nothing is left over behind a request. That changes both
-what is reserved and, since every block is split to 512 bytes, what is allocated.
+Each pool of a stream has one range of addresses. Memory is mapped into it in pieces of 2 MiB (small pool) or 20 MiB
+(large one), so that neighbours merge whatever they were allocated for, and nothing is left over behind a request. That
+changes both what is reserved and, since every block is split to 512 bytes, what is allocated.
 
 Source: ``c10/cuda/CUDACachingAllocator.cpp``: ``get_free_block`` (the block at the end of what is mapped counts as
 large as its range), ``should_split``, ``find_expandable_block``, ``try_allocate_expandable_block``, ``map_block``,
@@ -12,7 +12,7 @@ large as its range), ``should_split``, ``find_expandable_block``, ``try_allocate
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from scripts.memory.core.allocator import (
     LARGE_SEGMENT,
@@ -184,9 +184,11 @@ def replay_expandable(
     *,
     grow: bool = False,
     trail: list[int] | None = None,
+    streams: Mapping[int, int] | None = None,
 ) -> Replay:
     """Run events through the allocator; arguments, result and errors are those of ``allocator.replay``."""
-    pools = (_Range(SMALL_SEGMENT), _Range(LARGE_SEGMENT))
+    streams = streams or {}
+    pools: dict[int, tuple[_Range, _Range]] = {}
     used: dict[int, tuple[_Range, int, int]] = {}
     allocated = requested = reserved = retries = 0
     peaks = [0, 0, 0]
@@ -216,17 +218,20 @@ def replay_expandable(
                 pool.give(address)
             continue
         if identity == 0:
-            reserved -= sum(pool.release() for pool in pools)
+            reserved -= sum(pool.release() for pair in pools.values() for pool in pair)
         if not count:
             continue
         size = round_size(count)
-        pool = pools[size > SMALL]
+        stream = streams.get(identity, 0)
+        if stream not in pools:
+            pools[stream] = (_Range(SMALL_SEGMENT), _Range(LARGE_SEGMENT))
+        pool = pools[stream][size > SMALL]
         address = pool.take(size)
         if address is None:
             found = pool.grow(size, capacity - reserved)
             if found is None:
                 retries += 1
-                reserved -= sum(other.release() for other in pools)
+                reserved -= sum(other.release() for pair in pools.values() for other in pair)
                 found = pool.grow(size, capacity - reserved)
             if found is None:
                 found = pool.grow(size, _ENDLESS)
@@ -253,17 +258,19 @@ def replay_expandable(
     )
 
 
-def required_bytes_expandable(events: Sequence[Event], plenty: Replay | None = None) -> int:
+def required_bytes_expandable(
+    events: Sequence[Event], plenty: Replay | None = None, streams: Mapping[int, int] | None = None
+) -> int:
     """Return the least a GPU must have for the events, in bytes, without its CUDA context, to 2 MiB.
 
     Found by bisection between the blocks in use at the peak and what is mapped when memory is plentiful.
     """
-    plenty = plenty or replay_expandable(events)
+    plenty = plenty or replay_expandable(events, streams=streams)
     low, high = (plenty.peak_allocated_bytes - 1) // SMALL_SEGMENT, plenty.peak_reserved_bytes // SMALL_SEGMENT
     while high - low > 1:
         middle = (low + high) // 2
         try:
-            replay_expandable(events, capacity_bytes=middle * SMALL_SEGMENT)
+            replay_expandable(events, capacity_bytes=middle * SMALL_SEGMENT, streams=streams)
         except OutOfMemory:
             low = middle
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from statistics import median_low
 from typing import Any, NamedTuple
 
@@ -56,7 +57,8 @@ class Report:
         Largest sum of segments, ``torch.cuda.max_memory_reserved``, everything before the step included; the median
         where several histories are possible. None on the CPU.
     reserved_range_bytes
-        Lowest and highest of them.
+        Lowest and highest of them; with several GPUs, from a CPU that is never ahead of the GPU to one that is as far
+        ahead as the program lets it be.
     required_bytes
         The least a GPU must have, without its CUDA context: where several histories are possible, for the worst.
     required_range_bytes
@@ -124,6 +126,7 @@ def make_report(
         Whether the allocator runs with ``expandable_segments:True``.
     """
     allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
+    allocator = tuple(partial(each, streams=tracker.streams) for each in allocator)
     run_through = allocator[0]
     events = tracker.events
     if not on_gpu:
@@ -175,10 +178,15 @@ def _reserved(
     if capacity_bytes is not None and reserved > capacity_bytes:
         reserved = replay(events, capacity_bytes=capacity_bytes, grow=True).peak_reserved_bytes
     if len(histories) < 2:
-        required = required_bytes(events, run)
+        most, required = reserved, required_bytes(events, run)
+        if tracker.reusable:
+            late = _reused_late(tracker, events)
+            most = max(
+                most, replay(late, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None).peak_reserved_bytes
+            )
         return {
             "peak_reserved_bytes": reserved,
-            "reserved_range_bytes": (reserved, reserved),
+            "reserved_range_bytes": (reserved, most),
             "required_bytes": required,
             "required_range_bytes": (required, required),
         }
@@ -194,6 +202,23 @@ def _reserved(
         "required_bytes": max(needed),
         "required_range_bytes": (min(needed), max(needed)),
     }
+
+
+def _reused_late(tracker: Tracker, events: Sequence[Event]) -> list[Event]:
+    """The events when the CPU is ahead of the GPU as far as the program lets it be.
+
+    Blocks that another stream uses as well come back only where the program waits for the GPU. A full GPU is waited for
+    (``synchronize_and_free_events``, before segments are given back), so that what it must have is the same.
+    """
+    held: dict[int, list[int]] = {}
+    for identity, moment in tracker.reusable.items():
+        held.setdefault(moment, []).append(-identity)
+    late: list[Event] = []
+    for index, event in enumerate(events):
+        late += [(identity, 0) for identity in held.get(index, ())]
+        if -event[0] not in tracker.reusable or event[0] > 0:
+            late.append(event)
+    return late
 
 
 def _after(history: History, seen: History, step: Sequence[Event]) -> list[Event]:

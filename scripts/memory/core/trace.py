@@ -20,13 +20,14 @@ code decides which tensor lives when, so the bytes are a GPU's::
 This folder needs PyTorch and nothing else of the project; bitsandbytes and transformers are helped where a program has
 imported them.
 
-Which stretch of events is which stream's is not noted: all is replayed as one stream, as a step on one device is.
-Streams share no blocks, so that several would be a tracker's events by stream, each with its own replay.
+Inside :func:`scripts.memory.core.fake_group.fake_group` the step may be one of several GPUs, wrapped by DDP or FSDP;
+the figures are those of one of them.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -40,7 +41,9 @@ from torch.utils._pytree import tree_map_only
 from scripts.memory.core.autocast import emulated, exchanged
 from scripts.memory.core.components import (
     ADAPTERS,
+    COLLECTIVES,
     GRADIENTS,
+    HOST,
     LOADING,
     OPTIMIZER_STATES,
     QUANTIZATION_STATE,
@@ -49,6 +52,7 @@ from scripts.memory.core.components import (
     weights,
 )
 from scripts.memory.core.errors import TraceError, step_error
+from scripts.memory.core.fake_group import FakeDevice, active
 from scripts.memory.core.kernels import CudaKernels, cpu_outputs, dispatch
 from scripts.memory.core.report import History, Report, make_report
 from scripts.memory.core.tracker import Origins, Tracker
@@ -77,6 +81,7 @@ def trace_step(
     expandable_segments: bool = False,
     timeline: bool = False,
     origins: bool = False,
+    begin: Callable[[], Step] | None = None,
 ) -> Report:
     """Predict the memory of a training step.
 
@@ -110,7 +115,8 @@ def trace_step(
         decides, and reserved memory is a range. None: the model's tensors are allocated one after the other.
     label
         Called with the name of each parameter or buffer and the tensor: what it is for, or None for the default,
-        ``adapters`` for what is trained in a model that is frozen in part, and ``weights_<dtype>``.
+        ``adapters`` for what is trained in a model that is frozen in part, and ``weights_<dtype>``. ``host``: it is in
+        the host's memory, as what FSDP offloads.
     scalars
         What ``.item()``, ``.tolist()``, ``.cpu()`` and ``if tensor`` give, for steps that read numbers to log them or
         to give them back. None: such a step is refused, since a traced tensor has no value.
@@ -123,6 +129,9 @@ def trace_step(
         Whether the report has a timeline.
     origins
         Whether the report has the tensors that are alive at the peak, with the module and line that made them.
+    begin
+        Called before the first step, with the model on its device, where memory is followed already: for what wraps it
+        there, such as DDP. Returns the step to take instead of ``step``.
 
     Returns
     -------
@@ -155,6 +164,7 @@ def trace_step(
         outputs=None if on_gpu else cpu_outputs,
         scalars=scalars,
         origins=Origins(model) if origins else None,
+        device=active(),
     )
     tracker.events += seen.events
     tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
@@ -165,7 +175,7 @@ def trace_step(
         if on_gpu:
             stack.enter_context(exchanged([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
-        take_steps(tracker, model, step, batch, previous_batch, steps)
+        take_steps(tracker, model, step, batch, previous_batch, steps, begin)
     return make_report(
         tracker,
         histories,
@@ -187,6 +197,7 @@ def measure_step(
     label: Label | None = None,
     timeline: bool = False,
     origins: bool = False,
+    begin: Callable[[], Step] | None = None,
 ) -> Report:
     """Measure on the CPU what :func:`trace_step` with ``target="cpu"`` predicts: the same tracker over real tensors.
 
@@ -194,7 +205,7 @@ def measure_step(
     """
     tracker = Tracker(("cpu",), vocabulary=_vocabulary(model), origins=Origins(model) if origins else None)
     follow_model(tracker, model, label=label)
-    take_steps(tracker, model, step, batch, previous_batch, steps)
+    take_steps(tracker, model, step, batch, previous_batch, steps, begin)
     return make_report(tracker, on_gpu=False, timeline=timeline)
 
 
@@ -214,6 +225,9 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Lab
         return weights(_NAMES.get(tensor.dtype, ""))
 
     def add(tensor: torch.Tensor, component: str) -> None:
+        if component == HOST:
+            tracker.leave_on_host(tensor)
+            return
         tracker.add(tensor, component, identity=ids.get(tensor.untyped_storage()._cdata))
 
     for name, parameter in model.named_parameters():
@@ -223,6 +237,11 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Lab
     for name, buffer in model.named_buffers():
         add(buffer, component(name, buffer))
     for name, module in model.named_modules():  # whatever hangs on a module and is neither
+        states = quantization_state(module)
+        for tensor in states.values():  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
+            add(tensor, QUANTIZATION_STATE)
+        if states:
+            tracker.label(module.weight, WEIGHTS_4BIT)
         for key, value in vars(module).items():
             held = value.values() if isinstance(value, dict) else (value,)
             for tensor in held:
@@ -230,7 +249,7 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Lab
                     add(tensor, component(f"{name}.{key}", tensor))
 
 
-def quantization_state(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+def quantization_state(parameter: torch.Tensor | nn.Module) -> dict[str, torch.Tensor]:
     """The tensors that bitsandbytes hangs on a 4-bit weight: they are neither parameters nor buffers."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
@@ -248,12 +267,13 @@ def take_steps(
     batch: Any,
     previous_batch: Any,
     steps: int = STEPS,
+    begin: Callable[[], Step] | None = None,
 ) -> None:
     """Take some steps under the tracker, which gets a mark for each phase.
 
     The garbage collector is off: cycles of objects would hold tensors until it happens to run.
     """
-    number = 0
+    number, device = 0, active()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = [batch if previous_batch is None or number else previous_batch for number in range(steps)]
 
@@ -278,11 +298,17 @@ def take_steps(
         with ExitStack() as stack:
             if tracker.origins is not None:
                 stack.enter_context(tracker.origins.following())
-            begin = stack.enter_context(phases(enter, updated))
+            if device is not None:
+                stack.enter_context(_listening(tracker, device))
+            new_step = stack.enter_context(phases(enter, updated))
             stack.enter_context(exchanged(_seen_whole(tracker)))
             stack.enter_context(tracker)
+            if begin is not None:
+                tracker.mark("load", -1)
+                step = _begun(begin, device)
             for number in range(steps):
-                begin()
+                tracker.waited()  # who reads the loss waits for it
+                new_step()
                 if batch is None:
                     step()
                 else:
@@ -304,7 +330,8 @@ def _seen_whole(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     """What is exchanged so that nothing passes a tracker by.
 
     Inference mode hands composite operators over whole, and what they allocate inside would not be seen: without
-    gradients is the same memory. On ``meta`` a tensor made of Python's numbers is no operator's output.
+    gradients is the same memory. FSDP frees and allocates by resizing storages, which no operator tells. On ``meta`` a
+    tensor made of Python's numbers is no operator's output.
     """
 
     def made(function: Callable) -> Callable:
@@ -315,8 +342,34 @@ def _seen_whole(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
         return make
 
-    found = [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
+    resize = torch.UntypedStorage.resize_
+
+    def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+        tracker.resized(storage, size)
+        return resize(storage, size)
+
+    found: list = [(torch.UntypedStorage, "resize_", resize_)]
+    found += [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
     return found + [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor") if tracker.on_meta]
+
+
+def _begun(begin: Callable[[], Step], device: FakeDevice | None) -> Step:
+    if device is None:
+        return begin()
+    device.component = COLLECTIVES
+    try:
+        return begin()
+    finally:
+        device.component = None
+
+
+@contextmanager
+def _listening(tracker: Tracker, device: FakeDevice) -> Iterator[None]:
+    device.listener = tracker
+    try:
+        yield
+    finally:
+        device.listener = None
 
 
 @contextmanager
@@ -367,8 +420,16 @@ def phases(
         go("optimizer")
         return clip(*args, **kwargs)
 
+    def clip_of_fsdp1(*args: Any, **kwargs: Any) -> Any:
+        go("optimizer")
+        return original_of_fsdp1(*args, **kwargs)
+
     places = [(torch.autograd, "_engine_run_backward", backward)]
     places += [(place, "clip_grad_norm_", clip_grad_norm_) for place in (nn.utils, nn.utils.clip_grad)]
+    fsdp1 = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
+    if fsdp1 is not None:
+        original_of_fsdp1 = fsdp1.FullyShardedDataParallel.clip_grad_norm_
+        places.append((fsdp1.FullyShardedDataParallel, "clip_grad_norm_", clip_of_fsdp1))
     handles = [
         register_module_forward_pre_hook(lambda *_: go("forward")),
         register_optimizer_step_pre_hook(lambda *_: go("optimizer")),

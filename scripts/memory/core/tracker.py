@@ -17,12 +17,22 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch._guards import active_fake_mode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scripts.memory.core.allocator import EMPTY_CACHE, Event
-from scripts.memory.core.components import ACTIVATIONS, INPUTS, LOGITS_AND_LOSS, TEMPORARIES, WORKSPACES
+from scripts.memory.core.components import (
+    ACTIVATIONS,
+    COLLECTIVES,
+    INPUTS,
+    LOGITS_AND_LOSS,
+    TEMPORARIES,
+    UNSHARDED,
+    WORKSPACES,
+)
 from scripts.memory.core.errors import NoValues
+from scripts.memory.core.fake_group import FakeDevice
 
 _SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 # Libraries ask about values that don't decide what is allocated, or that a real batch answers in one way. By module, or
@@ -74,6 +84,8 @@ class Tracker(TorchDispatchMode):
         What ``.item()`` and the truth of a tensor on ``meta`` give. None: :class:`NoValues`.
     origins
         Notes where each tensor comes from; None: nobody asks.
+    device
+        The device of a group of several GPUs; None for one GPU.
 
     Attributes
     ----------
@@ -83,6 +95,11 @@ class Tracker(TorchDispatchMode):
         ``(phase, step, index of its first event)`` in order.
     components
         What each id is for.
+    streams
+        The stream that an id was allocated on, where it is not the one that models compute on.
+    reusable
+        For an id that another stream uses as well, and that is freed: the index of the event before which the GPU has
+        certainly got there.
     """
 
     def __init__(
@@ -95,9 +112,16 @@ class Tracker(TorchDispatchMode):
         outputs: Callable[[Any, tuple, Any], Any] | None = None,
         scalars: float | None = None,
         origins: Origins | None = None,
+        device: FakeDevice | None = None,
     ) -> None:
         super().__init__()
         self.origins = origins
+        self._device = device
+        self.streams: dict[int, int] = {}
+        self.reusable: dict[int, int] = {}
+        self._shared: set[int] = set()  # ids that another stream uses as well
+        self._pending: list[tuple[int, int]] = []  # such ids that are freed, with the index of that event
+        self._host: dict[int, _End] = {}  # what is on `meta` and means the host's memory, by the storage's address
         self._scalars = scalars
         self.events: list[Event] = []
         self.marks: list[tuple[str, int, int]] = []
@@ -135,6 +159,8 @@ class Tracker(TorchDispatchMode):
         identity, self._next = self._next, self._next + 1
         self.components[identity] = component
         self.events.append((identity, count))
+        if self._device is not None and self._device.stream_now.id:
+            self.streams[identity] = self._device.stream_now.id
         return identity
 
     def drop(self, identity: int) -> None:
@@ -147,9 +173,10 @@ class Tracker(TorchDispatchMode):
 
     def add(self, tensor: torch.Tensor, component: str, *, identity: int | None = None) -> None:
         """Follow a tensor that exists already. With ``identity`` its allocation has been recorded by someone else."""
+        tensor = local(tensor)
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._ids or tensor.device.type not in self._devices:
+        if key in self._ids or key in self._host or tensor.device.type not in self._devices:
             return
         if identity is None:
             identity = self.hold(storage.nbytes(), component)
@@ -160,9 +187,61 @@ class Tracker(TorchDispatchMode):
 
     def label(self, tensor: torch.Tensor, component: str) -> None:
         """Correct what a followed tensor is for, now that it is known."""
-        identity = self._ids.get(tensor.untyped_storage()._cdata)
+        identity = self._ids.get(local(tensor).untyped_storage()._cdata)
         if identity is not None:
             self.components[identity] = component
+
+    def leave_on_host(self, tensor: torch.Tensor) -> None:
+        """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""
+        storage = local(tensor).untyped_storage()
+        end = _End(storage, lambda end: self._host.pop(end.key, None))
+        end.identity, end.key = 0, storage._cdata
+        self._host[end.key] = end
+
+    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """Record that a storage gets another size, as FSDP frees and allocates gathered parameters.
+
+        To be called before it is resized.
+        """
+        key = storage._cdata
+        identity = self._ids.get(key)
+        if size == storage.nbytes() or storage.device.type not in self._devices or key in self._host:
+            return
+        if identity is not None:
+            self._free(identity)
+            self.components[identity] = UNSHARDED
+        new = self.hold(size, UNSHARDED)
+        if identity is None:
+            self._follow(storage, key, new)
+        else:
+            self._ids[key] = new
+            self._ends[new] = self._ends.pop(identity)
+            self._ends[new].identity = new
+
+    def used_by_another_stream(self, tensor: torch.Tensor) -> None:
+        """As ``Tensor.record_stream``: once freed, the block is not reused before the GPU has got there."""
+        identity = self._ids.get(local(tensor).untyped_storage()._cdata)
+        if identity is not None:
+            self._shared.add(identity)
+
+    def waited(self, since: int | None = None) -> None:
+        """The program has waited until the GPU has done what came before an event; None: everything."""
+        moment, rest = len(self.events), []
+        for identity, index in self._pending:
+            if since is None or index < since:
+                self.reusable[identity] = moment
+            else:
+                rest.append((identity, index))
+        self._pending = rest
+
+    def now(self) -> int:
+        """Index of the next event."""
+        return len(self.events)
+
+    def _free(self, identity: int) -> None:
+        if identity in self._shared:
+            self._pending.append((identity, len(self.events)))
+        self.events.append((-identity, 0))
 
     def _follow(self, storage: torch.UntypedStorage, key: int, identity: int) -> None:
         self._ids[key] = identity
@@ -171,7 +250,7 @@ class Tracker(TorchDispatchMode):
         self._ends[identity] = end
 
     def _gone(self, end: _End) -> None:
-        self.events.append((-end.identity, 0))
+        self._free(end.identity)
         del self._ids[end.key], self._ends[end.identity]
 
     def see(self, tensor: torch.Tensor) -> None:
@@ -183,12 +262,17 @@ class Tracker(TorchDispatchMode):
             self._see(tensor._indices(), func)
             self._see(tensor._values(), func)
             return
+        tensor = local(tensor)
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self._ids or tensor.device.type not in self._devices:
+        if key in self._ids or tensor.device.type not in self._devices or (self._host and key in self._host):
             return
-        identity, self._next = self._next, self._next + 1
-        if self._phase == "inputs" or (self._phase == "between" and not tensor.is_floating_point()):
+        elsewhere = self._device is not None and (
+            self._device.component or (self._device.stream_now.id and COLLECTIVES)
+        )
+        if elsewhere:
+            component = elsewhere
+        elif self._phase == "inputs" or (self._phase == "between" and not tensor.is_floating_point()):
             component = INPUTS
         elif self._phase == "between" or self._phase == "optimizer":
             component = TEMPORARIES
@@ -198,8 +282,7 @@ class Tracker(TorchDispatchMode):
             component = TEMPORARIES
         else:
             component = ACTIVATIONS
-        self.components[identity] = component
-        self.events.append((identity, storage.nbytes()))
+        identity = self.hold(storage.nbytes(), component)
         self._follow(storage, key, identity)
         if self.origins is not None:
             self.origins.note(identity, tensor, func)
@@ -210,6 +293,8 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if self._device is not None and (answer := self._of_several_gpus(func, types, args, kwargs)) is not None:
+            return answer
         held, later = [], ()
         if self._kernels is not None:
             for count in self._kernels.persistent(func, args, kwargs):
@@ -244,10 +329,34 @@ class Tracker(TorchDispatchMode):
             self.drop(identity)
         return output
 
+    def _of_several_gpus(self, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        """The answer to an operator that isn't for the kernels of this GPU; None: it is."""
+        if any(kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented  # it comes again with the tensors of this GPU
+        if active_fake_mode() is not None:  # DTensor works out shapes
+            return func(*args, **kwargs)
+        if func is torch.ops._c10d_functional.wait_tensor.default:  # what it waits for is there; on `meta` it copies
+            return args[0]
+        if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # DDP's sizes of buckets
+            return args[0]
+        copied = _leaves_the_device(func, args, kwargs)
+        tensors = list(_on_meta(args)) if copied or self._host else []
+        if copied and tensors:
+            output = torch.empty_like(tensors[0], dtype=kwargs.get("dtype"))
+        elif tensors and all(tensor.untyped_storage()._cdata in self._host for tensor in tensors):
+            output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
+        else:
+            return None
+        for item in output if isinstance(output, (tuple, list)) else (output,):
+            if isinstance(item, torch.Tensor):
+                self.leave_on_host(item)
+        return output
+
     def close(self) -> None:
         """Stop following what is still alive, so that its later end is not recorded."""
         self._ends.clear()
         self._ids.clear()
+        self._host.clear()
 
 
 @dataclass(frozen=True)
@@ -285,13 +394,13 @@ class Origins:
         self.of: dict[int, Origin] = {}
         self._modules = {id(module): name for name, module in model.named_modules()}
         tensors = [*model.named_parameters(), *model.named_buffers()]
-        self._names = {tensor.untyped_storage()._cdata: name for name, tensor in tensors}
+        self._names = {local(tensor).untyped_storage()._cdata: name for name, tensor in tensors}
         self._running: list[str] = []
         self._forward: dict[int, tuple[str, str]] = {}  # module and line by the operator's number
 
     def note_existing(self, identity: int, tensor: torch.Tensor) -> None:
         """A parameter, a buffer, or what hangs on one."""
-        name = self._names.get(tensor.untyped_storage()._cdata, "")
+        name = self._names.get(local(tensor).untyped_storage()._cdata, "")
         module, _, own = name.rpartition(".")
         self.of[identity] = Origin(tuple(tensor.shape), _short(tensor.dtype), module, "", own)
 
@@ -331,6 +440,20 @@ def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:
     if func is not torch.ops.aten._to_copy.default or kwargs.get("device") is None:
         return False
     return args[0].device.type == "meta" and torch.device(kwargs["device"]).type == "cpu"
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor that lies on this GPU, where it is divided among several."""
+    return getattr(tensor, "_local_tensor", tensor)
+
+
+def _on_meta(args: Sequence[Any]) -> Iterator[torch.Tensor]:
+    for item in args:
+        if isinstance(item, torch.Tensor):
+            if item.is_meta:
+                yield item
+        elif isinstance(item, (tuple, list)):
+            yield from _on_meta(item)
 
 
 def _without_masks(indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
