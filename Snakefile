@@ -36,7 +36,7 @@ rule all:
     default_target: True
     input:
         each_run(documents),
-        [f"{SWEEP}/SWEEP.md", f"{SWEEP}/sweep.html"] if RUNS.swept else [],
+        [f"{SWEEP}/{name}" for name in ("SWEEP.md", "sweep.html", "documents.json")] if RUNS.swept else [],
     localrule: True
 
 

@@ -255,7 +255,7 @@ def needed_by_evaluation(input):
 def documents(wildcards):
     """What a run is for: the card, the documents beside it, and where it all came from."""
     names = ["MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md", "report.html"]
-    names += ["provenance.json", "bill-of-materials.cdx.json", "ro-crate-metadata.json"]
+    names += ["documents.json", "provenance.json", "bill-of-materials.cdx.json", "ro-crate-metadata.json"]
     return [f"results/{wildcards.run}/{name}" for name in names]
 
 

@@ -3,6 +3,7 @@
 #   results/<run>/MODEL_CARD.md          the card, at the run's top
 #   results/<run>/docs/                  the memory profile (needs no weight and no training), the article
 #   results/<run>/report.html            all of it on one page
+#   results/<run>/documents.json         each number in them, with the files and keys that it came from
 
 # The trace's errors against published measurements (python -m scripts.validation.measurements --json), once they are there.
 VALIDATION = [path for path in [project_file("config/measurements/validation.json")] if os.path.exists(path)]
@@ -68,7 +69,7 @@ use rule draw_memory as draw_figures with:
 
 rule render_memory_profile:
     input:
-        template=project_file("config/templates/memory-profile.md.j2"),
+        templates=[project_file("config/templates/memory-profile.md.j2")],
         macros=project_file("config/templates/macros.j2"),
         profile=profile_comparisons,
         plan="results/{run}/memory/plan.json",
@@ -76,6 +77,7 @@ rule render_memory_profile:
         figures=rules.draw_memory.output,
     output:
         "results/{run}/docs/memory-profile.md",
+        "results/{run}/docs/memory-profile.json",
     log:
         "logs/{run}/render_memory_profile.log",
     conda:
@@ -89,10 +91,13 @@ rule render_memory_profile:
         "../scripts/documents/render.py"
 
 
-use rule render_memory_profile as render_card with:
+use rule render_memory_profile as render_documents with:
     input:
-        template=project_file("config/templates/MODEL_CARD.md.j2"),
+        templates=[
+            project_file(f"config/templates/{name}.j2") for name in ("MODEL_CARD.md", "publication.md", "report.html")
+        ],
         macros=project_file("config/templates/macros.j2"),
+        others=["results/{run}/docs/memory-profile.json"],
         acquire=place(f"{DATASET}/acquire.json"),
         clean=place(f"{DATASET}/clean.json"),
         screen=place(f"{DATASET}/screen.json"),
@@ -124,8 +129,17 @@ use rule render_memory_profile as render_card with:
             subcategory="{run}",
             labels={"figure": "Model card"},
         ),
+        "results/{run}/docs/publication.md",
+        report(
+            "results/{run}/report.html",
+            caption="report/page.rst",
+            category="Documents",
+            subcategory="{run}",
+            labels={"figure": "All on one page"},
+        ),
+        "results/{run}/documents.json",
     log:
-        "logs/{run}/render_card.log",
+        "logs/{run}/render_documents.log",
     params:
         code=code("documents/render.py"),
         settings=lambda wildcards: {
@@ -135,34 +149,4 @@ use rule render_memory_profile as render_card with:
             "scenarios": list(profile(wildcards)),
         },
     message:
-        "Writing the model card of {wildcards.run}"
-
-
-use rule render_card as render_publication with:
-    input:
-        **{name: value for name, value in rules.render_card.input.items() if name != "template"},
-        template=project_file("config/templates/publication.md.j2"),
-    output:
-        "results/{run}/docs/publication.md",
-    log:
-        "logs/{run}/render_publication.log",
-    message:
-        "Writing the article about {wildcards.run}"
-
-
-use rule render_card as render_report with:
-    input:
-        **{name: value for name, value in rules.render_card.input.items() if name not in ("template", "macros")},
-        template=project_file("config/templates/report.html.j2"),
-    output:
-        report(
-            "results/{run}/report.html",
-            caption="report/page.rst",
-            category="Documents",
-            subcategory="{run}",
-            labels={"figure": "All on one page"},
-        ),
-    log:
-        "logs/{run}/render_report.log",
-    message:
-        "Writing the page about {wildcards.run}"
+        "Writing the model card of {wildcards.run}, the article and the page"

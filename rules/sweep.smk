@@ -1,6 +1,6 @@
 # The runs of a sweep side by side. Every other rule makes one run, or what runs share.
 #   results/<name>-sweep/sweep.json       a row for each run, the runs that no other beats, a recommendation if there is one
-#   results/<name>-sweep/SWEEP.md . sweep.html . figures/
+#   results/<name>-sweep/SWEEP.md . sweep.html . figures/ . documents.json (where each number came from)
 
 SWEEP = f"results/{RUNS.name}-sweep"
 
@@ -51,11 +51,13 @@ rule draw_sweep:
 
 rule render_sweep:
     input:
-        template=project_file("config/templates/SWEEP.md.j2"),
+        templates=[project_file(f"config/templates/{name}.j2") for name in ("SWEEP.md", "sweep.html")],
         summary=f"{SWEEP}/sweep.json",
         figures=rules.draw_sweep.output,
     output:
         f"{SWEEP}/SWEEP.md",
+        report(f"{SWEEP}/sweep.html", category="Sweep", labels={"figure": "All on one page"}),
+        f"{SWEEP}/documents.json",
     log:
         f"logs/{RUNS.name}-sweep/render_sweep.log",
     conda:
@@ -66,16 +68,3 @@ rule render_sweep:
         "Writing what the sweep came to"
     script:
         "../scripts/sweep/render.py"
-
-
-use rule render_sweep as render_sweep_page with:
-    input:
-        template=project_file("config/templates/sweep.html.j2"),
-        summary=f"{SWEEP}/sweep.json",
-        figures=rules.draw_sweep.output,
-    output:
-        report(f"{SWEEP}/sweep.html", category="Sweep", labels={"figure": "All on one page"}),
-    log:
-        f"logs/{RUNS.name}-sweep/render_sweep_page.log",
-    message:
-        "Writing the page about the sweep"

@@ -7,6 +7,7 @@ from typing import Any
 
 from scripts.documents.evaluation import HUB_METRICS
 from scripts.documents.memory import as_list
+from scripts.documents.sources import count_of, dump_yaml, sourced
 
 CHECKS = {
     "files": "Digest of every file",
@@ -109,13 +110,6 @@ def base_model_id(description: Mapping[str, Any]) -> str | None:
     return description["source"].get("repository") or description["source"].get("hub_id")
 
 
-def dump_yaml(value: Any) -> str:
-    """YAML in the order given, long lines unbroken, without a final line break."""
-    import yaml
-
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000).rstrip("\n")
-
-
 def origin(source: Mapping[str, Any]) -> str:
     """Where the base model's weights came from, in words."""
     if source["type"] == "hub":
@@ -154,7 +148,7 @@ def check_facts(check: Mapping[str, Any]) -> str:
         elif isinstance(value, int) and not isinstance(value, bool):
             value = f"{value:,}"
         elif isinstance(value, list):
-            value = f"{len(value):,}" if value and isinstance(value[0], Mapping) else ", ".join(map(str, value))
+            value = f"{count_of(value):,}" if isinstance(value[0], Mapping) else ", ".join(f"{item}" for item in value)
         facts.append(f"{name.replace('_', ' ')} {value}")
     return ", ".join(facts)
 
@@ -180,5 +174,5 @@ def provenance(paths: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         files: list[str] = []
         for name in names:
             files += as_list(paths.get(name))
-        rows.append((section, files))
+        rows.append((section, [sourced(path, path) for path in files]))
     return rows

@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from scripts.documents.sources import plain
+
+# Stages of cleaning as people say them.
+CLEANING = {
+    "validate": "Validate",
+    "exact_duplicates": "Remove exact duplicates",
+    "syntax": "Check the syntax (shfmt)",
+    "near_duplicates": "Remove near duplicates",
+}
+
 
 def read(files: Mapping[str, Any]) -> dict[str, Any]:
     """What templates know of the dataset: its stages and licences."""
@@ -21,55 +31,34 @@ def read(files: Mapping[str, Any]) -> dict[str, Any]:
 def dataset_stages(reports: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How many rows went into each stage and came out, and why the others did not."""
     acquire, clean, screen, split, encode = (reports[key] for key in ("acquire", "clean", "screen", "split", "encode"))
-    stages = [
-        {
-            "stage": "Acquire",
-            "rows": acquire["rows"] + acquire["rejected"],
-            "kept": acquire["rows"],
-            "reasons": acquire["reasons"],
-        }
-    ]
-    titles = {
-        "validate": "Validate",
-        "exact_duplicates": "Remove exact duplicates",
-        "syntax": "Check the syntax (shfmt)",
-        "near_duplicates": "Remove near duplicates",
-    }
+    stages: list[dict[str, Any]] = []
+
+    def stage(title: str, rows: int, removed: int, kept: int, reasons: Mapping[str, int]) -> None:
+        by_count = sorted(reasons.items(), key=lambda item: (-item[1], plain(item[0])))
+        stages.append({"stage": title, "rows": rows, "removed": removed, "kept": kept, "reasons": by_count})
+
+    read, rejected = acquire["rows"], acquire["rejected"]
+    stage("Acquire", read + rejected, rejected, read, acquire["reasons"])
     left = clean["rows"]
-    for stage in clean["stages"]:
-        stages.append(
-            {
-                "stage": titles.get(stage, stage.replace("_", " ").capitalize()),
-                "rows": left,
-                "kept": left - clean["removed"][stage],
-                "reasons": clean["reasons"][stage],
-            }
-        )
-        left -= clean["removed"][stage]
+    for name in clean["stages"]:
+        before, left = left, left - clean["removed"][name]
+        title = CLEANING.get(name, name.replace("_", " ").capitalize())
+        stage(title, before, clean["removed"][name], left, clean["reasons"][name])
     dangerous = {f"dangerous: {category.replace('_', ' ')}": count for category, count in screen["categories"].items()}
     if screen["unparsable"]:
         dangerous["the screen could not parse it"] = screen["unparsable"]
-    stages.append({"stage": "Screen for danger", "rows": screen["rows"], "kept": screen["kept"], "reasons": dangerous})
-    stages.append(
-        {
-            "stage": "Decontaminate against external test sets",
-            "rows": split["rows"],
-            "kept": split["kept"],
-            "reasons": split["reasons"],
-        }
-    )
-    lengths = {name: part["overlong"] for name, part in encode["splits"].items() if part["overlong"]}
-    stages.append(
-        {
-            "stage": "Encode",
-            "rows": sum(part["rows"] for part in encode["splits"].values()),
-            "kept": sum(part["kept"] for part in encode["splits"].values()),
-            "reasons": {f"longer than the sequence length ({name})": count for name, count in lengths.items()},
-        }
-    )
-    for stage in stages:
-        stage["removed"] = stage["rows"] - stage["kept"]
-        stage["reasons"] = sorted(stage["reasons"].items(), key=lambda item: (-item[1], item[0]))
+    judged, harmless = screen["rows"], screen["kept"]
+    stage("Screen for danger", judged, judged - harmless, harmless, dangerous)
+    asked, kept = split["rows"], split["kept"]
+    stage("Decontaminate against external test sets", asked, asked - kept, kept, split["reasons"])
+    parts = encode["splits"]
+    rows, encoded = (sum(part[key] for part in parts.values()) for key in ("rows", "kept"))
+    too_long = {
+        f"longer than the sequence length ({name})": part["overlong"]
+        for name, part in parts.items()
+        if part["overlong"]
+    }
+    stage("Encode", rows, rows - encoded, encoded, too_long)
     return stages
 
 

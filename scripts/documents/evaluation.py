@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.common.chat import TEMPLATE_SETTINGS
+from scripts.documents.sources import said, sourced
 
 # Metrics of the evaluation: what it is called, and whether more of it is better (None: neither).
 METRICS: dict[str, tuple[str, bool | None]] = {
@@ -14,7 +15,7 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "exact": ("Exact match", True),
     "exact_canonical": ("Exact match after shfmt's normalization", True),
     "program": ("Same program (first word)", True),
-    "flag_f1": ("Flags, F1", True),
+    "flag_f1": (sourced("Flags, F1", "scripts/documents/evaluation.py", "METRICS"), True),
     "parses": ("Parses as Bash, as answered", True),
     "parses_without_fence": ("Parses as Bash, after a code fence is stripped", True),
     "chrf": ("chrF", True),
@@ -100,13 +101,19 @@ def word(compared: Mapping[str, Any] | None) -> str:
 def start_code(comparison: Mapping[str, Any], request: str) -> str:
     """The code that puts a request to the merged model as training and evaluation did."""
 
+    def quoted(
+        text: str,
+    ) -> str:  # JSON's text is Python's too, for text without surrogates; it keeps letters as they are
+        return said(json.dumps(text, ensure_ascii=False), text)
+
     arguments = [
-        f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in TEMPLATE_SETTINGS.items()
+        f"{key}={quoted(value) if isinstance(value, str) else value}"
+        for key, value in sourced(TEMPLATE_SETTINGS, "scripts/common/chat.py", "TEMPLATE_SETTINGS").items()
     ]
-    # JSON's text is Python's too, for text without surrogates; it keeps letters as they are.
-    return START_CODE.format(
-        system=json.dumps(comparison["tuned"]["prompt"]["system"], ensure_ascii=False),
-        request=json.dumps(request, ensure_ascii=False),
+    code = START_CODE.rstrip().format(
+        system=quoted(comparison["tuned"]["prompt"]["system"]),
+        request=quoted(request),
         template=", ".join(arguments),
         max_new_tokens=comparison["tuned"]["decoding"]["max_new_tokens"],
     )
+    return said(code, sourced(START_CODE, "scripts/documents/evaluation.py", "START_CODE"))

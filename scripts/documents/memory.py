@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scripts.documents.sources import said, sourced
 from scripts.memory.core import components
 from scripts.memory.core.components import grouped
 
@@ -28,13 +29,17 @@ MEASURED_ON = {"cpu": "CPU"}  # else the GPU's name
 
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
-WEIGHTS = {
-    components.WEIGHTS_4BIT: "4-bit weights of the linear layers",
-    components.QUANTIZATION_STATE: "scales of their blocks",
-    components.weights("bf16"): "bf16 weights (embeddings, output head, norms, biases)",
-    components.weights("fp16"): "fp16 weights (embeddings, output head, norms, biases)",
-    components.weights("fp32"): "fp32 weights and buffers",
-}
+WEIGHTS = sourced(
+    {
+        components.WEIGHTS_4BIT: "4-bit weights of the linear layers",
+        components.QUANTIZATION_STATE: "scales of their blocks",
+        components.weights("bf16"): "bf16 weights (embeddings, output head, norms, biases)",
+        components.weights("fp16"): "fp16 weights (embeddings, output head, norms, biases)",
+        components.weights("fp32"): "fp32 weights and buffers",
+    },
+    "scripts/documents/memory.py",
+    "WEIGHTS",
+)
 
 LORA_PARTS = {
     components.ADAPTERS: "weights",
@@ -56,7 +61,11 @@ def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[s
             "profile_title": model_title(first["model_name"], first["model"]),
             "feasibility": feasibility(files["plan"]) if "plan" in files else None,
             "validation": next(iter(files.get("validation", [])), None),  # a list of one report or none
-            "sources": [str(path) for name in ("profile", "plan", "validation") for path in as_list(paths.get(name))],
+            "sources": [
+                sourced(str(path), str(path))
+                for name in ("profile", "plan", "validation")
+                for path in as_list(paths.get(name))
+            ],
         }
     if "training_memory" in files:
         found["step"] = scenario_memory("training", files["training_memory"])
@@ -203,4 +212,4 @@ def model_title(name: str | None, model: Mapping[str, Any]) -> str:
     if not name:
         return str(model["model_type"])
     parts = [part.upper() if part[:1].isdigit() else part[:1].upper() + part[1:] for part in name.split("-")]
-    return "-".join(parts)
+    return said("-".join(parts), name)

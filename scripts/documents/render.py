@@ -1,25 +1,27 @@
-"""Rules ``render_*``: a document from its template and the JSON that other rules wrote.
+"""Rules ``render_*``: documents from their templates and the JSON that other rules wrote.
 
 A template holds words, this module turns values into text, and every figure comes out of a file: the context
 of a template is the content of the rule's inputs, and what :func:`derive` computes from it. A name that the
 JSON does not have is an error, never a blank. Text of models, requests and commands is data: whatever a
-template prints is escaped, unless a filter of this module made it.
+template prints is escaped, unless a filter of this module made it. Beside the documents stands a list of each number
+in them with the files and keys that it came from (``scripts/documents/sources.py``).
 """
 
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
-from functools import partial, wraps
+from collections.abc import Mapping, Sequence
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from scripts.common.errors import UserError
-from scripts.common.files import write_text
+from scripts.common.files import read_report, write_report, write_text
 from scripts.common.job import job, log
 from scripts.documents.context import derive
 from scripts.documents.gather import gather
+from scripts.documents.sources import MARKS, NUMBER, collect, count_of, plain, said, sourced
 from scripts.documents.validate import check_card, check_document
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
@@ -29,6 +31,8 @@ SHOWN_CHARACTERS = 240  # of one request or answer
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 _LINKS = {"://": "&#58;//", "www.": "www&#46;", "@": "&#64;"}
 _BRACES = {"{": "&#123;", "}": "&#125;"}  # so that none is taken for a place that was not filled in
+# What is no text of a page: its numbers are colours, sizes, names of tags.
+_TAGS = re.compile(r"<style>.*?</style>|<[^>]*>|&#?\w+;", re.DOTALL)
 
 
 def visible(text: str) -> str:
@@ -36,9 +40,15 @@ def visible(text: str) -> str:
 
     An escape sequence or a right-to-left override could make a command look like another one.
     """
+    if text.isprintable():
+        return text
     shown = []
     for character in text:
-        if character in "\n\t" or (unicodedata.category(character)[0] not in "C" and character not in "\u2028\u2029"):
+        if (
+            character in "\n\t"
+            or (unicodedata.category(character)[0] not in "C" and character not in "\u2028\u2029")
+            or character in MARKS
+        ):
             shown.append(character)
         else:
             shown.append(f"\\u{{{ord(character):x}}}")
@@ -54,8 +64,8 @@ def escape_markdown(text: str) -> str:
     """The text as it stands, on one line, in Markdown: no markup, no HTML, no links out of it."""
     text = " ".join(visible(text).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for plain, entity in (_LINKS | _BRACES).items():
-        text = text.replace(plain, entity)
+    for meant, entity in (_LINKS | _BRACES).items():
+        text = text.replace(meant, entity)
     return _MARKDOWN.sub(r"\\\1", text)
 
 
@@ -64,8 +74,9 @@ def code_span(text: object) -> str:
     line = visible(str(text)).replace("\n", " ⏎ ").replace("\t", " ")
     if not line.strip():
         return "(nothing)"
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    pad = " " if line[0] in "` " or line[-1] in "` " else ""
+    bare = plain(line)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", bare)), default=0))
+    pad = " " if bare[0] in "` " or bare[-1] in "` " else ""
     return f"{fence}{pad}{line}{pad}{fence}"
 
 
@@ -116,7 +127,7 @@ def counted(count: int, noun: str) -> str:
 
 def none_or_number(count: int) -> str:
     """A number of things that were named before; ``none`` for 0."""
-    return f"{count:,}" if count else "none"
+    return f"{count:,}" if count else said("none", count)
 
 
 def setting(value: object) -> str:
@@ -129,7 +140,7 @@ def setting(value: object) -> str:
         return ", ".join(f"{key} {setting(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(setting(item) for item in value)
-    return "none" if value is None else str(value)
+    return "none" if value is None else f"{value}"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -157,6 +168,11 @@ def signed_size(size: float | None) -> str:
     return "not measured" if size is None else ("+" if size >= 0 else "−") + memory_size(abs(size))
 
 
+def tiny_share(share: float) -> str:
+    """A relative difference near the last digit of a float."""
+    return f"{share:.0e}"
+
+
 def _minus(text: str) -> str:
     return text.replace("-", "−")
 
@@ -177,15 +193,41 @@ def duration(seconds: float | None) -> str:
 
 def _finalize(value: Any, html: bool) -> Any:
     """What Jinja does with each printed value before it is written."""
-    from markupsafe import Markup
+    from markupsafe import Markup, escape
 
     if value is None or isinstance(value, dict | list):
         raise TypeError(f"{value!r} can't be printed; choose a field of it, or say what its absence means")
-    if not isinstance(value, str) or isinstance(value, Markup):
+    if not isinstance(value, str):
+        return Markup(str(value))
+    if isinstance(value, Markup):
         return value
-    return visible(value) if html else Markup(escape_markdown(value))  # Jinja itself escapes for HTML
+    return Markup(said(escape(visible(value)) if html else escape_markdown(value), value))
 
 
+def _traced_wording(environment: Any, html: bool) -> None:
+    """Let the numbers in a template's own words know their line, as those of the JSON know their key."""
+    from jinja2.ext import Extension
+    from jinja2.lexer import Token
+
+    class TracedWording(Extension):
+        def filter_stream(self, stream: Any) -> Any:
+            for token in stream:
+                yield self._traced(token, stream.filename) if token.type == "data" else token
+
+        def _traced(self, token: Any, filename: str) -> Any:
+            def mark(found: re.Match[str]) -> str:
+                if found["number"] is None:
+                    return found[0]
+                line = token.lineno + token.value.count("\n", 0, found.start())
+                return said(found[0], sourced(found[0], filename, f"line {line}"))
+
+            return Token(token.lineno, "data", pattern.sub(mark, token.value))
+
+    pattern = re.compile(f"{_TAGS.pattern if html else '(?!)'}|(?P<number>{NUMBER.pattern})", re.DOTALL)
+    environment.add_extension(TracedWording)
+
+
+@cache
 def environment(folder: Path, html: bool) -> Any:
     """A Jinja environment in which an unknown name is an error and every text is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -200,15 +242,22 @@ def environment(folder: Path, html: bool) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    _traced_wording(made, html)
     texts = (gigabytes, gibibytes, memory_size, number, percent, points, signed, signed_percent, signed_size, duration)
-    for function in (*texts, counted, none_or_number):  # digits and words of templates: nothing in them to escape
+    for function in (
+        *texts,
+        counted,
+        none_or_number,
+        tiny_share,
+    ):  # digits and words of templates: nothing in them to escape
         made.filters[function.__name__] = _marked(function)
     made.filters["href"] = _marked(href)
     made.filters["setting"] = setting
     made.filters["capitalize_first"] = lambda text: text[:1].upper() + text[1:]
     made.filters["shorten"] = shorten
+    made.filters["length"] = count_of
     if html:
-        made.filters["code"] = lambda text: Markup("<code>{}</code>").format(visible(str(text)) or "(nothing)")
+        made.filters["code"] = _marked(lambda text: Markup("<code>{}</code>").format(visible(text) or "(nothing)"))
     else:
         made.filters["code"] = _marked(code_span)
         made.filters["codecell"] = _marked(code_cell)
@@ -220,14 +269,23 @@ def _marked(function: Any) -> Any:
     from markupsafe import Markup
 
     @wraps(function)
-    def filtered(*args: Any, **kwargs: Any) -> Any:
-        return Markup(function(*args, **kwargs))
+    def filtered(value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, str):  # escapes look at the bare text; its marks go around what they made of it
+            return Markup(said(function(str(value), *args, **kwargs), value))
+        return Markup(function(value, *args, **kwargs))
 
     return filtered
 
 
-def render(template: Path, context: Mapping[str, Any]) -> str:
+def render(template: Path, context: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """Fill in a template.
+
+    Returns
+    -------
+    str
+        The document.
+    list of dict
+        Its numbers with their sources, as :func:`scripts.documents.sources.collect` lists them.
 
     Raises
     ------
@@ -246,9 +304,9 @@ def render(template: Path, context: Mapping[str, Any]) -> str:
             allowed="names that the JSON inputs of the rule have",
         ) from error
     if html:
-        return text
+        return collect(text, _TAGS)
     # Blocks that printed nothing leave blank lines behind; more than one in a row means nothing in Markdown.
-    return _outside_fences(text, lambda part: re.sub(r"\n{3,}", "\n\n", part)).strip("\n") + "\n"
+    return collect(_outside_fences(text, lambda part: re.sub(r"\n{3,}", "\n\n", part)).strip("\n") + "\n")
 
 
 def _outside_fences(text: str, change: Any) -> str:
@@ -285,25 +343,72 @@ def data_uri(path: str) -> str:
     return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
 
 
-def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], output: str) -> None:
-    """Render, check, write: a document that is not valid is not written."""
+def write_documents(
+    templates: Sequence[str],
+    context: Mapping[str, Any],
+    figures: Sequence[str],
+    outputs: Sequence[str],
+    others: Sequence[str] = (),
+) -> None:
+    """Render, check, write: where a document is not valid, none is written.
+
+    Parameters
+    ----------
+    templates
+        One for each document, of its name and ``.j2``.
+    context
+        What they print; ``figures`` are added, as links, or as a part of a page.
+    outputs
+        The documents, and last the list of their numbers: by document, see :func:`render`.
+    others
+        Such lists of documents that other jobs have made, to be taken over.
+    """
+    template_of = {Path(path).name.removesuffix(".j2"): Path(path) for path in templates}
+    numbers: dict[str, Any] = {}
+    for path in others:
+        numbers |= read_report(path)["documents"]
+    *documents, listed = map(Path, outputs)
+    texts = {}
+    for document in documents:
+        shown = data_uri if document.suffix == ".html" else partial(link, document=document)
+        shown_figures = {Path(path).stem: shown(path) for path in figures}
+        text, numbers[str(document)] = render(template_of[document.name], {**context, "figures": shown_figures})
+        check_document(text, document)
+        if document.name == "MODEL_CARD.md":
+            check_card(text)
+        texts[document] = text
+    for document, text in texts.items():
+        write_text(document, text)
+        log.info("%s: %d words, %d numbers", document, len(text.split()), len(numbers[str(document)]))
+    write_report(listed, {"documents": numbers}, *documents)
+    for name, found in numbers.items():
+        if lost := [entry for entry in found if not entry["from"]]:
+            log.warning("%s, line %d: nobody knows where %s came from", name, lost[0]["line"], lost[0]["shown"])
+
+
+def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[str]) -> None:
     inputs = dict(inputs)
-    template = Path(inputs.pop("template"))
     inputs.pop("macros", None)
-    figures = {Path(path).stem: path for path in inputs.pop("figures", [])}
-    context = derive(gather(inputs, SAMPLE_ANSWERS), settings, inputs)
-    if output.endswith(".html"):
-        context["figures"] = {name: data_uri(path) for name, path in figures.items()}
-    else:
-        context["figures"] = {name: link(path, Path(output)) for name, path in figures.items()}
-    text = render(template, context)
-    check_document(text, Path(output))
-    if Path(output).name == "MODEL_CARD.md":
-        check_card(text)
-    write_text(output, text)
-    log.info("%s: %d words", output, len(text.split()))
+    made_of = {name: list(inputs.pop(name, [])) for name in ("templates", "figures", "others")}
+    files = {name: _sourced(content, inputs[name]) for name, content in gather(inputs, SAMPLE_ANSWERS).items()}
+    write_documents(context=derive(files, from_rule(settings), inputs), outputs=outputs, **made_of)
+
+
+def _sourced(content: Any, path: str | Sequence[str]) -> Any:
+    """The content of a file, or of each of several, with its sources."""
+    if isinstance(path, str):
+        return sourced(content, path)
+    return [sourced(*one) for one in zip(content, path, strict=True)]
+
+
+def from_rule(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The rule's params as values that know that they came from there, and the configuration from itself."""
+    known = sourced({name: value for name, value in settings.items() if name != "configuration"}, "rules/documents.smk")
+    if "configuration" in settings:
+        known["configuration"] = sourced(settings["configuration"], "configuration")
+    return known
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(dict(snakemake.input.items()), snakemake.params.settings, snakemake.output[0])
+        main(dict(snakemake.input.items()), snakemake.params.settings, list(snakemake.output))

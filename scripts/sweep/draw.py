@@ -21,7 +21,7 @@ def text(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, list):
         return ", ".join(map(text, value)) if len(value) < 4 else f"{text(value[0])}, … ({len(value)})"
-    return str(value)
+    return f"{value}"
 
 
 def axis(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[str], str]:

@@ -1,13 +1,12 @@
-"""Rules ``render_sweep`` and ``render_sweep_page``: the sweep's document and page, from its summary and figures."""
+"""Rule ``render_sweep``: the sweep's document and page, from its summary and figures."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.common.files import read_report, write_text
-from scripts.common.job import job, log
-from scripts.documents.render import data_uri, link, render
-from scripts.documents.validate import check_document
+from scripts.common.files import read_report
+from scripts.common.job import job
+from scripts.documents.render import write_documents
+from scripts.documents.sources import sourced
 from scripts.sweep.draw import text
 
 
@@ -28,15 +27,12 @@ def context(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(template: str, summary: str, figures: list[str], output: str) -> None:
-    page = output.endswith(".html")
-    shown = {Path(path).stem: data_uri(path) if page else link(path, Path(output)) for path in figures}
-    filled = render(Path(template), {**context(read_report(summary)), "figures": shown, "source": summary})
-    check_document(filled, Path(output))
-    write_text(output, filled)
-    log.info("%s: %d words", output, len(filled.split()))
+def main(templates: Sequence[str], summary: str, figures: Sequence[str], outputs: Sequence[str]) -> None:
+    found = context(sourced(read_report(summary), summary))
+    write_documents(templates, {**found, "source": sourced(summary, summary)}, figures, outputs)
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(snakemake.input.template, snakemake.input.summary, list(snakemake.input.figures), snakemake.output[0])
+        given = snakemake.input
+        main(list(given.templates), given.summary, list(given.figures), list(snakemake.output))

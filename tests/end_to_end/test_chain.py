@@ -106,7 +106,7 @@ def test_the_same_configuration_gives_the_same_adapter_and_card(finished: tuple[
 
     shutil.copytree(folder, again, ignore=left_out)
     rerun = chain.finished_rules(chain.snakemake(again))
-    assert {"train_adapter", "merge_adapter", "evaluate_tuned", "render_card"} <= rerun
+    assert {"train_adapter", "merge_adapter", "evaluate_tuned", "render_documents"} <= rerun
     assert not rerun & {"fetch_weights", "encode_dataset", "measure_memory", "evaluate_base"}
     for path in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "merged/manifest.json"):
         assert (again / RUN / path).read_bytes() == (folder / RUN / path).read_bytes(), path

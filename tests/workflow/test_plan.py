@@ -27,7 +27,7 @@ def test_the_default_run_plans_the_whole_chain(project):
         *("estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory"),
         *("train_adapter", "merge_adapter", "verify_merge"),
         *("evaluate_base", "evaluate_tuned", "compare_models"),
-        *("draw_memory", "draw_figures", "render_card", "render_memory_profile", "render_publication"),
+        *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
     } <= rules
 
 
@@ -117,7 +117,7 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
         ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "check_splits"}),
         ("gate", f"{chain.RUN}/memory/training/trace.json", {"trace_memory", "gate_memory"}),
         ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
-        (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/memory/qlora/trace.json", {"compare_memory", "render_card"}),
+        (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/memory/qlora/trace.json", {"compare_memory", "render_documents"}),
     ],
 )
 def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target, missing, rules):

@@ -21,10 +21,8 @@ DOCUMENTS = {
     "draw_memory",
     "draw_figures",
     "record_provenance",
-    "render_card",
+    "render_documents",
     "render_memory_profile",
-    "render_publication",
-    "render_report",
 }
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
 TINY = chain.CONFIGURATION.relative_to(chain.ROOT)

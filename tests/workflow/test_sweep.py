@@ -11,9 +11,9 @@ from tests.workflow.plan import make_believe, planned_jobs, snakemake
 RANKED = {
     *("estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
     *("train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models", "record_provenance"),
-    *("draw_memory", "draw_figures", "render_card", "render_memory_profile", "render_publication", "render_report"),
+    *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
 }
-SWEPT = {"summarize_sweep", "draw_sweep", "render_sweep", "render_sweep_page"}
+SWEPT = {"summarize_sweep", "draw_sweep", "render_sweep"}
 
 
 def configuration(project: Path, name: str, **differences) -> Path:

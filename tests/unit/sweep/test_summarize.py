@@ -4,7 +4,7 @@ import pytest
 
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
-from scripts.common.files import write_report
+from scripts.common.files import read_report, write_report
 from scripts.common.statistics import wilson_interval
 from scripts.sweep import draw, render
 from scripts.sweep.summarize import summarize
@@ -110,9 +110,13 @@ def test_the_documents_say_what_the_summary_says(tmp_path):
     write_report(source, summary)
     paths = {name: str(tmp_path / "figures" / f"{name}.png") for name in draw.figures(summary["points"])}
     draw.main(str(source), paths)
-    for output in ("SWEEP.md", "sweep.html"):
-        template = ROOT / "config" / "templates" / f"{output}.j2"
-        render.main(str(template), str(source), list(paths.values()), str(tmp_path / output))
+    documents = ("SWEEP.md", "sweep.html")
+    templates = [str(ROOT / "config" / "templates" / f"{name}.j2") for name in documents]
+    outputs = [str(tmp_path / name) for name in (*documents, "documents.json")]
+    render.main(templates, str(source), list(paths.values()), outputs)
+    numbers = read_report(outputs[-1], *outputs[:-1])["documents"]
+    assert all(entry["from"] for listed in numbers.values() for entry in listed)
+    for output in documents:
         text = (tmp_path / output).read_text()
         assert "Take" in text and "r8" in text and "lora.rank" in text
         for figure in ("3.000", "1.000", "7.5 %", "22.5 %"):
