@@ -418,6 +418,43 @@ def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., s
     assert "Left out, since longer than 128 tokens: 9 rows." in write("MODEL_CARD.md")
 
 
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_a_heading_stands_after_an_empty_line(name: str, write: Callable[..., str]) -> None:
+    for content in (inputs.files(), extreme()):
+        text = re.sub(r"^(`{3,}).*?^\1$", "", write(name, content), flags=re.MULTILINE | re.DOTALL)
+        assert not re.findall(r"^(?!#|---).+\n#+ .*$", text, re.MULTILINE)
+
+
+def test_a_source_that_gave_nothing_and_a_stage_that_left_nothing_out(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["acquire"] |= {"reasons": {"no request": 4796}, "rejected": 4796, "rows": 0}
+    content["acquire"]["sources"][0] |= {"rejected": 4796, "rows": 0}
+    card = write("MODEL_CARD.md", content)
+    assert "| Acquire | 4,796 | 4,796 | 0 | no request: 4,796 |" in card and "(0 rows from 1 source)" in card
+    assert "| Check the syntax (shfmt) | 4,750 | 0 | 4,750 |  |" in card
+
+
+def test_a_gate_that_was_overridden_is_said_in_each_document(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["gate"] |= {"fits": False, "gpu": inputs.GPU, "headroom_bytes": -5_000_000_000, "overridden": True}
+    for name in ("MODEL_CARD.md", "docs/publication.md", "report.html"):
+        text = write(name, content)
+        assert "memory gate was overridden" in text and "let the run through" not in text, name
+    assert "What would have fitted" not in write("MODEL_CARD.md", content), "nothing would have"
+
+
+def test_memory_that_ran_out_and_a_run_that_was_resumed_are_said(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["training"] |= {"out_of_memory": {"micro_batch": 1, "steps": 1}, "resumed_from_step": 50}
+    card = write("MODEL_CARD.md", content)
+    assert "resumed after step 50" in card
+    assert "The memory ran out: 1 step of as many rows had micro-batches of 1." in card
+
+
+def test_a_check_that_did_not_run_is_said_once(write: Callable[..., str]) -> None:
+    assert "- Greedy answers to held-out requests: not run: no requests were given." in write("docs/publication.md")
+
+
 def test_an_article_on_a_merge_that_failed_does_not_praise_it(write: Callable[..., str]) -> None:
     article = write("docs/publication.md", extreme())
     assert "and checked" not in article and "At least one check of the merge failed" in article
@@ -448,7 +485,7 @@ def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> N
         "of 200 held-out answers 143 can be parsed as Bash, and 83 matched the expected command",
         "The loss went from 3.875 to 0.312 (mean of the last steps); on 410 validation rows it is 0.438.",
         "12,345 of 54,321 tokens of the rows trained on",
-        "4,122 rows in 1,717 groups were split by group: 3,300 for training, 410 for validation, 412 for the test.",
+        "The split is by group, 4,122 rows in 1,717 groups: 3,300 for training, 410 for validation, 412 for the test.",
         "`float32`, 0.54 GB, 210 of 272 tensors changed",
         "Every check that ran passed; some did not run.",
     ):
