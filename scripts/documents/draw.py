@@ -22,6 +22,7 @@ COLOURS = {
     "optimizer_states": "#D55E00",
     "activations": "#009E73",
     "logits": "#F0E442",
+    "several_gpus": "#8C6D31",
     "temporaries": "#CC79A7",
     "overhead": "#999999",
 }
@@ -56,7 +57,7 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
     """Stacked bars: for each scenario the rule of thumb above the trace, and lines where GPUs end."""
     scenarios = [scenario_memory(name, compared) for name, compared in zip(names, files["profile"], strict=True)]
     figure, axes = _figure(9, 1.6 + 1.15 * len(scenarios))
-    ticks, largest = [], 0.0
+    ticks, largest, shown = [], 0.0, set()
     for number, scenario in enumerate(scenarios):
         for offset, answer in ((-0.2, "rule_of_thumb"), (0.2, "trace")):
             left = 0.0
@@ -73,6 +74,7 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
                     linewidth=0.5,
                 )
                 left += size / 1e9
+                shown.add(group)
             said = "rule of thumb" if answer == "rule_of_thumb" else "trace"
             axes.annotate(
                 f"{short_size(left * 1e9)}, {said}",
@@ -95,7 +97,7 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
     axes.set_yticks(range(len(ticks)), ticks)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    _legend(figure, COLOURS)
+    _legend(figure, [group for group in COLOURS if group in shown])
     return figure
 
 

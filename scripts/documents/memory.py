@@ -17,6 +17,7 @@ GROUP_TITLES = {
     "optimizer_states": "Optimizer states",
     "activations": "Activations",
     "logits": "Logits and loss",
+    "several_gpus": "Unsharded weights and buffers of collectives (several GPUs)",
     "temporaries": "Temporaries",
     "overhead": "Overhead (workspaces, rounding of blocks)",
 }
