@@ -15,6 +15,7 @@ import pytest
 import tqdm
 
 from scripts.common.errors import UserError
+from scripts.execution import worker
 from scripts.execution.sandbox import Sandbox, State
 from tests.unit.execution import attacks
 
@@ -260,3 +261,13 @@ def test_where_the_kernel_gives_no_user_namespaces_nothing_is_executed(tmp_path)
     if "unshare failed" in done.stderr:
         pytest.skip(done.stderr)
     assert "made" not in done.stdout and "Nothing was executed" in done.stderr and "UserError" in done.stderr
+
+
+def test_the_worker_does_nothing_outside_the_sandbox(tmp_path):
+    message = json.dumps({"bwrap": "bwrap", "limits": worker.LIMITS})
+    task = json.dumps(["prepare", {"name": "x", "script": f"touch {tmp_path}/ran", "environment": {}}])
+    done = subprocess.run(
+        [sys.executable, "-I", worker.__file__], input=f"{message}\n{task}\n", capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "nothing was done" in done.stderr and not done.stdout
+    assert list(tmp_path.iterdir()) == []
