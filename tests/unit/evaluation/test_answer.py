@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from scripts.common.chat import encode_pairs
 from scripts.evaluation import answer
 from scripts.evaluation.answer import ask, separately
-from scripts.training.batches import Row
+from scripts.training.batches import IGNORED, Row
 from tests.unit.chat_tokenizer import CHATML, make_tokenizer
 from tests.unit.decoders import DECODERS
 
@@ -48,7 +48,8 @@ def test_answers_and_losses_are_those_of_each_request_alone(name, tokenizer, mon
     used = []
     real = answer.separately
     monkeypatch.setattr(answer, "separately", lambda *args, **kwargs: used.append(1) or real(*args, **kwargs))
-    together = ask_all(model, tokenizer)
+    monkeypatch.setattr(answer, "READ_TOKENS", 64)  # so that one batch is read in several groups
+    together = ask_all(model, tokenizer, batch_size=4)
     assert bool(used) == (name in SEPARATELY)
     assert [one.answer for one in together] == [one.answer for one in alone]
     assert [one.tokens for one in together] == [one.tokens for one in alone]
@@ -62,6 +63,49 @@ def test_answers_do_not_depend_on_the_batch(tokenizer, batch_size):
     found = ask_all(model, tokenizer, batch_size=batch_size)
     assert [one.answer for one in found] == [one.answer for one in expected]
     assert len({one.answer for one in expected}) > 3  # else an order that got lost would go unseen
+
+
+def test_what_is_expected_changes_no_answer(tokenizer):
+    model = build("llama", tokenizer)
+    others = [(request, "true " * (number * 3) + "false") for number, (request, _) in enumerate(PAIRS)]
+    assert [one.answer for one in ask_all(model, tokenizer, others)] == [
+        one.answer for one in ask_all(model, tokenizer)
+    ]
+
+
+@pytest.mark.parametrize("broken", ["mask", "positions"])
+def test_a_model_that_heeds_no_mask_or_position_is_asked_in_transformers_own_way(tokenizer, monkeypatch, broken):
+    model = build("llama", tokenizer)
+    rows = [Row(*row) for row in encode_pairs(tokenizer, SYSTEM, PAIRS)]
+    expected = separately(model, tokenizer, rows, max_new_tokens=8, batch_size=3)
+    real = model.get_decoder().forward
+
+    def heedless(**given):
+        name = {"mask": "attention_mask", "positions": "position_ids"}[broken]
+        if isinstance(given.get("cache"), answer._Keys):
+            given[name] = given[name] * 0
+        return real(**given)
+
+    monkeypatch.setattr(model.get_decoder(), "forward", heedless)
+    used = []
+    separate = answer.separately
+    monkeypatch.setattr(answer, "separately", lambda *args, **kwargs: used.append(1) or separate(*args, **kwargs))
+    assert ask_all(model, tokenizer) == expected
+    assert used
+
+
+def test_a_model_that_is_sure_of_its_answers_shares_the_prefix_too(tokenizer):
+    """Its losses are next to nothing, and rounding is then a large share of them."""
+    model = build("llama", tokenizer)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(200.0)  # tied to the head
+    rows = []
+    for ids, labels in encode_pairs(tokenizer, SYSTEM, PAIRS):
+        prompt = [token for token, label in zip(ids, labels, strict=True) if label == IGNORED]
+        whole = model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)[0].tolist()
+        rows.append(Row(whole, [IGNORED] * len(prompt) + whole[len(prompt) :]))
+    assert max(loss for loss, _ in answer.answer_losses(model, tokenizer, rows, 5)) < 1e-2
+    assert answer._shared(model, rows)[0] is not None
 
 
 @pytest.mark.parametrize(("penalty", "shift"), [(1.0, 0), (1.3, 0), (1.3, -50)])
