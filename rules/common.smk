@@ -140,6 +140,12 @@ POLICY = [
 ]
 
 
+# The models that the planner knows.
+MODELS = [
+    project_file(f"config/models/{path.name}") for path in sorted((digests.ROOT / "config/models").glob("*.json"))
+]
+
+
 # --- inputs that depend on the settings --------------------------------------------------------------
 
 
@@ -254,7 +260,7 @@ def needed_by_evaluation(input):
 
 def documents(wildcards):
     """What a run is for: the card, the documents beside it, and where it all came from."""
-    names = ["MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md", "report.html"]
+    names = ["MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md", "report.html", "planner.html"]
     names += ["documents.json", "provenance.json", "bill-of-materials.cdx.json", "ro-crate-metadata.json"]
     return [f"results/{wildcards.run}/{name}" for name in names]
 

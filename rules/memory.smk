@@ -2,6 +2,7 @@
 #   results/memory/<model>/<scenario>/     full fine-tuning of the profiled model: no rank in it
 #   results/<run>/memory/<scenario>/       scenarios with adapters of this rank
 #   results/<run>/memory/training/         the run's own training step: also measured, and gated
+#   results/<run>/planner.html             what fits which GPU, to try settings on
 # in each: estimate.json . trace.json . [measure.json] -> compare.json (-> gate.json)
 
 
@@ -126,16 +127,45 @@ rule plan_memory:
     input:
         config=profiled_model,
         gpus=project_file("config/gpus.yaml"),
+        models=MODELS,
     output:
         plan="results/{run}/memory/plan.json",
+        planner="results/{run}/memory/planner.json",
     log:
         "logs/{run}/memory/plan_memory.log",
     conda:
         "../envs/torch.yaml"
     params:
         code=code("memory/plan.py"),
-        scenario=of(lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"]}),
+        scenario=of(
+            lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"], "gpu": chosen["memory"]["gpu"]}
+        ),
     message:
         "Planning: what fits which GPU"
     script:
         "../scripts/memory/plan.py"
+
+
+rule render_planner:
+    input:
+        template=project_file("config/templates/planner.html.j2"),
+        page_script=project_file("config/templates/planner.js"),
+        planner="results/{run}/memory/planner.json",
+    output:
+        report(
+            "results/{run}/planner.html",
+            caption="report/planner.rst",
+            category="Memory",
+            subcategory="{run}",
+            labels={"figure": "Planner"},
+        ),
+    log:
+        "logs/{run}/render_planner.log",
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("memory/render_planner.py"),
+    message:
+        "Writing the planner's page of {wildcards.run}"
+    script:
+        "../scripts/memory/render_planner.py"

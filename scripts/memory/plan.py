@@ -1,9 +1,11 @@
 """What fits which GPU: the largest micro-batch and sequence for each method, over the catalogue, and a sweep.
 
 python -m scripts.memory.plan SCENARIO.yaml [--gpu NAME] [--table]      for people with --table, else JSON
+python -m scripts.memory.plan [SCENARIO.yaml] --page [--output FILE]     a page to try settings on, in a browser
 
-For the GPU that the scenario or --gpu names, each answer is verified with the trace. Over the catalogue and in the
-sweep the analytic estimate answers, corrected by one trace for each method (--verify: every cell traced, in minutes).
+For the GPU that the scenario or --gpu names, each answer is verified with the trace. Over the catalogue, in the sweep
+and on the page the analytic estimate answers, corrected by two traces for each method (--verify: every cell of the
+catalogue traced, in minutes).
 """
 
 import argparse
@@ -12,20 +14,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import write_report
+from scripts.common.errors import UserError
+from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
+from scripts.memory.choices import choices
 from scripts.memory.gpus import GIB, Gpu, find
-from scripts.memory.planner import apply, as_method, feasibility, largest, sweep
-from scripts.scenario.scenario import Scenario, load_scenario
+from scripts.memory.planner import Estimate, anchored, apply, as_method, feasibility, largest, sweep
+from scripts.scenario.scenario import ROOT, Scenario, load_scenario, read_yaml
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)
 LENGTHS = (256, 512, 1024, 2048, 4096)
 MICRO_BATCHES = (1, 2, 4, 8)
 
+Bases = dict[str, tuple[Scenario, Estimate]]
 
-def plan(scenario: Scenario, gpu: Gpu | None = None, *, verify: bool = False) -> dict[str, Any]:
-    """Plan around a scenario.
+
+def corrected_estimates(scenario: Scenario) -> Bases:
+    """Each method's step and its estimate, corrected by traces."""
+    return {method: anchored(scenario, as_method(scenario, method)) for method in METHODS}
+
+
+def plan(scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, verify: bool = False) -> dict[str, Any]:
+    """Plan around a scenario, with :func:`corrected_estimates` of it.
 
     Returns
     -------
@@ -34,14 +45,15 @@ def plan(scenario: Scenario, gpu: Gpu | None = None, *, verify: bool = False) ->
         longest ``sequence_length`` at a micro-batch of 1), both None without a GPU; ``feasibility``: a row for each
         method and GPU of the catalogue; ``sweep``: a row for each rank, length and micro-batch.
     """
-    methods = {method: as_method(scenario, method) for method in METHODS}
     answer: dict[str, Any] = {"gpu": None, "largest": None, "scenario": scenario.to_mapping()}
     if gpu is not None:
         answer["gpu"] = gpu.to_mapping()
-        answer["largest"] = {name: largest_settings(apply(scenario, changes), gpu) for name, changes in methods.items()}
+        answer["largest"] = {
+            method: largest_settings(apply(scenario, as_method(scenario, method)), gpu) for method in METHODS
+        }
     positions = scenario.size("max_position_embeddings") or LENGTHS[-1]
     lengths = [length for length in LENGTHS if length <= positions]
-    answer["feasibility"] = feasibility(scenario, methods, verify=verify)
+    answer["feasibility"] = feasibility(bases, verify=verify)
     answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
     return answer
 
@@ -83,32 +95,66 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['largest_micro_batch']} / {row['largest_sequence_length']}"
 
 
+def page_data(scenario: Scenario, bases: Bases, gpu: Gpu | None = None) -> dict[str, Any]:
+    """The data of the planner's page (:mod:`scripts.memory.choices`)."""
+    methods = {method: as_method(scenario, method) for method in METHODS}
+    return choices(scenario, methods, {method: estimate for method, (_, estimate) in bases.items()}, gpu)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.memory.plan", description=__doc__.splitlines()[0])
-    parser.add_argument("scenario", type=Path, metavar="SCENARIO.yaml")
+    parser.add_argument("scenario", type=Path, nargs="?", metavar="SCENARIO.yaml")
     parser.add_argument("--gpu", help="a name in config/gpus.yaml, instead of the scenario's")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     parser.add_argument("--verify", action="store_true", help="trace every cell of the table")
+    parser.add_argument("--page", action="store_true", help="write a page to try settings on")
+    parser.add_argument("--output", type=Path, default=Path("planner.html"), help="where to (planner.html)")
+    parser.add_argument("--without-traces", action="store_true", help="a page of the analytic estimate alone, at once")
     options = parser.parse_args(arguments)
-    scenario = load_scenario(options.scenario)
+    scenario = _scenario(options)
     named = options.gpu or scenario.gpu
-    gpu = find(named, options.scenario) if named is not None else None
-    answer = plan(scenario, gpu, verify=options.verify)
+    gpu = find(named, options.scenario or "--gpu") if named is not None else None
+    bases = {} if options.page and options.without_traces else corrected_estimates(scenario)
+    if options.page:
+        from scripts.memory.render_planner import page
+
+        write_text(options.output, page(page_data(scenario, bases, gpu)))
+        print(f"{options.output}: open it in a browser")
+        return 0
+    answer = plan(scenario, bases, gpu, verify=options.verify)
     print(table(answer) if options.table else json.dumps(answer, sort_keys=True))
     return 0
 
 
-def write_plan(config: str, mapping: Mapping[str, Any], output: str) -> None:
+def _scenario(options: argparse.Namespace) -> Scenario:
+    """The file's; for a page without one, the defaults on the model that the memory profile is about."""
+    if options.scenario is not None:
+        return load_scenario(options.scenario)
+    if not options.page:
+        raise UserError(
+            "A plan is made around a scenario.",
+            where="the command line",
+            allowed="the path of a scenario file; or --page, which can do without",
+            write="python -m scripts.memory.plan mine.yaml",
+        )
+    return Scenario.from_mapping({"model": read_yaml(ROOT / "config" / "config.yaml")["memory"]["model"]})
+
+
+def write_plan(config: str, mapping: Mapping[str, Any], output: str, page: str) -> None:
     """The rule's work."""
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
-    answer = plan(scenario)  # the catalogue; a GPU of one's own is the command line's
+    bases = corrected_estimates(scenario)
+    answer = plan(scenario, bases)  # the catalogue; a GPU of one's own is the command line's
     write_report(output, answer)
+    write_report(page, page_data(scenario, bases, find(scenario.gpu) if scenario.gpu is not None else None))
     log.info("%s", table(answer))
 
 
 if __name__ == "__main__":
     if "snakemake" in globals():
         with job(snakemake):
-            write_plan(snakemake.input.config, snakemake.params.scenario, snakemake.output.plan)
+            write_plan(
+                snakemake.input.config, snakemake.params.scenario, snakemake.output.plan, snakemake.output.planner
+            )
     else:
         command(main)

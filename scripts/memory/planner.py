@@ -417,19 +417,24 @@ def _last_true(test: Callable[[int], bool], limit: int) -> int:
     return good
 
 
+def anchored(scenario: Scenario, changes: Changes) -> tuple[Scenario, Estimate]:
+    """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`."""
+    base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+    estimate = Estimate(base)
+    for batch in ANCHORS:
+        estimate.verify(replace(base, micro_batch=batch))
+    return base, estimate
+
+
 def feasibility(
-    scenario: Scenario, methods: Mapping[str, Changes], gpus: Iterable[Gpu] | None = None, *, verify: bool = False
+    bases: Mapping[str, tuple[Scenario, Estimate]], gpus: Iterable[Gpu] | None = None, *, verify: bool = False
 ) -> list[dict[str, Any]]:
     """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
 
-    Without ``verify`` a few traces for each method (micro-batches of :data:`ANCHORS`) correct the analytic estimate.
+    Without ``verify`` the methods' own estimates answer (:func:`anchored`).
     """
     rows = []
-    for name, changes in methods.items():
-        base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
-        shared = Estimate(base)
-        for batch in ANCHORS:
-            shared.verify(replace(base, micro_batch=batch))
+    for name, (base, shared) in bases.items():
         for gpu in gpus or catalogue().values():
             estimate = shared.on(gpu)
             batch = largest(base, gpu, "micro_batch", estimate, verify=verify)

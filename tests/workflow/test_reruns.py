@@ -23,6 +23,7 @@ DOCUMENTS = {
     "record_provenance",
     "render_documents",
     "render_memory_profile",
+    "render_planner",
 }
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
 TINY = chain.CONFIGURATION.relative_to(chain.ROOT)

@@ -6,6 +6,8 @@ Sources: transformers 5.24 (models/*/modeling_*.py, integrations/sdpa_attention.
 
 from __future__ import annotations
 
+from functools import partial
+
 from scripts.memory.analytic.graph import Tensor
 from scripts.memory.analytic.layers import Layer, Network, dropped, linear, norm
 from scripts.memory.core import cuda_rules
@@ -53,9 +55,13 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if not flash:
         k, v = expanded(net, k), expanded(net, v)
     shapes, width = [(x.dims, x.width) for x in (q, k, v)], q.width
-    net.symbols["W"] = cuda_rules.efficient_workspace_bytes(
-        length, length, net.value("d"), setting.attention_dtype(width), setting.capability
+    workspace = partial(
+        cuda_rules.efficient_workspace_bytes,
+        head=net.value("d"),
+        dtype=setting.attention_dtype(width),
+        capability=setting.capability,
     )
+    net.symbols |= {"W": workspace(length, length), "W64": workspace(64, 64), "W128": workspace(128, 128)}
     bias = []
     if setting.windowed:  # convert_boolean_attn_mask
         bias = [net.tensor(("t", "s8"), width)]

@@ -49,9 +49,10 @@ class Ledger:
         self._rising = False
 
     def value(self, symbol: str) -> int:
-        """A symbol's number; ``i+i`` is a sum, ``1/64`` a share."""
+        """A symbol's number; ``i+i`` is a sum, ``1/64`` a share, ``4096`` itself."""
         if symbol not in self.symbols:
-            self.symbols[symbol] = sum(self.symbols[part] for part in symbol.split("+"))
+            parts = symbol.split("+")
+            self.symbols[symbol] = sum(int(part) if part.isdigit() else self.symbols[part] for part in parts)
         return self.symbols[symbol]
 
     def term(self, component: str, what: str, dims: tuple[str, ...], width: int) -> Term:
@@ -96,13 +97,16 @@ class Ledger:
         if self.events is not None:
             self._starts.append((phase, len(self.events)))
 
-    def hold(self, component: str, what: str, width: int, elements: int, times: int = 1) -> None:
-        """Tensors come that stay to the end of the step. Those of the load phase are allocated by who loads them."""
-        size = self.rounded(elements * width)
-        self.take(Term(component, what, f"{width}·{elements}", size), times)
+    def hold(self, component: str, what: str, width: int, elements: int | str, times: int = 1) -> None:
+        """Tensors of some elements (a number or a symbol) come and stay to the end of the step.
+
+        Those of the load phase are allocated by who loads them.
+        """
+        term = self.term(component, what, (str(elements),), width)
+        self.take(term, times)
         if self.events is not None and self.phase != "load":
             for _ in range(times):
-                self.emit(size)
+                self.emit(term.size)
 
     def emit(self, size: int) -> int:
         """Tell the allocator of a tensor; returns what to retire it by."""

@@ -114,7 +114,7 @@ def hold_working_set(ledger: Ledger, setting: Setting) -> None:
     if any(m.bias for m in setting.decoder.matrices) or setting.decoder.family.head_bias:
         threads = 2 if setting.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
         ledger.hold(WORKSPACES, "of cublasLt", 1, cuda_rules.CUBLASLT_WORKSPACE_BYTES, threads)
-    ledger.hold(INPUTS, "ids and labels", 8, ledger.value("t"), 2)
+    ledger.hold(INPUTS, "ids and labels", 8, "t", 2)
     hold_optimizer_states(ledger, setting)
 
 

@@ -122,7 +122,12 @@ class TrainingStep(Network):
         """One row of an embedding for each of ``symbol`` indices."""
         words, hidden = weight.dims
         sizes = cuda_rules.embedding_backward_bytes(self.value(symbol), self.value(words), self.value(hidden))
-        terms = [Term(TEMPORARIES, "sums for an embedding's gradient", f"{n}", self.rounded(n)) for n in sizes]
+        dims: list[tuple[tuple[str, ...], int]] = []
+        if sizes:
+            segments, sums = f"w{symbol}", f"g{symbol}"
+            self.symbols |= {segments: sizes[2] // 8, sums: sizes[-1] // (4 * self.value(hidden))}
+            dims = [*[((symbol,), 8)] * 2, *[((segments,), 8)] * 3, ((sums, hidden), 4)]
+        terms = [self.term(TEMPORARIES, "sums for an embedding's gradient", *part) for part in dims]
 
         def backward(grad: Tensor) -> list:
             scratch = [Storage(self, term) for term in terms]

@@ -11,6 +11,7 @@ from scripts.memory.planner import (
     LENGTH_STEP,
     Estimate,
     _bigger_gpu,
+    anchored,
     apply,
     feasibility,
     largest,
@@ -162,7 +163,7 @@ def test_methods_keep_what_they_can() -> None:
 
 def test_feasibility_has_a_row_for_each_method_and_card() -> None:
     cards = [card(60 * 2**20), card(200 * 2**20), card(400 * 2**20)]
-    rows = feasibility(make(), {"lora": {"method": "lora"}, "qlora": {"method": "qlora"}}, cards)
+    rows = feasibility({method: anchored(make(), {"method": method}) for method in ("lora", "qlora")}, cards)
     assert [row["method"] for row in rows] == ["lora"] * 3 + ["qlora"] * 3
     for method in ("lora", "qlora"):
         batches = [row["largest_micro_batch"] for row in rows if row["method"] == method]

@@ -1,0 +1,378 @@
+"use strict";
+// The planner's page: the analytic estimate, evaluated here for what is chosen, and three charts of it.
+// The data come from scripts/memory/choices.py. What is computed is the same to the byte as in Python, where its
+// sources are named: scripts/memory/analytic/surface.py (evaluate) and scripts/memory/planner.py (Estimate, largest).
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const charts = JSON.parse(document.getElementById("charts").textContent);
+const GIB = 2 ** 30, MIB = 2 ** 20;
+const MOST_ROWS_SHOWN = 1024, LEAST_LENGTH = 64;
+const byName = (list) => Object.fromEntries(list.map((entry) => [entry.name, entry]));
+const MODELS = byName(data.models), METHODS = byName(data.methods), GPUS = byName(data.gpus);
+const element = (id) => document.getElementById(id);
+
+// --- the estimate ---------------------------------------------------------------------------------------------------
+
+const up = (value, multiple) => Math.ceil(value / multiple) * multiple;
+
+// A request's block on average: the last block of a segment has what is left of it.
+function typicalBlock(requested) {
+  const size = up(Math.max(requested, 1), 512);
+  const segment = size <= MIB ? 2 * MIB : size < 10 * MIB ? 20 * MIB : up(size, 2 * MIB);
+  const rest = segment % size, count = (segment - rest) / size;
+  return size + (rest <= MIB && MIB < size ? Math.floor(rest / count) : 0);
+}
+
+// The numbers behind the symbols of units at a length and a number of rows.
+function symbolsAt(constants, length, rows) {
+  const tokens = length * rows, targets = rows * (length - 1);
+  const found = {
+    b: rows, s: length, t: tokens, n: targets, c: Math.min(constants.chunk, targets),
+    s8: up(length, 8), s32: up(length, 32), s128: up(length, 128),
+  };
+  const whole = Math.floor((length - 1) / 128), rest = (length - 1) % 128;
+  found.W = whole * constants.W128 + (rest < 64 ? constants.W64 : constants.W128);
+  for (const [name, indices, words] of [["t", tokens, constants.V], ["s", length, constants.p]]) {
+    const segments = indices <= 3072 ? 0 : Math.min(indices, words);
+    found["w" + name] = segments;
+    found["g" + name] = indices <= 3072 ? 0 : segments + Math.floor(indices / 10);
+  }
+  return found;
+}
+
+// Surfaces with their units split once, and each size of block listed once.
+const compiled = new Map();
+function surfaceOf(model, method, gpu) {
+  const index = data.surface_of[[model, method, GPUS[gpu].capability].join("|")];
+  if (index === undefined) return null;
+  if (!compiled.has(index)) {
+    const surface = data.surfaces[index];
+    const parts = surface.parts.map((part) => {
+      const keys = new Map();
+      const moments = part.moments.map((moment) => ({
+        ...moment,
+        terms: moment.terms.map(([group, unit, width, times]) => {
+          const key = unit + "|" + width;
+          if (!keys.has(key)) keys.set(key, { at: keys.size, symbols: unit.split("·"), width });
+          return [group, keys.get(key).at, times];
+        }),
+      }));
+      return { ...part, keys: [...keys.values()], moments };
+    });
+    compiled.set(index, { parts, symbols: surface.symbols });
+  }
+  return compiled.get(index);
+}
+
+// The estimate's peak: bytes, the phase it is in, and by group of components what for.
+function evaluate(surface, length, rows) {
+  const reached = (part) =>
+    length >= part.from_length && rows >= part.from_rows && rows * (length - 1) >= part.from_targets;
+  const part = surface.parts.findLast(reached);
+  const symbols = symbolsAt(surface.symbols, length, rows);
+  const blocks = part.keys.map((key) => {
+    const size = key.symbols.reduce((product, symbol) => product * symbols[symbol], key.width);
+    return size ? typicalBlock(size) : 0;
+  });
+  let best = null, peak = -1;
+  for (const moment of part.moments) {
+    let sum = 0;
+    for (const group in moment.fixed) sum += moment.fixed[group];
+    for (const [, at, times] of moment.terms) sum += times * blocks[at];
+    if (sum > peak) [best, peak] = [moment, sum];
+  }
+  const groups = { ...best.fixed };
+  for (const [group, at, times] of best.terms) groups[group] = (groups[group] || 0) + times * blocks[at];
+  return { peak, phase: best.phase, groups };
+}
+
+const floorDivide = (a, b) => (a - (((a % b) + b) % b)) / b; // of BigInts, as Python's // does
+
+// What a GPU must have above the estimate's peak: between traced steps interpolated, outside in proportion.
+function above(points, peak) {
+  if (!points || !points.length) return 0;
+  const at = points.filter(([known, more]) => known < peak || (known === peak && more < 0)).length;
+  const whole = BigInt;
+  if (at === 0 || at === points.length) {
+    const [known, more] = points[Math.min(at, points.length - 1)];
+    return Number(floorDivide(whole(more) * whole(peak), whole(known)));
+  }
+  const [[low, first], [high, second]] = [points[at - 1], points[at]];
+  return first + Number(floorDivide(whole(second - first) * whole(peak - low), whole(Math.max(high - low, 1))));
+}
+
+// What a step needs on a GPU; null where there is no estimate.
+function needed(choice) {
+  const surface = surfaceOf(choice.model, choice.method, choice.gpu);
+  if (!surface) return null;
+  const points = data.traced[choice.model + "|" + choice.method];
+  const found = evaluate(surface, choice.sequence_length, choice.micro_batch);
+  const more = above(points, found.peak);
+  return { ...found, above: more, required: found.peak + more, traces: points ? points.length : 0 };
+}
+
+// The largest of 1 .. limit for which a falling test is true; 0 if there is none.
+function lastTrue(test, limit) {
+  let good = 0, bad = 1;
+  while (bad <= limit && test(bad)) [good, bad] = [bad, bad * 2];
+  bad = Math.min(bad, limit + 1);
+  while (bad - good > 1) {
+    const middle = Math.floor((good + bad) / 2);
+    if (test(middle)) good = middle;
+    else bad = middle;
+  }
+  return good;
+}
+
+const positions = (model) => MODELS[model].positions || 2 ** 17;
+const fits = (choice) => needed(choice).required <= GPUS[choice.gpu].usable_bytes;
+
+function largestMicroBatch(choice) {
+  return lastTrue((rows) => fits({ ...choice, micro_batch: rows }), data.limits.most_rows);
+}
+
+function longestSequence(choice) {
+  const step = data.limits.length_step;
+  const limit = Math.floor(positions(choice.model) / step);
+  return step * lastTrue((steps) => fits({ ...choice, sequence_length: steps * step }), limit);
+}
+
+// All that the page says of a choice.
+function answer(choice) {
+  const found = needed(choice);
+  if (!found) return { reason: data.reasons[choice.model + "|" + choice.method] };
+  const usable = GPUS[choice.gpu].usable_bytes;
+  return {
+    ...found,
+    usable,
+    fits: found.required <= usable,
+    headroom: usable - found.required,
+    largest_micro_batch: largestMicroBatch(choice),
+    largest_sequence_length: longestSequence(choice),
+  };
+}
+
+// --- charts ---------------------------------------------------------------------------------------------------------
+
+const steps = (least, most, perDoubling, snap) => {
+  const found = [];
+  for (let k = 0; least * 2 ** (k / perDoubling) <= most; k++) {
+    const value = snap(least * 2 ** (k / perDoubling));
+    if (value !== found[found.length - 1]) found.push(value);
+  }
+  return found;
+};
+// Fields of a chart: each value with where it begins and ends, halfway to its neighbours.
+const fields = (values) =>
+  values.map((value, at) => {
+    const before = at ? values[at - 1] : (value * value) / values[1];
+    const after = at + 1 < values.length ? values[at + 1] : (value * value) / values[at - 1];
+    return { value, from: Math.sqrt(value * before), to: Math.sqrt(value * after) };
+  });
+
+function partsOf(choice, found) {
+  const order = data.groups.map((group) => group.title);
+  const rows = data.groups
+    .filter((group) => found.groups[group.name])
+    .map((group) => ({ part: group.title, bytes: found.groups[group.name] }));
+  if (found.above > 0) rows.push({ part: data.above_title, bytes: found.above });
+  let from = 0;
+  return rows.map((row) => {
+    const gib = row.bytes / GIB;
+    from += gib;
+    return { ...row, gib, from: from - gib, to: from, order: order.indexOf(row.part) };
+  });
+}
+
+function borderOf(choice) {
+  const usable = GPUS[choice.gpu].usable_bytes;
+  const columns = fields(steps(LEAST_LENGTH, positions(choice.model), 4, (value) => up(Math.round(value), 16)));
+  const border = columns.map((column) => largestMicroBatch({ ...choice, sequence_length: column.value }));
+  const most = Math.min(MOST_ROWS_SHOWN, 1.5 * Math.max(16, choice.micro_batch, ...border));
+  const rows = fields(steps(1, most, 4, Math.round));
+  const [bottom, top] = [rows[0].from, rows[rows.length - 1].to];
+  const cells = columns.flatMap((column) => rows.map((row) => {
+    const required = needed({ ...choice, sequence_length: column.value, micro_batch: row.value }).required;
+    return {
+      length: column.value, length_from: column.from, length_to: column.to,
+      rows: row.value, rows_from: row.from, rows_to: row.to,
+      share: required / usable, gib: required / GIB, verdict: required <= usable ? "fits" : "does not fit",
+    };
+  }));
+  // Between the last micro-batch that fits and the first that does not; at the edges of the picture where all or none do.
+  const line = columns.map((column, at) => ({
+    length: column.value,
+    rows: border[at] ? Math.min(Math.sqrt(border[at] * (border[at] + 1)), top) : bottom,
+  }));
+  const here = [{ length: choice.sequence_length, rows: Math.min(choice.micro_batch, top) }];
+  return { cells, line, here };
+}
+
+function cardsOf(choice) {
+  return data.gpus.map((gpu) => {
+    const required = needed({ ...choice, gpu: gpu.name }).required;
+    const headroom = (gpu.usable_bytes - required) / GIB;
+    return {
+      gpu: gpu.name, title: gpu.title, usable: gpu.usable_bytes / GIB, required: required / GIB,
+      headroom, text: (headroom < 0 ? "−" : "+") + Math.abs(headroom).toFixed(1),
+      verdict: headroom >= 0 ? "fits" : "does not fit", chosen: gpu.name === choice.gpu,
+    };
+  });
+}
+
+// --- the page -------------------------------------------------------------------------------------------------------
+
+let state = { ...data.chosen };
+const views = {}, latest = {};
+const gib = (bytes, digits = 2) => (bytes / GIB).toFixed(digits) + " GiB";
+const number = (value) => value.toLocaleString("en");
+
+const logarithmic = {
+  sequence_length: { least: () => LEAST_LENGTH, most: () => positions(state.model), snap: (v) => up(Math.round(v), 64) },
+  micro_batch: { least: () => 1, most: () => MOST_ROWS_SHOWN, snap: Math.round },
+};
+function sliderFrom(field) {
+  const { least, most, snap } = logarithmic[field];
+  const value = least() * (most() / least()) ** (element(field + "_slider").value / 1000);
+  return Math.min(snap(value), most());
+}
+function sliderTo(field) {
+  const { least, most } = logarithmic[field];
+  const share = Math.log(Math.max(state[field], least()) / least()) / Math.log(most() / least());
+  element(field + "_slider").value = Math.round(1000 * Math.min(share, 1));
+  element(field + "_slider").setAttribute("aria-valuetext", number(state[field]));
+}
+
+// A choice that can be: what is not known stays as it was.
+function choose(changes) {
+  const next = { ...state, ...changes };
+  for (const [field, known] of [["model", MODELS], ["method", METHODS], ["gpu", GPUS]]) {
+    if (!Object.hasOwn(known, next[field])) next[field] = state[field];
+  }
+  for (const [field, most] of [["sequence_length", positions(next.model)], ["micro_batch", data.limits.most_rows]]) {
+    if (!Number.isFinite(next[field])) next[field] = state[field];
+    next[field] = Math.min(Math.max(Math.round(next[field]), 1), most);
+  }
+  state = next;
+  show();
+}
+
+function show() {
+  for (const field of ["model", "method", "gpu", "sequence_length", "micro_batch"]) element(field).value = state[field];
+  element("sequence_length").max = positions(state.model);
+  Object.keys(logarithmic).forEach(sliderTo);
+  history.replaceState(null, "", "#" + new URLSearchParams(state));
+  element("scenario").textContent = scenarioText();
+  const found = answer(state);
+  const card = element("verdict");
+  card.className = "card " + (found.reason ? "none" : found.fits ? "yes" : "no");
+  document.querySelectorAll(".drawn").forEach((section) => (section.hidden = Boolean(found.reason)));
+  if (found.reason) return showNothing(found.reason);
+  const gpu = GPUS[state.gpu];
+  element("word").textContent = (found.fits ? "Fits " : "Does not fit ") + gpu.title;
+  element("required").textContent = gib(found.required);
+  element("usable").textContent = gib(found.usable);
+  element("headroom").textContent = gib(Math.abs(found.headroom));
+  element("headroom_label").textContent = found.fits ? "to spare" : "too few";
+  element("largest_micro_batch").textContent = found.largest_micro_batch ? number(found.largest_micro_batch) : "none";
+  element("largest_sequence_length").textContent = found.largest_sequence_length
+    ? number(found.largest_sequence_length) : "none";
+  element("source").textContent = sourceText(found);
+  element("parts_note").textContent =
+    `At the step's peak, in its ${found.phase} pass. Each number of the estimate is a sum of terms by name.`;
+  if (found.phase === "optimizer") element("parts_note").textContent = "At the step's peak, in the optimizer's update.";
+  const border = borderOf(state);
+  update("parts", { parts: partsOf(state, found), limit: [{ gib: found.usable / GIB, text: gpu.name }] });
+  update("border", border);
+  update("cards", { cards: cardsOf(state) });
+}
+
+function showNothing(reason) {
+  element("word").textContent = "No estimate";
+  for (const id of ["required", "usable", "headroom", "largest_micro_batch", "largest_sequence_length"]) {
+    element(id).textContent = "–";
+  }
+  element("source").textContent = `There is none, since ${reason}. The trace answers: see below.`;
+}
+
+function sourceText(found) {
+  const estimate = `The analytic estimate of the peak is ${gib(found.peak)}`;
+  if (!found.traces) {
+    return `${estimate}, and that is all that is known here: this model was not traced for this page. What a GPU must`
+      + " have lies above the peak, usually by some per cent, since the allocator's blocks don't fit together perfectly.";
+  }
+  const sign = found.above < 0 ? "less" : "more";
+  return `${estimate}; ${found.traces} traces of this model and method showed that a GPU must have`
+    + ` ${gib(Math.abs(found.above))} ${sign}, interpolated between them.`;
+}
+
+function scenarioText() {
+  const lines = Object.entries({ model: state.model, method: state.method, ...data.settings,
+    sequence_length: state.sequence_length, micro_batch: state.micro_batch, gpu: state.gpu });
+  const text = (value) =>
+    value !== null && typeof value === "object" && !Array.isArray(value)
+      ? "{" + Object.entries(value).map(([key, item]) => `${key}: ${text(item)}`).join(", ") + "}"
+      : Array.isArray(value) ? "[" + value.map(text).join(", ") + "]" : String(value);
+  const without = state.method === "full" ? ["lora"] : [];
+  return lines
+    .filter(([key, value]) => value !== null && !without.includes(key))
+    .map(([key, value]) => `${key}: ${text(value)}`)
+    .join("\n");
+}
+
+// Give a chart its data; it is made when the first are there.
+function update(name, sets) {
+  if (views[name]) {
+    for (const set in sets) views[name].data(set, sets[set]);
+    views[name].runAsync();
+    return;
+  }
+  latest[name] = sets;
+  if (name in views) return; // on its way: it gets the latest data when it is there
+  views[name] = null;
+  vegaEmbed("#" + name, { ...charts[name], datasets: sets }, { actions: false, renderer: "canvas" }).then(({ view }) => {
+    views[name] = view;
+    view.addEventListener("click", (_, item) => clicked(item?.datum ?? {}));
+    if (latest[name] !== sets) update(name, latest[name]);
+    if (Object.keys(charts).every((each) => views[each])) document.body.dataset.ready = "yes";
+  });
+}
+
+// A field of the border's chart, or a GPU's bar.
+function clicked(datum) {
+  if (datum.share !== undefined) choose({ sequence_length: datum.length, micro_batch: datum.rows });
+  else if (datum.gpu) choose({ gpu: datum.gpu });
+}
+
+function fill(id, entries) {
+  element(id).replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
+}
+
+function start() {
+  fill("model", data.models.map(({ name, parameters }) =>
+    [name, parameters ? `${name} (${(parameters / 1e9).toFixed(2)} billion)` : name]));
+  fill("method", data.methods.map(({ name, title }) => [name, title]));
+  fill("gpu", data.gpus.map(({ name, title, total_bytes }) =>
+    [name, `${title}, ${(total_bytes / GIB).toFixed(0)} GiB`]));
+  const label = (key) => key.replaceAll("_", " ");
+  element("settings").replaceChildren(
+    ...Object.entries(data.settings).flatMap(([key, value]) => {
+      const [term, said] = [document.createElement("dt"), document.createElement("dd")];
+      term.textContent = label(key);
+      said.textContent = key === "lora" && value ? `rank ${value.rank}` : String(value);
+      return [term, said];
+    }),
+  );
+  for (const id of ["model", "method", "gpu"]) {
+    element(id).addEventListener("change", (event) => choose({ [id]: event.target.value }));
+  }
+  for (const id of Object.keys(logarithmic)) {
+    element(id).addEventListener("change", (event) => choose({ [id]: Number(event.target.value || NaN) }));
+    element(id + "_slider").addEventListener("input", () => choose({ [id]: sliderFrom(id) }));
+  }
+  const asked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  for (const field of Object.keys(logarithmic)) if (field in asked) asked[field] = Number(asked[field]);
+  choose(asked);
+}
+
+window.addEventListener("vega-is-there", start);

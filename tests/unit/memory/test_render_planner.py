@@ -1,0 +1,168 @@
+"""The planner's page, opened in a real browser: no error, what is chosen is shown, the numbers are the planner's."""
+
+import json
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from scripts.common.files import read_json
+from scripts.memory import plan
+from scripts.memory.choices import choices
+from scripts.memory.gpus import catalogue
+from scripts.memory.planner import Estimate, anchored, apply, as_method, largest
+from scripts.memory.render_planner import page
+from scripts.scenario.scenario import MODELS, Scenario
+from tests.browser import errors, needs_browser, opened
+from tests.unit.decoders import LLAMA_3_LAYERS
+
+OTHERS = ("qwen2.5-coder-14b", "mistral-7b-v0.1")
+METHODS = ("full", "lora", "qlora")
+PICTURES = "return [...document.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL())"
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    return Scenario.from_mapping({"model": LLAMA_3_LAYERS, "model_name": "tiny", "sequence_length": 256})
+
+
+@pytest.fixture(scope="module")
+def estimates(scenario) -> dict[str, Estimate]:
+    return {method: anchored(scenario, as_method(scenario, method))[1] for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def data(scenario, estimates) -> dict:
+    methods = {method: as_method(scenario, method) for method in METHODS}
+    models = {name: read_json(MODELS / f"{name}.json") for name in OTHERS}
+    return choices(scenario, methods, estimates, catalogue()["t4"], models)
+
+
+@pytest.fixture(scope="module")
+def file(data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("planner") / "planner.html"
+    path.write_text(page(data), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(file):
+    with opened(file.as_uri()) as found:
+        ready(found)
+        yield found
+
+
+def ready(browser) -> None:
+    WebDriverWait(browser, 60).until(lambda page: page.execute_script("return document.body.dataset.ready"))
+
+
+def text(browser, name: str) -> str:
+    return browser.find_element(By.ID, name).text
+
+
+def test_everything_chosen_from_has_a_surface_and_traces_are_the_models_own(data) -> None:
+    for model in data["models"]:
+        for method in data["methods"]:
+            for gpu in data["gpus"]:
+                index = data["surface_of"][f"{model['name']}|{method['name']}|{gpu['capability']}"]
+                assert data["surfaces"][index]["parts"]
+    assert set(data["traced"]) == {f"tiny|{method}" for method in METHODS}
+    assert all(len(points) == 2 for points in data["traced"].values())
+    assert data["chosen"] == {
+        "model": "tiny", "method": "qlora", "gpu": "t4", "sequence_length": 256, "micro_batch": 1,
+    }  # fmt: skip
+
+
+@needs_browser
+def test_a_page_is_one_file_that_asks_for_nothing(browser, file) -> None:
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(({name}) => name)") == []
+    assert "default-src 'none'" in file.read_text(encoding="utf-8")
+
+
+@needs_browser
+def test_numbers_are_the_planners_to_the_byte(browser, scenario, estimates) -> None:
+    chance = random.Random(7)
+    for _ in range(18):
+        model, method = chance.choice(("tiny", *OTHERS)), chance.choice(METHODS)
+        gpu = chance.choice(list(catalogue().values()))
+        base = scenario if model == "tiny" else scenario.changed(model=model, model_name=None)
+        step = apply(base, as_method(base, method))
+        length = int(2 ** chance.uniform(4, 10 if model == "tiny" else 13))
+        step = replace(step, sequence_length=length, micro_batch=int(2 ** chance.uniform(0, 7)))
+        estimate = (estimates[method] if model == "tiny" else Estimate(step)).on(gpu)
+        choice = {"model": model, "method": method, "gpu": gpu.name}
+        choice |= {"sequence_length": length, "micro_batch": step.micro_batch}
+        shown = browser.execute_script("return answer(arguments[0])", choice)
+        assert shown["required"] == estimate(step), choice
+        assert shown["peak"] == estimate.formula(step) == sum(shown["groups"].values())
+        assert shown["headroom"] == gpu.usable_bytes - estimate(step)
+        for field in ("micro_batch", "sequence_length"):
+            assert shown[f"largest_{field}"] == largest(step, gpu, field, estimate, verify=False)["value"], choice
+
+
+@needs_browser
+def test_a_changed_choice_changes_the_picture(browser) -> None:
+    before, word = browser.execute_script(PICTURES), text(browser, "word")
+    assert len(before) == 3 and "Fits Tesla T4" in word and "2 traces" in text(browser, "source")
+    slider = browser.find_element(By.ID, "micro_batch_slider")
+    slider.send_keys(*[Keys.PAGE_UP] * 4)
+    rows = int(browser.find_element(By.ID, "micro_batch").get_attribute("value"))
+    assert rows > 1
+    WebDriverWait(browser, 30).until(
+        lambda page: all(new != old for new, old in zip(page.execute_script(PICTURES), before, strict=True))
+    )
+    assert f"micro_batch: {rows}\n" in text(browser, "scenario")
+    for name, value in (("model", "qwen2.5-coder-14b"), ("method", "full")):
+        browser.find_element(By.CSS_SELECTOR, f"#{name} option[value='{value}']").click()
+    assert "Does not fit Tesla T4" in text(browser, "word")
+    assert "not traced for this page" in text(browser, "source")
+    assert {"model=qwen2.5-coder-14b", f"micro_batch={rows}"} < set(browser.current_url.partition("#")[2].split("&"))
+    assert errors(browser) == []
+
+
+@needs_browser
+def test_a_click_on_a_field_of_the_border_chooses_it(browser) -> None:
+    state = "return {...state}"
+    before = browser.execute_script(state)
+    canvas = browser.find_element(By.CSS_SELECTOR, "#border canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    ActionChains(browser).move_to_element_with_offset(canvas, -100, 60).click().perform()
+    after = browser.execute_script(state)
+    assert (after["sequence_length"], after["micro_batch"]) != (before["sequence_length"], before["micro_batch"])
+    assert errors(browser) == []
+
+
+@needs_browser
+def test_an_address_opens_what_it_names_and_nonsense_in_it_is_left_out(file) -> None:
+    with opened(file.as_uri() + "#model=tiny&method=lora&gpu=no-such&sequence_length=x&micro_batch=-4") as page:
+        ready(page)
+        assert page.execute_script("return {...state}") == {
+            "model": "tiny", "method": "lora", "gpu": "t4", "sequence_length": 256, "micro_batch": 1,
+        }  # fmt: skip
+    with opened(file.as_uri() + "#model=tiny&method=lora&gpu=a100-80gb&sequence_length=99999&micro_batch=2.6") as page:
+        ready(page)
+        state = page.execute_script("return {...state}")
+        assert state == {
+            "model": "tiny", "method": "lora", "gpu": "a100-80gb", "sequence_length": 1024, "micro_batch": 3,
+        }  # fmt: skip
+        assert errors(page) == []
+
+
+def test_what_has_no_estimate_says_why(scenario) -> None:
+    odd = scenario.changed(use_cache=True)
+    found = choices(odd, {"lora": as_method(odd, "lora")}, {}, models={})
+    assert found["surfaces"] == [] and "use_cache" in found["reasons"]["tiny|lora"]
+
+
+def test_a_page_is_made_alone(tmp_path, capsys) -> None:
+    output = tmp_path / "own.html"
+    assert plan.main(["--page", "--without-traces", "--output", str(output)]) == 0
+    data = re.search(r'id="data">(.*?)</script>', output.read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert json.loads(data)["chosen"]["model"] == "qwen2.5-coder-7b"
+    assert str(output) in capsys.readouterr().out
