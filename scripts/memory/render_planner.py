@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.common.files import read_sealed, write_text
+from scripts.common.files import read_report, write_text
 from scripts.common.job import job, log
 from scripts.scenario.scenario import ROOT
 
@@ -189,7 +189,7 @@ def _inside_script(value: Any) -> str:
 
 
 def main(data: str, output: str) -> None:
-    text = page(read_sealed(data))
+    text = page(read_report(data))
     write_text(output, text)
     log.info("%s: %.1f MB", output, len(text) / 1e6)
 
