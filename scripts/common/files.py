@@ -119,10 +119,10 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_yaml(path: str | os.PathLike) -> Any:
-    """Read a YAML file; a :class:`UserError` names the line where it is broken, or says a key twice."""
+    """Read a YAML file; a :class:`UserError` names the file and the line where it is broken or says a key twice."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         """The safe loader, which else takes the last of two equal keys without a word."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
@@ -144,6 +144,8 @@ def read_yaml(path: str | os.PathLike) -> Any:
             return yaml.load(handle, Loader)
     except FileNotFoundError:
         raise UserError("The file does not exist.", where=path) from None
+    except OSError as error:
+        raise UserError(f"The file can't be read: {error.strerror}.", where=path) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or error

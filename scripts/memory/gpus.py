@@ -12,7 +12,8 @@ from functools import cache
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import ROOT, read_yaml
+from scripts.common.files import read_yaml
+from scripts.scenario.scenario import ROOT
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
 MIB, GIB = 2**20, 2**30

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
+from scripts.common.files import read_yaml
 from scripts.scenario.configuration import MODELS, ROOT, found_beside, read_model, size
 from scripts.scenario.fields import BY_NAME, FIELDS, MOST, check, check_keys, check_parts, yaml_text
 
@@ -32,7 +33,6 @@ __all__ = [
     "Scenario",
     "check_keys",
     "load_scenario",
-    "read_yaml",
     "scenario_defaults",
     "size",
 ]
@@ -217,42 +217,6 @@ def load_scenario(path: str | Path) -> Scenario:
 def scenario_defaults() -> dict[str, Any]:
     """``scenario_defaults`` of config/config.yaml."""
     return read_yaml(ROOT / "config" / "config.yaml")["scenario_defaults"]
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file; a :class:`UserError` names file and line when it is missing, broken or repeats a key."""
-    import yaml
-
-    base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class Loader(base):  # type: ignore[misc, valid-type]
-        def construct_mapping(self, node, deep=False):
-            keys = [key.value for key, _ in node.value if key.tag == "tag:yaml.org,2002:str"]
-            for index, key in enumerate(keys):
-                if key in keys[:index]:
-                    line = node.start_mark.line + 1
-                    raise UserError(
-                        f"The key `{key}` stands twice in one mapping.",
-                        where=f"{path}, from line {line}",
-                    )
-            return super().construct_mapping(node, deep)
-
-    try:
-        with open(path, encoding="utf-8") as handle:
-            return yaml.load(handle, Loader)
-    except FileNotFoundError:
-        raise UserError("The file does not exist.", where=path) from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise UserError(f"The file can't be read: {error.strerror}.", where=path) from None
-    except UnicodeDecodeError:
-        raise UserError("The file is not UTF-8 text.", where=path) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"This is not YAML: {getattr(error, 'problem', error)}.",
-            where=f"{path}{line}",
-        ) from None
 
 
 def _sorted(value: Any) -> Any:

@@ -13,10 +13,9 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
+from scripts.common.files import read_yaml
 from scripts.screen.commands import Command, Refused
 from scripts.screen.paths import Places
 from scripts.screen.predicates import Language, Test
@@ -113,22 +112,8 @@ class Policy:
 # --- reading and checking ------------------------------------------------------------------------------------------
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML in which a key may stand once: the second would silently replace the first."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError("A policy file can't be read.", where=path, found=str(error)) from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError("A policy file holds no mapping.", where=path, found=content, allowed="rules: [...]")
     return content

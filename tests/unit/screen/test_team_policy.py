@@ -92,8 +92,8 @@ def test_a_rule_of_ones_own_may_refuse_what_the_project_lets_pass(tmp_path):
         ({"programs": {"x": {"escape": "("}}}, ["no regular expression", "escape"]),
         ({"programs": {"x": {"runz": "-e"}}}, ["Unknown field", "runz"]),
         ({"places": {"mine": "@yours"}}, ["does not exist", "@yours"]),
-        ("rules: [", ["can't be read"]),
-        ("places: {a: b, a: c}", ["stands twice"]),
+        ("rules: [", ["not YAML", "line"]),
+        ("places: {a: b, a: c}", ["stands here twice"]),
         ("- a\n", ["no mapping"]),
     ],
 )  # fmt: skip
