@@ -146,6 +146,7 @@ rule encode_dataset:
         # Nothing is trained on splits that leak.
         check="results/dataset/{dataset}/splits/check.json",
         tokenizer="results/models/{model}/tokenizer.json",
+        description="results/models/{model}/description.json",
     output:
         train="results/dataset/{dataset}/encoded/{model}-{sequence_length}/train.parquet",
         validation="results/dataset/{dataset}/encoded/{model}-{sequence_length}/validation.parquet",

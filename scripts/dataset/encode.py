@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.common.chat import IGNORED, encode_pairs
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_open, read_report, write_report
+from scripts.common.files import atomic_open, read_folder, read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.tokenizer import read_tokenizer
 from scripts.dataset.rows import SPLITS, must_keep_some, read_chunks, write_rows
@@ -102,6 +102,7 @@ def main(inputs: dict, outputs: dict, system: str, overlong: str, sequence_lengt
 
     read_report(inputs["split"], *(inputs[name] for name in SPLITS))
     read_report(inputs["check"])
+    read_folder(inputs["description"])
     tokenizer = read_tokenizer(Path(inputs["tokenizer"]).parent)
     splits, dropped = {}, []
     for name in SPLITS:

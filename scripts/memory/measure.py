@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import write_report
+from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.memory.configured import checked_configuration
 from scripts.scenario.scenario import Scenario
@@ -201,6 +201,7 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
 
 if __name__ == "__main__":
     with job(snakemake):
+        read_report(snakemake.input.trace)  # on a cluster it has chosen the GPU
         main(
             checked_configuration(snakemake.input),
             snakemake.params.scenario,

@@ -19,6 +19,7 @@ By hand::
 import argparse
 import gc
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -375,11 +376,14 @@ def verify(
     }
     free = free if free is not None else free_memory()
     place = choose_device(sizes, free)
+    changed = [name for name in checks["files"]["wrong"] if not name.endswith(".safetensors")]
     if checks["tensors"]["status"] == "failed":
         checks["layers"] = checks["logits"] = checks["answers"] = _not_run("the tensors are not the base's")
     else:
         checks["layers"] = check_layers(plan, result, layers)
-        if not requests:
+        if changed:
+            checks["logits"] = checks["answers"] = _not_run(f"{changed[0]} is not what the merge wrote")
+        elif not requests:
             checks["logits"] = checks["answers"] = _not_run("no requests were given")
         elif place is None:
             room = ", ".join(
@@ -396,7 +400,7 @@ def verify(
     return {"checks": checks, "complete": "not run" not in states, "passed": "failed" not in states}
 
 
-def require_passed(report: dict[str, Any], where: object) -> None:
+def require_passed(report: dict[str, Any], where: Path | str) -> None:
     """Raise when a check failed, naming each."""
     failed = [
         f"{name}: " + ", ".join(f"{key} {value}" for key, value in check.items() if key != "status")
@@ -404,7 +408,9 @@ def require_passed(report: dict[str, Any], where: object) -> None:
         if check["status"] == "failed"
     ]
     if failed:
-        raise UserError("The merged model is not base plus adapter.", where=where, found="; ".join(failed)[:2000])
+        again = f"rm {shlex.quote(str(Path(where, MANIFEST)))}    # then the same command again: it is merged anew"
+        problem = "The merged model is not base plus adapter."
+        raise UserError(problem, where=where, found="; ".join(failed)[:2000], write=again)
 
 
 def first_requests(path: str | os.PathLike, count: int) -> list[str]:

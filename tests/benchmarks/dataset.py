@@ -62,7 +62,9 @@ def run_step(step: str, folder: Path, pairs: int, model: str | None) -> None:
 
         outputs = paths(**{name: f"{name}.parquet" for name in splits})
         outputs |= paths(rejected="encode.rejected.jsonl", report="encode.json")
-        inputs = splits | paths("split", "check") | {"tokenizer": f"{model}/tokenizer.json"}
+        inputs = (
+            splits | paths("split", "check") | {name: f"{model}/{name}.json" for name in ("description", "tokenizer")}
+        )
         encode.main(inputs, outputs, "Answer with one safe Bash command and nothing else.", "drop", 128)
 
 

@@ -147,6 +147,31 @@ def test_a_failed_run_fails_again_and_leaves_no_old_document(tmp_path):
         assert adapter in (project / "results" / "own-r16" / "OUTDATED.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("target", "differences", "words"),
+    [
+        (
+            "all",
+            {"memory": {"scenarios": {"qlora": {"method": "qlora", "precision": "bf16", "sequence_length": 10**8}}}},
+            ["memory.scenarios.qlora", "1 to 16777216", "sequence_length: 512"],
+        ),
+        ("gate", {"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
+    ],
+    ids=["too long", "no such module"],
+)
+def test_what_can_not_be_stops_the_same_command_each_time_and_touches_nothing(
+    made, tmp_path, target, differences, words
+):
+    project, paths = made
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(differences), encoding="utf-8")
+    before = {path: (project / path).stat().st_mtime_ns for path in paths}
+    for _ in range(2):
+        done = snakemake(project, "--configfile", TINY, tmp_path / "wrong.yaml", "--", target)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert all(word in done.stderr for word in words), done.stderr[-2000:]
+    assert {path: (project / path).stat().st_mtime_ns for path in paths} == before
+
+
 @pytest.mark.skipif(cuda_devices() > 0, reason="needs a machine without a GPU")
 def test_a_device_that_is_not_there_stops_before_anything_is_touched(made):
     project, paths = made

@@ -144,7 +144,8 @@ def test_a_template_that_rewrites_the_prompt_is_refused():
 def run(folder: Path, pairs: list[tuple[str, str]], length: int, overlong: str = "drop", **others: int) -> dict:
     folder.mkdir(exist_ok=True)
     make_tokenizer(CHATML).save_pretrained(folder / "model")
-    inputs = {"tokenizer": str(folder / "model/tokenizer.json")}
+    inputs = {name: str(folder / "model" / f"{name}.json") for name in ("description", "tokenizer")}
+    write_report(inputs["description"], {}, *(folder / "model").iterdir())
     outputs = {"rejected": str(folder / "rejected.jsonl"), "report": str(folder / "encode.json")}
     for name in SPLITS:
         inputs[name], outputs[name] = str(folder / f"{name}.jsonl"), str(folder / f"{name}.parquet")
@@ -243,6 +244,7 @@ def test_a_changed_input_is_noticed(tmp_path, name):
     run(tmp_path, PAIRS[:8], 512)
     inputs = {name: str(tmp_path / f"{name}.jsonl") for name in SPLITS}
     inputs |= {name: str(tmp_path / f"{name}.json") for name in ("split", "check")}
+    inputs |= {"description": str(tmp_path / "model" / "description.json")}
     with open(tmp_path / name, "a") as file:
         file.write('{"command": "rm -rf / --no-preserve-root", "line": 9, "request": "Clean up", "source": "test"}\n')
     with pytest.raises(UserError, match=f"{name} is not what the step that made it has written"):
