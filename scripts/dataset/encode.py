@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.common.chat import IGNORED, encode_pairs
 from scripts.common.errors import UserError
-from scripts.common.files import atomic_open, read_folder, read_report, write_report
+from scripts.common.files import atomic_open, read_folder, read_json, read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.tokenizer import read_tokenizer
 from scripts.dataset.rows import SPLITS, must_keep_some, read_chunks, write_rows
@@ -29,11 +29,29 @@ def percentiles(values: Any) -> dict[str, int]:
     return {f"p{percent:03d}": int(value) for percent, value in zip(_PERCENTILES, found, strict=True)}
 
 
-def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int, overlong: str) -> tuple[dict, Any]:
+def refuse_unknown(tokenizer: Any, token: int | None, vocabulary: int | None, where: object) -> None:
+    """Raise when the model has no embedding for a token: it would end the run in the middle of a step.
+
+    A tokenizer may have more words than the model as long as no row has them (Gemma 3's image token).
+    """
+    if token is not None and vocabulary is not None and token >= vocabulary:
+        raise UserError(
+            f"The tokenizer knows a token that the model does not: {tokenizer.convert_ids_to_tokens(token)!r},"
+            f" number {token}, of a vocabulary of {vocabulary}.",
+            where=where,
+            found=f"{len(tokenizer)} tokens in the tokenizer, vocab_size: {vocabulary} in the model's config.json",
+            allowed="the tokenizer that the model was trained with, or a model whose embeddings were resized to it",
+        )
+
+
+def encode_split(
+    tokenizer: Any, system: str, path: str, output: str, most: int, overlong: str, vocabulary: int | None = None
+) -> tuple[dict, Any]:
     """Encode one split into a Parquet file of ``input_ids`` and ``labels`` (lists of int32).
 
-    Returns what the report says (counts of rows and tokens; percentiles of the lengths, in tokens, of whole rows
-    before any was dropped, and of the answers) and the dropped rows.
+    ``vocabulary`` is the number of tokens that the model has embeddings for. Returns what the report says (counts of
+    rows and tokens; percentiles of the lengths, in tokens, of whole rows before any was dropped, and of the answers)
+    and the dropped rows.
     """
     import numpy as np
     import pandas as pd
@@ -51,6 +69,9 @@ def encode_split(tokenizer: Any, system: str, path: str, output: str, most: int,
             encoded = encode_pairs(tokenizer, system, list(zip(rows["request"], rows["command"], strict=True)))
             rows["length"] = [len(ids) for ids, _ in encoded]
             lengths += rows["length"].tolist()
+            for top in sorted(range(len(encoded)), key=lambda number: -max(encoded[number][0]))[:1]:
+                place = f"{path}: {rows['source'].iloc[top]}, line {rows['line'].iloc[top]}"
+                refuse_unknown(tokenizer, max(encoded[top][0]), vocabulary, place)
             answers += [len(labels) - labels.count(IGNORED) for _, labels in encoded]
             dropped.append(rows[rows["length"] > most])
             kept = [pair for pair in encoded if len(pair[0]) <= most]
@@ -89,10 +110,11 @@ def must_be_enough(splits: dict[str, dict], rows_a_step: int) -> None:
     if splits["train"]["kept"] < rows_a_step:
         raise UserError(
             "There are fewer rows to train on than one step takes.",
-            where="dataset.sources; training.micro_batch and training.gradient_accumulation",
+            where="dataset.sources; training.rows_per_step, without packing micro_batch and gradient_accumulation",
             found=f"{splits['train']['kept']} rows, {rows_a_step} for a step",
             allowed=f"at least {rows_a_step} rows in the training split; or smaller steps",
-            write="training: {micro_batch: 1, gradient_accumulation: 1}",
+            write=f"training:\n  rows_per_step: {splits['train']['kept']}  # with packing\n"
+            "  micro_batch: 1\n  gradient_accumulation: 1",
         )
 
 
@@ -103,10 +125,15 @@ def main(inputs: dict, outputs: dict, system: str, overlong: str, sequence_lengt
     read_report(inputs["split"], *(inputs[name] for name in SPLITS))
     read_report(inputs["check"])
     read_folder(inputs["description"])
-    tokenizer = read_tokenizer(Path(inputs["tokenizer"]).parent)
+    folder = Path(inputs["tokenizer"]).parent
+    tokenizer, model = read_tokenizer(folder), read_json(folder / "config.json")
+    vocabulary = (model.get("text_config") or model).get("vocab_size")
+    refuse_unknown(tokenizer, tokenizer.pad_token_id, vocabulary, f"{inputs['tokenizer']}: the token for padding")
     splits, dropped = {}, []
     for name in SPLITS:
-        found, some = encode_split(tokenizer, system, inputs[name], outputs[name], sequence_length, overlong)
+        found, some = encode_split(
+            tokenizer, system, inputs[name], outputs[name], sequence_length, overlong, vocabulary
+        )
         splits[name] = found
         dropped.append(some)
         log.info(

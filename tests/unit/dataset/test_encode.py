@@ -141,9 +141,19 @@ def test_a_template_that_rewrites_the_prompt_is_refused():
         encode_pair(tokenizer, SYSTEM, "List files", "ls")
 
 
-def run(folder: Path, pairs: list[tuple[str, str]], length: int, overlong: str = "drop", **others: int) -> dict:
+def run(
+    folder: Path,
+    pairs: list[tuple[str, str]],
+    length: int,
+    overlong: str = "drop",
+    vocabulary: int | None = None,
+    **others: int,
+) -> dict:
     folder.mkdir(exist_ok=True)
-    make_tokenizer(CHATML).save_pretrained(folder / "model")
+    tokenizer = make_tokenizer(CHATML)
+    tokenizer.save_pretrained(folder / "model")
+    config = {"model_type": "llama", "vocab_size": vocabulary or len(tokenizer)}
+    (folder / "model/config.json").write_text(json.dumps(config))
     inputs = {name: str(folder / "model" / f"{name}.json") for name in ("description", "tokenizer")}
     write_report(inputs["description"], {}, *(folder / "model").iterdir())
     outputs = {"rejected": str(folder / "rejected.jsonl"), "report": str(folder / "encode.json")}
@@ -235,8 +245,27 @@ def test_fewer_rows_than_a_step_takes(tmp_path):
     with pytest.raises(UserError, match="fewer rows to train on than one step takes") as error:
         run(tmp_path / "few", PAIRS[:8], 512, rows_a_step=9)
     assert "8 rows, 9 for a step" in str(error.value)
-    assert "gradient_accumulation: 1" in str(error.value)
+    assert "rows_per_step: 8" in str(error.value) and "gradient_accumulation: 1" in str(error.value)
     assert not (tmp_path / "few/encode.json").exists()
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers(tmp_path):
+    """As long as no row has a token that the model lacks, it does no harm."""
+    tokenizer = make_tokenizer(CHATML)
+    pairs = PAIRS[:8]
+    largest = max(max(encode_pair(tokenizer, SYSTEM, *pair)[0]) for pair in pairs)
+    assert max(tokenizer.pad_token_id or 0, largest) + 1 < len(tokenizer)
+    run(tmp_path / "enough", pairs, 512, vocabulary=largest + 1)
+    with pytest.raises(UserError, match=f"number {largest}, of a vocabulary of {largest}") as error:
+        run(tmp_path / "less", pairs, 512, vocabulary=largest)
+    assert "train.jsonl: test, line" in str(error.value)
+    assert f"vocab_size: {largest}" in str(error.value)
+
+
+def test_a_sequence_length_of_one_leaves_no_row(tmp_path):
+    with pytest.raises(UserError, match="longer than the sequence length") as error:
+        run(tmp_path, PAIRS[:8], 1)
+    assert "training.sequence_length" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["train.jsonl", "test.jsonl", "check.json"])

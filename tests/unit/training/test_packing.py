@@ -76,6 +76,26 @@ def test_a_pack_gives_loss_and_gradients_of_its_rows_alone(name, kind):
     self_test(model, asked, made, prefix, 0)
 
 
+@pytest.mark.parametrize("answers", [[[7, 8, 9], [7, 8, 9]], [[7], [8], [9, 10]]])
+def test_a_prefix_that_is_all_of_the_prompt(answers):
+    """The same request again and again: each row keeps the prompt's last token, which its answer's first follows."""
+    made = [Row([*PREFIX, *answer], [IGNORED] * len(PREFIX) + answer) for answer in answers]
+    prefix = common_prefix(made)
+    assert prefix == len(PREFIX) - 1
+    asked = scenario("llama", packing="shared_prefix")
+    model = build_model(asked, "cpu", seed=1)
+    alone, packed = step(model, scenario("llama", micro_batch=1), made, 0), step(model, asked, made, prefix)
+    assert packed[0] == pytest.approx(alone[0], rel=1e-6)
+    assert distance(alone[1], packed[1]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["none", "rows", "shared_prefix"])
+def test_a_sequence_of_one_token_has_a_memory_too(kind):
+    asked = scenario("llama", packing=kind, sequence_length=1, micro_batch=1, loss="chunked")
+    traced, measured = trace(asked, "cpu", timeline=False), measure(asked, "cpu", timeline=False)
+    assert traced["peak_allocated_bytes"] == measured["peak_allocated_bytes"]
+
+
 def test_every_row_is_packed_once_and_no_pack_is_too_long():
     draw = random.Random(3)
     lengths = [draw.randrange(1, 60) for _ in range(500)]

@@ -142,9 +142,11 @@ def test_an_empty_split_is_an_error_before_the_first_step(place, tmp_path, steps
     assert not steps
 
 
-def test_fewer_rows_than_a_step_make_one_step(place, tmp_path):
+@pytest.mark.parametrize(("step", "rows"), [({"micro_batch": 8}, None), ({"packing": "shared_prefix"}, 8)])
+def test_fewer_rows_than_a_step_make_one_step(place, tmp_path, step, rows):
     place |= encode(tmp_path / "encoded", train=3)
-    assert run(place, {**STEP, "micro_batch": 8})["steps"] == 1
+    report = run(place, {**STEP, **step}, {**LOOP, "rows_per_step": rows})
+    assert (report["steps"], report["train_rows"]) == (1, 3)
 
 
 def test_rows_that_teach_nothing_are_an_error(place, tmp_path, steps):
