@@ -94,8 +94,8 @@ def encode_split(
     fits = whole <= most
     return {
         "answer_lengths": percentiles(learned),
+        "answer_tokens": int(learned[fits].sum()),
         "kept": int(fits.sum()),
-        "learned_tokens": int(learned[fits].sum()),
         "lengths": percentiles(whole),
         "overlong": int((~fits).sum()),
         "rows": len(whole),
@@ -137,7 +137,7 @@ def main(inputs: dict, outputs: dict, system: str, overlong: str, sequence_lengt
         splits[name] = found
         dropped.append(some)
         log.info(
-            "%s: %s", name, ", ".join(f"{found[key]} {key}" for key in ("rows", "overlong", "tokens", "learned_tokens"))
+            "%s: %s", name, ", ".join(f"{found[key]} {key}" for key in ("rows", "overlong", "tokens", "answer_tokens"))
         )
     must_be_enough(splits, rows_a_step)
     write_rows(outputs["rejected"], pd.concat(dropped))

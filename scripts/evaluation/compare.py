@@ -34,7 +34,7 @@ def compare(base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
     """
     if base["request"].tolist() != tuned["request"].tolist():
         raise UserError("Base and tuned model did not answer the same requests.", where="evaluation")
-    tokens = base["learned_tokens"].astype(float)
+    tokens = base["answer_tokens"].astype(float)
     per_token = (tuned["loss_sum"] - base["loss_sum"]) / tokens
     low, high = paired_bootstrap_interval(per_token.tolist(), tokens.tolist())
     mean = float((per_token * tokens).sum() / tokens.sum())

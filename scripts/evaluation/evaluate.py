@@ -62,7 +62,7 @@ def summarize(rows: list[dict]) -> dict:
         low, high = wilson_interval(count, n)
         return {"count": count, "high_95": high, "low_95": low, "n": n, "share": count / n}
 
-    tokens = sum(row["learned_tokens"] for row in rows)
+    tokens = sum(row["answer_tokens"] for row in rows)
     chrf = CHRF().corpus_score([strip_fence(row["answer"]) for row in rows], [[row["command"] for row in rows]])
     return {
         "chrf": chrf.score,
@@ -151,8 +151,8 @@ def main(
     rows = [
         {
             "answer": one.answer,
+            "answer_tokens": one.tokens,
             "command": pair["command"],
-            "learned_tokens": one.tokens,
             "loss_sum": one.loss_sum,
             "request": pair["request"],
             **scored,

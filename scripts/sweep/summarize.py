@@ -61,7 +61,7 @@ def summarize(runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mappin
 
 def _point(name: str, run: Mapping[str, Any], varied: Mapping[str, Any]) -> dict[str, Any]:
     tuned, training, memory = run["comparison"]["tuned"], run["training"], run["memory"]
-    tokens = [row["learned_tokens"] for row in run["answers"]]
+    tokens = [row["answer_tokens"] for row in run["answers"]]
     low, high = paired_bootstrap_interval(
         [row["loss_sum"] / count for row, count in zip(run["answers"], tokens, strict=True)], tokens
     )
@@ -106,7 +106,7 @@ def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 def _difference(rows: Sequence[Mapping[str, Any]], best: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A run against the best one over the same requests: loss (nats per token) and share of exact answers."""
-    tokens = [row["learned_tokens"] for row in rows]
+    tokens = [row["answer_tokens"] for row in rows]
     loss = [(a["loss_sum"] - b["loss_sum"]) / count for a, b, count in zip(rows, best, tokens, strict=True)]
     exact = [float(a["exact"]) - float(b["exact"]) for a, b in zip(rows, best, strict=True)]
     low, high = paired_bootstrap_interval(loss, tokens)

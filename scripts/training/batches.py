@@ -32,7 +32,7 @@ def read_rows(path: str) -> list[Row]:
     return [Row(input_ids, labels) for input_ids, labels in pairs]
 
 
-def learned_tokens(rows: Sequence[Row]) -> int:
+def answer_tokens(rows: Sequence[Row]) -> int:
     """Labels that the loss counts: the first position predicts nothing before it."""
     return sum(label != IGNORED for row in rows for label in row.labels[1:])
 

@@ -77,7 +77,7 @@ def check_rows(
     UserError
         Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
     """
-    from scripts.training.batches import learned_tokens
+    from scripts.training.batches import answer_tokens
 
     for name, split in (("train", rows), ("validation", held_out)):
         if not split:
@@ -87,7 +87,7 @@ def check_rows(
                 allowed="a larger dataset, or a larger share for this split",
                 write=f"dataset:\n  split: {{{name}: 0.2, ...}}",
             )
-        if silent := sum(not learned_tokens([row]) for row in split):
+        if silent := sum(not answer_tokens([row]) for row in split):
             raise UserError(
                 f"{silent} rows of the {name} split have no token to learn.",
                 where="training",
@@ -151,7 +151,7 @@ def validation_loss(model: Any, rows: "list[Row]", batch_size: int, pad_token_id
     """Mean negative log-likelihood of an answer token over the rows, in nats."""
     import torch
 
-    from scripts.training.batches import collate, epoch_batches, learned_tokens
+    from scripts.training.batches import answer_tokens, collate, epoch_batches
     from scripts.training.model import without_noise
     from scripts.training.step import chunked_loss
 
@@ -159,7 +159,7 @@ def validation_loss(model: Any, rows: "list[Row]", batch_size: int, pad_token_id
     total = tokens = 0.0
     with torch.no_grad(), without_noise(model):
         for batch in epoch_batches(rows, batch_size, seed=0, epoch=0):
-            learned = learned_tokens(batch)
+            learned = answer_tokens(batch)
             total += float(chunked_loss(model, collate(batch, pad_token_id, device))) * learned
             tokens += learned
     return total / tokens
@@ -187,7 +187,7 @@ def fit(
     """
     import torch
 
-    from scripts.training.batches import learned_tokens
+    from scripts.training.batches import answer_tokens
     from scripts.training.packing import collate_packs
     from scripts.training.step import forward_backward, optimizer_step
 
@@ -203,10 +203,10 @@ def fit(
 
     def accumulate(micros: list) -> tuple[float, int]:
         """Forward and backward over a step's micro-batches; returns their loss and the tokens that were computed."""
-        learned, loss, computed = learned_tokens(batch), 0.0, 0
+        learned, loss, computed = answer_tokens(batch), 0.0, 0
         for packs in micros:
             # Each micro-batch counts by its answer tokens: accumulation gives the gradient of the whole batch.
-            share = learned_tokens([row for pack in packs for row in pack]) / learned
+            share = answer_tokens([row for pack in packs for row in pack]) / learned
             scale = share if scaler is None else scaler.scale(torch.tensor(share, device=device))
             tensors = collate_packs(packs, scenario, prefix, pad_token_id, model.config, device)
             loss += share * float(forward_backward(model, tensors, scenario, loss_scale=scale))
@@ -245,9 +245,9 @@ def fit(
         saved = prefix * (len(batch) - sum(len(packs) for packs in micros))  # prefixes that were not computed again
         curve.append(
             {
+                "answer_tokens": answer_tokens(batch),
                 "computed_tokens": computed,
                 "gradient_norm": norm if math.isfinite(norm) else None,  # a step that the scaler left out
-                "learned_tokens": learned_tokens(batch),
                 "learning_rate": rate,
                 "loss": loss,
                 "micro_batch": half or scenario.micro_batch,
@@ -320,7 +320,7 @@ def token_shares(curve: list[dict], prefix: int) -> dict[str, dict[str, float]]:
     """
     total = {key: sum(row[key] for row in curve) for key in curve[0] if key.endswith("tokens") or key == "rows"}
     counts = {
-        "answers": total["learned_tokens"],
+        "answers": total["answer_tokens"],
         "padding": total["padding_tokens"],
         "prefix": prefix * total["rows"] - total["shared_tokens"],
     }
@@ -413,7 +413,7 @@ def main(
 
     import torch
 
-    from scripts.training.batches import learned_tokens, read_rows
+    from scripts.training.batches import answer_tokens, read_rows
     from scripts.training.exactness import self_test
     from scripts.training.model import assert_quantized, build_model, build_optimizer
     from scripts.training.packing import common_prefix
@@ -461,10 +461,11 @@ def main(
     # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a card, no more rows than were gated.
     loss = validation_loss(model, held_out, 64 if device == "cpu" else scenario.micro_batch, pad_token_id)
     log.info("validation loss %.4f over %d rows", loss, len(held_out))
-    totals = {key: sum(row[key] for row in curve) for key in ("computed_tokens", "learned_tokens", "rows", "tokens")}
+    totals = {key: sum(row[key] for row in curve) for key in ("answer_tokens", "computed_tokens", "rows", "tokens")}
     write_report(
         report,
         {
+            "answer_tokens": totals["answer_tokens"],
             "base": {key: description[key] for key in ("license", "source", "title")},
             "computed_tokens": totals["computed_tokens"],
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -472,7 +473,6 @@ def main(
             "epochs": total / per_epoch,
             "final_loss": sum(row["loss"] for row in curve[-10:]) / len(curve[-10:]),
             "first_loss": curve[0]["loss"],
-            "learned_tokens": totals["learned_tokens"],
             "loop": loop,
             "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)} if halved else None,
             "packing": {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": prefix},
@@ -483,8 +483,8 @@ def main(
             "seed": seed,
             "steps": total,
             "times": {
+                "answer_tokens_per_second": totals["answer_tokens"] / seconds,
                 "computed_tokens_per_second": totals["computed_tokens"] / seconds,
-                "learned_tokens_per_second": totals["learned_tokens"] / seconds,
                 "load_wall_seconds": loaded - started,
                 "rows_per_second": totals["rows"] / seconds,
                 "tokens_per_second": totals["tokens"] / seconds,
@@ -495,9 +495,9 @@ def main(
             "tokens": totals["tokens"],
             "train_rows": len(rows),
             "trainable_parameters": trainable,
+            "validation_answer_tokens": answer_tokens(held_out),
             "validation_loss": loss,
             "validation_rows": len(held_out),
-            "validation_learned_tokens": learned_tokens(held_out),
             "versions": versions(),
         },
         *adapter,

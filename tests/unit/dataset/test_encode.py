@@ -184,7 +184,7 @@ def test_files_hold_what_the_report_says(tmp_path):
     train = report["splits"]["train"]
     assert (train["rows"], train["kept"], train["overlong"]) == (300, 300, 0)
     assert train["tokens"] == sum(lengths)
-    assert train["learned_tokens"] == sum(label != IGNORED for _, labels in expected for label in labels)
+    assert train["answer_tokens"] == sum(label != IGNORED for _, labels in expected for label in labels)
     assert [train["lengths"][f"p{percent:03d}"] for percent in (0, 50, 100)] == [lengths[0], lengths[149], lengths[-1]]
     assert (tmp_path / "rejected.jsonl").read_text() == ""
 
@@ -216,7 +216,7 @@ def test_overlong_rows_are_dropped_and_counted(tmp_path):
     assert len(rejected) == 3 * report["overlong"]  # the three splits are the same here
     assert all(row["stage"] == "encode" and "more than the sequence length of 70" in row["detail"] for row in rejected)
     assert report["tokens"] == sum(map(len, table["input_ids"]))
-    assert report["learned_tokens"] == sum(label != IGNORED for labels in table["labels"] for label in labels)
+    assert report["answer_tokens"] == sum(label != IGNORED for labels in table["labels"] for label in labels)
     # A row is whole or not there.
     assert all(ids[-1] == labels[-1] != IGNORED for ids, labels in zip(*table.values(), strict=True))
 

@@ -233,7 +233,7 @@ def files() -> dict[str, Any]:
         {"request": f"show the size of folder {number}", "command": f"du -sh folder-{number}"} for number in range(5)
     ]
     splits = {
-        name: {"kept": rows - over, "learned_tokens": 9 * rows, "overlong": over, "rows": rows, "tokens": 41 * rows}
+        name: {"kept": rows - over, "answer_tokens": 9 * rows, "overlong": over, "rows": rows, "tokens": 41 * rows}
         for name, rows, over in (("train", 3300, 7), ("validation", 410, 0), ("test", 412, 2))
     }
     training_step = step("qlora", "bf16", name=None, measured=True)
@@ -260,6 +260,7 @@ def files() -> dict[str, Any]:
             },
             "weights": {"dtype": "float32", "files": {"model.safetensors": {"bytes": 538_090_408, "sha256": DIGEST}}},
             "training": {
+                "answer_tokens": 12_345,
                 "base": {"license": "apache-2.0", "source": {}, "title": "SmolLM2-135M-Instruct"},
                 "device": "cpu",
                 "effective_batch": 8,
@@ -267,7 +268,6 @@ def files() -> dict[str, Any]:
                 "final_loss": 0.3125,
                 "first_loss": 3.875,
                 "computed_tokens": 54_321,
-                "learned_tokens": 12_345,
                 "loop": {
                     "device": "auto",
                     "epochs": 1,
@@ -293,8 +293,8 @@ def files() -> dict[str, Any]:
                     "prefix_tokens": 18,
                 },
                 "times": {
+                    "answer_tokens_per_second": 202.4,
                     "computed_tokens_per_second": 890.5,
-                    "learned_tokens_per_second": 202.4,
                     "load_wall_seconds": 3.5,
                     "rows_per_second": 21.3,
                     "tokens_per_second": 987.0,
@@ -309,7 +309,7 @@ def files() -> dict[str, Any]:
                 "tokens": 54_321,
                 "train_rows": 3293,
                 "trainable_parameters": 40_370_177,
-                "validation_learned_tokens": 3690,
+                "validation_answer_tokens": 3690,
                 "validation_loss": 0.4375,
                 "validation_rows": 410,
                 "versions": {"peft": "0.21.2", "python": "3.11.7", "torch": "2.13.0"},

@@ -12,7 +12,7 @@ def rows(exact, loss, tokens=10):
     return pd.DataFrame(
         {
             "request": [f"request {index}" for index in range(count)],
-            "learned_tokens": [tokens] * count,
+            "answer_tokens": [tokens] * count,
             "loss_sum": loss,
             "exact": exact,
             "exact_canonical": exact,
@@ -35,7 +35,7 @@ def test_better_worse_and_neither():
 def test_the_loss_is_weighted_by_tokens():
     base = rows([False, False], [10.0, 100.0])
     tuned = rows([False, False], [0.0, 100.0])
-    base.loc[1, "learned_tokens"] = tuned.loc[1, "learned_tokens"] = 90
+    base.loc[1, "answer_tokens"] = tuned.loc[1, "answer_tokens"] = 90
     assert compare(base, tuned)["loss"]["difference"] == pytest.approx(-10 / 100)
 
 
@@ -50,7 +50,7 @@ def test_the_interval_of_the_loss_is_weighted_by_tokens_too():
     """Short answers got better, one long one did not: what the interval is about has to lie in it."""
     base = rows([False] * 40, [2.0] * 39 + [1000.0], tokens=1)
     tuned = rows([False] * 40, [1.0] * 39 + [1000.0], tokens=1)
-    base.loc[39, "learned_tokens"] = tuned.loc[39, "learned_tokens"] = 1000
+    base.loc[39, "answer_tokens"] = tuned.loc[39, "answer_tokens"] = 1000
     loss = compare(base, tuned)["loss"]
     assert loss["difference"] == pytest.approx(-39 / 1039)
     assert loss["low_95"] <= loss["difference"] <= loss["high_95"]

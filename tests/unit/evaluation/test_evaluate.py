@@ -45,7 +45,7 @@ def test_what_is_screened_is_the_command_in_the_fence():
 
 def test_summary_has_intervals_and_weights_the_loss_by_tokens():
     rows = [
-        {"answer": answer, "command": "ls", "learned_tokens": tokens, "loss_sum": loss, **scored}
+        {"answer": answer, "command": "ls", "answer_tokens": tokens, "loss_sum": loss, **scored}
         for answer, tokens, loss, scored in zip(
             ["ls", "pwd"], [1, 3], [1.0, 9.0], score(["ls", "pwd"], ["ls", "ls"]), strict=True
         )
@@ -71,7 +71,7 @@ def test_what_stands_around_a_fence_is_not_parsed_with_it():
 def test_the_summary_counts_danger_alone_and_compares_what_is_in_the_fence():
     answers = ["```bash\nls -l\n```", "rm -rf /", "if then ("]
     rows = [
-        {"answer": answer, "command": command, "learned_tokens": 1, "loss_sum": 1.0, **scored}
+        {"answer": answer, "command": command, "answer_tokens": 1, "loss_sum": 1.0, **scored}
         for answer, command, scored in zip(answers, answers, score(answers, answers), strict=True)
     ]
     assert [row["screen"] for row in rows] == ["ok", "danger", "unparsable"]

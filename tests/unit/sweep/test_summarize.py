@@ -13,7 +13,7 @@ from scripts.sweep.summarize import summarize
 def run(losses, peak, size=1000, *, right=0, fits=None):
     """A run whose answers lose ``losses`` nats a token, the first ``right`` of them exact."""
     answers = [
-        {"exact": number < right, "learned_tokens": 2, "loss_sum": 2 * loss, "request": f"request {number}"}
+        {"exact": number < right, "answer_tokens": 2, "loss_sum": 2 * loss, "request": f"request {number}"}
         for number, loss in enumerate(losses)
     ]
     low, high = wilson_interval(right, len(losses))

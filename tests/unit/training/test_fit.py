@@ -8,7 +8,7 @@ import torch
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Scenario
 from scripts.training import train
-from scripts.training.batches import IGNORED, Row, learned_tokens
+from scripts.training.batches import IGNORED, Row, answer_tokens
 from scripts.training.model import build_model, build_optimizer
 
 LLAMA = {
@@ -78,7 +78,7 @@ def test_it_learns(tmp_path):
     _, curve, start = fit(tmp_path)
     assert start == 0 and len(curve) == 20
     assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
-    assert curve[0]["learned_tokens"] == 8 and curve[0]["tokens"] == 16
+    assert curve[0]["answer_tokens"] == 8 and curve[0]["tokens"] == 16
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])  # noise comes from the random state, which a checkpoint holds
@@ -201,7 +201,7 @@ def test_validation_loss_is_the_mean_over_answer_tokens(tmp_path):
     model, data = build_model(scenario(), "cpu", seed=0), rows(10, longest=9)
     loss = train.validation_loss(model, data, 4, 0)
     with torch.no_grad():
-        tokens = [learned_tokens([row]) for row in data]
+        tokens = [answer_tokens([row]) for row in data]
         sums = [
             count * model(input_ids=torch.tensor([row.input_ids]), labels=torch.tensor([row.labels])).loss.item()
             for row, count in zip(data, tokens, strict=True)
@@ -218,7 +218,7 @@ def test_the_last_step_has_a_checkpoint_too(tmp_path):
 
 def test_computed_tokens_are_answers_requests_prefix_and_padding():
     """Three rows behind a prefix of 5 in two packs: the prefix of one of them was not computed again."""
-    row = {"computed_tokens": 40, "learned_tokens": 9, "padding_tokens": 4, "rows": 3, "shared_tokens": 5, "tokens": 41}
+    row = {"computed_tokens": 40, "answer_tokens": 9, "padding_tokens": 4, "rows": 3, "shared_tokens": 5, "tokens": 41}
     shares = train.token_shares([row], prefix=5)
     assert {kind: part["count"] for kind, part in shares.items()} == {
         "answers": 9, "padding": 4, "prefix": 10, "requests": 17,

@@ -10,7 +10,7 @@ from scripts.memory.measure import measure
 from scripts.memory.trace import trace
 from scripts.scenario.scenario import Scenario
 from scripts.training import exactness
-from scripts.training.batches import IGNORED, Row, learned_tokens
+from scripts.training.batches import IGNORED, Row, answer_tokens
 from scripts.training.exactness import self_test
 from scripts.training.model import build_model
 from scripts.training.packing import collate_packs, common_prefix, micro_batches, pack_lengths
@@ -41,9 +41,9 @@ def scenario(name, **fields):
 
 def step(model, asked, made, prefix):
     """Loss and gradients of one step over some rows."""
-    learned, loss = learned_tokens(made), 0.0
+    learned, loss = answer_tokens(made), 0.0
     for micro in micro_batches(made, asked, prefix):
-        share = learned_tokens([row for pack in micro for row in pack]) / learned
+        share = answer_tokens([row for pack in micro for row in pack]) / learned
         batch = collate_packs(micro, asked, prefix, 0, model.config, "cpu")
         loss += share * float(forward_backward(model, batch, asked, loss_scale=share))
     gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]

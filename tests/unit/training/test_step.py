@@ -76,7 +76,7 @@ def close(first: dict, second: dict, tolerance: float = 1e-5) -> bool:
     )
 
 
-def test_loss_is_the_mean_over_learned_tokens():
+def test_loss_is_the_mean_over_answer_tokens():
     asked = scenario()
     model, batch = build_model(asked, "cpu"), batch_of(asked)
     loss = forward_backward(model, batch, asked)

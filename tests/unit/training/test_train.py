@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scripts.scenario.scenario import Scenario
-from scripts.training.batches import IGNORED, Row, collate, epoch_batches, learned_tokens
+from scripts.training.batches import IGNORED, Row, answer_tokens, collate, epoch_batches
 from scripts.training.train import learning_rate_at, plan_steps, set_allocator
 
 
@@ -66,7 +66,7 @@ def test_the_allocator_works_as_the_trace_assumed(monkeypatch, caplog, wanted, g
 
 
 def test_the_first_position_teaches_nothing():
-    assert learned_tokens([Row([1, 2], [1, 2]), Row([1, 2], [IGNORED, 2])]) == 2
+    assert answer_tokens([Row([1, 2], [1, 2]), Row([1, 2], [IGNORED, 2])]) == 2
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_report_says_what_was_computed_and_vouches_for_the_adapter(place):
     shares = report["token_shares"]
     assert sum(part["count"] for part in shares.values()) == report["computed_tokens"]
     assert sum(part["share"] for part in shares.values()) == pytest.approx(1)
-    assert shares["answers"]["count"] == report["learned_tokens"]
+    assert shares["answers"]["count"] == report["answer_tokens"]
     assert shares["prefix"]["count"] == report["packing"]["prefix_tokens"] * 16 > 0
     assert set(report["sha256"]) == {
         "adapter_config.json",
