@@ -57,11 +57,13 @@ rule memory:
 rule gate:
     input:
         each_run("results/{run}/memory/training/gate.json"),
+        each_run("results/{run}/memory/run.json"),
     localrule: True
 
 
 rule train:
     input:
+        each_run("results/{run}/memory/run.json"),
         each_run("results/{run}/adapter/adapter_model.safetensors"),
     localrule: True
 

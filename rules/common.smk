@@ -4,7 +4,7 @@ from snakemake.iocontainers import Wildcards
 from scripts.common import device, digests, files, locks, outdated, settings
 from scripts.common.errors import UserError
 from scripts.documents import closing
-from scripts.memory import cluster, configured
+from scripts.memory import cluster, configured, disk
 from scripts.sweep.space import Runs
 
 
@@ -249,10 +249,20 @@ def needed_by_step(input):
 
 
 def needed_by_evaluation(input):
-    """Bytes for the weights in 16 or 32 bits, a quarter more for keys, values and logits, and 2 GiB: not traced."""
+    """Bytes that an evaluation may need, by its weights: its job is asked for before anything is traced."""
     written = report_of_stage(input.weights)  # of the base, by file; of a merged model, in all
     weights = written.get("bytes") or sum(entry["bytes"] for entry in written["files"].values())
-    return weights * 5 // 4 + 2 * 2**30
+    return cluster.evaluation_bytes(weights)
+
+
+def gpus_of_cluster(wildcards, input):
+    """The GPUs that jobs on the cluster may get; with a parameter named `input`, so that the place reruns nothing."""
+    return [entry["gpu"] for _, entry in CLUSTER]
+
+
+def gpu_of_this_machine(wildcards):
+    """Who asks what is free of a machine's GPU doesn't run beside who uses it; on a cluster it is another machine's."""
+    return None if CLUSTER else 1
 
 
 # --- targets -----------------------------------------------------------------------------------------
@@ -282,6 +292,23 @@ def planned_outputs(jobs):
     return [path for _, path in outputs], [path for job, path in outputs if "render_" in job.rule.name]
 
 
+def planned_writes(jobs):
+    """What the jobs will write, by run, of the runs that may be refused; the base models, which runs share, first."""
+    found = {}
+    for job in jobs:
+        if job.rule.name in disk.RULES:
+            chosen, names = settings_of(job.wildcards), dict(job.wildcards.items())
+            one = found.setdefault(names.get("run", chosen["model"]["name"]), (chosen, [], []))
+            one[1].append(disk.RULES[job.rule.name])
+            one[2].extend([names["type"]] if "type" in names else [])
+    written = [
+        disk.Planned(name, configured.sizes(chosen), stages, exports)
+        for name, (chosen, stages, exports) in found.items()
+        if not chosen["memory"]["gate"]["override"]
+    ]
+    return sorted(written, key=lambda one: "base model" not in one.stages)
+
+
 def before_the_first_job():
     """Check what can be known now, while nothing has been touched; then let no old document pass for a new one."""
     if not workflow.is_main_process:
@@ -293,6 +320,7 @@ def before_the_first_job():
     if workflow.local_exec:  # on a cluster, this machine is not the one that computes
         computing = [job for job in jobs if "gpu" in job.rule.resources]
         explained(device.refuse_missing, [settings_of(job.wildcards)["training"]["device"] for job in computing])
+    explained(disk.refuse_full, planned_writes(jobs))
     outdated.before(*planned_outputs(jobs))
 
 

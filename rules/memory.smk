@@ -4,6 +4,7 @@
 #   results/<run>/memory/training/         the run's own training step: also measured, and gated
 #   results/<run>/planner.html             what fits which GPU, to try settings on
 # in each: estimate.json . trace.json . [measure.json] -> compare.json (-> gate.json)
+#   results/<run>/memory/run.json          the whole run: every stage, what it needs and what there is
 
 
 rule estimate_memory:
@@ -105,22 +106,62 @@ rule compare_memory:
 rule gate_memory:
     input:
         trace="results/{run}/memory/training/trace.json",
+        encoded=place(f"{ENCODED}/encode.json"),
+        train=place(f"{ENCODED}/train.parquet"),
         gpus=project_file("config/gpus.yaml"),
     output:
         gate="results/{run}/memory/training/gate.json",
     log:
         "logs/{run}/memory/training/gate_memory.log",
-    # First of all that is ready: it may stop the run before it costs anything.
-    priority: 100
+    # Before anything that costs time: it may stop the run. After price_run, which says the same of every stage.
+    priority: 90
     conda:
         "../envs/torch.yaml"
+    resources:
+        gpu=gpu_of_this_machine,
     params:
         code=code("memory/gate.py"),
         gate=section("memory", "gate"),
+        loop=of(configured.meeting_rows),
+        cluster=gpus_of_cluster,
     message:
         "Asking whether the training step of {wildcards.run} fits the GPU"
     script:
         "../scripts/memory/gate.py"
+
+
+# Not an input of training, or another batch size of the evaluation would train again. It comes before training all the
+# same: its inputs are there no later, its priority is the highest, and on one machine the two share the one GPU.
+rule price_run:
+    input:
+        trace="results/{run}/memory/training/trace.json",
+        config=place(f"{BASE}/config.json"),
+        description=place(f"{BASE}/description.json"),
+        tokenizer=place(f"{BASE}/tokenizer.json"),
+        encoded=place(f"{ENCODED}/encode.json"),
+        train=place(f"{ENCODED}/train.parquet"),
+        split=place(f"{DATASET}/splits/split.json"),
+        test=place(f"{DATASET}/splits/test.jsonl"),
+        gpus=project_file("config/gpus.yaml"),
+    output:
+        priced="results/{run}/memory/run.json",
+    log:
+        "logs/{run}/memory/price_run.log",
+    benchmark:
+        "benchmarks/{run}/memory/price_run.tsv"
+    priority: 100
+    conda:
+        "../envs/torch.yaml"
+    resources:
+        gpu=gpu_of_this_machine,
+    params:
+        code=code("memory/price_run.py"),
+        settings=of(configured.priced_settings),
+        cluster=gpus_of_cluster,
+    message:
+        "Pricing every stage of {wildcards.run}: memory of GPU and host, disk"
+    script:
+        "../scripts/memory/price_run.py"
 
 
 rule plan_memory:

@@ -24,7 +24,7 @@ PROVENANCE = {
     "Training Data": ("acquire", "clean", "screen", "split", "splits_check", "encode"),
     "Training Procedure": ("training", "encode"),
     "Evaluation": ("comparison", "base_answers", "tuned_answers"),
-    "Memory": ("training_memory", "profile", "gate", "validation"),
+    "Memory": ("training_memory", "profile", "gate", "priced", "validation"),
     "Merge Verification": ("verification", "manifest"),
     "Technical Specifications": ("description", "training"),
     "Reproduction": ("record", "description", "weights", "acquire", "manifest"),

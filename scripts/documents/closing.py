@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.files import read_report
+from scripts.common.stages import table
 
 
 def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:
@@ -38,6 +39,8 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
     if gate:
         word = {True: "fits", False: "does not fit", None: f"{_gb(gate['required_bytes'])} needed"}[gate["fits"]]
         lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")
+    if priced := read(f"{folder}/memory/run.json"):
+        lines += [f"  {line}" for line in table(priced["stages"])]
     if compared := read(f"{folder}/evaluation/comparison.json"):
         lines += quality_lines(compared)
     lines += [

@@ -54,6 +54,11 @@ def read_map(path: str | Path) -> list[Entry]:
     return sorted(entries, key=lambda item: item[0].usable_bytes)
 
 
+def evaluation_bytes(weights_bytes: int) -> int:
+    """What an evaluation's job asks for, before it is traced: a quarter more for keys, values and logits, and 2 GiB."""
+    return weights_bytes * 5 // 4 + 2 * GIB
+
+
 def smallest(required_bytes: int, entries: Sequence[Entry], where: object = "the cluster's GPUs") -> Mapping[str, Any]:
     """The entry of the smallest GPU whose usable memory holds ``required_bytes``.
 

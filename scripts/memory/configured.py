@@ -15,6 +15,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_report
 from scripts.memory.analytic.decoder import NotDescribed, describe
+from scripts.memory.disk import Sizes
 from scripts.memory.gpus import find
 from scripts.scenario.fields import BY_NAME
 from scripts.scenario.scenario import MODELS, Scenario, rows_in_a_step
@@ -39,6 +40,38 @@ def gated_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
 def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the loop around the training step."""
     return {key: value for key, value in settings["training"].items() if key not in STEP}
+
+
+def meeting_rows(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides, with the step, which rows meet in a batch."""
+    loop = {key: settings["training"][key] for key in ("epochs", "max_steps", "rows_per_step")}
+    return {**loop, "seed": settings["run"]["seed"]}
+
+
+def priced_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides, with the step, what the stages of a run need."""
+    return {
+        "device": settings["training"]["device"],
+        "evaluation": settings["evaluation"],
+        "gate": settings["memory"]["gate"],
+        "loop": meeting_rows(settings),
+        "merging": settings["merging"],
+        "prompt": settings["prompt"],
+        "source": {key: settings["model"]["source"][key] for key in ("dtype", "type")},
+    }
+
+
+def sizes(settings: Mapping[str, Any]) -> Sizes:
+    """What decides how much a run writes, as far as it is known before any job: zero parameters where nothing is."""
+    step = training_scenario(settings)
+    parameters, trainable = settings["model"].get("parameters") or 0, 0
+    with suppress(UserError, NotDescribed):  # not there yet, or of a family that only the trace knows
+        model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
+        parameters = describe(model).parameter_counts()["total"]
+        lora = Scenario.from_mapping({**step, "model": model}, {}, "training in the configuration").lora
+        trainable = describe(model).adapter_parameters(lora) if lora else 0
+    base = settings["model"]["source"]["dtype"]
+    return Sizes.of(step, base, settings["merging"]["dtype"] or base, parameters, trainable)
 
 
 def effective_batch(settings: Mapping[str, Any]) -> int:

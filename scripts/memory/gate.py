@@ -1,68 +1,146 @@
 """The gate between planning and training: stop before it costs anything when the step does not fit the GPU.
 
-Nothing is changed in silence. A step that does not fit fails the rule with the numbers, the GPU and what would fit;
-an explicit override lets it through and is recorded, so that the model card says so.
+What counts is the memory that is free, not what the card says in its name. The step is judged as the configuration
+allows it at most; where that does not fit, at the longest batch that the data really have. Nothing is changed in
+silence: a step that does not fit fails the rule with the numbers, the GPU and what would fit; an explicit override
+lets it through and is recorded, so that the model card says so. The stages beside the step:
+:mod:`scripts.memory.price_run`.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY
-from scripts.memory.gpus import GIB, Gpu, find, from_device, verdict
+from scripts.memory.gpus import GIB, Gpu, find, from_device, holders, verdict
 from scripts.scenario.scenario import Scenario
 
 NOTHING_TO_GATE = "no GPU found or named: nothing to gate"
 
 
 def found_in_machine() -> Gpu | None:
-    """The first CUDA device of this machine; None without one."""
+    """The first CUDA device of this machine, with what is free of it now; None without one."""
     import torch
 
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    return from_device(properties.name, properties.total_memory, (properties.major, properties.minor))
+    free_bytes, total_bytes = torch.cuda.mem_get_info(0)  # makes this process's context, which is then not free
+    capability = properties.major, properties.minor
+    return from_device(properties.name, total_bytes, capability, free_bytes, holders(str(properties.uuid), os.getpid()))
 
 
-def chosen_gpu(setting: Any) -> Gpu | None:
-    """The GPU to fit: the one found in the machine for ``auto`` (None without one), or the one that is named."""
-    return found_in_machine() if setting == "auto" else find(setting, "memory.gate.gpu")
+def chosen_gpu(setting: Any, cluster: Sequence[Any] = (), required_bytes: int = 0) -> Gpu | None:
+    """The GPU to fit: the one that is named, or for ``auto`` where the job will run.
+
+    That is the one found in the machine (None without one), or of a cluster's the smallest that holds
+    ``required_bytes``, for which its job asks; the largest where none does.
+    """
+    if setting != "auto":
+        return find(setting, "memory.gate.gpu")
+    if not cluster:
+        return found_in_machine()
+    gpus = sorted((find(gpu, "cluster.gpus") for gpu in cluster), key=lambda gpu: gpu.usable_bytes)
+    return next((gpu for gpu in gpus if gpu.usable_bytes >= required_bytes), gpus[-1])
 
 
-def decide(traced: Mapping[str, Any], gpu: Gpu | None, override: bool) -> dict[str, Any]:
+def longest_batch(train: str, scenario: Scenario, loop: Mapping[str, Any], seed: int) -> Scenario:
+    """The step at the longest micro-batch of the whole training: as many rows or packs, as many tokens.
+
+    Parameters
+    ----------
+    train
+        The encoded training split.
+    loop
+        ``rows_per_step``, ``epochs``, ``max_steps``, which with the seed decide which rows meet.
+    """
+    from scripts.training.batches import read_rows
+    from scripts.training.packing import common_prefix
+    from scripts.training.train import planned_steps
+
+    rows = read_rows(train)
+    prefix = common_prefix(rows) if scenario.packing == "shared_prefix" else 0
+    count = longest = 0
+    for micros in planned_steps(rows, scenario, dict(loop), seed, prefix):
+        for packs in micros:
+            count = max(count, len(packs))
+            longest = max(longest, *(prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs))
+    return replace(scenario, micro_batch=count, sequence_length=longest)
+
+
+def traced_on(traced: Mapping[str, Any], gpu: Gpu | None) -> Mapping[str, Any]:
+    """The trace of the step for a GPU: what is there, or anew for one that runs other kernels."""
+    if gpu is None or (gpu.capability or DEFAULT_CAPABILITY) == tuple(traced["capability"] or DEFAULT_CAPABILITY):
+        return traced["trace"]
+    from scripts.memory.trace import trace
+
+    return trace(scenario_of(traced), capability=gpu.capability, timeline=False)
+
+
+def scenario_of(traced: Mapping[str, Any]) -> Scenario:
+    """The scenario of a trace's file."""
+    return Scenario.from_mapping(traced["scenario"], defaults={}, where="the configuration")
+
+
+def decide(
+    traced: Mapping[str, Any], gpu: Gpu | None, override: bool, longest: Scenario | None = None
+) -> dict[str, Any]:
     """Judge a traced step.
+
+    Parameters
+    ----------
+    longest
+        The step at the longest batch of the data, if it is known: where the configuration's own does not fit, that one
+        decides, since no other will be taken.
 
     Returns
     -------
     dict
-        ``gpu``, ``fits`` and ``headroom_bytes`` (None when nothing was checked), ``required_bytes``,
-        ``peak_allocated_bytes``, ``override`` (as configured), ``overridden`` (it was needed), ``reason``,
-        ``suggestions`` (what would fit, if it does not), ``effective_batch``.
+        ``gpu``, ``fits`` and ``headroom_bytes`` (None when nothing was checked), ``required_bytes`` and
+        ``peak_allocated_bytes`` of the step that decided, ``configured`` (those of the configured one), ``override``
+        (as configured), ``overridden`` (it was needed), ``reason``, ``suggestions`` (what would fit, if it does not),
+        ``effective_batch``.
     """
-    scenario = Scenario.from_mapping(traced["scenario"], defaults={}, where="the configuration")
-    step = traced["trace"]
+    scenario, configured = scenario_of(traced), traced_on(traced, gpu)
+    step = configured
     suggestions: list[dict[str, Any]] = []
     answer: dict[str, Any] = {"fits": None, "headroom_bytes": None}
     reason = NOTHING_TO_GATE
     if gpu is not None:
-        if (gpu.capability or DEFAULT_CAPABILITY) != tuple(traced["capability"] or DEFAULT_CAPABILITY):
-            from scripts.memory.trace import trace  # another GPU runs other kernels
-
-            step = trace(scenario, capability=gpu.capability, timeline=False)
         answer = verdict(step["required_bytes"], gpu)
-        reason = (
-            f"the step needs {step['required_bytes'] / GIB:.2f} GiB; {gpu.title} has {gpu.usable_bytes / GIB:.2f} GiB"
-            f" ({gpu.total_bytes / GIB:.2f} less {gpu.context_bytes / GIB:.2f} of CUDA context)"
-        )
+        reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB; {gpu.room}"
+        if not answer["fits"] and longest is not None and longest != scenario:
+            from scripts.memory.trace import trace
+
+            real = trace(longest, capability=gpu.capability, timeline=False)
+            size = f"{longest.micro_batch} x {longest.sequence_length} tokens"
+            if verdict(real["required_bytes"], gpu)["fits"]:
+                reason = (
+                    f"at the longest batch of the data, {size}, the step needs {real['required_bytes'] / GIB:.2f} GiB"
+                    f" ({step['required_bytes'] / GIB:.2f} as configured); {gpu.room}"
+                )
+                answer, step = verdict(real["required_bytes"], gpu), real
         if not answer["fits"]:
             from scripts.memory.planner import suggest
 
             suggestions = suggest(scenario, gpu, step)
+            if gpu.held_bytes >= -answer["headroom_bytes"]:
+                freed = {
+                    "changes": {},
+                    "cost": "nothing of this run",
+                    "headroom_bytes": answer["headroom_bytes"] + gpu.held_bytes,
+                    "peak_allocated_bytes": step["peak_allocated_bytes"],
+                    "required_bytes": step["required_bytes"],
+                    "write": f"# end {', '.join(gpu.holders) or 'the other processes on the GPU'}",
+                }
+                suggestions.insert(0, freed)
     return {
         **answer,
+        "configured": {key: configured[key] for key in ("peak_allocated_bytes", "required_bytes")},
         "effective_batch": scenario.micro_batch * scenario.gradient_accumulation,
         "gpu": gpu.to_mapping() if gpu else None,
         "overridden": override and answer["fits"] is False,
@@ -86,8 +164,24 @@ def refusal(decision: Mapping[str, Any]) -> UserError:
     )
 
 
-def main(traced: str, settings: Mapping[str, Any], output: str) -> None:
-    decision = decide(read_report(traced), chosen_gpu(settings["gpu"]), settings["override"])
+def main(
+    traced: str,
+    settings: Mapping[str, Any],
+    output: str,
+    *,
+    encoded: str | None = None,
+    train: str = "",
+    loop: Mapping[str, Any] | None = None,
+    cluster: Sequence[Any] = (),
+) -> None:
+    """Judge the step; with the encoded rows (and ``loop``, the seed in it) also at their longest batch."""
+    known = read_report(traced)
+    gpu = chosen_gpu(settings["gpu"], cluster, known["trace"]["required_bytes"])
+    longest = None
+    if encoded is not None and gpu is not None and gpu.usable_bytes < known["trace"]["required_bytes"]:
+        read_report(encoded, train)
+        longest = longest_batch(train, scenario_of(known), loop, loop["seed"])
+    decision = decide(known, gpu, settings["override"], longest)
     if decision["fits"] is False and not decision["override"]:
         raise refusal(decision)
     write_report(output, decision)
@@ -99,4 +193,12 @@ def main(traced: str, settings: Mapping[str, Any], output: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(snakemake.input.trace, snakemake.params.gate, snakemake.output.gate)
+        main(
+            snakemake.input.trace,
+            snakemake.params.gate,
+            snakemake.output.gate,
+            encoded=snakemake.input.encoded,
+            train=snakemake.input.train,
+            loop=snakemake.params.loop,
+            cluster=snakemake.params.cluster,
+        )

@@ -6,6 +6,7 @@ A scenario names one of config/gpus.yaml, or a size; the gate may also ask for t
 from __future__ import annotations
 
 import difflib
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -30,10 +31,21 @@ class Gpu:
     context_bytes: int  # a process's CUDA context, outside the allocator
     context_source: str
     compute_capability: float | None
+    held_bytes: int = 0  # by other processes, of the GPU found in the machine
+    holders: tuple[str, ...] = ()  # which those are, as far as nvidia-smi says
 
     @property
     def usable_bytes(self) -> int:
-        return self.total_bytes - self.context_bytes
+        return self.total_bytes - self.context_bytes - self.held_bytes
+
+    @property
+    def room(self) -> str:
+        """What is usable, and why it is not all, in words."""
+        left_out = f"{self.total_bytes / GIB:.2f} less {self.context_bytes / GIB:.2f} of CUDA context"
+        if self.held_bytes:
+            named = f" by {', '.join(self.holders)}" if self.holders else " by other processes"
+            left_out += f" and {self.held_bytes / GIB:.2f} held{named}"
+        return f"{self.title} has {self.usable_bytes / GIB:.2f} GiB ({left_out})"
 
     @property
     def capability(self) -> tuple[int, int] | None:
@@ -107,8 +119,23 @@ def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu |
     return None if gpu is None else find(gpu, where)
 
 
-def from_device(title: str, total_bytes: int, capability: tuple[int, int]) -> Gpu:
-    """The GPU that a device says it is: its own memory, and the CUDA context of the catalogue's of that title."""
+def from_device(
+    title: str,
+    total_bytes: int,
+    capability: tuple[int, int],
+    free_bytes: int | None = None,
+    holders: tuple[str, ...] = (),
+) -> Gpu:
+    """The GPU that a device says it is: its own memory, and the CUDA context of the catalogue's of that title.
+
+    Parameters
+    ----------
+    free_bytes
+        What ``torch.cuda.mem_get_info`` says is free, this process's own context being there already: all of it is
+        usable, and what else is missing others hold. None: nobody holds anything.
+    holders
+        Names of those others.
+    """
     known = next((gpu for gpu in catalogue().values() if gpu.title == title), None)
     compute_capability = float(f"{capability[0]}.{capability[1]}")
     if known:
@@ -116,8 +143,38 @@ def from_device(title: str, total_bytes: int, capability: tuple[int, int]) -> Gp
     else:
         mib, source = _assumed_context(compute_capability, read_yaml(CATALOGUE)["assumptions"])
         context = int(mib * MIB)
+    held = 0
+    if free_bytes is not None:
+        held = max(0, total_bytes - free_bytes - context)
+        context = total_bytes - free_bytes - held
     name = known.name if known else title
-    return Gpu(name, title, total_bytes, "torch.cuda.get_device_properties", context, source, compute_capability)
+    measured = "torch.cuda.get_device_properties"
+    return Gpu(name, title, total_bytes, measured, context, source, compute_capability, held, holders if held else ())
+
+
+def holders(uuid: str, own: int) -> tuple[str, ...]:
+    """Who has memory on a GPU, as ``nvidia-smi`` says it; () where it can't be asked.
+
+    Parameters
+    ----------
+    uuid
+        Of the GPU, as ``torch.cuda.get_device_properties`` has it, without the ``GPU-`` in front.
+    own
+        Number of this process, which is left out.
+    """
+    query = ["--query-compute-apps=gpu_uuid,pid,process_name,used_memory", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    found = []
+    for line in said.splitlines():
+        place, pid, name, size = (part.strip() for part in line.split(",", 3))
+        if place.removeprefix("GPU-") == uuid and pid != str(own):
+            # Windows and MIG give no size.
+            amount = f" ({int(size) * MIB / GIB:.2f} GiB)" if size.isdigit() else ""
+            found.append(f"{name} (process {pid}){amount}")
+    return tuple(found)
 
 
 def verdict(required_bytes: int, gpu: Gpu) -> dict[str, Any]:

@@ -195,6 +195,21 @@ def check_layers(plan: Plan, merged: Checkpoint, count: int) -> dict[str, Any]:
     return _result(good, changed=len(names), layers=layers, identical=sum(not x["different_values"] for x in layers))
 
 
+def comparison_bytes(stored: int, dtype: str, adapter_bytes: int) -> dict[str, int]:
+    """Bytes that the comparison of the models needs, by the dtype that it computes in, the preferred one first.
+
+    Parameters
+    ----------
+    stored
+        Bytes of the weights' files, of ``dtype``.
+    """
+    itemsize = ITEM_BYTES[SAFETENSORS_NAMES[dtype]]
+    return {
+        name: stored * size // itemsize + adapter_bytes + WORKING_BYTES
+        for name, size in (("float32", 4), (dtype, itemsize))
+    }
+
+
 def choose_device(sizes: dict[str, int], free: dict[str, int]) -> tuple[str, str] | None:
     """Device and dtype of the computation; None when no device has the room.
 
@@ -369,11 +384,7 @@ def verify(
         "untouched": check_untouched(plan, result),
     }
     stored = max(sum(shard.bytes for shard in checkpoint.shards) for checkpoint in (plan.base, result))
-    itemsize, adapter_bytes = ITEM_BYTES[SAFETENSORS_NAMES[weights]], plan.adapter.path.stat().st_size
-    sizes = {
-        dtype: stored * size // itemsize + adapter_bytes + WORKING_BYTES
-        for dtype, size in (("float32", 4), (weights, itemsize))
-    }
+    sizes = comparison_bytes(stored, weights, plan.adapter.path.stat().st_size)
     free = free if free is not None else free_memory()
     place = choose_device(sizes, free)
     changed = [name for name in checks["files"]["wrong"] if not name.endswith(".safetensors")]

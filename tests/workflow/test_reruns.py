@@ -16,7 +16,15 @@ from tests.workflow.plan import edited, make_believe, planned, snakemake
 
 DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
-RANKED_MEMORY = {"estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"}
+RANKED_MEMORY = {
+    "estimate_memory",
+    "trace_memory",
+    "measure_memory",
+    "compare_memory",
+    "gate_memory",
+    "plan_memory",
+    "price_run",
+}
 DOCUMENTS = {
     "draw_memory",
     "draw_figures",

@@ -95,6 +95,51 @@ def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
     assert gate.decide(of_t4, find("t4"), override=False)["required_bytes"] == 1
 
 
+def test_a_step_that_only_the_configuration_makes_too_long_passes(traced) -> None:
+    """No batch of the data is as long as the configuration allows."""
+    scenario = gate.scenario_of(traced)
+    small = card(traced["trace"]["required_bytes"] - 1)
+    assert gate.decide(traced, small, override=False)["fits"] is False
+    decision = gate.decide(traced, small, False, replace(scenario, micro_batch=2, sequence_length=64))
+    assert (decision["fits"], decision["suggestions"]) == (True, [])
+    assert "at the longest batch of the data, 2 x 64 tokens" in decision["reason"]
+    assert decision["required_bytes"] < decision["configured"]["required_bytes"]
+    again = gate.decide(traced, small, False, replace(scenario, sequence_length=250))
+    assert again["fits"] is (again["required_bytes"] <= small.usable_bytes)
+
+
+def test_the_first_thing_to_change_is_what_others_hold(traced) -> None:
+    need = traced["trace"]["required_bytes"]
+    full = replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
+    decision = gate.decide(traced, full, override=False)
+    assert decision["suggestions"][0]["write"] == "# end python (process 42)"
+    text = str(gate.refusal(decision))
+    assert "held by python (process 42)" in text
+
+
+def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
+    import pandas
+
+    lengths = [5, 30, 9, 12, 7, 8]
+    rows = [{"input_ids": [1] * n, "labels": [-100] * (n - 2) + [1, 2]} for n in lengths]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 4}
+    loop = {"epochs": 1, "max_steps": None, "rows_per_step": None}
+    longest = gate.longest_batch(str(tmp_path / "train.parquet"), Scenario.from_mapping(fields), loop, 1)
+    assert (longest.micro_batch, longest.sequence_length) == (4, 30)
+    packed = Scenario.from_mapping({**fields, "packing": "rows", "micro_batch": 1})
+    found = gate.longest_batch(str(tmp_path / "train.parquet"), packed, loop | {"rows_per_step": 6}, 1)
+    assert (found.micro_batch, 30 <= found.sequence_length <= 64) == (1, True)
+
+
+def test_on_a_cluster_the_gpu_is_the_one_that_the_job_asks_for() -> None:
+    gpus = ["a100-40gb", "t4"]
+    assert gate.chosen_gpu("auto", gpus, 10**9).name == "t4"
+    assert gate.chosen_gpu("auto", gpus, 20 * 10**9).name == "a100-40gb"
+    assert gate.chosen_gpu("auto", gpus, 10**12).name == "a100-40gb"
+    assert gate.chosen_gpu("rtx-4090", gpus, 10**9).name == "rtx-4090"
+
+
 def test_named_card() -> None:
     assert gate.chosen_gpu("t4").name == "t4"
     with pytest.raises(UserError, match="catalogue"):

@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.memory.gpus import GIB, MIB, catalogue, find, from_device, verdict
+from scripts.memory.gpus import GIB, MIB, catalogue, find, from_device, holders, verdict
 
 
 def test_every_card_has_its_figures_and_their_sources() -> None:
@@ -55,3 +55,31 @@ def test_a_device_is_what_it_says_with_the_catalogues_context() -> None:
     assert found.capability == (7, 5)
     unknown = from_device("NVIDIA Something", 10**10, (12, 0))
     assert unknown.name == "NVIDIA Something" and "assumed" in unknown.context_source
+
+
+def test_what_others_hold_of_a_gpu_is_not_usable() -> None:
+    """Another process holds 20 of 24 GB."""
+    free = 4 * GIB
+    held = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), free, ("python (process 42) (19.50 GiB)",))
+    assert held.usable_bytes == free
+    assert held.held_bytes == 24 * GIB - free - find("rtx-4090").context_bytes
+    assert "held by python (process 42)" in held.room
+    alone = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), 24 * GIB - 300 * MIB, ())
+    assert (alone.held_bytes, alone.context_bytes, alone.holders) == (0, 300 * MIB, ())
+    assert "held" not in alone.room
+
+
+def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    lines = [
+        "GPU-aa, 42, python, 19968",
+        "GPU-aa, 7, /usr/bin/own, 300",
+        "GPU-bb, 43, other, 5",
+        "GPU-aa, 44, w, [N/A]",
+    ]
+    program.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert holders("aa", own=7) == ("python (process 42) (19.50 GiB)", "w (process 44)")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert holders("aa", own=7) == ()

@@ -1,0 +1,144 @@
+"""The disk that each stage of a run needs, by numbers of parameters. Standard library only: the rules call this.
+
+Weights decide: the base's, the adapter's with its checkpoints, the merged model's. What lies beside them is some MB.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scripts.common.errors import UserError
+from scripts.common.stages import Stage, judged, refused, table
+
+WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
+# Bytes that AdamW keeps for a number of the adapter, by the adapter's width: two states of the same dtype; in 8 bits
+# two of one byte, and an fp32 scale for each 256 of them (bitsandbytes.optim.optimizer.Optimizer2State).
+STATES = {"adamw": lambda width: 2 * width, "adamw_fused": lambda width: 2 * width}
+STATES_8BIT = 2 * (1 + 4 / 256)
+Q8_0 = 34 / 32  # bytes of a number in blocks of 32 with a scale of 16 bits: gguf.GGML_QUANT_SIZES
+# Tokenizer and licence beside the base and beside the merged model; answers, reports, figures and documents. Of the
+# default run: 3.5 and 4.4 MB; one with a larger vocabulary or test split has some MB more.
+COMPANIONS_BYTES, DOCUMENTS_BYTES = 3_600_000, 4_500_000
+STAGES = ("base model", "training", "merged model", "evaluation and documents", "export")
+# Which rule writes which.
+RULES = dict(
+    zip(("fetch_weights", "train_adapter", "merge_adapter", "evaluate_tuned", "export_gguf"), STAGES, strict=True)
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What decides how much is written: numbers of parameters, and bytes of a number.
+
+    ``trainable`` may be 0 where it is not known yet; then the training's share is left out.
+    """
+
+    parameters: int
+    trainable: int
+    base_width: int
+    merged_width: int
+    adapter_width: int
+    optimizer: str
+
+    @classmethod
+    def of(cls, step: Mapping[str, Any], base: str, merged: str, parameters: int, trainable: int) -> Sizes:
+        """Of a training step as a scenario's mapping, and of the dtypes of the base's and the merged weights."""
+        own = 4 if step["adapter_precision"] == "fp32" or step["precision"].startswith("fp32") else 2
+        return cls(parameters, trainable, WIDTHS[base], WIDTHS[merged], own, step["optimizer"])
+
+
+def written(sizes: Sizes, exports: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+    """Bytes of each stage that stay, and the most that it needs while it runs.
+
+    Training writes each checkpoint beside the one before, and removes the last when the adapter and its copy in
+    ``kept/`` are there.
+
+    Parameters
+    ----------
+    exports
+        Types of the GGUF files that are asked for: f32, f16, bf16, q8_0.
+    """
+    adapter = sizes.trainable * sizes.adapter_width
+    states = STATES.get(sizes.optimizer, lambda width: STATES_8BIT)(sizes.adapter_width)
+    checkpoint = adapter + int(sizes.trainable * states)
+    merged = sizes.parameters * sizes.merged_width + COMPANIONS_BYTES
+    types = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": Q8_0}
+    export = int(sum(sizes.parameters * types[kind] for kind in exports))
+    base = sizes.parameters * sizes.base_width
+    found = {
+        "base model": (base, base),
+        "training": (2 * adapter, max(2 * checkpoint, checkpoint + 2 * adapter)),
+        "merged model": (merged, merged),
+        "evaluation and documents": (DOCUMENTS_BYTES, DOCUMENTS_BYTES),
+    }
+    return found | ({"export": (export, export)} if exports else {})
+
+
+def free_bytes(folder: str | os.PathLike) -> int:
+    """What a user may still write where a folder is, or will be."""
+    place = Path(folder).resolve()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def stages(sizes: Sizes, free: int, there: Sequence[str] = (), exports: Sequence[str] = ()) -> list[Stage]:
+    """Each stage against what the stages before it leave of the disk.
+
+    ``there`` names stages whose files are on the disk already.
+    """
+    rows = []
+    for name, (kept, peak) in written(sizes, exports).items():
+        if name in there:
+            rows.append(judged(name, "disk", 0, free, "computed", "on the disk already"))
+            continue
+        change = None
+        if peak > free:
+            change = f"free {(peak - free) / 1e9:.2f} GB, or another disk: snakemake --directory"
+            if name in ("merged model", "export") and sizes.merged_width == 4 and peak // 2 <= free:
+                change = "merging: {dtype: bfloat16}"
+        rows.append(judged(name, "disk", peak, free, "computed", f"{kept} bytes of it stay", change=change))
+        free -= kept
+    return rows
+
+
+class Planned(NamedTuple):
+    """What is about to be written: the stages of one run (or of a base model that runs share), and their sizes."""
+
+    name: str
+    sizes: Sizes
+    stages: Collection[str]
+    exports: Sequence[str] = ()
+
+
+def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results") -> None:
+    """Refuse, before any job, what the disk can't hold.
+
+    Raises
+    ------
+    UserError
+        With the stages that are planned, each against what those before it leave.
+    """
+    free = free_bytes(folder)
+    rows: list[Stage] = []
+    left = free
+    for one in planned:
+        there = [name for name in STAGES if name not in one.stages]
+        found = stages(one.sizes, left, there, one.exports)
+        rows += [row | {"stage": f"{row['stage']} of {one.name}"} for row in found if row["stage"] in one.stages]
+        left -= sum(kept for name, (kept, _) in written(one.sizes, one.exports).items() if name in one.stages)
+    short = refused(rows)
+    if short:
+        raise UserError(
+            "The disk is too small for what is planned, and no job was started:\n    " + "\n    ".join(table(rows)),
+            where=Path(folder).resolve(),
+            found=f"{free / 1e9:.2f} GB free",
+            allowed=f"{max(row['needs_bytes'] - row['has_bytes'] for row in short) / 1e9:.2f} GB more, another disk,"
+            " or memory.gate.override: true, which starts all the same",
+            write=short[0]["change"],
+        )

@@ -1,0 +1,304 @@
+"""Rule ``price_run``: what every stage of a run needs, against what there is, before the first of them costs anything.
+
+The training step is judged by :mod:`scripts.memory.gate`. Here the stages around it stand beside it, for what people
+run out of is, after training, the evaluation, and then the disk. The evaluation's batches are followed as they will
+run; the rest is computed or estimated, and says so. A stage that does not fit ends the run, with the smallest change
+that would, unless ``memory.gate.override`` lets it through.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_report
+from scripts.common.job import job, log
+from scripts.common.stages import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
+from scripts.memory import disk
+from scripts.memory.cluster import evaluation_bytes
+from scripts.memory.gate import chosen_gpu, decide, longest_batch, scenario_of
+from scripts.memory.gpus import Gpu
+from scripts.scenario.scenario import Scenario
+
+# Beside tensors, in bytes: Python, the libraries, and freed memory that glibc keeps. 0.4 to 1.0 GB in the stages of the
+# default run; the merge, which streams and loads no transformers, takes 0.25 GB in all.
+PROCESS_BYTES, MERGE_BYTES = 1_000_000_000, 300_000_000
+GPU, HOST = "GPU", "host memory"
+GB = 10**9
+
+
+class Room(NamedTuple):
+    """What there is: the GPU (None: the stages run on the processor), and bytes of host memory (None: not known)."""
+
+    gpu: Gpu | None
+    host_bytes: int | None
+
+    @property
+    def place(self) -> str:
+        return GPU if self.gpu else HOST
+
+    @property
+    def target(self) -> str:
+        return "cuda" if self.gpu else "cpu"
+
+    @property
+    def has_bytes(self) -> int | None:
+        return self.gpu.usable_bytes if self.gpu else self.host_bytes
+
+    def needed(self, found: Mapping[str, Any]) -> int:
+        """Of what a trace found: from the GPU's allocator, or from the host with the process around the tensors."""
+        return found["required_bytes"] if self.gpu else found["peak_allocated_bytes"] + PROCESS_BYTES
+
+    def lacks(self, needed: int) -> bool:
+        return self.has_bytes is not None and needed > self.has_bytes
+
+
+def host_memory() -> int:
+    """Bytes that this machine's processes may still take; in a container no more than its limit leaves."""
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    try:
+        return min(free, int(limit.read_text()) - int(used.read_text()))
+    except (OSError, ValueError):  # no container's limit: "max"
+        return free
+
+
+def training_stages(traced: Mapping[str, Any], longest: Scenario, decision: Mapping[str, Any], room: Room) -> list:
+    """The training step as configured, and at the longest batch of the data."""
+    from scripts.memory.trace import trace
+
+    configured, rows = scenario_of(traced), []
+    for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
+        if room.gpu and step == configured:
+            found = decision["configured"]
+        elif rows and step == configured:
+            continue  # the longest batch is as long as the configuration allows
+        else:
+            found = trace(step, room.target, capability=room.gpu and room.gpu.capability, timeline=False)
+        size = f"{step.micro_batch} x {step.sequence_length} tokens"
+        rows.append(judged(name, room.place, room.needed(found), room.has_bytes, "traced", size))
+    if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
+        rows[0]["verdict"] = NOT_REACHED
+    for row in refused(rows):
+        first = next(iter(decision["suggestions"]), {"changes": {}, "write": None})
+        own = first["changes"] and "gpu" not in first["changes"]  # of the step, not of what it runs on
+        row["change"] = f"training: {{{first['write']}}}" if own else first["write"]
+    return rows
+
+
+def evaluation_stages(evaluation: Any, room: Room) -> list[Stage]:
+    """The batch of the evaluation that needs the most; where it does not fit, the largest batch size that would."""
+    from scripts.memory.answering import trace_evaluation
+    from scripts.memory.core.errors import TraceError
+
+    def priced(size: int) -> dict[str, Any]:
+        capability = room.gpu.capability if room.gpu else None
+        return trace_evaluation(evaluation._replace(batch_size=size), room.target, capability)
+
+    def smaller(fits: Callable[[dict[str, Any]], bool]) -> str | None:
+        size = evaluation.batch_size
+        while size > 1:
+            size //= 2
+            if fits(priced(size)):
+                return f"evaluation: {{batch_size: {size}}}"
+        return None
+
+    name = "evaluation of base and tuned"
+    try:
+        found = priced(evaluation.batch_size)
+    except TraceError as error:
+        reason = f"not traced: {str(error).splitlines()[0]}"
+        return [judged(name, room.place, None, room.has_bytes, "traced", reason)]
+    detail = f"{found['rows']} requests at once, answers of up to {evaluation.max_new_tokens} tokens"
+    if not found["exact"]:
+        detail += "; answers as one pass over rows of full length"
+    needs = room.needed(found)
+    row = judged(name, room.place, needs, room.has_bytes, "traced", detail)
+    if not room.lacks(needs):
+        return [row]
+    row["change"] = smaller(lambda other: not room.lacks(room.needed(other)))
+    if row["change"] or room.gpu is None:
+        return [row]
+    # Weights that are larger than the GPU: `device_map="auto"` keeps some of them in host memory and copies them for
+    # each pass. Then keys, values and logits have to fit beside the largest part and the next.
+    weights, parts = found["weights_bytes"], 2 * found["largest_module_bytes"]
+    outside = needs + parts - room.has_bytes
+    row["detail"] += f"; {outside / 1e9:.2f} GB of the weights stay in host memory and are copied for each pass: slow"
+    row["verdict"] = IN_PART
+    if room.lacks(needs - weights + parts):
+        row["verdict"] = TOO_SMALL
+        row["change"] = smaller(lambda other: not room.lacks(room.needed(other) - weights + parts))
+    rest = "the weights that the GPU does not hold"
+    return [row, judged(name, HOST, outside + PROCESS_BYTES, room.host_bytes, "estimated", rest)]
+
+
+def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int, room: Room) -> Stage:
+    """The comparison after the merge: in the first place that has the room, and left out where none has."""
+    from scripts.merging.verify import choose_device, comparison_bytes
+
+    name, sizes = "comparison after the merge", comparison_bytes(stored, dtype, adapter_bytes)
+    free = {GPU: room.gpu and room.gpu.usable_bytes, HOST: room.host_bytes}
+    free = {place: size for place, size in free.items() if size is not None}
+    chosen = choose_device(sizes, free)
+    if not requests or chosen is None:
+        reason = "no requests asked for" if not requests else "no room: logits and answers will not be compared"
+        return judged(name, HOST, sizes[dtype], room.host_bytes, "computed", reason, NOT_RUN)
+    place, computed_in = chosen
+    return judged(name, place, sizes[computed_in], free[place], "computed", f"in {computed_in}")
+
+
+def host_stages(source: str, base_bytes: int, largest_bytes: int, there: bool, room: Room) -> list[Stage]:
+    """What fetching, loading and merging take of the host's memory."""
+    rows = []
+    if not there:
+        whole = source == "wheel"  # a GGUF file is unpacked in memory
+        needs = PROCESS_BYTES + (base_bytes if whole else 0)
+        detail = "the whole model, unpacked" if whole else "as it arrives"
+        rows.append(judged("fetching the base", HOST, needs, room.host_bytes, "estimated", detail))
+    if room.gpu is not None:
+        needs = PROCESS_BYTES + 2 * largest_bytes
+        rows.append(judged("loading for the GPU", HOST, needs, room.host_bytes, "estimated", "tensor by tensor"))
+    return [*rows, judged("merging", HOST, MERGE_BYTES, room.host_bytes, "estimated", "block by block")]
+
+
+def price(
+    traced: Mapping[str, Any],
+    longest: Scenario,
+    evaluation: Any,
+    settings: Mapping[str, Any],
+    room: Room,
+    *,
+    evaluation_room: Room | None = None,
+    free_disk_bytes: int,
+    there: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Price the stages of a run.
+
+    Parameters
+    ----------
+    traced
+        The trace of the training step, as its rule writes it.
+    longest
+        The step at the longest batch of the data (:func:`scripts.memory.gate.longest_batch`).
+    evaluation
+        :class:`scripts.memory.answering.Evaluation`.
+    settings
+        ``override``, ``source`` of the model, ``merging``.
+    room, evaluation_room
+        What there is; for the evaluation, where its jobs run on another GPU.
+    free_disk_bytes
+        Where the results are.
+    there
+        Stages whose files are on the disk already.
+
+    Returns
+    -------
+    dict
+        ``stages`` (:mod:`scripts.common.stages`), ``fits``, ``gpu``, ``override``, ``overridden`` (names of the stages
+        that do not fit and are let through).
+    """
+    decision = decide(traced, room.gpu, settings["override"], longest)
+    model = scenario_of(traced)
+    base, merged = settings["source"]["dtype"], settings["merging"]["dtype"] or settings["source"]["dtype"]
+    counts = traced["trace"]["parameters"], traced["trace"]["trainable_parameters"]
+    sizes = disk.Sizes.of(traced["scenario"], base, merged, *counts)
+    base_bytes = sizes.parameters * sizes.base_width
+    stored = sizes.parameters * max(sizes.base_width, sizes.merged_width)
+    embedding = model.size("vocab_size") * model.size("hidden_size") * sizes.base_width  # the largest tensor
+    found = [
+        *host_stages(settings["source"]["type"], base_bytes, embedding, "base model" in there, room),
+        *training_stages(traced, longest, decision, room),
+        comparison_stage(
+            stored, merged, sizes.trainable * sizes.adapter_width, settings["merging"]["verify"]["prompts"], room
+        ),
+        *evaluation_stages(evaluation, evaluation_room or room),
+        *disk.stages(sizes, free_disk_bytes, there),
+    ]
+    short = [stage["stage"] for stage in refused(found)]
+    return {
+        "fits": not short,
+        "gpu": room.gpu.to_mapping() if room.gpu else None,
+        "overridden": short if settings["override"] else [],
+        "override": settings["override"],
+        "stages": found,
+    }
+
+
+def refusal(priced: Mapping[str, Any]) -> UserError:
+    """The message of a run with a stage that does not fit; its table stands above it."""
+    short, gpu = refused(priced["stages"]), priced["gpu"]
+    found = [
+        f"{stage['stage']}: {stage['needs_bytes'] / GB:.2f} of {stage['has_bytes'] / GB:.2f} GB ({stage['place']})"
+        for stage in short
+    ]
+    if gpu and gpu["held_bytes"]:
+        named = ", ".join(gpu["holders"]) or "other processes"
+        found.append(f"{gpu['held_bytes'] / GB:.2f} GB of the GPU are held by {named}")
+    changes: dict[str, list[str]] = {}
+    for stage in short:
+        if stage["change"]:
+            changes.setdefault(stage["change"], []).append(stage["stage"])
+    return UserError(
+        "This run does not fit, and nothing of it was started.",
+        where="the stages that say so above",
+        found="; ".join(found),
+        allowed="the smallest changes that fit; or memory.gate.override: true, which the model card will mention",
+        write="\n".join(f"{change}   # {', '.join(names)}" for change, names in changes.items())
+        or "memory: {gate: {override: true}}",
+    )
+
+
+INPUTS = ("config", "description", "encoded", "split", "test", "trace", "train")
+
+
+def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequence[Any], output: str) -> None:
+    """Price the run, write the table and show it; refuse what does not fit."""
+    from scripts.common.chat import encode_pairs
+    from scripts.common.tokenizer import read_tokenizer
+    from scripts.memory.answering import Evaluation
+    from scripts.training.batches import Row
+
+    base, traced = Path(inputs["config"]).parent, read_report(inputs["trace"])
+    read_folder(inputs["description"])
+    read_report(inputs["encoded"], inputs["train"])
+    read_report(inputs["split"], inputs["test"])
+    named = settings["gate"]["gpu"]
+    gpu = evaluation_gpu = None
+    if named != "auto" or settings["device"] != "cpu":
+        gpu = chosen_gpu(named, cluster, traced["trace"]["required_bytes"])
+        weights = traced["trace"]["parameters"] * disk.WIDTHS[settings["source"]["dtype"]]
+        evaluation_gpu = chosen_gpu(named, cluster, evaluation_bytes(weights)) if cluster else gpu
+    host = None if cluster else host_memory()
+    asked = settings["evaluation"]
+    pairs = [(pair["request"], pair["command"]) for pair in read_jsonl(inputs["test"])][: asked["requests"]]
+    rows = [Row(*row) for row in encode_pairs(read_tokenizer(base), settings["prompt"]["system"], pairs)]
+    size, tokens = asked["batch_size"], asked["max_new_tokens"]
+    priced = price(
+        traced,
+        longest_batch(inputs["train"], scenario_of(traced), settings["loop"], settings["loop"]["seed"]),
+        Evaluation(read_json(inputs["config"]), settings["source"]["dtype"], rows, size, tokens),
+        {**settings, "override": settings["gate"]["override"]},
+        Room(gpu, host),
+        evaluation_room=Room(evaluation_gpu, host),
+        free_disk_bytes=disk.free_bytes(output),
+        there=["base model"] if (base / "weights.json").is_file() else [],
+    )
+    for line in table(priced["stages"]):
+        log.info("%s", line)
+    if not priced["fits"] and not priced["override"]:
+        raise refusal(priced)
+    write_report(output, priced)
+    for name in priced["overridden"]:
+        log.warning("OVERRIDDEN: %s does not fit", name)
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        main(
+            {name: snakemake.input[name] for name in INPUTS},
+            snakemake.params.settings,
+            snakemake.params.cluster,
+            snakemake.output.priced,
+        )

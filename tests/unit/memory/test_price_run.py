@@ -1,0 +1,138 @@
+"""The price of a whole run: each stage against what there is, the smallest change that fits, a stop before any cost."""
+
+from dataclasses import replace
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.common.stages import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, table
+from scripts.memory import price_run
+from scripts.memory.answering import Evaluation, trace_evaluation
+from scripts.memory.gpus import find
+from scripts.memory.price_run import GPU, HOST, Room
+from scripts.memory.trace import trace
+from scripts.scenario.scenario import Scenario
+from tests.unit.decoders import LLAMA_3_LAYERS
+from tests.unit.memory.test_answering import row
+
+PLENTY = 10**12
+SETTINGS = {
+    "merging": {"dtype": None, "verify": {"prompts": 8}},
+    "override": False,
+    "source": {"dtype": "float32", "type": "wheel"},
+}
+
+
+@pytest.fixture(scope="module")
+def run() -> dict:
+    """The arguments of a run's price."""
+    fields = {"model": LLAMA_3_LAYERS, "sequence_length": 256, "micro_batch": 8, "gradient_checkpointing": False}
+    scenario = Scenario.from_mapping({**fields, "precision": "fp32"})
+    rows = [row(own, answer) for own, answer in ((20, 30), (9, 12), (14, 7), (13, 25))]
+    return {
+        "traced": {"capability": None, "scenario": scenario.to_mapping(), "trace": trace(scenario, timeline=False)},
+        "longest": replace(scenario, micro_batch=4, sequence_length=64),
+        "evaluation": Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2),
+        "settings": SETTINGS,
+        "free_disk_bytes": PLENTY,
+    }
+
+
+def card(usable: int):
+    size = find({"vram_gib": 1})
+    return replace(size, total_bytes=usable + size.context_bytes)
+
+
+def stages(priced: dict) -> dict[str, dict]:
+    return {stage["stage"]: stage for stage in priced["stages"]}
+
+
+def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
+    priced = price_run.price(**run, room=Room(card(PLENTY), PLENTY))
+    found = stages(priced)
+    assert priced["fits"] and {stage["verdict"] for stage in found.values()} == {FITS}
+    on_gpu = {name for name, stage in found.items() if stage["place"] == GPU}
+    assert on_gpu == {
+        "training step, as configured",
+        "training step, longest batch",
+        "comparison after the merge",
+        "evaluation of base and tuned",
+    }
+    assert found["training step, as configured"]["needs_bytes"] == run["traced"]["trace"]["required_bytes"]
+    evaluated = trace_evaluation(run["evaluation"], "cuda")
+    assert found["evaluation of base and tuned"]["needs_bytes"] == evaluated["required_bytes"]
+
+
+def test_on_the_processor_the_hosts_memory_counts(run) -> None:
+    priced = price_run.price(**run, room=Room(None, 2 * 10**9))
+    found = stages(priced)
+    predicted = trace(Scenario.from_mapping(run["traced"]["scenario"], {}), "cpu", timeline=False)
+    needs = predicted["peak_allocated_bytes"] + price_run.PROCESS_BYTES
+    assert found["training step, as configured"]["needs_bytes"] == needs
+    assert not [stage for stage in found.values() if stage["place"] == GPU]
+    assert stages(price_run.price(**run, room=Room(None, None)))["merging"]["verdict"] == UNCHECKED
+
+
+def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
+    asked = run["evaluation"]
+    needs = trace_evaluation(asked, "cuda")["required_bytes"]
+    (stage,) = price_run.evaluation_stages(asked, Room(card(needs - 1), PLENTY))
+    assert (stage["verdict"], stage["has_bytes"]) == (TOO_SMALL, needs - 1)
+    size = int(stage["change"].removeprefix("evaluation: {batch_size: ").removesuffix("}"))
+    assert size in (1, 2, 4, 8, 16)
+    assert trace_evaluation(asked._replace(batch_size=size), "cuda")["required_bytes"] < needs
+    error = price_run.refusal({"gpu": None, "stages": [stage]})
+    assert stage["change"] in str(error) and "memory.gate.override" in str(error)
+
+
+def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
+    asked = run["evaluation"]._replace(batch_size=1, max_new_tokens=1)
+    found = trace_evaluation(asked, "cuda")
+    working = found["required_bytes"] - found["weights_bytes"] + 2 * found["largest_module_bytes"]
+    room = Room(card(min(found["required_bytes"] - 1, working)), PLENTY)
+    part, rest = price_run.evaluation_stages(asked, room)
+    assert part["verdict"] == (IN_PART if working < found["required_bytes"] else TOO_SMALL)
+    assert rest["place"] == HOST and "stay in host memory" in part["detail"]
+
+
+def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
+    real = trace(run["longest"], timeline=False)["required_bytes"]
+    assert real < run["traced"]["trace"]["required_bytes"]
+    small = run["evaluation"]._replace(batch_size=1, max_new_tokens=1)
+    priced = price_run.price(**{**run, "evaluation": small}, room=Room(card(real), PLENTY))
+    found = stages(priced)
+    assert found["training step, as configured"]["verdict"] == NOT_REACHED
+    assert found["training step, longest batch"]["verdict"] == FITS
+
+
+def test_the_comparison_is_left_out_where_nothing_has_the_room(run) -> None:
+    stage = price_run.comparison_stage(10**9, "float32", 10**6, 8, Room(card(10**6), 10**6))
+    assert (stage["verdict"], stage["place"]) == (NOT_RUN, HOST)
+    stage = price_run.comparison_stage(10**9, "bfloat16", 10**6, 8, Room(card(2 * 10**9), PLENTY))
+    assert (stage["verdict"], stage["place"], stage["detail"]) == (FITS, GPU, "in bfloat16")
+
+
+def test_a_card_that_others_hold(run) -> None:
+    """Another process holds 20 of 24 GB."""
+    gpu = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42) (20.00 GiB)",))
+    priced = price_run.price(**run, room=Room(gpu, PLENTY))
+    assert not priced["fits"]
+    text = str(price_run.refusal(priced))
+    assert "held by python (process 42)" in text and "# end python (process 42)" in text
+
+
+def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
+    """A results folder on a disk with next to nothing left."""
+    allowed = {**run, "settings": {**SETTINGS, "override": True}, "free_disk_bytes": 5_000_000}
+    priced = price_run.price(**allowed, room=Room(card(PLENTY), PLENTY))
+    assert not priced["fits"] and "merged model" in priced["overridden"]
+    with pytest.raises(UserError, match="nothing of it was started"):
+        raise price_run.refusal(priced)
+
+
+def test_the_table_has_a_line_for_each_stage(run) -> None:
+    lines = table(price_run.price(**run, room=Room(card(PLENTY), None))["stages"])
+    assert lines[0].split() == ["stage", "where", "needs", "has", "verdict"]
+    assert any(line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits") for line in lines)
+    assert any("merging" in line and line.endswith("not checked") for line in lines)
+    assert len({line.index(line.split("  ")[0]) for line in lines}) == 1
