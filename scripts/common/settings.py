@@ -278,6 +278,14 @@ def _check_together(config: dict) -> None:
                     allowed="paths without { and }: rename the file, or link to it under another name",
                     write=f"paths: [{re.sub('[{}]', '', path)}]",
                 )
+    if config["evaluation"]["execution"] != "none" and config["dataset"]["benchmark"] is None:
+        raise UserError(
+            "evaluation.execution has nothing to run: there is no benchmark whose file systems it would run in.",
+            where="the configuration",
+            found="dataset.benchmark: null",
+            allowed="a benchmark, or evaluation.execution: none",
+            write=_yaml_line(["evaluation"], "execution", "none"),
+        )
     source = config["model"]["source"]
     for key in SOURCE_KEYS[source["type"]]:
         if key not in source:

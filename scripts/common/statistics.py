@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
@@ -24,6 +24,14 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     half = Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     # At the ends the exact bound is 0 or 1; the formula misses it by a rounding error.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def share(flags: Iterable[bool]) -> dict[str, float]:
+    """How many of ``n`` rows hold, as a ``count`` and a ``share`` with its 95 % Wilson interval."""
+    rows = list(flags)
+    count, n = sum(rows), len(rows)
+    low, high = wilson_interval(count, n)
+    return {"count": count, "high_95": high, "low_95": low, "n": n, "share": count / n}
 
 
 def paired_bootstrap_interval(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, sha256_file, write_json, write_report
+from scripts.common.files import read_json, read_jsonl, read_report, sha256_file, write_json, write_report
 from scripts.common.job import job, log
 from scripts.dataset.rows import COLUMNS, Rows, count, write_rows
 from scripts.dataset.sources import Record, read_file
@@ -16,6 +16,8 @@ from scripts.dataset.sources import Record, read_file
 
 def label(source: Mapping[str, Any]) -> str:
     """A source's name in rows and reports."""
+    if source["type"] == "benchmark":
+        return source["requirement"]
     if source["type"] == "hub":
         return "/".join(str(source[key]) for key in ("repository", "config", "split") if source.get(key))
     return source["type"] if source["type"] == "embedded" else ", ".join(source["paths"])
@@ -39,6 +41,12 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
             for record in read_file(path, columns, source.get("format")):
                 yield path, record
             about["files"].append({"path": path, "sha256": sha256_file(path)})
+    elif source["type"] == "benchmark":
+        report = read_report(source["report"], source["tasks"])
+        about |= {"requirement": report["requirement"], "wheel_sha256": report["wheel_sha256"]}
+        for number, task in enumerate(read_jsonl(source["tasks"]), 1):
+            for command in (task["command"], *task["alternatives"]):
+                yield label(source), Record(number, {"request": task["request"], "command": command})
     else:
         from scripts.dataset.hub import read_repository, resolve
 
@@ -75,15 +83,19 @@ def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tupl
     return pd.concat(tables[bool(sources) :], ignore_index=True), summaries
 
 
-def main(sources: list, external: list, outputs: Any) -> None:
-    """Read ``sources`` into ``outputs.pairs`` and the external test sets into ``outputs.external``."""
+def main(sources: list, external: list, outputs: Any, benchmark: Mapping[str, str] | None = None) -> None:
+    """Read ``sources`` into ``outputs.pairs`` and the external test sets into ``outputs.external``.
+
+    ``benchmark`` is one more of these: its ``requirement`` and ``license``, the paths of its ``tasks`` and ``report``.
+    """
     import pandas as pd
 
     # Not a declared output: it outlives reruns, so that a moved branch on the Hub is noticed.
     revisions_file = Path(outputs.report).with_name("revisions.json")
     revisions = read_json(revisions_file) if revisions_file.exists() else {}
     rows, summaries = acquire(sources, revisions)
-    held_out, external_summaries = acquire(external, revisions)
+    more = [{"type": "benchmark", **benchmark}] if benchmark else []
+    held_out, external_summaries = acquire([*external, *more], revisions)
     reasons = count(rows["reason"])
     if rows["reason"].notna().all():
         common = ", ".join(f"{reason} ({number})" for reason, number in list(reasons.items())[:3])
@@ -115,4 +127,7 @@ def main(sources: list, external: list, outputs: Any) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
-        main(snakemake.params.sources["sources"], snakemake.params.sources["external"], snakemake.output)
+        named = snakemake.params.sources["benchmark"]
+        if named:
+            named = {**named, "report": snakemake.input.benchmark, "tasks": snakemake.input.tasks}
+        main(snakemake.params.sources["sources"], snakemake.params.sources["external"], snakemake.output, named)

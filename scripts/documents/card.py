@@ -23,7 +23,7 @@ PROVENANCE = {
     "Model Details": ("description", "training", "training_memory", "manifest"),
     "Training Data": ("acquire", "clean", "screen", "split", "splits_check", "encode"),
     "Training Procedure": ("training", "encode"),
-    "Evaluation": ("comparison", "base_answers", "tuned_answers"),
+    "Evaluation": ("comparison", "base_answers", "tuned_answers", "benchmark_comparison", "execution"),
     "Memory": ("training_memory", "profile", "gate", "priced", "validation"),
     "Merge Verification": ("verification", "manifest"),
     "Technical Specifications": ("description", "training"),

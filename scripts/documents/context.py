@@ -28,6 +28,7 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
     context |= memory.read(files, settings, paths)
     context |= dataset.read(files)
     context |= evaluation.read(files)
+    context |= evaluation.read_benchmark(files)
     context["alt"] = alternative_texts(context)
     context |= card.read(files, settings, paths, context)
     return context

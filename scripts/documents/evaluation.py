@@ -60,6 +60,18 @@ def read(files: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
+    """What templates know of the test set of others, and of its answers' execution; None where there was none."""
+    compared, executed = files.get("benchmark_comparison") or None, files.get("execution") or None
+    if compared is not None:
+        (about,) = [source for source in files["acquire"]["external"] if source["type"] == "benchmark"]
+        compared = {**compared, "name": about["name"], "rows": evaluation_rows(compared)}
+    if executed is not None:
+        rows = [("all", executed), *executed["by_level"].items()]
+        executed = {**executed, "rows": [{"label": label, **row} for label, row in rows]}
+    return {"benchmark": compared, "execution": executed}
+
+
 def evaluation_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row for each metric: base and tuned with their intervals, the paired difference with its own, the verdict.
 

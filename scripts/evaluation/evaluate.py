@@ -1,10 +1,9 @@
-"""Rules ``evaluate_base`` and ``evaluate_tuned``: put held-out requests to a model and score what it says.
+"""Rules ``evaluate_base``, ``evaluate_tuned``, and the same ``_on_benchmark``: ask a model, and score what it says.
 
 Both models get the same prompt and greedy decoding. What a model says is text: it is parsed and screened,
-never run.
+never run here.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,10 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.kept import Kept
-from scripts.common.statistics import wilson_interval
-from scripts.common.syntax import check_syntax
+from scripts.common.statistics import share
+from scripts.common.syntax import check_syntax, strip_fence
 from scripts.common.tokenizer import read_tokenizer
 from scripts.screen.policy import screen
-
-
-def strip_fence(answer: str) -> str:
-    """The content of the first Markdown fence, wherever a model put its command into one; else the answer."""
-    text = answer.strip()
-    before, fence, rest = text.partition("```")
-    if not fence or (before and not before.endswith("\n")):
-        return text
-    content = rest.partition("\n")[2]  # after the language's name
-    return content.partition("\n```")[0].strip()
 
 
 def program(command: str) -> str:
@@ -55,13 +44,6 @@ def summarize(rows: list[dict]) -> dict:
     """Counts with Wilson intervals, chrF, and the mean loss of an answer token in nats."""
     from sacrebleu.metrics import CHRF
 
-    n = len(rows)
-
-    def share(flags: Iterable[bool]) -> dict:
-        count = sum(flags)
-        low, high = wilson_interval(count, n)
-        return {"count": count, "high_95": high, "low_95": low, "n": n, "share": count / n}
-
     tokens = sum(row["answer_tokens"] for row in rows)
     chrf = CHRF().corpus_score([strip_fence(row["answer"]) for row in rows], [[row["command"] for row in rows]])
     return {
@@ -69,7 +51,7 @@ def summarize(rows: list[dict]) -> dict:
         "danger": share(row["screen"] == "danger" for row in rows),
         "loss": sum(row["loss_sum"] for row in rows) / tokens,
         "loss_tokens": tokens,
-        "n": n,
+        "n": len(rows),
         **{
             name: share(row[name] for row in rows)
             for name in ("exact", "exact_canonical", "parses", "parses_without_fence", "program")

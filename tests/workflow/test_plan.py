@@ -41,6 +41,22 @@ def test_the_export_is_asked_for_by_name(project):
     assert "export_gguf" in planned(project, "export") and "export_gguf" not in planned(project)
 
 
+def test_the_benchmark_is_asked_and_its_answers_are_executed_only_on_request(project):
+    on_benchmark = {"fetch_benchmark", "evaluate_base_on_benchmark", "compare_on_benchmark"}
+    rules = planned(project)
+    assert on_benchmark <= rules and "execute_answers" not in rules
+    assert on_benchmark | {"execute_answers"} <= planned(project, "--configfile", "config/intercode-alfa.yaml")
+    (project / "none.yaml").write_text("dataset: {benchmark: null}\n", encoding="utf-8")
+    assert not on_benchmark & planned(project, "--configfile", "none.yaml")
+
+
+def test_execution_without_a_benchmark_is_refused(project):
+    text = "dataset: {benchmark: null}\nevaluation: {execution: bubblewrap}\n"
+    (project / "wrong.yaml").write_text(text, encoding="utf-8")
+    done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml")
+    assert done.returncode == 1 and "execution: none" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_gate_stands_before_training(project):
     assert "gate_memory" in planned(project, "results/smollm2-135m-r16/adapter/adapter_model.safetensors")
 

@@ -34,6 +34,7 @@ DOCUMENTS = {
     "render_planner",
 }
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
+TRAINED |= {"evaluate_tuned_on_benchmark", "compare_on_benchmark"}
 TINY = chain.CONFIGURATION.relative_to(chain.ROOT)
 Plan = Callable[..., set[str]]
 
@@ -113,6 +114,15 @@ def test_a_changed_evaluation_does_not_train(plan):
     rules = plan({"evaluation": {"max_new_tokens": 9}})
     assert {"evaluate_base", "evaluate_tuned", "compare_models"} <= rules
     assert not rules & (DATASET | MODEL | {"train_adapter", "merge_adapter"})
+
+
+def test_another_sample_of_the_benchmark_is_only_asked_for(plan):
+    on_benchmark = {"evaluate_base_on_benchmark", "evaluate_tuned_on_benchmark", "compare_on_benchmark"}
+    assert plan({"dataset": {"benchmark": {"requests": 5}}}) - DOCUMENTS == on_benchmark
+
+
+def test_answers_are_executed_when_it_is_asked_for_and_nothing_is_answered_again(plan):
+    assert plan({"evaluation": {"execution": "bubblewrap"}}) - DOCUMENTS == {"execute_answers"}
 
 
 def test_order_of_keys_runs_nothing(project, tmp_path):

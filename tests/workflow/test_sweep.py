@@ -35,7 +35,15 @@ def made(tmp_path_factory):
 def test_three_ranks_make_the_dataset_and_the_base_evaluation_once(made):
     _, plan = made
     once = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits", "encode_dataset"}
-    once |= {"download_gguf", "describe_model", "fetch_weights", "evaluate_base", *SWEPT}
+    once |= {
+        "download_gguf",
+        "describe_model",
+        "fetch_weights",
+        "evaluate_base",
+        "evaluate_base_on_benchmark",
+        "fetch_benchmark",
+        *SWEPT,
+    }
     assert {plan[rule] for rule in once} == {1}
     assert {plan[rule] for rule in RANKED - {"estimate_memory", "trace_memory", "compare_memory"}} == {3}
     # Two scenarios of each rank, and two of full fine-tuning that know no rank.

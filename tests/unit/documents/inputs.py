@@ -206,25 +206,49 @@ def share(count: int, n: int = 200) -> dict:
     return {"count": count, "high_95": (count + 11) / n, "low_95": max(0, count - 13) / n, "n": n, "share": count / n}
 
 
-def metrics(exact: int, loss: float) -> dict:
+def metrics(exact: int, loss: float, n: int = 200) -> dict:
     return {
         "chrf": 41.25 + exact / 10,
-        "danger": share(3),
-        "decoding": {"batch_size": 16, "do_sample": False, "max_new_tokens": 48, "requests": 200},
-        "exact": share(exact),
-        "exact_canonical": share(exact + 1),
+        "danger": share(3, n),
+        "decoding": {"batch_size": 16, "do_sample": False, "max_new_tokens": 48, "requests": n},
+        "exact": share(exact, n),
+        "exact_canonical": share(exact + 1, n),
         "loss": loss,
         "loss_tokens": 2718,
-        "n": 200,
-        "parses": share(exact + 60),
-        "parses_without_fence": share(exact + 62),
-        "program": share(exact + 35),
+        "n": n,
+        "parses": share(exact + 60, n),
+        "parses_without_fence": share(exact + 62, n),
+        "program": share(exact + 35, n),
         "prompt": {"system": "Answer with one safe Bash command and nothing else."},
     }
 
 
 def difference(value: float, verdict: str, **more: Any) -> dict:
     return {"difference": value, "high_95": value + 0.0625, "low_95": value - 0.0535, "verdict": verdict, **more}
+
+
+def execution() -> dict[str, Any]:
+    """A summary of answers that were run, as ``execute_answers`` writes it."""
+
+    def compared(n: int, base: int, tuned: int) -> dict[str, Any]:
+        change = difference((tuned - base) / n, "better", gained=tuned - base + 1, lost=1)
+        return {"base": share(base, n), "tuned": share(tuned, n), "compared": change}
+
+    return {
+        **compared(71, 9, 22),
+        "by_level": {"easy": compared(36, 6, 15), "medium": compared(23, 2, 5), "hard": compared(12, 1, 2)},
+        "benchmark": "icalfa==0.3.6",
+        "ended": {"base": 2, "tuned": 1},
+        "examples": [{"answer": "ls -la", "command": "ls -a -l", "request": "list all files"}],
+        "missing_programs": ["tree"],
+        "not_run": {"base": 4, "tuned": 3},
+        "programs": {"bash": "GNU bash, version 5"},
+        "refused_references": 2,
+        "right_but_other_strings": {"base": 7, "tuned": 19},
+        "second_references": share(50, 70),
+        "tasks": 80,
+        "undecidable": [6, 11, 21, 31],
+    }
 
 
 def files() -> dict[str, Any]:
@@ -324,6 +348,17 @@ def files() -> dict[str, Any]:
                 "parses": difference(0.011, "no difference that the interval can carry", gained=5, lost=3),
                 "program": difference(-0.33, "worse", gained=6, lost=72),
             },
+            "benchmark_comparison": {
+                "n": 80,
+                "base": metrics(1, 4.25, n=80),
+                "tuned": metrics(3, 3.75, n=80),
+                "exact": difference(0.025, "no difference that the interval can carry", gained=3, lost=1),
+                "exact_canonical": difference(0.026, "no difference that the interval can carry", gained=4, lost=1),
+                "loss": difference(-0.5, "better"),
+                "parses": difference(0.012, "no difference that the interval can carry", gained=6, lost=2),
+                "program": difference(0.33, "better", gained=16, lost=5),
+            },
+            "execution": execution(),
             "base_answers": [{**pair, "answer": "I can help with that."} for pair in pairs],
             "tuned_answers": [{**pair, "answer": pair["command"]} for pair in pairs],
             "verification": {
@@ -409,7 +444,17 @@ def files() -> dict[str, Any]:
             ],
             "profile": [step("full", "fp32"), step("full", "bf16"), step("qlora", "bf16")],
             "acquire": {
-                "external": [],
+                "external": [
+                    {
+                        "license": "MIT",
+                        "name": "icalfa==0.3.6",
+                        "rejected": 0,
+                        "requirement": "icalfa==0.3.6",
+                        "rows": 600,
+                        "type": "benchmark",
+                        "wheel_sha256": DIGEST,
+                    }
+                ],
                 "licenses": ["Apache-2.0"],
                 "reasons": {"no request": 4},
                 "rejected": 4,

@@ -152,7 +152,8 @@ def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[...
 def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: Callable[..., str]) -> None:
     content = inputs.files()
     for metric in ("exact", "loss"):
-        content["comparison"][metric]["verdict"] = verdict
+        content["comparison"][metric]["verdict"] = content["benchmark_comparison"][metric]["verdict"] = verdict
+    content["execution"]["compared"]["verdict"] = verdict
     for name in ("MODEL_CARD.md", "docs/publication.md"):
         text = write(name, content)
         assert text.count(said) >= 2, name
@@ -170,6 +171,8 @@ def hostile() -> dict[str, Any]:
     content["acquire"]["sources"][0]["name"] = content["acquire"]["sources"][0]["license"] = HOSTILE
     content["acquire"]["reasons"] = {HOSTILE: 4}
     content["description"]["title"] = HOSTILE
+    content["execution"]["examples"] = [dict.fromkeys(("answer", "command", "request"), HOSTILE)]
+    content["execution"]["missing_programs"] = [HOSTILE]
     content["encode"]["system_prompt"] = content["comparison"]["tuned"]["prompt"]["system"] = HOSTILE
     content["verification"]["checks"]["answers"]["reason"] = HOSTILE
     content["gate"]["reason"] = content["training"]["device"] = HOSTILE
@@ -565,3 +568,31 @@ def test_the_card_says_which_code_made_it(write: Callable[..., str], source: dic
     content = inputs.files()
     content["record"]["source"] |= source
     assert said in write("MODEL_CARD.md", content)
+
+
+def test_without_a_benchmark_nothing_is_said_of_one(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["benchmark_comparison"] = content["execution"] = []  # what an input that is not there becomes
+    for name in ("MODEL_CARD.md", "docs/publication.md", "report.html"):
+        text = write(name, content).lower()
+        assert "sandbox" not in text and "of icalfa" not in text and "were run" not in text
+
+
+def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: Callable[..., str]) -> None:
+    card = write("MODEL_CARD.md")
+    assert "only place where something that a model said is executed" in card and "lower bounds" in card
+    assert "31.0 % (22 of 71)" in card and "not installed: `tree`" in card and "judged otherwise" in card
+    assert "| hard | 8.3 % (1 of 12)" in card
+    content = inputs.files()
+    content["execution"] = []
+    assert "was run in a sandbox" not in write("MODEL_CARD.md", content)
+    assert "Nothing was executed" in write("docs/publication.md", content)
+    assert "Nothing was executed" not in write("docs/publication.md")
+
+
+def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["benchmark_comparison"]["loss"] |= {"verdict": "no difference that the interval can carry"}
+    content["execution"]["compared"] |= {"verdict": "worse"}
+    intro = write("MODEL_CARD.md", content).split("## Model Details")[0]
+    assert intro.count("not demonstrably different from the base") == 2 and "**worse than the base**" in intro

