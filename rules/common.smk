@@ -161,8 +161,10 @@ def benchmark_input(wildcards):
     """The benchmark's tasks, where the configuration names one: they are taken out of the data."""
     if settings_of(wildcards)["dataset"]["benchmark"] is None:
         return {}
-    paths = place(f"{BENCHMARK}/benchmark.json", f"{BENCHMARK}/tasks.jsonl")(wildcards)
-    return dict(zip(("benchmark", "tasks"), paths))
+    names = ("benchmark.json", "tasks.jsonl", "states.json", "LICENSE")
+    made, tasks, *unread = place(*(f"{BENCHMARK}/{name}" for name in names))(wildcards)
+    # Asked for so that they are made again when they are missing.
+    return {"benchmark": made, "tasks": tasks, "unread": unread}
 
 
 def asked(chosen, benchmark=False):
