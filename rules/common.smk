@@ -312,6 +312,19 @@ def exports(wildcards):
     return [f"results/{wildcards.run}/export/{kind}/model.gguf" for kind in (exact, "q8_0")]
 
 
+def stages_of(wildcards):
+    """What each stage of a run has written last, and its documents."""
+    shared = [f"{DATASET}/acquire.json", f"{DATASET}/splits/check.json", f"{BASE}/description.json"]
+    shared += [f"{BASE}/weights.json", f"{ENCODED}/encode.json", f"{BASE_EVALUATION}/metrics.json"]
+    own = ["memory/training/compare.json", "training.json", "merged/manifest.json", "evaluation/metrics.json"]
+    return place(*shared, *(f"results/{{run}}/{name}" for name in own))(wildcards) + documents(wildcards)
+
+
+# Here and not before the first job: there may be none.
+if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
+    explained(outdated.refuse_unrecorded, each_run(stages_of)(None))
+
+
 # --- before and after the jobs -----------------------------------------------------------------------
 
 

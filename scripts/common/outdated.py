@@ -2,13 +2,16 @@
 
 Documents are made in seconds and are gone before the first job starts. What costs time stays (going back to the
 settings that it was made with needs it), and ``OUTDATED.txt`` at the top of its run names it until it has been made
-anew. Standard library only.
+anew. Nor may what nobody knows the origin of. Standard library only.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from pathlib import Path
+
+from scripts.common.errors import UserError
 
 NAME = "OUTDATED.txt"
 HEAD = "These files belong to settings of before: the last command was to replace them and has not got there yet.\n"
@@ -33,6 +36,32 @@ def before(planned: Iterable[str], documents: Iterable[str]) -> None:
 def after(made: Iterable[str]) -> None:
     """Take what has been made from the marks; a mark that names nothing any more goes."""
     _change(set(), set(made))
+
+
+def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> None:
+    """Raise where results lie that Snakemake has no record of: an older version's, a copy without its ``.snakemake``.
+
+    A record says what code and settings a file was made with. Without one Snakemake goes by times alone, and whatever
+    lies there passes as up to date. A job that was killed has its file marked as incomplete, which is made anew.
+
+    Parameters
+    ----------
+    paths
+        Outputs, of which some may not be there.
+    home
+        Snakemake's folder.
+    """
+    if (home / "metadata.db").exists():  # its other way to keep records, which only it can read
+        return
+    for path in paths:
+        record = base64.urlsafe_b64encode(str(path).encode()).decode()
+        if Path(path).exists() and not any((home / kind / record).exists() for kind in ("metadata", "incomplete")):
+            raise UserError(
+                f"Results lie here that {home} has no record of; an older version's would pass as up to date.",
+                where=path,
+                allowed=f"results together with the {home} of the runs that made them, or none",
+                write="mv results results.before    # or, if they are this version's: snakemake --cores 1 --touch --forceall",
+            )
 
 
 def _change(more: set[str], fewer: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 
 import pytest
 import yaml
@@ -186,6 +187,18 @@ def test_what_can_not_be_stops_the_same_command_each_time_and_touches_nothing(
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert all(word in done.stderr for word in words), done.stderr[-2000:]
     assert {path: (project / path).stat().st_mtime_ns for path in paths} == before
+
+
+def test_results_without_a_record_do_not_pass_as_new(made, tmp_path):
+    """Of an older version, or copied without their .snakemake: Snakemake would go by their times alone."""
+    project, _ = made
+    other = chain.checkout(tmp_path / "other")
+    shutil.copytree(project / "results", other / "results")
+    done = snakemake(other, "--configfile", TINY)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "no record of" in done.stderr and "mv results results.before" in done.stderr, done.stderr[-2000:]
+    assert snakemake(other, "--configfile", TINY, "--touch", "--forceall").returncode == 0, "what the message offers"
+    assert planned(other, "--configfile", TINY) == set()
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="needs a machine without a GPU")

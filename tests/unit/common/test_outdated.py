@@ -1,8 +1,12 @@
 """Old documents go and old work is marked before a run; the marks go when it is made anew."""
 
+import base64
+from pathlib import Path
+
 import pytest
 
 from scripts.common import outdated
+from scripts.common.errors import UserError
 
 
 @pytest.fixture
@@ -26,3 +30,19 @@ def test_documents_go_and_the_rest_is_marked_until_it_is_made(run):
     assert mark.read_text().splitlines()[1:] == [merged]
     outdated.after([merged])
     assert not mark.exists()
+
+
+def test_results_that_snakemake_has_no_record_of_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = ["results/tiny-r4/training.json", "results/tiny-r4/MODEL_CARD.md"]
+    outdated.refuse_unrecorded(paths)  # nothing is there
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    for kind, path in zip(("metadata", "incomplete"), paths, strict=True):
+        with pytest.raises(UserError, match="no record of") as error:
+            outdated.refuse_unrecorded(paths)
+        assert path in str(error.value) and "--touch" in str(error.value)
+        Path(".snakemake", kind).mkdir(parents=True)
+        Path(".snakemake", kind, base64.urlsafe_b64encode(path.encode()).decode()).touch()
+    outdated.refuse_unrecorded(paths)
