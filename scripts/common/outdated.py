@@ -60,7 +60,7 @@ def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> 
                 f"Results lie here that {home} has no record of; an older version's would pass as up to date.",
                 where=path,
                 allowed=f"results together with the {home} of the runs that made them, or none",
-                write="mv results results.before    # or, if they are this version's: snakemake --cores 1 --touch --forceall",
+                write="mv results results.before  # if they are this version's: snakemake --cores 1 --touch --forceall",
             )
 
 

@@ -391,8 +391,6 @@ def largest(
                 fits = probe
             else:
                 fits_not = probe
-            if fits_not - fits == 1:
-                break
             steps = _last_true(lambda n: estimate(at(n)) <= gpu.usable_bytes, limit)
         steps = fits
     required = estimate(at(steps))

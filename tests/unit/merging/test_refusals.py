@@ -15,7 +15,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json, write_report
 from scripts.merging.adapter import _pattern_value
 from scripts.merging.checkpoint import lay_out_shard, read_shard
-from scripts.merging.merge import merge
+from scripts.merging.merge import DISK_MARGIN_BYTES, merge
 from tests.unit.merging.models import edit_weights, make_adapter, make_base
 
 Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -513,3 +513,15 @@ def test_disk_too_small(inputs):
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     assert shard.exists()
     refuse(base, adapter, "disk is too small", "GB free")
+
+
+def test_a_margin_of_the_disk_stays_free(inputs, monkeypatch):
+    """What the merge writes beside the weights, and others meanwhile, has room: to the byte, so the size is given."""
+    base, adapter = inputs
+    merge(base, adapter, base.parent / "first")
+    needed = DISK_MARGIN_BYTES + sum(path.stat().st_size for path in (base.parent / "first").glob("*.safetensors"))
+    usage = shutil.disk_usage(base)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    refuse(base, adapter, "disk is too small")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    merge(base, adapter, base.parent / "second")
