@@ -12,7 +12,7 @@ from scripts.common.errors import UserError
 from scripts.common.job import log
 
 
-def download_wheel(requirement: str, sha256: str, folder: Path, key: str) -> Path:
+def download_wheel(requirement: str, sha256: str, folder: Path, key: str, otherwise: str = "") -> Path:
     """Let pip fetch the one wheel that has this digest; pip knows the user's index, proxy and certificates.
 
     Parameters
@@ -23,6 +23,8 @@ def download_wheel(requirement: str, sha256: str, folder: Path, key: str) -> Pat
         Where to put it.
     key
         The section of the configuration that names it, for messages.
+    otherwise
+        What can be written instead, for messages.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def download_wheel(requirement: str, sha256: str, folder: Path, key: str) -> Pat
             f"pip could not fetch {requirement}: {reason}",
             where=f"{key} in the configuration",
             found=requirement,
-            allowed=f"a release on PyPI whose wheel has the digest in {key}.sha256; a reachable index",
+            allowed=f"a release on PyPI whose wheel has the digest in {key}.sha256; a reachable index{otherwise}",
         )
     return next(folder.glob("*.whl"))
 

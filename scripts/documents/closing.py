@@ -43,20 +43,25 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
         lines += [f"  {line}" for line in table(priced["stages"])]
     if compared := read(f"{folder}/evaluation/comparison.json"):
         lines += quality_lines(compared)
+    if compared := read(f"{folder}/evaluation/benchmark/comparison.json"):
+        lines += quality_lines(compared, ("exact, benchmark", "loss, benchmark"))
+    if executed := read(f"{folder}/evaluation/execution.json"):
+        base, tuned = executed["base"], executed["tuned"]
+        right = f"{tuned['count']} of {tuned['n']}, the base {base['count']}"
+        lines.append(f"{'right when run':<17} {right}: {executed['compared']['verdict']}")
     lines += [
         f"card              {path}" for path in (f"{folder}/MODEL_CARD.md",) if path in made and Path(path).is_file()
     ]
     return [run, *(f"  {line}" for line in lines)] if lines else []
 
 
-def quality_lines(compared: Mapping[str, Any]) -> list[str]:
+def quality_lines(compared: Mapping[str, Any], names: Sequence[str] = ("exact answers", "loss")) -> list[str]:
     """Tuned against base."""
     base, tuned = compared["base"], compared["tuned"]
-    return [
-        f"exact answers     {tuned['exact']['count']} of {compared['n']}, the base {base['exact']['count']}:"
-        f" {compared['exact']['verdict']}",
-        f"loss              {tuned['loss']:.3f}, the base {base['loss']:.3f}: {compared['loss']['verdict']}",
-    ]
+    exact = f"{tuned['exact']['count']} of {compared['n']}, the base {base['exact']['count']}"
+    loss = f"{tuned['loss']:.3f}, the base {base['loss']:.3f}"
+    verdicts = [compared[metric]["verdict"] for metric in ("exact", "loss")]
+    return [f"{name:<17} {said}: {verdict}" for name, said, verdict in zip(names, (exact, loss), verdicts, strict=True)]
 
 
 def sweep_lines(summary: str, made: Collection[str]) -> list[str]:

