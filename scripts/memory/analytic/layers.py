@@ -27,7 +27,7 @@ class Network(Graph):
     """A graph of operations that knows the setting."""
 
     def __init__(self, setting: Setting, *, blocks: bool) -> None:
-        accumulating = setting.scenario.gradient_accumulation > 1
+        accumulating = setting.scenario.gradient_accumulation > 1 and not setting.sharded
         super().__init__(setting.symbols(), blocks=blocks, accumulating=accumulating)
         self.setting = setting
 

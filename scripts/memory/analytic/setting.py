@@ -26,10 +26,11 @@ DESCRIBED: dict[str, tuple | None] = {
     "use_cache": (False,),
     "gradient_checkpointing": (True, False),
     "loss": ("full", "chunked"),
-    "quantization.storage": (None, "uint8"),
+    "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
     "quantization.compute": (None,),
     "allocator.expandable_segments": (False,),
-    "parallel.strategy": ("none",),
+    "parallel.strategy": ("none", "ddp", "fsdp2"),
+    "parallel.offload": ("none",),
 }
 
 
@@ -48,6 +49,8 @@ def check_described(scenario: Scenario) -> None:
         if described is not None and value not in described:
             value = value.get("peft_type", value) if isinstance(value, dict) else value
             raise NotDescribed(f"the analytic estimate does not describe {name}: {value}")
+    if scenario.parallel["strategy"] == "fsdp2" and scenario.autocast_precision is not None:
+        raise NotDescribed("the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast")
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,31 @@ class Setting:
         return WIDTH[self.scenario.adapter_dtype]
 
     def trained_shapes(self) -> list[tuple[int, int, int]]:
-        """Trained tensors as (bytes of an element, elements, how many such)."""
+        """Trained tensors as this GPU has them: (bytes of an element, elements, how many such)."""
         if self.scenario.lora:
             shapes = self.decoder.adapter_shapes(self.scenario.lora)
-            return [(self.adapter_width, elements, times) for _, elements, times in shapes]
-        return [(self.dense_width, elements, times) for _, elements, _, times in self.decoder.weight_shapes()]
+            return [(self.adapter_width, self.share(elements), times) for _, elements, times in shapes]
+        shapes = self.decoder.weight_shapes()
+        return [(self.dense_width, self.share(elements), times) for _, elements, _, times in shapes]
+
+    # --- several GPUs ---
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights, gradients and optimizer states are divided among GPUs."""
+        return self.scenario.parallel["strategy"] == "fsdp2"
+
+    @property
+    def packed_sharded(self) -> bool:
+        """Whether 4-bit weights are divided too: FSDP2 leaves those stored as integers whole on each GPU."""
+        return self.sharded and self.quantized and self.scenario.quantization["storage"] != "uint8"
+
+    def share(self, count: int) -> int:
+        """The first GPU's share of elements that are divided; all of them if none are.
+
+        FSDP2 divides rows, so that the share may be up to a row larger where GPUs don't divide the rows.
+        """
+        return -(-count // self.scenario.parallel["gpus"]) if self.sharded else count
 
     # --- attention ---
 

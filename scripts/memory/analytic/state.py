@@ -11,6 +11,7 @@ from scripts.memory.analytic.setting import BLOCKSIZE, NESTED_BLOCKSIZE, Setting
 from scripts.memory.core import cuda_rules
 from scripts.memory.core.components import (
     ADAPTERS,
+    COLLECTIVES,
     INPUTS,
     OPTIMIZER_STATES,
     QUANTIZATION_STATE,
@@ -29,13 +30,21 @@ def hold_weights(ledger: Ledger, setting: Setting) -> None:
     for group, elements, _, times in setting.decoder.weight_shapes():
         if group == "linear" and setting.quantized:
             for component, width, count in _packed(elements, nested=setting.nested):
-                ledger.hold(component, "4-bit linear layers", width, count, times)
+                shared = setting.packed_sharded and component == WEIGHTS_4BIT
+                ledger.hold(component, "4-bit linear layers", width, setting.share(count) if shared else count, times)
         else:
             component, width = setting.weight_component(group), setting.weight_width(group)
-            ledger.hold(component, group.replace("_", " "), width, elements, times)
+            ledger.hold(component, group.replace("_", " "), width, setting.share(elements), times)
     if setting.scenario.lora:
         for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
-            ledger.hold(ADAPTERS, "adapters", setting.adapter_width, elements, times)
+            ledger.hold(ADAPTERS, "adapters", setting.adapter_width, setting.share(elements), times)
+    for width, elements, times in _buckets(setting):
+        ledger.hold(COLLECTIVES, "buckets of gradients", width, elements, times)
+
+
+def _buckets(setting: Setting) -> list[tuple[int, int, int]]:
+    """What DDP sends gradients in: as much as they are, from its construction on."""
+    return setting.trained_shapes() if setting.scenario.parallel["strategy"] == "ddp" else []
 
 
 def _packed(elements: int, *, nested: bool) -> list[tuple[str, int, int]]:
@@ -55,9 +64,13 @@ def _packed(elements: int, *, nested: bool) -> list[tuple[str, int, int]]:
 def load(ledger: Ledger, setting: Setting) -> None:
     """Tell the allocator how the weights come to the device: it decides which blocks they get.
 
+    Under FSDP2 they are loaded on the host, and only this GPU's share comes.
+
     transformers first allocates and frees one block of the model's size, then brings each tensor in the order of the
     names; a weight to be quantized comes whole, and goes when the packed one is there.
     """
+    if setting.sharded:
+        return _load_shares(ledger, setting)
     layers, dense = setting.decoder.sizes["L"], setting.dense_width
     once, each = [], []
     for group, elements, name, times in setting.decoder.weight_shapes():
@@ -83,6 +96,25 @@ def load(ledger: Ledger, setting: Setting) -> None:
         for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
             for _ in range(times):
                 ledger.emit(elements * setting.adapter_width)
+    for width, elements, times in _buckets(setting):
+        for _ in range(times):
+            ledger.emit(elements * width)
+
+
+def _load_shares(ledger: Ledger, setting: Setting) -> None:
+    """The shares of the weights as they stay; 4-bit weights with all of their statistics."""
+    for group, elements, _, times in setting.decoder.weight_shapes():
+        parts = [("", setting.weight_width(group), setting.share(elements))]
+        if group == "linear" and setting.quantized:
+            parts = _packed(elements, nested=setting.nested)
+        for _ in range(times):
+            for component, width, count in parts:
+                shared = setting.packed_sharded and component == WEIGHTS_4BIT
+                ledger.emit(width * (setting.share(count) if shared else count))
+    if setting.scenario.lora:
+        for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
+            for _ in range(times):
+                ledger.emit(setting.share(elements) * setting.adapter_width)
 
 
 def _quantize(ledger: Ledger, setting: Setting, elements: int) -> None:
@@ -103,7 +135,7 @@ def _quantize(ledger: Ledger, setting: Setting, elements: int) -> None:
 
 def largest_arriving_bytes(setting: Setting) -> int:
     """Bytes of the largest weight that comes to the device whole and stays packed."""
-    if not setting.quantized:
+    if not setting.quantized or setting.sharded:
         return 0
     return max(setting.decoder.elements(m) for m in setting.decoder.matrices) * setting.dense_width
 

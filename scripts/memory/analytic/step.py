@@ -9,6 +9,7 @@ Sources: transformers 5.24 (models/*/modeling_*.py, loss/loss_utils.py), scripts
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 from scripts.memory.analytic import state
 from scripts.memory.analytic.attention import attention
@@ -17,6 +18,7 @@ from scripts.memory.analytic.graph import Node, Parameter, Storage, Tensor
 from scripts.memory.analytic.layers import Layer, Network, dropped, mlp, norm, product
 from scripts.memory.analytic.ledger import Term
 from scripts.memory.analytic.setting import CHUNK_TOKENS, Setting
+from scripts.memory.analytic.sharding import Sharding, Unit, marked, units_of
 from scripts.memory.core import cuda_rules
 from scripts.memory.core.allocator import typical_block
 from scripts.memory.core.components import GRADIENTS, TEMPORARIES, WEIGHT_CASTS
@@ -47,6 +49,25 @@ class TrainingStep(Network):
         self._between: Counter[Term] = Counter()
         self._until_backward: Counter[Term] = Counter()
         self._last_layer = 0  # index of its first node
+        self._final_norm = self.base_parameter("norms", "h")
+        self.embedding = self.base_parameter("embeddings", "V", "h", tied=self.decoder.tied)
+        self.head = self.embedding if self.decoder.tied else self.base_parameter("output_head", "V", "h")
+        self.sharding = Sharding(self, setting) if setting.sharded else None
+        self.units: list[Unit] = self._units() if self.sharding else []
+
+    def _units(self) -> list[Unit]:
+        """What FSDP2 gathers together, in the order of the forward pass: the embedding if untied, layers, the rest."""
+        embedding, layer, last = units_of(self.setting)
+        reshard, tied = self.scenario.parallel["reshard_after_forward"], self.decoder.tied
+        make = lambda what, shapes, parameters, resharded: Unit(  # noqa: E731
+            self.sharding, shapes, parameters, resharded=resharded, what=what
+        )
+        units = [] if tied else [make("the embedding", embedding, [self.embedding], reshard)]
+        units += [make("a layer", layer, each.parameters, reshard) for each in self.layers]
+        units.append(make("norm and head", last, [self._final_norm, self.head], False))
+        for unit, following in pairwise(units):
+            following.before = unit
+        return units
 
     def run(self) -> TrainingStep:
         """Load, forward, backward, optimizer."""
@@ -71,36 +92,55 @@ class TrainingStep(Network):
     def forward(self) -> None:
         """From ids to the loss."""
         decoder, checkpointing = self.decoder, self.scenario.gradient_checkpointing
-        if self.accumulating:  # the gradients of the micro-batches before this one
+        sharding = self.sharding
+        if self.scenario.gradient_accumulation > 1:  # the gradients of the micro-batches before this one
             for width, elements, times in self.setting.trained_shapes():
                 self.hold(GRADIENTS, "gradients of weights", width, elements, times)
+        first = self.units[0 if not decoder.tied else -1] if sharding else None
+        if sharding:
+            sharding.before_forward(first)
         x = self.embedded()
+        if sharding:
+            x = marked(self.nodes, x, lambda: sharding.before_backward(first))
+            sharding.after_forward(first)
         self._share(x.width)
         for index, layer in enumerate(self.layers):
             self._last_layer = len(self.nodes)
             before = self.live.copy()
             run = lambda x, layer=layer: decoder_layer(self, x, layer)  # noqa: E731
+            unit = self.units[index + (not decoder.tied)] if sharding else None
+            if sharding:
+                sharding.before_forward(unit)
+                x = marked(self.nodes, x, lambda unit=unit: sharding.after_backward(unit))
             x = self.checkpointed(run, x) if checkpointing else run(x)
+            if sharding:
+                x = marked(self.nodes, x, lambda unit=unit: sharding.before_backward(unit))
+                sharding.after_forward(unit)
             if index == 1 and self.skipped:
                 self._repeat(before)
         if not checkpointing:  # only a layer that runs again reads the mask again
             self._shared = [tensor for tensor in self._shared if "t" not in tensor.dims]
-        x = norm(self, x, self.base_parameter("norms", "h"))
+        if sharding:
+            sharding.before_forward(self.units[-1])
+            if not decoder.tied:
+                x = marked(self.nodes, x, lambda: sharding.after_backward(self.units[-1]))
+        x = norm(self, x, self._final_norm)
         if decoder.family.holds_parts:
             self._held.clear()
-        self.head = self.embedding if decoder.tied else self.base_parameter("output_head", "V", "h")
         self.what = "logits and loss"
         (self._chunked_loss if self.scenario.loss == "chunked" else self._whole_loss)(x)
         del x
         self.casts.clear()
         for term, times in self._until_backward.items():
             self.take(term, -times)
+        if sharding:
+            sharding.forward_ended()
 
     def embedded(self) -> Tensor:
         """Rows of the embedding, with learned positions added where the model has them."""
         decoder, family = self.decoder, self.decoder.family
         self.what = "residual stream"
-        self.embedding = weight = self.base_parameter("embeddings", "V", "h", tied=decoder.tied)
+        weight = self.embedding
         x = self._rows(weight, "t")
         self._held = [x]
         if decoder.positions:
@@ -178,6 +218,8 @@ class TrainingStep(Network):
     def _whole_loss(self, x: Tensor) -> None:
         """Over all logits at once; a loop by hand holds the model's outputs until the next step."""
         logits = self._logits(x)
+        if self.sharding:
+            logits = marked(self.nodes, logits, lambda: self.sharding.before_backward(self.units[-1]))
         self._loss = self._cross_entropy(logits).edge
         self._outputs = logits if self.scenario.loop == "manual" else None
 
@@ -214,20 +256,32 @@ class TrainingStep(Network):
             self.backward(late)
             self._skip_layers()
         self.backward(early)
+        if self.sharding:
+            self._last_units()
         if self.accumulating:  # a tied weight's gradient joins the others
             self.embedding.grad = None
         self._shared.clear()
         del held
         self.look()
 
+    def _last_units(self) -> None:
+        """What no gradient of an input ends: the embedding's unit, and the first layer's where the input needs none."""
+        for unit in reversed(self.units):
+            if unit.gathered or unit.arriving or any(p.grad for p in unit.parameters):
+                self.sharding.before_backward(unit)
+                self.sharding.after_backward(unit)
+        self.sharding.backward_ended(self.units)
+
     def _skip_layers(self) -> None:
         """The layers that were not run: what they kept goes, their gradients come."""
         self.look()
         for term, kept in self._between.items():
             self.take(term, -kept)
-        for parameter in self.layers[-1].parameters:
-            if parameter.grad is not None:
-                self.take(parameter.grad.storage.term, self.skipped)
+        grown = [parameter.grad.storage for parameter in self.layers[-1].parameters if parameter.grad is not None]
+        if self.sharding and self.units[-2].share:
+            grown = [self.units[-2].share]
+        for storage in grown:
+            self.take(storage.term, self.skipped)
         self.look()
 
 
