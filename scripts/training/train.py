@@ -125,14 +125,21 @@ class Checkpoint:
             state["trained"] = trained
             torch.save(state, partial / "state.pt")
             write_jsonl(partial / "curve.jsonl", curve)
+            write_report(partial / "checkpoint.json", {"step": step}, partial / "state.pt", partial / "curve.jsonl")
 
     def load(self, model: Any, optimizer: Any) -> tuple[int, list[dict], float]:
-        """Take up the saved state: steps taken, their curve, their seconds; (0, [], 0.0) when there is none."""
+        """Take up the saved state: steps taken, their curve, their seconds; (0, [], 0.0) without one that is whole."""
         import torch
 
-        if not (self.folder / "state.pt").is_file():
+        report, saved, curve = (self.folder / name for name in ("checkpoint.json", "state.pt", "curve.jsonl"))
+        if not self.folder.is_dir():
             return 0, [], 0.0
-        state = torch.load(self.folder / "state.pt", map_location="cpu", weights_only=True)
+        try:
+            read_report(report, saved, curve)
+        except UserError as error:
+            log.warning("The checkpoint in %s is not used, so training begins anew: %s", self.folder, error.problem)
+            return 0, [], 0.0
+        state = torch.load(saved, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
@@ -141,7 +148,7 @@ class Checkpoint:
         torch.set_rng_state(state["random"]["cpu"])
         if "cuda" in state["random"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
-        return state["step"], list(read_jsonl(self.folder / "curve.jsonl")), state["seconds"]
+        return state["step"], list(read_jsonl(curve)), state["seconds"]
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -93,6 +93,20 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path, dropout):
     assert all(torch.equal(adapter[name], whole[name]) for name in whole)
 
 
+def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, caplog):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, stop_after=4)
+    checkpoint = train.Checkpoint(tmp_path / "checkpoint")
+    for name in ("state.pt", "curve.jsonl", "checkpoint.json"):
+        path = checkpoint.folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-9] + b"8" + whole[-8:])
+        assert checkpoint.load(None, None) == (0, [], 0.0), "training begins anew"
+        assert f"{name} is not what the step that made it has written" in caplog.text
+        path.write_bytes(whole)
+    assert fit(tmp_path)[2] == 3
+
+
 def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, stop_after=2)
