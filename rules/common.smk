@@ -4,6 +4,7 @@ from snakemake.iocontainers import Wildcards
 from scripts.common import device, digests, files, locks, outdated, settings
 from scripts.common.errors import UserError
 from scripts.documents import closing
+from scripts.execution import sandbox
 from scripts.memory import cluster, configured, disk
 from scripts.sweep.space import Runs
 
@@ -362,6 +363,8 @@ def before_the_first_job():
     if workflow.local_exec:  # on a cluster, this machine is not the one that computes
         computing = [job for job in jobs if "gpu" in job.rule.resources]
         explained(device.refuse_missing, [settings_of(job.wildcards)["training"]["device"] for job in computing])
+        if any(job.rule.name == "execute_answers" for job in jobs):  # not found out after hours of training
+            explained(sandbox.must_work)
     explained(disk.refuse_full, planned_writes(jobs))
     outdated.before(*planned_outputs(jobs))
 

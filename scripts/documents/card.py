@@ -162,6 +162,11 @@ def digests(files: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += [(f"data: {file['path']}", file["sha256"]) for file in item.get("files", [])]
         if "commit" in item:
             rows.append((f"data: {item['name']} (commit)", item["commit"]))
+    rows += [
+        (f"test set: {item['name']}", item["wheel_sha256"])
+        for item in files["acquire"]["external"]
+        if "wheel_sha256" in item
+    ]
     rows += [(f"adapter: {name}", digest) for name, digest in manifest["adapter"]["files"].items()]
     rows += [(f"merged: {name}", manifest["sha256"][name]) for name in manifest["weights"]]
     return rows

@@ -267,3 +267,9 @@ class Sandbox:
             if error:
                 raise error
         return results
+
+
+def must_work() -> None:
+    """Raise a :class:`UserError` unless a sandbox can be made here."""
+    with Sandbox({}):
+        pass

@@ -290,7 +290,7 @@ if __name__ == "__main__":
     with job(snakemake):
         main(
             map(str, snakemake.input.sources),
-            map(str, snakemake.input.results),
+            map(str, [*snakemake.input.results, *snakemake.input.on_request]),
             snakemake.params.configuration,
             dict(snakemake.output.items()),
             os.environ.get(COMMAND),

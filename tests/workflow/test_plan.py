@@ -3,6 +3,8 @@
 import csv
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -56,6 +58,18 @@ def test_execution_without_a_benchmark_is_refused(project):
     (project / "wrong.yaml").write_text(text, encoding="utf-8")
     done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml")
     assert done.returncode == 1 and "execution: none" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is never a sandbox")
+def test_a_sandbox_that_is_not_there_stops_before_anything_is_computed(project, tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    for path in Path("/usr/bin").iterdir():
+        if path.name != "bwrap":
+            (tmp_path / "bin" / path.name).symlink_to(path)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    done = snakemake(project, "--configfile", "config/intercode-alfa.yaml")
+    assert done.returncode == 1 and "Nothing was executed" in done.stderr and "Traceback" not in done.stderr
+    assert "apt-get install bubblewrap" in done.stderr and not (project / "results").exists()
 
 
 def test_the_gate_stands_before_training(project):
