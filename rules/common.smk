@@ -186,6 +186,13 @@ def by_execution(path):
     return lambda wildcards: place(path)(wildcards) if executed(wildcards) else []
 
 
+def evaluated_besides(wildcards):
+    """What is known of a run beside its answers to held-out requests, for its record."""
+    paths = [on_benchmark("results/{run}/evaluation/benchmark/comparison.json")(wildcards)]
+    paths += [by_execution(f"results/{{run}}/evaluation/execution.{kind}")(wildcards) for kind in ("json", "jsonl")]
+    return [path for path in paths if path]
+
+
 def gguf_input(wildcards):
     """The GGUF file, for a base model that comes in a wheel."""
     if settings_of(wildcards)["model"]["source"]["type"] != "wheel":

@@ -26,15 +26,7 @@ rule record_provenance:
             "results/{run}/evaluation/comparison.json",
             "results/{run}/evaluation/metrics.json",
         ),
-        on_request=lambda wildcards: [
-            path
-            for asked_for in (
-                on_benchmark("results/{run}/evaluation/benchmark/comparison.json"),
-                by_execution("results/{run}/evaluation/execution.json"),
-                by_execution("results/{run}/evaluation/execution.jsonl"),
-            )
-            if (path := asked_for(wildcards))
-        ],
+        on_request=evaluated_besides,
     output:
         provenance=report(
             "results/{run}/provenance.json",
