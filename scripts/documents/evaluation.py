@@ -22,6 +22,8 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "danger": ("Flagged as dangerous by the screen", False),
 }
 
+LEVELS = ("easy", "medium", "hard")  # of the benchmark's tasks
+
 # Names that the Hub has for them; loss has none of its own.
 HUB_METRICS = {"exact": "exact_match", "chrf": "chrf"}
 
@@ -67,7 +69,8 @@ def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
         (about,) = [source for source in files["acquire"]["external"] if source["type"] == "benchmark"]
         compared = {**compared, "name": about["name"], "rows": evaluation_rows(compared)}
     if executed is not None:
-        rows = [("all", executed), *executed["by_level"].items()]
+        levels = [level for level in LEVELS if level in executed["by_level"]]
+        rows = [("all", executed), *((level, executed["by_level"][level]) for level in levels)]
         executed = {**executed, "rows": [{"label": label, **row} for label, row in rows]}
     return {"benchmark": compared, "execution": executed}
 

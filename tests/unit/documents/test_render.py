@@ -582,7 +582,8 @@ def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: 
     card = write("MODEL_CARD.md")
     assert "only place where something that a model said is executed" in card and "lower bounds" in card
     assert "31.0 % (22 of 71)" in card and "not installed: `tree`" in card and "judged otherwise" in card
-    assert "| hard | 8.3 % (1 of 12)" in card
+    rows = re.findall(r"(?m)^\| (all|easy|medium|hard) \| ([\d.]+ % \(\d+ of \d+\))", card)
+    assert [row[0] for row in rows] == ["all", "easy", "medium", "hard"] and rows[3][1] == "8.3 % (1 of 12)"
     content = inputs.files()
     content["execution"] = []
     assert "was run in a sandbox" not in write("MODEL_CARD.md", content)
