@@ -47,7 +47,7 @@ def job(snakemake: Any) -> Iterator[None]:
 
     The terminal shows what the project says; what libraries print and warn about stays in the log.
     """
-    _end_with_snakemake()
+    end_with_parent()
     _to_stderr()
     # Torch's threads meet thousands of times a second. One that waits by spinning takes the processor from the one that
     # it waits for when other programs want it too: a training of 20 s then takes minutes.
@@ -77,8 +77,8 @@ def job(snakemake: Any) -> Iterator[None]:
     log.removeHandler(file)
 
 
-def _end_with_snakemake() -> None:
-    """Let the kernel end this process when Snakemake is killed: the next one must not find it writing the same files.
+def end_with_parent() -> None:
+    """Let the kernel end this process when the one that started it is killed: the next must not find it writing.
 
     ``PR_SET_PDEATHSIG`` of prctl(2). What was saved is found again: training resumes from its checkpoint.
     """

@@ -185,14 +185,15 @@ class Scenario:
 def rows_in_a_step(step: Mapping[str, Any], loop: Mapping[str, Any]) -> int:
     """Rows whose answers make one optimizer step; ``step`` is a scenario as a mapping.
 
-    Without packing it is micro-batch times accumulation. A pack holds as many rows as fit, so there it is a setting:
-    steps of as many rows, not of as many packs, are alike.
+    Without packing it is micro-batch times accumulation times GPUs. A pack holds as many rows as fit, so there it is a
+    setting: steps of as many rows, not of as many packs, are alike. Each GPU takes its share of them.
     """
-    product, packed = step["micro_batch"] * step["gradient_accumulation"], step["packing"] != "none"
+    gpus = (step.get("parallel") or {}).get("gpus", 1)
+    product, packed = step["micro_batch"] * step["gradient_accumulation"] * gpus, step["packing"] != "none"
     rows = loop.get("rows_per_step")
     if not packed and rows not in (None, product):
         raise UserError(
-            "`rows_per_step` is not micro_batch x gradient_accumulation.",
+            "`rows_per_step` is not micro_batch x gradient_accumulation x GPUs.",
             where="training.rows_per_step",
             found=rows,
             allowed=f"null, or {product}; another number only with packing, where a pack holds several rows",
@@ -204,6 +205,14 @@ def rows_in_a_step(step: Mapping[str, Any], loop: Mapping[str, Any]) -> int:
             where="training.rows_per_step",
             allowed="1, 2, 3, ...",
             write="rows_per_step: 16",
+        )
+    if packed and gpus > rows:
+        raise UserError(
+            f"A step has {rows} rows, fewer than the {gpus} GPUs that are to share them.",
+            where="training.rows_per_step, training.parallel.gpus",
+            found=rows,
+            allowed=f"at least {gpus} rows, or fewer GPUs",
+            write=f"rows_per_step: {gpus}",
         )
     return product if rows is None else rows
 

@@ -13,6 +13,8 @@ from scripts.scenario.scenario import Scenario
 from scripts.training.batches import IGNORED, Row
 from scripts.training.model import autocast_dtype, weight_dtype, without_noise
 from scripts.training.packing import Pack, collate_packs, refusal
+from scripts.training.parallel import bare
+from scripts.training.processes import whole
 from scripts.training.step import forward_backward
 
 # How far packed rows may be from the rows alone, as a share of the loss and of the gradient's norm. A mask or a
@@ -33,8 +35,9 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
     UserError
         When the architecture refuses packs, or computes something else for them.
     """
-    kind = model.config.get_text_config().model_type
-    if getattr(model.config, "output_router_logits", False):
+    config = bare(model).config
+    kind = config.get_text_config().model_type
+    if getattr(config, "output_router_logits", False):
         raise refusal(kind, "its auxiliary loss counts the tokens that go to each expert, and a pack has others")
     noisy = [name for name, module in model.named_modules() if isinstance(module, nn.Dropout) and module.p]
     if noisy and scenario.packing == "shared_prefix":
@@ -47,15 +50,15 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
     def run(packs: list[list[Pack]], how: Scenario, shared: int) -> tuple[float, list[torch.Tensor]]:
         loss = 0.0
         for pack in packs:
-            batch = collate_packs(pack, how, shared, pad_token_id, model.config, device)
+            batch = collate_packs(pack, how, shared, pad_token_id, config, device)
             share = sum(learned) if len(packs) == 1 else learned[pair.index(pack[0][0])]
             share /= sum(learned)
             loss += share * float(forward_backward(model, batch, how, loss_scale=share))
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        gradients = [whole(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
         model.zero_grad(set_to_none=True)
         return loss, gradients
 
-    with without_noise(model):
+    with without_noise(bare(model)):
         expected, single = run([[[row]] for row in pair], replace(scenario, packing="none"), 0)
         try:
             found, packed = run([[pair]], scenario, prefix)

@@ -4,6 +4,9 @@ Set up, say what will happen, then take steps. A killed run is resumed from its 
 digest of everything that shaped it, so the state of other settings is never taken up. The last step has a checkpoint
 too: what comes after it may fail and costs no step. Checkpoints are no outputs of the rule, since Snakemake removes
 the outputs of a job that failed; and a finished training is kept, for when its settings come back.
+
+On several GPUs :func:`main` starts this module once for each (:mod:`scripts.training.processes`), and all of them run
+:func:`train`, the same loop on different rows of each step. What is saved is whole, and rank 0 writes it.
 """
 
 import json
@@ -33,6 +36,7 @@ from scripts.common.job import job, keep_host_memory, log
 from scripts.common.kept import Kept
 from scripts.common.tokenizer import read_tokenizer
 from scripts.scenario.scenario import Scenario, rows_in_a_step
+from scripts.training.processes import ALONE, Group, check_devices, divided_like, launch, started, whole
 
 if TYPE_CHECKING:
     from scripts.training.batches import Row
@@ -53,18 +57,22 @@ def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None
     return per_epoch, total if max_steps is None else min(total, max_steps)
 
 
-def planned_steps(rows: "list[Row]", scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list]:
-    """The micro-batches of each step of a run, in order (see :func:`scripts.training.packing.micro_batches`)."""
+def planned_steps(rows: "list[Row]", scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list[list]]:
+    """For each step of a run, in order, the micro-batches of each GPU (:func:`scripts.training.packing.micro_batches`).
+
+    A step's rows are dealt out like cards: rows of like length lie beside each other, so that all get as much to do.
+    """
     from scripts.training.batches import epoch_batches
     from scripts.training.packing import micro_batches
 
-    count = rows_in_a_step(vars(scenario), loop)
+    count, gpus = rows_in_a_step(vars(scenario), loop), scenario.parallel["gpus"]
     per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
     steps: list[list[Row]] = []
     for step in range(total):
         if step % per_epoch == 0:
             steps = epoch_batches(rows, count, seed, step // per_epoch, by_length=scenario.packing == "none")
-        yield micro_batches(steps[step % per_epoch], scenario, prefix)
+        hands = [steps[step % per_epoch][rank::gpus] for rank in range(gpus)]
+        yield [micro_batches(hand, scenario, prefix) if hand else [] for hand in hands]
 
 
 def check_rows(
@@ -95,7 +103,7 @@ def check_rows(
             )
     if scenario.packing == "none":
         return
-    most = max(len(micros) for micros in planned_steps(rows, scenario, loop, seed, prefix))
+    most = max(len(micros) for shares in planned_steps(rows, scenario, loop, seed, prefix) for micros in shares)
     if most > scenario.gradient_accumulation:
         raise UserError(
             f"The rows of one step take {most} micro-batches; the memory was predicted for fewer.",
@@ -109,23 +117,25 @@ def check_rows(
 class Checkpoint:
     """The state of a run between two steps, in one folder that appears whole or not at all."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, group: Group = ALONE) -> None:
+        self.folder, self.group = folder, group
 
     def save(self, step: int, model: Any, optimizer: Any, curve: list[dict], seconds: float) -> None:
-        """``step``: how many have been taken, in ``seconds``."""
+        """``step``: how many have been taken, in ``seconds``. Tensors are saved whole, random states one a process."""
         import torch
+        from torch.utils._pytree import tree_map
 
-        with atomic_folder(self.folder) as partial:
-            trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
-            random = {"cpu": torch.get_rng_state()}
-            if torch.cuda.is_available():
-                random["cuda"] = torch.cuda.get_rng_state_all()
-            state = {"optimizer": optimizer.state_dict(), "random": random, "seconds": seconds, "step": step}
-            state["trained"] = trained
-            torch.save(state, partial / "state.pt")
-            write_jsonl(partial / "curve.jsonl", curve)
-            write_report(partial / "checkpoint.json", {"step": step}, partial / "state.pt", partial / "curve.jsonl")
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        state = {"optimizer": tree_map(whole, optimizer.state_dict()), "seconds": seconds, "step": step}
+        state["trained"] = {name: whole(p.detach()).cpu() for name, p in _trained(model)}
+        state["random"] = self.group.collected(random)
+        if self.group.rank == 0:
+            with atomic_folder(self.folder) as partial:
+                torch.save(state, partial / "state.pt")
+                write_jsonl(partial / "curve.jsonl", curve)
+                write_report(partial / "checkpoint.json", {"step": step}, partial / "state.pt", partial / "curve.jsonl")
 
     def load(self, model: Any, optimizer: Any) -> tuple[int, list[dict], float]:
         """Take up the saved state: steps taken, their curve, their seconds; (0, [], 0.0) without one that is whole."""
@@ -141,34 +151,55 @@ class Checkpoint:
             return 0, [], 0.0
         state = torch.load(saved, map_location="cpu", weights_only=True)
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(state["trained"][name])
+            for name, parameter in _trained(model):
+                parameter.copy_(divided_like(state["trained"][name], parameter))
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, moments in state["optimizer"]["state"].items():
+            for name, value in moments.items():
+                moments[name] = divided_like(value, parameters[index])
         optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if "cuda" in state["random"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        random = state["random"][self.group.rank]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"])
         return state["step"], list(read_jsonl(curve)), state["seconds"]
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def validation_loss(model: Any, rows: "list[Row]", batch_size: int, pad_token_id: int) -> float:
-    """Mean negative log-likelihood of an answer token over the rows, in nats."""
+def _trained(model: Any) -> "Iterator[tuple[str, Any]]":
+    from scripts.training.parallel import bare
+
+    return ((name, parameter) for name, parameter in bare(model).named_parameters() if parameter.requires_grad)
+
+
+def validation_loss(
+    model: Any, rows: "list[Row]", batch_size: int, pad_token_id: int, group: Group = ALONE, divided: bool = False
+) -> float:
+    """Mean negative log-likelihood of an answer token over the rows, in nats.
+
+    ``divided``: by FSDP, so that only the whole forward pass, in all processes at once, has all weights.
+    """
     import torch
 
     from scripts.training.batches import answer_tokens, collate, epoch_batches
     from scripts.training.model import without_noise
+    from scripts.training.parallel import bare
     from scripts.training.step import chunked_loss
 
-    device = next(model.parameters()).device
-    total = tokens = 0.0
-    with torch.no_grad(), without_noise(model):
-        for batch in epoch_batches(rows, batch_size, seed=0, epoch=0):
-            learned = answer_tokens(batch)
-            total += float(chunked_loss(model, collate(batch, pad_token_id, device))) * learned
+    device, total, tokens = next(model.parameters()).device, 0.0, 0.0
+    batches = epoch_batches(rows, batch_size, seed=0, epoch=0)
+    with torch.no_grad(), without_noise(bare(model)):
+        for first in range(0, len(batches), group.size):
+            own = first + group.rank < len(batches)  # a process without a batch computes another's, for nothing
+            batch = batches[first + group.rank if own else first]
+            learned = answer_tokens(batch) if own else 0
+            tensors = collate(batch, pad_token_id, device)
+            loss = model(**tensors, use_cache=False).loss if divided else chunked_loss(bare(model), tensors)
+            total += float(loss) * learned
             tokens += learned
+    total, tokens = group.sums(total, tokens)
     return total / tokens
 
 
@@ -196,9 +227,10 @@ def fit(
 
     from scripts.training.batches import answer_tokens
     from scripts.training.packing import collate_packs
+    from scripts.training.parallel import bare, exchanging
     from scripts.training.step import forward_backward, optimizer_step
 
-    device = next(model.parameters()).device
+    device, group = next(model.parameters()).device, checkpoint.group
     # fp16 gradients under autocast underflow without a scale; bf16 has fp32's range.
     scaler = torch.amp.GradScaler(device.type) if scenario.autocast_precision == "fp16" else None
     _, total = plan_steps(len(rows), rows_in_a_step(vars(scenario), loop), loop["epochs"], loop["max_steps"])
@@ -208,30 +240,40 @@ def fit(
     begun = last_message = time.monotonic()
     computed_here, half = 0, None
 
-    def accumulate(micros: list) -> tuple[float, int]:
-        """Forward and backward over a step's micro-batches; returns their loss and the tokens that were computed."""
+    def accumulate(micros: list, rounds: int) -> tuple[float, int]:
+        """Forward and backward over a step's micro-batches; returns their loss and the tokens that were computed.
+
+        In as many rounds as the GPU takes that has most, since they meet in each: one that has no more rows takes one
+        that counts for nothing.
+        """
         learned, loss, computed = answer_tokens(batch), 0.0, 0
-        for packs in micros:
+        for number in range(rounds):
+            own = number < len(micros)
+            packs = micros[number] if own else [[min(batch, key=lambda row: len(row.input_ids))]]
             # Each micro-batch counts by its answer tokens: accumulation gives the gradient of the whole batch.
-            share = answer_tokens([row for pack in packs for row in pack]) / learned
-            scale = share if scaler is None else scaler.scale(torch.tensor(share, device=device))
-            tensors = collate_packs(packs, scenario, prefix, pad_token_id, model.config, device)
-            loss += share * float(forward_backward(model, tensors, scenario, loss_scale=scale))
+            share = answer_tokens([row for pack in packs for row in pack]) / learned if own else 0.0
+            weight = share * group.size  # DDP and FSDP take the mean of the GPUs' gradients
+            scale = weight if scaler is None else scaler.scale(torch.tensor(weight, device=device))
+            tensors = collate_packs(packs, scenario, prefix, pad_token_id, bare(model).config, device)
+            with exchanging(model, last=number == rounds - 1):
+                loss += share * float(forward_backward(model, tensors, scenario, loss_scale=scale))
             computed += tensors["input_ids"].numel()
         return loss, computed
 
-    for step, micros in enumerate(planned_steps(rows, scenario, loop, seed, prefix)):
+    for step, shares in enumerate(planned_steps(rows, scenario, loop, seed, prefix)):
         if step < start:
             continue
+        micros, rounds = shares[group.rank], max(map(len, shares))
         if half:  # what was found too large for the device is not tried again
             micros = _split(micros, half)
+            rounds = len(micros)
         rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        batch = [row for packs in micros for pack in packs for row in pack]
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate
+        batch = [row for micros_of_one in shares for packs in micros_of_one for pack in packs for row in pack]
         while True:
             try:
-                loss, computed = accumulate(micros)
+                loss, computed = accumulate(micros, rounds)
                 break
             except torch.OutOfMemoryError as error:
                 largest = max(map(len, micros))
@@ -243,22 +285,25 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             micros = _split(micros, half)
+            rounds = len(micros)
+        loss, computed = group.sums(loss, computed)
         if not math.isfinite(loss):  # before it can spoil the weights
             raise _not_finite("loss", loss, step, checkpoint)
         norm = float(optimizer_step(model, optimizer, scenario, max_grad_norm=loop["max_grad_norm"], scaler=scaler))
         if scaler is None and not math.isfinite(norm):
             raise _not_finite("gradients' norm", norm, step, checkpoint)
         tokens = sum(len(row.input_ids) for row in batch)
-        saved = prefix * (len(batch) - sum(len(packs) for packs in micros))  # prefixes that were not computed again
+        packs_in_all = sum(len(packs) for micros_of_one in shares for packs in micros_of_one)
+        saved = prefix * (len(batch) - packs_in_all)  # prefixes that were not computed again
         curve.append(
             {
                 "answer_tokens": answer_tokens(batch),
-                "computed_tokens": computed,
+                "computed_tokens": int(computed),
                 "gradient_norm": norm if math.isfinite(norm) else None,  # a step that the scaler left out
                 "learning_rate": rate,
                 "loss": loss,
                 "micro_batch": half or scenario.micro_batch,
-                "padding_tokens": computed - tokens + saved,
+                "padding_tokens": int(computed) - tokens + saved,
                 "rows": len(batch),
                 "shared_tokens": saved,
                 "step": step + 1,
@@ -335,10 +380,22 @@ def token_shares(curve: list[dict], prefix: int) -> dict[str, dict[str, float]]:
     return {kind: {"count": count, "share": count / total["computed_tokens"]} for kind, count in counts.items()}
 
 
-def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes for the same adapter."""
+def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes for the same adapter.
+
+    Called by all processes, which each hold a part of a divided adapter; rank 0 writes it.
+    """
+    from scripts.training.adapters import adapter_names
+    from scripts.training.parallel import bare
+
+    model, tensors = bare(model), None
+    if group.size > 1:
+        added = adapter_names(model)
+        tensors = {name: whole(value) if name in added else value for name, value in model.state_dict().items()}
+    if group.rank:
+        return
     with atomic_folder(folder.with_name(folder.name + ".new")) as partial:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=tensors)
         config = read_json(partial / "adapter_config.json")
         config["base_model_name_or_path"] = base
         for key, value in config.items():
@@ -384,21 +441,15 @@ def main(
     threads: int,
     code: str,
 ) -> None:
-    """Train and write the adapter, the curve and the report."""
-    description = read_folder(base / "description.json")
+    """Train and write the adapter, the curve and the report; or put back what was written for the same before."""
+    read_folder(base / "description.json")
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
-    rows_per_step = rows_in_a_step(vars(scenario), loop)
-    if scenario.parallel["strategy"] != "none":
-        raise UserError(
-            "Training on several GPUs is not there yet; their memory can be predicted.",
-            where="training, parallel",
-            found=scenario.parallel,
-            allowed="strategy: none",
-            write="parallel: {strategy: none, gpus: 1}",
-        )
+    rows_in_a_step(vars(scenario), loop)
+    check_parallel(scenario, loop)
     set_allocator(scenario)
-    device = pick_device(loop["device"])
+    device, gpus = pick_device(loop["device"]), scenario.parallel["gpus"]
+    check_devices(device, gpus)
     state = {
         "code": code,
         "data": {name: data["sha256"][Path(inputs[name]).name] for name in ("train", "validation")},
@@ -415,8 +466,109 @@ def main(
     if kept.put_back():
         return
     read_folder(inputs["weights"])
-    predicted = read_report(inputs["gate"]) if "gate" in inputs else None
     checkpoint = Checkpoint(folder.parent / "checkpoints" / digest(state))
+    work = {
+        "base": str(base),
+        "checkpoint": str(checkpoint.folder),
+        "device": device,
+        "inputs": {name: str(path) for name, path in inputs.items()},
+        "loop": loop,
+        "outputs": {name: str(path) for name, path in outputs.items()},
+        "scenario": scenario.to_mapping(),
+        "seed": seed,
+        "threads": max(1, threads // gpus) if device == "cpu" else threads,
+    }
+    if gpus == 1:
+        train(**work)
+    else:
+        resumed = f"it resumes from the last checkpoint, saved every {loop['save_every_steps']} steps"
+        launch("scripts.training.train", work, gpus, resumed)
+    kept.lay_aside()
+    checkpoint.remove()
+
+
+def check_parallel(scenario: Scenario, loop: dict) -> None:
+    """What the trace can say and a training on several GPUs can't do.
+
+    Raises
+    ------
+    UserError
+        Naming the setting.
+    """
+    parallel = scenario.parallel
+    strategy, sharded = parallel["strategy"], parallel["strategy"] in ("fsdp1", "fsdp2")
+    refused = (
+        (
+            strategy == "fsdp1",
+            "FSDP1's memory can be predicted, and FSDP2 or DDP trained.",
+            "parallel",
+            "fsdp2, which divides the same; ddp",
+            f"parallel: {{strategy: fsdp2, gpus: {parallel['gpus']}}}",
+        ),
+        (
+            parallel["offload"] != "none",
+            "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
+            "parallel",
+            "offload: none",
+            f"parallel: {{strategy: {strategy}, gpus: {parallel['gpus']}}}",
+        ),
+        (
+            sharded and scenario.autocast_precision == "fp16",
+            "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
+            "precision",
+            "bf16-mixed, bf16; or strategy ddp",
+            "precision: bf16-mixed",
+        ),
+        (
+            strategy != "none" and loop.get("on_out_of_memory") == "halve",
+            "A GPU that runs out of memory can't take its step again: the others wait for it in the middle of theirs.",
+            "on_out_of_memory",
+            "stop; or one GPU",
+            "on_out_of_memory: stop",
+        ),
+    )
+    for wrong, problem, key, allowed, write in refused:
+        if wrong:
+            found = loop[key] if key in loop else getattr(scenario, key)
+            raise UserError(problem, where=f"training.{key}", found=found, allowed=allowed, write=write)
+
+
+def train(
+    base: str,
+    scenario: dict,
+    loop: dict,
+    seed: int,
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    threads: int,
+    device: str,
+    checkpoint: str,
+    group: Group = ALONE,
+) -> None:
+    """Train, in the one process or in one of several, and write the adapter, the curve and the report.
+
+    Parameters
+    ----------
+    base
+        Folder of the model.
+    scenario
+        The step as a whole mapping, its model included.
+    inputs, outputs
+        The rule's, by name.
+    threads
+        Of this process.
+    device
+        ``cpu`` or ``cuda``: the current one.
+    checkpoint
+        Folder of the run's state.
+    """
+    scenario = Scenario.from_mapping(scenario, where="training")
+    base, description = Path(base), read_folder(Path(base, "description.json"))
+    predicted = read_report(inputs["gate"]) if "gate" in inputs else None
+    rows_per_step = rows_in_a_step(vars(scenario), loop)
+    sharded = scenario.parallel["strategy"] in ("fsdp1", "fsdp2")
+    folder, report, curve_path = (Path(outputs[name]) for name in ("adapter", "report", "curve"))
+    folder = folder.parent
 
     import torch
 
@@ -424,6 +576,7 @@ def main(
     from scripts.training.exactness import self_test
     from scripts.training.model import assert_quantized, build_model, build_optimizer
     from scripts.training.packing import common_prefix
+    from scripts.training.parallel import parallelize, where_to_build
 
     torch.set_num_threads(threads)
     if device == "cpu":
@@ -441,15 +594,19 @@ def main(
     forms = {"none": "padded", "rows": "packed", "shared_prefix": f"packed behind {shared} shared tokens"}
     log.info(
         "%d rows a step, %s; %d rows = %d steps an epoch; %d steps; micro-batches of at most %d x %d tokens; %s, "
-        "%d threads",
+        "%d threads%s",
         *(rows_per_step, forms[scenario.packing], len(rows), per_epoch, total),
         *(scenario.micro_batch, scenario.sequence_length, device, threads),
+        f"; {group.size} processes, {scenario.parallel['strategy']}" if group.size > 1 else "",
     )
     started = time.monotonic()
-    model = build_model(scenario, device, weights=base, seed=seed)
+    model = build_model(scenario, where_to_build(scenario, device), weights=base, seed=seed)
     quantized = assert_quantized(model, scenario)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%s: %d trainable parameters; %s", description["title"], trainable, json.dumps(quantized, sort_keys=True))
+    model = parallelize(model, scenario, device if device == "cpu" else f"cuda:{torch.cuda.current_device()}")
+    if group.rank:  # dropout's noise is another in each process; all have made the same adapters
+        torch.manual_seed(seed + group.rank)
     exactness = None
     if scenario.packing != "none":
         exactness = self_test(model, scenario, rows, shared, pad_token_id)
@@ -458,15 +615,21 @@ def main(
     loaded = time.monotonic()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    state = Checkpoint(Path(checkpoint), group)
     curve, resumed_from, seconds = fit(
-        model, optimizer, rows, scenario, loop, seed, pad_token_id, checkpoint, prefix=shared, predicted=predicted
+        model, optimizer, rows, scenario, loop, seed, pad_token_id, state, prefix=shared, predicted=predicted
     )
     halved = [row for row in curve if row["micro_batch"] < scenario.micro_batch]
     # Before anything that can fail: the checkpoint of the last step, and these.
-    save_adapter(model, folder, description["source"].get("repository", description["title"]))
-    write_jsonl(curve_path, curve)
+    save_adapter(model, folder, description["source"].get("repository", description["title"]), group)
+    if group.rank == 0:
+        write_jsonl(curve_path, curve)
     # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a card, no more rows than were gated.
-    loss = validation_loss(model, held_out, 64 if device == "cpu" else scenario.micro_batch, pad_token_id)
+    batch_size = 64 if device == "cpu" else scenario.micro_batch
+    loss = validation_loss(model, held_out, batch_size, pad_token_id, group, sharded)
+    peaks = group.collected(torch.cuda.max_memory_allocated() if device == "cuda" else None)
+    if group.rank:
+        return
     log.info("validation loss %.4f over %d rows", loss, len(held_out))
     totals = {key: sum(row[key] for row in curve) for key in ("answer_tokens", "computed_tokens", "rows", "tokens")}
     write_report(
@@ -483,7 +646,7 @@ def main(
             "loop": loop,
             "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)} if halved else None,
             "packing": {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": prefix},
-            "peak_allocated_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+            "peak_allocated_bytes": max(peaks) if device == "cuda" else None,  # of the GPU with most
             "quantized": quantized,
             "resumed_from_step": resumed_from or None,
             "scenario": {key: value for key, value in scenario.to_mapping().items() if key != "model"},
@@ -507,22 +670,25 @@ def main(
             "validation_rows": len(held_out),
             "versions": versions(),
         },
-        *adapter,
+        folder / "adapter_config.json",
+        folder / "adapter_model.safetensors",
         curve_path,
     )
-    kept.lay_aside()
-    checkpoint.remove()
 
 
 if __name__ == "__main__":
-    with job(snakemake):
-        main(
-            Path(snakemake.input.config).parent,
-            snakemake.params.scenario,
-            snakemake.params.loop,
-            snakemake.params.seed["seed"],
-            {name: snakemake.input[name] for name in ("encoded", "gate", "train", "validation", "weights")},
-            {name: snakemake.output[name] for name in ("adapter", "report", "curve")},
-            snakemake.threads,
-            snakemake.params.code,
-        )
+    if "snakemake" in globals():
+        with job(snakemake):
+            main(
+                Path(snakemake.input.config).parent,
+                snakemake.params.scenario,
+                snakemake.params.loop,
+                snakemake.params.seed["seed"],
+                {name: snakemake.input[name] for name in ("encoded", "gate", "train", "validation", "weights")},
+                {name: snakemake.output[name] for name in ("adapter", "report", "curve")},
+                snakemake.threads,
+                snakemake.params.code,
+            )
+    else:  # one of several processes
+        with started(Path(sys.argv[1])) as (work, group):
+            train(**work, group=group)
