@@ -254,8 +254,8 @@ def profiled_model(wildcards):
 
 
 def measurements(wildcards):
-    """The measurement, where there is one: of the run's own training step."""
-    if wildcards.scenario == "training":
+    """The measurement, where there is one: of the run's own training step, when one process can take it."""
+    if wildcards.scenario == "training" and configured.gpus_of_training(settings_of(wildcards)) == 1:
         return {"measure": f"results/{wildcards.place}/training/measure.json"}
     return {}
 
@@ -369,7 +369,10 @@ def before_the_first_job():
     jobs = list(workflow.dag.needrun_jobs())
     if workflow.local_exec:  # on a cluster, this machine is not the one that computes
         computing = [job for job in jobs if "gpu" in job.rule.resources]
-        explained(device.refuse_missing, [settings_of(job.wildcards)["training"]["device"] for job in computing])
+        for job in computing:
+            chosen = settings_of(job.wildcards)
+            gpus = configured.gpus_of_training(chosen) if job.rule.name == "train_adapter" else 1
+            explained(device.refuse_missing, chosen["training"]["device"], gpus)
         if any(job.rule.name == "execute_answers" for job in jobs):  # not found out after hours of training
             explained(sandbox.must_work)
     explained(disk.refuse_full, planned_writes(jobs))

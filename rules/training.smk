@@ -92,7 +92,7 @@ rule train_adapter:
         "../envs/torch.yaml"
     threads: 8
     resources:
-        gpu=1,
+        gpu=of(configured.gpus_of_training),
         gpu_model=on_cluster("gres", needed_by_step),
         slurm_partition=on_cluster("partition", needed_by_step),
         mem_mb=8000,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable
 
 from scripts.common.errors import UserError
 
@@ -24,9 +23,11 @@ def cuda_devices() -> int:
     return count.value if ready else 0
 
 
-def refuse_missing(wanted: Iterable[str]) -> None:
-    """Refuse ``cuda`` among the wanted devices where there is none."""
-    if "cuda" in set(wanted) and not cuda_devices():
+def refuse_missing(wanted: str, gpus: int = 1) -> None:
+    """Refuse ``cuda`` where there is none, and more GPUs than there are; ``auto`` is the CPU where there is none."""
+    if wanted == "cpu" or (found := cuda_devices()) >= gpus or (wanted == "auto" and not found):
+        return
+    if not found:
         raise UserError(
             "No CUDA device was found, and no job was started.",
             where="training.device in the configuration",
@@ -34,12 +35,20 @@ def refuse_missing(wanted: Iterable[str]) -> None:
             allowed="auto, cpu; or cuda on a machine with a GPU and its driver",
             write="training:\n  device: auto",
         )
+    raise UserError(
+        f"The training is for {gpus} GPUs, and this machine has {found}.",
+        where="training.parallel.gpus in the configuration",
+        found=gpus,
+        allowed=f"1 to {found} (CUDA_VISIBLE_DEVICES may hide others); or device: cpu, on which processes can share",
+        write=f"parallel: {{strategy: fsdp2, gpus: {found}}}" if found > 1 else "parallel: {strategy: none, gpus: 1}",
+    )
 
 
-def pick_device(wanted: str) -> str:
-    """``auto`` is CUDA when there is one; asking for CUDA where there is none is an error."""
+def pick_device(wanted: str, gpus: int = 1) -> str:
+    """``auto`` is CUDA when there is one; asking for CUDA where there is none, or for more GPUs, is an error."""
     import torch
 
+    refuse_missing(wanted, gpus)
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():

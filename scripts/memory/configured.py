@@ -74,6 +74,11 @@ def sizes(settings: Mapping[str, Any]) -> Sizes:
     return Sizes.of(step, base, settings["merging"]["dtype"] or base, parameters, trainable)
 
 
+def gpus_of_training(settings: Mapping[str, Any]) -> int:
+    """How many GPUs the training takes, each with a process of its own."""
+    return training_scenario(settings)["parallel"].get("gpus", 1)
+
+
 def effective_batch(settings: Mapping[str, Any]) -> int:
     """Rows that one optimizer step takes."""
     return rows_in_a_step(training_scenario(settings), training_loop(settings))
@@ -135,8 +140,9 @@ def check(settings: Mapping[str, Any]) -> None:
     except UserError:  # not there yet; or broken, which the rule that reads it explains
         model = _ANY_MODEL
     step = {**gated_scenario(settings), "model": model}
-    _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
+    scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     effective_batch(settings)
+    _check_parallel(scenario, training_loop(settings))
 
 
 def checked_configuration(inputs: Any) -> str:
@@ -146,8 +152,49 @@ def checked_configuration(inputs: Any) -> str:
     return inputs["config"]
 
 
-def _check_scenario(mapping: Mapping[str, Any], where: str) -> None:
+def _check_scenario(mapping: Mapping[str, Any], where: str) -> Scenario:
     scenario = Scenario.from_mapping(mapping, {}, where)
     with suppress(NotDescribed):
         if scenario.lora is not None:
             describe(scenario.model).targets(scenario.lora, where)
+    return scenario
+
+
+def _check_parallel(scenario: Scenario, loop: Mapping[str, Any]) -> None:
+    """Refuse what the trace can say of several GPUs and a training can't do."""
+    parallel = scenario.parallel
+    strategy, sharded = parallel["strategy"], parallel["strategy"] in ("fsdp1", "fsdp2")
+    refused = (
+        (
+            strategy == "fsdp1",
+            "FSDP1's memory can be predicted, and FSDP2 or DDP trained.",
+            "parallel",
+            "fsdp2, which divides the same; ddp",
+            f"parallel: {{strategy: fsdp2, gpus: {parallel['gpus']}}}",
+        ),
+        (
+            parallel["offload"] != "none",
+            "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
+            "parallel",
+            "offload: none",
+            f"parallel: {{strategy: {strategy}, gpus: {parallel['gpus']}}}",
+        ),
+        (
+            sharded and scenario.autocast_precision == "fp16",
+            "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
+            "precision",
+            "bf16-mixed, bf16; or strategy ddp",
+            "precision: bf16-mixed",
+        ),
+        (
+            strategy != "none" and loop.get("on_out_of_memory") == "halve",
+            "A GPU that runs out of memory can't take its step again: the others wait for it in the middle of theirs.",
+            "on_out_of_memory",
+            "stop; or one GPU",
+            "on_out_of_memory: stop",
+        ),
+    )
+    for wrong, problem, key, allowed, write in refused:
+        if wrong:
+            found = loop[key] if key in loop else getattr(scenario, key)
+            raise UserError(problem, where=f"training.{key}", found=found, allowed=allowed, write=write)

@@ -141,7 +141,7 @@ def decide(
     return {
         **answer,
         "configured": {key: configured[key] for key in ("peak_allocated_bytes", "required_bytes")},
-        "effective_batch": scenario.micro_batch * scenario.gradient_accumulation,
+        "effective_batch": scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel["gpus"],
         "gpu": gpu.to_mapping() if gpu else None,
         "overridden": override and answer["fits"] is False,
         "override": override,

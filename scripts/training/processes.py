@@ -83,23 +83,6 @@ def divided_like(value: Any, example: Any) -> Any:
     return distribute_tensor(whole_value, example.device_mesh, example.placements, src_data_rank=None)
 
 
-def check_devices(device: str, gpus: int) -> None:
-    """Refuse more GPUs than this machine has; processes on the CPU share it."""
-    import torch
-
-    found = torch.cuda.device_count() if device == "cuda" else gpus
-    if gpus > found:
-        raise UserError(
-            f"The training is for {gpus} GPUs, and this machine has {found}.",
-            where="training.parallel.gpus",
-            found=gpus,
-            allowed=f"1 to {found} (CUDA_VISIBLE_DEVICES hides others)",
-            write=f"parallel: {{strategy: fsdp2, gpus: {found}}}"
-            if found > 1
-            else "parallel: {strategy: none, gpus: 1}",
-        )
-
-
 def launch(module: str, work: Mapping[str, Any], gpus: int, resumed: str) -> None:
     """Run a module in as many processes as there are GPUs, and wait for them.
 
@@ -183,7 +166,9 @@ def started(path: Path) -> Iterator[tuple[dict[str, Any], Group]]:
     work = json.loads(path.read_text(encoding="utf-8"))
     folder, rank = Path(work.pop("folder")), int(os.environ["RANK"])
     log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    log.addHandler(logging.FileHandler(folder / "messages", encoding="utf-8"))
+    messages = logging.FileHandler(folder / "messages", encoding="utf-8")
+    messages.setFormatter(logging.Formatter(f"rank {rank}: %(message)s" if rank else "%(message)s"))
+    log.addHandler(messages)
     try:
         with joined(work["device"]) as group:
             yield work, group
@@ -226,7 +211,8 @@ def _messages_from(path: Path) -> Iterator[None]:
             for line in lines:
                 if line == "\0\n":
                     return
-                log.info("%s", line.rstrip("\n"))
+                if line.strip():
+                    log.info("%s", line.rstrip("\n"))
 
     reader = threading.Thread(target=pass_on, daemon=True)
     reader.start()

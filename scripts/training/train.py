@@ -36,7 +36,7 @@ from scripts.common.job import job, keep_host_memory, log
 from scripts.common.kept import Kept
 from scripts.common.tokenizer import read_tokenizer
 from scripts.scenario.scenario import Scenario, rows_in_a_step
-from scripts.training.processes import ALONE, Group, check_devices, divided_like, launch, started, whole
+from scripts.training.processes import ALONE, Group, divided_like, launch, started, whole
 
 if TYPE_CHECKING:
     from scripts.training.batches import Row
@@ -446,10 +446,9 @@ def main(
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
     rows_in_a_step(vars(scenario), loop)
-    check_parallel(scenario, loop)
     set_allocator(scenario)
-    device, gpus = pick_device(loop["device"]), scenario.parallel["gpus"]
-    check_devices(device, gpus)
+    gpus = scenario.parallel["gpus"]
+    device = pick_device(loop["device"], gpus)
     state = {
         "code": code,
         "data": {name: data["sha256"][Path(inputs[name]).name] for name in ("train", "validation")},
@@ -485,52 +484,6 @@ def main(
         launch("scripts.training.train", work, gpus, resumed)
     kept.lay_aside()
     checkpoint.remove()
-
-
-def check_parallel(scenario: Scenario, loop: dict) -> None:
-    """What the trace can say and a training on several GPUs can't do.
-
-    Raises
-    ------
-    UserError
-        Naming the setting.
-    """
-    parallel = scenario.parallel
-    strategy, sharded = parallel["strategy"], parallel["strategy"] in ("fsdp1", "fsdp2")
-    refused = (
-        (
-            strategy == "fsdp1",
-            "FSDP1's memory can be predicted, and FSDP2 or DDP trained.",
-            "parallel",
-            "fsdp2, which divides the same; ddp",
-            f"parallel: {{strategy: fsdp2, gpus: {parallel['gpus']}}}",
-        ),
-        (
-            parallel["offload"] != "none",
-            "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
-            "parallel",
-            "offload: none",
-            f"parallel: {{strategy: {strategy}, gpus: {parallel['gpus']}}}",
-        ),
-        (
-            sharded and scenario.autocast_precision == "fp16",
-            "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
-            "precision",
-            "bf16-mixed, bf16; or strategy ddp",
-            "precision: bf16-mixed",
-        ),
-        (
-            strategy != "none" and loop.get("on_out_of_memory") == "halve",
-            "A GPU that runs out of memory can't take its step again: the others wait for it in the middle of theirs.",
-            "on_out_of_memory",
-            "stop; or one GPU",
-            "on_out_of_memory: stop",
-        ),
-    )
-    for wrong, problem, key, allowed, write in refused:
-        if wrong:
-            found = loop[key] if key in loop else getattr(scenario, key)
-            raise UserError(problem, where=f"training.{key}", found=found, allowed=allowed, write=write)
 
 
 def train(

@@ -1,0 +1,180 @@
+"""Two processes on the CPU, connected by gloo, against one: the same curve, the same files; killed, they resume."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_report, write_json
+from scripts.training import processes, train
+from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
+
+TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
+LORA = {**STEP, "method": "lora"}
+LOADED = [
+    *("accelerate.utils.fsdp_utils", "peft", "torch._inductor", "transformers.models.llama.modeling_llama"),
+    *("scripts.training.train", "scripts.training.exactness", "tests.unit.training.test_several_processes"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """What the rule reads: nine rows make steps of 4, 4 and 1, the last with a row for one of two processes alone."""
+    folder = tmp_path_factory.mktemp("place")
+    base = describe(save_model(folder / "source"), folder / "base")
+    return {"base": base, "weights": str(base / "weights.json"), **encode(folder / "encoded", train=9)}
+
+
+def run(place, folder, step, loop=TWENTY):
+    """The rule; returns its report and its curve."""
+    folder.mkdir(exist_ok=True)
+    outputs = {
+        "adapter": folder / "adapter" / "adapter_model.safetensors",
+        "report": folder / "training.json",
+        "curve": folder / "training.jsonl",
+    }
+    inputs = {name: place[name] for name in ("encoded", "train", "validation", "weights")}
+    train.main(place["base"], step, loop, 0, inputs, outputs, 1, "code")
+    report = read_report(outputs["report"], outputs["adapter"], outputs["curve"])
+    return report, [json.loads(line) for line in outputs["curve"].read_text().splitlines()]
+
+
+def work_as(rank, size, port, path):
+    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
+    os.environ["WORLD_SIZE"] = str(size)
+    with processes.started(path) as (work, group):
+        train.train(**work, group=group)
+
+
+@pytest.fixture
+def forked(monkeypatch, tmp_path):
+    """Processes that begin with the modules loaded: ``accelerate launch`` takes ten seconds to get so far."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+
+    def launch(module, work, gpus, resumed):
+        assert module == "scripts.training.train"
+        write_json(tmp_path / "work.json", {**work, "folder": str(tmp_path)})
+        (tmp_path / "messages").unlink(missing_ok=True)
+        with socket.create_server(("localhost", 0)) as free:
+            port = free.getsockname()[1]
+        ranks = [context.Process(target=work_as, args=(n, gpus, port, tmp_path / "work.json")) for n in range(gpus)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        ends = {rank: process.exitcode for rank, process in enumerate(ranks) if process.exitcode}
+        if ends:
+            raise processes._failure(tmp_path, ends, resumed)
+
+    monkeypatch.setattr(train, "launch", launch)
+
+
+def several(step, strategy="fsdp2", gpus=2):
+    return {**step, "parallel": {"strategy": strategy, "gpus": gpus}}
+
+
+@pytest.fixture(scope="module")
+def alone(place, tmp_path_factory):
+    """One process with the whole step in one micro-batch, by method: report, curve, tensors of the adapter."""
+    made = {}
+
+    def of(method):
+        if method not in made:
+            folder = tmp_path_factory.mktemp(method)
+            report, curve = run(place, folder, {**STEP, "method": method})
+            made[method] = report, curve, safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
+        return made[method]
+
+    return of
+
+
+@pytest.mark.parametrize(("strategy", "method"), [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp2", "qlora")])
+def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, strategy, method):
+    """Two micro-batches a step in each; every third step leaves one process without a row."""
+    step = several({**STEP, "method": method, "micro_batch": 1, "gradient_accumulation": 2}, strategy)
+    report, curve = run(place, tmp_path / "run", step)
+    single, expected, adapter = alone(method)
+    assert len(curve) == 20 and curve[-1]["loss"] < 0.95 * curve[0]["loss"]
+    assert {row["rows"] for row in curve} == {4, 1}
+    for row, other in zip(curve, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
+        assert (row["learned_tokens"], row["tokens"]) == (other["learned_tokens"], other["tokens"])
+        assert row["computed_tokens"] == row["tokens"] + row["padding_tokens"]
+    assert report["validation_loss"] == pytest.approx(single["validation_loss"], rel=1e-5)
+    assert set(report) == set(single) and set(report["sha256"]) == set(single["sha256"])
+    assert report["effective_batch"] == single["effective_batch"] == 4
+    assert report["sha256"]["adapter_config.json"] == single["sha256"]["adapter_config.json"]
+    written = safetensors.torch.load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert written.keys() == adapter.keys()
+    for name, tensor in written.items():
+        torch.testing.assert_close(tensor, adapter[name], rtol=1e-3, atol=1e-4)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_each_process_packs_its_own_rows_behind_the_prefix(place, tmp_path, forked):
+    packed = {**LORA, "packing": "shared_prefix", "micro_batch": 1, "sequence_length": 256, "loss": "chunked"}
+    loop = {**TWENTY, "max_steps": 6, "rows_per_step": 4}
+    report, curve = run(place, tmp_path / "two", several(packed, "ddp"), loop)
+    _, single = run(place, tmp_path / "one", packed, loop)
+    for row, other in zip(curve, single, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert row["shared_tokens"] == report["packing"]["prefix_tokens"] * (2 if row["rows"] == 4 else 0)
+        assert other["shared_tokens"] == report["packing"]["prefix_tokens"] * (3 if row["rows"] == 4 else 0)
+    assert report["packing"]["exactness"]["loss_difference"] < 1e-5
+
+
+def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, tmp_path, forked, monkeypatch):
+    """By ``accelerate launch``, while another program holds the port that it would take by itself.
+
+    Dropout's noise comes from random states, one a process, which the checkpoint holds.
+    """
+    noisy = several({**LORA, "lora": {**STEP["lora"], "dropout": 0.2}, "micro_batch": 2})
+    run(place, tmp_path / "whole", noisy)
+    monkeypatch.setattr(train, "launch", processes.launch)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def kill():
+        saved = tmp_path / "killed" / "checkpoints"
+        while not list(saved.glob("*/state.pt")):
+            time.sleep(0.01)
+        for path in map(str, filter(str.isdigit, os.listdir("/proc"))):
+            environment = read(f"/proc/{path}/environ")
+            if b"\0RANK=1\0" in environment and str(tmp_path.name).encode() in read(f"/proc/{path}/cmdline"):
+                os.kill(int(path), signal.SIGKILL)
+
+    def read(path):
+        try:
+            with open(path, "rb") as file:
+                return b"\0" + file.read()
+        except OSError:
+            return b""
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    begun = None
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(UserError, match=r"rank 1 died \(SIGKILL\)") as error:
+            taken.bind(("localhost", 29500))
+            taken.listen()
+            run(place, tmp_path / "killed", noisy)
+    assert "resumes from the last checkpoint" in str(error.value)
+    report, _ = run(place, tmp_path / "killed", noisy)
+    assert report["resumed_from_step"] in (7, 14)
+    whole, resumed = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "killed")
+    )
+    assert whole == resumed
+    assert (tmp_path / "whole" / "training.jsonl").read_bytes() == (tmp_path / "killed" / "training.jsonl").read_bytes()
