@@ -140,6 +140,7 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
     """
     noisy = several({**LORA, "lora": {**STEP["lora"], "dropout": 0.2}, "micro_batch": 2})
     run(place, tmp_path / "whole", noisy)
+    quick = train.launch
     monkeypatch.setattr(train, "launch", processes.launch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -163,7 +164,6 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
     monkeypatch.setattr("tempfile.tempdir", None)
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    begun = None
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with pytest.raises(UserError, match=r"rank 1 died \(SIGKILL\)") as error:
@@ -171,6 +171,7 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
             taken.listen()
             run(place, tmp_path / "killed", noisy)
     assert "resumes from the last checkpoint" in str(error.value)
+    monkeypatch.setattr(train, "launch", quick)
     report, _ = run(place, tmp_path / "killed", noisy)
     assert report["resumed_from_step"] in (7, 14)
     whole, resumed = (
