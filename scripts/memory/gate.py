@@ -10,6 +10,7 @@ lets it through and is recorded, so that the model card says so. The stages besi
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from scripts.common.errors import UserError
@@ -65,8 +66,8 @@ def longest_batch(train: str, scenario: Scenario, loop: Mapping[str, Any], seed:
     rows = read_rows(train)
     prefix = common_prefix(rows) if scenario.packing == "shared_prefix" else 0
     count = longest = 0
-    for micros in planned_steps(rows, scenario, dict(loop), seed, prefix):
-        for packs in micros:
+    for shares in planned_steps(rows, scenario, dict(loop), seed, prefix):
+        for packs in chain.from_iterable(shares):
             count = max(count, len(packs))
             longest = max(longest, *(prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs))
     return replace(scenario, micro_batch=count, sequence_length=longest)
