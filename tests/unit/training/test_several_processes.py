@@ -108,7 +108,7 @@ def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, str
     for row, other in zip(curve, expected, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert row["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3)
-        assert (row["learned_tokens"], row["tokens"]) == (other["learned_tokens"], other["tokens"])
+        assert (row["answer_tokens"], row["tokens"]) == (other["answer_tokens"], other["tokens"])
         assert row["computed_tokens"] == row["tokens"] + row["padding_tokens"]
     assert report["validation_loss"] == pytest.approx(single["validation_loss"], rel=1e-5)
     assert set(report) == set(single) and set(report["sha256"]) == set(single["sha256"])
