@@ -260,6 +260,12 @@ def measurements(wildcards):
     return {}
 
 
+def merging_comparison(wildcards):
+    """What merging changed, where the configuration asks for it."""
+    asked = settings_of(wildcards)["merging"]["compare_requests"]
+    return [f"results/{wildcards.run}/evaluation/merging.json"] if asked else []
+
+
 # --- what a job asks a cluster for -------------------------------------------------------------------
 
 

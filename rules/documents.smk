@@ -116,6 +116,7 @@ use rule render_memory_profile as render_documents with:
         manifest="results/{run}/merged/manifest.json",
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
+        merging=merging_comparison,
         benchmark_comparison=on_benchmark("results/{run}/evaluation/benchmark/comparison.json"),
         execution=by_execution("results/{run}/evaluation/execution.json"),
         base_metrics=place(f"{BASE_EVALUATION}/metrics.json"),

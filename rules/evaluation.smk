@@ -1,7 +1,7 @@
 # Base and tuned model answer the same requests, asked in the same way: held-out ones of the data, and in the folder
 # benchmark/ those of a test set of others. The answers to the latter are executed where the configuration says so.
 #   results/evaluation/<dataset>/<model>/   the base model's answers: no rank in them
-#   results/<run>/evaluation/               the tuned model's, and the comparison
+#   results/<run>/evaluation/               the tuned model's, and the comparison; what merging changed
 
 
 rule evaluate_base:
@@ -158,3 +158,40 @@ rule execute_answers:
         "Running the answers of {wildcards.run} and of its base, sealed off"
     script:
         "../scripts/evaluation/execute.py"
+
+
+rule compare_merged:
+    input:
+        description=place(f"{BASE}/description.json"),
+        tokenizer=place(f"{BASE}/tokenizer.json"),
+        weights=place(f"{BASE}/weights.json"),
+        adapter="results/{run}/adapter/adapter_model.safetensors",
+        settings="results/{run}/adapter/adapter_config.json",
+        training="results/{run}/training.json",
+        answers="results/{run}/evaluation/answers.jsonl",
+        metrics="results/{run}/evaluation/metrics.json",
+        policy=POLICY,
+    output:
+        answers="results/{run}/evaluation/as-trained.jsonl",
+        comparison="results/{run}/evaluation/merging.json",
+    log:
+        "logs/{run}/compare_merged.log",
+    benchmark:
+        "benchmarks/{run}/compare_merged.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        gpu_model=on_cluster("gres", needed_by_evaluation),
+        slurm_partition=on_cluster("partition", needed_by_evaluation),
+        mem_mb=8000,
+        runtime=240,
+    params:
+        code=code("evaluation/compare_merged.py"),
+        asked=of(lambda chosen: {"requests": chosen["merging"]["compare_requests"]}),
+        device=of(lambda chosen: {"device": chosen["training"]["device"]}),
+    message:
+        "Asking {wildcards.run} as it was trained, to see what merging changed"
+    script:
+        "../scripts/evaluation/compare_merged.py"

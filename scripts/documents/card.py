@@ -25,7 +25,7 @@ PROVENANCE = {
     "Training Procedure": ("training", "encode"),
     "Evaluation": ("comparison", "base_answers", "tuned_answers", "benchmark_comparison", "execution"),
     "Memory": ("training_memory", "profile", "gate", "priced", "validation"),
-    "Merge Verification": ("verification", "manifest"),
+    "Merge Verification": ("verification", "manifest", "merging"),
     "Technical Specifications": ("description", "training"),
     "Reproduction": ("record", "description", "weights", "acquire", "manifest"),
 }

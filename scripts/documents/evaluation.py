@@ -56,8 +56,10 @@ def read(files: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     return {
         "evaluation": evaluation_rows(files["comparison"]),
+        "merging_effect": merging_effect(next(iter(files.get("merging", [])), None)),
         "pairs": list(zip(files["base_answers"], files["tuned_answers"], strict=True)),
         "start_code": start_code(files["comparison"], files["base_answers"][0]["request"]),
+        "merged_word": lambda compared: word(compared).replace("the base", "the trained one's"),
         "word": word,
     }
 
@@ -103,6 +105,14 @@ def evaluation_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
     order = {name: position for position, name in enumerate(METRICS)}
     return sorted(rows, key=lambda row: (order.get(row["name"], len(order)), row["name"]))
+
+
+def merging_effect(compared: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The model as it was trained against the merged one, as rows of an evaluation; None where nobody asked."""
+    if compared is None:
+        return None
+    rows = evaluation_rows({**compared, "base": compared["trained"], "tuned": compared["merged"]})
+    return {"loss": compared["loss"], "n": compared["n"], "rows": rows, "same_answers": compared["same_answers"]}
 
 
 def word(compared: Mapping[str, Any] | None) -> str:

@@ -29,7 +29,7 @@ def test_the_default_run_plans_the_whole_chain(project):
         *("download_gguf", "describe_model", "fetch_weights"),
         *("estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory"),
         *("train_adapter", "merge_adapter", "verify_merge"),
-        *("evaluate_base", "evaluate_tuned", "compare_models"),
+        *("evaluate_base", "evaluate_tuned", "compare_merged", "compare_models"),
         *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
     } <= rules
 

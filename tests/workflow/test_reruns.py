@@ -34,7 +34,7 @@ DOCUMENTS = {
     "render_planner",
 }
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
-TRAINED |= {"evaluate_tuned_on_benchmark", "compare_on_benchmark"}
+TRAINED |= {"evaluate_tuned_on_benchmark", "compare_on_benchmark", "compare_merged"}
 TINY = chain.CONFIGURATION.relative_to(chain.ROOT)
 Plan = Callable[..., set[str]]
 
@@ -123,6 +123,11 @@ def test_another_sample_of_the_benchmark_is_only_asked_for(plan):
 
 def test_answers_are_executed_when_it_is_asked_for_and_nothing_is_answered_again(plan):
     assert plan({"evaluation": {"execution": "bubblewrap"}}) - DOCUMENTS == {"execute_answers"}
+
+
+def test_more_requests_for_what_merging_changed_ask_that_again_alone(plan):
+    assert plan({"merging": {"compare_requests": 5}}) - DOCUMENTS == {"compare_merged"}
+    assert "compare_merged" not in plan({"merging": {"compare_requests": 0}})
 
 
 def test_order_of_keys_runs_nothing(project, tmp_path):

@@ -359,6 +359,17 @@ def files() -> dict[str, Any]:
                 "program": difference(0.33, "better", gained=16, lost=5),
             },
             "execution": execution(),
+            "merging": [
+                {
+                    "exact": difference(-0.0625, "no difference that the interval can carry", gained=1, lost=4),
+                    "loss": difference(0.0482, "worse"),
+                    "merged": {"exact": share(17, 48), "loss": 0.4449, "program": share(36, 48)},
+                    "n": 48,
+                    "program": difference(0.0213, "no difference that the interval can carry", gained=3, lost=2),
+                    "same_answers": share(20, 48),
+                    "trained": {"exact": share(20, 48), "loss": 0.3967, "program": share(35, 48)},
+                }
+            ],
             "base_answers": [{**pair, "answer": "I can help with that."} for pair in pairs],
             "tuned_answers": [{**pair, "answer": pair["command"]} for pair in pairs],
             "verification": {
@@ -544,7 +555,7 @@ def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     written: list[Path] = []
     paths = {
         name: [one(f"{name}-{number}", item) for number, item in enumerate(value)]
-        if name in ("profile", "validation")
+        if name in ("merging", "profile", "validation")
         else one(name, value)
         for name, value in content.items()
     }

@@ -18,7 +18,7 @@ from tests.unit.documents import inputs
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "config" / "templates"
 DOCUMENTS = ("MODEL_CARD.md", "memory-profile.md", "publication.md", "report.html")
-LISTS_OF_FILES = ("profile", "validation")
+LISTS_OF_FILES = ("merging", "profile", "validation")
 # What words and rows are chosen by: another value makes another sentence, not another number.
 CHOOSING = re.compile(
     r"/precision$|/gpu/name$|^/feasibility/\d+/gpu$|^/sweep/\d+/(micro_batch|sequence_length)$|^/scenario/micro_batch$"

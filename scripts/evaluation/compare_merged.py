@@ -1,0 +1,153 @@
+"""Rule ``compare_merged``: what merging changed, on the same requests.
+
+An adapter is trained on top of the quantized base and merged into the unquantized one, so the merged model is not the
+one that was trained. The trained one, base as quantized plus adapter, answers the first of the held-out requests that
+the merged model answered; losses and answers of both are set side by side.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from scripts.common.device import pick_device
+from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
+from scripts.common.job import job, keep_host_memory, log
+from scripts.common.statistics import wilson_interval
+from scripts.common.tokenizer import read_tokenizer
+from scripts.evaluation.compare import compare
+from scripts.evaluation.evaluate import score, summarize
+from scripts.scenario.scenario import Scenario
+
+METRICS = ("exact", "loss", "parses", "program")  # that are compared, of those that the evaluation has
+
+
+def as_trained(scenario: Scenario, base: Path, adapter: Path, device: str) -> Any:
+    """The model that was trained, in evaluation mode.
+
+    Parameters
+    ----------
+    scenario
+        Of the training.
+    base, adapter
+        Folders of the base's weights and of the adapter.
+    device
+        On the CPU the 4-bit weights are dequantized once, to the values that training computed with: it unpacks them
+        in each pass. In evaluation mode bitsandbytes would take a kernel there that rounds to bfloat16.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    from scripts.training.model import build_model, linear_4bit
+
+    plain = scenario.changed(gradient_checkpointing=False, loss="full", packing="none")
+    model = build_model(plain, device, weights=base)
+    loaded = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+    assert not loaded.unexpected_keys, loaded.unexpected_keys
+    if device == "cpu":
+        for name, layer in linear_4bit(model).items():
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, dequantized(layer))
+    return model.eval()
+
+
+def dequantized(layer: Any) -> Any:
+    """A linear layer with the values of a 4-bit one, in the dtype that it computes in."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+
+    made = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
+    made.weight = torch.nn.Parameter(weight, requires_grad=False)
+    made.bias = layer.bias
+    return made
+
+
+def side_by_side(trained: list[dict], merged: list[dict]) -> dict[str, Any]:
+    """Both models' figures on the same rows, the paired differences (merged minus trained), and the equal answers.
+
+    Parameters
+    ----------
+    trained, merged
+        A row for each request, as ``evaluate`` writes them.
+    """
+    import pandas as pd
+
+    compared = compare(pd.DataFrame(trained), pd.DataFrame(merged))
+    count = sum(one["answer"] == other["answer"] for one, other in zip(trained, merged, strict=True))
+    low, high = wilson_interval(count, len(trained))
+    return {
+        **{name: compared[name] for name in METRICS},
+        "merged": {name: summarize(merged)[name] for name in METRICS},
+        "n": len(trained),
+        "same_answers": {
+            "count": count,
+            "high_95": high,
+            "low_95": low,
+            "n": len(trained),
+            "share": count / len(trained),
+        },
+        "trained": {name: summarize(trained)[name] for name in METRICS},
+    }
+
+
+def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device: str, threads: int) -> None:
+    """Ask the trained model as the merged one was asked, and write a row for each request and the comparison."""
+    import torch
+
+    from scripts.evaluation.answer import ask
+    from scripts.training.model import autocast_dtype
+
+    device = pick_device(device)
+    read_folder(inputs["description"])
+    training = read_report(inputs["training"], inputs["adapter"], inputs["settings"])
+    metrics = read_report(inputs["metrics"], inputs["answers"])
+    read_folder(inputs["weights"])
+    base = Path(inputs["weights"]).parent
+    mapping = {**training["scenario"], "model": read_json(base / "config.json")}
+    scenario = Scenario.from_mapping(mapping, where=inputs["training"])
+    merged = list(read_jsonl(inputs["answers"]))[:requests]
+    torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_host_memory()
+    dtype = autocast_dtype(scenario)
+    with torch.autocast(device, dtype) if dtype else nullcontext():
+        said = ask(
+            as_trained(scenario, base, Path(inputs["adapter"]).parent, device),
+            read_tokenizer(base),
+            metrics["prompt"]["system"],
+            [(row["request"], row["command"]) for row in merged],
+            max_new_tokens=metrics["decoding"]["max_new_tokens"],
+            batch_size=metrics["decoding"]["batch_size"],
+        )
+    scores = score([one.answer for one in said], [row["command"] for row in merged])
+    trained = [
+        {
+            "answer": one.answer,
+            "answer_tokens": one.tokens,
+            "command": row["command"],
+            "loss_sum": one.loss_sum,
+            "request": row["request"],
+            **scored,
+        }
+        for row, one, scored in zip(merged, said, scores, strict=True)
+    ]
+    write_jsonl(outputs["answers"], trained)
+    found = side_by_side(trained, merged)
+    write_report(outputs["comparison"], found, outputs["answers"])
+    log.info(
+        "loss %.4f as trained, %.4f merged; %d of %d answers are the same",
+        *(found["trained"]["loss"], found["merged"]["loss"], found["same_answers"]["count"], found["n"]),
+    )
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        main(
+            dict(snakemake.input.items()),
+            dict(snakemake.output.items()),
+            snakemake.params.asked["requests"],
+            snakemake.params.device["device"],
+            snakemake.threads,
+        )
