@@ -33,5 +33,12 @@ def test_an_edited_value_is_noticed_by_whoever_reads_it(finished: tuple[Path, st
     }
     assert not silent
     rules = {one["rule"] for one in tried}
-    assert {"compare_memory", "gate_memory", "train_adapter", "merge_adapter", "compare_models", "render_card"} <= rules
+    assert {
+        "compare_memory",
+        "gate_memory",
+        "train_adapter",
+        "merge_adapter",
+        "compare_models",
+        "render_documents",
+    } <= rules
     assert chain.NOTHING in chain.snakemake(folder, "--dry-run"), "all is as it was"
