@@ -261,9 +261,11 @@ def measurements(wildcards):
 
 
 def merging_comparison(wildcards):
-    """What merging changed, where the configuration asks for it."""
+    """What merging changed, and the answers that it was told from; nothing where the configuration does not ask."""
     asked = settings_of(wildcards)["merging"]["compare_requests"]
-    return [f"results/{wildcards.run}/evaluation/merging.json"] if asked else []
+    return (
+        [f"results/{wildcards.run}/evaluation/{name}" for name in ("merging.json", "as-trained.jsonl")] if asked else []
+    )
 
 
 # --- what a job asks a cluster for -------------------------------------------------------------------
