@@ -55,7 +55,7 @@ def priced_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "evaluation": settings["evaluation"],
         "gate": settings["memory"]["gate"],
         "loop": meeting_rows(settings),
-        "merging": settings["merging"],
+        "merging": {key: settings["merging"][key] for key in ("dtype", "verify")},
         "prompt": settings["prompt"],
         "source": {key: settings["model"]["source"][key] for key in ("dtype", "type")},
     }
