@@ -69,9 +69,11 @@ def job(snakemake: Any) -> Iterator[None]:
             log.error("%s", error)
             sys.exit(1)
         except BaseException as error:
-            log.error("%s", traceback.format_exc())
             if "No space left on device" in str(error):  # libraries say it in errors of their own kinds
-                log.error("The disk is full. Free some space and give the same command again: it goes on from here.")
+                again = "Free some space and give the same command again: it goes on from here."
+                log.error("The disk is full (%s). %s", error, again)
+                sys.exit(1)
+            log.error("%s", traceback.format_exc())
             raise
     file.close()
     log.removeHandler(file)
