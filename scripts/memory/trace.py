@@ -20,10 +20,10 @@ from torch import nn
 from scripts.common.errors import UserError
 from scripts.memory.core.components import ADAPTERS, HOST
 from scripts.memory.core.errors import AttentionKernelError, StepError
-from scripts.memory.core.fake_group import fake_group
+from scripts.memory.core.fake_group import active, fake_group
 from scripts.memory.core.kernels import flash_attention_package
 from scripts.memory.core.report import History
-from scripts.memory.core.trace import Label, trace_step
+from scripts.memory.core.trace import Label, quantization_state, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
 from scripts.scenario.scenario import Scenario
 from scripts.training.adapters import adapter_names
@@ -50,7 +50,7 @@ class Prepared:
     Attributes
     ----------
     model, optimizer, histories, label
-        FSDP's model is divided already: it comes to the device in parts, so that there is no history of loading.
+        FSDP's model is divided already; the history says how its parts came to the device.
     wrap
         For DDP, which wraps the model on its device: gives the wrapped model, and allocates. None: nothing to do.
     about
@@ -105,11 +105,13 @@ def prepare(
         "parameters": parameter_count(model),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-    label, histories = labels(model), []
+    label = labels(model)
+    histories: list[History] = []
     strategy = scenario.parallel["strategy"]
     if strategy in SHARDED:
         with speaking_of(scenario):
-            model = parallelize(model, scenario, "meta")
+            model, history = recorded(lambda: _divided(model, scenario))
+        histories = [history] if target == "cuda" else []
         if scenario.parallel["offload"] == "cpu":
             label = _offloaded(label)
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
@@ -140,6 +142,13 @@ def labels(model: nn.Module) -> Label:
     """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
     added = adapter_names(model)
     return lambda name, tensor: ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+
+
+def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
+    """FSDP's model; the statistics of 4-bit weights come to the GPU first."""
+    states = [quantization_state(module) for module in model.modules()]
+    active().arrived(tensor for state in states for tensor in state.values())
+    return parallelize(model, scenario, "meta")
 
 
 def _offloaded(label: Label) -> Label:

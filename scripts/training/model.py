@@ -291,7 +291,11 @@ def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
     if text is not config and not getattr(config, "is_encoder_decoder", False):
         problem = "is more than a language model", "its language model alone, as a configuration of its own"
         write = f"model: {{model_type: {text.model_type}, ...}}"
-    elif hasattr(config, "add_cross_attention") and getattr(config, "is_decoder", True) is False:
+    elif (  # before transformers 5 every configuration has these fields
+        int(transformers.__version__.split(".")[0]) >= 5
+        and hasattr(config, "add_cross_attention")
+        and getattr(config, "is_decoder", True) is False
+    ):
         problem = "is an encoder, which isn't trained to continue a text", "a decoder; for this class, is_decoder: true"
         write = f"model: {{model_type: {config.model_type}, is_decoder: true, ...}}"
     if problem:

@@ -160,9 +160,13 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     )
     model.state_dict = dict  # taken before sharding, and not used: each process has loaded its own weights
     try:
-        return fsdp2_prepare_model(accelerator, model)
+        model = fsdp2_prepare_model(accelerator, model)
     finally:
         del model.state_dict
+    for parameter in model.parameters():  # packed bytes, which it leaves alone
+        if parameter.device != device and not hasattr(parameter, "device_mesh"):
+            parameter.data = parameter.data.to(device)
+    return model
 
 
 def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:

@@ -7,6 +7,7 @@ exchanged: what a program does is written down in its own function, from its sou
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from scripts.common.errors import UserError
 from scripts.memory.core.allocator import EMPTY_CACHE
+from scripts.memory.core.fake_group import fake_group
 from scripts.memory.core.report import Report
 from scripts.memory.core.trace import trace_step
 from scripts.memory.gpus import find
@@ -85,17 +87,19 @@ def trainer(row: Row, orders: int = 1) -> Report:
             write=f"conda env create -f envs/{environment}",
         )
     scenario = row.scenario
-    prepared = prepare(scenario, attention_implementation="flash_attention_2")
-    model, optimizer = prepared.model, prepared.optimizer
-    return trace_step(
-        model,
-        optimizer,
-        random_step(model, optimizer, scenario, "meta", max_grad_norm=1.0),
-        capability=(8, 0),
-        torch_version=TORCH_OF_THE_A100,
-        histories=prepared.histories,
-        label=prepared.label,
-    )
+    gpus = scenario.parallel["gpus"]
+    with fake_group(gpus) if gpus > 1 else nullcontext():
+        prepared = prepare(scenario, attention_implementation="flash_attention_2")
+        model, optimizer = prepared.model, prepared.optimizer
+        return trace_step(
+            model,
+            optimizer,
+            random_step(model, optimizer, scenario, "meta", max_grad_norm=1.0),
+            capability=(8, 0),
+            torch_version=TORCH_OF_THE_A100,
+            histories=prepared.histories,
+            label=prepared.label,
+        )
 
 
 def peft_comparison(row: Row, orders: int = 1) -> Report:

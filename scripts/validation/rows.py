@@ -81,6 +81,17 @@ SOURCES = {
         "yes",
         "validation-liger.yaml",
     ),
+    "fsdp": Source("2 x A100 80 GB, FSDP, Mistral-7B", "fsdp.csv", ("fsdp-mistral",), "yes", "validation-a100.yaml"),
+    "fsdp-granite": Source(
+        "2 x A100 80 GB, FSDP, PowerLM-3b", "fsdp.csv", ("fsdp-granite",), "yes", "validation-granite.yaml"
+    ),
+    "fsdp-liger": Source(
+        "2 and 4 x A100 80 GB, FSDP, full fine-tuning of Mistral-7B",
+        "fsdp.csv",
+        ("fsdp-liger",),
+        "yes",
+        "validation-liger.yaml",
+    ),
     "peft": Source(
         "L40S, 14 runs of PEFT's methods",
         "peft.json",
@@ -134,7 +145,7 @@ def read(source: str) -> list[Row]:
     path, sessions = FOLDER / SOURCES[source].file, SOURCES[source].sessions
     if path.suffix == ".json":
         return _peft(path)
-    make = _a100 if path.stem == "a100" else _t4
+    make = _t4 if path.stem in ("public", "held-out") else _a100
     with open(path, encoding="utf-8", newline="") as handle:
         rows = csv.DictReader(handle)
         return [make(row, path) for row in rows if any(row["id"].startswith(f"{name}-") for name in sessions)]
@@ -175,6 +186,10 @@ def _scenario(row: Mapping[str, str], path: Path, **more: Any) -> Scenario:
         }
     if row["method"] == "qlora":
         mapping["quantization"] = {"type": "nf4", "double": row["quantization"] == "nf4-double"}
+        if row.get("storage"):
+            mapping["quantization"]["storage"] = row["storage"]
+    if row.get("strategy"):
+        mapping["parallel"] = {"strategy": row["strategy"], "gpus": int(row["gpus"])}
     return Scenario.from_mapping(mapping | more, where=f"{path.name}, row {row['id']}")
 
 
@@ -200,7 +215,7 @@ def _t4(row: Mapping[str, str], path: Path) -> Row:
 
 
 def _a100(row: Mapping[str, str], path: Path) -> Row:
-    """A run of fms-acceleration's benchmark."""
+    """A run of fms-acceleration's benchmark, on one GPU or several."""
     return _row(
         row,
         scenario=_scenario(

@@ -13,7 +13,7 @@ much later depends on the CPU's lead over the GPU; at the latest it is when the 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -32,7 +32,10 @@ PATCHES = {
     "_no_dispatch_record_stream": "FSDP1 tells only the allocators of real devices which streams use a block",
     "FSDPParamGroup._validate_no_meta_params": "FSDP2 refuses to run a model whose parameters are on `meta`",
     "FSDPParamGroup._validate_cpu_offload_params": "FSDP2 wants offloaded parameters to be on the CPU",
+    "FSDPParam._init_sharded_param": "FSDP2 brings offloaded parameters to the host, but not those on `meta`",
     "FSDPParam.all_gather_inputs": "FSDP2 copies offloaded parameters from the CPU to `meta`, where they are already",
+    "FSDP1's _move_module_to_device": "what is on `meta` needs no way to the GPU; the tracker is told that it is there",
+    "FSDP2's _move_states_to_device": "the same",
     "DistributedDataParallel.__init__": "DDP waits for the result of its exchange, and a fake one has none",
     "DistributedDataParallel._pre_forward": "DDP makes its buckets anew in the second step; they get their name",
     "_verify_param_shape_across_processes": "DDP compares shapes across processes by their values",
@@ -45,6 +48,10 @@ class Listener(Protocol):
     def used_by_another_stream(self, tensor: torch.Tensor) -> None: ...
 
     def waited(self, since: int | None) -> None: ...
+
+    def arrived(self, tensor: torch.Tensor) -> None: ...
+
+    def left(self, tensor: torch.Tensor) -> None: ...
 
     def now(self) -> int: ...
 
@@ -122,6 +129,17 @@ class FakeDevice(types.ModuleType):
         """The program waits for the GPU: for all of its work, or for that before a moment."""
         if self.listener:
             self.listener.waited(since)
+
+    def arrived(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Tensors are brought to the GPU from the host."""
+        if self.listener:
+            for tensor in tensors:
+                self.listener.arrived(tensor)
+
+    def left(self, tensor: torch.Tensor) -> None:
+        """A tensor is brought from the GPU to the host."""
+        if self.listener:
+            self.listener.left(tensor)
 
     def current_stream(self, *_: Any) -> FakeStream:
         return self.stream_now
@@ -213,14 +231,17 @@ def _backend() -> Iterator[None]:
 def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     """What is exchanged, as :func:`scripts.memory.core.autocast.exchanged` takes it; why: :data:`PATCHES`."""
     import torch.distributed.fsdp._flat_param as flat_param
+    import torch.distributed.fsdp._fully_shard._fsdp_init as initialization_of_fsdp2
+    import torch.distributed.fsdp._init_utils as initialization
     import torch.distributed.fsdp._runtime_utils as runtime
     import torch.nn.parallel.distributed as parallel
+    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam, ShardedState
     from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
     accelerator, address = torch._C._get_accelerator, torch.Tensor.data_ptr
     wrap, pre_forward = parallel.DistributedDataParallel.__init__, parallel.DistributedDataParallel._pre_forward
-    gather_inputs = FSDPParam.all_gather_inputs.fget
+    gather_inputs, divide = FSDPParam.all_gather_inputs.fget, FSDPParam._init_sharded_param
 
     def get_accelerator(*arguments: Any) -> torch.device:
         return torch.device("meta") if not arguments else accelerator(*arguments)
@@ -234,6 +255,11 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         if device.listener is not None:
             device.listener.used_by_another_stream(tensor)
 
+    def init_sharded_param(parameter: Any, *arguments: Any, **options: Any) -> None:
+        divide(parameter, *arguments, **options)
+        if parameter.offload_to_cpu:
+            device.left(parameter._sharded_param_data)
+
     def all_gather_inputs(parameter: Any) -> list[torch.Tensor]:
         if not parameter.offload_to_cpu or parameter.sharded_state != ShardedState.SHARDED:
             return gather_inputs(parameter)
@@ -243,6 +269,18 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
             return gather_inputs(parameter)
         finally:
             parameter._sharded_param_data = on_host
+
+    def move_module(module: torch.nn.Module, *_: Any) -> None:
+        """Breadth first, units within it left out: parameters, then buffers (FSDP1's ``_move_module_to_device``)."""
+        queue, parameters, buffers = [module], [], []
+        for current in queue:
+            parameters += current.parameters(recurse=False)
+            buffers += current.buffers(recurse=False)
+            queue += [child for child in current.children() if not isinstance(child, FullyShardedDataParallel)]
+        device.arrived([*parameters, *buffers])
+
+    def move_states(parameters: list[torch.Tensor], buffers: list[torch.Tensor], _: Any) -> None:
+        device.arrived([*parameters, *buffers])
 
     def make_ddp(model: Any, *arguments: Any, **options: Any) -> None:
         wrap(model, *arguments, **options)
@@ -262,7 +300,10 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         (runtime, "_no_dispatch_record_stream", record_stream),
         (FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
         (FSDPParamGroup, "_validate_cpu_offload_params", lambda group: None),
+        (FSDPParam, "_init_sharded_param", init_sharded_param),
         (FSDPParam, "all_gather_inputs", property(all_gather_inputs)),
+        (initialization, "_move_module_to_device", move_module),
+        (initialization_of_fsdp2, "_move_states_to_device", move_states),
         (parallel.DistributedDataParallel, "__init__", make_ddp),
         (parallel.DistributedDataParallel, "_pre_forward", ddp_pre_forward),
         (parallel, "_verify_param_shape_across_processes", lambda *_, **__: None),

@@ -30,7 +30,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -55,12 +55,13 @@ from scripts.memory.core.errors import TraceError, step_error
 from scripts.memory.core.fake_group import FakeDevice, active
 from scripts.memory.core.kernels import CudaKernels, cpu_outputs, dispatch
 from scripts.memory.core.report import History, Report, make_report
-from scripts.memory.core.tracker import Origins, Tracker
+from scripts.memory.core.tracker import Origins, Tracker, local
 
 STEPS = 2  # the first makes the optimizer's states
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 Step = Callable[..., Any]
 Label = Callable[[str, torch.Tensor], str | None]
+T = TypeVar("T")
 
 
 def trace_step(
@@ -209,6 +210,24 @@ def measure_step(
     return make_report(tracker, on_gpu=False, timeline=timeline)
 
 
+def recorded(act: Callable[[], T]) -> tuple[T, History]:
+    """Run what allocates on ``meta`` before the first step, such as dividing a model; returns the history of it too.
+
+    It has to leave nothing on the device but what the model holds.
+    """
+    device = active()
+    tracker = Tracker(("meta",), device=device)
+    with ExitStack() as stack:
+        if device is not None:
+            stack.enter_context(_listening(tracker, device))
+        stack.enter_context(exchanged(_seen_whole(tracker)))
+        stack.enter_context(tracker)
+        result = act()
+    history = History(list(tracker.events), tracker.ids)
+    tracker.close()
+    return result, history
+
+
 def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Label | None = None) -> None:
     """Begin to follow a model's parameters, buffers and quantization states; ``ids``: of those already recorded."""
     ids = ids or {}
@@ -228,7 +247,7 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Lab
         if component == HOST:
             tracker.leave_on_host(tensor)
             return
-        tracker.add(tensor, component, identity=ids.get(tensor.untyped_storage()._cdata))
+        tracker.add(tensor, component, identity=ids.get(local(tensor).untyped_storage()._cdata))
 
     for name, parameter in model.named_parameters():
         add(parameter.data, component(name, parameter))

@@ -26,6 +26,7 @@ from scripts.memory.core.components import (
     ACTIVATIONS,
     COLLECTIVES,
     INPUTS,
+    LOADING,
     LOGITS_AND_LOSS,
     TEMPORARIES,
     UNSHARDED,
@@ -234,6 +235,18 @@ class Tracker(TorchDispatchMode):
                 rest.append((identity, index))
         self._pending = rest
 
+    def arrived(self, tensor: torch.Tensor) -> None:
+        """A tensor on ``meta`` is brought to the device from the host."""
+        self.add(tensor, LOADING)
+
+    def left(self, tensor: torch.Tensor) -> None:
+        """A tensor on ``meta`` is brought from the device to the host."""
+        identity = self._ids.pop(local(tensor).untyped_storage()._cdata, None)
+        if identity is not None:
+            del self._ends[identity]
+            self._free(identity)
+        self.leave_on_host(tensor)
+
     def now(self) -> int:
         """Index of the next event."""
         return len(self.events)
@@ -351,6 +364,11 @@ class Tracker(TorchDispatchMode):
             if isinstance(item, torch.Tensor):
                 self.leave_on_host(item)
         return output
+
+    @property
+    def ids(self) -> dict[int, int]:
+        """The id of each storage that is followed, by its address."""
+        return dict(self._ids)
 
     def close(self) -> None:
         """Stop following what is still alive, so that its later end is not recorded."""
