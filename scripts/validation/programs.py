@@ -6,8 +6,8 @@ exchanged: what a program does is written down in its own function, from its sou
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from scripts.common.errors import UserError
 from scripts.memory.core.allocator import EMPTY_CACHE
+from scripts.memory.core.autocast import exchanged
 from scripts.memory.core.fake_group import fake_group
 from scripts.memory.core.report import Report
 from scripts.memory.core.trace import trace_step
@@ -74,7 +75,8 @@ def trainer(row: Row, orders: int = 1) -> Report:
 
     ``scripts/benchmarks/scenarios*.yaml`` and ``defaults.yaml`` there say: reentrant checkpointing, as the Trainer's
     default then was; LoRA dropout 0.1; ``bf16: True`` for quantized models, which is autocast over weights of 16 bits;
-    no padding; ``baseline-peft-bnb`` lets TRL prepare the model, ``accelerated-peft-bnb`` does without.
+    no padding; ``baseline-peft-bnb`` lets TRL prepare the model, ``accelerated-peft-bnb`` does without. On several GPUs
+    ``accelerate.yaml`` says FSDP1 with ``fsdp_sync_module_states``, and TRL prepares nothing.
     """
     if not environments.older("transformers", "5"):
         found = environments.installed("transformers", "peft", "bitsandbytes")
@@ -89,7 +91,8 @@ def trainer(row: Row, orders: int = 1) -> Report:
     scenario = row.scenario
     gpus = scenario.parallel["gpus"]
     with fake_group(gpus) if gpus > 1 else nullcontext():
-        prepared = prepare(scenario, attention_implementation="flash_attention_2")
+        with _units_are_sent() if gpus > 1 else nullcontext():
+            prepared = prepare(scenario, attention_implementation="flash_attention_2")
         model, optimizer = prepared.model, prepared.optimizer
         return trace_step(
             model,
@@ -100,6 +103,37 @@ def trainer(row: Row, orders: int = 1) -> Report:
             histories=prepared.histories,
             label=prepared.label,
         )
+
+
+@contextmanager
+def _units_are_sent() -> Iterator[None]:
+    """FSDP1's ``sync_module_states``: the first process sends each unit's parameters to the others, in buckets.
+
+    NCCL reads a bucket on a stream of its own, and before PyTorch 2.7 its block is not reused until that is done: the
+    unit's one tensor is made in the meantime, and its shard afterwards. So shards lie in what buckets were, two in
+    each, where they would otherwise have segments of their own with a rest that can't be split off.
+    """
+    import torch.distributed as dist
+    from torch.distributed.fsdp import _init_utils as initialization
+    from torch.distributed.fsdp._flat_param import FlatParamHandle
+
+    move, divide = initialization._move_module_to_device, FlatParamHandle.shard
+    sent: list[torch.Tensor] = []
+
+    def move_and_send(module: nn.Module, ignored: set, *rest: Any) -> None:
+        move(module, ignored, *rest)
+        tensors = [parameter.detach() for parameter in initialization._get_orig_params(module, ignored)]
+        buckets, _ = dist._compute_bucket_assignment_by_size(tensors, [initialization.PARAM_BROADCAST_BUCKET_SIZE])
+        for bucket in buckets:
+            sent.append(torch.cat([tensors[index].reshape(-1) for index in bucket]))
+
+    def shard(handle: Any) -> None:
+        sent.clear()
+        divide(handle)
+
+    places = [(initialization, "_move_module_to_device", move_and_send), (FlatParamHandle, "shard", shard)]
+    with exchanged(places):
+        yield
 
 
 def peft_comparison(row: Row, orders: int = 1) -> Report:
