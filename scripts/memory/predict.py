@@ -40,7 +40,7 @@ def table(name: str, answer: dict[str, Any]) -> str:
     trace = answer["trace"]
     lines = [
         f"{name}: {scenario['model_name'] or scenario['model']['model_type']}, {scenario['method']},"
-        f" {scenario['precision']}, {scenario['micro_batch']} x {scenario['sequence_length']} tokens",
+        f" {scenario['precision']}, {scenario['micro_batch']} x {scenario['sequence_length']} tokens{_each(scenario)}",
         f"  {'':<26}{'bytes':>16}{'GiB':>10}   to the trace",
     ]
     peak = trace["peak_allocated_bytes"]
@@ -57,8 +57,15 @@ def table(name: str, answer: dict[str, Any]) -> str:
     for component, size in sorted(trace["components"].items(), key=lambda item: -item[1]):
         if size:
             lines.append(f"    {component:<24}{size:>16,}{size / GIB:>10.2f}")
+    lines += [f"  note: {note}" for note in trace["notes"]]
     lines += verdict_lines(answer)
     return "\n".join(lines)
+
+
+def _each(scenario: dict[str, Any]) -> str:
+    """What figures of several GPUs are about."""
+    parallel = scenario["parallel"]
+    return f" on each of {parallel['gpus']} GPUs, {parallel['strategy']}" if parallel["gpus"] > 1 else ""
 
 
 def verdict_lines(answer: dict[str, Any]) -> list[str]:

@@ -16,7 +16,8 @@ ROWS = {row.id: row for row in read_all()}
 REPORT = json.loads(measurements.REPORT.read_text(encoding="utf-8"))
 DOCUMENTATION = (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COUNTS = {"t4": 57, "t4-final": 24, "t4-notebook": 10, "a100": 9, "granite": 9, "liger": 7, "peft": 14}
+COUNTS = {"t4": 57, "t4-final": 24, "t4-notebook": 10, "a100": 9, "granite": 9, "liger": 7}
+COUNTS |= {"fsdp": 8, "fsdp-granite": 8, "fsdp-liger": 3, "peft": 14}
 
 
 def test_the_tables_are_complete_with_sources_and_licences():
@@ -37,6 +38,8 @@ def test_rows_say_what_ran():
     assert ROWS["granite-016"].scenario.kbit_preparation == "trl"
     assert [ROWS[f"liger-{number}"].scenario.loss for number in ("000", "004")] == ["full", "liger"]
     assert ROWS["granite-000"].scenario.model["embedding_multiplier"] == 12
+    row = ROWS["fsdp-mistral-057"].scenario
+    assert (row.parallel["strategy"], row.parallel["gpus"], row.quantization["storage"]) == ("fsdp1", 2, "bf16")
     row = ROWS["peft-lora-rank32"].scenario
     assert (row.attention_mask, row.use_cache, row.previous_sequence_length) == ("padding", True, 80)
     assert ROWS["peft-full-finetuning-lr_0.00001"].scenario.method == "full"
@@ -127,8 +130,9 @@ def test_the_kept_report_has_every_row_and_keeps_its_promise():
     found = REPORT["summary"]
     assert found["t4"]["allocated"]["median_percent"] <= 0.05 and found["t4"]["allocated"]["worst_percent"] <= 0.3
     assert found["t4"]["reserved"]["median_percent"] <= 1.0 and found["t4"]["reserved"]["worst_percent"] <= 5.0
-    for source in ("a100", "granite", "liger"):
+    for source in ("a100", "granite", "liger", "fsdp", "fsdp-liger"):
         assert found[source]["allocated"]["worst_percent"] <= 0.05
+    assert found["fsdp-granite"]["allocated"]["worst_percent"] <= 0.07  # chance in loading (docs/memory-validation.md)
     assert found["peft"]["reserved"]["median_percent"] <= 0.3 and found["peft"]["reserved"]["worst_percent"] <= 2.0
     right = {source: found[source]["verdicts"] for source in ("t4-final", "t4-notebook")}
     assert right == {"t4-final": {"right": 24, "rows": 24}, "t4-notebook": {"right": 10, "rows": 10}}
