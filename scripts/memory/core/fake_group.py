@@ -34,6 +34,7 @@ PATCHES = {
     "FSDPParamGroup._validate_cpu_offload_params": "FSDP2 wants offloaded parameters to be on the CPU",
     "FSDPParam._init_sharded_param": "FSDP2 brings offloaded parameters to the host, but not those on `meta`",
     "FSDPParam.all_gather_inputs": "FSDP2 copies offloaded parameters from the CPU to `meta`, where they are already",
+    "FSDP2's foreach_reduce": "what is allocated for the exchange of gradients gets its name",
     "FSDP1's _move_module_to_device": "what is on `meta` needs no way to the GPU; the tracker is told that it is there",
     "FSDP2's _move_states_to_device": "the same",
     "DistributedDataParallel.__init__": "DDP waits for the result of its exchange, and a fake one has none",
@@ -152,6 +153,15 @@ class FakeDevice(types.ModuleType):
         finally:
             self.stream_now = before
 
+    @contextmanager
+    def allocating(self, component: str) -> Iterator[None]:
+        """Say what is allocated meanwhile is for."""
+        before, self.component = self.component, component
+        try:
+            yield
+        finally:
+            self.component = before
+
     def synchronize(self, *_: Any) -> None:
         self.wait()
 
@@ -232,12 +242,12 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     """What is exchanged, as :func:`scripts.memory.core.autocast.exchanged` takes it; why: :data:`PATCHES`."""
     import torch.distributed.fsdp._flat_param as flat_param
     import torch.distributed.fsdp._fully_shard._fsdp_init as initialization_of_fsdp2
+    import torch.distributed.fsdp._fully_shard._fsdp_param_group as param_group
     import torch.distributed.fsdp._init_utils as initialization
     import torch.distributed.fsdp._runtime_utils as runtime
     import torch.nn.parallel.distributed as parallel
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam, ShardedState
-    from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
     accelerator, address = torch._C._get_accelerator, torch.Tensor.data_ptr
     wrap, pre_forward = parallel.DistributedDataParallel.__init__, parallel.DistributedDataParallel._pre_forward
@@ -286,26 +296,27 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         wrap(model, *arguments, **options)
         model.register_comm_hook(None, _exchanged_bucket)
 
-    def ddp_pre_forward(model: Any, *arguments: Any, **options: Any) -> Any:
-        device.component = COLLECTIVES
-        try:
-            return pre_forward(model, *arguments, **options)
-        finally:
-            device.component = None
+    def for_exchange(function: Callable) -> Callable:
+        def named(*arguments: Any, **options: Any) -> Any:
+            with device.allocating(COLLECTIVES):
+                return function(*arguments, **options)
+
+        return named
 
     return [
         (torch._C, "_get_accelerator", get_accelerator),
         (torch.Tensor, "data_ptr", data_ptr),
         (flat_param, "_no_dispatch_record_stream", record_stream),
         (runtime, "_no_dispatch_record_stream", record_stream),
-        (FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
-        (FSDPParamGroup, "_validate_cpu_offload_params", lambda group: None),
+        (param_group.FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
+        (param_group.FSDPParamGroup, "_validate_cpu_offload_params", lambda group: None),
         (FSDPParam, "_init_sharded_param", init_sharded_param),
         (FSDPParam, "all_gather_inputs", property(all_gather_inputs)),
         (initialization, "_move_module_to_device", move_module),
         (initialization_of_fsdp2, "_move_states_to_device", move_states),
         (parallel.DistributedDataParallel, "__init__", make_ddp),
-        (parallel.DistributedDataParallel, "_pre_forward", ddp_pre_forward),
+        (parallel.DistributedDataParallel, "_pre_forward", for_exchange(pre_forward)),
+        (param_group, "foreach_reduce", for_exchange(param_group.foreach_reduce)),
         (parallel, "_verify_param_shape_across_processes", lambda *_, **__: None),
     ]
 

@@ -324,7 +324,8 @@ def take_steps(
             stack.enter_context(tracker)
             if begin is not None:
                 tracker.mark("load", -1)
-                step = _begun(begin, device)
+                with device.allocating(COLLECTIVES) if device is not None else nullcontext():
+                    step = begin()
             for number in range(steps):
                 tracker.waited()  # who reads the loss waits for it
                 new_step()
@@ -370,16 +371,6 @@ def _seen_whole(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     found: list = [(torch.UntypedStorage, "resize_", resize_)]
     found += [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
     return found + [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor") if tracker.on_meta]
-
-
-def _begun(begin: Callable[[], Step], device: FakeDevice | None) -> Step:
-    if device is None:
-        return begin()
-    device.component = COLLECTIVES
-    try:
-        return begin()
-    finally:
-        device.component = None
 
 
 @contextmanager
