@@ -376,8 +376,8 @@ def before_the_first_job():
         return
     jobs = list(workflow.dag.needrun_jobs())
     if workflow.local_exec:  # on a cluster, this machine is not the one that computes
-        computing = [job for job in jobs if "gpu" in job.rule.resources]
-        for job in computing:
+        asking = ("gate_memory", "price_run")  # what would fit; a laptop may ask for another machine
+        for job in (job for job in jobs if "gpu" in job.rule.resources and job.rule.name not in asking):
             chosen = settings_of(job.wildcards)
             gpus = configured.gpus_of_training(chosen) if job.rule.name == "train_adapter" else 1
             explained(device.refuse_missing, chosen["training"]["device"], gpus)

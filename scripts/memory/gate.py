@@ -179,8 +179,9 @@ def main(
     known = read_report(traced)
     gpu = chosen_gpu(settings["gpu"], cluster, known["trace"]["required_bytes"])
     longest = None
-    if encoded is not None and gpu is not None and gpu.usable_bytes < known["trace"]["required_bytes"]:
+    if encoded is not None:
         read_report(encoded, train)
+    if encoded is not None and gpu is not None and gpu.usable_bytes < known["trace"]["required_bytes"]:
         longest = longest_batch(train, scenario_of(known), loop, loop["seed"])
     decision = decide(known, gpu, settings["override"], longest)
     if decision["fits"] is False and not decision["override"]:

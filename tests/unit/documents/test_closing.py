@@ -3,6 +3,7 @@
 import pytest
 
 from scripts.common.files import write_report
+from scripts.common.stages import judged
 from scripts.documents import closing
 
 GPU = {"title": "NVIDIA GeForce RTX 4090"}
@@ -76,6 +77,20 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
     assert closing.sweep_lines("results/tiny-sweep/sweep.json", files) == [
         "sweep: no run can be recommended: the intervals do not tell",
         "  results/tiny-sweep/SWEEP.md",
+    ]
+
+
+def test_a_run_shows_what_each_of_its_stages_was_to_take(files):
+    path = "results/tiny-r4/memory/run.json"
+    evaluated = judged("evaluation", "GPU", 3 * 10**9, 2 * 10**9, "traced", change="evaluation: {batch_size: 8}")
+    written = judged("training", "disk", 29_300_000, 5 * 10**9, "computed")
+    write_report(path, {"stages": [evaluated, written]})
+    lines = closing.run_lines("tiny-r4", [], [*files, path])
+    begin = next(number for number, line in enumerate(lines) if line.split()[:2] == ["stage", "where"])
+    assert lines[begin : begin + 3] == [
+        "    stage       where    needs       has  verdict",
+        "    evaluation  GPU    3.00 GB   2.00 GB  does not fit  evaluation: {batch_size: 8}",
+        "    training    disk   29.3 MB   5.00 GB  fits",
     ]
 
 
