@@ -142,6 +142,8 @@ rule price_run:
         train=place(f"{ENCODED}/train.parquet"),
         split=place(f"{DATASET}/splits/split.json"),
         test=place(f"{DATASET}/splits/test.jsonl"),
+        benchmark=on_benchmark(f"{BENCHMARK}/benchmark.json"),
+        tasks=on_benchmark(f"{BENCHMARK}/tasks.jsonl"),
         gpus=project_file("config/gpus.yaml"),
     output:
         priced="results/{run}/memory/run.json",

@@ -50,9 +50,11 @@ def meeting_rows(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def priced_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides, with the step, what the stages of a run need."""
+    benchmark = settings["dataset"]["benchmark"]
     return {
+        "benchmark": benchmark and {"requests": benchmark["requests"]},
         "device": settings["training"]["device"],
-        "evaluation": settings["evaluation"],
+        "evaluation": {key: settings["evaluation"][key] for key in ("batch_size", "max_new_tokens", "requests")},
         "gate": settings["memory"]["gate"],
         "loop": meeting_rows(settings),
         "merging": {key: settings["merging"][key] for key in ("dtype", "verify")},

@@ -102,7 +102,9 @@ def stages(sizes: Sizes, free: int, there: Sequence[str] = (), exports: Sequence
             change = f"free {(peak - free) / 1e9:.2f} GB, or another disk: snakemake --directory"
             if name in ("merged model", "export") and sizes.merged_width == 4 and peak // 2 <= free:
                 change = "merging: {dtype: bfloat16}"
-        rows.append(judged(name, "disk", peak, max(0, free), "computed", f"{kept / 1e6:,.1f} MB of it stay", change=change))
+        rows.append(
+            judged(name, "disk", peak, max(0, free), "computed", f"{kept / 1e6:,.1f} MB of it stay", change=change)
+        )
         free -= kept
     return rows
 

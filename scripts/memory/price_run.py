@@ -88,7 +88,7 @@ def training_stages(traced: Mapping[str, Any], longest: Scenario, decision: Mapp
     return rows
 
 
-def evaluation_stages(evaluation: Any, room: Room) -> list[Stage]:
+def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
     """The batch of the evaluation that needs the most; where it does not fit, the largest batch size that would."""
     from scripts.memory.answering import trace_evaluation
     from scripts.memory.core.errors import TraceError
@@ -105,7 +105,6 @@ def evaluation_stages(evaluation: Any, room: Room) -> list[Stage]:
                 return f"evaluation: {{batch_size: {size}}}"
         return None
 
-    name = "evaluation of base and tuned"
     try:
         found = priced(evaluation.batch_size)
     except TraceError as error:
@@ -166,7 +165,7 @@ def host_stages(source: str, base_bytes: int, largest_bytes: int, there: bool, r
 def price(
     traced: Mapping[str, Any],
     longest: Scenario,
-    evaluation: Any,
+    evaluations: Mapping[str, Any],
     settings: Mapping[str, Any],
     room: Room,
     *,
@@ -182,8 +181,8 @@ def price(
         The trace of the training step, as its rule writes it.
     longest
         The step at the longest batch of the data (:func:`scripts.memory.gate.longest_batch`).
-    evaluation
-        :class:`scripts.memory.answering.Evaluation`.
+    evaluations
+        By the stage's name, each a :class:`scripts.memory.answering.Evaluation`.
     settings
         ``override``, ``source`` of the model, ``merging``.
     room, evaluation_room
@@ -213,7 +212,11 @@ def price(
         comparison_stage(
             stored, merged, sizes.trainable * sizes.adapter_width, settings["merging"]["verify"]["prompts"], room
         ),
-        *evaluation_stages(evaluation, evaluation_room or room),
+        *(
+            stage
+            for name, evaluation in evaluations.items()
+            for stage in evaluation_stages(name, evaluation, evaluation_room or room)
+        ),
         *disk.stages(sizes, free_disk_bytes, there),
     ]
     short = [stage["stage"] for stage in refused(found)]
@@ -250,7 +253,7 @@ def refusal(priced: Mapping[str, Any]) -> UserError:
     )
 
 
-INPUTS = ("config", "description", "encoded", "split", "test", "trace", "train")
+INPUTS = ("benchmark", "config", "description", "encoded", "split", "tasks", "test", "trace", "train")
 
 
 def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequence[Any], output: str) -> None:
@@ -271,14 +274,21 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
         weights = traced["trace"]["parameters"] * disk.WIDTHS[settings["source"]["dtype"]]
         evaluation_gpu = chosen_gpu(named, cluster, evaluation_bytes(weights)) if cluster else gpu
     host = None if cluster else host_memory()
-    asked = settings["evaluation"]
-    pairs = [(pair["request"], pair["command"]) for pair in read_jsonl(inputs["test"])][: asked["requests"]]
-    rows = [Row(*row) for row in encode_pairs(read_tokenizer(base), settings["prompt"]["system"], pairs)]
-    size, tokens = asked["batch_size"], asked["max_new_tokens"]
+    asked, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
+
+    def evaluation(path: str, requests: int | None) -> Evaluation:
+        pairs = [(pair["request"], pair["command"]) for pair in read_jsonl(path)][:requests]
+        rows = [Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs)]
+        return Evaluation(config, settings["source"]["dtype"], rows, asked["batch_size"], asked["max_new_tokens"])
+
+    evaluations = {"evaluation of base and tuned": evaluation(inputs["test"], asked["requests"])}
+    if settings["benchmark"]:
+        read_report(inputs["benchmark"], inputs["tasks"])
+        evaluations["evaluation on the benchmark"] = evaluation(inputs["tasks"], settings["benchmark"]["requests"])
     priced = price(
         traced,
         longest_batch(inputs["train"], scenario_of(traced), settings["loop"], settings["loop"]["seed"]),
-        Evaluation(read_json(inputs["config"]), settings["source"]["dtype"], rows, size, tokens),
+        evaluations,
         {**settings, "override": settings["gate"]["override"]},
         Room(gpu, host),
         evaluation_room=Room(evaluation_gpu, host),

@@ -16,6 +16,7 @@ from tests.unit.decoders import LLAMA_3_LAYERS
 from tests.unit.memory.test_answering import row
 
 PLENTY = 10**12
+NAME = "evaluation of base and tuned"
 SETTINGS = {
     "merging": {"dtype": None, "verify": {"prompts": 8}},
     "override": False,
@@ -32,7 +33,7 @@ def run() -> dict:
     return {
         "traced": {"capability": None, "scenario": scenario.to_mapping(), "trace": trace(scenario, timeline=False)},
         "longest": replace(scenario, micro_batch=4, sequence_length=64),
-        "evaluation": Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2),
+        "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
         "settings": SETTINGS,
         "free_disk_bytes": PLENTY,
     }
@@ -59,7 +60,7 @@ def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
         "evaluation of base and tuned",
     }
     assert found["training step, as configured"]["needs_bytes"] == run["traced"]["trace"]["required_bytes"]
-    evaluated = trace_evaluation(run["evaluation"], "cuda")
+    evaluated = trace_evaluation(run["evaluations"][NAME], "cuda")
     assert found["evaluation of base and tuned"]["needs_bytes"] == evaluated["required_bytes"]
 
 
@@ -74,9 +75,9 @@ def test_on_the_processor_the_hosts_memory_counts(run) -> None:
 
 
 def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
-    asked = run["evaluation"]
+    asked = run["evaluations"][NAME]
     needs = trace_evaluation(asked, "cuda")["required_bytes"]
-    (stage,) = price_run.evaluation_stages(asked, Room(card(needs - 1), PLENTY))
+    (stage,) = price_run.evaluation_stages(NAME, asked, Room(card(needs - 1), PLENTY))
     assert (stage["verdict"], stage["has_bytes"]) == (TOO_SMALL, needs - 1)
     size = int(stage["change"].removeprefix("evaluation: {batch_size: ").removesuffix("}"))
     assert size in (1, 2, 4, 8, 16)
@@ -86,11 +87,11 @@ def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
 
 
 def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
-    asked = run["evaluation"]._replace(batch_size=1, max_new_tokens=1)
+    asked = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
     found = trace_evaluation(asked, "cuda")
     working = found["required_bytes"] - found["weights_bytes"] + 2 * found["largest_module_bytes"]
     room = Room(card(min(found["required_bytes"] - 1, working)), PLENTY)
-    part, rest = price_run.evaluation_stages(asked, room)
+    part, rest = price_run.evaluation_stages(NAME, asked, room)
     assert part["verdict"] == (IN_PART if working < found["required_bytes"] else TOO_SMALL)
     assert rest["place"] == HOST and "stay in host memory" in part["detail"]
 
@@ -98,8 +99,8 @@ def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
 def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     real = trace(run["longest"], timeline=False)["required_bytes"]
     assert real < run["traced"]["trace"]["required_bytes"]
-    small = run["evaluation"]._replace(batch_size=1, max_new_tokens=1)
-    priced = price_run.price(**{**run, "evaluation": small}, room=Room(card(real), PLENTY))
+    small = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
+    priced = price_run.price(**{**run, "evaluations": {NAME: small}}, room=Room(card(real), PLENTY))
     found = stages(priced)
     assert found["training step, as configured"]["verdict"] == NOT_REACHED
     assert found["training step, longest batch"]["verdict"] == FITS
