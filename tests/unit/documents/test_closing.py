@@ -88,9 +88,9 @@ def test_a_run_shows_what_each_of_its_stages_was_to_take(files):
     lines = closing.run_lines("tiny-r4", [], [*files, path])
     begin = next(number for number, line in enumerate(lines) if line.split()[:2] == ["stage", "where"])
     assert lines[begin : begin + 3] == [
-        "    stage       where    needs       has  verdict",
-        "    evaluation  GPU    3.00 GB   2.00 GB  does not fit  evaluation: {batch_size: 8}",
-        "    training    disk   29.3 MB   5.00 GB  fits",
+        "    stage       where    needs      has  verdict",
+        "    evaluation  GPU    3.00 GB  2.00 GB  does not fit  evaluation: {batch_size: 8}",
+        "    training    disk   29.3 MB  5.00 GB  fits",
     ]
 
 
