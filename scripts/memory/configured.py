@@ -166,6 +166,7 @@ def _check_parallel(scenario: Scenario, loop: Mapping[str, Any]) -> None:
     """Refuse what the trace can say of several GPUs and a training can't do."""
     parallel = scenario.parallel
     strategy, sharded = parallel["strategy"], parallel["strategy"] in ("fsdp1", "fsdp2")
+    mixed = "autocast" if scenario.autocast else "precision"
     refused = (
         (
             strategy == "fsdp1",
@@ -184,9 +185,9 @@ def _check_parallel(scenario: Scenario, loop: Mapping[str, Any]) -> None:
         (
             sharded and scenario.autocast_precision == "fp16",
             "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
-            "precision",
-            "bf16-mixed, bf16; or strategy ddp",
-            "precision: bf16-mixed",
+            mixed,
+            "bf16, which needs no scale; or strategy ddp",
+            f"{mixed}: {getattr(scenario, mixed).replace('fp16', 'bf16')}",
         ),
         (
             strategy != "none" and loop.get("on_out_of_memory") == "halve",

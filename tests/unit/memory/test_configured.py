@@ -81,3 +81,44 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
         configured.check(run(training={"packing": "rows", "rows_per_step": None}))
     with pytest.raises(UserError, match="rows_per_step: null"):
         configured.check(run(training={"packing": "none", "rows_per_step": 7}))
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
+        ({"parallel": {"strategy": "none", "gpus": 2}}, ["uses one GPU", "strategy: fsdp2, gpus: 2"]),
+        (
+            {"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
+            ["FSDP1", "training.parallel", "strategy: fsdp2, gpus: 2"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}, "loss": "full"},
+            ["offload: cpu", "not trained yet", "parallel: {strategy: fsdp2, gpus: 2}"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "method": "lora", "precision": "fp16-mixed"},
+            ["fp16", "precision: bf16-mixed"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "autocast": "fp16"},
+            ["fp16", "training.autocast", "autocast: bf16"],
+        ),
+        (
+            {"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
+            ["the others wait", "on_out_of_memory: stop"],
+        ),
+    ],
+)
+def test_what_no_training_on_several_gpus_can_do_stops_at_the_start(training, words):
+    with pytest.raises(UserError) as error:
+        configured.check(run(training=training))
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_a_step_on_several_gpus_has_the_rows_of_all():
+    several = {"packing": "none", "rows_per_step": None, "micro_batch": 3, "parallel": {"strategy": "ddp", "gpus": 4}}
+    assert configured.effective_batch(run(training=several)) == 12
+    assert configured.training_scenario(run(training=several))["parallel"]["gpus"] == 4
+    assert configured.gpus_of_training(run(training=several)) == 4 and configured.gpus_of_training(run()) == 1

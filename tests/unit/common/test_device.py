@@ -1,0 +1,27 @@
+"""Devices that are asked for and not there."""
+
+import pytest
+
+from scripts.common import device
+from scripts.common.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "gpus", "words"),
+    [
+        (1, "auto", 2, ["for 2 GPUs", "this machine has 1", "strategy: none, gpus: 1"]),
+        (3, "cuda", 4, ["for 4 GPUs", "this machine has 3", "strategy: fsdp2, gpus: 3"]),
+        (0, "cuda", 2, ["No CUDA device", "device: auto"]),
+        (0, "auto", 2, None),  # two processes on the CPU
+        (1, "cpu", 2, None),
+        (4, "cuda", 4, None),
+    ],
+)
+def test_more_gpus_than_there_are(monkeypatch, there, wanted, gpus, words):
+    monkeypatch.setattr(device, "cuda_devices", lambda: there)
+    if words is None:
+        device.refuse_missing(wanted, gpus)
+        return
+    with pytest.raises(UserError) as error:
+        device.refuse_missing(wanted, gpus)
+    assert all(word in str(error.value) for word in words), str(error.value)
