@@ -183,6 +183,7 @@ rule plan_memory:
         scenario=of(
             lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"], "gpu": chosen["memory"]["gpu"]}
         ),
+        several_gpus=of(configured.divided_scenarios),
     message:
         "Planning: what fits which GPU"
     script:

@@ -61,6 +61,7 @@ def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[s
             "sections": sections(profile),
             "profile_title": model_title(first["model_name"], first["model"]),
             "feasibility": feasibility(files["plan"]) if "plan" in files else None,
+            "several_gpus": several_gpus(files.get("plan", {}).get("several_gpus"), profile),
             "validation": next(iter(files.get("validation", [])), None),  # a list of one report or none
             "sources": [
                 sourced(str(path), str(path))
@@ -180,6 +181,29 @@ def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:
         "ranks": [row for row in plan["sweep"] if (row["sequence_length"], row["micro_batch"]) == same],
         "scenario": scenario,
         "verified": all(row["verified"] for row in plan["feasibility"]),
+    }
+
+
+def several_gpus(found: Mapping[str, Any] | None, profile: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The planner's answer on how many GPUs full fine-tuning fits, with the scenarios' titles; None if not asked."""
+    if found is None:
+        return None
+    titles = {scenario["name"]: scenario["title"] for scenario in profile}
+    kinds = {kind["gpu"]: kind for kind in found["gpus"]}
+    return {
+        "counts": found["counts"],
+        "gpus": [kind for kind in found["gpus"] if any(kind["first"].values())],
+        "scenarios": [
+            {
+                "first": first and {"gpus": first["gpus"], "title": kinds[first["gpu"]]["title"]},
+                "name": name,
+                "needs": found["scenarios"][name],
+                "title": title,
+            }
+            for name, title in titles.items()
+            if name in found["scenarios"]
+            for first in [found["first"][name]]
+        ],
     }
 
 

@@ -106,6 +106,17 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return scenarios  # a method or precision that does not exist: check says which do
 
 
+def divided_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The profile's full fine-tuning scenarios, without their model, where it is to say on how many GPUs they fit."""
+    if not settings["memory"]["several_gpus"]:
+        return {}
+    return {
+        name: {key: value for key, value in scenario.items() if key != "model"}
+        for name, scenario in profile_scenarios(settings).items()
+        if scenario["method"] == "full"
+    }
+
+
 def _of_method(scenario: dict[str, Any]) -> dict[str, Any]:
     """Without what the method has no place for."""
     if scenario["method"] != "qlora":

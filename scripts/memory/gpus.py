@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
-from scripts.scenario.scenario import ROOT
+from scripts.scenario.scenario import ROOT, checked_gpu
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
 MIB, GIB = 2**20, 2**30
@@ -33,6 +33,7 @@ class Gpu:
     compute_capability: float | None
     held_bytes: int = 0  # by other processes, of the GPU found in the machine
     holders: tuple[str, ...] = ()  # which those are, as far as nvidia-smi says
+    count: int = 1  # of such GPUs; every figure is that of one
 
     @property
     def usable_bytes(self) -> int:
@@ -86,14 +87,18 @@ def _assumed_context(capability: float | None, assumptions: Mapping[str, float])
     return assumptions[key], f"assumed: {assumptions[key]} MiB"
 
 
-def find(gpu: str | Mapping[str, float], where: object = "gpu") -> Gpu:
-    """The GPU of a name in config/gpus.yaml, or of a size, ``{vram_gib: number}``.
+def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
+    """The GPU of a name in config/gpus.yaml, or of a size, ``{vram_gib: number}``; ``{..., count: 2}``: several.
 
     Raises
     ------
     UserError
-        If the name is unknown, with the nearest ones.
+        If the name is unknown, with the nearest ones, or the count is none.
     """
+    gpu = checked_gpu(gpu, where)
+    if isinstance(gpu, Mapping) and "count" in gpu:
+        kind = {key: value for key, value in gpu.items() if key != "count"}
+        return replace(find(kind.get("name", kind), where), count=gpu["count"])
     if isinstance(gpu, Mapping):
         context, source = _assumed_context(None, read_yaml(CATALOGUE)["assumptions"])
         total = int(gpu["vram_gib"] * GIB)

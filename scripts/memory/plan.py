@@ -1,11 +1,11 @@
 """What fits which GPU: the largest micro-batch and sequence for each method, over the catalogue, and a sweep.
 
-python -m scripts.memory.plan SCENARIO.yaml [--gpu NAME] [--table]      for people with --table, else JSON
+python -m scripts.memory.plan SCENARIO.yaml [--gpu NAME] [--several] [--table]   for people with --table, else JSON
 python -m scripts.memory.plan [SCENARIO.yaml] --page [--output FILE]     a page to try settings on, in a browser
 
 For the GPU that the scenario or --gpu names, each answer is verified with the trace. Over the catalogue, in the sweep
 and on the page the analytic estimate answers, corrected by two traces for each method (--verify: every cell of the
-catalogue traced, in minutes).
+catalogue traced, in minutes). --several: also for two, four and eight of each GPU, the model divided with FSDP2.
 """
 
 import argparse
@@ -19,7 +19,18 @@ from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
 from scripts.memory.choices import choices
 from scripts.memory.gpus import GIB, Gpu, find
-from scripts.memory.planner import Estimate, anchored, apply, as_method, feasibility, largest, sweep
+from scripts.memory.planner import (
+    COUNTS,
+    Estimate,
+    anchored,
+    apply,
+    as_method,
+    becomes_possible,
+    divided,
+    feasibility,
+    largest,
+    sweep,
+)
 from scripts.scenario.scenario import ROOT, Scenario, load_scenario, read_yaml
 
 METHODS = ("full", "lora", "qlora")
@@ -35,7 +46,9 @@ def corrected_estimates(scenario: Scenario) -> Bases:
     return {method: anchored(scenario, as_method(scenario, method)) for method in METHODS}
 
 
-def plan(scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, verify: bool = False) -> dict[str, Any]:
+def plan(
+    scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, verify: bool = False, several: bool = False
+) -> dict[str, Any]:
     """Plan around a scenario, with :func:`corrected_estimates` of it.
 
     Returns
@@ -43,7 +56,8 @@ def plan(scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, verify: bo
     dict
         ``scenario``; ``gpu`` and ``largest`` (by method: the largest ``micro_batch`` at the scenario's length and the
         longest ``sequence_length`` at a micro-batch of 1), both None without a GPU; ``feasibility``: a row for each
-        method and GPU of the catalogue; ``sweep``: a row for each rank, length and micro-batch.
+        method and GPU of the catalogue, and with ``several`` for :data:`COUNTS` of them; ``sweep``: a row for each
+        rank, length and micro-batch.
     """
     answer: dict[str, Any] = {"gpu": None, "largest": None, "scenario": scenario.to_mapping()}
     if gpu is not None:
@@ -54,6 +68,10 @@ def plan(scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, verify: bo
     positions = scenario.size("max_position_embeddings") or LENGTHS[-1]
     lengths = [length for length in LENGTHS if length <= positions]
     answer["feasibility"] = feasibility(bases, verify=verify)
+    if several:
+        parts = {method: divided(scenario, as_method(scenario, method)) for method in METHODS}
+        for count in COUNTS:
+            answer["feasibility"] += feasibility({name: found[count] for name, found in parts.items() if found})
     answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
     return answer
 
@@ -79,13 +97,14 @@ def table(answer: Mapping[str, Any]) -> str:
             lines.append(
                 f"    {method:<6} micro-batch {batch['value'] or '-':>6}   sequence {length['value'] or '-':>7}"
             )
-    lines.append(f"  {'GPU':<18}{'GiB':>7}" + "".join(f"{method:>20}" for method in METHODS))
-    rows: dict[str, list[Mapping[str, Any]]] = {}
+    lines.append(f"  {'GPU':<22}{'GiB':>7}" + "".join(f"{method:>20}" for method in METHODS))
+    rows: dict[tuple[int, str], dict[str, Mapping[str, Any]]] = {}
     for row in answer["feasibility"]:
-        rows.setdefault(row["gpu"], []).append(row)
-    for name, cells in rows.items():
-        text = "".join(_cell(cell).rjust(20) for cell in cells)
-        lines.append(f"  {name:<18}{cells[0]['total_gib']:>7.2f}{text}")
+        rows.setdefault((row["gpus"], row["gpu"]), {})[row["method"]] = row
+    for (count, name), cells in rows.items():
+        text = "".join((_cell(cells[method]) if method in cells else "?").rjust(20) for method in METHODS)
+        label = name if count == 1 else f"{count} x {name}"
+        lines.append(f"  {label:<22}{next(iter(cells.values()))['total_gib']:>7.2f}{text}")
     return "\n".join(lines)
 
 
@@ -107,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", help="a name in config/gpus.yaml, instead of the scenario's")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     parser.add_argument("--verify", action="store_true", help="trace every cell of the table")
+    parser.add_argument("--several", action="store_true", help="also for 2, 4 and 8 of each GPU, with FSDP2")
     parser.add_argument("--page", action="store_true", help="write a page to try settings on")
     parser.add_argument("--output", type=Path, default=Path("planner.html"), help="where to (planner.html)")
     parser.add_argument("--without-traces", action="store_true", help="a page of the analytic estimate alone, at once")
@@ -121,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_text(options.output, page(page_data(scenario, bases, gpu)))
         print(f"{options.output}: open it in a browser")
         return 0
-    answer = plan(scenario, bases, gpu, verify=options.verify)
+    answer = plan(scenario, bases, gpu, verify=options.verify, several=options.several)
     print(table(answer) if options.table else json.dumps(answer, sort_keys=True))
     return 0
 
@@ -140,11 +160,21 @@ def _scenario(options: argparse.Namespace) -> Scenario:
     return Scenario.from_mapping({"model": read_yaml(ROOT / "config" / "config.yaml")["memory"]["model"]})
 
 
-def write_plan(config: str, mapping: Mapping[str, Any], output: str, page: str) -> None:
-    """The rule's work."""
+def write_plan(
+    config: str, mapping: Mapping[str, Any], divided_ones: Mapping[str, Mapping[str, Any]], output: str, page: str
+) -> None:
+    """The rule's work; ``divided_ones``: by name what the document asks for on several GPUs."""
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
     bases = corrected_estimates(scenario)
     answer = plan(scenario, bases)  # the catalogue; a GPU of one's own is the command line's
+    if divided_ones:
+        where = "memory.scenarios in the configuration"
+        answer["several_gpus"] = becomes_possible(
+            {
+                name: Scenario.from_mapping({**one, "model": config}, defaults={}, where=where)
+                for name, one in divided_ones.items()
+            }
+        )
     write_report(output, answer)
     write_report(page, page_data(scenario, bases, find(scenario.gpu) if scenario.gpu is not None else None))
     log.info("%s", table(answer))
@@ -154,7 +184,11 @@ if __name__ == "__main__":
     if "snakemake" in globals():
         with job(snakemake):
             write_plan(
-                snakemake.input.config, snakemake.params.scenario, snakemake.output.plan, snakemake.output.planner
+                snakemake.input.config,
+                snakemake.params.scenario,
+                snakemake.params.several_gpus,
+                snakemake.output.plan,
+                snakemake.output.planner,
             )
     else:
         command(main)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.analytic.decoder import NotDescribed, describe
+from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
 from scripts.scenario.scenario import Scenario
 
@@ -26,6 +28,7 @@ MOST = 2**16  # where a search for a micro-batch ends
 LENGTH_STEP = 64  # of a search for a sequence length
 PROBES = 8  # traces that one search may take
 ANCHORS = (1, 16)  # micro-batches that are traced to correct the feasibility table
+COUNTS = (2, 4, 8)  # of GPUs of a kind
 EDGE = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
 
 
@@ -60,12 +63,13 @@ class Estimate:
 
     def __call__(self, scenario: Scenario) -> int:
         """Estimate the required bytes; the trace itself where there is no analytic estimate."""
-        if not self.described:
-            return self.verify(scenario)["required_bytes"]
         known = self._traced.get(_key(scenario))
         if known:
             return known["required_bytes"]
-        peak = self.formula(scenario)
+        try:
+            peak = self.formula(scenario)
+        except NotDescribed:
+            return self.verify(scenario)["required_bytes"]
         return peak + self._above(peak)
 
     def on(self, gpu: Gpu) -> Estimate:
@@ -94,7 +98,7 @@ class Estimate:
 
     def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
         self._traced[_key(scenario)] = traced
-        if self.described:
+        with suppress(NotDescribed):
             peak = self.formula(scenario)
             insort(self.points, (peak, traced["required_bytes"] - peak))
 
@@ -148,6 +152,13 @@ def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
         yield "free: training does not read the keys and values that it keeps", [{"use_cache": False}]
     if scenario.optimizer == "adamw":
         yield "free: the same update without a copy of the second moments", [{"optimizer": "adamw_fused"}]
+    parallel = scenario.parallel
+    unpacked = whole_4bit_bytes(scenario)
+    if unpacked:
+        yield (
+            f"free: 4-bit weights are divided among GPUs too, {unpacked / 1e9:.2f} GB less on each",
+            [{"quantization": {**scenario.quantization, "storage": scenario.weight_precision}}],
+        )
     if scenario.quantization and not scenario.quantization["double"]:
         yield (
             "next to nothing: the scales are quantized too",
@@ -155,6 +166,17 @@ def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
         )
     if scenario.kbit_preparation != "none":
         yield "weights that are not quantized stay in 16 bits", [{"kbit_preparation": "none"}]
+    if not parallel["reshard_after_forward"]:
+        yield "half as much again of communication", [{"parallel": {**parallel, "reshard_after_forward": True}}]
+    if parallel["strategy"] == "ddp":
+        yield (
+            "more communication: weights, gradients and states are divided, and gathered layer by layer",
+            [{"parallel": {**parallel, "strategy": "fsdp2"}}],
+        )
+    count = scenario.gpu.get("count", 1) if isinstance(scenario.gpu, Mapping) else 1
+    if parallel["strategy"] == "none" and count > 1:
+        changes, price = spread(scenario, count)
+        yield price, [changes]
     if scenario.loss == "full":
         yield "a few per cent of time: the output head runs again in backward", [{"loss": "chunked"}]
     if not scenario.gradient_checkpointing:
@@ -185,6 +207,35 @@ def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
         yield "only adapters are trained", [as_method(scenario, "lora")]
     if scenario.method != "qlora":
         yield "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")]
+
+
+def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
+    """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
+    changes: Changes = {"parallel": {"strategy": "fsdp2", "gpus": gpus}}
+    price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
+    effective = scenario.micro_batch * scenario.gradient_accumulation
+    if scenario.gradient_accumulation % gpus == 0:
+        changes["gradient_accumulation"] = scenario.gradient_accumulation // gpus
+    elif effective % gpus == 0 and scenario.micro_batch % gpus == 0:
+        changes["micro_batch"] = scenario.micro_batch // gpus
+    else:
+        price += f"; the effective batch becomes {effective * gpus}"
+    return changes, price
+
+
+def whole_4bit_bytes(scenario: Scenario) -> int:
+    """Bytes of 4-bit weights that FSDP2 leaves on each GPU and would divide, were they not stored as integers.
+
+    0 where nothing is to be saved so, or nothing is known of the architecture.
+    """
+    quantization, parallel = scenario.quantization, scenario.parallel
+    if not quantization or quantization["storage"] != "uint8" or parallel["strategy"] != "fsdp2":
+        return 0
+    try:
+        packed = describe(scenario.model).parameter_counts()["linear"] // 2
+    except NotDescribed:
+        return 0
+    return packed - packed // parallel["gpus"]
 
 
 def _halves(value: int, least: int) -> list[int]:
@@ -220,7 +271,8 @@ def apply(scenario: Scenario, changes: Changes) -> Scenario:
 def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """The smallest changes that make a scenario fit a GPU, in order of what they cost.
 
-    What fits with one change, and before that what fits with several that each cost less. A bigger GPU comes last.
+    What fits with one change, and before that what fits with several that each cost less. More GPUs of the kind and a
+    bigger one come last.
     Each is verified with the trace.
 
     Returns
@@ -241,8 +293,7 @@ def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = Non
     combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0]["cost"] if found else None)
     if combined is not None:
         found.insert(0, combined)
-    bigger = _bigger_gpu(scenario, gpu, estimate)
-    return found + ([bigger] if bigger else [])
+    return found + [other for other in (_more_gpus(scenario, gpu), _bigger_gpu(scenario, gpu, estimate)) if other]
 
 
 def _verified(
@@ -256,11 +307,11 @@ def _verified(
     """The mildest of some changes that fits, by the trace."""
     for changes in options:
         candidate = apply(scenario, changes)
-        if not fits(candidate):
-            continue
-        traced = estimate.verify(candidate)
-        if traced["required_bytes"] <= gpu.usable_bytes:
-            return _suggestion(changes, price, traced, gpu)
+        with suppress(UserError):  # what can't be traced is no suggestion
+            if fits(candidate):
+                traced = estimate.verify(candidate)
+                if traced["required_bytes"] <= gpu.usable_bytes:
+                    return _suggestion(changes, price, traced, gpu)
     return None
 
 
@@ -336,6 +387,30 @@ def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: Estimate) -> dict[str, A
         if required <= other.usable_bytes:
             answer = {"peak_allocated_bytes": own["peak_allocated_bytes"], "required_bytes": required}
             return _suggestion({"gpu": other.name}, f"another GPU: {other.title}", answer, other)
+    return None
+
+
+def _more_gpus(scenario: Scenario, gpu: Gpu) -> dict[str, Any] | None:
+    """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
+    if scenario.parallel["strategy"] not in ("none", "fsdp2"):
+        return None
+    kind: dict[str, Any] = {"name": gpu.name} if gpu.name in catalogue() else {"vram_gib": gpu.total_bytes / GIB}
+    estimate: Estimate | None = None
+    for count in COUNTS:
+        if count <= max(gpu.count, scenario.parallel["gpus"]):
+            continue
+        changes, price = spread(scenario, count)
+        changes["gpu"] = {**kind, "count": count}
+        try:
+            candidate = apply(scenario, changes)
+        except UserError:  # such as a loss that FSDP has no place for
+            return None
+        estimate = estimate or Estimate(candidate, gpu)
+        with suppress(UserError):  # what can't be traced is no suggestion
+            if estimate(candidate) <= gpu.usable_bytes * (1 + EDGE):
+                traced = estimate.verify(candidate)
+                if traced["required_bytes"] <= gpu.usable_bytes:
+                    return _suggestion(changes, f"{count} such GPUs: {price}", traced, gpu)
     return None
 
 
@@ -424,6 +499,77 @@ def anchored(scenario: Scenario, changes: Changes) -> tuple[Scenario, Estimate]:
     return base, estimate
 
 
+def divided(scenario: Scenario, changes: Changes) -> dict[int, tuple[Scenario, Estimate]]:
+    """A method's step on several GPUs with FSDP2, by their number, with estimates that share two traces.
+
+    The traces are the ends: the most GPUs with a micro-batch of the first of :data:`ANCHORS`, the fewest with the last.
+    Empty where FSDP2 has no place for a setting.
+    """
+    alone = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+    try:
+        bases = {count: apply(alone, spread(alone, count)[0]) for count in COUNTS}
+    except UserError:
+        return {}
+    estimate = Estimate(bases[COUNTS[0]])
+    for count, batch in zip((COUNTS[-1], COUNTS[0]), ANCHORS, strict=True):
+        estimate.verify(replace(bases[count], micro_batch=batch))
+    return {count: (base, estimate) for count, base in bases.items()}
+
+
+def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
+    """On how many GPUs of each kind scenarios fit, divided with FSDP2: one GPU and :data:`COUNTS`.
+
+    Each step is traced on the kernels of a GPU that nobody names; for other compute capabilities the difference of the
+    analytic estimates is added.
+
+    Returns
+    -------
+    dict
+        ``counts``; ``scenarios``: by name a row for each count, with ``gpus``, ``peak_allocated_bytes`` and
+        ``required_bytes`` of each GPU; ``gpus``: for each GPU of the catalogue ``gpu``, ``title``, ``total_gib`` and
+        ``first``, by name the smallest count that fits (None: none does); ``first``: by name the ``gpu`` and ``gpus``
+        of the least memory in all that fit.
+    """
+    needs: dict[str, list[dict[str, Any]]] = {}
+    kinds = [
+        {"gpu": gpu.name, "title": gpu.title, "total_gib": round(gpu.total_bytes / GIB, 2), "first": {}}
+        for gpu in catalogue().values()
+    ]
+    for name, scenario in scenarios.items():
+        alone = replace(scenario, gpu=None)
+        steps = {1: alone, **{count: apply(alone, spread(alone, count)[0]) for count in COUNTS}}
+        estimates = {count: Estimate(step) for count, step in steps.items()}
+        traced = {count: estimates[count].verify(step) for count, step in steps.items()}
+        needs[name] = [
+            {"gpus": count, **{key: traced[count][key] for key in ("peak_allocated_bytes", "required_bytes")}}
+            for count in steps
+        ]
+        for kind, gpu in zip(kinds, catalogue().values(), strict=True):
+            fitting = (
+                count
+                for count, step in steps.items()
+                if _on_another(step, estimates[count], traced[count], gpu) <= gpu.usable_bytes
+            )
+            kind["first"][name] = next(fitting, None)
+    first = {}
+    for name in scenarios:
+        possible = [
+            (kind["first"][name] * gpu.usable_bytes, kind["first"][name], gpu.name)
+            for kind, gpu in zip(kinds, catalogue().values(), strict=True)
+            if kind["first"][name]
+        ]
+        first[name] = {"gpus": min(possible)[1], "gpu": min(possible)[2]} if possible else None
+    return {"counts": [1, *COUNTS], "scenarios": needs, "gpus": kinds, "first": first}
+
+
+def _on_another(scenario: Scenario, estimate: Estimate, traced: Mapping[str, Any], gpu: Gpu) -> int:
+    """Required bytes of a traced step on a GPU with perhaps other kernels."""
+    try:
+        return traced["required_bytes"] + estimate.on(gpu).formula(scenario) - estimate.formula(scenario)
+    except NotDescribed:
+        return Estimate(scenario, gpu).verify(scenario)["required_bytes"]
+
+
 def feasibility(
     bases: Mapping[str, tuple[Scenario, Estimate]], gpus: Iterable[Gpu] | None = None, *, verify: bool = False
 ) -> list[dict[str, Any]]:
@@ -442,6 +588,7 @@ def feasibility(
                 {
                     "method": name,
                     "gpu": gpu.name,
+                    "gpus": base.parallel["gpus"],
                     "total_gib": round(gpu.total_bytes / GIB, 2),
                     "required_bytes": required,
                     **verdict(required, gpu),

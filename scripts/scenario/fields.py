@@ -190,7 +190,8 @@ FIELDS = (
               Field("offload", "`cpu`: FSDP keeps divided weights, gradients and states on the host.",
                     words=("none", "cpu"), example="none"),
           )),
-    Field("gpu", "The GPU: a name in `config/gpus.yaml`, `{vram_gib: 24}`, or null.",
+    Field("gpu", "The GPU: a name in `config/gpus.yaml`, `{vram_gib: 24}`, or null. Several of a kind:"
+          " `{name: rtx-3090, count: 2}`.",
           types=("string", "object"), nullable=True, example="rtx-4090"),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}
@@ -253,9 +254,18 @@ def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: object, 
 
 
 def whole(
-    name: str, value: Any, where: object, *, example: int, least: int = 1, most: int = MOST, prefix: str = ""
+    name: str,
+    value: Any,
+    where: object,
+    *,
+    example: int,
+    least: int = 1,
+    most: int = MOST,
+    prefix: str = "",
+    beside: str = "",
 ) -> int:
-    """A value that is a whole number within bounds."""
+    """A value that is a whole number within bounds; ``beside``: what else to write in its mapping."""
+    line = f"{beside}, {name}" if beside else name
     if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
         return value
     if isinstance(value, int) and value > most:
@@ -264,7 +274,7 @@ def whole(
             where=where,
             found=value,
             allowed=f"{least} to {most}",
-            write=nested(prefix, f"{name}: {example}"),
+            write=nested(prefix, f"{line}: {example}"),
         )
     problem = f"`{prefix}{name}` must be a whole number of at least {least}."
     if isinstance(value, float) and math.isfinite(value) and value >= least and value == int(value):
@@ -273,7 +283,7 @@ def whole(
         problem = f"`{prefix}{name}` is text, not a number{exponent_hint(value)}."
         example = int(parsed) if parsed >= least and parsed == int(parsed) else example
     allowed = ", ".join(str(least + step) for step in range(3)) + ", ..."
-    raise UserError(problem, where=where, found=value, allowed=allowed, write=nested(prefix, f"{name}: {example}"))
+    raise UserError(problem, where=where, found=value, allowed=allowed, write=nested(prefix, f"{line}: {example}"))
 
 
 def _word(field: Field, value: Any, where: object, prefix: str) -> Any:

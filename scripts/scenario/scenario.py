@@ -24,7 +24,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.scenario.configuration import MODELS, ROOT, found_beside, read_model, size
-from scripts.scenario.fields import BY_NAME, FIELDS, MOST, check, check_keys, check_parts, yaml_text
+from scripts.scenario.fields import BY_NAME, FIELDS, MOST, check, check_keys, check_parts, whole, yaml_text
 
 __all__ = [
     "MODELS",
@@ -129,7 +129,7 @@ class Scenario:
         if method == "full":
             values["adapter_precision"] = "fp32"
             values["adapter"] = None
-        values["gpu"] = _gpu(values.get("gpu"), where)
+        values["gpu"] = checked_gpu(values.get("gpu"), where)
         values["model"], name = read_model(values.get("model"), where)
         values["model_name"] = values.get("model_name") or name
         scenario = cls(**{f.name: values[f.name] for f in fields(cls)})
@@ -306,21 +306,41 @@ def _adapter(value: Any, given: Mapping[str, Any], where: object) -> dict[str, A
     return json.loads(json.dumps(dict(value), default=str))
 
 
-def _gpu(value: Any, where: object) -> str | dict[str, float] | None:
-    """A name (looked up in config/gpus.yaml by who needs the GPU), ``{vram_gib: number}``, or None."""
+def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
+    """A GPU, or several of a kind, as a scenario says it.
+
+    Returns
+    -------
+    str, dict or None
+        A name (looked up in config/gpus.yaml by who needs the GPU), ``{vram_gib: number}`` or ``{name: text}``; with
+        ``count`` where there are several.
+
+    Raises
+    ------
+    UserError
+        With the line to write.
+    """
     if value is None or (isinstance(value, str) and value):
         return value
+    found: dict[str, Any] = {}
     if isinstance(value, Mapping):
-        check_keys(value, ["vram_gib"], where, "gpu.")
-        gib = value.get("vram_gib")
-        if isinstance(gib, (int, float)) and not isinstance(gib, bool) and 0 < gib < float("inf"):
-            return {"vram_gib": float(gib)}
+        check_keys(value, ["name", "vram_gib", "count"], where, "gpu.")
+        name, gib = value.get("name"), value.get("vram_gib")
+        if isinstance(name, str) and name and gib is None:
+            found = {"name": name}
+        elif isinstance(gib, (int, float)) and not isinstance(gib, bool) and 0 < gib < float("inf") and name is None:
+            found = {"vram_gib": float(gib)}
+        if found and "count" in value:
+            kind = next(f"{key}: {item}" for key, item in value.items() if key != "count")
+            found["count"] = whole("count", value["count"], where, example=2, prefix="gpu.", beside=kind)
+        if found:
+            return found["name"] if list(found) == ["name"] else found
     gib = value if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 24
     raise UserError(
         "`gpu` must be a name or a size.",
         where=where,
         found=value,
-        allowed="a name in config/gpus.yaml, {vram_gib: number}, or null",
+        allowed="a name in config/gpus.yaml, {vram_gib: number}, {name: rtx-3090, count: 2} for several, or null",
         write=f"gpu: {{vram_gib: {gib}}}",
     )
 
@@ -490,6 +510,13 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
             parallel,
             "reshard_after_forward: true; or strategy fsdp1, fsdp2",
             f"parallel: {{strategy: {strategy}, gpus: {gpus}}}",
+        ),
+        (
+            isinstance(scenario.gpu, dict) and gpus > scenario.gpu.get("count", gpus),
+            f"`parallel.gpus: {gpus}` is more than `gpu` has.",
+            scenario.gpu,
+            f"a count of {gpus} or more, or fewer `parallel.gpus`",
+            f"gpu: {yaml_text({**(scenario.gpu if isinstance(scenario.gpu, dict) else {}), 'count': gpus})}",
         ),
         (
             sharded and gpus > rows,

@@ -282,6 +282,31 @@ def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(writ
     assert "152.33 GB" in text and "76.16 GB" in text and "7.10 GB" in text  # what the trace says instead
 
 
+def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    needs = {"full-fp32": [153.4, 76.8, 38.5, 22.9], "full-bf16": [77.9, 38.6, 19.6, 11.9]}
+    kinds = (("rtx-4090", 23.64, 8, 4), ("a100-80gb", 79.25, 2, 1), ("t4", 14.56, None, None))
+    content["plan"]["several_gpus"] = {
+        "counts": [1, 2, 4, 8],
+        "scenarios": {
+            name: [{"gpus": n, "required_bytes": int(size * 1e9)} for n, size in zip((1, 2, 4, 8), sizes, strict=True)]
+            for name, sizes in needs.items()
+        },
+        "gpus": [
+            {"gpu": name, "title": f"NVIDIA {name}", "total_gib": gib, "first": {"full-fp32": a, "full-bf16": b}}
+            for name, gib, a, b in kinds
+        ],
+        "first": {"full-fp32": {"gpu": "a100-80gb", "gpus": 2}, "full-bf16": None},
+    }
+    text = write("docs/memory-profile.md", content)
+    assert "## 6.1 On several GPUs" in text
+    assert "| Full fine-tuning, FP32 | 153.40 GB | 76.80 GB | 38.50 GB | 22.90 GB |" in text
+    assert "becomes possible first on **2 × NVIDIA a100-80gb**" in text
+    assert "Full fine-tuning, BF16 fits none of the catalogue's GPUs" in text
+    assert "| `rtx-4090` | 23.64 | 8 | 4 |" in text and "`t4` | 14.56" not in text.partition("6.1")[2]
+    assert "On several GPUs" not in write("docs/memory-profile.md")
+
+
 def test_a_scenario_that_is_not_configured_is_missed_by_name(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["profile"] = content["profile"][1:]

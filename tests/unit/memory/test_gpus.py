@@ -83,3 +83,15 @@ def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:
     assert holders("aa", own=7) == ("python (process 42) (19.50 GiB)", "w (process 44)")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     assert holders("aa", own=7) == ()
+
+
+def test_several_of_a_kind_are_that_gpu_with_a_count() -> None:
+    two = find({"name": "rtx-3090", "count": 2})
+    assert (two.count, two.usable_bytes, two.name) == (2, find("rtx-3090").usable_bytes, "rtx-3090")
+    assert two.to_mapping()["count"] == 2 and find("rtx-3090").count == 1
+    assert find({"vram_gib": 24, "count": 8}).count == 8
+    with pytest.raises(UserError, match="not in the catalogue") as caught:
+        find({"name": "rtx3090", "count": 2}, "scenario.yaml")
+    assert "rtx-3090" in caught.value.write
+    with pytest.raises(UserError, match=r"gpu\.count"):
+        find({"name": "rtx-3090", "count": 0}, "memory.gate.gpu")

@@ -13,11 +13,14 @@ from scripts.memory.planner import (
     _bigger_gpu,
     anchored,
     apply,
+    divided,
     feasibility,
     largest,
     moves,
+    spread,
     suggest,
     sweep,
+    whole_4bit_bytes,
 )
 from scripts.memory.trace import trace
 from scripts.scenario.scenario import Scenario
@@ -213,3 +216,67 @@ def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
     gpu = card(required(scenario.changed(micro_batch=4, gradient_accumulation=2)))
     found = [item["changes"] for item in suggest(scenario, gpu) if "micro_batch" in item["changes"]]
     assert found == [{"micro_batch": 4, "gradient_accumulation": 2}]
+
+
+def test_more_gpus_of_the_kind_are_suggested_where_they_suffice() -> None:
+    model = {**LLAMA_3_LAYERS, "hidden_size": 1024, "intermediate_size": 4096}
+    scenario = make(model=model, method="full", precision="fp32", gradient_accumulation=4)
+    need = required(scenario)
+    shared = {n: required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4)}
+    assert shared[4] < shared[2] < need
+    gpu = card((shared[2] + shared[4]) // 2)
+    (found,) = [item for item in suggest(scenario, gpu) if "such GPUs" in item["cost"]]
+    assert found["changes"]["parallel"] == {"strategy": "fsdp2", "gpus": 4} and found["changes"]["gpu"]["count"] == 4
+    assert found["changes"]["gradient_accumulation"] == 1  # the effective batch stays
+    assert found["required_bytes"] == shared[4] <= gpu.usable_bytes
+
+
+def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
+    scenario = make(method="full", gpu={"name": "t4", "count": 2}, gradient_accumulation=2)
+    prices = [price for price, _ in moves(scenario)]
+    assert prices.index("the model is divided among 2 GPUs, and gathered layer by layer") < prices.index(
+        "only adapters are trained"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "changed"),
+    [
+        ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
+        ({"micro_batch": 4}, {"micro_batch": 2}),
+        ({"micro_batch": 3}, {}),
+    ],
+)
+def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) -> None:
+    changes, price = spread(make(**fields), 2)
+    assert {key: value for key, value in changes.items() if key != "parallel"} == changed
+    assert ("effective batch becomes 6" in price) == (not changed)
+
+
+def test_4bit_weights_that_fsdp_leaves_whole_are_named_with_what_dividing_them_saves() -> None:
+    scenario = make(parallel={"strategy": "fsdp2", "gpus": 4})
+    saved = whole_4bit_bytes(scenario)
+    price, (changes,) = next((p, o) for p, o in moves(scenario) if "4-bit weights are divided" in p)
+    divided_too = apply(scenario, changes)
+    resident = [trace(step, timeline=False)["resident_bytes"] for step in (scenario, divided_too)]
+    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 1e9:.2f} GB" in price
+    assert whole_4bit_bytes(divided_too) == whole_4bit_bytes(make()) == 0
+
+
+def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
+    scenario = make(method="full", precision="fp32")
+    need = [required(scenario), *(required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4, 8))]
+    small, middle = card(need[2]), card(need[0])
+    cards = {"small": replace(small, name="small"), "middle": replace(middle, name="middle")}
+    monkeypatch.setattr(planner, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
+    found = planner.becomes_possible({"A": scenario})
+    assert [row["required_bytes"] for row in found["scenarios"]["A"]] == need
+    assert {kind["gpu"]: kind["first"]["A"] for kind in found["gpus"]} == {"small": 4, "middle": 1, "none": None}
+    assert found["first"]["A"]["gpu"] == ("small" if 4 * need[2] < need[0] else "middle")
+
+
+def test_the_table_knows_several_cards() -> None:
+    rows = feasibility(divided(make(), {"method": "full"}), [card(40 * 2**20)])
+    assert [row["gpus"] for row in rows] == [2, 4, 8]
+    lengths = [row["largest_micro_batch"] for row in rows]
+    assert lengths == sorted(lengths)

@@ -38,6 +38,8 @@ def test_defaults_come_from_the_configuration() -> None:
         {"method": "full", "precision": "bf16-mixed"},
         {"method": "lora", "lora": {"rank": 8, "target_modules": ["q_proj", "v_proj"]}},
         {"gpu": {"vram_gib": 24}},
+        {"gpu": {"name": "rtx-3090", "count": 2}},
+        {"gpu": {"vram_gib": 24, "count": 2}, "parallel": {"strategy": "fsdp2", "gpus": 2}},
         {"gpu": "t4", "micro_batch": 4, "gradient_accumulation": 2},
     ],
 )
@@ -86,6 +88,27 @@ WRONG = {
     "quantization type": ({"quantization": {"type": "int3"}}, "quantization.type", "nf4"),
     "gpu as a number": ({"gpu": 24}, "gpu", "gpu: {vram_gib: 24}"),
     "gpu without size": ({"gpu": {"vram_gib": 0}}, "gpu", "gpu: {vram_gib: 24}"),
+    "no gpu of a kind": (
+        {"gpu": {"name": "t4", "count": 0}},
+        "gpu.count` must be a whole number of at least 1",
+        "gpu: {name: t4, count: 2}",
+    ),
+    "a count as text": (
+        {"gpu": {"name": "t4", "count": "2"}},
+        "`gpu.count` is text, not a number",
+        "gpu: {name: t4, count: 2}",
+    ),
+    "half a gpu": (
+        {"gpu": {"vram_gib": 24, "count": 1.5}},
+        "gpu.count` must be a whole number",
+        "gpu: {vram_gib: 24, count: 2}",
+    ),
+    "a count of nothing": ({"gpu": {"count": 2}}, "`gpu` must be a name or a size", "gpu: {vram_gib: 24}"),
+    "more gpus than there are": (
+        {"gpu": {"name": "t4", "count": 2}, "parallel": {"strategy": "fsdp2", "gpus": 4}},
+        "`parallel.gpus: 4` is more than `gpu` has",
+        "gpu: {name: t4, count: 4}",
+    ),
     "no model": ({"model": None}, "model", "model: qwen2.5-coder-7b"),
     "unknown model": ({"model": "qwen2.5-coder-8b"}, "model", "model: qwen2.5-coder-7b"),
     "no model type": ({"model": {"hidden_size": 64}}, "model_type", "model_type: qwen2"),
