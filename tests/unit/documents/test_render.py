@@ -395,6 +395,10 @@ def test_figures_say_of_which_scores_less_is_better() -> None:
     ]
 
 
+def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str]) -> None:
+    assert "By the trace, at its peak: weights 161.5 MB, optimizer states 303.0 MB." in write("docs/memory-profile.md")
+
+
 def test_a_comparison_too_many_is_an_error(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["profile"] += content["profile"][-1:]

@@ -53,6 +53,7 @@ def test_summary_has_intervals_and_weights_the_loss_by_tokens():
     summary = summarize(rows)
     assert summary["loss"] == pytest.approx(2.5)
     assert summary["exact"]["count"] == 1 and summary["exact"]["n"] == 2
+    assert summary["exact"]["share"] == 0.5 and summary["danger"]["share"] == 0
     assert summary["exact"]["low_95"] < 0.5 < summary["exact"]["high_95"]
     assert 0 < summary["chrf"] < 100
 

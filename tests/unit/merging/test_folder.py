@@ -109,6 +109,15 @@ def test_another_dtype_for_everything(sharded, tmp_path, dtype):
     assert distance(logits(merged.float()), logits(with_adapter(base, adapter, "float32"))) < 1e-2
 
 
+def test_a_model_of_two_dtypes_is_called_by_the_one_of_most_bytes(sharded, tmp_path):
+    base = shutil.copytree(sharded[0], tmp_path / "base")
+    name = "model.norm.weight"
+    shard = base / read_json(base / "model.safetensors.index.json")["weight_map"][name]
+    edit_weights(shard, lambda tensors: tensors.update({name: tensors[name].float()}))
+    assert merge(base, sharded[1], tmp_path / "merged")["dtype"] == "bfloat16"
+    assert load_weights(tmp_path / "merged")[name].dtype == torch.float32
+
+
 def test_whole_numbers_keep_their_dtype(sharded, tmp_path):
     base = shutil.copytree(sharded[0], tmp_path / "base")
     index = read_json(base / "model.safetensors.index.json")
