@@ -337,3 +337,15 @@ def test_groups_are_those_of_a_naive_search():
             break
     assert pd.factorize(found)[0].tolist() == pd.factorize(pd.Series(naive))[0].tolist()
     assert max(Counter(naive).values()) > 5
+
+
+def test_groups_too_large_to_divide_are_said_with_what_came_of_it(tmp_path, caplog):
+    """One command in most rows: it is one group, and more than any split was to have."""
+    pairs = [(f"request {number}", f"echo {number}") for number in range(40)]
+    report = run(
+        tmp_path, pairs + [(f"another {number}", "ls") for number in range(60)], train=0.4, validation=0.3, test=0.3
+    )
+    said = [record.getMessage() for record in caplog.records]
+    off = {name: size for name, size in report["sizes"].items() if abs(size - report["wanted"][name]) > 1}
+    assert off and report["largest_group"] == 60 and sum(report["sizes"].values()) == 100
+    assert {line.split()[0] for line in said if "too large to divide" in line} == set(off)

@@ -26,6 +26,10 @@ def test_measured_t4() -> None:
     assert (card.total_bytes, card.context_bytes, card.capability) == (14912 * MIB, int(140.875 * MIB), (7, 5))
 
 
+def test_what_is_usable_and_why_it_is_not_all_is_said_in_figures() -> None:
+    assert find("t4").room == "Tesla T4 has 14.42 GiB (14.56 less 0.14 of CUDA context)"
+
+
 def test_a_size_instead_of_a_name() -> None:
     card = find({"vram_gib": 24})
     assert card.total_bytes == 24 * GIB
