@@ -5,8 +5,6 @@ one that was trained. The trained one, base as quantized plus adapter, answers t
 the merged model answered; losses and answers of both are set side by side.
 """
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
