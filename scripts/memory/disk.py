@@ -126,21 +126,23 @@ def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results
     UserError
         With the stages that are planned, each against what those before it leave.
     """
-    free = free_bytes(folder)
+    free = left = free_bytes(folder)
+    lacking = 0
     rows: list[Stage] = []
-    left = free
     for one in planned:
         there = [name for name in STAGES if name not in one.stages]
         found = stages(one.sizes, left, there, one.exports)
         rows += [row | {"stage": f"{row['stage']} of {one.name}"} for row in found if row["stage"] in one.stages]
-        left -= sum(kept for name, (kept, _) in written(one.sizes, one.exports).items() if name in one.stages)
-    short = refused(rows)
-    if short:
+        for name, (kept, peak) in written(one.sizes, one.exports).items():
+            if name in one.stages:
+                lacking = max(lacking, peak - left)
+                left -= kept
+    if lacking > 0:
         raise UserError(
             "The disk is too small for what is planned, and no job was started:\n    " + "\n    ".join(table(rows)),
             where=Path(folder).resolve(),
             found=f"{free / 1e9:.2f} GB free",
-            allowed=f"{max(row['needs_bytes'] - row['has_bytes'] for row in short) / 1e9:.2f} GB more, another disk,"
-            " or memory.gate.override: true, which starts all the same",
-            write=short[0]["change"],
+            allowed=f"{lacking / 1e9:.2f} GB more, another disk (snakemake --directory), or memory.gate.override: true,"
+            " which starts all the same",
+            write=next((row["change"] for row in refused(rows) if row["change"].startswith("merging")), None),
         )
