@@ -13,7 +13,7 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import write_json, write_jsonl, write_report
-from scripts.documents import draw, render
+from scripts.documents import card, draw, render
 from scripts.documents.gather import gather
 from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
 from tests.unit.documents import inputs
@@ -399,9 +399,18 @@ def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str])
     assert "By the trace, at its peak: weights 161.5 MB, optimizer states 303.0 MB." in write("docs/memory-profile.md")
 
 
-def test_a_comparison_too_many_is_an_error(write: Callable[..., str]) -> None:
+def test_a_check_of_the_merge_is_told_in_its_figures() -> None:
+    check = {"status": "failed", "tensors": 12345, "rms": 1.04e-5, "wrong": ["a", "b"], "added": [], "converted": None}
+    check |= {"computed_in": "float32", "layers": [{"name": "q_proj"}], "tied": True}
+    said = "tensors 12,345, rms 1.04e-05, wrong a, b, computed in float32, layers 1, tied True"
+    assert card.check_facts(check) == said
+    assert card.check_facts({"status": "not run", "reason": "not run: no room"}) == "not run: no room"
+
+
+@pytest.mark.parametrize(("name", "more"), [("profile", 1), ("tuned_answers", -1)])
+def test_lists_that_belong_together_have_one_length(write: Callable[..., str], name: str, more: int) -> None:
     content = inputs.files()
-    content["profile"] += content["profile"][-1:]
+    content[name] = content[name] + content[name][-1:] if more > 0 else content[name][:-1]
     with pytest.raises(ValueError, match="zip"):
         write("MODEL_CARD.md", content)
 
