@@ -70,6 +70,7 @@ def training_stages(traced: Mapping[str, Any], longest: Scenario, decision: Mapp
     from scripts.memory.trace import trace
 
     configured, rows = scenario_of(traced), []
+    processes = 1 if room.gpu else configured.parallel["gpus"]  # each has a GPU of its own; on the processor they share
     for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
         if room.gpu and step == configured:
             found = decision["configured"]
@@ -78,7 +79,8 @@ def training_stages(traced: Mapping[str, Any], longest: Scenario, decision: Mapp
         else:
             found = trace(step, room.target, capability=room.gpu and room.gpu.capability, timeline=False)
         size = f"{step.micro_batch} x {step.sequence_length} tokens"
-        rows.append(judged(name, room.place, room.needed(found), room.has_bytes, "traced", size))
+        size += f" in each of {processes} processes" if processes > 1 else ""
+        rows.append(judged(name, room.place, room.needed(found) * processes, room.has_bytes, "traced", size))
     if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
         rows[0]["verdict"] = NOT_REACHED
     for row in refused(rows):

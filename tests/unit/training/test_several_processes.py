@@ -97,10 +97,18 @@ def alone(place, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize(("strategy", "method"), [("ddp", "lora"), ("fsdp2", "lora"), ("fsdp2", "qlora")])
-def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, strategy, method):
-    """Two micro-batches a step in each; every third step leaves one process without a row."""
+@pytest.mark.parametrize(
+    ("strategy", "method", "storage"),
+    [("ddp", "lora", None), ("fsdp2", "lora", None), ("fsdp2", "qlora", "uint8"), ("fsdp2", "qlora", "fp32")],
+)
+def test_two_processes_take_the_steps_of_one(place, tmp_path, forked, alone, strategy, method, storage):
+    """Two micro-batches a step in each; every third step leaves one process without a row.
+
+    FSDP divides 4-bit weights that are stored in the dtype of the others, and leaves those of uint8 whole.
+    """
     step = several({**STEP, "method": method, "micro_batch": 1, "gradient_accumulation": 2}, strategy)
+    if storage is not None:
+        step["quantization"] = {"storage": storage}
     report, curve = run(place, tmp_path / "run", step)
     single, expected, adapter = alone(method)
     assert len(curve) == 20 and curve[-1]["loss"] < 0.95 * curve[0]["loss"]
