@@ -1,12 +1,14 @@
 """Kill the tiny chain in each of its rules, and fill its disk: at the end stands what an undisturbed run leaves.
 
     nice -n 15 python -m tests.benchmarks.kills --folder /tmp/kills --kills 30 --disks 10 --seed 0
+    nice -n 15 python -m tests.benchmarks.kills --folder /tmp/kills --disks 3 --rules merge_adapter evaluate_tuned
 
 Kills: one command makes everything. When a job of a rule that is to be hit begins, a fraction of that job's time is
 drawn, then the whole process group gets SIGKILL and the same command is given again, until all have been hit and it
 ends by itself. Each rule is hit once; what is left of the number is drawn from the long ones. Full disks (as root, on
 Linux): the checkout lies on a tmpfs, which is filled up at such a moment until only some bytes are left; the run has to
-end with a message about the disk; then there is room again, and the same command is given again.
+end with a message about the disk; then there is room again, and the same command is given again. With ``--rules`` the
+chain is a copy of a finished one in which only what these rules make is missing: minutes instead of the training.
 
 At the end adapter, merged model, answers and traces are compared byte for byte with an undisturbed run's, which stays
 in the folder for the next call, and what lies there that it does not have is named. What is fetched from PyPI is taken
@@ -26,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -67,14 +69,24 @@ class Reference:
                 seconds[rule] = max(seconds[rule], float(took))
         self.seconds = {rule: took for rule, took in seconds.items() if rule != FETCHED}
 
-    def begin(self, project: Path) -> None:
-        """A checkout in which nothing is made but what was fetched."""
+    def begin(self, project: Path, rules: Collection[str]) -> list[str]:
+        """A checkout in which nothing is made but what was fetched; with ``rules`` only what they make is missing.
+
+        Returns the targets that the command is given; none stands for all.
+        """
         shutil.rmtree(project, ignore_errors=True)
-        shutil.copytree(self.project, project, ignore=shutil.ignore_patterns("results", "logs", "benchmarks"))
-        for row in self.rows:
-            if row["rule"] == FETCHED:
-                (project / row["output_file"]).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(self.project / row["output_file"], project / row["output_file"])
+        put_back = ("kept", "checkpoints")  # what would save the work that is to be disturbed
+        shutil.copytree(self.project, project, ignore=shutil.ignore_patterns(*put_back))
+        missing = [
+            row["output_file"] for row in self.rows if (row["rule"] in rules if rules else row["rule"] != FETCHED)
+        ]
+        for path in missing:
+            (project / path).unlink()
+        if not rules:  # files beside the outputs, such as a model's weights, go as well
+            made = {path for path in (project / "results").rglob("*") if path.is_file()}
+            for path in made - {project / row["output_file"] for row in self.rows}:
+                path.unlink()
+        return ["--", *missing] if rules else []
 
     def judge(self, project: Path) -> dict:
         """What differs, and what was left behind: partial files, half-made folders."""
@@ -121,6 +133,7 @@ def disturbed(
     draw: random.Random,
     disturb: Callable[[subprocess.Popen], dict],
     repair: Callable[[], None] = lambda: None,
+    only: Collection[str] = (),
 ) -> dict:
     """One chain from its beginning to its end, disturbed once for each entry of ``rules``.
 
@@ -130,13 +143,15 @@ def disturbed(
         Does it to a run, and waits for its end; returns what is to be said of it.
     repair
         Makes it possible to go on.
+    only
+        The rules whose outputs are made anew; none stands for all.
     """
-    reference.begin(project)
+    targets = reference.begin(project, only)
     log.unlink(missing_ok=True)
     left, said, locked = Counter(rules), [], 0
     while True:
         begin, since = log.stat().st_size if log.exists() else 0, time.time()
-        run = start(project, log)
+        run = start(project, log, *targets)
         hit = None
         while run.poll() is None and hit is None and time.time() < since + PATIENCE_SECONDS:
             time.sleep(0.05)
@@ -211,12 +226,13 @@ def say(**line: object) -> None:
     print(json.dumps(line, sort_keys=True), flush=True)
 
 
-def hits(reference: Reference, count: int, draw: random.Random) -> list[str]:
+def hits(reference: Reference, count: int, draw: random.Random, only: list[str]) -> list[str]:
     """Which rules to hit: each once, in an order that is drawn, then long ones."""
-    rules = sorted(reference.seconds)
+    rules = sorted(reference.seconds.keys() & set(only or reference.seconds))
     draw.shuffle(rules)
-    rules = [*LONG[:count], *(rule for rule in rules if rule not in LONG)][:count]
-    return rules + [draw.choice((*LONG, START)) for _ in range(count - len(rules))]
+    long = [rule for rule in LONG if rule in rules]
+    rules = [*long, *(rule for rule in rules if rule not in long)][:count]
+    return rules + [draw.choice((*long, START)) for _ in range(count - len(rules))]
 
 
 def main() -> int:
@@ -224,24 +240,25 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="where checkouts and logs go (some GB)")
     parser.add_argument("--kills", type=int, default=0, help="how many kills to make, in one chain")
     parser.add_argument("--disks", type=int, default=0, help="how many times to fill the disk, in one chain")
+    parser.add_argument("--rules", nargs="+", default=[], metavar="RULE", help="make anew what these make, no more")
     parser.add_argument("--seed", type=int, default=0, help="decides the rules and the moments")
     arguments = parser.parse_args()
-    draw, outcomes = random.Random(arguments.seed), []
+    draw, only, outcomes = random.Random(arguments.seed), arguments.rules, []
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     reference = Reference(folder)
     say(files=len(reference.expected), megabytes=reference.bytes // 10**6, rules=len(reference.seconds))
     if arguments.kills:
-        rules = hits(reference, arguments.kills, draw)
-        outcomes.append(disturbed(reference, folder / "killed", folder / "killed.log", rules, draw, kill))
+        rules, project, log = hits(reference, arguments.kills, draw, only), folder / "killed", folder / "killed.log"
+        outcomes.append(disturbed(reference, project, log, rules, draw, kill, only=only))
         say(kind="kills", **outcomes[-1])
     if arguments.disks:
         place, log = folder / "disk", folder / "disk.log"
-        rules = hits(reference, arguments.disks, draw)
+        rules = hits(reference, arguments.disks, draw, only)
         with small_disk(place, 2 * reference.bytes):
             disturb, ballast = fill(place, log, draw), place / "ballast"
             outcomes.append(
-                disturbed(reference, place / "checkout", log, rules, draw, disturb, lambda: ballast.unlink())
+                disturbed(reference, place / "checkout", log, rules, draw, disturb, lambda: ballast.unlink(), only)
             )
         say(kind="full disks", **outcomes[-1])
     wrong = ("failed", "differing", "left_behind", "unclear", "not_hit")

@@ -349,3 +349,12 @@ def test_groups_too_large_to_divide_are_said_with_what_came_of_it(tmp_path, capl
     off = {name: size for name, size in report["sizes"].items() if abs(size - report["wanted"][name]) > 1}
     assert off and report["largest_group"] == 60 and sum(report["sizes"].values()) == 100
     assert {line.split()[0] for line in said if "too large to divide" in line} == set(off)
+
+
+@pytest.mark.parametrize("rows", range(1, 40))
+def test_the_sizes_that_are_asked_for_add_up_to_the_rows(rows):
+    wanted = split.targets(rows, {"train": 0.7, "validation": 0.2, "test": 0.1})
+    assert sum(wanted.values()) == rows
+    assert all(
+        abs(wanted[name] - share * rows) < 1 for name, share in (("train", 0.7), ("validation", 0.2), ("test", 0.1))
+    )
