@@ -8,7 +8,7 @@ const charts = JSON.parse(document.getElementById("charts").textContent);
 const GIB = 2 ** 30, MIB = 2 ** 20;
 const MOST_ROWS_SHOWN = 1024, LEAST_LENGTH = 64;
 const byName = (list) => Object.fromEntries(list.map((entry) => [entry.name, entry]));
-const MODELS = byName(data.models), METHODS = byName(data.methods), GPUS = byName(data.gpus);
+const MODELS = byName(data.models), METHODS = byName(data.methods), LAYOUTS = byName(data.layouts), GPUS = byName(data.gpus);
 const element = (id) => document.getElementById(id);
 
 // --- the estimate ---------------------------------------------------------------------------------------------------
@@ -42,8 +42,9 @@ function symbolsAt(constants, length, rows) {
 
 // Surfaces with their units split once, and each size of block listed once.
 const compiled = new Map();
-function surfaceOf(model, method, gpu) {
-  const index = data.surface_of[[model, method, GPUS[gpu].capability].join("|")];
+const keyOf = (choice) => [choice.model, choice.method, choice.layout].join("|");
+function surfaceOf(choice) {
+  const index = data.surface_of[keyOf(choice) + "|" + GPUS[choice.gpu].capability];
   if (index === undefined) return null;
   if (!compiled.has(index)) {
     const surface = data.surfaces[index];
@@ -103,9 +104,9 @@ function above(points, peak) {
 
 // What a step needs on a GPU; null where there is no estimate.
 function needed(choice) {
-  const surface = surfaceOf(choice.model, choice.method, choice.gpu);
+  const surface = surfaceOf(choice);
   if (!surface) return null;
-  const points = data.traced[choice.model + "|" + choice.method];
+  const points = data.traced[keyOf(choice)];
   const found = evaluate(surface, choice.sequence_length, choice.micro_batch);
   const more = above(points, found.peak);
   return { ...found, above: more, required: found.peak + more, traces: points ? points.length : 0 };
@@ -140,7 +141,7 @@ function longestSequence(choice) {
 // All that the page says of a choice.
 function answer(choice) {
   const found = needed(choice);
-  if (!found) return { reason: data.reasons[choice.model + "|" + choice.method] };
+  if (!found) return { reason: data.reasons[keyOf(choice)] };
   const usable = GPUS[choice.gpu].usable_bytes;
   return {
     ...found,
@@ -170,17 +171,23 @@ const fields = (values) =>
     return { value, from: Math.sqrt(value * before), to: Math.sqrt(value * after) };
   });
 
-function partsOf(choice, found) {
+// A bar for each way to use one or several such GPUs.
+function partsOf(choice) {
   const order = data.groups.map((group) => group.title);
-  const rows = data.groups
-    .filter((group) => found.groups[group.name])
-    .map((group) => ({ part: group.title, bytes: found.groups[group.name] }));
-  if (found.above > 0) rows.push({ part: data.above_title, bytes: found.above });
-  let from = 0;
-  return rows.map((row) => {
-    const gib = row.bytes / GIB;
-    from += gib;
-    return { ...row, gib, from: from - gib, to: from, order: order.indexOf(row.part) };
+  return data.layouts.flatMap((layout, row) => {
+    const found = needed({ ...choice, layout: layout.name });
+    if (!found) return [];
+    const parts = data.groups
+      .filter((group) => found.groups[group.name])
+      .map((group) => ({ part: group.title, bytes: found.groups[group.name] }));
+    if (found.above > 0) parts.push({ part: data.above_title, bytes: found.above });
+    let from = 0;
+    return parts.map((part) => {
+      const gib = part.bytes / GIB;
+      from += gib;
+      const place = { from: from - gib, to: from, order: order.indexOf(part.part) };
+      return { ...part, ...place, gib, layout: layout.title, name: layout.name, row, chosen: layout.name === choice.layout };
+    });
   });
 }
 
@@ -246,8 +253,9 @@ function sliderTo(field) {
 // A choice that can be: what is not known stays as it was.
 function choose(changes) {
   const next = { ...state, ...changes };
-  for (const [field, known] of [["model", MODELS], ["method", METHODS], ["gpu", GPUS]]) {
-    if (!Object.hasOwn(known, next[field])) next[field] = state[field];
+  const known = { model: MODELS, method: METHODS, layout: LAYOUTS, gpu: GPUS };
+  for (const field in known) {
+    if (!Object.hasOwn(known[field], next[field])) next[field] = state[field];
   }
   for (const [field, most] of [["sequence_length", positions(next.model)], ["micro_batch", data.limits.most_rows]]) {
     if (!Number.isFinite(next[field])) next[field] = state[field];
@@ -258,7 +266,7 @@ function choose(changes) {
 }
 
 function show() {
-  for (const field of ["model", "method", "gpu", "sequence_length", "micro_batch"]) element(field).value = state[field];
+  for (const field of ["model", "method", "layout", "gpu", "sequence_length", "micro_batch"]) element(field).value = state[field];
   element("sequence_length").max = positions(state.model);
   Object.keys(logarithmic).forEach(sliderTo);
   history.replaceState(null, "", "#" + new URLSearchParams(state));
@@ -268,8 +276,11 @@ function show() {
   card.className = "card " + (found.reason ? "none" : found.fits ? "yes" : "no");
   document.querySelectorAll(".drawn").forEach((section) => (section.hidden = Boolean(found.reason)));
   if (found.reason) return showNothing(found.reason);
-  const gpu = GPUS[state.gpu];
-  element("word").textContent = (found.fits ? "Fits " : "Does not fit ") + gpu.title;
+  const gpu = GPUS[state.gpu], layout = LAYOUTS[state.layout], several = layout.gpus > 1;
+  const kind = !several ? gpu.title : layout.strategy === "ddp" ? `several ${gpu.title}` : `${layout.gpus} × ${gpu.title}`;
+  element("word").textContent = (found.fits ? "Fits " : "Does not fit ") + kind;
+  element("required_label").textContent = several ? "needed on each GPU" : "needed by the step";
+  element("usable_label").textContent = several ? "usable on each GPU" : "usable on the GPU";
   element("required").textContent = gib(found.required);
   element("usable").textContent = gib(found.usable);
   element("headroom").textContent = gib(Math.abs(found.headroom));
@@ -279,10 +290,10 @@ function show() {
     ? number(found.largest_sequence_length) : "none";
   element("source").textContent = sourceText(found);
   element("parts_note").textContent =
-    `At the step's peak, in its ${found.phase} pass. Each number of the estimate is a sum of terms by name.`;
-  if (found.phase === "optimizer") element("parts_note").textContent = "At the step's peak, in the optimizer's update.";
+    `On each GPU at the peak of the chosen step, ${found.phase === "optimizer" ? "in the optimizer's update" : `in its ${found.phase} pass`};`
+    + " beside it the same step on one or several such GPUs. Click a bar to choose it.";
   const border = borderOf(state);
-  update("parts", { parts: partsOf(state, found), limit: [{ gib: found.usable / GIB, text: gpu.name }] });
+  update("parts", { parts: partsOf(state), limit: [{ gib: found.usable / GIB, text: gpu.name }] });
   update("border", border);
   update("cards", { cards: cardsOf(state) });
 }
@@ -298,17 +309,31 @@ function showNothing(reason) {
 function sourceText(found) {
   const estimate = `The analytic estimate of the peak is ${gib(found.peak)}`;
   if (!found.traces) {
-    return `${estimate}, and that is all that is known here: this model was not traced for this page. What a GPU must`
-      + " have lies above the peak, usually by some per cent, since the allocator's blocks don't fit together perfectly.";
+    return `${estimate}, and that is all that is known here: this was not traced for this page. What a GPU must have`
+      + ` lies above the peak, usually by some per cent, since the allocator's blocks don't fit together perfectly.${storageText()}`;
   }
   const sign = found.above < 0 ? "less" : "more";
   return `${estimate}; ${found.traces} traces of this model and method showed that a GPU must have`
-    + ` ${gib(Math.abs(found.above))} ${sign}, interpolated between them.`;
+    + ` ${gib(Math.abs(found.above))} ${sign}, interpolated between them.${storageText()}`;
+}
+
+// What FSDP2 leaves whole on each GPU, and needn't.
+function storageText() {
+  const { strategy, gpus } = LAYOUTS[state.layout], packed = Math.floor(MODELS[state.model].linear_parameters / 2);
+  if (state.method !== "qlora" || strategy !== "fsdp2" || data.storage !== "uint8" || !packed) return "";
+  const saved = packed - Math.floor(packed / gpus);
+  return ` FSDP2 leaves 4-bit weights whole on each GPU; quantization: {storage: bf16} divides them too and saves ${gib(saved)}.`;
+}
+
+function placeText() {
+  const { strategy, gpus } = LAYOUTS[state.layout];
+  if (gpus === 1) return { gpu: state.gpu };
+  return { parallel: { strategy, gpus }, gpu: { name: state.gpu, count: gpus } };
 }
 
 function scenarioText() {
   const lines = Object.entries({ model: state.model, method: state.method, ...data.settings,
-    sequence_length: state.sequence_length, micro_batch: state.micro_batch, gpu: state.gpu });
+    sequence_length: state.sequence_length, micro_batch: state.micro_batch, ...placeText() });
   const text = (value) =>
     value !== null && typeof value === "object" && !Array.isArray(value)
       ? "{" + Object.entries(value).map(([key, item]) => `${key}: ${text(item)}`).join(", ") + "}"
@@ -341,6 +366,7 @@ function update(name, sets) {
 // A field of the border's chart, or a GPU's bar.
 function clicked(datum) {
   if (datum.share !== undefined) choose({ sequence_length: datum.length, micro_batch: datum.rows });
+  else if (datum.name) choose({ layout: datum.name });
   else if (datum.gpu) choose({ gpu: datum.gpu });
 }
 
@@ -352,6 +378,7 @@ function start() {
   fill("model", data.models.map(({ name, parameters }) =>
     [name, parameters ? `${name} (${(parameters / 1e9).toFixed(2)} billion)` : name]));
   fill("method", data.methods.map(({ name, title }) => [name, title]));
+  fill("layout", data.layouts.map(({ name, title }) => [name, title]));
   fill("gpu", data.gpus.map(({ name, title, total_bytes }) =>
     [name, `${title}, ${(total_bytes / GIB).toFixed(0)} GiB`]));
   const label = (key) => key.replaceAll("_", " ");
@@ -363,7 +390,7 @@ function start() {
       return [term, said];
     }),
   );
-  for (const id of ["model", "method", "gpu"]) {
+  for (const id of ["model", "method", "layout", "gpu"]) {
     element(id).addEventListener("change", (event) => choose({ [id]: event.target.value }));
   }
   for (const id of Object.keys(logarithmic)) {

@@ -8,7 +8,8 @@ The page computes what it shows, in the browser: the analytic estimate at the ch
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 from scripts.common.errors import UserError
@@ -16,17 +17,23 @@ from scripts.common.files import read_json
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.surface import kernels_of, surface
 from scripts.memory.gpus import Gpu, catalogue
-from scripts.memory.planner import LENGTH_STEP, MOST, Changes, Estimate, apply
+from scripts.memory.planner import COUNTS, LENGTH_STEP, MOST, Changes, Estimate, apply
 from scripts.scenario.scenario import MODELS, Scenario
 
 TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+# How many GPUs: memory under DDP does not depend on their number.
+LAYOUTS: dict[str, tuple[str, str, int]] = {
+    "1": ("one GPU", "none", 1),
+    "ddp": ("several, the whole model on each (DDP)", "ddp", 2),
+    **{f"fsdp2-{count}": (f"{count}, the model divided (FSDP2)", "fsdp2", count) for count in COUNTS},
+}
 SHOWN = ("precision", "lora", "gradient_checkpointing", "attention", "optimizer", "loss", "adapter_precision")
 
 
 def choices(
     scenario: Scenario,
     methods: Mapping[str, Changes],
-    estimates: Mapping[str, Estimate],
+    estimates: Mapping[tuple[str, str], Estimate],
     gpu: Gpu | None = None,
     models: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -39,7 +46,7 @@ def choices(
     methods
         What to change for each.
     estimates
-        By method what traces showed of the scenario's own model; empty without traces.
+        By method and layout (of :data:`LAYOUTS`) what traces showed of the scenario's own model; empty without.
     gpu
         The GPU that the page opens with; None: an RTX 4090.
     models
@@ -48,10 +55,10 @@ def choices(
     Returns
     -------
     dict
-        ``models``, ``methods``, ``gpus`` to choose from and ``chosen``, what the page opens with; ``settings``, the
-        same for all; ``surfaces`` and ``surface_of``, the index of one by ``model|method|capability``; ``reasons`` by
-        ``model|method`` where there is none; ``traced`` by ``model|method``: points of (estimate's peak, required
-        bytes above it).
+        ``models``, ``methods``, ``layouts``, ``gpus`` to choose from and ``chosen``, what the page opens with;
+        ``settings``, the same for all; ``surfaces`` and ``surface_of``, the index of one by
+        ``model|method|layout|capability``; ``reasons`` by ``model|method|layout`` where there is none; ``traced`` by
+        the same: points of (estimate's peak, required bytes above it).
     """
     if models is None:
         models = {path.stem: read_json(path) for path in sorted(MODELS.glob("*.json"))}
@@ -65,6 +72,14 @@ def choices(
             "model": own,
             "method": scenario.method,
             "gpu": gpu.name if gpu else "rtx-4090",
+            "layout": next(
+                (
+                    name
+                    for name, (_, strategy, count) in LAYOUTS.items()
+                    if (strategy, count) == (scenario.parallel["strategy"], scenario.parallel["gpus"])
+                ),
+                "1",
+            ),
             "sequence_length": scenario.sequence_length,
             "micro_batch": scenario.micro_batch,
         },
@@ -78,6 +93,10 @@ def choices(
             }
             for gpu in sorted(gpus.values(), key=lambda gpu: gpu.usable_bytes)
         ],
+        "layouts": [
+            {"name": name, "title": title, "strategy": strategy, "gpus": count}
+            for name, (title, strategy, count) in LAYOUTS.items()
+        ],
         "limits": {"length_step": LENGTH_STEP, "most_rows": MOST},
         "methods": [{"name": name, "title": TITLES[name]} for name in methods],
         "models": [],
@@ -85,22 +104,30 @@ def choices(
         "settings": {name: values[name] for name in SHOWN},
         "surface_of": {},
         "surfaces": [],
-        "traced": {f"{own}|{method}": estimate.points for method, estimate in estimates.items() if estimate.described},
+        "storage": (scenario.quantization or {}).get("storage", "uint8"),
+        "traced": {
+            f"{own}|{method}|{layout}": estimate.points
+            for (method, layout), estimate in estimates.items()
+            if estimate.described
+        },
     }
     known: dict[str, int] = {}
     for name, model in models.items():
         found["models"].append({"name": name, **_sizes(model)})
-        for method, changes in methods.items():
-            key = f"{name}|{method}"
+        for (method, changes), (layout, (_, strategy, count)) in product(methods.items(), LAYOUTS.items()):
+            key = f"{name}|{method}|{layout}"
+            parallel = {"parallel": {"strategy": strategy, "gpus": count}}
             try:
-                base = apply(scenario, {**changes, "model": model, "model_name": name, "gpu": None} | _SMALLEST)
+                base = apply(
+                    scenario, {**changes, "model": model, "model_name": name, "gpu": None, **parallel, **SMALLEST}
+                )
                 _add_surfaces(found, known, key, base, gpus.values())
             except (NotDescribed, UserError) as error:
                 found["reasons"][key] = str(error).partition("\n")[0]
     return found
 
 
-_SMALLEST: Changes = {"sequence_length": 1, "micro_batch": 1, "gradient_accumulation": 1}
+SMALLEST: Changes = {"sequence_length": 1, "micro_batch": 1, "gradient_accumulation": 1}
 
 
 def _capability(gpu: Gpu) -> str:
@@ -108,24 +135,25 @@ def _capability(gpu: Gpu) -> str:
 
 
 def _sizes(model: Mapping[str, Any]) -> dict[str, Any]:
-    """How many parameters a model has, and how long its sequences may be; None where that is not known."""
+    """How many parameters a model has in all and in linear layers, how long its sequences may be; None: not known."""
     try:
-        parameters = describe(model).parameter_counts()["total"]
+        counts = describe(model).parameter_counts()
     except NotDescribed:
-        parameters = None
-    return {"parameters": parameters, "positions": model.get("max_position_embeddings")}
+        counts = {"total": None, "linear": None}
+    positions = model.get("max_position_embeddings")
+    return {"parameters": counts["total"], "linear_parameters": counts["linear"], "positions": positions}
 
 
-def _add_surfaces(found: dict[str, Any], known: dict[str, int], key: str, base: Scenario, gpus: Any) -> None:
+def _add_surfaces(found: dict[str, Any], known: dict[str, int], key: str, base: Scenario, gpus: Iterable[Gpu]) -> None:
     """A surface for each compute capability; those that are alike are one."""
     made: dict[tuple, int] = {}
-    for gpu in gpus:
-        kernels = kernels_of(base, gpu.capability)
+    for name, capability in {_capability(gpu): gpu.capability for gpu in gpus}.items():
+        kernels = kernels_of(base, capability)
         if kernels not in made:
-            form = surface(base, capability=gpu.capability)
+            form = surface(base, capability=capability)
             text = json.dumps(form, sort_keys=True)
             if text not in known:
                 known[text] = len(found["surfaces"])
                 found["surfaces"].append(form)
             made[kernels] = known[text]
-        found["surface_of"][f"{key}|{_capability(gpu)}"] = made[kernels]
+        found["surface_of"][f"{key}|{name}"] = made[kernels]

@@ -114,10 +114,15 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['largest_micro_batch']} / {row['largest_sequence_length']}"
 
 
-def page_data(scenario: Scenario, bases: Bases, gpu: Gpu | None = None) -> dict[str, Any]:
-    """The data of the planner's page (:mod:`scripts.memory.choices`)."""
+def page_data(scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, several: bool = False) -> dict[str, Any]:
+    """The data of the planner's page (:mod:`scripts.memory.choices`); ``several``: traced on several GPUs too."""
     methods = {method: as_method(scenario, method) for method in METHODS}
-    return choices(scenario, methods, {method: estimate for method, (_, estimate) in bases.items()}, gpu)
+    estimates = {(method, "1"): estimate for method, (_, estimate) in bases.items()}
+    if several:
+        for method, changes in methods.items():
+            parts = divided(scenario, changes)
+            estimates |= {(method, f"fsdp2-{count}"): estimate for count, (_, estimate) in parts.items()}
+    return choices(scenario, methods, estimates, gpu)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.page:
         from scripts.memory.render_planner import page
 
-        write_text(options.output, page(page_data(scenario, bases, gpu)))
+        write_text(options.output, page(page_data(scenario, bases, gpu, several=options.several)))
         print(f"{options.output}: open it in a browser")
         return 0
     answer = plan(scenario, bases, gpu, verify=options.verify, several=options.several)
@@ -176,7 +181,8 @@ def write_plan(
             }
         )
     write_report(output, answer)
-    write_report(page, page_data(scenario, bases, find(scenario.gpu) if scenario.gpu is not None else None))
+    gpu = find(scenario.gpu) if scenario.gpu is not None else None
+    write_report(page, page_data(scenario, bases, gpu, several=bool(divided_ones)))
     log.info("%s", table(answer))
 
 

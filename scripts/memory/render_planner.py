@@ -17,11 +17,12 @@ TEMPLATES = ROOT / "config" / "templates"
 # Groups of components as the page calls them, with their colours (Okabe and Ito's, told apart by everyone).
 GROUPS = {
     "parameters": ("weights", "#0072B2"),
-    "adapters": ("adapters, their gradients and states", "#56B4E9"),
+    "adapters": ("adapters and their states", "#56B4E9"),
     "gradients": ("gradients", "#E69F00"),
     "optimizer_states": ("optimizer states", "#D55E00"),
     "activations": ("activations", "#009E73"),
     "logits": ("logits and loss", "#F0E442"),
+    "several_gpus": ("gathered weights, collectives", "#8C6D31"),
     "temporaries": ("temporaries", "#CC79A7"),
     "overhead": ("workspaces", "#999999"),
 }
@@ -55,27 +56,37 @@ def _finished(chart: Any) -> Any:
 
 
 def _parts() -> Any:
-    """One bar of what is alive at the peak, and a line where the GPU ends."""
+    """For one and for several GPUs a bar of what is alive at the peak on each, and a line where the GPU ends."""
     import altair as alt
 
     titles = [*GROUPS.values(), ABOVE]
     colour = alt.Scale(domain=[title for title, _ in titles], range=[hue for _, hue in titles])
     bar = (
         alt.Chart(alt.NamedData("parts"))
-        .mark_bar(height=46, stroke="white", strokeWidth=0.5)
+        .mark_bar(cursor="pointer", height=24, stroke="white", strokeWidth=0.5)
         .encode(
             x=alt.X("from:Q", title="GiB", axis=alt.Axis(tickCount=8), scale=alt.Scale(zero=True, nice=False)),
             x2="to:Q",
-            y=alt.value(48),
-            color=alt.Color("part:N", title=None, scale=colour, legend=alt.Legend(orient="bottom", columns=4)),
-            tooltip=[alt.Tooltip("part:N", title="for"), alt.Tooltip("gib:Q", title="GiB", format=".2f")],
+            y=alt.Y(
+                "layout:N",
+                title=None,
+                sort=alt.EncodingSortField("row"),
+                axis=alt.Axis(labelLimit=330, labelColor=INK),
+            ),
+            opacity=alt.condition("datum.chosen", alt.value(1), alt.value(0.45)),
+            color=alt.Color("part:N", title=None, scale=colour, legend=alt.Legend(orient="bottom", columns=5)),
+            tooltip=[
+                alt.Tooltip("layout:N", title="GPUs"),
+                alt.Tooltip("part:N", title="for"),
+                alt.Tooltip("gib:Q", title="GiB", format=".2f"),
+            ],
         )
     )
     limit = alt.Chart(alt.NamedData("limit")).encode(x="gib:Q")
     rule = limit.mark_rule(color=INK, strokeWidth=2, strokeDash=[5, 3])
     text = limit.mark_text(align="right", dx=-6, color=INK, fontWeight=600, fontSize=12)
-    text = text.encode(text="text:N", y=alt.value(10))
-    return _finished(alt.layer(bar, rule, text).properties(height=84))
+    text = text.encode(text="text:N", y=alt.value(-8))
+    return _finished(alt.layer(bar, rule, text).properties(height={"step": 34}))
 
 
 def _border() -> Any:

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, lru_cache
 from itertools import product
 from typing import Any
 
@@ -31,6 +33,7 @@ from scripts.scenario.scenario import Scenario
 # and partial sums of the gradient of an embedding that is looked up for each token (each position).
 VARYING = frozenset(("b", "s", "t", "n", "c", "s8", "s32", "s128", "W", "wt", "gt", "ws", "gs"))
 CONSTANTS = ("V", "p", "W64", "W128")  # that the varying ones are made of
+UNEVEN = 4001  # a length that no block of a kernel divides
 LONGEST = 2**17  # of models that don't say how long a sequence may be
 # The grid on which moments are chosen: bounds of blocks and kernels lie between powers of two, so odd sizes are in it.
 ROWS = (1, 2, 3, 5, 8, 13, 21, 40, 64, 111, 256, 600, 1024, 4096)
@@ -72,12 +75,13 @@ class _Recorder(TrainingStep):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, blocks=False)
-        self.moments: dict[frozenset[tuple[Term, int]], str] = {}
+        self.moments: dict[tuple[int, str], Counter[Term]] = {}
 
     def look(self) -> None:
         super().look()
-        if self.phase != "load":
-            self.moments.setdefault(frozenset(item for item in self.live.items() if item[1]), self.phase)
+        # Equal sums are the same tensors: at a length that is no multiple of anything no two sizes agree by chance.
+        if self.phase != "load" and (self.now, self.phase) not in self.moments:
+            self.moments[self.now, self.phase] = self.live.copy()
 
     def by_unit(self, *, adapters: bool) -> list[Moment]:
         """The moments with their terms taken together by group of components and unit."""
@@ -89,10 +93,12 @@ class _Recorder(TrainingStep):
                 width *= 1 if symbol in VARYING else self.value(symbol)
             units[term] = group, "·".join(sorted(varying)), width
         found: list[Moment] = []
-        for moment, phase in self.moments.items():
+        for (_, phase), moment in self.moments.items():
             fixed: Counter[str] = Counter()
             terms: Counter[tuple[str, str, int]] = Counter()
-            for term, times in moment:
+            for term, times in moment.items():
+                if not times:
+                    continue
                 group, unit, width = units[term]
                 if unit:
                     terms[group, unit, width] += times
@@ -130,13 +136,11 @@ def surface(scenario: Scenario, *, capability: Capability | None = None) -> dict
     longest = scenario.size("max_position_embeddings") or LONGEST
     found: dict[str, Any] = {"parts": [], "symbols": {"chunk": CHUNK_TOKENS}}
     for bounds, length, rows in _parts(scenario, decoder.window, longest):
-        there = scenario.changed(sequence_length=length, micro_batch=rows)
+        there = replace(scenario, sequence_length=length, micro_batch=rows)
         step = _Recorder(Setting(decoder, there, capability or DEFAULT_CAPABILITY)).run()
         found["symbols"] |= {name: step.symbols[name] for name in CONSTANTS if name in step.symbols}
-        grid = [
-            place for place in product([n for n in LENGTHS if n < longest] + [longest], ROWS) if _within(bounds, *place)
-        ]
-        moments = _largest_somewhere(step.by_unit(adapters=scenario.method != "full"), found["symbols"], grid)
+        moments = step.by_unit(adapters=scenario.method != "full")
+        moments = _largest_somewhere(moments, found["symbols"], bounds, longest)
         found["parts"].append({**bounds, "moments": [_as_mapping(moment) for moment in moments]})
     return found
 
@@ -153,7 +157,7 @@ def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, 
     longest = scenario.size("max_position_embeddings") or LONGEST
     found: list[Any] = [cuda_rules.cublas_workspace_bytes(capability)]
     for _, length, rows in _parts(scenario, decoder.window, longest):
-        setting = Setting(decoder, scenario.changed(sequence_length=length, micro_batch=rows), capability)
+        setting = Setting(decoder, replace(scenario, sequence_length=length, micro_batch=rows), capability)
         for width in (2, 4):
             found.append(setting.attention_kernel(width))
             dtype = setting.attention_dtype(width)
@@ -170,16 +174,16 @@ def _parts(scenario: Scenario, window: int, longest: int) -> Iterator[tuple[dict
 
     There more than 3,072 tokens, if possible, so that an embedding's gradient shows all that it may need.
     """
-    lengths = [(1, min(longest, 4096, window - 1 if window else longest))]
+    lengths = [(1, min(longest - 1, UNEVEN, window - 1 if window else longest))]
     if 0 < window <= longest:
-        lengths.append((window, max(window, min(longest, 4096))))
+        lengths.append((window, max(window, min(longest, window + 97))))
     rows = [1, 2] if scenario.attention == "eager" else [1]
     targets = [0, CHUNK_TOKENS + 1] if scenario.loss == "chunked" else [0]
     for (from_length, length), from_rows, from_targets in product(lengths, rows, targets):
         bounds = {"from_length": from_length, "from_rows": from_rows, "from_targets": from_targets}
         many = 1 if rows == [1, 2] and from_rows == 1 else max(2, -(-4096 // length))
         if scenario.loss == "chunked" and not from_targets:
-            length = min(length, CHUNK_TOKENS // many)
+            length = min(length, CHUNK_TOKENS // many - 1)
         yield bounds, length, many
 
 
@@ -191,16 +195,30 @@ def _within(bounds: Mapping[str, int], length: int, rows: int) -> bool:
     )
 
 
+@cache
+def _grid(bounds: tuple[tuple[str, int], ...], longest: int) -> tuple[tuple[int, int], ...]:
+    lengths = [length for length in LENGTHS if length < longest] + [longest]
+    return tuple(place for place in product(lengths, ROWS) if _within(dict(bounds), *place))
+
+
+@lru_cache(8192)
+def _blocks_on_grid(
+    symbols: tuple[tuple[str, int], ...], bounds: tuple[tuple[str, int], ...], longest: int, unit: str, width: int
+) -> tuple[int, ...]:
+    """The block of a tensor at every place of a part's grid: the same in all methods and layouts of a model."""
+    return tuple(_block(_symbols(dict(symbols), *place), unit, width) for place in _grid(bounds, longest))
+
+
 def _largest_somewhere(
-    moments: Sequence[Moment], symbols: Mapping[str, int], grid: Sequence[tuple[int, int]]
+    moments: Sequence[Moment], symbols: Mapping[str, int], bounds: Mapping[str, int], longest: int
 ) -> list[Moment]:
     """The moments that are the peak, or within :data:`NEAR` of it, somewhere on the grid."""
     import numpy
 
     keys = sorted({key[1:] for _, _, terms in moments for key in terms})
     columns = {key: column for column, key in enumerate(keys)}
-    places = [_symbols(symbols, *place) for place in grid]
-    blocks = numpy.array([[_block(place, unit, width) for place in places] for unit, width in keys], dtype=numpy.int64)
+    place = tuple(sorted(symbols.items())), tuple(bounds.items()), longest
+    blocks = numpy.array([_blocks_on_grid(*place, *key) for key in keys], dtype=numpy.int64)
     times = numpy.zeros((len(moments), len(keys)), dtype=numpy.int64)
     for row, (_, _, terms) in enumerate(moments):
         for (_, unit, width), count in terms.items():

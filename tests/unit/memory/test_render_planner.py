@@ -4,6 +4,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from scripts.common.files import read_json
 from scripts.memory import plan
-from scripts.memory.choices import choices
+from scripts.memory.choices import LAYOUTS, choices
 from scripts.memory.gpus import catalogue
 from scripts.memory.planner import Estimate, anchored, apply, as_method, largest
 from scripts.memory.render_planner import page
@@ -41,7 +42,8 @@ def estimates(scenario) -> dict[str, Estimate]:
 def data(scenario, estimates) -> dict:
     methods = {method: as_method(scenario, method) for method in METHODS}
     models = {name: read_json(MODELS / f"{name}.json") for name in OTHERS}
-    return choices(scenario, methods, estimates, catalogue()["t4"], models)
+    traced = {(method, "1"): estimate for method, estimate in estimates.items()}
+    return choices(scenario, methods, traced, catalogue()["t4"], models)
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +70,14 @@ def text(browser, name: str) -> str:
 
 def test_everything_chosen_from_has_a_surface_and_traces_are_the_models_own(data) -> None:
     for model in data["models"]:
-        for method in data["methods"]:
+        for method, layout in product(data["methods"], data["layouts"]):
             for gpu in data["gpus"]:
-                index = data["surface_of"][f"{model['name']}|{method['name']}|{gpu['capability']}"]
-                assert data["surfaces"][index]["parts"]
-    assert set(data["traced"]) == {f"tiny|{method}" for method in METHODS}
+                key = f"{model['name']}|{method['name']}|{layout['name']}|{gpu['capability']}"
+                assert data["surfaces"][data["surface_of"][key]]["parts"]
+    assert set(data["traced"]) == {f"tiny|{method}|1" for method in METHODS}
     assert all(len(points) == 2 for points in data["traced"].values())
     assert data["chosen"] == {
-        "model": "tiny", "method": "qlora", "gpu": "t4", "sequence_length": 256, "micro_batch": 1,
+        "model": "tiny", "method": "qlora", "layout": "1", "gpu": "t4", "sequence_length": 256, "micro_batch": 1,
     }  # fmt: skip
 
 
@@ -92,11 +94,15 @@ def test_numbers_are_the_planners_to_the_byte(browser, scenario, estimates) -> N
         model, method = chance.choice(("tiny", *OTHERS)), chance.choice(METHODS)
         gpu = chance.choice(list(catalogue().values()))
         base = scenario if model == "tiny" else scenario.changed(model=model, model_name=None)
-        step = apply(base, as_method(base, method))
+        layout = chance.choice(list(LAYOUTS))
+        _, strategy, count = LAYOUTS[layout]
+        parallel = {"parallel": {"strategy": strategy, "gpus": count}}
+        step = apply(base, {**as_method(base, method), **parallel})
         length = int(2 ** chance.uniform(4, 10 if model == "tiny" else 13))
         step = replace(step, sequence_length=length, micro_batch=int(2 ** chance.uniform(0, 7)))
-        estimate = (estimates[method] if model == "tiny" else Estimate(step)).on(gpu)
-        choice = {"model": model, "method": method, "gpu": gpu.name}
+        traced = model == "tiny" and layout == "1"
+        estimate = (estimates[method] if traced else Estimate(step)).on(gpu)
+        choice = {"model": model, "method": method, "layout": layout, "gpu": gpu.name}
         choice |= {"sequence_length": length, "micro_batch": step.micro_batch}
         shown = browser.execute_script("return answer(arguments[0])", choice)
         assert shown["required"] == estimate(step), choice
@@ -123,6 +129,12 @@ def test_a_changed_choice_changes_the_picture(browser) -> None:
     assert "Does not fit Tesla T4" in text(browser, "word")
     assert "not traced for this page" in text(browser, "source")
     assert {"model=qwen2.5-coder-14b", f"micro_batch={rows}"} < set(browser.current_url.partition("#")[2].split("&"))
+    browser.find_element(By.CSS_SELECTOR, "#layout option[value='fsdp2-8']").click()
+    assert "8 × Tesla T4" in text(browser, "word")
+    assert "parallel: {strategy: fsdp2, gpus: 8}" in text(browser, "scenario")
+    assert "gpu: {name: t4, count: 8}" in text(browser, "scenario")
+    browser.find_element(By.CSS_SELECTOR, "#method option[value='qlora']").click()
+    assert "quantization: {storage: bf16}" in text(browser, "source")
     assert errors(browser) == []
 
 
@@ -143,13 +155,16 @@ def test_an_address_opens_what_it_names_and_nonsense_in_it_is_left_out(file) -> 
     with opened(file.as_uri() + "#model=tiny&method=lora&gpu=no-such&sequence_length=x&micro_batch=-4") as page:
         ready(page)
         assert page.execute_script("return {...state}") == {
-            "model": "tiny", "method": "lora", "gpu": "t4", "sequence_length": 256, "micro_batch": 1,
+            "model": "tiny", "method": "lora", "layout": "1", "gpu": "t4", "sequence_length": 256, "micro_batch": 1,
         }  # fmt: skip
-    with opened(file.as_uri() + "#model=tiny&method=lora&gpu=a100-80gb&sequence_length=99999&micro_batch=2.6") as page:
+    with opened(
+        file.as_uri() + "#model=tiny&method=lora&layout=fsdp2-4&gpu=a100-80gb&sequence_length=99999&micro_batch=2.6"
+    ) as page:
         ready(page)
         state = page.execute_script("return {...state}")
         assert state == {
-            "model": "tiny", "method": "lora", "gpu": "a100-80gb", "sequence_length": 1024, "micro_batch": 3,
+            "model": "tiny", "method": "lora", "layout": "fsdp2-4", "gpu": "a100-80gb", "sequence_length": 1024,
+            "micro_batch": 3,
         }  # fmt: skip
         assert errors(page) == []
 
@@ -157,7 +172,7 @@ def test_an_address_opens_what_it_names_and_nonsense_in_it_is_left_out(file) -> 
 def test_what_has_no_estimate_says_why(scenario) -> None:
     odd = scenario.changed(use_cache=True)
     found = choices(odd, {"lora": as_method(odd, "lora")}, {}, models={})
-    assert found["surfaces"] == [] and "use_cache" in found["reasons"]["tiny|lora"]
+    assert found["surfaces"] == [] and "use_cache" in found["reasons"]["tiny|lora|1"]
 
 
 def test_a_page_is_made_alone(tmp_path, capsys) -> None:
