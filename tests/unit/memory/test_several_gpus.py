@@ -24,9 +24,9 @@ from tests.unit.memory.several_gpus import scenario
 def measured(tmp_path_factory):
     """What two processes with gloo measured, by rank."""
     folder = tmp_path_factory.mktemp("gloo")
-    command = [sys.executable, "-m", "tests.unit.memory.gloo_steps"]
-    processes = [subprocess.Popen([*command, str(rank), str(folder)], cwd=ROOT) for rank in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    subprocess.run(
+        [sys.executable, "-m", "tests.unit.memory.gloo_steps", str(folder)], cwd=ROOT, check=True, timeout=600
+    )
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
