@@ -185,6 +185,13 @@ def peft_comparison(row: Row, orders: int = 1) -> Report:
     )
 
 
+def torchtitan(row: Row, orders: int = 1) -> Report:
+    """See :mod:`scripts.validation.torchtitan`."""
+    from scripts.validation.torchtitan import step_of_torchtitan
+
+    return step_of_torchtitan(row.scenario)
+
+
 def _optimizer(model: nn.Module, kind: str, options: dict[str, Any]) -> torch.optim.Optimizer:
     """``get_optimizer_and_scheduler`` of peft's ``method_comparison/MetaMathQA/utils.py``, with a GPU's ``foreach``."""
     from peft import optimizers
@@ -203,6 +210,7 @@ PROGRAMS: dict[str, Callable[..., Report]] = {
     "fitcheck": fitcheck,
     "trainer": trainer,
     "peft_comparison": peft_comparison,
+    "torchtitan": torchtitan,
 }
 
 

@@ -92,6 +92,13 @@ SOURCES = {
         "yes",
         "validation-liger.yaml",
     ),
+    "torchtitan": Source(
+        "8 and 128 x H100 96 GB, FSDP2, Llama-3.1-8B, reserved to 0.1 GiB",
+        "torchtitan.csv",
+        ("torchtitan",),
+        "yes",
+        "torch.yaml",
+    ),
     "peft": Source(
         "L40S, 14 runs of PEFT's methods",
         "peft.json",
@@ -145,7 +152,7 @@ def read(source: str) -> list[Row]:
     path, sessions = FOLDER / SOURCES[source].file, SOURCES[source].sessions
     if path.suffix == ".json":
         return _peft(path)
-    make = _t4 if path.stem in ("public", "held-out") else _a100
+    make = {"a100": _a100, "fsdp": _a100, "torchtitan": _torchtitan}.get(path.stem, _t4)
     with open(path, encoding="utf-8", newline="") as handle:
         rows = csv.DictReader(handle)
         return [make(row, path) for row in rows if any(row["id"].startswith(f"{name}-") for name in sessions)]
@@ -228,6 +235,25 @@ def _a100(row: Mapping[str, str], path: Path) -> Row:
         ),
         program="trainer",
         measured_bytes={"allocated": int(row["peak_allocated_bytes"])},
+    )
+
+
+def _torchtitan(row: Mapping[str, str], path: Path) -> Row:
+    """A run of torchtitan: what its program does stands in :mod:`scripts.validation.torchtitan`."""
+    scenario = {
+        "model": "llama-3.1-8b",
+        "method": "full",
+        "precision": "bf16-mixed",
+        "attention": "flash",
+        "sequence_length": int(row["sequence_length"]),
+        "micro_batch": int(row["micro_batch"]),
+        "parallel": {"strategy": "fsdp2", "gpus": int(row["gpus"])},
+    }
+    return _row(
+        row,
+        scenario=Scenario.from_mapping(scenario, where=f"{path.name}, row {row['id']}"),
+        program="torchtitan",
+        measured_bytes={"reserved": round(float(row["peak_reserved_gib"]) * 2**30)},
     )
 
 
