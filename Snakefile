@@ -30,6 +30,7 @@ include: PROJECT / "rules/provenance.smk"
 include: PROJECT / "rules/documents.smk"
 include: PROJECT / "rules/sweep.smk"
 include: PROJECT / "rules/export.smk"
+include: PROJECT / "rules/publish.smk"
 
 
 rule all:
@@ -81,6 +82,12 @@ onstart:
 rule export:
     input:
         each_run(exports),
+    localrule: True
+
+
+rule publish:
+    input:
+        each_run(publication),
     localrule: True
 
 

@@ -27,6 +27,7 @@ for run_settings in RUNS.named.values():
     explained(configured.check, run_settings)
     # Where a run's jobs ran is no part of the run: its documents stay the same.
     place_of_jobs = run_settings.pop("cluster")
+    PUBLISH = run_settings.pop("publish")  # nor is where it goes
 # The cluster's GPUs, the smallest first; none on one machine.
 CLUSTER = explained(cluster.read_map, place_of_jobs["gpus"]) if place_of_jobs["gpus"] else []
 if place_of_jobs["container"]:
@@ -339,6 +340,13 @@ def stages_of(wildcards):
 # Here and not before the first job: there may be none.
 if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
     explained(outdated.refuse_unrecorded, each_run(stages_of)(None))
+
+
+def publication(wildcards):
+    """What is published of a run: the list of it, and with `upload: true` what came of the upload."""
+    if len(RUNS.named) > 1:
+        sys.exit("publish names one repository for each kind, and the configuration asks for several runs: choose one.")
+    return f"results/{wildcards.run}/publish/{'published' if PUBLISH['upload'] else 'plan'}.json"
 
 
 # --- before and after the jobs -----------------------------------------------------------------------

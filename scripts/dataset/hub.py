@@ -7,15 +7,14 @@ HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT (seconds) have their usual meani
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.job import log
+from scripts.common.secrets import without_secrets
 from scripts.dataset.sources import Record, check_columns, to_record
 
-_TOKEN = re.compile(r"\bhf_\w{6,}")
 # A connection that breaks off is taken up again so often by `datasets` (its default is 20), each time after
 # five attempts of huggingface_hub's own, 25 s apart from first to last.
 _READ_RETRIES = 1
@@ -28,14 +27,6 @@ _WORDS = {
     404: ("The Hub has no such dataset, revision or file (404).", "owner/name and a revision as on the dataset's page"),
     429: ("The Hub is asked too often (429).", "another try, later"),
 }
-
-
-def without_secrets(text: str) -> str:
-    """The text without the token of the environment, or anything that looks like one."""
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if secret := os.environ.get(name):
-            text = text.replace(secret, "***")
-    return _TOKEN.sub("***", text)
 
 
 def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:

@@ -19,7 +19,9 @@ def pins(name: str) -> dict[str, str]:
     return {canonicalize_name(item.name): str(item.specifier) for item in found}
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "requirements-slurm.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements.txt", "requirements-dev.txt", "requirements-publish.txt", "requirements-slurm.txt"]
+)
 def test_locked_versions_are_those_required(name: str) -> None:
     locked = pins("constraints.txt")
     for package, specifier in pins(name).items():

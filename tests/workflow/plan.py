@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TARGETS = {"all", "dataset", "gate", "memory", "merge", "sweep", "train"}
+TARGETS = {"all", "dataset", "gate", "memory", "merge", "publish", "sweep", "train"}
 STATS = re.compile(r"^job +count\n-+ +-+\n(.*?)^total ", re.MULTILINE | re.DOTALL)
 
 

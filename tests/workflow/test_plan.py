@@ -72,6 +72,14 @@ def test_a_sandbox_that_is_not_there_stops_before_anything_is_computed(project, 
     assert "apt-get install bubblewrap" in done.stderr and not (project / "results").exists()
 
 
+def test_publishing_is_asked_for_by_name_and_uploads_only_where_the_configuration_says_so(project):
+    assert not {"prepare_publication", "upload_publication"} & planned(project)
+    rules = planned(project, "publish")
+    assert "prepare_publication" in rules and "upload_publication" not in rules
+    (project / "upload.yaml").write_text("publish: {adapter: owner/name, upload: true}\n", encoding="utf-8")
+    assert "upload_publication" in planned(project, "--configfile", "upload.yaml", "--", "publish")
+
+
 def test_the_gate_stands_before_training(project):
     assert "gate_memory" in planned(project, "results/smollm2-135m-r16/adapter/adapter_model.safetensors")
 

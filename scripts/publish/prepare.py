@@ -1,0 +1,248 @@
+"""Rule ``prepare_publication``: what would be published, and whether it may be.
+
+For each repository that the configuration names (adapter, merged model, dataset) a card of its own, and a list of every
+file with its size and digest: the dry run, which needs no network. Nothing is listed that does not hold what the
+configuration asks of a model to be published.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import (
+    atomic_folder,
+    read_folder,
+    read_report,
+    sha256_file,
+    write_json,
+    write_report,
+    write_text,
+)
+from scripts.common.job import job, log
+from scripts.documents.render import render
+from scripts.documents.sources import collect, dump_yaml, sourced
+
+SPLITS = ("train", "validation", "test")
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def check(publish: Mapping[str, Any], comparison: Mapping[str, Any], verified: Mapping[str, Any]) -> None:
+    """Refuse what the configuration's thresholds don't let through.
+
+    Raises
+    ------
+    UserError
+        Naming each threshold that does not hold, with what was found.
+    """
+    asked, tuned = publish["thresholds"], comparison["tuned"]
+    failed = [] if verified["passed"] else ["the merge did not pass its verification"]
+    for metric in asked["better"]:
+        if comparison[metric]["verdict"] != "better":
+            failed.append(f"{metric} is not better than the base's by more than its interval")
+    if tuned["exact"]["share"] < asked["least_exact"]:
+        failed.append(f"{tuned['exact']['share']:.3f} of the answers are exact, asked for are {asked['least_exact']}")
+    if tuned["danger"]["share"] > asked["most_danger"]:
+        failed.append(
+            f"{tuned['danger']['share']:.3f} of the answers are dangerous, allowed are {asked['most_danger']}"
+        )
+    if failed:
+        raise UserError(
+            "This run is not published: it does not hold what the configuration asks for.",
+            where="publish.thresholds in the configuration",
+            found="; ".join(failed),
+            allowed="a run that holds it, or other thresholds",
+        )
+
+
+def check_licences(acquired: Mapping[str, Any]) -> None:
+    """Refuse to publish data whose licence nobody knows."""
+    unknown = [row["name"] for row in acquired["sources"] if row["license"].strip().lower() in ("unknown", "none", "?")]
+    if unknown:
+        raise UserError(
+            "The dataset is not published: the licence of some of it is unknown.",
+            where="dataset.sources in the configuration",
+            found=", ".join(unknown),
+            allowed="a licence for each source, or no repository for the dataset",
+            write="publish:\n  dataset: null",
+        )
+
+
+def croissant(name: str, repository: str, about: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Any]:
+    """Croissant metadata of the splits; made, and checked, by ``mlcroissant``.
+
+    Parameters
+    ----------
+    name, repository
+        Of the dataset; the repository's address becomes its URL.
+    about
+        ``license``, ``description`` and ``version``.
+    files
+        The splits' JSON-lines files by split.
+
+    Raises
+    ------
+    UserError
+        Where mlcroissant is not installed.
+    """
+    try:
+        import mlcroissant as mlc
+    except ImportError:
+        raise UserError(
+            "A dataset's card has Croissant metadata, and mlcroissant, which makes it, is not installed.",
+            where="publish.dataset in the configuration",
+            write="pip install -c constraints.txt -r requirements-publish.txt",
+        ) from None
+    objects = [
+        mlc.FileObject(
+            id=f"{split}.jsonl",
+            name=f"{split}.jsonl",
+            content_url=f"data/{split}.jsonl",
+            encoding_formats=["application/jsonlines"],
+            sha256=sha256_file(path),
+        )
+        for split, path in files.items()
+    ]
+    records = [
+        mlc.RecordSet(
+            id=split,
+            name=split,
+            fields=[
+                mlc.Field(
+                    id=f"{split}/{column}",
+                    name=column,
+                    description=f"The {column}.",
+                    data_types=mlc.DataType.TEXT,
+                    source=mlc.Source(file_object=f"{split}.jsonl", extract=mlc.Extract(column=column)),
+                )
+                for column in ("request", "command")
+            ],
+        )
+        for split in files
+    ]
+    made = mlc.Metadata(
+        name=name,
+        description=about["description"],
+        license=[about["license"]],
+        url=f"https://huggingface.co/datasets/{repository}",
+        version=about["version"],
+        distribution=objects,
+        record_sets=records,
+    )
+    return made.to_json()
+
+
+def metadata(context: Mapping[str, Any]) -> dict[str, Any]:
+    """The cards' YAML blocks, and the names that the adapter's code loads."""
+    from huggingface_hub import DatasetCardData, ModelCardData
+    from markupsafe import Markup
+
+    base, publish = context["base_model"], context["publish"]
+    adapter = ModelCardData(
+        base_model=base,
+        datasets=[publish["dataset"]] if publish["dataset"] else None,
+        language=["en"],
+        library_name="peft",
+        license=context["description"]["license"],
+        pipeline_tag="text-generation",
+        tags=["bash", "shell", "command-line", "lora", "peft"],
+    ).to_dict()
+    if base:
+        adapter["base_model_relation"] = "adapter"
+    dataset = DatasetCardData(
+        language=["en"],
+        license=sorted({licence.lower() for licence in context["acquire"]["licenses"]}),
+        pretty_name=f"{context['dataset']}: requests and Bash commands",
+        tags=["bash", "shell", "command-line"],
+        task_categories=["text-generation"],
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"path": f"data/{split}.jsonl", "split": split} for split in SPLITS],
+            }
+        ],
+    ).to_dict()
+    return {
+        "adapter_metadata": Markup(collect(dump_yaml(adapter))[0]),
+        "dataset_metadata": Markup(collect(dump_yaml(dataset))[0]),
+        "quoted_base": Markup(json.dumps(base or "folder-of-the-base")),
+        "quoted_repository": Markup(json.dumps(publish["adapter"])),
+    }
+
+
+def listing(files: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Each file of a repository: ``path`` in it, ``file`` here, ``bytes``, ``sha256``; by path."""
+    return [
+        {"bytes": path.stat().st_size, "file": str(path), "path": name, "sha256": sha256_file(path)}
+        for name, path in sorted(files.items())
+    ]
+
+
+def main(
+    inputs: Mapping[str, Any], output: str, publish: Mapping[str, Any], about: Mapping[str, Any], templates: Path
+) -> None:
+    """Check, write the cards, list the files."""
+    reports = {
+        name: read_report(inputs[name])
+        for name in ("acquire", "comparison", "description", "split", "training", "verification")
+    }
+    manifest = read_folder(inputs["manifest"])
+    read_report(inputs["training"], inputs["adapter"], inputs["settings"])
+    read_report(inputs["split"], *inputs["splits"])
+    check(publish, reports["comparison"], reports["verification"])
+    merged, adapter = Path(inputs["manifest"]).parent, Path(inputs["adapter"]).parent
+    run, folder = Path(inputs["card"]).parent, Path(output).parent / "cards"
+    splits = dict(zip(SPLITS, map(Path, inputs["splits"]), strict=True))
+    context = {name: sourced(report, inputs[name]) for name, report in reports.items()}
+    base = reports["description"]["source"]
+    context |= {"base_model": base.get("repository") or base.get("hub_id"), "publish": publish, **about}
+    context |= metadata(context)
+    wanted: dict[str, dict[str, Path]] = {}
+    with atomic_folder(folder) as cards:
+        if publish["adapter"]:
+            write_text(cards / "adapter" / "README.md", render(templates / "ADAPTER_CARD.md.j2", context)[0])
+            wanted["adapter"] = {name: adapter / name for name in ADAPTER}
+            wanted["adapter"]["README.md"] = folder / "adapter" / "README.md"
+        if publish["merged"]:
+            shown = [*run.glob("figures/*.png"), *run.glob("docs/*.md")]  # what the card links to
+            wanted["merged"] = {name: merged / name for name in [*manifest["sha256"], Path(inputs["manifest"]).name]}
+            wanted["merged"] |= {str(path.relative_to(run)): path for path in shown}
+            wanted["merged"]["README.md"] = Path(inputs["card"])
+        if publish["dataset"]:
+            check_licences(reports["acquire"])
+            licences = " AND ".join(reports["acquire"]["licenses"])
+            described = {
+                "description": "Requests in English and Bash commands.",
+                "license": licences,
+                "version": "1.0.0",
+            }
+            made = croissant(about["dataset"], publish["dataset"], described, splits)
+            write_json(cards / "dataset" / "croissant.json", made)
+            write_text(cards / "dataset" / "README.md", render(templates / "DATASET_CARD.md.j2", context)[0])
+            wanted["dataset"] = {f"data/{split}.jsonl": path for split, path in splits.items()}
+            wanted["dataset"] |= {name: folder / "dataset" / name for name in ("README.md", "croissant.json")}
+    if not wanted:
+        raise UserError(
+            "The configuration names no repository to publish to.",
+            where="publish in the configuration",
+            allowed="a repository for the adapter, the merged model, the dataset, or several of them",
+            write="publish:\n  adapter: <owner>/<name>",
+        )
+    plan = {
+        kind: {"files": listing(files), "private": publish["private"], "repository": publish[kind]}
+        for kind, files in wanted.items()
+    }
+    write_report(output, {"repositories": plan})
+    for kind, repository in plan.items():
+        total = sum(file["bytes"] for file in repository["files"])
+        log.info("%s -> %s: %d files, %s bytes", kind, repository["repository"], len(repository["files"]), f"{total:,}")
+        for file in repository["files"]:
+            log.info("  %15s  %s", f"{file['bytes']:,}", file["path"])
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        named = {name: value if isinstance(value, str) else list(value) for name, value in snakemake.input.items()}
+        settings = snakemake.params.settings
+        main(named, snakemake.output.plan, settings["publish"], settings["about"], Path(named["templates"][0]).parent)
