@@ -644,6 +644,14 @@ def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: 
     assert "Nothing was executed" not in write("docs/publication.md")
 
 
+def test_an_execution_in_which_nothing_is_left_out_or_right_is_said_so(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["execution"] |= {"examples": [], "missing_programs": [], "undecidable": [], "refused_references": 0}
+    content["execution"]["right_but_other_strings"] = {"base": 0, "tuned": 0}
+    card = write("MODEL_CARD.md", content)
+    assert "All of the tasks could be decided" in card and "no exact match" not in card and "none can't" not in card
+
+
 def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["benchmark_comparison"]["loss"] |= {"verdict": "no difference that the interval can carry"}
