@@ -187,3 +187,15 @@ def test_a_killed_process_is_named_and_the_run_resumes_to_the_same_bits(place, t
     )
     assert whole == resumed
     assert (tmp_path / "whole" / "training.jsonl").read_bytes() == (tmp_path / "killed" / "training.jsonl").read_bytes()
+
+
+def test_what_all_processes_refuse_is_said_once(place, tmp_path, forked):
+    with pytest.raises(UserError) as error:
+        run(
+            place,
+            tmp_path / "run",
+            several({**LORA, "packing": "rows", "micro_batch": 1}, "ddp"),
+            {**LOOP, "rows_per_step": 8},
+        )
+    assert error.value.problem.startswith("The rows of one step take 2 micro-batches")
+    assert error.value.write == "gradient_accumulation: 2"
