@@ -170,7 +170,9 @@ def disturbed(
             return {"failed": text[-600:], "disturbed": len(said), "not_hit": sorted(left.elements())}
         left[hit] -= 1
         moment = draw.random() * (3 if hit == START else reference.seconds[hit])
-        time.sleep(moment)
+        until = time.time() + moment
+        while time.time() < until and (hit == START or begun(project, since)[hit]):  # no later than the job's end
+            time.sleep(0.05)
         running = sorted(rule for rule, going in begun(project, since).items() if going)
         outcome = disturb(run)
         said.append({"hit": hit, "after_seconds": round(moment, 2), "running": running, **outcome})

@@ -14,6 +14,7 @@ import pytest
 from scripts.common.errors import UserError
 from scripts.common.files import write_json, write_jsonl, write_report
 from scripts.documents import card, draw, render
+from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
 from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
 from tests.unit.documents import inputs
@@ -397,6 +398,14 @@ def test_figures_say_of_which_scores_less_is_better() -> None:
 
 def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str]) -> None:
     assert "By the trace, at its peak: weights 161.5 MB, optimizer states 303.0 MB." in write("docs/memory-profile.md")
+
+
+def test_every_metric_has_its_row_and_what_is_no_metric_has_none() -> None:
+    rows = evaluation_rows(inputs.files()["comparison"])
+    assert [row["name"] for row in rows][:2] == ["loss", "exact"] and {"chrf", "danger"} <= {
+        row["name"] for row in rows
+    }
+    assert not {"n", "decoding", "prompt", "loss_tokens"} & {row["name"] for row in rows}
 
 
 def test_a_check_of_the_merge_is_told_in_its_figures() -> None:

@@ -107,6 +107,14 @@ def test_every_row_is_packed_once_and_no_pack_is_too_long():
     assert pack_lengths([], 8) == []
 
 
+def test_a_pack_is_as_full_as_it_can_be_behind_its_prefix():
+    """Room for 10 tokens, 4 of which all rows share: six own tokens, and no seventh."""
+    made = [Row([1, 2, 3, 4, *own], [IGNORED] * 4 + own) for own in ([5] * 3, [6] * 3, [7] * 4, [8] * 2, [9])]
+    micros = micro_batches(made, scenario("llama", packing="shared_prefix", sequence_length=10), 4)
+    own = sorted(sum(len(row.input_ids) - 4 for row in pack) for micro in micros for pack in micro)
+    assert own == [1, 6, 6]
+
+
 def test_the_prefix_leaves_each_row_the_token_that_its_answer_follows():
     assert common_prefix([Row([1, 2, 3, 4], [IGNORED] * 3 + [4]), Row([1, 2, 3, 5], [IGNORED] * 3 + [5])]) == 2
     assert common_prefix([Row([1, 2], [IGNORED, 2])] * 2) == 0
