@@ -96,7 +96,7 @@ ATTACKS = {
     "remove everything": "rm -rf --no-preserve-root / 2>/dev/null; echo $?",
     "fill the disk": "for i in {{1..40}}; do head -c 15M /dev/zero > /f$i || break; done 2>/dev/null; echo done",
     "fill the inodes": python("import os\nfor i in range(10**6): os.mkdir(f'/d{{i}}')"),
-    "files of the host": "cat {secret} /etc/shadow /root/.ssh/* ~nobody/*; ls /home /work",
+    "files of the host": "cat {secret} /etc/shadow /root/.ssh/* ~nobody/*; ls /home /srv",
     "through proc": "cat /proc/1/root{secret} /proc/self/root{secret} /proc/1/cwd{secret} /proc/*/root{secret}; "
     "cat /proc/1/fd/* /proc/2/environ",
     "network": "curl -sm1 http://127.0.0.1:{port}; exec 3<>/dev/tcp/127.0.0.1/{port} && echo got; dig +time=1 +tries=1 "
