@@ -80,6 +80,13 @@ def test_publishing_is_asked_for_by_name_and_uploads_only_where_the_configuratio
     assert "upload_publication" in planned(project, "--configfile", "upload.yaml", "--", "publish")
 
 
+def test_a_step_on_several_gpus_is_trained_and_not_measured_by_one_process(project):
+    (project / "two.yaml").write_text("training: {parallel: {strategy: ddp, gpus: 2}}\n", encoding="utf-8")
+    rules = planned(project, "--configfile", "two.yaml")
+    assert {"trace_memory", "gate_memory", "train_adapter", "compare_memory"} <= rules
+    assert "measure_memory" not in rules
+
+
 def test_the_gate_stands_before_training(project):
     assert "gate_memory" in planned(project, "results/smollm2-135m-r16/adapter/adapter_model.safetensors")
 
