@@ -176,6 +176,14 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     """
     from torch.distributed.fsdp import BackwardPrefetch, FullyShardedDataParallel, MixedPrecision, ShardingStrategy
 
+    if device.type == "cpu":
+        raise UserError(
+            "`parallel.strategy: fsdp1` needs GPUs: PyTorch's FSDP1 runs on no CPU.",
+            where="parallel.strategy",
+            found="fsdp1 on the CPU",
+            allowed="fsdp2, ddp; or a machine with GPUs",
+            write=f"parallel: {{strategy: fsdp2, gpus: {scenario.parallel['gpus']}}}",
+        )
     dtype = DTYPES.get(scenario.autocast_precision)
     if dtype is not None:
         for parameter in model.parameters():

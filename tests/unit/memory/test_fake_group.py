@@ -159,3 +159,11 @@ def test_a_group_of_another_size_is_refused():
 
 def test_a_scenario_of_several_gpus_is_a_value():
     assert Scenario.from_mapping(FSDP2.to_mapping()) == FSDP2
+
+
+def test_fsdp1_runs_on_no_cpu():
+    from scripts.training.parallel import parallelize
+
+    with fake_group.fake_group(2), pytest.raises(UserError, match="runs on no CPU") as caught:
+        parallelize(torch.nn.Linear(2, 2), FSDP1, "cpu")
+    assert caught.value.write == "parallel: {strategy: fsdp2, gpus: 2}"
