@@ -35,6 +35,7 @@ PATCHES = {
     "FSDPParam._init_sharded_param": "FSDP2 brings offloaded parameters to the host, but not those on `meta`",
     "FSDPParam.all_gather_inputs": "FSDP2 copies offloaded parameters from the CPU to `meta`, where they are already",
     "FSDP2's foreach_reduce": "what is allocated for the exchange of gradients gets its name",
+    "torch.accelerator.current_stream": "FSDP2 waits there for what it gathered for nothing (a frozen embedding)",
     "FSDP1's _move_module_to_device": "what is on `meta` needs no way to the GPU; the tracker is told that it is there",
     "FSDP2's _move_states_to_device": "the same",
     "DistributedDataParallel.__init__": "DDP waits for the result of its exchange, and a fake one has none",
@@ -305,6 +306,7 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
 
     return [
         (torch._C, "_get_accelerator", get_accelerator),
+        (torch.accelerator, "current_stream", device.current_stream),
         (torch.Tensor, "data_ptr", data_ptr),
         (flat_param, "_no_dispatch_record_stream", record_stream),
         (runtime, "_no_dispatch_record_stream", record_stream),

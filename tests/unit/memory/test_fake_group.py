@@ -17,6 +17,7 @@ FSDP1 = scenario("full", "fsdp1")
 FROZEN = scenario("lora", "fsdp1")  # in the root nothing is trained, so that only the end of backward gives it back
 FSDP2 = scenario("full", "fsdp2")
 OFFLOADED = scenario("full", "fsdp2", offload="cpu")
+UNUSED = scenario("lora", "fsdp2").changed(gradient_checkpointing=False)  # nothing asks for the embedding's gradient
 DDP = scenario("full", "ddp")
 
 
@@ -45,6 +46,7 @@ PATCHES = {
         FSDP1,
         lambda with_it, without: late(with_it) > late(without) == without["reserved_range_bytes"][0],
     ),
+    "current_stream": (("device",), UNUSED, UserError),
     "_validate_no_meta_params": (("self",), FSDP2, UserError),
     "_validate_cpu_offload_params": (("self",), OFFLOADED, UserError),
     "_init_sharded_param": (
