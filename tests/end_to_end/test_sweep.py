@@ -33,8 +33,8 @@ def test_only_what_carries_the_new_rank_is_made(swept: tuple[Path, str]) -> None
     finished = chain.finished_rules(said)
     assert {"train_adapter", "evaluate_tuned", "summarize_sweep", "draw_sweep", "render_sweep"} <= finished
     assert not finished & {"clean_dataset", "encode_dataset", "fetch_weights", "evaluate_base"}
-    runs = set(re.findall(rf"wildcards: run={chain.SETTINGS['run']['name']}-r(\d+)", said))
-    assert runs == {str(NEW)}
+    runs = set(re.findall(rf"^Job \d+: .*\b({chain.SETTINGS['run']['name']}-r\d+)", said, re.MULTILINE))
+    assert runs == {f"{chain.SETTINGS['run']['name']}-r{NEW}"}
 
 
 def test_the_sweeps_document_compares_the_runs(swept: tuple[Path, str]) -> None:
