@@ -210,7 +210,7 @@ def fill(place: Path, log: Path, draw: random.Random) -> Callable[[subprocess.Po
     """Takes all but some bytes of a disk, and waits for what the run has to say."""
 
     def disturb(run: subprocess.Popen) -> dict:
-        begin, free = log.stat().st_size, draw.choice((0, 4096, MIB // 4, MIB))
+        begin, free = log.stat().st_size, draw.choice((0, 0, 4096, MIB // 4))
         with open(place / "ballast", "wb") as ballast:
             while (room := shutil.disk_usage(place).free - free) > 0:
                 with suppress(OSError):  # the run took some of it meanwhile
