@@ -528,8 +528,9 @@ def train(
     from scripts.training.batches import answer_tokens, read_rows
     from scripts.training.exactness import self_test
     from scripts.training.model import assert_quantized, build_model, build_optimizer
-    from scripts.training.packing import common_prefix
-    from scripts.training.parallel import parallelize, where_to_build
+    from scripts.training.packing import collate_packs, common_prefix
+    from scripts.training.parallel import bare, parallelize, where_to_build
+    from scripts.training.step import forward_backward
 
     torch.set_num_threads(threads)
     if device == "cpu":
@@ -558,6 +559,15 @@ def train(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%s: %d trainable parameters; %s", description["title"], trainable, json.dumps(quantized, sort_keys=True))
     model = parallelize(model, scenario, device if device == "cpu" else f"cuda:{torch.cuda.current_device()}")
+    if scenario.parallel["strategy"] == "ddp":
+        # DDP orders its buckets anew after the first backward pass, and with them the sums of three or more GPUs round
+        # otherwise. Before the first step, so that a resumed run has the order of one that was not killed.
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+            packs = [[min(rows, key=lambda row: len(row.input_ids))]]
+            forward_backward(
+                model, collate_packs(packs, scenario, shared, pad_token_id, bare(model).config, device), scenario
+            )
+        model.zero_grad(set_to_none=True)
     if group.rank:  # dropout's noise is another in each process; all have made the same adapters
         torch.manual_seed(seed + group.rank)
     exactness = None

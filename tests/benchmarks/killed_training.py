@@ -1,4 +1,4 @@
-"""Kill a training in two processes at random, one of them or all, and give the command again: the same bits?
+"""Kill a training in several processes at random, one of them or all, and give the command again: the same bits?
 
     python -m tests.benchmarks.killed_training --folder FOLDER --kills 10
 
@@ -27,13 +27,13 @@ ADAPTER = {"rank": 4, "alpha": 8, "dropout": 0.1, "target_modules": "all-linear"
 COMPARED = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "training.jsonl")
 
 
-def train(folder: Path, run: Path, strategy: str, method: str) -> None:
+def train(folder: Path, run: Path, strategy: str, gpus: int, method: str) -> None:
     """What the rule does, on the small model of the unit tests."""
     from scripts.common.errors import UserError
     from scripts.training import train
     from tests.unit.training.prepared import LOOP
 
-    step = {**STEP, "method": method, "lora": ADAPTER, "parallel": {"strategy": strategy, "gpus": 2}}
+    step = {**STEP, "method": method, "lora": ADAPTER, "parallel": {"strategy": strategy, "gpus": gpus}}
     loop = {**LOOP, "epochs": STEPS, "max_steps": STEPS, "save_every_steps": 4}
     names = ("encoded/train.parquet", "encoded/validation.parquet", "encoded/encode.json", "base/weights.json")
     inputs = dict(
@@ -51,7 +51,8 @@ def train(folder: Path, run: Path, strategy: str, method: str) -> None:
 def start(arguments: argparse.Namespace, run: Path) -> subprocess.Popen:
     run.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.benchmarks.killed_training", "--folder", str(arguments.folder)]
-    command += ["--strategy", arguments.strategy, "--method", arguments.method, "--run", str(run)]
+    command += ["--strategy", arguments.strategy, "--method", arguments.method, "--gpus", str(arguments.gpus)]
+    command += ["--run", str(run)]
     said = subprocess.DEVNULL
     return subprocess.Popen(command, stdout=said, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -79,12 +80,12 @@ def ranks_of(job: int) -> dict[int, int]:
 
 
 def killed(arguments: argparse.Namespace, number: int, draw: random.Random, expected: dict[str, bytes]) -> dict:
-    run, victim = arguments.folder / f"killed-{number}", draw.choice([0, 1, None])
+    run, victim = arguments.folder / f"killed-{number}", draw.choice([*range(arguments.gpus), None])
     after, wait = draw.randrange(STEPS - 4), draw.uniform(0, 0.5)
     process = start(arguments, run)
     while saved_steps(run) < after and process.poll() is None:
         time.sleep(0.01)
-    while len(ranks := ranks_of(process.pid)) < 2 and process.poll() is None:
+    while len(ranks := ranks_of(process.pid)) < arguments.gpus and process.poll() is None:
         time.sleep(0.05)
     time.sleep(wait)
     for pid in [process.pid, *ranks.values()] if victim is None else [ranks[victim]]:
@@ -118,11 +119,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="decides what is killed, and when")
     parser.add_argument("--strategy", choices=("ddp", "fsdp2"), default="fsdp2")
     parser.add_argument("--method", choices=("lora", "qlora"), default="lora")
+    parser.add_argument("--gpus", type=int, default=2, help="how many processes")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.folder = arguments.folder.resolve()
     if arguments.run is not None:
-        train(arguments.folder, arguments.run, arguments.strategy, arguments.method)
+        train(arguments.folder, arguments.run, arguments.strategy, arguments.gpus, arguments.method)
         return 0
     from tests.unit.training.prepared import describe, encode, save_model
 
