@@ -106,7 +106,7 @@ def test_fsdp1s_weights_come_in_their_order_and_buffers_with_them(monkeypatch):
             return prepare(FSDP1).histories[0].events
 
     with_it, patches = arrived(), fake_group._patches
-    place = next(place for place, name, _ in patches(None) if name == "_move_module_to_device")
+    place = next(place for place, name, _ in patches(fake_group.FakeDevice(2)) if name == "_move_module_to_device")
     assert tuple(inspect.signature(place._move_module_to_device).parameters) == PATCHES["_move_module_to_device"][0]
     monkeypatch.setattr(
         fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != "_move_module_to_device"]
