@@ -118,7 +118,7 @@ def test_a_changed_evaluation_does_not_train(plan):
 
 def test_another_sample_of_the_benchmark_is_only_asked_for(plan):
     on_benchmark = {"evaluate_base_on_benchmark", "evaluate_tuned_on_benchmark", "compare_on_benchmark"}
-    assert plan({"dataset": {"benchmark": {"requests": 5}}}) - DOCUMENTS == on_benchmark
+    assert plan({"dataset": {"benchmark": {"requests": 5}}}) - DOCUMENTS == on_benchmark | {"price_run"}
 
 
 def test_answers_are_executed_when_it_is_asked_for_and_nothing_is_answered_again(plan):
