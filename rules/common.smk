@@ -283,8 +283,7 @@ def on_cluster(field, needed):
 
 def report_of_stage(path):
     """A stage's report, sealed as it is."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(path)  # then Snakemake asks again when it is there
+    os.stat(path)  # says which file is missing, where one is; then Snakemake asks again when it is there
     return explained(files.read_report, path)
 
 

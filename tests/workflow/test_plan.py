@@ -40,6 +40,11 @@ def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
     assert "download_gguf" not in rules
 
 
+def test_a_cluster_plans_before_anything_is_there_whose_size_decides_the_gpu(project):
+    (project / "cluster.yaml").write_text("cluster: {gpus: profiles/slurm/gpus.yaml}\n", encoding="utf-8")
+    assert {"train_adapter", "evaluate_tuned"} <= planned(project, "--configfile", "cluster.yaml")
+
+
 def test_the_export_is_asked_for_by_name(project):
     assert "export_gguf" in planned(project, "export") and "export_gguf" not in planned(project)
 
