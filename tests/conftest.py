@@ -9,7 +9,7 @@ import pytest
 
 from tests.end_to_end import chain
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; scripts/common/job.py says why
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; scripts/common/job.py says why
 
 
 @pytest.fixture(scope="session")
