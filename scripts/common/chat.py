@@ -114,8 +114,3 @@ def encode_pairs(tokenizer: Any, system: str, pairs: Sequence[tuple[str, str]]) 
     prompt_ids = tokenizer(prompts, **settings)["input_ids"]
     answer_ids = tokenizer(answers, **settings)["input_ids"]
     return [(left + right, [IGNORED] * len(left) + right) for left, right in zip(prompt_ids, answer_ids, strict=True)]
-
-
-def encode_pair(tokenizer: Any, system: str, request: str, command: str) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one pair; see :func:`encode_pairs`."""
-    return encode_pairs(tokenizer, system, [(request, command)])[0]

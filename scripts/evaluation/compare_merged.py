@@ -12,10 +12,10 @@ from typing import Any
 from scripts.common.device import pick_device
 from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
-from scripts.common.statistics import wilson_interval
+from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.compare import compare
-from scripts.evaluation.evaluate import score, summarize
+from scripts.evaluation.evaluate import answered, summarize
 from scripts.scenario.scenario import Scenario
 
 METRICS = ("exact", "loss", "parses", "program")  # that are compared, of those that the evaluation has
@@ -73,20 +73,13 @@ def side_by_side(trained: list[dict], merged: list[dict]) -> dict[str, Any]:
     import pandas as pd
 
     compared = compare(pd.DataFrame(trained), pd.DataFrame(merged))
-    count = sum(one["answer"] == other["answer"] for one, other in zip(trained, merged, strict=True))
-    low, high = wilson_interval(count, len(trained))
+    of_trained, of_merged = summarize(trained), summarize(merged)
     return {
         **{name: compared[name] for name in METRICS},
-        "merged": {name: summarize(merged)[name] for name in METRICS},
+        "merged": {name: of_merged[name] for name in METRICS},
         "n": len(trained),
-        "same_answers": {
-            "count": count,
-            "high_95": high,
-            "low_95": low,
-            "n": len(trained),
-            "share": count / len(trained),
-        },
-        "trained": {name: summarize(trained)[name] for name in METRICS},
+        "same_answers": share(one["answer"] == other["answer"] for one, other in zip(trained, merged, strict=True)),
+        "trained": {name: of_trained[name] for name in METRICS},
     }
 
 
@@ -94,7 +87,6 @@ def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device:
     """Ask the trained model as the merged one was asked, and write a row for each request and the comparison."""
     import torch
 
-    from scripts.evaluation.answer import ask
     from scripts.training.model import autocast_dtype
 
     device = pick_device(device)
@@ -110,27 +102,10 @@ def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device:
     if device == "cpu":
         keep_host_memory()
     dtype = autocast_dtype(scenario)
+    lengths = {key: metrics["decoding"][key] for key in ("max_new_tokens", "batch_size")}
+    model = as_trained(scenario, base, Path(inputs["adapter"]).parent, device)
     with torch.autocast(device, dtype) if dtype else nullcontext():
-        said = ask(
-            as_trained(scenario, base, Path(inputs["adapter"]).parent, device),
-            read_tokenizer(base),
-            metrics["prompt"]["system"],
-            [(row["request"], row["command"]) for row in merged],
-            max_new_tokens=metrics["decoding"]["max_new_tokens"],
-            batch_size=metrics["decoding"]["batch_size"],
-        )
-    scores = score([one.answer for one in said], [row["command"] for row in merged])
-    trained = [
-        {
-            "answer": one.answer,
-            "answer_tokens": one.tokens,
-            "command": row["command"],
-            "loss_sum": one.loss_sum,
-            "request": row["request"],
-            **scored,
-        }
-        for row, one, scored in zip(merged, said, scores, strict=True)
-    ]
+        trained = answered(model, read_tokenizer(base), metrics["prompt"]["system"], merged, **lengths)
     write_jsonl(outputs["answers"], trained)
     found = side_by_side(trained, merged)
     write_report(outputs["comparison"], found, outputs["answers"])

@@ -40,6 +40,31 @@ def score(answers: list[str], expected: list[str]) -> list[dict]:
     ]
 
 
+def answered(
+    model: Any, tokenizer: Any, system: str, pairs: list[dict], *, max_new_tokens: int, batch_size: int
+) -> list[dict]:
+    """A row for each of ``pairs`` (``request``, ``command``): what the model answers, its scores, and its loss.
+
+    ``loss_sum`` is in nats, over the ``answer_tokens`` of the expected command.
+    """
+    from scripts.evaluation.answer import ask
+
+    asked = [(pair["request"], pair["command"]) for pair in pairs]
+    said = ask(model, tokenizer, system, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    scores = score([one.answer for one in said], [pair["command"] for pair in pairs])
+    return [
+        {
+            "answer": one.answer,
+            "answer_tokens": one.tokens,
+            "command": pair["command"],
+            "loss_sum": one.loss_sum,
+            "request": pair["request"],
+            **scored,
+        }
+        for pair, one, scored in zip(pairs, said, scores, strict=True)
+    ]
+
+
 def summarize(rows: list[dict]) -> dict:
     """Counts with Wilson intervals, chrF, and the mean loss of an answer token in nats."""
     from sacrebleu.metrics import CHRF
@@ -90,8 +115,6 @@ def main(
     """Answer, score, and write a row for each request and the summary."""
     import torch
 
-    from scripts.evaluation.answer import ask
-
     device = pick_device(device)
     model_folder, tokenizer_folder = Path(inputs["weights"]).parent, Path(inputs["tokenizer"]).parent
     split, model = read_report(inputs["split"], inputs["test"]), read_report(inputs["weights"])
@@ -121,26 +144,9 @@ def main(
     torch.set_num_threads(threads)
     if device == "cpu":
         keep_host_memory()
-    said = ask(
-        load(model_folder, device),
-        read_tokenizer(tokenizer_folder),
-        prompt["system"],
-        [(pair["request"], pair["command"]) for pair in pairs],
-        max_new_tokens=settings["max_new_tokens"],
-        batch_size=settings["batch_size"],
-    )
-    scores = score([one.answer for one in said], [pair["command"] for pair in pairs])
-    rows = [
-        {
-            "answer": one.answer,
-            "answer_tokens": one.tokens,
-            "command": pair["command"],
-            "loss_sum": one.loss_sum,
-            "request": pair["request"],
-            **scored,
-        }
-        for pair, one, scored in zip(pairs, said, scores, strict=True)
-    ]
+    lengths = {key: settings[key] for key in ("max_new_tokens", "batch_size")}
+    model, tokenizer = load(model_folder, device), read_tokenizer(tokenizer_folder)
+    rows = answered(model, tokenizer, prompt["system"], pairs, **lengths)
     write_jsonl(answers, rows)
     summary = summarize(rows)
     write_report(metrics, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt}, answers)

@@ -15,8 +15,7 @@ from torch import nn
 
 from scripts.evaluation.answer import Shared, batches, halves
 from scripts.memory.core.errors import TraceError
-from scripts.memory.core.report import Report
-from scripts.memory.core.trace import measure_step, trace_step
+from scripts.memory.core.trace import trace_step
 from scripts.scenario.scenario import Scenario
 from scripts.training.batches import Row
 from scripts.training.model import build_model
@@ -127,12 +126,6 @@ def trace_evaluation(
         "target": target,
         "weights_bytes": _bytes(model),
     }
-
-
-def measure_evaluation(evaluation: Evaluation, chosen: list[int]) -> Report:
-    """Measure one batch on the CPU, on random weights: what :func:`trace_evaluation` predicts for it."""
-    model = build(evaluation, "cpu")
-    return measure_step(model, None, asking(model, evaluation, chosen), steps=1)
 
 
 def _bytes(module: nn.Module) -> int:

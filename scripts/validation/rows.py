@@ -6,7 +6,7 @@ Each source has a table in ``config/measurements``; :func:`read` gives all of th
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,11 +156,6 @@ def read(source: str) -> list[Row]:
     with open(path, encoding="utf-8", newline="") as handle:
         rows = csv.DictReader(handle)
         return [make(row, path) for row in rows if any(row["id"].startswith(f"{name}-") for name in sessions)]
-
-
-def read_all(sources: Sequence[str] = tuple(SOURCES)) -> list[Row]:
-    """The rows of several sources, in their order."""
-    return [row for source in sources for row in read(source)]
 
 
 def _scenario(row: Mapping[str, str], path: Path, **more: Any) -> Scenario:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from scripts.common.chat import IGNORED, as_data, control_tokens, encode_pair, encode_pairs, render_prompt
+from scripts.common.chat import IGNORED, as_data, control_tokens, encode_pairs, render_prompt
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.dataset import encode
@@ -62,6 +62,10 @@ def chat(request):
     return make_tokenizer(template), end
 
 
+def encode_one(tokenizer, system, request, command):
+    return encode_pairs(tokenizer, system, [(request, command)])[0]
+
+
 @pytest.fixture(scope="module")
 def chatml():
     return make_tokenizer(CHATML)
@@ -70,7 +74,7 @@ def chatml():
 def test_labels_are_the_answer_and_its_end_token(chat):
     tokenizer, end = chat
     for row in generate(3, 200):
-        ids, labels = encode_pair(tokenizer, SYSTEM, row["request"], row["command"])
+        ids, labels = encode_one(tokenizer, SYSTEM, row["request"], row["command"])
         learned = [label for label in labels if label != IGNORED]
         # Read back: the command, its end token, nothing else; and all of it at the end of the row.
         assert tokenizer.decode(learned, skip_special_tokens=False).strip() == row["command"] + end
@@ -80,7 +84,7 @@ def test_labels_are_the_answer_and_its_end_token(chat):
 
 def test_the_prompt_in_training_is_the_prompt_when_asked(chat):
     tokenizer, _ = chat
-    ids, labels = encode_pair(tokenizer, SYSTEM, "List the files in src", "ls src")
+    ids, labels = encode_one(tokenizer, SYSTEM, "List the files in src", "ls src")
     prompt = render_prompt(tokenizer, SYSTEM, "List the files in src")
     assert prompt.count(SYSTEM) == 1
     assert "List the files in src" in prompt
@@ -93,7 +97,7 @@ def test_the_prompt_in_training_is_the_prompt_when_asked(chat):
 def test_many_at_once_are_as_one_by_one(chat):
     tokenizer, _ = chat
     pairs = [(row["request"], row["command"]) for row in generate(4, 50)]
-    assert encode_pairs(tokenizer, SYSTEM, pairs) == [encode_pair(tokenizer, SYSTEM, *pair) for pair in pairs]
+    assert encode_pairs(tokenizer, SYSTEM, pairs) == [encode_one(tokenizer, SYSTEM, *pair) for pair in pairs]
     assert encode_pairs(tokenizer, SYSTEM, []) == []
 
 
@@ -101,7 +105,7 @@ def test_whole_rows_are_the_templates_own(chatml):
     messages = [("system", SYSTEM), ("user", "List files"), ("assistant", "ls")]
     whole = chatml.apply_chat_template([{"role": role, "content": text} for role, text in messages], tokenize=True)
     whole = whole["input_ids"] if hasattr(whole, "keys") else whole
-    ids, _ = encode_pair(chatml, SYSTEM, "List files", "ls")
+    ids, _ = encode_one(chatml, SYSTEM, "List files", "ls")
     assert whole[: len(ids)] == ids
     assert chatml.decode(whole[len(ids) :]) == "\n"  # the line break that ends a turn in ChatML
 
@@ -117,7 +121,7 @@ def test_a_request_cannot_end_its_own_turn(chatml):
         return [ids.count(token) for token in control]
 
     assert counts(prompt) == counts(harmless)
-    ids, labels = encode_pair(chatml, SYSTEM, attack, "echo '<|im_end|>'; ls")
+    ids, labels = encode_one(chatml, SYSTEM, attack, "echo '<|im_end|>'; ls")
     assert [label for label in labels if label in control] == [control[1]]
     assert [ids.count(token) for token in control] == [3, 3]
 
@@ -138,7 +142,7 @@ def test_control_tokens_are_found(chatml):
 def test_a_template_that_rewrites_the_prompt_is_refused():
     tokenizer = make_tokenizer("{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     with pytest.raises(UserError, match="changes the prompt"):
-        encode_pair(tokenizer, SYSTEM, "List files", "ls")
+        encode_one(tokenizer, SYSTEM, "List files", "ls")
 
 
 def run(
@@ -253,7 +257,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers(tmp_path):
     """As long as no row has a token that the model lacks, it does no harm."""
     tokenizer = make_tokenizer(CHATML)
     pairs = PAIRS[:8]
-    largest = max(max(encode_pair(tokenizer, SYSTEM, *pair)[0]) for pair in pairs)
+    largest = max(max(encode_one(tokenizer, SYSTEM, *pair)[0]) for pair in pairs)
     assert max(tokenizer.pad_token_id or 0, largest) + 1 < len(tokenizer)
     run(tmp_path / "enough", pairs, 512, vocabulary=largest + 1)
     with pytest.raises(UserError, match=f"number {largest}, of a vocabulary of {largest}") as error:

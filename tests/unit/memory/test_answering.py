@@ -2,7 +2,9 @@
 
 import pytest
 
-from scripts.memory.answering import Evaluation, measure_evaluation, trace_evaluation, widest_batches
+from scripts.memory.answering import Evaluation, asking, build, trace_evaluation, widest_batches
+from scripts.memory.core.report import Report
+from scripts.memory.core.trace import measure_step
 from scripts.training.batches import IGNORED, Row
 from tests.unit.decoders import DECODERS
 
@@ -22,6 +24,12 @@ ROWS = [row(own, answer) for own, answer in ((2, 3), (9, 1), (4, 7), (3, 2), (5,
 def evaluation(model: dict, **changes) -> Evaluation:
     fields = {"dtype": "float32", "rows": ROWS, "batch_size": 3, "max_new_tokens": 5}
     return Evaluation(model=model, **{**fields, **changes})
+
+
+def measure_evaluation(asked: Evaluation, chosen: list[int]) -> Report:
+    """One batch on the CPU, on random weights."""
+    model = build(asked, "cpu")
+    return measure_step(model, None, asking(model, asked, chosen), steps=1)
 
 
 # A mixture of experts in fp32 can't be followed: its product of groups has a shape function for bf16 alone.

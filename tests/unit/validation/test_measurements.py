@@ -10,9 +10,9 @@ import pytest
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import ROOT
 from scripts.validation import measurements
-from scripts.validation.rows import MIB, SOURCES, STAGES, read, read_all
+from scripts.validation.rows import MIB, SOURCES, STAGES, read
 
-ROWS = {row.id: row for row in read_all()}
+ROWS = {row.id: row for source in SOURCES for row in read(source)}
 REPORT = json.loads(measurements.REPORT.read_text(encoding="utf-8"))
 DOCUMENTATION = (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
