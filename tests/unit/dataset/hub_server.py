@@ -4,12 +4,13 @@ Modes: what goes wrong, and where. ``ok`` serves everything.
 """
 
 import hashlib
-import http.server
 import json
 import re
 import threading
 import time
 import urllib.parse
+
+from tests.local_server import LocalServer, QuietHandler
 
 REPOSITORY = "owner/pairs"
 CONFIGS = """---
@@ -27,7 +28,7 @@ configs:
 """
 
 
-class HubServer(http.server.ThreadingHTTPServer):
+class HubServer(LocalServer):
     """Serves one dataset repository: ``files`` (path -> bytes) at ``commit``, in one of the modes.
 
     Parameters
@@ -39,34 +40,19 @@ class HubServer(http.server.ThreadingHTTPServer):
         ``breaks`` (a data file's connection breaks off half-way).
     """
 
-    daemon_threads = True
-
     def __init__(self, files: dict[str, bytes], mode: str = "ok", commit: str = "a" * 40) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.files, self.mode, self.commit = files, mode, commit
         self.authorizations: set[str | None] = set()
         self.stopped = threading.Event()
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def __enter__(self) -> "HubServer":
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self.shutdown()
-        self.server_close()
+        super().__exit__()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: HubServer
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def answer(self, body: bytes, status: int = 200, length: int | None = None, **headers: str) -> None:
         self.send_response(status)

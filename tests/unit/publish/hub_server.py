@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.server
 import json
 import re
-import threading
 import urllib.parse
 
+from tests.local_server import LocalServer, QuietHandler
 
-class HubServer(http.server.ThreadingHTTPServer):
+
+class HubServer(LocalServer):
     """Holds what was committed: ``repositories[type/owner/name]`` is a mapping of paths to bytes.
 
     Parameters
@@ -27,10 +27,8 @@ class HubServer(http.server.ThreadingHTTPServer):
         From how many bytes on it is sent in several parts, each of so many.
     """
 
-    daemon_threads = True
-
     def __init__(self, token: str, large: int = 1000, part: int = 40_000) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.token, self.large, self.part = token, large, part
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
@@ -41,25 +39,9 @@ class HubServer(http.server.ThreadingHTTPServer):
         self.break_at: int | None = None  # the upload from which on the storage refuses
         self.refuse: set[str] = set()  # repositories that may not be written
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-    def __enter__(self) -> HubServer:
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(QuietHandler):
     server: HubServer
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def answer(self, value: object = None, status: int = 200, **headers: str) -> None:
         body = b"" if value is None else json.dumps(value).encode()
