@@ -71,6 +71,7 @@ rule train:
 
 rule merge:
     input:
+        each_run("results/{run}/memory/run.json"),
         each_run("results/{run}/merged-verification.json"),
     localrule: True
 
@@ -81,6 +82,7 @@ onstart:
 
 rule export:
     input:
+        each_run("results/{run}/memory/run.json"),
         each_run(exports),
     localrule: True
 

@@ -246,7 +246,7 @@ def refusal(priced: Mapping[str, Any]) -> UserError:
         if stage["change"]:
             changes.setdefault(stage["change"], []).append(stage["stage"])
     return UserError(
-        "This run does not fit, and nothing of it was started.",
+        "This run does not fit: it ends here, before it trains.",
         where="the stages that say so above",
         found="; ".join(found),
         allowed="the smallest changes that fit; or memory.gate.override: true, which the model card will mention",

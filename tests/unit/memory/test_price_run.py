@@ -127,7 +127,7 @@ def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
     allowed = {**run, "settings": {**SETTINGS, "override": True}, "free_disk_bytes": 5_000_000}
     priced = price_run.price(**allowed, room=Room(card(PLENTY), PLENTY))
     assert not priced["fits"] and "merged model" in priced["overridden"]
-    with pytest.raises(UserError, match="nothing of it was started"):
+    with pytest.raises(UserError, match="does not fit: it ends here"):
         raise price_run.refusal(priced)
 
 
