@@ -211,11 +211,11 @@ class Worker:
 
     def run(self, state, command):
         """Run a command on a state: what it printed, how it ended, what it changed."""
-        for folder in ("above/root", "above/usr", "work/root", "work/usr"):
+        for folder in ("above/root", "above/usr", "spare/root", "spare/usr"):
             os.makedirs("/scratch/" + folder)
             os.utime("/scratch/" + folder, (self.born, self.born))  # else "ls -l /" shows when the command ran
-        mounts = ["--overlay-src", "/scratch/" + state, "--overlay", "/scratch/above/root", "/scratch/work/root", "/"]
-        mounts += ["--overlay-src", "/usr", "--overlay", "/scratch/above/usr", "/scratch/work/usr", "/usr"]
+        mounts = ["--overlay-src", "/scratch/" + state, "--overlay", "/scratch/above/root", "/scratch/spare/root", "/"]
+        mounts += ["--overlay-src", "/usr", "--overlay", "/scratch/above/usr", "/scratch/spare/usr", "/usr"]
         try:
             result = self.execute(mounts + ETC, self.environments[state], command)
             root, usr = Walk("/scratch/above/root", self.limits), Walk("/scratch/above/usr", self.limits)
@@ -224,7 +224,7 @@ class Worker:
             changes = {text(path): change for path, change in changes.items()}
             return dict(result, changes=changes, complete=root.complete and usr.complete)
         finally:
-            subprocess.run(["rm", "-rf", "/scratch/above", "/scratch/work"], stderr=subprocess.DEVNULL, check=True)
+            subprocess.run(["rm", "-rf", "/scratch/above", "/scratch/spare"], stderr=subprocess.DEVNULL, check=True)
 
     def execute(self, mounts, environment, command):
         """Run a command in an inner sandbox: its end (exit, or the limit that it broke), exit status and output."""
