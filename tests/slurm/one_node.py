@@ -1,4 +1,4 @@
-"""A real Slurm of one node, for tests: munge, slurmctld and slurmd from the distribution's packages, on loopback only.
+"""A real Slurm of one node, for tests: munge, slurmctld and slurmd from the distribution, on its name's address only.
 
     python -m tests.slurm.one_node start FOLDER      prints the environment that uses it
     python -m tests.slurm.one_node stop FOLDER
@@ -53,8 +53,9 @@ class OneNodeSlurm:
     ) -> None:
         self.folder = folder.resolve()
         self.cpus, self.memory_mb, self.gpus = cpus or os.cpu_count() or 1, memory_mb, dict(gpus)
-        self.ports = _free_ports(2)
         self.host = socket.gethostname().split(".")[0]
+        self.address = _address(self.host)
+        self.ports = _free_ports(2, self.address)
         self.configuration = self.folder / "etc" / "slurm.conf"
 
     @property
@@ -143,7 +144,7 @@ class OneNodeSlurm:
         gres = ",".join(f"gpu:{kind}:{count}" for kind, count in self.gpus.items())
         settings = {
             "ClusterName": "test",
-            "SlurmctldHost": f"{self.host}(127.0.0.1)",
+            "SlurmctldHost": f"{self.host}({self.address})",
             "SlurmUser": user,
             "SlurmdUser": user,
             "SlurmctldPort": self.ports[0],
@@ -155,7 +156,7 @@ class OneNodeSlurm:
             "SlurmdSpoolDir": self.folder / "spool",
             "SlurmctldPidFile": self.folder / "run" / "slurmctld.pid",
             "SlurmdPidFile": self.folder / "run" / "slurmd.pid",
-            "CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny",  # loopback instead of all interfaces
+            "CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny",  # the address of its own name, not all interfaces
             "ProctrackType": "proctrack/linuxproc",
             "TaskPlugin": "task/none",
             "JobAcctGatherType": "jobacct_gather/linux",
@@ -176,7 +177,7 @@ class OneNodeSlurm:
         }
         lines = [f"{name}={value}" for name, value in settings.items()]
         lines += [
-            f"NodeName={self.host} NodeAddr=127.0.0.1 CPUs={self.cpus} RealMemory={self.memory_mb} Gres={gres}"
+            f"NodeName={self.host} NodeAddr={self.address} CPUs={self.cpus} RealMemory={self.memory_mb} Gres={gres}"
             " State=UNKNOWN",
             *(
                 f"PartitionName={name} Nodes={self.host} Default={default} MaxTime=UNLIMITED State=UP OverSubscribe=NO"
@@ -202,9 +203,17 @@ class OneNodeSlurm:
                 wrapper.chmod(0o755)
 
 
-def _free_ports(count: int) -> list[int]:
+def _address(host: str) -> str:
+    """The address that the host's name has, to which the daemons bind: on Debian 127.0.1.1, elsewhere 127.0.0.1."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return "127.0.0.1"
+
+
+def _free_ports(count: int, address: str) -> list[int]:
     """Ports of the loopback that nobody listens on at present."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    sockets = [socket.create_server((address, 0)) for _ in range(count)]
     ports = [item.getsockname()[1] for item in sockets]
     for item in sockets:
         item.close()
