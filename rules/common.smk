@@ -305,9 +305,9 @@ def gpus_of_cluster(wildcards, input):
     return [entry["gpu"] for _, entry in CLUSTER]
 
 
-def gpu_of_this_machine(wildcards):
-    """Who asks what is free of a machine's GPU doesn't run beside who uses it; on a cluster it is another machine's."""
-    return None if CLUSTER else 1
+def gpus_of_this_machine(wildcards):
+    """Who asks what is free of a machine's GPUs doesn't run beside who uses them; a cluster's are other machines'."""
+    return None if CLUSTER else configured.gpus_of_training(settings_of(wildcards))
 
 
 # --- targets -----------------------------------------------------------------------------------------

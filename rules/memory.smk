@@ -118,7 +118,7 @@ rule gate_memory:
     conda:
         "../envs/torch.yaml"
     resources:
-        gpu=gpu_of_this_machine,
+        gpu=gpus_of_this_machine,
     params:
         code=code("memory/gate.py"),
         gate=section("memory", "gate"),
@@ -155,7 +155,7 @@ rule price_run:
     conda:
         "../envs/torch.yaml"
     resources:
-        gpu=gpu_of_this_machine,
+        gpu=gpus_of_this_machine,
     params:
         code=code("memory/price_run.py"),
         settings=of(configured.priced_settings),

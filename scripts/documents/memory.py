@@ -215,7 +215,7 @@ def gate_summary(gate: Mapping[str, Any]) -> dict[str, Any]:
     else:
         state = "overridden" if gate["overridden"] else "fits"
     return {
-        "gpu": gpu["title"] if gpu else None,
+        "gpu": gpu["label"] if gpu else None,
         "headroom_bytes": gate["headroom_bytes"],
         "reason": gate["reason"],
         "required_bytes": gate["required_bytes"],

@@ -17,34 +17,42 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY
-from scripts.memory.gpus import GIB, Gpu, find, from_device, holders, verdict
+from scripts.memory.gpus import GIB, Gpu, find, from_device, holders, tightest, verdict
 from scripts.scenario.scenario import Scenario
 
 NOTHING_TO_GATE = "no GPU found or named: nothing to gate"
 
 
-def found_in_machine() -> Gpu | None:
-    """The first CUDA device of this machine, with what is free of it now; None without one."""
+def found_in_machine(gpus: int = 1) -> list[Gpu]:
+    """The first CUDA devices of this machine, in CUDA_VISIBLE_DEVICES's order, with what is free of each now.
+
+    Those are what as many processes use, the process of rank 0 the first. Fewer, or none, where there are no more.
+    """
     import torch
 
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    free_bytes, total_bytes = torch.cuda.mem_get_info(0)  # makes this process's context, which is then not free
-    capability = properties.major, properties.minor
-    return from_device(properties.name, total_bytes, capability, free_bytes, holders(str(properties.uuid), os.getpid()))
+    found = []
+    for index in range(min(gpus, torch.cuda.device_count() if torch.cuda.is_available() else 0)):
+        properties = torch.cuda.get_device_properties(index)
+        free_bytes, total_bytes = torch.cuda.mem_get_info(index)  # makes this process's context, which is then not free
+        capability, held_by = (properties.major, properties.minor), holders(str(properties.uuid), os.getpid())
+        found.append(from_device(properties.name, total_bytes, capability, free_bytes, held_by))
+    return found
 
 
-def chosen_gpu(setting: Any, cluster: Sequence[Any] = (), required_bytes: int = 0) -> Gpu | None:
+def chosen_gpu(
+    setting: Any, cluster: Sequence[Any] = (), required_bytes: int = 0, traced: Mapping[str, Any] | None = None
+) -> Gpu | None:
     """The GPU to fit: the one that is named, or for ``auto`` where the job will run.
 
-    That is the one found in the machine (None without one), or of a cluster's the smallest that holds
-    ``required_bytes``, for which its job asks; the largest where none does.
+    That is, of a cluster's, the smallest that holds ``required_bytes``, for which its job asks; the largest where none
+    does. Without a cluster it is the first one found in the machine (None without one); for a traced step over several
+    GPUs, the one of them that has the least left beside the step.
     """
     if setting != "auto":
         return find(setting, "memory.gate.gpu")
     if not cluster:
-        return found_in_machine()
+        found = found_in_machine(scenario_of(traced).parallel["gpus"] if traced else 1)
+        return tightest(found, lambda gpu: traced_on(traced, gpu)["required_bytes"]) if found else None
     gpus = sorted((find(gpu, "cluster.gpus") for gpu in cluster), key=lambda gpu: gpu.usable_bytes)
     return next((gpu for gpu in gpus if gpu.usable_bytes >= required_bytes), gpus[-1])
 
@@ -129,14 +137,17 @@ def decide(
             from scripts.memory.planner import suggest
 
             suggestions = suggest(scenario, gpu, step)
-            if gpu.held_bytes >= -answer["headroom_bytes"]:
+            missing = {one: traced_on(traced, one)["required_bytes"] - one.usable_bytes for one in (gpu, *gpu.others)}
+            short = [one for one in missing if missing[one] > 0]
+            if all(one.held_bytes >= missing[one] for one in short):
+                ended = [name for one in short for name in one.holders or (f"the other processes on {one.label}",)]
                 freed = {
                     "changes": {},
                     "cost": "nothing of this run",
                     "headroom_bytes": answer["headroom_bytes"] + gpu.held_bytes,
                     "peak_allocated_bytes": step["peak_allocated_bytes"],
                     "required_bytes": step["required_bytes"],
-                    "write": f"# end {', '.join(gpu.holders) or 'the other processes on the GPU'}",
+                    "write": f"# end {', '.join(dict.fromkeys(ended))}",
                 }
                 suggestions.insert(0, freed)
     return {
@@ -177,7 +188,7 @@ def main(
 ) -> None:
     """Judge the step; with the encoded rows (and ``loop``, the seed in it) also at their longest batch."""
     known = read_report(traced)
-    gpu = chosen_gpu(settings["gpu"], cluster, known["trace"]["required_bytes"])
+    gpu = chosen_gpu(settings["gpu"], cluster, known["trace"]["required_bytes"], known)
     longest = None
     if encoded is not None:
         read_report(encoded, train)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
@@ -34,6 +34,13 @@ class Gpu:
     held_bytes: int = 0  # by other processes, of the GPU found in the machine
     holders: tuple[str, ...] = ()  # which those are, as far as nvidia-smi says
     count: int = 1  # of such GPUs; every figure is that of one
+    index: int | None = None  # among those that CUDA_VISIBLE_DEVICES shows, in its order; None: not one of several
+    others: tuple[Gpu, ...] = ()  # of this machine, which the processes of the same training use
+
+    @property
+    def label(self) -> str:
+        """What to call it: its title, and which of the machine's it is."""
+        return self.title if self.index is None else f"GPU {self.index} ({self.title})"
 
     @property
     def usable_bytes(self) -> int:
@@ -46,7 +53,13 @@ class Gpu:
         if self.held_bytes:
             named = f" by {', '.join(self.holders)}" if self.holders else " by other processes"
             left_out += f" and {self.held_bytes / GIB:.2f} held{named}"
-        return f"{self.title} has {self.usable_bytes / GIB:.2f} GiB ({left_out})"
+        room = f"{self.label} has {self.usable_bytes / GIB:.2f} GiB ({left_out})"
+        if self.others:
+            room += f", and of {len(self.others) + 1} GPUs it has the least left beside the step"
+        if any(other.title != self.title for other in self.others):
+            kinds = [f"{other.label} has {other.usable_bytes / GIB:.2f} GiB" for other in self.others]
+            room += f"; the GPUs are of different kinds: {', '.join(kinds)}"
+        return room
 
     @property
     def capability(self) -> tuple[int, int] | None:
@@ -57,7 +70,8 @@ class Gpu:
         return major, minor
 
     def to_mapping(self) -> dict[str, Any]:
-        return {**asdict(self), "usable_bytes": self.usable_bytes}
+        others = [other.to_mapping() for other in self.others]
+        return {**asdict(self), "label": self.label, "others": others, "usable_bytes": self.usable_bytes}
 
 
 @cache
@@ -155,6 +169,23 @@ def from_device(
     name = known.name if known else title
     measured = "torch.cuda.get_device_properties"
     return Gpu(name, title, total_bytes, measured, context, source, compute_capability, held, holders if held else ())
+
+
+def tightest(found: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
+    """Of a machine's GPUs, each with a process of one training, the one that decides; it knows the others.
+
+    Parameters
+    ----------
+    found
+        The GPUs in CUDA's order.
+    needs
+        Bytes that the step takes on such a GPU: other kinds run other kernels.
+    """
+    if len(found) == 1:
+        return found[0]
+    numbered = [replace(gpu, index=index) for index, gpu in enumerate(found)]
+    least = min(numbered, key=lambda gpu: gpu.usable_bytes - needs(gpu))
+    return replace(least, others=tuple(gpu for gpu in numbered if gpu is not least))
 
 
 def holders(uuid: str, own: int) -> tuple[str, ...]:

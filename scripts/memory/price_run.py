@@ -188,7 +188,7 @@ def price(
     settings
         ``override``, ``source`` of the model, ``merging``.
     room, evaluation_room
-        What there is; for the evaluation, where its jobs run on another GPU.
+        What there is; for the evaluation and the comparison, which use one GPU, where theirs is another.
     free_disk_bytes
         Where the results are.
     there
@@ -208,16 +208,17 @@ def price(
     base_bytes = sizes.parameters * sizes.base_width
     stored = sizes.parameters * max(sizes.base_width, sizes.merged_width)
     embedding = model.size("vocab_size") * model.size("hidden_size") * sizes.base_width  # the largest tensor
+    alone = evaluation_room or room
     found = [
         *host_stages(settings["source"]["type"], base_bytes, embedding, "base model" in there, room),
         *training_stages(traced, longest, decision, room),
         comparison_stage(
-            stored, merged, sizes.trainable * sizes.adapter_width, settings["merging"]["verify"]["prompts"], room
+            stored, merged, sizes.trainable * sizes.adapter_width, settings["merging"]["verify"]["prompts"], alone
         ),
         *(
             stage
             for name, evaluation in evaluations.items()
-            for stage in evaluation_stages(name, evaluation, evaluation_room or room)
+            for stage in evaluation_stages(name, evaluation, alone)
         ),
         *disk.stages(sizes, free_disk_bytes, there),
     ]
@@ -238,9 +239,10 @@ def refusal(priced: Mapping[str, Any]) -> UserError:
         f"{stage['stage']}: {stage['needs_bytes'] / GB:.2f} of {stage['has_bytes'] / GB:.2f} GB ({stage['place']})"
         for stage in short
     ]
-    if gpu and gpu["held_bytes"]:
-        named = ", ".join(gpu["holders"]) or "other processes"
-        found.append(f"{gpu['held_bytes'] / GB:.2f} GB of the GPU are held by {named}")
+    for one in (gpu, *gpu["others"]) if gpu else ():
+        if one["held_bytes"]:
+            named = ", ".join(one["holders"]) or "other processes"
+            found.append(f"{one['held_bytes'] / GB:.2f} GB of {one['label']} are held by {named}")
     changes: dict[str, list[str]] = {}
     for stage in short:
         if stage["change"]:
@@ -272,9 +274,9 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     named = settings["gate"]["gpu"]
     gpu = evaluation_gpu = None
     if named != "auto" or settings["device"] != "cpu":
-        gpu = chosen_gpu(named, cluster, traced["trace"]["required_bytes"])
+        gpu = chosen_gpu(named, cluster, traced["trace"]["required_bytes"], traced)
         weights = traced["trace"]["parameters"] * disk.WIDTHS[settings["source"]["dtype"]]
-        evaluation_gpu = chosen_gpu(named, cluster, evaluation_bytes(weights)) if cluster else gpu
+        evaluation_gpu = chosen_gpu(named, cluster, evaluation_bytes(weights))  # of a machine's the first
     host = None if cluster else host_memory()
     asked, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
 

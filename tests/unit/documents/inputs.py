@@ -19,6 +19,7 @@ GPU = {
     "title": "NVIDIA GeForce RTX 4090",
     "total_bytes": 25_383_256_719,
     "total_source": "out-of-memory message",
+    "label": "NVIDIA GeForce RTX 4090",
     "usable_bytes": 24_846_385_807,
 }
 # By method: components of the rule of thumb, of the analytic estimate and of the trace, in bytes.

@@ -7,7 +7,7 @@ import pytest
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.memory import gate
-from scripts.memory.gpus import find
+from scripts.memory.gpus import find, tightest
 from scripts.memory.trace import trace
 from scripts.scenario.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
@@ -115,6 +115,23 @@ def test_the_first_thing_to_change_is_what_others_hold(traced) -> None:
     assert decision["suggestions"][0]["write"] == "# end python (process 42)"
     text = str(gate.refusal(decision))
     assert "held by python (process 42)" in text
+
+
+def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
+    need = traced["trace"]["required_bytes"]
+    free, held = card(need + 5), replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
+    fuller = replace(held, held_bytes=need // 2 + 1, holders=("python (process 43)",))
+    needs = lambda gpu: need  # noqa: E731
+    assert gate.decide(traced, tightest([free, card(need)], needs), override=False)["fits"] is True
+    one = gate.decide(traced, tightest([free, held], needs), override=False)
+    assert (one["fits"], one["headroom_bytes"], one["gpu"]["index"]) == (False, -(need // 2), 1)
+    assert one["suggestions"][0]["write"] == "# end python (process 42)"
+    assert "GPU 1 (a GPU of this size)" in str(gate.refusal(one))
+    both = gate.decide(traced, tightest([held, fuller, free], needs), override=False)
+    assert both["gpu"]["index"] == 1
+    assert both["suggestions"][0]["write"] == "# end python (process 43), python (process 42)"
+    hopeless = gate.decide(traced, tightest([held, card(need // 2)], needs), override=False)
+    assert not [item for item in hopeless["suggestions"] if item["write"].startswith("# end")]
 
 
 def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:

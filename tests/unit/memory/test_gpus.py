@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.memory.gpus import GIB, MIB, catalogue, find, from_device, holders, verdict
+from scripts.memory.gpus import GIB, MIB, catalogue, find, from_device, holders, tightest, verdict
 
 
 def test_every_card_has_its_figures_and_their_sources() -> None:
@@ -71,6 +71,34 @@ def test_what_others_hold_of_a_gpu_is_not_usable() -> None:
     alone = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), 24 * GIB - 300 * MIB, ())
     assert (alone.held_bytes, alone.context_bytes, alone.holders) == (0, 300 * MIB, ())
     assert "held" not in alone.room
+
+
+def rtx_3090(held_gib: float = 0, *by: str):
+    """A GPU of 24 GB as torch describes it, with what others hold of it."""
+    free = 24 * GIB - find("rtx-3090").context_bytes - int(held_gib * GIB)
+    return from_device("NVIDIA GeForce RTX 3090", 24 * GIB, (8, 6), free, by)
+
+
+def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
+    """The first is free; another process holds 20 of the second's 24 GB."""
+    least = tightest([rtx_3090(), rtx_3090(20, "python (process 42)"), rtx_3090(1, "Xorg (process 7)")], lambda gpu: 0)
+    assert (least.index, [other.index for other in least.others]) == (1, [0, 2])
+    assert least.room.startswith("GPU 1 (NVIDIA GeForce RTX 3090) has 3.")
+    assert "20.00 held by python (process 42)" in least.room and "of 3 GPUs it has the least" in least.room
+    assert "Xorg" not in least.room and "kinds" not in least.room
+    assert least.to_mapping()["others"][1]["label"] == "GPU 2 (NVIDIA GeForce RTX 3090)"
+
+
+def test_kinds_of_gpus_that_differ_are_judged_each_by_its_own_step_and_said() -> None:
+    t4 = from_device("Tesla T4", 14912 * MIB, (7, 5), 14912 * MIB - find("t4").context_bytes)
+    held = rtx_3090(12, "python (process 42)")
+    assert held.usable_bytes < t4.usable_bytes
+    assert tightest([held, t4], lambda gpu: 0).title == held.title
+    least = tightest([held, t4], lambda gpu: 10 * GIB if gpu.title == "Tesla T4" else 5 * GIB)
+    assert (least.title, least.index) == ("Tesla T4", 1)
+    assert f"of different kinds: GPU 0 (NVIDIA GeForce RTX 3090) has {held.usable_bytes / GIB:.2f} GiB" in least.room
+    alone = tightest([t4], lambda gpu: 0)
+    assert (alone.index, alone.others, alone.label) == (None, (), "Tesla T4")
 
 
 def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:

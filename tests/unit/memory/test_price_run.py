@@ -8,7 +8,7 @@ from scripts.common.errors import UserError
 from scripts.common.stages import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, table
 from scripts.memory import price_run
 from scripts.memory.answering import Evaluation, trace_evaluation
-from scripts.memory.gpus import find
+from scripts.memory.gpus import find, tightest
 from scripts.memory.price_run import GPU, HOST, Room
 from scripts.memory.trace import trace
 from scripts.scenario.scenario import Scenario
@@ -120,6 +120,18 @@ def test_a_card_that_others_hold(run) -> None:
     assert not priced["fits"]
     text = str(price_run.refusal(priced))
     assert "held by python (process 42)" in text and "# end python (process 42)" in text
+
+
+def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation_against_the_first(run) -> None:
+    first = card(PLENTY)
+    full = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42)",))
+    gpu = tightest([first, full], lambda gpu: run["traced"]["trace"]["required_bytes"])
+    priced = price_run.price(**run, room=Room(gpu, PLENTY), evaluation_room=Room(first, PLENTY))
+    assert {name for name, stage in stages(priced).items() if stage["verdict"] != FITS} == {
+        "training step, as configured",
+        "training step, longest batch",
+    }
+    assert "23.99 GB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(price_run.refusal(priced))
 
 
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
