@@ -19,6 +19,7 @@ from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
+from scripts.scenario.fields import yaml_text
 from scripts.scenario.scenario import Scenario
 
 Changes = dict[str, Any]
@@ -418,21 +419,12 @@ def _suggestion(changes: Changes, price: str, traced: Mapping[str, Any], gpu: Gp
     required = traced["required_bytes"]
     return {
         "changes": changes,
-        "write": ", ".join(f"{key}: {_flow(value)}" for key, value in changes.items()),
+        "write": ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items()),
         "cost": price,
         "peak_allocated_bytes": traced["peak_allocated_bytes"],
         "required_bytes": required,
         "headroom_bytes": verdict(required, gpu)["headroom_bytes"],
     }
-
-
-def _flow(value: Any) -> str:
-    """A value as it stands in a YAML file, on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # --- what fits ------------------------------------------------------------------------------------------------------

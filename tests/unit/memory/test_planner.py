@@ -4,6 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from scripts.memory import planner
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
@@ -139,6 +140,15 @@ def test_every_move_is_a_scenario(fields) -> None:
     changed = [apply(scenario, changes) for _, options in moves(scenario) for changes in options]
     assert changed and all(other != scenario for other in changed)
     assert not any(other.previous_sequence_length for other in changed if other.loop == "trainer")
+
+
+@pytest.mark.parametrize("fields", [*ODD, {"quantization": {"double": False}}], ids=str)
+def test_what_a_suggestion_says_to_write_is_its_change(fields) -> None:
+    found = {"peak_allocated_bytes": 0, "required_bytes": 0}
+    for _, options in moves(make(**fields)):
+        for changes in options:
+            written = planner._suggestion(changes, "", found, card(1))["write"]
+            assert yaml.safe_load(f"{{{written}}}") == changes
 
 
 def test_ranks_and_lengths_are_halved_down_to_the_least() -> None:
