@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Scenario
-from scripts.training.adapters import DTYPES, adapter_names, add_adapters
+from scripts.training.adapters import DTYPES, adapter_names, add_adapters, unwrapped
 
 STORAGES = {**DTYPES, "uint8": torch.uint8}
 # `torch_dtype` became `dtype` in transformers 4.56; the A100 measurements are traced with 4.48.
@@ -221,7 +221,9 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
                 allowed="full, lora",
                 write="method: lora",
             )
-        wrong = [name for name in dense if name.rsplit(".", 1)[-1] not in skipped and name not in skipped]
+        wrong = [
+            name for name in dense if name not in skipped and unwrapped(f"{name}.weight").split(".")[-2] not in skipped
+        ]
         wrong += [
             name
             for name, module in packed.items()

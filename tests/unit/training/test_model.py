@@ -153,6 +153,15 @@ def test_the_output_head_stays_dense_and_biases_stay(folders):
     assert len(linear_4bit(model)) == 14
 
 
+@pytest.mark.parametrize("head", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_the_output_head_may_be_trained_beside_a_quantized_base(head):
+    adapter = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], **head}
+    asked = scenario(method="qlora", lora=None, adapter=adapter)
+    model = build_model(asked, "cpu")
+    assert assert_quantized(model, asked)["linear_dense_layers"] == 1
+    assert any("lm_head" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
 def test_a_dense_layer_in_a_quantized_model_is_found():
     asked = scenario(method="qlora", kbit_preparation="none")
     model = build_model(asked, "cpu")
