@@ -128,6 +128,8 @@ def read_yaml(path: str | os.PathLike) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             found: dict[Any, int] = {}
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.tag == "tag:yaml.org,2002:merge":  # `<<: *name`, which stands for keys and is none
+                    continue
                 line = key.start_mark.line + 1
                 name = self.construct_object(key)
                 if name in found:

@@ -30,6 +30,8 @@ IMPOSSIBLE = {
     "POLY": "its batches carry task ids",
     "XLORA": "it mixes adapters that have been trained before",
 }
+# What a scenario's `lora` calls the fields of PEFT's LoRA.
+SHORT = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 # Methods that read values of what they make, not of the weights: on `meta` they are made on the CPU and then emptied.
 VALUED = frozenset({"BOFT", "SHIRA", "UNILORA"})
 
@@ -54,6 +56,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
     on_meta = next(model.parameters()).device.type == "meta"
     if kind == "SHIRA" and on_meta:
         config.mask_fn = _any_mask
+    if kind == "PROMPT_TUNING" and on_meta:  # of a text the tokenizer would have to be fetched; the sizes are the same
+        config.prompt_tuning_init = "RANDOM"
     try:
         with (
             torch.device("meta" if on_meta and kind not in VALUED else "cpu"),
@@ -172,7 +176,9 @@ def peft_config(scenario: Scenario) -> Any:
     taken = inspect.signature(known[kind].__init__).parameters
     for name in fields:
         if name not in taken and name not in ("auto_mapping", "peft_version"):
-            near = difflib.get_close_matches(name, taken, n=1, cutoff=0.5)
+            near = (
+                [SHORT[name]] if SHORT.get(name) in taken else difflib.get_close_matches(name, taken, n=1, cutoff=0.5)
+            )
             raise UserError(
                 f"PEFT's {kind} has no field `{name}`" + (f"; did you mean `{near[0]}`?" if near else "."),
                 where="adapter",

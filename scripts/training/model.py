@@ -372,8 +372,9 @@ def _register_attention() -> None:
 
 
 def _unbuildable(kind: str, error: Exception) -> UserError:
+    said = f"unknown key {error}" if isinstance(error, KeyError) else error  # such as the name of an activation
     return UserError(
-        f"transformers can't build a model from this configuration: {error}",
+        f"transformers can't build a model from this configuration: {said}",
         where=f"model (model_type {kind})",
         allowed="a configuration that AutoModelForCausalLM.from_config can build",
         write="model: {model_type: qwen2, hidden_size: 3584, num_attention_heads: 28, ...}",
@@ -525,8 +526,16 @@ def _output_heads(model: nn.Module) -> list[str]:
 
 
 def notes(model: nn.Module, scenario: Scenario) -> list[str]:
-    """What a person should know of a model that was built, since it is not what the method's name promises."""
+    """What a person should know of a model that was built, since the scenario does not say it, or promises else."""
     found = []
+    config, given = model.config, scenario.model
+    untold = [
+        f"{name} {getattr(config, name)}"
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        if hasattr(config, name) and not {name, config.attribute_map.get(name, name)} & given.keys()
+    ]
+    if untold:
+        found.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
     experts = [p for name, p in model.named_parameters() if p.dim() == 3 and ".experts." in name]
     if scenario.method == "qlora" and experts:
         size = sum(parameter.numel() for parameter in experts)

@@ -13,6 +13,7 @@ from scripts.common.files import (
     read_json,
     read_jsonl,
     read_report,
+    read_yaml,
     scratch_folder,
     sha256_file,
     write_json,
@@ -117,6 +118,15 @@ def test_a_missing_and_a_broken_file_are_named(tmp_path):
     (tmp_path / "broken.json").write_text('{\n"a": }')
     with pytest.raises(UserError, match="line 2"):
         read_json(tmp_path / "broken.json")
+
+
+def test_a_yaml_file_may_take_over_the_keys_of_another_mapping_but_not_say_one_twice(tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("base: &base {a: 1, b: 2}\nown:\n  <<: *base\n  b: 3\n")
+    assert read_yaml(path)["own"] == {"a": 1, "b": 3}
+    path.write_text("base: &base {a: 1}\nown:\n  <<: *base\n  b: 3\n  b: 4\n")
+    with pytest.raises(UserError, match="'b' stands here twice"):
+        read_yaml(path)
 
 
 def report_of(folder):

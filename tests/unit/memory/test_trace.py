@@ -229,6 +229,15 @@ def test_experts_that_stay_dense_are_said():
     assert trace(scenario(), timeline=False)["notes"] == []
 
 
+def test_sizes_that_the_configuration_leaves_to_transformers_are_said():
+    model = {**DECODERS["qwen2"]}
+    del model["num_hidden_layers"]
+    (note,) = trace(scenario(model), timeline=False)["notes"]
+    assert note.endswith("transformers' default is taken: num_hidden_layers 32")
+    old = {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4, "vocab_size": 300}
+    assert trace(scenario(old), timeline=False)["notes"] == []
+
+
 def test_dtypes_that_no_device_multiplies_are_refused():
     with pytest.raises(UserError, match="differ in dtype") as caught:
         trace(scenario(kbit_preparation="trl", method="qlora"))

@@ -1,6 +1,7 @@
 """Any of PEFT's methods: traced as it is measured, or refused with the reason."""
 
 import json
+import socket
 import warnings
 
 import pytest
@@ -62,9 +63,9 @@ def test_methods_are_traced_to_the_byte(adapter):
     assert trace(asked, timeline=False)["trainable_parameters"] == predicted["trainable_parameters"]
 
 
-@pytest.mark.parametrize("adapter", [METHODS["DoRA"], METHODS["OFT"], METHODS["VeRA"]], ids=["DoRA", "OFT", "VeRA"])
+@pytest.mark.parametrize("adapter", ["DoRA", "OFT", "VeRA", "LoRA and a whole head"])
 def test_methods_on_a_quantized_base(adapter):
-    asked = scenario(adapter, method="qlora", gradient_checkpointing=True)
+    asked = scenario(METHODS[adapter], method="qlora", gradient_checkpointing=True)
     assert trace(asked, "cpu", timeline=False)["phases"] == measure(asked, "cpu", timeline=False)["phases"]
 
 
@@ -77,6 +78,14 @@ def test_only_what_peft_adds_is_cast_as_peft_casts_it():
         for device in ("meta", "cpu"):
             model = build_model(scenario(METHODS["LoRA"], adapter_precision=precision), device)
             assert {p.dtype for p in model.parameters() if p.requires_grad} == {dtype}, (precision, device)
+
+
+def test_a_prompt_made_of_a_text_is_priced_without_its_tokenizer(monkeypatch):
+    """Anything that PEFT asked the Hub for would end here."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked for an address"))
+    text = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": "a", "tokenizer_name_or_path": "some/model"}
+    priced = [trace(scenario({**METHODS["prompt tuning"], **more}), timeline=False) for more in ({}, text)]
+    assert priced[0]["peak_allocated_bytes"] == priced[1]["peak_allocated_bytes"]
 
 
 def test_names_of_what_was_added():
@@ -107,6 +116,8 @@ WRONG = {
         "task_type: CAUSAL_LM",
     ),
     "unknown field": ({"peft_type": "LORA", "rnk": 8}, {}, "no field `rnk`", None),
+    "the short form's field": ({"peft_type": "LORA", "rank": 8}, {}, "did you mean `r`?", "adapter: {r: 8, ...}"),
+    "the short form's, not here": ({"peft_type": "IA3", "rank": 8}, {}, "no field `rank`", None),
     "targets that are not there": (
         {"peft_type": "LORA", "target_modules": ["nosuch"]},
         {},

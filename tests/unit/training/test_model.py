@@ -208,7 +208,7 @@ def test_attention_is_one_that_the_architecture_can_run():
     ("sizes", "words"),
     [
         ({**SIZES, "model_type": "qwen22"}, ["no such architecture", "qwen22"]),
-        ({**SIZES, "hidden_act": "sillu"}, ["can't build a model", "sillu"]),
+        ({**SIZES, "hidden_act": "sillu"}, ["can't build a model", "unknown key 'sillu'"]),
     ],
 )
 def test_configurations_that_cannot_be_built(sizes, words):
