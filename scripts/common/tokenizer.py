@@ -14,9 +14,13 @@ def read_tokenizer(folder: str | os.PathLike) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except ValueError as error:
+    except Exception as error:  # each kind of file is broken in its own way
         if "trust_remote_code" not in str(error):
-            raise
+            raise UserError(
+                f"The model's tokenizer can't be read: {type(error).__name__}: {str(error).strip()[:200]}",
+                where=folder,
+                allowed="tokenizer.json and tokenizer_config.json, as save_pretrained writes them",
+            ) from None
         raise UserError(
             "The model's tokenizer is Python code in its own repository, and nobody's code is run here.",
             where=f"{folder}/tokenizer_config.json: auto_map",

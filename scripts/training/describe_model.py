@@ -76,16 +76,24 @@ def from_folder(path: str, folder: Path) -> dict:
     return {}
 
 
-def refuse_what_cannot_be_trained(folder: Path, config: dict) -> None:
-    """A base that is quantized already, or whose architecture is code in its repository.
+def refuse_what_cannot_be_trained(folder: Path, config: Any) -> None:
+    """A base that is quantized already, or whose architecture is code in its repository or not known here.
 
     Raises
     ------
     UserError
         Saying what to use instead.
     """
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if not kind:
+        raise UserError(
+            "The model's configuration does not say which architecture it is of.",
+            where=f"{folder / 'config.json'}: model_type",
+            allowed="a config.json as save_pretrained writes it",
+        )
     if quantization := config.get("quantization_config") or config.get("compression_config"):
-        method = str(quantization.get("quant_method") or "bitsandbytes").lower()
+        named = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        method = str(named or "bitsandbytes").lower()
         raise UserError(
             f"The base model is quantized already ({method}). An adapter is trained on, and merged into, unquantized"
             " weights; method qlora quantizes them while they load.",
@@ -94,15 +102,23 @@ def refuse_what_cannot_be_trained(folder: Path, config: dict) -> None:
             allowed="the model that this one was quantized from, with 16- or 32-bit weights",
             write="model:\n  source: {type: hub, repository: OWNER/THE-UNQUANTIZED-MODEL}",
         )
-    from transformers import CONFIG_MAPPING
+    from transformers import CONFIG_MAPPING, __version__
 
-    if config.get("model_type") not in CONFIG_MAPPING and config.get("auto_map"):
+    if kind in CONFIG_MAPPING:
+        return
+    if not config.get("auto_map"):
         raise UserError(
-            "The model's architecture is Python code in its own repository, and nobody's code is run here.",
-            where=f"{folder / 'config.json'}: auto_map",
-            found=config["auto_map"],
-            allowed="an architecture that transformers has itself: qwen2, llama, mistral, gemma2, phi3, gpt2, ...",
+            f"transformers {__version__} knows no such architecture.",
+            where=f"{folder / 'config.json'}: model_type",
+            found=kind,
+            allowed="an architecture that it has: qwen2, llama, mistral, gemma2, phi3, gpt2, ...",
         )
+    raise UserError(
+        "The model's architecture is Python code in its own repository, and nobody's code is run here.",
+        where=f"{folder / 'config.json'}: auto_map",
+        found=config["auto_map"],
+        allowed="an architecture that transformers has itself: qwen2, llama, mistral, gemma2, phi3, gpt2, ...",
+    )
 
 
 def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str | None) -> None:

@@ -57,6 +57,7 @@ def folder_with(tmp_path, **changes):
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
         ({"quant_method": "awq", "bits": 4}, "awq"),
         ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8"),
+        ("exl2", "exl2"),
     ],
 )
 def test_a_quantized_base_is_refused_before_its_weights_are_fetched(tmp_path, quantization, method):
@@ -65,6 +66,25 @@ def test_a_quantized_base_is_refused_before_its_weights_are_fetched(tmp_path, qu
             tmp_path, {"model_type": "llama", "quantization_config": quantization}
         )
     assert "quantized from" in str(error.value)
+
+
+BROKEN = {
+    "no architecture": ("config.json", "{}", ["does not say which architecture", "model_type"]),
+    "no mapping": ("config.json", "[]", ["does not say which architecture"]),
+    "an unknown architecture": ("config.json", '{"model_type": "nosuch"}', ["knows no such architecture", "nosuch"]),
+    "an empty tokenizer": ("tokenizer.json", "", ["tokenizer can't be read", "JSONDecodeError"]),
+    "half a tokenizer": ("tokenizer.json", "{}", ["tokenizer can't be read", "save_pretrained"]),
+    "broken settings": ("tokenizer_config.json", "{", ["tokenizer can't be read", "JSONDecodeError"]),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "words"), BROKEN.values(), ids=BROKEN)
+def test_a_folder_with_a_broken_file_is_refused_in_words(tmp_path, name, text, words):
+    source = save_model(tmp_path / "source")
+    (source / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        describe(source, tmp_path / "base")
+    assert all(word in str(error.value) for word in words)
 
 
 def test_a_refused_model_leaves_no_description(tmp_path):
