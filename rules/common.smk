@@ -269,6 +269,14 @@ def merging_comparison(wildcards):
     )
 
 
+# --- what comes first ----------------------------------------------------------------------------------
+
+# The rules that a run's price and its gate wait for go first. Each of their jobs holds one of the profile's `unpriced`;
+# the download of the weights takes all of them, and so comes after the verdict, however many cores there are.
+FIRST = 100
+ALL_UNPRICED = 1000
+
+
 # --- what a job asks a cluster for -------------------------------------------------------------------
 
 

@@ -14,9 +14,12 @@ rule fetch_benchmark:
         report="results/dataset/{dataset}/benchmark/benchmark.json",
     log:
         "logs/dataset/{dataset}/fetch_benchmark.log",
+    priority: FIRST
     retries: 2
     conda:
         "../envs/light.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("execution/fetch_benchmark.py"),
         benchmark=of(lambda chosen: {key: chosen["dataset"]["benchmark"][key] for key in ("requirement", "sha256")}),
@@ -39,8 +42,11 @@ rule acquire_dataset:
         "logs/dataset/{dataset}/acquire_dataset.log",
     benchmark:
         "benchmarks/dataset/{dataset}/acquire_dataset.tsv"
+    priority: FIRST
     conda:
         "../envs/light.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("dataset/acquire.py"),
         sources=of(
@@ -69,8 +75,11 @@ rule clean_dataset:
         "logs/dataset/{dataset}/clean_dataset.log",
     benchmark:
         "benchmarks/dataset/{dataset}/clean_dataset.tsv"
+    priority: FIRST
     conda:
         "../envs/light.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("dataset/clean.py"),
         clean=section("dataset", "clean"),
@@ -93,8 +102,11 @@ rule screen_dataset:
         "logs/dataset/{dataset}/screen_dataset.log",
     benchmark:
         "benchmarks/dataset/{dataset}/screen_dataset.tsv"
+    priority: FIRST
     conda:
         "../envs/light.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("dataset/screen_dataset.py"),
     message:
@@ -119,8 +131,11 @@ rule split_dataset:
         "logs/dataset/{dataset}/split_dataset.log",
     benchmark:
         "benchmarks/dataset/{dataset}/split_dataset.tsv"
+    priority: FIRST
     conda:
         "../envs/light.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("dataset/split.py"),
         split=section("dataset", "split"),
@@ -151,8 +166,11 @@ rule check_splits:
         report="results/dataset/{dataset}/splits/check.json",
     log:
         "logs/dataset/{dataset}/check_splits.log",
+    priority: FIRST
     conda:
         "../envs/light.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("dataset/check_splits.py"),
     message:
@@ -183,9 +201,11 @@ rule encode_dataset:
         "benchmarks/dataset/{dataset}/encode_dataset/{model}-{sequence_length}.tsv"
     wildcard_constraints:
         sequence_length=r"\d+",
+    priority: FIRST
     conda:
         "../envs/torch.yaml"
     resources:
+        unpriced=1,
         # What one step takes, to say at once when there is less. No param: another batch size encodes nothing anew.
         rows_a_step=of(configured.effective_batch),
     params:

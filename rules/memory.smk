@@ -40,8 +40,11 @@ rule trace_memory:
     wildcard_constraints:
         place=MEMORY_PLACE,
         scenario=FOLDER_NAME,
+    priority: FIRST
     conda:
         "../envs/torch.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("memory/trace_step.py"),
         scenario=memory_scenario,
@@ -113,12 +116,13 @@ rule gate_memory:
         gate="results/{run}/memory/training/gate.json",
     log:
         "logs/{run}/memory/training/gate_memory.log",
-    # Before anything that costs time: it may stop the run. After price_run, which says the same of every stage.
-    priority: 90
+    # It may stop the run. After price_run, which says the same of every stage.
+    priority: FIRST - 1
     conda:
         "../envs/torch.yaml"
     resources:
         gpu=gpus_of_this_machine,
+        unpriced=1,
     params:
         code=code("memory/gate.py"),
         gate=section("memory", "gate"),
@@ -151,11 +155,12 @@ rule price_run:
         "logs/{run}/memory/price_run.log",
     benchmark:
         "benchmarks/{run}/memory/price_run.tsv"
-    priority: 100
+    priority: FIRST
     conda:
         "../envs/torch.yaml"
     resources:
         gpu=gpus_of_this_machine,
+        unpriced=1,
     params:
         code=code("memory/price_run.py"),
         settings=of(configured.priced_settings),

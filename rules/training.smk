@@ -9,8 +9,11 @@ rule download_gguf:
         license="results/models/{model}/source/LICENSE",
     log:
         "logs/models/{model}/download_gguf.log",
+    priority: FIRST
     conda:
         "../envs/light.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("training/download_gguf.py"),
         source=of(settings.model_source),
@@ -29,10 +32,11 @@ rule describe_model:
         description="results/models/{model}/description.json",
     log:
         "logs/models/{model}/describe_model.log",
-    # Before the weights: the gate needs the configuration alone, and may stop the run.
-    priority: 100
+    priority: FIRST
     conda:
         "../envs/torch.yaml"
+    resources:
+        unpriced=1,
     params:
         code=code("training/describe_model.py"),
         source=of(settings.model_source),
@@ -56,6 +60,8 @@ rule fetch_weights:
         "benchmarks/models/{model}/fetch_weights.tsv"
     conda:
         "../envs/torch.yaml"
+    resources:
+        unpriced=ALL_UNPRICED,
     params:
         code=code("training/fetch_weights.py"),
         source=of(settings.model_source),

@@ -1,8 +1,11 @@
 """Plans from nothing: what each configuration would run, and how a wrong one ends."""
 
 import csv
+import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -94,6 +97,34 @@ def test_a_step_on_several_gpus_is_trained_and_not_measured_by_one_process(proje
 
 def test_the_gate_stands_before_training(project):
     assert "gate_memory" in planned(project, "results/smollm2-135m-r16/adapter/adapter_model.safetensors")
+
+
+ORDER = """
+import json
+from pathlib import Path
+from tests.end_to_end.edits import jobs
+for job in jobs(Path("config/config.yaml")):
+    said = {"rule": job.rule.name, "priority": job.rule.priority, "unpriced": job.resources.get("unpriced", 0)}
+    print(json.dumps({**said, "inputs": list(map(str, job.input)), "outputs": list(map(str, job.output))}))
+"""
+
+
+def test_nothing_that_costs_comes_before_the_runs_price(project):
+    """What price and gate wait for goes first and keeps the download waiting, on any number of cores."""
+    command, environ = [sys.executable, "-c", ORDER], {**os.environ, "PYTHONPATH": str(chain.ROOT)}
+    done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=True)
+    jobs = [json.loads(line) for line in done.stdout.splitlines()]
+    maker = {path: job for job in jobs for path in job["outputs"]}
+    early = [job for job in jobs if job["rule"] in ("price_run", "gate_memory")]
+    for job in early:  # grows while it is walked
+        early += [maker[path] for path in job["inputs"] if path in maker and maker[path] not in early]
+    assert {"acquire_dataset", "describe_model", "encode_dataset", "trace_memory"} <= {job["rule"] for job in early}
+    assert not [job for job in early if job["priority"] < 99 or job["unpriced"] != 1]
+    late = [job for job in jobs if job["rule"] in ("evaluate_base", "fetch_weights", "measure_memory", "train_adapter")]
+    assert len(late) == 4 and not [job for job in late if job["priority"]]
+    (download,) = [job["unpriced"] for job in late if job["rule"] == "fetch_weights"]
+    profile = yaml.safe_load((project / "profiles/default/config.yaml").read_text(encoding="utf-8"))
+    assert f"unpriced={download}" in profile["resources"]
 
 
 def test_a_path_says_what_its_job_does(project):
