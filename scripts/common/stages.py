@@ -2,7 +2,7 @@
 
 A stage is a mapping: ``stage``, ``place`` (``GPU``, ``host memory``, ``disk``), ``needs_bytes`` and ``has_bytes``
 (None where it is not known), ``verdict``, ``basis`` (``traced``, ``computed``, ``estimated``), ``detail`` in words,
-``change`` (the smallest that would fit, ready to be written, or None).
+``change`` (the smallest that would fit, ready to be written, or None), ``processes`` (as many share the place).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def judged(
     detail: str = "",
     verdict: str | None = None,
     change: str | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """A stage; its verdict by its sizes, unless one is given."""
     if verdict is None:
@@ -37,6 +38,7 @@ def judged(
         "has_bytes": has_bytes,
         "needs_bytes": needs_bytes,
         "place": place,
+        "processes": processes,
         "stage": stage,
         "verdict": verdict,
     }
@@ -51,7 +53,7 @@ def table(stages: Sequence[Stage]) -> list[str]:
     """Lines for a terminal: stage, needs, has, verdict, and the smallest change that fits."""
     heads = ("stage", "where", "needs", "has", "verdict")
     rows = [heads] + [
-        (stage["stage"], stage["place"], _size(stage["needs_bytes"]), _size(stage["has_bytes"]), stage["verdict"])
+        (stage["stage"], _place(stage), _size(stage["needs_bytes"]), _size(stage["has_bytes"]), stage["verdict"])
         for stage in stages
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
@@ -64,6 +66,10 @@ def table(stages: Sequence[Stage]) -> list[str]:
         change = stages[number - 1]["change"] if number else None
         lines.append("  ".join(cells + ([change] if change else [])).rstrip())
     return lines
+
+
+def _place(stage: Stage) -> str:
+    return f"{stage['place']}, {stage['processes']} processes" if stage["processes"] > 1 else stage["place"]
 
 
 def _size(size: int | None) -> str:

@@ -45,7 +45,7 @@ from scripts.memory.core.report import History, alive_after
 from scripts.memory.core.trace import quantization_state
 from scripts.scenario.scenario import Scenario
 from scripts.training.adapters import adapter_names, unwrapped
-from scripts.training.model import weight_dtype
+from scripts.training.model import build_model, weight_dtype
 
 _CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar
 _SCALAR = 4
@@ -402,3 +402,24 @@ def _natural_key(name: str) -> list[tuple]:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
+
+
+def built_on_host_bytes(scenario: Scenario, stored: torch.dtype) -> int:
+    """Bytes of host memory of its own that a process takes for a whole model that it builds on the CPU.
+
+    Weights that are kept in the dtype they are stored in count nothing: they are pages of the mapped file, which all
+    processes share and the kernel may drop (safetensors maps, transformers copies only what it casts or quantizes).
+
+    Parameters
+    ----------
+    scenario
+        The step; whether it is divided afterwards makes no difference.
+    stored
+        Dtype of the floating-point weights in the files.
+    """
+    model = build_model(scenario, "meta")
+    added = adapter_names(model)
+    mapped = lambda name, tensor: tensor.dtype == stored and name not in added and not quantization_state(tensor)  # noqa: E731
+    own = [tensor for name, tensor in model.named_parameters() if not mapped(name, tensor)]
+    own += [*model.buffers(), *(tensor for module in model.modules() for tensor in quantization_state(module).values())]
+    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in own}.values())

@@ -23,6 +23,12 @@ from scripts.scenario.scenario import Scenario
 # Beside tensors, in bytes: Python, the libraries, and freed memory that glibc keeps. 0.4 to 1.0 GB in the stages of the
 # default run; the merge, which streams and loads no transformers, takes 0.25 GB in all.
 PROCESS_BYTES, MERGE_BYTES = 1_000_000_000, 300_000_000
+LAUNCHER_BYTES = (
+    500_000_000  # of the job that starts a process for each GPU and waits: torch and accelerate, 0.23 to 0.45
+)
+# DDP sends rank 0's weights to the others when it wraps the model, in buckets of which two are under way: PyTorch 2.13
+# nn/parallel/distributed.py `broadcast_bucket_size`, csrc/distributed/c10d/comm.cpp `kMaxInFlight`.
+DDP_BROADCAST_BYTES = 2 * 250 * 2**20
 GPU, HOST = "GPU", "host memory"
 GB = 10**9
 
@@ -65,7 +71,9 @@ def host_memory() -> int:
         return free
 
 
-def training_stages(traced: Mapping[str, Any], longest: Scenario, decision: Mapping[str, Any], room: Room) -> list:
+def training_stages(
+    traced: Mapping[str, Any], longest: Scenario, decision: Mapping[str, Any], room: Room, stored: str
+) -> list:
     """The training step as configured, and at the longest batch of the data."""
     from scripts.memory.trace import trace
 
@@ -78,9 +86,11 @@ def training_stages(traced: Mapping[str, Any], longest: Scenario, decision: Mapp
             continue  # the longest batch is as long as the configuration allows
         else:
             found = trace(step, room.target, capability=room.gpu and room.gpu.capability, timeline=False)
-        size = f"{step.micro_batch} x {step.sequence_length} tokens"
-        size += f" in each of {processes} processes" if processes > 1 else ""
-        rows.append(judged(name, room.place, room.needed(found) * processes, room.has_bytes, "traced", size))
+        size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", room.needed(found)
+        if processes > 1:
+            size += " in each process"
+            needs = processes * max(needs, PROCESS_BYTES + started_bytes(step, found, stored)) + LAUNCHER_BYTES
+        rows.append(judged(name, room.place, needs, room.has_bytes, "traced", size, processes=processes))
     if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
         rows[0]["verdict"] = NOT_REACHED
     for row in refused(rows):
@@ -150,7 +160,29 @@ def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int,
     return judged(name, place, sizes[computed_in], free[place], "computed", f"in {computed_in}")
 
 
-def host_stages(source: str, base_bytes: int, largest_bytes: int, there: bool, room: Room) -> list[Stage]:
+def started_bytes(step: Scenario, found: Mapping[str, Any], stored: str) -> int:
+    """Tensors that each process of several holds on the processor until its model is divided, or the same in all.
+
+    Under FSDP that is the whole model and its share of it; under DDP the model, and rank 0's weights beside it.
+    """
+    left = found["phases"]["load"]
+    if step.parallel["strategy"] == "ddp":
+        return left + min(left, DDP_BROADCAST_BYTES)
+    return left + whole_model_bytes(step, stored)
+
+
+def whole_model_bytes(step: Scenario, stored: str) -> int:
+    """Host memory of a model that FSDP takes from the CPU; ``stored`` is the dtype of its files, such as float32."""
+    import torch
+
+    from scripts.memory.loading import built_on_host_bytes
+
+    return built_on_host_bytes(step, getattr(torch, stored))
+
+
+def host_stages(
+    source: str, base_bytes: int, largest_bytes: int, there: bool, room: Room, step: Scenario, stored: str
+) -> list[Stage]:
     """What fetching, loading and merging take of the host's memory."""
     rows = []
     if not there:
@@ -159,8 +191,17 @@ def host_stages(source: str, base_bytes: int, largest_bytes: int, there: bool, r
         detail = "the whole model, unpacked" if whole else "as it arrives"
         rows.append(judged("fetching the base", HOST, needs, room.host_bytes, "estimated", detail))
     if room.gpu is not None:
-        needs = PROCESS_BYTES + 2 * largest_bytes
-        rows.append(judged("loading for the GPU", HOST, needs, room.host_bytes, "estimated", "tensor by tensor"))
+        processes, strategy = (step.parallel[key] for key in ("gpus", "strategy"))
+        needs, detail = PROCESS_BYTES + 2 * largest_bytes, "tensor by tensor"
+        if strategy in ("fsdp1", "fsdp2"):
+            needs += whole_model_bytes(step, stored)
+            detail = "the whole model, before it is divided"
+        if processes > 1:
+            needs = processes * needs + LAUNCHER_BYTES
+            detail += ", in each process"
+        rows.append(
+            judged("loading for the GPU", HOST, needs, room.host_bytes, "estimated", detail, processes=processes)
+        )
     return [*rows, judged("merging", HOST, MERGE_BYTES, room.host_bytes, "estimated", "block by block")]
 
 
@@ -210,16 +251,12 @@ def price(
     embedding = model.size("vocab_size") * model.size("hidden_size") * sizes.base_width  # the largest tensor
     alone = evaluation_room or room
     found = [
-        *host_stages(settings["source"]["type"], base_bytes, embedding, "base model" in there, room),
-        *training_stages(traced, longest, decision, room),
+        *host_stages(settings["source"]["type"], base_bytes, embedding, "base model" in there, room, model, base),
+        *training_stages(traced, longest, decision, room, base),
         comparison_stage(
             stored, merged, sizes.trainable * sizes.adapter_width, settings["merging"]["verify"]["prompts"], alone
         ),
-        *(
-            stage
-            for name, evaluation in evaluations.items()
-            for stage in evaluation_stages(name, evaluation, alone)
-        ),
+        *(stage for name, evaluation in evaluations.items() for stage in evaluation_stages(name, evaluation, alone)),
         *disk.stages(sizes, free_disk_bytes, there),
     ]
     short = [stage["stage"] for stage in refused(found)]

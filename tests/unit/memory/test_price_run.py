@@ -1,6 +1,10 @@
 """The price of a whole run: each stage against what there is, the smallest change that fits, a stop before any cost."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +15,9 @@ from scripts.memory.answering import Evaluation, trace_evaluation
 from scripts.memory.gpus import find, tightest
 from scripts.memory.price_run import GPU, HOST, Room
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import Scenario
+from scripts.scenario.scenario import ROOT, Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
+from tests.unit.memory import gloo_hosts
 from tests.unit.memory.test_answering import row
 
 PLENTY = 10**12
@@ -132,6 +137,53 @@ def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation
         "training step, longest batch",
     }
     assert "23.99 GB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(price_run.refusal(priced))
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> list:
+    """What two processes took of the host's memory, for each case by rank."""
+    folder = tmp_path_factory.mktemp("hosts")
+    command = [sys.executable, "-m", "tests.unit.memory.gloo_hosts", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True)
+    return json.loads((folder / "measured.json").read_text())
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux, which says who has which page")
+@pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
+def test_two_processes_take_the_host_memory_that_is_priced(number, processes) -> None:
+    """What each builds, to 16 MB of 4 to 81; while it divides, no more than is said; in all, no more than the price."""
+    step = gloo_hosts.scenario(gloo_hosts.llama(**gloo_hosts.SIZES), *gloo_hosts.CASES[number])
+    found = trace(step, "cpu", timeline=False)
+    built = price_run.whole_model_bytes(step, "float32")
+    for process in processes[number]:
+        assert process["built"] == pytest.approx(built, abs=16_000_000)
+        assert process["divided"] <= price_run.started_bytes(step, found, "float32") + 16_000_000
+        assert process["divided"] >= found["phases"]["load"] - 16_000_000
+    traced = {"scenario": step.to_mapping()}
+    (stage,) = price_run.training_stages(traced, step, {"suggestions": []}, Room(None, PLENTY), "float32")
+    assert sum(process["process"] for process in processes[number]) <= stage["needs_bytes"]
+    assert stage["processes"] == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
+
+
+def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
+    rooms = Room(card(PLENTY), PLENTY)
+
+    def loading(strategy: str, gpus: int, precision: str) -> dict:
+        step = gloo_hosts.scenario(LLAMA_3_LAYERS, precision, "lora", strategy, gpus)
+        (stage,) = (
+            stage
+            for stage in price_run.host_stages("hub", 10**9, 10**8, True, rooms, step, "bfloat16")
+            if stage["stage"] == "loading for the GPU"
+        )
+        return stage
+
+    alone, ddp = loading("none", 1, "fp32"), loading("ddp", 4, "fp32")
+    assert (alone["processes"], ddp["processes"], ddp["detail"]) == (1, 4, "tensor by tensor, in each process")
+    assert ddp["needs_bytes"] == 4 * alone["needs_bytes"] + price_run.LAUNCHER_BYTES
+    cast, mapped = loading("fsdp2", 4, "fp32"), loading("fsdp2", 4, "bf16")
+    step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "fsdp2")
+    assert cast["needs_bytes"] - ddp["needs_bytes"] == 4 * price_run.whole_model_bytes(step, "bfloat16")
+    assert mapped["needs_bytes"] < cast["needs_bytes"] and "whole model" in cast["detail"]
 
 
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:

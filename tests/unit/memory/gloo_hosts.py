@@ -1,0 +1,86 @@
+"""Host memory of two processes that build a model and divide it: run by test_price_run.py as a program of its own.
+
+python -m tests.unit.memory.gloo_hosts FOLDER
+"""
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+from scripts.scenario.scenario import Scenario
+
+SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 8192}
+CASES = [
+    ("fp32", "lora", "fsdp2"),  # the files' dtype: their pages, which all share
+    ("bf16", "lora", "fsdp2"),
+    ("fp32", "qlora", "fsdp2"),
+    ("fp32", "lora", "ddp"),
+]
+
+
+def scenario(model: dict, precision: str, method: str, strategy: str, gpus: int = 2) -> Scenario:
+    """A short step, so that weights are most of it."""
+    fields = {"model": model, "precision": precision, "method": method, "sequence_length": 8}
+    return Scenario.from_mapping({**fields, "parallel": {"strategy": strategy, "gpus": gpus}})
+
+
+def llama(**sizes: int) -> dict:
+    """The configuration of a Llama."""
+    fixed = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 64}
+    return {**fixed, "tie_word_embeddings": False, **sizes}
+
+
+def own_bytes() -> int:
+    """Memory of this process that no file could bring back."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous"))
+
+
+def main(folder: Path) -> int:
+    import torch
+    from torch import distributed as dist
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from scripts.training.model import build_model, build_optimizer
+    from scripts.training.parallel import parallelize
+    from scripts.training.step import random_step
+
+    torch.set_num_threads(1)
+    small, large = llama(**SIZES | {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}), llama(**SIZES)
+    for name, model in (("small", small), ("large", large)):
+        config = AutoConfig.for_model(**model)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder / name)
+    measured = []
+    for number, (precision, method, strategy) in enumerate(CASES):
+        child = os.fork()
+        if child:  # each case in fresh processes
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+                return 1
+            measured.append([json.loads((folder / f"{number}-{rank}.json").read_text()) for rank in range(2)])
+            continue
+        other = os.fork()
+        rank = 0 if other else 1
+        store = dist.FileStore(str(folder / f"store-{number}"), 2)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+        found = {}
+        for name, model in (("small", small), ("large", large)):  # the small one touches what Python needs
+            step = scenario(model, precision, method, strategy)
+            before = own_bytes()
+            whole = build_model(step, "cpu", weights=folder / name)
+            found["built"] = own_bytes() - before
+            whole = parallelize(whole, step, "cpu")
+            found["divided"] = own_bytes() - before
+            random_step(whole, build_optimizer(whole, step, learning_rate=1e-4), step, "cpu", max_grad_norm=1.0)()
+            found["process"] = own_bytes()
+        (folder / f"{number}-{rank}.json").write_text(json.dumps(found))
+        dist.destroy_process_group()
+        status = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) if other else 0
+        os._exit(status)
+    (folder / "measured.json").write_text(json.dumps(measured))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
