@@ -21,6 +21,14 @@ report: str(PROJECT / "rules" / "report" / "workflow.rst")
 
 
 include: PROJECT / "rules/common.smk"
+
+
+# Of a key that stands twice Snakemake takes the last, and all below the first would be lost without a word.
+for given in workflow.configfiles:
+    if not str(given).endswith(".json"):
+        explained(files.read_yaml, given)
+
+
 include: PROJECT / "rules/dataset.smk"
 include: PROJECT / "rules/memory.smk"
 include: PROJECT / "rules/training.smk"

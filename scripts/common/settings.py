@@ -11,6 +11,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
@@ -179,9 +180,22 @@ def _explain(error: Any, value: dict, where: object) -> UserError:
             allowed=_allowed(schema["properties"][missing]),
             write=_yaml_line(path, missing, example),
         )
-    problem = f"Wrong value for {'.'.join(path)}."
+    return _explain_value(error, value, where)
+
+
+def _explain_value(error: Any, value: dict, where: object) -> UserError:
+    """An error of a key that is known, about what it is set to."""
+    path = [str(part) for part in error.absolute_path]
+    rule, schema, found = error.validator, error.schema, error.instance
+    problem, allowed = f"Wrong value for {'.'.join(path)}.", _allowed(schema)
     example = schema.get("examples", schema.get("enum", ["..."]))[0]
-    if isinstance(found, str) and _NUMBER.match(found.strip()) and {"number", "integer"} & set(_types(schema)):
+    if rule == "type" and schema.get("properties") and not isinstance(found, dict):
+        allowed += f": {', '.join(schema['properties'])}"
+        example = dict([next((name, form.get("examples", ["..."])[0]) for name, form in schema["properties"].items())])
+    elif rule == "type" and "string" in _types(schema) and isinstance(found, bool | int | float | date):
+        problem = f"{'.'.join(path)} is text, and YAML reads this as something else: put it in quotes."
+        example = {True: "yes", False: "no"}[found] if isinstance(found, bool) else str(found)
+    elif isinstance(found, str) and _NUMBER.match(found.strip()) and {"number", "integer"} & set(_types(schema)):
         number = float(found)
         problem = f"{'.'.join(path)} is text, not a number."
         if "e" in found.lower():
@@ -203,7 +217,7 @@ def _explain(error: Any, value: dict, where: object) -> UserError:
         problem,
         where=where,
         found=found,
-        allowed=_allowed(schema),
+        allowed=allowed,
         write=_yaml_line(path[:-1], path[-1], example) if path else None,
     )
 
@@ -224,6 +238,7 @@ def _allowed(schema: dict) -> str:
         "maximum": "at most {}",
         "exclusiveMaximum": "less than {}",
         "pattern": "of the form {}",
+        "maxLength": "at most {} characters",
     }.items():
         if key in schema:
             text += ", " + words.format(schema[key])
@@ -231,14 +246,20 @@ def _allowed(schema: dict) -> str:
 
 
 def _yaml_line(path: list[str], key: str, value: Any) -> str:
-    """The key with its value as YAML, nested under its parents."""
+    """The key with its value as YAML, nested under its parents; a number among these is a place in a list."""
     if isinstance(value, float) and value and not 1e-3 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:e}".split("e")
         text = f"{float(mantissa)}e{int(exponent):+03d}"
     else:
         text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("...").strip()
-    lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate(path)]
-    return "\n".join([*lines, f"{'  ' * len(path)}{key}: {text}"])
+    lines, mark = [], ""
+    for depth, name in enumerate([*path, key]):
+        if name.isdigit():
+            mark = "- "
+            continue
+        lines.append(f"{'  ' * (depth - len(mark) // 2)}{mark}{name}:")
+        mark = ""
+    return "\n".join(lines) + f" {text}"
 
 
 def _check_together(config: dict) -> None:
@@ -285,6 +306,15 @@ def _check_together(config: dict) -> None:
             found="dataset.benchmark: null",
             allowed="a benchmark, or evaluation.execution: none",
             write=_yaml_line(["evaluation"], "execution", "none"),
+        )
+    publish = config["publish"]
+    if publish["adapter"] and publish["adapter"] == publish["merged"]:
+        raise UserError(
+            "publish.adapter and publish.merged are one repository: the second's README.md would replace the first's.",
+            where="the configuration",
+            found=publish["adapter"],
+            allowed="a repository for each",
+            write=_yaml_line(["publish"], "merged", f"{publish['merged']}-merged"),
         )
     source = config["model"]["source"]
     for key in SOURCE_KEYS[source["type"]]:

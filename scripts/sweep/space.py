@@ -208,8 +208,9 @@ def _leaves(value: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any
 
 def _refuse_key(key: str, checked: Mapping[str, Any]) -> None:
     """A setting that the configuration does not have, or that makes no sense to vary."""
-    known = {name for name, _ in _leaves({k: v for k, v in checked.items() if k not in ("sweep",)})}
-    if key in known - {"run.name", "run.max_runs"} or key.startswith(("model.source.", "memory.scenarios.")):
+    known = {name for name, _ in _leaves({k: v for k, v in checked.items() if k != "sweep"})}
+    known -= {"run.name", "run.max_runs"}
+    if key in known or key.startswith(("model.source.", "memory.scenarios.")):
         return
     close = configuration.closest(key, known)
     raise UserError(

@@ -151,15 +151,19 @@ def test_a_path_that_the_configuration_does_not_know_is_an_error_that_shows_what
 
 
 @pytest.mark.parametrize(
-    ("differences", "words"),
+    ("text", "words"),
     [
-        ({"lora": {"rank": 0}}, ["lora.rank", "at least 1", "rank: 16"]),
-        ({"training": {"learning_rate": "2e-4"}}, ["learning_rate is text", "2.0e-04"]),
-        ({"trainning": {}}, ["Unknown key: trainning"]),
+        ("lora: {rank: 0}", ["lora.rank", "at least 1", "rank: 16"]),
+        ("training: {learning_rate: 2e-4}", ["learning_rate is text", "2.0e-04"]),
+        ("trainning: {}", ["Unknown key: trainning"]),
+        (
+            "training: {epochs: 2}\nlora: {rank: 8}\ntraining: {max_steps: 9}",
+            ["'training' stands here twice", "1 and 3"],
+        ),
     ],
 )
-def test_a_wrong_configuration_stops_at_the_start(project, differences, words):
-    (project / "wrong.yaml").write_text(yaml.safe_dump(differences), encoding="utf-8")
+def test_a_wrong_configuration_stops_at_the_start(project, text, words):
+    (project / "wrong.yaml").write_text(text, encoding="utf-8")
     done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml")
     assert done.returncode != 0
     for word in words:

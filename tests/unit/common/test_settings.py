@@ -67,6 +67,17 @@ def test_swapped_rank_and_alpha_differ(config):
         ("training.gradient_checkpointing", "yes", ["gradient_checkpointing", "true, false, reentrant"]),
         ("training.max_steps", 0, ["training.max_steps", "at least 1"]),
         ("model.name", "My Model", ["model.name", "My Model", "of the form"]),
+        ("run.name", "a" * 101, ["run.name", "at most 100 characters"]),  # files' names have 255 at the most
+        ("run.name", 12, ["put it in quotes", "name: '12'"]),
+        ("run.name", False, ["put it in quotes", "name: 'no'"]),
+        ("model.license", 2.0, ["put it in quotes", "license: '2.0'"]),
+        ("training", None, ["method, precision", "training: {method: qlora}"]),
+        ("training.parallel", "ddp", ["strategy, gpus", "parallel: {strategy: fsdp2}"]),
+        (
+            "dataset.sources",
+            [{"type": "files"}],
+            ["sources.0.license", "  sources:\n               - license: unknown"],
+        ),
         ("model.source.type", "huggingface", ["model.source.type", "wheel, hub, folder"]),
         ("model.source.sha256", "abc", ["model.source.sha256", "abc"]),
         ("prompt.system", "", ["prompt.system"]),
@@ -88,6 +99,20 @@ def test_the_line_to_write_is_valid(config):
     correction = yaml.safe_load(error.value.write)
     assert correction == {"training": {"learning_rate": 0.0002}}
     settings.check(change(config, "training.learning_rate", correction["training"]["learning_rate"]))
+
+
+def test_a_line_to_write_in_a_list_is_one_of_its_entries(config):
+    entry = {"type": "files", "license": "x", "paths": ["a.csv"], "colums": {"request": "a"}}
+    with pytest.raises(UserError) as error:
+        settings.check(change(config, "dataset.sources", [entry]))
+    assert yaml.safe_load(error.value.write) == {"dataset": {"sources": [{"columns": {"request": "a"}}]}}
+
+
+def test_two_repositories_of_a_kind_are_not_the_same(config):
+    config["publish"] |= {"adapter": "a/b", "dataset": "a/b"}  # a model and a dataset have addresses of their own
+    settings.check(config)
+    with pytest.raises(UserError, match="are one repository"):
+        settings.check(change(config, "publish.merged", "a/b"))
 
 
 def test_a_missing_key_is_named(config):

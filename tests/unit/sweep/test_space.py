@@ -94,6 +94,7 @@ def test_a_name_that_the_configuration_does_not_know_is_an_error_that_shows_what
     ("differences", "words"),
     [
         ({"lora": {"rank": [4, 8, 4]}}, ["lora.rank names 4 twice", "rank: [4, 8]"]),
+        ({"sweep": {"run.name": ["a", "b"]}}, ["can't vary this: run.name", "run.seed: [...]"]),
         ({"lora": {"rank": [4, 0]}}, ["lora.rank.1", "at least 1", "rank: [4, 16]"]),
         ({"lora": {"rank": [4, "16"]}}, ["lora.rank.1 is text", "rank: [4, 16]"]),
         ({"lora": {"rank": []}}, ["lora.rank is an empty list", "rank: [4, 8, 16, 32, 64]"]),
