@@ -124,6 +124,7 @@ class _Outer:
         except OSError as error:  # root of a namespace in which nobody else exists
             raise explain(f"{type(error).__name__}: {error}") from None
         self.load = 0  # commands that it has been given
+        self.answered = False  # whether there is a sandbox at all
         self._send({"bwrap": str(bwrap), "limits": limits})
 
     def _send(self, message: object) -> None:
@@ -142,7 +143,16 @@ class _Outer:
             silence.cancel()
         if not answer:
             self.process.kill()
-            raise explain(self.process.stderr.read().decode(errors="replace"))
+            said = self.process.stderr.read().decode(errors="replace")
+            if not self.answered:
+                raise explain(said)
+            raise UserError(
+                f"The sandbox ended, or was silent for {SILENCE_SECONDS} seconds, in the middle of its work ({task}).",
+                where="scripts/execution/worker.py, which runs in it",
+                found=said.strip()[-500:] or "(nothing)",
+                write="the same command again; if it ends so again, please report it with what was found",
+            )
+        self.answered = True
         return json.loads(answer)
 
     def close(self) -> None:
@@ -219,6 +229,17 @@ class Sandbox:
         if list(probe["changes"]) != ["/gone", "/kept/file"]:
             raise explain(probe["stderr"])
 
+    def _prepare(self, state: str) -> None:
+        script, environment = self.states[state]
+        made = self.home[state].ask("prepare", name=state, script=script, environment=dict(environment))
+        if made["end"] != "exit":  # half a file system would be judged as if it were the whole
+            raise UserError(
+                f"The file system {state} was not finished within the sandbox's limits.",
+                where="the limits in scripts/execution/worker.py",
+                found=f"its script was ended by the limit on {made['end']}",
+                allowed=f"a machine with less to do; of time it has {self.limits['wall_seconds']} seconds",
+            )
+
     def run(self, commands: Iterable[tuple[str, str]], label: str = "commands") -> list[dict]:
         """Run commands, each on a fresh copy of a state.
 
@@ -236,17 +257,17 @@ class Sandbox:
             ``output``, ``memory``, ``inodes``; ``length``: it was not run), ``status`` (the exit status, None where a
             limit ended it), ``changes`` (``{path: [before, after]}``, each type, permissions and content, or None),
             ``complete`` (whether all changes could be read), ``wall_seconds``.
+
+        Raises
+        ------
+        UserError
+            Where a state can't be made within the limits.
         """
         jobs = list(commands)
         for state, count in Counter(state for state, _ in jobs).most_common():
             if state not in self.home:  # the largest first, each to the worker with the least to do
-                self.home[state] = outer = min(self.outer, key=lambda outer: outer.load)
-                outer.ask(
-                    "prepare",
-                    name=state,
-                    script=self.states[state].script,
-                    environment=dict(self.states[state].environment),
-                )
+                self.home[state] = min(self.outer, key=lambda outer: outer.load)
+                self._prepare(state)
             self.home[state].load += count
         results: list[dict] = [{}] * len(jobs)
         done: SimpleQueue[BaseException | None] = SimpleQueue()

@@ -96,7 +96,7 @@ def main() -> int:
         print(json.dumps(result, indent=2, sort_keys=True) if options.json else table(result))
     for line in () if options.check or options.evaluate else sys.stdin.buffer:
         try:
-            verdict = policy.judge(line.decode("utf-8").rstrip("\r\n"))
+            verdict = policy.judge(line.decode("utf-8-sig").rstrip("\r\n"))
         except UnicodeDecodeError:
             verdict = UNPARSABLE
         print(json.dumps(asdict(verdict), sort_keys=True) if options.json else verdict.line())

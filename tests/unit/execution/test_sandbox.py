@@ -77,6 +77,17 @@ def test_changes_are_those_of_the_content(sandbox, command, changed):
     assert set(result["changes"]) == changed
 
 
+def test_half_a_state_is_none():
+    made = sandbox_or_skip(states={"slow": State("echo a > /a; sleep 9; echo b > /b")}, limits={"wall_seconds": 1})
+    with pytest.raises(UserError, match="file system slow was not finished") as error:
+        made.run([("slow", "ls /a /b")])
+    assert "limit on time" in str(error.value)
+    with pytest.raises(UserError, match="in the middle of its work") as error:  # it can, and is no matter of rights
+        made.outer[0].ask("run", state="nosuch", command="ls")
+    assert "KeyError: 'nosuch'" in error.value.found and "administrator" not in str(error.value)
+    made.__exit__()
+
+
 def test_each_command_finds_the_state_as_it_was_prepared(sandbox):
     assert run(sandbox, "rm -r /data; echo x > /c")["status"] == 0
     assert run(sandbox, "cat /c /data/a; ls -la --time-style=full-iso /data")["stdout"].startswith("red\na\n")

@@ -237,7 +237,8 @@ def run(*arguments: str, data: bytes = b"") -> subprocess.CompletedProcess:
 
 
 def test_the_command_line_answers_line_by_line():
-    done = run(data=b"ls -l\nrm -rf /\n\nif then\n\xff\xfe\r\necho 'rm -rf /'\n")
+    mark = b"\xef\xbb\xbf"  # of a file from Windows; files put together have it in between too
+    done = run(data=mark + b"ls -l\n" + mark + b"rm -rf /\n\nif then\n\xff\xfe\r\necho 'rm -rf /'\n")
     assert done.returncode == 0
     lines = done.stdout.decode().split("\n")
     assert lines[:4] == ["ok", "danger\tdestructive-files\tdelete-tree", "ok", "unparsable"]
