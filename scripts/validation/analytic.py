@@ -1,18 +1,21 @@
 """How far the analytic estimate is from the trace, over a grid of models, methods, precisions, lengths and batches.
 
 python -m scripts.validation.analytic [--every N] [--json]      all of it takes about ten minutes
+python -m scripts.validation.analytic --several 60 --seed 1     steps over several GPUs, drawn at random
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from scripts.common.errors import UserError
 from scripts.common.job import command, progress
-from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.scenario.scenario import Scenario
 
 # Names in config/models/, and architectures in the size that their configuration classes default to.
@@ -35,6 +38,7 @@ MODELS: tuple[str | dict[str, Any], ...] = (
     {"model_type": "qwen3_moe", "num_hidden_layers": 8, "head_dim": 128},
     {"model_type": "mixtral", "num_hidden_layers": 4},
 )
+EXPERTS = MODELS[-2:]
 METHODS = ("full", "lora", "qlora")
 SIZES = ({"micro_batch": 1, "sequence_length": 512}, {"micro_batch": 4, "sequence_length": 1024})
 VARIANTS: tuple[dict[str, Any], ...] = (
@@ -68,11 +72,49 @@ def grid(models: Sequence[str | dict[str, Any]] = MODELS) -> Iterator[Scenario]:
                     trl = variant.get("kbit_preparation") == "trl" and method != "qlora"
                     if (method == "full" and adapters) or (method == "qlora" and mixed) or capped or trl:
                         continue
-                    experts = isinstance(model, dict) and model["model_type"] in ("qwen3_moe", "mixtral")
                     dropout = variant.get("lora", {}).get("dropout")
-                    if experts and ("precision" in variant or variant.get("kbit_preparation") == "peft" or dropout):
+                    if model in EXPERTS and (
+                        "precision" in variant or variant.get("kbit_preparation") == "peft" or dropout
+                    ):
                         continue  # experts are multiplied in bf16 alone, and PEFT has no dropout for them
                     yield Scenario.from_mapping({"model": model, "method": method, **size, **variant})
+
+
+def drawn(count: int, seed: int) -> Iterator[Scenario]:
+    """Steps of dense decoders over several GPUs, drawn at random from what the estimate describes."""
+    draw, found = random.Random(seed), 0
+    while found < count:
+        method, strategy = draw.choice(METHODS), draw.choice(("ddp", "fsdp2", "fsdp2"))
+        fields: dict[str, Any] = {
+            "model": draw.choice([model for model in MODELS if model not in EXPERTS]),
+            "method": method,
+            "sequence_length": draw.choice((256, 512, 1024, 1500, 2048, 4096)),
+            "micro_batch": draw.choice((1, 1, 2, 4, 8)),
+            "precision": draw.choice(("bf16", "bf16", "fp32")),
+            "attention": draw.choice(("sdpa", "sdpa", "eager", "mem_efficient")),
+            "gradient_checkpointing": draw.choice((True, True, False)),
+            "gradient_accumulation": draw.choice((1, 1, 4)),
+            "loop": draw.choice(("trainer", "trainer", "manual")),
+            "optimizer": draw.choice(("adamw", "adamw", "adamw_fused")),
+            "parallel": {"strategy": strategy, "gpus": draw.choice((2, 3, 4, 8))},
+        }
+        if strategy == "fsdp2":
+            fields["parallel"]["reshard_after_forward"] = draw.choice((True, True, False))
+        if method == "qlora" and strategy == "fsdp2" and draw.random() < 0.6:
+            fields["quantization"] = {"storage": fields["precision"]}
+        if method != "full":
+            fields["lora"] = {"rank": draw.choice((8, 16, 64)), "target_modules": "all-linear"}
+            fields["adapter_precision"] = draw.choice(("fp32", "base"))
+        if strategy == "ddp":
+            fields["loss"] = draw.choice(("full", "chunked"))
+            fields["autocast"] = draw.choice((None, None, "bf16"))
+        try:
+            scenario = Scenario.from_mapping(fields)
+            analytic_estimate(scenario, blocks=False)
+        except (UserError, NotDescribed):  # lengths beyond the model's positions, dtypes that don't go together
+            continue
+        found += 1
+        yield scenario
 
 
 def errors(scenarios: Iterable[Scenario]) -> Iterator[dict[str, Any]]:
@@ -106,6 +148,13 @@ def describe(scenario: Scenario) -> str:
             parts.append(value if field != "kbit_preparation" else f"prepared by {value.upper()}")
     if scenario.autocast:
         parts.append(f"autocast {scenario.autocast}")
+    parallel = scenario.parallel
+    if parallel["strategy"] != "none":
+        parts.append(f"{parallel['gpus']} GPUs {parallel['strategy']}")
+        if not parallel["reshard_after_forward"]:
+            parts.append("gathered layers kept")
+        if scenario.method == "qlora" and scenario.quantization["storage"] != "uint8":
+            parts.append(f"stored as {scenario.quantization['storage']}")
     if scenario.gradient_accumulation > 1:
         parts.append(f"accumulation {scenario.gradient_accumulation}")
     if scenario.lora and scenario.lora.dropout:
@@ -119,8 +168,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.validation.analytic", description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th scenario of the grid")
     parser.add_argument("--json", action="store_true", help="all rows as JSON instead of a table")
+    parser.add_argument("--several", type=int, default=0, metavar="N", help="instead N random steps over several GPUs")
+    parser.add_argument("--seed", type=int, default=1, help="of those")
     options = parser.parse_args(arguments)
-    scenarios = list(grid())[:: options.every]
+    scenarios = list(drawn(options.several, options.seed) if options.several else grid())[:: options.every]
     rows = list(progress(errors(scenarios), "grid", total=len(scenarios), unit="scenarios"))
     if options.json:
         print(json.dumps(rows, sort_keys=True))

@@ -101,7 +101,8 @@ class TrainingStep(Network):
             sharding.before_forward(first)
         x = self.embedded()
         if sharding:
-            x = marked(self.nodes, x, lambda: sharding.before_backward(first))
+            if not decoder.tied:  # a tied embedding belongs to the last unit, whose backward pass began at the logits
+                x = marked(self.nodes, x, lambda: sharding.before_backward(first))
             sharding.after_forward(first)
         self._share(x.width)
         for index, layer in enumerate(self.layers):

@@ -44,6 +44,18 @@ def test_the_estimate_is_near_the_trace(fields) -> None:
     assert all(found["phases"][phase] == pytest.approx(traced["phases"][phase], rel=0.06) for phase in phases)
 
 
+def test_a_tied_embedding_brings_no_layer_in_again() -> None:
+    """Its gradients wait for each other when all layers are done: the peak, with one buffer on its way and not two."""
+    model = {**WIDE, "tie_word_embeddings": True, "vocab_size": 32768}
+    step = make(method="full", precision="fp32", parallel={**FSDP2, "gpus": 4}, model=model, micro_batch=1)
+    found, traced = analytic_estimate(step), trace(step, timeline=False)
+    assert found["phase"] == traced["peak_phase"] == "backward"
+    assert found["components"]["collective_buffers"] == pytest.approx(
+        traced["components"]["collective_buffers"], rel=0.001
+    )
+    assert found["peak_allocated_bytes"] == pytest.approx(traced["peak_allocated_bytes"], rel=0.02)
+
+
 def test_more_gpus_need_less_of_each_and_ddp_needs_more() -> None:
     peak = lambda **fields: analytic_estimate(make(method="full", **fields))["peak_allocated_bytes"]  # noqa: E731
     alone = peak()
