@@ -63,7 +63,10 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     )
     net.symbols |= {"W": workspace(length, length), "W64": workspace(64, 64), "W128": workspace(128, 128)}
     bias = []
-    if setting.windowed:  # convert_boolean_attn_mask
+    if setting.packed:  # pad_bias
+        if length % cuda_rules.BIAS_ALIGNMENT:
+            bias = [net.tensor(("t", "s8"), width)]
+    elif setting.windowed:  # convert_boolean_attn_mask
         bias = [net.tensor(("t", "s8"), width)]
         opposite = net.tensor(("t", "s"), 1)
         del opposite

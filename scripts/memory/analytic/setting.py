@@ -21,7 +21,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "kbit_preparation": ("none", "peft", "trl"),
     "adapter": (None,),
     "attention_mask": ("none",),
-    "packing": ("none",),
+    "packing": ("none", "rows", "shared_prefix"),
     "previous_sequence_length": (None,),
     "use_cache": (False,),
     "gradient_checkpointing": (True, False),
@@ -146,6 +146,36 @@ class Setting:
         return 0 < self.decoder.window <= self.scenario.sequence_length
 
     @property
+    def packed(self) -> bool:
+        """Whether rows share a sequence: the batch brings positions of each row, and masks for all layers."""
+        return self.scenario.packing != "none"
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention gets a mask."""
+        return self.packed or self.windowed
+
+    @property
+    def packing_masks(self) -> int:
+        """How many masks a packed batch brings: one, or where layers alternate (Gemma 2, 3) one for each kind.
+
+        Raises
+        ------
+        NotDescribed
+            Where the configuration gives the kind of each layer by numbers that the decoder doesn't keep.
+        """
+        if self.decoder.window and self.scenario.model["model_type"].startswith("qwen"):
+            raise NotDescribed("the analytic estimate does not describe packing where some layers have a window")
+        return 2 if self.decoder.family.post_norms else 1
+
+    @property
+    def mask_width(self) -> int:
+        """Bytes of an element of them: the dtype of queries (scripts.training.packing.mask_dtype)."""
+        if self.scenario.kbit_preparation == "peft" and not self.autocast:
+            return 4
+        return WIDTH[self.scenario.compute_precision]
+
+    @property
     def grouped(self) -> bool:
         """Whether several query heads share a key head."""
         return self.decoder.sizes["H"] != self.decoder.sizes["K"]
@@ -165,8 +195,8 @@ class Setting:
             self.attention_dtype(width),
             head,
             head,
-            grouped=self.grouped and not self.windowed,  # with a mask transformers repeats keys and values
-            masked=self.windowed,
+            grouped=self.grouped and not self.masked,  # with a mask transformers repeats keys and values
+            masked=self.masked,
             capability=self.capability,
         )
 

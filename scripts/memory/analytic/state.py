@@ -1,4 +1,4 @@
-"""What a step finds and leaves: weights and their way to the device, workspaces, the batch, optimizer states.
+"""What a step finds and leaves: weights and their way to the device, workspaces, optimizer states.
 
 Sources: bitsandbytes 0.50 (functional.py, quantize_4bit; optim/optimizer.py), PyTorch 2.13 (torch/optim/adamw.py); the
 libraries' way of loading in every detail, with its sources: scripts/memory/loading.py.
@@ -12,7 +12,6 @@ from scripts.memory.core import cuda_rules
 from scripts.memory.core.components import (
     ADAPTERS,
     COLLECTIVES,
-    INPUTS,
     OPTIMIZER_STATES,
     QUANTIZATION_STATE,
     TEMPORARIES,
@@ -141,12 +140,11 @@ def largest_arriving_bytes(setting: Setting) -> int:
 
 
 def hold_working_set(ledger: Ledger, setting: Setting) -> None:
-    """What the first step brings and every later one finds: cuBLAS's workspaces, the batch, optimizer states."""
+    """What the first step brings and every later one finds: cuBLAS's workspaces, optimizer states."""
     ledger.hold(WORKSPACES, "of cuBLAS", 1, cuda_rules.cublas_workspace_bytes(setting.capability), 2)
     if any(m.bias for m in setting.decoder.matrices) or setting.decoder.family.head_bias:
         threads = 2 if setting.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
         ledger.hold(WORKSPACES, "of cublasLt", 1, cuda_rules.CUBLASLT_WORKSPACE_BYTES, threads)
-    ledger.hold(INPUTS, "ids and labels", 8, "t", 2)
     hold_optimizer_states(ledger, setting)
 
 

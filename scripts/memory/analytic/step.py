@@ -21,7 +21,7 @@ from scripts.memory.analytic.setting import CHUNK_TOKENS, Setting
 from scripts.memory.analytic.sharding import Sharding, Unit, marked, units_of
 from scripts.memory.core import cuda_rules
 from scripts.memory.core.allocator import typical_block
-from scripts.memory.core.components import GRADIENTS, TEMPORARIES, WEIGHT_CASTS
+from scripts.memory.core.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CASTS
 
 LAYERS_RUN = 3
 
@@ -80,12 +80,23 @@ class TrainingStep(Network):
             self.peaks["load"] += typical_block(state.largest_arriving_bytes(self.setting))
         self.begin("forward")
         state.hold_working_set(self, self.setting)
+        batch = self.batch()
         self.forward()
         self.begin("backward")
         self.backward_pass()
+        batch.clear()
         state.optimizer_step(self, self.setting)
         self.make_blocks()
         return self
+
+    def batch(self) -> list[Tensor]:
+        """Ids and labels; of packed rows also their positions, and the masks."""
+        batch = [self.tensor(("t",), 8, INPUTS, "ids and labels") for _ in range(2)]
+        if self.setting.packed:
+            batch.append(self.tensor(("t",), 8, INPUTS, "positions of packed rows"))
+            for _ in range(self.setting.packing_masks):
+                batch.append(self.tensor(("t", "s"), self.setting.mask_width, INPUTS, "masks of packed rows"))
+        return batch
 
     # --- forward ---
 
@@ -145,7 +156,7 @@ class TrainingStep(Network):
         x = self._rows(weight, "t")
         self._held = [x]
         if decoder.positions:
-            positions = self._rows(self.base_parameter("embeddings", "p", "h"), "s")
+            positions = self._rows(self.base_parameter("embeddings", "p", "h"), "t" if self.setting.packed else "s")
             self._held.append(positions)
             x = self.add(x, positions)
             del positions
@@ -181,8 +192,12 @@ class TrainingStep(Network):
     def _share(self, width: int) -> None:
         """Positions, cosines and sines, and the mask where scores are in memory or a window needs one."""
         self.what = "positions and mask"
+        rotations = range(2 if self.decoder.rotary else 0)
+        if self.setting.packed:  # the batch has brought positions, which differ from row to row, and the mask
+            self._shared += [self.tensor(("t", "d"), width) for _ in rotations]
+            return
         self._shared.append(self.tensor(("s",), 8))
-        self._shared += [self.tensor(("s", "d"), width) for _ in range(2 if self.decoder.rotary else 0)]
+        self._shared += [self.tensor(("s", "d"), width) for _ in rotations]
         if self.setting.attention_kernel(width) == "eager":
             self._shared.append(self.tensor(("t", "s"), width))
         elif self.setting.windowed:

@@ -19,7 +19,7 @@ from functools import cache, lru_cache
 from itertools import product
 from typing import Any
 
-from scripts.memory.analytic.decoder import described
+from scripts.memory.analytic.decoder import NotDescribed, described
 from scripts.memory.analytic.ledger import Term
 from scripts.memory.analytic.setting import CHUNK_TOKENS, Setting, check_described
 from scripts.memory.analytic.step import TrainingStep
@@ -133,6 +133,8 @@ def surface(scenario: Scenario, *, capability: Capability | None = None) -> dict
     """
     decoder = described(scenario)
     check_described(scenario)
+    if scenario.packing != "none":  # its attention pads masks of some lengths and not of others
+        raise NotDescribed(f"a surface does not describe packing: {scenario.packing}")
     longest = scenario.size("max_position_embeddings") or LONGEST
     found: dict[str, Any] = {"parts": [], "symbols": {"chunk": CHUNK_TOKENS}}
     for bounds, length, rows in _parts(scenario, decoder.window, longest):

@@ -114,7 +114,6 @@ def test_unknown_family_has_no_analytic_estimate() -> None:
 UNDESCRIBED = {
     "adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
     "attention_mask": "padding",
-    "packing": "rows",
     "previous_sequence_length": 64,
     "use_cache": True,
     "gradient_checkpointing": "reentrant",
@@ -297,6 +296,14 @@ ALIKE = [
     ("qwen3_moe", {"method": "lora", "lora": {"target_modules": ["q_proj", "v_proj"]}}),
     ("mixtral", {"method": "lora", "lora": {"target_modules": ["w1", "w3", "gate"]}, "gradient_checkpointing": False}),
     ("mixtral", {}),
+    ("qwen2", {"packing": "shared_prefix", "gradient_checkpointing": False}),
+    ("qwen2", {"packing": "rows", "method": "full", "attention": "eager"}),
+    ("qwen2", {"packing": "rows", "method": "full", "sequence_length": 501, "gradient_checkpointing": False}),
+    ("llama", {"packing": "rows", "kbit_preparation": "peft", "sequence_length": 2048}),
+    ("mistral", {"packing": "rows", "method": "lora", "sequence_length": 2048, "loss": "chunked"}),
+    ("gemma2", {"packing": "rows", "method": "lora"}),
+    ("gpt2", {"packing": "rows", "method": "lora"}),
+    ("phi3", {"packing": "rows", "autocast": "bf16"}),
 ]
 
 
@@ -306,6 +313,20 @@ def test_trace_within_three_per_cent(kind, fields) -> None:
 
     scenario = make(kind, **fields)
     assert peak(scenario) == pytest.approx(trace(scenario, timeline=False)["peak_allocated_bytes"], rel=0.03)
+
+
+def test_a_pack_brings_positions_and_a_mask_of_the_queries_dtype() -> None:
+    """Compared alone: of a step's peak they are little."""
+    from scripts.memory.trace import trace
+
+    for kind, fields in (("qwen2", {}), ("qwen2", {"kbit_preparation": "peft"}), ("gemma2", {"method": "lora"})):
+        step = make(kind, packing="rows", sequence_length=1024, **fields)
+        traced = trace(step, timeline=False)["components_by_phase"]["forward"]["inputs"]
+        terms = [term for term in analytic_estimate(step)["terms"] if term["component"] == "inputs"]
+        assert sum(term["bytes"] for term in terms) == traced
+    windowed = model(use_sliding_window=True, sliding_window=64, max_window_layers=3)
+    with pytest.raises(NotDescribed, match="some layers have a window"):
+        analytic_estimate(make(packing="rows").changed(model=windowed))
 
 
 def test_trace_of_an_older_card_within_three_per_cent() -> None:

@@ -46,6 +46,7 @@ def test_surfaces_are_alike_where_kernels_are() -> None:
     assert len(by_kernels) > 2
 
 
-def test_what_is_not_described_has_no_surface() -> None:
-    with pytest.raises(NotDescribed, match="use_cache"):
-        surface(Scenario.from_mapping({"model": "qwen2.5-coder-7b", "use_cache": True}))
+@pytest.mark.parametrize(("field", "value"), [("use_cache", True), ("packing", "rows")])
+def test_what_is_not_described_has_no_surface(field, value) -> None:
+    with pytest.raises(NotDescribed, match=field):
+        surface(Scenario.from_mapping({"model": "qwen2.5-coder-7b", field: value}))
