@@ -271,6 +271,7 @@ function show() {
   Object.keys(logarithmic).forEach(sliderTo);
   history.replaceState(null, "", "#" + new URLSearchParams(state));
   element("scenario").textContent = scenarioText();
+  showSettings();
   const found = answer(state);
   const card = element("verdict");
   card.className = "card " + (found.reason ? "none" : found.fits ? "yes" : "no");
@@ -326,23 +327,21 @@ function storageText() {
 }
 
 function placeText() {
-  const { strategy, gpus } = LAYOUTS[state.layout];
-  if (gpus === 1) return { gpu: state.gpu };
-  return { parallel: { strategy, gpus }, gpu: { name: state.gpu, count: gpus } };
+  const { strategy, gpus, written } = LAYOUTS[state.layout], gpu = GPUS[state.gpu].written;
+  if (gpus === 1) return { gpu: gpu.name ?? gpu };
+  return { parallel: { strategy, gpus, ...written }, gpu: { ...gpu, count: gpus } };
 }
 
 function scenarioText() {
-  const lines = Object.entries({ model: state.model, method: state.method, ...data.settings,
-    sequence_length: state.sequence_length, micro_batch: state.micro_batch, ...placeText() });
+  const lines = { model: MODELS[state.model].written, method: state.method, ...METHODS[state.method].written,
+    sequence_length: state.sequence_length, micro_batch: state.micro_batch, ...placeText() };
+  const plain = /^[a-z][a-z0-9_.-]*$/i; // what YAML reads as text without quotes, as all words of a scenario are
   const text = (value) =>
-    value !== null && typeof value === "object" && !Array.isArray(value)
-      ? "{" + Object.entries(value).map(([key, item]) => `${key}: ${text(item)}`).join(", ") + "}"
-      : Array.isArray(value) ? "[" + value.map(text).join(", ") + "]" : String(value);
-  const without = state.method === "full" ? ["lora"] : [];
-  return lines
-    .filter(([key, value]) => value !== null && !without.includes(key))
-    .map(([key, value]) => `${key}: ${text(value)}`)
-    .join("\n");
+    Array.isArray(value) ? "[" + value.map(text).join(", ") + "]"
+      : value !== null && typeof value === "object"
+        ? "{" + Object.entries(value).map(([key, item]) => `${key}: ${text(item)}`).join(", ") + "}"
+        : typeof value === "string" && plain.test(value) ? value : JSON.stringify(value);
+  return Object.entries(lines).map(([key, value]) => `${key}: ${text(value)}`).join("\n");
 }
 
 // Give a chart its data; it is made when the first are there.
@@ -370,6 +369,17 @@ function clicked(datum) {
   else if (datum.gpu) choose({ gpu: datum.gpu });
 }
 
+function showSettings() {
+  element("settings").replaceChildren(
+    ...Object.entries(METHODS[state.method].settings).filter(([, value]) => value !== null).flatMap(([key, value]) => {
+      const [term, said] = [document.createElement("dt"), document.createElement("dd")];
+      term.textContent = key.replaceAll("_", " ");
+      said.textContent = key === "lora" ? `rank ${value.rank}` : String(value);
+      return [term, said];
+    }),
+  );
+}
+
 function fill(id, entries) {
   element(id).replaceChildren(...entries.map(([value, text]) => new Option(text, value)));
 }
@@ -381,15 +391,6 @@ function start() {
   fill("layout", data.layouts.map(({ name, title }) => [name, title]));
   fill("gpu", data.gpus.map(({ name, title, total_bytes }) =>
     [name, `${title}, ${(total_bytes / GIB).toFixed(0)} GiB`]));
-  const label = (key) => key.replaceAll("_", " ");
-  element("settings").replaceChildren(
-    ...Object.entries(data.settings).flatMap(([key, value]) => {
-      const [term, said] = [document.createElement("dt"), document.createElement("dd")];
-      term.textContent = label(key);
-      said.textContent = key === "lora" && value ? `rank ${value.rank}` : String(value);
-      return [term, said];
-    }),
-  );
   for (const id of ["model", "method", "layout", "gpu"]) {
     element(id).addEventListener("change", (event) => choose({ [id]: event.target.value }));
   }

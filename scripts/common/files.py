@@ -103,9 +103,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         handle.write(text)
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write JSON atomically, keys sorted, so that equal values are equal bytes. NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = 2) -> None:
+    """Write JSON atomically, keys sorted, so that equal values are equal bytes. NaN and infinity are refused.
+
+    ``indent``: None for a file of megabytes that nobody reads.
+    """
+    separators = None if indent else (",", ":")
+    form = {"indent": indent, "separators": separators, "sort_keys": True, "ensure_ascii": False, "allow_nan": False}
+    write_text(path, json.dumps(value, **form) + "\n")
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -114,8 +119,12 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("The file does not exist.", where=path) from None
+    except OSError as error:
+        raise UserError(f"The file can't be read: {error.strerror}.", where=path) from None
     except json.JSONDecodeError as error:
         raise UserError(f"This is not JSON: {error.msg}.", where=f"{path}, line {error.lineno}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"This is not JSON in UTF-8: {error.reason}.", where=path) from None
 
 
 def read_yaml(path: str | os.PathLike) -> Any:
@@ -200,7 +209,9 @@ def sha256_file(path: str | os.PathLike) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_report(path: str | os.PathLike, value: Mapping[str, Any], *files: str | os.PathLike) -> None:
+def write_report(
+    path: str | os.PathLike, value: Mapping[str, Any], *files: str | os.PathLike, indent: int | None = 2
+) -> None:
     """Write a stage's report with the SHA-256 of what the stage wrote; :func:`read_report` checks them.
 
     The report gets a field ``sha256: {"<file name>": "<hex>"}`` with each of ``files`` and with the report itself:
@@ -214,11 +225,13 @@ def write_report(path: str | os.PathLike, value: Mapping[str, Any], *files: str 
         Its content. What stands in ``value["sha256"]`` already (files digested while they were written) is kept.
     files
         Files that the stage has written, under names that differ.
+    indent
+        Of the JSON, as :func:`write_json` has it.
     """
     digests = {**value.get("sha256", {}), **{Path(file).name: sha256_file(file) for file in files}}
     digests.pop(Path(path).name, None)
     sealed = {**value, "sha256": digests}
-    write_json(path, {**sealed, "sha256": {**digests, Path(path).name: _seal(sealed)}})
+    write_json(path, {**sealed, "sha256": {**digests, Path(path).name: _seal(sealed)}}, indent=indent)
 
 
 def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iterable[str | os.PathLike] = ()) -> dict:

@@ -1,7 +1,6 @@
 """Rules ``draw_*``: figures from JSON, the same bytes from the same numbers.
 
-Colours are those of Okabe and Ito (2008), which people with any common colour blindness can tell apart; the
-stacks also keep one order everywhere, and what matters is written beside the bars.
+Stacks have the same colours and one order everywhere, and what matters is written beside the bars.
 """
 
 import io
@@ -13,19 +12,8 @@ from scripts.common.job import job, log
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
-from scripts.memory.core.components import GROUPS, grouped
+from scripts.memory.core.components import COLOURS, GROUPS, grouped
 
-COLOURS = {
-    "parameters": "#0072B2",
-    "adapters": "#56B4E9",
-    "gradients": "#E69F00",
-    "optimizer_states": "#D55E00",
-    "activations": "#009E73",
-    "logits": "#F0E442",
-    "several_gpus": "#8C6D31",
-    "temporaries": "#CC79A7",
-    "overhead": "#999999",
-}
 INK, FAINT = "#222222", "#888888"
 GPU_SIZES_GB = (16, 24, 80)  # the numbers on the boxes of common GPUs, in units of 2^30 bytes
 STYLE = {

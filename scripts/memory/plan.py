@@ -17,7 +17,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
-from scripts.memory.choices import choices
+from scripts.memory.choices import choices, layout_of
 from scripts.memory.gpus import GIB, Gpu, find
 from scripts.memory.planner import (
     COUNTS,
@@ -117,7 +117,11 @@ def _cell(row: Mapping[str, Any]) -> str:
 def page_data(scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, several: bool = False) -> dict[str, Any]:
     """The data of the planner's page (:mod:`scripts.memory.choices`); ``several``: traced on several GPUs too."""
     methods = {method: as_method(scenario, method) for method in METHODS}
-    estimates = {(method, "1"): estimate for method, (_, estimate) in bases.items()}
+    estimates = {
+        (method, layout): estimate
+        for method, (base, estimate) in bases.items()
+        if (layout := layout_of(base.parallel)) is not None
+    }
     if several:
         for method, changes in methods.items():
             parts = divided(scenario, changes)
@@ -182,7 +186,7 @@ def write_plan(
         )
     write_report(output, answer)
     gpu = find(scenario.gpu) if scenario.gpu is not None else None
-    write_report(page, page_data(scenario, bases, gpu, several=bool(divided_ones)))
+    write_report(page, page_data(scenario, bases, gpu, several=bool(divided_ones)), indent=None)
     log.info("%s", table(answer))
 
 

@@ -212,15 +212,16 @@ def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
 
 def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
-    changes: Changes = {"parallel": {"strategy": "fsdp2", "gpus": gpus}}
+    kept = scenario.parallel if scenario.parallel["strategy"] == "fsdp2" else {}
+    changes: Changes = {"parallel": {**kept, "strategy": "fsdp2", "gpus": gpus}}
     price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
-    effective = scenario.micro_batch * scenario.gradient_accumulation
-    if scenario.gradient_accumulation % gpus == 0:
-        changes["gradient_accumulation"] = scenario.gradient_accumulation // gpus
-    elif effective % gpus == 0 and scenario.micro_batch % gpus == 0:
-        changes["micro_batch"] = scenario.micro_batch // gpus
+    before, rows, steps = scenario.parallel["gpus"], scenario.micro_batch, scenario.gradient_accumulation
+    if before * steps % gpus == 0:
+        changes["gradient_accumulation"] = before * steps // gpus
+    elif before * rows % gpus == 0:
+        changes["micro_batch"] = before * rows // gpus
     else:
-        price += f"; the effective batch becomes {effective * gpus}"
+        price += f"; the effective batch becomes {rows * steps * gpus}"
     return changes, price
 
 

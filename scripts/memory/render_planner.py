@@ -11,31 +11,26 @@ from typing import Any
 
 from scripts.common.files import read_report, write_text
 from scripts.common.job import job, log
+from scripts.memory.core.components import COLOURS
 from scripts.scenario.scenario import ROOT
 
 TEMPLATES = ROOT / "config" / "templates"
-# Groups of components as the page calls them, with their colours (Okabe and Ito's, told apart by everyone).
-GROUPS = {
-    "parameters": ("weights", "#0072B2"),
-    "adapters": ("adapters and their states", "#56B4E9"),
-    "gradients": ("gradients", "#E69F00"),
-    "optimizer_states": ("optimizer states", "#D55E00"),
-    "activations": ("activations", "#009E73"),
-    "logits": ("logits and loss", "#F0E442"),
-    "several_gpus": ("gathered weights, collectives", "#8C6D31"),
-    "temporaries": ("temporaries", "#CC79A7"),
-    "overhead": ("workspaces", "#999999"),
+# Groups of components as the page calls them.
+TITLES = {
+    "parameters": "weights",
+    "adapters": "adapters and their states",
+    "gradients": "gradients",
+    "optimizer_states": "optimizer states",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "several_gpus": "gathered weights, collectives",
+    "temporaries": "temporaries",
+    "overhead": "workspaces",
 }
 ABOVE = ("room the allocator needs", "#C9CED3")
 FITS, FITS_NOT, INK = "#007A5A", "#D5551E", "#1D2730"
-SHARES = [
-    "#E6F4EF",
-    "#8CCBB5",
-    "#1F8F6F",
-    "#F8DFD3",
-    "#ECBDA8",
-    "#DDA48B",
-]  # of a GPU: to half, to all of it, and beyond
+# Of a GPU: to half, to all of it, and beyond.
+SHARES = ["#E6F4EF", "#8CCBB5", "#1F8F6F", "#F8DFD3", "#ECBDA8", "#DDA48B"]
 LENGTH_TICKS = [2**n for n in range(6, 18)]
 ROW_TICKS = [2**n for n in range(11)]
 
@@ -59,7 +54,7 @@ def _parts() -> Any:
     """For one and for several GPUs a bar of what is alive at the peak on each, and a line where the GPU ends."""
     import altair as alt
 
-    titles = [*GROUPS.values(), ABOVE]
+    titles = [*((title, COLOURS[group]) for group, title in TITLES.items()), ABOVE]
     colour = alt.Scale(domain=[title for title, _ in titles], range=[hue for _, hue in titles])
     bar = (
         alt.Chart(alt.NamedData("parts"))
@@ -181,7 +176,7 @@ def page(data: Mapping[str, Any]) -> str:
     shown = {
         **data,
         "above_title": ABOVE[0],
-        "groups": [{"name": name, "title": title} for name, (title, _) in GROUPS.items()],
+        "groups": [{"name": name, "title": title} for name, title in TITLES.items()],
     }
     made = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, autoescape=False)
     return made.get_template("planner.html.j2").render(

@@ -41,6 +41,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "temporaries": (TEMPORARIES, WEIGHT_CASTS),
     "overhead": (OVERHEAD, WORKSPACES, LOADING, ROUNDING),
 }
+# Okabe and Ito's (2008), which people with any common colour blindness can tell apart; brown is not one of theirs.
+COLOURS = {
+    "parameters": "#0072B2",
+    "adapters": "#56B4E9",
+    "gradients": "#E69F00",
+    "optimizer_states": "#D55E00",
+    "activations": "#009E73",
+    "logits": "#F0E442",
+    "several_gpus": "#8C6D31",
+    "temporaries": "#CC79A7",
+    "overhead": "#999999",
+}
 _GROUP_OF = {component: group for group, components in GROUPS.items() for component in components}
 
 

@@ -97,6 +97,12 @@ def test_equal_values_are_equal_bytes(tmp_path):
     assert read_json(tmp_path / "a.json") == {"a": [1.5, None, "ä"], "b": 1}
 
 
+def test_what_nobody_reads_is_written_without_blanks(tmp_path):
+    write_report(tmp_path / "report.json", {"b": [1, 2], "a": "x"}, indent=None)
+    assert (tmp_path / "report.json").read_text().startswith('{"a":"x","b":[1,2],"sha256":{')
+    assert read_report(tmp_path / "report.json")["b"] == [1, 2]
+
+
 def test_not_a_number_is_no_result(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
@@ -115,6 +121,11 @@ def test_rows_come_back_and_a_broken_line_is_named(tmp_path):
 def test_a_missing_and_a_broken_file_are_named(tmp_path):
     with pytest.raises(UserError, match=r"missing\.json"):
         read_json(tmp_path / "missing.json")
+    with pytest.raises(UserError, match="can't be read"):
+        read_json(tmp_path)
+    (tmp_path / "broken.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match="UTF-8"):
+        read_json(tmp_path / "broken.json")
     (tmp_path / "broken.json").write_text('{\n"a": }')
     with pytest.raises(UserError, match="line 2"):
         read_json(tmp_path / "broken.json")

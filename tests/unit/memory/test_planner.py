@@ -249,18 +249,27 @@ def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
     )
 
 
+TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False}}
+
+
 @pytest.mark.parametrize(
     ("fields", "changed"),
     [
         ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
         ({"micro_batch": 4}, {"micro_batch": 2}),
         ({"micro_batch": 3}, {}),
+        ({"gradient_accumulation": 2, **TWO}, {"gradient_accumulation": 1}),
+        ({"micro_batch": 2, **TWO}, {"micro_batch": 1}),
+        ({"micro_batch": 3, **TWO}, {}),
     ],
 )
 def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) -> None:
-    changes, price = spread(make(**fields), 2)
+    scenario = make(**fields)
+    count = 2 * scenario.parallel["gpus"]
+    changes, price = spread(scenario, count)
     assert {key: value for key, value in changes.items() if key != "parallel"} == changed
-    assert ("effective batch becomes 6" in price) == (not changed)
+    assert apply(scenario, changes).parallel == {**scenario.parallel, "strategy": "fsdp2", "gpus": count}
+    assert (f"effective batch becomes {3 * count}" in price) == (not changed)
 
 
 def test_4bit_weights_that_fsdp_leaves_whole_are_named_with_what_dividing_them_saves() -> None:

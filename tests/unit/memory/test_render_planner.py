@@ -4,10 +4,12 @@ import json
 import random
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -15,10 +17,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from scripts.common.files import read_json
 from scripts.memory import plan
-from scripts.memory.choices import LAYOUTS, choices
-from scripts.memory.gpus import catalogue
+from scripts.memory.choices import LAYOUTS, choices, layout_of
+from scripts.memory.core.components import COLOURS, GROUPS
+from scripts.memory.gpus import catalogue, find
 from scripts.memory.planner import Estimate, anchored, apply, as_method, largest
-from scripts.memory.render_planner import page
+from scripts.memory.render_planner import TITLES, page
 from scripts.scenario.scenario import MODELS, Scenario
 from tests.browser import errors, needs_browser, opened
 from tests.unit.decoders import LLAMA_3_LAYERS
@@ -167,6 +170,88 @@ def test_an_address_opens_what_it_names_and_nonsense_in_it_is_left_out(file) -> 
             "micro_batch": 3,
         }  # fmt: skip
         assert errors(page) == []
+
+
+UNUSUAL = {
+    "a GPU's size, a changed model": {
+        "model": {**LLAMA_3_LAYERS, "_name_or_path": "a/model"},
+        "quantization": {"double": False, "storage": "bf16"},
+        "kbit_preparation": "peft",
+        "gradient_accumulation": 4,
+        "gpu": {"vram_gib": 20.5},
+    },
+    "mixed precision, weights kept gathered": {
+        "method": "full",
+        "precision": "fp16-mixed",
+        "loop": "manual",
+        "parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False},
+        "gpu": {"name": "t4", "count": 2},
+    },
+    "an adapter of PEFT's": {"adapter": {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}},
+}
+
+
+@needs_browser
+@pytest.mark.parametrize("fields", UNUSUAL.values(), ids=UNUSUAL)
+def test_what_the_page_says_to_write_is_the_step_that_it_shows(fields, tmp_path) -> None:
+    own = Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, **fields})
+    gpu = find(own.gpu) if own.gpu else None
+    data = choices(own, {method: as_method(own, method) for method in METHODS}, {}, gpu, models={})
+    (tmp_path / "page.html").write_text(page(data), encoding="utf-8")
+    with opened((tmp_path / "page.html").as_uri()) as browser:
+        WebDriverWait(browser, 60).until(lambda page: text(page, "scenario"))
+        for method, layout in product(METHODS, LAYOUTS):
+            written = browser.execute_script(
+                "choose(arguments[0]); return scenarioText()", {"method": method, "layout": layout}
+            )
+            if "FSDP" in text(browser, "source"):  # the page says that there is no such step
+                continue
+            read = Scenario.from_mapping(yaml.safe_load(written))
+            _, strategy, count = LAYOUTS[layout]
+            kept = own.parallel if own.parallel["strategy"] == strategy else {}
+            asked = {**as_method(own, method), "parallel": {**kept, "strategy": strategy, "gpus": count}}
+            asked["gpu"] = own.gpu and {**own.gpu, "count": count}
+            expected = apply(own, asked).to_mapping()
+            same = {name for name, value in read.to_mapping().items() if value == expected[name]}
+            assert set(expected) - same <= {"gpu", "model_name"}, (method, layout)
+            if own.gpu:
+                assert find(read.gpu) == find({**own.gpu, "count": count})
+        assert errors(browser) == []
+
+
+def test_a_model_that_is_called_like_another_is_not_taken_for_it() -> None:
+    own = Scenario.from_mapping({"model": {**LLAMA_3_LAYERS, "_name_or_path": "qwen2.5-coder-7b"}})
+    names = {"qwen2.5-coder-7b": read_json(MODELS / "qwen2.5-coder-7b.json")}
+    found = choices(own, {"lora": as_method(own, "lora")}, {}, models=names)
+    models = {model["name"]: model for model in found["models"]}
+    assert found["chosen"]["model"] == "qwen2.5-coder-7b (changed)"
+    assert models["qwen2.5-coder-7b (changed)"]["written"] == own.model
+    assert (
+        models["qwen2.5-coder-7b"]["parameters"] == 7_615_616_512 != models["qwen2.5-coder-7b (changed)"]["parameters"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("parallel", "layout", "opens"),
+    [
+        ({"strategy": "none", "gpus": 1}, "1", "1"),
+        ({"strategy": "ddp", "gpus": 4}, "ddp", "ddp"),
+        ({"strategy": "fsdp2", "gpus": 4}, "fsdp2-4", "fsdp2-4"),
+        ({"strategy": "fsdp2", "gpus": 3}, None, "fsdp2-2"),
+        ({"strategy": "fsdp1", "gpus": 2}, None, "1"),
+    ],
+)
+def test_traces_of_several_gpus_are_not_taken_for_one(scenario, monkeypatch, parallel, layout, opens) -> None:
+    own = apply(scenario, {"method": "lora", "parallel": parallel})
+    assert layout_of(own.parallel) == layout
+    monkeypatch.setattr(plan, "choices", partial(choices, models={}))  # not the whole catalogue
+    data = plan.page_data(own, {"lora": (own, Estimate(own))})
+    assert data["chosen"]["layout"] == opens
+    assert set(data["traced"]) == ({f"tiny|lora|{layout}"} if layout else set())
+
+
+def test_groups_have_a_title_and_a_colour_each() -> None:
+    assert list(TITLES) == list(COLOURS) == list(GROUPS)
 
 
 def test_what_has_no_estimate_says_why(scenario) -> None:
