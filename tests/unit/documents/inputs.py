@@ -420,7 +420,7 @@ def files() -> dict[str, Any]:
                         "has_bytes": 21_800_000_000,
                         "needs_bytes": 1_970_000_000,
                         "place": "host memory",
-                        "processes": 1,
+                        "processes": 2,
                         "stage": "evaluation of base and tuned",
                         "verdict": "fits",
                     },
