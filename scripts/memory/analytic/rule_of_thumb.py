@@ -2,12 +2,14 @@
 
 It is the framework of the project's first memory profile (parameters + gradients + optimizer states + activations +
 overhead, 1 GB = 1e9 bytes, sequences of 512 tokens), kept as it was so that the better figures can be set beside it.
-It knows neither the vocabulary nor the length; :mod:`scripts.memory.analytic.estimate` does.
+It knows neither the vocabulary nor the length; :mod:`scripts.memory.analytic.estimate` does. Over several GPUs it is
+divided as people divide it, each GPU's activations and overhead being its own.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fractions import Fraction
 from math import ceil
 from typing import Any
@@ -22,6 +24,10 @@ OVERHEAD_BYTES = {"full": 4 * GB, "lora": 4 * GB, "qlora": 2 * GB}
 ADAM_STATES = 8  # two fp32 numbers a parameter
 LORA_SHARE = Fraction(3, 1000)  # "LoRA trains about 0.3 % of the parameters", whatever the rank
 LORA_BYTES = 2 + 2 + ADAM_STATES  # 16-bit weight and gradient, fp32 states
+# What is said to be divided by the number of GPUs; DDP divides nothing. Source: Rajbhandari et al., "ZeRO: Memory
+# Optimizations Toward Training Trillion Parameter Models", 2020, figure 1; FSDP is quoted as ZeRO's third stage.
+STATES = (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES)
+DIVIDED = {"fsdp1": STATES, "fsdp2": STATES, "zero3": STATES, "zero2": (GRADIENTS, OPTIMIZER_STATES)}
 
 
 def components(method: str, width: int, parameters: int) -> dict[str, int]:
@@ -49,6 +55,12 @@ def components(method: str, width: int, parameters: int) -> dict[str, int]:
     return {**parts, ACTIVATIONS: activations, OVERHEAD: OVERHEAD_BYTES[method]}
 
 
+def on_each(parts: Mapping[str, int], strategy: str, gpus: int) -> dict[str, int]:
+    """One GPU's share of the memory by component."""
+    divided = DIVIDED.get(strategy, ())
+    return {name: ceil(Fraction(size, gpus)) if name in divided else size for name, size in parts.items()}
+
+
 def quoted_parameters(count: int, name: str | None = None) -> int:
     """The size that people call a model by: the "7b" in its name, or its billions, rounded down.
 
@@ -63,10 +75,11 @@ def quoted_parameters(count: int, name: str | None = None) -> int:
 
 
 def rule_of_thumb(scenario: Scenario, parameters: int) -> dict[str, Any]:
-    """The rule for a scenario: with the size that the model is called by, and with its exact parameter count."""
+    """The rule for a scenario, on one GPU: with the size that the model is called by, and its exact parameter count."""
     width = 4 if scenario.precision == "fp32" else 2
     answers = []
     for count in (quoted_parameters(parameters, scenario.model_name), parameters):
         parts = components(scenario.method, width, count)
+        parts = on_each(parts, scenario.parallel["strategy"], scenario.parallel["gpus"])
         answers.append({"parameters": count, "components": parts, "peak_allocated_bytes": sum(parts.values())})
     return {**answers[0], "exact_count": answers[1]}

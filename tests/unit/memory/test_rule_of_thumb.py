@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.memory.analytic.rule_of_thumb import components, quoted_parameters, rule_of_thumb
+from scripts.memory.analytic.rule_of_thumb import components, on_each, quoted_parameters, rule_of_thumb
 from scripts.scenario.scenario import Scenario
 
 EXACT = 7_615_616_512
@@ -38,6 +38,16 @@ def test_beside_the_exact_count(method, precision, quoted, exact) -> None:
     assert answer["exact_count"]["parameters"] == EXACT
     assert answer["exact_count"]["peak_allocated_bytes"] == exact
     assert sum(answer["components"].values()) == quoted
+
+
+def test_several_gpus_divide_what_people_say_they_divide() -> None:
+    """Of 28 + 28 + 56 GB of weights, gradients and states; 8 of activations and 4 of overhead are each GPU's own."""
+    parts = components("full", 4, 7 * GB)
+    each = {name: sum(on_each(parts, name, 4).values()) for name in ("ddp", "zero2", "zero3", "fsdp1", "fsdp2")}
+    assert each == {"ddp": 124 * GB, "zero2": 61 * GB, "zero3": 40 * GB, "fsdp1": 40 * GB, "fsdp2": 40 * GB}
+    parallel = {"strategy": "fsdp2", "gpus": 4}
+    scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b", "method": "qlora", "parallel": parallel})
+    assert rule_of_thumb(scenario, EXACT)["peak_allocated_bytes"] == (4 * GB + GB // 4) // 4 + 8 * GB
 
 
 @pytest.mark.parametrize(
