@@ -122,6 +122,8 @@ def command(main: Callable[[], int | None]) -> None:
     _to_stderr()
     if not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)
+    # Importing it warns, on processors with bf16 instructions, that a package with another CPU kernel is not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         status = main()
         sys.stdout.flush()
