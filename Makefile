@@ -1,6 +1,7 @@
 # make run   from raw data to results/<run>/MODEL_CARD.md
 # make test  linters, unit tests, dry runs, the whole chain (in this environment and under conda)
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
+# make test-deepspeed   ZeRO, in an environment of its own beside .venv
 # make lock   renews constraints.txt
 # run and test set up .venv first, when it is not there or the pins changed.
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 CORES ?= all
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slurm lint lock clean
+.PHONY: run test test-slurm test-deepspeed lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -30,11 +31,15 @@ test-slurm: $(VENV)/ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-slurm.txt
 	$(BIN)/python -m pytest tests/slurm
 
+# DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
+test-deepspeed: $(VENV)-deepspeed/ready
+	$(VENV)-deepspeed/bin/python -m pytest tests/unit/memory/test_fake_deepspeed.py tests/unit/memory/test_zero.py
+
 # Versions of all that the requirements bring along, but for torch, whose build is the machine's affair.
 lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-slurm.txt
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-slurm.txt -r requirements-deepspeed.txt
 	( echo "# Made by 'make lock'. What pip installs for requirements*.txt, to the last transitive package;"; \
 	  echo "# torch and what it brings (CUDA libraries) are left to the machine."; \
 	  $(VENV)-lock/bin/python -m pip freeze | grep -viE '^(torch|triton|nvidia|cuda)' ) > constraints.txt.new
@@ -49,6 +54,14 @@ $(VENV)/ready: requirements.txt constraints.txt
 
 $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(VENV)-deepspeed/ready: requirements-deepspeed.txt $(VENV)/ready-dev
+	$(PYTHON) -m venv --without-pip $(VENV)-deepspeed
+	$(BIN)/python -c '$(PACKAGES)' > "$$($(VENV)-deepspeed/bin/python -c '$(PACKAGES)')/project.pth"
+	$(BIN)/python -m pip --python $(VENV)-deepspeed/bin/python install --quiet --disable-pip-version-check -c constraints.txt -r requirements-deepspeed.txt
 	@touch $@
 
 clean:

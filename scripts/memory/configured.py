@@ -18,7 +18,7 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.disk import Sizes
 from scripts.memory.gpus import find
 from scripts.scenario.fields import BY_NAME
-from scripts.scenario.scenario import MODELS, Scenario, rows_in_a_step
+from scripts.scenario.scenario import MODELS, ZERO, Scenario, check_packages, rows_in_a_step
 
 STEP = frozenset(field.name for field in fields(Scenario))
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
@@ -147,7 +147,8 @@ def check(settings: Mapping[str, Any]) -> None:
         if key == "memory.gpu" or gpu != "auto":
             find(gpu, f"{key} in the configuration")
     for name, scenario in profile_scenarios(settings).items():
-        _check_scenario(scenario, f"memory.scenarios.{name} (and scenario_defaults, lora) in the configuration")
+        where = f"memory.scenarios.{name} (and scenario_defaults, lora) in the configuration"
+        check_packages(_check_scenario(scenario, where), where)
     try:
         model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
     except UserError:  # not there yet; or broken, which the rule that reads it explains
@@ -180,8 +181,8 @@ def _check_parallel(scenario: Scenario, loop: Mapping[str, Any]) -> None:
     mixed = "autocast" if scenario.autocast else "precision"
     refused = (
         (
-            strategy == "fsdp1",
-            "FSDP1's memory can be predicted, and FSDP2 or DDP trained.",
+            strategy in ("fsdp1", *ZERO),
+            f"The memory of {'FSDP1' if strategy == 'fsdp1' else 'ZeRO'} can be predicted, and FSDP2 or DDP trained.",
             "parallel",
             "fsdp2, which divides the same; ddp",
             f"parallel: {{strategy: fsdp2, gpus: {parallel['gpus']}}}",

@@ -20,7 +20,7 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
 from scripts.scenario.fields import yaml_text
-from scripts.scenario.scenario import Scenario
+from scripts.scenario.scenario import ZERO, Scenario
 
 Changes = dict[str, Any]
 SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
@@ -55,7 +55,7 @@ class Estimate:
         self._traced: dict[str, Mapping[str, Any]] = {}
         self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by capability and scenario
         try:
-            analytic_estimate(scenario, capability=self.capability, blocks=False)
+            analytic_estimate(_described(scenario), capability=self.capability, blocks=False)
             self.described = True
         except NotDescribed:
             self.described = False
@@ -93,7 +93,7 @@ class Estimate:
         """The analytic estimate's peak, without corrections."""
         key = (self.capability, _key(scenario))
         if key not in self._peaks:
-            form = analytic_estimate(scenario, capability=self.capability, blocks=False)
+            form = analytic_estimate(_described(scenario), capability=self.capability, blocks=False)
             self._peaks[key] = form["peak_allocated_bytes"]
         return self._peaks[key]
 
@@ -112,6 +112,21 @@ class Estimate:
             return above * peak // known
         (low, first), (high, second) = self.points[at - 1 : at + 1]
         return first + (second - first) * (peak - low) // max(high - low, 1)
+
+
+def _described(scenario: Scenario) -> Scenario:
+    """The scenario; for ZeRO, which the analytic estimate does not know, FSDP2 with weights as DeepSpeed casts them.
+
+    Traces correct estimates, and are what is shown: this decides only which changes are traced.
+    """
+    parallel = scenario.parallel
+    if parallel["strategy"] not in ZERO:
+        return scenario
+    like = {"strategy": "fsdp2", "gpus": parallel["gpus"], "reshard_after_forward": parallel["strategy"] == "zero3"}
+    if scenario.loss != "full":
+        like = {"strategy": "ddp", "gpus": parallel["gpus"]}
+    precision = scenario.autocast_precision or scenario.weight_precision
+    return scenario.changed(parallel=like, precision=precision, autocast=None)
 
 
 def _key(scenario: Scenario) -> str:
@@ -173,6 +188,11 @@ def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
         yield (
             "more communication: weights, gradients and states are divided, and gathered layer by layer",
             [{"parallel": {**parallel, "strategy": "fsdp2"}}],
+        )
+    if parallel["strategy"] == "zero2":
+        yield (
+            "more communication: weights are divided too, and gathered layer by layer",
+            [{"parallel": {**parallel, "strategy": "zero3"}}],
         )
     count = scenario.gpu.get("count", 1) if isinstance(scenario.gpu, Mapping) else 1
     if parallel["strategy"] == "none" and count > 1:

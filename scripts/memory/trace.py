@@ -20,12 +20,13 @@ from torch import nn
 from scripts.common.errors import UserError
 from scripts.memory.core.components import ADAPTERS, HOST
 from scripts.memory.core.errors import AttentionKernelError, StepError
+from scripts.memory.core.fake_deepspeed import fake_deepspeed, name_states
 from scripts.memory.core.fake_group import active, fake_group
 from scripts.memory.core.kernels import flash_attention_package
 from scripts.memory.core.report import History
-from scripts.memory.core.trace import Label, quantization_state, recorded, trace_step
+from scripts.memory.core.trace import Label, component_of, quantization_state, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
-from scripts.scenario.scenario import Scenario
+from scripts.scenario.scenario import ZERO, Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.model import (
     assert_quantized,
@@ -36,7 +37,7 @@ from scripts.training.model import (
     notes,
     parameter_count,
 )
-from scripts.training.parallel import SHARDED, parallelize
+from scripts.training.parallel import SHARDED, parallelize, zero_notes
 from scripts.training.step import random_step
 
 ORDERS = 5  # of a loading that chance orders
@@ -52,7 +53,8 @@ class Prepared:
     model, optimizer, histories, label
         FSDP's model is divided already; the history says how its parts came to the device.
     wrap
-        For DDP, which wraps the model on its device: gives the wrapped model, and allocates. None: nothing to do.
+        For DDP and DeepSpeed, which wrap the model on its device: gives the wrapped model, and allocates. None: nothing
+        to do.
     about
         ``parameters`` of the base model, ``trainable_parameters``, and ``notes`` for people.
     """
@@ -82,7 +84,8 @@ def prepare(
     attention_implementation
         What transformers calls the attention function that a program took; None: the scenario's.
 
-    For several GPUs the process has to belong to a group of as many (:mod:`scripts.memory.core.fake_group`).
+    For several GPUs the process has to belong to a group of as many (:mod:`scripts.memory.core.fake_group`), for ZeRO
+    within :mod:`scripts.memory.core.fake_deepspeed`.
 
     Raises
     ------
@@ -101,7 +104,7 @@ def prepare(
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
     about = {
-        "notes": notes(model, scenario),
+        "notes": notes(model, scenario) + (zero_notes(scenario) if scenario.parallel["strategy"] in ZERO else []),
         "parameters": parameter_count(model),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
@@ -115,12 +118,16 @@ def prepare(
         if scenario.parallel["offload"] == "cpu":
             label = _offloaded(label)
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
-    if target == "cuda" and strategy not in SHARDED:
+    if target == "cuda" and strategy not in (*SHARDED, *ZERO):
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.by_chance(model, scenario) else 1)
         seeds = range(loader.seed, loader.seed + orders)
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
     wrap = partial(parallelize, model, scenario, "meta") if strategy == "ddp" else None
+    if strategy in ZERO:
+        wrap = partial(_engine, model, scenario, optimizer, component_of(model, label))
+        if target == "cuda":
+            label = _on_host
     return Prepared(model, optimizer, histories, label, wrap, about)
 
 
@@ -149,6 +156,27 @@ def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
     states = [quantization_state(module) for module in model.modules()]
     active().arrived(tensor for state in states for tensor in state.values())
     return parallelize(model, scenario, "meta")
+
+
+def traced_rank(scenario: Scenario) -> int:
+    """Which process is followed: with ZeRO-2 the last, whose gradients come first in backward; else all are alike."""
+    return scenario.parallel["gpus"] - 1 if scenario.parallel["strategy"] == "zero2" else 0
+
+
+def _engine(
+    model: nn.Module,
+    scenario: Scenario,
+    optimizer: torch.optim.Optimizer,
+    component: Callable[[str, torch.Tensor], str],
+) -> nn.Module:
+    engine = parallelize(model, scenario, "meta", optimizer)
+    name_states(active(), engine, component)
+    return engine
+
+
+def _on_host(name: str, tensor: torch.Tensor) -> str:
+    """DeepSpeed brings the model to the GPU itself."""
+    return HOST
 
 
 def _offloaded(label: Label) -> Label:
@@ -206,9 +234,13 @@ def trace(
     UserError
         If the model can't be built or its step can't be traced.
     """
-    gpus = scenario.parallel["gpus"]
+    gpus, zero = scenario.parallel["gpus"], scenario.parallel["strategy"] in ZERO
+    check_packages(scenario)
     make_step = step or partial(random_step, device="meta", max_grad_norm=max_grad_norm)
-    with fake_group(gpus) if gpus > 1 else nullcontext():
+    with (
+        fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
+        fake_deepspeed(device, target) if zero else nullcontext(),
+    ):
         prepared = prepare(scenario, target, loader=loader, orders=orders)
         wrap, optimizer = prepared.wrap, prepared.optimizer
         with speaking_of(scenario):

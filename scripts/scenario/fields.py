@@ -181,7 +181,8 @@ FIELDS = (
           parts=(
               Field("strategy",
                     "`ddp`: the whole model on each GPU. `fsdp2`, and the older `fsdp1`: weights, gradients and states"
-                    " divided, each layer gathered while it runs. `zero2`, `zero3`: not predicted.",
+                    " divided, each layer gathered while it runs. `zero2`, `zero3`: DeepSpeed's ZeRO, predicted"
+                    " where `requirements-deepspeed.txt` is installed, and not trained.",
                     words=("none", "ddp", "fsdp1", "fsdp2", "zero2", "zero3"), example="fsdp2"),
               Field("gpus", "How many GPUs.", least=1, example=2),
               Field("reshard_after_forward",

@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from scripts.common.files import read_yaml
 from scripts.scenario.configuration import MODELS, ROOT, found_beside, read_model, size
 from scripts.scenario.fields import BY_NAME, FIELDS, MOST, check, check_keys, check_parts, whole, yaml_text
 
+ZERO = {"zero2": 2, "zero3": 3}  # `parallel.strategy`, and the stage of DeepSpeed's ZeRO
 __all__ = [
     "MODELS",
     "ROOT",
@@ -456,7 +458,8 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
     """What ``parallel`` can't be, alone or with other fields: as :func:`_check_together` lists it."""
     parallel = scenario.parallel
     strategy, gpus, offload = parallel["strategy"], parallel["gpus"], parallel["offload"]
-    sharded = strategy in ("fsdp1", "fsdp2")
+    sharded, zero = strategy in ("fsdp1", "fsdp2"), strategy in ZERO
+    cast, mixed = scenario.autocast_precision, "autocast" if scenario.autocast else "precision"
     rows = scenario.size("hidden_size") or MOST
     storage = (scenario.quantization or {}).get("storage")
     several = max(gpus, 2)
@@ -466,14 +469,6 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
         return f"parallel: {yaml_text(values)}"
 
     return [
-        (
-            strategy in ("zero2", "zero3"),
-            f"`parallel.strategy: {strategy}` can't be predicted: DeepSpeed's ZeRO is not traced.",
-            strategy,
-            "none, ddp, fsdp1, fsdp2; fsdp2 divides what zero3 divides, and with reshard_after_forward: false gathers"
-            " weights as seldom as zero2",
-            line(strategy="fsdp2", **({"reshard_after_forward": False} if strategy == "zero2" else {})),
-        ),
         (
             strategy == "none" and gpus > 1,
             f"`parallel.strategy: none` uses one GPU, and `gpus` says {gpus}.",
@@ -502,6 +497,14 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
             parallel,
             "strategy: fsdp2; or offload: none",
             line(strategy="fsdp2", offload="cpu"),
+        ),
+        (
+            not parallel["reshard_after_forward"] and zero,
+            f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: ZeRO-3"
+            " gives gathered weights back, and ZeRO-2 does not divide them.",
+            parallel,
+            "reshard_after_forward: true; or strategy zero2, or fsdp2",
+            f"parallel: {{strategy: zero2, gpus: {gpus}}}",
         ),
         (
             not parallel["reshard_after_forward"] and not sharded,
@@ -543,9 +546,9 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
             "kbit_preparation: none",
         ),
         (
-            sharded and scenario.loss != "full",
+            (sharded or strategy == "zero3") and scenario.loss != "full",
             f"`loss: {scenario.loss}` and `parallel.strategy: {strategy}` don't go together: this loss runs the output"
-            " head outside the forward pass in which FSDP has gathered its weights.",
+            f" head outside the forward pass in which {'FSDP' if sharded else 'ZeRO-3'} has gathered its weights.",
             scenario.loss,
             "full; or strategy ddp",
             "loss: full",
@@ -558,4 +561,43 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
             "adamw, adamw_fused; or strategy ddp",
             "optimizer: adamw",
         ),
+        (
+            zero and "8bit" in scenario.optimizer,
+            f"`optimizer: {scenario.optimizer}` and `parallel.strategy: {strategy}` are not predicted together:"
+            " DeepSpeed steps one flat tensor, and bitsandbytes' blocks would lie across its weights.",
+            scenario.optimizer,
+            "adamw, adamw_fused; or strategy ddp",
+            "optimizer: adamw",
+        ),
+        (
+            zero and storage not in (None, "uint8") and cast not in (None, storage),
+            f"`parallel.strategy: {strategy}`, `quantization.storage: {storage}` and `{mixed}:"
+            f" {getattr(scenario, mixed)}` don't go together: DeepSpeed casts every floating weight to {cast}, which"
+            f" breaks 4-bit weights that are packed as {storage}.",
+            storage,
+            f"uint8, {cast}",
+            f"quantization: {{storage: {cast}}}",
+        ),
+        (
+            strategy == "zero3" and scenario.method != "qlora" and cast is None and scenario.weight_precision != "fp32",
+            f"`parallel.strategy: zero3` makes fp32 of `precision: {scenario.precision}`: so transformers loads weights"
+            " inside DeepSpeed's `zero.Init` without mixed precision.",
+            scenario.precision,
+            f"autocast: {scenario.weight_precision}, which `--{scenario.weight_precision}` is; or precision: fp32",
+            f"autocast: {scenario.weight_precision}",
+        ),
     ]
+
+
+def check_packages(scenario: Scenario, where: object = "scenario") -> None:
+    """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
+    strategy = scenario.parallel["strategy"]
+    if strategy in ZERO and find_spec("deepspeed") is None:
+        raise UserError(
+            f"`parallel.strategy: {strategy}` needs the package deepspeed, which is not installed.",
+            where=f"{where}: parallel.strategy",
+            found=strategy,
+            allowed="the package; or strategy fsdp2, which needs none and divides what zero3 divides (with"
+            " reshard_after_forward: false it gathers weights as seldom as zero2)",
+            write="pip install -c constraints.txt -r requirements-deepspeed.txt",
+        )

@@ -2,8 +2,9 @@
 
 :func:`parallelize` needs the default process group to be there (``torch.distributed``): NCCL's or gloo's for training,
 :func:`scripts.memory.core.fake_group.fake_group` for the trace. It calls what ``accelerate launch`` with the same
-settings would call: accelerate's ``fsdp2_prepare_model``, PyTorch's FSDP1 with PEFT's wrapping policy, PyTorch's DDP.
-The optimizer is made afterwards, over the parameters that the wrapped model has. The order::
+settings would call: accelerate's ``fsdp2_prepare_model``, PyTorch's FSDP1 with PEFT's wrapping policy, PyTorch's DDP,
+accelerate's ``_prepare_deepspeed``. The optimizer is made afterwards, over the parameters that the wrapped model has
+(for DeepSpeed's ZeRO before, since it divides what the optimizer updates). The order::
 
     model = build_model(scenario, where_to_build(scenario, device), weights=folder)
     model = parallelize(model, scenario, device)
@@ -20,23 +21,29 @@ import types
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import Scenario
-from scripts.training.adapters import DTYPES
+from scripts.scenario.scenario import ZERO, Scenario
+from scripts.training.adapters import DTYPES, adapter_names
 
 SHARDED = ("fsdp1", "fsdp2")
 
 
 def where_to_build(scenario: Scenario, device: str) -> str:
     """The device to build a model on that is to be parallelized on ``device``."""
-    return "cpu" if scenario.parallel["strategy"] in SHARDED and device != "meta" else device
+    return "cpu" if scenario.parallel["strategy"] in (*SHARDED, *ZERO) and device != "meta" else device
 
 
-def parallelize(model: nn.Module, scenario: Scenario, device: str | torch.device) -> nn.Module:
+def parallelize(
+    model: nn.Module,
+    scenario: Scenario,
+    device: str | torch.device,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> nn.Module:
     """Wrap a model as its scenario's ``parallel`` says; without a strategy it stays as it is.
 
     Parameters
@@ -47,6 +54,8 @@ def parallelize(model: nn.Module, scenario: Scenario, device: str | torch.device
         What it was built for.
     device
         Of this process: ``cuda:0``, ``cpu``, or ``meta`` for the trace.
+    optimizer
+        Over the model's trainable parameters: for ZeRO, whose engine steps it.
 
     Raises
     ------
@@ -57,6 +66,8 @@ def parallelize(model: nn.Module, scenario: Scenario, device: str | torch.device
     if strategy == "none":
         return model
     _check_group(scenario)
+    if strategy in ZERO:
+        return _zero(model, scenario, device, optimizer)
     return {"ddp": _ddp, "fsdp1": _fsdp1, "fsdp2": _fsdp2}[strategy](model, scenario, device)
 
 
@@ -77,7 +88,12 @@ def _check_group(scenario: Scenario) -> None:
 
 def bare(model: nn.Module) -> nn.Module:
     """The model inside the wrapper of DDP or FSDP1; FSDP2 wraps none around it."""
-    return model.module if type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel") else model
+    wrapped = type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel") or _is_engine(model)
+    return model.module if wrapped else model
+
+
+def _is_engine(model: nn.Module) -> bool:
+    return type(model).__name__ == "DeepSpeedEngine"
 
 
 def exchanging(model: nn.Module, *, last: bool) -> AbstractContextManager:
@@ -113,6 +129,24 @@ def within_forward(
         return model(**batch)
     finally:
         restore()
+
+
+def backward(model: nn.Module, loss: torch.Tensor, *, last: bool) -> None:
+    """The backward pass of a micro-batch's loss; ``last``: of the step. DeepSpeed's engine runs its own."""
+    if not _is_engine(model):
+        loss.backward()
+        return
+    model.set_gradient_accumulation_boundary(is_boundary=last)
+    model.backward(loss, scale_wrt_gas=False)
+
+
+def engine_step(model: nn.Module, max_norm: float | None) -> bool:
+    """Let DeepSpeed's engine clip, update and drop the gradients; False: the model is none."""
+    if not _is_engine(model):
+        return False
+    model.optimizer.clip_grad = max_norm or 0.0
+    model.step()
+    return True
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
@@ -204,6 +238,67 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
             sharding_strategy=ShardingStrategy.FULL_SHARD if reshard else ShardingStrategy.SHARD_GRAD_OP,
             use_orig_params=True,
         )
+
+
+def _zero(
+    model: nn.Module, scenario: Scenario, device: torch.device, optimizer: torch.optim.Optimizer | None
+) -> nn.Module:
+    """DeepSpeed's engine, made as accelerate's ``_prepare_deepspeed`` makes it.
+
+    ZeRO-3 divides weights as transformers' ``from_pretrained`` does inside ``zero.Init``: one after the other, in the
+    precision of the step. Packed 4-bit weights it leaves to the engine, which brings all of them to the GPU first.
+    """
+    import deepspeed
+
+    deepspeed.init_distributed()  # finds the group that is there
+    configuration = zero_configuration(scenario)
+    if scenario.parallel["strategy"] == "zero3" and scenario.method != "qlora":
+        dtype, added = DTYPES[scenario.autocast_precision or "fp32"], adapter_names(model)
+        for name, parameter in model.named_parameters():
+            if name not in added:
+                parameter.data = parameter.data.to(dtype)
+        deepspeed.zero.Init(module=model, config_dict_or_path=configuration)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
+
+
+def zero_configuration(scenario: Scenario) -> dict[str, Any]:
+    """What accelerate's plugin for ``accelerate launch --use_deepspeed --zero_stage N`` tells DeepSpeed.
+
+    It says nothing of the sizes of buckets, so that DeepSpeed's defaults hold (``runtime/zero/config.py``). The rest is
+    what ``_prepare_deepspeed`` (accelerate 1.15, ``accelerator.py``) fills in.
+    """
+    from accelerate.utils import DeepSpeedPlugin
+
+    stage, gpus = ZERO[scenario.parallel["strategy"]], scenario.parallel["gpus"]
+    accumulation = scenario.gradient_accumulation
+    plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=accumulation, zero3_init_flag=stage == 3)
+    plugin.set_mixed_precision(scenario.autocast_precision or "no")
+    plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
+    plugin.deepspeed_config_process(
+        must_match=False,
+        gradient_clipping=1.0,
+        train_micro_batch_size_per_gpu=scenario.micro_batch,
+        train_batch_size=scenario.micro_batch * accumulation * gpus,
+    )
+    return plugin.deepspeed_config
+
+
+def zero_notes(scenario: Scenario) -> list[str]:
+    """What a person should know of the settings that :func:`zero_configuration` takes."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    width = DTYPES[scenario.autocast_precision or "fp32"].itemsize
+    elements, hidden = DeepSpeedZeroConfig().reduce_bucket_size, scenario.size("hidden_size")
+    note = (
+        f"DeepSpeed's own `reduce_bucket_size`, {elements:,} elements, takes {elements * width:,} bytes on each GPU"
+        f" {'while gradients are exchanged' if scenario.parallel['strategy'] == 'zero2' else 'all the time'}"
+    )
+    if hidden:
+        note += f"; a configuration file that says `auto` makes it {hidden**2:,} elements"
+    cast = scenario.autocast_precision
+    if cast is None:
+        return [note]
+    return [note, f"DeepSpeed casts the weights to {cast}, keeps an fp32 copy of what is trained, and runs no autocast"]
 
 
 def _wrapping_policy(model: nn.Module) -> Callable[..., bool]:

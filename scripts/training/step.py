@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from scripts.scenario.scenario import Scenario
+from scripts.scenario.scenario import ZERO, Scenario
 from scripts.training.model import autocast_dtype
 from scripts.training.packing import full_packs
-from scripts.training.parallel import bare, clip_gradients, exchanging, within_forward
+from scripts.training.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
 
 IGNORED = -100  # label of a token that is not learned (torch.nn.CrossEntropyLoss and transformers)
 CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
@@ -34,6 +34,7 @@ def forward_backward(
     *,
     loss_scale: float | torch.Tensor = 1.0,
     held: list[object] | None = None,
+    last: bool = True,
 ) -> torch.Tensor:
     """Run one micro-batch forward and backward; gradients add up in the parameters.
 
@@ -50,6 +51,8 @@ def forward_backward(
         Factor on the loss before backward: 1 / accumulation, or this micro-batch's share of the learned tokens.
     held
         Where a manual loop keeps its outputs, so that those before live until these are there; None: nowhere.
+    last
+        Whether it is the step's last micro-batch.
 
     Returns
     -------
@@ -67,7 +70,8 @@ def forward_backward(
                 held[:] = [output]
             if scenario.loop == "trainer":  # the logits may go before backward begins; a manual loop keeps them
                 del output
-    (loss * loss_scale if isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0 else loss).backward()
+    scaled = isinstance(loss_scale, torch.Tensor) or loss_scale != 1.0
+    backward(model, loss * loss_scale if scaled else loss, last=last)
     return loss.detach()
 
 
@@ -93,6 +97,8 @@ def optimizer_step(
     torch.Tensor or None
         Norm of the gradients before clipping, shape (); None without clipping.
     """
+    if engine_step(model, max_grad_norm):
+        return None
     if scaler is not None:
         scaler.unscale_(optimizer)
     norm = None
@@ -126,8 +132,9 @@ def random_step(
         length = next(lengths)
         for number in range(count):
             batch = random_batch(scenario, device, vocabulary, length=length)
-            with exchanging(model, last=number == count - 1):
-                forward_backward(model, batch, scenario, loss_scale=1 / scenario.gradient_accumulation, held=held)
+            last, scale = number == count - 1, 1 / scenario.gradient_accumulation
+            with exchanging(model, last=last):
+                forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)
             del batch
         optimizer_step(model, optimizer, scenario, max_grad_norm=max_grad_norm)
 
@@ -210,4 +217,6 @@ def decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
 def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:
     """Mixed precision; on ``meta``, where PyTorch has none, the trace emulates it."""
     dtype = autocast_dtype(scenario)
+    if scenario.parallel["strategy"] in ZERO:  # it casts the weights instead, and accelerate turns no autocast on
+        dtype = None
     return nullcontext() if dtype is None else torch.autocast(device, dtype)

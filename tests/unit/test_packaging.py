@@ -30,6 +30,12 @@ def test_locked_versions_are_those_required(name: str) -> None:
     assert not {"torch", "triton"} & set(locked) and not any(name.startswith("nvidia") for name in locked)
 
 
+def test_the_locked_version_of_an_extra_lies_within_its_range() -> None:
+    locked = pins("constraints.txt")
+    (extra,) = (Requirement(f"{name}{given}") for name, given in pins("requirements-deepspeed.txt").items())
+    assert locked[extra.name].removeprefix("==") in extra.specifier
+
+
 def test_the_image_copies_what_is_there_and_installs_what_is_locked() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     copied = re.search(r"^COPY (.+) \./$", text, re.MULTILINE)[1].split()

@@ -47,13 +47,15 @@ PATCHES = {
 class Listener(Protocol):
     """What :class:`FakeDevice` tells a tracker."""
 
-    def used_by_another_stream(self, tensor: torch.Tensor) -> None: ...
+    def used_by_another_stream(self, tensor: torch.Tensor, stream: int | None = None) -> None: ...
 
     def waited(self, since: int | None) -> None: ...
 
     def arrived(self, tensor: torch.Tensor) -> None: ...
 
     def left(self, tensor: torch.Tensor) -> None: ...
+
+    def name(self, tensor: torch.Tensor, component: str) -> None: ...
 
     def now(self) -> int: ...
 
@@ -92,7 +94,8 @@ class FakeEvent:
             self.device.wait(self.moment)
 
     def query(self) -> bool:
-        return True
+        """Whether the GPU has got there: it is as far behind as the program lets it be."""
+        return self.moment is None
 
     def wait(self, stream: Any = None) -> None:
         """As a stream that waits."""
@@ -103,8 +106,8 @@ class FakeDevice(types.ModuleType):
 
     Attributes
     ----------
-    stream_now
-        The stream that is current.
+    first_stream, stream_now
+        The stream that models compute on, and the one that is current.
     component
         What an allocation is for, where the library that allocates says so; None: its tracker finds out.
     listener
@@ -118,7 +121,7 @@ class FakeDevice(types.ModuleType):
         self.listener: Listener | None = None
         self.Stream: Callable[..., FakeStream] = lambda *_, **__: FakeStream(self)
         self.Event: Callable[..., FakeEvent] = lambda *_, **__: FakeEvent(self)
-        self.stream_now = FakeStream(self)
+        self.first_stream = self.stream_now = FakeStream(self)
 
     def count(self) -> int:
         self._streams += 1
@@ -142,6 +145,11 @@ class FakeDevice(types.ModuleType):
         """A tensor is brought from the GPU to the host."""
         if self.listener:
             self.listener.left(tensor)
+
+    def named(self, tensor: torch.Tensor, component: str) -> None:
+        """Say what a tensor is for."""
+        if self.listener:
+            self.listener.name(tensor, component)
 
     def current_stream(self, *_: Any) -> FakeStream:
         return self.stream_now
@@ -189,8 +197,8 @@ def active() -> FakeDevice | None:
 
 
 @contextmanager
-def fake_group(gpus: int) -> Iterator[FakeDevice]:
-    """Be the first process of a group of ``gpus``, each with a GPU that is really ``meta``.
+def fake_group(gpus: int, rank: int = 0) -> Iterator[FakeDevice]:
+    """Be one process of a group of ``gpus``, each with a GPU that is really ``meta``; the first, unless ``rank`` says.
 
     Raises
     ------
@@ -210,7 +218,7 @@ def fake_group(gpus: int) -> Iterator[FakeDevice]:
         with _backend(), exchanged(_patches(device)):
             from torch.testing._internal.distributed.fake_pg import FakeStore
 
-            dist.init_process_group(BACKEND, store=FakeStore(), rank=0, world_size=gpus)
+            dist.init_process_group(BACKEND, store=FakeStore(), rank=rank, world_size=gpus)
             try:
                 yield device
             finally:

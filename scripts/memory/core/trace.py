@@ -230,18 +230,7 @@ def recorded(act: Callable[[], T]) -> tuple[T, History]:
 
 def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Label | None = None) -> None:
     """Begin to follow a model's parameters, buffers and quantization states; ``ids``: of those already recorded."""
-    ids = ids or {}
-    partly_frozen = not all(parameter.requires_grad for parameter in model.parameters())
-
-    def component(name: str, tensor: torch.Tensor) -> str:
-        known = label(name, tensor) if label is not None else None
-        if known is not None:
-            return known
-        if partly_frozen and tensor.requires_grad:
-            return ADAPTERS
-        if quantization_state(tensor):
-            return WEIGHTS_4BIT
-        return weights(_NAMES.get(tensor.dtype, ""))
+    ids, component = ids or {}, component_of(model, label)
 
     def add(tensor: torch.Tensor, component: str) -> None:
         if component == HOST:
@@ -266,6 +255,23 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Lab
             for tensor in held:
                 if isinstance(tensor, torch.Tensor):
                     add(tensor, component(f"{name}.{key}", tensor))
+
+
+def component_of(model: nn.Module, label: Label | None = None) -> Callable[[str, torch.Tensor], str]:
+    """What a model's parameters and buffers are for, as ``label`` says or by default."""
+    partly_frozen = not all(parameter.requires_grad for parameter in model.parameters())
+
+    def component(name: str, tensor: torch.Tensor) -> str:
+        known = label(name, tensor) if label is not None else None
+        if known is not None:
+            return known
+        if partly_frozen and tensor.requires_grad:
+            return ADAPTERS
+        if quantization_state(tensor):
+            return WEIGHTS_4BIT
+        return weights(_NAMES.get(tensor.dtype, ""))
+
+    return component
 
 
 def quantization_state(parameter: torch.Tensor | nn.Module) -> dict[str, torch.Tensor]:
@@ -302,6 +308,12 @@ def take_steps(
                 tracker.label(parameter.grad, GRADIENTS)
         tracker.mark(phase, number)
 
+    def updating(optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    tracker.label(parameter.grad, GRADIENTS)
+
     def updated(optimizer: torch.optim.Optimizer) -> None:
         for state in optimizer.state.values():
             for value in state.values():
@@ -319,7 +331,7 @@ def take_steps(
                 stack.enter_context(tracker.origins.following())
             if device is not None:
                 stack.enter_context(_listening(tracker, device))
-            new_step = stack.enter_context(phases(enter, updated))
+            new_step = stack.enter_context(phases(enter, updated, updating))
             stack.enter_context(exchanged(_seen_whole(tracker)))
             stack.enter_context(tracker)
             if begin is not None:
@@ -384,7 +396,9 @@ def _listening(tracker: Tracker, device: FakeDevice) -> Iterator[None]:
 
 @contextmanager
 def phases(
-    enter: Callable[[str], None], updated: Callable[[torch.optim.Optimizer], None] | None = None
+    enter: Callable[[str], None],
+    updated: Callable[[torch.optim.Optimizer], None] | None = None,
+    updating: Callable[[torch.optim.Optimizer], None] | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Hear when the phases of a step begin, whatever loop takes it.
 
@@ -393,8 +407,8 @@ def phases(
     enter
         Called with ``inputs`` when a step begins, ``forward`` when a module is called, ``backward`` when the autograd
         engine starts, ``between`` when it has ended, ``optimizer`` when gradients are clipped or an optimizer steps.
-    updated
-        Called with each optimizer after its step.
+    updated, updating
+        Called with each optimizer after its step, and before it.
 
     Yields
     ------
@@ -434,8 +448,16 @@ def phases(
         go("optimizer")
         return original_of_fsdp1(*args, **kwargs)
 
+    def step_of_engine(*args: Any, **kwargs: Any) -> Any:
+        go("optimizer")
+        return original_of_engine(*args, **kwargs)
+
     places = [(torch.autograd, "_engine_run_backward", backward)]
     places += [(place, "clip_grad_norm_", clip_grad_norm_) for place in (nn.utils, nn.utils.clip_grad)]
+    deepspeed = sys.modules.get("deepspeed.runtime.engine")
+    if deepspeed is not None:
+        places.append((deepspeed.DeepSpeedEngine, "step", step_of_engine))
+        original_of_engine = deepspeed.DeepSpeedEngine.step
     fsdp1 = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
     if fsdp1 is not None:
         original_of_fsdp1 = fsdp1.FullyShardedDataParallel.clip_grad_norm_
@@ -444,6 +466,8 @@ def phases(
         register_module_forward_pre_hook(lambda *_: go("forward")),
         register_optimizer_step_pre_hook(lambda *_: go("optimizer")),
     ]
+    if updating is not None:
+        handles.append(register_optimizer_step_pre_hook(lambda optimizer, *_: updating(optimizer)))
     if updated is not None:
         handles.append(register_optimizer_step_post_hook(lambda optimizer, *_: updated(optimizer)))
     try:

@@ -43,6 +43,9 @@ ANSWERS = {
     "transformers.masking_utils:find_packed_sequence_indices": True,  # each row is one text
     "transformers.modeling_flash_attention_utils:_flash_attention_forward": True,  # before 5: positions increase
     "transformers.masking_utils": False,  # a mask that is given masks something
+    "deepspeed.runtime.utils:is_invalid_grad_norm": False,  # gradients are finite
+    "deepspeed.runtime.zero.stage_1_and_2:has_overflow": False,
+    "deepspeed.runtime.zero.stage3:has_overflow": False,
     "peft.tuners.vblora.layer": False,  # logits that inference has thrown away
     "peft.tuners.waveft.layer": True,  # indices lie within the padded matrix
 }
@@ -120,6 +123,7 @@ class Tracker(TorchDispatchMode):
         self._device = device
         self.streams: dict[int, int] = {}
         self.reusable: dict[int, int] = {}
+        self._named: set[int] = set()  # ids that have their component for good
         self._shared: set[int] = set()  # ids that another stream uses as well
         self._pending: list[tuple[int, int]] = []  # such ids that are freed, with the index of that event
         self._host: dict[int, _End] = {}  # what is on `meta` and means the host's memory, by the storage's address
@@ -189,8 +193,15 @@ class Tracker(TorchDispatchMode):
     def label(self, tensor: torch.Tensor, component: str) -> None:
         """Correct what a followed tensor is for, now that it is known."""
         identity = self._ids.get(local(tensor).untyped_storage()._cdata)
+        if identity is not None and identity not in self._named:
+            self.components[identity] = component
+
+    def name(self, tensor: torch.Tensor, component: str) -> None:
+        """Say what a followed tensor is for, by those who know: no :meth:`label` corrects it."""
+        identity = self._ids.get(local(tensor).untyped_storage()._cdata)
         if identity is not None:
             self.components[identity] = component
+            self._named.add(identity)
 
     def leave_on_host(self, tensor: torch.Tensor) -> None:
         """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""
@@ -219,10 +230,13 @@ class Tracker(TorchDispatchMode):
             self._ends[new] = self._ends.pop(identity)
             self._ends[new].identity = new
 
-    def used_by_another_stream(self, tensor: torch.Tensor) -> None:
-        """As ``Tensor.record_stream``: once freed, the block is not reused before the GPU has got there."""
+    def used_by_another_stream(self, tensor: torch.Tensor, stream: int | None = None) -> None:
+        """As ``Tensor.record_stream``: once freed, the block is not reused before the GPU has got there.
+
+        ``stream``: the one that uses it, where that may be its own.
+        """
         identity = self._ids.get(local(tensor).untyped_storage()._cdata)
-        if identity is not None:
+        if identity is not None and stream != self.streams.get(identity, 0):
             self._shared.add(identity)
 
     def waited(self, since: int | None = None) -> None:
@@ -237,6 +251,7 @@ class Tracker(TorchDispatchMode):
 
     def arrived(self, tensor: torch.Tensor) -> None:
         """A tensor on ``meta`` is brought to the device from the host."""
+        self._host.pop(local(tensor).untyped_storage()._cdata, None)
         self.add(tensor, LOADING)
 
     def left(self, tensor: torch.Tensor) -> None:
@@ -324,8 +339,8 @@ class Tracker(TorchDispatchMode):
                 raise
             if func is torch.ops.aten._local_scalar_dense.default:
                 kind = args[0].dtype
-                if kind == torch.bool and (answer := _answer()) is not None:
-                    return answer
+                if (answer := _answer()) is not None:
+                    return (bool if kind == torch.bool else float if kind.is_floating_point else int)(answer)
                 if self._scalars is not None:
                     return (bool if kind == torch.bool else float if kind.is_floating_point else int)(self._scalars)
             if func is torch.ops.aten.index.Tensor and _answer():

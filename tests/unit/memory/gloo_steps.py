@@ -1,19 +1,93 @@
 """Steps on several CPUs, measured: run by test_several_gpus.py as a program of its own, one process for each.
 
-python -m tests.unit.memory.gloo_steps RANK FOLDER
+python -m tests.unit.memory.gloo_steps FOLDER [zero]
 """
 
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 STEPS = [("lora", "fsdp2"), ("full", "fsdp2"), ("lora", "ddp"), ("full", "ddp")]
+# Of DeepSpeed's, with the fields that differ; the last word: with DeepSpeed's own sizes of buckets, or small ones.
+ZERO_STEPS = [
+    ("full", "zero2", {}, "own"),
+    ("full", "zero3", {}, "own"),
+    *[(method, strategy, {}, "small") for method in ("full", "lora") for strategy in ("zero2", "zero3")],
+    *[("full", strategy, {"precision": "bf16-mixed"}, "small") for strategy in ("zero2", "zero3")],
+    *[("lora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small") for strategy in ("zero2", "zero3")],
+    *[("qlora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small") for strategy in ("zero2", "zero3")],
+    *[("full", strategy, {"gradient_accumulation": 2}, "small") for strategy in ("zero2", "zero3")],
+]
 
 
-def main(folder: Path) -> int:
+def measured_with_deepspeed() -> list[dict]:
+    """What each of :data:`ZERO_STEPS` takes in this process."""
+    from contextlib import nullcontext
+
+    from torch.nn import functional
+
+    from scripts.memory.core.trace import measure_step
+    from scripts.memory.trace import labels
+    from scripts.training.model import build_model, build_optimizer
+    from scripts.training.parallel import parallelize
+    from scripts.training.step import random_step
+    from tests.unit.memory.several_gpus import scenario, small_buckets
+
+    _deepspeed_on_gloo()
+    measured, linear = [], functional.linear
+    for method, strategy, fields, buckets in ZERO_STEPS:
+        step = scenario(method, strategy, **fields)
+        model = build_model(step, "cpu")
+        optimizer = build_optimizer(model, step, learning_rate=1e-4, foreach=False)
+
+        def begin(model=model, optimizer=optimizer, step=step):
+            engine = parallelize(model, step, "cpu", optimizer)
+            return random_step(engine, optimizer, step, "cpu", max_grad_norm=1.0)
+
+        with small_buckets() if buckets == "small" else nullcontext():
+            report = measure_step(model, optimizer, None, label=labels(model), begin=begin)
+        functional.linear = linear  # ZeRO-3 leaves its own there
+        measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})
+    return measured
+
+
+def _deepspeed_on_gloo() -> None:
+    """Let DeepSpeed use gloo alone, which compiles nothing, and let gloo's thread let go of each buffer.
+
+    Gloo has no reduce-scatter: it would reduce a copy of all of it, which NCCL does not make. Here it is done in place.
+    """
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.comm.torch import TorchBackend
+    from torch import distributed as dist
+
+    def settled(function: Callable) -> Callable:
+        def call(*arguments: object, **options: object) -> object:
+            work = function(*arguments, **options)
+            if work is not None:
+                work.wait()
+            time.sleep(0.005)
+            return work
+
+        return call
+
+    def reduce_scatter_tensor(_, output_tensor, input_tensor, op=None, group=None, async_op=False):
+        work = dist.all_reduce(input_tensor, group=group, async_op=async_op)
+        if work is not None:
+            work.wait()
+        output_tensor.copy_(input_tensor.chunk(dist.get_world_size(group))[dist.get_rank(group)])
+        return work
+
+    CPU_Accelerator.create_op_builder = lambda *_: None
+    TorchBackend.reduce_scatter_tensor = reduce_scatter_tensor
+    for name in ("all_gather_into_tensor", "all_reduce", "broadcast", "reduce", "reduce_scatter_tensor"):
+        setattr(TorchBackend, name, settled(getattr(TorchBackend, name)))
+
+
+def main(folder: Path, kind: str = "") -> int:
     import torch
     from torch import distributed as dist
 
@@ -36,9 +110,10 @@ def main(folder: Path) -> int:
     child = os.fork()  # the libraries are loaded once; no thread has been started yet
     rank = 0 if child else 1
     store = dist.FileStore(str(folder / "store"), 2)
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    measured = []
-    for method, strategy in STEPS:
+    measured = measured_with_deepspeed() if kind == "zero" else []
+    for method, strategy in STEPS if not kind else ():
         step = scenario(method, strategy)
         model = build_model(step, "cpu")
         label, begin, one_step = labels(model), None, None
@@ -62,4 +137,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

@@ -93,6 +93,10 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
             ["FSDP1", "training.parallel", "strategy: fsdp2, gpus: 2"],
         ),
         (
+            {"parallel": {"strategy": "zero3", "gpus": 2}, "loss": "full"},
+            ["ZeRO", "can be predicted", "training.parallel", "strategy: fsdp2, gpus: 2"],
+        ),
+        (
             {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}, "loss": "full"},
             ["offload: cpu", "not trained yet", "parallel: {strategy: fsdp2, gpus: 2}"],
         ),
@@ -122,3 +126,14 @@ def test_a_step_on_several_gpus_has_the_rows_of_all():
     assert configured.effective_batch(run(training=several)) == 12
     assert configured.training_scenario(run(training=several))["parallel"]["gpus"] == 4
     assert configured.gpus_of_training(run(training=several)) == 4 and configured.gpus_of_training(run()) == 1
+
+
+def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch):
+    divided = {"method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2}}
+    scenarios = {"memory": {"scenarios": {"divided": divided}}}
+    monkeypatch.setattr("scripts.scenario.scenario.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="deepspeed, which is not installed") as error:
+        configured.check(run(**scenarios))
+    assert "memory.scenarios.divided" in str(error.value) and "requirements-deepspeed.txt" in error.value.write
+    monkeypatch.setattr("scripts.scenario.scenario.find_spec", lambda name: object())
+    configured.check(run(**scenarios))

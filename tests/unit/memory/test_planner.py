@@ -299,3 +299,32 @@ def test_the_table_knows_several_cards() -> None:
     assert [row["gpus"] for row in rows] == [2, 4, 8]
     lengths = [row["largest_micro_batch"] for row in rows]
     assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize(
+    ("fields", "like"),
+    [
+        (
+            {"parallel": {"strategy": "zero3", "gpus": 4}},
+            {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True},
+        ),
+        ({"parallel": {"strategy": "zero2", "gpus": 4}}, {"strategy": "fsdp2", "reshard_after_forward": False}),
+        ({"parallel": {"strategy": "zero2", "gpus": 4}, "loss": "chunked"}, {"strategy": "ddp", "gpus": 4}),
+    ],
+)
+def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like) -> None:
+    scenario = make(method="full", precision="bf16-mixed", **fields)
+    estimate = Estimate(scenario)
+    stand_in = planner._described(scenario)
+    assert like.items() <= stand_in.parallel.items()
+    assert (stand_in.precision, stand_in.autocast) == ("bf16", None)
+    estimate._learn(scenario, {"required_bytes": 123_456_789})
+    assert estimate.described and estimate(scenario) == 123_456_789
+    longer = scenario.changed(sequence_length=2 * scenario.sequence_length)
+    assert estimate(longer) > 123_456_789
+
+
+def test_from_zero2_it_is_a_step_to_zero3() -> None:
+    scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
+    strategies = [c["parallel"]["strategy"] for _, options in moves(scenario) for c in options if "parallel" in c]
+    assert strategies == ["zero3"]

@@ -5,6 +5,7 @@ import torch
 
 from scripts.memory.core.components import (
     ACTIVATIONS,
+    COLLECTIVES,
     GRADIENTS,
     INPUTS,
     LOGITS_AND_LOSS,
@@ -185,3 +186,32 @@ def test_operators_that_need_values_still_fail():
     with pytest.raises(NoValues), Tracker(("meta",)):
         torch.empty(3, device="meta").nonzero()
     assert Shapes() is not None
+
+
+def test_who_knows_names_a_tensor_for_good():
+    tracker = Tracker(("meta",))
+    with tracker:
+        tensor = torch.empty(8, device="meta")
+        tracker.name(tensor, COLLECTIVES)
+        tracker.label(tensor, GRADIENTS)
+    assert list(tracker.components.values()) == [COLLECTIVES]
+
+
+def test_a_block_is_not_shared_with_its_own_stream():
+    tracker = Tracker(("meta",))
+    with tracker:
+        own, others = torch.empty(8, device="meta"), torch.empty(8, device="meta")
+        tracker.used_by_another_stream(own, 0)
+        tracker.used_by_another_stream(others, 1)
+        del own, others
+        tracker.waited()
+    assert set(tracker.reusable) == {2}
+
+
+def test_what_lay_on_the_host_arrives():
+    tracker, tensor = Tracker(("meta",)), torch.empty(8, device="meta")
+    tracker.leave_on_host(tensor)
+    tracker.add(tensor, ACTIVATIONS)
+    assert tracker.events == []
+    tracker.arrived(tensor)
+    assert tracker.events == [(1, 32)]

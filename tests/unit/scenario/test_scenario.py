@@ -152,7 +152,36 @@ WRONG = {
         "parallel: {strategy: ddp, gpus: 2}",
     ),
     "unknown strategy": ({"parallel": {"strategy": "fsdp", "gpus": 2}}, "parallel.strategy", "strategy: fsdp"),
-    "zero": ({"parallel": {"strategy": "zero3", "gpus": 2}}, "ZeRO", "parallel: {strategy: fsdp2, gpus: 2}"),
+    "zero keeps": (
+        {"parallel": {"strategy": "zero2", "gpus": 2, "reshard_after_forward": False}},
+        "does not divide them",
+        "parallel: {strategy: zero2, gpus: 2}",
+    ),
+    "zero offloads": (
+        {"parallel": {"strategy": "zero3", "gpus": 2, "offload": "cpu"}},
+        "FSDP has divided",
+        "parallel: {strategy: zero3, gpus: 2, offload: none}",
+    ),
+    "a loss outside the forward pass of zero3": (
+        {"loss": "chunked", "parallel": {"strategy": "zero3", "gpus": 2}},
+        "in which ZeRO-3 has gathered",
+        "loss: full",
+    ),
+    "zero and 8-bit states": (
+        {"optimizer": "adamw_8bit", "parallel": {"strategy": "zero2", "gpus": 2}},
+        "one flat tensor",
+        "optimizer: adamw",
+    ),
+    "zero casts packed weights": (
+        {"autocast": "bf16", "quantization": {"storage": "fp16"}, "parallel": {"strategy": "zero3", "gpus": 2}},
+        "breaks 4-bit weights",
+        "quantization: {storage: bf16}",
+    ),
+    "zero3 without mixed precision": (
+        {"method": "lora", "precision": "bf16", "parallel": {"strategy": "zero3", "gpus": 2}},
+        "makes fp32 of",
+        "autocast: bf16",
+    ),
     "no gpus": ({"parallel": {"strategy": "ddp", "gpus": 0}}, "parallel.gpus", "gpus: 2"),
     "more gpus than rows": (
         {"parallel": {"strategy": "fsdp2", "gpus": 65}},
