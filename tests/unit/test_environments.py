@@ -35,6 +35,9 @@ NOT_IMPORTED = {
     "snakefmt": "a program: formats the Snakefile",
 }
 
+# Imported where a setting asks for it; no environment brings it, and a message says what to install.
+OPTIONAL = {"deepspeed": "requirements-deepspeed.txt"}
+
 
 def pins(lines: list[str]) -> dict[str, str]:
     """Requirement lines by normalized package name."""
@@ -75,7 +78,7 @@ provided_by = cache(packages_distributions)
 def distributions(imported: frozenset[str]) -> set[str]:
     """Names of the packages to install for what is imported."""
     provided = provided_by()
-    imported = imported - {"tests"}  # of this project, like scripts
+    imported = imported - {"tests", *OPTIONAL}  # the first is of this project, like scripts
     unknown = [name for name in imported if name not in provided]
     assert not unknown, f"not installed here: {unknown}"
     return {canonicalize_name(provided[name][0]) for name in imported}
@@ -148,3 +151,9 @@ def test_the_snakefile_needs_nothing_beside_snakemake() -> None:
     loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     third_party = frozenset(loaded.stdout.split()) & provided_by().keys() - sys.stdlib_module_names
     assert distributions(frozenset(third_party)) - brought <= {"pip", "setuptools"}  # what site loads by itself
+
+
+@pytest.mark.parametrize("package", OPTIONAL)
+def test_an_optional_package_has_requirements_of_its_own(package: str) -> None:
+    assert list(requirements(OPTIONAL[package])) == [package]
+    assert package not in {**requirements(), **requirements("requirements-dev.txt")}
