@@ -57,6 +57,9 @@ def test_the_table_has_every_patch():
 
 @pytest.mark.parametrize("number", [number for number, patch in enumerate(PATCHES) if patch[3]])
 def test_each_patch_is_there_and_is_needed(number, monkeypatch):
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    monkeypatch.setattr(CPU_Accelerator, "create_op_builder", lambda *_: None)  # it would compile
     name, parameters, step, otherwise = PATCHES[number]
     patches = fake_deepspeed._patches
     place = patches(FakeDevice(2), "cuda")[number][0]
