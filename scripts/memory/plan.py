@@ -142,12 +142,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     scenario = _scenario(options)
     named = options.gpu or scenario.gpu
-    gpu = find(named, options.scenario or "--gpu") if named is not None else None
+    gpu = find(named, "--gpu" if options.gpu else options.scenario) if named is not None else None
     bases = {} if options.page and options.without_traces else corrected_estimates(scenario)
     if options.page:
         from scripts.memory.render_planner import page
 
-        write_text(options.output, page(page_data(scenario, bases, gpu, several=options.several)))
+        text = page(page_data(scenario, bases, gpu, several=options.several))
+        try:
+            write_text(options.output, text)
+        except OSError as error:
+            raise UserError(
+                f"The page can't be written: {error.strerror}.", where=f"--output {options.output}"
+            ) from None
         print(f"{options.output}: open it in a browser")
         return 0
     answer = plan(scenario, bases, gpu, verify=options.verify, several=options.several)

@@ -52,7 +52,7 @@ class Estimate:
     def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
         self.capability = gpu.capability if gpu else None
         self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
-        self._traced: dict[str, Mapping[str, Any]] = {}
+        self._traced: dict[tuple, Mapping[str, Any]] = {}  # the same
         self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by capability and scenario
         try:
             analytic_estimate(_described(scenario), capability=self.capability, blocks=False)
@@ -64,7 +64,7 @@ class Estimate:
 
     def __call__(self, scenario: Scenario) -> int:
         """Estimate the required bytes; the trace itself where there is no analytic estimate."""
-        known = self._traced.get(_key(scenario))
+        known = self._traced.get((self.capability, _key(scenario)))
         if known:
             return known["required_bytes"]
         try:
@@ -74,14 +74,17 @@ class Estimate:
         return peak + self._above(peak)
 
     def on(self, gpu: Gpu) -> Estimate:
-        """The same knowledge, for a GPU with perhaps other kernels: the differences carry over, traces don't."""
+        """The same knowledge, for a GPU with perhaps other kernels: the differences carry over, traces don't.
+
+        What is traced for it is known to all GPUs of its compute capability.
+        """
         other = copy(self)
-        other.capability, other.points, other._traced = gpu.capability, list(self.points), {}
+        other.capability, other.points = gpu.capability, list(self.points)
         return other
 
     def verify(self, scenario: Scenario) -> Mapping[str, Any]:
         """Trace the scenario, and correct the estimates that follow."""
-        known = self._traced.get(_key(scenario))
+        known = self._traced.get((self.capability, _key(scenario)))
         if known is None:
             from scripts.memory.trace import trace
 
@@ -98,7 +101,7 @@ class Estimate:
         return self._peaks[key]
 
     def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
-        self._traced[_key(scenario)] = traced
+        self._traced[self.capability, _key(scenario)] = traced
         with suppress(NotDescribed):
             peak = self.formula(scenario)
             insort(self.points, (peak, traced["required_bytes"] - peak))
@@ -269,10 +272,19 @@ def _halves(value: int, least: int) -> list[int]:
 
 
 def as_method(scenario: Scenario, method: str) -> Changes:
-    """What to change for another method; a quantized base has a precision of its own instead of mixed precision."""
+    """What to change for another method.
+
+    A quantized base has a precision of its own instead of mixed precision, FSDP1 takes its weights in that alone, and
+    what TRL prepares is quantized.
+    """
     changes: Changes = {"method": method}
+    precision = scenario.precision.removesuffix("-mixed")
     if method == "qlora" and scenario.mixed:
-        changes["precision"] = scenario.precision.removesuffix("-mixed")
+        changes["precision"] = precision
+    if method == "qlora" and scenario.parallel["strategy"] == "fsdp1" and not scenario.quantization:
+        changes["quantization"] = {"storage": precision}
+    if method != "qlora" and scenario.kbit_preparation == "trl":
+        changes["kbit_preparation"] = "none"
     return changes
 
 

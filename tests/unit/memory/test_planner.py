@@ -14,6 +14,7 @@ from scripts.memory.planner import (
     _bigger_gpu,
     anchored,
     apply,
+    as_method,
     divided,
     feasibility,
     largest,
@@ -172,6 +173,30 @@ def test_methods_keep_what_they_can() -> None:
     scenario = make(method="full", precision="bf16-mixed")
     assert apply(scenario, {"method": "lora"}).lora is not None
     assert apply(make(), {"method": "full"}).quantization is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kbit_preparation": "trl"},
+        {"method": "full", "precision": "bf16-mixed"},
+        {"method": "lora", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+        {"method": "lora", "precision": "fp16-mixed", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+    ],
+    ids=str,
+)
+def test_a_scenario_of_one_method_is_one_of_each(fields) -> None:
+    scenario = make(**fields)
+    assert [apply(scenario, as_method(scenario, name)).method for name in ("full", "lora", "qlora")]
+
+
+def test_what_is_traced_for_a_gpu_is_known_for_others_with_its_kernels() -> None:
+    scenario = make(use_cache=True, gradient_checkpointing=False)  # which the analytic estimate does not describe
+    estimate = Estimate(scenario)
+    answers = {name: estimate.on(find(name)) for name in ("rtx-3090", "rtx-a6000", "t4")}
+    traced = {name: other.verify(scenario) for name, other in answers.items()}
+    assert traced["rtx-3090"] is traced["rtx-a6000"] is not traced["t4"]
+    assert not estimate.described and len(estimate._traced) == 2
 
 
 def test_feasibility_has_a_row_for_each_method_and_card() -> None:

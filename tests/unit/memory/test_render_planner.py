@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.memory import plan
 from scripts.memory.choices import LAYOUTS, choices, layout_of
@@ -258,6 +259,17 @@ def test_what_has_no_estimate_says_why(scenario) -> None:
     odd = scenario.changed(use_cache=True)
     found = choices(odd, {"lora": as_method(odd, "lora")}, {}, models={})
     assert found["surfaces"] == [] and "use_cache" in found["reasons"]["tiny|lora|1"]
+
+
+def test_a_place_that_takes_no_page_is_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("scripts.memory.render_planner.page", lambda data: "page")
+    monkeypatch.setattr(plan, "page_data", lambda *_, **__: {})
+    with pytest.raises(UserError, match="can't be written: Is a directory") as error:
+        plan.main(["--page", "--without-traces", "--output", str(tmp_path)])
+    assert f"--output {tmp_path}" in str(error.value) and not list(tmp_path.parent.glob("*.partial"))
+    with pytest.raises(UserError) as error:
+        plan.main(["--page", "--without-traces", "--gpu", "nosuch"])
+    assert error.value.where == "--gpu"
 
 
 def test_a_page_is_made_alone(tmp_path, capsys) -> None:
