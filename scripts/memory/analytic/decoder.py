@@ -26,6 +26,9 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.scenario.scenario import Lora, Scenario, size
 
+# What adapters may also be on, by the last part of its name, in the families below.
+OUTSIDE_OF_LAYERS = {"embed_tokens", "lm_head", "wpe", "wte"}
+
 
 class NotDescribed(Exception):
     """Why there is no analytic estimate of a scenario; the trace then answers alone."""
@@ -263,12 +266,10 @@ class Decoder:
         if self.experts:
             gate, up, down = self.family.expert_names
             names |= {"gate": "gate", gate: "gate_up_proj", up: "gate_up_proj", down: "down_proj"}
-        wanted = set(names)
-        if lora.target_modules != "all-linear":
-            wanted = {name.rsplit(".", 1)[-1] for name in lora.target_modules}
+        wanted = set(names) if lora.target_modules == "all-linear" else _asked(lora)
         found = tuple(dict.fromkeys(name for alias, name in names.items() if alias in wanted))
         problem = None
-        if not found and not wanted & {"lm_head", "embed_tokens", "wte", "wpe"}:
+        if not found and not wanted & OUTSIDE_OF_LAYERS:
             problem = "`lora.target_modules` matches no linear layer of this model."
         elif self.experts and len(wanted & {gate, up}) == 1:
             problem = f"The experts' {gate} and {up} are one parameter, which has one adapter: both or none."
@@ -290,7 +291,14 @@ class Decoder:
         """Adapter matrices as (where, elements, how many such): A is rank x inputs, B is outputs x rank.
 
         Experts have one pair each; where two of their matrices are one parameter it has twice the rank.
+
+        Raises
+        ------
+        NotDescribed
+            With adapters of embeddings or of the output head.
         """
+        if beyond := OUTSIDE_OF_LAYERS & _asked(lora):
+            raise NotDescribed(f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}")
         layers, rank, targets = self.sizes["L"], lora.rank, self.targets(lora)
         shapes = [
             (f"{matrix.name} {part}", rank * self.value(symbol), layers)
@@ -316,6 +324,12 @@ class Decoder:
     def adapter_parameters(self, lora: Lora) -> int:
         """Trainable parameters of the adapters."""
         return sum(elements * times for _, elements, times in self.adapter_shapes(lora))
+
+
+def _asked(lora: Lora) -> set[str]:
+    """Last parts of the names that are listed; empty for all-linear."""
+    listed = () if lora.target_modules == "all-linear" else lora.target_modules
+    return {name.rsplit(".", 1)[-1] for name in listed}
 
 
 def describe(model: Mapping[str, Any]) -> Decoder:
