@@ -6,6 +6,8 @@ as it is. The token comes from HF_TOKEN in the environment alone, and goes nowhe
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,19 @@ def upload(kind: str, planned: dict[str, Any], token: str) -> str:
     return api.create_commit(**place, operations=files, commit_message=MESSAGE).oid
 
 
+def is_public(kind: str, planned: dict[str, Any], token: str) -> bool:
+    """Whether the repository is there already and everybody may see it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return not HfApi(token=token).repo_info(planned["repository"], repo_type=TYPES[kind]).private
+    except RepositoryNotFoundError:  # not there, or not for this token, as the upload will say
+        return False
+
+
 def main(plan: str, output: str) -> None:
-    """Upload each repository of the plan; on an error say which are published and which are not."""
+    """Upload each repository of the plan; none where one that is to be private is there and public."""
     token = os.environ.get("HF_TOKEN")
     if not token:
         raise UserError(
@@ -50,22 +63,40 @@ def main(plan: str, output: str) -> None:
                 )
     done: dict[str, Any] = {}
     for kind, planned in repositories.items():
-        try:
-            commit = upload(kind, planned, token)
-        except Exception as error:
-            names = {name: repositories[name]["repository"] for name in repositories}
-            published = ", ".join(f"{names[name]} at {done[name]['commit']}" for name in done) or "nothing"
-            left = ", ".join(f"{name} ({names[name]})" for name in repositories if name not in done)
+        with _broken_off(kind, repositories, done):
+            seen = planned["private"] and is_public(kind, planned, token)
+        if seen:
             raise UserError(
-                f"The upload to {planned['repository']} broke off. Published: {published}. Not published: {left}.",
+                "The repository exists and is public; nothing was uploaded.",
                 where=f"publish.{kind}",
-                found=f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}"[:400],
-                allowed="a network that reaches the Hub, and a token that may write there",
-                write="the same command again: it goes on, and what the Hub has already is not sent again",
-            ) from None
+                found=f"private: true, and {planned['repository']} is public",
+                allowed="another repository, or this one made private in its settings on the Hub",
+                write="private: false    # if everybody may see it",
+            )
+    for kind, planned in repositories.items():
+        with _broken_off(kind, repositories, done):
+            commit = upload(kind, planned, token)
         done[kind] = {"commit": commit, "repository": planned["repository"]}
         log.info("%s: %s is commit %s", kind, planned["repository"], commit)
     write_report(output, {"published": done}, Path(plan))
+
+
+@contextmanager
+def _broken_off(kind: str, repositories: dict[str, Any], done: dict[str, Any]) -> Iterator[None]:
+    """An error of the Hub or of the way to it says which repositories are published and which are not."""
+    try:
+        yield
+    except Exception as error:
+        published = ", ".join(f"{one['repository']} at {one['commit']}" for one in done.values()) or "nothing"
+        left = ", ".join(f"{name} ({one['repository']})" for name, one in repositories.items() if name not in done)
+        raise UserError(
+            f"The upload to {repositories[kind]['repository']} broke off."
+            f" Published: {published}. Not published: {left}.",
+            where=f"publish.{kind}",
+            found=f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}"[:400],
+            allowed="a network that reaches the Hub, and a token that may write there",
+            write="the same command again: it goes on, and what the Hub has already is not sent again",
+        ) from None
 
 
 if __name__ == "__main__":

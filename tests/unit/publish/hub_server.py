@@ -60,10 +60,11 @@ class _Handler(QuietHandler):
         found = re.match(r"/api/(models|datasets)/([^/]+/[^/]+)", self.path)
         name = found and f"{found[1][:-1]}/{found[2]}"
         if name not in self.server.repositories:
-            self.answer({"error": "not found"}, 404)
+            self.answer({"error": "Repository not found"}, 404, **{"X-Error-Code": "RepoNotFound"})
             return
         files = [{"rfilename": path} for path in self.server.repositories[name]]
-        self.answer({"id": found[2], "sha": self.server.commits[-1], "siblings": files})
+        commit = self.server.commits[-1] if self.server.commits else None
+        self.answer({"id": found[2], "private": self.server.private[name], "sha": commit, "siblings": files})
 
     def do_PUT(self) -> None:
         """A file, or a part of one."""

@@ -221,6 +221,17 @@ def test_without_a_token_or_with_a_wrong_one_nothing_is_uploaded(run: dict[str, 
             assert_no_token(done)
 
 
+def test_nothing_goes_to_a_public_repository_when_it_is_to_be_private(run: dict[str, Any]) -> None:
+    listed(run, dataset=None)
+    with HubServer(TOKEN) as server:
+        server.repositories["model/owner/merged"], server.private["model/owner/merged"] = {}, False
+        done = uploaded(server)
+        assert done.returncode == 1 and "owner/merged is public" in done.stderr and not server.commits
+        server.private["model/owner/merged"] = True
+        again = uploaded(server)
+        assert again.returncode == 0 and len(server.commits) == 2, again.stderr[-2500:]
+
+
 def test_a_file_that_changed_after_the_list_is_not_uploaded(run: dict[str, Any]) -> None:
     listed(run, dataset=None)
     Path("results/small-r16/merged/config.json").write_text("[]\n", encoding="utf-8")
