@@ -112,8 +112,8 @@ def test_notes_say_what_deepspeed_does_of_its_own():
     notes = trace(scenario("full", "zero3", precision="bf16-mixed"), timeline=False)["notes"]
     assert "500,000,000 elements, takes 1,000,000,000 bytes on each GPU all the time" in notes[0]
     assert "16,384 elements" in notes[0] and "fp32 copy" in notes[1]
-    (note,) = trace(scenario("full", "zero2"), timeline=False)["notes"]
-    assert "2,000,000,000 bytes on each GPU while gradients are exchanged" in note
+    note, others = trace(scenario("full", "zero2"), timeline=False)["notes"]
+    assert "2,000,000,000 bytes on each GPU while gradients are exchanged" in note and "up to 7 % higher" in others
 
 
 @needs_deepspeed
