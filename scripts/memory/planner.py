@@ -52,8 +52,8 @@ class Estimate:
     def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
         self.capability = gpu.capability if gpu else None
         self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
-        self._traced: dict[tuple, Mapping[str, Any]] = {}  # the same
-        self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by capability and scenario
+        self._traced: dict[tuple, Mapping[str, Any]] = {}  # by capability and scenario
+        self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by the same
         try:
             analytic_estimate(_described(scenario), capability=self.capability, blocks=False)
             self.described = True
