@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 from scripts.common.errors import UserError
+from scripts.common.job import progress
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
@@ -603,25 +604,26 @@ def feasibility(
     Without ``verify`` the methods' own estimates answer (:func:`anchored`).
     """
     rows = []
-    for name, (base, shared) in bases.items():
-        for gpu in gpus or catalogue().values():
-            estimate = shared.on(gpu)
-            batch = largest(base, gpu, "micro_batch", estimate, verify=verify)
-            length = largest(base, gpu, "sequence_length", estimate, verify=verify)
-            required = estimate(base)
-            rows.append(
-                {
-                    "method": name,
-                    "gpu": gpu.name,
-                    "gpus": base.parallel["gpus"],
-                    "total_gib": round(gpu.total_bytes / GIB, 2),
-                    "required_bytes": required,
-                    **verdict(required, gpu),
-                    "largest_micro_batch": batch["value"],
-                    "largest_sequence_length": length["value"],
-                    "verified": verify,
-                }
-            )
+    pairs = [(name, gpu) for name in bases for gpu in gpus or catalogue().values()]
+    for name, gpu in progress(pairs, "what fits which GPU", unit="GPUs"):  # minutes, where every answer is a trace
+        base, shared = bases[name]
+        estimate = shared.on(gpu)
+        batch = largest(base, gpu, "micro_batch", estimate, verify=verify)
+        length = largest(base, gpu, "sequence_length", estimate, verify=verify)
+        required = estimate(base)
+        rows.append(
+            {
+                "method": name,
+                "gpu": gpu.name,
+                "gpus": base.parallel["gpus"],
+                "total_gib": round(gpu.total_bytes / GIB, 2),
+                "required_bytes": required,
+                **verdict(required, gpu),
+                "largest_micro_batch": batch["value"],
+                "largest_sequence_length": length["value"],
+                "verified": verify,
+            }
+        )
     return rows
 
 
