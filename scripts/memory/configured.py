@@ -18,7 +18,7 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.disk import Sizes
 from scripts.memory.gpus import find
 from scripts.scenario.fields import BY_NAME
-from scripts.scenario.scenario import MODELS, ZERO, Scenario, check_packages, rows_in_a_step
+from scripts.scenario.scenario import MODELS, SHARDED, ZERO, Scenario, check_packages, rows_in_a_step
 
 STEP = frozenset(field.name for field in fields(Scenario))
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
@@ -177,7 +177,7 @@ def _check_scenario(mapping: Mapping[str, Any], where: str) -> Scenario:
 def _check_parallel(scenario: Scenario, loop: Mapping[str, Any]) -> None:
     """Refuse what the trace can say of several GPUs and a training can't do."""
     parallel = scenario.parallel
-    strategy, sharded = parallel["strategy"], parallel["strategy"] in ("fsdp1", "fsdp2")
+    strategy, sharded = parallel["strategy"], parallel["strategy"] in SHARDED
     mixed = "autocast" if scenario.autocast else "precision"
     refused = (
         (

@@ -419,7 +419,10 @@ def built_on_host_bytes(scenario: Scenario, stored: torch.dtype) -> int:
     """
     model = build_model(scenario, "meta")
     added = adapter_names(model)
-    mapped = lambda name, tensor: tensor.dtype == stored and name not in added and not quantization_state(tensor)  # noqa: E731
+
+    def mapped(name: str, tensor: torch.Tensor) -> bool:
+        return tensor.dtype == stored and name not in added and not quantization_state(tensor)
+
     own = [tensor for name, tensor in model.named_parameters() if not mapped(name, tensor)]
     own += [*model.buffers(), *(tensor for module in model.modules() for tensor in quantization_state(module).values())]
     return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in own}.values())

@@ -18,14 +18,13 @@ from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
 from scripts.memory.gate import chosen_gpu, decide, longest_batch, scenario_of
 from scripts.memory.gpus import Gpu
-from scripts.scenario.scenario import Scenario
+from scripts.scenario.scenario import SHARDED, Scenario
 
 # Beside tensors, in bytes: Python, the libraries, and freed memory that glibc keeps. 0.4 to 1.0 GB in the stages of the
 # default run; the merge, which streams and loads no transformers, takes 0.25 GB in all.
 PROCESS_BYTES, MERGE_BYTES = 1_000_000_000, 300_000_000
-LAUNCHER_BYTES = (
-    500_000_000  # of the job that starts a process for each GPU and waits: torch and accelerate, 0.23 to 0.45
-)
+# The job that starts a process for each GPU and waits holds torch and accelerate: 0.23 to 0.45 GB were seen.
+LAUNCHER_BYTES = 500_000_000
 # DDP sends rank 0's weights to the others when it wraps the model, in buckets of which two are under way: PyTorch 2.13
 # nn/parallel/distributed.py `broadcast_bucket_size`, csrc/distributed/c10d/comm.cpp `kMaxInFlight`.
 DDP_BROADCAST_BYTES = 2 * 250 * 2**20
@@ -193,7 +192,7 @@ def host_stages(
     if room.gpu is not None:
         processes, strategy = (step.parallel[key] for key in ("gpus", "strategy"))
         needs, detail = PROCESS_BYTES + 2 * largest_bytes, "tensor by tensor"
-        if strategy in ("fsdp1", "fsdp2"):
+        if strategy in SHARDED:
             needs += whole_model_bytes(step, stored)
             detail = "the whole model, before it is divided"
         if processes > 1:

@@ -26,7 +26,7 @@ from scripts.memory.core.kernels import flash_attention_package
 from scripts.memory.core.report import History
 from scripts.memory.core.trace import Label, component_of, quantization_state, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
-from scripts.scenario.scenario import ZERO, Scenario, check_packages
+from scripts.scenario.scenario import SHARDED, ZERO, Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.model import (
     assert_quantized,
@@ -37,7 +37,7 @@ from scripts.training.model import (
     notes,
     parameter_count,
 )
-from scripts.training.parallel import SHARDED, parallelize, zero_notes
+from scripts.training.parallel import parallelize, zero_notes
 from scripts.training.step import random_step
 
 ORDERS = 5  # of a loading that chance orders

@@ -27,17 +27,23 @@ from scripts.common.files import read_yaml
 from scripts.scenario.configuration import MODELS, ROOT, found_beside, read_model, size
 from scripts.scenario.fields import BY_NAME, FIELDS, MOST, check, check_keys, check_parts, whole, yaml_text
 
-ZERO = {"zero2": 2, "zero3": 3}  # `parallel.strategy`, and the stage of DeepSpeed's ZeRO
 __all__ = [
     "MODELS",
     "ROOT",
+    "SHARDED",
+    "ZERO",
     "Lora",
     "Scenario",
     "check_keys",
+    "check_packages",
     "load_scenario",
     "scenario_defaults",
     "size",
 ]
+
+# Of `parallel.strategy`: PyTorch's strategies that divide weights, and the stages of DeepSpeed's ZeRO.
+SHARDED = ("fsdp1", "fsdp2")
+ZERO = {"zero2": 2, "zero3": 3}
 
 
 @dataclass(frozen=True)
@@ -458,7 +464,7 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
     """What ``parallel`` can't be, alone or with other fields: as :func:`_check_together` lists it."""
     parallel = scenario.parallel
     strategy, gpus, offload = parallel["strategy"], parallel["gpus"], parallel["offload"]
-    sharded, zero = strategy in ("fsdp1", "fsdp2"), strategy in ZERO
+    sharded, zero = strategy in SHARDED, strategy in ZERO
     cast, mixed = scenario.autocast_precision, "autocast" if scenario.autocast else "precision"
     rows = scenario.size("hidden_size") or MOST
     storage = (scenario.quantization or {}).get("storage")

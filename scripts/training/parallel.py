@@ -27,10 +27,8 @@ import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import ZERO, Scenario
+from scripts.scenario.scenario import SHARDED, ZERO, Scenario
 from scripts.training.adapters import DTYPES, adapter_names
-
-SHARDED = ("fsdp1", "fsdp2")
 
 
 def where_to_build(scenario: Scenario, device: str) -> str:

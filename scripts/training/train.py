@@ -35,7 +35,7 @@ from scripts.common.files import (
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.kept import Kept
 from scripts.common.tokenizer import read_tokenizer
-from scripts.scenario.scenario import Scenario, rows_in_a_step
+from scripts.scenario.scenario import SHARDED, Scenario, rows_in_a_step
 from scripts.training.processes import ALONE, Group, divided_like, launch, started, whole
 
 if TYPE_CHECKING:
@@ -519,7 +519,7 @@ def train(
     base, description = Path(base), read_folder(Path(base, "description.json"))
     predicted = read_report(inputs["gate"]) if "gate" in inputs else None
     rows_per_step = rows_in_a_step(vars(scenario), loop)
-    sharded = scenario.parallel["strategy"] in ("fsdp1", "fsdp2")
+    sharded = scenario.parallel["strategy"] in SHARDED
     folder, report, curve_path = (Path(outputs[name]) for name in ("adapter", "report", "curve"))
     folder = folder.parent
 
