@@ -1,12 +1,13 @@
 # Functions and names for the rule files; no rules. Standard library, PyYAML and jsonschema only.
 from snakemake.iocontainers import Wildcards
 
-from scripts.common import device, digests, files, locks, outdated, settings
+from scripts.common import device, digests, files, locks, outdated
 from scripts.common.errors import UserError
-from scripts.documents import closing
+from scripts.documents import terminal_summary
 from scripts.execution import sandbox
-from scripts.memory import cluster, configured, disk
-from scripts.sweep.space import Runs
+from scripts.memory import check_run, cluster, disk
+from scripts.settings import configuration, run_scenarios
+from scripts.settings.runs import Runs
 
 
 def explained(function, *arguments, **named):
@@ -22,9 +23,9 @@ def explained(function, *arguments, **named):
 
 
 LIVING = locks.Living() if workflow.is_main_process else None
-RUNS = explained(Runs, settings.with_defaults(config))
+RUNS = explained(Runs, configuration.with_defaults(config))
 for run_settings in RUNS.named.values():
-    explained(configured.check, run_settings)
+    explained(check_run.check, run_settings)
     # Where a run's jobs ran is no part of the run: its documents stay the same.
     place_of_jobs = run_settings.pop("cluster")
     PUBLISH = run_settings.pop("publish")  # nor is where it goes
@@ -207,7 +208,7 @@ def gguf_input(wildcards):
 
 def profile(wildcards):
     """The scenarios of the memory profile, by name."""
-    return configured.profile_scenarios(settings_of(wildcards))
+    return run_scenarios.profile_scenarios(settings_of(wildcards))
 
 
 def profile_comparison(wildcards, name):
@@ -233,7 +234,7 @@ def step_comparison(wildcards):
 def memory_scenario(wildcards):
     """The scenario of a job: the run's own training step, or one of the memory profile."""
     if wildcards.scenario == "training":
-        return configured.gated_scenario(settings_of(wildcards))
+        return run_scenarios.gated_scenario(settings_of(wildcards))
     scenarios = profile(wildcards)
     if wildcards.scenario not in scenarios:
         sys.exit(f"memory.scenarios has no {wildcards.scenario}; it has {', '.join(scenarios)}.")
@@ -256,7 +257,7 @@ def profiled_model(wildcards):
 
 def measurements(wildcards):
     """The measurement, where there is one: of the run's own training step, when one process can take it."""
-    if wildcards.scenario == "training" and configured.gpus_of_training(settings_of(wildcards)) == 1:
+    if wildcards.scenario == "training" and run_scenarios.gpus_of_training(settings_of(wildcards)) == 1:
         return {"measure": f"results/{wildcards.place}/training/measure.json"}
     return {}
 
@@ -271,10 +272,10 @@ def merging_comparison(wildcards):
 
 # --- what comes first ----------------------------------------------------------------------------------
 
-# The rules that a run's price and its gate wait for go first. Each of their jobs holds one of the profile's `unpriced`;
+# The rules that a run's price and its gate wait for go first. Each of their jobs holds one of the profile's `before_gate`;
 # the download of the weights takes all of them, and so comes after the verdict, however many cores there are.
 FIRST = 100
-ALL_UNPRICED = 1000
+ALL_BEFORE_GATE = 1000
 
 
 # --- what a job asks a cluster for -------------------------------------------------------------------
@@ -315,7 +316,7 @@ def gpus_of_cluster(wildcards, input):
 
 def gpus_of_this_machine(wildcards):
     """Who asks what is free of a machine's GPUs doesn't run beside who uses them; a cluster's are other machines'."""
-    return None if CLUSTER else configured.gpus_of_training(settings_of(wildcards))
+    return None if CLUSTER else run_scenarios.gpus_of_training(settings_of(wildcards))
 
 
 # --- targets -----------------------------------------------------------------------------------------
@@ -375,7 +376,7 @@ def planned_writes(jobs):
             one[1].append(disk.RULES[job.rule.name])
             one[2].extend([names["type"]] if "type" in names else [])
     written = [
-        disk.Planned(name, configured.sizes(chosen), stages, exports)
+        disk.Planned(name, check_run.sizes(chosen), stages, exports)
         for name, (chosen, stages, exports) in found.items()
         if not chosen["memory"]["gate"]["override"]
     ]
@@ -394,7 +395,7 @@ def before_the_first_job():
         asking = ("gate_memory", "price_run")  # what would fit; a laptop may ask for another machine
         for job in (job for job in jobs if "gpu" in job.rule.resources and job.rule.name not in asking):
             chosen = settings_of(job.wildcards)
-            gpus = configured.gpus_of_training(chosen) if job.rule.name == "train_adapter" else 1
+            gpus = run_scenarios.gpus_of_training(chosen) if job.rule.name == "train_adapter" else 1
             explained(device.refuse_missing, chosen["training"]["device"], gpus)
         if any(job.rule.name == "execute_answers" for job in jobs):  # not found out after hours of training
             explained(sandbox.must_work)
@@ -411,8 +412,8 @@ def after_the_last_job():
     lines = [
         line
         for run in RUNS.named
-        for line in closing.run_lines(run, profile_comparisons(Wildcards(fromdict={"run": run})), made)
+        for line in terminal_summary.run_lines(run, profile_comparisons(Wildcards(fromdict={"run": run})), made)
     ]
-    lines += closing.sweep_lines(f"results/{RUNS.name}-sweep/sweep.json", made)
+    lines += terminal_summary.sweep_lines(f"results/{RUNS.name}-sweep/sweep.json", made)
     if lines:
         print("", *lines, "", sep="\n", file=sys.stderr)

@@ -19,7 +19,7 @@ rule fetch_benchmark:
     conda:
         "../envs/light.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("execution/fetch_benchmark.py"),
         benchmark=of(lambda chosen: {key: chosen["dataset"]["benchmark"][key] for key in ("requirement", "sha256")}),
@@ -46,7 +46,7 @@ rule acquire_dataset:
     conda:
         "../envs/light.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("dataset/acquire.py"),
         sources=of(
@@ -79,7 +79,7 @@ rule clean_dataset:
     conda:
         "../envs/light.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("dataset/clean.py"),
         clean=section("dataset", "clean"),
@@ -106,7 +106,7 @@ rule screen_dataset:
     conda:
         "../envs/light.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("dataset/screen_dataset.py"),
     message:
@@ -135,7 +135,7 @@ rule split_dataset:
     conda:
         "../envs/light.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("dataset/split.py"),
         split=section("dataset", "split"),
@@ -170,7 +170,7 @@ rule check_splits:
     conda:
         "../envs/light.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("dataset/check_splits.py"),
     message:
@@ -205,9 +205,9 @@ rule encode_dataset:
     conda:
         "../envs/torch.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
         # What one step takes, to say at once when there is less. No param: another batch size encodes nothing anew.
-        rows_a_step=of(configured.effective_batch),
+        rows_a_step=of(run_scenarios.effective_batch),
     params:
         code=code("dataset/encode.py"),
         prompt=section("prompt"),

@@ -44,7 +44,7 @@ rule trace_memory:
     conda:
         "../envs/torch.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("memory/trace_step.py"),
         scenario=memory_scenario,
@@ -75,7 +75,7 @@ rule measure_memory:
         runtime=30,
     params:
         code=code("memory/measure.py"),
-        scenario=of(configured.training_scenario),
+        scenario=of(run_scenarios.training_scenario),
         device=of(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
         "Measuring the training step of {wildcards.run} on this machine"
@@ -122,11 +122,11 @@ rule gate_memory:
         "../envs/torch.yaml"
     resources:
         gpu=gpus_of_this_machine,
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("memory/gate.py"),
         gate=section("memory", "gate"),
-        loop=of(configured.meeting_rows),
+        loop=of(run_scenarios.meeting_rows),
         cluster=gpus_of_cluster,
     message:
         "Asking whether the training step of {wildcards.run} fits the GPU"
@@ -160,10 +160,10 @@ rule price_run:
         "../envs/torch.yaml"
     resources:
         gpu=gpus_of_this_machine,
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("memory/price_run.py"),
-        settings=of(configured.priced_settings),
+        settings=of(run_scenarios.priced_settings),
         cluster=gpus_of_cluster,
     message:
         "Pricing every stage of {wildcards.run}: memory of GPU and host, disk"
@@ -184,15 +184,15 @@ rule plan_memory:
     conda:
         "../envs/torch.yaml"
     params:
-        code=code("memory/plan.py"),
+        code=code("planner/plan.py"),
         scenario=of(
             lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"], "gpu": chosen["memory"]["gpu"]}
         ),
-        several_gpus=of(configured.divided_scenarios),
+        several_gpus=of(run_scenarios.divided_scenarios),
     message:
         "Planning: what fits which GPU"
     script:
-        "../scripts/memory/plan.py"
+        "../scripts/planner/plan.py"
 
 
 rule render_planner:
@@ -213,8 +213,8 @@ rule render_planner:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("memory/render_planner.py"),
+        code=code("planner/render_planner.py"),
     message:
         "Writing the planner's page of {wildcards.run}"
     script:
-        "../scripts/memory/render_planner.py"
+        "../scripts/planner/render_planner.py"

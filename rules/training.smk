@@ -13,7 +13,7 @@ rule download_gguf:
     conda:
         "../envs/light.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("training/download_gguf.py"),
         source=of(settings.model_source),
@@ -36,7 +36,7 @@ rule describe_model:
     conda:
         "../envs/torch.yaml"
     resources:
-        unpriced=1,
+        before_gate=1,
     params:
         code=code("training/describe_model.py"),
         source=of(settings.model_source),
@@ -61,7 +61,7 @@ rule fetch_weights:
     conda:
         "../envs/torch.yaml"
     resources:
-        unpriced=ALL_UNPRICED,
+        before_gate=ALL_BEFORE_GATE,
     params:
         code=code("training/fetch_weights.py"),
         source=of(settings.model_source),
@@ -98,7 +98,7 @@ rule train_adapter:
         "../envs/torch.yaml"
     threads: 8
     resources:
-        gpu=of(configured.gpus_of_training),
+        gpu=of(run_scenarios.gpus_of_training),
         gpu_model=on_cluster("gres", needed_by_step),
         slurm_partition=on_cluster("partition", needed_by_step),
         mem_mb=8000,
@@ -106,8 +106,8 @@ rule train_adapter:
         disk_mb=4000,
     params:
         code=code("training/train.py"),
-        scenario=of(configured.training_scenario),
-        loop=of(configured.training_loop),
+        scenario=of(run_scenarios.training_scenario),
+        loop=of(run_scenarios.training_loop),
         seed=of(lambda chosen: {"seed": chosen["run"]["seed"]}),
     message:
         "Training the adapter {wildcards.run}"

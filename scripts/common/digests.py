@@ -65,8 +65,9 @@ def _parse(source: str, filename: str) -> list:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            module = absolute_name(node, Path(filename))
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
         else:
             continue
         for name in names:
@@ -77,6 +78,14 @@ def _parse(source: str, filename: str) -> list:
                 others.add(top)
     meaning = ast.unparse(_WithoutDocstrings().visit(tree))
     return [hashlib.sha256(meaning.encode()).hexdigest(), sorted(ours), sorted(others)]
+
+
+def absolute_name(node: ast.ImportFrom, path: Path) -> str:
+    """The dotted name that ``from ... import`` in the file ``path`` imports from; a relative one is resolved."""
+    if not node.level:
+        return node.module or ""
+    package = path.resolve().relative_to(ROOT).parts[: -node.level]
+    return ".".join((*package, *([node.module] if node.module else [])))
 
 
 @cache

@@ -21,8 +21,8 @@ from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.job import command as command_line
-from scripts.common.settings import validate
 from scripts.dataset.text import key_number, request_key
+from scripts.settings.configuration import validate
 
 VOCABULARY = ROOT / "config" / "datasets" / "embedded.yaml"
 _SLOT = re.compile(r"<([a-z_]+?)(\d?)>")

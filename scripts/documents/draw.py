@@ -12,7 +12,7 @@ from scripts.common.job import job, log
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
-from scripts.memory.core.components import COLOURS, GROUPS, grouped
+from scripts.engine.components import COLOURS, GROUPS, grouped
 
 INK, FAINT = "#222222", "#888888"
 GPU_SIZES_GB = (16, 24, 80)  # the numbers on the boxes of common GPUs, in units of 2^30 bytes

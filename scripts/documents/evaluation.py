@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.common.chat import TEMPLATE_SETTINGS
-from scripts.documents.sources import said, sourced
+from scripts.documents.sources import mark_sources, sourced
 
 # Metrics of the evaluation: what it is called, and whether more of it is better (None: neither).
 METRICS: dict[str, tuple[str, bool | None]] = {
@@ -129,7 +129,7 @@ def start_code(comparison: Mapping[str, Any], request: str) -> str:
     def quoted(
         text: str,
     ) -> str:  # JSON's text is Python's too, for text without surrogates; it keeps letters as they are
-        return said(json.dumps(text, ensure_ascii=False), text)
+        return mark_sources(json.dumps(text, ensure_ascii=False), text)
 
     arguments = [
         f"{key}={quoted(value) if isinstance(value, str) else value}"
@@ -141,4 +141,4 @@ def start_code(comparison: Mapping[str, Any], request: str) -> str:
         template=", ".join(arguments),
         max_new_tokens=comparison["tuned"]["decoding"]["max_new_tokens"],
     )
-    return said(code, sourced(START_CODE, "scripts/documents/evaluation.py", "START_CODE"))
+    return mark_sources(code, sourced(START_CODE, "scripts/documents/evaluation.py", "START_CODE"))

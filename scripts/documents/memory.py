@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.documents.sources import said, sourced
-from scripts.memory.core import components
-from scripts.memory.core.components import grouped
+from scripts.documents.sources import mark_sources, sourced
+from scripts.engine import components
+from scripts.engine.components import grouped
 
 # What the groups of memory components are called.
 GROUP_TITLES = {
@@ -237,4 +237,4 @@ def model_title(name: str | None, model: Mapping[str, Any]) -> str:
     if not name:
         return str(model["model_type"])
     parts = [part.upper() if part[:1].isdigit() else part[:1].upper() + part[1:] for part in name.split("-")]
-    return said("-".join(parts), name)
+    return mark_sources("-".join(parts), name)

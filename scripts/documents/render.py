@@ -21,7 +21,7 @@ from scripts.common.files import read_report, write_report, write_text
 from scripts.common.job import job, log
 from scripts.documents.context import derive
 from scripts.documents.gather import gather
-from scripts.documents.sources import MARKS, NUMBER, collect, count_of, plain, said, sourced
+from scripts.documents.sources import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
@@ -127,7 +127,7 @@ def counted(count: int, noun: str) -> str:
 
 def none_or_number(count: int) -> str:
     """A number of things that were named before; ``none`` for 0."""
-    return f"{count:,}" if count else said("none", count)
+    return f"{count:,}" if count else mark_sources("none", count)
 
 
 def setting(value: object) -> str:
@@ -201,7 +201,7 @@ def _finalize(value: Any, html: bool) -> Any:
         return Markup(str(value))
     if isinstance(value, Markup):
         return value
-    return Markup(said(escape(visible(value)) if html else escape_markdown(value), value))
+    return Markup(mark_sources(escape(visible(value)) if html else escape_markdown(value), value))
 
 
 def _traced_wording(environment: Any, html: bool) -> None:
@@ -219,7 +219,7 @@ def _traced_wording(environment: Any, html: bool) -> None:
                 if found["number"] is None:
                     return found[0]
                 line = token.lineno + token.value.count("\n", 0, found.start())
-                return said(found[0], sourced(found[0], filename, f"line {line}"))
+                return mark_sources(found[0], sourced(found[0], filename, f"line {line}"))
 
             return Token(token.lineno, "data", pattern.sub(mark, token.value))
 
@@ -271,7 +271,7 @@ def _marked(function: Any) -> Any:
     @wraps(function)
     def filtered(value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, str):  # escapes look at the bare text; its marks go around what they made of it
-            return Markup(said(function(str(value), *args, **kwargs), value))
+            return Markup(mark_sources(function(str(value), *args, **kwargs), value))
         return Markup(function(value, *args, **kwargs))
 
     return filtered

@@ -46,7 +46,7 @@ def sources_of(*values: Any) -> frozenset[Source]:
     return frozenset().union(*(getattr(value, "__sources__", ()) for value in values))
 
 
-def said(text: str, *values: Any) -> str:
+def mark_sources(text: str, *values: Any) -> str:
     """A text that says something of the values: marked with their sources, beside those that it holds already."""
     if not (sources := sources_of(*values)):
         return text
@@ -88,7 +88,7 @@ def _keeping(method: Callable) -> Callable:
 
 def _marking(method: Callable) -> Callable:
     """A method that makes text of a number; what it makes is marked."""
-    return wraps(method)(lambda self, *form: said(method(self, *form), self))
+    return wraps(method)(lambda self, *form: mark_sources(method(self, *form), self))
 
 
 class _Sourced:
@@ -228,7 +228,7 @@ def dump_yaml(value: Any) -> str:
         """The safe dumper; which quotes a text needs is decided without its marks."""
 
         def process_scalar(self) -> None:
-            opening, _, closing = said("\0", self.event.value).partition("\0")
+            opening, _, closing = mark_sources("\0", self.event.value).partition("\0")
             self.stream.write(opening)
             super().process_scalar()
             self.stream.write(closing)

@@ -16,7 +16,7 @@ from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.compare import compare
 from scripts.evaluation.evaluate import answered, summarize
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 METRICS = ("exact", "loss", "parses", "program")  # that are compared, of those that the evaluation has
 

@@ -7,11 +7,11 @@ never run here.
 from pathlib import Path
 from typing import Any
 
+from scripts.common.cache import ResultCache
 from scripts.common.device import pick_device
 from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
-from scripts.common.kept import Kept
 from scripts.common.statistics import share
 from scripts.common.syntax import check_syntax, strip_fence
 from scripts.common.tokenizer import read_tokenizer
@@ -129,8 +129,8 @@ def main(
         "tokenizer": description["sha256"],
     }
     metrics, answers = Path(outputs["metrics"]), Path(outputs["answers"])
-    kept = Kept(metrics.parent / "kept", state, metrics, [answers])
-    if kept.put_back():
+    kept = ResultCache(metrics.parent / "kept", state, metrics, [answers])
+    if kept.restore():
         return
     pairs = list(read_jsonl(inputs["test"]))[: settings["requests"]]
     if not pairs:
@@ -150,7 +150,7 @@ def main(
     write_jsonl(answers, rows)
     summary = summarize(rows)
     write_report(metrics, {**summary, "decoding": {"do_sample": False, **settings}, "prompt": prompt}, answers)
-    kept.lay_aside()
+    kept.store()
     exact = summary["exact"]
     log.info("loss %.3f, exact match %d of %d", summary["loss"], exact["count"], exact["n"])
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.job import command, progress
-from scripts.scenario.scenario import ROOT, Scenario
+from scripts.settings.scenario import ROOT, Scenario
 
 PAGE = ROOT / "docs" / "memory-core.md"
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"

@@ -18,7 +18,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
-from scripts.scenario.scenario import check_keys
+from scripts.settings.scenario import check_keys
 
 KEYS = ("gpu", "partition", "gres")
 EXAMPLE = "- {gpu: rtx-4090, partition: gpu, gres: rtx4090}"

@@ -7,7 +7,7 @@ from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.gpus import named, verdict
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
@@ -50,7 +50,7 @@ def compare(
     judged = verdict(trace["required_bytes"], gpu) if gpu else {"fits": None, "headroom_bytes": None}
     suggestions: list[dict[str, Any]] = []
     if judged["fits"] is False:
-        from scripts.memory.planner import suggest
+        from scripts.planner.search import suggest
 
         suggestions = suggest(scenario, gpu, trace)
     return {

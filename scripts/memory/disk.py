@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
-from scripts.common.stages import Stage, judged, refused, table
+from scripts.common.resource_table import Stage, judged, refused, table
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
 # Bytes that AdamW keeps for a number of the adapter, by the adapter's width: two states of the same dtype; in 8 bits

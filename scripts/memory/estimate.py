@@ -6,9 +6,9 @@ from scripts.common.files import write_report
 from scripts.common.job import job, log
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
-from scripts.memory.configured import checked_configuration
+from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import named
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 
 def estimate(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.job import command
 from scripts.memory.gpus import find
-from scripts.scenario.scenario import Scenario, load_scenario
+from scripts.settings.scenario import Scenario, load_scenario
 
 COLUMNS = ("bytes", "times", "component", "shape", "dtype", "module", "made by")
 

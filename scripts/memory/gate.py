@@ -16,9 +16,9 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY
+from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.gpus import GIB, Gpu, find, from_device, holders, tightest, verdict
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 NOTHING_TO_GATE = "no GPU found or named: nothing to gate"
 
@@ -134,7 +134,7 @@ def decide(
                 )
                 answer, step = verdict(real["required_bytes"], gpu), real
         if not answer["fits"]:
-            from scripts.memory.planner import suggest
+            from scripts.planner.search import suggest
 
             suggestions = suggest(scenario, gpu, step)
             missing = {one: traced_on(traced, one)["required_bytes"] - one.usable_bytes for one in (gpu, *gpu.others)}

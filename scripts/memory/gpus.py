@@ -14,7 +14,7 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
-from scripts.scenario.scenario import ROOT, checked_gpu
+from scripts.settings.scenario import ROOT, checked_gpu
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
 MIB, GIB = 2**20, 2**30

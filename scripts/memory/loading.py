@@ -3,7 +3,7 @@
 The blocks that loading leaves behind decide how much the caching allocator counts for the weights (a 16-bit weight
 comes to the device, is quantized into a smaller packed one, and goes; the packed one sits in a block whose rest may
 be too small to be split off) and which holes later allocations find. :func:`loading_history` gives that as
-events for :mod:`scripts.memory.core.allocator`, in the order of the libraries' code:
+events for :mod:`scripts.engine.allocator`, in the order of the libraries' code:
 
 ======================  =============================================================================================
 what                    source
@@ -39,11 +39,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from scripts.memory.core.allocator import EMPTY_CACHE, Event
-from scripts.memory.core.components import QUANTIZATION_STATE
-from scripts.memory.core.report import History, alive_after
-from scripts.memory.core.trace import quantization_state
-from scripts.scenario.scenario import Scenario
+from scripts.engine.allocator import EMPTY_CACHE, Event
+from scripts.engine.components import QUANTIZATION_STATE
+from scripts.engine.report import History, alive_after
+from scripts.engine.trace import quantization_state
+from scripts.settings.scenario import Scenario
 from scripts.training.adapters import adapter_names, unwrapped
 from scripts.training.model import build_model, weight_dtype
 
@@ -67,7 +67,7 @@ class Loader:
 
     Attributes
     ----------
-    moved
+    loaded_on_cpu_first
         The model is loaded on the CPU and then moved (``model.to``), as scripts without ``device_map`` do.
     warmup
         Whether a block of the model's size is allocated and freed first (from transformers 4.50 on).
@@ -86,7 +86,7 @@ class Loader:
         (bitsandbytes before 0.46).
     """
 
-    moved: bool = False
+    loaded_on_cpu_first: bool = False
     warmup: bool = True
     workers: int = 1
     dense_workers: int = 1
@@ -94,7 +94,7 @@ class Loader:
     centres_in_place: bool = False
     seed: int = 0
 
-    def by_chance(self, model: nn.Module, scenario: Scenario) -> bool:
+    def order_is_random(self, model: nn.Module, scenario: Scenario) -> bool:
         """Whether the order of loading, and with it what blocks remain, differs from run to run.
 
         Threads take the tensors in order; where nothing is freed on the way, all orders come to the same.
@@ -102,13 +102,15 @@ class Loader:
         if scenario.method == "qlora":
             return self.workers > 1
         experts = any(tensor.dim() == 3 and ".experts." in name for name, tensor in model.named_parameters())
-        return self.dense_workers > 1 and not self.moved and experts
+        return self.dense_workers > 1 and not self.loaded_on_cpu_first and experts
 
     @classmethod
-    def of(cls, *, transformers: str, peft: str, bitsandbytes: str = "0.50", moved: bool = False) -> Loader:
+    def of(
+        cls, *, transformers: str, peft: str, bitsandbytes: str = "0.50", loaded_on_cpu_first: bool = False
+    ) -> Loader:
         """Return how these versions load."""
         return cls(
-            moved=moved,
+            loaded_on_cpu_first=loaded_on_cpu_first,
             warmup=_version(transformers) >= (4, 50),
             workers=_WORKERS if (5, 0) <= _version(transformers) < (5, 4) else 1,
             dense_workers=_WORKERS if _version(transformers) >= (5, 0) else 1,
@@ -148,7 +150,7 @@ def loading_history(
     loader = loader or Loader.installed()
     device = _Device(first_id)
     base = _base_tensors(model)
-    if loader.moved and scenario.method != "qlora":
+    if loader.loaded_on_cpu_first and scenario.method != "qlora":
         for tensor in _in_module_order(model, adapter_names(model)):
             device.place(tensor, _loaded_bytes(tensor, scenario))
     else:

@@ -15,8 +15,8 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.memory.configured import checked_configuration
-from scripts.scenario.scenario import Scenario
+from scripts.memory.check_run import checked_configuration
+from scripts.settings.scenario import Scenario
 
 PACKAGES = ("bitsandbytes", "peft", "torch", "transformers")
 
@@ -73,7 +73,7 @@ def measure(
 
 
 def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> dict[str, Any]:
-    from scripts.memory.core.trace import STEPS, measure_step
+    from scripts.engine.trace import STEPS, measure_step
     from scripts.memory.trace import labels
     from scripts.training.model import build_model, build_optimizer, parameter_count
     from scripts.training.step import random_step
@@ -96,7 +96,7 @@ def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> 
 def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | None) -> dict[str, Any]:
     import torch
 
-    from scripts.memory.core.trace import STEPS, phases
+    from scripts.engine.trace import STEPS, phases
     from scripts.training.model import build_model, build_optimizer, parameter_count
     from scripts.training.step import random_step
 

@@ -26,7 +26,7 @@ from scripts.memory.compare import ANSWERS, compare
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import GIB
 from scripts.memory.trace_step import STACK, traced
-from scripts.scenario.scenario import Scenario, load_scenario
+from scripts.settings.scenario import Scenario, load_scenario
 
 
 def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_report
 from scripts.common.job import job, log
-from scripts.common.stages import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
+from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
 from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
 from scripts.memory.gate import chosen_gpu, decide, longest_batch, scenario_of
 from scripts.memory.gpus import Gpu
-from scripts.scenario.scenario import SHARDED, Scenario
+from scripts.settings.scenario import SHARDED, Scenario
 
 # Beside tensors, in bytes: Python, the libraries, and freed memory that glibc keeps. 0.4 to 1.0 GB in the stages of the
 # default run; the merge, which streams and loads no transformers, takes 0.25 GB in all.
@@ -101,8 +101,8 @@ def training_stages(
 
 def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
     """The batch of the evaluation that needs the most; where it does not fit, the largest batch size that would."""
-    from scripts.memory.answering import trace_evaluation
-    from scripts.memory.core.errors import TraceError
+    from scripts.engine.errors import TraceError
+    from scripts.memory.evaluation_memory import trace_evaluation
 
     def priced(size: int) -> dict[str, Any]:
         capability = room.gpu.capability if room.gpu else None
@@ -224,7 +224,7 @@ def price(
     longest
         The step at the longest batch of the data (:func:`scripts.memory.gate.longest_batch`).
     evaluations
-        By the stage's name, each a :class:`scripts.memory.answering.Evaluation`.
+        By the stage's name, each a :class:`scripts.memory.evaluation_memory.Evaluation`.
     settings
         ``override``, ``source`` of the model, ``merging``.
     room, evaluation_room
@@ -237,8 +237,8 @@ def price(
     Returns
     -------
     dict
-        ``stages`` (:mod:`scripts.common.stages`), ``fits``, ``gpu``, ``override``, ``overridden`` (names of the stages
-        that do not fit and are let through).
+        ``stages`` (:mod:`scripts.common.resource_table`), ``fits``, ``gpu``, ``override``, ``overridden`` (names of the
+        stages that do not fit and are let through).
     """
     decision = decide(traced, room.gpu, settings["override"], longest)
     model = scenario_of(traced)
@@ -300,7 +300,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     """Price the run, write the table and show it; refuse what does not fit."""
     from scripts.common.chat import encode_pairs
     from scripts.common.tokenizer import read_tokenizer
-    from scripts.memory.answering import Evaluation
+    from scripts.memory.evaluation_memory import Evaluation
     from scripts.training.batches import Row
 
     base, traced = Path(inputs["config"]).parent, read_report(inputs["trace"])

@@ -1,7 +1,7 @@
 """The memory of a scenario's training step, known before any weight exists.
 
 :func:`prepare` builds what training builds, on ``meta``, with the history of its loading; the core takes the step that
-training takes (:mod:`scripts.memory.core.trace`). Whoever traces another step of the same model takes what
+training takes (:mod:`scripts.engine.trace`). Whoever traces another step of the same model takes what
 :func:`prepare` gives and calls the core.
 """
 
@@ -18,15 +18,15 @@ import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.memory.core.components import ADAPTERS, HOST
-from scripts.memory.core.errors import AttentionKernelError, StepError
-from scripts.memory.core.fake_deepspeed import fake_deepspeed, name_states
-from scripts.memory.core.fake_group import active, fake_group
-from scripts.memory.core.kernels import flash_attention_package
-from scripts.memory.core.report import History
-from scripts.memory.core.trace import Label, component_of, quantization_state, recorded, trace_step
+from scripts.engine.components import ADAPTERS, HOST
+from scripts.engine.errors import AttentionKernelError, StepError
+from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
+from scripts.engine.fake_group import active, fake_group
+from scripts.engine.kernels import flash_attention_package
+from scripts.engine.report import History
+from scripts.engine.trace import Label, component_of, quantization_state, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
-from scripts.scenario.scenario import SHARDED, ZERO, Scenario, check_packages
+from scripts.settings.scenario import SHARDED, ZERO, Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.model import (
     assert_quantized,
@@ -46,7 +46,7 @@ _OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|m
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scenario on ``meta``, ready for its first step: arguments of :func:`~scripts.memory.core.trace.trace_step`.
+    """A scenario on ``meta``, ready for its first step: arguments of :func:`~scripts.engine.trace.trace_step`.
 
     Attributes
     ----------
@@ -84,8 +84,8 @@ def prepare(
     attention_implementation
         What transformers calls the attention function that a program took; None: the scenario's.
 
-    For several GPUs the process has to belong to a group of as many (:mod:`scripts.memory.core.fake_group`), for ZeRO
-    within :mod:`scripts.memory.core.fake_deepspeed`.
+    For several GPUs the process has to belong to a group of as many (:mod:`scripts.engine.fake_group`), for ZeRO
+    within :mod:`scripts.engine.fake_deepspeed`.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def prepare(
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
     if target == "cuda" and strategy not in (*SHARDED, *ZERO):
         loader = loader or Loader.installed()
-        orders = orders or (ORDERS if loader.by_chance(model, scenario) else 1)
+        orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
         seeds = range(loader.seed, loader.seed + orders)
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
     wrap = partial(parallelize, model, scenario, "meta") if strategy == "ddp" else None
@@ -225,7 +225,7 @@ def trace(
     Returns
     -------
     dict
-        See :class:`~scripts.memory.core.report.Report`; also ``attention``, the kernel that runs (eager where the
+        See :class:`~scripts.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
         architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
         and ``target``.
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from scripts.common.files import write_report
 from scripts.common.job import job, log
-from scripts.memory.configured import checked_configuration
+from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import named
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 STACK = ("torch", "transformers", "peft", "bitsandbytes")
 

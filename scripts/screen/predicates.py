@@ -15,7 +15,7 @@ from scripts.screen import paths
 from scripts.screen.commands import MARK, OUTPUT, Command, Feed, unknown_names
 from scripts.screen.paths import Places
 from scripts.screen.programs import Programs, names_pattern
-from scripts.screen.starting import after_options
+from scripts.screen.spawned_commands import after_options
 
 LONGEST = 4096  # characters in which a pattern is looked for: the time of one with gaps grows with the square
 _SUDO_VALUES = (*tuple(f"-{letter}" for letter in "ughpCDRrtTU"), "--user", "--group", "--host", "--prompt", "--chdir")

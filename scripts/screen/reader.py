@@ -36,7 +36,7 @@ from scripts.screen.commands import (
     tilde,
 )  # fmt: skip
 from scripts.screen.programs import Programs
-from scripts.screen.starting import begin
+from scripts.screen.spawned_commands import begin
 
 MAX_FIELDS = 512  # words that one word may expand to
 PRIVATE = re.compile("[\ue000-\ue00f]")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Methods that no scenario can say, and why.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.batches import IGNORED, Row
 from scripts.training.model import autocast_dtype, weight_dtype, without_noise
 from scripts.training.packing import Pack, collate_packs, refusal

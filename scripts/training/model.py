@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.adapters import DTYPES, adapter_names, add_adapters, unwrapped
 
 STORAGES = {**DTYPES, "uint8": torch.uint8}

@@ -23,7 +23,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.batches import IGNORED, Row, collate
 from scripts.training.model import autocast_dtype, configuration, weight_dtype
 

@@ -1,7 +1,7 @@
 """One model over several GPUs: how training wraps it under a real group of processes, and the trace under a fake one.
 
 :func:`parallelize` needs the default process group to be there (``torch.distributed``): NCCL's or gloo's for training,
-:func:`scripts.memory.core.fake_group.fake_group` for the trace. It calls what ``accelerate launch`` with the same
+:func:`scripts.engine.fake_group.fake_group` for the trace. It calls what ``accelerate launch`` with the same
 settings would call: accelerate's ``fsdp2_prepare_model``, PyTorch's FSDP1 with PEFT's wrapping policy, PyTorch's DDP,
 accelerate's ``_prepare_deepspeed``. The optimizer is made afterwards, over the parameters that the wrapped model has
 (for DeepSpeed's ZeRO before, since it divides what the optimizer updates). The order::
@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import SHARDED, ZERO, Scenario
+from scripts.settings.scenario import SHARDED, ZERO, Scenario
 from scripts.training.adapters import DTYPES, adapter_names
 
 

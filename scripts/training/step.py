@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from scripts.scenario.scenario import ZERO, Scenario
+from scripts.settings.scenario import ZERO, Scenario
 from scripts.training.model import autocast_dtype
 from scripts.training.packing import full_packs
 from scripts.training.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.common.cache import ResultCache
 from scripts.common.device import pick_device
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
@@ -33,9 +34,8 @@ from scripts.common.files import (
     write_report,
 )
 from scripts.common.job import job, keep_host_memory, log
-from scripts.common.kept import Kept
 from scripts.common.tokenizer import read_tokenizer
-from scripts.scenario.scenario import SHARDED, Scenario, rows_in_a_step
+from scripts.settings.scenario import SHARDED, Scenario, rows_in_a_step
 from scripts.training.processes import ALONE, Group, divided_like, launch, started, whole
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def planned_steps(rows: "list[Row]", scenario: Scenario, loop: dict, seed: int, 
     for step in range(total):
         if step % per_epoch == 0:
             steps = epoch_batches(rows, count, seed, step // per_epoch, by_length=scenario.packing == "none")
-        hands = [steps[step % per_epoch][rank::gpus] for rank in range(gpus)]
-        yield [micro_batches(hand, scenario, prefix) if hand else [] for hand in hands]
+        rows_by_rank = [steps[step % per_epoch][rank::gpus] for rank in range(gpus)]
+        yield [micro_batches(hand, scenario, prefix) if hand else [] for hand in rows_by_rank]
 
 
 def check_rows(
@@ -461,8 +461,8 @@ def main(
     folder, report, curve_path = (Path(outputs[name]) for name in ("adapter", "report", "curve"))
     folder = folder.parent
     adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
-    kept = Kept(folder.parent / "kept", state, report, [*adapter, curve_path])
-    if kept.put_back():
+    kept = ResultCache(folder.parent / "kept", state, report, [*adapter, curve_path])
+    if kept.restore():
         return
     read_folder(inputs["weights"])
     checkpoint = Checkpoint(folder.parent / "checkpoints" / digest(state))
@@ -482,7 +482,7 @@ def main(
     else:
         resumed = f"it resumes from the last checkpoint, saved every {loop['save_every_steps']} steps"
         launch("scripts.training.train", work, gpus, resumed)
-    kept.lay_aside()
+    kept.store()
     checkpoint.remove()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.job import command, progress
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 # Names in config/models/, and architectures in the size that their configuration classes default to.
 MODELS: tuple[str | dict[str, Any], ...] = (

@@ -66,7 +66,7 @@ def compare(row: Row, report: Mapping[str, Any]) -> dict[str, Any]:
     row
         What was measured.
     report
-        A :class:`~scripts.memory.core.report.Report` as a mapping, with ``orders`` where several are possible.
+        A :class:`~scripts.engine.report.Report` as a mapping, with ``orders`` where several are possible.
 
     Returns
     -------

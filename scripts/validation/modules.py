@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from scripts.common.job import command
-from scripts.memory.core.trace import trace_step
+from scripts.engine.trace import trace_step
 from scripts.memory.gpus import find
 from scripts.validation.rows import FOLDER, MIB
 

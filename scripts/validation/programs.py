@@ -1,6 +1,6 @@
 """The programs that measured: each builds its model and takes its step in its own way, and the core traces it.
 
-A function here takes a row and returns what :func:`scripts.memory.core.trace.trace_step` gives. Nothing of the trace is
+A function here takes a row and returns what :func:`scripts.engine.trace.trace_step` gives. Nothing of the trace is
 exchanged: what a program does is written down in its own function, from its source.
 """
 
@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.memory.core.allocator import EMPTY_CACHE
-from scripts.memory.core.autocast import exchanged
-from scripts.memory.core.fake_group import fake_group
-from scripts.memory.core.report import Report
-from scripts.memory.core.trace import trace_step
+from scripts.engine.allocator import EMPTY_CACHE
+from scripts.engine.fake_group import fake_group
+from scripts.engine.patching import patched
+from scripts.engine.report import Report
+from scripts.engine.trace import trace_step
 from scripts.memory.gpus import find
 from scripts.memory.loading import Loader
 from scripts.memory.trace import prepare
@@ -45,7 +45,7 @@ def fitcheck(row: Row, orders: int = 1) -> Report:
     """
     scenario, gpu = row.scenario, find("t4", row.id)
     quantized = scenario.method == "qlora"
-    loader = Loader.of(**SESSIONS[row.session], moved=not quantized)
+    loader = Loader.of(**SESSIONS[row.session], loaded_on_cpu_first=not quantized)
     prepared = prepare(scenario, loader=loader, orders=orders if loader.workers > 1 and quantized else 1)
     model, optimizer = prepared.model, prepared.optimizer
     tokens = None
@@ -132,7 +132,7 @@ def _units_are_sent() -> Iterator[None]:
         divide(handle)
 
     places = [(initialization, "_move_module_to_device", move_and_send), (FlatParamHandle, "shard", shard)]
-    with exchanged(places):
+    with patched(places):
         yield
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.files import read_json
-from scripts.scenario.scenario import ROOT, Scenario
+from scripts.settings.scenario import ROOT, Scenario
 
 FOLDER = ROOT / "config" / "measurements"
 MIB = 2**20

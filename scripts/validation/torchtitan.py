@@ -18,11 +18,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-from scripts.memory.core import cuda_rules
-from scripts.memory.core.fake_group import fake_group
-from scripts.memory.core.report import Report
-from scripts.memory.core.trace import trace_step
-from scripts.scenario.scenario import Scenario
+from scripts.engine import cuda_rules
+from scripts.engine.fake_group import fake_group
+from scripts.engine.report import Report
+from scripts.engine.trace import trace_step
+from scripts.settings.scenario import Scenario
 
 # --- attention as one operator, which the policy of checkpointing can name; shapes: batch, heads, tokens, head size ---
 

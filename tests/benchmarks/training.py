@@ -33,7 +33,7 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     import torch
 
     from scripts.common.job import keep_host_memory
-    from scripts.scenario.scenario import Scenario
+    from scripts.settings.scenario import Scenario
     from scripts.training.batches import IGNORED, Row, read_rows
     from scripts.training.model import build_model, build_optimizer
     from scripts.training.packing import common_prefix

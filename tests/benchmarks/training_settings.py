@@ -51,8 +51,8 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
     import yaml
 
     from scripts.common.job import keep_host_memory
-    from scripts.memory.configured import training_loop, training_scenario
-    from scripts.scenario.scenario import Scenario
+    from scripts.settings.run_scenarios import training_loop, training_scenario
+    from scripts.settings.scenario import Scenario
     from scripts.training.batches import read_rows
     from scripts.training.model import build_model, build_optimizer
     from scripts.training.packing import common_prefix

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 torch = pytest.importorskip("torch")
 pytestmark = [

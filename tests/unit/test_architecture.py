@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.common.digests import absolute_name
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 ROW = re.compile(r"^\| `(scripts/[\w/]+)` \|[^|]*\|([^|]*)\|$", re.MULTILINE)
@@ -20,7 +22,7 @@ MODULES = sorted((ROOT / "scripts").rglob("*.py"))
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
 WITHOUT_TORCH = (
     "scripts/common",
-    "scripts/scenario",
+    "scripts/settings",
     "scripts/memory/analytic",
     "scripts/screen",
     "scripts/execution",
@@ -50,8 +52,8 @@ def imported(path: Path, *, top: bool = False) -> Iterator[str]:
     for node in tree.body if top else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{name.name}" for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{absolute_name(node, path)}.{name.name}" for name in node.names)
 
 
 def project_files(path: Path) -> set[Path]:

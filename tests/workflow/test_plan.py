@@ -104,7 +104,7 @@ import json
 from pathlib import Path
 from tests.end_to_end.edits import jobs
 for job in jobs(Path("config/config.yaml")):
-    said = {"rule": job.rule.name, "priority": job.rule.priority, "unpriced": job.resources.get("unpriced", 0)}
+    said = {"rule": job.rule.name, "priority": job.rule.priority, "before_gate": job.resources.get("before_gate", 0)}
     print(json.dumps({**said, "inputs": list(map(str, job.input)), "outputs": list(map(str, job.output))}))
 """
 
@@ -119,12 +119,12 @@ def test_nothing_that_costs_comes_before_the_runs_price(project):
     for job in early:  # grows while it is walked
         early += [maker[path] for path in job["inputs"] if path in maker and maker[path] not in early]
     assert {"acquire_dataset", "describe_model", "encode_dataset", "trace_memory"} <= {job["rule"] for job in early}
-    assert not [job for job in early if job["priority"] < 99 or job["unpriced"] != 1]
+    assert not [job for job in early if job["priority"] < 99 or job["before_gate"] != 1]
     late = [job for job in jobs if job["rule"] in ("evaluate_base", "fetch_weights", "measure_memory", "train_adapter")]
     assert len(late) == 4 and not [job for job in late if job["priority"]]
-    (download,) = [job["unpriced"] for job in late if job["rule"] == "fetch_weights"]
+    (download,) = [job["before_gate"] for job in late if job["rule"] == "fetch_weights"]
     profile = yaml.safe_load((project / "profiles/default/config.yaml").read_text(encoding="utf-8"))
-    assert f"unpriced={download}" in profile["resources"]
+    assert f"before_gate={download}" in profile["resources"]
 
 
 def test_a_path_says_what_its_job_does(project):

@@ -1,16 +1,16 @@
 """Attention on sizes: projections, rotary embedding, and the kernel that takes queries, keys and values.
 
 Sources: transformers 5.24 (models/*/modeling_*.py, integrations/sdpa_attention.py); the kernels'
-:mod:`scripts.memory.core.cuda_rules`.
+:mod:`scripts.engine.cuda_rules`.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
+from scripts.engine import cuda_rules
 from scripts.memory.analytic.graph import Tensor
 from scripts.memory.analytic.layers import Layer, Network, dropped, linear, norm
-from scripts.memory.core import cuda_rules
 
 
 def attention(net: Network, x: Tensor, layer: Layer, hidden_width: int) -> Tensor:

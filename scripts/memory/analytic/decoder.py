@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import Lora, Scenario, size
+from scripts.settings.scenario import Lora, Scenario, size
 
 # What adapters may also be on, by the last part of its name, in the families below.
 OUTSIDE_OF_LAYERS = {"embed_tokens", "lm_head", "wpe", "wte"}

@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from scripts.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
 from scripts.memory.analytic.decoder import NotDescribed, described
 from scripts.memory.analytic.setting import Setting, check_described
 from scripts.memory.analytic.step import TrainingStep
-from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY, Capability
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 __all__ = ["NotDescribed", "analytic_estimate"]
 
@@ -47,7 +47,7 @@ def analytic_estimate(
     -------
     dict
         ``peak_allocated_bytes`` and the ``phase`` it is in; ``phases`` and ``resident_bytes``; at the peak
-        ``components`` (:mod:`scripts.memory.core.components`) and ``terms``, the largest first, each with its
+        ``components`` (:mod:`scripts.engine.components`) and ``terms``, the largest first, each with its
         ``component``, ``what`` it is for, ``formula``, ``times`` and ``bytes`` of all of them; ``parameters`` by group.
 
     Raises

@@ -11,9 +11,9 @@ Sources: transformers 5.24 (integrations/moe.py, grouped_mm_experts_forward; mod
 
 from __future__ import annotations
 
+from scripts.engine.components import WEIGHT_CASTS
 from scripts.memory.analytic.graph import Parameter, Tensor
 from scripts.memory.analytic.layers import Adapter, Layer, Network, activated, product
-from scripts.memory.core.components import WEIGHT_CASTS
 
 ROWS = ("e", "t")  # each token as often as it has experts
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from scripts.engine.components import ACTIVATIONS, GRADIENTS, LOGITS_AND_LOSS, TEMPORARIES
 from scripts.memory.analytic.ledger import Ledger, Term
-from scripts.memory.core.components import ACTIVATIONS, GRADIENTS, LOGITS_AND_LOSS, TEMPORARIES
 
 Backward = Callable[["Tensor"], list]  # the gradient of an operation's result -> one for each input, or None
 
@@ -27,12 +27,12 @@ class Storage:
 
     def __init__(self, ledger: Ledger, term: Term) -> None:
         self._ledger, self.term = ledger, term
-        ledger.take(term)
-        self._identity = ledger.emit(term.size)
+        ledger.count(term)
+        self._identity = ledger.allocate(term.size)
 
     def __del__(self) -> None:
-        self._ledger.retire(self._identity)
-        self._ledger.give(self.term)
+        self._ledger.free(self._identity)
+        self._ledger.uncount(self.term)
 
 
 class Tensor:

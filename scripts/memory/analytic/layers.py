@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from scripts.engine.components import TEMPORARIES, WEIGHT_CASTS
 from scripts.memory.analytic.decoder import Decoder, Matrix
 from scripts.memory.analytic.graph import Graph, Parameter, Tensor
 from scripts.memory.analytic.setting import BLOCKSIZE, Setting
-from scripts.memory.core.components import TEMPORARIES, WEIGHT_CASTS
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 Adapter = tuple[Parameter, Parameter]  # A and B
 

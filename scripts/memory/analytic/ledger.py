@@ -10,8 +10,8 @@ from collections import Counter
 from math import prod
 from typing import NamedTuple
 
-from scripts.memory.core.allocator import Event, replay, round_size, typical_block
-from scripts.memory.core.components import ROUNDING
+from scripts.engine.allocator import Event, replay, round_size, typical_block
+from scripts.engine.components import ROUNDING
 
 
 class Term(NamedTuple):
@@ -69,13 +69,13 @@ class Ledger:
         """Bytes to account for: requests where the allocator makes the blocks, else blocks as they are on average."""
         return typical_block(size) if self.events is None else round_size(size)
 
-    def take(self, term: Term, times: int = 1) -> None:
+    def count(self, term: Term, times: int = 1) -> None:
         """Some tensors of a term come."""
         self.live[term] += times
         self.now += term.size * times
         self._rising = True
 
-    def give(self, term: Term, times: int = 1) -> None:
+    def uncount(self, term: Term, times: int = 1) -> None:
         """Some tensors of a term go."""
         if self._rising:
             self.look()
@@ -103,19 +103,19 @@ class Ledger:
         Those of the load phase are allocated by who loads them.
         """
         term = self.term(component, what, (str(elements),), width)
-        self.take(term, times)
+        self.count(term, times)
         if self.events is not None and self.phase != "load":
             for _ in range(times):
-                self.emit(term.size)
+                self.allocate(term.size)
 
-    def emit(self, size: int) -> int:
+    def allocate(self, size: int) -> int:
         """Tell the allocator of a tensor; returns what to retire it by."""
         if self.events is not None:
             self._last_identity += 1
             self.events.append((self._last_identity, size))
         return self._last_identity
 
-    def retire(self, identity: int) -> None:
+    def free(self, identity: int) -> None:
         """Tell the allocator of a tensor's end."""
         if self.events is not None:
             self.events.append((-identity, 0))

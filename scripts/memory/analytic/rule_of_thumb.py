@@ -14,8 +14,8 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
-from scripts.memory.core.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
-from scripts.scenario.scenario import Scenario
+from scripts.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
+from scripts.settings.scenario import Scenario
 
 GB = 10**9
 # Bytes: "about 8 GB" for fp32, "about 6 GB" for 16 bits; "about 4 GB" of framework, "about 2 GB" under QLoRA.

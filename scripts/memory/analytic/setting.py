@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from scripts.engine import cuda_rules
+from scripts.engine.components import weights
+from scripts.engine.cuda_rules import WIDTH, Capability
 from scripts.memory.analytic.decoder import Decoder, NotDescribed
-from scripts.memory.core import cuda_rules
-from scripts.memory.core.components import weights
-from scripts.memory.core.cuda_rules import WIDTH, Capability
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 CHUNK_TOKENS = 256  # scripts/training/step.py: tokens whose logits exist at once with `loss: chunked`
 BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale, scales to a scale of theirs

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from scripts.engine.components import COLLECTIVES, GRADIENTS, UNSHARDED
 from scripts.memory.analytic.graph import Node, Parameter, Storage, Tensor
 from scripts.memory.analytic.setting import Setting
-from scripts.memory.core.components import COLLECTIVES, GRADIENTS, UNSHARDED
 
 Shapes = list[tuple[int, int]]  # (bytes of an element, elements)
 

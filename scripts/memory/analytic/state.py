@@ -6,10 +6,8 @@ libraries' way of loading in every detail, with its sources: scripts/memory/load
 
 from __future__ import annotations
 
-from scripts.memory.analytic.ledger import Ledger
-from scripts.memory.analytic.setting import BLOCKSIZE, NESTED_BLOCKSIZE, Setting
-from scripts.memory.core import cuda_rules
-from scripts.memory.core.components import (
+from scripts.engine import cuda_rules
+from scripts.engine.components import (
     ADAPTERS,
     COLLECTIVES,
     OPTIMIZER_STATES,
@@ -18,6 +16,8 @@ from scripts.memory.core.components import (
     WEIGHTS_4BIT,
     WORKSPACES,
 )
+from scripts.memory.analytic.ledger import Ledger
+from scripts.memory.analytic.setting import BLOCKSIZE, NESTED_BLOCKSIZE, Setting
 
 CODE_VALUES = 256  # of bitsandbytes' map of 8-bit numbers; 16 of 4-bit ones
 PAGED_FROM = 100_000  # elements: smaller states stay on the device (bitsandbytes: get_state_buffer)
@@ -79,25 +79,25 @@ def load(ledger: Ledger, setting: Setting) -> None:
         else:
             each.append((name, elements, packed, times // layers, group))
     order = sorted(once, key=lambda item: item[0] != "output head") + sorted(each) * layers
-    ledger.retire(
-        ledger.emit(sum((elements // 2 if packed else elements * dense) * n for _, elements, packed, n, _ in order))
+    ledger.free(
+        ledger.allocate(sum((elements // 2 if packed else elements * dense) * n for _, elements, packed, n, _ in order))
     )
     for _, elements, packed, times, group in order:
         for _ in range(times):
-            arrived = ledger.emit(elements * dense)
+            arrived = ledger.allocate(elements * dense)
             if packed:
                 _quantize(ledger, setting, elements)
-                ledger.retire(arrived)
+                ledger.free(arrived)
             elif setting.weight_width(group) != dense:
-                ledger.emit(elements * setting.weight_width(group))
-                ledger.retire(arrived)
+                ledger.allocate(elements * setting.weight_width(group))
+                ledger.free(arrived)
     if setting.scenario.lora:
         for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
             for _ in range(times):
-                ledger.emit(elements * setting.adapter_width)
+                ledger.allocate(elements * setting.adapter_width)
     for width, elements, times in _buckets(setting):
         for _ in range(times):
-            ledger.emit(elements * width)
+            ledger.allocate(elements * width)
 
 
 def _load_shares(ledger: Ledger, setting: Setting) -> None:
@@ -109,27 +109,27 @@ def _load_shares(ledger: Ledger, setting: Setting) -> None:
         for _ in range(times):
             for component, width, count in parts:
                 shared = setting.packed_sharded and component == WEIGHTS_4BIT
-                ledger.emit(width * (setting.share(count) if shared else count))
+                ledger.allocate(width * (setting.share(count) if shared else count))
     if setting.scenario.lora:
         for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
             for _ in range(times):
-                ledger.emit(setting.share(elements) * setting.adapter_width)
+                ledger.allocate(setting.share(elements) * setting.adapter_width)
 
 
 def _quantize(ledger: Ledger, setting: Setting, elements: int) -> None:
     """The allocations of packing a weight that has arrived."""
     count = -(-elements // BLOCKSIZE)
-    scales = ledger.emit(count * 4)
-    ledger.emit(-(-elements // 2))
-    ledger.emit(16 * 4)
+    scales = ledger.allocate(count * 4)
+    ledger.allocate(-(-elements // 2))
+    ledger.allocate(16 * 4)
     if setting.nested:
-        ledger.emit(4)
-        centred = ledger.emit(count * 4)
-        ledger.emit(-(-count // NESTED_BLOCKSIZE) * 4)
-        ledger.emit(count)
-        ledger.emit(CODE_VALUES * 4)
-        ledger.retire(centred)
-        ledger.retire(scales)
+        ledger.allocate(4)
+        centred = ledger.allocate(count * 4)
+        ledger.allocate(-(-count // NESTED_BLOCKSIZE) * 4)
+        ledger.allocate(count)
+        ledger.allocate(CODE_VALUES * 4)
+        ledger.free(centred)
+        ledger.free(scales)
 
 
 def largest_arriving_bytes(setting: Setting) -> int:

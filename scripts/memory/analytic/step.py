@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 
+from scripts.engine import cuda_rules
+from scripts.engine.allocator import typical_block
+from scripts.engine.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CASTS
 from scripts.memory.analytic import state
 from scripts.memory.analytic.attention import attention
 from scripts.memory.analytic.experts import experts
@@ -19,9 +22,6 @@ from scripts.memory.analytic.layers import Layer, Network, dropped, mlp, norm, p
 from scripts.memory.analytic.ledger import Term
 from scripts.memory.analytic.setting import CHUNK_TOKENS, Setting
 from scripts.memory.analytic.sharding import Sharding, Unit, marked, units_of
-from scripts.memory.core import cuda_rules
-from scripts.memory.core.allocator import typical_block
-from scripts.memory.core.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CASTS
 
 LAYERS_RUN = 3
 
@@ -144,7 +144,7 @@ class TrainingStep(Network):
         del x
         self.casts.clear()
         for term, times in self._until_backward.items():
-            self.take(term, -times)
+            self.count(term, -times)
         if sharding:
             sharding.forward_ended()
 
@@ -211,7 +211,7 @@ class TrainingStep(Network):
             if kept:
                 until_backward = self.scenario.gradient_checkpointing and term.component == WEIGHT_CASTS
                 (self._until_backward if until_backward else self._between)[term] = kept
-                self.take(term, kept)
+                self.count(term, kept)
         self.look()
 
     # --- loss ---
@@ -292,12 +292,12 @@ class TrainingStep(Network):
         """The layers that were not run: what they kept goes, their gradients come."""
         self.look()
         for term, kept in self._between.items():
-            self.take(term, -kept)
+            self.count(term, -kept)
         grown = [parameter.grad.storage for parameter in self.layers[-1].parameters if parameter.grad is not None]
         if self.sharding and self.units[-2].share:
             grown = [self.units[-2].share]
         for storage in grown:
-            self.take(storage.term, self.skipped)
+            self.count(storage.term, self.skipped)
         self.look()
 
 

@@ -19,15 +19,15 @@ from functools import cache, lru_cache
 from itertools import product
 from typing import Any
 
+from scripts.engine import cuda_rules
+from scripts.engine.allocator import typical_block
+from scripts.engine.components import grouped
+from scripts.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
 from scripts.memory.analytic.decoder import NotDescribed, described
 from scripts.memory.analytic.ledger import Term
 from scripts.memory.analytic.setting import CHUNK_TOKENS, Setting, check_described
 from scripts.memory.analytic.step import TrainingStep
-from scripts.memory.core import cuda_rules
-from scripts.memory.core.allocator import typical_block
-from scripts.memory.core.components import grouped
-from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY, Capability
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 # Symbols that change with length or micro-batch; all others are numbers of the model. `wt`, `gt` (`ws`, `gs`): words
 # and partial sums of the gradient of an embedding that is looked up for each token (each position).

@@ -426,7 +426,7 @@ def test_lists_that_belong_together_have_one_length(write: Callable[..., str], n
 
 def test_components_keep_their_sum_in_their_groups() -> None:
     from scripts.documents.memory import GROUP_TITLES
-    from scripts.memory.core.components import GROUPS, grouped
+    from scripts.engine.components import GROUPS, grouped
 
     assert list(GROUP_TITLES) == list(GROUPS)
     for (method, _), parts in inputs.PARTS.items():

@@ -13,7 +13,7 @@ import yaml
 
 from scripts.documents import render
 from scripts.documents.context import derive
-from scripts.documents.sources import MARKS, NUMBER, collect, count_of, dump_yaml, plain, said, sourced
+from scripts.documents.sources import MARKS, NUMBER, collect, count_of, dump_yaml, mark_sources, plain, sourced
 from tests.unit.documents import inputs
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "config" / "templates"
@@ -207,7 +207,9 @@ def test_sources_survive_what_templates_and_python_do_with_values() -> None:
     ]
     assert keys(f"{count_of(report['rows'])} {report['a/b']['~']} {list(report)[4]}9") == [["/rows"], ["/a~1b/~0"], []]
     assert report["a"] == 3 and report["b"] == 1.5 and report["name"] == "v1.2" and copy.deepcopy(report) == report
-    assert "text" in said("text", report["a"]) and said("text", 3) == "text" == plain(said("text", report["a"]))
+    assert "text" in mark_sources("text", report["a"]) and mark_sources("text", 3) == "text" == plain(
+        mark_sources("text", report["a"])
+    )
 
 
 def test_text_that_holds_marks_is_no_mark() -> None:

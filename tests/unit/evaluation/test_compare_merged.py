@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from scripts.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.evaluation import compare_merged, evaluate
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.model import build_model
 from scripts.training.train import save_adapter
 from tests.unit.training.prepared import PAIRS, STEP, SYSTEM, describe, save_model

@@ -9,7 +9,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 8192}
 CASES = [

@@ -30,7 +30,7 @@ def measured_with_deepspeed() -> list[dict]:
 
     from torch.nn import functional
 
-    from scripts.memory.core.trace import measure_step
+    from scripts.engine.trace import measure_step
     from scripts.memory.trace import labels
     from scripts.training.model import build_model, build_optimizer
     from scripts.training.parallel import parallelize
@@ -91,7 +91,7 @@ def main(folder: Path, kind: str = "") -> int:
     import torch
     from torch import distributed as dist
 
-    from scripts.memory.core.trace import measure_step
+    from scripts.engine.trace import measure_step
     from scripts.memory.trace import labels
     from scripts.training import step as taken
     from scripts.training.model import build_model, build_optimizer

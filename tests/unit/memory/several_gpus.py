@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 LLAMA = {
     "model_type": "llama",

@@ -13,7 +13,7 @@ from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import FAMILIES, describe
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.analytic.setting import CHUNK_TOKENS, DESCRIBED
-from scripts.scenario.scenario import MODELS, ROOT, Lora, Scenario
+from scripts.settings.scenario import MODELS, ROOT, Lora, Scenario
 
 SIZES = {
     "hidden_size": 512,
@@ -181,7 +181,7 @@ def test_positions_that_a_configuration_leaves_out() -> None:
 
 def test_needs_no_torch() -> None:
     code = (
-        "import sys; from scripts.scenario.scenario import Scenario;"
+        "import sys; from scripts.settings.scenario import Scenario;"
         "from scripts.memory.analytic.estimate import analytic_estimate;"
         "analytic_estimate(Scenario.from_mapping({'model': 'qwen2.5-coder-7b'}));"
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"

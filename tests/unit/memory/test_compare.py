@@ -5,7 +5,7 @@ import pytest
 from scripts.memory.compare import NOT_MEASURED, compare
 from scripts.memory.estimate import estimate
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 MODEL = {
     "model_type": "llama",

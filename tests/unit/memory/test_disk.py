@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from scripts.common.errors import UserError
-from scripts.common.stages import FITS, TOO_SMALL
+from scripts.common.resource_table import FITS, TOO_SMALL
 from scripts.memory import disk
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.model import build_model, build_optimizer, parameter_count
 from scripts.training.step import random_step
 from scripts.training.train import Checkpoint, save_adapter

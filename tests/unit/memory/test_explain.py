@@ -6,7 +6,7 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.memory.explain import explain, main, table
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from tests.unit.decoders import DECODERS
 
 

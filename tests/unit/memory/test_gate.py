@@ -9,7 +9,7 @@ from scripts.common.files import read_report, write_report
 from scripts.memory import gate
 from scripts.memory.gpus import find, tightest
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 
 

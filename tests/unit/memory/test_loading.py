@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from scripts.engine.allocator import EMPTY_CACHE, MIB, replay
+from scripts.engine.report import alive_after
+from scripts.engine.trace import quantization_state
 from scripts.memory import loading
-from scripts.memory.core.allocator import EMPTY_CACHE, MIB, replay
-from scripts.memory.core.report import alive_after
-from scripts.memory.core.trace import quantization_state
 from scripts.memory.loading import Loader, loading_history
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.model import build_model
 from scripts.validation.rows import read
 from tests.unit.decoders import LLAMA_3_LAYERS
@@ -41,7 +41,7 @@ def held_storages(model):
 @pytest.mark.parametrize("row", ["t4-sweep-21", "t4-sweep-27", "t4-sweep-31"])
 def test_a_moved_model_holds_what_the_card_showed(row):
     model, scenario = model_of(row)
-    events, *_ = loading_history(model, scenario, 1, loader_of(row, moved=True))
+    events, *_ = loading_history(model, scenario, 1, loader_of(row, loaded_on_cpu_first=True))
     measured = ROWS[row].measured_bytes["resident"] / MIB
     assert replay(events).allocated_bytes / MIB == pytest.approx(measured, abs=0.006)  # published with two decimals
 
@@ -132,7 +132,7 @@ def test_with_double_quantization_only_the_map_of_8_bit_values_is_left_over():
         alive = alive_after(events)
         assert set(left) == alive.keys() - set(ids.values()) and [alive[identity] for identity in left] == [1024]
         assert {key: alive[identity] for key, identity in ids.items()} == held_storages(model)
-    assert Loader(workers=4).by_chance(model, scenario) and not Loader(workers=1).by_chance(model, scenario)
+    assert Loader(workers=4).order_is_random(model, scenario) and not Loader(workers=1).order_is_random(model, scenario)
 
 
 def test_a_copy_exists_before_the_original_goes():

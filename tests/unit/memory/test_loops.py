@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scripts.memory.core.trace import measure_step, trace_step
-from scripts.scenario.scenario import ROOT
+from scripts.engine.trace import measure_step, trace_step
+from scripts.settings.scenario import ROOT
 from tests.unit.decoders import DECODERS
 from tests.unit.memory.test_core import batch, perceptron
 

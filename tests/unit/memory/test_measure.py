@@ -7,7 +7,7 @@ import pytest
 from scripts.common.errors import UserError
 from scripts.memory.measure import main, measure
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from tests.unit.decoders import DECODERS
 
 QWEN2 = DECODERS["qwen2"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from scripts.common.files import read_json
+from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory import compare, estimate, trace_step
 from scripts.memory import predict as prediction
-from scripts.memory.core.cuda_rules import DEFAULT_CAPABILITY
-from scripts.scenario.scenario import MODELS, ROOT, Scenario
+from scripts.settings.scenario import MODELS, ROOT, Scenario
 
 SMALL = """
 model:

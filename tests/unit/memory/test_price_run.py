@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.common.stages import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, table
+from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, table
 from scripts.memory import price_run
-from scripts.memory.answering import Evaluation, trace_evaluation
+from scripts.memory.evaluation_memory import Evaluation, trace_evaluation
 from scripts.memory.gpus import find, tightest
 from scripts.memory.price_run import GPU, HOST, Room
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import ROOT, Scenario
+from scripts.settings.scenario import ROOT, Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 from tests.unit.memory import gloo_hosts
 from tests.unit.memory.test_answering import row

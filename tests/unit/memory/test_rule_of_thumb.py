@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.memory.analytic.rule_of_thumb import components, on_each, quoted_parameters, rule_of_thumb
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 EXACT = 7_615_616_512
 GB = 10**9

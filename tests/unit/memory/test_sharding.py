@@ -6,7 +6,7 @@ from scripts.memory.analytic.decoder import NotDescribed
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.analytic.surface import evaluate, surface
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 
 WIDE = {**LLAMA_3_LAYERS, "hidden_size": 512, "intermediate_size": 1536, "vocab_size": 4096}

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
+from scripts.engine.components import grouped
 from scripts.memory.analytic.decoder import NotDescribed
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.analytic.surface import evaluate, kernels_of, surface
-from scripts.memory.core.components import grouped
 from scripts.memory.gpus import catalogue
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 
 STEPS = [
     ({"model": "qwen2.5-coder-7b"}, None),

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.memory.core import tracker as tracker_module
+from scripts.engine import tracker as tracker_module
 from scripts.memory.loading import Loader
 from scripts.memory.trace import ORDERS, trace
-from scripts.scenario.scenario import Scenario, load_scenario
+from scripts.settings.scenario import Scenario, load_scenario
 from tests.unit.decoders import DECODERS
 
 

@@ -11,7 +11,7 @@ import pytest
 import scripts.memory.trace
 from scripts.common.errors import UserError
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import ROOT
+from scripts.settings.scenario import ROOT
 from tests.unit.memory.gloo_steps import ZERO_STEPS
 from tests.unit.memory.several_gpus import LLAMA, scenario, small_buckets
 
@@ -129,7 +129,7 @@ def test_the_configuration_is_accelerates():
 
 
 def test_without_the_package_a_scenario_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("scripts.scenario.scenario.find_spec", lambda name: None)
+    monkeypatch.setattr("scripts.settings.scenario.find_spec", lambda name: None)
     with pytest.raises(UserError, match="deepspeed, which is not installed") as caught:
         trace(scenario("full", "zero3"))
     assert caught.value.write == "pip install -c constraints.txt -r requirements-deepspeed.txt"

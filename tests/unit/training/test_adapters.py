@@ -10,7 +10,7 @@ import torch
 from scripts.common.errors import UserError
 from scripts.memory.measure import measure
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.adapters import IMPOSSIBLE, adapter_names
 from scripts.training.model import build_model
 from tests.unit.decoders import DECODERS

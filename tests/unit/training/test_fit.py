@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scripts.common.errors import UserError
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training import train
 from scripts.training.batches import IGNORED, Row, answer_tokens
 from scripts.training.model import build_model, build_optimizer

@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from scripts.common.errors import UserError
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.liger import IGNORED, fused_linear_cross_entropy
 from scripts.training.model import build_model
 from scripts.training.step import forward_backward, random_batch

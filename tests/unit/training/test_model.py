@@ -5,8 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.memory.core.trace import quantization_state
-from scripts.scenario.scenario import Scenario, load_scenario
+from scripts.engine.trace import quantization_state
+from scripts.settings.scenario import Scenario, load_scenario
 from scripts.training.model import (
     assert_quantized,
     attention_kernel,

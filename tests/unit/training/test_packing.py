@@ -8,7 +8,7 @@ import torch
 from scripts.common.errors import UserError
 from scripts.memory.measure import measure
 from scripts.memory.trace import trace
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training import exactness
 from scripts.training.batches import IGNORED, Row, answer_tokens
 from scripts.training.exactness import self_test

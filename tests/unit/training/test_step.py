@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training import step as step_module
 from scripts.training.model import build_model, build_optimizer
 from scripts.training.step import IGNORED, chunked_loss, forward_backward, optimizer_step, random_batch

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from scripts.scenario.scenario import Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.batches import IGNORED, Row, answer_tokens, collate, epoch_batches
 from scripts.training.train import learning_rate_at, plan_steps, set_allocator
 

@@ -1,0 +1,87 @@
+"""What a person wanted to know, in a few lines at the end of a command. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.common.files import read_report
+from scripts.common.resource_table import table
+
+
+def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:
+    """The lines about one run.
+
+    Parameters
+    ----------
+    run
+        Its name.
+    comparisons
+        Paths of the memory profile's comparisons, in the order to show.
+    made
+        What the command asked for; of other files nobody knows whether they are of today's settings.
+    """
+
+    def read(path: str) -> Any:
+        return read_report(path) if path in made and Path(path).is_file() else None
+
+    folder = f"results/{run}"
+    lines = [_scenario(Path(path).parent.name, compared) for path in comparisons if (compared := read(path))]
+    step, gate = read(f"{folder}/memory/training/compare.json"), read(f"{folder}/memory/training/gate.json")
+    if step:
+        measured = step["measurement"]
+        told = f"; measured {_gb(measured['peak_allocated_bytes'])} ({_device(measured['device'])})" if measured else ""
+        off = step.get("differences", {}).get("measurement_to_trace")
+        if off:  # the trace of that very device, which need not be the one that the first figure is about
+            told += ", predicted for it " + ("to the byte" if off["bytes"] == 0 else f"{off['share']:+.2%} off")
+        lines.append(f"this run's step   {_gb(step['trace']['peak_allocated_bytes'])} on a GPU{told}")
+    if gate:
+        word = {True: "fits", False: "does not fit", None: f"{_gb(gate['required_bytes'])} needed"}[gate["fits"]]
+        lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")
+    if priced := read(f"{folder}/memory/run.json"):
+        lines += [f"  {line}" for line in table(priced["stages"])]
+    if compared := read(f"{folder}/evaluation/comparison.json"):
+        lines += quality_lines(compared)
+    if compared := read(f"{folder}/evaluation/benchmark/comparison.json"):
+        lines += quality_lines(compared, ("exact, benchmark", "loss, benchmark"))
+    if executed := read(f"{folder}/evaluation/execution.json"):
+        base, tuned = executed["base"], executed["tuned"]
+        right = f"{tuned['count']} of {tuned['n']}, the base {base['count']}"
+        lines.append(f"{'right when run':<17} {right}: {executed['compared']['verdict']}")
+    lines += [
+        f"card              {path}" for path in (f"{folder}/MODEL_CARD.md",) if path in made and Path(path).is_file()
+    ]
+    return [run, *(f"  {line}" for line in lines)] if lines else []
+
+
+def quality_lines(compared: Mapping[str, Any], names: Sequence[str] = ("exact answers", "loss")) -> list[str]:
+    """Tuned against base."""
+    base, tuned = compared["base"], compared["tuned"]
+    exact = f"{tuned['exact']['count']} of {compared['n']}, the base {base['exact']['count']}"
+    loss = f"{tuned['loss']:.3f}, the base {base['loss']:.3f}"
+    verdicts = [compared[metric]["verdict"] for metric in ("exact", "loss")]
+    return [f"{name:<17} {said}: {verdict}" for name, said, verdict in zip(names, (exact, loss), verdicts, strict=True)]
+
+
+def sweep_lines(summary: str, made: Collection[str]) -> list[str]:
+    """The sweep's recommendation, and where its document lies."""
+    if summary not in made or not Path(summary).is_file():
+        return []
+    chosen = read_report(summary)["recommendation"]
+    said = f"take {chosen['run']}" if chosen["run"] else "no run can be recommended"
+    return [f"sweep: {said}: {chosen['reason']}", f"  {Path(summary).with_name('SWEEP.md')}"]
+
+
+def _scenario(name: str, compared: Mapping[str, Any]) -> str:
+    needed, gpu = compared["trace"]["required_bytes"], compared["gpu"]
+    fit = f", {'fits' if compared['fits'] else 'does not fit'} {gpu['title']}" if gpu else ""
+    return f"{name:<17} {_gb(needed)}{fit}"
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    return device["name"] if device["type"] == "cuda" else "CPU"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"

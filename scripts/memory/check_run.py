@@ -1,0 +1,127 @@
+"""Checks of a run's scenarios that need the memory's own knowledge: its model, its GPU, what can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json, read_report
+from scripts.memory.analytic.decoder import NotDescribed, describe
+from scripts.memory.disk import Sizes
+from scripts.memory.gpus import find
+from scripts.settings.run_scenarios import (
+    effective_batch,
+    gated_scenario,
+    profile_scenarios,
+    training_loop,
+    training_scenario,
+)
+from scripts.settings.scenario import MODELS, SHARDED, ZERO, Scenario, check_packages
+
+# Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
+_ANY_MODEL = {"model_type": "any"}
+
+
+def sizes(settings: Mapping[str, Any]) -> Sizes:
+    """What decides how much a run writes, as far as it is known before any job: zero parameters where nothing is."""
+    step = training_scenario(settings)
+    parameters, trainable = settings["model"].get("parameters") or 0, 0
+    with suppress(UserError, NotDescribed):  # not there yet, or of a family that only the trace knows
+        model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
+        parameters = describe(model).parameter_counts()["total"]
+        lora = Scenario.from_mapping({**step, "model": model}, {}, "training in the configuration").lora
+        trainable = describe(model).adapter_parameters(lora) if lora else 0
+    base = settings["model"]["source"]["dtype"]
+    return Sizes.of(step, base, settings["merging"]["dtype"] or base, parameters, trainable)
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse scenarios, models and GPUs that do not exist, before any job starts.
+
+    Raises
+    ------
+    UserError
+        Naming the setting, with the line to write.
+    """
+    memory, known = settings["memory"], sorted(path.stem for path in MODELS.glob("*.json"))
+    if memory["model"] not in known:
+        raise UserError(
+            "memory.model is not a model that the project knows.",
+            where="the configuration",
+            found=memory["model"],
+            allowed=f"a file in config/models/: {', '.join(known)}",
+            write=f"memory:\n  model: {known[0]}",
+        )
+    for key, gpu in (("memory.gpu", memory["gpu"]), ("memory.gate.gpu", memory["gate"]["gpu"])):
+        if key == "memory.gpu" or gpu != "auto":
+            find(gpu, f"{key} in the configuration")
+    for name, scenario in profile_scenarios(settings).items():
+        where = f"memory.scenarios.{name} (and scenario_defaults, lora) in the configuration"
+        check_packages(_check_scenario(scenario, where), where)
+    try:
+        model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
+    except UserError:  # not there yet; or broken, which the rule that reads it explains
+        model = _ANY_MODEL
+    step = {**gated_scenario(settings), "model": model}
+    scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
+    effective_batch(settings)
+    _check_parallel(scenario, training_loop(settings))
+
+
+def checked_configuration(inputs: Any) -> str:
+    """The path of a rule's ``config``: where a ``description`` stands beside it, it must be what that step wrote."""
+    if description := inputs.get("description"):
+        read_report(description, inputs["config"])
+    return inputs["config"]
+
+
+def _check_scenario(mapping: Mapping[str, Any], where: str) -> Scenario:
+    scenario = Scenario.from_mapping(mapping, {}, where)
+    with suppress(NotDescribed):
+        if scenario.lora is not None:
+            describe(scenario.model).targets(scenario.lora, where)
+    return scenario
+
+
+def _check_parallel(scenario: Scenario, loop: Mapping[str, Any]) -> None:
+    """Refuse what the trace can say of several GPUs and a training can't do."""
+    parallel = scenario.parallel
+    strategy, sharded = parallel["strategy"], parallel["strategy"] in SHARDED
+    mixed = "autocast" if scenario.autocast else "precision"
+    refused = (
+        (
+            strategy in ("fsdp1", *ZERO),
+            f"The memory of {'FSDP1' if strategy == 'fsdp1' else 'ZeRO'} can be predicted, and FSDP2 or DDP trained.",
+            "parallel",
+            "fsdp2, which divides the same; ddp",
+            f"parallel: {{strategy: fsdp2, gpus: {parallel['gpus']}}}",
+        ),
+        (
+            parallel["offload"] != "none",
+            "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
+            "parallel",
+            "offload: none",
+            f"parallel: {{strategy: {strategy}, gpus: {parallel['gpus']}}}",
+        ),
+        (
+            sharded and scenario.autocast_precision == "fp16",
+            "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
+            mixed,
+            "bf16, which needs no scale; or strategy ddp",
+            f"{mixed}: {getattr(scenario, mixed).replace('fp16', 'bf16')}",
+        ),
+        (
+            strategy != "none" and loop.get("on_out_of_memory") == "halve",
+            "A GPU that runs out of memory can't take its step again: the others wait for it in the middle of theirs.",
+            "on_out_of_memory",
+            "stop; or one GPU",
+            "on_out_of_memory: stop",
+        ),
+    )
+    for wrong, problem, key, allowed, write in refused:
+        if wrong:
+            found = loop[key] if key in loop else getattr(scenario, key)
+            raise UserError(problem, where=f"training.{key}", found=found, allowed=allowed, write=write)

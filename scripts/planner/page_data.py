@@ -1,0 +1,181 @@
+"""All that a person may choose on the planner's page: every model, method and GPU, with their estimates as surfaces.
+
+The page computes what it shows, in the browser: the analytic estimate at the chosen length and micro-batch
+(:mod:`scripts.memory.analytic.surface`, exact to the byte), and what a GPU needs above that peak as
+:class:`scripts.planner.search.CalibratedEstimator` has it, from traces, where there are any.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import product
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
+from scripts.memory.analytic.decoder import NotDescribed, describe
+from scripts.memory.analytic.surface import kernels_of, surface
+from scripts.memory.gpus import GIB, Gpu, catalogue
+from scripts.planner.search import COUNTS, LENGTH_STEP, MOST, CalibratedEstimator, Changes, apply
+from scripts.settings.scenario import MODELS, Scenario
+
+TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
+# How many GPUs: memory under DDP does not depend on their number.
+LAYOUTS: dict[str, tuple[str, str, int]] = {
+    "1": ("one GPU", "none", 1),
+    "ddp": ("several, the whole model on each (DDP)", "ddp", 2),
+    **{f"fsdp2-{count}": (f"{count}, the model divided (FSDP2)", "fsdp2", count) for count in COUNTS},
+}
+SHOWN = ("precision", "lora", "gradient_checkpointing", "attention", "optimizer", "loss", "adapter_precision")
+CHOSEN = ("model", "model_name", "method", "sequence_length", "micro_batch", "parallel", "gpu")
+
+
+def layout_of(parallel: Mapping[str, Any]) -> str | None:
+    """The layout that a scenario's ``parallel`` is; None for a number of GPUs that the page does not have."""
+    own = {"ddp": ("ddp", 2)}.get(parallel["strategy"], (parallel["strategy"], parallel["gpus"]))
+    return next((name for name, (_, *layout) in LAYOUTS.items() if tuple(layout) == own), None)
+
+
+def choices(
+    scenario: Scenario,
+    methods: Mapping[str, Changes],
+    estimates: Mapping[tuple[str, str], CalibratedEstimator],
+    gpu: Gpu | None = None,
+    models: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The page's data.
+
+    Parameters
+    ----------
+    scenario
+        What the page opens with, and where all settings come from that can't be chosen on it.
+    methods
+        What to change for each.
+    estimates
+        By method and layout (of :data:`LAYOUTS`) what traces showed of the scenario's own model; empty without.
+    gpu
+        The GPU that the page opens with; None: an RTX 4090.
+    models
+        Configurations by name, beside the scenario's; None: those of config/models/.
+
+    Returns
+    -------
+    dict
+        ``models``, ``methods``, ``layouts``, ``gpus`` to choose from and ``chosen``, what the page opens with; each
+        method has ``settings``, those that can't be chosen, and ``written``, what a scenario file must say of them;
+        models, layouts and GPUs have theirs too; ``surfaces`` and ``surface_of``, the index of one by
+        ``model|method|layout|capability``; ``reasons`` by ``model|method|layout`` where there is none; ``traced`` by
+        the same: points of (estimate's peak, required bytes above it).
+    """
+    known_models, known_gpus = {path.stem for path in MODELS.glob("*.json")}, catalogue()
+    if models is None:
+        models = {path.stem: read_json(path) for path in sorted(MODELS.glob("*.json"))}
+    own = scenario.model_name or str(scenario.model["model_type"])
+    if models.get(own, scenario.model) != scenario.model:
+        own += " (changed)"
+    models = {own: scenario.model, **models}
+    gpus = {**{gpu.name: gpu for gpu in ([gpu] if gpu else [])}, **known_gpus}
+    alike = [name for name, (_, strategy, _) in LAYOUTS.items() if strategy == scenario.parallel["strategy"]]
+    kept = scenario.parallel if scenario.parallel["strategy"] == "fsdp2" else {}
+    parallels = {
+        name: {**(kept if strategy == "fsdp2" else {}), "strategy": strategy, "gpus": count}
+        for name, (_, strategy, count) in LAYOUTS.items()
+    }
+    found: dict[str, Any] = {
+        "chosen": {
+            "model": own,
+            "method": scenario.method,
+            "gpu": gpu.name if gpu else "rtx-4090",
+            "layout": layout_of(scenario.parallel) or next(iter(alike), "1"),
+            "sequence_length": scenario.sequence_length,
+            "micro_batch": scenario.micro_batch,
+        },
+        "gpus": [
+            {
+                "name": gpu.name,
+                "title": gpu.title,
+                "capability": _capability(gpu),
+                "total_bytes": gpu.total_bytes,
+                "usable_bytes": gpu.usable_bytes,
+                "written": {"name": gpu.name} if gpu.name in known_gpus else {"vram_gib": gpu.total_bytes / GIB},
+            }
+            for gpu in sorted(gpus.values(), key=lambda gpu: gpu.usable_bytes)
+        ],
+        "layouts": [
+            {"name": name, "title": title, "strategy": strategy, "gpus": count, "written": parallels[name]}
+            for name, (title, strategy, count) in LAYOUTS.items()
+        ],
+        "limits": {"length_step": LENGTH_STEP, "most_rows": MOST},
+        "methods": [{"name": name, "title": TITLES[name], **_settings(scenario, methods[name])} for name in methods],
+        "models": [],
+        "reasons": {},
+        "surface_of": {},
+        "surfaces": [],
+        "storage": (scenario.quantization or {}).get("storage", "uint8"),
+        "traced": {
+            f"{own}|{method}|{layout}": estimate.points
+            for (method, layout), estimate in estimates.items()
+            if estimate.described
+        },
+    }
+    known: dict[str, int] = {}
+    for name, model in models.items():
+        found["models"].append({"name": name, "written": name if name in known_models else model, **_sizes(model)})
+        for (method, changes), (layout, parallel) in product(methods.items(), parallels.items()):
+            key = f"{name}|{method}|{layout}"
+            choice = {"model": model, "model_name": name, "gpu": None, "parallel": parallel}
+            try:
+                base = apply(scenario, {**changes, **choice, **SMALLEST})
+                _add_surfaces(found, known, key, base, gpus.values())
+            except (NotDescribed, UserError) as error:
+                found["reasons"][key] = str(error).partition("\n")[0]
+    return found
+
+
+SMALLEST: Changes = {"sequence_length": 1, "micro_batch": 1, "gradient_accumulation": 1}
+
+
+def _settings(scenario: Scenario, changes: Changes) -> dict[str, Any]:
+    """What is set for a method and can't be chosen: what the page shows, and what a scenario file must say of it."""
+    try:
+        values = apply(scenario, {**changes, "gpu": None, "parallel": {"strategy": "none", "gpus": 1}}).to_mapping()
+    except UserError:  # what the scenario holds has no place in this method; there is no estimate then
+        values = scenario.to_mapping()
+    defaults = Scenario.from_mapping({"model": scenario.model, "method": values["method"]}).to_mapping()
+    said = {name: value for name, value in values.items() if name in SHOWN or value != defaults[name]}
+    if values["adapter"]:
+        del said["lora"]
+    return {
+        "settings": {name: values[name] for name in SHOWN},
+        "written": {name: value for name, value in said.items() if value is not None and name not in CHOSEN},
+    }
+
+
+def _capability(gpu: Gpu) -> str:
+    return "default" if gpu.compute_capability is None else str(gpu.compute_capability)
+
+
+def _sizes(model: Mapping[str, Any]) -> dict[str, Any]:
+    """How many parameters a model has in all and in linear layers, how long its sequences may be; None: not known."""
+    try:
+        counts = describe(model).parameter_counts()
+    except NotDescribed:
+        counts = {"total": None, "linear": None}
+    positions = model.get("max_position_embeddings")
+    return {"parameters": counts["total"], "linear_parameters": counts["linear"], "positions": positions}
+
+
+def _add_surfaces(found: dict[str, Any], known: dict[str, int], key: str, base: Scenario, gpus: Iterable[Gpu]) -> None:
+    """A surface for each compute capability; those that are alike are one."""
+    made: dict[tuple, int] = {}
+    for name, capability in {_capability(gpu): gpu.capability for gpu in gpus}.items():
+        kernels = kernels_of(base, capability)
+        if kernels not in made:
+            form = surface(base, capability=capability)
+            text = json.dumps(form, sort_keys=True)
+            if text not in known:
+                known[text] = len(found["surfaces"])
+                found["surfaces"].append(form)
+            made[kernels] = known[text]
+        found["surface_of"][f"{key}|{name}"] = made[kernels]

@@ -1,0 +1,668 @@
+"""What fits, and what to change so that it fits.
+
+The analytic estimate answers in milliseconds and is within a few per cent; the trace is exact and takes seconds. So the
+analytic estimate searches, corrected by the difference that the trace showed last, and the trace verifies each answer
+before it is given.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect, insort
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.job import progress
+from scripts.memory.analytic.decoder import NotDescribed, describe
+from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
+from scripts.settings.fields import yaml_text
+from scripts.settings.scenario import ZERO, Scenario
+
+Changes = dict[str, Any]
+SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
+LONGEST = 2**20  # where a search for a sequence length ends for models that don't say how long theirs may be
+MOST = 2**16  # where a search for a micro-batch ends
+LENGTH_STEP = 64  # of a search for a sequence length
+PROBES = 8  # traces that one search may take
+ANCHORS = (1, 16)  # micro-batches that are traced to correct the feasibility table
+COUNTS = (2, 4, 8)  # of GPUs of a kind
+EDGE = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
+
+
+class CalibratedEstimator:
+    """Required bytes of scenarios: the analytic estimate, corrected by what traces showed.
+
+    What a GPU must have lies above the peak, since segments are left half used; by how much depends on sizes in no
+    simple way. Between traced scenarios the difference is interpolated over the analytic estimate's peak.
+
+    Parameters
+    ----------
+    scenario
+        The scenario that the others vary.
+    gpu
+        The GPU; its compute capability decides which kernels run. None: the default's.
+    traced
+        The trace of ``scenario`` if it is known already.
+    """
+
+    def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
+        self.capability = gpu.capability if gpu else None
+        self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
+        self._traced: dict[tuple, Mapping[str, Any]] = {}  # by capability and scenario
+        self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by the same
+        try:
+            analytic_estimate(_described(scenario), capability=self.capability, blocks=False)
+            self.described = True
+        except NotDescribed:
+            self.described = False
+        if traced is not None:
+            self._learn(scenario, traced)
+
+    def __call__(self, scenario: Scenario) -> int:
+        """CalibratedEstimator the required bytes; the trace itself where there is no analytic estimate."""
+        known = self._traced.get((self.capability, _key(scenario)))
+        if known:
+            return known["required_bytes"]
+        try:
+            peak = self.formula(scenario)
+        except NotDescribed:
+            return self.verify(scenario)["required_bytes"]
+        return peak + self._above(peak)
+
+    def on(self, gpu: Gpu) -> CalibratedEstimator:
+        """The same knowledge, for a GPU with perhaps other kernels: the differences carry over, traces don't.
+
+        What is traced for it is known to all GPUs of its compute capability.
+        """
+        other = copy(self)
+        other.capability, other.points = gpu.capability, list(self.points)
+        return other
+
+    def verify(self, scenario: Scenario) -> Mapping[str, Any]:
+        """Trace the scenario, and correct the estimates that follow."""
+        known = self._traced.get((self.capability, _key(scenario)))
+        if known is None:
+            from scripts.memory.trace import trace
+
+            known = trace(scenario, capability=self.capability, timeline=False)
+            self._learn(scenario, known)
+        return known
+
+    def formula(self, scenario: Scenario) -> int:
+        """The analytic estimate's peak, without corrections."""
+        key = (self.capability, _key(scenario))
+        if key not in self._peaks:
+            form = analytic_estimate(_described(scenario), capability=self.capability, blocks=False)
+            self._peaks[key] = form["peak_allocated_bytes"]
+        return self._peaks[key]
+
+    def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
+        self._traced[self.capability, _key(scenario)] = traced
+        with suppress(NotDescribed):
+            peak = self.formula(scenario)
+            insort(self.points, (peak, traced["required_bytes"] - peak))
+
+    def _above(self, peak: int) -> int:
+        at = bisect(self.points, (peak, 0))
+        if not self.points:
+            return 0
+        if at in (0, len(self.points)):  # outside: in proportion
+            known, above = self.points[min(at, len(self.points) - 1)]
+            return above * peak // known
+        (low, first), (high, second) = self.points[at - 1 : at + 1]
+        return first + (second - first) * (peak - low) // max(high - low, 1)
+
+
+def _described(scenario: Scenario) -> Scenario:
+    """The scenario; for ZeRO, which the analytic estimate does not know, FSDP2 with weights as DeepSpeed casts them.
+
+    Traces correct estimates, and are what is shown: this decides only which changes are traced.
+    """
+    parallel = scenario.parallel
+    if parallel["strategy"] not in ZERO:
+        return scenario
+    like = {"strategy": "fsdp2", "gpus": parallel["gpus"], "reshard_after_forward": parallel["strategy"] == "zero3"}
+    if scenario.loss != "full":
+        like = {"strategy": "ddp", "gpus": parallel["gpus"]}
+    precision = scenario.autocast_precision or scenario.weight_precision
+    return scenario.changed(parallel=like, precision=precision, autocast=None)
+
+
+def _key(scenario: Scenario) -> str:
+    return repr(replace(scenario, gpu=None))
+
+
+# --- what to change -------------------------------------------------------------------------------------------------
+
+
+def moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
+    """What can be changed to need less memory, the cheapest first: its price, and the changes from mild to strong.
+
+    What the scenario's other fields leave no place for is left out.
+    """
+    for price, options in _moves(scenario):
+        possible = [changes for changes in options if _possible(scenario, changes)]
+        if possible:
+            yield price, possible
+
+
+def _possible(scenario: Scenario, changes: Changes) -> bool:
+    try:
+        apply(scenario, changes)
+    except UserError:
+        return False
+    return True
+
+
+def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
+    effective = scenario.micro_batch * scenario.gradient_accumulation
+    if scenario.attention == "eager":
+        yield "free: the same numbers from a fused kernel", [{"attention": "sdpa"}]
+    if scenario.loop == "manual":
+        changes = {"loop": "trainer"} | (
+            {"previous_sequence_length": None} if scenario.previous_sequence_length else {}
+        )
+        yield "free: the logits may go before backward begins", [changes]
+    if scenario.use_cache:
+        yield "free: training does not read the keys and values that it keeps", [{"use_cache": False}]
+    if scenario.optimizer == "adamw":
+        yield "free: the same update without a copy of the second moments", [{"optimizer": "adamw_fused"}]
+    parallel = scenario.parallel
+    unpacked = whole_4bit_bytes(scenario)
+    if unpacked:
+        yield (
+            f"free: 4-bit weights are divided among GPUs too, {unpacked / 1e9:.2f} GB less on each",
+            [{"quantization": {**scenario.quantization, "storage": scenario.weight_precision}}],
+        )
+    if scenario.quantization and not scenario.quantization["double"]:
+        yield (
+            "next to nothing: the scales are quantized too",
+            [{"quantization": {**scenario.quantization, "double": True}}],
+        )
+    if scenario.kbit_preparation != "none":
+        yield "weights that are not quantized stay in 16 bits", [{"kbit_preparation": "none"}]
+    if not parallel["reshard_after_forward"]:
+        yield "half as much again of communication", [{"parallel": {**parallel, "reshard_after_forward": True}}]
+    if parallel["strategy"] == "ddp":
+        yield (
+            "more communication: weights, gradients and states are divided, and gathered layer by layer",
+            [{"parallel": {**parallel, "strategy": "fsdp2"}}],
+        )
+    if parallel["strategy"] == "zero2":
+        yield (
+            "more communication: weights are divided too, and gathered layer by layer",
+            [{"parallel": {**parallel, "strategy": "zero3"}}],
+        )
+    count = scenario.gpu.get("count", 1) if isinstance(scenario.gpu, Mapping) else 1
+    if parallel["strategy"] == "none" and count > 1:
+        changes, price = spread(scenario, count)
+        yield price, [changes]
+    if scenario.loss == "full":
+        yield "a few per cent of time: the output head runs again in backward", [{"loss": "chunked"}]
+    if not scenario.gradient_checkpointing:
+        yield "about a third of time: each layer runs again in backward", [{"gradient_checkpointing": True}]
+    if scenario.micro_batch > 1:
+        smaller = [n for n in range(scenario.micro_batch - 1, 0, -1) if effective % n == 0]
+        yield (
+            f"some time: smaller steps, the effective batch stays {effective}",
+            [{"micro_batch": n, "gradient_accumulation": effective // n} for n in smaller],
+        )
+    if scenario.optimizer in ("adamw", "adamw_fused"):
+        yield "optimizer states in 8 bits", [{"optimizer": "adamw_8bit"}]
+    if scenario.optimizer != "paged_adamw_8bit":
+        yield "optimizer states in 8 bits that may move to the host, slowly", [{"optimizer": "paged_adamw_8bit"}]
+    if scenario.precision == "fp32" and scenario.method != "qlora":
+        yield "weights in 16 bits", [{"precision": "bf16"}]
+    if scenario.mixed:
+        yield "no fp32 copy of the weights", [{"precision": scenario.precision.removesuffix("-mixed")}]
+    if scenario.lora and scenario.lora.rank > 4:
+        lora = scenario.to_mapping()["lora"]
+        yield "adapters with less capacity", [{"lora": {**lora, "rank": rank}} for rank in _halves(lora["rank"], 4)]
+    if scenario.sequence_length > 128:
+        yield (
+            "longer examples are dropped",
+            [{"sequence_length": length} for length in _halves(scenario.sequence_length, 128)],
+        )
+    if scenario.method == "full":
+        yield "only adapters are trained", [as_method(scenario, "lora")]
+    if scenario.method != "qlora":
+        yield "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")]
+
+
+def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
+    """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
+    kept = scenario.parallel if scenario.parallel["strategy"] == "fsdp2" else {}
+    changes: Changes = {"parallel": {**kept, "strategy": "fsdp2", "gpus": gpus}}
+    price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
+    before, rows, steps = scenario.parallel["gpus"], scenario.micro_batch, scenario.gradient_accumulation
+    if before * steps % gpus == 0:
+        changes["gradient_accumulation"] = before * steps // gpus
+    elif before * rows % gpus == 0:
+        changes["micro_batch"] = before * rows // gpus
+    else:
+        price += f"; the effective batch becomes {rows * steps * gpus}"
+    return changes, price
+
+
+def whole_4bit_bytes(scenario: Scenario) -> int:
+    """Bytes of 4-bit weights that FSDP2 leaves on each GPU and would divide, were they not stored as integers.
+
+    0 where nothing is to be saved so, or nothing is known of the architecture.
+    """
+    quantization, parallel = scenario.quantization, scenario.parallel
+    if not quantization or quantization["storage"] != "uint8" or parallel["strategy"] != "fsdp2":
+        return 0
+    try:
+        packed = describe(scenario.model).parameter_counts()["linear"] // 2
+    except NotDescribed:
+        return 0
+    return packed - packed // parallel["gpus"]
+
+
+def _halves(value: int, least: int) -> list[int]:
+    found = []
+    while value // 2 >= least:
+        value //= 2
+        found.append(value)
+    return found
+
+
+def as_method(scenario: Scenario, method: str) -> Changes:
+    """What to change for another method.
+
+    A quantized base has a precision of its own instead of mixed precision, FSDP1 takes its weights in that alone, and
+    what TRL prepares is quantized.
+    """
+    changes: Changes = {"method": method}
+    precision = scenario.precision.removesuffix("-mixed")
+    if method == "qlora" and scenario.mixed:
+        changes["precision"] = precision
+    if method == "qlora" and scenario.parallel["strategy"] == "fsdp1" and not scenario.quantization:
+        changes["quantization"] = {"storage": precision}
+    if method != "qlora" and scenario.kbit_preparation == "trl":
+        changes["kbit_preparation"] = "none"
+    return changes
+
+
+def apply(scenario: Scenario, changes: Changes) -> Scenario:
+    """The scenario with changes; a new method drops what it has no place for, and takes defaults of what it needs."""
+    values = scenario.to_mapping()
+    method = changes.get("method", scenario.method)
+    for key, methods in (("lora", ("lora", "qlora")), ("quantization", ("qlora",))):
+        if method not in methods:
+            values[key] = None
+        elif values[key] is None:
+            del values[key]
+    if method == "full":
+        values |= {"kbit_preparation": "none", "adapter": None}
+    return Scenario.from_mapping({**values, **changes}, where="a suggestion")
+
+
+def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The smallest changes that make a scenario fit a GPU, in order of what they cost.
+
+    What fits with one change, and before that what fits with several that each cost less. More GPUs of the kind and a
+    bigger one come last.
+    Each is verified with the trace.
+
+    Returns
+    -------
+    list of dict
+        ``changes`` (fields of the scenario), ``write`` (the same as YAML), ``cost``, ``peak_allocated_bytes``,
+        ``required_bytes``, ``headroom_bytes``.
+    """
+    estimate = CalibratedEstimator(scenario, gpu, traced)
+    fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
+    found: list[dict[str, Any]] = []
+    for price, options in moves(scenario):
+        if len(found) == SUGGESTIONS:
+            break
+        answer = _verified(scenario, options, price, gpu, estimate, fits)
+        if answer is not None:
+            found.append(answer)
+    combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0]["cost"] if found else None)
+    if combined is not None:
+        found.insert(0, combined)
+    return found + [other for other in (_more_gpus(scenario, gpu), _bigger_gpu(scenario, gpu, estimate)) if other]
+
+
+def _verified(
+    scenario: Scenario,
+    options: Sequence[Changes],
+    price: str,
+    gpu: Gpu,
+    estimate: CalibratedEstimator,
+    fits: Callable[[Scenario], bool],
+) -> dict[str, Any] | None:
+    """The mildest of some changes that fits, by the trace."""
+    for changes in options:
+        candidate = apply(scenario, changes)
+        with suppress(UserError):  # what can't be traced is no suggestion
+            if fits(candidate):
+                traced = estimate.verify(candidate)
+                if traced["required_bytes"] <= gpu.usable_bytes:
+                    return _suggestion(changes, price, traced, gpu)
+    return None
+
+
+def _combined(
+    scenario: Scenario,
+    gpu: Gpu,
+    estimate: CalibratedEstimator,
+    fits: Callable[[Scenario], bool],
+    cheaper_than: str | None,
+) -> dict[str, Any] | None:
+    """Several changes together, verified; each trace corrects the estimate, until the search finds the same again."""
+    best: dict[str, Any] | None = None
+    before: list[tuple[str, Changes]] | None = None
+    for _ in range(PROBES):
+        taken = _cheapest(scenario, estimate, fits, cheaper_than)
+        if taken is None or taken == before:
+            break
+        before = taken
+        traced = estimate.verify(_all(scenario, taken))
+        if traced["required_bytes"] <= gpu.usable_bytes:
+            changes = {key: value for _, step in taken for key, value in step.items()}
+            best = _suggestion(changes, "; ".join(price for price, _ in taken), traced, gpu)
+    return best
+
+
+def _cheapest(
+    scenario: Scenario, estimate: CalibratedEstimator, fits: Callable[[Scenario], bool], cheaper_than: str | None
+) -> list[tuple[str, Changes]] | None:
+    """The cheapest changes first until it fits, then without those that turn out not to be needed."""
+    taken: list[tuple[str, Changes]] = []
+    seen: set[str] = set()
+    current = scenario
+    while not fits(current):
+        step = next(((price, options) for price, options in moves(current) if price not in seen), None)
+        if step is None or step[0] == cheaper_than:
+            return None
+        price, options = step
+        seen.add(price)
+        chosen = next((changes for changes in options if fits(apply(current, changes))), options[-1])
+        candidate = apply(current, chosen)
+        if estimate(candidate) < estimate(current):
+            taken.append((price, chosen))
+            current = candidate
+    for item in list(taken):  # where a later change alone is enough, the cheap ones before it are not needed
+        rest = [other for other in taken if other is not item]
+        if fits(_all(scenario, rest)):
+            taken = rest
+    return taken
+
+
+def _all(scenario: Scenario, taken: Iterable[tuple[str, Changes]]) -> Scenario:
+    for _, changes in taken:
+        scenario = apply(scenario, changes)
+    return scenario
+
+
+def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> dict[str, Any] | None:
+    """The smallest GPU of the catalogue that the scenario fits as it is."""
+    own = estimate.verify(scenario)
+    known = {estimate.capability: own["required_bytes"]}  # by compute capability, from traces
+    for other in sorted(catalogue().values(), key=lambda other: other.usable_bytes):
+        if other.total_bytes <= gpu.total_bytes:
+            continue
+        required = known.get(other.capability)
+        if required is None:
+            # Another GPU may run other kernels. The analytic estimate knows how the peak differs, but not how well the
+            # blocks fit together: where the peak fits and the estimate doesn't clearly, the trace decides.
+            required = own["required_bytes"]
+            if estimate.described:
+                peak = estimate.on(other).formula(scenario)
+                required += peak - estimate.formula(scenario)
+                doubtful = peak <= other.usable_bytes < required * (1 + EDGE)
+            else:
+                doubtful = required <= other.usable_bytes
+            if doubtful:
+                required = known[other.capability] = CalibratedEstimator(scenario, other).verify(scenario)[
+                    "required_bytes"
+                ]
+        if required <= other.usable_bytes:
+            answer = {"peak_allocated_bytes": own["peak_allocated_bytes"], "required_bytes": required}
+            return _suggestion({"gpu": other.name}, f"another GPU: {other.title}", answer, other)
+    return None
+
+
+def _more_gpus(scenario: Scenario, gpu: Gpu) -> dict[str, Any] | None:
+    """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
+    if scenario.parallel["strategy"] not in ("none", "fsdp2"):
+        return None
+    kind: dict[str, Any] = {"name": gpu.name} if gpu.name in catalogue() else {"vram_gib": gpu.total_bytes / GIB}
+    estimate: CalibratedEstimator | None = None
+    for count in COUNTS:
+        if count <= max(gpu.count, scenario.parallel["gpus"]):
+            continue
+        changes, price = spread(scenario, count)
+        changes["gpu"] = {**kind, "count": count}
+        try:
+            candidate = apply(scenario, changes)
+        except UserError:  # such as a loss that FSDP has no place for
+            return None
+        estimate = estimate or CalibratedEstimator(candidate, gpu)
+        with suppress(UserError):  # what can't be traced is no suggestion
+            if estimate(candidate) <= gpu.usable_bytes * (1 + EDGE):
+                traced = estimate.verify(candidate)
+                if traced["required_bytes"] <= gpu.usable_bytes:
+                    return _suggestion(changes, f"{count} such GPUs: {price}", traced, gpu)
+    return None
+
+
+def _suggestion(changes: Changes, price: str, traced: Mapping[str, Any], gpu: Gpu) -> dict[str, Any]:
+    required = traced["required_bytes"]
+    return {
+        "changes": changes,
+        "write": ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items()),
+        "cost": price,
+        "peak_allocated_bytes": traced["peak_allocated_bytes"],
+        "required_bytes": required,
+        "headroom_bytes": verdict(required, gpu)["headroom_bytes"],
+    }
+
+
+# --- what fits ------------------------------------------------------------------------------------------------------
+
+
+def largest(
+    scenario: Scenario, gpu: Gpu, field: str, estimate: CalibratedEstimator | None = None, *, verify: bool = True
+) -> dict[str, Any]:
+    """The largest ``micro_batch`` or ``sequence_length`` that fits a GPU, all else being as in the scenario.
+
+    Sequence lengths are searched in steps of 64.
+
+    Returns
+    -------
+    dict
+        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``verified``:
+        whether the trace says so (else a :class:`CalibratedEstimator`), ``limited_by_positions``: the model's positions
+        end it.
+    """
+    estimate = estimate or CalibratedEstimator(scenario, gpu)
+    step = LENGTH_STEP if field == "sequence_length" else 1
+    limit = (scenario.size("max_position_embeddings") or LONGEST) // step if step > 1 else MOST
+    at = lambda steps: replace(scenario, **{field: max(steps, 1) * step})  # noqa: E731
+    steps = _last_true(lambda n: estimate(at(n)) <= gpu.usable_bytes, limit)
+    if verify:
+        fits, fits_not = 0, limit + 1  # by the trace
+        for _ in range(PROBES):
+            probe = min(max(steps, fits + 1), fits_not - 1)
+            if probe <= fits:
+                break
+            if estimate.verify(at(probe))["required_bytes"] <= gpu.usable_bytes:
+                fits = probe
+            else:
+                fits_not = probe
+            steps = _last_true(lambda n: estimate(at(n)) <= gpu.usable_bytes, limit)
+        steps = fits
+    required = estimate(at(steps))
+    return {
+        "value": steps * step,
+        "required_bytes": required,
+        "headroom_bytes": verdict(required, gpu)["headroom_bytes"],
+        "verified": verify,
+        "limited_by_positions": field == "sequence_length" and steps == limit,
+    }
+
+
+def _last_true(test: Callable[[int], bool], limit: int) -> int:
+    """The largest number of 1 .. limit for which a falling test is true; 0 if there is none."""
+    good, bad = 0, 1
+    while bad <= limit and test(bad):
+        good, bad = bad, bad * 2
+    bad = min(bad, limit + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if test(middle) else (good, middle)
+    return good
+
+
+def anchored(scenario: Scenario, changes: Changes) -> tuple[Scenario, CalibratedEstimator]:
+    """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`."""
+    base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+    estimate = CalibratedEstimator(base)
+    for batch in ANCHORS:
+        estimate.verify(replace(base, micro_batch=batch))
+    return base, estimate
+
+
+def divided(scenario: Scenario, changes: Changes) -> dict[int, tuple[Scenario, CalibratedEstimator]]:
+    """A method's step on several GPUs with FSDP2, by their number, with estimates that share two traces.
+
+    The traces are the ends: the most GPUs with a micro-batch of the first of :data:`ANCHORS`, the fewest with the last.
+    Empty where FSDP2 has no place for a setting.
+    """
+    alone = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+    try:
+        bases = {count: apply(alone, spread(alone, count)[0]) for count in COUNTS}
+    except UserError:
+        return {}
+    estimate = CalibratedEstimator(bases[COUNTS[0]])
+    for count, batch in zip((COUNTS[-1], COUNTS[0]), ANCHORS, strict=True):
+        estimate.verify(replace(bases[count], micro_batch=batch))
+    return {count: (base, estimate) for count, base in bases.items()}
+
+
+def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
+    """On how many GPUs of each kind scenarios fit, divided with FSDP2: one GPU and :data:`COUNTS`.
+
+    Each step is traced on the kernels of a GPU that nobody names; for other compute capabilities the difference of the
+    analytic estimates is added.
+
+    Returns
+    -------
+    dict
+        ``counts``; ``scenarios``: by name a row for each count, with ``gpus``, ``peak_allocated_bytes`` and
+        ``required_bytes`` of each GPU; ``gpus``: for each GPU of the catalogue ``gpu``, ``title``, ``total_gib`` and
+        ``first``, by name the smallest count that fits (None: none does); ``first``: by name the ``gpu`` and ``gpus``
+        of the least memory in all that fit.
+    """
+    needs: dict[str, list[dict[str, Any]]] = {}
+    kinds = [
+        {"gpu": gpu.name, "title": gpu.title, "total_gib": round(gpu.total_bytes / GIB, 2), "first": {}}
+        for gpu in catalogue().values()
+    ]
+    for name, scenario in scenarios.items():
+        alone = replace(scenario, gpu=None)
+        steps = {1: alone, **{count: apply(alone, spread(alone, count)[0]) for count in COUNTS}}
+        estimates = {count: CalibratedEstimator(step) for count, step in steps.items()}
+        traced = {count: estimates[count].verify(step) for count, step in steps.items()}
+        needs[name] = [
+            {"gpus": count, **{key: traced[count][key] for key in ("peak_allocated_bytes", "required_bytes")}}
+            for count in steps
+        ]
+        for kind, gpu in zip(kinds, catalogue().values(), strict=True):
+            fitting = (
+                count
+                for count, step in steps.items()
+                if _on_another(step, estimates[count], traced[count], gpu) <= gpu.usable_bytes
+            )
+            kind["first"][name] = next(fitting, None)
+    first = {}
+    for name in scenarios:
+        possible = [
+            (kind["first"][name] * gpu.usable_bytes, kind["first"][name], gpu.name)
+            for kind, gpu in zip(kinds, catalogue().values(), strict=True)
+            if kind["first"][name]
+        ]
+        first[name] = {"gpus": min(possible)[1], "gpu": min(possible)[2]} if possible else None
+    return {"counts": [1, *COUNTS], "scenarios": needs, "gpus": kinds, "first": first}
+
+
+def _on_another(scenario: Scenario, estimate: CalibratedEstimator, traced: Mapping[str, Any], gpu: Gpu) -> int:
+    """Required bytes of a traced step on a GPU with perhaps other kernels."""
+    try:
+        return traced["required_bytes"] + estimate.on(gpu).formula(scenario) - estimate.formula(scenario)
+    except NotDescribed:
+        return CalibratedEstimator(scenario, gpu).verify(scenario)["required_bytes"]
+
+
+def feasibility(
+    bases: Mapping[str, tuple[Scenario, CalibratedEstimator]],
+    gpus: Iterable[Gpu] | None = None,
+    *,
+    verify: bool = False,
+) -> list[dict[str, Any]]:
+    """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
+
+    Without ``verify`` the methods' own estimates answer (:func:`anchored`).
+    """
+    rows = []
+    pairs = [(name, gpu) for name in bases for gpu in gpus or catalogue().values()]
+    for name, gpu in progress(pairs, "what fits which GPU", unit="GPUs"):  # minutes, where every answer is a trace
+        base, shared = bases[name]
+        estimate = shared.on(gpu)
+        batch = largest(base, gpu, "micro_batch", estimate, verify=verify)
+        length = largest(base, gpu, "sequence_length", estimate, verify=verify)
+        required = estimate(base)
+        rows.append(
+            {
+                "method": name,
+                "gpu": gpu.name,
+                "gpus": base.parallel["gpus"],
+                "total_gib": round(gpu.total_bytes / GIB, 2),
+                "required_bytes": required,
+                **verdict(required, gpu),
+                "largest_micro_batch": batch["value"],
+                "largest_sequence_length": length["value"],
+                "verified": verify,
+            }
+        )
+    return rows
+
+
+def sweep(
+    scenario: Scenario,
+    *,
+    ranks: Sequence[int] = (),
+    sequence_lengths: Sequence[int] = (),
+    micro_batches: Sequence[int] = (),
+    estimate: CalibratedEstimator | None = None,
+) -> list[dict[str, Any]]:
+    """Memory over all combinations of rank, sequence length and micro-batch, in the order given.
+
+    The analytic estimate, corrected by one trace of the scenario itself unless an ``estimate`` is given.
+    """
+    if estimate is None:
+        estimate = CalibratedEstimator(scenario)
+        estimate.verify(scenario)
+    rows = []
+    lora = scenario.to_mapping()["lora"]
+    own_rank = [lora["rank"]] if lora else [0]
+    for rank, length, batch in product(
+        (ranks if lora else ()) or own_rank,
+        sequence_lengths or [scenario.sequence_length],
+        micro_batches or [scenario.micro_batch],
+    ):
+        changes: Changes = {"sequence_length": length, "micro_batch": batch}
+        if lora:
+            changes["lora"] = {**lora, "rank": rank}
+        required = estimate(apply(scenario, changes))
+        rows.append({"rank": rank, "sequence_length": length, "micro_batch": batch, "required_bytes": required})
+    return rows

@@ -1,0 +1,206 @@
+"""A model's configuration, as a mapping: where it comes from, what its sizes are called, what can't be right in it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.settings.fields import MOST, whole
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "config" / "models"
+
+# Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
+ALIASES = {
+    "hidden_size": ("n_embd",),
+    "num_hidden_layers": ("n_layer",),
+    "num_attention_heads": ("n_head",),
+    "max_position_embeddings": ("n_positions",),
+    "intermediate_size": ("n_inner",),
+}
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+# Fields of decoders in transformers 5.24 that read like a misspelt size and are none.
+ALIKE = (
+    "attention_heads",
+    "intermediate_size_mlp",
+    "moe_intermediate_size",
+    "swa_num_attention_heads",
+    "swa_num_key_value_heads",
+    "v_head_dim",
+)
+# Families whose configuration class has a head size of its own, so that hidden_size need not be a multiple of the
+# heads (`head_dim` default in transformers' configuration_*.py).
+OWN_HEAD_DIM = (
+    "qwen3",
+    "qwen3_moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "helium",
+    "olmoe",
+)
+MOST_LAYERS = 4096
+
+
+def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """Look a size up in a model configuration under its usual name or an older one; None counts as missing."""
+    for key in (name, *ALIASES.get(name, ())):
+        if model.get(key) is not None:
+            return model[key]
+    return default
+
+
+def found_beside(path: str, where: object) -> Path | None:
+    """A file or folder that a scenario names: beside the scenario's own file, else in the working directory."""
+    beside = Path(where).parent if isinstance(where, (str, Path)) else Path()
+    return next((found for found in (beside / path, Path(path)) if found.exists()), None)
+
+
+def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
+    """The configuration as a mapping, and a name for it: from a mapping, a path, or a name in config/models/."""
+    names = sorted(path.stem for path in MODELS.glob("*.json"))
+    example = "qwen2.5-coder-7b"
+    if value is None:
+        raise UserError(
+            "`model` is missing.",
+            where=where,
+            allowed=f"a configuration as a mapping, a path to a config.json, or one of: {', '.join(names)}",
+            write=f"model: {example}",
+        )
+    if isinstance(value, str):
+        path = MODELS / f"{value}.json"
+        if not path.is_file():
+            path = found_beside(value, where)
+        if path is not None and path.is_dir():
+            path = path / "config.json" if (path / "config.json").is_file() else None
+        if path is None:
+            near = difflib.get_close_matches(value, names, n=1, cutoff=0.3)
+            raise UserError(
+                "`model` is neither the name of a known configuration nor a path to a file.",
+                where=where,
+                found=value,
+                allowed=f"{', '.join(names)}; or a path to a config.json",
+                write=f"model: {near[0] if near else example}",
+            )
+        name = path.parent.name if path.name == "config.json" else path.stem
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise UserError("The model's configuration is not JSON.", where=f"{path}{line}") from None
+    elif isinstance(value, Mapping):
+        name = value.get("_name_or_path") or None
+    else:
+        raise UserError(
+            "`model` must be a mapping, a path or a name.",
+            where=where,
+            found=value,
+            write=f"model: {example}",
+        )
+    if not isinstance(value, Mapping):
+        raise UserError(
+            "The model's configuration is not a JSON object.",
+            where=where,
+            found=type(value).__name__,
+        )
+    model = json.loads(json.dumps(dict(value), default=str))
+    _check_model(model, where)
+    return model, name
+
+
+def _check_model(model: dict[str, Any], where: object) -> None:
+    if not isinstance(model.get("model_type"), str) or not model["model_type"]:
+        raise UserError(
+            "`model.model_type` is missing: it says which architecture the sizes belong to.",
+            where=where,
+            found=model.get("model_type"),
+            allowed="a model_type of transformers: qwen2, qwen3, llama, mistral, gemma2, phi3, gpt2, mixtral, ...",
+            write="model: {model_type: qwen2, ...}",
+        )
+    _refuse_unsupported(model, where)
+    for key, value in model.items():
+        # transformers takes any key and ignores what it does not know: a misspelt size would silently be the default.
+        near = difflib.get_close_matches(key, SIZES, n=1, cutoff=0.88)
+        if near and key not in (*SIZES, *ALIKE) and near[0] not in model:
+            raise UserError(
+                f"Unknown size `model.{key}`; did you mean `model.{near[0]}`?",
+                where=where,
+                found=key,
+                allowed=", ".join(SIZES),
+                write=f"model: {{{near[0]}: {value}, ...}}",
+            )
+    for name in SIZES:
+        for key in (name, *ALIASES.get(name, ())):
+            if model.get(key) is not None:
+                most = MOST_LAYERS if name == "num_hidden_layers" else MOST
+                whole(key, model[key], where, example=_example_size(name), most=most, prefix="model.")
+    hidden, heads = size(model, "hidden_size"), size(model, "num_attention_heads")
+    groups = model.get("num_key_value_heads")
+    if hidden and heads and not model.get("head_dim") and model["model_type"] not in OWN_HEAD_DIM and hidden % heads:
+        fits = [n for n in range(1, hidden + 1) if hidden % n == 0]
+        near_heads = min(fits, key=lambda n: (abs(n - heads), -n))
+        raise UserError(
+            f"`model.num_attention_heads` does not divide `model.hidden_size` ({hidden}).",
+            where=where,
+            found=heads,
+            allowed=f"a divisor of {hidden}, or a `head_dim` of its own",
+            write=f"model: {{num_attention_heads: {near_heads}, ...}}",
+        )
+    if heads and groups and heads % groups:
+        fits = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise UserError(
+            f"`model.num_key_value_heads` does not divide `model.num_attention_heads` ({heads}).",
+            where=where,
+            found=groups,
+            allowed=", ".join(map(str, fits)),
+            write=f"model: {{num_key_value_heads: {min(fits, key=lambda n: (abs(n - groups), -n))}, ...}}",
+        )
+
+
+def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
+    """Configurations whose answer would be about another model than the one that is asked for."""
+    quantized = model.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, Mapping) else quantized
+        raise UserError(
+            f"The model's weights are quantized already ({method}), and only quantizing by bitsandbytes to 4 bits, of"
+            " plain weights, is known.",
+            where=where,
+            found=f"model.quantization_config of {method}",
+            allowed="the configuration of the plain model, without quantization_config; `method: qlora` quantizes it",
+            write="method: qlora",
+        )
+    for part in ("vision_config", "audio_config"):
+        if model.get(part):
+            raise UserError(
+                f"The model is more than a language model: its configuration has a {part}.",
+                where=where,
+                found=f"model_type {model['model_type']} with {part}",
+                allowed="its language model alone: the mapping under `text_config`, as a configuration of its own",
+                write="model: text_config.json",
+            )
+
+
+def _example_size(name: str) -> int:
+    return {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "head_dim": 128,
+    }.get(name, 28)

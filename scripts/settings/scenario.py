@@ -1,0 +1,609 @@
+"""A scenario: one training step, described completely enough to know its memory before it runs.
+
+It is a value that the memory stage predicts and measures and that the training stage runs::
+
+    model: qwen2.5-coder-7b   # a name in config/models/, a path to a config.json, or the configuration itself
+    method: qlora
+    precision: bf16
+    sequence_length: 512
+
+What each field means and allows stands in :mod:`scripts.settings.fields`; what a file leaves out comes from
+``scenario_defaults`` in config/config.yaml. Every wrong field is a :class:`UserError` that shows the corrected line.
+Nothing heavier than PyYAML is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_yaml
+from scripts.settings.fields import BY_NAME, FIELDS, MOST, check, check_keys, check_parts, whole, yaml_text
+from scripts.settings.model import MODELS, ROOT, found_beside, read_model, size
+
+__all__ = [
+    "MODELS",
+    "ROOT",
+    "SHARDED",
+    "ZERO",
+    "Lora",
+    "Scenario",
+    "check_keys",
+    "check_packages",
+    "load_scenario",
+    "scenario_defaults",
+    "size",
+]
+
+# Of `parallel.strategy`: PyTorch's strategies that divide weights, and the stages of DeepSpeed's ZeRO.
+SHARDED = ("fsdp1", "fsdp2")
+ZERO = {"zero2": 2, "zero3": 3}
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: B (out x rank) times A (rank x in), scaled by alpha / rank, beside each target module."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: str | tuple[str, ...]  # "all-linear" (every linear layer but the output head) or names
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One training step; the fields are those of :data:`scripts.settings.fields.FIELDS`."""
+
+    model: dict[str, Any]
+    model_name: str | None
+    method: str
+    precision: str
+    autocast: str | None
+    quantization: dict[str, Any] | None  # None unless method is qlora
+    kbit_preparation: str
+    lora: Lora | None  # None when method is full, or an adapter is given
+    adapter: dict[str, Any] | None
+    adapter_precision: str
+    sequence_length: int
+    micro_batch: int
+    gradient_accumulation: int
+    attention_mask: str
+    packing: str  # rows in one sequence (scripts.training.packing): the batch then has positions and a square mask
+    previous_sequence_length: int | None
+    use_cache: bool
+    gradient_checkpointing: bool | str
+    attention: str
+    optimizer: str
+    loss: str
+    loop: str
+    allocator: dict[str, Any]
+    parallel: dict[str, Any]
+    gpu: str | dict[str, float] | None
+
+    @classmethod
+    def from_mapping(
+        cls,
+        mapping: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        where: object = "scenario",
+    ) -> Scenario:
+        """Check a mapping and make the scenario it describes.
+
+        Parameters
+        ----------
+        mapping
+            The fields of a scenario file.
+        defaults
+            Values for the fields that are left out, before the project's ``scenario_defaults``.
+        where
+            What to call the place in messages, usually the file. A relative path in it is looked for beside that file
+            first, then in the working directory.
+
+        Raises
+        ------
+        UserError
+            For the first field that is wrong, with the corrected line.
+        """
+        if not isinstance(mapping, Mapping):
+            raise UserError(
+                "A scenario is a mapping of fields.",
+                where=where,
+                found=mapping,
+                write="model: qwen2.5-coder-7b",
+            )
+        defaults = {**scenario_defaults(), **(defaults or {})}
+        check_keys(mapping, BY_NAME, where)
+        given = {key: value for key, value in mapping.items() if value is not None}
+        values: dict[str, Any] = {**defaults, **mapping}
+        values["method"] = check(BY_NAME["method"], values, where)
+        _refuse_excluded(values["method"], given, where)
+        for field in FIELDS:
+            if field.parts:
+                fallback = defaults.get(field.name) or {}
+                values[field.name] = check_parts(field, given.get(field.name, fallback), fallback, where)
+            elif field.name not in ("model", "model_name", "adapter", "gpu"):
+                values[field.name] = check(field, values, where)
+        method = values["method"]
+        values["adapter"] = _adapter(given.get("adapter", defaults.get("adapter")), given, where)
+        if method != "qlora":
+            values["quantization"] = None
+        values["lora"] = None if method == "full" or values["adapter"] else _lora(values["lora"], where)
+        if method == "full":
+            values["adapter_precision"] = "fp32"
+            values["adapter"] = None
+        values["gpu"] = checked_gpu(values.get("gpu"), where)
+        values["model"], name = read_model(values.get("model"), where)
+        values["model_name"] = values.get("model_name") or name
+        scenario = cls(**{f.name: values[f.name] for f in fields(cls)})
+        _check_together(scenario, where)
+        return scenario
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain, sorted values; ``Scenario.from_mapping`` gives the same scenario back."""
+        values = asdict(self)
+        if self.lora and not isinstance(self.lora.target_modules, str):
+            values["lora"]["target_modules"] = list(self.lora.target_modules)
+        return {key: _sorted(values[key]) for key in sorted(values)}
+
+    def changed(self, **changes: Any) -> Scenario:
+        """The same scenario but for some fields, checked again."""
+        return Scenario.from_mapping({**self.to_mapping(), **changes}, where="changed scenario")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one micro-batch."""
+        return self.micro_batch * self.sequence_length
+
+    @property
+    def mixed(self) -> bool:
+        """Whether fp32 weights are used under autocast."""
+        return self.precision.endswith("-mixed")
+
+    @property
+    def weight_precision(self) -> str:
+        """Dtype of the weights that are not quantized: ``fp32``, ``fp16`` or ``bf16``."""
+        return "fp32" if self.mixed else self.precision
+
+    @property
+    def autocast_precision(self) -> str | None:
+        """Dtype that autocast computes in; None without autocast."""
+        return self.precision.removesuffix("-mixed") if self.mixed else self.autocast
+
+    @property
+    def compute_precision(self) -> str:
+        """Dtype that matrix products run in."""
+        return self.autocast_precision or self.weight_precision
+
+    @property
+    def adapter_dtype(self) -> str:
+        """Dtype of the adapters' weights: ``fp32``, ``fp16`` or ``bf16``."""
+        return self.weight_precision if self.adapter_precision == "base" else self.adapter_precision
+
+    def size(self, name: str, default: Any = None) -> Any:
+        """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""
+        return size(self.model, name, default)
+
+
+def rows_in_a_step(step: Mapping[str, Any], loop: Mapping[str, Any]) -> int:
+    """Rows whose answers make one optimizer step; ``step`` is a scenario as a mapping.
+
+    Without packing it is micro-batch times accumulation times GPUs. A pack holds as many rows as fit, so there it is a
+    setting: steps of as many rows, not of as many packs, are alike. Each GPU takes its share of them.
+    """
+    gpus = (step.get("parallel") or {}).get("gpus", 1)
+    product, packed = step["micro_batch"] * step["gradient_accumulation"] * gpus, step["packing"] != "none"
+    rows = loop.get("rows_per_step")
+    if not packed and rows not in (None, product):
+        raise UserError(
+            "`rows_per_step` is not micro_batch x gradient_accumulation x GPUs.",
+            where="training.rows_per_step",
+            found=rows,
+            allowed=f"null, or {product}; another number only with packing, where a pack holds several rows",
+            write="rows_per_step: null",
+        )
+    if packed and rows is None:
+        raise UserError(
+            "With packing a step's number of rows has to be given, for a pack holds as many as fit.",
+            where="training.rows_per_step",
+            allowed="1, 2, 3, ...",
+            write="rows_per_step: 16",
+        )
+    if packed and gpus > rows:
+        raise UserError(
+            f"A step has {rows} rows, fewer than the {gpus} GPUs that are to share them.",
+            where="training.rows_per_step, training.parallel.gpus",
+            found=rows,
+            allowed=f"at least {gpus} rows, or fewer GPUs",
+            write=f"rows_per_step: {gpus}",
+        )
+    return product if rows is None else rows
+
+
+def load_scenario(path: str | Path) -> Scenario:
+    """Read a scenario file (YAML); ``scenario_defaults`` of config/config.yaml fill in what it leaves out."""
+    return Scenario.from_mapping(read_yaml(path), where=path)
+
+
+@cache
+def scenario_defaults() -> dict[str, Any]:
+    """``scenario_defaults`` of config/config.yaml."""
+    return read_yaml(ROOT / "config" / "config.yaml")["scenario_defaults"]
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return value
+
+
+# --- fields with a structure --------------------------------------------------------------------------------------
+
+
+def _refuse_excluded(method: str, given: Mapping[str, Any], where: object) -> None:
+    """Fields that were written down although the method has no place for them."""
+    for field in FIELDS:
+        if field.name in given and given[field.name] != "none" and method in (field.excluded or {}):
+            reason, write = field.excluded[method]
+            raise UserError(
+                f"`{field.name}` and `method: {method}` don't go together: {reason}.",
+                where=where,
+                found=given[field.name],
+                allowed=f"leave `{field.name}` out, or another method",
+                write=write,
+            )
+
+
+def _lora(value: Mapping[str, Any], where: object) -> Lora:
+    targets = value["target_modules"]
+    if isinstance(targets, (list, tuple)):
+        targets = tuple(targets)
+        good = bool(targets) and all(isinstance(name, str) and name for name in targets)
+    else:
+        good = targets == "all-linear"
+    if not good:
+        listed = [targets] if isinstance(targets, str) and targets else ["q_proj", "v_proj"]
+        raise UserError(
+            "`lora.target_modules` must be the word all-linear or a list of module names.",
+            where=where,
+            found=value["target_modules"],
+            allowed="all-linear, or a list such as [q_proj, v_proj]",
+            write=f"lora: {{target_modules: [{', '.join(listed)}]}}",
+        )
+    return Lora(value["rank"], value["alpha"], value["dropout"], targets)
+
+
+def _adapter(value: Any, given: Mapping[str, Any], where: object) -> dict[str, Any] | None:
+    """A PEFT configuration as a mapping; what its fields mean only PEFT knows (:mod:`scripts.training.adapters`)."""
+    if value is None:
+        return None
+    example = "adapter: {peft_type: LORA, r: 16, target_modules: all-linear}"
+    if "lora" in given:
+        raise UserError(
+            "`lora` and `adapter` both say what the adapters are.",
+            where=where,
+            found={"adapter": value, "lora": given["lora"]},
+            allowed="one of them: `lora` is the short form of an `adapter` with peft_type LORA",
+            write=example,
+        )
+    if isinstance(value, str):
+        path = found_beside(value, where)
+        if path is None:
+            raise UserError(
+                "`adapter` is not a path to a file.", where=where, found=value,
+                allowed="an adapter_config.json, its folder, or the configuration as a mapping", write=example,
+            )  # fmt: skip
+        path = path / "adapter_config.json" if path.is_dir() else path
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"The adapter's configuration can't be read: {error}.", where=path) from None
+    if not isinstance(value, Mapping) or not isinstance(value.get("peft_type"), str):
+        raise UserError(
+            "`adapter` needs a `peft_type`: it says which of PEFT's methods the other fields belong to.",
+            where=where,
+            found=value,
+            allowed="a PEFT configuration as adapter_config.json writes it",
+            write=example,
+        )
+    return json.loads(json.dumps(dict(value), default=str))
+
+
+def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
+    """A GPU, or several of a kind, as a scenario says it.
+
+    Returns
+    -------
+    str, dict or None
+        A name (looked up in config/gpus.yaml by who needs the GPU), ``{vram_gib: number}`` or ``{name: text}``; with
+        ``count`` where there are several.
+
+    Raises
+    ------
+    UserError
+        With the line to write.
+    """
+    if value is None or (isinstance(value, str) and value):
+        return value
+    found: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        check_keys(value, ["name", "vram_gib", "count"], where, "gpu.")
+        name, gib = value.get("name"), value.get("vram_gib")
+        if isinstance(name, str) and name and gib is None:
+            found = {"name": name}
+        elif isinstance(gib, (int, float)) and not isinstance(gib, bool) and 0 < gib < float("inf") and name is None:
+            found = {"vram_gib": float(gib)}
+        if found and "count" in value:
+            kind = next(f"{key}: {item}" for key, item in value.items() if key != "count")
+            found["count"] = whole("count", value["count"], where, example=2, prefix="gpu.", beside=kind)
+        if found:
+            return found["name"] if list(found) == ["name"] else found
+    gib = value if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 24
+    raise UserError(
+        "`gpu` must be a name or a size.",
+        where=where,
+        found=value,
+        allowed="a name in config/gpus.yaml, {vram_gib: number}, {name: rtx-3090, count: 2} for several, or null",
+        write=f"gpu: {{vram_gib: {gib}}}",
+    )
+
+
+def _check_together(scenario: Scenario, where: object) -> None:
+    """Fields that can't both be so: each with what was found, what is allowed and what to write."""
+    mixed = scenario.mixed
+    half = scenario.precision.removesuffix("-mixed")
+    limit = scenario.size("max_position_embeddings")
+    dropout = scenario.lora.dropout if scenario.lora else 0
+    lengths = {scenario.previous_sequence_length or 0: "previous_sequence_length"}
+    lengths[scenario.sequence_length] = "sequence_length"
+    longest = max(lengths)
+    refused = [
+        (
+            scenario.method == "qlora" and mixed,
+            f"`precision: {scenario.precision}` and `method: qlora` don't go together: mixed precision casts fp32"
+            " weights on the fly, and a quantized base has none; its precision is that of the other weights, and"
+            " `autocast` may be said besides.",
+            scenario.precision,
+            "fp32, fp16, bf16",
+            f"precision: {half}",
+        ),
+        (
+            mixed and scenario.autocast not in (None, half),
+            f"`precision: {scenario.precision}` and `autocast: {scenario.autocast}` contradict each other.",
+            scenario.autocast,
+            f"autocast: {half}, or leave it out",
+            f"autocast: {half}",
+        ),
+        (
+            scenario.attention == "flash" and scenario.compute_precision == "fp32",
+            "`attention: flash` and `precision: fp32` don't go together: the flash kernels take 16-bit tensors only.",
+            scenario.attention,
+            "eager, sdpa, mem_efficient; or precision bf16",
+            "attention: mem_efficient",
+        ),
+        (
+            scenario.packing != "none" and scenario.attention == "flash",
+            f"`packing: {scenario.packing}` and `attention: flash` don't go together: the flash kernels take no mask.",
+            scenario.attention,
+            "eager, sdpa, mem_efficient; or packing none",
+            "attention: sdpa",
+        ),
+        (
+            scenario.packing == "shared_prefix" and dropout,
+            "`packing: shared_prefix` and `lora.dropout` don't go together: all rows of a pack would share the noise"
+            " on their prefix.",
+            dropout,
+            "lora.dropout 0.0; or packing rows, where each row has its own",
+            "packing: rows",
+        ),
+        (
+            scenario.packing != "none" and scenario.attention_mask == "padding",
+            f"`packing: {scenario.packing}` and `attention_mask: padding` don't go together: a pack has a mask of its"
+            " own.",
+            scenario.attention_mask,
+            "none; or packing none",
+            "attention_mask: none",
+        ),
+        (
+            scenario.attention_mask == "padding" and scenario.attention == "flash",
+            "`attention_mask: padding` and `attention: flash` don't go together: PyTorch's flash kernel takes no mask.",
+            scenario.attention,
+            "eager, sdpa, mem_efficient",
+            "attention: sdpa",
+        ),
+        (
+            scenario.previous_sequence_length is not None and scenario.loop == "trainer",
+            "`previous_sequence_length` says how long the outputs of the batch before are, and `loop: trainer` keeps"
+            " none.",
+            scenario.previous_sequence_length,
+            "loop: manual, or leave previous_sequence_length out",
+            "loop: manual",
+        ),
+        (
+            scenario.previous_sequence_length is not None and scenario.loss == "chunked",
+            "`previous_sequence_length` says how long the outputs of the batch before are, and `loss: chunked` has"
+            " none.",
+            scenario.previous_sequence_length,
+            "loss: full, or leave previous_sequence_length out",
+            "previous_sequence_length: null",
+        ),
+        (
+            scenario.use_cache and scenario.loss == "chunked",
+            "`use_cache` and `loss: chunked` don't go together: the chunked loss keeps no outputs of the decoder.",
+            scenario.use_cache,
+            "use_cache: false, or loss: full",
+            "use_cache: false",
+        ),
+        *_of_several_gpus(scenario),
+        (
+            scenario.method != "full" and scenario.kbit_preparation == "trl" and scenario.method != "qlora",
+            "`kbit_preparation: trl` belongs to a 4-bit base: TRL casts embeddings and head only there.",
+            scenario.kbit_preparation,
+            "none, peft; or method qlora",
+            "kbit_preparation: none",
+        ),
+        (
+            bool(limit) and longest > (limit or 0),
+            f"`{lengths[longest]}` is beyond the {limit} positions of the model.",
+            longest,
+            f"1 to {limit}",
+            f"{lengths[longest]}: {limit}",
+        ),
+    ]
+    for wrong, problem, found, allowed, write in refused:
+        if wrong:
+            raise UserError(problem, where=where, found=found, allowed=allowed, write=write)
+
+
+def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]]:
+    """What ``parallel`` can't be, alone or with other fields: as :func:`_check_together` lists it."""
+    parallel = scenario.parallel
+    strategy, gpus, offload = parallel["strategy"], parallel["gpus"], parallel["offload"]
+    sharded, zero = strategy in SHARDED, strategy in ZERO
+    cast, mixed = scenario.autocast_precision, "autocast" if scenario.autocast else "precision"
+    rows = scenario.size("hidden_size") or MOST
+    storage = (scenario.quantization or {}).get("storage")
+    several = max(gpus, 2)
+
+    def line(**changes: Any) -> str:
+        values = {"strategy": strategy, "gpus": several} | changes
+        return f"parallel: {yaml_text(values)}"
+
+    return [
+        (
+            strategy == "none" and gpus > 1,
+            f"`parallel.strategy: none` uses one GPU, and `gpus` says {gpus}.",
+            parallel,
+            "ddp (a whole model on each), fsdp1, fsdp2 (the model divided); or gpus: 1",
+            line(strategy="fsdp2"),
+        ),
+        (
+            strategy != "none" and gpus == 1,
+            f"`parallel.strategy: {strategy}` is for several GPUs, and `gpus` says 1.",
+            parallel,
+            "gpus: 2, 3, ...; or strategy: none",
+            line(gpus=2),
+        ),
+        (
+            offload != "none" and not sharded,
+            f"`parallel.offload: {offload}` and `parallel.strategy: {strategy}` don't go together: what lives on the"
+            " host is what FSDP has divided.",
+            parallel,
+            "offload: none; or strategy fsdp1, fsdp2",
+            line(offload="none") if strategy != "none" else "parallel: {strategy: none, offload: none}",
+        ),
+        (
+            offload != "none" and strategy == "fsdp1",
+            "`parallel.offload: cpu` is predicted for FSDP2 alone, not for `parallel.strategy: fsdp1`.",
+            parallel,
+            "strategy: fsdp2; or offload: none",
+            line(strategy="fsdp2", offload="cpu"),
+        ),
+        (
+            not parallel["reshard_after_forward"] and zero,
+            f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: ZeRO-3"
+            " gives gathered weights back, and ZeRO-2 does not divide them.",
+            parallel,
+            "reshard_after_forward: true; or strategy zero2, or fsdp2",
+            f"parallel: {{strategy: zero2, gpus: {gpus}}}",
+        ),
+        (
+            not parallel["reshard_after_forward"] and not sharded,
+            f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: nothing is"
+            " divided, so nothing is gathered that could be given back.",
+            parallel,
+            "reshard_after_forward: true; or strategy fsdp1, fsdp2",
+            f"parallel: {{strategy: {strategy}, gpus: {gpus}}}",
+        ),
+        (
+            isinstance(scenario.gpu, dict) and gpus > scenario.gpu.get("count", gpus),
+            f"`parallel.gpus: {gpus}` is more than `gpu` has.",
+            scenario.gpu,
+            f"a count of {gpus} or more, or fewer `parallel.gpus`",
+            f"gpu: {yaml_text({**(scenario.gpu if isinstance(scenario.gpu, dict) else {}), 'count': gpus})}",
+        ),
+        (
+            sharded and gpus > rows,
+            f"`parallel.gpus: {gpus}` is more than the {rows} rows of a layer's weights, by which FSDP divides them:"
+            " the GPUs beyond would hold nothing.",
+            gpus,
+            f"2 to {rows}",
+            line(gpus=rows),
+        ),
+        (
+            strategy == "fsdp1" and storage not in (None, scenario.weight_precision),
+            f"`parallel.strategy: fsdp1` and `quantization.storage: {storage}` don't go together: FSDP1 puts all"
+            " weights of a layer into one tensor, so that packed weights have to be stored in the dtype of the others.",
+            storage,
+            f"storage: {scenario.weight_precision}; or strategy fsdp2",
+            f"quantization: {{storage: {scenario.weight_precision}}}",
+        ),
+        (
+            strategy == "fsdp1" and scenario.kbit_preparation != "none" and scenario.weight_precision != "fp32",
+            f"`parallel.strategy: fsdp1` and `kbit_preparation: {scenario.kbit_preparation}` don't go together: FSDP1"
+            " puts all weights of a layer into one tensor, so that they need one dtype.",
+            scenario.kbit_preparation,
+            "none; or strategy fsdp2",
+            "kbit_preparation: none",
+        ),
+        (
+            (sharded or strategy == "zero3") and scenario.loss != "full",
+            f"`loss: {scenario.loss}` and `parallel.strategy: {strategy}` don't go together: this loss runs the output"
+            f" head outside the forward pass in which {'FSDP' if sharded else 'ZeRO-3'} has gathered its weights.",
+            scenario.loss,
+            "full; or strategy ddp",
+            "loss: full",
+        ),
+        (
+            sharded and "8bit" in scenario.optimizer,
+            f"`optimizer: {scenario.optimizer}` and `parallel.strategy: {strategy}` don't go together: bitsandbytes'"
+            " kernels take whole tensors, and FSDP has divided them.",
+            scenario.optimizer,
+            "adamw, adamw_fused; or strategy ddp",
+            "optimizer: adamw",
+        ),
+        (
+            zero and "8bit" in scenario.optimizer,
+            f"`optimizer: {scenario.optimizer}` and `parallel.strategy: {strategy}` are not predicted together:"
+            " DeepSpeed steps one flat tensor, and bitsandbytes' blocks would lie across its weights.",
+            scenario.optimizer,
+            "adamw, adamw_fused; or strategy ddp",
+            "optimizer: adamw",
+        ),
+        (
+            zero and storage not in (None, "uint8") and cast not in (None, storage),
+            f"`parallel.strategy: {strategy}`, `quantization.storage: {storage}` and `{mixed}:"
+            f" {getattr(scenario, mixed)}` don't go together: DeepSpeed casts every floating weight to {cast}, which"
+            f" breaks 4-bit weights that are packed as {storage}.",
+            storage,
+            f"uint8, {cast}",
+            f"quantization: {{storage: {cast}}}",
+        ),
+        (
+            strategy == "zero3" and scenario.method != "qlora" and cast is None and scenario.weight_precision != "fp32",
+            f"`parallel.strategy: zero3` makes fp32 of `precision: {scenario.precision}`: so transformers loads weights"
+            " inside DeepSpeed's `zero.Init` without mixed precision.",
+            scenario.precision,
+            f"autocast: {scenario.weight_precision}, which `--{scenario.weight_precision}` is; or precision: fp32",
+            f"autocast: {scenario.weight_precision}",
+        ),
+    ]
+
+
+def check_packages(scenario: Scenario, where: object = "scenario") -> None:
+    """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
+    strategy = scenario.parallel["strategy"]
+    if strategy in ZERO and find_spec("deepspeed") is None:
+        raise UserError(
+            f"`parallel.strategy: {strategy}` needs the package deepspeed, which is not installed.",
+            where=f"{where}: parallel.strategy",
+            found=strategy,
+            allowed="the package; or strategy fsdp2, which needs none and divides what zero3 divides (with"
+            " reshard_after_forward: false it gathers weights as seldom as zero2)",
+            write="pip install -c constraints.txt -r requirements-deepspeed.txt",
+        )

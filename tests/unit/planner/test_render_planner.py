@@ -1,0 +1,280 @@
+"""The planner's page, opened in a real browser: no error, what is chosen is shown, the numbers are the planner's."""
+
+import json
+import random
+import re
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_json
+from scripts.engine.components import COLOURS, GROUPS
+from scripts.memory.gpus import catalogue, find
+from scripts.planner import plan
+from scripts.planner.page_data import LAYOUTS, choices, layout_of
+from scripts.planner.render_planner import TITLES, page
+from scripts.planner.search import CalibratedEstimator, anchored, apply, as_method, largest
+from scripts.settings.scenario import MODELS, Scenario
+from tests.browser import errors, needs_browser, opened
+from tests.unit.decoders import LLAMA_3_LAYERS
+
+OTHERS = ("qwen2.5-coder-14b", "mistral-7b-v0.1")
+METHODS = ("full", "lora", "qlora")
+PICTURES = "return [...document.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL())"
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Scenario:
+    return Scenario.from_mapping({"model": LLAMA_3_LAYERS, "model_name": "tiny", "sequence_length": 256})
+
+
+@pytest.fixture(scope="module")
+def estimates(scenario) -> dict[str, CalibratedEstimator]:
+    return {method: anchored(scenario, as_method(scenario, method))[1] for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def data(scenario, estimates) -> dict:
+    methods = {method: as_method(scenario, method) for method in METHODS}
+    models = {name: read_json(MODELS / f"{name}.json") for name in OTHERS}
+    traced = {(method, "1"): estimate for method, estimate in estimates.items()}
+    return choices(scenario, methods, traced, catalogue()["t4"], models)
+
+
+@pytest.fixture(scope="module")
+def file(data, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("planner") / "planner.html"
+    path.write_text(page(data), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(file):
+    with opened(file.as_uri()) as found:
+        ready(found)
+        yield found
+
+
+def ready(browser) -> None:
+    WebDriverWait(browser, 60).until(lambda page: page.execute_script("return document.body.dataset.ready"))
+
+
+def text(browser, name: str) -> str:
+    return browser.find_element(By.ID, name).text
+
+
+def test_everything_chosen_from_has_a_surface_and_traces_are_the_models_own(data) -> None:
+    for model in data["models"]:
+        for method, layout in product(data["methods"], data["layouts"]):
+            for gpu in data["gpus"]:
+                key = f"{model['name']}|{method['name']}|{layout['name']}|{gpu['capability']}"
+                assert data["surfaces"][data["surface_of"][key]]["parts"]
+    assert set(data["traced"]) == {f"tiny|{method}|1" for method in METHODS}
+    assert all(len(points) == 2 for points in data["traced"].values())
+    assert data["chosen"] == {
+        "model": "tiny", "method": "qlora", "layout": "1", "gpu": "t4", "sequence_length": 256, "micro_batch": 1,
+    }  # fmt: skip
+
+
+@needs_browser
+def test_a_page_is_one_file_that_asks_for_nothing(browser, file) -> None:
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(({name}) => name)") == []
+    assert "default-src 'none'" in file.read_text(encoding="utf-8")
+
+
+@needs_browser
+def test_numbers_are_the_planners_to_the_byte(browser, scenario, estimates) -> None:
+    chance = random.Random(7)
+    for _ in range(18):
+        model, method = chance.choice(("tiny", *OTHERS)), chance.choice(METHODS)
+        gpu = chance.choice(list(catalogue().values()))
+        base = scenario if model == "tiny" else scenario.changed(model=model, model_name=None)
+        layout = chance.choice(list(LAYOUTS))
+        _, strategy, count = LAYOUTS[layout]
+        parallel = {"parallel": {"strategy": strategy, "gpus": count}}
+        step = apply(base, {**as_method(base, method), **parallel})
+        length = int(2 ** chance.uniform(4, 10 if model == "tiny" else 13))
+        step = replace(step, sequence_length=length, micro_batch=int(2 ** chance.uniform(0, 7)))
+        traced = model == "tiny" and layout == "1"
+        estimate = (estimates[method] if traced else CalibratedEstimator(step)).on(gpu)
+        choice = {"model": model, "method": method, "layout": layout, "gpu": gpu.name}
+        choice |= {"sequence_length": length, "micro_batch": step.micro_batch}
+        shown = browser.execute_script("return answer(arguments[0])", choice)
+        assert shown["required"] == estimate(step), choice
+        assert shown["peak"] == estimate.formula(step) == sum(shown["groups"].values())
+        assert shown["headroom"] == gpu.usable_bytes - estimate(step)
+        for field in ("micro_batch", "sequence_length"):
+            assert shown[f"largest_{field}"] == largest(step, gpu, field, estimate, verify=False)["value"], choice
+
+
+@needs_browser
+def test_a_changed_choice_changes_the_picture(browser) -> None:
+    before, word = browser.execute_script(PICTURES), text(browser, "word")
+    assert len(before) == 3 and "Fits Tesla T4" in word and "2 traces" in text(browser, "source")
+    slider = browser.find_element(By.ID, "micro_batch_slider")
+    slider.send_keys(*[Keys.PAGE_UP] * 4)
+    rows = int(browser.find_element(By.ID, "micro_batch").get_attribute("value"))
+    assert rows > 1
+    WebDriverWait(browser, 30).until(
+        lambda page: all(new != old for new, old in zip(page.execute_script(PICTURES), before, strict=True))
+    )
+    assert f"micro_batch: {rows}\n" in text(browser, "scenario")
+    for name, value in (("model", "qwen2.5-coder-14b"), ("method", "full")):
+        browser.find_element(By.CSS_SELECTOR, f"#{name} option[value='{value}']").click()
+    assert "Does not fit Tesla T4" in text(browser, "word")
+    assert "not traced for this page" in text(browser, "source")
+    assert {"model=qwen2.5-coder-14b", f"micro_batch={rows}"} < set(browser.current_url.partition("#")[2].split("&"))
+    browser.find_element(By.CSS_SELECTOR, "#layout option[value='fsdp2-8']").click()
+    assert "8 × Tesla T4" in text(browser, "word")
+    assert "parallel: {strategy: fsdp2, gpus: 8}" in text(browser, "scenario")
+    assert "gpu: {name: t4, count: 8}" in text(browser, "scenario")
+    browser.find_element(By.CSS_SELECTOR, "#method option[value='qlora']").click()
+    assert "quantization: {storage: bf16}" in text(browser, "source")
+    assert errors(browser) == []
+
+
+@needs_browser
+def test_a_click_on_a_field_of_the_border_chooses_it(browser) -> None:
+    state = "return {...state}"
+    before = browser.execute_script(state)
+    canvas = browser.find_element(By.CSS_SELECTOR, "#border canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    ActionChains(browser).move_to_element_with_offset(canvas, -100, 60).click().perform()
+    after = browser.execute_script(state)
+    assert (after["sequence_length"], after["micro_batch"]) != (before["sequence_length"], before["micro_batch"])
+    assert errors(browser) == []
+
+
+@needs_browser
+def test_an_address_opens_what_it_names_and_nonsense_in_it_is_left_out(file) -> None:
+    with opened(file.as_uri() + "#model=tiny&method=lora&gpu=no-such&sequence_length=x&micro_batch=-4") as page:
+        ready(page)
+        assert page.execute_script("return {...state}") == {
+            "model": "tiny", "method": "lora", "layout": "1", "gpu": "t4", "sequence_length": 256, "micro_batch": 1,
+        }  # fmt: skip
+    with opened(
+        file.as_uri() + "#model=tiny&method=lora&layout=fsdp2-4&gpu=a100-80gb&sequence_length=99999&micro_batch=2.6"
+    ) as page:
+        ready(page)
+        state = page.execute_script("return {...state}")
+        assert state == {
+            "model": "tiny", "method": "lora", "layout": "fsdp2-4", "gpu": "a100-80gb", "sequence_length": 1024,
+            "micro_batch": 3,
+        }  # fmt: skip
+        assert errors(page) == []
+
+
+UNUSUAL = {
+    "a GPU's size, a changed model": {
+        "model": {**LLAMA_3_LAYERS, "_name_or_path": "a/model"},
+        "quantization": {"double": False, "storage": "bf16"},
+        "kbit_preparation": "peft",
+        "gradient_accumulation": 4,
+        "gpu": {"vram_gib": 20.5},
+    },
+    "mixed precision, weights kept gathered": {
+        "method": "full",
+        "precision": "fp16-mixed",
+        "loop": "manual",
+        "parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False},
+        "gpu": {"name": "t4", "count": 2},
+    },
+    "an adapter of PEFT's": {"adapter": {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}},
+}
+
+
+@needs_browser
+@pytest.mark.parametrize("fields", UNUSUAL.values(), ids=UNUSUAL)
+def test_what_the_page_says_to_write_is_the_step_that_it_shows(fields, tmp_path) -> None:
+    own = Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, **fields})
+    gpu = find(own.gpu) if own.gpu else None
+    data = choices(own, {method: as_method(own, method) for method in METHODS}, {}, gpu, models={})
+    (tmp_path / "page.html").write_text(page(data), encoding="utf-8")
+    with opened((tmp_path / "page.html").as_uri()) as browser:
+        WebDriverWait(browser, 60).until(lambda page: text(page, "scenario"))
+        for method, layout in product(METHODS, LAYOUTS):
+            written = browser.execute_script(
+                "choose(arguments[0]); return scenarioText()", {"method": method, "layout": layout}
+            )
+            if "FSDP" in text(browser, "source"):  # the page says that there is no such step
+                continue
+            read = Scenario.from_mapping(yaml.safe_load(written))
+            _, strategy, count = LAYOUTS[layout]
+            kept = own.parallel if own.parallel["strategy"] == strategy else {}
+            asked = {**as_method(own, method), "parallel": {**kept, "strategy": strategy, "gpus": count}}
+            asked["gpu"] = own.gpu and {**own.gpu, "count": count}
+            expected = apply(own, asked).to_mapping()
+            same = {name for name, value in read.to_mapping().items() if value == expected[name]}
+            assert set(expected) - same <= {"gpu", "model_name"}, (method, layout)
+            if own.gpu:
+                assert find(read.gpu) == find({**own.gpu, "count": count})
+        assert errors(browser) == []
+
+
+def test_a_model_that_is_called_like_another_is_not_taken_for_it() -> None:
+    own = Scenario.from_mapping({"model": {**LLAMA_3_LAYERS, "_name_or_path": "qwen2.5-coder-7b"}})
+    names = {"qwen2.5-coder-7b": read_json(MODELS / "qwen2.5-coder-7b.json")}
+    found = choices(own, {"lora": as_method(own, "lora")}, {}, models=names)
+    models = {model["name"]: model for model in found["models"]}
+    assert found["chosen"]["model"] == "qwen2.5-coder-7b (changed)"
+    assert models["qwen2.5-coder-7b (changed)"]["written"] == own.model
+    assert (
+        models["qwen2.5-coder-7b"]["parameters"] == 7_615_616_512 != models["qwen2.5-coder-7b (changed)"]["parameters"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("parallel", "layout", "opens"),
+    [
+        ({"strategy": "none", "gpus": 1}, "1", "1"),
+        ({"strategy": "ddp", "gpus": 4}, "ddp", "ddp"),
+        ({"strategy": "fsdp2", "gpus": 4}, "fsdp2-4", "fsdp2-4"),
+        ({"strategy": "fsdp2", "gpus": 3}, None, "fsdp2-2"),
+        ({"strategy": "fsdp1", "gpus": 2}, None, "1"),
+    ],
+)
+def test_traces_of_several_gpus_are_not_taken_for_one(scenario, monkeypatch, parallel, layout, opens) -> None:
+    own = apply(scenario, {"method": "lora", "parallel": parallel})
+    assert layout_of(own.parallel) == layout
+    monkeypatch.setattr(plan, "choices", partial(choices, models={}))  # not the whole catalogue
+    data = plan.page_data(own, {"lora": (own, CalibratedEstimator(own))})
+    assert data["chosen"]["layout"] == opens
+    assert set(data["traced"]) == ({f"tiny|lora|{layout}"} if layout else set())
+
+
+def test_groups_have_a_title_and_a_colour_each() -> None:
+    assert list(TITLES) == list(COLOURS) == list(GROUPS)
+
+
+def test_what_has_no_estimate_says_why(scenario) -> None:
+    odd = scenario.changed(use_cache=True)
+    found = choices(odd, {"lora": as_method(odd, "lora")}, {}, models={})
+    assert found["surfaces"] == [] and "use_cache" in found["reasons"]["tiny|lora|1"]
+
+
+def test_a_place_that_takes_no_page_is_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("scripts.planner.render_planner.page", lambda data: "page")
+    monkeypatch.setattr(plan, "page_data", lambda *_, **__: {})
+    with pytest.raises(UserError, match="can't be written: Is a directory") as error:
+        plan.main(["--page", "--without-traces", "--output", str(tmp_path)])
+    assert f"--output {tmp_path}" in str(error.value) and not list(tmp_path.parent.glob("*.partial"))
+    with pytest.raises(UserError) as error:
+        plan.main(["--page", "--without-traces", "--gpu", "nosuch"])
+    assert error.value.where == "--gpu"
+
+
+def test_a_page_is_made_alone(tmp_path, capsys) -> None:
+    output = tmp_path / "own.html"
+    assert plan.main(["--page", "--without-traces", "--output", str(output)]) == 0
+    data = re.search(r'id="data">(.*?)</script>', output.read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert json.loads(data)["chosen"]["model"] == "qwen2.5-coder-7b"
+    assert str(output) in capsys.readouterr().out

@@ -1,0 +1,355 @@
+"""The planner: what it says fits does, what it suggests suffices, and the effective batch stays."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from scripts.memory.gpus import GIB, Gpu, catalogue, find
+from scripts.memory.trace import trace
+from scripts.planner import search as planner
+from scripts.planner.search import (
+    LENGTH_STEP,
+    CalibratedEstimator,
+    _bigger_gpu,
+    anchored,
+    apply,
+    as_method,
+    divided,
+    feasibility,
+    largest,
+    moves,
+    spread,
+    suggest,
+    sweep,
+    whole_4bit_bytes,
+)
+from scripts.settings.scenario import Scenario
+from tests.unit.decoders import LLAMA_3_LAYERS
+
+
+def make(**fields) -> Scenario:
+    return Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, **fields})
+
+
+def card(usable: int) -> Gpu:
+    return replace(find({"vram_gib": 1}), total_bytes=usable + find({"vram_gib": 1}).context_bytes)
+
+
+def required(scenario: Scenario) -> int:
+    return trace(scenario, timeline=False)["required_bytes"]
+
+
+def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    scenario, gpu = make(), card(200 * 2**20)
+    found = largest(scenario, gpu, "micro_batch")
+    assert found["verified"]
+    assert found["value"] > 1
+    assert required(scenario.changed(micro_batch=found["value"])) <= gpu.usable_bytes
+    assert required(scenario.changed(micro_batch=found["value"] + 1)) > gpu.usable_bytes
+    assert found["headroom_bytes"] == gpu.usable_bytes - found["required_bytes"] >= 0
+
+
+def test_longest_sequence_ends_at_the_positions() -> None:
+    found = largest(make(), card(4 * GIB), "sequence_length")
+    assert (found["value"], found["limited_by_positions"]) == (1024, True)
+
+
+def test_longest_sequence_on_a_small_card() -> None:
+    scenario, gpu = make(), card(80 * 2**20)
+    value = largest(scenario, gpu, "sequence_length")["value"]
+    assert 0 < value < 1024
+    assert value % LENGTH_STEP == 0
+    assert required(scenario.changed(sequence_length=value)) <= gpu.usable_bytes
+
+
+def test_nothing_fits_a_tiny_card() -> None:
+    assert largest(make(), card(2**20), "micro_batch")["value"] == 0
+
+
+def test_suggestions_fit_in_order_of_their_cost() -> None:
+    scenario = make(micro_batch=8, gradient_checkpointing=False, attention="eager", loop="manual")
+    need = required(scenario)
+    gpu = card(int(need * 0.8))
+    found = suggest(scenario, gpu)
+    assert len(found) >= 2
+    costs = [price for price, _ in moves(scenario)]
+    places = [costs.index(item["cost"]) for item in found if item["cost"] in costs]
+    assert places == sorted(places)
+    for item in found:
+        if "gpu" in item["changes"]:
+            continue
+        changed = apply(scenario, item["changes"])
+        assert required(changed) == item["required_bytes"] <= gpu.usable_bytes
+        assert changed.micro_batch * changed.gradient_accumulation == 8
+        assert item["headroom_bytes"] == gpu.usable_bytes - item["required_bytes"]
+        assert all(key in item["write"] for key in item["changes"])
+    assert "gpu" in found[-1]["changes"]
+
+
+def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(monkeypatch) -> None:
+    class Optimist(CalibratedEstimator):
+        def __call__(self, scenario: Scenario) -> int:
+            return 0 if scenario != self.asked else super().__call__(scenario)
+
+    Optimist.asked = scenario = make(method="full", precision="fp32", micro_batch=4)
+    monkeypatch.setattr(planner, "CalibratedEstimator", Optimist)
+    gpu = card(required(scenario) // 4)
+    found = [item for item in suggest(scenario, gpu) if "gpu" not in item["changes"]]
+    for item in found:
+        assert required(apply(scenario, item["changes"])) == item["required_bytes"] <= gpu.usable_bytes
+    assert "loss" not in {key for item in found for key in item["changes"]}  # the mildest, which is not enough
+
+
+def test_several_changes_where_one_does_not_suffice() -> None:
+    scenario = make(method="full", precision="fp32", micro_batch=8, gradient_checkpointing=False)
+    alone = required(scenario.changed(gradient_checkpointing=True, micro_batch=1, gradient_accumulation=8))
+    gpu = card(int(alone * 0.65))
+    first = suggest(scenario, gpu)[0]
+    changed = apply(scenario, first["changes"])
+    assert required(changed) <= gpu.usable_bytes
+    for key in first["changes"]:  # none of them is superfluous
+        fewer = {name: value for name, value in first["changes"].items() if name != key}
+        if {"micro_batch", "gradient_accumulation"} & {key} or not fewer:
+            continue
+        assert required(apply(scenario, fewer)) > gpu.usable_bytes
+
+
+def test_bigger_card_is_the_smallest_that_holds_it() -> None:
+    scenario, gpu = make(micro_batch=1500), find("t4")
+    last = suggest(scenario, gpu)[-1]
+    name = last["changes"]["gpu"]
+    smaller = [c for c in catalogue().values() if gpu.total_bytes < c.total_bytes < catalogue()[name].total_bytes]
+    assert all(last["required_bytes"] > c.usable_bytes * 0.97 for c in smaller)
+
+
+ODD = [
+    {"loop": "manual", "previous_sequence_length": 64},
+    {"use_cache": True, "gradient_checkpointing": False},
+    {"adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []}},
+    {"kbit_preparation": "trl", "autocast": "bf16"},
+    {"packing": "rows"},
+    {"loss": "liger"},
+    {"method": "full", "precision": "bf16-mixed"},
+]
+
+
+@pytest.mark.parametrize("fields", ODD, ids=str)
+def test_every_move_is_a_scenario(fields) -> None:
+    scenario = make(**fields)
+    changed = [apply(scenario, changes) for _, options in moves(scenario) for changes in options]
+    assert changed and all(other != scenario for other in changed)
+    assert not any(other.previous_sequence_length for other in changed if other.loop == "trainer")
+
+
+@pytest.mark.parametrize("fields", [*ODD, {"quantization": {"double": False}}], ids=str)
+def test_what_a_suggestion_says_to_write_is_its_change(fields) -> None:
+    found = {"peak_allocated_bytes": 0, "required_bytes": 0}
+    for _, options in moves(make(**fields)):
+        for changes in options:
+            written = planner._suggestion(changes, "", found, card(1))["write"]
+            assert yaml.safe_load(f"{{{written}}}") == changes
+
+
+def test_ranks_and_lengths_are_halved_down_to_the_least() -> None:
+    offered = [changes for _, options in moves(make(method="lora", lora={"rank": 16})) for changes in options]
+    assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
+    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [128]
+
+
+def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
+    """Of an architecture without an estimate too: before compute capability 8.0 this attention keeps its scores."""
+    model = {**LLAMA_3_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2}
+    scenario = make(model=model, precision="fp16", sequence_length=1024, gradient_checkpointing=False, use_cache=True)
+    gpu = replace(find("t4"), total_bytes=2 * GIB)
+    found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
+    other = catalogue()[found["changes"]["gpu"]]
+    old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
+    assert found["required_bytes"] == new < old
+
+
+def test_methods_keep_what_they_can() -> None:
+    scenario = make(method="full", precision="bf16-mixed")
+    assert apply(scenario, {"method": "lora"}).lora is not None
+    assert apply(make(), {"method": "full"}).quantization is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"kbit_preparation": "trl"},
+        {"method": "full", "precision": "bf16-mixed"},
+        {"method": "lora", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+        {"method": "lora", "precision": "fp16-mixed", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+    ],
+    ids=str,
+)
+def test_a_scenario_of_one_method_is_one_of_each(fields) -> None:
+    scenario = make(**fields)
+    assert [apply(scenario, as_method(scenario, name)).method for name in ("full", "lora", "qlora")]
+
+
+def test_what_is_traced_for_a_gpu_is_known_for_others_with_its_kernels() -> None:
+    scenario = make(use_cache=True, gradient_checkpointing=False)  # which the analytic estimate does not describe
+    estimate = CalibratedEstimator(scenario)
+    answers = {name: estimate.on(find(name)) for name in ("rtx-3090", "rtx-a6000", "t4")}
+    traced = {name: other.verify(scenario) for name, other in answers.items()}
+    assert traced["rtx-3090"] is traced["rtx-a6000"] is not traced["t4"]
+    assert not estimate.described and len(estimate._traced) == 2
+
+
+def test_feasibility_has_a_row_for_each_method_and_card() -> None:
+    cards = [card(60 * 2**20), card(200 * 2**20), card(400 * 2**20)]
+    rows = feasibility({method: anchored(make(), {"method": method}) for method in ("lora", "qlora")}, cards)
+    assert [row["method"] for row in rows] == ["lora"] * 3 + ["qlora"] * 3
+    for method in ("lora", "qlora"):
+        batches = [row["largest_micro_batch"] for row in rows if row["method"] == method]
+        assert batches == sorted(batches)
+    assert all(row["fits"] == (row["largest_micro_batch"] > 0) for row in rows)
+
+
+def test_estimates_meet_the_traces_that_taught_them() -> None:
+    scenario = make()
+    estimate = CalibratedEstimator(scenario)
+    for batch in (1, 4, 16):
+        traced = estimate.verify(scenario.changed(micro_batch=batch))
+        assert estimate(scenario.changed(micro_batch=batch)) == traced["required_bytes"]
+    between = scenario.changed(micro_batch=8)
+    assert estimate(between) == pytest.approx(required(between), rel=0.15)  # segments are coarse here
+
+
+def test_sweep_of_two_hundred_settings() -> None:
+    scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b"})
+    started = time.monotonic()
+    rows = sweep(
+        scenario,
+        ranks=[4, 8, 16, 32, 64],
+        sequence_lengths=[128, 256, 512, 1024, 2048, 4096, 8192, 16384],
+        micro_batches=[1, 2, 4, 8, 16],
+    )
+    print(f"{len(rows)} settings in {time.monotonic() - started:.1f} s")
+    assert len(rows) == 200
+    table = {(row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"] for row in rows}
+    assert table[8, 512, 1] < table[64, 512, 1] < table[64, 4096, 1] < table[64, 4096, 16]
+
+
+def test_a_search_finds_the_last_that_fits_up_to_its_end() -> None:
+    for limit in range(1, 20):
+        for last in range(limit + 3):
+            assert planner._last_true(lambda n, last=last: n <= last, limit) == min(last, limit)
+
+
+def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
+    estimate = CalibratedEstimator(make())
+    estimate.points = [(100, 10), (200, 30)]
+    assert [estimate._above(peak) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
+
+
+def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
+    scenario = make(micro_batch=8, loss="chunked", optimizer="paged_adamw_8bit")
+    gpu = card(required(scenario.changed(micro_batch=4, gradient_accumulation=2)))
+    found = [item["changes"] for item in suggest(scenario, gpu) if "micro_batch" in item["changes"]]
+    assert found == [{"micro_batch": 4, "gradient_accumulation": 2}]
+
+
+def test_more_gpus_of_the_kind_are_suggested_where_they_suffice() -> None:
+    model = {**LLAMA_3_LAYERS, "hidden_size": 1024, "intermediate_size": 4096}
+    scenario = make(model=model, method="full", precision="fp32", gradient_accumulation=4)
+    need = required(scenario)
+    shared = {n: required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4)}
+    assert shared[4] < shared[2] < need
+    gpu = card((shared[2] + shared[4]) // 2)
+    (found,) = [item for item in suggest(scenario, gpu) if "such GPUs" in item["cost"]]
+    assert found["changes"]["parallel"] == {"strategy": "fsdp2", "gpus": 4} and found["changes"]["gpu"]["count"] == 4
+    assert found["changes"]["gradient_accumulation"] == 1  # the effective batch stays
+    assert found["required_bytes"] == shared[4] <= gpu.usable_bytes
+
+
+def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
+    scenario = make(method="full", gpu={"name": "t4", "count": 2}, gradient_accumulation=2)
+    prices = [price for price, _ in moves(scenario)]
+    assert prices.index("the model is divided among 2 GPUs, and gathered layer by layer") < prices.index(
+        "only adapters are trained"
+    )
+
+
+TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "changed"),
+    [
+        ({"gradient_accumulation": 6}, {"gradient_accumulation": 3}),
+        ({"micro_batch": 4}, {"micro_batch": 2}),
+        ({"micro_batch": 3}, {}),
+        ({"gradient_accumulation": 2, **TWO}, {"gradient_accumulation": 1}),
+        ({"micro_batch": 2, **TWO}, {"micro_batch": 1}),
+        ({"micro_batch": 3, **TWO}, {}),
+    ],
+)
+def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) -> None:
+    scenario = make(**fields)
+    count = 2 * scenario.parallel["gpus"]
+    changes, price = spread(scenario, count)
+    assert {key: value for key, value in changes.items() if key != "parallel"} == changed
+    assert apply(scenario, changes).parallel == {**scenario.parallel, "strategy": "fsdp2", "gpus": count}
+    assert (f"effective batch becomes {3 * count}" in price) == (not changed)
+
+
+def test_4bit_weights_that_fsdp_leaves_whole_are_named_with_what_dividing_them_saves() -> None:
+    scenario = make(parallel={"strategy": "fsdp2", "gpus": 4})
+    saved = whole_4bit_bytes(scenario)
+    price, (changes,) = next((p, o) for p, o in moves(scenario) if "4-bit weights are divided" in p)
+    divided_too = apply(scenario, changes)
+    resident = [trace(step, timeline=False)["resident_bytes"] for step in (scenario, divided_too)]
+    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 1e9:.2f} GB" in price
+    assert whole_4bit_bytes(divided_too) == whole_4bit_bytes(make()) == 0
+
+
+def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
+    scenario = make(method="full", precision="fp32")
+    need = [required(scenario), *(required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4, 8))]
+    small, middle = card(need[2]), card(need[0])
+    cards = {"small": replace(small, name="small"), "middle": replace(middle, name="middle")}
+    monkeypatch.setattr(planner, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
+    found = planner.becomes_possible({"A": scenario})
+    assert [row["required_bytes"] for row in found["scenarios"]["A"]] == need
+    assert {kind["gpu"]: kind["first"]["A"] for kind in found["gpus"]} == {"small": 4, "middle": 1, "none": None}
+    assert found["first"]["A"]["gpu"] == ("small" if 4 * need[2] < need[0] else "middle")
+
+
+def test_the_table_knows_several_cards() -> None:
+    rows = feasibility(divided(make(), {"method": "full"}), [card(40 * 2**20)])
+    assert [row["gpus"] for row in rows] == [2, 4, 8]
+    lengths = [row["largest_micro_batch"] for row in rows]
+    assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize(
+    ("fields", "like"),
+    [
+        (
+            {"parallel": {"strategy": "zero3", "gpus": 4}},
+            {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": True},
+        ),
+        ({"parallel": {"strategy": "zero2", "gpus": 4}}, {"strategy": "fsdp2", "reshard_after_forward": False}),
+        ({"parallel": {"strategy": "zero2", "gpus": 4}, "loss": "chunked"}, {"strategy": "ddp", "gpus": 4}),
+    ],
+)
+def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like) -> None:
+    scenario = make(method="full", precision="bf16-mixed", **fields)
+    estimate = CalibratedEstimator(scenario)
+    stand_in = planner._described(scenario)
+    assert like.items() <= stand_in.parallel.items()
+    assert (stand_in.precision, stand_in.autocast) == ("bf16", None)
+    estimate._learn(scenario, {"required_bytes": 123_456_789})
+    assert estimate.described and estimate(scenario) == 123_456_789
+    longer = scenario.changed(sequence_length=2 * scenario.sequence_length)
+    assert estimate(longer) > 123_456_789
+
+
+def test_from_zero2_it_is_a_step_to_zero3() -> None:
+    scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
+    strategies = [c["parallel"]["strategy"] for _, options in moves(scenario) for c in options if "parallel" in c]
+    assert strategies == ["zero3"]

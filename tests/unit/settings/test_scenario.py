@@ -1,0 +1,308 @@
+"""A scenario is checked field by field; each message names the field, the value and the corrected line."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.settings.fields import FIELDS
+from scripts.settings.scenario import MODELS, Scenario, load_scenario, scenario_defaults
+
+SMALL = {
+    "model_type": "qwen2",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+    "max_position_embeddings": 1024,
+}
+
+
+def make(**fields) -> Scenario:
+    return Scenario.from_mapping({"model": SMALL, **fields}, where="test.yaml")
+
+
+def test_defaults_come_from_the_configuration() -> None:
+    scenario, defaults = make(), scenario_defaults()
+    assert (scenario.method, scenario.sequence_length) == (defaults["method"], defaults["sequence_length"])
+    assert scenario.lora.rank == defaults["lora"]["rank"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"method": "full", "precision": "bf16-mixed"},
+        {"method": "lora", "lora": {"rank": 8, "target_modules": ["q_proj", "v_proj"]}},
+        {"gpu": {"vram_gib": 24}},
+        {"gpu": {"name": "rtx-3090", "count": 2}},
+        {"gpu": {"vram_gib": 24, "count": 2}, "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        {"gpu": "t4", "micro_batch": 4, "gradient_accumulation": 2},
+    ],
+)
+def test_mapping_makes_the_same_scenario_again(fields) -> None:
+    scenario = make(**fields)
+    mapping = scenario.to_mapping()
+    assert Scenario.from_mapping(mapping) == scenario
+    assert list(mapping) == sorted(mapping)
+    assert json.loads(json.dumps(mapping)) == mapping
+
+
+def test_method_decides_what_is_there() -> None:
+    assert make(method="full").lora is None
+    assert make(method="lora").quantization is None
+    assert make().quantization == {"compute": None, "double": True, "storage": "uint8", "type": "nf4"}
+
+
+def test_part_of_a_structure_keeps_the_rest() -> None:
+    scenario = make(lora={"rank": 4}, quantization={"double": False})
+    assert scenario.lora.target_modules == "all-linear"
+    assert scenario.quantization == {"compute": None, "double": False, "storage": "uint8", "type": "nf4"}
+
+
+WRONG = {
+    "unknown field": ({"micro_bacth": 2}, "micro_batch", "micro_batch: 2"),
+    "unknown method": ({"method": "lorra"}, "method", "method: lora"),
+    "dtype by its long name": ({"precision": "bfloat16"}, "precision", "precision: bf16"),
+    "rank 0": ({"lora": {"rank": 0}}, "lora.rank", "rank: 16"),
+    "rank as text": ({"lora": {"rank": "8"}}, "text", "rank: 8"),
+    "exponent as text": ({"lora": {"dropout": "5e-2"}}, "exponent", "dropout: 0.05"),
+    "unknown lora field": ({"lora": {"r": 8}}, "lora.r", None),
+    "dropout 1": ({"lora": {"dropout": 1.0}}, "lora.dropout", "dropout: 0.0"),
+    "one target as text": ({"lora": {"target_modules": "q_proj"}}, "target_modules", "[q_proj]"),
+    "no targets": ({"lora": {"target_modules": []}}, "target_modules", None),
+    "length as text": ({"sequence_length": "512"}, "sequence_length", "sequence_length: 512"),
+    "negative length": ({"sequence_length": -1}, "sequence_length", "sequence_length: 512"),
+    "beyond the positions": ({"sequence_length": 1025}, "1024 positions", "sequence_length: 1024"),
+    "half a batch": ({"micro_batch": 1.5}, "micro_batch", "micro_batch: 1"),
+    "true as a number": ({"micro_batch": True}, "micro_batch", "micro_batch: 1"),
+    "yes for true": ({"gradient_checkpointing": "yes"}, "gradient_checkpointing", "gradient_checkpointing: true"),
+    "quantized full": ({"method": "full", "quantization": {"type": "nf4"}}, "method: full", "method: qlora"),
+    "adapters in full": ({"method": "full", "lora": {"rank": 8}}, "method: full", "method: lora"),
+    "preparation in full": ({"method": "full", "kbit_preparation": "peft"}, "method: full", "kbit_preparation: none"),
+    "mixed qlora": ({"precision": "fp16-mixed"}, "method: qlora", "precision: fp16"),
+    "flash in fp32": ({"attention": "flash", "precision": "fp32"}, "flash", "attention: mem_efficient"),
+    "quantization type": ({"quantization": {"type": "int3"}}, "quantization.type", "nf4"),
+    "gpu as a number": ({"gpu": 24}, "gpu", "gpu: {vram_gib: 24}"),
+    "gpu without size": ({"gpu": {"vram_gib": 0}}, "gpu", "gpu: {vram_gib: 24}"),
+    "no gpu of a kind": (
+        {"gpu": {"name": "t4", "count": 0}},
+        "gpu.count` must be a whole number of at least 1",
+        "gpu: {name: t4, count: 2}",
+    ),
+    "a count as text": (
+        {"gpu": {"name": "t4", "count": "2"}},
+        "`gpu.count` is text, not a number",
+        "gpu: {name: t4, count: 2}",
+    ),
+    "half a gpu": (
+        {"gpu": {"vram_gib": 24, "count": 1.5}},
+        "gpu.count` must be a whole number",
+        "gpu: {vram_gib: 24, count: 2}",
+    ),
+    "a count of nothing": ({"gpu": {"count": 2}}, "`gpu` must be a name or a size", "gpu: {vram_gib: 24}"),
+    "more gpus than there are": (
+        {"gpu": {"name": "t4", "count": 2}, "parallel": {"strategy": "fsdp2", "gpus": 4}},
+        "`parallel.gpus: 4` is more than `gpu` has",
+        "gpu: {name: t4, count: 4}",
+    ),
+    "no model": ({"model": None}, "model", "model: qwen2.5-coder-7b"),
+    "unknown model": ({"model": "qwen2.5-coder-8b"}, "model", "model: qwen2.5-coder-7b"),
+    "no model type": ({"model": {"hidden_size": 64}}, "model_type", "model_type: qwen2"),
+    "misspelt size": ({"model": {"model_type": "llama", "hiden_size": 64}}, "hiden_size", "hidden_size: 64"),
+    "size 0": ({"model": {**SMALL, "num_hidden_layers": 0}}, "num_hidden_layers", "num_hidden_layers: 28"),
+    "autocast that contradicts": (
+        {"method": "full", "precision": "bf16-mixed", "autocast": "fp16"},
+        "contradict",
+        "autocast: bf16",
+    ),
+    "autocast by its long name": ({"autocast": "bfloat16"}, "autocast", "autocast: bf16"),
+    "storage": ({"quantization": {"storage": "int8"}}, "quantization.storage", "storage: uint8"),
+    "unknown part": ({"allocator": {"expandable": True}}, "allocator.expandable", "expandable_segments"),
+    "a word for true": ({"use_cache": "yes"}, "use_cache", "use_cache: true"),
+    "checkpointing": ({"gradient_checkpointing": "reentrent"}, "gradient_checkpointing", "reentrant"),
+    "mask and packing": (
+        {"attention_mask": "padding", "packing": "rows"},
+        "mask of its own",
+        "attention_mask: none",
+    ),
+    "mask and flash": (
+        {"attention_mask": "padding", "attention": "flash", "precision": "bf16"},
+        "takes no mask",
+        "attention: sdpa",
+    ),
+    "outputs before, in a trainer": ({"previous_sequence_length": 64}, "keeps none", "loop: manual"),
+    "outputs before, too long": (
+        {"previous_sequence_length": 2000, "loop": "manual"},
+        "1024 positions",
+        "previous_sequence_length: 1024",
+    ),
+    "cache without outputs": ({"use_cache": True, "loss": "chunked"}, "use_cache", "use_cache: false"),
+    "one strategy for several gpus": (
+        {"parallel": {"gpus": 2}},
+        "`gpus` says 2",
+        "parallel: {strategy: fsdp2, gpus: 2}",
+    ),
+    "several gpus' strategy for one": (
+        {"parallel": {"strategy": "ddp"}},
+        "`gpus` says 1",
+        "parallel: {strategy: ddp, gpus: 2}",
+    ),
+    "unknown strategy": ({"parallel": {"strategy": "fsdp", "gpus": 2}}, "parallel.strategy", "strategy: fsdp"),
+    "zero keeps": (
+        {"parallel": {"strategy": "zero2", "gpus": 2, "reshard_after_forward": False}},
+        "does not divide them",
+        "parallel: {strategy: zero2, gpus: 2}",
+    ),
+    "zero offloads": (
+        {"parallel": {"strategy": "zero3", "gpus": 2, "offload": "cpu"}},
+        "FSDP has divided",
+        "parallel: {strategy: zero3, gpus: 2, offload: none}",
+    ),
+    "a loss outside the forward pass of zero3": (
+        {"loss": "chunked", "parallel": {"strategy": "zero3", "gpus": 2}},
+        "in which ZeRO-3 has gathered",
+        "loss: full",
+    ),
+    "zero and 8-bit states": (
+        {"optimizer": "adamw_8bit", "parallel": {"strategy": "zero2", "gpus": 2}},
+        "one flat tensor",
+        "optimizer: adamw",
+    ),
+    "zero casts packed weights": (
+        {"autocast": "bf16", "quantization": {"storage": "fp16"}, "parallel": {"strategy": "zero3", "gpus": 2}},
+        "breaks 4-bit weights",
+        "quantization: {storage: bf16}",
+    ),
+    "zero3 without mixed precision": (
+        {"method": "lora", "precision": "bf16", "parallel": {"strategy": "zero3", "gpus": 2}},
+        "makes fp32 of",
+        "autocast: bf16",
+    ),
+    "no gpus": ({"parallel": {"strategy": "ddp", "gpus": 0}}, "parallel.gpus", "gpus: 2"),
+    "more gpus than rows": (
+        {"parallel": {"strategy": "fsdp2", "gpus": 65}},
+        "more than the 64 rows",
+        "parallel: {strategy: fsdp2, gpus: 64}",
+    ),
+    "offload": ({"parallel": {"offload": "cpu"}}, "offload", "offload: none"),
+    "offload with ddp": (
+        {"parallel": {"strategy": "ddp", "gpus": 2, "offload": "cpu"}},
+        "FSDP has divided",
+        "parallel: {strategy: ddp, gpus: 2, offload: none}",
+    ),
+    "resharding with ddp": (
+        {"parallel": {"strategy": "ddp", "gpus": 2, "reshard_after_forward": False}},
+        "nothing is gathered",
+        "parallel: {strategy: ddp, gpus: 2}",
+    ),
+    "packed bytes in one tensor with others": (
+        {"precision": "bf16", "parallel": {"strategy": "fsdp1", "gpus": 2}},
+        "quantization.storage: uint8",
+        "quantization: {storage: bf16}",
+    ),
+    "fp32 norms in one tensor with others": (
+        {
+            "precision": "bf16",
+            "quantization": {"storage": "bf16"},
+            "kbit_preparation": "peft",
+            "parallel": {"strategy": "fsdp1", "gpus": 2},
+        },
+        "need one dtype",
+        "kbit_preparation: none",
+    ),
+    "a loss outside the forward pass": (
+        {"loss": "chunked", "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "outside the forward pass",
+        "loss: full",
+    ),
+    "divided 8-bit states": (
+        {"optimizer": "adamw_8bit", "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "whole tensors",
+        "optimizer: adamw",
+    ),
+    "preparation of a dense base": (
+        {"method": "lora", "kbit_preparation": "trl"},
+        "4-bit base",
+        "kbit_preparation: none",
+    ),
+    "a length beyond everything": ({"micro_batch": 10**12}, "larger than anything", "micro_batch: 1"),
+    "quantized weights": (
+        {"model": {**SMALL, "quantization_config": {"quant_method": "awq"}}},
+        "quantized already (awq)",
+        "method: qlora",
+    ),
+    "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
+    "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
+}
+
+
+@pytest.mark.parametrize(("fields", "names", "write"), WRONG.values(), ids=WRONG)
+def test_wrong_field_is_named_with_the_corrected_line(fields, names, write) -> None:
+    with pytest.raises(UserError) as caught:
+        make(**fields)
+    assert names in str(caught.value)
+    assert "test.yaml" in str(caught.value)
+    if write:
+        assert write in caught.value.write
+
+
+def test_every_model_of_the_catalogue_is_good() -> None:
+    for path in sorted(MODELS.glob("*.json")):
+        assert Scenario.from_mapping({"model": path.stem}).model_name == path.stem
+
+
+def test_model_beside_the_scenario_file(tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(SMALL))
+    file = tmp_path / "scenario.yaml"
+    file.write_text("model: mine/config.json\nmethod: full\n")
+    scenario = load_scenario(file)
+    assert (scenario.model, scenario.model_name) == (SMALL, "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: [", "line"),
+        ("- a\n- b\n", "mapping"),
+        ("method: lora\nmethod: full\n", "twice"),
+        ("", "mapping"),
+    ],
+)
+def test_broken_file_is_named(tmp_path, text, says) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_scenario(file)
+    assert says in str(caught.value)
+    assert "scenario.yaml" in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load_scenario(tmp_path / "none.yaml")
+
+
+def test_the_defaults_are_one_for_each_field() -> None:
+    """config.yaml holds a value for each field of the table, and for no other."""
+    named = {field.name for field in FIELDS} - {"model", "model_name"}
+    assert set(scenario_defaults()) == named
+    for field in FIELDS:
+        if field.parts:
+            assert set(scenario_defaults()[field.name]) == {part.name for part in field.parts}, field.name
+
+
+def test_the_value_has_the_fields_of_the_table() -> None:
+    assert {field.name for field in fields(Scenario)} == {field.name for field in FIELDS}
+
+
+def test_autocast_is_what_mixed_precision_says() -> None:
+    mixed, said = make(method="full", precision="bf16-mixed"), make(method="full", precision="fp32", autocast="bf16")
+    for name in ("weight_precision", "autocast_precision", "compute_precision"):
+        assert getattr(mixed, name) == getattr(said, name), name
+    assert make(precision="fp16", autocast="bf16").compute_precision == "bf16"
+    assert make(precision="fp16", adapter_precision="base").adapter_dtype == "fp16"
