@@ -19,6 +19,8 @@ from typing import IO, Any
 
 from scripts.common.errors import UserError
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
 
 def _beside(path: Path) -> Path:
     """The name to write ``path`` under until it is whole. What killed processes left under such names is removed."""
@@ -184,8 +186,8 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[dict]:
                 raise UserError(f"This line is not JSON: {error.msg}.", where=f"{path}, line {number}") from None
 
 
-def copy_own(path: Path, folder: Path) -> None:
-    """Copy a file of a model's folder into ``folder``; a link that leads out of the model is not followed.
+def own_file(path: Path) -> Path:
+    """The path of a file in a model's folder, as it is; a link that leads out of the model is refused.
 
     It would carry into the results whatever it points to. A snapshot in the Hub's cache consists of links into the
     blobs of its repository: these are the model's own.
@@ -194,13 +196,18 @@ def copy_own(path: Path, folder: Path) -> None:
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
         raise UserError(
-            "A file of the model is a link to somewhere outside its folder; what it points to is not copied.",
+            "A file of the model is a link to somewhere outside its folder; what it points to is not taken.",
             where=path,
             found=str(target),
             allowed="files, links within the model's folder, and those of a snapshot in the Hub's cache",
             write=f"{shlex.join(['cp', '--remove-destination', str(target), str(path)])}    # if it is the model's",
         )
-    shutil.copyfile(target, folder / path.name)
+    return path
+
+
+def copy_own(path: Path, folder: Path) -> None:
+    """Copy a file of a model's folder into ``folder``, if it is :func:`own_file`."""
+    shutil.copyfile(own_file(path), folder / path.name)
 
 
 def sha256_file(path: str | os.PathLike) -> str:
@@ -312,11 +319,23 @@ def read_folder(path: str | os.PathLike) -> dict:
     """Read the report of a folder; each file in the folder that it vouches for must be what was written.
 
     For a model's folder, whose report (``weights.json``, ``description.json``, ``manifest.json``) is the rule's output
-    and stands for files whose names are not known before: a damaged file means that both are to be deleted.
+    and stands for files whose names are not known before: a damaged file means that both are to be deleted. Beside
+    weights that it vouches for no others may lie, which a library might load instead.
     """
     path = Path(path)
     names = [name for name in read_report(path)["sha256"] if name != path.name]
-    return read_report(path, *(path.parent / name for name in names), remove=[path])
+    report = read_report(path, *(path.parent / name for name in names), remove=[path])
+    if any(name.endswith(".safetensors") for name in names):
+        beside = {file.name for pattern in WEIGHTS for file in path.parent.glob(pattern)}
+        if strange := sorted(beside - set(names)):
+            raise UserError(
+                "Weights lie in the model's folder that are not the model's; a library might load them instead.",
+                where=path.parent,
+                found=", ".join(strange),
+                allowed=f"the weights that {path} records",
+                write=f"rm {shlex.join(str(path.parent / name) for name in strange)}    # then the same command again",
+            )
+    return report
 
 
 def _digest(path: str | os.PathLike) -> str:
