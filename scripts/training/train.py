@@ -35,7 +35,7 @@ from scripts.common.files import (
 )
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.tokenizer import read_tokenizer
-from scripts.settings.scenario import SHARDED, Scenario, rows_in_a_step
+from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.processes import ALONE, Group, divided_like, launch, started, whole
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def planned_steps(rows: "list[Row]", scenario: Scenario, loop: dict, seed: int, 
     from scripts.training.batches import epoch_batches
     from scripts.training.packing import micro_batches
 
-    count, gpus = rows_in_a_step(vars(scenario), loop), scenario.parallel["gpus"]
+    count, gpus = rows_in_a_step(scenario, loop), scenario.parallel.gpus
     per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
     steps: list[list[Row]] = []
     for step in range(total):
@@ -233,7 +233,7 @@ def fit(
     device, group = next(model.parameters()).device, checkpoint.group
     # fp16 gradients under autocast underflow without a scale; bf16 has fp32's range.
     scaler = torch.amp.GradScaler(device.type) if scenario.autocast_precision == "fp16" else None
-    _, total = plan_steps(len(rows), rows_in_a_step(vars(scenario), loop), loop["epochs"], loop["max_steps"])
+    _, total = plan_steps(len(rows), rows_in_a_step(scenario, loop), loop["epochs"], loop["max_steps"])
     start, curve, seconds = checkpoint.load(model, optimizer)
     if start:
         log.info("Resuming from the checkpoint after step %d", start)
@@ -420,12 +420,10 @@ def set_allocator(scenario: Scenario) -> None:
 
     A setting of the same name in the environment stays, and is named when it contradicts.
     """
-    wanted = f"expandable_segments:{scenario.allocator['expandable_segments']}"
+    wanted = f"expandable_segments:{scenario.allocator.expandable_segments}"
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         if given := os.environ.get(name):
-            if wanted not in given and (
-                scenario.allocator["expandable_segments"] or "expandable_segments:True" in given
-            ):
+            if wanted not in given and (scenario.allocator.expandable_segments or "expandable_segments:True" in given):
                 log.warning("%s=%s in the environment; the memory was predicted with %s", name, given, wanted)
             return
     os.environ["PYTORCH_ALLOC_CONF"] = wanted
@@ -445,9 +443,9 @@ def main(
     read_folder(base / "description.json")
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
-    rows_in_a_step(vars(scenario), loop)
+    rows_in_a_step(scenario, loop)
     set_allocator(scenario)
-    gpus = scenario.parallel["gpus"]
+    gpus = scenario.parallel.gpus
     device = pick_device(loop["device"], gpus)
     state = {
         "code": code,
@@ -518,8 +516,8 @@ def train(
     scenario = Scenario.from_mapping(scenario, where="training")
     base, description = Path(base), read_folder(Path(base, "description.json"))
     predicted = read_report(inputs["gate"]) if "gate" in inputs else None
-    rows_per_step = rows_in_a_step(vars(scenario), loop)
-    sharded = scenario.parallel["strategy"] in SHARDED
+    rows_per_step = rows_in_a_step(scenario, loop)
+    sharded = scenario.parallel.sharded
     folder, report, curve_path = (Path(outputs[name]) for name in ("adapter", "report", "curve"))
     folder = folder.parent
 
@@ -551,7 +549,7 @@ def train(
         "%d threads%s",
         *(rows_per_step, forms[scenario.packing], len(rows), per_epoch, total),
         *(scenario.micro_batch, scenario.sequence_length, device, threads),
-        f"; {group.size} processes, {scenario.parallel['strategy']}" if group.size > 1 else "",
+        f"; {group.size} processes, {scenario.parallel.strategy}" if group.size > 1 else "",
     )
     started = time.monotonic()
     model = build_model(scenario, where_to_build(scenario, device), weights=base, seed=seed)
@@ -559,7 +557,7 @@ def train(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%s: %d trainable parameters; %s", description["title"], trainable, json.dumps(quantized, sort_keys=True))
     model = parallelize(model, scenario, device if device == "cpu" else f"cuda:{torch.cuda.current_device()}")
-    if scenario.parallel["strategy"] == "ddp":
+    if scenario.parallel.strategy == "ddp":
         # DDP orders its buckets anew after the first backward pass, and with them the sums of three or more GPUs round
         # otherwise. Before the first step, so that a resumed run has the order of one that was not killed.
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
