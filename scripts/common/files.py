@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from typing import IO, Any
 
 from scripts.common.errors import UserError
 
+MOST_YAML_VALUES = 1_000_000
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -152,9 +154,29 @@ def read_yaml(path: str | os.PathLike) -> Any:
                 found[name] = line
             return super().construct_mapping(node, deep)
 
+        def construct_number(self, node: Any) -> int | float:
+            """A number that says what it means; YAML 1.1 reads 010 as 8, and 1:30 as 90."""
+            value = {"int": self.construct_yaml_int, "float": self.construct_yaml_float}[node.tag.rpartition(":")[2]](
+                node
+            )
+            plain = node.value.lstrip("+-").replace("_", "")
+            if ":" in plain or re.fullmatch(r"0\d+", plain):
+                raise UserError(
+                    f"YAML reads {node.value} as {value}: {'sixties' if ':' in plain else 'a number to the base 8'}.",
+                    where=f"{path}, line {node.start_mark.line + 1}",
+                    found=node.value,
+                    allowed="a number without leading zeros and colons; text in quotes",
+                    write=f"{value}    # or, as text, '{node.value}'" if ":" in plain else f"{plain.lstrip('0') or 0}",
+                )
+            return value
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
     try:
         with open(path, encoding="utf-8") as handle:
-            return yaml.load(handle, Loader)
+            value = yaml.load(handle, Loader)
+        _refuse_endless(value, path)
+        return value
     except FileNotFoundError:
         raise UserError("The file does not exist.", where=path) from None
     except OSError as error:
@@ -164,6 +186,31 @@ def read_yaml(path: str | os.PathLike) -> Any:
         problem = getattr(error, "problem", None) or error
         place = f"{path}, line {mark.line + 1}" if mark else path
         raise UserError(f"This is not YAML: {problem}.", where=place) from None
+
+
+def _refuse_endless(value: Any, path: object) -> None:
+    """Raise where a YAML value holds itself, or so many references that it would never end."""
+    above: list[int] = []
+    count = 0
+
+    def walk(value: Any) -> None:
+        nonlocal count
+        count += 1
+        if id(value) in above or count > MOST_YAML_VALUES:
+            problem = "A value of this file refers to itself."
+            raise UserError(
+                problem if id(value) in above else "This file has no end of references.",
+                where=path,
+                allowed=f"references (*name) to what stands before them; at most {MOST_YAML_VALUES:,} values in all",
+                write="# the value itself in place of the *name",
+            )
+        if isinstance(value, dict | list):
+            above.append(id(value))
+            for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+                walk(item)
+            above.pop()
+
+    walk(value)
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:

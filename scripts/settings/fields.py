@@ -71,7 +71,7 @@ class Field:
         elif self.words:
             schema |= {"enum": [*self.words, *([None] if self.nullable else [])]}
         elif self.least is not None:
-            schema |= {"type": ["integer", *null] if null else "integer", "minimum": self.least}
+            schema |= {"type": ["integer", *null] if null else "integer", "minimum": self.least, "maximum": MOST}
         elif self.below is not None:
             schema |= {"type": "number", "minimum": 0, "exclusiveMaximum": self.below}
         elif self.parts:
