@@ -87,8 +87,8 @@ class Field:
 
 _NO_ADAPTERS = {"full": ("method full trains every weight and has no adapters", "method: lora")}
 FIELDS = (
-    Field("model", "The model: a name in `config/models/`, its id on the Hub (`Qwen/Qwen3-8B`, `owner/name@revision`: its"
-          " `config.json` alone is fetched), a path to a `config.json`, or the configuration itself.",
+    Field("model", "The model: a name in `config/models/`, its id on the Hub (`Qwen/Qwen3-8B`, `owner/name@revision`:"
+          " its `config.json` alone is fetched), a path to a `config.json`, or the configuration itself.",
           types=("string", "object"), example="qwen2.5-coder-7b"),
     Field("model_name", "What to call the model; its file's name when left out.",
           types=("string",), nullable=True, example="Qwen2.5-Coder-7B"),
