@@ -99,8 +99,8 @@ class Values:
     def before(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """What an operator gives, where that is not the device's affair; :data:`UNANSWERED`: run it."""
         if func is _aten._to_copy.default:
-            if kwargs.get("device") is not None and (moved := self._moved(args[0], kwargs)) is not UNANSWERED:
-                return moved
+            if kwargs.get("device") is not None and torch.device(kwargs["device"]).type != args[0].device.type:
+                return self._moved(args[0], kwargs)
         elif func is _aten.copy_.default and args[0].is_meta != args[1].is_meta:
             return self._copied(*args)
         if self._stand_ins and any(self._stands_in(item) for item in _tensors(args, kwargs)):
