@@ -62,6 +62,7 @@ def compare(
         "scenario": traced["scenario"],
         "suggestions": suggestions,
         "versions": traced["versions"],
+        "warnings": list(trace.get("warnings", [])),
     }
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from scripts.engine.building import on_meta
 from scripts.engine.errors import CompiledError, TraceError, ValuesNeeded
-from scripts.engine.on_meta import on_meta
 from scripts.engine.trace import Options, measure_step, trace_step
 from scripts.engine.values import LIMIT
 
