@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from . import cuda_rules
+from . import costs, cuda_rules
 from .autocast import attention_operands
 from .cuda_rules import DEFAULT_CAPABILITY, up
 from .errors import AttentionKernelError
@@ -247,11 +247,13 @@ class MemoryEfficientAttention(torch.autograd.Function):
         sums = query.new_empty((batch, heads, up(tokens, cuda_rules.LOG_SUM_EXP_ALIGNMENT)), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums, bias)
         ctx.capability = capability
+        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=bias is None, backward=False)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         query, key, value, *_, bias = ctx.saved_tensors
+        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=bias is None, backward=True)
         grad = grad.transpose(1, 2).contiguous()
         grads = [
             torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -275,11 +277,13 @@ class FlashAttention2(torch.autograd.Function):
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         sums = query.new_empty((batch, heads, tokens), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums)
+        costs.attention("flash", query, key, tokens_dim=1, causal=True, backward=False)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         query, key, value, _, _ = ctx.saved_tensors
+        costs.attention("flash", query, key, tokens_dim=1, causal=True, backward=True)
         batch, tokens, heads, head = query.shape
         grad = grad.contiguous()
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]

@@ -51,6 +51,7 @@ from .components import (
     WEIGHTS_4BIT,
     weights,
 )
+from .costs import CostRecorder, recording
 from .errors import TraceError, step_error
 from .fake_group import FakeDevice, active
 from .kernels import CudaKernels, cpu_outputs, dispatch
@@ -83,6 +84,7 @@ def trace_step(
     expandable_segments: bool = False,
     timeline: bool = False,
     origins: bool = False,
+    costs: bool = False,
     begin: Callable[[], Step] | None = None,
 ) -> Report:
     """Predict the memory of a training step.
@@ -131,6 +133,8 @@ def trace_step(
         Whether the report has a timeline.
     origins
         Whether the report has the tensors that are alive at the peak, with the module and line that made them.
+    costs
+        Whether the report has what each operator of the step costs.
     begin
         Called before the first step, with the model on its device, where memory is followed already: for what wraps it
         there, such as DDP. Returns the step to take instead of ``step``.
@@ -167,6 +171,7 @@ def trace_step(
         scalars=scalars,
         origins=Origins(model) if origins else None,
         device=active(),
+        costs=CostRecorder(steps - 1, active().gpus if active() else 1) if costs else None,
     )
     tracker.events += seen.events
     tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
@@ -174,6 +179,7 @@ def trace_step(
     follow_model(tracker, model, seen.ids, label)
     with ExitStack() as stack:
         stack.enter_context(dispatch(target, capability))
+        stack.enter_context(recording(tracker.costs))
         if on_gpu:
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))

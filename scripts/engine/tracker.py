@@ -32,6 +32,7 @@ from .components import (
     UNSHARDED,
     WORKSPACES,
 )
+from .costs import CostRecorder
 from .errors import NoValues
 from .fake_group import FakeDevice
 
@@ -90,6 +91,8 @@ class Tracker(TorchDispatchMode):
         Notes where each tensor comes from; None: nobody asks.
     device
         The device of a group of several GPUs; None for one GPU.
+    costs
+        Notes what each operator costs; None: nobody asks.
 
     Attributes
     ----------
@@ -117,9 +120,11 @@ class Tracker(TorchDispatchMode):
         scalars: float | None = None,
         origins: Origins | None = None,
         device: FakeDevice | None = None,
+        costs: CostRecorder | None = None,
     ) -> None:
         super().__init__()
         self.origins = origins
+        self.costs = costs
         self._device = device
         self.streams: dict[int, int] = {}
         self.reusable: dict[int, int] = {}
@@ -145,6 +150,8 @@ class Tracker(TorchDispatchMode):
         """Say that a phase of a step begins."""
         self._phase = phase
         self.marks.append((phase, step, len(self.events)))
+        if self.costs is not None:
+            self.costs.mark(phase, step)
 
     def start(self, step: int) -> int:
         """Index of a step's first event."""
@@ -266,6 +273,15 @@ class Tracker(TorchDispatchMode):
         """Index of the next event."""
         return len(self.events)
 
+    def launched(self) -> int:
+        """How many kernels the step has launched, where costs are recorded."""
+        return len(self.costs.calls) if self.costs is not None else 0
+
+    def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None:
+        """A stream, or the program (None), waits for what another has been given until so many launches."""
+        if self.costs is not None:
+            self.costs.wait(waiter, stream, launches)
+
     def _free(self, identity: int) -> None:
         if identity in self._shared:
             self._pending.append((identity, len(self.events)))
@@ -320,7 +336,12 @@ class Tracker(TorchDispatchMode):
         return output
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
+        output = self._dispatch(func, types, args, kwargs or {})
+        if self.costs is not None and self.costs.on and output is not NotImplemented and active_fake_mode() is None:
+            self.costs.note(func, args, kwargs or {}, output, self._device.stream_now.id if self._device else 0)
+        return output
+
+    def _dispatch(self, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         if self._device is not None and (answer := self._of_several_gpus(func, types, args, kwargs)) is not None:
             return answer
         held, later = [], ()
