@@ -330,6 +330,8 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     """
     if value is None or (isinstance(value, str) and value):
         return value
+    if isinstance(value, int) and not isinstance(value, bool) and 1000 <= value < 10_000:
+        return str(value)  # a card's number, `gpu: 4090`, which YAML reads as one
     found: dict[str, Any] = {}
     if isinstance(value, Mapping):
         check_keys(value, ["name", "vram_gib", "count"], where, "gpu.")
@@ -349,7 +351,7 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
         where=where,
         found=value,
         allowed="a name in config/gpus.yaml, {vram_gib: number}, {name: rtx-3090, count: 2} for several, or null",
-        write=f"gpu: {{vram_gib: {gib}}}",
+        write=f"gpu: {{vram_gib: {gib if gib < 1000 else 24}}}",
     )
 
 

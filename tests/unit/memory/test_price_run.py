@@ -18,7 +18,7 @@ from scripts.memory.trace import trace
 from scripts.settings.scenario import ROOT, Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 from tests.unit.memory import gloo_hosts
-from tests.unit.memory.test_answering import row
+from tests.unit.memory.test_evaluation_memory import row
 
 PLENTY = 10**12
 NAME = "evaluation of base and tuned"
