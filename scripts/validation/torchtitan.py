@@ -167,7 +167,7 @@ def _selective() -> Any:
 
 def step_of_torchtitan(scenario: Scenario, *, costs: bool = False) -> Report:
     """Trace its step on the GPUs that the scenario names, H100."""
-    gpus = scenario.parallel["gpus"]
+    gpus = scenario.parallel.gpus
     with fake_group(gpus):
         with torch.device("meta"):
             model = _Llama(scenario)
