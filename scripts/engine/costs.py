@@ -4,8 +4,8 @@ A :class:`CostRecorder` sits beside the tracker and notes one :class:`Operator` 
 Views and allocations launch none. Model layers are alike, so a cost is computed once for each operator and shapes.
 Nothing here is a time: what a card makes of the costs is for the caller to say.
 
-FLOPs come from PyTorch's own registry (``torch.utils.flop_counter``): a multiplication and an addition are two. Attention
-is halved where it is causal, and its backward pass computes five products for the forward pass's two
+FLOPs come from PyTorch's own registry (``torch.utils.flop_counter``): a multiplication and an addition are two.
+Attention is halved where it is causal, and its backward pass computes five products for the forward pass's two
 (FlashAttention-2, arXiv:2307.08691, section 3.1: 2.5 times).
 """
 
@@ -138,6 +138,21 @@ class CostRecorder:
         if self.on:
             self.waits.append((len(self.calls), waiter, stream, launches))
 
+    def first_micro_batch(self) -> CostRecorder | None:
+        """The launches of the step's first micro-batch alone; None where the step has only one."""
+        forwards = [first for phase, first in self.phases if phase == "forward"]
+        if len(forwards) < 2:
+            return None
+        first, end = forwards[:2]
+        part = CostRecorder(0)
+        part.operators, part.calls, part.streams = self.operators, self.calls[first:end], self.streams[first:end]
+        part.waits = [
+            (now - first, waiter, stream, max(launches - first, 0))
+            for now, waiter, stream, launches in self.waits
+            if first <= now < end
+        ]
+        return part
+
     def by_phase(self) -> dict[str, dict[str, dict[str, int]]]:
         """Sums of the step: by phase and kind ``launches``, ``flops`` and ``bytes``."""
         found: dict[str, dict[str, dict[str, int]]] = {}
@@ -168,7 +183,7 @@ class CostRecorder:
                 times = 2 if "allreduce" in name or "all_reduce" in name else 1
                 whole = max(map(touched_bytes, ([item] for item in inputs + outputs)))
                 yield Operator(name, COLLECTIVE, "", 0, whole * times * (self._gpus - 1) // self._gpus)
-        elif name == "bitsandbytes::gemm_4bit":  # with as many rows as training has: decoded to 16 bits, then multiplied
+        elif name == "bitsandbytes::gemm_4bit":  # with many rows: decoded to 16 bits, then multiplied
             inner, weights = args[0], prod(args[2])
             width, dtype = inner.element_size(), _dtype(inner)
             yield Operator("dequantize_4bit", MEMORY, "", 0, weights // 2 + weights * width)

@@ -57,7 +57,7 @@ class Speed:
     board_watts
         The most that the board takes.
     product, memory, attention_forward, attention_backward, efficient_attention, link
-        Shares of those figures; ``efficient_attention`` multiplies the attention shares for the memory-efficient kernel.
+        Shares of those figures; ``efficient_attention`` multiplies those of attention for the memory-efficient kernel.
     contention
         Share of a collective's time that it costs the kernels beside it.
     prologue
@@ -143,7 +143,9 @@ class StepTime:
         return asdict(self)
 
 
-def step_time(costs: CostRecorder, gpu: Gpu, *, tokens: int | None = None) -> StepTime | None:
+def step_time(
+    costs: CostRecorder, gpu: Gpu, *, tokens: int | None = None, micro_batches_left_out: int = 0
+) -> StepTime | None:
     """How long a traced step takes on a card; None where nothing is known of its speed.
 
     Parameters
@@ -154,11 +156,18 @@ def step_time(costs: CostRecorder, gpu: Gpu, *, tokens: int | None = None) -> St
         The card.
     tokens
         That the step learns from on all GPUs together.
+    micro_batches_left_out
+        A trace takes only the first few micro-batches of a step, since memory repeats; so many more are alike.
     """
     speed = speed_of(gpu.name)
     if speed is None:
         return None
     seconds, busy = simulate(costs, speed)
+    one = costs.first_micro_batch() if micro_batches_left_out else None
+    if one is not None:
+        more, busy_more = simulate(one, speed)
+        seconds += micro_batches_left_out * more
+        busy = {kind: value + micro_batches_left_out * busy_more[kind] for kind, value in busy.items()}
     total = sum(busy.values())
     shares = {kind: value / max(seconds, total) for kind, value in busy.items()}
     shares["cpu"] = max(0.0, 1 - sum(shares.values()))
@@ -251,7 +260,9 @@ def energy_kwh(speed: Speed, gpus: int, hours: float) -> float:
     return speed.board_watts * gpus * hours / 1000
 
 
-def cheapest(options: Sequence[tuple[str, float, float]], deadline_hours: float | None = None) -> tuple[str, float] | None:
+def cheapest(
+    options: Sequence[tuple[str, float, float]], deadline_hours: float | None = None
+) -> tuple[str, float] | None:
     """The cheapest of ``(name, hours, price an hour)`` that ends by a deadline, with what it costs; None: none does."""
     possible = [
         (hours * price, name) for name, hours, price in options if deadline_hours is None or hours <= deadline_hours

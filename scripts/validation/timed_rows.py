@@ -30,7 +30,7 @@ from scripts.validation import programs, rows
 
 TABLE = rows.FOLDER / "times.csv"
 SMALL_UNIT_BYTES = 2**20  # an adapter's unit is smaller, a layer's larger
-# fms-acceleration's rows are a hundredth of what 100 steps took with the first one's start: a constant of theirs, fitted.
+# fms-acceleration's figure is a hundredth of 100 steps and of what came before the first: a constant, fitted.
 START_SECONDS = 7.8
 NEARLY_FULL_MIB = 80_000  # of the 81,920 of an A100: above it the allocator gives segments back and asks again
 # Sizes that the configurations of these models have, beside those of the rows whose memory was measured.
