@@ -88,12 +88,12 @@ class Room(NamedTuple):
         return self.has_bytes is not None and needed > self.has_bytes
 
 
-def host_memory() -> int:
+def host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this machine's processes may still take; in a container no more than its limit leaves."""
     import psutil
 
     free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    limit, used = (cgroup / name for name in ("memory.max", "memory.current"))
     try:
         return min(free, int(limit.read_text()) - int(used.read_text()))
     except (OSError, ValueError):  # no container's limit: "max"

@@ -407,6 +407,22 @@ def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> N
     shutil.rmtree(folder.with_name(folder.name + ".new"))
 
 
+def base_name(description: Mapping[str, Any]) -> str:
+    """What an adapter calls its base: the Hub's name, or the title."""
+    return description["source"].get("repository", description["title"])
+
+
+def about_base(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of the base."""
+    return {key: description[key] for key in ("license", "source", "title")}
+
+
+def name_base(description: Mapping[str, Any], report: Path, config: Path, *others: Path) -> None:
+    """Let kept files name the base as it is described now: its title or licence shapes no adapter, and may differ."""
+    write_json(config, {**read_json(config), "base_model_name_or_path": base_name(description)})
+    write_report(report, {**read_json(report), "base": about_base(description)}, config, *others)
+
+
 def versions() -> dict[str, str]:
     """Releases of the packages that shape the result."""
     import importlib.metadata
@@ -461,6 +477,7 @@ def main(
     adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     kept = ResultCache(folder.parent / "kept", state, report, [*adapter, curve_path])
     if kept.restore():
+        name_base(read_report(base / "description.json"), report, *adapter, curve_path)
         return
     read_folder(inputs["weights"])
     checkpoint = Checkpoint(folder.parent / "checkpoints" / digest(state))
@@ -582,7 +599,7 @@ def train(
     )
     halved = [row for row in curve if row["micro_batch"] < scenario.micro_batch]
     # Before anything that can fail: the checkpoint of the last step, and these.
-    save_adapter(model, folder, description["source"].get("repository", description["title"]), group)
+    save_adapter(model, folder, base_name(description), group)
     if group.rank == 0:
         write_jsonl(curve_path, curve)
     # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a card, no more rows than were gated.
@@ -597,7 +614,7 @@ def train(
         report,
         {
             "answer_tokens": totals["answer_tokens"],
-            "base": {key: description[key] for key in ("license", "source", "title")},
+            "base": about_base(description),
             "computed_tokens": totals["computed_tokens"],
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "effective_batch": rows_per_step,
