@@ -113,6 +113,7 @@ def test_the_first_thing_to_change_is_what_others_hold(traced) -> None:
     full = replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
     decision = gate.decide(traced, full, override=False)
     assert decision["suggestions"][0]["write"] == "# end python (process 42)"
+    assert decision["suggestions"][0]["headroom_bytes"] == 0
     text = str(gate.refusal(decision))
     assert "held by python (process 42)" in text
 
@@ -161,3 +162,18 @@ def test_named_card() -> None:
     assert gate.chosen_gpu("t4").name == "t4"
     with pytest.raises(UserError, match="catalogue"):
         gate.chosen_gpu("t5")
+
+
+def test_the_longest_pack_counts_the_shared_prefix_once(tmp_path) -> None:
+    import pandas
+
+    prefix, own = list(range(10, 30)), [3, 5, 4]  # 20 tokens that all rows begin with, and each row's own
+    rows = [
+        {"input_ids": [*prefix, *range(100 * n, 100 * n + size)], "labels": [*[-100] * (18 + size), 1, 2]}
+        for n, size in enumerate(own, 1)
+    ]
+    pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 1, "packing": "shared_prefix"}
+    loop = {"epochs": 1, "max_steps": None, "rows_per_step": 3}
+    longest = gate.longest_batch(str(tmp_path / "train.parquet"), Scenario.from_mapping(fields), loop, 1)
+    assert (longest.micro_batch, longest.sequence_length) == (1, len(prefix) + sum(own))

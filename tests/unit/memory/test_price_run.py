@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts.common.errors import UserError
@@ -201,3 +202,19 @@ def test_the_table_has_a_line_for_each_stage(run) -> None:
     assert any(line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits") for line in lines)
     assert any("merging" in line and line.endswith("not checked") for line in lines)
     assert len({line.index(line.split("  ")[0]) for line in lines}) == 1
+
+
+def test_ddp_sends_no_more_than_there_is() -> None:
+    step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "ddp")
+    for weights, sent in ((10, 10), (10**9, price_run.DDP_BROADCAST_BYTES)):
+        assert price_run.started_bytes(step, {"phases": {"load": weights}}, "float32") == weights + sent
+
+
+def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -> None:
+    machine = psutil.virtual_memory().total
+    assert 0 < price_run.host_memory(tmp_path) <= machine  # no container
+    (tmp_path / "memory.current").write_text("5000\n")
+    for limit, most in (("max\n", machine), (str(10**15), machine), ("12000\n", 7000)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert 0 < price_run.host_memory(tmp_path) <= most
+    assert price_run.host_memory(tmp_path) == 7000

@@ -1,7 +1,7 @@
 """The planner: what it says fits does, what it suggests suffices, and the effective batch stays."""
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -290,10 +290,10 @@ TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": Fal
 )
 def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) -> None:
     scenario = make(**fields)
-    count = 2 * scenario.parallel["gpus"]
+    count = 2 * scenario.parallel.gpus
     changes, price = spread(scenario, count)
     assert {key: value for key, value in changes.items() if key != "parallel"} == changed
-    assert apply(scenario, changes).parallel == {**scenario.parallel, "strategy": "fsdp2", "gpus": count}
+    assert apply(scenario, changes).parallel == replace(scenario.parallel, strategy="fsdp2", gpus=count)
     assert (f"effective batch becomes {3 * count}" in price) == (not changed)
 
 
@@ -341,7 +341,7 @@ def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like
     scenario = make(method="full", precision="bf16-mixed", **fields)
     estimate = CalibratedEstimator(scenario)
     stand_in = planner._described(scenario)
-    assert like.items() <= stand_in.parallel.items()
+    assert like.items() <= asdict(stand_in.parallel).items()
     assert (stand_in.precision, stand_in.autocast) == ("bf16", None)
     estimate._learn(scenario, {"required_bytes": 123_456_789})
     assert estimate.described and estimate(scenario) == 123_456_789
@@ -353,3 +353,22 @@ def test_from_zero2_it_is_a_step_to_zero3() -> None:
     scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
     strategies = [c["parallel"]["strategy"] for _, options in moves(scenario) for c in options if "parallel" in c]
     assert strategies == ["zero3"]
+
+
+def test_of_gpus_that_there_were_the_effective_batch_is_all() -> None:
+    """Two GPUs of one row each make a batch of two: four of them can't keep it."""
+    changes, price = spread(make(**TWO), 4)
+    assert changes.keys() == {"parallel"} and "effective batch becomes 4" in price
+    changes, price = spread(make(gradient_accumulation=2, **TWO), 4)
+    assert changes["gradient_accumulation"] == 1 and "effective batch" not in price
+
+
+def test_a_bigger_gpu_with_other_kernels_is_estimated_by_its_own_peak() -> None:
+    """Before compute capability 8.0 this attention keeps its scores, so that every other GPU needs less."""
+    model = {**LLAMA_3_LAYERS, "num_key_value_heads": LLAMA_3_LAYERS["num_attention_heads"] // 2}
+    scenario = make(model=model, precision="fp16", sequence_length=1024, micro_batch=4, gradient_checkpointing=False)
+    gpu = replace(find("t4"), total_bytes=GIB)
+    found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
+    other = catalogue()[found["changes"]["gpu"]]
+    old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
+    assert new < 0.9 * old and found["required_bytes"] == pytest.approx(new, rel=0.05)
