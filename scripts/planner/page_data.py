@@ -19,6 +19,7 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.surface import kernels_of, surface
 from scripts.memory.gpus import GIB, Gpu, catalogue
 from scripts.planner.search import COUNTS, LENGTH_STEP, MOST, CalibratedEstimator, Changes, apply
+from scripts.settings.hub import on_the_page
 from scripts.settings.scenario import MODELS, Parallel, Scenario
 
 TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
@@ -58,7 +59,7 @@ def choices(
     gpu
         The GPU that the page opens with; None: an RTX 4090.
     models
-        Configurations by name, beside the scenario's; None: those of config/models/.
+        Configurations by name, beside the scenario's; None: those of config/models/ that the page offers.
 
     Returns
     -------
@@ -71,7 +72,7 @@ def choices(
     """
     known_models, known_gpus = {path.stem for path in MODELS.glob("*.json")}, catalogue()
     if models is None:
-        models = {path.stem: read_json(path) for path in sorted(MODELS.glob("*.json"))}
+        models = {name: read_json(MODELS / f"{name}.json") for name in on_the_page()}
     own = scenario.model_name or str(scenario.model["model_type"])
     if models.get(own, scenario.model) != scenario.model:
         own += " (changed)"
