@@ -71,6 +71,12 @@ def check(settings: Mapping[str, Any]) -> None:
     _check_parallel(scenario, training_loop(settings))
 
 
+def rows_a_step(settings: Mapping[str, Any]) -> int:
+    """Rows that one optimizer step of a run takes."""
+    step = Scenario.from_mapping({**training_scenario(settings), "model": _ANY_MODEL}, {}, "training")
+    return rows_in_a_step(step, training_loop(settings))
+
+
 def _check_source(source: Mapping[str, Any]) -> None:
     """Refuse a model's folder that is not there, before a job finds it out."""
     folder = Path(source.get("path", ""))
