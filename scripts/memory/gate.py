@@ -51,7 +51,7 @@ def chosen_gpu(
     if setting != "auto":
         return find(setting, "memory.gate.gpu")
     if not cluster:
-        found = found_in_machine(scenario_of(traced).parallel["gpus"] if traced else 1)
+        found = found_in_machine(scenario_of(traced).parallel.gpus if traced else 1)
         return tightest(found, lambda gpu: traced_on(traced, gpu)["required_bytes"]) if found else None
     gpus = sorted((find(gpu, "cluster.gpus") for gpu in cluster), key=lambda gpu: gpu.usable_bytes)
     return next((gpu for gpu in gpus if gpu.usable_bytes >= required_bytes), gpus[-1])
@@ -153,7 +153,7 @@ def decide(
     return {
         **answer,
         "configured": {key: configured[key] for key in ("peak_allocated_bytes", "required_bytes")},
-        "effective_batch": scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel["gpus"],
+        "effective_batch": scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus,
         "gpu": gpu.to_mapping() if gpu else None,
         "overridden": override and answer["fits"] is False,
         "override": override,

@@ -9,6 +9,7 @@ import platform
 import resource
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,11 @@ def measure(
     UserError
         If the device is not there or too small.
     """
-    if scenario.parallel["strategy"] != "none":
+    if scenario.parallel.strategy != "none":
         raise UserError(
             "A step on several GPUs can't be measured by one process.",
             where="parallel",
-            found=scenario.parallel,
+            found=asdict(scenario.parallel),
             allowed="strategy: none; the trace predicts the others",
             write="parallel: {strategy: none, gpus: 1}",
         )

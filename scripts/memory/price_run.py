@@ -18,7 +18,7 @@ from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
 from scripts.memory.gate import chosen_gpu, decide, longest_batch, scenario_of
 from scripts.memory.gpus import Gpu
-from scripts.settings.scenario import SHARDED, Scenario
+from scripts.settings.scenario import Scenario
 
 # Beside tensors, in bytes: Python, the libraries, and freed memory that glibc keeps. 0.4 to 1.0 GB in the stages of the
 # default run; the merge, which streams and loads no transformers, takes 0.25 GB in all.
@@ -77,7 +77,7 @@ def training_stages(
     from scripts.memory.trace import trace
 
     configured, rows = scenario_of(traced), []
-    processes = 1 if room.gpu else configured.parallel["gpus"]  # each has a GPU of its own; on the processor they share
+    processes = 1 if room.gpu else configured.parallel.gpus  # each has a GPU of its own; on the processor they share
     for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
         if room.gpu and step == configured:
             found = decision["configured"]
@@ -165,7 +165,7 @@ def started_bytes(step: Scenario, found: Mapping[str, Any], stored: str) -> int:
     Under FSDP that is the whole model and its share of it; under DDP the model, and rank 0's weights beside it.
     """
     left = found["phases"]["load"]
-    if step.parallel["strategy"] == "ddp":
+    if step.parallel.strategy == "ddp":
         return left + min(left, DDP_BROADCAST_BYTES)
     return left + whole_model_bytes(step, stored)
 
@@ -190,9 +190,9 @@ def host_stages(
         detail = "the whole model, unpacked" if whole else "as it arrives"
         rows.append(judged("fetching the base", HOST, needs, room.host_bytes, "estimated", detail))
     if room.gpu is not None:
-        processes, strategy = (step.parallel[key] for key in ("gpus", "strategy"))
+        processes = step.parallel.gpus
         needs, detail = PROCESS_BYTES + 2 * largest_bytes, "tensor by tensor"
-        if strategy in SHARDED:
+        if step.parallel.sharded:
             needs += whole_model_bytes(step, stored)
             detail = "the whole model, before it is divided"
         if processes > 1:

@@ -11,7 +11,7 @@ from bisect import bisect, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
@@ -21,7 +21,7 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
 from scripts.settings.fields import yaml_text
-from scripts.settings.scenario import ZERO, Scenario
+from scripts.settings.scenario import Parallel, Scenario
 
 Changes = dict[str, Any]
 SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
@@ -124,11 +124,11 @@ def _described(scenario: Scenario) -> Scenario:
     Traces correct estimates, and are what is shown: this decides only which changes are traced.
     """
     parallel = scenario.parallel
-    if parallel["strategy"] not in ZERO:
+    if not parallel.zero_stage:
         return scenario
-    like = {"strategy": "fsdp2", "gpus": parallel["gpus"], "reshard_after_forward": parallel["strategy"] == "zero3"}
+    like = Parallel("fsdp2", parallel.gpus, reshard_after_forward=parallel.strategy == "zero3")
     if scenario.loss != "full":
-        like = {"strategy": "ddp", "gpus": parallel["gpus"]}
+        like = Parallel("ddp", parallel.gpus)
     precision = scenario.autocast_precision or scenario.weight_precision
     return scenario.changed(parallel=like, precision=precision, autocast=None)
 
@@ -177,29 +177,29 @@ def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
     if unpacked:
         yield (
             f"free: 4-bit weights are divided among GPUs too, {unpacked / 1e9:.2f} GB less on each",
-            [{"quantization": {**scenario.quantization, "storage": scenario.weight_precision}}],
+            [{"quantization": {**asdict(scenario.quantization), "storage": scenario.weight_precision}}],
         )
-    if scenario.quantization and not scenario.quantization["double"]:
+    if scenario.quantization and not scenario.quantization.double:
         yield (
             "next to nothing: the scales are quantized too",
-            [{"quantization": {**scenario.quantization, "double": True}}],
+            [{"quantization": {**asdict(scenario.quantization), "double": True}}],
         )
     if scenario.kbit_preparation != "none":
         yield "weights that are not quantized stay in 16 bits", [{"kbit_preparation": "none"}]
-    if not parallel["reshard_after_forward"]:
-        yield "half as much again of communication", [{"parallel": {**parallel, "reshard_after_forward": True}}]
-    if parallel["strategy"] == "ddp":
+    if not parallel.reshard_after_forward:
+        yield "half as much again of communication", [{"parallel": {**asdict(parallel), "reshard_after_forward": True}}]
+    if parallel.strategy == "ddp":
         yield (
             "more communication: weights, gradients and states are divided, and gathered layer by layer",
-            [{"parallel": {**parallel, "strategy": "fsdp2"}}],
+            [{"parallel": {**asdict(parallel), "strategy": "fsdp2"}}],
         )
-    if parallel["strategy"] == "zero2":
+    if parallel.strategy == "zero2":
         yield (
             "more communication: weights are divided too, and gathered layer by layer",
-            [{"parallel": {**parallel, "strategy": "zero3"}}],
+            [{"parallel": {**asdict(parallel), "strategy": "zero3"}}],
         )
     count = scenario.gpu.get("count", 1) if isinstance(scenario.gpu, Mapping) else 1
-    if parallel["strategy"] == "none" and count > 1:
+    if parallel.strategy == "none" and count > 1:
         changes, price = spread(scenario, count)
         yield price, [changes]
     if scenario.loss == "full":
@@ -236,10 +236,10 @@ def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
 
 def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
-    kept = scenario.parallel if scenario.parallel["strategy"] == "fsdp2" else {}
+    kept = asdict(scenario.parallel) if scenario.parallel.strategy == "fsdp2" else {}
     changes: Changes = {"parallel": {**kept, "strategy": "fsdp2", "gpus": gpus}}
     price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
-    before, rows, steps = scenario.parallel["gpus"], scenario.micro_batch, scenario.gradient_accumulation
+    before, rows, steps = scenario.parallel.gpus, scenario.micro_batch, scenario.gradient_accumulation
     if before * steps % gpus == 0:
         changes["gradient_accumulation"] = before * steps // gpus
     elif before * rows % gpus == 0:
@@ -255,13 +255,13 @@ def whole_4bit_bytes(scenario: Scenario) -> int:
     0 where nothing is to be saved so, or nothing is known of the architecture.
     """
     quantization, parallel = scenario.quantization, scenario.parallel
-    if not quantization or quantization["storage"] != "uint8" or parallel["strategy"] != "fsdp2":
+    if quantization is None or quantization.storage != "uint8" or parallel.strategy != "fsdp2":
         return 0
     try:
         packed = describe(scenario.model).parameter_counts()["linear"] // 2
     except NotDescribed:
         return 0
-    return packed - packed // parallel["gpus"]
+    return packed - packed // parallel.gpus
 
 
 def _halves(value: int, least: int) -> list[int]:
@@ -282,7 +282,7 @@ def as_method(scenario: Scenario, method: str) -> Changes:
     precision = scenario.precision.removesuffix("-mixed")
     if method == "qlora" and scenario.mixed:
         changes["precision"] = precision
-    if method == "qlora" and scenario.parallel["strategy"] == "fsdp1" and not scenario.quantization:
+    if method == "qlora" and scenario.parallel.strategy == "fsdp1" and not scenario.quantization:
         changes["quantization"] = {"storage": precision}
     if method != "qlora" and scenario.kbit_preparation == "trl":
         changes["kbit_preparation"] = "none"
@@ -433,12 +433,12 @@ def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> 
 
 def _more_gpus(scenario: Scenario, gpu: Gpu) -> dict[str, Any] | None:
     """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
-    if scenario.parallel["strategy"] not in ("none", "fsdp2"):
+    if scenario.parallel.strategy not in ("none", "fsdp2"):
         return None
     kind: dict[str, Any] = {"name": gpu.name} if gpu.name in catalogue() else {"vram_gib": gpu.total_bytes / GIB}
     estimate: CalibratedEstimator | None = None
     for count in COUNTS:
-        if count <= max(gpu.count, scenario.parallel["gpus"]):
+        if count <= max(gpu.count, scenario.parallel.gpus):
             continue
         changes, price = spread(scenario, count)
         changes["gpu"] = {**kind, "count": count}
@@ -625,7 +625,7 @@ def feasibility(
             {
                 "method": name,
                 "gpu": gpu.name,
-                "gpus": base.parallel["gpus"],
+                "gpus": base.parallel.gpus,
                 "total_gib": round(gpu.total_bytes / GIB, 2),
                 "required_bytes": required,
                 **verdict(required, gpu),

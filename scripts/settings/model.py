@@ -10,9 +10,9 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.settings.fields import MOST, whole
+from scripts.settings.hub import MODELS, HubId, catalogued, fetch_config, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "config" / "models"
 
 # Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
 ALIASES = {
@@ -73,32 +73,21 @@ def found_beside(path: str, where: object) -> Path | None:
 
 
 def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
-    """The configuration as a mapping, and a name for it: from a mapping, a path, or a name in config/models/."""
-    names = sorted(path.stem for path in MODELS.glob("*.json"))
+    """The configuration as a mapping, and a name for it.
+
+    From a mapping, a path, a name in config/models/, or a model's id on the Hub (:mod:`scripts.settings.hub`).
+    """
     example = "qwen2.5-coder-7b"
     if value is None:
         raise UserError(
             "`model` is missing.",
             where=where,
-            allowed=f"a configuration as a mapping, a path to a config.json, or one of: {', '.join(names)}",
+            allowed="a name in config/models/, an id on the Hub, a path to a config.json, or a configuration itself;"
+            f" names are {', '.join(sorted(path.stem for path in MODELS.glob('*.json')))}",
             write=f"model: {example}",
         )
     if isinstance(value, str):
-        path = MODELS / f"{value}.json"
-        if not path.is_file():
-            path = found_beside(value, where)
-        if path is not None and path.is_dir():
-            path = path / "config.json" if (path / "config.json").is_file() else None
-        if path is None:
-            near = difflib.get_close_matches(value, names, n=1, cutoff=0.3)
-            raise UserError(
-                "`model` is neither the name of a known configuration nor a path to a file.",
-                where=where,
-                found=value,
-                allowed=f"{', '.join(names)}; or a path to a config.json",
-                write=f"model: {near[0] if near else example}",
-            )
-        name = path.parent.name if path.name == "config.json" else path.stem
+        path, name = _file(value, where)
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -108,7 +97,7 @@ def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
         name = value.get("_name_or_path") or None
     else:
         raise UserError(
-            "`model` must be a mapping, a path or a name.",
+            "`model` must be a mapping, a path, a name or an id on the Hub.",
             where=where,
             found=value,
             write=f"model: {example}",
@@ -122,6 +111,31 @@ def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
     model = json.loads(json.dumps(dict(value), default=str))
     _check_model(model, where)
     return model, name
+
+
+def _file(text: str, where: object) -> tuple[Path, str]:
+    """The file of a configuration, and what to call the model."""
+    path = MODELS / f"{text}.json"
+    if not path.is_file():
+        path = found_beside(text, where)
+    if path is not None and path.is_dir():
+        path = path / "config.json" if (path / "config.json").is_file() else None
+    if path is not None:
+        return path, path.parent.name if path.name == "config.json" else path.stem
+    hub = HubId.read(text)
+    if hub is not None and hub.revision is None and (known := catalogued(hub)):
+        return MODELS / f"{known}.json", hub.short
+    if hub is not None:
+        return fetch_config(hub, where), hub.short
+    near = nearest(text)
+    raise UserError(
+        "`model` is neither the name of a known configuration nor a path to a file, nor an id on the Hub.",
+        where=where,
+        found=text,
+        allowed=f"{', '.join(near) + ', ... (' if near else 'a name ('}config/models/ lists"
+        f" {len(list(MODELS.glob('*.json')))}); an id on the Hub, owner/name; or a path to a config.json",
+        write=f"model: {near[0] if near else 'qwen2.5-coder-7b'}",
+    )
 
 
 def _check_model(model: dict[str, Any], where: object) -> None:

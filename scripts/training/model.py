@@ -390,10 +390,10 @@ def bitsandbytes_config(scenario: Scenario) -> transformers.BitsAndBytesConfig:
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=scenario.quantization["type"],
-        bnb_4bit_use_double_quant=scenario.quantization["double"],
-        bnb_4bit_compute_dtype=DTYPES.get(scenario.quantization["compute"], weight_dtype(scenario)),
-        bnb_4bit_quant_storage=STORAGES[scenario.quantization["storage"]],
+        bnb_4bit_quant_type=scenario.quantization.type,
+        bnb_4bit_use_double_quant=scenario.quantization.double,
+        bnb_4bit_compute_dtype=DTYPES.get(scenario.quantization.compute, weight_dtype(scenario)),
+        bnb_4bit_quant_storage=STORAGES[scenario.quantization.storage],
     )
 
 
@@ -543,12 +543,12 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
             f"{size:,} parameters of experts stay in {scenario.weight_precision}: transformers 5 keeps all experts of a"
             " layer as one tensor, which bitsandbytes does not pack"
         )
-    gpus, whole = scenario.parallel["gpus"], [module.weight for module in linear_4bit(model).values()]
+    gpus, whole = scenario.parallel.gpus, [module.weight for module in linear_4bit(model).values()]
     whole = [weight for weight in whole if not weight.is_floating_point()]
-    if scenario.parallel["strategy"] == "fsdp2" and whole:
+    if scenario.parallel.strategy == "fsdp2" and whole:
         size = sum(weight.numel() * weight.element_size() for weight in whole)
         found.append(
-            f"the 4-bit weights are stored as {scenario.quantization['storage']}, which FSDP does not divide: each GPU"
+            f"the 4-bit weights are stored as {scenario.quantization.storage}, which FSDP does not divide: each GPU"
             f" holds all {size:,} bytes of them; `quantization: {{storage: {scenario.weight_precision}}}` saves"
             f" {size - size // gpus:,} bytes on each of {gpus} GPUs"
         )

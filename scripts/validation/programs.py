@@ -89,7 +89,7 @@ def trainer(row: Row, orders: int = 1) -> Report:
             write=f"conda env create -f envs/{environment}",
         )
     scenario = row.scenario
-    gpus = scenario.parallel["gpus"]
+    gpus = scenario.parallel.gpus
     with fake_group(gpus) if gpus > 1 else nullcontext():
         with _units_are_sent() if gpus > 1 else nullcontext():
             prepared = prepare(scenario, attention_implementation="flash_attention_2")

@@ -155,7 +155,7 @@ def _selective() -> Any:
 
 def step_of_torchtitan(scenario: Scenario) -> Report:
     """Trace its step on the GPUs that the scenario names, H100."""
-    gpus = scenario.parallel["gpus"]
+    gpus = scenario.parallel.gpus
     with fake_group(gpus):
         with torch.device("meta"):
             model = _Llama(scenario)

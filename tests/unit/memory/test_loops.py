@@ -11,7 +11,7 @@ from torch.nn import functional
 from scripts.engine.trace import measure_step, trace_step
 from scripts.settings.scenario import ROOT
 from tests.unit.decoders import DECODERS
-from tests.unit.memory.test_core import batch, perceptron
+from tests.unit.engine.test_core import batch, perceptron
 
 
 def _forget() -> None:

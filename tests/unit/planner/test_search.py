@@ -1,7 +1,7 @@
 """The planner: what it says fits does, what it suggests suffices, and the effective batch stays."""
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import yaml
@@ -290,10 +290,10 @@ TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": Fal
 )
 def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) -> None:
     scenario = make(**fields)
-    count = 2 * scenario.parallel["gpus"]
+    count = 2 * scenario.parallel.gpus
     changes, price = spread(scenario, count)
     assert {key: value for key, value in changes.items() if key != "parallel"} == changed
-    assert apply(scenario, changes).parallel == {**scenario.parallel, "strategy": "fsdp2", "gpus": count}
+    assert apply(scenario, changes).parallel == replace(scenario.parallel, strategy="fsdp2", gpus=count)
     assert (f"effective batch becomes {3 * count}" in price) == (not changed)
 
 
@@ -341,7 +341,7 @@ def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like
     scenario = make(method="full", precision="bf16-mixed", **fields)
     estimate = CalibratedEstimator(scenario)
     stand_in = planner._described(scenario)
-    assert like.items() <= stand_in.parallel.items()
+    assert like.items() <= asdict(stand_in.parallel).items()
     assert (stand_in.precision, stand_in.autocast) == ("bf16", None)
     estimate._learn(scenario, {"required_bytes": 123_456_789})
     assert estimate.described and estimate(scenario) == 123_456_789

@@ -39,7 +39,7 @@ def test_rows_say_what_ran():
     assert [ROWS[f"liger-{number}"].scenario.loss for number in ("000", "004")] == ["full", "liger"]
     assert ROWS["granite-000"].scenario.model["embedding_multiplier"] == 12
     row = ROWS["fsdp-mistral-057"].scenario
-    assert (row.parallel["strategy"], row.parallel["gpus"], row.quantization["storage"]) == ("fsdp1", 2, "bf16")
+    assert (row.parallel.strategy, row.parallel.gpus, row.quantization.storage) == ("fsdp1", 2, "bf16")
     row = ROWS["peft-lora-rank32"].scenario
     assert (row.attention_mask, row.use_cache, row.previous_sequence_length) == ("padding", True, 80)
     assert ROWS["peft-full-finetuning-lr_0.00001"].scenario.method == "full"
