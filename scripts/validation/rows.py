@@ -52,8 +52,8 @@ class Source:
 
     ``title``: for tables. ``file``: in ``config/measurements``. ``sessions``: how the ids of its rows begin.
     ``developed_with``: whether something about the trace was found, or changed, on these rows. ``environment``: the
-    file in ``envs`` with the versions that were measured. ``unread``: the report keeps what came out at the first try; ``changed``: what was
-    changed after that.
+    file in ``envs`` with the versions that were measured. ``unread``: the report keeps what came out at the first try;
+    ``changed``: what was changed after that.
     """
 
     title: str
