@@ -56,6 +56,26 @@ OWN_HEAD_DIM = (
     "olmoe",
 )
 MOST_LAYERS = 4096
+# Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
+LIGER_MODELS = (
+    "deepseek_v3",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "llama",
+    "ministral",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+)
 
 
 def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:
