@@ -29,6 +29,8 @@ WITHOUT_TORCH = (
     "scripts/dataset",
     "scripts/documents",
     "scripts/provenance",
+    "scripts/ask",
+    "scripts/ask/readers",
 )
 
 
