@@ -79,8 +79,20 @@ class Serving:
         ]
         if self.most_requests is not None:
             lines.append(f"at most {self.most_requests:,} such requests at once fit this GPU")
-        lines.append(
-            "a server that takes memory in advance (vLLM: 90 % of the GPU) has room for more with the rest")).lower()
+        lines.append("a server that takes memory in advance (vLLM: 90 % of the GPU) has room for more with the rest")
+        return "\n".join(lines)
+
+
+def serve(asked: Question, requests: int, weights: str | None) -> Serving:
+    """What serving a model takes.
+
+    Raises
+    ------
+    UserError
+        For an unknown quantization, or an architecture whose keys and values are not described.
+    """
+    scenario = asked.scenario
+    kind = (weights or ("nf4" if scenario.method == "qlora" and "method" in asked.named else "bf16")).lower()
     if kind not in BITS:
         raise UserError(
             "This format of weights is not known.", where="--weights", found=weights, allowed=", ".join(BITS),
