@@ -12,7 +12,8 @@ from .allocator import Event, Replay, replay, required_bytes
 from .components import ROUNDING
 from .costs import CostRecorder
 from .expandable import replay_expandable, required_bytes_expandable
-from .tracker import NOWHERE, Tracker
+from .origins import NOWHERE
+from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
 TIMELINE_POINTS = 2000
@@ -66,6 +67,8 @@ class Report:
         Lowest and highest of them.
     events
         How many allocations and frees were recorded.
+    warnings
+        What a person should know about these figures.
     orders
         One mapping for each history where there are several: ``peak_allocated_bytes``, ``peak_reserved_bytes``,
         ``phases``, ``resident_bytes``.
@@ -85,6 +88,7 @@ class Report:
     components_by_phase: dict[str, dict[str, int]]
     resident_bytes: int
     events: int
+    warnings: tuple[str, ...] = ()
     peak_reserved_bytes: int | None = None
     reserved_range_bytes: tuple[int, int] | None = None
     required_bytes: int | None = None
@@ -164,6 +168,7 @@ def make_report(
         components_by_phase=by_phase,
         resident_bytes=allocated[0],
         events=len(events),
+        warnings=tuple(tracker.warnings),
         timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
         tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
         costs=tracker.costs,

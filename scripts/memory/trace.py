@@ -24,7 +24,7 @@ from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
 from scripts.engine.kernels import flash_attention_package
 from scripts.engine.report import History
-from scripts.engine.trace import Label, component_of, quantization_state, recorded, trace_step
+from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
 from scripts.memory.gpus import Gpu
 from scripts.memory.loading import Loader, loading_history
 from scripts.memory.step_time import step_time
@@ -119,7 +119,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
@@ -254,16 +254,18 @@ def trace(
                 prepared.model,
                 optimizer,
                 make_step(prepared.model, optimizer, scenario) if wrap is None else None,
-                target=target,
-                capability=capability,
-                histories=prepared.histories,
-                label=prepared.label,
-                capacity_bytes=capacity_bytes,
-                expandable_segments=scenario.allocator.expandable_segments,
-                timeline=timeline,
-                origins=origins,
-                costs=timed_on is not None,
-                begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                options=Options(
+                    target=target,
+                    capability=capability,
+                    histories=prepared.histories,
+                    label=prepared.label,
+                    capacity_bytes=capacity_bytes,
+                    expandable_segments=scenario.allocator.expandable_segments,
+                    timeline=timeline,
+                    origins=origins,
+                    costs=timed_on is not None,
+                    begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                ),
             )
     answer = report.to_mapping() | prepared.about | {"attention": attention_kernel(scenario), "target": target}
     if timed_on is not None:

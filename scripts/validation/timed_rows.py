@@ -22,7 +22,7 @@ import torch
 
 from scripts.engine.costs import COLLECTIVE, MEMORY, CostRecorder, Operator, launch, touched_bytes
 from scripts.engine.fake_group import fake_group
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.memory.trace import prepare
 from scripts.settings.scenario import Scenario
 from scripts.training.step import random_step
@@ -143,10 +143,7 @@ def costs_of(row: TimedRow) -> CostRecorder:
             prepared.model,
             prepared.optimizer,
             step,
-            capability=(8, 0),
-            histories=prepared.histories,
-            label=prepared.label,
-            costs=True,
+            options=Options(capability=(8, 0), histories=prepared.histories, label=prepared.label, costs=True),
         ).costs
     if "foak" in row.framework and row.gpus > 1 and row.method != "full":
         adapters_outside_fsdp(costs)

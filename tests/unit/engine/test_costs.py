@@ -8,7 +8,7 @@ from torch import nn
 
 from scripts.engine.costs import ATTENTION, COLLECTIVE, MEMORY, PRODUCT
 from scripts.engine.fake_group import DDP_STREAM, fake_group
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 
 ROWS, INNER, COLUMNS = 64, 256, 128
 
@@ -24,7 +24,7 @@ def costs_of_linear(**options):
         optimizer.step()
         optimizer.zero_grad()
 
-    return trace_step(model, optimizer, step, batch, costs=True, **options).costs
+    return trace_step(model, optimizer, step, batch, Options(costs=True, **options)).costs
 
 
 def test_a_product_and_its_gradient():
@@ -81,7 +81,9 @@ def test_causal_attention_costs_half(causal, share):
         model = Attention().to(torch.bfloat16)
         hidden = torch.empty(batch, heads, tokens, head, dtype=torch.bfloat16)
 
-    costs = trace_step(model, None, lambda x: model(x).sum().backward(), hidden, steps=1, costs=True).costs
+    costs = trace_step(
+        model, None, lambda x: model(x).sum().backward(), hidden, options=Options(steps=1, costs=True)
+    ).costs
     kernels = [costs.operators[index] for index in costs.calls if costs.operators[index].kind == ATTENTION]
     forward = 4 * batch * heads * tokens * tokens * head * share
     assert [kernel.flops for kernel in kernels] == [forward, 2.5 * forward]
@@ -89,20 +91,21 @@ def test_causal_attention_costs_half(causal, share):
 
 @pytest.mark.parametrize("gpus", [2, 4])
 def test_an_all_reduce_of_ddp_sends_all_but_a_part_twice(gpus):
-    with fake_group(gpus), torch.device("meta"):
+    with torch.device("meta"):
         model = nn.Linear(INNER, COLUMNS, bias=False)
         batch = torch.empty(ROWS, INNER)
-        wrapped = {}
+    wrapped = {}
 
-        def begin():
-            wrapped["model"] = nn.parallel.DistributedDataParallel(model)
-            return step
+    def begin():
+        wrapped["model"] = nn.parallel.DistributedDataParallel(model)
+        return step
 
-        def step(batch):
-            wrapped["model"](batch).sum().backward()
-            model.zero_grad()
+    def step(batch):
+        wrapped["model"](batch).sum().backward()
+        model.zero_grad()
 
-        costs = trace_step(model, None, None, batch, begin=begin, costs=True).costs
+    with fake_group(gpus):
+        costs = trace_step(model, None, None, batch, Options(begin=begin, costs=True)).costs
     sent = [
         costs.operators[index].bytes
         for index, stream in zip(costs.calls, costs.streams, strict=True)
@@ -116,7 +119,7 @@ def test_nothing_is_recorded_unasked_and_memory_is_the_same():
         model, batch = nn.Linear(8, 8), torch.empty(4, 8)
 
     def run(**options):
-        return trace_step(model, None, lambda x: model(x).sum().backward(), batch, **options)
+        return trace_step(model, None, lambda x: model(x).sum().backward(), batch, Options(**options))
 
     assert run().costs is None and "costs" not in run().to_mapping()
     with_costs = run(costs=True)
