@@ -52,12 +52,16 @@ class Speed:
         PyTorch's default.
     memory_bytes_per_second, link_bytes_per_second
         Of the card's memory; of its link to other cards, one way.
+    cache_bytes
+        Of the last level that all multiprocessors share.
     multiprocessors
         How many tiles of a product are computed at once.
     board_watts
         The most that the board takes.
     product, memory, attention_forward, attention_backward, efficient_attention, link
         Shares of those figures; ``efficient_attention`` multiplies those of attention for the memory-efficient kernel.
+    cached
+        How many times faster memory is for a kernel whose operands fit into the cache.
     contention
         Share of a collective's time that it costs the kernels beside it.
     prologue
@@ -75,6 +79,7 @@ class Speed:
     peak_flops: Mapping[str, float]
     memory_bytes_per_second: float
     link_bytes_per_second: float
+    cache_bytes: float
     multiprocessors: int
     board_watts: float
     product: float
@@ -83,6 +88,7 @@ class Speed:
     attention_backward: float
     efficient_attention: float
     link: float
+    cached: float
     contention: float
     prologue: float
     launch_seconds: float
@@ -105,6 +111,7 @@ def speed_of(name: str) -> Speed | None:
         peak_flops={dtype: value * 1e12 for dtype, value in flops.items()},
         memory_bytes_per_second=peaks["memory_gb_s"] * 1e9,
         link_bytes_per_second=peaks["link_gb_s"] * 1e9,
+        cache_bytes=peaks["cache_mb"] * 1e6,
         multiprocessors=peaks["multiprocessors"],
         board_watts=peaks["watts"],
         **{**shares["assumed"], **shares.get(name, {})},
@@ -215,7 +222,10 @@ def kernel_time(operator: Operator, speed: Speed) -> tuple[float, str]:
     """Seconds of a kernel on the GPU, and what limits it, a key of :data:`LIMITS`."""
     if operator.kind == "collectives":
         return operator.bytes / (speed.link_bytes_per_second * speed.link), "collectives"
-    moving = max(operator.bytes / (speed.memory_bytes_per_second * speed.memory), speed.shortest_kernel_seconds)
+    bandwidth = speed.memory_bytes_per_second * speed.memory
+    if operator.bytes < speed.cache_bytes:
+        bandwidth *= speed.cached
+    moving = max(operator.bytes / bandwidth, speed.shortest_kernel_seconds)
     if operator.kind == "memory":
         return moving, "memory"
     peak = speed.peak_flops.get(operator.dtype, 0.0)

@@ -32,6 +32,7 @@ FITTED = {
     "time-mistral-main-032", "time-mistral-main-056", "time-santacoder-main-002", "time-santacoder-main-068",
     "time-mistral-main-011", "time-mistral-main-057", "time-santacoder-main-001", "time-granite-granite-001",
     "time-t4-sweep-01", "time-t4-sweep-13", "time-t4-sweep-18", "time-t4-sweep-25", "time-t4-sweep-32",
+    "time-peft-lora-rank10-target-mlp", "time-peft-vera-default",
 }  # fmt: skip
 # torchtitan's H100 have 96 GB of HBM2e at 2.4 TB/s and a power limit of 500 W (its docs/performance.md).
 _MEMORY_OF_TORCHTITAN = 2.4e12

@@ -15,6 +15,7 @@ CARD = replace(
     peak_flops={"bfloat16": 1e12},
     memory_bytes_per_second=1e9,
     link_bytes_per_second=1e9,
+    cache_bytes=0,
     multiprocessors=1,
     product=1.0,
     memory=1.0,
