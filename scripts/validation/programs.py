@@ -18,7 +18,7 @@ from scripts.engine.allocator import EMPTY_CACHE
 from scripts.engine.fake_group import fake_group
 from scripts.engine.patching import patched
 from scripts.engine.report import Report
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.memory.gpus import find
 from scripts.memory.loading import Loader
 from scripts.memory.trace import prepare
@@ -63,10 +63,12 @@ def fitcheck(row: Row, orders: int = 1) -> Report:
         model,
         optimizer,
         step,
-        capability=gpu.capability,
-        histories=prepared.histories,
-        label=prepared.label,
-        capacity_bytes=gpu.usable_bytes,
+        options=Options(
+            capability=gpu.capability,
+            histories=prepared.histories,
+            label=prepared.label,
+            capacity_bytes=gpu.usable_bytes,
+        ),
     )
 
 
@@ -88,10 +90,12 @@ def trainer(row: Row, orders: int = 1) -> Report:
             model,
             optimizer,
             random_step(model, optimizer, scenario, "meta", max_grad_norm=1.0),
-            capability=(8, 0),
-            torch_version=TORCH_OF_THE_A100,
-            histories=prepared.histories,
-            label=prepared.label,
+            options=Options(
+                capability=(8, 0),
+                torch_version=TORCH_OF_THE_A100,
+                histories=prepared.histories,
+                label=prepared.label,
+            ),
         )
 
 
@@ -168,10 +172,12 @@ def peft_comparison(row: Row, orders: int = 1) -> Report:
         optimizer,
         step,
         batch(scenario.sequence_length),
-        previous_batch=batch(scenario.previous_sequence_length),
-        capability=(8, 9),
-        histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
-        label=prepared.label,
+        Options(
+            previous_batch=batch(scenario.previous_sequence_length),
+            capability=(8, 9),
+            histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
+            label=prepared.label,
+        ),
     )
 
 
