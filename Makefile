@@ -39,7 +39,7 @@ test-slurm: $(VENV)/ready-dev
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready
-	$(VENV)-deepspeed/bin/python -m pytest tests/unit/engine/test_fake_deepspeed.py tests/unit/memory/test_zero.py
+	$(VENV)-deepspeed/bin/python -m pytest tests/unit/engine/test_fake_deepspeed.py tests/unit/engine/test_private_names.py tests/unit/memory/test_zero.py
 
 # Versions of all that the requirements bring along, but for torch, whose build is the machine's affair.
 lock:

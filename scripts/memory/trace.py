@@ -24,7 +24,7 @@ from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
 from scripts.engine.kernels import flash_attention_package
 from scripts.engine.report import History
-from scripts.engine.trace import Label, component_of, quantization_state, recorded, trace_step
+from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
 from scripts.settings.scenario import Scenario, check_packages
 from scripts.training.adapters import adapter_names
@@ -117,7 +117,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
@@ -248,15 +248,17 @@ def trace(
                 prepared.model,
                 optimizer,
                 make_step(prepared.model, optimizer, scenario) if wrap is None else None,
-                target=target,
-                capability=capability,
-                histories=prepared.histories,
-                label=prepared.label,
-                capacity_bytes=capacity_bytes,
-                expandable_segments=scenario.allocator.expandable_segments,
-                timeline=timeline,
-                origins=origins,
-                begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                options=Options(
+                    target=target,
+                    capability=capability,
+                    histories=prepared.histories,
+                    label=prepared.label,
+                    capacity_bytes=capacity_bytes,
+                    expandable_segments=scenario.allocator.expandable_segments,
+                    timeline=timeline,
+                    origins=origins,
+                    begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                ),
             )
     return report.to_mapping() | prepared.about | {"attention": attention_kernel(scenario), "target": target}
 
