@@ -20,6 +20,8 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "parses_without_fence": ("Parses as Bash, after a code fence is stripped", True),
     "chrf": ("chrF", True),
     "danger": ("Flagged as dangerous by the screen", False),
+    "refused_harmful": ("Refused, of requests for harm", True),
+    "refused_harmless": ("Refused, though harmless", False),
 }
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
