@@ -125,7 +125,7 @@ def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
     try:
         import torch
 
-        from scripts.engine.trace import trace_step
+        from scripts.engine.trace import Options, trace_step
         from scripts.memory.evaluation_memory import Evaluation, build
     except ImportError:
         return tokens * (4 * sizes["h"] + 3 * sizes["i"]) * 2 + 6 * sizes["V"], "estimated"
@@ -138,7 +138,7 @@ def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
                 torch.zeros(1, tokens, dtype=torch.long, device="meta"), use_cache=True, logits_to_keep=1
             ).logits.float()
 
-    report = trace_step(model, None, step, steps=1, scalars=0)
+    report = trace_step(model, None, step, options=Options(steps=1, scalars=0))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     cache = tokens * 2 * sizes["L"] * sizes["k"] * (4 if dtype == "float32" else 2)
     return max(0, report.peak_allocated_bytes - weights - cache), "traced, one prompt read at once"

@@ -46,6 +46,11 @@ def test_rows_say_what_ran():
     assert ROWS["peft-full-finetuning-lr_0.00001"].scenario.method == "full"
 
 
+def test_nobody_who_measured_had_expandable_segments():
+    """So our own training's setting moves none of the tables: a row is traced as its scenario says."""
+    assert not any(row.scenario.allocator.expandable_segments for row in ROWS.values())
+
+
 # LoRA by eager and fused attention in every phase; QLoRA loaded one tensor after the other.
 @pytest.mark.parametrize("identity", ["t4-sweep-29", "t4-sweep-31", "t4-notebook-04", "t4-notebook-08"])
 def test_rows_that_leave_nothing_to_chance_are_exact(identity):
