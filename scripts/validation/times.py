@@ -27,8 +27,8 @@ from scripts.memory.step_time import Speed, simulate, speed_of
 from scripts.validation.timed_rows import TimedRow, read
 
 REPORT = Path(__file__).resolve().parents[2] / "config" / "measurements" / "times.json"
-# What each kind's shares were fitted to. On the T4, row 13 stood here instead of row 19 until the unread rows were read.
-# It says nothing of the memory-efficient kernel on long texts, and rows of them came out up to 174 % too slow (40 unread
+# What each kind was fitted to. On the T4, row 13 stood here instead of row 19 until the unread rows were read. It
+# says nothing of the memory-efficient kernel on long texts, and rows of them came out up to 174 % too slow (40 unread
 # rows: median 12.1 %). Nothing else was changed after reading.
 FITTED = {
     "time-mistral-main-032", "time-mistral-main-056", "time-santacoder-main-002", "time-santacoder-main-068",
