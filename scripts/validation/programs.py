@@ -37,7 +37,7 @@ SESSIONS = {
 TORCH_OF_THE_A100 = "2.4.1"
 
 
-def fitcheck(row: Row, orders: int = 1) -> Report:
+def fitcheck(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """``scripts/measure.py`` of fitcheck-llm.
 
     One tensor is input and label, and serves all steps; the model's output lives until the update is done, the
@@ -67,12 +67,13 @@ def fitcheck(row: Row, orders: int = 1) -> Report:
             capability=gpu.capability,
             histories=prepared.histories,
             label=prepared.label,
+            costs=costs,
             capacity_bytes=gpu.usable_bytes,
         ),
     )
 
 
-def trainer(row: Row, orders: int = 1) -> Report:
+def trainer(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """The benchmark of fms-acceleration: transformers' Trainer under TRL's ``SFTTrainer``, with the package flash-attn.
 
     ``scripts/benchmarks/scenarios*.yaml`` and ``defaults.yaml`` there say: reentrant checkpointing, as the Trainer's
@@ -95,6 +96,7 @@ def trainer(row: Row, orders: int = 1) -> Report:
                 torch_version=TORCH_OF_THE_A100,
                 histories=prepared.histories,
                 label=prepared.label,
+                costs=costs,
             ),
         )
 
@@ -130,7 +132,7 @@ def _units_are_sent() -> Iterator[None]:
         yield
 
 
-def peft_comparison(row: Row, orders: int = 1) -> Report:
+def peft_comparison(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """``method_comparison/MetaMathQA/run.py`` of peft.
 
     A manual loop: batch, output and loss live until the next ones replace them; the gradients until the next step
@@ -177,15 +179,16 @@ def peft_comparison(row: Row, orders: int = 1) -> Report:
             capability=(8, 9),
             histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
             label=prepared.label,
+            costs=costs,
         ),
     )
 
 
-def torchtitan(row: Row, orders: int = 1) -> Report:
+def torchtitan(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """See :mod:`scripts.validation.torchtitan`."""
     from scripts.validation.torchtitan import step_of_torchtitan
 
-    return step_of_torchtitan(row.scenario)
+    return step_of_torchtitan(row.scenario, costs=costs)
 
 
 def _optimizer(model: nn.Module, kind: str, options: dict[str, Any]) -> torch.optim.Optimizer:
@@ -225,6 +228,9 @@ def check_versions(row: Row) -> None:
     )
 
 
-def run(row: Row, orders: int = 1) -> Report:
-    """Trace a row's program; ``orders``: how many orders of a threaded loading, where chance decided."""
-    return PROGRAMS[row.program](row, orders)
+def run(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+    """Trace a row's program.
+
+    ``orders``: how many orders of a threaded loading, where chance decided; ``costs``: with what each operator costs.
+    """
+    return PROGRAMS[row.program](row, orders, costs=costs)
