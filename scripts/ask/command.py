@@ -215,9 +215,8 @@ def _print_largest(asked: Any, field: str, as_json: bool) -> int:
         print(f"NOTHING FITS {text.card(asked.gpu.to_mapping())}, not even the smallest: {step}")
         return 1
     end = "; the model's positions end it" if found["limited_by_positions"] else ""
-    print(
-        f"{found['value']:,} {what} fit {text.card(asked.gpu.to_mapping())}, {text.gib(found['headroom_bytes'])} to spare{end}"
-    )
+    on = text.card(asked.gpu.to_mapping())
+    print(f"{found['value']:,} {what} fit {on}, {text.gib(found['headroom_bytes'])} to spare{end}")
     print(f"for: {step}")
     return 0
 
