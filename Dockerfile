@@ -4,7 +4,7 @@
 # --build-arg TORCH=torch==2.13.0 where another build of PyTorch than PyPI's newest is wanted.
 FROM python:3.12-slim-trixie
 
-ARG TORCH="torch>=2.7,<3"
+ARG TORCH="torch>=2.7,<2.14"
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends git make libgomp1 \
  && rm -rf /var/lib/apt/lists/*

@@ -1,5 +1,6 @@
 # make run   from raw data to results/<run>/MODEL_CARD.md
-# make test  linters, unit tests, dry runs, the whole chain (in this environment and under conda)
+# make test  linters, unit tests, dry runs, the whole chain; on all cores, WORKERS=1 for one
+# make test-conda   the chain in conda environments
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv
 # make lock   renews constraints.txt
@@ -9,21 +10,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
+WORKERS ?= logical
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-slurm test-deepspeed lint lock clean
+.PHONY: run test test-conda test-slurm test-deepspeed lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
 
 test: $(VENV)/ready-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
+
+# Where conda-forge can't be reached, with a conda that is made out of PyPI's packages.
+test-conda: $(VENV)/ready-dev
+	$(BIN)/python -m pytest tests/conda
 
 # A one-node Slurm, installed where it is missing and this is root on Debian; otherwise the tests say what to install.
 test-slurm: $(VENV)/ready-dev
@@ -33,7 +39,7 @@ test-slurm: $(VENV)/ready-dev
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready
-	$(VENV)-deepspeed/bin/python -m pytest tests/unit/engine/test_fake_deepspeed.py tests/unit/memory/test_zero.py
+	$(VENV)-deepspeed/bin/python -m pytest tests/unit/engine/test_fake_deepspeed.py tests/unit/engine/test_private_names.py tests/unit/memory/test_zero.py
 
 # Versions of all that the requirements bring along, but for torch, whose build is the machine's affair.
 lock:

@@ -232,7 +232,7 @@ rule encode_dataset:
     resources:
         before_gate=1,
         # What one step takes, to say at once when there is less. No param: another batch size encodes nothing anew.
-        rows_a_step=of(run_scenarios.effective_batch),
+        rows_a_step=of(check_run.rows_a_step),
     params:
         code=code("dataset/encode.py"),
         prompt=section("prompt"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -10,10 +11,46 @@ import pytest
 from tests.end_to_end import chain
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; scripts/common/job.py says why
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each worker; jobs of a chain set their own number
+
+# A worker takes whole files. What takes minutes begins first, so that no worker is left with it at the end; the chain
+# first of all, and what reads it later, when it is finished.
+FIRST = (
+    "tests/end_to_end/test_chain.py",
+    "tests/workflow",
+    "tests/docs",
+    "tests/end_to_end",
+    "tests/unit/memory",
+    "tests/unit/training",
+    "tests/unit/engine",
+    "tests/unit/merging",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes long first; else the order stays."""
+
+    def turn(item: pytest.Item) -> int:
+        return next((number for number, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))
+
+    items.sort(key=turn)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A checkout in which the chain has run with the tiny configuration, and what Snakemake said."""
-    project = chain.checkout(tmp_path_factory.mktemp("chain"))
-    return project, chain.snakemake(project)
+    """A checkout in which the chain has run with the tiny configuration, and what Snakemake said.
+
+    All workers of a session share it: read it, or edit a copy.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    project, said = folder / "chain", folder / "chain.txt"
+    with open(folder / "chain.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            assert not project.exists(), "the chain failed in another worker"
+            chain.checkout(project)
+            said.write_text(chain.snakemake(project), encoding="utf-8")
+    return project, said.read_text(encoding="utf-8")

@@ -50,6 +50,27 @@ def _render(tokenizer: Any, system: str, request: str, answer: str | None) -> st
     return tokenizer.apply_chat_template(messages, **settings)
 
 
+def check_template(tokenizer: Any, where: object) -> None:
+    """Put a request to the tokenizer's chat template, to see whether it can be done.
+
+    Raises
+    ------
+    UserError
+        Where the template fails, each in its own way, or leaves the request out.
+    """
+    write = "# chat_template.jinja beside the tokenizer, as the model's instruction-tuned relatives have it"
+    allowed = "a template that writes a system prompt or not, and a user's message"
+    try:
+        text = render_prompt(tokenizer, "Answer with one command.", "list the files")
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0] or "no reason given"
+        problem = f"The model's chat template can't be used: {type(error).__name__}: {said[:300]}"
+        raise UserError(problem, where=where, allowed=allowed, write=write) from None
+    if "list the files" not in text:
+        problem = "The model's chat template leaves out what the user writes."
+        raise UserError(problem, where=where, found=text[:200], allowed=allowed, write=write)
+
+
 def render_prompt(tokenizer: Any, system: str, request: str) -> str:
     """What the model reads before it answers. Tokenize it with ``add_special_tokens=False``.
 

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from scripts.common.errors import UserError
+
+MOST_YAML_VALUES = 1_000_000
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def _beside(path: Path) -> Path:
@@ -150,9 +154,29 @@ def read_yaml(path: str | os.PathLike) -> Any:
                 found[name] = line
             return super().construct_mapping(node, deep)
 
+        def construct_number(self, node: Any) -> int | float:
+            """A number that says what it means; YAML 1.1 reads 010 as 8, and 1:30 as 90."""
+            value = {"int": self.construct_yaml_int, "float": self.construct_yaml_float}[node.tag.rpartition(":")[2]](
+                node
+            )
+            plain = node.value.lstrip("+-").replace("_", "")
+            if ":" in plain or re.fullmatch(r"0\d+", plain):
+                raise UserError(
+                    f"YAML reads {node.value} as {value}: {'sixties' if ':' in plain else 'a number to the base 8'}.",
+                    where=f"{path}, line {node.start_mark.line + 1}",
+                    found=node.value,
+                    allowed="a number without leading zeros and colons; text in quotes",
+                    write=f"{value}    # or, as text, '{node.value}'" if ":" in plain else f"{plain.lstrip('0') or 0}",
+                )
+            return value
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
     try:
         with open(path, encoding="utf-8") as handle:
-            return yaml.load(handle, Loader)
+            value = yaml.load(handle, Loader)
+        _refuse_endless(value, path)
+        return value
     except FileNotFoundError:
         raise UserError("The file does not exist.", where=path) from None
     except OSError as error:
@@ -162,6 +186,31 @@ def read_yaml(path: str | os.PathLike) -> Any:
         problem = getattr(error, "problem", None) or error
         place = f"{path}, line {mark.line + 1}" if mark else path
         raise UserError(f"This is not YAML: {problem}.", where=place) from None
+
+
+def _refuse_endless(value: Any, path: object) -> None:
+    """Raise where a YAML value holds itself, or so many references that it would never end."""
+    above: list[int] = []
+    count = 0
+
+    def walk(value: Any) -> None:
+        nonlocal count
+        count += 1
+        if id(value) in above or count > MOST_YAML_VALUES:
+            problem = "A value of this file refers to itself."
+            raise UserError(
+                problem if id(value) in above else "This file has no end of references.",
+                where=path,
+                allowed=f"references (*name) to what stands before them; at most {MOST_YAML_VALUES:,} values in all",
+                write="# the value itself in place of the *name",
+            )
+        if isinstance(value, dict | list):
+            above.append(id(value))
+            for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
+                walk(item)
+            above.pop()
+
+    walk(value)
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> int:
@@ -184,8 +233,8 @@ def read_jsonl(path: str | os.PathLike) -> Iterator[dict]:
                 raise UserError(f"This line is not JSON: {error.msg}.", where=f"{path}, line {number}") from None
 
 
-def copy_own(path: Path, folder: Path) -> None:
-    """Copy a file of a model's folder into ``folder``; a link that leads out of the model is not followed.
+def own_file(path: Path) -> Path:
+    """The path of a file in a model's folder, as it is; a link that leads out of the model is refused.
 
     It would carry into the results whatever it points to. A snapshot in the Hub's cache consists of links into the
     blobs of its repository: these are the model's own.
@@ -194,13 +243,18 @@ def copy_own(path: Path, folder: Path) -> None:
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not (target.is_relative_to(home) or target.is_relative_to(blobs)):
         raise UserError(
-            "A file of the model is a link to somewhere outside its folder; what it points to is not copied.",
+            "A file of the model is a link to somewhere outside its folder; what it points to is not taken.",
             where=path,
             found=str(target),
             allowed="files, links within the model's folder, and those of a snapshot in the Hub's cache",
             write=f"{shlex.join(['cp', '--remove-destination', str(target), str(path)])}    # if it is the model's",
         )
-    shutil.copyfile(target, folder / path.name)
+    return path
+
+
+def copy_own(path: Path, folder: Path) -> None:
+    """Copy a file of a model's folder into ``folder``, if it is :func:`own_file`."""
+    shutil.copyfile(own_file(path), folder / path.name)
 
 
 def sha256_file(path: str | os.PathLike) -> str:
@@ -301,6 +355,19 @@ def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
     return {str(path): report for path, report in reports.items()}
 
 
+def sealed_files(path: str | os.PathLike, outputs: Iterable[str] = ()) -> dict[str, str]:
+    """The files that a report vouches for with their digests, by path; empty where a JSON file is no report.
+
+    A file lies among ``outputs``, of the step that wrote the report, or beside the report.
+    """
+    if not _seals_itself(path := Path(path)):
+        return {}
+    by_name = {Path(output).name: str(output) for output in outputs}
+    digests = read_json(path)["sha256"]
+    places = {by_name.get(name, str(path.parent / name)): digest for name, digest in digests.items()}
+    return {place: digest for place, digest in places.items() if place != str(path) and os.path.exists(place)}
+
+
 def _seals_itself(path: Path) -> bool:
     """Whether a JSON file is a report, though perhaps a damaged one."""
     value = read_json(path)
@@ -312,11 +379,23 @@ def read_folder(path: str | os.PathLike) -> dict:
     """Read the report of a folder; each file in the folder that it vouches for must be what was written.
 
     For a model's folder, whose report (``weights.json``, ``description.json``, ``manifest.json``) is the rule's output
-    and stands for files whose names are not known before: a damaged file means that both are to be deleted.
+    and stands for files whose names are not known before: a damaged file means that both are to be deleted. Beside
+    weights that it vouches for no others may lie, which a library might load instead.
     """
     path = Path(path)
     names = [name for name in read_report(path)["sha256"] if name != path.name]
-    return read_report(path, *(path.parent / name for name in names), remove=[path])
+    report = read_report(path, *(path.parent / name for name in names), remove=[path])
+    if any(name.endswith(".safetensors") for name in names):
+        beside = {file.name for pattern in WEIGHTS for file in path.parent.glob(pattern)}
+        if strange := sorted(beside - set(names)):
+            raise UserError(
+                "Weights lie in the model's folder that are not the model's; a library might load them instead.",
+                where=path.parent,
+                found=", ".join(strange),
+                allowed=f"the weights that {path} records",
+                write=f"rm {shlex.join(str(path.parent / name) for name in strange)}    # then the same command again",
+            )
+    return report
 
 
 def _digest(path: str | os.PathLike) -> str:

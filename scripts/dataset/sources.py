@@ -8,6 +8,7 @@ tests/unit/dataset/test_sources.py), so Python's own are used; Parquet has neith
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -20,6 +21,15 @@ from scripts.common.errors import UserError
 
 MAXIMUM_LINE_CHARACTERS = 1 << 20  # a longer line is no pair of request and command, and would have to fit in memory
 _ROLES = ("request", "command", "intent")
+# What begins a file in a wider encoding: a mark, the longer ones first, or zeros in the first two characters.
+_MARKS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32"}
+_MARKS |= {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_WIDE = {
+    (True, False, False, False): "UTF-32LE",
+    (False, False, False, True): "UTF-32BE",
+    (True, False, True, False): "UTF-16LE",
+    (False, True, False, True): "UTF-16BE",
+}
 _NO_UTF8 = re.compile("[\udc80-\udcff]")  # what a byte becomes that is not UTF-8 (PEP 383)
 _TWICE = "\0twice"  # the key of a row that says which of its keys stands there twice
 
@@ -94,9 +104,11 @@ def check_columns(found: Iterable[str], columns: Mapping[str, str], where: objec
 def _open(path: Path) -> TextIO:
     """Open a file in UTF-8; a byte that is not UTF-8 spoils no more than the field it stands in."""
     with open(path, "rb") as handle:
-        if handle.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            write = f"iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}"
-            raise UserError("The file is UTF-16, not UTF-8.", where=path, allowed="UTF-8", write=write)
+        start = handle.read(4)
+    marked = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
+    if encoding := marked or _WIDE.get(tuple(map(bool, start))):
+        write = f"iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}"
+        raise UserError(f"The file is {encoding[:6]}, not UTF-8.", where=path, allowed="UTF-8", write=write)
     return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
 
 

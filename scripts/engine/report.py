@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from .allocator import Event, Replay, replay, required_bytes
 from .components import ROUNDING
 from .expandable import replay_expandable, required_bytes_expandable
-from .tracker import NOWHERE, Tracker
+from .origins import NOWHERE
+from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
 TIMELINE_POINTS = 2000
@@ -65,6 +66,8 @@ class Report:
         Lowest and highest of them.
     events
         How many allocations and frees were recorded.
+    warnings
+        What a person should know about these figures.
     orders
         One mapping for each history where there are several: ``peak_allocated_bytes``, ``peak_reserved_bytes``,
         ``phases``, ``resident_bytes``.
@@ -82,6 +85,7 @@ class Report:
     components_by_phase: dict[str, dict[str, int]]
     resident_bytes: int
     events: int
+    warnings: tuple[str, ...] = ()
     peak_reserved_bytes: int | None = None
     reserved_range_bytes: tuple[int, int] | None = None
     required_bytes: int | None = None
@@ -158,6 +162,7 @@ def make_report(
         components_by_phase=by_phase,
         resident_bytes=allocated[0],
         events=len(events),
+        warnings=tuple(tracker.warnings),
         timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
         tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
         **(_reserved(tracker, histories, events, run, capacity_bytes, *allocator) if run else {}),

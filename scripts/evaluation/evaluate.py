@@ -153,7 +153,8 @@ def main(
         "prompt": prompt,
         "settings": settings,
         "test": split["sha256"][Path(inputs["test"]).name],
-        "tokenizer": description["sha256"],
+        # Not the seal of all that is described: a new title or licence changes no answer.
+        "tokenizer": {name: digest for name, digest in description["sha256"].items() if name != "description.json"},
     }
     metrics, answers = Path(outputs["metrics"]), Path(outputs["answers"])
     kept = ResultCache(metrics.parent / "kept", state, metrics, [answers])

@@ -5,15 +5,15 @@ A scenario names one of config/gpus.yaml, or a size; the gate may also ask for t
 
 from __future__ import annotations
 
-import difflib
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
+from scripts.memory.gpu_names import read_gpu
 from scripts.settings.scenario import ROOT, checked_gpu
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
@@ -74,11 +74,19 @@ class Gpu:
         return {**asdict(self), "label": self.label, "others": others, "usable_bytes": self.usable_bytes}
 
 
-@cache
 def catalogue() -> dict[str, Gpu]:
-    """All GPUs of config/gpus.yaml, in its order (by size)."""
+    """The GPUs of config/gpus.yaml that tables and pages show, in its order (by size)."""
+    return _catalogue("gpus")
+
+
+@cache
+def _catalogue(*sections: str) -> dict[str, Gpu]:
     content = read_yaml(CATALOGUE)
-    return {name: _from_entry(name, entry, content["assumptions"]) for name, entry in content["gpus"].items()}
+    return {
+        name: _from_entry(name, entry, content["assumptions"])
+        for section in sections
+        for name, entry in content[section].items()
+    }
 
 
 def _from_entry(name: str, entry: Mapping[str, Any], assumptions: Mapping[str, float]) -> Gpu:
@@ -102,35 +110,41 @@ def _assumed_context(capability: float | None, assumptions: Mapping[str, float])
 
 
 def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
-    """The GPU of a name in config/gpus.yaml, or of a size, ``{vram_gib: number}``; ``{..., count: 2}``: several.
+    """The GPU of a name, as config/gpus.yaml has it or as people write it (:mod:`scripts.memory.gpu_names`), or of a
+    size, ``{vram_gib: number}``; ``{..., count: 2}``: several.
 
     Raises
     ------
     UserError
-        If the name is unknown, with the nearest ones, or the count is none.
+        If the name is unknown or means several cards, or the count is none.
     """
+    if isinstance(gpu, str) and gpu.lstrip().startswith("{"):
+        gpu = _mapping(gpu, where)
     gpu = checked_gpu(gpu, where)
-    if isinstance(gpu, Mapping) and "count" in gpu:
+    known = _catalogue("gpus", "others")
+    if isinstance(gpu, str) and gpu not in known:
+        assumptions = read_yaml(CATALOGUE)["assumptions"]
+        gpu = read_gpu(gpu, {name: card.title for name, card in known.items()}, assumptions["total_share"], where)
+    if isinstance(gpu, str):
+        return known[gpu]
+    if "count" in gpu:
         kind = {key: value for key, value in gpu.items() if key != "count"}
         return replace(find(kind.get("name", kind), where), count=gpu["count"])
-    if isinstance(gpu, Mapping):
-        context, source = _assumed_context(None, read_yaml(CATALOGUE)["assumptions"])
-        total = int(gpu["vram_gib"] * GIB)
-        return Gpu(
-            f"{gpu['vram_gib']:g} GiB", "a GPU of this size", total, "as given", int(context * MIB), source, None
-        )
-    known = catalogue()
-    if gpu in known:
-        return known[gpu]
-    simple = gpu.lower().replace(" ", "-").replace("_", "-").removeprefix("nvidia-").removeprefix("geforce-")
-    near = [simple] if simple in known else difflib.get_close_matches(simple, known, n=3, cutoff=0.4)
-    raise UserError(
-        "`gpu` is not in the catalogue.",
-        where=where,
-        found=gpu,
-        allowed=f"{', '.join(known)}; or a size, {{vram_gib: 24}}",
-        write=f"gpu: {near[0] if near else '{vram_gib: 24}'}",
-    )
+    if "name" in gpu:
+        return find(gpu["name"], where)
+    context, source = _assumed_context(None, read_yaml(CATALOGUE)["assumptions"])
+    total = int(gpu["vram_gib"] * GIB)
+    return Gpu(f"{gpu['vram_gib']:g} GiB", "a GPU of this size", total, "as given", int(context * MIB), source, None)
+
+
+def _mapping(text: str, where: object) -> Any:
+    """A mapping that came as one word of a command line, ``{vram_gib: 10}``."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError("`gpu` is not YAML.", where=where, found=text, write="gpu: {vram_gib: 24}") from None
 
 
 def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu | None:
@@ -213,7 +227,16 @@ def holders(uuid: str, own: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def verdict(required_bytes: int, gpu: Gpu) -> dict[str, Any]:
-    """Whether a step that needs ``required_bytes`` from the allocator fits a GPU, and by how much."""
+class Verdict(NamedTuple):
+    """Whether a step fits a GPU, and by how much; None and None where no GPU is named."""
+
+    fits: bool | None
+    headroom_bytes: int | None
+
+
+def verdict(required_bytes: int, gpu: Gpu | None) -> Verdict:
+    """The verdict on a step that needs ``required_bytes`` from the allocator."""
+    if gpu is None:
+        return Verdict(None, None)
     headroom = gpu.usable_bytes - required_bytes
-    return {"fits": headroom >= 0, "headroom_bytes": headroom}
+    return Verdict(headroom >= 0, headroom)

@@ -24,9 +24,9 @@ from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
 from scripts.engine.kernels import flash_attention_package
 from scripts.engine.report import History
-from scripts.engine.trace import Label, component_of, quantization_state, recorded, trace_step
+from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
-from scripts.settings.scenario import SHARDED, ZERO, Scenario, check_packages
+from scripts.settings.scenario import Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.model import (
     assert_quantized,
@@ -104,27 +104,27 @@ def prepare(
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
     about = {
-        "notes": notes(model, scenario) + (zero_notes(scenario) if scenario.parallel["strategy"] in ZERO else []),
+        "notes": notes(model, scenario) + (zero_notes(scenario) if scenario.parallel.zero_stage else []),
         "parameters": parameter_count(model),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
     label = labels(model)
     histories: list[History] = []
-    strategy = scenario.parallel["strategy"]
-    if strategy in SHARDED:
+    parallel = scenario.parallel
+    if parallel.sharded:
         with speaking_of(scenario):
             model, history = recorded(lambda: _divided(model, scenario))
         histories = [history] if target == "cuda" else []
-        if scenario.parallel["offload"] == "cpu":
+        if parallel.offload == "cpu":
             label = _offloaded(label)
-    optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
-    if target == "cuda" and strategy not in (*SHARDED, *ZERO):
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+    if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
         seeds = range(loader.seed, loader.seed + orders)
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
-    wrap = partial(parallelize, model, scenario, "meta") if strategy == "ddp" else None
-    if strategy in ZERO:
+    wrap = partial(parallelize, model, scenario, "meta") if parallel.strategy == "ddp" else None
+    if parallel.zero_stage:
         wrap = partial(_engine, model, scenario, optimizer, component_of(model, label))
         if target == "cuda":
             label = _on_host
@@ -160,7 +160,7 @@ def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
 
 def traced_rank(scenario: Scenario) -> int:
     """Which process is followed: with ZeRO-2 the last, whose gradients come first in backward; else all are alike."""
-    return scenario.parallel["gpus"] - 1 if scenario.parallel["strategy"] == "zero2" else 0
+    return scenario.parallel.gpus - 1 if scenario.parallel.strategy == "zero2" else 0
 
 
 def _engine(
@@ -234,7 +234,7 @@ def trace(
     UserError
         If the model can't be built or its step can't be traced.
     """
-    gpus, zero = scenario.parallel["gpus"], scenario.parallel["strategy"] in ZERO
+    gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
     check_packages(scenario)
     make_step = step or partial(random_step, device="meta", max_grad_norm=max_grad_norm)
     with (
@@ -248,15 +248,17 @@ def trace(
                 prepared.model,
                 optimizer,
                 make_step(prepared.model, optimizer, scenario) if wrap is None else None,
-                target=target,
-                capability=capability,
-                histories=prepared.histories,
-                label=prepared.label,
-                capacity_bytes=capacity_bytes,
-                expandable_segments=scenario.allocator["expandable_segments"],
-                timeline=timeline,
-                origins=origins,
-                begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                options=Options(
+                    target=target,
+                    capability=capability,
+                    histories=prepared.histories,
+                    label=prepared.label,
+                    capacity_bytes=capacity_bytes,
+                    expandable_segments=scenario.allocator.expandable_segments,
+                    timeline=timeline,
+                    origins=origins,
+                    begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                ),
             )
     return report.to_mapping() | prepared.about | {"attention": attention_kernel(scenario), "target": target}
 

@@ -17,9 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, read_shard, read_tensor, refuse_pickles
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
-from scripts.merging.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, read_shard, read_tensor, refuse_pickles
+from scripts.common.files import own_file, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -144,14 +144,15 @@ def open_adapter(folder: str | os.PathLike) -> Adapter:
         raise UserError("The adapter's folder does not exist.", where=folder)
     if not (folder / CONFIG).exists():
         raise UserError("The adapter's folder has no adapter_config.json, so its scale is unknown.", where=folder)
-    config = read_json(folder / CONFIG)
+    config = read_json(own_file(folder / CONFIG))
     if not isinstance(config, dict):
         raise UserError("adapter_config.json must hold one JSON object.", where=folder / CONFIG)
     if not (folder / WEIGHTS).exists():
         refuse_pickles(folder, "adapter")
         raise UserError("The adapter's folder has no weights.", where=folder, allowed=WEIGHTS)
     _check_settings(config, folder / CONFIG)
-    adapter = Adapter(folder, config, {tensor.name: tensor for tensor in read_shard(folder / WEIGHTS).tensors})
+    shard = read_shard(own_file(folder / WEIGHTS))
+    adapter = Adapter(folder, config, {tensor.name: tensor for tensor in shard.tensors})
     for tensor in adapter.tensors.values():
         if tensor.dtype not in FLOAT_DTYPES:
             raise use_peft(f"The adapter's tensor {tensor.name} of dtype {tensor.dtype}", adapter.path)

@@ -24,6 +24,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from scripts.common.checkpoint import (
+    FLOAT_DTYPES,
+    INDEX,
+    SAFETENSORS_NAMES,
+    Shard,
+    lay_out_shard,
+    open_checkpoint,
+    parse_header,
+    read_into,
+    require_finite,
+    torch_dtype,
+)
 from scripts.common.errors import UserError
 from scripts.common.files import (
     atomic_folder,
@@ -37,17 +49,6 @@ from scripts.common.files import (
 )
 from scripts.common.job import command, job, keep_host_memory, log, progress
 from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
-from scripts.merging.checkpoint import (
-    FLOAT_DTYPES,
-    INDEX,
-    SAFETENSORS_NAMES,
-    Shard,
-    lay_out_shard,
-    open_checkpoint,
-    parse_header,
-    read_into,
-    torch_dtype,
-)
 
 MANIFEST = "manifest.json"
 # Reports in which the workflow's steps recorded digests of what a merge reads: training's lies beside the adapter's
@@ -190,13 +191,16 @@ def merge_shard(plan: Plan, source: Shard, target: Shard, folder: Path) -> tuple
                 read_into(reader.fileno(), block, start, source.path)
                 if in_order:
                     was.update(block)
+                where = f"{source.path}, tensor {name}"
+                values = torch.frombuffer(block, dtype=torch_dtype(base.dtype)) if base.dtype in FLOAT_DTYPES else None
                 if not factors and tensor.dtype == base.dtype:
+                    if values is not None:
+                        require_finite(values, where)
                     write(block)
                 else:
-                    values = torch.frombuffer(block, dtype=torch_dtype(base.dtype))
                     values = values.view(-1, *base.shape[1:]) if base.shape else values.view(())
                     merged = merge_block(values, update, factors, rows, torch_dtype(tensor.dtype))
-                    _require_finite(merged, base.dtype, f"{source.path}, tensor {name}")
+                    require_finite(merged, where, changed_from=base.dtype)
                     write(merged.view(-1).view(torch.uint8).numpy())
                 if streamed and start >= given_back + WINDOW_BYTES:
                     # The first call for a page starts writing it, a later one gives it back.
@@ -205,20 +209,6 @@ def merge_shard(plan: Plan, source: Shard, target: Shard, folder: Path) -> tuple
                         os.posix_fadvise(handle.fileno(), 0, given_back, os.POSIX_FADV_DONTNEED)
         os.fsync(writer.fileno())
     return was.hexdigest(), now.hexdigest()
-
-
-def _require_finite(values: Any, original: str, where: str) -> None:
-    """Raise when a changed block has NaN or infinity: from the base, or beyond the range of the new dtype."""
-    import torch
-
-    # A sum is finite only if every term is; the exact test runs only when the sum overflows or is NaN.
-    if not torch.isfinite(values.sum(dtype=torch.float32)) and not torch.isfinite(values).all():
-        raise UserError(
-            "The merged tensor holds NaN or infinity: the base does, or the dtype's range is too small.",
-            where=where,
-            found=f"{original} to {values.dtype}",
-            write="--dtype bfloat16" if values.dtype == torch.float16 else None,
-        )
 
 
 def _merge_shards(plan: Plan, shards: list[Shard], folder: Path, threads: int) -> dict[str, tuple[str, str]]:

@@ -25,11 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_jsonl, read_report, sha256_file, write_report
-from scripts.common.job import command, job, log, progress
-from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
-from scripts.merging.checkpoint import (
+from scripts.common.checkpoint import (
     FLOAT_DTYPES,
     ITEM_BYTES,
     SAFETENSORS_NAMES,
@@ -39,6 +35,10 @@ from scripts.merging.checkpoint import (
     read_into,
     read_tensor,
 )
+from scripts.common.errors import UserError
+from scripts.common.files import read_jsonl, read_report, sha256_file, write_report
+from scripts.common.job import command, job, log, progress
+from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
 from scripts.merging.merge import MANIFEST, check_small_inputs
 
 # Root mean square of the logits' differences that rounding explains, as a share of the logits' standard

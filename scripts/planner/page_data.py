@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -18,7 +19,8 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.surface import kernels_of, surface
 from scripts.memory.gpus import GIB, Gpu, catalogue
 from scripts.planner.search import COUNTS, LENGTH_STEP, MOST, CalibratedEstimator, Changes, apply
-from scripts.settings.scenario import MODELS, Scenario
+from scripts.settings.hub import on_the_page
+from scripts.settings.scenario import MODELS, Parallel, Scenario
 
 TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 # How many GPUs: memory under DDP does not depend on their number.
@@ -31,9 +33,9 @@ SHOWN = ("precision", "lora", "gradient_checkpointing", "attention", "optimizer"
 CHOSEN = ("model", "model_name", "method", "sequence_length", "micro_batch", "parallel", "gpu")
 
 
-def layout_of(parallel: Mapping[str, Any]) -> str | None:
+def layout_of(parallel: Parallel) -> str | None:
     """The layout that a scenario's ``parallel`` is; None for a number of GPUs that the page does not have."""
-    own = {"ddp": ("ddp", 2)}.get(parallel["strategy"], (parallel["strategy"], parallel["gpus"]))
+    own = ("ddp", 2) if parallel.strategy == "ddp" else (parallel.strategy, parallel.gpus)
     return next((name for name, (_, *layout) in LAYOUTS.items() if tuple(layout) == own), None)
 
 
@@ -57,7 +59,7 @@ def choices(
     gpu
         The GPU that the page opens with; None: an RTX 4090.
     models
-        Configurations by name, beside the scenario's; None: those of config/models/.
+        Configurations by name, beside the scenario's; None: those of config/models/ that the page offers.
 
     Returns
     -------
@@ -70,14 +72,14 @@ def choices(
     """
     known_models, known_gpus = {path.stem for path in MODELS.glob("*.json")}, catalogue()
     if models is None:
-        models = {path.stem: read_json(path) for path in sorted(MODELS.glob("*.json"))}
+        models = {name: read_json(MODELS / f"{name}.json") for name in on_the_page()}
     own = scenario.model_name or str(scenario.model["model_type"])
     if models.get(own, scenario.model) != scenario.model:
         own += " (changed)"
     models = {own: scenario.model, **models}
     gpus = {**{gpu.name: gpu for gpu in ([gpu] if gpu else [])}, **known_gpus}
-    alike = [name for name, (_, strategy, _) in LAYOUTS.items() if strategy == scenario.parallel["strategy"]]
-    kept = scenario.parallel if scenario.parallel["strategy"] == "fsdp2" else {}
+    alike = [name for name, (_, strategy, _) in LAYOUTS.items() if strategy == scenario.parallel.strategy]
+    kept = asdict(scenario.parallel) if scenario.parallel.strategy == "fsdp2" else {}
     parallels = {
         name: {**(kept if strategy == "fsdp2" else {}), "strategy": strategy, "gpus": count}
         for name, (_, strategy, count) in LAYOUTS.items()
@@ -112,7 +114,7 @@ def choices(
         "reasons": {},
         "surface_of": {},
         "surfaces": [],
-        "storage": (scenario.quantization or {}).get("storage", "uint8"),
+        "storage": scenario.quantization.storage if scenario.quantization else "uint8",
         "traced": {
             f"{own}|{method}|{layout}": estimate.points
             for (method, layout), estimate in estimates.items()

@@ -13,7 +13,7 @@ from scripts.common.errors import UserError
 # The fields of a row that are not lists of options; the table's head says what each means.
 _UNKNOWN: dict[str, Any] = dict.fromkeys("wraps joins pattern escape sends_of".split())
 _UNKNOWN |= {"reads": "all", "writes": "none", "deletes": "none", "sends": "none", "values": frozenset()}
-_UNKNOWN |= {"label": "", "bundle": False}
+_UNKNOWN |= {"label": "", "bundle": False, "pairs": False}
 _OPTIONS = "after runs words code keys reads_from to to_when appends into in_place when tree send script".split()
 
 

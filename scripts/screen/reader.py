@@ -66,6 +66,7 @@ _LONG = 2048  # characters
 # The grammar's scanner (tree-sitter-bash 0.25) looks characters up in C's table of 256 and reads beyond its end for
 # others, up to a crash of the process. What they are does not matter to the screen: a letter stands for each.
 _BEYOND = re.compile("[^\x00-\xff\ue000-\ue00f]")
+_WITHIN = re.compile(r"(?<=[\w}/.-])\$([A-Za-z_]\w*)")  # the grammar cuts rm$IFS-rf$IFS/ into words, and ${IFS} not
 # Valid Bash that the grammar takes for an error, and a spelling with the same meaning for the screen that it reads.
 # Tried only when parsing fails; shfmt then decides whether the original was valid.
 _SPELLINGS: tuple[tuple[re.Pattern[str], Any], ...] = (
@@ -92,7 +93,7 @@ def _parser() -> Any:
 
 def _tree(text: str) -> Any:
     """Root of the syntax tree, or None where there is an error in it."""
-    root = _parser().parse(_BEYOND.sub("\xff", text).encode()).root_node
+    root = _parser().parse(_BEYOND.sub("\xff", _WITHIN.sub(r"${\1}", text)).encode()).root_node
     return None if root.has_error else root
 
 

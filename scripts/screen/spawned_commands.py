@@ -8,6 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from scripts.screen import paths
@@ -27,7 +28,7 @@ def begin(walk: Any, command: Command) -> Feed:
     programs = walk.programs
     for variable, value in command.assignments.items():
         if programs.member(variable, "starting-variables"):
-            walk.try_nested(value, None, command.name)
+            walk.try_nested(value.lstrip("! "), None, command.name)
     if "/" in command.name:
         base = posixpath.basename(command.name)
         if any(programs.member(base, group) for group in ("shells", "interpreters", "copied")):
@@ -78,6 +79,7 @@ def _by_table(walk: Any, command: Command, facts: Facts) -> Feed:
         add(walk.inside(command, source.split(",")))
     if facts.escape is not None:
         given = [feed.text for feed in (command.stdin, command.script) if feed is not None and feed.text]
+        given += map("=".join, pairwise(argv[1:])) if facts.pairs else []
         for source in (*argv[1:], *given):
             for match in facts.escape.finditer(source[:4096]):
                 found = next((group for group in match.groups()[::-1] if group), "")
@@ -282,10 +284,9 @@ def _xargs(walk: Any, command: Command) -> Feed:
     feed = command.stdin or Feed()
     if not rest:
         return Feed((command,), feed.text)
-    for path in command.values("-a", "--arg-file"):
-        feed = Feed(
-            tuple(walk.reading.origins(path)), "" if path in ("/dev/null", "/dev/tty") else walk.known_text(path)
-        )
+    for path in command.values("-a", "--arg-file") or ([feed.path] if feed.path and feed.text is None else []):
+        listed = Feed((Command("cat", ["cat", path], reading=walk.reading),))
+        feed = Feed((), "") if path in ("/dev/null", "/dev/tty") else _script(walk, command, path) or listed
     text = "" if feed.path == "/dev/null" else feed.text
     lines = replace or command.has("-0", "--null")
     items = [walk.mark(feed)] if text is None else text.split("\n") if lines else re.sub("['\"\\\\]", "", text).split()

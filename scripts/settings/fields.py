@@ -71,7 +71,7 @@ class Field:
         elif self.words:
             schema |= {"enum": [*self.words, *([None] if self.nullable else [])]}
         elif self.least is not None:
-            schema |= {"type": ["integer", *null] if null else "integer", "minimum": self.least}
+            schema |= {"type": ["integer", *null] if null else "integer", "minimum": self.least, "maximum": MOST}
         elif self.below is not None:
             schema |= {"type": "number", "minimum": 0, "exclusiveMaximum": self.below}
         elif self.parts:
@@ -87,7 +87,8 @@ class Field:
 
 _NO_ADAPTERS = {"full": ("method full trains every weight and has no adapters", "method: lora")}
 FIELDS = (
-    Field("model", "The model: a name in `config/models/`, a path to a `config.json`, or the configuration itself.",
+    Field("model", "The model: a name in `config/models/`, its id on the Hub (`Qwen/Qwen3-8B`, `owner/name@revision`:"
+          " its `config.json` alone is fetched), a path to a `config.json`, or the configuration itself.",
           types=("string", "object"), example="qwen2.5-coder-7b"),
     Field("model_name", "What to call the model; its file's name when left out.",
           types=("string",), nullable=True, example="Qwen2.5-Coder-7B"),
@@ -191,8 +192,8 @@ FIELDS = (
               Field("offload", "`cpu`: FSDP keeps divided weights, gradients and states on the host.",
                     words=("none", "cpu"), example="none"),
           )),
-    Field("gpu", "The GPU: a name in `config/gpus.yaml`, `{vram_gib: 24}`, or null. Several of a kind:"
-          " `{name: rtx-3090, count: 2}`.",
+    Field("gpu", "The GPU: a name as people write it (`4090`, `A100 80GB`, `24GiB`; `config/gpus.yaml` lists them),"
+          " `{vram_gib: 24}`, or null. Several of a kind: `2x3090`, or `{name: rtx-3090, count: 2}`.",
           types=("string", "object"), nullable=True, example="rtx-4090"),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}
@@ -250,7 +251,7 @@ def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: object, 
                 where=where,
                 found=key,
                 allowed=", ".join(sorted(known)),
-                write=f"{near[0]}: {yaml_text(mapping[key])}" if near else None,
+                write=nested(prefix, f"{near[0]}: {yaml_text(mapping[key])}") if near else None,
             )
 
 

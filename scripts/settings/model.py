@@ -10,9 +10,9 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.settings.fields import MOST, whole
+from scripts.settings.hub import MODELS, HubId, catalogued, fetch_config, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "config" / "models"
 
 # Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
 ALIASES = {
@@ -56,6 +56,26 @@ OWN_HEAD_DIM = (
     "olmoe",
 )
 MOST_LAYERS = 4096
+# Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
+LIGER_MODELS = (
+    "deepseek_v3",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "llama",
+    "ministral",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+)
 
 
 def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:
@@ -73,55 +93,98 @@ def found_beside(path: str, where: object) -> Path | None:
 
 
 def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
-    """The configuration as a mapping, and a name for it: from a mapping, a path, or a name in config/models/."""
-    names = sorted(path.stem for path in MODELS.glob("*.json"))
+    """The configuration as a mapping, and a name for it.
+
+    From a mapping, a path, a name in config/models/, or a model's id on the Hub (:mod:`scripts.settings.hub`).
+    """
     example = "qwen2.5-coder-7b"
     if value is None:
         raise UserError(
             "`model` is missing.",
             where=where,
-            allowed=f"a configuration as a mapping, a path to a config.json, or one of: {', '.join(names)}",
+            allowed="a name in config/models/, an id on the Hub, a path to a config.json, or a configuration itself;"
+            f" names are {', '.join(sorted(path.stem for path in MODELS.glob('*.json')))}",
             write=f"model: {example}",
         )
     if isinstance(value, str):
-        path = MODELS / f"{value}.json"
-        if not path.is_file():
-            path = found_beside(value, where)
-        if path is not None and path.is_dir():
-            path = path / "config.json" if (path / "config.json").is_file() else None
-        if path is None:
-            near = difflib.get_close_matches(value, names, n=1, cutoff=0.3)
-            raise UserError(
-                "`model` is neither the name of a known configuration nor a path to a file.",
-                where=where,
-                found=value,
-                allowed=f"{', '.join(names)}; or a path to a config.json",
-                write=f"model: {near[0] if near else example}",
-            )
-        name = path.parent.name if path.name == "config.json" else path.stem
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise UserError("The model's configuration is not JSON.", where=f"{path}{line}") from None
+        value, name = configuration(value, where)
     elif isinstance(value, Mapping):
         name = value.get("_name_or_path") or None
     else:
         raise UserError(
-            "`model` must be a mapping, a path or a name.",
+            "`model` must be a mapping, a path, a name or an id on the Hub.",
             where=where,
             found=value,
             write=f"model: {example}",
         )
-    if not isinstance(value, Mapping):
-        raise UserError(
-            "The model's configuration is not a JSON object.",
-            where=where,
-            found=type(value).__name__,
-        )
-    model = json.loads(json.dumps(dict(value), default=str))
+    model, alone = language_model(json.loads(json.dumps(dict(value), default=str)))
     _check_model(model, where)
-    return model, name
+    return model, f"{name or value.get('model_type')} (language model alone)" if alone else name
+
+
+def configuration(text: str, where: object) -> tuple[dict[str, Any], str]:
+    """A configuration as its file has it, and what to call the model: of a name, a path or an id on the Hub."""
+    path, name = _file(text, where)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError("The model's configuration is not JSON.", where=f"{path}{line}") from None
+    if not isinstance(value, dict):
+        raise UserError("The model's configuration is not a JSON object.", where=where, found=type(value).__name__)
+    return value, name
+
+
+# What a multimodal model's language model is, where transformers has no class of that type for it alone.
+_LANGUAGE_MODELS = {
+    "gemma3": "gemma3_text",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+_OTHER_PARTS = ("vision_config", "audio_config")
+
+
+def language_model(model: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The language model's configuration of a multimodal one, and whether it was one: its other parts are left out."""
+    text, parts = model.get("text_config"), [part for part in _OTHER_PARTS if model.get(part)]
+    if isinstance(text, Mapping) and parts:
+        shared = {key: model[key] for key in ("tie_word_embeddings", "quantization_config") if key in model}
+        kind = text.get("model_type") or model.get("model_type")
+        return {**shared, **text, "model_type": _LANGUAGE_MODELS.get(kind, kind)}, True
+    kind = model.get("model_type")
+    if parts and kind in _LANGUAGE_MODELS and size(model, "hidden_size"):  # older files: the sizes lie at the top
+        kept = {key: value for key, value in model.items() if key not in _OTHER_PARTS}
+        return {**kept, "model_type": _LANGUAGE_MODELS[kind]}, True
+    return model, False
+
+
+def _file(text: str, where: object) -> tuple[Path, str]:
+    """The file of a configuration, and what to call the model."""
+    path = MODELS / f"{text}.json"
+    if not path.is_file():
+        path = found_beside(text, where)
+    if path is not None and path.is_dir():
+        path = path / "config.json" if (path / "config.json").is_file() else None
+    if path is not None:
+        return path, path.parent.name if path.name == "config.json" else path.stem
+    hub = HubId.read(text)
+    if hub is not None and hub.revision is None and (known := catalogued(hub)):
+        return MODELS / f"{known}.json", hub.short
+    if hub is not None:
+        return fetch_config(hub, where), hub.short
+    near = nearest(text)
+    raise UserError(
+        "`model` is neither the name of a known configuration nor a path to a file, nor an id on the Hub.",
+        where=where,
+        found=text,
+        allowed=f"{', '.join(near) + ', ... (' if near else 'a name ('}config/models/ lists"
+        f" {len(list(MODELS.glob('*.json')))}); an id on the Hub, owner/name; or a path to a config.json",
+        write=f"model: {near[0] if near else 'qwen2.5-coder-7b'}",
+    )
 
 
 def _check_model(model: dict[str, Any], where: object) -> None:
@@ -192,8 +255,8 @@ def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
                 f"The model is more than a language model: its configuration has a {part}.",
                 where=where,
                 found=f"model_type {model['model_type']} with {part}",
-                allowed="its language model alone: the mapping under `text_config`, as a configuration of its own",
-                write="model: text_config.json",
+                allowed="a model whose configuration has a text_config beside it, whose language model is then taken",
+                write="model: qwen2.5-coder-7b",
             )
 
 

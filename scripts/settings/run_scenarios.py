@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.common.device import cuda_devices, multiplies_bf16
 from scripts.settings.fields import BY_NAME
-from scripts.settings.scenario import Scenario, rows_in_a_step
+from scripts.settings.scenario import Scenario
 
 STEP = frozenset(field.name for field in fields(Scenario))
 
@@ -66,11 +66,6 @@ def priced_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def gpus_of_training(settings: Mapping[str, Any]) -> int:
     """How many GPUs the training takes, each with a process of its own."""
     return training_scenario(settings)["parallel"].get("gpus", 1)
-
-
-def effective_batch(settings: Mapping[str, Any]) -> int:
-    """Rows that one optimizer step takes."""
-    return rows_in_a_step(training_scenario(settings), training_loop(settings))
 
 
 def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

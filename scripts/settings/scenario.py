@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +30,10 @@ from scripts.settings.model import MODELS, ROOT, found_beside, read_model, size
 __all__ = [
     "MODELS",
     "ROOT",
-    "SHARDED",
-    "ZERO",
+    "Allocator",
     "Lora",
+    "Parallel",
+    "Quantization",
     "Scenario",
     "check_keys",
     "check_packages",
@@ -40,10 +41,6 @@ __all__ = [
     "scenario_defaults",
     "size",
 ]
-
-# Of `parallel.strategy`: PyTorch's strategies that divide weights, and the stages of DeepSpeed's ZeRO.
-SHARDED = ("fsdp1", "fsdp2")
-ZERO = {"zero2": 2, "zero3": 3}
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,54 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How bitsandbytes packs the base of ``method: qlora``; ``compute`` is None where 4-bit layers compute in the
+    dtype of the other weights.
+    """
+
+    type: str
+    double: bool
+    storage: str
+    compute: str | None
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """Settings of PyTorch's caching allocator."""
+
+    expandable_segments: bool
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a step is spread over several GPUs."""
+
+    strategy: str
+    gpus: int
+    reshard_after_forward: bool = True
+    offload: str = "none"
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP, the one or the other, divides weights, gradients and optimizer states."""
+        return self.strategy in ("fsdp1", "fsdp2")
+
+    @property
+    def zero_stage(self) -> int:
+        """The stage of DeepSpeed's ZeRO; 0 without it."""
+        return {"zero2": 2, "zero3": 3}.get(self.strategy, 0)
+
+    @property
+    def divided(self) -> bool:
+        """Whether FSDP or ZeRO divides anything among the GPUs."""
+        return self.sharded or self.zero_stage > 0
+
+
+# The fields with parts that are values of their own; a mapping of these parts makes one.
+_PARTS = {"allocator": Allocator, "parallel": Parallel, "quantization": Quantization}
+
+
+@dataclass(frozen=True)
 class Scenario:
     """One training step; the fields are those of :data:`scripts.settings.fields.FIELDS`."""
 
@@ -65,7 +110,7 @@ class Scenario:
     method: str
     precision: str
     autocast: str | None
-    quantization: dict[str, Any] | None  # None unless method is qlora
+    quantization: Quantization | None  # None unless method is qlora
     kbit_preparation: str
     lora: Lora | None  # None when method is full, or an adapter is given
     adapter: dict[str, Any] | None
@@ -82,8 +127,8 @@ class Scenario:
     optimizer: str
     loss: str
     loop: str
-    allocator: dict[str, Any]
-    parallel: dict[str, Any]
+    allocator: Allocator
+    parallel: Parallel
     gpu: str | dict[str, float] | None
 
     @classmethod
@@ -140,6 +185,8 @@ class Scenario:
         values["gpu"] = checked_gpu(values.get("gpu"), where)
         values["model"], name = read_model(values.get("model"), where)
         values["model_name"] = values.get("model_name") or name
+        for part, kind in _PARTS.items():
+            values[part] = values[part] and kind(**values[part])
         scenario = cls(**{f.name: values[f.name] for f in fields(cls)})
         _check_together(scenario, where)
         return scenario
@@ -152,7 +199,8 @@ class Scenario:
         return {key: _sorted(values[key]) for key in sorted(values)}
 
     def changed(self, **changes: Any) -> Scenario:
-        """The same scenario but for some fields, checked again."""
+        """The same scenario but for some fields, checked again; a field with parts as a value or as a mapping."""
+        changes = {key: asdict(value) if is_dataclass(value) else value for key, value in changes.items()}
         return Scenario.from_mapping({**self.to_mapping(), **changes}, where="changed scenario")
 
     @property
@@ -190,14 +238,14 @@ class Scenario:
         return size(self.model, name, default)
 
 
-def rows_in_a_step(step: Mapping[str, Any], loop: Mapping[str, Any]) -> int:
-    """Rows whose answers make one optimizer step; ``step`` is a scenario as a mapping.
+def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
+    """Rows whose answers make one optimizer step.
 
     Without packing it is micro-batch times accumulation times GPUs. A pack holds as many rows as fit, so there it is a
     setting: steps of as many rows, not of as many packs, are alike. Each GPU takes its share of them.
     """
-    gpus = (step.get("parallel") or {}).get("gpus", 1)
-    product, packed = step["micro_batch"] * step["gradient_accumulation"] * gpus, step["packing"] != "none"
+    gpus, packed = step.parallel.gpus, step.packing != "none"
+    product = step.micro_batch * step.gradient_accumulation * gpus
     rows = loop.get("rows_per_step")
     if not packed and rows not in (None, product):
         raise UserError(
@@ -330,6 +378,8 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     """
     if value is None or (isinstance(value, str) and value):
         return value
+    if isinstance(value, int) and not isinstance(value, bool) and 1000 <= value < 10_000:
+        return str(value)  # a card's number, `gpu: 4090`, which YAML reads as one
     found: dict[str, Any] = {}
     if isinstance(value, Mapping):
         check_keys(value, ["name", "vram_gib", "count"], where, "gpu.")
@@ -349,7 +399,7 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
         where=where,
         found=value,
         allowed="a name in config/gpus.yaml, {vram_gib: number}, {name: rtx-3090, count: 2} for several, or null",
-        write=f"gpu: {{vram_gib: {gib}}}",
+        write=f"gpu: {{vram_gib: {gib if gib < 1000 else 24}}}",
     )
 
 
@@ -463,11 +513,11 @@ def _check_together(scenario: Scenario, where: object) -> None:
 def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]]:
     """What ``parallel`` can't be, alone or with other fields: as :func:`_check_together` lists it."""
     parallel = scenario.parallel
-    strategy, gpus, offload = parallel["strategy"], parallel["gpus"], parallel["offload"]
-    sharded, zero = strategy in SHARDED, strategy in ZERO
+    strategy, gpus, offload = parallel.strategy, parallel.gpus, parallel.offload
+    sharded, zero = parallel.sharded, parallel.zero_stage > 0
     cast, mixed = scenario.autocast_precision, "autocast" if scenario.autocast else "precision"
     rows = scenario.size("hidden_size") or MOST
-    storage = (scenario.quantization or {}).get("storage")
+    storage = scenario.quantization.storage if scenario.quantization else None
     several = max(gpus, 2)
 
     def line(**changes: Any) -> str:
@@ -478,14 +528,14 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
         (
             strategy == "none" and gpus > 1,
             f"`parallel.strategy: none` uses one GPU, and `gpus` says {gpus}.",
-            parallel,
+            asdict(parallel),
             "ddp (a whole model on each), fsdp1, fsdp2 (the model divided); or gpus: 1",
             line(strategy="fsdp2"),
         ),
         (
             strategy != "none" and gpus == 1,
             f"`parallel.strategy: {strategy}` is for several GPUs, and `gpus` says 1.",
-            parallel,
+            asdict(parallel),
             "gpus: 2, 3, ...; or strategy: none",
             line(gpus=2),
         ),
@@ -493,30 +543,30 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
             offload != "none" and not sharded,
             f"`parallel.offload: {offload}` and `parallel.strategy: {strategy}` don't go together: what lives on the"
             " host is what FSDP has divided.",
-            parallel,
+            asdict(parallel),
             "offload: none; or strategy fsdp1, fsdp2",
             line(offload="none") if strategy != "none" else "parallel: {strategy: none, offload: none}",
         ),
         (
             offload != "none" and strategy == "fsdp1",
             "`parallel.offload: cpu` is predicted for FSDP2 alone, not for `parallel.strategy: fsdp1`.",
-            parallel,
+            asdict(parallel),
             "strategy: fsdp2; or offload: none",
             line(strategy="fsdp2", offload="cpu"),
         ),
         (
-            not parallel["reshard_after_forward"] and zero,
+            not parallel.reshard_after_forward and zero,
             f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: ZeRO-3"
             " gives gathered weights back, and ZeRO-2 does not divide them.",
-            parallel,
+            asdict(parallel),
             "reshard_after_forward: true; or strategy zero2, or fsdp2",
             f"parallel: {{strategy: zero2, gpus: {gpus}}}",
         ),
         (
-            not parallel["reshard_after_forward"] and not sharded,
+            not parallel.reshard_after_forward and not sharded,
             f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: nothing is"
             " divided, so nothing is gathered that could be given back.",
-            parallel,
+            asdict(parallel),
             "reshard_after_forward: true; or strategy fsdp1, fsdp2",
             f"parallel: {{strategy: {strategy}, gpus: {gpus}}}",
         ),
@@ -597,8 +647,8 @@ def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]
 
 def check_packages(scenario: Scenario, where: object = "scenario") -> None:
     """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
-    strategy = scenario.parallel["strategy"]
-    if strategy in ZERO and find_spec("deepspeed") is None:
+    strategy = scenario.parallel.strategy
+    if scenario.parallel.zero_stage and find_spec("deepspeed") is None:
         raise UserError(
             f"`parallel.strategy: {strategy}` needs the package deepspeed, which is not installed.",
             where=f"{where}: parallel.strategy",

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from scripts.common.chat import check_template
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import copy_own, read_json, write_report
@@ -17,7 +18,8 @@ from scripts.common.tokenizer import read_tokenizer
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]
-OTHERS = ("description.json", "weights.json", "model.safetensors.index.json")  # of other origin, or about the weights
+# Of other origin, or about the weights.
+OTHERS = ("description.json", "weights.json", "model.safetensors.index.json", "OUTDATED.txt")
 
 
 def small_files(folder: Path) -> list[Path]:
@@ -142,6 +144,7 @@ def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str
             where=folder / "tokenizer_config.json",
             allowed="an instruction-tuned model, or a chat_template.jinja file beside the tokenizer",
         )
+    check_template(tokenizer, f"the chat template in {folder}")
     tokenizer.save_pretrained(folder)  # always a tokenizer.json, whatever the source had
     log.info("%s: %s, vocabulary %d", about["title"], config["model_type"], len(tokenizer))
     write_report(

@@ -27,13 +27,13 @@ import torch
 from torch import nn
 
 from scripts.common.errors import UserError
-from scripts.settings.scenario import SHARDED, ZERO, Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.adapters import DTYPES, adapter_names
 
 
 def where_to_build(scenario: Scenario, device: str) -> str:
     """The device to build a model on that is to be parallelized on ``device``."""
-    return "cpu" if scenario.parallel["strategy"] in (*SHARDED, *ZERO) and device != "meta" else device
+    return "cpu" if scenario.parallel.divided and device != "meta" else device
 
 
 def parallelize(
@@ -60,11 +60,11 @@ def parallelize(
     UserError
         If the process group has another size than the scenario says.
     """
-    strategy, device = scenario.parallel["strategy"], torch.device(device)
+    strategy, device = scenario.parallel.strategy, torch.device(device)
     if strategy == "none":
         return model
     _check_group(scenario)
-    if strategy in ZERO:
+    if scenario.parallel.zero_stage:
         return _zero(model, scenario, device, optimizer)
     return {"ddp": _ddp, "fsdp1": _fsdp1, "fsdp2": _fsdp2}[strategy](model, scenario, device)
 
@@ -72,7 +72,7 @@ def parallelize(
 def _check_group(scenario: Scenario) -> None:
     import torch.distributed as dist
 
-    gpus = scenario.parallel["gpus"]
+    gpus = scenario.parallel.gpus
     size = dist.get_world_size() if dist.is_initialized() else 1
     if size != gpus:
         raise UserError(
@@ -80,7 +80,7 @@ def _check_group(scenario: Scenario) -> None:
             where="parallel.gpus",
             found=gpus,
             allowed=f"{size}, or as many processes as GPUs (accelerate launch --num_processes {gpus})",
-            write=f"parallel: {{strategy: {scenario.parallel['strategy']}, gpus: {size}}}",
+            write=f"parallel: {{strategy: {scenario.parallel.strategy}, gpus: {size}}}",
         )
 
 
@@ -175,8 +175,8 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        reshard_after_forward=scenario.parallel["reshard_after_forward"],
-        cpu_offload=scenario.parallel["offload"] == "cpu",
+        reshard_after_forward=scenario.parallel.reshard_after_forward,
+        cpu_offload=scenario.parallel.offload == "cpu",
         cpu_ram_efficient_loading=False,
     )
     if scenario.autocast_precision is not None:
@@ -214,7 +214,7 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
             where="parallel.strategy",
             found="fsdp1 on the CPU",
             allowed="fsdp2, ddp; or a machine with GPUs",
-            write=f"parallel: {{strategy: fsdp2, gpus: {scenario.parallel['gpus']}}}",
+            write=f"parallel: {{strategy: fsdp2, gpus: {scenario.parallel.gpus}}}",
         )
     dtype = DTYPES.get(scenario.autocast_precision)
     if dtype is not None:
@@ -222,7 +222,7 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
             if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
     _statistics_to(model, device)
-    reshard = scenario.parallel["reshard_after_forward"]
+    reshard = scenario.parallel.reshard_after_forward
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # of FSDP1 itself
         return FullyShardedDataParallel(
@@ -250,7 +250,7 @@ def _zero(
 
     deepspeed.init_distributed()  # finds the group that is there
     configuration = zero_configuration(scenario)
-    if scenario.parallel["strategy"] == "zero3" and scenario.method != "qlora":
+    if scenario.parallel.strategy == "zero3" and scenario.method != "qlora":
         dtype, added = DTYPES[scenario.autocast_precision or "fp32"], adapter_names(model)
         for name, parameter in model.named_parameters():
             if name not in added:
@@ -267,7 +267,7 @@ def zero_configuration(scenario: Scenario) -> dict[str, Any]:
     """
     from accelerate.utils import DeepSpeedPlugin
 
-    stage, gpus = ZERO[scenario.parallel["strategy"]], scenario.parallel["gpus"]
+    stage, gpus = scenario.parallel.zero_stage, scenario.parallel.gpus
     accumulation = scenario.gradient_accumulation
     plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=accumulation, zero3_init_flag=stage == 3)
     plugin.set_mixed_precision(scenario.autocast_precision or "no")
@@ -289,7 +289,7 @@ def zero_notes(scenario: Scenario) -> list[str]:
     elements, hidden = DeepSpeedZeroConfig().reduce_bucket_size, scenario.size("hidden_size")
     note = (
         f"DeepSpeed's own `reduce_bucket_size`, {elements:,} elements, takes {elements * width:,} bytes on each GPU"
-        f" {'while gradients are exchanged' if scenario.parallel['strategy'] == 'zero2' else 'all the time'}"
+        f" {'while gradients are exchanged' if scenario.parallel.strategy == 'zero2' else 'all the time'}"
     )
     if hidden:
         note += f"; a configuration file that says `auto` makes it {hidden**2:,} elements"
@@ -298,7 +298,7 @@ def zero_notes(scenario: Scenario) -> list[str]:
         notes.append(
             f"DeepSpeed casts the weights to {cast}, keeps an fp32 copy of what is trained, and runs no autocast"
         )
-    if scenario.parallel["strategy"] == "zero2":  # seen with Llama-3.1-8B on four and eight GPUs
+    if scenario.parallel.strategy == "zero2":  # seen with Llama-3.1-8B on four and eight GPUs
         notes.append("the last of the GPUs is traced; in full fine-tuning others came out up to 7 % higher")
     return notes
 

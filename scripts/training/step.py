@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from scripts.settings.scenario import ZERO, Scenario
+from scripts.settings.scenario import Scenario
 from scripts.training.model import autocast_dtype
 from scripts.training.packing import full_packs
 from scripts.training.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
@@ -217,6 +217,6 @@ def decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
 def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:
     """Mixed precision; on ``meta``, where PyTorch has none, the trace emulates it."""
     dtype = autocast_dtype(scenario)
-    if scenario.parallel["strategy"] in ZERO:  # it casts the weights instead, and accelerate turns no autocast on
+    if scenario.parallel.zero_stage:  # it casts the weights instead, and accelerate turns no autocast on
         dtype = None
     return nullcontext() if dtype is None else torch.autocast(device, dtype)

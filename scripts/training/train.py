@@ -35,7 +35,7 @@ from scripts.common.files import (
 )
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.tokenizer import read_tokenizer
-from scripts.settings.scenario import SHARDED, Scenario, rows_in_a_step
+from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.processes import ALONE, Group, divided_like, launch, started, whole
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def planned_steps(rows: "list[Row]", scenario: Scenario, loop: dict, seed: int, 
     from scripts.training.batches import epoch_batches
     from scripts.training.packing import micro_batches
 
-    count, gpus = rows_in_a_step(vars(scenario), loop), scenario.parallel["gpus"]
+    count, gpus = rows_in_a_step(scenario, loop), scenario.parallel.gpus
     per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
     steps: list[list[Row]] = []
     for step in range(total):
@@ -233,7 +233,7 @@ def fit(
     device, group = next(model.parameters()).device, checkpoint.group
     # fp16 gradients under autocast underflow without a scale; bf16 has fp32's range.
     scaler = torch.amp.GradScaler(device.type) if scenario.autocast_precision == "fp16" else None
-    _, total = plan_steps(len(rows), rows_in_a_step(vars(scenario), loop), loop["epochs"], loop["max_steps"])
+    _, total = plan_steps(len(rows), rows_in_a_step(scenario, loop), loop["epochs"], loop["max_steps"])
     start, curve, seconds = checkpoint.load(model, optimizer)
     if start:
         log.info("Resuming from the checkpoint after step %d", start)
@@ -407,6 +407,22 @@ def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> N
     shutil.rmtree(folder.with_name(folder.name + ".new"))
 
 
+def base_name(description: Mapping[str, Any]) -> str:
+    """What an adapter calls its base: the Hub's name, or the title."""
+    return description["source"].get("repository", description["title"])
+
+
+def about_base(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of the base."""
+    return {key: description[key] for key in ("license", "source", "title")}
+
+
+def name_base(description: Mapping[str, Any], report: Path, config: Path, *others: Path) -> None:
+    """Let kept files name the base as it is described now: its title or licence shapes no adapter, and may differ."""
+    write_json(config, {**read_json(config), "base_model_name_or_path": base_name(description)})
+    write_report(report, {**read_json(report), "base": about_base(description)}, config, *others)
+
+
 def versions() -> dict[str, str]:
     """Releases of the packages that shape the result."""
     import importlib.metadata
@@ -420,12 +436,10 @@ def set_allocator(scenario: Scenario) -> None:
 
     A setting of the same name in the environment stays, and is named when it contradicts.
     """
-    wanted = f"expandable_segments:{scenario.allocator['expandable_segments']}"
+    wanted = f"expandable_segments:{scenario.allocator.expandable_segments}"
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         if given := os.environ.get(name):
-            if wanted not in given and (
-                scenario.allocator["expandable_segments"] or "expandable_segments:True" in given
-            ):
+            if wanted not in given and (scenario.allocator.expandable_segments or "expandable_segments:True" in given):
                 log.warning("%s=%s in the environment; the memory was predicted with %s", name, given, wanted)
             return
     os.environ["PYTORCH_ALLOC_CONF"] = wanted
@@ -445,9 +459,9 @@ def main(
     read_folder(base / "description.json")
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
-    rows_in_a_step(vars(scenario), loop)
+    rows_in_a_step(scenario, loop)
     set_allocator(scenario)
-    gpus = scenario.parallel["gpus"]
+    gpus = scenario.parallel.gpus
     device = pick_device(loop["device"], gpus)
     state = {
         "code": code,
@@ -463,6 +477,7 @@ def main(
     adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
     kept = ResultCache(folder.parent / "kept", state, report, [*adapter, curve_path])
     if kept.restore():
+        name_base(read_report(base / "description.json"), report, *adapter, curve_path)
         return
     read_folder(inputs["weights"])
     checkpoint = Checkpoint(folder.parent / "checkpoints" / digest(state))
@@ -518,8 +533,8 @@ def train(
     scenario = Scenario.from_mapping(scenario, where="training")
     base, description = Path(base), read_folder(Path(base, "description.json"))
     predicted = read_report(inputs["gate"]) if "gate" in inputs else None
-    rows_per_step = rows_in_a_step(vars(scenario), loop)
-    sharded = scenario.parallel["strategy"] in SHARDED
+    rows_per_step = rows_in_a_step(scenario, loop)
+    sharded = scenario.parallel.sharded
     folder, report, curve_path = (Path(outputs[name]) for name in ("adapter", "report", "curve"))
     folder = folder.parent
 
@@ -551,7 +566,7 @@ def train(
         "%d threads%s",
         *(rows_per_step, forms[scenario.packing], len(rows), per_epoch, total),
         *(scenario.micro_batch, scenario.sequence_length, device, threads),
-        f"; {group.size} processes, {scenario.parallel['strategy']}" if group.size > 1 else "",
+        f"; {group.size} processes, {scenario.parallel.strategy}" if group.size > 1 else "",
     )
     started = time.monotonic()
     model = build_model(scenario, where_to_build(scenario, device), weights=base, seed=seed)
@@ -559,7 +574,7 @@ def train(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%s: %d trainable parameters; %s", description["title"], trainable, json.dumps(quantized, sort_keys=True))
     model = parallelize(model, scenario, device if device == "cpu" else f"cuda:{torch.cuda.current_device()}")
-    if scenario.parallel["strategy"] == "ddp":
+    if scenario.parallel.strategy == "ddp":
         # DDP orders its buckets anew after the first backward pass, and with them the sums of three or more GPUs round
         # otherwise. Before the first step, so that a resumed run has the order of one that was not killed.
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
@@ -584,7 +599,7 @@ def train(
     )
     halved = [row for row in curve if row["micro_batch"] < scenario.micro_batch]
     # Before anything that can fail: the checkpoint of the last step, and these.
-    save_adapter(model, folder, description["source"].get("repository", description["title"]), group)
+    save_adapter(model, folder, base_name(description), group)
     if group.rank == 0:
         write_jsonl(curve_path, curve)
     # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a card, no more rows than were gated.
@@ -599,7 +614,7 @@ def train(
         report,
         {
             "answer_tokens": totals["answer_tokens"],
-            "base": {key: description[key] for key in ("license", "source", "title")},
+            "base": about_base(description),
             "computed_tokens": totals["computed_tokens"],
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "effective_batch": rows_per_step,

@@ -151,12 +151,12 @@ def describe(scenario: Scenario) -> str:
     if scenario.autocast:
         parts.append(f"autocast {scenario.autocast}")
     parallel = scenario.parallel
-    if parallel["strategy"] != "none":
-        parts.append(f"{parallel['gpus']} GPUs {parallel['strategy']}")
-        if not parallel["reshard_after_forward"]:
+    if parallel.strategy != "none":
+        parts.append(f"{parallel.gpus} GPUs {parallel.strategy}")
+        if not parallel.reshard_after_forward:
             parts.append("gathered layers kept")
-        if scenario.method == "qlora" and scenario.quantization["storage"] != "uint8":
-            parts.append(f"stored as {scenario.quantization['storage']}")
+        if scenario.method == "qlora" and scenario.quantization.storage != "uint8":
+            parts.append(f"stored as {scenario.quantization.storage}")
     if scenario.gradient_accumulation > 1:
         parts.append(f"accumulation {scenario.gradient_accumulation}")
     if scenario.lora and scenario.lora.dropout:

@@ -18,7 +18,7 @@ from scripts.engine.allocator import EMPTY_CACHE
 from scripts.engine.fake_group import fake_group
 from scripts.engine.patching import patched
 from scripts.engine.report import Report
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.memory.gpus import find
 from scripts.memory.loading import Loader
 from scripts.memory.trace import prepare
@@ -63,10 +63,12 @@ def fitcheck(row: Row, orders: int = 1) -> Report:
         model,
         optimizer,
         step,
-        capability=gpu.capability,
-        histories=prepared.histories,
-        label=prepared.label,
-        capacity_bytes=gpu.usable_bytes,
+        options=Options(
+            capability=gpu.capability,
+            histories=prepared.histories,
+            label=prepared.label,
+            capacity_bytes=gpu.usable_bytes,
+        ),
     )
 
 
@@ -78,18 +80,8 @@ def trainer(row: Row, orders: int = 1) -> Report:
     no padding; ``baseline-peft-bnb`` lets TRL prepare the model, ``accelerated-peft-bnb`` does without. On several GPUs
     ``accelerate.yaml`` says FSDP1 with ``fsdp_sync_module_states``, and TRL prepares nothing.
     """
-    if not environments.older("transformers", "5"):
-        found = environments.installed("transformers", "peft", "bitsandbytes")
-        environment = next(source.environment for source in SOURCES.values() if row.session in source.sessions)
-        raise UserError(
-            "The A100's rows are those of older versions, whose losses and attention took other memory.",
-            where=row.id,
-            found=", ".join(f"{name} {number}" for name, number in found.items()),
-            allowed=f"the versions in envs/{environment}",
-            write=f"conda env create -f envs/{environment}",
-        )
     scenario = row.scenario
-    gpus = scenario.parallel["gpus"]
+    gpus = scenario.parallel.gpus
     with fake_group(gpus) if gpus > 1 else nullcontext():
         with _units_are_sent() if gpus > 1 else nullcontext():
             prepared = prepare(scenario, attention_implementation="flash_attention_2")
@@ -98,10 +90,12 @@ def trainer(row: Row, orders: int = 1) -> Report:
             model,
             optimizer,
             random_step(model, optimizer, scenario, "meta", max_grad_norm=1.0),
-            capability=(8, 0),
-            torch_version=TORCH_OF_THE_A100,
-            histories=prepared.histories,
-            label=prepared.label,
+            options=Options(
+                capability=(8, 0),
+                torch_version=TORCH_OF_THE_A100,
+                histories=prepared.histories,
+                label=prepared.label,
+            ),
         )
 
 
@@ -178,10 +172,12 @@ def peft_comparison(row: Row, orders: int = 1) -> Report:
         optimizer,
         step,
         batch(scenario.sequence_length),
-        previous_batch=batch(scenario.previous_sequence_length),
-        capability=(8, 9),
-        histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
-        label=prepared.label,
+        Options(
+            previous_batch=batch(scenario.previous_sequence_length),
+            capability=(8, 9),
+            histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
+            label=prepared.label,
+        ),
     )
 
 
@@ -212,6 +208,21 @@ PROGRAMS: dict[str, Callable[..., Report]] = {
     "peft_comparison": peft_comparison,
     "torchtitan": torchtitan,
 }
+
+
+def check_versions(row: Row) -> None:
+    """Refuse to trace the A100's rows with libraries of which they say nothing."""
+    if row.program != "trainer" or environments.older("transformers", "5"):
+        return
+    found = environments.installed("transformers", "peft", "bitsandbytes")
+    environment = next(source.environment for source in SOURCES.values() if row.session in source.sessions)
+    raise UserError(
+        "The A100's rows are those of older versions, whose losses and attention took other memory.",
+        where=row.id,
+        found=", ".join(f"{name} {number}" for name, number in found.items()),
+        allowed=f"the versions in envs/{environment}",
+        write=f"conda env create -f envs/{environment}",
+    )
 
 
 def run(row: Row, orders: int = 1) -> Report:

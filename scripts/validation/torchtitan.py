@@ -21,7 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from scripts.engine import cuda_rules
 from scripts.engine.fake_group import fake_group
 from scripts.engine.report import Report
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.settings.scenario import Scenario
 
 # --- attention as one operator, which the policy of checkpointing can name; shapes: batch, heads, tokens, head size ---
@@ -155,7 +155,7 @@ def _selective() -> Any:
 
 def step_of_torchtitan(scenario: Scenario) -> Report:
     """Trace its step on the GPUs that the scenario names, H100."""
-    gpus = scenario.parallel["gpus"]
+    gpus = scenario.parallel.gpus
     with fake_group(gpus):
         with torch.device("meta"):
             model = _Llama(scenario)
@@ -181,4 +181,4 @@ def step_of_torchtitan(scenario: Scenario) -> Report:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
-        return trace_step(model, optimizer, step, tuple(batch.unbind()), capability=(9, 0))
+        return trace_step(model, optimizer, step, tuple(batch.unbind()), Options(capability=(9, 0)))

@@ -1,4 +1,4 @@
-"""When the conda on PATH is taken, and when one is built (test_conda.py in tests/end_to_end creates environments)."""
+"""When the conda on PATH is taken, and when one is built (test_chain.py creates environments)."""
 
 from __future__ import annotations
 

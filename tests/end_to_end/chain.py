@@ -31,6 +31,11 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
+def linked(project: Path, folder: Path) -> Path:
+    """A copy of a checkout at the price of its names: its files may be replaced there, never written into."""
+    return shutil.copytree(project, folder, symlinks=True, copy_function=os.link)
+
+
 def snakemake(
     project: Path, *arguments: str | Path, python: Path | str = sys.executable, environ: dict[str, str] | None = None
 ) -> str:

@@ -30,6 +30,7 @@ NOT_IMPORTED = {
     "hypothesis": "a test library",
     "pygments": "snakemake --report colours code with it",
     "pytest": "runs the tests",
+    "pytest-xdist": "runs them on all cores",
     "ruff": "a program: lints",
     "selenium": "drives the browser of tests",
     "snakefmt": "a program: formats the Snakefile",

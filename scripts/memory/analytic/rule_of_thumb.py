@@ -80,6 +80,6 @@ def rule_of_thumb(scenario: Scenario, parameters: int) -> dict[str, Any]:
     answers = []
     for count in (quoted_parameters(parameters, scenario.model_name), parameters):
         parts = components(scenario.method, width, count)
-        parts = on_each(parts, scenario.parallel["strategy"], scenario.parallel["gpus"])
+        parts = on_each(parts, scenario.parallel.strategy, scenario.parallel.gpus)
         answers.append({"parameters": count, "components": parts, "peak_allocated_bytes": sum(parts.values())})
     return {**answers[0], "exact_count": answers[1]}

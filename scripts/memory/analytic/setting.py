@@ -45,11 +45,11 @@ def check_described(scenario: Scenario) -> None:
     values = {field.name: getattr(scenario, field.name) for field in fields(scenario)}
     for name, described in DESCRIBED.items():
         field, _, part = name.partition(".")
-        value = (values[field] or {}).get(part) if part else values[field]
+        value = getattr(values[field], part, None) if part else values[field]
         if described is not None and value not in described:
             value = value.get("peft_type", value) if isinstance(value, dict) else value
             raise NotDescribed(f"the analytic estimate does not describe {name}: {value}")
-    if scenario.parallel["strategy"] == "fsdp2" and scenario.autocast_precision is not None:
+    if scenario.parallel.strategy == "fsdp2" and scenario.autocast_precision is not None:
         raise NotDescribed("the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast")
 
 
@@ -74,7 +74,7 @@ class Setting:
     @property
     def nested(self) -> bool:
         """Whether the scales of 4-bit weights are quantized too."""
-        return self.quantized and self.scenario.quantization["double"]
+        return self.quantized and self.scenario.quantization.double
 
     @property
     def autocast(self) -> bool:
@@ -121,19 +121,19 @@ class Setting:
     @property
     def sharded(self) -> bool:
         """Whether weights, gradients and optimizer states are divided among GPUs."""
-        return self.scenario.parallel["strategy"] == "fsdp2"
+        return self.scenario.parallel.strategy == "fsdp2"
 
     @property
     def packed_sharded(self) -> bool:
         """Whether 4-bit weights are divided too: FSDP2 leaves those stored as integers whole on each GPU."""
-        return self.sharded and self.quantized and self.scenario.quantization["storage"] != "uint8"
+        return self.sharded and self.quantized and self.scenario.quantization.storage != "uint8"
 
     def share(self, count: int) -> int:
         """The first GPU's share of elements that are divided; all of them if none are.
 
         FSDP2 divides rows, so that the share may be up to a row larger where GPUs don't divide the rows.
         """
-        return -(-count // self.scenario.parallel["gpus"]) if self.sharded else count
+        return -(-count // self.scenario.parallel.gpus) if self.sharded else count
 
     # --- attention ---
 

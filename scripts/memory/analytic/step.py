@@ -58,7 +58,7 @@ class TrainingStep(Network):
     def _units(self) -> list[Unit]:
         """What FSDP2 gathers together, in the order of the forward pass: the embedding if untied, layers, the rest."""
         embedding, layer, last = units_of(self.setting)
-        reshard, tied = self.scenario.parallel["reshard_after_forward"], self.decoder.tied
+        reshard, tied = self.scenario.parallel.reshard_after_forward, self.decoder.tied
         make = lambda what, shapes, parameters, resharded: Unit(  # noqa: E731
             self.sharding, shapes, parameters, resharded=resharded, what=what
         )

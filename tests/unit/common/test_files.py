@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import math
 import os
 import subprocess
 
@@ -199,3 +200,30 @@ def test_a_folders_report_vouches_for_all_its_files_and_goes_with_a_damaged_one(
     with pytest.raises(UserError) as error:
         read_folder(report)
     assert error.value.write.startswith(f"rm {tmp_path / 'rows.jsonl'} {report} ")
+
+
+@pytest.mark.parametrize("text", ["010", "-010", "00", "1:30", "1:30:00", "2:05.5", "0_10"])
+def test_numbers_that_yaml_reads_as_others_are_refused(tmp_path, text):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"a: 1\nb: {{c: [{text}]}}\n")
+    with pytest.raises(UserError, match="YAML reads") as error:
+        read_yaml(path)
+    assert "line 2" in str(error.value) and "write:" in str(error.value)
+    path.write_text(f"a: '{text}'\nb: [0, 0.5, 1_000, 10, -1, 2.0e-4, 0x10, .inf]\n")
+    assert read_yaml(path) == {"a": text, "b": [0, 0.5, 1000, 10, -1, 2e-4, 16, math.inf]}
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: {c: *x}}", "&x [1, [*x]]"])
+def test_yaml_that_holds_itself_is_refused(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match="refers to itself"):
+        read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("a: &x [1, 2]\nb: [*x, *x]\n")
+    assert read_yaml(tmp_path / "a.yaml")["b"] == [[1, 2], [1, 2]]
+
+
+def test_yaml_without_an_end_of_references_is_refused(tmp_path):
+    lines = ["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="no end of references"):
+        read_yaml(tmp_path / "a.yaml")

@@ -116,7 +116,10 @@ def test_a_byte_order_mark_and_quoted_line_breaks(tmp_path):
         ("a.parquet", b"no parquet", "Parquet"),
         ("a.txt", b"a\n", "format"),
         ("a.jsonl", '{"nl": "a", "bash": "ls"}\n'.encode("utf-16"), "UTF-16"),
-        ("a.csv", "nl,bash\nliste größe,ls\n".encode("utf-16"), "iconv"),
+        *(
+            ("a.csv", "nl,bash\nliste größe,ls\n".encode(name), f"iconv -f {name[:6].upper()}{name[7:].upper()}")
+            for name in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+        ),
         ("a.jsonl", '{"nl": "größe", "bash": "ls"}\n'.encode("latin-1") * 3, "not UTF-8"),
     ],
 )

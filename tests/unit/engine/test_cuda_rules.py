@@ -12,6 +12,7 @@ from scripts.engine.cuda_rules import (
     efficient_workspace_bytes,
     embedding_backward_bytes,
     flash_padding,
+    keeps_cublaslt_workspace,
 )
 from scripts.memory.analytic.decoder import describe
 from scripts.memory.analytic.estimate import analytic_estimate
@@ -122,3 +123,10 @@ def test_the_memory_efficient_kernel_sums_keys_and_values_of_wide_heads_on_old_g
     query = 4 * (16 + 128 * 64 * 4)  # four blocks of columns
     assert efficient_workspace_bytes(128, 128, 256, "fp16", (7, 5)) == query + 2 * 128 * 256 * 4
     assert efficient_workspace_bytes(128, 128, 128, "fp16", (7, 5)) == 2 * (16 + 128 * 64 * 4)
+
+
+@pytest.mark.parametrize(
+    ("version", "keeps"), [("2.4.1", False), ("2.6.0", False), ("2.7.0", True), ("2.13.0+cpu", True), ("3.0.0", True)]
+)
+def test_the_workspace_of_cublaslt_stays_from_torch_2_7_on(version, keeps) -> None:
+    assert keeps_cublaslt_workspace(version) is keeps

@@ -352,3 +352,44 @@ def test_target_model_within_three_per_cent() -> None:
         scenario = Scenario.from_mapping({"model": "qwen2.5-coder-7b", **fields})
         traced = trace(scenario, timeline=False)["peak_allocated_bytes"]
         assert peak(scenario) == pytest.approx(traced, rel=0.03)
+
+
+def states(fields: dict, **sizes) -> tuple[int, int]:
+    """Optimizer states as the estimate holds them, in blocks, and as the trace counts them, in bytes."""
+    from scripts.memory.trace import trace
+
+    step = make(method="full", sequence_length=16, **fields).changed(model=model(num_hidden_layers=2, **sizes))
+    return tuple(found["components"]["optimizer_states"] for found in (analytic_estimate(step), trace(step)))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sizes"),
+    [
+        # Norms and a bias of exactly 4,096 elements, the fewest whose states have 8 bits.
+        ("adamw_8bit", {"hidden_size": 4096, "num_attention_heads": 32, "intermediate_size": 64, "vocab_size": 64}),
+        # Embeddings of exactly 100,000 elements, the fewest whose states are paged.
+        (
+            "paged_adamw_8bit",
+            {"hidden_size": 1000, "num_attention_heads": 10, "intermediate_size": 64, "vocab_size": 100},
+        ),
+    ],
+)
+def test_states_of_8_bits_and_paged_ones_begin_where_bitsandbytes_has_them(optimizer, sizes) -> None:
+    estimated, traced = states({"optimizer": optimizer}, **sizes)
+    tensors = 27  # 2 x 12 of the layers, embeddings, head and final norm; two moments with scales of each
+    assert 0 <= estimated - traced < 512 * 4 * tensors
+
+
+def test_each_tensor_of_fused_adamw_has_a_step_counter() -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 512, "vocab_size": 512, "num_attention_heads": 2}
+    estimated, traced = states({"optimizer": "adamw_fused"}, **sizes)
+    assert estimated - traced == 27 * (512 - 4)
+
+
+def test_cublaslt_has_a_workspace_for_autograds_thread_where_it_recomputes() -> None:
+    from scripts.memory.trace import trace
+
+    for checkpointing, threads in ((True, 2), (False, 1)):
+        step = make(method="lora", gradient_checkpointing=checkpointing)
+        found = [made["components"]["workspaces"] for made in (analytic_estimate(step), trace(step))]
+        assert found == [2 * 8_519_680 + threads * 2**20] * 2

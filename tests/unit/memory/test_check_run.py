@@ -11,6 +11,7 @@ from scripts.common.errors import UserError
 from scripts.memory import check_run
 from scripts.settings import run_scenarios
 from scripts.settings.runs import Runs
+from scripts.settings.scenario import Scenario, rows_in_a_step
 
 
 def run(**differences):
@@ -18,6 +19,12 @@ def run(**differences):
     config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
     update_config(config, copy.deepcopy(differences))
     return next(iter(Runs(config).named.values()))
+
+
+def rows(settings):
+    """Rows of an optimizer step of the settings' training."""
+    step = {**run_scenarios.training_scenario(settings), "model": {"model_type": "any"}}
+    return rows_in_a_step(Scenario.from_mapping(step, {}), run_scenarios.training_loop(settings))
 
 
 def test_the_step_has_what_shapes_memory_and_the_loop_the_rest():
@@ -49,7 +56,7 @@ def test_the_default_and_the_7b_configuration_pass():
         ({"memory": {"scenarios": {"odd": {"method": "qlorra"}}}}, ["memory.scenarios.odd", "method: qlora"]),
         ({"memory": {"model": "nosuch"}}, ["memory.model", "qwen2.5-coder-7b", "model: "]),
         ({"memory": {"gpu": "nosuch"}}, ["memory.gpu", "'nosuch'", "rtx-4090", "gpu: "]),
-        ({"memory": {"gate": {"gpu": "rtx4090"}}}, ["memory.gate.gpu", "gpu: rtx-4090"]),
+        ({"memory": {"gate": {"gpu": "rtx-4091"}}}, ["memory.gate.gpu", "gpu: rtx-4090"]),
         ({"scenario_defaults": {"foo": 1}}, ["foo", "scenario_defaults", "sequence_length"]),
         ({"scenario_defaults": {"optimizer": "adamw8bit"}}, ["optimizer: adamw_8bit"]),
         ({"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
@@ -76,10 +83,8 @@ def test_a_wrong_setting_stops_at_the_start_with_the_line_to_write(differences, 
 
 
 def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
-    assert (
-        run_scenarios.effective_batch(run(training={"packing": "none", "rows_per_step": None, "micro_batch": 3})) == 3
-    )
-    assert run_scenarios.effective_batch(run(training={"packing": "rows", "rows_per_step": 24})) == 24
+    assert rows(run(training={"packing": "none", "rows_per_step": None, "micro_batch": 3})) == 3
+    assert rows(run(training={"packing": "rows", "rows_per_step": 24})) == 24
     with pytest.raises(UserError, match="rows_per_step: 16"):
         check_run.check(run(training={"packing": "rows", "rows_per_step": None}))
     with pytest.raises(UserError, match="rows_per_step: null"):
@@ -126,7 +131,7 @@ def test_what_no_training_on_several_gpus_can_do_stops_at_the_start(training, wo
 
 def test_a_step_on_several_gpus_has_the_rows_of_all():
     several = {"packing": "none", "rows_per_step": None, "micro_batch": 3, "parallel": {"strategy": "ddp", "gpus": 4}}
-    assert run_scenarios.effective_batch(run(training=several)) == 12
+    assert rows(run(training=several)) == 12
     assert run_scenarios.training_scenario(run(training=several))["parallel"]["gpus"] == 4
     assert run_scenarios.gpus_of_training(run(training=several)) == 4 and run_scenarios.gpus_of_training(run()) == 1
 

@@ -50,7 +50,7 @@ def test_nothing_known_is_large_enough(tmp_path: Path) -> None:
         ("gpu: t4", "is a list"),
         ("- t4", "says which GPU"),
         ("- {gpu: t4}", "how the cluster calls"),
-        ("- {gpu: nosuch, gres: x}", "not in the catalogue"),
+        ("- {gpu: nosuch, gres: x}", "is not known"),
         ("- {gpu: t4, gress: x}", "did you mean `gres`"),
     ],
 )

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from scripts.common.checkpoint import read_shard
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_report, sha256_file, write_json
-from scripts.merging.checkpoint import read_shard
 from scripts.merging.merge import merge
 from tests.benchmarks.synthetic_checkpoint import make_adapter as synthetic_adapter
 from tests.benchmarks.synthetic_checkpoint import make_base as synthetic_base

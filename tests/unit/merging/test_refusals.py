@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.common.checkpoint import lay_out_shard, read_shard
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json, write_report
 from scripts.merging.adapter import _pattern_value
-from scripts.merging.checkpoint import lay_out_shard, read_shard
 from scripts.merging.merge import DISK_MARGIN_BYTES, merge
 from tests.unit.merging.models import edit_weights, make_adapter, make_base
 
@@ -208,6 +208,40 @@ def test_base_holds_nan_where_the_adapter_adds(inputs):
     shard = inputs[0] / read_json(inputs[0] / "model.safetensors.index.json")["weight_map"][name]
     edit_weights(shard, lambda tensors: tensors[name][3].fill_(math.nan))
     refuse(*inputs, "NaN or infinity", name)
+
+
+def test_base_holds_nan_where_nothing_is_added(inputs):
+    name = "model.norm.weight"
+    shard = inputs[0] / read_json(inputs[0] / "model.safetensors.index.json")["weight_map"][name]
+    edit_weights(shard, lambda tensors: tensors[name][3:4].fill_(math.nan))
+    refuse(*inputs, "weights hold NaN or infinity", name)
+
+
+@pytest.mark.parametrize("file", ["base/config.json", "base/SHARD", "base/INDEX", "adapter/WEIGHTS", "adapter/CONFIG"])
+def test_links_out_of_a_folder_are_not_followed(inputs, file):
+    """Whichever file it is; within the folder they are."""
+    folder, name = file.split("/")
+    names = {"INDEX": "model.safetensors.index.json", "WEIGHTS": "adapter_model.safetensors"}
+    names |= {
+        "CONFIG": "adapter_config.json",
+        "SHARD": sorted(path.name for path in inputs[0].glob("model-*.safe*"))[1],
+    }
+    path = inputs[folder == "adapter"] / names.get(name, name)
+    within = path.rename(path.with_name("renamed"))
+    path.symlink_to(within.name)
+    merge(*inputs, inputs[0].parent / "merged")
+    shutil.rmtree(inputs[0].parent / "merged")
+    path.unlink()
+    path.symlink_to(within.rename(inputs[0].parent / "elsewhere"))
+    refuse(*inputs, "link to somewhere outside", path.name)
+
+
+@pytest.mark.parametrize("sizes", [{"vocab_size": 96}, {"hidden_size": 64}, {"num_hidden_layers": 3}])
+@pytest.mark.parametrize("part", [None, "text_config"])
+def test_base_configuration_contradicts_the_tensors(inputs, sizes, part):
+    config = inputs[0] / "config.json"
+    write_json(config, {**read_json(config), **({part: sizes} if part else sizes)})
+    refuse(*inputs, "contradict each other", next(iter(sizes)))
 
 
 def test_large_weights_are_not_taken_for_infinite_ones(inputs):

@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -209,7 +209,7 @@ def test_what_the_page_says_to_write_is_the_step_that_it_shows(fields, tmp_path)
                 continue
             read = Scenario.from_mapping(yaml.safe_load(written))
             _, strategy, count = LAYOUTS[layout]
-            kept = own.parallel if own.parallel["strategy"] == strategy else {}
+            kept = asdict(own.parallel) if own.parallel.strategy == strategy else {}
             asked = {**as_method(own, method), "parallel": {**kept, "strategy": strategy, "gpus": count}}
             asked["gpu"] = own.gpu and {**own.gpu, "count": count}
             expected = apply(own, asked).to_mapping()

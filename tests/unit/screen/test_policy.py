@@ -35,7 +35,7 @@ def test_the_policy_and_its_language_stay_small():
     code = sum(len(path.read_text().splitlines()) for path in (ROOT / "scripts" / "screen").glob("*.py"))
     data = sum(len(path.read_text().splitlines()) for path in (ROOT / "config" / "screen").glob("*.yaml"))
     assert code <= 2_500
-    assert data <= 1_500
+    assert data <= 1_600
 
 
 def test_the_rule_of_the_workflow_knows_every_module_of_the_screen():

@@ -83,6 +83,9 @@ def test_swapped_rank_and_alpha_differ(config):
         ("prompt.system", "", ["prompt.system"]),
         ("evaluation.requests", "all", ["evaluation.requests", "whole number or null"]),
         ("colour", "red", ["Unknown key: colour"]),
+        ("run.seed", 2**64, ["run.seed", "at most 9223372036854775807", "seed: 42"]),
+        ("training.weight_decay", 1e300, ["training.weight_decay", "at most 10"]),
+        ("lora.rank", 1000000, ["lora.rank", "at most 8192"]),
     ],
 )
 def test_an_error_names_the_key_the_value_what_is_allowed_and_the_line(config, path, value, words):
@@ -143,5 +146,20 @@ def test_every_key_has_a_description():
         for name, inner in schema.get("properties", {}).items():
             assert inner.get("description"), f"{path}{name} has no description"
             walk(inner, f"{path}{name}.")
+
+    walk(settings.read_schema(), "")
+
+
+def test_every_number_has_a_most():
+    """A slip of the finger is a number as well: none is so large that only hours of computing show it."""
+
+    def walk(schema, path):
+        kinds = schema.get("type", [])
+        if {"integer", "number"} & set([kinds] if isinstance(kinds, str) else kinds):
+            assert "maximum" in schema or "exclusiveMaximum" in schema, f"{path} has no maximum"
+        for name, inner in schema.get("properties", {}).items():
+            walk(inner, f"{path}.{name}")
+        if "items" in schema:
+            walk(schema["items"], f"{path}[]")
 
     walk(settings.read_schema(), "")

@@ -7,7 +7,7 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.settings.fields import FIELDS
-from scripts.settings.scenario import MODELS, Scenario, load_scenario, scenario_defaults
+from scripts.settings.scenario import MODELS, Quantization, Scenario, load_scenario, scenario_defaults
 
 SMALL = {
     "model_type": "qwen2",
@@ -54,13 +54,13 @@ def test_mapping_makes_the_same_scenario_again(fields) -> None:
 def test_method_decides_what_is_there() -> None:
     assert make(method="full").lora is None
     assert make(method="lora").quantization is None
-    assert make().quantization == {"compute": None, "double": True, "storage": "uint8", "type": "nf4"}
+    assert make().quantization == Quantization(type="nf4", double=True, storage="uint8", compute=None)
 
 
 def test_part_of_a_structure_keeps_the_rest() -> None:
     scenario = make(lora={"rank": 4}, quantization={"double": False})
     assert scenario.lora.target_modules == "all-linear"
-    assert scenario.quantization == {"compute": None, "double": False, "storage": "uint8", "type": "nf4"}
+    assert scenario.quantization == Quantization(type="nf4", double=False, storage="uint8", compute=None)
 
 
 WRONG = {

@@ -130,3 +130,10 @@ def test_the_axis_is_the_number_where_one_is_varied_and_a_place_for_each_run_oth
     for point, modules in zip(ranks, ("all-linear", ["q_proj", "v_proj"]), strict=True):
         point["varied"] = {"lora.target_modules": modules}
     assert draw.axis(ranks) == ([0.0, 1.0], ["target modules all-linear", "target modules q_proj, v_proj"], "")
+
+
+def test_the_cheapest_takes_the_least_memory_and_of_equals_the_smallest_adapter():
+    alike = [1.0 + (0.5 if number % 2 else -0.5) for number in range(40)]
+    worse = run(spread(3.0), 10, 10)
+    summary = swept(r1=worse, r4=run(alike, 200, 500), r8=run(alike, 100, 1000), r16=run(alike, 100, 2000))
+    assert summary["recommendation"]["cheapest"] == summary["recommendation"]["run"] == "r8"

@@ -1,14 +1,20 @@
 """Where the base model comes from: what is taken, and what is said when it can't be had."""
 
 import json
+import os
 import zipfile
+from math import inf, nan
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from scripts.common import wheels
+from scripts.common.checkpoint import open_checkpoint, read_tensor
 from scripts.common.errors import UserError
 from scripts.common.files import read_folder
 from scripts.training import describe_model, download_gguf, fetch_weights
+from tests.unit.merging.models import edit_weights
 from tests.unit.training.prepared import describe, save_model
 
 
@@ -154,21 +160,123 @@ def test_pickled_weights_are_refused(tmp_path):
         fetch_weights.main({"type": "folder", "path": str(source), "dtype": "float32"}, target, {}, None, "unused")
 
 
-def test_a_folder_gives_its_weights_with_their_digests(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    (source / "model.safetensors").write_bytes(b"weights")
-    manifest = target / "weights.json"
-    fetch_weights.main({"type": "folder", "path": str(source), "dtype": "float32"}, target, {}, None, manifest)
-    files = json.loads(manifest.read_text())["files"]
-    assert files["model.safetensors"]["bytes"] == 7
-    assert (target / "model.safetensors").read_bytes() == b"weights"
+def saved(folder, shard, seed):
+    """A model's folder with its weights in one file or in several."""
+    source = save_model(folder)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(seed)
+    for file in source.glob("model*"):
+        file.unlink()
+    model.save_pretrained(source, max_shard_size=shard)
+    return source
+
+
+LAYOUTS = ("5GB", "60KB", "20KB")
+
+
+@pytest.mark.parametrize("before", LAYOUTS)
+@pytest.mark.parametrize("after", LAYOUTS)
+def test_weights_of_a_source_before_are_not_what_anybody_loads(tmp_path, before, after):
+    """One file before several, several before one, fewer before more: what is sealed, trained and merged is one."""
+    base = tmp_path / "base"
+    describe(saved(tmp_path / "old", before, 2.0), base)
+    describe(saved(tmp_path / "new", after, 3.0), base)
+    sealed = set(read_folder(base / "weights.json")["sha256"]) - {"weights.json"}
+    assert sealed == {file.name for file in base.glob("model*")} == {f.name for f in (tmp_path / "new").glob("model*")}
+    assert float(AutoModelForCausalLM.from_pretrained(base).model.norm.weight[0]) == 3.0
+    assert float(read_tensor(open_checkpoint(base).tensors["model.norm.weight"])[0]) == 3.0
+
+
+def test_of_one_file_and_an_index_all_take_what_transformers_loads(tmp_path):
+    source = saved(tmp_path / "source", "20KB", 3.0)
+    for file in saved(tmp_path / "single", "5GB", 2.0).glob("model*"):
+        file.rename(source / file.name)
+    base = describe(source, tmp_path / "base")
+    assert [file.name for file in base.glob("model*")] == ["model.safetensors"]
+    for folder in (source, base):
+        loaded = AutoModelForCausalLM.from_pretrained(folder).model.norm.weight
+        assert float(loaded[0]) == float(read_tensor(open_checkpoint(folder).tensors["model.norm.weight"])[0]) == 2.0
+
+
+def test_weights_that_nobody_fetched_are_not_trained_on(tmp_path):
+    base = describe(saved(tmp_path / "source", "20KB", 2.0), tmp_path / "base")
+    (base / "model.safetensors").write_bytes(b"somebody's")
+    with pytest.raises(UserError, match=r"not the model's.*(\n.*)*model\.safetensors"):
+        read_folder(base / "weights.json")
+
+
+def without_a_shard(source):
+    sorted(source.glob("model-*.safetensors"))[1].unlink()
+
+
+def cut_off(source):
+    shard = sorted(source.glob("model-*.safetensors"))[1]
+    os.truncate(shard, shard.stat().st_size - 7)
+
+
+def filled(shard, value):
+    def spoil(source):
+        path = sorted(source.glob("model-*.safetensors"))[shard]
+        edit_weights(path, lambda tensors: next(iter(tensors.values())).fill_(value))
+
+    return spoil
+
+
+def linked_out(source):
+    shard = sorted(source.glob("model-*.safetensors"))[1]
+    shard.symlink_to(shard.rename(source.parent / "elsewhere"))
+
+
+def of_another_size(**sizes):
+    def spoil(source):
+        config = json.loads((source / "config.json").read_text()) | sizes
+        (source / "config.json").write_text(json.dumps(config))
+
+    return spoil
+
+
+SPOILT = {
+    "a missing shard": (without_a_shard, ["is missing", "model-00002", "copy or download it again"]),
+    "a truncated shard": (cut_off, ["truncated", "model-00002"]),
+    "NaN": (filled(0, nan), ["NaN or infinity", "model-00001"]),
+    "infinity": (filled(-1, inf), ["NaN or infinity", "tensor model"]),
+    "a shard elsewhere": (linked_out, ["link to somewhere outside", "model-00002"]),
+    "another vocabulary": (of_another_size(vocab_size=9), ["contradict", "vocab_size is 9"]),
+    "another width": (of_another_size(hidden_size=32), ["contradict", "hidden_size is 32", "tensors say 64"]),
+    "more layers": (of_another_size(num_hidden_layers=3), ["contradict", "num_hidden_layers is 3", "say 2"]),
+}
+
+
+@pytest.mark.parametrize(("spoil", "words"), SPOILT.values(), ids=SPOILT)
+def test_weights_that_could_not_be_trained_end_the_fetching_in_words(tmp_path, spoil, words):
+    source = saved(tmp_path / "source", "20KB", 2.0)
+    spoil(source)
+    with pytest.raises(UserError) as error:
+        describe(source, tmp_path / "base")
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "base" / "weights.json").exists()
+
+
+TEMPLATES = {
+    "that raises": "{{ raise_exception('this model is for images alone') }}",
+    "that is broken": "{% for m in messages %}{{ m.content }}",
+    "that calls what is not there": "{{ messages[0].content.nosuch() }}",
+    "that divides by zero": "{{ 1 // 0 }}",
+    "that leaves the request out": "{% if add_generation_prompt %}assistant:{% endif %}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_chat_template_that_writes_no_request_is_refused_before_any_weight(tmp_path, template):
+    source = save_model(tmp_path / "source")
+    (source / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match="chat template") as error:
+        describe(source, tmp_path / "base")
+    assert "write:" in str(error.value) and not (tmp_path / "base" / "description.json").exists()
 
 
 def test_cuda_where_there_is_none_is_explained():
-    import torch
-
     from scripts.common.device import pick_device
 
     if torch.cuda.is_available():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_report
+from scripts.common.files import read_report, write_report
 from scripts.training import train
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
 
@@ -101,6 +101,18 @@ def test_a_finished_training_comes_back_when_its_settings_do(place, steps):
         len(steps) == 12
         and again["sha256"]["adapter_model.safetensors"] == first["sha256"]["adapter_model.safetensors"]
     )
+
+
+def test_what_is_kept_is_named_as_it_is_described_now(place, steps):
+    """A new title or licence shapes no adapter: it costs no step, and none of the old ones comes back."""
+    first, description = run(place), place["base"] / "description.json"
+    told = {"license": "mit", "title": "Renamed"}
+    write_report(description, {**json.loads(description.read_text()), **told})
+    again = run(place)
+    assert len(steps) == 4 and again["final_loss"] == first["final_loss"]
+    assert {key: again["base"][key] for key in told} == told
+    adapter = json.loads((place["run"] / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "Renamed"
 
 
 def spoil(path):

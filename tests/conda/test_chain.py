@@ -21,8 +21,6 @@ from tests.conda.offline_conda import CondaSetup, Unavailable, conda_setup
 from tests.end_to_end import chain
 from tests.unit.test_environments import requirements, rules
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.conda]
-
 CACHE = chain.ROOT / ".conda-test"
 # Written into each environment as a .pth file, which Python runs when it starts.
 WITNESS = """\
@@ -83,7 +81,7 @@ def plant_witnesses(environments: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:  # of this module, not the session's
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:  # this module's own, not the session's
     """The environments created, if they are not there from an earlier session, and the chain run in them."""
     try:
         setup = conda_setup(CACHE)

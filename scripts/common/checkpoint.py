@@ -1,22 +1,24 @@
 """A folder of safetensors files, read without loading it: names, dtypes, shapes and the place of each byte.
 
-The merge and its verification both work on byte ranges, so this module reads the headers itself
-(8 bytes of length, then JSON, then the data; https://huggingface.co/docs/safetensors) and checks
-everything that can be wrong with a folder before any work begins.
+Whoever fetches, trains on or merges a model asks here which files are its weights. The merge and its verification
+work on byte ranges, so this module reads the headers itself (8 bytes of length, then JSON, then the data;
+https://huggingface.co/docs/safetensors) and checks everything that can be wrong with a folder before any work begins.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json
+from scripts.common.files import own_file, read_json
 
 # Bytes of one element of each dtype that the format knows. Four- and six-bit types have no whole number of
 # bytes and only occur in quantized folders, which are refused anyway.
@@ -32,6 +34,9 @@ SAFETENSORS_NAMES = {name: code for code, name in FLOAT_DTYPES.items()}
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+BLOCK_BYTES = 2**24  # read at once, where all of a file is
+EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
+LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.(\d+)\.")
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own
 QUANTIZED_DTYPES = ("F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -177,37 +182,82 @@ def _refuse_quantized(folder: Path, config: dict[str, Any], tensors: Iterable[Te
         )
 
 
+def _refuse_contradictions(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raise for sizes in ``config.json`` that the tensors contradict: no program could load the two together."""
+    sizes = {**config, **(config.get("text_config") or {})}
+    hidden, layers = (
+        sizes.get(old) or sizes.get(new) for old, new in (("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers"))
+    )
+    found = []
+    embedding = next((tensor for name, tensor in tensors.items() if EMBEDDING.search(name)), None)
+    if embedding is not None and len(embedding.shape) == 2:
+        found += [("vocab_size", sizes.get("vocab_size"), embedding.shape[0], embedding.name)]
+        if not sizes.get("word_embed_proj_dim") and not sizes.get("embedding_size"):  # which are projected afterwards
+            found += [("hidden_size", hidden, embedding.shape[1], embedding.name)]
+    numbers = {int(match[3]) for match in map(LAYER.search, tensors) if match}
+    if numbers and isinstance(layers, int) and layers > max(numbers) + 1:  # more tensors: heads for more tokens at once
+        found += [("num_hidden_layers", layers, max(numbers) + 1, "the last layer's tensors")]
+    for key, told, is_so, where in found:
+        if isinstance(told, int) and told != is_so:
+            raise UserError(
+                f"config.json and the weights contradict each other: {key} is {told}, and the tensors say {is_so}.",
+                where=f"{folder}: {where}",
+                found=told,
+                allowed="config.json and weights of one model, saved together",
+                write=f'"{key}": {is_so}    # in {folder / "config.json"}, if the weights are the right ones',
+            )
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files that are a model's weights, none where there are no safetensors.
+
+    Of a single file and an index ``from_pretrained`` takes the single file, and so do all who ask here.
+
+    Raises
+    ------
+    UserError
+        For an index that is none, or names files elsewhere.
+    """
+    if os.path.lexists(folder / SINGLE):
+        return [SINGLE]
+    if not os.path.lexists(folder / INDEX):
+        return []
+    index = read_json(own_file(folder / INDEX))
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError("The index has no weight_map.", where=folder / INDEX)
+    files = sorted(map(str, set(weight_map.values())))
+    for name in files:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            problem = "The index may only name safetensors files of its own folder."
+            raise UserError(problem, where=folder / INDEX, found=name)
+    return files
+
+
 def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
     """Open a model folder, checking everything that its headers can tell.
 
     Raises
     ------
     UserError
-        No configuration, no safetensors, pickles instead, a shard missing or truncated, an index that
-        disagrees with the shards, a quantized base.
+        No configuration, no safetensors, pickles instead, a shard missing, truncated or outside the folder, an index or
+        a configuration that disagrees with the shards, a quantized base.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError("The base model's folder does not exist.", where=folder)
-    config = read_json(folder / "config.json")
+    config = read_json(own_file(folder / "config.json"))
     if not isinstance(config, dict):
         raise UserError("config.json must hold one JSON object.", where=folder / "config.json")
-    index, weight_map, files = None, None, [SINGLE]
-    if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError("The index has no weight_map.", where=folder / INDEX)
-        files = sorted(map(str, set(weight_map.values())))
-        for name in files:
-            if Path(name).name != name or not name.endswith(".safetensors"):
-                problem = "The index may only name safetensors files of its own folder."
-                raise UserError(problem, where=folder / INDEX, found=name)
-    elif not (folder / SINGLE).exists():
+    index, files = None, weight_files(folder)
+    if not files:
         refuse_pickles(folder, "base model")
         problem = "The base model's folder has no safetensors weights."
         raise UserError(problem, where=folder, allowed=f"{SINGLE} or {INDEX}")
-    shards = tuple(read_shard(folder / name) for name in files)
+    if files != [SINGLE]:
+        index = read_json(folder / INDEX)
+    weight_map = index["weight_map"] if index else None
+    shards = tuple(read_shard(own_file(folder / name)) for name in files)
     tensors: dict[str, Tensor] = {}
     for tensor in (tensor for shard in shards for tensor in shard.tensors):
         if tensor.name in tensors:
@@ -219,7 +269,56 @@ def open_checkpoint(folder: str | os.PathLike) -> Checkpoint:
         if name not in tensors or tensors[name].path.name != file:
             raise UserError("The index names a tensor that its shard does not hold.", where=folder / file, found=name)
     _refuse_quantized(folder, config, tensors.values())
+    _refuse_contradictions(folder, config, tensors)
     return Checkpoint(folder, config, shards, index, tensors)
+
+
+def checked_digest(shard: Shard) -> str:
+    """SHA-256 of a shard's file, which is read once; NaN or infinity in it is a :class:`UserError`."""
+    import torch
+
+    digest = hashlib.sha256(shard.header)
+    with open(shard.path, "rb", buffering=0) as handle:
+        for tensor in shard.tensors:
+            for start in range(tensor.start, tensor.end, BLOCK_BYTES):
+                block = memoryview(bytearray(min(BLOCK_BYTES, tensor.end - start)))
+                read_into(handle.fileno(), block, start, shard.path)
+                digest.update(block)
+                if tensor.dtype in FLOAT_DTYPES:
+                    values = torch.frombuffer(block, dtype=torch_dtype(tensor.dtype))
+                    require_finite(values, f"{shard.path}, tensor {tensor.name}")
+    return digest.hexdigest()
+
+
+def require_finite(values: Any, where: str, changed_from: str | None = None) -> None:
+    """Raise where values are NaN or infinite.
+
+    Parameters
+    ----------
+    values
+        A tensor.
+    where
+        Its file and name.
+    changed_from
+        The dtype that a merge has changed them from; None for values as they lie in the file.
+    """
+    import torch
+
+    # A sum is finite only if every term is; the exact test runs only when the sum overflows or is NaN.
+    if torch.isfinite(values.sum(dtype=torch.float32)) or torch.isfinite(values).all():
+        return
+    if changed_from is None:
+        raise UserError(
+            "The model's weights hold NaN or infinity, so nothing can be trained on them or merged into them.",
+            where=where,
+            allowed="finite weights: download or copy the model again, or take another one if it was published so",
+        )
+    raise UserError(
+        "The merged tensor holds NaN or infinity: the base does, or the dtype's range is too small.",
+        where=where,
+        found=f"{changed_from} to {values.dtype}",
+        write="--dtype bfloat16" if values.dtype == torch.float16 else None,
+    )
 
 
 def read_tensor(tensor: Tensor) -> Any:
