@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import cuda_rules
+from . import costs, cuda_rules
 from .autocast import attention_operands
 from .cuda_rules import DEFAULT_CAPABILITY, up
 from .errors import AttentionKernelError
@@ -28,6 +29,10 @@ _BACKENDS = {
     "mem_efficient": (SDPBackend.EFFICIENT_ATTENTION, torch.backends.cuda.mem_efficient_sdp_enabled),
     "math": (SDPBackend.MATH, torch.backends.cuda.math_sdp_enabled),
 }
+_BACKWARD_OF_ATTENTION = (
+    "aten::_scaled_dot_product_flash_attention_backward",
+    "aten::_scaled_dot_product_efficient_attention_backward",
+)
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
 
 
@@ -74,6 +79,8 @@ class CudaKernels:
             grad, indices, words = args[:3]
             sizes = cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size())
             return sizes, []
+        if name in _BACKWARD_OF_ATTENTION:
+            return [], _backward_of_attention(name, args, self.capability)
         if not self._keeps_lt and _has_bias(name, args, kwargs or {}):
             return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES]
         return [], []
@@ -174,13 +181,38 @@ def _attention(target: str, capability: tuple[int, int]) -> Callable:
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
             )[0]
+        if _policies_decide():
+            if kernel == SDPBackend.FLASH_ATTENTION:
+                return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal)[0]
+            keeps = any(each.requires_grad for each in (query, key, value))
+            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, keeps)[0]
         if kernel == SDPBackend.FLASH_ATTENTION:
-            return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+            return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value)), is_causal).transpose(1, 2)
         if mask is not None and mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT:
             mask = nn.functional.pad(mask, (0, -mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT))[..., : mask.shape[-1]]
-        return MemoryEfficientAttention.apply(query, key, value, mask, capability)
+        return MemoryEfficientAttention.apply(query, key, value, mask, capability, is_causal)
 
     return attention
+
+
+def _policies_decide() -> bool:
+    """Whether selective checkpointing looks at each operator, to keep its output or to run it again."""
+    stack = _get_current_dispatch_mode_stack()
+    return len(stack) > 1 and any(type(mode).__module__ == "torch.utils.checkpoint" for mode in stack)
+
+
+def _backward_of_attention(name: str, args: Sequence, capability: tuple[int, int]) -> list[int]:
+    """What the fused kernels need for a backward pass beside the gradients; as the stand-ins below allocate it."""
+    query, key = args[1], args[2]
+    batch, heads, tokens, head = query.shape
+    if "flash" in name:
+        padded, wide = cuda_rules.flash_padding(tokens, head)
+        sizes = [batch * heads * padded * 4, batch * padded * heads * wide * 4]
+        grouped = batch * key.shape[2] * heads * head * key.element_size() if key.shape[1] != heads else 0
+        return sizes + [grouped] * 2 if grouped else sizes
+    keys, dtype = key.shape[2], _DTYPES[query.dtype]
+    workspace = cuda_rules.efficient_workspace_bytes(tokens, keys, head, dtype, capability) * batch * heads
+    return [batch * heads * tokens * 4, *([workspace] if workspace else [])]
 
 
 def cuda_kernel(
@@ -241,17 +273,20 @@ class MemoryEfficientAttention(torch.autograd.Function):
         value: torch.Tensor,
         bias: torch.Tensor | None,
         capability: tuple[int, int],
+        causal: bool = False,
     ) -> torch.Tensor:
         batch, heads, tokens, _ = query.shape
         out = query.new_empty((batch, tokens, heads, value.shape[-1])).transpose(1, 2)
         sums = query.new_empty((batch, heads, up(tokens, cuda_rules.LOG_SUM_EXP_ALIGNMENT)), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums, bias)
-        ctx.capability = capability
+        ctx.capability, ctx.causal = capability, causal
+        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=causal, backward=False)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         query, key, value, *_, bias = ctx.saved_tensors
+        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=ctx.causal, backward=True)
         grad = grad.transpose(1, 2).contiguous()
         grads = [
             torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -263,23 +298,28 @@ class MemoryEfficientAttention(torch.autograd.Function):
         size *= batch * heads
         workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
-        return *(x.transpose(1, 2) for x in grads), of_bias, None
+        return *(x.transpose(1, 2) for x in grads), of_bias, None, None
 
 
 class FlashAttention2(torch.autograd.Function):
     """Allocates what FlashAttention-2 does, grouped keys and values as they are. Shapes: batch, tokens, heads, head."""
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = True
+    ) -> torch.Tensor:
         batch, tokens, heads, _ = query.shape
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         sums = query.new_empty((batch, heads, tokens), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums)
+        ctx.causal = causal
+        costs.attention("flash", query, key, tokens_dim=1, causal=causal, backward=False)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         query, key, value, _, _ = ctx.saved_tensors
+        costs.attention("flash", query, key, tokens_dim=1, causal=ctx.causal, backward=True)
         batch, tokens, heads, head = query.shape
         grad = grad.contiguous()
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
@@ -288,7 +328,7 @@ class FlashAttention2(torch.autograd.Function):
         sum_query = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)  # noqa: F841
         if key.shape[2] != heads:
             spread = [x.new_empty((batch, x.shape[1], heads, head)) for x in (key, value)]  # noqa: F841
-        return tuple(grads)
+        return *grads, None
 
 
 def flash_attention_package() -> str:

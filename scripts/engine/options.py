@@ -62,6 +62,8 @@ class Options:
         Whether the report has a timeline.
     origins
         Whether the report has the tensors that are alive at the peak, with the module and line that made them.
+    costs
+        Whether the report has what each operator of the step costs.
     """
 
     target: str = "cuda"
@@ -79,6 +81,7 @@ class Options:
     compiled: str = "refuse"
     timeline: bool = False
     origins: bool = False
+    costs: bool = False
 
     def __post_init__(self) -> None:
         for name, value, allowed in (("target", self.target, TARGETS), ("compiled", self.compiled, COMPILED)):

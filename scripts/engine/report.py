@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from .allocator import Event, Replay, replay, required_bytes
 from .components import ROUNDING
+from .costs import CostRecorder
 from .expandable import replay_expandable, required_bytes_expandable
 from .origins import NOWHERE
 from .tracker import Tracker
@@ -76,6 +77,8 @@ class Report:
     tensors
         What is alive at the peak, the largest first: ``bytes``, ``component``, ``shape``, ``dtype``, ``module``,
         ``line``, ``operator``. None: not asked for.
+    costs
+        The kernels of the step and what each costs; as a mapping their sums by phase and kind. None: not asked for.
     """
 
     peak_allocated_bytes: int
@@ -93,10 +96,13 @@ class Report:
     orders: list[dict[str, Any]] | None = None
     timeline: dict[str, Any] | None = None
     tensors: list[dict[str, Any]] | None = None
+    costs: CostRecorder | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON, without what is None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.costs is not None:
+            values["costs"] = self.costs.by_phase()
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in values.items()
@@ -166,6 +172,7 @@ def make_report(
         warnings=tuple(tracker.warnings),
         timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
         tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
+        costs=tracker.costs,
         **(_reserved(tracker, histories, events, run, capacity_bytes, *allocator) if run else {}),
     )
 

@@ -37,6 +37,7 @@ from .autocast import emulated
 from .building import device_lists
 from .compiled import compiled_functions
 from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
+from .costs import CostRecorder, recording
 from .errors import TraceError
 from .fake_group import active
 from .following import Label, component_of, follow_model, quantization_state, vocabulary
@@ -113,6 +114,7 @@ def trace_step(
         values=Values(options.scalars, options.answers, host_is_device=not on_gpu),
         origins=Origins(model) if options.origins else None,
         device=active(),
+        costs=CostRecorder(options.steps - 1, active().gpus if active() else 1) if options.costs else None,
     )
     tracker.events += seen.events
     tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
@@ -121,6 +123,7 @@ def trace_step(
     _follow_states(tracker, optimizer)
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability))
+        stack.enter_context(recording(tracker.costs))
         stack.enter_context(patched(device_lists(options.target)))
         stack.enter_context(compiled_functions(tracker, options.compiled))
         if on_gpu:

@@ -26,6 +26,7 @@ from .components import (
     WORKSPACES,
     weights,
 )
+from .costs import CostRecorder
 from .fake_group import FakeDevice
 from .origins import Origins
 from .parts import made_of_others, parts
@@ -103,9 +104,11 @@ class Tracker(TorchDispatchMode):
         values: Values | None = None,
         origins: Origins | None = None,
         device: FakeDevice | None = None,
+        costs: CostRecorder | None = None,
     ) -> None:
         super().__init__()
         self.origins = origins
+        self.costs = costs
         self._device = device
         self.streams: dict[int, int] = {}
         self.reusable: dict[int, int] = {}
@@ -137,6 +140,8 @@ class Tracker(TorchDispatchMode):
         """Say that a phase of a step begins."""
         self._phase = phase
         self.marks.append((phase, step, len(self.events)))
+        if self.costs is not None:
+            self.costs.mark(phase, step)
 
     def start(self, step: int) -> int:
         """Index of a step's first event."""
@@ -263,6 +268,15 @@ class Tracker(TorchDispatchMode):
         """Index of the next event."""
         return len(self.events)
 
+    def launched(self) -> int:
+        """How many kernels the step has launched, where costs are recorded."""
+        return len(self.costs.calls) if self.costs is not None else 0
+
+    def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None:
+        """A stream, or the program (None), waits for what another has been given until so many launches."""
+        if self.costs is not None:
+            self.costs.wait(waiter, stream, launches)
+
     def _free(self, identity: int) -> None:
         if identity in self._shared:
             self._pending.append((identity, len(self.events)))
@@ -362,6 +376,8 @@ class Tracker(TorchDispatchMode):
         self._seen(output, func)
         if values is not None:
             values.after(func, args, kwargs, output)
+        if self.costs is not None and self.costs.on:
+            self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
         held += [self.allocate(count, TEMPORARIES) for count in later]
         for identity in held:
             self.free(identity)

@@ -54,6 +54,7 @@ def check(settings: Mapping[str, Any]) -> None:
             allowed=f"a file in config/models/: {', '.join(known)}",
             write=f"memory:\n  model: {known[0]}",
         )
+    _check_source(settings["model"]["source"])
     for key, gpu in (("memory.gpu", memory["gpu"]), ("memory.gate.gpu", memory["gate"]["gpu"])):
         if key == "memory.gpu" or gpu != "auto":
             find(gpu, f"{key} in the configuration")
@@ -68,6 +69,26 @@ def check(settings: Mapping[str, Any]) -> None:
     scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     rows_in_a_step(scenario, training_loop(settings))
     _check_parallel(scenario, training_loop(settings))
+
+
+def rows_a_step(settings: Mapping[str, Any]) -> int:
+    """Rows that one optimizer step of a run takes."""
+    step = Scenario.from_mapping({**training_scenario(settings), "model": _ANY_MODEL}, {}, "training")
+    return rows_in_a_step(step, training_loop(settings))
+
+
+def _check_source(source: Mapping[str, Any]) -> None:
+    """Refuse a model's folder that is not there, before a job finds it out."""
+    folder = Path(source.get("path", ""))
+    if source["type"] == "folder" and not (folder / "config.json").is_file():
+        there = folder.is_dir()
+        raise UserError(
+            f"There is no {'config.json in the ' if there else ''}folder {folder} to take the base model from.",
+            where="model.source.path in the configuration",
+            found=str(folder.absolute()),
+            allowed="a folder with config.json, tokenizer.json and *.safetensors, as save_pretrained writes them",
+            write="model:\n  source: {type: folder, path: models/my-model}",
+        )
 
 
 def checked_configuration(inputs: Any) -> str:

@@ -29,6 +29,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$")
 # What each type of dataset source needs, and what it may have, beside type, license and attribution.
 DATASET_KEYS = {
     "embedded": (("seed", "pairs"), ()),
+    "examples": (("requirement", "sha256"), ()),
     "files": (("paths",), ("columns", "format")),
     "hub": (("repository",), ("accept_new_revision", "columns", "config", "revision", "split")),
 }
@@ -276,6 +277,12 @@ def _check_together(config: dict) -> None:
             allowed="three shares that add up to 1",
             write=_yaml_line(["dataset"], "split", scaled),
         )
+    if sum(entry["type"] == "examples" for entry in config["dataset"]["sources"]) > 1:
+        raise UserError(
+            "There are two sources of type examples, and the run fetches one.",
+            where="dataset.sources in the configuration",
+            allowed="one of them",
+        )
     for key in ("sources", "external_test"):
         for entry in config["dataset"][key]:
             needed, possible = DATASET_KEYS[entry["type"]]
@@ -331,6 +338,12 @@ def model_source(config: dict) -> dict:
     """``model.source`` with the keys of its own type alone, so that left-over keys of another rerun nothing."""
     source = config["model"]["source"]
     return {key: source[key] for key in sorted(source) if key in {*SOURCE_KEYS[source["type"]], "type", "dtype"}}
+
+
+def examples_source(config: dict) -> dict | None:
+    """What to fetch for the source of type ``examples``, or None without one."""
+    found = [entry for entry in config["dataset"]["sources"] if entry["type"] == "examples"]
+    return {key: found[0][key] for key in ("requirement", "sha256")} if found else None
 
 
 def _coerce(value: Any, schema: dict) -> Any:

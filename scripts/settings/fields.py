@@ -251,7 +251,7 @@ def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: object, 
                 where=where,
                 found=key,
                 allowed=", ".join(sorted(known)),
-                write=f"{near[0]}: {yaml_text(mapping[key])}" if near else None,
+                write=nested(prefix, f"{near[0]}: {yaml_text(mapping[key])}") if near else None,
             )
 
 

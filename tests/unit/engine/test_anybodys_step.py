@@ -1,10 +1,15 @@
 """Steps of others: tensors made of tensors, compiled functions, optimizers' own choices, values, the host."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from scripts.engine import kernels
 from scripts.engine.building import on_meta
 from scripts.engine.errors import CompiledError, TraceError, ValuesNeeded
 from scripts.engine.trace import Options, measure_step, trace_step
@@ -247,3 +252,60 @@ def test_an_optimizer_over_another_models_parameters_is_named():
     optimizer = torch.optim.SGD(nn.Linear(4, 4).parameters())
     with pytest.raises(TraceError, match="A parameter of the optimizer lies on the device cpu"):
         trace_step(model, optimizer, lambda: None)
+
+
+def attending(policy, capability, target="cuda", device="meta"):
+    """A step of some layers of attention, checkpointed; ``policy`` chooses the operators that are kept."""
+    size, heads = 256, 4
+    dtype = torch.bfloat16 if target == "cuda" else torch.float32
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Linear(size, 3 * size), nn.Linear(size, size)
+
+        def forward(self, hidden):
+            rows, tokens, _ = hidden.shape
+            parts = self.inner(hidden).view(rows, tokens, 3 * heads, size // heads).transpose(1, 2).chunk(3, 1)
+            mixed = functional.scaled_dot_product_attention(*parts, is_causal=True)
+            return hidden + self.outer(mixed.transpose(1, 2).reshape(rows, tokens, size))
+
+    with torch.device(device):
+        model = nn.ModuleList(Layer() for _ in range(4)).to(dtype)
+
+    def step(hidden):
+        for layer in model:
+            context = {} if policy is None else {"context_fn": partial(create_selective_checkpoint_contexts, policy)}
+            hidden = checkpoint(layer, hidden, use_reentrant=False, **context)
+        hidden.sum().backward()
+
+    batch = torch.randn(2, 512, size, dtype=dtype)
+    options = Options(target=target, capability=capability)
+    return (trace_step if device == "meta" else measure_step)(model, None, step, batch, options)
+
+
+def keep(*operators):
+    def policy(context, operator, *args, **kwargs):
+        return CheckpointPolicy.MUST_SAVE if operator in operators else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return policy
+
+
+@pytest.mark.parametrize("capability, kernel", [((8, 0), "flash"), ((8, 6), "efficient")])
+def test_a_policy_on_attention_is_heeded_on_a_gpu(capability, kernel, monkeypatch):
+    if kernel == "efficient":
+        monkeypatch.setitem(kernels._BACKENDS, "flash", (SDPBackend.FLASH_ATTENTION, lambda: False))
+    operator = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention").default
+    plain, nothing, kept = (attending(each, capability) for each in (None, keep(), keep(operator)))
+    small = 8 * 512  # seeds of dropout, for each of the layers
+    outputs, sums = 2 * 512 * 256 * 2, 2 * 4 * 512 * 4
+    assert abs(nothing.phases["forward"] - plain.phases["forward"]) <= small
+    # Running a layer again ends early where no policy asks; with one its attention's output is there once more.
+    assert nothing.phases["backward"] - plain.phases["backward"] <= outputs + sums + small
+    assert abs(kept.phases["forward"] - nothing.phases["forward"] - 4 * (outputs + sums)) <= small
+
+
+def test_selective_checkpointing_is_traced_to_the_byte():
+    operators = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default, torch.ops.aten.addmm.default
+    predicted, measured = (attending(keep(*operators), None, "cpu", device) for device in ("meta", "cpu"))
+    assert predicted.phases == measured.phases
