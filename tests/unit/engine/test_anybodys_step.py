@@ -302,7 +302,9 @@ def test_a_policy_on_attention_is_heeded_on_a_gpu(capability, kernel, monkeypatc
     assert abs(nothing.phases["forward"] - plain.phases["forward"]) <= small
     # Running a layer again ends early where no policy asks; with one its attention's output is there once more.
     assert nothing.phases["backward"] - plain.phases["backward"] <= outputs + sums + small
-    assert abs(kept.phases["forward"] - nothing.phases["forward"] - 4 * (outputs + sums)) <= small
+    assert (
+        abs(kept.phases["forward"] - nothing.phases["forward"] - 3 * (outputs + sums)) <= 6 * small
+    )  # the last is there anyway
 
 
 def test_selective_checkpointing_is_traced_to_the_byte():
