@@ -72,7 +72,7 @@ def _same_dtype(operands: Sequence[torch.Tensor]) -> None:
 def _kind(func: Any) -> str:
     """``view``: outputs share storage with inputs; ``in place``, one tensor or lists; ``new``: outputs are new."""
     returns = func._schema.returns
-    if func._schema.name.startswith("aten::_foreach_") and func._schema.name.endswith("_"):
+    if func._schema.name.startswith(("aten::_foreach_", "aten::_fused_")) and func._schema.name.endswith("_"):
         return "in place, lists"
     if any(item.alias_info is not None for item in returns) or not returns:
         first = func._schema.arguments[0] if func._schema.arguments else None
