@@ -127,10 +127,12 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
 
 def _of_the_command_line(error: UserError) -> UserError:
     """An error of a scenario's field as one of the option that set it."""
+    if error.parts:
+        return UserError.several([_of_the_command_line(part) for part in error.parts])
     write = error.write or ""
     if str(error.where) == "--gpu" and write.startswith("gpu: "):
         write = f"--gpu {write.removeprefix('gpu: ')}"
-    elif str(error.where) == "the command line" and re.match(r"\w+: ", write):
+    elif str(error.where) == "the command line" and re.match(r"\w+:\s", write):
         write = _as_options(write)
     return UserError(error.problem, where=error.where, found=error.found, allowed=error.allowed, write=write or None)
 

@@ -25,8 +25,8 @@ from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.job import command as command_line
+from scripts.common.schema import validate
 from scripts.dataset.text import key_number, request_key
-from scripts.settings.configuration import validate
 
 GRAMMAR = ROOT / "config" / "datasets" / "embedded"
 _SCHEMA = GRAMMAR.with_name("embedded.schema.yaml")
