@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scripts.ask.question import Question
-from scripts.ask.text import gib, smallest
+from scripts.ask.text import card, gib, smallest
 from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.gpus import Gpu
@@ -68,7 +68,7 @@ class Serving:
             first = f"{need[0].upper()}{need[1:]}: {smallest(self.total_bytes)}"
         else:
             word = "FITS" if self.fits else "DOES NOT FIT"
-            first = f"{word}: {need}, the {self.gpu.title} has {gib(self.gpu.usable_bytes)} for it"
+            first = f"{word}: {need}, {card(self.gpu.to_mapping())} has {gib(self.gpu.usable_bytes)} for it"
         of = f"{self.requests} request{'s' if self.requests > 1 else ''} of {self.tokens:,} tokens"
         lines = [
             first,

@@ -122,7 +122,7 @@ def seen_whole(tracker: Tracker) -> list[tuple[Any, str, Any]]:
             tracker.see(tensor)
             if tensor.is_meta and not isinstance(data, torch.Tensor) and carried(tensor):
                 with _disable_current_modes():
-                    tracker.values.remember(tensor, torch.as_tensor(data, dtype=tensor.dtype, device="cpu"))
+                    tracker.values.remember(tensor, function(data, dtype=tensor.dtype, device="cpu"))
             return tensor
 
         return make

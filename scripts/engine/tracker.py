@@ -359,7 +359,7 @@ class Tracker(TorchDispatchMode):
         values = self.values
         if values is not None and (answer := values.before(func, args, kwargs)) is not UNANSWERED:
             return self._seen(answer, func, on_device="meta")
-        if self.expecting and self._device is None:
+        if self.expecting and self._device is None and func is not torch.ops.aten.lift_fresh.default:
             self._meet(args)
         held, later = [], ()
         if self._kernels is not None:

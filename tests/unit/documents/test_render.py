@@ -394,8 +394,15 @@ def test_figures_say_of_which_scores_less_is_better() -> None:
     figure = draw.draw_evaluation(inputs.files())
     said = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert [label for label in said if "lower is better" in label] == [
-        "Flagged as dangerous by the screen (lower is better)"
+        "Flagged as dangerous by the screen (lower is better)",
+        "Refused, though harmless (lower is better)",
     ]
+
+
+def test_the_card_says_what_is_refused_and_what_could_not_be_fetched(write: Callable[..., str]) -> None:
+    card = write("MODEL_CARD.md")
+    assert "it refused 41, the base 2; of 200 harmless requests it refused 5." in card
+    assert "could not be fetched" not in card
 
 
 def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str]) -> None:
