@@ -277,7 +277,7 @@ def test_a_chat_template_that_writes_no_request_is_refused_before_any_weight(tmp
 
 
 def test_cuda_where_there_is_none_is_explained():
-    from scripts.common.device import pick_device
+    from scripts.common.pick_device import pick_device
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
