@@ -240,18 +240,48 @@ def check_parts(field: Field, value: Any, defaults: Mapping[str, Any], where: ob
     return {part.name: check(part, value, where, f"{field.name}.") for part in field.parts}
 
 
+# What other tools call a field of ours: transformers, TRL, axolotl, LLaMA-Factory.
+ELSEWHERE = {
+    **dict.fromkeys(("model_name_or_path", "base_model", "pretrained_model_name_or_path", "model_id"), "model"),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "micro_batch_size", "train_batch_size", "batch_size"), "micro_batch"
+    ),
+    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum"), "gradient_accumulation"),
+    **dict.fromkeys(
+        ("cutoff_len", "max_seq_length", "max_seq_len", "sequence_len", "seq_len", "max_length", "model_max_length"),
+        "sequence_length",
+    ),
+    **dict.fromkeys(("finetuning_type", "adapter_type", "peft_method"), "method"),
+    **dict.fromkeys(("optim", "optimizer_type"), "optimizer"),
+    **dict.fromkeys(("attn_implementation", "flash_attn"), "attention"),
+    **dict.fromkeys(("gpus", "hardware", "device"), "gpu"),
+    **dict.fromkeys(
+        ("lora_r", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "lora_target_modules"), "lora"
+    ),
+}
+
+
+def _written(name: str, key: str, value: Any) -> str:
+    """The line with a field of ours for a key of others."""
+    if name == "lora" and key.startswith("lora_"):
+        part = {"r": "rank", "target": "target_modules"}.get(key.removeprefix("lora_"), key.removeprefix("lora_"))
+        return f"lora: {{{part}: {yaml_text(value)}}}"
+    return f"{name}: {yaml_text(value)}"
+
+
 def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: object, prefix: str = "") -> None:
     """Refuse a key that is not known, with the nearest known one."""
     known = list(known)
     for key in mapping:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            named = [ELSEWHERE[key]] if not prefix and ELSEWHERE.get(key) in known else []
+            near = named or difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             raise UserError(
                 f"Unknown field `{prefix}{key}`" + (f"; did you mean `{prefix}{near[0]}`?" if near else "."),
                 where=where,
                 found=key,
                 allowed=", ".join(sorted(known)),
-                write=nested(prefix, f"{near[0]}: {yaml_text(mapping[key])}") if near else None,
+                write=nested(prefix, _written(near[0], str(key), mapping[key])) if near else None,
             )
 
 
@@ -288,7 +318,42 @@ def whole(
     raise UserError(problem, where=where, found=value, allowed=allowed, write=nested(prefix, f"{line}: {example}"))
 
 
+# What a training aims at, which `method` does not say: that is which weights are trained.
+OBJECTIVES = (
+    "sft",
+    "dpo",
+    "ipo",
+    "simpo",
+    "orpo",
+    "kto",
+    "cpo",
+    "grpo",
+    "rloo",
+    "ppo",
+    "reward",
+    "rm",
+    "pt",
+    "pretraining",
+)
+
+
+def _refuse_objective(value: Any, where: object) -> None:
+    """``method: dpo`` and the like: an objective is no method."""
+    supervised = str(value).lower() in ("sft", "pt", "pretraining")
+    more = "" if supervised else ", and what this one takes beside it (pairs, a reference model, generations) is not"
+    raise UserError(
+        f"`{value}` is what a training aims at; `method` says which weights it trains. The step of supervised"
+        f" fine-tuning is known{more}.",
+        where=where,
+        found=f"method: {value}",
+        allowed="full, lora, qlora",
+        write="method: lora" + ("" if supervised else "    # the step of supervised fine-tuning, which takes less"),
+    )
+
+
 def _word(field: Field, value: Any, where: object, prefix: str) -> Any:
+    if field.name == "method" and str(value).lower() in OBJECTIVES:
+        _refuse_objective(value, where)
     if any(value is word or (isinstance(word, str) and value == word) for word in field.words):
         return value
     texts = [yaml_text(word) for word in field.words]
