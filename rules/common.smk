@@ -103,6 +103,7 @@ BASE = "results/models/{model}"
 DATASET = "results/dataset/{dataset}"
 ENCODED = "results/dataset/{dataset}/encoded/{model}-{sequence_length}"
 BENCHMARK = "results/dataset/{dataset}/benchmark"
+EXAMPLES = "results/dataset/{dataset}/examples"
 BASE_EVALUATION = "results/evaluation/{dataset}/{model}"
 
 
@@ -148,6 +149,13 @@ POLICY = [
 ]
 
 
+# What the embedded data is made from.
+GRAMMAR = [
+    project_file(f"config/datasets/embedded/{path.name}")
+    for path in sorted((digests.ROOT / "config/datasets/embedded").glob("*.yaml"))
+]
+
+
 # The models that the planner knows.
 MODELS = [
     project_file(f"config/models/{path.name}") for path in sorted((digests.ROOT / "config/models").glob("*.json"))
@@ -158,10 +166,19 @@ MODELS = [
 
 
 def source_files(wildcards):
-    """Data files of the user's own, so that a changed one reruns; a missing one is the script's to explain."""
+    """Data files, so that a changed one reruns; a missing one of the user's own is the script's to explain."""
     dataset = settings_of(wildcards)["dataset"]
     sources = dataset["sources"] + dataset["external_test"]
-    return [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+    return GRAMMAR + [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+
+
+def examples_input(wildcards):
+    """The pairs of a package, where a source of the configuration names one."""
+    if configuration.examples_source(settings_of(wildcards)) is None:
+        return {}
+    names = ("examples.json", "pairs.jsonl", "LICENSE")
+    made, pairs, *unread = place(*(f"{EXAMPLES}/{name}" for name in names))(wildcards)
+    return {"examples": made, "example_pairs": pairs, "unread_examples": unread}
 
 
 def source_folder(chosen, patterns):
@@ -183,7 +200,7 @@ def benchmark_input(wildcards):
 def asked(chosen, benchmark=False):
     """The settings that answers depend on: for the held-out requests, or for those of the benchmark."""
     names = ("batch_size", "max_new_tokens", "requests")
-    answering = {name: chosen["evaluation"][name] for name in names}
+    answering = {name: chosen["evaluation"][name] for name in names} | {"harmful": not benchmark}
     return {**answering, "requests": chosen["dataset"]["benchmark"]["requests"]} if benchmark else answering
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.ask.question import Question, assumed
+from scripts.ask.readers.reading import EITHER, HIGH
 from scripts.ask.text import UNTRACED
 from scripts.common.errors import UserError
 from scripts.memory.estimate import estimate
@@ -17,20 +18,36 @@ from scripts.memory.gpus import Gpu
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
 
 
+# What a tool's own kernels and casts can do and ours can't: by the line that the trace's message says to write, the
+# change that comes nearest, which way the answer then errs, and why.
+_NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
+    "attention: sdpa": (
+        {"attention": "sdpa"},
+        HIGH,
+        "this kernel takes what ours does not; read as sdpa",
+    ),
+    "attention: eager": ({"attention": "eager"}, HIGH, "this architecture's own attention, read as eager"),
+    "autocast: bf16": ({"autocast": "bf16"}, EITHER, "products of different dtypes are cast; counted under autocast"),
+}
+
+
 def traced(asked: Question) -> dict[str, Any]:
     """`predict`'s object, with what another tool's file said and what was assumed."""
     prepare()
     from scripts.memory.predict import predict
 
-    try:
-        return _more(predict(asked.scenario, asked.where), asked)
-    except UserError as error:
-        if asked.reading is None or ("differ in dtype" not in str(error) and error.write != "autocast: bf16"):
-            raise
-        # A tool's own casts make its step run where ours fails; autocast does the same to the memory.
-        asked.reading.notes.append("products of different dtypes are cast: counted under autocast")
-        asked.scenario = asked.scenario.changed(autocast="bf16")
-        return _more(predict(asked.scenario, asked.where), asked)
+    for _ in _NEAREST:
+        try:
+            return _more(predict(asked.scenario, asked.where), asked)
+        except UserError as error:
+            nearest = _NEAREST.get(error.write or "")
+            if asked.reading is None or nearest is None:
+                raise
+            change, errs, why = nearest
+            (name,) = change
+            asked.reading.errs(name, getattr(asked.scenario, name), errs, why)
+            asked.scenario = asked.scenario.changed(**change)
+    return _more(predict(asked.scenario, asked.where), asked)
 
 
 def quick(asked: Question) -> dict[str, Any]:

@@ -127,10 +127,12 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
 
 def _of_the_command_line(error: UserError) -> UserError:
     """An error of a scenario's field as one of the option that set it."""
+    if error.parts:
+        return UserError.several([_of_the_command_line(part) for part in error.parts])
     write = error.write or ""
     if str(error.where) == "--gpu" and write.startswith("gpu: "):
         write = f"--gpu {write.removeprefix('gpu: ')}"
-    elif str(error.where) == "the command line" and re.match(r"\w+: ", write):
+    elif str(error.where) == "the command line" and re.match(r"\w+:\s", write):
         write = _as_options(write)
     return UserError(error.problem, where=error.where, found=error.found, allowed=error.allowed, write=write or None)
 
@@ -212,10 +214,11 @@ def _print_largest(asked: Any, field: str, as_json: bool) -> int:
     what = "tokens" if field == "sequence_length" else "rows"
     step = text.step_line(asked.scenario.changed(**{field: max(found["value"], 1)}).to_mapping())
     if not found["value"]:
-        print(f"NOTHING FITS the {asked.gpu.title}, not even the smallest: {step}")
+        print(f"NOTHING FITS {text.card(asked.gpu.to_mapping())}, not even the smallest: {step}")
         return 1
     end = "; the model's positions end it" if found["limited_by_positions"] else ""
-    print(f"{found['value']:,} {what} fit the {asked.gpu.title}, {text.gib(found['headroom_bytes'])} to spare{end}")
+    on = text.card(asked.gpu.to_mapping())
+    print(f"{found['value']:,} {what} fit {on}, {text.gib(found['headroom_bytes'])} to spare{end}")
     print(f"for: {step}")
     return 0
 

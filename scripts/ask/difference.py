@@ -19,6 +19,7 @@ from scripts.memory.trace import trace
 
 KINDS = ("nvidia-smi", "reserved", "allocated", "oom")
 _UNITS = {"gib": GIB, "gb": 10**9, "mib": 2**20, "mb": 10**6, "": 2**20}  # nvidia-smi's own is MiB
+EVALUATION_ROWS = 8  # TrainingArguments' default
 CLOSE = 0.03  # of the measured size: what needs no cause
 
 
@@ -121,9 +122,9 @@ def _possible(asked: Question, own: Mapping[str, Any], left: int) -> list[Cause]
         more = other["peak_reserved_bytes"] - own["peak_reserved_bytes"]
         if more > CLOSE * left:
             found.append(Cause(what, more, f"try: {how}"))
-    logits = own["components"].get("logits_and_loss", 0)
-    evaluation = 2 * 4 * scenario.tokens * scenario.size("vocab_size", 0)
-    if evaluation > logits:
-        what = "evaluation: batches of per_device_eval_batch_size, whose logits are made fp32 and gathered"
+    rows = EVALUATION_ROWS * scenario.sequence_length * scenario.size("vocab_size", 0)
+    evaluation = 6 * rows - own["components"].get("logits_and_loss", 0)  # in 16 bits, and as fp32
+    if evaluation > 0:
+        what = f"evaluation: {EVALUATION_ROWS} rows, transformers' per_device_eval_batch_size, whose logits become fp32"
         found.append(Cause(what, evaluation, "try: a smaller per_device_eval_batch_size, or prediction_loss_only"))
     return found

@@ -84,7 +84,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     if isinstance(fields["model"], str):
         _resolve(fields, base, where)
     if reading or beside:
-        _settle(fields, base)
+        settle(fields, base)
     scenario = Scenario.from_mapping(fields, where=where)
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if reading is None and (base.remarks or base.notes):
@@ -270,7 +270,7 @@ def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
         reading.notes.append(f"{length} tokens are more than the model's {positions} positions; counted all the same")
 
 
-def _settle(fields: dict[str, Any], reading: Reading) -> None:
+def settle(fields: dict[str, Any], reading: Reading) -> None:
     """What the tool can do together and a scenario can't say yet: the nearest that it can, and which way that errs."""
     parallel, model = fields.get("parallel") or {}, fields["model"]
     strategy = parallel.get("strategy", "none")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scripts.ask.question import Question
-from scripts.ask.text import gib, smallest
+from scripts.ask.text import card, gib, smallest
 from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.gpus import Gpu
@@ -68,7 +68,7 @@ class Serving:
             first = f"{need[0].upper()}{need[1:]}: {smallest(self.total_bytes)}"
         else:
             word = "FITS" if self.fits else "DOES NOT FIT"
-            first = f"{word}: {need}, the {self.gpu.title} has {gib(self.gpu.usable_bytes)} for it"
+            first = f"{word}: {need}, {card(self.gpu.to_mapping())} has {gib(self.gpu.usable_bytes)} for it"
         of = f"{self.requests} request{'s' if self.requests > 1 else ''} of {self.tokens:,} tokens"
         lines = [
             first,
@@ -125,7 +125,7 @@ def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
     try:
         import torch
 
-        from scripts.engine.trace import trace_step
+        from scripts.engine.trace import Options, trace_step
         from scripts.memory.evaluation_memory import Evaluation, build
     except ImportError:
         return tokens * (4 * sizes["h"] + 3 * sizes["i"]) * 2 + 6 * sizes["V"], "estimated"
@@ -138,7 +138,7 @@ def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
                 torch.zeros(1, tokens, dtype=torch.long, device="meta"), use_cache=True, logits_to_keep=1
             ).logits.float()
 
-    report = trace_step(model, None, step, steps=1, scalars=0)
+    report = trace_step(model, None, step, options=Options(steps=1, scalars=0))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
     cache = tokens * 2 * sizes["L"] * sizes["k"] * (4 if dtype == "float32" else 2)
     return max(0, report.peak_allocated_bytes - weights - cache), "traced, one prompt read at once"

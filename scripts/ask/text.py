@@ -8,8 +8,8 @@ from typing import Any
 
 from scripts.ask.bounds import bound_bytes
 from scripts.ask.question import Question, assumed
+from scripts.common.schema import yaml_text
 from scripts.memory.gpus import GIB, catalogue
-from scripts.settings.fields import yaml_text
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip
@@ -44,6 +44,11 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
+def card(gpu: Mapping[str, Any]) -> str:
+    """A GPU in a sentence."""
+    return f"the {gpu['title']}" if gpu["compute_capability"] is not None else f"a GPU of {gpu['name']}"
+
+
 def verdict_line(answer: Mapping[str, Any]) -> str:
     """The first line: does it fit, and the two numbers that decide it."""
     gpu, trace = answer["gpu"], answer["trace"]
@@ -55,7 +60,7 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
     each = f" on each of {gpu['count']}" if answer["scenario"]["parallel"]["gpus"] > 1 else ""
-    has = f"the {gpu['title']} has {gib(gpu['usable_bytes'])} for it"
+    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} for it"
     if answer["fits"]:
         return f"FITS: {need}{each}, {has}; {gib(answer['headroom_bytes'])} to spare"
     return f"DOES NOT FIT: {need}{each}, {has}; {gib(-answer['headroom_bytes'])} too few"
@@ -66,7 +71,7 @@ def _quick_verdict(answer: Mapping[str, Any]) -> str:
     need = f"about {gib(peak)} at the peak, by the analytic estimate"
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(peak * UNTRACED[1])}"
-    has = f"the {gpu['title']} has {gib(gpu['usable_bytes'])}"
+    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])}"
     word = {True: "SHOULD FIT", False: "DOES NOT FIT", None: "TOO CLOSE TO CALL"}[answer["fits"]]
     return f"{word}: {need}; {has}" + ("; ask without --quick" if answer["fits"] is None else "")
 
@@ -160,21 +165,30 @@ def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
 
 
 def suggested(command: Sequence[str], changes: Mapping[str, Any]) -> str:
-    """A suggestion as a command line to paste: what was typed, with what has to change."""
+    """A suggestion as a command line to paste: what was typed, with what has to change in its place."""
     flags = {"sequence_length": "-s", "micro_batch": "-b", "method": "--method", "gpu": "--gpu"}
     long = {"-s": "--sequence-length", "-b": "--micro-batch"}
     words = list(command)
     for name, value in changes.items():
         flag = flags.get(name)
-        if flag is None:
-            words += _settings(name, value)
-            continue
-        for old in (flag, long.get(flag, flag)):
+        new = [flag, _gpu(value) if name == "gpu" else str(value)] if flag else _settings(name, value)
+        for old in (flag, long.get(flag or "")) if flag else ():
             while old in words:
                 at = words.index(old)
                 del words[at : at + 2]
-        words += [flag, _gpu(value) if name == "gpu" else str(value)]
+        for set_now in new[1::2]:
+            words = _without_setting(words, set_now.partition("=")[0] if new[0] == "--set" else name)
+        words += new
     return " ".join(["will-it-fit", *(shlex.quote(word) for word in words)])
+
+
+def _without_setting(words: Sequence[str], name: str) -> list[str]:
+    """A command line without what it set a field to."""
+    kept = list(words)
+    for at in range(len(kept) - 2, -1, -1):
+        if kept[at] == "--set" and kept[at + 1].partition("=")[0] == name:
+            del kept[at : at + 2]
+    return kept
 
 
 def _gpu(value: Any) -> str:

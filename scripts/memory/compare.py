@@ -12,6 +12,8 @@ from scripts.memory.gpus import Gpu, Verdict, named, verdict
 from scripts.memory.trace_step import Traced
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
+NO_GPU = "no GPU is named, and the time of a step depends on it"
+NO_SPEED = "the speed of this GPU is not known: add a line under `speeds` in config/gpus.yaml"
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 
@@ -47,7 +49,9 @@ class Comparison:
             "gpu": self.gpu.to_mapping() if self.gpu else None,
             "reasons": self.reasons,
             "scenario": self.traced.scenario.to_mapping(),
+            "time": self.traced.trace.get("time"),
             "versions": self.traced.versions,
+            "warnings": list(self.traced.trace.get("warnings", ())),
         }
 
 
@@ -66,6 +70,7 @@ def compare(
         "measurement": dict(measurement) if measurement else None,
     }
     reasons = {"analytic": estimated.reason or "", "measurement": NOT_MEASURED}
+    untimed = {} if trace.get("time") else {"time": NO_GPU if scenario.gpu is None else NO_SPEED}
     # A measurement on the CPU is compared with the trace of the same step on the CPU.
     own = (measurement or {}).get("trace_on_the_same_device")
     differences = {
@@ -77,7 +82,7 @@ def compare(
     return Comparison(
         traced,
         answers,
-        {name: reason for name, reason in reasons.items() if answers[name] is None},
+        {name: reason for name, reason in reasons.items() if answers[name] is None} | untimed,
         differences,
         gpu,
         verdict(trace["required_bytes"], gpu),

@@ -24,8 +24,10 @@ from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
 from scripts.engine.kernels import flash_attention_package
 from scripts.engine.report import History
-from scripts.engine.trace import Label, component_of, quantization_state, recorded, trace_step
+from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
+from scripts.memory.gpus import Gpu
 from scripts.memory.loading import Loader, loading_history
+from scripts.memory.step_time import step_time
 from scripts.settings.scenario import Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.model import (
@@ -38,7 +40,7 @@ from scripts.training.model import (
     parameter_count,
 )
 from scripts.training.parallel import parallelize, zero_notes
-from scripts.training.step import random_step
+from scripts.training.step import MICRO_BATCHES, random_step
 
 ORDERS = 5  # of a loading that chance orders
 _OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
@@ -117,7 +119,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
@@ -195,6 +197,7 @@ def trace(
     origins: bool = False,
     orders: int | None = None,
     capacity_bytes: int | None = None,
+    timed_on: Gpu | None = None,
     step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """Predict the memory of a scenario's training step.
@@ -219,6 +222,8 @@ def trace(
     capacity_bytes
         The GPU's memory without the CUDA context: then ``peak_reserved_bytes`` is that of a GPU which gives cached
         segments back when it is full. None: memory is plentiful.
+    timed_on
+        The card whose time for the step is asked for as well; None: nobody asks.
     step
         Makes another loop's step of model, optimizer and scenario; None: the step that training takes.
 
@@ -227,7 +232,8 @@ def trace(
     dict
         See :class:`~scripts.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
         architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
-        and ``target``.
+        and ``target``; with ``timed_on`` also ``time``, a :class:`~scripts.memory.step_time.StepTime` or None where the
+        card's speed is not known.
 
     Raises
     ------
@@ -248,17 +254,26 @@ def trace(
                 prepared.model,
                 optimizer,
                 make_step(prepared.model, optimizer, scenario) if wrap is None else None,
-                target=target,
-                capability=capability,
-                histories=prepared.histories,
-                label=prepared.label,
-                capacity_bytes=capacity_bytes,
-                expandable_segments=scenario.allocator.expandable_segments,
-                timeline=timeline,
-                origins=origins,
-                begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                options=Options(
+                    target=target,
+                    capability=capability,
+                    histories=prepared.histories,
+                    label=prepared.label,
+                    capacity_bytes=capacity_bytes,
+                    expandable_segments=scenario.allocator.expandable_segments,
+                    timeline=timeline,
+                    origins=origins,
+                    costs=timed_on is not None,
+                    begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                ),
             )
-    return report.to_mapping() | prepared.about | {"attention": attention_kernel(scenario), "target": target}
+    answer = report.to_mapping() | prepared.about | {"attention": attention_kernel(scenario), "target": target}
+    if timed_on is not None:
+        tokens = scenario.micro_batch * scenario.gradient_accumulation * gpus * scenario.sequence_length
+        left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
+        found = step_time(report.costs, timed_on, tokens=tokens, micro_batches_left_out=left_out)
+        answer["time"] = found.to_mapping() if found else None
+    return answer
 
 
 @contextmanager

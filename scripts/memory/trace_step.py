@@ -64,7 +64,8 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
 
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
-    return Traced(scenario, trace(scenario, capability=capability, timeline=timeline), capability, versions())
+    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=gpu)
+    return Traced(scenario, answer, capability, versions())
 
 
 def versions() -> dict[str, str | None]:

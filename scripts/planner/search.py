@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.job import progress
+from scripts.common.schema import yaml_text
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
-from scripts.settings.fields import yaml_text
 from scripts.settings.scenario import Parallel, Scenario
 
 Changes = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What reruns when something changes: the table in the README, each row on a dry run over a run that passes as made.
+"""What reruns when something changes: the table in docs/guide.md, each row on a dry run over a run that passes as made.
 
 That a real run leaves nothing to do is tests/end_to_end's to show.
 """

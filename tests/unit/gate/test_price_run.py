@@ -160,7 +160,7 @@ def test_two_processes_take_the_host_memory_that_is_priced(number, processes) ->
     for process in processes[number]:
         assert process["built"] == pytest.approx(built, abs=16_000_000)
         assert process["divided"] <= price_run.started_bytes(step, found, "float32") + 16_000_000
-        assert process["divided"] >= found["phases"].load - 16_000_000
+        assert process["divided"] >= found["phases"]["load"] - 16_000_000
     (stage,) = price_run.training_stages(Traced(step, found), step, None, Room(None, PLENTY), "float32")
     assert sum(process["process"] for process in processes[number]) <= stage.needs_bytes
     assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.memory.compare import NOT_MEASURED, compare
+from scripts.memory.compare import NO_GPU, NOT_MEASURED, compare
 from scripts.memory.estimate import Estimated, estimate
 from scripts.memory.trace import trace
 from scripts.memory.trace_step import Traced
@@ -32,7 +32,7 @@ def test_differences_are_signed() -> None:
     assert compared.differences["rule_of_thumb_to_trace"]["bytes"] == rule - peak > 0
     assert compared.differences["analytic_to_trace"]["share"] == pytest.approx(0, abs=0.03)
     assert compared.answers["measurement"] is None
-    assert compared.reasons == {"measurement": NOT_MEASURED}
+    assert compared.reasons == {"measurement": NOT_MEASURED, "time": NO_GPU}
 
 
 def test_measurement_is_compared_with_the_trace_for_its_device() -> None:

@@ -85,7 +85,7 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
         assert changed.micro_batch * changed.gradient_accumulation == 8
         assert item.headroom_bytes == gpu.usable_bytes - item.required_bytes
         assert all(key in item.write for key in item.changes)
-    assert "gpu" in found[-1]["changes"]
+    assert "gpu" in found[-1].changes
 
 
 def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(monkeypatch) -> None:
@@ -367,6 +367,6 @@ def test_a_bigger_gpu_with_other_kernels_is_estimated_by_its_own_peak() -> None:
     scenario = make(model=model, precision="fp16", sequence_length=1024, micro_batch=4, gradient_checkpointing=False)
     gpu = replace(find("t4"), total_bytes=GIB)
     found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
-    other = catalogue()[found["changes"]["gpu"]]
+    other = catalogue()[found.changes["gpu"]]
     old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
-    assert new < 0.9 * old and found["required_bytes"] == pytest.approx(new, rel=0.05)
+    assert new < 0.9 * old and found.required_bytes == pytest.approx(new, rel=0.05)
