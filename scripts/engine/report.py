@@ -148,6 +148,7 @@ def make_report(
     allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = [span for span in tracker.spans(last) if span[0] in PHASES]
+    spans = spans or [("forward", first, end) for _, first, end in tracker.spans(last)]  # no module was called
     tops: dict[str, int] = {}
     for phase, first, end in spans:
         top = max(range(first - begin, end - begin + 1), key=lambda index: (allocated[index], -index))

@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 from .autocast import emulated
+from .building import device_lists
 from .compiled import compiled_functions
 from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
 from .costs import CostRecorder, recording
@@ -41,7 +42,6 @@ from .errors import TraceError
 from .fake_group import active
 from .following import Label, component_of, follow_model, quantization_state, vocabulary
 from .kernels import CudaKernels, cpu_outputs, dispatch
-from .on_meta import device_lists
 from .options import Options
 from .origins import Origins
 from .patching import patched

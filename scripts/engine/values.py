@@ -99,8 +99,8 @@ class Values:
     def before(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """What an operator gives, where that is not the device's affair; :data:`UNANSWERED`: run it."""
         if func is _aten._to_copy.default:
-            if kwargs.get("device") is not None and (moved := self._moved(args[0], kwargs)) is not UNANSWERED:
-                return moved
+            if kwargs.get("device") is not None and torch.device(kwargs["device"]).type != args[0].device.type:
+                return self._moved(args[0], kwargs)
         elif func is _aten.copy_.default and args[0].is_meta != args[1].is_meta:
             return self._copied(*args)
         if self._stand_ins and any(self._stands_in(item) for item in _tensors(args, kwargs)):
@@ -133,6 +133,8 @@ class Values:
             return
         moved = {**kwargs, "device": "cpu"} if "device" in kwargs else kwargs
         known = self._arguments(args, moved)
+        if known is None and func is _aten.any.dim and (answer := self._answer()) is not None:
+            self.remember(output, torch.full(output.shape, answer))
         if known is None or (kind.source and func in (_aten.empty.memory_format, _aten.empty_strided.default)):
             return
         try:
@@ -149,8 +151,8 @@ class Values:
             return UNANSWERED
         if func is _aten._local_scalar_dense.default:
             return self._number(func, args[0].dtype)
-        if func is _aten.index.Tensor and self._answer():
-            return func(args[0], _without_masks(args[1]))
+        if func in (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default) and self._answer():
+            return func(args[0], _without_masks(args[1]), *args[2:])
         raise NoValues(func._schema.name) from error
 
     def remember(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
@@ -219,7 +221,9 @@ class Values:
         kind = self._kind(func)
         if func is _aten._local_scalar_dense.default:
             return self._number(func, args[0].dtype)
-        if kind.dynamic:
+        if func is _aten.index.Tensor and self._answer():
+            args = (args[0], _without_masks(args[1]))
+        elif kind.dynamic:
             raise NoValues(func._schema.name)
         if kind.view:
             return UNANSWERED
@@ -306,6 +310,8 @@ class Values:
     def _answer(self) -> bool | None:
         """What a library's own question is answered, by the function that asks; None: it is no library's."""
         frame = calling_frame()
+        while frame is not None and frame.f_code.co_name.startswith("<"):  # a comprehension belongs to its function
+            frame = frame.f_back
         if frame is None:
             return None
         module = frame.f_globals.get("__name__", "")

@@ -197,7 +197,7 @@ def main(
 if __name__ == "__main__":
     with job(snakemake):
         main(
-            {name: snakemake.input[name] for name in ("split", "test", "tokenizer", "weights")},
+            {name: snakemake.input[name] for name in ("acquire", "harmful", "split", "test", "tokenizer", "weights")},
             {name: snakemake.output[name] for name in ("answers", "metrics")},
             snakemake.params.prompt,
             snakemake.params.evaluation,

@@ -51,6 +51,7 @@ class Comparison:
             "scenario": self.traced.scenario.to_mapping(),
             "time": self.traced.trace.get("time"),
             "versions": self.traced.versions,
+            "warnings": list(self.traced.trace.get("warnings", ())),
         }
 
 

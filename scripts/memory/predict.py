@@ -59,6 +59,7 @@ def table(name: str, answer: dict[str, Any]) -> str:
         if size:
             lines.append(f"    {component:<24}{size:>16,}{size / GIB:>10.2f}")
     lines += [f"  note: {note}" for note in trace["notes"]]
+    lines += [f"  warning: {warning}" for warning in trace["warnings"]]
     lines += verdict_lines(answer)
     return "\n".join(lines)
 

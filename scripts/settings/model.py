@@ -54,6 +54,8 @@ OWN_HEAD_DIM = (
     "gemma3_text",
     "glm",
     "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
     "helium",
     "olmoe",
 )

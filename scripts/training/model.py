@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.engine.on_meta import keep_paged_states_outside, quantize_4bit
+from scripts.engine.building import keep_paged_states_outside, quantize_4bit
 from scripts.settings.scenario import Scenario
 from scripts.training.adapters import DTYPES, adapter_names, add_adapters, unwrapped
 
