@@ -15,6 +15,7 @@ from scripts.common.cache import ResultCache
 from scripts.common.digests import digest
 from scripts.common.files import read_folder, read_json, read_report, write_json, write_report
 from scripts.common.job import job, log
+from scripts.common.pick_device import pick_device
 from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.loop import Checkpoint
 from scripts.training.processes import launch
