@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scripts.common.cache import ResultCache
-from scripts.common.device import pick_device
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import (
@@ -34,6 +33,7 @@ from scripts.common.files import (
     write_report,
 )
 from scripts.common.job import job, keep_host_memory, log
+from scripts.common.pick_device import pick_device
 from scripts.common.tokenizer import read_tokenizer
 from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.processes import ALONE, Group, divided_like, launch, started, whole
