@@ -84,7 +84,9 @@ def trace_step(
     timeline: bool = False,
     origins: bool = False,
     begin: Callable[[], Step] | None = None,
-) -> Report:
+    report: Callable[..., T] = make_report,
+    **options: Any,
+) -> T:
     """Predict the memory of a training step.
 
     Two steps are taken, since the optimizer's states exist only from the first update on; the second is reported. A
@@ -134,6 +136,9 @@ def trace_step(
     begin
         Called before the first step, with the model on its device, where memory is followed already: for what wraps it
         there, such as DDP. Returns the step to take instead of ``step``.
+    report, options
+        What to make of the record, and what else that is to know: :func:`~scripts.engine.report.make_report`, or
+        :func:`~scripts.engine.report.recording` for the events alone.
 
     Returns
     -------
@@ -178,13 +183,14 @@ def trace_step(
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
         take_steps(tracker, model, step, batch, previous_batch, steps, begin)
-    return make_report(
+    return report(
         tracker,
         histories,
         on_gpu=on_gpu,
         timeline=timeline,
         capacity_bytes=capacity_bytes,
         expandable_segments=expandable_segments,
+        **options,
     )
 
 

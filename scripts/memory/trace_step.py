@@ -26,7 +26,7 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
 
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
-    answer = trace(scenario, capability=capability, timeline=timeline)
+    answer = trace(scenario, capability=capability, timeline=timeline, both_allocators=True)
     return {"capability": capability, "scenario": scenario.to_mapping(), "trace": answer, "versions": versions()}
 
 
