@@ -39,7 +39,7 @@ test-slurm: $(VENV)/ready-dev
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready
-	$(VENV)-deepspeed/bin/python -m pytest tests/unit/engine/test_fake_deepspeed.py tests/unit/memory/test_zero.py
+	$(VENV)-deepspeed/bin/python -m pytest tests/unit/engine/test_fake_deepspeed.py tests/unit/engine/test_private_names.py tests/unit/memory/test_zero.py
 
 # Versions of all that the requirements bring along, but for torch, whose build is the machine's affair.
 lock:
@@ -56,6 +56,8 @@ $(VENV)/ready: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
+	@printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s/python" -P -m scripts.ask "$$@"\n' \
+	  "$(CURDIR)" "$(CURDIR)/$(BIN)" > $(BIN)/will-it-fit && chmod +x $(BIN)/will-it-fit
 	@touch $@
 
 $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
@@ -71,4 +73,4 @@ $(VENV)-deepspeed/ready: requirements-deepspeed.txt $(VENV)/ready-dev
 	@touch $@
 
 clean:
-	rm -rf results logs benchmarks .snakemake
+	rm -rf results/*/ logs benchmarks .snakemake

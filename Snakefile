@@ -103,3 +103,7 @@ rule publish:
 
 onsuccess:
     after_the_last_job()
+
+
+onerror:
+    name_outdated()

@@ -1,13 +1,14 @@
 # Functions and names for the rule files; no rules. Standard library, PyYAML and jsonschema only.
 from snakemake.iocontainers import Wildcards
 
-from scripts.common import device, digests, files, locks, outdated
+from scripts.common import contents, device, digests, files, ledger, locks, outdated
 from scripts.common.errors import UserError
 from scripts.documents import terminal_summary
 from scripts.execution import sandbox
 from scripts.memory import check_run, cluster, disk
 from scripts.settings import configuration, run_scenarios
 from scripts.settings.runs import Runs
+from scripts.training import describe_model
 
 
 def explained(function, *arguments, **named):
@@ -102,6 +103,7 @@ BASE = "results/models/{model}"
 DATASET = "results/dataset/{dataset}"
 ENCODED = "results/dataset/{dataset}/encoded/{model}-{sequence_length}"
 BENCHMARK = "results/dataset/{dataset}/benchmark"
+EXAMPLES = "results/dataset/{dataset}/examples"
 BASE_EVALUATION = "results/evaluation/{dataset}/{model}"
 
 
@@ -119,7 +121,8 @@ def each_run(path):
 def code(script):
     """Digest of a script (below scripts/), the project modules it imports and its environment's pins.
 
-    As a param: Snakemake runs a job again when the value differs from the one that its outputs were made with. A
+    With them the digest of what the job reads and no rule makes: data of the user's own, tables, templates. As a param:
+    Snakemake runs a job again when the value differs from the one that its outputs were made with. A
     missing input makes it differ too. Without that, an output whose input a failed job (or a person) has removed
     would pass as new. When the job's turn comes its inputs are there, and Snakemake asks for the value once more.
     """
@@ -128,7 +131,9 @@ def code(script):
     # Not with a parameter named `input`: Snakemake takes such a value for derived and does not compare it.
     def of_job(wildcards, **job):
         missing = [path for path in job["input"] if not os.path.exists(path) and not path.startswith(".snakemake/")]
-        return f"{value}, without {', '.join(missing)}" if missing else value
+        given = [path for path in job["input"] if not path.startswith(("results/", ".snakemake/"))]
+        reads = f"{value}, reads {contents.given_digest(given)}" if given else value
+        return f"{reads}, without {', '.join(missing)}" if missing else reads
 
     return of_job
 
@@ -144,6 +149,13 @@ POLICY = [
 ]
 
 
+# What the embedded data is made from.
+GRAMMAR = [
+    project_file(f"config/datasets/embedded/{path.name}")
+    for path in sorted((digests.ROOT / "config/datasets/embedded").glob("*.yaml"))
+]
+
+
 # The models that the planner knows.
 MODELS = [
     project_file(f"config/models/{path.name}") for path in sorted((digests.ROOT / "config/models").glob("*.json"))
@@ -154,10 +166,25 @@ MODELS = [
 
 
 def source_files(wildcards):
-    """Data files of the user's own, so that a changed one reruns; a missing one is the script's to explain."""
+    """Data files, so that a changed one reruns; a missing one of the user's own is the script's to explain."""
     dataset = settings_of(wildcards)["dataset"]
     sources = dataset["sources"] + dataset["external_test"]
-    return [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+    return GRAMMAR + [path for source in sources for path in source.get("paths", []) if os.path.exists(path)]
+
+
+def examples_input(wildcards):
+    """The pairs of a package, where a source of the configuration names one."""
+    if configuration.examples_source(settings_of(wildcards)) is None:
+        return {}
+    names = ("examples.json", "pairs.jsonl", "LICENSE")
+    made, pairs, *unread = place(*(f"{EXAMPLES}/{name}" for name in names))(wildcards)
+    return {"examples": made, "example_pairs": pairs, "unread_examples": unread}
+
+
+def source_folder(chosen, patterns):
+    """What matching files of a base model's own folder hold; None for a model from elsewhere."""
+    source = chosen["model"]["source"]
+    return contents.folder_digest(source["path"], patterns) if source["type"] == "folder" else None
 
 
 def benchmark_input(wildcards):
@@ -173,7 +200,7 @@ def benchmark_input(wildcards):
 def asked(chosen, benchmark=False):
     """The settings that answers depend on: for the held-out requests, or for those of the benchmark."""
     names = ("batch_size", "max_new_tokens", "requests")
-    answering = {name: chosen["evaluation"][name] for name in names}
+    answering = {name: chosen["evaluation"][name] for name in names} | {"harmful": not benchmark}
     return {**answering, "requests": chosen["dataset"]["benchmark"]["requests"]} if benchmark else answering
 
 
@@ -347,7 +374,9 @@ def stages_of(wildcards):
 
 # Here and not before the first job: there may be none.
 if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
-    explained(outdated.refuse_unrecorded, each_run(stages_of)(None))
+    known = each_run(stages_of)(None)
+    explained(outdated.refuse_unrecorded, known)
+    explained(ledger.refuse_damaged, sorted({outdated.folder_of(path) for path in known}))
 
 
 def publication(wildcards):
@@ -361,8 +390,8 @@ def publication(wildcards):
 
 
 def planned_outputs(jobs):
-    """Outputs of jobs in the folders of runs, and those of them that are documents."""
-    outputs = [(job, path) for job in jobs if "run" in dict(job.wildcards.items()) for path in map(str, job.output)]
+    """Outputs of jobs in the folders of results, and those of them that are documents."""
+    outputs = [(job, path) for job in jobs for path in map(str, job.output) if path.startswith("results/")]
     return [path for _, path in outputs], [path for job, path in outputs if "render_" in job.rule.name]
 
 
@@ -400,14 +429,22 @@ def before_the_first_job():
         if any(job.rule.name == "execute_answers" for job in jobs):  # not found out after hours of training
             explained(sandbox.must_work)
     explained(disk.refuse_full, planned_writes(jobs))
-    outdated.before(*planned_outputs(jobs))
+    current = [str(path) for job in workflow.dag.jobs if job not in jobs for path in job.output]
+    outdated.before(*planned_outputs(jobs), current)
+
+
+def name_outdated(made=()):
+    """Bring the marks up to date, and say where they are."""
+    if workflow.is_main_process and not workflow.touch:
+        for mark in outdated.after(made):
+            print(f"{mark} names files that were made from what is another by now.", file=sys.stderr)
 
 
 def after_the_last_job():
     """Nothing that was made is outdated any more. Then what a person wanted to know."""
     if not workflow.is_main_process or workflow.touch:
         return
-    outdated.after(planned_outputs(workflow.dag.needrun_jobs(exclude_finished=False))[0])
+    name_outdated(planned_outputs(workflow.dag.needrun_jobs(exclude_finished=False))[0])
     made = {str(path) for job in workflow.dag.jobs for path in job.output}
     lines = [
         line

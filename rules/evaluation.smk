@@ -11,6 +11,8 @@ rule evaluate_base:
         description="results/models/{model}/description.json",
         split="results/dataset/{dataset}/splits/split.json",
         test="results/dataset/{dataset}/splits/test.jsonl",
+        acquire="results/dataset/{dataset}/acquire.json",
+        harmful="results/dataset/{dataset}/harmful.jsonl",
         policy=POLICY,
     output:
         answers="results/evaluation/{dataset}/{model}/answers.jsonl",
@@ -46,6 +48,8 @@ use rule evaluate_base as evaluate_tuned with:
         description=place(f"{BASE}/description.json"),
         split=place(f"{DATASET}/splits/split.json"),
         test=place(f"{DATASET}/splits/test.jsonl"),
+        acquire=place(f"{DATASET}/acquire.json"),
+        harmful=place(f"{DATASET}/harmful.jsonl"),
         policy=POLICY,
     output:
         answers="results/{run}/evaluation/answers.jsonl",
@@ -85,6 +89,8 @@ use rule evaluate_base as evaluate_base_on_benchmark with:
         description="results/models/{model}/description.json",
         split=f"{BENCHMARK}/benchmark.json",
         test=f"{BENCHMARK}/tasks.jsonl",
+        acquire="results/dataset/{dataset}/acquire.json",
+        harmful="results/dataset/{dataset}/harmful.jsonl",
         policy=POLICY,
     output:
         answers="results/evaluation/{dataset}/{model}/benchmark/answers.jsonl",
@@ -109,6 +115,8 @@ use rule evaluate_base_on_benchmark as evaluate_tuned_on_benchmark with:
         description=place(f"{BASE}/description.json"),
         split=place(f"{BENCHMARK}/benchmark.json"),
         test=place(f"{BENCHMARK}/tasks.jsonl"),
+        acquire=place(f"{DATASET}/acquire.json"),
+        harmful=place(f"{DATASET}/harmful.jsonl"),
         policy=POLICY,
     output:
         answers="results/{run}/evaluation/benchmark/answers.jsonl",

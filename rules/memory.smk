@@ -99,11 +99,11 @@ rule compare_memory:
     conda:
         "../envs/torch.yaml"
     params:
-        code=code("memory/compare.py"),
+        code=code("planner/answer.py"),
     message:
         "Comparing the answers for {wildcards.scenario}"
     script:
-        "../scripts/memory/compare.py"
+        "../scripts/planner/answer.py"
 
 
 rule gate_memory:
@@ -124,14 +124,14 @@ rule gate_memory:
         gpu=gpus_of_this_machine,
         before_gate=1,
     params:
-        code=code("memory/gate.py"),
+        code=code("gate/gate_memory.py"),
         gate=section("memory", "gate"),
         loop=of(run_scenarios.meeting_rows),
         cluster=gpus_of_cluster,
     message:
         "Asking whether the training step of {wildcards.run} fits the GPU"
     script:
-        "../scripts/memory/gate.py"
+        "../scripts/gate/gate_memory.py"
 
 
 # Not an input of training, or another batch size of the evaluation would train again. It comes before training all the
@@ -162,13 +162,13 @@ rule price_run:
         gpu=gpus_of_this_machine,
         before_gate=1,
     params:
-        code=code("memory/price_run.py"),
+        code=code("gate/price_run.py"),
         settings=of(run_scenarios.priced_settings),
         cluster=gpus_of_cluster,
     message:
         "Pricing every stage of {wildcards.run}: memory of GPU and host, disk"
     script:
-        "../scripts/memory/price_run.py"
+        "../scripts/gate/price_run.py"
 
 
 rule plan_memory:

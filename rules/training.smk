@@ -40,6 +40,7 @@ rule describe_model:
     params:
         code=code("training/describe_model.py"),
         source=of(configuration.model_source),
+        folder=of(lambda chosen: source_folder(chosen, describe_model.SMALL_FILES)),
         about=of(lambda chosen: {key: chosen["model"][key] for key in ("license", "title")}),
     message:
         "Reading the configuration and the tokenizer of {wildcards.model}"
@@ -65,6 +66,7 @@ rule fetch_weights:
     params:
         code=code("training/fetch_weights.py"),
         source=of(configuration.model_source),
+        folder=of(lambda chosen: source_folder(chosen, files.WEIGHTS)),
     message:
         "Fetching the weights of {wildcards.model}"
     script:

@@ -355,6 +355,19 @@ def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
     return {str(path): report for path, report in reports.items()}
 
 
+def sealed_files(path: str | os.PathLike, outputs: Iterable[str] = ()) -> dict[str, str]:
+    """The files that a report vouches for with their digests, by path; empty where a JSON file is no report.
+
+    A file lies among ``outputs``, of the step that wrote the report, or beside the report.
+    """
+    if not _seals_itself(path := Path(path)):
+        return {}
+    by_name = {Path(output).name: str(output) for output in outputs}
+    digests = read_json(path)["sha256"]
+    places = {by_name.get(name, str(path.parent / name)): digest for name, digest in digests.items()}
+    return {place: digest for place, digest in places.items() if place != str(path) and os.path.exists(place)}
+
+
 def _seals_itself(path: Path) -> bool:
     """Whether a JSON file is a report, though perhaps a damaged one."""
     value = read_json(path)

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scripts.common import locks
+from scripts.common import ledger, locks
 from scripts.common.errors import UserError
 
 T = TypeVar("T")
@@ -66,6 +66,7 @@ def job(snakemake: Any) -> Iterator[None]:
         started = time.monotonic()
         try:
             yield
+            _record(snakemake)
             log.info("rule %s: done in %.1f s", snakemake.rule, time.monotonic() - started)
         except UserError as error:
             log.error("%s", error)
@@ -79,6 +80,14 @@ def job(snakemake: Any) -> Iterator[None]:
             raise
     file.close()
     log.removeHandler(file)
+
+
+def _record(snakemake: Any) -> None:
+    """Note in the ledger what was made from what; a full disk costs the note, not the work."""
+    try:
+        ledger.record(getattr(snakemake, "input", ()), getattr(snakemake, "output", ()))
+    except (OSError, UserError) as error:
+        log.warning("What the outputs were made from could not be noted: %s", error)
 
 
 def end_with_parent() -> None:

@@ -1,41 +1,58 @@
-"""What a run is about to replace must not pass for its result when the run ends half-way.
+"""What a run is about to replace, or was made from what has been replaced, must not pass for its result.
 
-Documents are made in seconds and are gone before the first job starts. What costs time stays (going back to the
-settings that it was made with needs it), and ``OUTDATED.txt`` at the top of its run names it until it has been made
-anew. Nor may what nobody knows the origin of. Standard library only.
+Documents are made in seconds and are gone before the first job of a run that makes them anew. What costs time stays
+(going back to the settings that it was made with needs it), and ``OUTDATED.txt`` at the top of its folder names it
+until it has been made anew. So it does with all that the ledger (:mod:`scripts.common.ledger`) knows to have been made
+from such files, in whichever run. Nor may what nobody knows the origin of pass. Standard library only.
 """
 
 from __future__ import annotations
 
 import base64
+import json
+import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 from scripts.common.errors import UserError
+from scripts.common.files import write_text
+from scripts.common.ledger import HOME, Ledger
 
 NAME = "OUTDATED.txt"
-HEAD = "These files belong to settings of before: the last command was to replace them and has not got there yet.\n"
+HEAD = "These files belong to settings or data of before; they are named here until they have been made anew.\n"
+SHARED = ("dataset", "evaluation", "memory", "models")  # folders of results/ that hold one folder for each name
 
 
-def before(planned: Iterable[str], documents: Iterable[str]) -> None:
-    """Remove the documents that will be written anew, and mark what else is planned and there.
+def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[str] = (), home: Path = HOME) -> None:
+    """Remove the documents that will be written anew, and mark what else is planned and there, and what follows of it.
 
     Parameters
     ----------
     planned
-        Outputs of the jobs that are about to run, below ``results/<run>/``.
+        Outputs of the jobs that are about to run, below ``results/``.
     documents
         Those of them that are cheap to make.
+    current
+        Outputs that Snakemake has just found to be up to date.
     """
-    documents = set(documents)
+    documents, ledger = set(documents), Ledger(home)
     for path in documents:
         Path(path).unlink(missing_ok=True)
-    _change({path for path in planned if path not in documents and Path(path).exists()}, set())
+    waiting = _waiting(ledger)
+    for path in current:
+        waiting.pop(path, None)
+    there = {path: _written(ledger, path) for path in planned if path not in documents and Path(path).exists()}
+    _mark({**waiting, **there}, ledger)
 
 
-def after(made: Iterable[str]) -> None:
-    """Take what has been made from the marks; a mark that names nothing any more goes."""
-    _change(set(), set(made))
+def after(made: Iterable[str] = (), home: Path = HOME) -> list[str]:
+    """Bring the marks up to date after a run, whether it has got to its end or not; returns them.
+
+    ``made``: outputs of jobs that have ended well, for those whose record lies on another machine.
+    """
+    ledger, made = Ledger(home), set(made)
+    return _mark({path: written for path, written in _waiting(ledger).items() if path not in made}, ledger)
 
 
 def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> None:
@@ -51,11 +68,11 @@ def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> 
     home
         Snakemake's folder.
     """
-    if (home / "metadata.db").exists():  # its other way to keep records, which only it can read
-        return
-    for path in paths:
-        record = base64.urlsafe_b64encode(str(path).encode()).decode()
-        if Path(path).exists() and not any((home / kind / record).exists() for kind in ("metadata", "incomplete")):
+    in_database = _database(home)
+    for path in map(str, paths):
+        record = base64.urlsafe_b64encode(path.encode()).decode()
+        in_files = any((home / kind / record).exists() for kind in ("metadata", "incomplete"))
+        if Path(path).exists() and path not in in_database and not in_files:
             raise UserError(
                 f"Results lie here that {home} has no record of; an older version's would pass as up to date.",
                 where=path,
@@ -64,18 +81,53 @@ def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> 
             )
 
 
-def _change(more: set[str], fewer: set[str]) -> None:
-    for mark in {_mark_of(path) for path in more | fewer}:
-        listed = set(mark.read_text(encoding="utf-8").splitlines()[1:]) if mark.is_file() else set()
-        listed = {path for path in (listed | more) - fewer if _mark_of(path) == mark}
-        if listed:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.write_text(HEAD + "".join(f"{path}\n" for path in sorted(listed)), encoding="utf-8")
-        else:
-            mark.unlink(missing_ok=True)
+def _database(home: Path) -> set[str]:
+    """What Snakemake has recorded in its database, the other way in which it keeps records; empty without one."""
+    path = home / "metadata.db"
+    if not path.exists():
+        return set()
+    query = "SELECT target FROM snakemake_metadata WHERE namespace = ?"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            return {target for (target,) in database.execute(query, (str(home.absolute()),))}
+    except sqlite3.Error:  # empty, or something else
+        return set()
+
+
+def _waiting(ledger: Ledger) -> dict[str, int]:
+    """What was to be made anew and has not been since, with the time of its old record."""
+    try:
+        kept = json.loads((ledger.home / "outdated.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        kept = {}
+    return {path: written for path, written in kept.items() if written == _written(ledger, path)}
+
+
+def _written(ledger: Ledger, path: str) -> int:
+    record = ledger.maker.get(path)
+    return record.written_nanoseconds if record else 0
+
+
+def _mark(waiting: dict[str, int], ledger: Ledger) -> list[str]:
+    """Write what is waiting, and the marks that follow of it; remove the others."""
+    if waiting or (ledger.home / "outdated.json").exists():
+        write_text(ledger.home / "outdated.json", json.dumps(waiting, indent=2, sort_keys=True))
+    reasons = {path: "was to be made anew" for path in waiting if Path(path).exists()} | ledger.outdated(waiting)
+    marks: dict[Path, list[str]] = {}
+    for path in sorted(reasons):
+        marks.setdefault(_mark_of(path), []).append(f"{path}  # {reasons[path]}\n")
+    for old in {*Path("results").glob(f"*/{NAME}"), *Path("results").glob(f"*/*/{NAME}")} - marks.keys():
+        old.unlink()
+    for mark, lines in marks.items():
+        write_text(mark, HEAD + "".join(lines))
+    return sorted(map(str, marks))
+
+
+def folder_of(path: str) -> str:
+    """The folder of the results that a file belongs to: its run's, its dataset's, its model's."""
+    parts = Path(path).parts
+    return "/".join(parts[: 3 if parts[1] in SHARED else 2])
 
 
 def _mark_of(path: str) -> Path:
-    """The mark at the top of the run that a file belongs to."""
-    parts = Path(path).parts
-    return Path(*parts[: parts.index("results") + 2], NAME)
+    return Path(folder_of(path), NAME)

@@ -1,19 +1,43 @@
-"""The stages of a run with what each needs and what there is: the one table of the terminal, the card and a refusal.
-
-A stage is a mapping: ``stage``, ``place`` (``GPU``, ``host memory``, ``disk``), ``needs_bytes`` and ``has_bytes``
-(None where it is not known), ``verdict``, ``basis`` (``traced``, ``computed``, ``estimated``), ``detail`` in words,
-``change`` (the smallest that would fit, ready to be written, or None), ``processes`` (as many share the place).
-"""
+"""The stages of a run with what each needs and what there is: the one table of the terminal, the card and a refusal."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 FITS, TOO_SMALL, UNCHECKED = "fits", "does not fit", "not checked"
 # It runs, but slowly, with a part elsewhere; the run's data never come to it; it is left out where there is no room.
 IN_PART, NOT_REACHED, NOT_RUN = "in part", "not reached", "not run"
-Stage = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run in one place.
+
+    Attributes
+    ----------
+    place
+        ``GPU``, ``host memory`` or ``disk``.
+    needs_bytes, has_bytes
+        None where it is not known.
+    basis
+        ``traced``, ``computed`` or ``estimated``.
+    change
+        The smallest that would fit, ready to be written, or None.
+    processes
+        How many share the place.
+    """
+
+    stage: str
+    place: str
+    needs_bytes: int | None
+    has_bytes: int | None
+    basis: str
+    detail: str
+    verdict: str
+    change: str | None = None
+    processes: int = 1
 
 
 def judged(
@@ -23,37 +47,24 @@ def judged(
     has_bytes: int | None,
     basis: str,
     detail: str = "",
-    verdict: str | None = None,
-    change: str | None = None,
-    processes: int = 1,
-) -> dict[str, Any]:
-    """A stage; its verdict by its sizes, unless one is given."""
-    if verdict is None:
-        unknown = needs_bytes is None or has_bytes is None
-        verdict = UNCHECKED if unknown else FITS if needs_bytes <= has_bytes else TOO_SMALL
-    return {
-        "basis": basis,
-        "change": change,
-        "detail": detail,
-        "has_bytes": has_bytes,
-        "needs_bytes": needs_bytes,
-        "place": place,
-        "processes": processes,
-        "stage": stage,
-        "verdict": verdict,
-    }
+    **more: Any,
+) -> Stage:
+    """A stage with the verdict that its sizes give; ``more``: other fields."""
+    unknown = needs_bytes is None or has_bytes is None
+    verdict = UNCHECKED if unknown else FITS if needs_bytes <= has_bytes else TOO_SMALL
+    return Stage(stage, place, needs_bytes, has_bytes, basis, detail, **{"verdict": verdict, **more})
 
 
 def refused(stages: Sequence[Stage]) -> list[Stage]:
     """The stages that do not fit."""
-    return [stage for stage in stages if stage["verdict"] == TOO_SMALL]
+    return [stage for stage in stages if stage.verdict == TOO_SMALL]
 
 
 def table(stages: Sequence[Stage]) -> list[str]:
     """Lines for a terminal: stage, needs, has, verdict, and the smallest change that fits."""
     heads = ("stage", "where", "needs", "has", "verdict")
     rows = [heads] + [
-        (stage["stage"], _place(stage), _size(stage["needs_bytes"]), _size(stage["has_bytes"]), stage["verdict"])
+        (stage.stage, _place(stage), _size(stage.needs_bytes), _size(stage.has_bytes), stage.verdict)
         for stage in stages
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
@@ -63,13 +74,13 @@ def table(stages: Sequence[Stage]) -> list[str]:
             cell.rjust(width) if column in (2, 3) else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        change = stages[number - 1]["change"] if number else None
+        change = stages[number - 1].change if number else None
         lines.append("  ".join(cells + ([change] if change else [])).rstrip())
     return lines
 
 
 def _place(stage: Stage) -> str:
-    return f"{stage['place']}, {stage['processes']} processes" if stage["processes"] > 1 else stage["place"]
+    return f"{stage.place}, {stage.processes} processes" if stage.processes > 1 else stage.place
 
 
 def _size(size: int | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_jsonl, read_report, sha256_file, write_json, write_report
+from scripts.common.files import read_json, read_jsonl, read_report, sha256_file, write_json, write_jsonl, write_report
 from scripts.common.job import job, log
 from scripts.dataset.rows import COLUMNS, Rows, count, write_rows
 from scripts.dataset.sources import Record, read_file
@@ -16,7 +16,7 @@ from scripts.dataset.sources import Record, read_file
 
 def label(source: Mapping[str, Any]) -> str:
     """A source's name in rows and reports."""
-    if source["type"] == "benchmark":
+    if source["type"] in ("benchmark", "examples"):
         return source["requirement"]
     if source["type"] == "hub":
         return "/".join(str(source[key]) for key in ("repository", "config", "split") if source.get(key))
@@ -41,6 +41,12 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
             for record in read_file(path, columns, source.get("format")):
                 yield path, record
             about["files"].append({"path": path, "sha256": sha256_file(path)})
+    elif source["type"] == "examples":
+        report = read_report(source["report"], source["found"])
+        about |= {key: report[key] for key in ("requirement", "archive_sha256", "missing")}
+        for row in read_jsonl(source["found"]):
+            origin, line = row.pop("source"), row.pop("line")
+            yield origin, Record(line, row)
     elif source["type"] == "benchmark":
         report = read_report(source["report"], source["tasks"])
         about |= {"requirement": report["requirement"], "wheel_sha256": report["wheel_sha256"]}
@@ -75,6 +81,8 @@ def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tupl
             {**fields, "line": line, "reason": reason, "source": origin} for origin, (line, fields, reason) in found
         )
         table = pd.DataFrame(rows)
+        if table.empty:  # a source that could not be reached
+            table = tables[0][:0]
         rejected = int(table["reason"].notna().sum())
         about |= {"rejected": rejected, "rows": len(table) - rejected}
         log.info("%s: %d rows, %d rejected", name, about["rows"], rejected)
@@ -83,16 +91,27 @@ def acquire(sources: list[Mapping[str, Any]], revisions: dict[str, str]) -> tupl
     return pd.concat(tables[bool(sources) :], ignore_index=True), summaries
 
 
-def main(sources: list, external: list, outputs: Any, benchmark: Mapping[str, str] | None = None) -> None:
+def main(
+    sources: list,
+    external: list,
+    outputs: Any,
+    benchmark: Mapping[str, str] | None = None,
+    examples: Mapping[str, str] | None = None,
+) -> None:
     """Read ``sources`` into ``outputs.pairs`` and the external test sets into ``outputs.external``.
 
     ``benchmark`` is one more of these: its ``requirement`` and ``license``, the paths of its ``tasks`` and ``report``.
+    ``examples`` are the paths of the pairs (``found``) and the ``report`` of the source of that type. Requests for harm
+    that no row has go into ``outputs.harmful``.
     """
     import pandas as pd
+
+    from scripts.dataset.embedded import held_out_harm
 
     # Not a declared output: it outlives reruns, so that a moved branch on the Hub is noticed.
     revisions_file = Path(outputs.report).with_name("revisions.json")
     revisions = read_json(revisions_file) if revisions_file.exists() else {}
+    sources = [{**source, **examples} if examples and source["type"] == "examples" else source for source in sources]
     rows, summaries = acquire(sources, revisions)
     more = [{"type": "benchmark", **benchmark}] if benchmark else []
     held_out, external_summaries = acquire([*external, *more], revisions)
@@ -107,6 +126,7 @@ def main(sources: list, external: list, outputs: Any, benchmark: Mapping[str, st
         )
     for path, table in ((outputs.pairs, rows), (outputs.external, held_out)):
         write_rows(path, table[table["reason"].isna()].drop(columns="reason"))
+    write_jsonl(outputs.harmful, held_out_harm())
     every = pd.concat([rows, held_out], ignore_index=True)
     write_rows(outputs.rejected, every[every["reason"].notna()].assign(stage="acquire"))
     write_report(
@@ -119,7 +139,7 @@ def main(sources: list, external: list, outputs: Any, benchmark: Mapping[str, st
             "rows": sum(summary["rows"] for summary in summaries),
             "sources": summaries,
         },
-        *(outputs.pairs, outputs.external, outputs.rejected),
+        *(outputs.pairs, outputs.external, outputs.rejected, outputs.harmful),
     )
     if revisions:
         write_json(revisions_file, revisions)
@@ -130,4 +150,8 @@ if __name__ == "__main__":
         named = snakemake.params.sources["benchmark"]
         if named:
             named = {**named, "report": snakemake.input.benchmark, "tasks": snakemake.input.tasks}
-        main(snakemake.params.sources["sources"], snakemake.params.sources["external"], snakemake.output, named)
+        made = dict(snakemake.input.items())
+        examples = {"found": made["example_pairs"], "report": made["examples"]} if "examples" in made else None
+        main(
+            snakemake.params.sources["sources"], snakemake.params.sources["external"], snakemake.output, named, examples
+        )

@@ -8,18 +8,31 @@ up the reports of all steps: each row that was read is in a split, or in a rejec
 from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
+from scripts.dataset.embedded import read_refusals
 from scripts.dataset.rows import SPLITS, Rows, read_rows, to_lines
+from scripts.dataset.split import families_of
 from scripts.dataset.text import command_key, request_key
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def _commands(rows: Rows) -> "pd.Series":
+    """Commands without the line that refuses a request, which many requests share."""
+    return rows["command"][rows["command"] != read_refusals().line]
+
 
 _FORMS = {
     "request": lambda rows: rows["request"],
-    "command": lambda rows: rows["command"],
+    "command": _commands,
     "normalized request": lambda rows: rows["request"].map(request_key),
-    "normalized command": lambda rows: rows["command"].map(command_key),
+    "normalized command": lambda rows: _commands(rows).map(command_key),
+    "family or intent": lambda rows: () if (found := families_of(rows)) is None else found.dropna(),
 }
 
 

@@ -1,85 +1,247 @@
-"""The embedded source: requests and commands made from ``config/datasets/embedded.yaml``, the same for the same seed.
+"""The embedded source: requests and commands made from the grammar in ``config/datasets/embedded/``.
 
-``python -m scripts.dataset.embedded --pairs 20000 [--seed 42]`` prints them, one JSON object a line.
+A task (``tar -x[]f <tar>``) stands for as many intents as it has options and pairs of options that go together; a
+source of lines and the stages of a pipe make the others. Each intent is put in many ways. The same seed gives the same
+rows.
+``python -m scripts.dataset.embedded --pairs 2000 [--seed 42]`` prints them, one JSON object a line.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import itertools
 import json
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.job import command as command_line
+from scripts.common.schema import validate
 from scripts.dataset.text import key_number, request_key
-from scripts.settings.configuration import validate
 
-VOCABULARY = ROOT / "config" / "datasets" / "embedded.yaml"
-_SLOT = re.compile(r"<([a-z_]+?)(\d?)>")
+GRAMMAR = ROOT / "config" / "datasets" / "embedded"
+_SCHEMA = GRAMMAR.with_name("embedded.schema.yaml")
+SLOT = re.compile(r"<([a-z_]+?)(\d?)>")
+_LETTER = re.compile(r"-[A-Za-z0-9]")
 _MISSES = 300  # so many draws without anything new: an intent has nothing left to say
+# Pairs of options of a task; pipes of two, of three, and into a file of a source: so many are made at most.
+_PAIRS, _TWOS, _THREES, _ENDS = 4, 12, 6, 3
+_WHOLE = 5  # one option in so many is held together: all intents with it are in one split
+_GLUED = frozenset("with without in at by from for as of to into and that only over under older larger".split())
 
 
 class Intent(NamedTuple):
-    """One thing that people ask for: its name, the one Bash command, and the ways to ask, all with slots."""
+    """One thing that people ask for.
+
+    ``family`` names what it shares with intents that must be in the same split, or is None. ``do`` are imperatives,
+    ``asks`` questions and ``nouns`` what is wanted with its article, all with slots; ``options`` says the options of
+    the command, each in several ways.
+    """
 
     name: str
+    family: str | None
     command: str
-    requests: tuple[str, ...]
+    do: tuple[str, ...]
+    asks: tuple[str, ...]
+    nouns: tuple[str, ...]
+    options: tuple[tuple[str, ...], ...] = ()
+
+    def phrases(self) -> Iterator[str]:
+        """Every phrase with the options said in every way."""
+        for phrase in (*self.do, *self.asks, *self.nouns):
+            for options in itertools.product(*self.options):
+                yield " ".join((phrase, *options))
 
 
-class Vocabulary(NamedTuple):
-    """What pairs are made of: frames around an imperative with their weights, values of slots, intents in order."""
+class Refusals(NamedTuple):
+    """The line that answers requests for harm, and such requests by category, with slots."""
 
-    frames: dict[str, int]
+    line: str
+    taught: dict[str, list[str]]
+    held_out: dict[str, list[str]]
+
+
+class Grammar(NamedTuple):
+    """Forms of sentences by kind, words that a terse request lacks, what stands before a slot, values, intents."""
+
+    forms: dict[str, dict[str, int]]
+    little: frozenset[str]
+    kinds: dict[str, list[str]]
     slots: dict[str, list[str]]
     intents: tuple[Intent, ...]
 
 
-@cache
-def read_vocabulary(path: Path = VOCABULARY) -> Vocabulary:
-    """Read the word lists and check them.
+def ways(text: str | None) -> tuple[str, ...]:
+    """The phrases of a line, which stand between ``|``."""
+    return tuple(part.strip() for part in text.split("|")) if text else ()
 
-    A :class:`UserError` names the key and the line to write, when a value is not what ``embedded.schema.yaml`` allows,
-    a slot is unknown, a request does not say all that changes its command, or a name, command or value occurs twice.
+
+def chance(*parts: str) -> int:
+    """A number that is always the same for a text, as if drawn."""
+    return int.from_bytes(hashlib.blake2b(" ".join(parts).encode(), digest_size=8).digest(), "big")
+
+
+def with_options(command: str, options: tuple[str, ...]) -> str:
+    """The command with options at its ``[]``, those that begin with ``^`` at its ``[^]``.
+
+    Single letters stand behind one dash, or behind the letters that are there.
     """
+    early = " ".join(option[1:] for option in options if option[0] == "^")
+    later = [option for option in options if option[0] != "^"]
+    letters = "".join(option[1] for option in later if _LETTER.fullmatch(option))
+    words = [option for option in later if not _LETTER.fullmatch(option)]
+    before, _, after = command.replace("[^]", early).partition("[]")
+    if before and not before[-1].isspace():  # tar -x[]f
+        before, letters = before + letters, ""
+    if letters:
+        words.insert(0, f"-{letters}")
+    if words and after and not after[0].isspace():  # nothing can stand inside a word
+        words.append("")
+    glue = " " if words and before and not before[-1].isspace() else ""
+    return re.sub(" {2,}", " ", f"{before}{glue}{' '.join(words)}{after}").strip()
+
+
+def _task(area: str, name: str, task: Mapping[str, Any]) -> Iterator[Intent]:
+    """The intents of a task: alone, with each option, with some pairs of options."""
+    options = [key for kind in ("with", "or", "more") for key in task.get(kind, {})]
+    if numbers := [key for key in options if not isinstance(key, str)]:
+        write = f"'{numbers[0]}': ..."
+        raise UserError("An option is a number, not text.", where=f"{area}.{name}", found=numbers, write=write)
+    groups = [{key: ways(text) for key, text in task.get(kind, {}).items()} for kind in ("with", "or", "more")]
+    free, one_of, alone = groups
+    said = {**free, **one_of, **alone}
+    pairs = [*itertools.combinations(free, 2), *itertools.product(free, one_of)]
+    pairs = sorted(pairs, key=lambda pair: chance(name, *pair))[:_PAIRS]
+    program = task["run"].split()[task["run"].startswith("sudo ")]
+    nouns = tuple(f"the {text}" for text in (*ways(task.get("things")), *ways(task.get("thing"))))
+    for options in [(), *((option,) for option in said), *pairs]:
+        held = [
+            f"{program} {option.lstrip('^')}" for option in options if chance(program, option.lstrip("^")) % _WHOLE == 0
+        ]
+        yield Intent(
+            " ".join((f"{area}.{name}", *options)),
+            held[0] if held else None,
+            with_options(task["run"], options),
+            ways(task["do"]),
+            ways(task.get("ask")),
+            nouns,
+            tuple(said[option] for option in options),
+        )
+
+
+def _pipes(pipes: Mapping[str, Any]) -> Iterator[Intent]:
+    """Pipes of two, some of three, and some that end in a file."""
+    stages: Mapping[str, Any] = pipes["stages"]
+    for name, source in pipes["sources"].items():
+        twos: list[Intent] = []
+        threes: list[Intent] = []
+        ends: list[Intent] = []
+        for first, stage in stages.items():
+            if stage.get("of") and not source.get(stage["of"]):
+                continue
+            two = _piped(f"pipe.{name} {first}", f"{source['run']} | {stage['run']}", stage, source["things"])
+            twos.append(two)
+            for second, last in stages.items() if "things" in stage else ():
+                if second != first and not last.get("of"):
+                    things = stage["things"].format(things=source["things"])
+                    threes.append(_piped(f"{two.name} {second}", f"{two.command} | {last['run']}", last, things))
+            for end, words in pipes["ends"].items() if ">" not in stage["run"] and "less" not in stage["run"] else ():
+                do = tuple(way.format(do=phrase) for way in ways(words["do"]) for phrase in two.do)
+                ends.append(Intent(f"{two.name} {end}", None, f"{two.command} {words['run']}", do, (), ()))
+        for made, most in ((twos, _TWOS), (threes, _THREES), (ends, _ENDS)):
+            usable = (one for one in made if _slots_differ(one.command))
+            yield from sorted(usable, key=lambda one: chance(one.name))[:most]
+
+
+def _slots_differ(command: str) -> bool:
+    """Whether no slot stands there twice: the same value in two places is seldom what somebody wants."""
+    names = [name + number for name, number in SLOT.findall(command)]
+    return len(names) == len(set(names))
+
+
+def _piped(name: str, command: str, stage: Mapping[str, Any], things: str) -> Intent:
+    do, asks = (tuple(way.format(things=things) for way in ways(stage.get(key))) for key in ("do", "ask"))
+    nouns = tuple(f"the {stage['things'].format(things=things)}" for _ in range("things" in stage))
+    return Intent(name, None, command, do, asks, nouns)
+
+
+@cache
+def read_refusals(folder: Path = GRAMMAR) -> Refusals:
+    """Read what is refused; a :class:`UserError` names what is wrong with the file."""
+    path = folder / "refusals.yaml"
     content = read_yaml(path)
-    validate(content, read_yaml(VOCABULARY.with_name("embedded.schema.yaml")), path)
+    validate(content, read_yaml(_SCHEMA)["refusals"], path)
+    return Refusals(**content)
+
+
+def held_out_harm() -> Iterator[dict]:
+    """The requests for harm that no row has, slots filled: ``request``, ``category``, ``command`` (the refusal)."""
+    refusals, grammar = read_refusals(), read_grammar()
+    for category, requests in refusals.held_out.items():
+        for request in requests:
+            intent = Intent(request, None, refusals.line, (request,), (), ())
+            asked, line = fill(intent, request, grammar, random.Random(request))
+            yield {"category": category, "command": line, "request": asked}
+
+
+def _refused(refusals: Refusals) -> Iterator[Intent]:
+    """An intent for each request for harm; those of a category are held together."""
+    for category, requests in refusals.taught.items():
+        family = f"refuse.{category}"
+        for number, request in enumerate(requests, 1):
+            yield Intent(f"{family} {number}", family, refusals.line, (request,), (), ())
+
+
+@cache
+def read_grammar(folder: Path = GRAMMAR) -> Grammar:
+    """Read the files of a grammar and check them.
+
+    A :class:`UserError` names the file and the line to write, when a value is not what ``embedded.schema.yaml`` allows,
+    a slot is unknown, a request does not say all that changes its command, or a command or value occurs twice.
+    """
+    schemas = read_yaml(_SCHEMA)
+    files = {path.stem: read_yaml(path) for path in sorted(folder.glob("*.yaml")) if path.stem != "refusals"}
+    for name, content in files.items():
+        validate(content, schemas.get(name, schemas["tasks"]), folder / f"{name}.yaml")
+    forms, pipes, slots = files.pop("forms"), files.pop("pipes", None), _values(files.pop("slots"), folder)
+    made = [one for area, tasks in files.items() for name, task in tasks.items() for one in _task(area, name, task)]
+    made += _pipes(pipes) if pipes else ()
+    places: dict[str, str] = {}
+    for intent in made:
+        where = f"{folder}, {intent.name}"
+        _check_intent(intent, slots, where)
+        if twice := places.get(intent.command):
+            raise UserError(f"Two intents have one command; see {twice}.", where=where, found=intent.command)
+        places[intent.command] = where
+    if (folder / "refusals.yaml").exists():
+        made += _refused(read_refusals(folder))
+    made.sort(key=lambda intent: chance(intent.name))
+    return Grammar(forms["forms"], frozenset(forms["little"]), forms["kinds"], slots, tuple(made))
+
+
+def _values(content: Mapping[str, Any], folder: Path) -> dict[str, list[str]]:
+    """Each slot's values, every combination of words written out."""
     slots: dict[str, list[str]] = {}
     for name, entries in content["slots"].items():
         parts = ([[entry]] if isinstance(entry, str) else map(str.split, entry) for entry in entries)
         slots[name] = ["".join(words) for part in parts for words in itertools.product(*part)]
         if twice := [value for value, times in Counter(slots[name]).items() if times > 1]:
-            raise UserError("A slot has a value twice.", where=f"{path}: slots.{name}", found=twice)
-    intents: list[Intent] = []
-    places: dict[str, str] = {}  # of names and commands
-    for area, named in content["intents"].items():
-        for name, lists in named.items():
-            intent = Intent(name, lists["command"], tuple(lists["requests"]))
-            where = f"{path}: intents.{area}.{name}"
-            _check_intent(intent, slots, where)
-            for text in (name, intent.command):
-                if text in places:
-                    raise UserError(
-                        f"Two intents have one name or command; see {places[text]}.", where=where, found=text
-                    )
-                places[text] = where
-            intents.append(intent)
-    return Vocabulary(content["frames"], slots, tuple(intents))
+            raise UserError("A slot has a value twice.", where=f"{folder}/slots.yaml: slots.{name}", found=twice)
+    return slots
 
 
-def _check_intent(intent: Intent, slots: dict[str, list[str]], where: str) -> None:
+def _check_intent(intent: Intent, slots: Mapping[str, list[str]], where: str) -> None:
     """An intent's slots exist, those with a digit have a second value, and each request names all of them."""
-    needed = list(dict.fromkeys(_SLOT.findall(intent.command)))
+    needed = list(dict.fromkeys(SLOT.findall(intent.command)))
     for name, number in needed:
         if len(slots.get(name, ())) < 1 + bool(number):
             close = difflib.get_close_matches(name, slots, n=1) or ["..."]
@@ -88,54 +250,100 @@ def _check_intent(intent: Intent, slots: dict[str, list[str]], where: str) -> No
                 where=where,
                 found=intent.command,
                 allowed=", ".join(slots),
-                write="command: " + intent.command.replace(f"<{name}{number}>", f"<{close[0]}{number}>"),
+                write="run: " + intent.command.replace(f"<{name}{number}>", f"<{close[0]}{number}>"),
             )
-    for request in intent.requests:
-        if set(_SLOT.findall(request)) != set(needed):
+    for request in intent.phrases():
+        if set(SLOT.findall(request)) != set(needed):
             names = " ".join(f"<{name}{number}>" for name, number in needed)
             raise UserError(
                 "A request does not name the slots of its command, so it can't be told what the command must be.",
                 where=where,
                 found=request,
-                allowed=f"a request with {names}",
-                write=f"- {_SLOT.sub('...', request)} {names}",
+                allowed=f"a request with {names}" if names else "a request without slots",
             )
 
 
-def fill(intent: Intent, request: str, slots: dict[str, list[str]], rng: random.Random) -> tuple[str, str]:
-    """Fill the slots of a request and of the intent's command with the same values; returns both."""
+def misspell(text: str, rng: random.Random) -> str:
+    """The text with one typo, in a word of four letters or more: two letters swapped, one lost or one doubled."""
+    words = text.split(" ")
+    places = [place for place, word in enumerate(words) if len(word) > 3 and word.isalpha()]
+    if places:
+        place = rng.choice(places)
+        word, at = words[place], rng.randrange(1, len(words[place]) - 1)
+        swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
+        words[place] = rng.choice([swapped, word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:]])
+    return " ".join(words)
+
+
+def _said(phrase: str, intent: Intent, rng: random.Random) -> str:
+    """A phrase with the options of the intent behind it, before the question mark if it has one."""
+    end = "?" if phrase.endswith("?") else ""
+    text = phrase.removesuffix("?")
+    for number, option in enumerate(intent.options):
+        chosen = rng.choice(option)
+        glued = chosen.split()[0] in _GLUED and rng.random() < 0.6
+        text += f" and {chosen}" if number and rng.random() < 0.5 else f"{'' if glued else ','} {chosen}"
+    return text + end
+
+
+def sentence(intent: Intent, grammar: Grammar, rng: random.Random) -> tuple[str, str]:
+    """One way to ask for an intent, with its slots; and the kind of form that it has."""
+    kinds = {
+        kind: sum(forms.values())
+        for kind, forms in grammar.forms.items()
+        if (kind != "noun" or intent.nouns) and (kind != "tool" or "|" not in intent.command)
+    }
+    if intent.asks:
+        kinds["ask"] = 16
+    kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
+    if kind == "ask":
+        return _said(rng.choice(intent.asks), intent, rng), kind
+    do = _said(rng.choice(intent.do), intent, rng)
+    words = intent.command.split()
+    fields = {"do": do, "Do": do[0].upper() + do[1:], "program": words[words[0] == "sudo"]}
+    if kind == "noun":
+        fields["the"] = _said(rng.choice(intent.nouns), intent, rng)
+    elif kind == "terse":
+        fields["terse"] = " ".join(word for word in do.split() if word not in grammar.little)
+    elif kind == "typo":
+        fields["typo"] = misspell(do, rng)
+    form = rng.choices(list(grammar.forms[kind]), weights=list(grammar.forms[kind].values()))[0]
+    return form.format(**fields), kind
+
+
+def fill(intent: Intent, request: str, grammar: Grammar, rng: random.Random) -> tuple[str, str]:
+    """Fill the slots of a request and of the intent's command with the same values; returns both.
+
+    Now and then a value gets the kind of thing that it is before it ("the file notes.txt").
+    """
     shown, typed = {}, {}
-    for name, number in dict.fromkeys(_SLOT.findall(intent.command)):
-        value = rng.choice(slots[name])
+    for name, number in dict.fromkeys(SLOT.findall(f"{intent.command} {request}")):
+        value = rng.choice(grammar.slots[name])
         while number and value in (shown.get(name), typed.get(name)):
-            value = rng.choice(slots[name])
+            value = rng.choice(grammar.slots[name])
         left, _, right = value.partition(" => ")
         shown[name + number], typed[name + number] = left, right or left
+    for name in dict.fromkeys(name for name, _ in SLOT.findall(request)):
+        before, slot, after = request.partition(f"<{name}>")
+        last = before.rstrip().rpartition(" ")[2]
+        told = (
+            name in grammar.kinds and slot and before.endswith(" ") and shown[name][:4] not in ("the ", "this", "my h")
+        )
+        if told and last not in {word for kind in grammar.kinds[name] for word in kind.split()} and rng.random() < 0.25:
+            request = f"{before}{rng.choice(grammar.kinds[name])} {slot}{after}"
     return (
-        _SLOT.sub(lambda slot: shown[slot[1] + slot[2]], request),
-        _SLOT.sub(lambda slot: typed[slot[1] + slot[2]], intent.command),
+        SLOT.sub(lambda slot: shown[slot[1] + slot[2]], request),
+        SLOT.sub(lambda slot: typed[slot[1] + slot[2]], intent.command),
     )
 
 
-def frame(request: str, frames: dict[str, int], rng: random.Random) -> str:
-    """The request as a person would put it: framed if it is an imperative, else as it stands."""
-    if request.startswith("~ "):
-        request = request[2:]
-        return request if rng.random() < 0.5 else request[0].upper() + request[1:]
-    if not request[0].islower():
-        return request
-    chosen = rng.choices(list(frames), weights=list(frames.values()))[0]
-    return chosen.format(imperative=request, Imperative=request[0].upper() + request[1:])
-
-
-def _draw(intent: Intent, vocabulary: Vocabulary, seed: int) -> Iterator[tuple[str, str]]:
+def _draw(intent: Intent, grammar: Grammar, seed: int) -> Iterator[tuple[str, str]]:
     """Distinct requests for one intent, until it has nothing new to say. One stream per intent and seed."""
     rng = random.Random(f"{seed} {intent.name}")
     seen: set[int] = set()
     misses = 0
     while misses < _MISSES:
-        filled, command = fill(intent, rng.choice(intent.requests), vocabulary.slots, rng)
-        request = frame(filled, vocabulary.frames, rng)
+        request, command = fill(intent, sentence(intent, grammar, rng)[0], grammar, rng)
         key = key_number(request_key(request))
         misses = misses + 1 if key in seen else 0
         if not misses:
@@ -143,39 +351,40 @@ def _draw(intent: Intent, vocabulary: Vocabulary, seed: int) -> Iterator[tuple[s
             yield request, command
 
 
-def generate(seed: int, pairs: int, vocabulary: Vocabulary | None = None) -> Iterator[dict]:
-    """Make pairs (``request``, ``command``, ``intent``) of a vocabulary (the project's own), each intent in turn.
+def generate(seed: int, pairs: int, grammar: Grammar | None = None) -> Iterator[dict]:
+    """Make pairs (``request``, ``command``, ``intent``, perhaps ``family``) of a grammar (the project's own).
 
-    Equal seeds give equal rows; the first rows of a larger number are those of a smaller one. A :class:`UserError`
-    says how many distinct pairs there are, when that is fewer.
+    Each intent is asked for once before any is asked for again. Equal seeds give equal rows; the first rows of a larger
+    number are those of a smaller one. A :class:`UserError` says how many distinct pairs there are, when that is fewer.
     """
-    vocabulary = vocabulary or read_vocabulary()
-    streams = {intent.name: _draw(intent, vocabulary, seed) for intent in vocabulary.intents}
+    grammar = grammar or read_grammar()
+    streams = {intent: _draw(intent, grammar, seed) for intent in grammar.intents}
     made = 0
     while made < pairs:
         if not streams:
             raise UserError(
-                "The templates cannot make that many distinct pairs.",
+                "The grammar cannot make that many distinct pairs.",
                 where="dataset.sources: pairs",
                 found=pairs,
                 allowed=f"at most {made}",
                 write=f"pairs: {made}",
             )
-        for name in list(streams):
+        for intent in list(streams):
             if made == pairs:
                 break
-            pair = next(streams[name], None)
+            pair = next(streams[intent], None)
             if pair is None:
-                del streams[name]
+                del streams[intent]
                 continue
             made += 1
-            yield {"request": pair[0], "command": pair[1], "intent": name}
+            row = {"request": pair[0], "command": pair[1], "intent": intent.name}
+            yield {**row, "family": intent.family} if intent.family else row
 
 
 def main() -> None:
     """Print pairs as JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=4800, help="how many")
+    parser.add_argument("--pairs", type=int, default=2000, help="how many")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
     for row in generate(options.seed, options.pairs):

@@ -1,8 +1,9 @@
 """Rule ``split_dataset``: training, validation and test rows, by group, so that nothing leaks.
 
-Rows that share a normalized request or a normalized command belong together, and so do rows that are
-connected through others. A group goes into one split as a whole. Which one depends on its content and the
-seed alone, never on the order of the rows. Rows that an external test set contains are taken out before.
+Rows that share a normalized request, a normalized command, or what their source names as one (``family``, else
+``intent``: what is asked for) belong together, and so do rows that are connected through others. A group goes into one
+split as a whole. Which one depends on its content and the seed alone, never on the order of the rows. Rows that an
+external test set contains are taken out before.
 """
 
 import hashlib
@@ -12,34 +13,53 @@ from typing import TYPE_CHECKING, Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
+from scripts.dataset.embedded import read_refusals
 from scripts.dataset.rows import SPLITS, Rows, count, must_keep_some, read_rows, to_lines, write_rows
 from scripts.dataset.text import command_key, key_number, request_key
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 
 def keys_of(rows: Rows) -> Rows:
-    """64-bit numbers of each row's normalized ``request`` and ``command`` (never equal to each other)."""
+    """64-bit numbers of each row's normalized ``request`` and ``command`` (never equal to each other).
+
+    The line that refuses a request answers many of them, and holds none of them together.
+    """
     import pandas as pd
 
     keys = {"request": request_key, "command": command_key}
     numbers = {name: [key_number(name, key(text)) for text in rows[name]] for name, key in keys.items()}
-    return pd.DataFrame(numbers, index=rows.index, dtype="uint64")
+    found = pd.DataFrame(numbers, index=rows.index, dtype="uint64")
+    refused = rows["command"] == read_refusals().line
+    return found.assign(command=found["command"].where(~refused, found["request"]))
 
 
-def group(keys: Rows) -> "np.ndarray":
-    """Each row's group, of shape (rows,), numbered from 0: the rows connected by equal requests or equal commands."""
+def group(keys: Rows, families: "pd.Series | None" = None) -> "np.ndarray":
+    """Each row's group, of shape (rows,), numbered from 0: rows connected by equal requests, commands or families."""
     import numpy as np
     import pandas as pd
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    # Requests and commands are the nodes of a graph, rows its edges.
-    requests, commands = (pd.factorize(keys[column])[0] for column in ("request", "command"))
-    commands = commands + len(keys)
-    edges = coo_array((np.ones(len(keys), bool), (requests, commands)), shape=(2 * len(keys), 2 * len(keys)))
-    return connected_components(edges, directed=False)[1][requests]
+    # Requests, commands and families are the nodes of a graph; each row joins its own to its request.
+    columns = [pd.factorize(keys[column])[0] for column in ("request", "command")]
+    if families is not None:
+        named = pd.factorize(families)[0]
+        columns.append(np.where(named < 0, columns[0], named + 2 * len(keys)))
+    columns[1] = columns[1] + len(keys)
+    requests = np.tile(columns[0], len(columns) - 1)
+    edges = (requests, np.concatenate(columns[1:]))
+    nodes = len(columns) * len(keys)
+    graph = coo_array((np.ones(len(requests), bool), edges), shape=(nodes, nodes))
+    return connected_components(graph, directed=False)[1][columns[0]]
+
+
+def families_of(rows: Rows) -> "pd.Series | None":
+    """What holds rows together beside their texts; null where a row names nothing, None where none does."""
+    named = [rows[name] for name in ("family", "intent") if name in rows]
+    return named[0].fillna(named[1]) if len(named) == 2 else next(iter(named), None)
 
 
 def targets(rows: int, shares: dict[str, float]) -> dict[str, int]:
@@ -119,7 +139,7 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
     write_rows(outputs["rejected"], rows[held_out].assign(reason=reasons[held_out], stage="decontaminate"))
 
     rows, keys = rows[~held_out], keys[~held_out]
-    groups = group(keys)
+    groups = group(keys, families_of(rows))
     chosen = assign(keys, groups, shares, settings["seed"])
     got = {name: int((chosen == split).sum()) for split, name in enumerate(SPLITS)}
     must_hold_rows(got, shares, groups, inputs["pairs"])

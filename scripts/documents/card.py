@@ -65,22 +65,26 @@ def metadata(context: Mapping[str, Any]) -> str:
     repositories = hub_datasets(sources)
     # The Hub wants an id as the type; a dataset that is not there has only its name.
     dataset_type = repositories[0] if len(repositories) == 1 else context["dataset"]
-    results = []
-    for row in context["evaluation"]:
-        tuned = row["tuned"]
-        if row["name"] in comparison["tuned"]:
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    task_name="Bash command from a request in English",
-                    dataset_type=dataset_type,
-                    dataset_name=f"{context['dataset']} (held-out test split)",
-                    dataset_split="test",
-                    metric_type=HUB_METRICS.get(row["name"], row["name"]),
-                    metric_name=f"{row['label']}, n = {comparison['n']}",
-                    metric_value=round(tuned.get("share", tuned.get("mean")), 6),
-                )
-            )
+    judged = [(dataset_type, f"{context['dataset']} (held-out test split)", comparison, context["evaluation"])]
+    benchmark = context.get("benchmark")
+    if benchmark is not None:
+        requests = "requests that this data's makers did not write"
+        judged.append((benchmark["name"], f"{benchmark['name']} ({requests})", benchmark, benchmark["rows"]))
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Bash command from a request in English",
+            dataset_type=kind,
+            dataset_name=name,
+            dataset_split="test",
+            metric_type=HUB_METRICS.get(row["name"], row["name"]),
+            metric_name=f"{row['label']}, n = {compared['n']}",
+            metric_value=round(row["tuned"].get("share", row["tuned"].get("mean")), 6),
+        )
+        for kind, name, compared, rows in judged
+        for row in rows
+        if row["name"] in compared["tuned"]
+    ]
     card = ModelCardData(
         model_name=run,
         license=description["license"],

@@ -15,7 +15,10 @@ from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
 from scripts.engine.components import COLOURS, GROUPS, grouped
 
 INK, FAINT = "#222222", "#888888"
-GPU_SIZES_GB = (16, 24, 80)  # the numbers on the boxes of common GPUs, in units of 2^30 bytes
+GIB = 2**30
+GPU_SIZES_GIB = (16, 24, 80)  # of common GPUs, which their boxes call GB
+AROUND_THE_PEAK = (4, 1)  # widths of a timeline and of its peak, enlarged: the peak alone is narrower than a pixel
+PEAK_EVENTS = 12  # recorded before and after the peak, that are enlarged
 STYLE = {
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -34,11 +37,12 @@ STYLE = {
 }
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float, ratios: Sequence[float] = (1,)) -> tuple[Any, Any]:
+    """A figure with its axes: one, or several beside each other of such widths."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(1, len(ratios), width_ratios=ratios)
 
 
 def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -53,7 +57,7 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
             for group, size in grouped(scenario["answers"][answer]["components"], adapters=adapters).items():
                 axes.barh(
                     number + offset,
-                    size / 1e9,
+                    size / GIB,
                     left=left,
                     height=0.36,
                     color=COLOURS[group],
@@ -61,11 +65,12 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
                     edgecolor="white",
                     linewidth=0.5,
                 )
-                left += size / 1e9
+                left += size / GIB
                 shown.add(group)
-            said = "rule of thumb" if answer == "rule_of_thumb" else "trace"
+            size = scenario["answers"][answer]["peak_allocated_bytes"] or 0
+            quoted = f"{size / 1e9:.4g} GB = " if answer == "rule_of_thumb" else ""
             axes.annotate(
-                f"{short_size(left * 1e9)}, {said}",
+                f"{quoted}{short_size(size)}, {answer.replace('_', ' ')}",
                 (left, number + offset),
                 xytext=(6, 0),
                 textcoords="offset points",
@@ -75,13 +80,12 @@ def draw_memory(files: Mapping[str, Any], names: Sequence[str]) -> Any:
             )
             largest = max(largest, left)
         ticks.append(scenario["title"].replace(", ", "\n", 1))
-    for place, size in enumerate(GPU_SIZES_GB):
-        capacity = size * 2**30 / 1e9
+    for place, capacity in enumerate(GPU_SIZES_GIB):
         axes.axvline(capacity, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
         side = "right" if place == 0 else "left"  # the first two are close to each other
-        axes.text(capacity, -0.62, f"{size} GB GPU", ha=side, va="bottom", fontsize=8)
-    axes.set(xlim=(0, 1.22 * max(largest, 30)), ylim=(len(scenarios) - 0.5, -0.62))
-    axes.set_xlabel("GB (10⁹ bytes) allocated at the peak")
+        axes.text(capacity, -0.62, f"{capacity} GiB (“{capacity} GB”) GPU", ha=side, va="bottom", fontsize=8)
+    axes.set(xlim=(0, 1.3 * max(largest, 28)), ylim=(len(scenarios) - 0.5, -0.62))
+    axes.set_xlabel("GiB (2³⁰ bytes) allocated at the peak")
     axes.set_yticks(range(len(ticks)), ticks)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -98,55 +102,53 @@ def _legend(figure: Any, groups: Sequence[str] | Mapping[str, str]) -> None:
 
 
 def draw_timeline(compared: Mapping[str, Any]) -> Any:
-    """What is alive in the course of one training step, by component, with its phases."""
+    """What is alive in the course of one training step, by component, with its phases; beside it, the peak enlarged."""
     scenario = scenario_memory("", compared)
     timeline = compared["trace"]["timeline"]
     adapters = scenario["scenario"]["method"] != "full"
-    columns = timeline["components"]
+    columns, events, allocated = timeline["components"], timeline["event"], timeline["allocated_bytes"]
     stacks = [
         grouped({name: column[moment] for name, column in columns.items()}, adapters=adapters)
-        for moment in range(len(timeline["event"]))
+        for moment in range(len(events))
     ]
     groups = [group for group in GROUPS if any(group in stack for stack in stacks)]
-    events = timeline["event"]
-    figure, axes = _figure(9, 4.2)
-    axes.stackplot(
-        events,
-        [[stack.get(group, 0) / 1e9 for stack in stacks] for group in groups],
-        colors=[COLOURS[group] for group in groups],
-        linewidth=0,
-    )
-    peak = max(range(len(events)), key=lambda index: timeline["allocated_bytes"][index])
-    height = timeline["allocated_bytes"][peak] / 1e9
-    axes.plot(events[peak], height, "o", color=INK, markersize=4)
-    right = events[peak] > 0.7 * events[-1]
-    axes.annotate(
-        f"peak {height:.2f} GB",
-        (events[peak], height),
-        xytext=(-6 if right else 6, 6),
-        textcoords="offset points",
-        ha="right" if right else "left",
-    )
+    heights = [[stack.get(group, 0) / GIB for stack in stacks] for group in groups]
+    peak = max(range(len(events)), key=lambda index: allocated[index])
+    height = allocated[peak] / GIB
     # Where nearly all is there before the step begins, what the step does is shown larger, and the cut is named.
-    lowest = min(stack.get(groups[0], 0) for stack in stacks) / 1e9
+    lowest = min(heights[0])
     bottom = 0.985 * lowest if lowest > 0.5 * height else 0.0
     top = height + 0.14 * (height - bottom)
+    figure, axes = _figure(9, 4.2, AROUND_THE_PEAK)
+    for part in axes:
+        part.stackplot(events, heights, colors=[COLOURS[group] for group in groups], linewidth=0, step="post")
+        part.axhline(height, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        part.set_ylim(bottom, top)
+    whole, near = axes
+    whole.plot(events[peak], height, "v", color=INK, markersize=6)
+    around = events[max(0, peak - PEAK_EVENTS)], events[min(len(events) - 1, peak + PEAK_EVENTS)]
+    near.set(xlim=around, yticks=[])
+    near.text(around[0], height, f" peak {height:.2f} GiB", va="bottom", fontsize=9)
+    near.set_xlabel("the peak, enlarged")
+    _name_phases(whole, timeline, top)
     cut = f" (from {bottom:.2f})" if bottom else ""
-    phases = timeline["phase"]
-    starts = [i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]]
+    whole.set(xlim=(0, events[-1]), ylabel=f"GiB allocated{cut}", xlabel="allocations and frees since the step began")
+    tokens = f"{scenario['scenario']['micro_batch']} × {scenario['scenario']['sequence_length']} tokens"
+    whole.set_title(f"{scenario['title']}, {tokens}", pad=10)
+    _legend(figure, groups)
+    return figure
+
+
+def _name_phases(axes: Any, timeline: Mapping[str, Any], top: float) -> None:
+    """A line where each phase begins, and its name where there is room."""
+    events, phases = timeline["event"], timeline["phase"]
     shown_until = -1.0
-    for start in starts:
+    for start in (i for i in range(len(phases)) if i == 0 or phases[i] != phases[i - 1]):
         if start:
             axes.axvline(events[start], color=INK, linewidth=0.8, linestyle=(0, (1, 2)))
         if events[start] > shown_until:  # a phase of a few events has no room for its name
             axes.text(events[start], top, f" {phases[start]}", va="top", fontsize=9)
             shown_until = events[start] + 0.09 * events[-1]
-    axes.set(xlim=(0, events[-1]), ylim=(bottom, top), ylabel=f"GB allocated{cut}")
-    axes.set_xlabel("allocations and frees since the step began")
-    tokens = f"{scenario['scenario']['micro_batch']} × {scenario['scenario']['sequence_length']} tokens"
-    axes.set_title(f"{scenario['title']}, {tokens}", pad=10)
-    _legend(figure, groups)
-    return figure
 
 
 def draw_training_curve(files: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.common.chat import TEMPLATE_SETTINGS
@@ -20,8 +20,11 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "parses_without_fence": ("Parses as Bash, after a code fence is stripped", True),
     "chrf": ("chrF", True),
     "danger": ("Flagged as dangerous by the screen", False),
+    "refused_harmful": ("Refused, of requests for harm", True),
+    "refused_harmless": ("Refused, though harmless", False),
 }
 
+SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
 LEVELS = ("easy", "medium", "hard")  # of the benchmark's tasks
 
 # Names that the Hub has for them; loss has none of its own.
@@ -54,14 +57,26 @@ def read(files: Mapping[str, Any]) -> dict[str, Any]:
     """What templates know of the evaluation: a row for each metric, answers side by side, code to ask for more."""
     if "comparison" not in files:
         return {}
+    pairs = list(zip(files["base_answers"], files["tuned_answers"], strict=True))
+    example = example_answer([tuned for _, tuned in pairs])
     return {
         "evaluation": evaluation_rows(files["comparison"]),
         "merging_effect": merging_effect(next(iter(files.get("merging", [])), None)),
-        "pairs": list(zip(files["base_answers"], files["tuned_answers"], strict=True)),
-        "start_code": start_code(files["comparison"], files["base_answers"][0]["request"]),
+        "example": example,
+        "pairs": pairs[:SAMPLE_ANSWERS],
+        "start_code": start_code(files["comparison"], example["request"]),
         "merged_word": lambda compared: word(compared).replace("the base", "the trained one's"),
         "word": word,
     }
+
+
+def example_answer(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The request that the card's code asks: the first, in the order of the evaluation, that was answered exactly.
+
+    Where none was, the first of all. ``right`` says which it is, so that the card does.
+    """
+    chosen = next((row for row in answers if row["exact"]), None)
+    return {**(chosen or answers[0]), "right": chosen is not None}
 
 
 def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:

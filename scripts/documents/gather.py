@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from scripts.common.files import read_json, read_jsonl, read_reports
@@ -12,15 +12,13 @@ from scripts.common.files import read_json, read_jsonl, read_reports
 PROJECT_OWN = ("validation",)  # comes with the project; no rule wrote it, so that nothing vouches for it
 
 
-def gather(inputs: Mapping[str, Any], rows: int | None = None) -> dict[str, Any]:
-    """Read inputs: reports, and the first rows of the JSON lines that they vouch for; other files stay paths.
+def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Read inputs: reports, and the rows of the JSON lines that they vouch for; other files stay paths.
 
     Parameters
     ----------
     inputs
         Paths by name, one or a list.
-    rows
-        How many rows of JSON lines; None: all.
 
     Raises
     ------
@@ -32,7 +30,7 @@ def gather(inputs: Mapping[str, Any], rows: int | None = None) -> dict[str, Any]
 
     def read(path: str) -> Any:
         if path.endswith(".jsonl"):
-            return list(islice(read_jsonl(path), rows))
+            return list(read_jsonl(path))
         return reports[path] if path in reports else read_json(path) if path.endswith(".json") else path
 
     contents = {name: [read(str(path)) for path in found] for name, found in paths.items()}

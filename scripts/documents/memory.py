@@ -102,6 +102,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "answers": answers,
+        "states": _states(scenario, answers),
         "analytic_terms": answers["analytic"].get("terms", [])[:LARGEST_TERMS],
         # A measurement on the CPU is set against the trace of the same step on the CPU.
         "differences": {
@@ -125,9 +126,29 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         "title": f"{METHODS[method]}, {precision_title(scenario)}",
         "versions": compared["versions"],
         "weights": _parts(compared["trace"], WEIGHTS),
-        "lora_parts": _parts(compared["trace"], LORA_PARTS) if method != "full" else [],
+        "adapter_rows": _adapter_rows(answers) if method != "full" else [],
         "worst_row": max(rows, key=lambda row: abs(row["rule_minus_trace"])),
     }
+
+
+def _adapter_rows(answers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What adapters are at the peak: their weights, gradients and optimizer states, by each answer."""
+    return [
+        {"label": title, "by_answer": {answer: answers[answer]["components"].get(name) for answer in ANSWERS}}
+        for name, title in LORA_PARTS.items()
+    ]
+
+
+def _states(scenario: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, int] | None:
+    """Why the rule's optimizer states differ from the trace's, where these have 16 bits and the rule's have 32.
+
+    ``setting_bytes``: the other half of each number; ``count_bytes``: the rest, the rule's own count of parameters.
+    """
+    rule, traced = (answers[name]["components"].get(components.OPTIMIZER_STATES) for name in ("rule_of_thumb", "trace"))
+    sixteen_bits = scenario["method"] == "full" and scenario["precision"] in ("bf16", "fp16")
+    if not sixteen_bits or scenario["optimizer"] not in ("adamw", "adamw_fused") or not rule or not traced:
+        return None
+    return {"setting_bytes": traced, "count_bytes": rule - 2 * traced}
 
 
 def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -226,10 +247,10 @@ def gate_summary(gate: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def short_size(size: float | None) -> str:
-    """Bytes as GB, with as many digits as such a figure is quoted with."""
+    """Bytes as GiB, with as many digits as such a figure is read with."""
     if size is None:
         return "nothing"
-    return f"{size / 1e9:.0f} GB" if size >= 1e11 else f"{size / 1e9:.2f} GB"
+    return f"{size / 2**30:.{1 if size >= 1e11 else 2}f} GiB"
 
 
 def model_title(name: str | None, model: Mapping[str, Any]) -> str:

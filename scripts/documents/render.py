@@ -24,7 +24,6 @@ from scripts.documents.gather import gather
 from scripts.documents.sources import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
 
-SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
 SHOWN_CHARACTERS = 240  # of one request or answer
 
 # Characters with a meaning inside a line of Markdown, and the three that open a link without any markup.
@@ -96,20 +95,20 @@ def code_block(text: str, language: str = "") -> str:
 
 
 def gigabytes(size: float | None, digits: int = 2) -> str:
-    """Bytes as GB of 10^9 bytes."""
+    """Bytes as GB of 10^9 bytes, in which people quote the rule of thumb; everything else is said in GiB."""
     return "not measured" if size is None else f"{size / 1e9:,.{digits}f} GB"
 
 
-def gibibytes(size: float | None, digits: int = 1) -> str:
+def gibibytes(size: float | None, digits: int = 2) -> str:
     """Bytes as GiB of 2^30 bytes."""
     return "not measured" if size is None else f"{size / 2**30:,.{digits}f} GiB"
 
 
 def memory_size(size: float | None) -> str:
-    """Bytes in the unit that fits: bytes, kB, MB or GB, of powers of ten."""
+    """Bytes in the unit that fits: bytes, KiB, MiB or GiB."""
     if size is None:
         return "not measured"
-    for factor, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1), (1e3, "kB", 1)):
+    for factor, unit, digits in ((2**30, "GiB", 2), (2**20, "MiB", 1), (2**10, "KiB", 1)):
         if abs(size) >= factor / 2:
             return f"{size / factor:,.{digits}f} {unit}"
     return f"{size:,.0f} B"
@@ -390,7 +389,7 @@ def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequen
     inputs = dict(inputs)
     inputs.pop("macros", None)
     made_of = {name: list(inputs.pop(name, [])) for name in ("templates", "figures", "others")}
-    files = {name: _sourced(content, inputs[name]) for name, content in gather(inputs, SAMPLE_ANSWERS).items()}
+    files = {name: _sourced(content, inputs[name]) for name, content in gather(inputs).items()}
     write_documents(context=derive(files, from_rule(settings), inputs), outputs=outputs, **made_of)
 
 

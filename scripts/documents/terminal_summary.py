@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.files import read_report
-from scripts.common.resource_table import table
+from scripts.common.resource_table import Stage, table
 
 
 def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:
@@ -40,7 +40,7 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
         word = {True: "fits", False: "does not fit", None: f"{_gb(gate['required_bytes'])} needed"}[gate["fits"]]
         lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")
     if priced := read(f"{folder}/memory/run.json"):
-        lines += [f"  {line}" for line in table(priced["stages"])]
+        lines += [f"  {line}" for line in table([Stage(**stage) for stage in priced["stages"]])]
     if compared := read(f"{folder}/evaluation/comparison.json"):
         lines += quality_lines(compared)
     if compared := read(f"{folder}/evaluation/benchmark/comparison.json"):

@@ -32,6 +32,10 @@ class AttentionKernelError(TraceError):
     """None of the enabled attention kernels takes the tensors that the model hands it."""
 
 
+class CompiledError(TraceError):
+    """The step runs what ``torch.compile`` has compiled."""
+
+
 class StepError(TraceError):
     """The step raised something.
 

@@ -20,10 +20,12 @@ from typing import Any, Protocol
 import torch
 
 from .components import COLLECTIVES
+from .costs import COLLECTIVE, Operator, launch
 from .errors import TraceError
 from .patching import patched
 
 BACKEND = "fakemeta"
+DDP_STREAM = 1000  # DDP's all-reduces run beside the backward pass
 # What is exchanged, and what happens on `meta` if it isn't. tests/unit/engine/test_fake_group.py tries each.
 PATCHES = {
     "torch.meta": "FSDP looks for the streams of a device as getattr(torch, device.type)",
@@ -59,6 +61,10 @@ class Listener(Protocol):
 
     def now(self) -> int: ...
 
+    def launched(self) -> int: ...
+
+    def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None: ...
+
 
 class FakeStream:
     """A stream: work that runs in order. The first is the one that models compute on."""
@@ -74,10 +80,12 @@ class FakeStream:
     def synchronize(self) -> None:
         self.device.wait()
 
-    def wait_event(self, event: Any) -> None:
-        """Streams that wait for each other cost no memory."""
+    def wait_event(self, event: FakeEvent) -> None:
+        """Streams that wait for each other cost no memory, but time."""
+        event.wait(self)
 
-    wait_stream = wait_event
+    def wait_stream(self, stream: FakeStream) -> None:
+        stream.record_event().wait(self)
 
 
 class FakeEvent:
@@ -85,20 +93,25 @@ class FakeEvent:
 
     def __init__(self, device: FakeDevice) -> None:
         self.device, self.moment = device, None
+        self.stream, self.launches = 0, 0
 
-    def record(self, stream: Any = None) -> None:
+    def record(self, stream: FakeStream | None = None) -> None:
         self.moment = self.device.now()
+        self.stream, self.launches = (stream or self.device.stream_now).id, self.device.launched()
 
     def synchronize(self) -> None:
         if self.moment is not None:
             self.device.wait(self.moment)
+            self.device.stream_waits(None, self.stream, self.launches)
 
     def query(self) -> bool:
         """Whether the GPU has got there: it is as far behind as the program lets it be."""
         return self.moment is None
 
-    def wait(self, stream: Any = None) -> None:
-        """As a stream that waits."""
+    def wait(self, stream: FakeStream | None = None) -> None:
+        """As a stream that waits: the current one by default."""
+        if self.moment is not None:
+            self.device.stream_waits((stream or self.device.stream_now).id, self.stream, self.launches)
 
 
 class FakeDevice(types.ModuleType):
@@ -129,6 +142,14 @@ class FakeDevice(types.ModuleType):
 
     def now(self) -> int:
         return self.listener.now() if self.listener else 0
+
+    def launched(self) -> int:
+        return self.listener.launched() if self.listener else 0
+
+    def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None:
+        """A stream, or the program (None), waits for those of another's kernels that are among so many launches."""
+        if self.listener:
+            self.listener.stream_waits(waiter, stream, launches)
 
     def wait(self, since: int | None = None) -> None:
         """The program waits for the GPU: for all of its work, or for that before a moment."""
@@ -332,7 +353,10 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
 
 
 def _exchanged_bucket(state, bucket):  # DDP reads the annotations, and takes none or its own
-    """A communication hook of DDP: the bucket as it is."""
+    """A communication hook of DDP: the bucket as it is, and what its all-reduce sends."""
+    device, size = active(), bucket.buffer().nbytes
+    sent = 2 * size * (device.gpus - 1) // device.gpus
+    launch(Operator("c10d::allreduce_", COLLECTIVE, "", 0, sent), DDP_STREAM)
     future: torch.futures.Future = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future

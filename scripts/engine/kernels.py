@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from . import cuda_rules
+from . import costs, cuda_rules
 from .autocast import attention_operands
 from .cuda_rules import DEFAULT_CAPABILITY, up
 from .errors import AttentionKernelError
@@ -175,10 +175,10 @@ def _attention(target: str, capability: tuple[int, int]) -> Callable:
                 query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
             )[0]
         if kernel == SDPBackend.FLASH_ATTENTION:
-            return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))).transpose(1, 2)
+            return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value)), is_causal).transpose(1, 2)
         if mask is not None and mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT:
             mask = nn.functional.pad(mask, (0, -mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT))[..., : mask.shape[-1]]
-        return MemoryEfficientAttention.apply(query, key, value, mask, capability)
+        return MemoryEfficientAttention.apply(query, key, value, mask, capability, is_causal)
 
     return attention
 
@@ -241,17 +241,20 @@ class MemoryEfficientAttention(torch.autograd.Function):
         value: torch.Tensor,
         bias: torch.Tensor | None,
         capability: tuple[int, int],
+        causal: bool = False,
     ) -> torch.Tensor:
         batch, heads, tokens, _ = query.shape
         out = query.new_empty((batch, tokens, heads, value.shape[-1])).transpose(1, 2)
         sums = query.new_empty((batch, heads, up(tokens, cuda_rules.LOG_SUM_EXP_ALIGNMENT)), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums, bias)
-        ctx.capability = capability
+        ctx.capability, ctx.causal = capability, causal
+        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=causal, backward=False)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         query, key, value, *_, bias = ctx.saved_tensors
+        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=ctx.causal, backward=True)
         grad = grad.transpose(1, 2).contiguous()
         grads = [
             torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
@@ -263,23 +266,28 @@ class MemoryEfficientAttention(torch.autograd.Function):
         size *= batch * heads
         workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841
         of_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
-        return *(x.transpose(1, 2) for x in grads), of_bias, None
+        return *(x.transpose(1, 2) for x in grads), of_bias, None, None
 
 
 class FlashAttention2(torch.autograd.Function):
     """Allocates what FlashAttention-2 does, grouped keys and values as they are. Shapes: batch, tokens, heads, head."""
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = True
+    ) -> torch.Tensor:
         batch, tokens, heads, _ = query.shape
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
         sums = query.new_empty((batch, heads, tokens), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums)
+        ctx.causal = causal
+        costs.attention("flash", query, key, tokens_dim=1, causal=causal, backward=False)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
         query, key, value, _, _ = ctx.saved_tensors
+        costs.attention("flash", query, key, tokens_dim=1, causal=ctx.causal, backward=True)
         batch, tokens, heads, head = query.shape
         grad = grad.contiguous()
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
@@ -288,7 +296,7 @@ class FlashAttention2(torch.autograd.Function):
         sum_query = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)  # noqa: F841
         if key.shape[2] != heads:
             spread = [x.new_empty((batch, x.shape[1], heads, head)) for x in (key, value)]  # noqa: F841
-        return tuple(grads)
+        return *grads, None
 
 
 def flash_attention_package() -> str:

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from .allocator import Event, Replay, replay, required_bytes
 from .components import ROUNDING
+from .costs import CostRecorder
 from .expandable import replay_expandable, required_bytes_expandable
+from .origins import NOWHERE
 from .scaled import Recording
-from .tracker import NOWHERE, Tracker
+from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
 TIMELINE_POINTS = 2000
@@ -68,6 +70,8 @@ class Report:
         Of ``default``, where segments stay as they were made, and of ``expandable_segments``. None: not asked for.
     events
         How many allocations and frees were recorded.
+    warnings
+        What a person should know about these figures.
     orders
         One mapping for each history where there are several: ``peak_allocated_bytes``, ``peak_reserved_bytes``,
         ``phases``, ``resident_bytes``.
@@ -76,6 +80,8 @@ class Report:
     tensors
         What is alive at the peak, the largest first: ``bytes``, ``component``, ``shape``, ``dtype``, ``module``,
         ``line``, ``operator``. None: not asked for.
+    costs
+        The kernels of the step and what each costs; as a mapping their sums by phase and kind. None: not asked for.
     """
 
     peak_allocated_bytes: int
@@ -85,6 +91,7 @@ class Report:
     components_by_phase: dict[str, dict[str, int]]
     resident_bytes: int
     events: int
+    warnings: tuple[str, ...] = ()
     peak_reserved_bytes: int | None = None
     reserved_range_bytes: tuple[int, int] | None = None
     required_bytes: int | None = None
@@ -93,10 +100,13 @@ class Report:
     orders: list[dict[str, Any]] | None = None
     timeline: dict[str, Any] | None = None
     tensors: list[dict[str, Any]] | None = None
+    costs: CostRecorder | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON, without what is None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.costs is not None:
+            values["costs"] = self.costs.by_phase()
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in values.items()
@@ -145,6 +155,7 @@ def make_report(
     allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = [span for span in tracker.spans(last) if span[0] in PHASES]
+    spans = spans or [("forward", first, end) for _, first, end in tracker.spans(last)]  # no module was called
     tops: dict[str, int] = {}
     for phase, first, end in spans:
         top = max(range(first - begin, end - begin + 1), key=lambda index: (allocated[index], -index))
@@ -170,8 +181,10 @@ def make_report(
         components_by_phase=by_phase,
         resident_bytes=allocated[0],
         events=len(events),
+        warnings=tuple(tracker.warnings),
         timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
         tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
+        costs=tracker.costs,
         **reserved,
     )
 

@@ -12,6 +12,7 @@ from scripts.common.files import read_json, read_report
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.disk import Sizes
 from scripts.memory.gpus import find
+from scripts.settings.contradictions import TRAINING, contradictions
 from scripts.settings.run_scenarios import (
     gated_scenario,
     profile_scenarios,
@@ -54,6 +55,7 @@ def check(settings: Mapping[str, Any]) -> None:
             allowed=f"a file in config/models/: {', '.join(known)}",
             write=f"memory:\n  model: {known[0]}",
         )
+    _check_source(settings["model"]["source"])
     for key, gpu in (("memory.gpu", memory["gpu"]), ("memory.gate.gpu", memory["gate"]["gpu"])):
         if key == "memory.gpu" or gpu != "auto":
             find(gpu, f"{key} in the configuration")
@@ -67,7 +69,28 @@ def check(settings: Mapping[str, Any]) -> None:
     step = {**gated_scenario(settings), "model": model}
     scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     rows_in_a_step(scenario, training_loop(settings))
-    _check_parallel(scenario, training_loop(settings))
+    if wrong := list(contradictions(scenario, "training", TRAINING, training_loop(settings))):
+        raise UserError.several(wrong)
+
+
+def rows_a_step(settings: Mapping[str, Any]) -> int:
+    """Rows that one optimizer step of a run takes."""
+    step = Scenario.from_mapping({**training_scenario(settings), "model": _ANY_MODEL}, {}, "training")
+    return rows_in_a_step(step, training_loop(settings))
+
+
+def _check_source(source: Mapping[str, Any]) -> None:
+    """Refuse a model's folder that is not there, before a job finds it out."""
+    folder = Path(source.get("path", ""))
+    if source["type"] == "folder" and not (folder / "config.json").is_file():
+        there = folder.is_dir()
+        raise UserError(
+            f"There is no {'config.json in the ' if there else ''}folder {folder} to take the base model from.",
+            where="model.source.path in the configuration",
+            found=str(folder.absolute()),
+            allowed="a folder with config.json, tokenizer.json and *.safetensors, as save_pretrained writes them",
+            write="model:\n  source: {type: folder, path: models/my-model}",
+        )
 
 
 def checked_configuration(inputs: Any) -> str:
@@ -83,44 +106,3 @@ def _check_scenario(mapping: Mapping[str, Any], where: str) -> Scenario:
         if scenario.lora is not None:
             describe(scenario.model).targets(scenario.lora, where)
     return scenario
-
-
-def _check_parallel(scenario: Scenario, loop: Mapping[str, Any]) -> None:
-    """Refuse what the trace can say of several GPUs and a training can't do."""
-    parallel = scenario.parallel
-    strategy = parallel.strategy
-    mixed = "autocast" if scenario.autocast else "precision"
-    refused = (
-        (
-            strategy == "fsdp1" or parallel.zero_stage,
-            f"The memory of {'FSDP1' if strategy == 'fsdp1' else 'ZeRO'} can be predicted, and FSDP2 or DDP trained.",
-            "parallel",
-            "fsdp2, which divides the same; ddp",
-            f"parallel: {{strategy: fsdp2, gpus: {parallel.gpus}}}",
-        ),
-        (
-            parallel.offload != "none",
-            "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
-            "parallel",
-            "offload: none",
-            f"parallel: {{strategy: {strategy}, gpus: {parallel.gpus}}}",
-        ),
-        (
-            parallel.sharded and scenario.autocast_precision == "fp16",
-            "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
-            mixed,
-            "bf16, which needs no scale; or strategy ddp",
-            f"{mixed}: {getattr(scenario, mixed).replace('fp16', 'bf16')}",
-        ),
-        (
-            strategy != "none" and loop.get("on_out_of_memory") == "halve",
-            "A GPU that runs out of memory can't take its step again: the others wait for it in the middle of theirs.",
-            "on_out_of_memory",
-            "stop; or one GPU",
-            "on_out_of_memory: stop",
-        ),
-    )
-    for wrong, problem, key, allowed, write in refused:
-        if wrong:
-            found = loop[key] if key in loop else scenario.to_mapping()[key]
-            raise UserError(problem, where=f"training.{key}", found=found, allowed=allowed, write=write)

@@ -1,44 +1,76 @@
-"""Rule ``compare_memory``: the answers for a scenario side by side, with differences and the verdict for its GPU."""
+"""The answers for a scenario side by side, with differences and the verdict for its GPU."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from scripts.common.files import read_report, write_report
-from scripts.common.job import job, log
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
-from scripts.memory.gpus import named, verdict
-from scripts.settings.scenario import Scenario
+from scripts.memory.estimate import Estimated
+from scripts.memory.gpus import Gpu, Verdict, named, verdict
+from scripts.memory.trace_step import Traced
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
+NO_GPU = "no GPU is named, and the time of a step depends on it"
+NO_SPEED = "the speed of this GPU is not known: add a line under `speeds` in config/gpus.yaml"
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The answers for a scenario.
+
+    Attributes
+    ----------
+    answers
+        By name, of :data:`ANSWERS`: each with ``peak_allocated_bytes`` and ``components``, or None.
+    reasons
+        By name why an answer is None.
+    differences
+        For each pair ``a_to_b`` the signed ``bytes`` (a - b) and ``share`` (a / b - 1).
+    gpu, verdict
+        The GPU that the scenario names, and whether the step fits it.
+    """
+
+    traced: Traced
+    answers: Mapping[str, Mapping[str, Any] | None]
+    reasons: Mapping[str, str]
+    differences: Mapping[str, Mapping[str, float]]
+    gpu: Gpu | None
+    verdict: Verdict
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            **self.answers,
+            **self.verdict._asdict(),
+            "differences": self.differences,
+            "gpu": self.gpu.to_mapping() if self.gpu else None,
+            "reasons": self.reasons,
+            "scenario": self.traced.scenario.to_mapping(),
+            "time": self.traced.trace.get("time"),
+            "versions": self.traced.versions,
+            "warnings": list(self.traced.trace.get("warnings", ())),
+        }
+
+
 def compare(
-    estimate: Mapping[str, Any],
-    traced: Mapping[str, Any],
+    estimated: Estimated,
+    traced: Traced,
     measurement: Mapping[str, Any] | None = None,
     where: object = "scenario",
-) -> dict[str, Any]:
-    """Put together what :func:`~scripts.memory.estimate.estimate` and :func:`~scripts.memory.trace_step.traced` say.
-
-    Returns
-    -------
-    dict
-        ``rule_of_thumb``, ``analytic``, ``trace``, ``measurement``: each with ``peak_allocated_bytes`` and
-        ``components``, or None; ``reasons``: by name why an answer is None; ``differences``: for each pair ``a_to_b``
-        the signed ``bytes`` (a - b) and ``share`` (a / b - 1); ``scenario``, ``versions``; the verdict for the GPU that
-        the scenario names: ``gpu``, ``fits``, ``headroom_bytes`` (all None without a GPU) and ``suggestions``, what to
-        change if it does not fit.
-    """
-    scenario = Scenario.from_mapping(traced["scenario"], {}, where)
-    trace = traced["trace"]
-    answers: dict[str, Any] = {
-        "rule_of_thumb": estimate["rule_of_thumb"] or rule_of_thumb(scenario, trace["parameters"]),
-        "analytic": estimate["analytic"],
+) -> Comparison:
+    """Put together what the analytic estimate, the trace and, where there is one, the measurement say."""
+    scenario, trace = traced.scenario, traced.trace
+    answers = {
+        "rule_of_thumb": estimated.rule_of_thumb or rule_of_thumb(scenario, trace["parameters"]),
+        "analytic": estimated.analytic,
         "trace": trace,
         "measurement": dict(measurement) if measurement else None,
     }
-    reasons = {"analytic": estimate["reason"], "measurement": NOT_MEASURED}
+    reasons = {"analytic": estimated.reason or "", "measurement": NOT_MEASURED}
+    untimed = {} if trace.get("time") else {"time": NO_GPU if scenario.gpu is None else NO_SPEED}
     # A measurement on the CPU is compared with the trace of the same step on the CPU.
     own = (measurement or {}).get("trace_on_the_same_device")
     differences = {
@@ -47,45 +79,17 @@ def compare(
         if answer and name != "trace"
     }
     gpu = named(scenario.gpu, where)
-    judged = verdict(trace["required_bytes"], gpu) if gpu else {"fits": None, "headroom_bytes": None}
-    suggestions: list[dict[str, Any]] = []
-    if judged["fits"] is False:
-        from scripts.planner.search import suggest
-
-        suggestions = suggest(scenario, gpu, trace)
-    return {
-        **answers,
-        **judged,
-        "differences": differences,
-        "gpu": gpu.to_mapping() if gpu else None,
-        "reasons": {name: reason for name, reason in reasons.items() if answers[name] is None},
-        "scenario": traced["scenario"],
-        "suggestions": suggestions,
-        "versions": traced["versions"],
-    }
+    return Comparison(
+        traced,
+        answers,
+        {name: reason for name, reason in reasons.items() if answers[name] is None} | untimed,
+        differences,
+        gpu,
+        verdict(trace["required_bytes"], gpu),
+    )
 
 
 def difference(answer: Mapping[str, Any], to: Mapping[str, Any]) -> dict[str, float]:
     """Signed difference of two answers' peaks, in bytes and as a share of the second."""
     size, base = answer["peak_allocated_bytes"], to["peak_allocated_bytes"]
     return {"bytes": size - base, "share": round(size / base - 1, 6)}
-
-
-def main(estimate: str, traced: str, measurement: str | None, output: str) -> None:
-    measured = read_report(measurement) if measurement else {}
-    measured.pop("sha256", None)
-    compared = compare(read_report(estimate), read_report(traced), measured, "the configuration")
-    write_report(output, compared)
-    for name in ANSWERS:
-        size = (compared[name] or {}).get("peak_allocated_bytes")
-        log.info("%-14s %s", name.replace("_", " "), f"{size / 1e9:9.3f} GB" if size else compared["reasons"][name])
-
-
-if __name__ == "__main__":
-    with job(snakemake):
-        main(
-            snakemake.input.estimate,
-            snakemake.input.trace,
-            snakemake.input.get("measure"),
-            snakemake.output.comparison,
-        )

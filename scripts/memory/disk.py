@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,7 +133,7 @@ def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results
     for one in planned:
         there = [name for name in STAGES if name not in one.stages]
         found = stages(one.sizes, left, there, one.exports)
-        rows += [row | {"stage": f"{row['stage']} of {one.name}"} for row in found if row["stage"] in one.stages]
+        rows += [replace(row, stage=f"{row.stage} of {one.name}") for row in found if row.stage in one.stages]
         for name, (kept, peak) in written(one.sizes, one.exports).items():
             if name in one.stages:
                 lacking = max(lacking, peak - left)
@@ -145,5 +145,5 @@ def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results
             found=f"{free / 1e9:.2f} GB free",
             allowed=f"{lacking / 1e9:.2f} GB more, another disk (snakemake --directory), or memory.gate.override: true,"
             " which starts all the same",
-            write=next((row["change"] for row in refused(rows) if row["change"].startswith("merging")), None),
+            write=next((row.change for row in refused(rows) if row.change.startswith("merging")), None),
         )

@@ -1,5 +1,7 @@
 """Rule ``estimate_memory``: a scenario's memory from its model's configuration alone, without torch."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from scripts.common.files import write_report
@@ -11,33 +13,48 @@ from scripts.memory.gpus import named
 from scripts.settings.scenario import Scenario
 
 
-def estimate(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
-    """The analytic estimate on the GPU that a scenario names, and the rule of thumb.
+@dataclass(frozen=True)
+class Estimated:
+    """The answers that need no torch.
 
-    Returns
-    -------
-    dict
-        ``analytic``, ``rule_of_thumb``: each with ``peak_allocated_bytes`` and ``components``, both None where the
-        estimate describes the architecture or a setting not; ``reason``: why not, else None; ``scenario``.
+    Attributes
+    ----------
+    analytic, rule_of_thumb
+        Each with ``peak_allocated_bytes`` and ``components``; both None where the estimate does not describe the
+        architecture or a setting.
+    reason
+        Why they are None, else None.
     """
+
+    scenario: Scenario
+    analytic: Mapping[str, Any] | None
+    rule_of_thumb: Mapping[str, Any] | None
+    reason: str | None = None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "scenario": self.scenario.to_mapping()}
+
+
+def estimate(scenario: Scenario, where: object = "scenario") -> Estimated:
+    """The analytic estimate on the GPU that a scenario names, and the rule of thumb."""
     gpu = named(scenario.gpu, where)
     try:
         analytic = analytic_estimate(scenario, where, capability=gpu.capability if gpu else None)
     except NotDescribed as error:
-        return {"analytic": None, "reason": str(error), "rule_of_thumb": None, "scenario": scenario.to_mapping()}
-    rule = rule_of_thumb(scenario, analytic["parameters"]["total"])
-    return {"analytic": analytic, "reason": None, "rule_of_thumb": rule, "scenario": scenario.to_mapping()}
+        return Estimated(scenario, None, None, str(error))
+    return Estimated(scenario, analytic, rule_of_thumb(scenario, analytic["parameters"]["total"]))
 
 
 def main(config: str, mapping: dict[str, Any], output: str) -> None:
     where = "the configuration"
     answer = estimate(Scenario.from_mapping({**mapping, "model": config}, defaults={}, where=where), where)
-    write_report(output, answer)
-    for name in ("rule_of_thumb", "analytic"):
-        if answer[name]:
-            log.info("%s: %.2f GB", name.replace("_", " "), answer[name]["peak_allocated_bytes"] / 1e9)
-    if answer["reason"]:
-        log.info("no estimate: %s", answer["reason"])
+    write_report(output, answer.to_mapping())
+    for name, found in (("rule of thumb", answer.rule_of_thumb), ("analytic", answer.analytic)):
+        if found:
+            log.info("%s: %.2f GB", name, found["peak_allocated_bytes"] / 1e9)
+    if answer.reason:
+        log.info("no estimate: %s", answer.reason)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from scripts.engine.errors import TraceError
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.evaluation.answer import Shared, batches, halves
 from scripts.settings.scenario import Scenario
 from scripts.training.batches import Row
@@ -107,7 +107,8 @@ def trace_evaluation(
         for make in (asking, whole_rows):
             try:
                 step = make(model, evaluation, chosen)
-                report = trace_step(model, None, step, steps=1, target=target, capability=capability, scalars=0)
+                options = Options(steps=1, target=target, capability=capability, scalars=0)
+                report = trace_step(model, None, step, options=options)
                 break
             except TraceError:
                 if make is whole_rows:

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
@@ -228,7 +228,16 @@ def holders(uuid: str, own: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def verdict(required_bytes: int, gpu: Gpu) -> dict[str, Any]:
-    """Whether a step that needs ``required_bytes`` from the allocator fits a GPU, and by how much."""
+class Verdict(NamedTuple):
+    """Whether a step fits a GPU, and by how much; None and None where no GPU is named."""
+
+    fits: bool | None
+    headroom_bytes: int | None
+
+
+def verdict(required_bytes: int, gpu: Gpu | None) -> Verdict:
+    """The verdict on a step that needs ``required_bytes`` from the allocator."""
+    if gpu is None:
+        return Verdict(None, None)
     headroom = gpu.usable_bytes - required_bytes
-    return {"fits": headroom >= 0, "headroom_bytes": headroom}
+    return Verdict(headroom >= 0, headroom)

@@ -74,7 +74,7 @@ def measure(
 
 
 def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> dict[str, Any]:
-    from scripts.engine.trace import STEPS, measure_step
+    from scripts.engine.trace import STEPS, Options, measure_step
     from scripts.memory.trace import labels
     from scripts.training.model import build_model, build_optimizer, parameter_count
     from scripts.training.step import random_step
@@ -83,7 +83,7 @@ def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> 
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=max_grad_norm)
     started = time.monotonic()
-    report = measure_step(model, optimizer, step, label=labels(model), timeline=timeline)
+    report = measure_step(model, optimizer, step, options=Options(label=labels(model), timeline=timeline))
     wall_seconds = (time.monotonic() - started) / STEPS
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
     return report.to_mapping() | {

@@ -26,12 +26,13 @@ from scripts.memory.compare import ANSWERS, compare
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import GIB
 from scripts.memory.trace_step import STACK, traced
+from scripts.planner.answer import answer as answer_of
 from scripts.settings.scenario import Scenario, load_scenario
 
 
 def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
-    """What the workflow's rules say of a scenario, one after the other (:func:`scripts.memory.compare.compare`)."""
-    return compare(estimate(scenario, where), traced(scenario, where), where=where)
+    """What the workflow's rules say of a scenario, one after the other (:func:`scripts.planner.answer.answer`)."""
+    return answer_of(compare(estimate(scenario, where), traced(scenario, where), where=where))
 
 
 def table(name: str, answer: dict[str, Any]) -> str:
@@ -58,6 +59,7 @@ def table(name: str, answer: dict[str, Any]) -> str:
         if size:
             lines.append(f"    {component:<24}{size:>16,}{size / GIB:>10.2f}")
     lines += [f"  note: {note}" for note in trace["notes"]]
+    lines += [f"  warning: {warning}" for warning in trace["warnings"]]
     lines += verdict_lines(answer)
     return "\n".join(lines)
 

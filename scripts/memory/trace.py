@@ -23,10 +23,12 @@ from scripts.engine.errors import AttentionKernelError, StepError
 from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
 from scripts.engine.kernels import flash_attention_package
-from scripts.engine.report import History, recording
+from scripts.engine.report import History, make_report, recording
 from scripts.engine.scaled import Recording
-from scripts.engine.trace import Label, component_of, quantization_state, recorded, trace_step
+from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
+from scripts.memory.gpus import Gpu
 from scripts.memory.loading import Loader, loading_history
+from scripts.memory.step_time import step_time
 from scripts.settings.scenario import Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.model import (
@@ -39,7 +41,7 @@ from scripts.training.model import (
     parameter_count,
 )
 from scripts.training.parallel import parallelize, zero_notes
-from scripts.training.step import random_step
+from scripts.training.step import MICRO_BATCHES, random_step
 
 ORDERS = 5  # of a loading that chance orders
 _OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
@@ -118,7 +120,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    optimizer = build_optimizer(model, scenario, learning_rate=1e-4, foreach=None if target == "cuda" else False)
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
@@ -197,6 +199,7 @@ def trace(
     orders: int | None = None,
     capacity_bytes: int | None = None,
     both_allocators: bool = False,
+    timed_on: Gpu | None = None,
     step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """Predict the memory of a scenario's training step.
@@ -223,6 +226,8 @@ def trace(
         segments back when it is full. None: memory is plentiful.
     both_allocators
         Whether to say what a GPU must have with expandable segments and without them.
+    timed_on
+        The card whose time for the step is asked for as well; None: nobody asks.
     step
         Makes another loop's step of model, optimizer and scenario; None: the step that training takes.
 
@@ -231,7 +236,8 @@ def trace(
     dict
         See :class:`~scripts.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
         architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
-        and ``target``.
+        and ``target``; with ``timed_on`` also ``time``, a :class:`~scripts.memory.step_time.StepTime` or None where the
+        card's speed is not known.
 
     Raises
     ------
@@ -248,9 +254,17 @@ def trace(
         capacity_bytes=capacity_bytes,
         timeline=timeline,
         origins=origins,
-        both_allocators=both_allocators,
+        costs=timed_on is not None,
+        report=partial(make_report, both_allocators=both_allocators),
     )
-    return report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
+    answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
+    if timed_on is not None:
+        rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
+        left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
+        tokens = rows * scenario.sequence_length
+        found = step_time(report.costs, timed_on, tokens=tokens, micro_batches_left_out=left_out)
+        answer["time"] = found.to_mapping() if found else None
+    return answer
 
 
 def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
@@ -283,12 +297,14 @@ def _followed(
                 ready.model,
                 optimizer,
                 make_step(ready.model, optimizer, scenario) if wrap is None else None,
-                target=target,
-                histories=ready.histories,
-                label=ready.label,
-                expandable_segments=scenario.allocator.expandable_segments,
-                begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
-                **settings,
+                options=Options(
+                    target=target,
+                    histories=ready.histories,
+                    label=ready.label,
+                    expandable_segments=scenario.allocator.expandable_segments,
+                    begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                    **settings,
+                ),
             )
     return answer, ready.about
 

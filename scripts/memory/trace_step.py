@@ -1,33 +1,71 @@
 """Rule ``trace_memory``: a scenario's training step on the meta device, with the timeline for a figure."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from scripts.common.files import write_report
+from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
+from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.check_run import checked_configuration
-from scripts.memory.gpus import named
+from scripts.memory.gpus import Gpu, named
 from scripts.settings.scenario import Scenario
 
 STACK = ("torch", "transformers", "peft", "bitsandbytes")
 
 
-def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = False) -> dict[str, Any]:
-    """The trace on the GPU that a scenario names.
+@dataclass(frozen=True)
+class Traced:
+    """The trace of a scenario's step.
 
-    Returns
-    -------
-    dict
-        ``trace`` (:func:`scripts.memory.trace.trace`); ``capability``: the GPU's, None for the default's; ``scenario``;
-        ``versions`` of what decides the answer.
+    Attributes
+    ----------
+    trace
+        What :func:`scripts.memory.trace.trace` returns.
+    capability
+        Of the GPU that it is for; None: the default's.
+    versions
+        Of what decides the answer.
     """
+
+    scenario: Scenario
+    trace: Mapping[str, Any]
+    capability: tuple[int, int] | None = None
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str) -> Traced:
+        """What rule ``trace_memory`` wrote."""
+        found = read_report(path)
+        capability = found["capability"] and tuple(found["capability"])
+        scenario = Scenario.from_mapping(found["scenario"], {}, where="the configuration")
+        return cls(scenario, found["trace"], capability, found["versions"])
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "scenario": self.scenario.to_mapping()}
+
+    def on(self, gpu: Gpu | None) -> Mapping[str, Any]:
+        """The trace of the step for a GPU: this one, or another for a GPU that runs other kernels."""
+        if gpu is None or (gpu.capability or DEFAULT_CAPABILITY) == (self.capability or DEFAULT_CAPABILITY):
+            return self.trace
+        from scripts.memory.trace import trace
+
+        return trace(self.scenario, capability=gpu.capability, timeline=False)
+
+
+def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = False) -> Traced:
+    """Trace a scenario's step for the GPU that it names."""
     from scripts.memory.trace import trace
 
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
-    answer = trace(scenario, capability=capability, timeline=timeline, both_allocators=True)
-    return {"capability": capability, "scenario": scenario.to_mapping(), "trace": answer, "versions": versions()}
+    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=gpu, both_allocators=True)
+    return Traced(scenario, answer, capability, versions())
 
 
 def versions() -> dict[str, str | None]:
@@ -44,12 +82,12 @@ def versions() -> dict[str, str | None]:
 def main(config: str, mapping: dict[str, Any], output: str) -> None:
     where = "the configuration"
     answer = traced(Scenario.from_mapping({**mapping, "model": config}, {}, where), where, timeline=True)
-    write_report(output, answer)
+    write_report(output, answer.to_mapping())
     log.info(
         "peak %.2f GB in the %s; the GPU must have at least %.2f GB",
-        answer["trace"]["peak_allocated_bytes"] / 1e9,
-        answer["trace"]["peak_phase"],
-        answer["trace"]["required_bytes"] / 1e9,
+        answer.trace["peak_allocated_bytes"] / 1e9,
+        answer.trace["peak_phase"],
+        answer.trace["required_bytes"] / 1e9,
     )
 
 

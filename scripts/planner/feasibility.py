@@ -110,7 +110,7 @@ def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: 
     def figures(allocator: str) -> dict[str, Any]:
         borders: dict[str, Border] = {field: found[field][allocator] for field in FIELDS}
         required = needed[allocator]
-        judged = {"fits": False, "headroom_bytes": None} if required is None else verdict(required, gpu)
+        judged = {"fits": False, "headroom_bytes": None} if required is None else verdict(required, gpu)._asdict()
         return {
             "required_bytes": required,
             **judged,
@@ -135,8 +135,9 @@ def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``,
-        ``limited_by_positions``: the model's positions end it, not the memory.
+        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``
+        (:class:`~scripts.planner.border.Border`), ``verified``: always, ``limited_by_positions``: the model's positions
+        end it, not the memory.
     """
     borders = Borders(scenario, field, gpu.capability, [gpu.usable_bytes])
     expandable = scenario.allocator.expandable_segments
@@ -149,5 +150,6 @@ def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
         "required_bytes": required,
         "headroom_bytes": None if required is None else gpu.usable_bytes - required,
         "seen_from": found.seen_from,
+        "verified": True,
         "limited_by_positions": field == "sequence_length" and found.limited,
     }

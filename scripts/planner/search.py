@@ -11,15 +11,15 @@ from bisect import bisect, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
+from scripts.common.schema import yaml_text
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
-from scripts.settings.fields import yaml_text
 from scripts.settings.scenario import Parallel, Scenario
 
 Changes = dict[str, Any]
@@ -60,7 +60,7 @@ class CalibratedEstimator:
             self._learn(scenario, traced)
 
     def __call__(self, scenario: Scenario) -> int:
-        """CalibratedEstimator the required bytes; the trace itself where there is no analytic estimate."""
+        """The required bytes, estimated; the trace itself where there is no analytic estimate."""
         known = self._traced.get((self.capability, _key(scenario)))
         if known:
             return known["required_bytes"]
@@ -136,15 +136,46 @@ def _key(scenario: Scenario) -> str:
 # --- what to change -------------------------------------------------------------------------------------------------
 
 
-def moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
-    """What can be changed to need less memory, the cheapest first: its price, and the changes from mild to strong.
+class Move(NamedTuple):
+    """One way to need less memory: what identifies it, its price in words, and the changes from mild to strong."""
 
-    What the scenario's other fields leave no place for is left out.
+    name: str
+    cost: str
+    options: Sequence[Changes]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Changes that make a step fit.
+
+    Attributes
+    ----------
+    move
+        What identifies it: the name of a :class:`Move`, or several, joined by a plus sign.
+    changes, write
+        Fields of the scenario, and the same as YAML.
+    cost
+        The price in words.
     """
-    for price, options in _moves(scenario):
-        possible = [changes for changes in options if _possible(scenario, changes)]
+
+    move: str
+    changes: Changes
+    write: str
+    cost: str
+    peak_allocated_bytes: int
+    required_bytes: int
+    headroom_bytes: int
+
+
+def moves(scenario: Scenario) -> Iterator[Move]:
+    """What can be changed to need less memory, the cheapest first.
+
+    Changes that contradict the scenario's other fields are left out.
+    """
+    for move in _moves(scenario):
+        possible = [changes for changes in move.options if _possible(scenario, changes)]
         if possible:
-            yield price, possible
+            yield move._replace(options=possible)
 
 
 def _possible(scenario: Scenario, changes: Changes) -> bool:
@@ -155,79 +186,100 @@ def _possible(scenario: Scenario, changes: Changes) -> bool:
     return True
 
 
-def _moves(scenario: Scenario) -> Iterator[tuple[str, Sequence[Changes]]]:
-    effective = scenario.micro_batch * scenario.gradient_accumulation
+def _moves(scenario: Scenario) -> Iterator[Move]:
+    yield from _moves_for_free(scenario)
+    yield from _moves_among_gpus(scenario)
+    yield from _moves_for_time(scenario)
+    yield from _moves_for_quality(scenario)
+
+
+def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
+    """The same numbers, or nearly, at the same speed."""
+    quantization = scenario.quantization
     if scenario.attention == "eager":
-        yield "free: the same numbers from a fused kernel", [{"attention": "sdpa"}]
+        yield Move("fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}])
     if scenario.loop == "manual":
-        changes = {"loop": "trainer"} | (
-            {"previous_sequence_length": None} if scenario.previous_sequence_length else {}
-        )
-        yield "free: the logits may go before backward begins", [changes]
+        dropped = {"previous_sequence_length": None} if scenario.previous_sequence_length else {}
+        yield Move("trainer_loop", "free: the logits may go before backward begins", [{"loop": "trainer", **dropped}])
     if scenario.use_cache:
-        yield "free: training does not read the keys and values that it keeps", [{"use_cache": False}]
+        cost = "free: training does not read the keys and values that it keeps"
+        yield Move("no_cache", cost, [{"use_cache": False}])
     if scenario.optimizer == "adamw":
-        yield "free: the same update without a copy of the second moments", [{"optimizer": "adamw_fused"}]
-    parallel = scenario.parallel
+        cost = "free: the same update without a copy of the second moments"
+        yield Move("fused_optimizer", cost, [{"optimizer": "adamw_fused"}])
     unpacked = whole_4bit_bytes(scenario)
     if unpacked:
-        yield (
-            f"free: 4-bit weights are divided among GPUs too, {unpacked / 1e9:.2f} GB less on each",
-            [{"quantization": {**asdict(scenario.quantization), "storage": scenario.weight_precision}}],
-        )
-    if scenario.quantization and not scenario.quantization.double:
-        yield (
-            "next to nothing: the scales are quantized too",
-            [{"quantization": {**asdict(scenario.quantization), "double": True}}],
-        )
+        cost = f"free: 4-bit weights are divided among GPUs too, {unpacked / 1e9:.2f} GB less on each"
+        storage = {**asdict(quantization), "storage": scenario.weight_precision}
+        yield Move("divide_4bit_weights", cost, [{"quantization": storage}])
+    if quantization and not quantization.double:
+        double = {**asdict(quantization), "double": True}
+        yield Move("double_quantization", "next to nothing: the scales are quantized too", [{"quantization": double}])
     if scenario.kbit_preparation != "none":
-        yield "weights that are not quantized stay in 16 bits", [{"kbit_preparation": "none"}]
+        cost = "weights that are not quantized stay in 16 bits"
+        yield Move("no_kbit_preparation", cost, [{"kbit_preparation": "none"}])
+
+
+def _moves_among_gpus(scenario: Scenario) -> Iterator[Move]:
+    """More communication among the GPUs that are there."""
+    parallel = scenario.parallel
+
+    def with_parallel(**changes: Any) -> list[Changes]:
+        return [{"parallel": {**asdict(parallel), **changes}}]
+
     if not parallel.reshard_after_forward:
-        yield "half as much again of communication", [{"parallel": {**asdict(parallel), "reshard_after_forward": True}}]
+        cost = "half as much again of communication"
+        yield Move("reshard_after_forward", cost, with_parallel(reshard_after_forward=True))
     if parallel.strategy == "ddp":
-        yield (
-            "more communication: weights, gradients and states are divided, and gathered layer by layer",
-            [{"parallel": {**asdict(parallel), "strategy": "fsdp2"}}],
-        )
+        cost = "more communication: weights, gradients and states are divided, and gathered layer by layer"
+        yield Move("fsdp2", cost, with_parallel(strategy="fsdp2"))
     if parallel.strategy == "zero2":
-        yield (
-            "more communication: weights are divided too, and gathered layer by layer",
-            [{"parallel": {**asdict(parallel), "strategy": "zero3"}}],
-        )
+        cost = "more communication: weights are divided too, and gathered layer by layer"
+        yield Move("zero3", cost, with_parallel(strategy="zero3"))
     count = scenario.gpu.get("count", 1) if isinstance(scenario.gpu, Mapping) else 1
     if parallel.strategy == "none" and count > 1:
-        changes, price = spread(scenario, count)
-        yield price, [changes]
+        changes, cost = spread(scenario, count)
+        yield Move("spread", cost, [changes])
+
+
+def _moves_for_time(scenario: Scenario) -> Iterator[Move]:
+    """The same numbers more slowly."""
+    effective = scenario.micro_batch * scenario.gradient_accumulation
     if scenario.loss == "full":
-        yield "a few per cent of time: the output head runs again in backward", [{"loss": "chunked"}]
+        cost = "a few per cent of time: the output head runs again in backward"
+        yield Move("chunked_loss", cost, [{"loss": "chunked"}])
     if not scenario.gradient_checkpointing:
-        yield "about a third of time: each layer runs again in backward", [{"gradient_checkpointing": True}]
+        cost = "about a third of time: each layer runs again in backward"
+        yield Move("gradient_checkpointing", cost, [{"gradient_checkpointing": True}])
     if scenario.micro_batch > 1:
         smaller = [n for n in range(scenario.micro_batch - 1, 0, -1) if effective % n == 0]
-        yield (
-            f"some time: smaller steps, the effective batch stays {effective}",
-            [{"micro_batch": n, "gradient_accumulation": effective // n} for n in smaller],
-        )
+        options = [{"micro_batch": n, "gradient_accumulation": effective // n} for n in smaller]
+        yield Move("micro_batch", f"some time: smaller steps, the effective batch stays {effective}", options)
+
+
+def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:
+    """Other numbers: less precise states and weights, smaller adapters, shorter rows, fewer trained weights."""
     if scenario.optimizer in ("adamw", "adamw_fused"):
-        yield "optimizer states in 8 bits", [{"optimizer": "adamw_8bit"}]
+        yield Move("8bit_optimizer", "optimizer states in 8 bits", [{"optimizer": "adamw_8bit"}])
     if scenario.optimizer != "paged_adamw_8bit":
-        yield "optimizer states in 8 bits that may move to the host, slowly", [{"optimizer": "paged_adamw_8bit"}]
+        cost = "optimizer states in 8 bits that may move to the host, slowly"
+        yield Move("paged_optimizer", cost, [{"optimizer": "paged_adamw_8bit"}])
     if scenario.precision == "fp32" and scenario.method != "qlora":
-        yield "weights in 16 bits", [{"precision": "bf16"}]
+        yield Move("16bit_weights", "weights in 16 bits", [{"precision": "bf16"}])
     if scenario.mixed:
-        yield "no fp32 copy of the weights", [{"precision": scenario.precision.removesuffix("-mixed")}]
+        changes = {"precision": scenario.precision.removesuffix("-mixed")}
+        yield Move("no_fp32_copy", "no fp32 copy of the weights", [changes])
     if scenario.lora and scenario.lora.rank > 4:
         lora = scenario.to_mapping()["lora"]
-        yield "adapters with less capacity", [{"lora": {**lora, "rank": rank}} for rank in _halves(lora["rank"], 4)]
+        options = [{"lora": {**lora, "rank": rank}} for rank in _halves(lora["rank"], 4)]
+        yield Move("smaller_rank", "adapters with less capacity", options)
     if scenario.sequence_length > 128:
-        yield (
-            "longer examples are dropped",
-            [{"sequence_length": length} for length in _halves(scenario.sequence_length, 128)],
-        )
+        lengths = _halves(scenario.sequence_length, 128)
+        yield Move("sequence_length", "longer examples are dropped", [{"sequence_length": n} for n in lengths])
     if scenario.method == "full":
-        yield "only adapters are trained", [as_method(scenario, "lora")]
+        yield Move("lora", "only adapters are trained", [as_method(scenario, "lora")])
     if scenario.method != "qlora":
-        yield "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")]
+        yield Move("qlora", "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")])
 
 
 def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
@@ -299,29 +351,22 @@ def apply(scenario: Scenario, changes: Changes) -> Scenario:
     return Scenario.from_mapping({**values, **changes}, where="a suggestion")
 
 
-def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-    """The smallest changes that make a scenario fit a GPU, in order of what they cost.
+def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[Suggestion]:
+    """The smallest changes that make a scenario fit a GPU, in order of what they cost; the trace verifies each.
 
     What fits with one change, and before that what fits with several that each cost less. More GPUs of the kind and a
     bigger one come last.
-    Each is verified with the trace.
-
-    Returns
-    -------
-    list of dict
-        ``changes`` (fields of the scenario), ``write`` (the same as YAML), ``cost``, ``peak_allocated_bytes``,
-        ``required_bytes``, ``headroom_bytes``.
     """
     estimate = CalibratedEstimator(scenario, gpu, traced)
     fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
-    found: list[dict[str, Any]] = []
-    for price, options in moves(scenario):
+    found: list[Suggestion] = []
+    for move in moves(scenario):
         if len(found) == SUGGESTIONS:
             break
-        answer = _verified(scenario, options, price, gpu, estimate, fits)
+        answer = _verified(scenario, move, gpu, estimate, fits)
         if answer is not None:
             found.append(answer)
-    combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0]["cost"] if found else None)
+    combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0].move if found else None)
     if combined is not None:
         found.insert(0, combined)
     return found + [other for other in (_more_gpus(scenario, gpu), _bigger_gpu(scenario, gpu, estimate)) if other]
@@ -329,20 +374,19 @@ def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = Non
 
 def _verified(
     scenario: Scenario,
-    options: Sequence[Changes],
-    price: str,
+    move: Move,
     gpu: Gpu,
     estimate: CalibratedEstimator,
     fits: Callable[[Scenario], bool],
-) -> dict[str, Any] | None:
-    """The mildest of some changes that fits, by the trace."""
-    for changes in options:
+) -> Suggestion | None:
+    """The mildest of a move's changes that fits, by the trace."""
+    for changes in move.options:
         candidate = apply(scenario, changes)
         with suppress(UserError):  # what can't be traced is no suggestion
             if fits(candidate):
                 traced = estimate.verify(candidate)
                 if traced["required_bytes"] <= gpu.usable_bytes:
-                    return _suggestion(changes, price, traced, gpu)
+                    return _suggestion(move.name, changes, move.cost, traced, gpu)
     return None
 
 
@@ -352,10 +396,10 @@ def _combined(
     estimate: CalibratedEstimator,
     fits: Callable[[Scenario], bool],
     cheaper_than: str | None,
-) -> dict[str, Any] | None:
+) -> Suggestion | None:
     """Several changes together, verified; each trace corrects the estimate, until the search finds the same again."""
-    best: dict[str, Any] | None = None
-    before: list[tuple[str, Changes]] | None = None
+    best: Suggestion | None = None
+    before: list[tuple[Move, Changes]] | None = None
     for _ in range(PROBES):
         taken = _cheapest(scenario, estimate, fits, cheaper_than)
         if taken is None or taken == before:
@@ -364,27 +408,27 @@ def _combined(
         traced = estimate.verify(_all(scenario, taken))
         if traced["required_bytes"] <= gpu.usable_bytes:
             changes = {key: value for _, step in taken for key, value in step.items()}
-            best = _suggestion(changes, "; ".join(price for price, _ in taken), traced, gpu)
+            name, cost = "+".join(move.name for move, _ in taken), "; ".join(move.cost for move, _ in taken)
+            best = _suggestion(name, changes, cost, traced, gpu)
     return best
 
 
 def _cheapest(
     scenario: Scenario, estimate: CalibratedEstimator, fits: Callable[[Scenario], bool], cheaper_than: str | None
-) -> list[tuple[str, Changes]] | None:
+) -> list[tuple[Move, Changes]] | None:
     """The cheapest changes first until it fits, then without those that turn out not to be needed."""
-    taken: list[tuple[str, Changes]] = []
+    taken: list[tuple[Move, Changes]] = []
     seen: set[str] = set()
     current = scenario
     while not fits(current):
-        step = next(((price, options) for price, options in moves(current) if price not in seen), None)
-        if step is None or step[0] == cheaper_than:
+        move = next((move for move in moves(current) if move.name not in seen), None)
+        if move is None or move.name == cheaper_than:
             return None
-        price, options = step
-        seen.add(price)
-        chosen = next((changes for changes in options if fits(apply(current, changes))), options[-1])
+        seen.add(move.name)
+        chosen = next((changes for changes in move.options if fits(apply(current, changes))), move.options[-1])
         candidate = apply(current, chosen)
         if estimate(candidate) < estimate(current):
-            taken.append((price, chosen))
+            taken.append((move, chosen))
             current = candidate
     for item in list(taken):  # where a later change alone is enough, the cheap ones before it are not needed
         rest = [other for other in taken if other is not item]
@@ -393,13 +437,13 @@ def _cheapest(
     return taken
 
 
-def _all(scenario: Scenario, taken: Iterable[tuple[str, Changes]]) -> Scenario:
+def _all(scenario: Scenario, taken: Iterable[tuple[Move, Changes]]) -> Scenario:
     for _, changes in taken:
         scenario = apply(scenario, changes)
     return scenario
 
 
-def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> dict[str, Any] | None:
+def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion | None:
     """The smallest GPU of the catalogue that the scenario fits as it is."""
     own = estimate.verify(scenario)
     known = {estimate.capability: own["required_bytes"]}  # by compute capability, from traces
@@ -423,11 +467,11 @@ def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> 
                 ]
         if required <= other.usable_bytes:
             answer = {"peak_allocated_bytes": own["peak_allocated_bytes"], "required_bytes": required}
-            return _suggestion({"gpu": other.name}, f"another GPU: {other.title}", answer, other)
+            return _suggestion("bigger_gpu", {"gpu": other.name}, f"another GPU: {other.title}", answer, other)
     return None
 
 
-def _more_gpus(scenario: Scenario, gpu: Gpu) -> dict[str, Any] | None:
+def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
     """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
     if scenario.parallel.strategy not in ("none", "fsdp2"):
         return None
@@ -447,20 +491,14 @@ def _more_gpus(scenario: Scenario, gpu: Gpu) -> dict[str, Any] | None:
             if estimate(candidate) <= gpu.usable_bytes * (1 + EDGE):
                 traced = estimate.verify(candidate)
                 if traced["required_bytes"] <= gpu.usable_bytes:
-                    return _suggestion(changes, f"{count} such GPUs: {price}", traced, gpu)
+                    return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)
     return None
 
 
-def _suggestion(changes: Changes, price: str, traced: Mapping[str, Any], gpu: Gpu) -> dict[str, Any]:
-    required = traced["required_bytes"]
-    return {
-        "changes": changes,
-        "write": ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items()),
-        "cost": price,
-        "peak_allocated_bytes": traced["peak_allocated_bytes"],
-        "required_bytes": required,
-        "headroom_bytes": verdict(required, gpu)["headroom_bytes"],
-    }
+def _suggestion(move: str, changes: Changes, cost: str, traced: Mapping[str, Any], gpu: Gpu) -> Suggestion:
+    peak, required = traced["peak_allocated_bytes"], traced["required_bytes"]
+    write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
+    return Suggestion(move, changes, write, cost, peak, required, verdict(required, gpu).headroom_bytes)
 
 
 # --- what fits ------------------------------------------------------------------------------------------------------

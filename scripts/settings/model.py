@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.settings.fields import MOST, whole
+from scripts.common.schema import problems
+from scripts.settings.fields import MOST
 from scripts.settings.hub import MODELS, HubId, catalogued, fetch_config, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,10 +54,32 @@ OWN_HEAD_DIM = (
     "gemma3_text",
     "glm",
     "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
     "helium",
     "olmoe",
 )
 MOST_LAYERS = 4096
+# Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
+LIGER_MODELS = (
+    "deepseek_v3",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "llama",
+    "ministral",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+)
 
 
 def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:
@@ -87,12 +111,7 @@ def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
             write=f"model: {example}",
         )
     if isinstance(value, str):
-        path, name = _file(value, where)
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise UserError("The model's configuration is not JSON.", where=f"{path}{line}") from None
+        value, name = configuration(value, where)
     elif isinstance(value, Mapping):
         name = value.get("_name_or_path") or None
     else:
@@ -102,15 +121,49 @@ def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
             found=value,
             write=f"model: {example}",
         )
-    if not isinstance(value, Mapping):
-        raise UserError(
-            "The model's configuration is not a JSON object.",
-            where=where,
-            found=type(value).__name__,
-        )
-    model = json.loads(json.dumps(dict(value), default=str))
+    model, alone = language_model(json.loads(json.dumps(dict(value), default=str)))
     _check_model(model, where)
-    return model, name
+    return model, f"{name or value.get('model_type')} (language model alone)" if alone else name
+
+
+def configuration(text: str, where: object) -> tuple[dict[str, Any], str]:
+    """A configuration as its file has it, and what to call the model: of a name, a path or an id on the Hub."""
+    path, name = _file(text, where)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError("The model's configuration is not JSON.", where=f"{path}{line}") from None
+    if not isinstance(value, dict):
+        raise UserError("The model's configuration is not a JSON object.", where=where, found=type(value).__name__)
+    return value, name
+
+
+# What a multimodal model's language model is, where transformers has no class of that type for it alone.
+_LANGUAGE_MODELS = {
+    "gemma3": "gemma3_text",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+_OTHER_PARTS = ("vision_config", "audio_config")
+
+
+def language_model(model: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The language model's configuration of a multimodal one, and whether it was one: its other parts are left out."""
+    text, parts = model.get("text_config"), [part for part in _OTHER_PARTS if model.get(part)]
+    if isinstance(text, Mapping) and parts:
+        shared = {key: model[key] for key in ("tie_word_embeddings", "quantization_config") if key in model}
+        kind = text.get("model_type") or model.get("model_type")
+        return {**shared, **text, "model_type": _LANGUAGE_MODELS.get(kind, kind)}, True
+    kind = model.get("model_type")
+    if parts and kind in _LANGUAGE_MODELS and size(model, "hidden_size"):  # older files: the sizes lie at the top
+        kept = {key: value for key, value in model.items() if key not in _OTHER_PARTS}
+        return {**kept, "model_type": _LANGUAGE_MODELS[kind]}, True
+    return model, False
 
 
 def _file(text: str, where: object) -> tuple[Path, str]:
@@ -159,11 +212,8 @@ def _check_model(model: dict[str, Any], where: object) -> None:
                 allowed=", ".join(SIZES),
                 write=f"model: {{{near[0]}: {value}, ...}}",
             )
-    for name in SIZES:
-        for key in (name, *ALIASES.get(name, ())):
-            if model.get(key) is not None:
-                most = MOST_LAYERS if name == "num_hidden_layers" else MOST
-                whole(key, model[key], where, example=_example_size(name), most=most, prefix="model.")
+    if wrong := problems(model, _sizes(), where, within="model"):
+        raise UserError.several(wrong)
     hidden, heads = size(model, "hidden_size"), size(model, "num_attention_heads")
     groups = model.get("num_key_value_heads")
     if hidden and heads and not model.get("head_dim") and model["model_type"] not in OWN_HEAD_DIM and hidden % heads:
@@ -206,15 +256,24 @@ def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
                 f"The model is more than a language model: its configuration has a {part}.",
                 where=where,
                 found=f"model_type {model['model_type']} with {part}",
-                allowed="its language model alone: the mapping under `text_config`, as a configuration of its own",
-                write="model: text_config.json",
+                allowed="a model whose configuration has a text_config beside it, whose language model is then taken",
+                write="model: qwen2.5-coder-7b",
             )
 
 
-def _example_size(name: str) -> int:
+@cache
+def _sizes() -> dict[str, Any]:
+    """The schema of a model's sizes."""
+    usual = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "head_dim": 128}
     return {
-        "vocab_size": 152064,
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "head_dim": 128,
-    }.get(name, 28)
+        "properties": {
+            key: {
+                "type": ["integer", "null"],
+                "minimum": 1,
+                "maximum": MOST_LAYERS if name == "num_hidden_layers" else MOST,
+                "examples": [usual.get(name, 28)],
+            }
+            for name in SIZES
+            for key in (name, *ALIASES.get(name, ()))
+        }
+    }

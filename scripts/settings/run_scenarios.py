@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from scripts.common.device import cuda_devices, multiplies_bf16
 from scripts.settings.fields import BY_NAME
 from scripts.settings.scenario import Scenario
 
@@ -19,7 +20,15 @@ STEP = frozenset(field.name for field in fields(Scenario))
 def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The run's own training step as a scenario without its model, which is the prepared config.json."""
     step = {key: value for key, value in settings["training"].items() if key in STEP}
+    if step["precision"] == "auto":
+        step |= {"precision": "fp32", "autocast": step.get("autocast") or autocast_here(settings["training"]["device"])}
     return _of_method({**settings["scenario_defaults"], **step, "gpu": None, "lora": settings["lora"]})
+
+
+def autocast_here(device: str) -> str | None:
+    """What ``precision: auto`` autocasts to: bf16 on a processor that is faster in it, else nothing."""
+    on_processor = device == "cpu" or (device == "auto" and not cuda_devices())
+    return "bf16" if on_processor and multiplies_bf16() else None
 
 
 def gated_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,14 +86,14 @@ def trade(points: Sequence[Mapping[str, Any]]) -> Any:
     figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for point in points:
-        at, loss = point["predicted_peak_bytes"] / 1e9, point["loss"]
+        at, loss = point["predicted_peak_bytes"] / 2**30, point["loss"]
         axes.plot([at, at], [loss["low_95"], loss["high_95"]], color=BLUE, linewidth=1.4, alpha=0.6)
         face = "white" if point["beaten_by"] else BLUE
         axes.plot(at, loss["mean"], "o", color=BLUE, markerfacecolor=face, markersize=8)
         name = label(point["varied"]).replace("\n", ", ") or point["run"]
         axes.annotate(name, (at, loss["mean"]), xytext=(8, 5), textcoords="offset points", fontsize=8, color=INK)
     axes.set_title("Filled: no other run beats it")
-    axes.set(xlabel="GB (10⁹ bytes) at the predicted peak", ylabel="loss (nats per answer token)")
+    axes.set(xlabel="GiB (2³⁰ bytes) at the predicted peak", ylabel="loss (nats per answer token)")
     axes.margins(x=0.2, y=0.15)
     axes.grid(color="#dddddd", linewidth=0.6)
     return figure
@@ -109,13 +109,13 @@ def figures(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return tuple(100 * point["exact"][key] for key in ("share", "low_95", "high_95"))
 
     def there(point: Mapping[str, Any]) -> float:
-        return point["predicted_for_the_measured_bytes"] / 1e9
+        return point["predicted_for_the_measured_bytes"] / 2**30
 
     def measured(point: Mapping[str, Any]) -> float | None:
-        return point["measured_peak_bytes"] / 1e9 if point["measured_peak_bytes"] else None
+        return point["measured_peak_bytes"] / 2**30 if point["measured_peak_bytes"] else None
 
     device = points[0]["measured_on"]
-    memory = [("predicted", BLUE, "o", lambda point: point["predicted_peak_bytes"] / 1e9)]
+    memory = [("predicted", BLUE, "o", lambda point: point["predicted_peak_bytes"] / 2**30)]
     if device:
         memory.append((f"measured ({device})", ORANGE, "s", measured))
     if device and points[0]["predicted_for_the_measured_bytes"]:
@@ -126,11 +126,11 @@ def figures(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "exact": panel(
             points, "Exact answers, with 95 % intervals", "% of the requests", [("tuned", GREEN, "o", exact)]
         ),
-        "memory": panel(points, "Peak of the training step", "GB (10⁹ bytes)", memory),
+        "memory": panel(points, "Peak of the training step", "GiB (2³⁰ bytes)", memory),
         "time": panel(
             points, "Training", "seconds", [("time", ORANGE, "o", lambda point: point["train_wall_seconds"])]
         ),
-        "size": panel(points, "Adapter", "MB", [("size", BLUE, "o", lambda point: point["adapter_bytes"] / 1e6)]),
+        "size": panel(points, "Adapter", "MiB", [("size", BLUE, "o", lambda point: point["adapter_bytes"] / 2**20)]),
         "trade": trade(points),
     }
 

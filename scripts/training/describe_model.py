@@ -18,7 +18,8 @@ from scripts.common.tokenizer import read_tokenizer
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]
-OTHERS = ("description.json", "weights.json", "model.safetensors.index.json")  # of other origin, or about the weights
+# Of other origin, or about the weights.
+OTHERS = ("description.json", "weights.json", "model.safetensors.index.json", "OUTDATED.txt")
 
 
 def small_files(folder: Path) -> list[Path]:

@@ -20,28 +20,9 @@ from torch import nn
 from torch.nn import functional
 
 from scripts.common.errors import UserError
+from scripts.settings.model import LIGER_MODELS
 
 IGNORED = -100
-# Decoders of the package's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
-MODELS = (
-    "deepseek_v3",
-    "exaone4",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "glm4",
-    "llama",
-    "ministral",
-    "mistral",
-    "mixtral",
-    "olmo2",
-    "olmo3",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "qwen3_moe",
-    "smollm3",
-)
 
 
 def use_liger(model: nn.Module) -> None:
@@ -53,12 +34,12 @@ def use_liger(model: nn.Module) -> None:
         If Liger doesn't know the model, or the package isn't there on a GPU.
     """
     kind = model.config.model_type
-    if kind not in MODELS:
+    if kind not in LIGER_MODELS:
         raise UserError(
             "Liger's fused loss is not known for this architecture.",
             where=f"loss, model (model_type {kind})",
             found="loss: liger",
-            allowed=f"loss: chunked, or one of {', '.join(MODELS)}",
+            allowed=f"loss: chunked, or one of {', '.join(LIGER_MODELS)}",
             write="loss: chunked",
         )
     if next(model.parameters()).device.type == "cuda":

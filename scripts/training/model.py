@@ -19,14 +19,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scripts.common.errors import UserError
+from scripts.engine.building import keep_paged_states_outside, quantize_4bit
 from scripts.settings.scenario import Scenario
 from scripts.training.adapters import DTYPES, adapter_names, add_adapters, unwrapped
 
 STORAGES = {**DTYPES, "uint8": torch.uint8}
 # `torch_dtype` became `dtype` in transformers 4.56; the A100 measurements are traced with 4.48.
 _DTYPE_ARGUMENT = "dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype"
-# Nested statistics: bitsandbytes.functional.quantize_4bit quantizes absmax in blocks of 256 with a map of 256 values.
-_NESTED_BLOCK, _NESTED_CODE = 256, 256
 # On the CPU it recommends a package of kernels for inference, on every import.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -77,8 +76,7 @@ def build_model(
     else:
         model = _skeleton(scenario, attention)
         if device.type == "meta":
-            for module in linear_4bit(model).values():
-                _pack_on_meta(module, weight_dtype(scenario))
+            quantize_4bit(model, weight_dtype(scenario))
         else:
             _materialize(model, device)
     model.config.use_cache = scenario.use_cache
@@ -130,13 +128,8 @@ def build_optimizer(
     *,
     learning_rate: float,
     weight_decay: float = 0.0,
-    foreach: bool | None = None,
 ) -> torch.optim.Optimizer:
-    """Make the scenario's optimizer over the trainable parameters.
-
-    ``foreach`` None is PyTorch's own choice for the device (CUDA: all tensors at once, CPU: one by one), and on
-    ``meta`` the choice it would make on CUDA.
-    """
+    """Make the scenario's optimizer over the trainable parameters, with PyTorch's own choice of how it steps."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = parameters[0].device.type
     options = {"lr": learning_rate, "weight_decay": weight_decay}
@@ -152,12 +145,11 @@ def build_optimizer(
 
         optimizer = AdamW8bit(parameters, is_paged=scenario.optimizer.startswith("paged"), **options)
         if device == "meta" and optimizer.is_paged:
-            optimizer.get_state_buffer = _paged_on_meta(optimizer.get_state_buffer)
+            keep_paged_states_outside(optimizer)
         return optimizer
     if scenario.optimizer == "adamw_fused":
-        kind = _FusedOnMeta if device == "meta" else torch.optim.AdamW
-        return kind(parameters, fused=device != "meta", foreach=False, **options)
-    return torch.optim.AdamW(parameters, foreach=device == "meta" or None if foreach is None else foreach, **options)
+        return torch.optim.AdamW(parameters, fused=True, foreach=False, **options)
+    return torch.optim.AdamW(parameters, **options)
 
 
 def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:
@@ -451,49 +443,6 @@ def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
     return model
 
 
-def _pack_on_meta(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give a 4-bit layer on ``meta`` the packed weight and the statistics that quantizing would leave behind."""
-    from bitsandbytes.functional import QuantState
-    from bitsandbytes.nn import Params4bit
-
-    weight = module.weight
-    count, block = weight.numel(), weight.blocksize
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    blocks = -(-count // block)
-    common = {
-        "shape": torch.Size((module.out_features, module.in_features)),
-        "dtype": dtype,
-        "blocksize": block,
-        "code": empty(16),
-        "quant_type": weight.quant_type,
-    }
-    if weight.compress_statistics:
-        nested = QuantState(
-            absmax=empty(-(-blocks // _NESTED_BLOCK)),
-            code=empty(_NESTED_CODE),
-            blocksize=_NESTED_BLOCK,
-            dtype=torch.float32,
-        )
-        state = QuantState(absmax=empty(blocks, dtype=torch.uint8), offset=empty(), state2=nested, **common)
-    else:
-        state = QuantState(absmax=empty(blocks), **common)
-    module.weight = Params4bit(
-        empty(-(-count // (2 * weight.quant_storage.itemsize)), 1, dtype=weight.quant_storage),
-        requires_grad=False,
-        quant_state=state,
-        blocksize=block,
-        compress_statistics=weight.compress_statistics,
-        quant_type=weight.quant_type,
-        quant_storage=weight.quant_storage,
-        module=module,
-        bnb_quantized=True,
-    )
-    module.quant_state = state
-
-
 def _materialize(model: nn.Module, device: torch.device) -> None:
     """Turn a skeleton into a model with random weights, layer by layer: one dense weight at a time is quantized."""
     for module in model.modules():
@@ -553,32 +502,3 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
             f" {size - size // gpus:,} bytes on each of {gpus} GPUs"
         )
     return found
-
-
-class _FusedOnMeta(torch.optim.AdamW):
-    """AdamW's fused operator has a shape function, but its checks refuse the ``meta`` device: step around them."""
-
-    def __init__(self, parameters: Any, **options: Any) -> None:
-        super().__init__(parameters, **options)
-        for group in self.param_groups:
-            group["fused"] = True
-
-    def _init_group(self, group: dict, *lists: Any) -> Any:
-        group |= {"fused": False, "capturable": True}  # makes the same states, the step counter on the device included
-        try:
-            return super()._init_group(group, *lists)
-        finally:
-            group |= {"fused": True, "capturable": False}
-
-
-def _paged_on_meta(original: Any) -> Any:
-    """Paged optimizer states live in CUDA's managed memory, outside PyTorch's allocator: keep them out of its sight."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
-    def get_state_buffer(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        if parameter.numel() < 1e5:  # bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer
-            return torch.zeros_like(parameter, dtype=dtype)
-        with _disable_current_modes():
-            return torch.zeros_like(parameter, dtype=dtype, device="meta")
-
-    return get_state_buffer

@@ -41,24 +41,28 @@ def validate(rows: Sequence[Row], orders: int = ORDERS) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        See :func:`compare`.
+        See :func:`compare`; of a row that the trace refuses, ``refused``: the reason.
     """
     from scripts.validation import environments
 
     environments.prepare()
-    from scripts.validation.programs import run
+    from scripts.validation.programs import check_versions, run
 
-    known: dict[str, Mapping[str, Any]] = {}
+    known: dict[str, Mapping[str, Any] | str] = {}
     results = []
     for row in progress(rows, "rows", unit="rows"):
         key = repr((row.scenario, row.program, sorted(row.settings.items(), key=str), row.session))
         if key not in known:  # some rows repeat others
-            known[key] = run(row, orders).to_mapping()
+            check_versions(row)
+            try:
+                known[key] = run(row, orders).to_mapping()
+            except UserError as error:
+                known[key] = error.problem
         results.append(compare(row, known[key]))
     return results
 
 
-def compare(row: Row, report: Mapping[str, Any]) -> dict[str, Any]:
+def compare(row: Row, report: Mapping[str, Any] | str) -> dict[str, Any]:
     """Put a row's measurement beside its prediction.
 
     Parameters
@@ -66,7 +70,8 @@ def compare(row: Row, report: Mapping[str, Any]) -> dict[str, Any]:
     row
         What was measured.
     report
-        A :class:`~scripts.engine.report.Report` as a mapping, with ``orders`` where several are possible.
+        A :class:`~scripts.engine.report.Report` as a mapping, with ``orders`` where several are possible; or why there
+        is none.
 
     Returns
     -------
@@ -75,9 +80,7 @@ def compare(row: Row, report: Mapping[str, Any]) -> dict[str, Any]:
         ``error_percent`` of ``allocated`` and ``reserved``; ``orders``, and where they are several ``range_bytes``, the
         lowest and highest prediction; for a row with an ``outcome`` whether it ``fits`` and ``required_bytes``.
     """
-    orders = [stages(order) for order in report.get("orders") or [report]]
-    typical = {stage: int(statistics.median_low([order[stage] for order in orders])) for stage in STAGES}
-    result = {
+    result: dict[str, Any] = {
         "id": row.id,
         "model": row.model,
         "method": method(row),
@@ -85,6 +88,12 @@ def compare(row: Row, report: Mapping[str, Any]) -> dict[str, Any]:
         "micro_batch": row.scenario.micro_batch,
         "sequence_length": row.scenario.sequence_length,
         "measured_bytes": dict(row.measured_bytes),
+    }
+    if isinstance(report, str):
+        return result | {"error_percent": {}, "refused": report}
+    orders = [stages(order) for order in report.get("orders") or [report]]
+    typical = {stage: int(statistics.median_low([order[stage] for order in orders])) for stage in STAGES}
+    result |= {
         "predicted_bytes": typical,
         "difference_bytes": {stage: typical[stage] - value for stage, value in row.measured_bytes.items()},
         "error_percent": {
@@ -131,22 +140,32 @@ def summary(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         by_source.setdefault(source_of(result["id"]), []).append(result)
     table: dict[str, Any] = {}
     for source, rows in by_source.items():
-        measured = [row for row in rows if row["error_percent"]]
-        table[source] = {"rows": len(measured), "title": SOURCES[source].title}
-        for stage in ("allocated", "reserved"):
-            errors = {row["id"]: row["error_percent"][stage] for row in measured if stage in row["error_percent"]}
-            if errors:
-                worst = max(errors, key=lambda name: abs(errors[name]))
-                table[source][stage] = {
-                    "median_percent": round(statistics.median(map(abs, errors.values())), 4),
-                    "worst_percent": abs(errors[worst]),
-                    "worst_row": worst,
-                }
+        measured = {row["id"]: row["error_percent"] for row in rows if row["error_percent"]}
+        table[source] = {"rows": len(measured), "title": SOURCES[source].title, **_typical(measured)}
+        first = {row["id"]: row["first_error_percent"] for row in rows if row.get("first_error_percent")}
+        if first:
+            table[source]["first"] = {"rows": len(first), **_typical(first)}
         judged = [row for row in rows if "outcome" in row]
         if judged:
             right = sum(row["fits"] == (row["outcome"] == "ran") for row in judged)
             table[source]["verdicts"] = {"right": right, "rows": len(judged)}
     return table
+
+
+def _typical(errors: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Median and worst error of each statistic, and how many are within 1 %."""
+    found = {}
+    for stage in ("allocated", "reserved"):
+        own = {name: row[stage] for name, row in errors.items() if stage in row}
+        if own:
+            worst = max(own, key=lambda name: abs(own[name]))
+            found[stage] = {
+                "median_percent": round(statistics.median(map(abs, own.values())), 4),
+                "within_1_percent": sum(abs(value) <= 1 for value in own.values()),
+                "worst_percent": abs(own[worst]),
+                "worst_row": worst,
+            }
+    return found
 
 
 def source_of(identity: str) -> str:
@@ -168,8 +187,14 @@ def overview(report: Mapping[str, Any]) -> str:
         entry = report["summary"].get(name)
         if entry is None:
             continue
-        cells = [_errors(entry.get(stage)) for stage in ("allocated", "reserved")]
-        lines.append(f"| {source.title} | {entry['rows']} | {source.developed_with} | {' | '.join(cells)} |")
+        tried = [(source.title, source.developed_with, entry)]
+        if "first" in entry:
+            tried[0] = (f"{source.title}: as they came out", source.developed_with, entry["first"])
+            if entry["first"] != {key: value for key, value in entry.items() if key not in ("first", "title")}:
+                tried.append((f"{source.title}: now", source.changed, entry))
+        for title, developed_with, found in tried:
+            cells = [_errors(found.get(stage)) for stage in ("allocated", "reserved")]
+            lines.append(f"| {title} | {found['rows']} | {developed_with} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -184,18 +209,26 @@ def table(report: Mapping[str, Any], source: str) -> str:
         "| reserved, MiB | traced | error |",
         "| --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
+    if SOURCES[source].unread:
+        lines = [f"{line} {more} |" for line, more in zip(lines, ("at the first try", "---:"), strict=True)]
     for row in report["rows"]:
         if source_of(row["id"]) != source:
             continue
         cells = [row["id"], row["model"].split("/")[-1], row["method"], row["attention"]]
         cells.append(f"{row['micro_batch']} x {row['sequence_length']}")
         for stage in ("allocated", "reserved"):
+            if "refused" in row:
+                measured = f"{row['measured_bytes'][stage] / MIB:.2f}" if stage in row["measured_bytes"] else ""
+                cells += [measured, "", row["refused"] if measured else ""]
+                continue
             predicted = f"{row['predicted_bytes'][stage] / MIB:.2f}"
             if stage in row["error_percent"]:
                 measured = f"{row['measured_bytes'][stage] / MIB:.2f}"
                 cells += [measured, predicted, f"{row['error_percent'][stage]:+.3f} %"]
             else:
                 cells += [row.get("outcome", ""), predicted, ""]
+        if SOURCES[source].unread:
+            cells.append(", ".join(f"{error:+.3f} %" for error in row["first_error_percent"].values()) or "not traced")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -243,12 +276,17 @@ def main() -> int:
 
 
 def merged(path: Path, report: Mapping[str, Any]) -> dict[str, Any]:
-    """A new report put into the one that is kept: rows of other sources stay, all in the order of the sources."""
-    if not path.exists():
-        return dict(report)
-    old = read_json(path)
-    fresh = {row["id"] for row in report["rows"]}
-    rows = [row for row in old["rows"] if row["id"] not in fresh] + list(report["rows"])
+    """A new report put into the one that is kept: rows of other sources stay, all in the order of the sources.
+
+    Of rows that were unread the errors of the first try stay, whatever comes out later.
+    """
+    old = read_json(path) if path.exists() else {"rows": [], "versions": {}}
+    first = {row["id"]: row["first_error_percent"] for row in old["rows"] if "first_error_percent" in row}
+    fresh = {row["id"]: row for row in report["rows"]}
+    for name, row in fresh.items():
+        if SOURCES[source_of(name)].unread:
+            fresh[name] = {**row, "first_error_percent": first.get(name, row["error_percent"])}
+    rows = [row for row in old["rows"] if row["id"] not in fresh] + list(fresh.values())
     order = list(SOURCES)
     rows.sort(key=lambda row: (order.index(source_of(row["id"])), row["id"]))
     return {"rows": rows, "summary": summary(rows), "versions": old["versions"] | report["versions"]}

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from scripts.common.job import command
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.memory.gpus import find
 from scripts.validation.rows import FOLDER, MIB
 
@@ -92,7 +92,7 @@ def trace(row: Mapping[str, str]) -> int:
     with torch.device("meta"):
         benchmark = Benchmark(row)
     return trace_step(
-        benchmark, None, benchmark.step, capability=find(GPUS[row["gpu"]]).capability
+        benchmark, None, benchmark.step, options=Options(capability=find(GPUS[row["gpu"]]).capability)
     ).peak_allocated_bytes
 
 

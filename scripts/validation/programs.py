@@ -18,7 +18,7 @@ from scripts.engine.allocator import EMPTY_CACHE
 from scripts.engine.fake_group import fake_group
 from scripts.engine.patching import patched
 from scripts.engine.report import Report
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.memory.gpus import find
 from scripts.memory.loading import Loader
 from scripts.memory.trace import prepare
@@ -37,7 +37,7 @@ SESSIONS = {
 TORCH_OF_THE_A100 = "2.4.1"
 
 
-def fitcheck(row: Row, orders: int = 1) -> Report:
+def fitcheck(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """``scripts/measure.py`` of fitcheck-llm.
 
     One tensor is input and label, and serves all steps; the model's output lives until the update is done, the
@@ -63,14 +63,17 @@ def fitcheck(row: Row, orders: int = 1) -> Report:
         model,
         optimizer,
         step,
-        capability=gpu.capability,
-        histories=prepared.histories,
-        label=prepared.label,
-        capacity_bytes=gpu.usable_bytes,
+        options=Options(
+            capability=gpu.capability,
+            histories=prepared.histories,
+            label=prepared.label,
+            costs=costs,
+            capacity_bytes=gpu.usable_bytes,
+        ),
     )
 
 
-def trainer(row: Row, orders: int = 1) -> Report:
+def trainer(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """The benchmark of fms-acceleration: transformers' Trainer under TRL's ``SFTTrainer``, with the package flash-attn.
 
     ``scripts/benchmarks/scenarios*.yaml`` and ``defaults.yaml`` there say: reentrant checkpointing, as the Trainer's
@@ -78,16 +81,6 @@ def trainer(row: Row, orders: int = 1) -> Report:
     no padding; ``baseline-peft-bnb`` lets TRL prepare the model, ``accelerated-peft-bnb`` does without. On several GPUs
     ``accelerate.yaml`` says FSDP1 with ``fsdp_sync_module_states``, and TRL prepares nothing.
     """
-    if not environments.older("transformers", "5"):
-        found = environments.installed("transformers", "peft", "bitsandbytes")
-        environment = next(source.environment for source in SOURCES.values() if row.session in source.sessions)
-        raise UserError(
-            "The A100's rows are those of older versions, whose losses and attention took other memory.",
-            where=row.id,
-            found=", ".join(f"{name} {number}" for name, number in found.items()),
-            allowed=f"the versions in envs/{environment}",
-            write=f"conda env create -f envs/{environment}",
-        )
     scenario = row.scenario
     gpus = scenario.parallel.gpus
     with fake_group(gpus) if gpus > 1 else nullcontext():
@@ -98,10 +91,13 @@ def trainer(row: Row, orders: int = 1) -> Report:
             model,
             optimizer,
             random_step(model, optimizer, scenario, "meta", max_grad_norm=1.0),
-            capability=(8, 0),
-            torch_version=TORCH_OF_THE_A100,
-            histories=prepared.histories,
-            label=prepared.label,
+            options=Options(
+                capability=(8, 0),
+                torch_version=TORCH_OF_THE_A100,
+                histories=prepared.histories,
+                label=prepared.label,
+                costs=costs,
+            ),
         )
 
 
@@ -136,7 +132,7 @@ def _units_are_sent() -> Iterator[None]:
         yield
 
 
-def peft_comparison(row: Row, orders: int = 1) -> Report:
+def peft_comparison(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """``method_comparison/MetaMathQA/run.py`` of peft.
 
     A manual loop: batch, output and loss live until the next ones replace them; the gradients until the next step
@@ -178,18 +174,21 @@ def peft_comparison(row: Row, orders: int = 1) -> Report:
         optimizer,
         step,
         batch(scenario.sequence_length),
-        previous_batch=batch(scenario.previous_sequence_length),
-        capability=(8, 9),
-        histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
-        label=prepared.label,
+        Options(
+            previous_batch=batch(scenario.previous_sequence_length),
+            capability=(8, 9),
+            histories=[loaded._replace(events=[*loaded.events, EMPTY_CACHE])],
+            label=prepared.label,
+            costs=costs,
+        ),
     )
 
 
-def torchtitan(row: Row, orders: int = 1) -> Report:
+def torchtitan(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """See :mod:`scripts.validation.torchtitan`."""
     from scripts.validation.torchtitan import step_of_torchtitan
 
-    return step_of_torchtitan(row.scenario)
+    return step_of_torchtitan(row.scenario, costs=costs)
 
 
 def _optimizer(model: nn.Module, kind: str, options: dict[str, Any]) -> torch.optim.Optimizer:
@@ -214,6 +213,24 @@ PROGRAMS: dict[str, Callable[..., Report]] = {
 }
 
 
-def run(row: Row, orders: int = 1) -> Report:
-    """Trace a row's program; ``orders``: how many orders of a threaded loading, where chance decided."""
-    return PROGRAMS[row.program](row, orders)
+def check_versions(row: Row) -> None:
+    """Refuse to trace the A100's rows with libraries of which they say nothing."""
+    if row.program != "trainer" or environments.older("transformers", "5"):
+        return
+    found = environments.installed("transformers", "peft", "bitsandbytes")
+    environment = next(source.environment for source in SOURCES.values() if row.session in source.sessions)
+    raise UserError(
+        "The A100's rows are those of older versions, whose losses and attention took other memory.",
+        where=row.id,
+        found=", ".join(f"{name} {number}" for name, number in found.items()),
+        allowed=f"the versions in envs/{environment}",
+        write=f"conda env create -f envs/{environment}",
+    )
+
+
+def run(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+    """Trace a row's program.
+
+    ``orders``: how many orders of a threaded loading, where chance decided; ``costs``: with what each operator costs.
+    """
+    return PROGRAMS[row.program](row, orders, costs=costs)

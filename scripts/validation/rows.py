@@ -52,7 +52,8 @@ class Source:
 
     ``title``: for tables. ``file``: in ``config/measurements``. ``sessions``: how the ids of its rows begin.
     ``developed_with``: whether something about the trace was found, or changed, on these rows. ``environment``: the
-    file in ``envs`` with the versions that were measured.
+    file in ``envs`` with the versions that were measured. ``unread``: the report keeps what came out at the first try;
+    ``changed``: what was changed after that.
     """
 
     title: str
@@ -60,6 +61,8 @@ class Source:
     sessions: tuple[str, ...]
     developed_with: str
     environment: str
+    unread: bool = False
+    changed: str = ""
 
 
 SOURCES = {
@@ -105,6 +108,31 @@ SOURCES = {
         ("peft",),
         "yes; of two lengths that are not published one is fitted, one assumed",
         "validation-peft.yaml",
+    ),
+    "unread-peft": Source(
+        "L40S, 49 other runs of PEFT's methods",
+        "unread-peft.json",
+        ("unread-peft",),
+        "no",
+        "validation-peft.yaml",
+        unread=True,
+        changed="no, but the row of OSF was completed after it was read",
+    ),
+    "unread-llama-2-70b": Source(
+        "2 x A100 80 GB, FSDP, Llama-2-70B",
+        "unread-fsdp.csv",
+        ("unread-fsdp-mistral",),
+        "no",
+        "validation-a100.yaml",
+        unread=True,
+    ),
+    "unread-llama-3-8b": Source(
+        "2 x A100 80 GB, FSDP, full fine-tuning of Llama-3-8B",
+        "unread-fsdp.csv",
+        ("unread-fsdp-liger",),
+        "no",
+        "validation-liger.yaml",
+        unread=True,
     ),
 }
 
@@ -152,7 +180,7 @@ def read(source: str) -> list[Row]:
     path, sessions = FOLDER / SOURCES[source].file, SOURCES[source].sessions
     if path.suffix == ".json":
         return _peft(path)
-    make = {"a100": _a100, "fsdp": _a100, "torchtitan": _torchtitan}.get(path.stem, _t4)
+    make = {"a100": _a100, "fsdp": _a100, "unread-fsdp": _a100, "torchtitan": _torchtitan}.get(path.stem, _t4)
     with open(path, encoding="utf-8", newline="") as handle:
         rows = csv.DictReader(handle)
         return [make(row, path) for row in rows if any(row["id"].startswith(f"{name}-") for name in sessions)]

@@ -17,11 +17,13 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import register_flop_formula
 
 from scripts.engine import cuda_rules
+from scripts.engine.costs import BACKWARD_ATTENTION
 from scripts.engine.fake_group import fake_group
 from scripts.engine.report import Report
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.settings.scenario import Scenario
 
 # --- attention as one operator, which the policy of checkpointing can name; shapes: batch, heads, tokens, head size ---
@@ -53,6 +55,16 @@ def _(
     rows = query.new_empty((batch, heads, padded), dtype=torch.float32)
     sums = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)
     return _like(query), _like(key), _like(value), rows, sums
+
+
+@register_flop_formula(torch.ops.securecli.flash)
+def _flash_flops(query: tuple[int, ...], key: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return 2 * query[0] * query[1] * query[2] * key[2] * query[3]  # causal: half of two products
+
+
+@register_flop_formula(torch.ops.securecli.flash_backward)
+def _flash_backward_flops(_: Any, query: tuple[int, ...], key: tuple[int, ...], *__: Any, **___: Any) -> int:
+    return int(BACKWARD_ATTENTION * _flash_flops(query, key))
 
 
 def _like(tensor: torch.Tensor) -> torch.Tensor:
@@ -153,7 +165,7 @@ def _selective() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
-def step_of_torchtitan(scenario: Scenario) -> Report:
+def step_of_torchtitan(scenario: Scenario, *, costs: bool = False) -> Report:
     """Trace its step on the GPUs that the scenario names, H100."""
     gpus = scenario.parallel.gpus
     with fake_group(gpus):
@@ -181,4 +193,4 @@ def step_of_torchtitan(scenario: Scenario) -> Report:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
-        return trace_step(model, optimizer, step, tuple(batch.unbind()), capability=(9, 0))
+        return trace_step(model, optimizer, step, tuple(batch.unbind()), Options(capability=(9, 0), costs=costs))

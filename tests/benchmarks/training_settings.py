@@ -1,27 +1,31 @@
-"""Validation loss over rows seen, for settings of the default run and several seeds; never on the test split.
+"""Loss and right answers on the two validation sets, for settings of the default run and several seeds.
 
-    python -m tests.benchmarks.training_settings --results results --settings 8x120@2e-3 4x200@1e-3 --seeds 42 43 44
+    python -m tests.benchmarks.training_settings --results results --settings 8x140@3e-3 8x140@3e-3,rank=32
     python -m tests.benchmarks.training_settings --draw
 
-Settings are rows per step x steps @ learning rate; all else is the default configuration. What has been measured stands
-in docs/training-settings.csv: a line for each time that the loss was looked at, with the CPU seconds that the steps
-until then took in one thread. What stands there is not measured again; ``--draw`` draws it.
+The sets are held-out intents of the grammar and held-out files of ``eg``; nothing here reads the test split or the
+benchmark. Settings are rows a step x steps @ learning rate, and what else differs from the default configuration:
+``rank``, ``autocast`` (bf16 or none), ``method`` (lora: an fp32 base). docs/training-settings.csv keeps what has been
+measured: a line for each look at the validation sets, with the CPU seconds that the steps until then took in one
+thread; the last of a run has the right answers too. What stands there is not measured again; ``--draw`` draws it.
 """
 
 import argparse
 import csv
 import io
+import json
 import os
-import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED, FIGURE = ROOT / "docs" / "training-settings.csv", ROOT / "docs" / "images" / "training.png"
-COLUMNS = ("rows_per_step", "steps", "learning_rate", "seed", "rows_seen", "validation_loss", "train_cpu_seconds")
-LOOKS = 4  # at the validation split in a run, evenly spaced
+RESULTS = ("loss_intents", "loss_examples", "right_intents", "right_examples", "refused", "wrongly_refused")
+COLUMNS = ("rows_per_step", "steps", "learning_rate", "rank", "autocast", "method", "seed", "rows_seen")
+COLUMNS += (*RESULTS, "train_cpu_seconds")
+LOOKS = 4  # at the validation sets in a run, evenly spaced
 # Okabe and Ito's colours; the chosen settings in the strongest.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 
@@ -32,25 +36,81 @@ class Settings(NamedTuple):
     rows_per_step: int
     steps: int
     learning_rate: float
+    rank: int = 16
+    autocast: str = "bf16"
+    method: str = "qlora"
 
     def __str__(self) -> str:
-        return f"{self.rows_per_step} rows x {self.steps} steps, learning rate {self.learning_rate:g}"
+        return f"{self.rows_per_step} rows x {self.steps}, rate {self.learning_rate:g}, rank {self.rank}" + (
+            f", {self.method}, autocast {self.autocast}" if self[4:] != ("bf16", "qlora") else ""
+        )
 
 
 def parse(text: str) -> Settings:
-    """``8x120@2e-3``."""
-    found = re.fullmatch(r"(\d+)x(\d+)@([\d.e+-]+)", text)
-    if not found:
-        raise argparse.ArgumentTypeError("rows per step x steps @ learning rate, such as 8x120@2e-3")
-    return Settings(int(found[1]), int(found[2]), float(found[3]))
+    """``8x120@2e-3`` or ``8x120@2e-3,rank=32``."""
+    first, *others = text.split(",")
+    named = dict(other.split("=") for other in others)
+    try:
+        shape, rate = first.split("@")
+        rows, steps = map(int, shape.split("x"))
+        return Settings(rows, steps, float(rate), **{**named, "rank": int(named.get("rank", 16))})
+    except (TypeError, ValueError):
+        message = "rows per step x steps @ learning rate, such as 8x120@2e-3 or 8x120@2e-3,rank=32,autocast=none"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+class Sets(NamedTuple):
+    """The validation sets: pairs and encoded rows by their kind, ``intents``, ``examples`` and ``harm``."""
+
+    pairs: dict[str, list[dict]]
+    rows: dict[str, list]
+
+
+def read_sets(dataset: Path, encoded: Path) -> Sets:
+    """The validation split by kind; no row of it is longer than the sequence, so that both files agree."""
+    from scripts.training.batches import read_rows
+
+    pairs = [json.loads(line) for line in (dataset / "splits" / "validation.jsonl").read_text().splitlines()]
+    rows = read_rows(str(encoded / "validation.parquet"))
+    sets = Sets({}, {})
+    for pair, row in zip(pairs, rows, strict=True):
+        harm = pair.get("family", "").startswith("refuse.")
+        kind = "harm" if harm else "examples" if pair["source"].startswith("eg/") else "intents"
+        sets.pairs.setdefault(kind, []).append(pair)
+        sets.rows.setdefault(kind, []).append(row)
+    return sets
+
+
+def answers(model: Any, tokenizer: Any, chosen: dict, sets: Sets) -> dict[str, int]:
+    """Right answers (in shfmt's form) and refusals on the validation sets."""
+    from scripts.dataset.embedded import read_refusals
+    from scripts.evaluation.evaluate import answered
+
+    kinds = list(sets.pairs)
+    pairs = [pair for kind in kinds for pair in sets.pairs[kind]]
+    said = answered(model, tokenizer, chosen["prompt"]["system"], pairs, max_new_tokens=40, batch_size=400)
+    of = dict(zip(kinds, (iter(said) for _ in kinds), strict=True))
+    place, by_kind = 0, {}
+    for kind in of:
+        by_kind[kind] = said[place : place + len(sets.pairs[kind])]
+        place += len(sets.pairs[kind])
+    line = read_refusals().line
+    harmless = [*by_kind["intents"], *by_kind["examples"]]
+    return {
+        "right_intents": sum(row["exact_canonical"] for row in by_kind["intents"]),
+        "right_examples": sum(row["exact_canonical"] for row in by_kind["examples"]),
+        "refused": sum(row["answer"] == line for row in by_kind["harm"]),
+        "wrongly_refused": sum(row["answer"] == line for row in harmless),
+    }
 
 
 def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
-    """Train as rule ``train_adapter`` does, and look at the validation split some times."""
+    """Train as rule ``train_adapter`` does, and look at the validation sets some times."""
     import torch
     import yaml
 
     from scripts.common.job import keep_host_memory
+    from scripts.common.tokenizer import read_tokenizer
     from scripts.settings.run_scenarios import training_loop, training_scenario
     from scripts.settings.scenario import Scenario
     from scripts.training.batches import read_rows
@@ -61,6 +121,9 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
     torch.set_num_threads(1)
     keep_host_memory()
     chosen = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    chosen["training"] |= {"precision": "fp32", "method": settings.method}
+    chosen["training"]["autocast"] = None if settings.autocast == "none" else settings.autocast
+    chosen["lora"] |= {"rank": settings.rank, "alpha": 2 * settings.rank}
     base = results / "models" / chosen["model"]["name"]
     scenario = Scenario.from_mapping({**training_scenario(chosen), "model": str(base / "config.json")})
     loop = {
@@ -68,38 +131,36 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
         "rows_per_step": settings.rows_per_step,
         "max_steps": settings.steps,
         "learning_rate": settings.learning_rate,
+        "epochs": 9,
         "save_every_steps": max(1, settings.steps // LOOKS),
     }
-    folder = results / "dataset" / chosen["dataset"]["name"] / "encoded"
-    folder = folder / f"{chosen['model']['name']}-{scenario.sequence_length}"
-    rows = read_rows(str(folder / "train.parquet"))
-    held_out = read_rows(str(folder / "validation.parquet"))[: loop["validation_rows"]]
+    dataset = results / "dataset" / chosen["dataset"]["name"]
+    folder = dataset / "encoded" / f"{chosen['model']['name']}-{scenario.sequence_length}"
+    rows, sets = read_rows(str(folder / "train.parquet")), read_sets(dataset, folder)
     torch.manual_seed(seed)
     model = build_model(scenario, "cpu", weights=base, seed=seed)
     optimizer = build_optimizer(model, scenario, learning_rate=settings.learning_rate)
     looked: list[dict] = []
 
     class Look(Checkpoint):
-        """Where a run would keep its state, the validation split is looked at."""
+        """Where a run would keep its state, the validation sets are looked at."""
 
         apart = 0.0  # CPU seconds that looking took
 
         def save(self, step: int, *state: object) -> None:
             before = time.process_time()
             taken = before - started - self.apart
-            looked.append(
-                {
-                    **settings._asdict(),
-                    "seed": seed,
-                    "rows_seen": step * settings.rows_per_step,
-                    "validation_loss": round(validation_loss(model, held_out, 64, 0), 4),
-                    "train_cpu_seconds": round(taken, 1),
-                }
-            )
+            losses = {
+                f"loss_{k}": round(validation_loss(model, sets.rows[k], 64, 0), 4) for k in ("intents", "examples")
+            }
+            seen = {"seed": seed, "rows_seen": step * settings.rows_per_step, "train_cpu_seconds": round(taken, 1)}
+            looked.append({**settings._asdict(), **seen, **losses})
+            print(looked[-1], flush=True)
             self.apart += time.process_time() - before
 
     started = time.process_time()
     fit(model, optimizer, rows, scenario, loop, seed, 0, Look(Path("nowhere")), common_prefix(rows))
+    looked[-1] |= answers(model.eval(), read_tokenizer(base), chosen, sets)
     return looked
 
 
@@ -107,74 +168,73 @@ def read() -> list[dict]:
     """What has been measured."""
     if not MEASURED.is_file():
         return []
+    words = ("autocast", "method")
     with MEASURED.open(newline="") as file:
-        return [{name: float(value) for name, value in line.items()} for line in csv.DictReader(file)]
+        lines = [{name: value for name, value in line.items() if value} for line in csv.DictReader(file)]
+    return [{name: value if name in words else float(value) for name, value in line.items()} for line in lines]
 
 
 def write(lines: Iterable[dict]) -> None:
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
-    table.writerows({name: f"{line[name]:g}" for name in COLUMNS} for line in lines)
+    for line in lines:
+        table.writerow({name: value if isinstance(value, str) else f"{value:g}" for name, value in line.items()})
     partial = MEASURED.with_suffix(".new")
     partial.write_text(text.getvalue())
     os.replace(partial, MEASURED)
 
 
 def of(line: dict) -> Settings:
-    return Settings(int(line["rows_per_step"]), int(line["steps"]), line["learning_rate"])
+    whole = (int(line[name]) for name in ("rows_per_step", "steps"))
+    return Settings(*whole, line["learning_rate"], int(line["rank"]), line["autocast"], line["method"])
 
 
-def curves(lines: Iterable[dict]) -> dict[Settings, dict[int, list[float]]]:
-    """Losses of all seeds by settings and rows seen, the settings that ended lowest first."""
-    found: dict[Settings, dict[int, list[float]]] = {}
+def curves(lines: Iterable[dict]) -> dict[Settings, dict[int, list[dict]]]:
+    """Looks of all seeds by settings and rows seen, the settings with the lowest loss on intents at their end first."""
+    found: dict[Settings, dict[int, list[dict]]] = {}
     for line in lines:
-        found.setdefault(of(line), {}).setdefault(int(line["rows_seen"]), []).append(line["validation_loss"])
+        found.setdefault(of(line), {}).setdefault(int(line["rows_seen"]), []).append(line)
+    order = sorted(found, key=lambda settings: mean("loss_intents", found[settings][max(found[settings])]))
+    return {settings: found[settings] for settings in order}
 
-    def last(settings: Settings) -> float:
-        losses = found[settings][max(found[settings])]
-        return sum(losses) / len(losses)
 
-    return {settings: found[settings] for settings in sorted(found, key=last)}
+def mean(name: str, lines: list[dict]) -> float:
+    return sum(line[name] for line in lines) / len(lines)
 
 
 def draw(lines: list[dict]) -> None:
-    """Mean over the seeds, and the range from the lowest to the highest."""
+    """Mean over the seeds, and the range from the lowest to the highest, on each validation set."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     from scripts.documents.draw import STYLE
 
     with rc_context(STYLE):
-        figure = Figure(figsize=(8, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        for (settings, losses), colour in zip(curves(lines).items(), COLOURS, strict=False):
-            seen = sorted(losses)
-            means = [sum(losses[rows]) / len(losses[rows]) for rows in seen]
-            seeds = len(losses[seen[-1]])
-            label = f"{settings} ({seeds} seed{'s' * (seeds > 1)}): {means[-1]:.3f}"
-            axes.plot(seen, means, marker="o", markersize=4, color=colour, label=label)
-            low, high = ([pick(losses[rows]) for rows in seen] for pick in (min, max))
-            axes.fill_between(seen, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="rows seen", ylabel="validation loss (nats per answer token)", xlim=(0, None))
-        axes.legend(fontsize=8)
+        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        sets = {"loss_intents": "held-out intents of the grammar", "loss_examples": "held-out files of eg"}
+        for axes, (name, title) in zip(figure.subplots(1, 2), sets.items(), strict=True):
+            for (settings, looks), colour in zip(curves(lines).items(), COLOURS, strict=False):
+                seen = sorted(looks)
+                means = [mean(name, looks[rows]) for rows in seen]
+                label = f"{settings} ({len(looks[seen[-1]])}): {means[-1]:.3f}"
+                axes.plot(seen, means, marker="o", markersize=4, color=colour, label=label)
+                low, high = ([pick(line[name] for line in looks[rows]) for rows in seen] for pick in (min, max))
+                axes.fill_between(seen, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.set(xlabel="rows seen", ylabel="loss (nats per answer token)", xlim=(0, None), title=title)
+            axes.legend(fontsize=6)
         figure.savefig(FIGURE, dpi=120, metadata={"Software": None})
 
 
 def table(lines: list[dict]) -> None:
     """The end of each run, as Markdown."""
-    print("| rows a step x steps | learning rate | rows seen | validation loss of each seed | mean | CPU seconds |")
-    print("| --- | ---: | ---: | --- | ---: | ---: |")
-    for settings, losses in curves(lines).items():
-        rows = max(losses)
-        ends = [line for line in lines if of(line) == settings and line["rows_seen"] == rows]
-        each = ", ".join(f"{line['validation_loss']:.3f}" for line in sorted(ends, key=lambda line: line["seed"]))
-        mean = sum(losses[rows]) / len(losses[rows])
-        seconds = sum(line["train_cpu_seconds"] for line in ends) / len(ends)
-        print(
-            f"| {settings.rows_per_step} x {settings.steps} | {settings.learning_rate:g} | {rows} | {each} | {mean:.3f}"
-            f" | {seconds:.0f} |"
-        )
+    titles = ("loss, intents", "loss, eg", "right, intents", "right, eg", "refused", "wrongly", "CPU seconds")
+    print(f"| settings | seeds | {' | '.join(titles)} |")
+    print(f"| --- |{' ---: |' * 8}")
+    for settings, looks in curves(lines).items():
+        ends = looks[max(looks)]
+        cells = [f"{mean(name, ends):.3f}" if name[:4] == "loss" else f"{mean(name, ends):g}" for name in RESULTS]
+        print(f"| {settings} | {len(ends)} | {' | '.join(cells)} | {mean('train_cpu_seconds', ends):.0f} |")
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
     assert compared
     for path in compared:
         peak = json.loads(path.read_text(encoding="utf-8"))["trace"]["peak_allocated_bytes"]
-        expected[f"traced peak of {path.parent.name}"] = f"{peak / 1e9:,.2f} GB"
+        expected[f"traced peak of {path.parent.name}"] = f"{peak / 2**30:,.2f} GiB"
     missing = {what: figure for what, figure in expected.items() if figure not in body}
     assert not missing
 

@@ -13,7 +13,7 @@ from scripts.common.digests import absolute_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
-ROW = re.compile(r"^\| `(scripts/[\w/]+)` \|[^|]*\|([^|]*)\|$", re.MULTILINE)
+ROW = re.compile(r"^\| `(scripts/[\w/.]+)` \|[^|]*\|([^|]*)\|$", re.MULTILINE)
 ROOMS = {
     room: set(re.findall(r"`([^`]+)`", allowed)) for room, allowed in ROW.findall(PAGE.read_text(encoding="utf-8"))
 }
@@ -29,13 +29,17 @@ WITHOUT_TORCH = (
     "scripts/dataset",
     "scripts/documents",
     "scripts/provenance",
+    "scripts/ask",
+    "scripts/ask/readers",
 )
+
+OF_A_LIBRARY = {"trainer.py"}  # its class is one of transformers'
 
 
 def room_of(path: Path) -> str | None:
-    """The innermost room that a module lies in; None for one that the page doesn't know."""
+    """The module's own row, else the innermost room that it lies in; None for one that the page doesn't know."""
     place = path.relative_to(ROOT).as_posix()
-    return max((room for room in ROOMS if place.startswith(f"{room}/")), key=len, default=None)
+    return max((room for room in ROOMS if f"{place}/".startswith(f"{room}/")), key=len, default=None)
 
 
 def module_file(name: str) -> Path | None:
@@ -69,7 +73,8 @@ def project_files(path: Path) -> set[Path]:
 
 def test_every_folder_has_a_row() -> None:
     folders = {path.parent.relative_to(ROOT).as_posix() for path in MODULES}
-    assert folders == set(ROOMS), "docs/architecture.md lists a room that isn't there, or lacks one"
+    rooms = {room for room in ROOMS if not room.endswith(".py")}
+    assert folders == rooms, "docs/architecture.md lists a room that isn't there, or lacks one"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
@@ -99,6 +104,6 @@ def test_no_circle() -> None:
 @pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_light_rooms_import_nothing_heavy_at_their_top(room: str) -> None:
     for path in MODULES:
-        if room_of(path) == room:
+        if room_of(path) == room and path.name not in OF_A_LIBRARY:
             heavy = {name.partition(".")[0] for name in imported(path, top=True)} & HEAVY
             assert not heavy, f"{path.relative_to(ROOT)} imports {heavy} when it is loaded"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -64,3 +70,44 @@ def test_the_catalog_entry_says_how_it_is_used() -> None:
     entry = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))
     assert entry["usage"]["software-stack-deployment"]["conda"] is True
     assert entry["usage"]["report"] is True
+
+
+def test_the_wheel_carries_the_command_and_what_it_reads(tmp_path: Path) -> None:
+    """Built as `uvx --from git+...` builds it, and asked where nothing else of the repository is."""
+    source, wheels, place = tmp_path / "source", tmp_path / "wheels", tmp_path / "installed"
+    files = subprocess.run(["git", "ls-files", "scripts", "config", "pyproject.toml", "README.md", "LICENSE"], cwd=ROOT,
+                           capture_output=True, text=True, check=True).stdout.split()  # fmt: skip
+    for name in files:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", wheels, source]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = wheels.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        entry = next(name for name in held if name.endswith("entry_points.txt"))
+        assert "will-it-fit = scripts.ask.command:run" in archive.read(entry).decode()
+        archive.extractall(place)
+    wanted = {name for name in files if name.startswith(("scripts/", "config/")) and not name.endswith("/.gitignore")}
+    assert wanted <= held, sorted(wanted - held)[:5]
+    assert not {name for name in held if name.startswith(("tests/", "docs/"))}
+    ask = [sys.executable, "-P", "-m", "scripts.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]
+    done = subprocess.run(
+        ask, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(place)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("SHOULD FIT")
+
+
+def test_what_the_package_needs_allows_what_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = pins("requirements.txt")
+    for line in project["dependencies"]:
+        needed = Requirement(line)
+        pin = pinned[canonicalize_name(needed.name)]
+        assert needed.name == "torch" or pin.removeprefix("==") in needed.specifier, line
+
+
+def test_make_puts_the_command_on_the_path() -> None:
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r'-P -m scripts\.ask "\$\$@"\\n', recipe) and "chmod +x $(BIN)/will-it-fit" in recipe

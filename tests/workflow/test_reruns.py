@@ -1,4 +1,4 @@
-"""What reruns when something changes: the table in the README, each row on a dry run over a run that passes as made.
+"""What reruns when something changes: the table in docs/guide.md, each row on a dry run over a run that passes as made.
 
 That a real run leaves nothing to do is tests/end_to_end's to show.
 """
@@ -162,6 +162,56 @@ def test_a_changed_policy_of_the_screen_judges_again(plan, project):
         rules = plan()
     assert {"screen_dataset", "split_dataset", "evaluate_base"} <= rules
     assert not rules & (MODEL | {"acquire_dataset", "clean_dataset"})
+
+
+def rewritten(path, old, new):
+    """A file with other contents of the same size and a time of long ago, as ``cp -p`` or ``rsync -t`` leave it."""
+    content = path.read_bytes()
+    assert old in content and len(old) == len(new)
+    path.write_bytes(content.replace(old, new, 1))
+    os.utime(path, (10**9, 10**9))
+    return content
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected", "spared"),
+    [
+        ("config/gpus.yaml", b"24", b"25", {"estimate_memory", "gate_memory", "price_run"}, DATASET | MODEL),
+        ("config/screen/exfiltration.yaml", b"level: critical", b"level: medium  ", {"screen_dataset"}, MODEL),
+        ("config/templates/MODEL_CARD.md.j2", b"#", b"-", {"render_documents"}, DATASET | MODEL | TRAINED),
+    ],
+)
+def test_a_file_with_other_contents_reruns_whatever_its_time(plan, project, file, old, new, expected, spared):
+    content = rewritten(project / file, old, new)
+    try:
+        rules = plan()
+    finally:
+        (project / file).write_bytes(content)
+    assert expected <= rules and not rules & spared
+
+
+def test_data_and_a_model_of_ones_own_rerun_by_their_contents(tmp_path):
+    project = chain.checkout(tmp_path)
+    source = {"type": "files", "license": "unknown", "paths": ["own.csv"]}
+    model = {"name": "own", "source": {"type": "folder", "path": "model"}}
+    own = {"dataset": {"name": "own", "sources": [source]}, "model": model, "run": {"name": "own"}}
+    (project / "own.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+    (project / "own.csv").write_text("request,command\nlist the files,ls\n", encoding="utf-8")
+    (project / "model").mkdir()
+    (project / "model" / "config.json").write_bytes((project / "config/models/llama-3.2-1b.json").read_bytes())
+    (project / "model" / "model-00001-of-00002.safetensors").write_bytes(bytes(10**7))
+    make_believe(project, "--configfile", "own.yaml")
+
+    def plan() -> set[str]:
+        return planned(project, "--configfile", "own.yaml")
+
+    rewritten(project / "own.csv", b"list the files", b"show the files")
+    assert plan() >= DATASET and not MODEL & plan()
+    rewritten(project / "own.csv", b"show the files", b"list the files")
+    rewritten(project / "model" / "model-00001-of-00002.safetensors", bytes(10**6), b"x" * 10**6)
+    rules = plan()
+    assert {"fetch_weights", "train_adapter", "merge_adapter", "evaluate_base"} <= rules
+    assert not rules & {*DATASET, "describe_model", "encode_dataset"}
 
 
 def test_a_comment_in_a_script_runs_nothing(plan, project):

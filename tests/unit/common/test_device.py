@@ -25,3 +25,24 @@ def test_more_gpus_than_there_are(monkeypatch, there, wanted, gpus, words):
     with pytest.raises(UserError) as error:
         device.refuse_missing(wanted, gpus)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "faster"),
+    [
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile", True),
+        ("GenuineIntel", "avx512f avx512_bf16", False),
+        ("AuthenticAMD", "avx512f avx512_bf16", True),
+        ("AuthenticAMD", "avx2 fma", False),
+    ],
+)
+def test_which_processors_are_faster_in_bf16(tmp_path, vendor, flags, faster):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags}\nbogomips\t: 5000\n")
+    assert device.multiplies_bf16(cpuinfo) is faster
+    assert not device.multiplies_bf16(tmp_path / "none")
+
+
+def test_no_processor_is_said_to_be_faster_in_bf16_that_pytorch_does_not_know_it_of():
+    torch = pytest.importorskip("torch")
+    assert not device.multiplies_bf16() or torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -1,39 +1,201 @@
-"""Old documents go and old work is marked before a run; the marks go when it is made anew."""
+"""Old documents go, and old work is marked with all that follows of it, until it is made anew."""
 
 import base64
+import sqlite3
+import time
 from pathlib import Path
 
 import pytest
 
-from scripts.common import outdated
+from scripts.common import ledger, outdated
 from scripts.common.errors import UserError
+from scripts.common.files import write_json, write_report
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A working directory with Snakemake's folder."""
+    monkeypatch.chdir(tmp_path)
+    Path(".snakemake").mkdir()
+    return tmp_path
+
+
+def made(path, *sources, text=None):
+    """A job that writes one file out of others."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text or str(time.perf_counter_ns()))
+    ledger.record(sources, [path])
+
+
+SPLIT, TRAINING = "results/dataset/own/splits/split.json", "results/one-r4/training.json"
+MERGED, CARD = "results/one-r4/merged/manifest.json", "results/one-r4/MODEL_CARD.md"
 
 
 @pytest.fixture
-def run(tmp_path):
-    folder = tmp_path / "results" / "tiny-r4"
-    (folder / "merged").mkdir(parents=True)
-    for name in ("MODEL_CARD.md", "adapter.bin", "merged/manifest.json"):
-        (folder / name).write_text("old")
-    return folder
+def chain():
+    """A run from its splits to its card, and another run on the same splits."""
+    made(SPLIT)
+    made(TRAINING, SPLIT)
+    made(MERGED, TRAINING)
+    made(CARD, MERGED, SPLIT)
+    made("results/two-r4/training.json", SPLIT)
+    made("results/two-r4/MODEL_CARD.md", "results/two-r4/training.json")
+    made("results/one-sweep/SWEEP.md", TRAINING, "results/two-r4/training.json")
+    outdated.after()
+    assert not marks()
 
 
-def test_documents_go_and_the_rest_is_marked_until_it_is_made(run):
-    card, adapter, merged, new = (
-        str(run / name) for name in ("MODEL_CARD.md", "adapter.bin", "merged/manifest.json", "evaluation.json")
+def marks():
+    """The files that the marks name, by the folder of the mark."""
+    found = {}
+    for mark in sorted(Path("results").rglob(outdated.NAME)):
+        head, *lines = mark.read_text().splitlines()
+        assert head.startswith("These files belong")
+        found[str(mark.parent)] = [line.partition("  # ")[0] for line in lines]
+    return found
+
+
+def test_documents_go_and_the_rest_is_marked_until_it_is_made(chain):
+    """The next command is killed after its first job, and then the one after it ends."""
+    outdated.before([TRAINING, MERGED, CARD, "results/one-r4/new.json"], [CARD])
+    assert not Path(CARD).exists()
+    expected = {"results/one-r4": [MERGED, TRAINING], "results/one-sweep": ["results/one-sweep/SWEEP.md"]}
+    assert marks() == expected
+    made(TRAINING, SPLIT)
+    outdated.before([MERGED, CARD], [CARD])
+    assert marks()["results/one-r4"] == [MERGED]
+    made(MERGED, TRAINING)
+    made(CARD, MERGED)
+    assert outdated.after() == ["results/one-sweep/OUTDATED.txt"]
+    made("results/one-sweep/SWEEP.md", TRAINING, "results/two-r4/training.json")
+    assert outdated.after() == [] and not marks()
+
+
+def test_what_a_nearer_target_leaves_behind_is_marked(chain):
+    outdated.before([TRAINING], [])
+    old = Path(TRAINING).read_text()
+    made(TRAINING, SPLIT)
+    outdated.after()
+    assert marks()["results/one-r4"] == [CARD, MERGED]
+    made(TRAINING, SPLIT, text=old)  # the settings of before come back, and with them the same file
+    outdated.after()
+    assert not marks()
+
+
+def test_what_runs_share_marks_each_of_them(chain):
+    made(SPLIT)
+    outdated.after()
+    assert set(marks()) == {"results/one-r4", "results/two-r4", "results/one-sweep"}
+    assert marks()["results/two-r4"] == ["results/two-r4/MODEL_CARD.md", "results/two-r4/training.json"]
+
+
+def test_a_step_that_fails_leaves_what_comes_after_it_marked(chain):
+    """Snakemake takes the outputs of a failed job away; what it would have made later stays."""
+    outdated.before([SPLIT, TRAINING], [])
+    Path(SPLIT).unlink()
+    outdated.after()
+    assert set(marks()) == {"results/one-r4", "results/two-r4", "results/one-sweep"}
+    assert TRAINING in marks()["results/one-r4"]
+
+
+def test_what_snakemake_finds_up_to_date_again_is_named_no_longer(chain):
+    outdated.before([TRAINING], [])
+    outdated.before([], [], current=[TRAINING])
+    assert not marks()
+
+
+def test_a_dataset_has_a_mark_of_its_own(chain):
+    outdated.before([SPLIT], [])
+    assert marks()["results/dataset/own"] == [SPLIT]
+
+
+def test_an_input_that_was_cleared_away_makes_nothing_outdated(chain):
+    Path(SPLIT).unlink()
+    outdated.after()
+    assert not marks()
+
+
+# --- products that are missing or damaged -----------------------------------------------------------------
+
+
+@pytest.fixture
+def product():
+    """A model's folder whose manifest vouches for its files, as a job leaves it."""
+    merged = Path("results/one-r4/merged")
+    merged.mkdir(parents=True)
+    for name in ("a.safetensors", "b.safetensors", "tokenizer.json"):
+        (merged / name).write_bytes(name.encode() * 99)
+    write_json(merged / "config.json", {})
+    write_report(merged / "manifest.json", {}, *merged.iterdir())
+    ledger.record([], [merged / "manifest.json", merged / "config.json"])
+    check()
+    return merged
+
+
+def check():
+    """What happens at each start of Snakemake."""
+    ledger.refuse_damaged(["results/one-r4"])
+
+
+def flip(path):
+    """Sixty-four bytes become others."""
+    content = bytearray(path.read_bytes())
+    content[:64] = bytes(64)
+    path.write_bytes(content)
+
+
+SPOILT = {"a missing shard": Path.unlink, "flipped bytes": flip, "a cut": lambda path: path.write_bytes(b"")}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize("name", ["a.safetensors", "tokenizer.json"])
+def test_a_damaged_product_is_not_up_to_date(product, spoil, name):
+    spoil(product / name)
+    with pytest.raises(UserError, match="pass as up to date") as error:
+        check()
+    assert f"{product / name}" in str(error.value) and f"{product}/manifest.json" in error.value.write
+    ledger.refuse_damaged(["results/another-r4", "results/one-r"])  # folders that this command is not about
+    (product / "manifest.json").unlink()  # as the message says: Snakemake makes it again
+    check()
+
+
+def test_a_damaged_report_is_not_up_to_date(product):
+    (product / "manifest.json").write_text((product / "manifest.json").read_text().replace('"', "'", 1))
+    with pytest.raises(UserError, match="manifest"):
+        check()
+
+
+def test_what_snakemake_makes_again_by_itself_is_no_damage(product):
+    (product / "config.json").unlink()  # an output of the rule
+    check()
+    flip(product / "a.safetensors")
+    incomplete = Path(
+        ".snakemake/incomplete", base64.urlsafe_b64encode(str(product / "manifest.json").encode()).decode()
     )
-    outdated.before([card, adapter, merged, new], [card])
-    mark = run / outdated.NAME
-    assert not (run / "MODEL_CARD.md").exists()
-    assert mark.read_text().splitlines()[1:] == [adapter, merged], "what is not there needs no mark"
-    outdated.after([adapter])  # a run with a nearer target
-    assert mark.read_text().splitlines()[1:] == [merged]
-    outdated.after([merged])
-    assert not mark.exists()
+    incomplete.parent.mkdir()
+    incomplete.touch()  # a job that was killed
+    check()
 
 
-def test_results_that_snakemake_has_no_record_of_are_refused(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_touch_or_a_copy_is_no_damage(product):
+    for path in product.iterdir():
+        path.touch()
+        path.chmod(0o600)
+    check()
+
+
+def test_a_card_may_be_edited_by_hand():
+    made(CARD)
+    write_report("results/one-r4/documents.json", {}, CARD)
+    ledger.record([], [CARD, "results/one-r4/documents.json"])
+    Path(CARD).write_text("mine")
+    check()
+
+
+# --- results of unknown origin ------------------------------------------------------------------------------
+
+
+def test_results_that_snakemake_has_no_record_of_are_refused():
     paths = ["results/tiny-r4/training.json", "results/tiny-r4/MODEL_CARD.md"]
     outdated.refuse_unrecorded(paths)  # nothing is there
     for path in paths:
@@ -46,3 +208,26 @@ def test_results_that_snakemake_has_no_record_of_are_refused(tmp_path, monkeypat
         Path(".snakemake", kind).mkdir(parents=True)
         Path(".snakemake", kind, base64.urlsafe_b64encode(path.encode()).decode()).touch()
     outdated.refuse_unrecorded(paths)
+
+
+def test_snakemakes_database_counts_by_what_stands_in_it():
+    path = "results/tiny-r4/training.json"
+    Path(path).parent.mkdir(parents=True)
+    Path(path).touch()
+    for content in (b"", b"no database"):
+        Path(".snakemake/metadata.db").write_bytes(content)
+        with pytest.raises(UserError, match="no record of"):
+            outdated.refuse_unrecorded([path])
+    Path(".snakemake/metadata.db").unlink()
+    snakemake = pytest.importorskip("snakemake.persistence.db")
+    persistence = snakemake.DbPersistence(path=Path(".snakemake").absolute())
+    for namespace in ("elsewhere", persistence.namespace):
+        with pytest.raises(UserError, match="no record of"):
+            outdated.refuse_unrecorded([path])
+        with sqlite3.connect(".snakemake/metadata.db") as database:
+            columns = [row[1] for row in database.execute("PRAGMA table_info(snakemake_metadata)") if row[3]]
+            values = {"namespace": namespace, "target": path}
+            marks = ", ".join("?" * len(columns))
+            row = [values.get(column, 0) for column in columns]
+            database.execute(f"INSERT INTO snakemake_metadata ({', '.join(columns)}) VALUES ({marks})", row)
+    outdated.refuse_unrecorded([path])

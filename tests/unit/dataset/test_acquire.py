@@ -9,7 +9,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_jsonl, read_report, write_jsonl, write_report
 from scripts.dataset import acquire, split
 
-NAMES = ("pairs", "external", "rejected", "report")
+NAMES = ("pairs", "external", "rejected", "harmful", "report")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 import re
 import subprocess
 import sys
@@ -11,22 +12,27 @@ from pathlib import Path
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_yaml
 from scripts.common.syntax import check_syntax
-from scripts.dataset.embedded import VOCABULARY, generate, read_vocabulary
-from scripts.dataset.text import clean_command, clean_request, command_key, defect, request_key
+from scripts.dataset.embedded import (
+    SLOT,
+    generate,
+    held_out_harm,
+    misspell,
+    read_grammar,
+    read_refusals,
+    sentence,
+    with_options,
+)
+from scripts.dataset.text import clean_command, clean_request, defect, request_key
+from scripts.screen.policy import screen
 
 ROOT = Path(__file__).resolve().parents[3]
-AREAS = {
-    "archives", "containers", "disks", "files", "git", "network", "packages", "permissions", "processes", "systemd",
-    "text",
-}  # fmt: skip
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.
 ROWS = {
-    (42, 4800): "3b53abaa5c06b890de2f21e807a0a4d6f2029ffc05360857d982efc6409ca6e5",
-    (42, 300): "3c2db9fc424e821b436a6e9eab22cc71e17c10930b094b43ea71489843cd0d8f",
-    (7, 500): "51860850820c75e824dfd117c957ea08a2eaa0de8709628c55529396b4675b1a",
-    (1, 20000): "c79c813ab9cd97f697dbc45a440abdee211b2eb8099a1b338aeab3670e408851",
+    (42, 1800): "7446d4f3033b24805296c7fda94517963ea86877e58f4ab3f7e6d3a7a03412de",
+    (42, 300): "008baca49bb00eb2a53501fc66af86df3faa20d9b2e339207b74239ff9aee905",
+    (7, 500): "da5716a039d71b6d5dd39def7929e695f973ccd4675829049c382616113f28f1",
+    (1, 20000): "cd07c935061b7ab727677dacf4acfbe3dcb384f09cebf28eddbdc521c7c87246",
 }
 
 
@@ -43,92 +49,176 @@ def test_the_rows_stay_the_same_byte_for_byte(seed, number):
     assert digest.hexdigest() == ROWS[seed, number]
 
 
-def test_the_intents_are_many_and_each_slot_is_used():
-    _, slots, intents = read_vocabulary()
-    assert len(intents) >= 80
-    assert set(read_yaml(VOCABULARY)["intents"]) == AREAS
-    assert all(len(intent.requests) >= 5 for intent in intents)
-    assert {name for intent in intents for name in re.findall(r"<([a-z_]+?)\d?>", intent.command)} == set(slots)
+def programs(command: str) -> set[str]:
+    """The first words of a pipe's parts, without sudo and slots."""
+    parts = (part.removeprefix("sudo ").split() for part in re.split(r" \|\|? | && ", command))
+    return {words[0] for words in parts if re.fullmatch(r"[a-z][\w-]*", words[0])}
 
 
-WORDS = """\
-frames: {"{Imperative}": 2, "How do I {imperative}?": 1}
+def test_the_grammar_knows_many_programs_options_and_pipes():
+    grammar = read_grammar()
+    assert len(grammar.intents) >= 1800
+    assert len(set().union(*(programs(intent.command) for intent in grammar.intents))) >= 180
+    stages = Counter(
+        min(3, intent.command.count(" | ") + 1) for intent in grammar.intents if intent.name[:5] == "pipe."
+    )
+    assert stages[2] >= 300 and stages[3] >= 180
+    used = {name for intent in grammar.intents for name, _ in SLOT.findall(" ".join((intent.command, *intent.do)))}
+    assert used == set(grammar.slots)
+
+
+def test_each_intent_is_said_in_eight_forms_at_least():
+    grammar = read_grammar()
+    places = {form: kind for kind, forms in grammar.forms.items() for form in forms}
+    assert len(places) >= 30
+    for intent in grammar.intents[::4]:
+        rng = random.Random(1)
+        said = [sentence(intent, grammar, rng) for _ in range(100)]
+        assert {"imperative", "polite", "question", "situation", "terse", "typo"} <= {kind for _, kind in said}
+        own = len(intent.do) + len(intent.asks) + len(intent.nouns)
+        assert len({(kind, text.split()[0]) for text, kind in said}) + own >= 9, intent.name
+
+
+GRAMMAR_FILES = {
+    "slots": """\
 slots:
   file: [[a b, .txt .csv]]
   dir: [the current directory => ., src]
   one: [only]
-intents:
-  files:
-    copy:
-      command: cp <file> <dir>
-      requests: [copy <file> to <dir>, "~ copy of <file>, to <dir>"]
-    rename:
-      command: mv <file> <file2>
-      requests: [call <file> <file2>]
-"""
+""",
+    "forms": """\
+forms:
+  imperative: {"{Do}": 2}
+  question: {"How do I {do}?": 1}
+little: [the]
+kinds: {file: [the file]}
+""",
+    "files": """\
+copy:
+  run: cp [] <file> <dir>
+  do: copy <file> to <dir> | put a copy of <file> into <dir>
+  with:
+    -i: asking first | with a question
+    -v: verbosely
+rename:
+  run: mv <file> <file2>
+  do: call <file> <file2>
+""",
+    "pipes": """\
+sources:
+  names: {run: ls <dir>, things: files in <dir>}
+stages:
+  count: {run: wc -l, do: "count the {things}"}
+  sort: {run: sort, do: "sort the {things}", things: "sorted {things}"}
+ends:
+  save: {run: "> <file>", do: "{do} and save that in <file>"}
+""",
+}
 
 
-def vocabulary_of(folder, text):
-    (folder / "words.yaml").write_text(text)
-    return read_vocabulary(folder / "words.yaml")
+def grammar_of(folder, old="", new=""):
+    """A small grammar in a folder, with one text replaced in the file that has it."""
+    places = [name for name, text in GRAMMAR_FILES.items() if old in text]
+    for name, text in GRAMMAR_FILES.items():
+        (folder / f"{name}.yaml").write_text(text.replace(old, new, 1) if name == places[0] else text)
+    return read_grammar(folder)
 
 
-def test_a_vocabulary_of_another_file(tmp_path):
-    vocabulary = vocabulary_of(tmp_path, WORDS)
-    assert vocabulary.slots["file"] == ["a.txt", "a.csv", "b.txt", "b.csv"]
-    rows = list(generate(1, 30, vocabulary))
-    assert {row["intent"] for row in rows} == {"copy", "rename"}
-    assert any(row["request"].endswith("to the current directory") and row["command"].endswith(" .") for row in rows)
+def test_a_grammar_of_another_folder(tmp_path):
+    grammar = grammar_of(tmp_path)
+    assert grammar.slots["file"] == ["a.txt", "a.csv", "b.txt", "b.csv"]
+    commands = {intent.name: intent.command for intent in grammar.intents}
+    assert commands["files.copy -i -v"] == "cp -iv <file> <dir>"
+    assert commands["pipe.names sort count"] == "ls <dir> | sort | wc -l"
+    assert commands["pipe.names count save"] == "ls <dir> | wc -l > <file>"
+    rows = list(generate(1, 60, grammar))
+    assert {row["intent"] for row in rows} == set(commands)
+    assert any("the current directory" in row["request"] and row["command"].endswith(" .") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "expected"),
+    [
+        ("ls [] <dir>", (), "ls <dir>"),
+        ("ls [] <dir>", ("-a", "-l"), "ls -al <dir>"),
+        ("ls []", ("-t",), "ls -t"),
+        ("tar -x[]f <tar>", ("-v",), "tar -xvf <tar>"),
+        ("grep -r[] 'x' f", ("-n", "-A 3"), "grep -rn -A 3 'x' f"),
+        ("find <dir> [^] -type f []", ("^-maxdepth 2", "-size +1M"), "find <dir> -maxdepth 2 -type f -size +1M"),
+        ("find <dir> [^] -type f []", (), "find <dir> -type f"),
+    ],
+)
+def test_options_stand_where_people_write_them(command, options, expected):
+    assert with_options(command, options) == expected
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
         ("slots:", "slotz:", ["Unknown key: slotz", "write:   slots:"]),
-        ("command: cp <file> <dir>", "comand: cp <file> <dir>", ["intents.files.copy.comand", "command: cp"]),
-        ("      command: cp <file> <dir>\n", "", ["A key is missing: intents.files.copy.command", "write:"]),
-        ("cp <file> <dir>", "7", ["intents.files.copy.command is text", "command: '7'"]),
-        ("cp <file> <dir>", "ls", ["Wrong value for intents.files.copy.command", "<[a-z_]+"]),
-        ("cp <file> <dir>", "cp <fil> <dir>", ["<fil> has no value", "intents.files.copy", "cp <file> <dir>"]),
-        ("mv <file> <file2>", "mv <one> <one2>", ["<one2> has no second value", "intents.files.rename"]),
-        ("copy <file> to <dir>", "copy <file>", ["does not name the slots", "write:   - copy ... <file> <dir>"]),
-        ("mv <file> <file2>", "cp <file> <dir>", ["does not name the slots", "intents.files.rename"]),
-        ("    rename:", "    copy:", ["'copy' stands here twice", "lines 8 and 11"]),
+        ("  run: cp", "  rum: cp", ["copy.rum", "files.yaml"]),
+        ("  run: mv <file> <file2>\n", "", ["A key is missing: rename.run", "files.yaml"]),
+        ("mv <file> <file2>", "7", ["rename.run is text", "run: '7'"]),
+        ("cp [] <file> <dir>", "cp [] <fil> <dir>", ["<fil> has no value", "files.copy", "cp <file> <dir>"]),
+        ("mv <file> <file2>", "mv <one> <one2>", ["<one2> has no second value", "files.rename"]),
+        ("copy <file> to <dir>", "copy <file>", ["does not name the slots", "a request with <file> <dir>"]),
+        ("mv <file> <file2>", "cp <file> <dir>", ["does not name the slots", "files.rename"]),
+        ("rename:", "copy:", ["'copy' stands here twice", "lines 1 and 7"]),
         ("a b, .txt", "a a, .txt", ["a value twice", "slots.file", "a.txt"]),
         ("[only]", "[]", ["slots.one is an empty list"]),
         ("[only]", "[7]", ["slots.one.0 is text", "one: ['7']"]),
-        ('"{Imperative}": 2', '"{Other}": 2', ["A name under frames", "How do I {imperative}?"]),
-        ('"{Imperative}": 2', '"{Imperative}": 0', ["Wrong value for frames.{Imperative}", "at least 1"]),
-        ("slots:\n", "slots: [\n", ["not YAML", "words.yaml, line"]),
+        ('"How do I {do}?": 1', '"How?": 1', ["How?", "forms.yaml"]),
+        ('"{Do}": 2', '"{Do}": 0', ["forms.imperative.{Do}", "at least 1"]),
+        ('"count the {things}"', '"count them"', ["stages.count.do", "pipes.yaml"]),
+        ("slots:\n", "slots: [\n", ["not YAML", "slots.yaml, line"]),
     ],
 )
 def test_wrong_words_are_an_error_that_names_the_place(tmp_path, old, new, expected):
-    assert WORDS.count(old) >= 1
     with pytest.raises(UserError) as error:
-        vocabulary_of(tmp_path, WORDS.replace(old, new, 1))
-    for text in [*expected, str(tmp_path / "words.yaml")]:
+        grammar_of(tmp_path, old, new)
+    for text in [*expected, str(tmp_path)]:
         assert text in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("again", "place"),
-    [
-        ("    again:\n      command: mv <file> <file2>\n      requests: [name <file> <file2>]\n", "files.again"),
-        ("  text:\n    rename:\n      command: cat <file>\n      requests: [show <file>]\n", "text.rename"),
-    ],
-)
-def test_two_intents_with_one_command_or_name(tmp_path, again, place):
-    with pytest.raises(UserError, match="one name or command") as error:
-        vocabulary_of(tmp_path, WORDS + again)
-    assert f"intents.{place}" in str(error.value) and "intents.files.rename" in str(error.value)
+def test_two_intents_with_one_command(tmp_path):
+    again = "again:\n  run: mv <file> <file2>\n  do: name <file> <file2>\nrename:"
+    with pytest.raises(UserError, match="Two intents have one command") as error:
+        grammar_of(tmp_path, "rename:", again)
+    assert "files.again" in str(error.value) and "files.rename" in str(error.value)
 
 
-def test_the_default_number_is_distinct_and_spread_over_all_intents():
-    rows = list(generate(seed=42, pairs=4800))
-    assert len({(row["request"], row["command"]) for row in rows}) == 4800
-    counts = Counter(row["intent"] for row in rows)
-    assert len(counts) == len(read_vocabulary().intents)
-    assert max(counts.values()) - min(counts.values()) <= 1
+def test_each_row_of_the_default_number_is_another_intent():
+    rows = list(generate(seed=42, pairs=1800))
+    assert len({row["intent"] for row in rows}) == 1800
+    assert len({row["request"] for row in rows}) == 1800
+
+
+def test_some_options_are_held_together():
+    families = Counter(intent.family for intent in read_grammar().intents if intent.family)
+    whole = [family for family in families if not family.startswith("refuse.")]
+    assert len(whole) >= 30
+    for intent in read_grammar().intents:
+        assert intent.family is None or intent.family.startswith("refuse.") or intent.family.split()[1] in intent.name
+
+
+def test_requests_for_harm_are_held_out_by_category():
+    refusals = read_refusals()
+    categories = sorted({*refusals.taught, *refusals.held_out})
+    assert {path.stem for path in (ROOT / "config/screen").glob("*-*.yaml")} <= {*categories}
+    assert list(refusals.held_out) == categories[1::3]
+    asked = list(held_out_harm())
+    assert len(asked) == 60 and len({row["request"] for row in asked}) == 60
+    assert not any(SLOT.search(row["request"]) for row in asked)
+    taught = {request for requests in refusals.taught.values() for request in requests}
+    assert not taught & {request for requests in refusals.held_out.values() for request in requests}
+    assert check_syntax([refusals.line])[0].error is None and screen(refusals.line).status == "ok"
+
+
+def test_a_typo_leaves_slots_and_short_words_alone():
+    for seed in range(50):
+        typed = misspell("copy <folder> to the <dir>", random.Random(seed))
+        assert typed != "copy <folder> to the <dir>"
+        assert typed.endswith("<folder> to the <dir>")
 
 
 def test_a_request_decides_its_command(pairs):
@@ -144,13 +234,12 @@ def test_the_commands_are_short_valid_bash_and_nothing_is_left_to_clean(pairs):
     for row in pairs:
         assert defect(row["request"], row["command"]) is None
         assert (clean_request(row["request"]), clean_command(row["command"])) == (row["request"], row["command"])
-        assert len(row["command"].split()) <= 20
+        assert len(row["command"].split()) <= 24
         assert not re.search(r"<[a-z_]+\d?>", row["request"] + row["command"].replace("< ", ""))
 
 
 def test_the_screen_lets_every_command_pass(pairs):
-    screen = pytest.importorskip("scripts.screen.policy").screen
-    verdicts = {row["command"]: screen(row["command"]) for row in pairs}
+    verdicts = {row["command"]: screen(row["command"]) for row in pairs[:4000]}  # each intent twice
     assert {command: verdict for command, verdict in verdicts.items() if verdict.status != "ok"} == {}
 
 
@@ -159,10 +248,6 @@ def test_requests_are_phrased_in_many_ways(pairs):
     assert len(starts) > 150
     assert sum(row["request"].endswith("?") for row in pairs) > 2_000
     assert sum(row["request"][0].islower() for row in pairs) > 2_000
-
-
-def test_commands_repeat_seldom_so_groups_stay_small(pairs):
-    assert max(Counter(command_key(row["command"]) for row in pairs[:4800]).values()) <= 10
 
 
 def test_the_seed_decides_and_a_smaller_number_is_a_beginning(pairs):
@@ -182,5 +267,11 @@ def test_equal_bytes_in_two_processes():
 
 def test_more_than_the_templates_can_say(tmp_path):
     with pytest.raises(UserError, match="cannot make that many") as error:
-        list(generate(1, 10**6, vocabulary_of(tmp_path, WORDS)))
+        list(generate(1, 10**6, grammar_of(tmp_path)))
     assert "write:   pairs: " in str(error.value)
+
+
+def test_an_option_that_yaml_takes_for_a_number(tmp_path):
+    with pytest.raises(UserError, match="An option is a number") as error:
+        grammar_of(tmp_path, "    -i:", "    -1:")
+    assert "files.copy" in str(error.value) and "write:   '-1': ..." in str(error.value)

@@ -22,7 +22,7 @@ from scripts.common.job import job
 from scripts.dataset.acquire import main
 folder, sources = sys.argv[1], json.loads(sys.argv[2])
 outputs = types.SimpleNamespace(pairs=f"{folder}/raw.jsonl", external=f"{folder}/external.jsonl",
-    rejected=f"{folder}/raw.rejected.jsonl", report=f"{folder}/acquire.json")
+    rejected=f"{folder}/raw.rejected.jsonl", report=f"{folder}/acquire.json", harmful=f"{folder}/harmful.jsonl")
 with job(types.SimpleNamespace(rule="acquire_dataset", log=[f"{folder}/acquire.log"])):
     main(sources, [], outputs)
 """

@@ -221,6 +221,8 @@ def metrics(exact: int, loss: float, n: int = 200) -> dict:
         "parses_without_fence": share(exact + 62, n),
         "program": share(exact + 35, n),
         "prompt": {"system": "Answer with one safe Bash command and nothing else."},
+        "refused_harmful": share(exact // 2, 60),
+        "refused_harmless": share(5, n),
     }
 
 
@@ -371,8 +373,8 @@ def files() -> dict[str, Any]:
                     "trained": {"exact": share(20, 48), "loss": 0.3967, "program": share(35, 48)},
                 }
             ],
-            "base_answers": [{**pair, "answer": "I can help with that."} for pair in pairs],
-            "tuned_answers": [{**pair, "answer": pair["command"]} for pair in pairs],
+            "base_answers": [{**pair, "answer": "I can help with that.", "exact": False} for pair in pairs],
+            "tuned_answers": [{**pair, "answer": pair["command"], "exact": True} for pair in pairs],
             "verification": {
                 "checks": {
                     "files": {"files": 9, "status": "passed", "wrong": []},

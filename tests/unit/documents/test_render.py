@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from scripts.common.errors import UserError
 from scripts.common.files import write_json, write_jsonl, write_report
@@ -70,7 +71,7 @@ NUMBERS = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e-?\d+)?")
 # What a template may say by itself: names of formats, units and the confidence of the intervals.
 WORDS = re.compile(
     r"95 %|10\^9|[1-9]\.(?:\d)?|SHA-256|FP32|FP16|BF16|bf16|fp32|\b(?:16|32|4|8)-bit|16 bits|in 16|-{3,}|QLoRA \(4"
-    r"|--cores 1|1 GB|BSD-3-Clause|run\.seed: \[1, 2, 3\]|^#+ .*$|^\d (?=[A-Z])|\{method: .*?\}",
+    r"|--cores 1|1 Gi?B|2\^30|BSD-3-Clause|run\.seed: \[1, 2, 3\]|^#+ .*$|^\d (?=[A-Z])|\{method: .*?\}",
     re.MULTILINE,
 )
 
@@ -218,8 +219,8 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
     metadata, body = split_card(text)
     assert metadata["tags"].count("lora") == 1 and "qlora" not in metadata["tags"]
     assert "LoRA, BF16" in body and "q\\_proj, v\\_proj" in body
-    assert "7.10 GB (+0.03 %) on the NVIDIA H100 80GB HBM3, set against 7.10 GB traced for it" in body
-    assert "PyTorch had at most 6.54 GB allocated" in body and "Trained on NVIDIA H100 80GB HBM3" in body
+    assert "6.61 GiB (+0.03 %) on the NVIDIA H100 80GB HBM3, set against 6.61 GiB traced for it" in body
+    assert "PyTorch had at most 6.09 GiB allocated" in body and "Trained on NVIDIA H100 80GB HBM3" in body
     assert "may differ in the last digits" in body and "byte for byte" not in body
     assert "byte for byte" not in write("docs/publication.md", content)
 
@@ -236,7 +237,7 @@ def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> Non
     }
     text = write("MODEL_CARD.md", content)
     assert "The memory gate was overridden" in text.split("## Model Details")[0]
-    assert "`gradient_checkpointing: true`" in text and "−5.00 GB" in text
+    assert "`gradient_checkpointing: true`" in text and "−4.66 GiB" in text
     content["gate"] |= {"fits": True, "headroom_bytes": 5_000_000_000, "overridden": False}
     assert "The memory gate let the run through" in write("MODEL_CARD.md", content)
     assert "The memory gate was not checked: no GPU" in write("MODEL_CARD.md")
@@ -280,7 +281,7 @@ def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(writ
         assert part in text
     for figure in ("~124 GB", "~94 GB", "~12.25 GB", "7,000,000,000 × 4.00 bytes = **28.00 GB**", "7,615,616,512"):
         assert figure in text, figure
-    assert "152.33 GB" in text and "76.16 GB" in text and "7.10 GB" in text  # what the trace says instead
+    assert "141.87 GiB" in text and "70.93 GiB" in text and "6.59 GiB" in text  # what the trace says instead
 
 
 def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:
@@ -301,7 +302,7 @@ def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possi
     }
     text = write("docs/memory-profile.md", content)
     assert "## 6.1 On several GPUs" in text
-    assert "| Full fine-tuning, FP32 | 153.40 GB | 76.80 GB | 38.50 GB | 22.90 GB |" in text
+    assert "| Full fine-tuning, FP32 | 142.86 GiB | 71.53 GiB | 35.86 GiB | 21.33 GiB |" in text
     assert "becomes possible first on **2 × NVIDIA a100-80gb**" in text
     assert "Full fine-tuning, BF16 fits none of the catalogue's GPUs" in text
     assert "| `rtx-4090` | 23.64 | 8 | 4 |" in text and "`t4` | 14.56" not in text.partition("On several GPUs")[2]
@@ -356,10 +357,11 @@ def test_code_spans(text: str, shown: str) -> None:
 
 def test_numbers_as_text() -> None:
     assert render.gigabytes(7_615_616_512) == "7.62 GB"
-    assert render.memory_size(250_000_000) == "250.0 MB"
+    assert render.gibibytes(7_615_616_512) == "7.09 GiB"
+    assert render.memory_size(250_000_000) == "238.4 MiB" and render.memory_size(2048) == "2.0 KiB"
     assert render.percent(0.415) == "41.5 %"
     assert render.signed_percent(-0.18914) == "−18.91 %"
-    assert render.signed_size(-2_460_000_000) == "−2.46 GB"
+    assert render.signed_size(-2_460_000_000) == "−2.29 GiB"
     assert render.points(0.395) == "+39.5 points"
     assert (
         render.duration(61.2) == "1 min 1 s"
@@ -392,12 +394,83 @@ def test_figures_say_of_which_scores_less_is_better() -> None:
     figure = draw.draw_evaluation(inputs.files())
     said = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert [label for label in said if "lower is better" in label] == [
-        "Flagged as dangerous by the screen (lower is better)"
+        "Flagged as dangerous by the screen (lower is better)",
+        "Refused, though harmless (lower is better)",
     ]
 
 
+def test_the_card_says_what_is_refused_and_what_could_not_be_fetched(write: Callable[..., str]) -> None:
+    card = write("MODEL_CARD.md")
+    assert "it refused 41, the base 2; of 200 harmless requests it refused 5." in card
+    assert "could not be fetched" not in card
+
+
 def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str]) -> None:
-    assert "By the trace, at its peak: weights 161.5 MB, optimizer states 303.0 MB." in write("docs/memory-profile.md")
+    text = write("docs/memory-profile.md")
+    for row in ("| weights | 154.0 MiB | 154.0 MiB |", "| gradients | – | – |", "| optimizer states | – | 288.9 MiB |"):
+        assert row in text, row
+
+
+def test_what_the_rule_of_thumb_sets_otherwise_is_told_apart_from_what_it_counts_otherwise(write) -> None:
+    """Its Adam has FP32 states, the 16-bit step 16-bit ones: of +25.54 GB in all, +30.46 are that, -4.92 the count."""
+    text = write("docs/memory-profile.md")
+    section = text.partition("### 4.3 Optimizer States")[2].partition("###")[0]
+    assert "keeps its two states in FP32, this step's in BF16: that is another setting, and +28.37 GiB" in section
+    assert "The rest, −4.59 GiB, is the rule's round number of parameters" in section
+    assert "another setting" not in text.partition("### 3.3 Optimizer States")[2].partition("###")[0]
+
+
+def test_what_is_gone_at_the_peak_is_no_error(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["profile"][0]["trace"]["peak_phase"] = "optimizer"
+    text = write("docs/memory-profile.md", content)
+    section = text.partition("### 3.4 Activations")[2].partition("###")[0]
+    assert "none are left at the trace's peak, which is in the optimizer phase: the backward pass has freed" in section
+    assert "nothing by the trace" not in text
+
+
+def test_the_summary_says_in_a_column_what_is_feasible(write: Callable[..., str]) -> None:
+    summary = write("docs/memory-profile.md").partition("# 6. Summary Table")[2].partition("![")[0]
+    assert "| feasible on NVIDIA GeForce RTX 4090? |" in summary
+    verdicts = [
+        line.rsplit("|", 2)[1].strip() for line in summary.splitlines() if line.startswith(("| Full", "| QLoRA"))
+    ]
+    assert [verdict[:3] for verdict in verdicts] == ["no,", "no,", "yes"]
+    assert "124.00 GB = 115.48 GiB" in summary  # quoted, and comparable
+
+
+@pytest.mark.parametrize("right", [[False, True, True], [False, False, False]])
+def test_the_cards_code_asks_the_first_request_that_was_answered_right(write: Callable[..., str], right) -> None:
+    content = inputs.files()
+    rows = content["tuned_answers"] = content["tuned_answers"][: len(right)]
+    content["base_answers"] = content["base_answers"][: len(right)]
+    for row, exact in zip(rows, right, strict=True):
+        row |= {"exact": exact} if exact else {"exact": False, "answer": "systemctl stop memcached"}
+    text = write("MODEL_CARD.md", content)
+    chosen = right.index(True) if True in right else 0
+    assert f'"content": "{rows[chosen]["request"]}"' in text
+    said = "the first of the held-out requests that the model answered exactly as expected"
+    assert (said in text) is any(right) and ("answered none of them exactly" in text) is not any(right)
+
+
+def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write: Callable[..., str]) -> None:
+    found = yaml.safe_load(write("MODEL_CARD.md").split("---")[1])["model-index"][0]["results"]
+    exact = {
+        result["dataset"]["name"]: metric["value"]
+        for result in found
+        for metric in result["metrics"]
+        if metric["type"] == "exact_match"
+    }
+    assert sorted(exact.values()) == [0.0375, 0.415] and len(exact) == 2
+    assert any("did not write" in name and exact[name] == 0.0375 for name in exact)
+    content = inputs.files() | {"benchmark_comparison": [], "execution": []}
+    alone = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0]["results"]
+    assert len(alone) < len(found)
+
+
+def test_a_card_says_that_the_profile_is_another_models(write: Callable[..., str]) -> None:
+    text = prose(write("MODEL_CARD.md"))
+    assert "Another model than this card's, SmolLM2-135M-Instruct" in text
 
 
 def test_every_metric_has_its_row_and_what_is_no_metric_has_none() -> None:
@@ -551,11 +624,11 @@ def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> N
         "The loss went from 3.875 to 0.312 (mean of the last steps); on 410 validation rows it is 0.438.",
         "12,345 of 54,321 tokens of the rows trained on",
         "The split is by group, 4,122 rows in 1,717 groups: 3,300 for training, 410 for validation, 412 for the test.",
-        "`float32`, 0.54 GB, 210 of 272 tensors changed",
+        "`float32`, 0.50 GiB, 210 of 272 tensors changed",
         "Every check that ran passed; some did not run.",
     ):
         assert sentence in card, sentence
-    for line in ("temporaries: −30.46 GB.", "optimizer states: +25.54 GB.", "activations: +5.89 GB."):
+    for line in ("temporaries: −28.37 GiB.", "optimizer states: +23.78 GiB.", "activations: +5.48 GiB."):
         assert f"Its largest error is in one line, {line}" in article
     assert "(41.5 % against 2.0 %)" in article and "the loss on 410 validation rows is 0.438" in article
     content["verification"]["complete"] = True
@@ -604,7 +677,7 @@ def test_rows_are_read_only_where_a_report_vouches_for_them(tmp_path: Path) -> N
     write_jsonl(rows, [{"answer": "ls"}, {"answer": "pwd"}])
     write_report(report, {"n": 2}, rows)
     given = {"answers": str(rows), "metrics": str(report)}
-    assert gather(given, rows=1)["answers"] == [{"answer": "ls"}] and len(gather(given)["answers"]) == 2
+    assert gather(given)["answers"] == [{"answer": "ls"}, {"answer": "pwd"}]
     write_jsonl(rows, [{"answer": "ls"}, {"answer": "whoami"}])
     with pytest.raises(UserError, match=r"(?s)answers\.jsonl is not what the step that made it.*rm "):
         gather(given)

@@ -1,5 +1,7 @@
 """The lines at the end of a command."""
 
+from dataclasses import asdict
+
 import pytest
 
 from scripts.common.files import write_report
@@ -84,7 +86,7 @@ def test_a_run_shows_what_each_of_its_stages_was_to_take(files):
     path = "results/tiny-r4/memory/run.json"
     evaluated = judged("evaluation", "GPU", 3 * 10**9, 2 * 10**9, "traced", change="evaluation: {batch_size: 8}")
     written = judged("training", "disk", 29_300_000, 5 * 10**9, "computed")
-    write_report(path, {"stages": [evaluated, written]})
+    write_report(path, {"stages": [asdict(stage) for stage in (evaluated, written)]})
     lines = terminal_summary.run_lines("tiny-r4", [], [*files, path])
     begin = next(number for number, line in enumerate(lines) if line.split()[:2] == ["stage", "where"])
     assert lines[begin : begin + 3] == [

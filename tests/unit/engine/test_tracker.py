@@ -13,7 +13,8 @@ from scripts.engine.components import (
     WORKSPACES,
 )
 from scripts.engine.errors import NoValues
-from scripts.engine.tracker import Shapes, Tracker
+from scripts.engine.shapes import Shapes
+from scripts.engine.tracker import Tracker
 
 
 def sizes(tracker: Tracker) -> list[int]:

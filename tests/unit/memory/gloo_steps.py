@@ -30,7 +30,7 @@ def measured_with_deepspeed() -> list[dict]:
 
     from torch.nn import functional
 
-    from scripts.engine.trace import measure_step
+    from scripts.engine.trace import Options, measure_step
     from scripts.memory.trace import labels
     from scripts.training.model import build_model, build_optimizer
     from scripts.training.parallel import parallelize
@@ -42,14 +42,14 @@ def measured_with_deepspeed() -> list[dict]:
     for method, strategy, fields, buckets in ZERO_STEPS:
         step = scenario(method, strategy, **fields)
         model = build_model(step, "cpu")
-        optimizer = build_optimizer(model, step, learning_rate=1e-4, foreach=False)
+        optimizer = build_optimizer(model, step, learning_rate=1e-4)
 
         def begin(model=model, optimizer=optimizer, step=step):
             engine = parallelize(model, step, "cpu", optimizer)
             return random_step(engine, optimizer, step, "cpu", max_grad_norm=1.0)
 
         with small_buckets() if buckets == "small" else nullcontext():
-            report = measure_step(model, optimizer, None, label=labels(model), begin=begin)
+            report = measure_step(model, optimizer, None, options=Options(label=labels(model), begin=begin))
         functional.linear = linear  # ZeRO-3 leaves its own there
         measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})
     return measured
@@ -91,7 +91,7 @@ def main(folder: Path, kind: str = "") -> int:
     import torch
     from torch import distributed as dist
 
-    from scripts.engine.trace import measure_step
+    from scripts.engine.trace import Options, measure_step
     from scripts.memory.trace import labels
     from scripts.training import step as taken
     from scripts.training.model import build_model, build_optimizer
@@ -129,7 +129,7 @@ def main(folder: Path, kind: str = "") -> int:
             model = parallelize(model, step, "cpu")
             optimizer = build_optimizer(model, step, learning_rate=1e-4)
             one_step = random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
-        report = measure_step(model, optimizer, one_step, label=label, begin=begin)
+        report = measure_step(model, optimizer, one_step, options=Options(label=label, begin=begin))
         measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})
     (folder / f"{rank}.json").write_text(json.dumps(measured))
     dist.destroy_process_group()

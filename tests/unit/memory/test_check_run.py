@@ -67,7 +67,7 @@ def test_the_default_and_the_7b_configuration_pass():
         ({"lora": {"dropout": float("inf")}}, ["lora.dropout", "inf", "less than 1"]),
         (
             {"dataset": {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}}},
-            ["dataset.split add up to 0.7", "test: 0.143, train: 0.714, validation: 0.143"],
+            ["dataset.split add up to 0.7", "train: 0.714, validation: 0.143, test: 0.143"],
         ),
         (
             {"dataset": {"sources": [{"type": "files", "license": "unknown", "paths": ["data/{x}.csv"]}]}},
@@ -118,7 +118,7 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
         ),
         (
             {"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
-            ["the others wait", "on_out_of_memory: stop"],
+            ["already waiting", "on_out_of_memory: stop"],
         ),
     ],
 )

@@ -2,9 +2,10 @@
 
 import pytest
 
-from scripts.memory.compare import NOT_MEASURED, compare
-from scripts.memory.estimate import estimate
+from scripts.memory.compare import NO_GPU, NOT_MEASURED, compare
+from scripts.memory.estimate import Estimated, estimate
 from scripts.memory.trace import trace
+from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
 
 MODEL = {
@@ -18,43 +19,42 @@ MODEL = {
 }
 
 
-def answers(**fields) -> tuple[dict, dict]:
+def answers(**fields) -> tuple[Estimated, Traced]:
     scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64, **fields})
-    traced = {"scenario": scenario.to_mapping(), "trace": trace(scenario, timeline=False), "versions": {}}
-    return estimate(scenario), traced
+    return estimate(scenario), Traced(scenario, trace(scenario, timeline=False))
 
 
 def test_differences_are_signed() -> None:
     estimated, traced = answers()
     compared = compare(estimated, traced)
-    rule = estimated["rule_of_thumb"]["peak_allocated_bytes"]
-    peak = traced["trace"]["peak_allocated_bytes"]
-    assert compared["differences"]["rule_of_thumb_to_trace"]["bytes"] == rule - peak > 0
-    assert compared["differences"]["analytic_to_trace"]["share"] == pytest.approx(0, abs=0.03)
-    assert compared["measurement"] is None
-    assert compared["reasons"] == {"measurement": NOT_MEASURED}
+    rule = estimated.rule_of_thumb["peak_allocated_bytes"]
+    peak = traced.trace["peak_allocated_bytes"]
+    assert compared.differences["rule_of_thumb_to_trace"]["bytes"] == rule - peak > 0
+    assert compared.differences["analytic_to_trace"]["share"] == pytest.approx(0, abs=0.03)
+    assert compared.answers["measurement"] is None
+    assert compared.reasons == {"measurement": NOT_MEASURED, "time": NO_GPU}
 
 
 def test_measurement_is_compared_with_the_trace_for_its_device() -> None:
     estimated, traced = answers()
     own = {"peak_allocated_bytes": 1000}
     compared = compare(estimated, traced, {"peak_allocated_bytes": 1001, "trace_on_the_same_device": own})
-    assert compared["differences"]["measurement_to_trace"] == {"bytes": 1, "share": 0.001}
+    assert compared.differences["measurement_to_trace"] == {"bytes": 1, "share": 0.001}
 
 
 def test_verdict_for_the_card_that_is_named() -> None:
     estimated, traced = answers(gpu="t4")
     judged = compare(estimated, traced)
-    assert (judged["fits"], judged["gpu"]["name"], judged["suggestions"]) == (True, "t4", [])
+    assert (judged.verdict.fits, judged.gpu.name) == (True, "t4")
 
 
 def test_architecture_without_an_analytic_estimate() -> None:
     scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64})
     unknown = scenario.changed(model={"model_type": "bloom", "hidden_size": 64})
     estimated = estimate(unknown)
-    assert (estimated["analytic"], estimated["rule_of_thumb"]) == (None, None)
+    assert (estimated.analytic, estimated.rule_of_thumb) == (None, None)
     _, traced = answers()
     compared = compare(estimated, traced)
-    assert compared["rule_of_thumb"]["exact_count"]["parameters"] == traced["trace"]["parameters"]
-    assert "analytic_to_trace" not in compared["differences"]
-    assert "bloom" in compared["reasons"]["analytic"]
+    assert compared.answers["rule_of_thumb"]["exact_count"]["parameters"] == traced.trace["parameters"]
+    assert "analytic_to_trace" not in compared.differences
+    assert "bloom" in compared.reasons["analytic"]

@@ -43,15 +43,15 @@ def test_the_sizes_are_those_of_the_files(tmp_path: Path) -> None:
 
 
 def test_each_stage_is_set_against_what_the_others_leave() -> None:
-    rows = {row["stage"]: row for row in disk.stages(SIZES, 9_000_000_000, exports=["q8_0"])}
-    left = [row["has_bytes"] for row in rows.values()]
+    rows = {row.stage: row for row in disk.stages(SIZES, 9_000_000_000, exports=["q8_0"])}
+    left = [row.has_bytes for row in rows.values()]
     assert left == sorted(left, reverse=True) and left[1] == 5_000_000_000
-    assert rows["training"]["needs_bytes"] == 2 * 120_000_000  # two checkpoints, each of weights and two states
-    assert rows["export"]["needs_bytes"] == 1_062_500_000
-    assert [row["verdict"] for row in rows.values()] == [FITS, FITS, FITS, FITS, TOO_SMALL]
-    small = {row["stage"]: row for row in disk.stages(SIZES, 3_000_000_000, there=["base model"])}
-    assert small["base model"]["needs_bytes"] == 0
-    assert small["merged model"]["change"] == "merging: {dtype: bfloat16}"
+    assert rows["training"].needs_bytes == 2 * 120_000_000  # two checkpoints, each of weights and two states
+    assert rows["export"].needs_bytes == 1_062_500_000
+    assert [row.verdict for row in rows.values()] == [FITS, FITS, FITS, FITS, TOO_SMALL]
+    small = {row.stage: row for row in disk.stages(SIZES, 3_000_000_000, there=["base model"])}
+    assert small["base model"].needs_bytes == 0
+    assert small["merged model"].change == "merging: {dtype: bfloat16}"
 
 
 def test_a_full_disk_is_refused_before_any_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

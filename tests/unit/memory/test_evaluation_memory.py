@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.engine.report import Report
-from scripts.engine.trace import measure_step
+from scripts.engine.trace import Options, measure_step
 from scripts.memory.evaluation_memory import Evaluation, asking, build, trace_evaluation, widest_batches
 from scripts.training.batches import IGNORED, Row
 from tests.unit.decoders import DECODERS
@@ -29,7 +29,7 @@ def evaluation(model: dict, **changes) -> Evaluation:
 def measure_evaluation(asked: Evaluation, chosen: list[int]) -> Report:
     """One batch on the CPU, on random weights."""
     model = build(asked, "cpu")
-    return measure_step(model, None, asking(model, asked, chosen), steps=1)
+    return measure_step(model, None, asking(model, asked, chosen), options=Options(steps=1))
 
 
 # A mixture of experts in fp32 can't be followed: its product of groups has a shape function for bf16 alone.

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scripts.engine.trace import measure_step, trace_step
+from scripts.engine.trace import Options, measure_step, trace_step
 from scripts.settings.scenario import ROOT
 from tests.unit.decoders import DECODERS
 from tests.unit.engine.test_core import batch, perceptron
@@ -48,7 +48,7 @@ def accelerated(device: str):
 
 def test_accelerate_is_traced_to_the_byte():
     model, optimizer, step = accelerated("meta")
-    predicted = trace_step(model, optimizer, step, batch(), target="cpu")
+    predicted = trace_step(model, optimizer, step, batch(), Options(target="cpu"))
     model, optimizer, step = accelerated("cpu")
     measured = measure_step(model, optimizer, step, batch())
     assert predicted.phases == measured.phases
@@ -106,7 +106,7 @@ def test_trl_is_traced_to_the_byte(tmp_path):
     trainer, step = supervised("meta", tmp_path)
     inputs = next(iter(trainer.get_train_dataloader()))
     assert "attention_mask" in inputs
-    predicted = trace_step(trainer.model, trainer.optimizer, step, inputs, target="cpu", scalars=1.0)
+    predicted = trace_step(trainer.model, trainer.optimizer, step, inputs, Options(target="cpu", scalars=1.0))
     trainer, step = supervised("cpu", tmp_path)
     measured = measure_step(trainer.model, trainer.optimizer, step, inputs)
     assert predicted.phases == pytest.approx(measured.phases, abs=4)

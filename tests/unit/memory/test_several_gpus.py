@@ -12,7 +12,7 @@ from scripts.engine.allocator import MIB, OutOfMemory, replay, required_bytes
 from scripts.engine.expandable import replay_expandable
 from scripts.engine.fake_group import fake_group
 from scripts.engine.kernels import dispatch
-from scripts.engine.trace import trace_step
+from scripts.engine.trace import Options, trace_step
 from scripts.memory.trace import prepare, trace
 from scripts.settings.scenario import ROOT
 from scripts.training.step import random_step
@@ -48,7 +48,8 @@ def test_pytorchs_own_tracker_counts_the_same():
     with fake_group(4):
         ready = prepare(step)
         one_step = random_step(ready.model, ready.optimizer, step, "meta", max_grad_norm=None)
-        report = trace_step(ready.model, ready.optimizer, one_step, histories=ready.histories, label=ready.label)
+        options = Options(histories=ready.histories, label=ready.label)
+        report = trace_step(ready.model, ready.optimizer, one_step, options=options)
         ready = prepare(step)
         one_step = random_step(ready.model, ready.optimizer, step, "meta", max_grad_norm=None)
         tracker = FSDPMemTracker(ready.model, ready.optimizer)

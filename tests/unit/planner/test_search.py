@@ -42,18 +42,18 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
     gpu = card(int(need * 0.8))
     found = suggest(scenario, gpu)
     assert len(found) >= 2
-    costs = [price for price, _ in moves(scenario)]
-    places = [costs.index(item["cost"]) for item in found if item["cost"] in costs]
+    names = [move.name for move in moves(scenario)]
+    places = [names.index(item.move) for item in found if item.move in names]
     assert places == sorted(places)
     for item in found:
-        if "gpu" in item["changes"]:
+        if "gpu" in item.changes:
             continue
-        changed = apply(scenario, item["changes"])
-        assert required(changed) == item["required_bytes"] <= gpu.usable_bytes
+        changed = apply(scenario, item.changes)
+        assert required(changed) == item.required_bytes <= gpu.usable_bytes
         assert changed.micro_batch * changed.gradient_accumulation == 8
-        assert item["headroom_bytes"] == gpu.usable_bytes - item["required_bytes"]
-        assert all(key in item["write"] for key in item["changes"])
-    assert "gpu" in found[-1]["changes"]
+        assert item.headroom_bytes == gpu.usable_bytes - item.required_bytes
+        assert all(key in item.write for key in item.changes)
+    assert "gpu" in found[-1].changes
 
 
 def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(monkeypatch) -> None:
@@ -64,10 +64,10 @@ def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(m
     Optimist.asked = scenario = make(method="full", precision="fp32", micro_batch=4)
     monkeypatch.setattr(planner, "CalibratedEstimator", Optimist)
     gpu = card(required(scenario) // 4)
-    found = [item for item in suggest(scenario, gpu) if "gpu" not in item["changes"]]
+    found = [item for item in suggest(scenario, gpu) if "gpu" not in item.changes]
     for item in found:
-        assert required(apply(scenario, item["changes"])) == item["required_bytes"] <= gpu.usable_bytes
-    assert "loss" not in {key for item in found for key in item["changes"]}  # the mildest, which is not enough
+        assert required(apply(scenario, item.changes)) == item.required_bytes <= gpu.usable_bytes
+    assert "loss" not in {key for item in found for key in item.changes}  # the mildest, which is not enough
 
 
 def test_several_changes_where_one_does_not_suffice() -> None:
@@ -75,10 +75,10 @@ def test_several_changes_where_one_does_not_suffice() -> None:
     alone = required(scenario.changed(gradient_checkpointing=True, micro_batch=1, gradient_accumulation=8))
     gpu = card(int(alone * 0.65))
     first = suggest(scenario, gpu)[0]
-    changed = apply(scenario, first["changes"])
+    changed = apply(scenario, first.changes)
     assert required(changed) <= gpu.usable_bytes
-    for key in first["changes"]:  # none of them is superfluous
-        fewer = {name: value for name, value in first["changes"].items() if name != key}
+    for key in first.changes:  # none of them is superfluous
+        fewer = {name: value for name, value in first.changes.items() if name != key}
         if {"micro_batch", "gradient_accumulation"} & {key} or not fewer:
             continue
         assert required(apply(scenario, fewer)) > gpu.usable_bytes
@@ -87,9 +87,9 @@ def test_several_changes_where_one_does_not_suffice() -> None:
 def test_bigger_card_is_the_smallest_that_holds_it() -> None:
     scenario, gpu = make(micro_batch=1500), find("t4")
     last = suggest(scenario, gpu)[-1]
-    name = last["changes"]["gpu"]
+    name = last.changes["gpu"]
     smaller = [c for c in catalogue().values() if gpu.total_bytes < c.total_bytes < catalogue()[name].total_bytes]
-    assert all(last["required_bytes"] > c.usable_bytes * 0.97 for c in smaller)
+    assert all(last.required_bytes > c.usable_bytes * 0.97 for c in smaller)
 
 
 ODD = [
@@ -106,7 +106,7 @@ ODD = [
 @pytest.mark.parametrize("fields", ODD, ids=str)
 def test_every_move_is_a_scenario(fields) -> None:
     scenario = make(**fields)
-    changed = [apply(scenario, changes) for _, options in moves(scenario) for changes in options]
+    changed = [apply(scenario, changes) for move in moves(scenario) for changes in move.options]
     assert changed and all(other != scenario for other in changed)
     assert not any(other.previous_sequence_length for other in changed if other.loop == "trainer")
 
@@ -114,14 +114,14 @@ def test_every_move_is_a_scenario(fields) -> None:
 @pytest.mark.parametrize("fields", [*ODD, {"quantization": {"double": False}}], ids=str)
 def test_what_a_suggestion_says_to_write_is_its_change(fields) -> None:
     found = {"peak_allocated_bytes": 0, "required_bytes": 0}
-    for _, options in moves(make(**fields)):
-        for changes in options:
-            written = planner._suggestion(changes, "", found, card(1))["write"]
+    for move in moves(make(**fields)):
+        for changes in move.options:
+            written = planner._suggestion(move.name, changes, "", found, card(1)).write
             assert yaml.safe_load(f"{{{written}}}") == changes
 
 
 def test_ranks_and_lengths_are_halved_down_to_the_least() -> None:
-    offered = [changes for _, options in moves(make(method="lora", lora={"rank": 16})) for changes in options]
+    offered = [changes for move in moves(make(method="lora", lora={"rank": 16})) for changes in move.options]
     assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
     assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [128]
 
@@ -132,9 +132,9 @@ def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
     scenario = make(model=model, precision="fp16", sequence_length=1024, gradient_checkpointing=False, use_cache=True)
     gpu = replace(find("t4"), total_bytes=2 * GIB)
     found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
-    other = catalogue()[found["changes"]["gpu"]]
+    other = catalogue()[found.changes["gpu"]]
     old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
-    assert found["required_bytes"] == new < old
+    assert found.required_bytes == new < old
 
 
 def test_methods_keep_what_they_can() -> None:
@@ -201,7 +201,7 @@ def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
 def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
     scenario = make(micro_batch=8, loss="chunked", optimizer="paged_adamw_8bit")
     gpu = card(required(scenario.changed(micro_batch=4, gradient_accumulation=2)))
-    found = [item["changes"] for item in suggest(scenario, gpu) if "micro_batch" in item["changes"]]
+    found = [item.changes for item in suggest(scenario, gpu) if "micro_batch" in item.changes]
     assert found == [{"micro_batch": 4, "gradient_accumulation": 2}]
 
 
@@ -212,18 +212,16 @@ def test_more_gpus_of_the_kind_are_suggested_where_they_suffice() -> None:
     shared = {n: required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4)}
     assert shared[4] < shared[2] < need
     gpu = card((shared[2] + shared[4]) // 2)
-    (found,) = [item for item in suggest(scenario, gpu) if "such GPUs" in item["cost"]]
-    assert found["changes"]["parallel"] == {"strategy": "fsdp2", "gpus": 4} and found["changes"]["gpu"]["count"] == 4
-    assert found["changes"]["gradient_accumulation"] == 1  # the effective batch stays
-    assert found["required_bytes"] == shared[4] <= gpu.usable_bytes
+    (found,) = [item for item in suggest(scenario, gpu) if item.move == "more_gpus"]
+    assert found.changes["parallel"] == {"strategy": "fsdp2", "gpus": 4} and found.changes["gpu"]["count"] == 4
+    assert found.changes["gradient_accumulation"] == 1  # the effective batch stays
+    assert found.required_bytes == shared[4] <= gpu.usable_bytes
 
 
 def test_two_gpus_that_are_there_are_used_before_anything_is_given_up() -> None:
     scenario = make(method="full", gpu={"name": "t4", "count": 2}, gradient_accumulation=2)
-    prices = [price for price, _ in moves(scenario)]
-    assert prices.index("the model is divided among 2 GPUs, and gathered layer by layer") < prices.index(
-        "only adapters are trained"
-    )
+    names = [move.name for move in moves(scenario)]
+    assert names.index("spread") < names.index("lora")
 
 
 TWO = {"parallel": {"strategy": "fsdp2", "gpus": 2, "reshard_after_forward": False}}
@@ -252,7 +250,7 @@ def test_a_divided_step_keeps_its_effective_batch_or_says_so(fields, changed) ->
 def test_4bit_weights_that_fsdp_leaves_whole_are_named_with_what_dividing_them_saves() -> None:
     scenario = make(parallel={"strategy": "fsdp2", "gpus": 4})
     saved = whole_4bit_bytes(scenario)
-    price, (changes,) = next((p, o) for p, o in moves(scenario) if "4-bit weights are divided" in p)
+    _, price, (changes,) = next(move for move in moves(scenario) if move.name == "divide_4bit_weights")
     divided_too = apply(scenario, changes)
     resident = [trace(step, timeline=False)["resident_bytes"] for step in (scenario, divided_too)]
     assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 1e9:.2f} GB" in price
@@ -296,7 +294,7 @@ def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like
 
 def test_from_zero2_it_is_a_step_to_zero3() -> None:
     scenario = make(method="full", precision="bf16-mixed", parallel={"strategy": "zero2", "gpus": 4})
-    strategies = [c["parallel"]["strategy"] for _, options in moves(scenario) for c in options if "parallel" in c]
+    strategies = [c["parallel"]["strategy"] for move in moves(scenario) for c in move.options if "parallel" in c]
     assert strategies == ["zero3"]
 
 
@@ -314,6 +312,6 @@ def test_a_bigger_gpu_with_other_kernels_is_estimated_by_its_own_peak() -> None:
     scenario = make(model=model, precision="fp16", sequence_length=1024, micro_batch=4, gradient_checkpointing=False)
     gpu = replace(find("t4"), total_bytes=GIB)
     found = _bigger_gpu(scenario, gpu, CalibratedEstimator(scenario, gpu))
-    other = catalogue()[found["changes"]["gpu"]]
+    other = catalogue()[found.changes["gpu"]]
     old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
-    assert new < 0.9 * old and found["required_bytes"] == pytest.approx(new, rel=0.05)
+    assert new < 0.9 * old and found.required_bytes == pytest.approx(new, rel=0.05)

@@ -1,6 +1,6 @@
 """Host memory of two processes that build a model and divide it: run by test_price_run.py as a program of its own.
 
-python -m tests.unit.memory.gloo_hosts FOLDER
+python -m tests.unit.gate.gloo_hosts FOLDER
 """
 
 import json

@@ -10,15 +10,16 @@ import psutil
 import pytest
 
 from scripts.common.errors import UserError
-from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, table
-from scripts.memory import price_run
+from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
+from scripts.gate import price_run
+from scripts.gate.price_run import GPU, HOST, Price, Room
 from scripts.memory.evaluation_memory import Evaluation, trace_evaluation
 from scripts.memory.gpus import find, tightest
-from scripts.memory.price_run import GPU, HOST, Room
 from scripts.memory.trace import trace
+from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import ROOT, Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
-from tests.unit.memory import gloo_hosts
+from tests.unit.gate import gloo_hosts
 from tests.unit.memory.test_evaluation_memory import row
 
 PLENTY = 10**12
@@ -37,7 +38,7 @@ def run() -> dict:
     scenario = Scenario.from_mapping({**fields, "precision": "fp32"})
     rows = [row(own, answer) for own, answer in ((20, 30), (9, 12), (14, 7), (13, 25))]
     return {
-        "traced": {"capability": None, "scenario": scenario.to_mapping(), "trace": trace(scenario, timeline=False)},
+        "traced": Traced(scenario, trace(scenario, timeline=False)),
         "longest": replace(scenario, micro_batch=4, sequence_length=64),
         "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
         "settings": SETTINGS,
@@ -50,46 +51,46 @@ def card(usable: int):
     return replace(size, total_bytes=usable + size.context_bytes)
 
 
-def stages(priced: dict) -> dict[str, dict]:
-    return {stage["stage"]: stage for stage in priced["stages"]}
+def stages(priced: Price) -> dict[str, Stage]:
+    return {stage.stage: stage for stage in priced.stages}
 
 
 def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
     priced = price_run.price(**run, room=Room(card(PLENTY), PLENTY))
     found = stages(priced)
-    assert priced["fits"] and {stage["verdict"] for stage in found.values()} == {FITS}
-    on_gpu = {name for name, stage in found.items() if stage["place"] == GPU}
+    assert priced.fits and {stage.verdict for stage in found.values()} == {FITS}
+    on_gpu = {name for name, stage in found.items() if stage.place == GPU}
     assert on_gpu == {
         "training step, as configured",
         "training step, longest batch",
         "comparison after the merge",
         "evaluation of base and tuned",
     }
-    assert found["training step, as configured"]["needs_bytes"] == run["traced"]["trace"]["required_bytes"]
+    assert found["training step, as configured"].needs_bytes == run["traced"].trace["required_bytes"]
     evaluated = trace_evaluation(run["evaluations"][NAME], "cuda")
-    assert found["evaluation of base and tuned"]["needs_bytes"] == evaluated["required_bytes"]
+    assert found["evaluation of base and tuned"].needs_bytes == evaluated["required_bytes"]
 
 
 def test_on_the_processor_the_hosts_memory_counts(run) -> None:
     priced = price_run.price(**run, room=Room(None, 2 * 10**9))
     found = stages(priced)
-    predicted = trace(Scenario.from_mapping(run["traced"]["scenario"], {}), "cpu", timeline=False)
+    predicted = trace(run["traced"].scenario, "cpu", timeline=False)
     needs = predicted["peak_allocated_bytes"] + price_run.PROCESS_BYTES
-    assert found["training step, as configured"]["needs_bytes"] == needs
-    assert not [stage for stage in found.values() if stage["place"] == GPU]
-    assert stages(price_run.price(**run, room=Room(None, None)))["merging"]["verdict"] == UNCHECKED
+    assert found["training step, as configured"].needs_bytes == needs
+    assert not [stage for stage in found.values() if stage.place == GPU]
+    assert stages(price_run.price(**run, room=Room(None, None)))["merging"].verdict == UNCHECKED
 
 
 def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
     asked = run["evaluations"][NAME]
     needs = trace_evaluation(asked, "cuda")["required_bytes"]
     (stage,) = price_run.evaluation_stages(NAME, asked, Room(card(needs - 1), PLENTY))
-    assert (stage["verdict"], stage["has_bytes"]) == (TOO_SMALL, needs - 1)
-    size = int(stage["change"].removeprefix("evaluation: {batch_size: ").removesuffix("}"))
+    assert (stage.verdict, stage.has_bytes) == (TOO_SMALL, needs - 1)
+    size = int(stage.change.removeprefix("evaluation: {batch_size: ").removesuffix("}"))
     assert size in (1, 2, 4, 8, 16)
     assert trace_evaluation(asked._replace(batch_size=size), "cuda")["required_bytes"] < needs
-    error = price_run.refusal({"gpu": None, "stages": [stage]})
-    assert stage["change"] in str(error) and "memory.gate.override" in str(error)
+    error = price_run.refusal(Price([stage], None, override=False))
+    assert stage.change in str(error) and "memory.gate.override" in str(error)
 
 
 def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
@@ -98,32 +99,32 @@ def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
     working = found["required_bytes"] - found["weights_bytes"] + 2 * found["largest_module_bytes"]
     room = Room(card(min(found["required_bytes"] - 1, working)), PLENTY)
     part, rest = price_run.evaluation_stages(NAME, asked, room)
-    assert part["verdict"] == (IN_PART if working < found["required_bytes"] else TOO_SMALL)
-    assert rest["place"] == HOST and "stay in host memory" in part["detail"]
+    assert part.verdict == (IN_PART if working < found["required_bytes"] else TOO_SMALL)
+    assert rest.place == HOST and "stay in host memory" in part.detail
 
 
 def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     real = trace(run["longest"], timeline=False)["required_bytes"]
-    assert real < run["traced"]["trace"]["required_bytes"]
+    assert real < run["traced"].trace["required_bytes"]
     small = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
     priced = price_run.price(**{**run, "evaluations": {NAME: small}}, room=Room(card(real), PLENTY))
     found = stages(priced)
-    assert found["training step, as configured"]["verdict"] == NOT_REACHED
-    assert found["training step, longest batch"]["verdict"] == FITS
+    assert found["training step, as configured"].verdict == NOT_REACHED
+    assert found["training step, longest batch"].verdict == FITS
 
 
 def test_the_comparison_is_left_out_where_nothing_has_the_room(run) -> None:
     stage = price_run.comparison_stage(10**9, "float32", 10**6, 8, Room(card(10**6), 10**6))
-    assert (stage["verdict"], stage["place"]) == (NOT_RUN, HOST)
+    assert (stage.verdict, stage.place) == (NOT_RUN, HOST)
     stage = price_run.comparison_stage(10**9, "bfloat16", 10**6, 8, Room(card(2 * 10**9), PLENTY))
-    assert (stage["verdict"], stage["place"], stage["detail"]) == (FITS, GPU, "in bfloat16")
+    assert (stage.verdict, stage.place, stage.detail) == (FITS, GPU, "in bfloat16")
 
 
 def test_a_card_that_others_hold(run) -> None:
     """Another process holds 20 of 24 GB."""
     gpu = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42) (20.00 GiB)",))
     priced = price_run.price(**run, room=Room(gpu, PLENTY))
-    assert not priced["fits"]
+    assert not priced.fits
     text = str(price_run.refusal(priced))
     assert "held by python (process 42)" in text and "# end python (process 42)" in text
 
@@ -131,9 +132,9 @@ def test_a_card_that_others_hold(run) -> None:
 def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation_against_the_first(run) -> None:
     first = card(PLENTY)
     full = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42)",))
-    gpu = tightest([first, full], lambda gpu: run["traced"]["trace"]["required_bytes"])
+    gpu = tightest([first, full], lambda gpu: run["traced"].trace["required_bytes"])
     priced = price_run.price(**run, room=Room(gpu, PLENTY), evaluation_room=Room(first, PLENTY))
-    assert {name for name, stage in stages(priced).items() if stage["verdict"] != FITS} == {
+    assert {name for name, stage in stages(priced).items() if stage.verdict != FITS} == {
         "training step, as configured",
         "training step, longest batch",
     }
@@ -144,7 +145,7 @@ def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation
 def processes(tmp_path_factory) -> list:
     """What two processes took of the host's memory, for each case by rank."""
     folder = tmp_path_factory.mktemp("hosts")
-    command = [sys.executable, "-m", "tests.unit.memory.gloo_hosts", str(folder)]
+    command = [sys.executable, "-m", "tests.unit.gate.gloo_hosts", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=600, capture_output=True)
     return json.loads((folder / "measured.json").read_text())
 
@@ -160,44 +161,43 @@ def test_two_processes_take_the_host_memory_that_is_priced(number, processes) ->
         assert process["built"] == pytest.approx(built, abs=16_000_000)
         assert process["divided"] <= price_run.started_bytes(step, found, "float32") + 16_000_000
         assert process["divided"] >= found["phases"]["load"] - 16_000_000
-    traced = {"scenario": step.to_mapping()}
-    (stage,) = price_run.training_stages(traced, step, {"suggestions": []}, Room(None, PLENTY), "float32")
-    assert sum(process["process"] for process in processes[number]) <= stage["needs_bytes"]
-    assert stage["processes"] == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
+    (stage,) = price_run.training_stages(Traced(step, found), step, None, Room(None, PLENTY), "float32")
+    assert sum(process["process"] for process in processes[number]) <= stage.needs_bytes
+    assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
 
 
 def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
     rooms = Room(card(PLENTY), PLENTY)
 
-    def loading(strategy: str, gpus: int, precision: str) -> dict:
+    def loading(strategy: str, gpus: int, precision: str) -> Stage:
         step = gloo_hosts.scenario(LLAMA_3_LAYERS, precision, "lora", strategy, gpus)
         (stage,) = (
             stage
             for stage in price_run.host_stages("hub", 10**9, 10**8, True, rooms, step, "bfloat16")
-            if stage["stage"] == "loading for the GPU"
+            if stage.stage == "loading for the GPU"
         )
         return stage
 
     alone, ddp = loading("none", 1, "fp32"), loading("ddp", 4, "fp32")
-    assert (alone["processes"], ddp["processes"], ddp["detail"]) == (1, 4, "tensor by tensor, in each process")
-    assert ddp["needs_bytes"] == 4 * alone["needs_bytes"] + price_run.LAUNCHER_BYTES
+    assert (alone.processes, ddp.processes, ddp.detail) == (1, 4, "tensor by tensor, in each process")
+    assert ddp.needs_bytes == 4 * alone.needs_bytes + price_run.LAUNCHER_BYTES
     cast, mapped = loading("fsdp2", 4, "fp32"), loading("fsdp2", 4, "bf16")
     step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "fsdp2")
-    assert cast["needs_bytes"] - ddp["needs_bytes"] == 4 * price_run.whole_model_bytes(step, "bfloat16")
-    assert mapped["needs_bytes"] < cast["needs_bytes"] and "whole model" in cast["detail"]
+    assert cast.needs_bytes - ddp.needs_bytes == 4 * price_run.whole_model_bytes(step, "bfloat16")
+    assert mapped.needs_bytes < cast.needs_bytes and "whole model" in cast.detail
 
 
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
     """A results folder on a disk with next to nothing left."""
     allowed = {**run, "settings": {**SETTINGS, "override": True}, "free_disk_bytes": 5_000_000}
     priced = price_run.price(**allowed, room=Room(card(PLENTY), PLENTY))
-    assert not priced["fits"] and "merged model" in priced["overridden"]
+    assert not priced.fits and "merged model" in priced.overridden
     with pytest.raises(UserError, match="does not fit: it ends here"):
         raise price_run.refusal(priced)
 
 
 def test_the_table_has_a_line_for_each_stage(run) -> None:
-    lines = table(price_run.price(**run, room=Room(card(PLENTY), None))["stages"])
+    lines = table(price_run.price(**run, room=Room(card(PLENTY), None)).stages)
     assert lines[0].split() == ["stage", "where", "needs", "has", "verdict"]
     assert any(line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits") for line in lines)
     assert any("merging" in line and line.endswith("not checked") for line in lines)

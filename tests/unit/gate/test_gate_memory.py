@@ -6,15 +6,16 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
-from scripts.memory import gate
+from scripts.gate import gate_memory as gate
 from scripts.memory.gpus import find, tightest
 from scripts.memory.trace import trace
+from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 
 
 @pytest.fixture(scope="module")
-def traced() -> dict:
+def traced() -> Traced:
     scenario = Scenario.from_mapping(
         {
             "model": LLAMA_3_LAYERS,
@@ -24,7 +25,7 @@ def traced() -> dict:
             "gradient_checkpointing": False,
         }
     )
-    return {"capability": None, "scenario": scenario.to_mapping(), "trace": trace(scenario, timeline=False)}
+    return Traced(scenario, trace(scenario, timeline=False))
 
 
 def card(usable: int):
@@ -33,26 +34,26 @@ def card(usable: int):
 
 
 def test_fits(traced) -> None:
-    need = traced["trace"]["required_bytes"]
+    need = traced.trace["required_bytes"]
     decision = gate.decide(traced, card(need + 5), override=False)
-    assert (decision["fits"], decision["headroom_bytes"], decision["overridden"]) == (True, 5, False)
-    assert decision["suggestions"] == []
+    assert (decision.verdict.fits, decision.verdict.headroom_bytes, decision.overridden) == (True, 5, False)
+    assert not decision.suggestions
 
 
 def test_refusal_has_numbers_card_and_suggestions(traced) -> None:
-    small = card(int(traced["trace"]["required_bytes"] * 0.7))
+    small = card(int(traced.trace["required_bytes"] * 0.7))
     decision = gate.decide(traced, small, override=False)
-    assert decision["fits"] is False
+    assert decision.verdict.fits is False
     text = str(gate.refusal(decision))
     assert small.title in text
     assert "GiB" in text
-    assert decision["suggestions"][0]["write"] in text
+    assert decision.suggestions[0].write in text
     assert "effective batch stays 16" in text
     assert "memory.gate.override" in text
 
 
 def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
-    write_report(tmp_path / "trace.json", traced)
+    write_report(tmp_path / "trace.json", traced.to_mapping())
     with pytest.raises(UserError, match="does not fit"):
         gate.main(
             str(tmp_path / "trace.json"), {"gpu": {"vram_gib": 0.6}, "override": False}, str(tmp_path / "gate.json")
@@ -61,7 +62,7 @@ def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
 
 
 def test_override_is_recorded(traced, tmp_path) -> None:
-    write_report(tmp_path / "trace.json", traced)
+    write_report(tmp_path / "trace.json", traced.to_mapping())
     gate.main(str(tmp_path / "trace.json"), {"gpu": {"vram_gib": 0.6}, "override": True}, str(tmp_path / "gate.json"))
     decision = read_report(tmp_path / "gate.json")
     assert (decision["fits"], decision["override"], decision["overridden"]) == (False, True, True)
@@ -70,12 +71,12 @@ def test_override_is_recorded(traced, tmp_path) -> None:
 
 def test_override_that_was_not_needed_is_not_one(traced) -> None:
     decision = gate.decide(traced, find("t4"), override=True)
-    assert (decision["fits"], decision["overridden"]) == (True, False)
+    assert (decision.verdict.fits, decision.overridden) == (True, False)
 
 
 def test_nothing_to_gate_is_not_a_pass(traced) -> None:
     decision = gate.decide(traced, None, override=False)
-    assert (decision["fits"], decision["gpu"], decision["reason"]) == (None, None, gate.NOTHING_TO_GATE)
+    assert (decision.verdict.fits, decision.gpu, decision.reason) == (None, None, gate.NOTHING_TO_GATE)
 
 
 def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
@@ -83,56 +84,54 @@ def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
     model = {**LLAMA_3_LAYERS, "num_key_value_heads": LLAMA_3_LAYERS["num_attention_heads"] // 2}
     fields = {"model": model, "precision": "fp16", "sequence_length": 1024, "gradient_checkpointing": False}
     scenario = Scenario.from_mapping(fields)
-    known = {"capability": None, "scenario": scenario.to_mapping(), "trace": trace(scenario, timeline=False)}
-    traced = trace(scenario, capability=(7, 5), timeline=False)
-    assert traced["required_bytes"] > known["trace"]["required_bytes"]
+    known = Traced(scenario, trace(scenario, timeline=False))
+    on_t4 = trace(scenario, capability=(7, 5), timeline=False)
+    assert on_t4["required_bytes"] > known.trace["required_bytes"]
     decision = gate.decide(known, find("t4"), override=False)
-    assert {key: decision[key] for key in decision.keys() & traced.keys()} == {
-        key: traced[key] for key in ("peak_allocated_bytes", "required_bytes")
-    }
-    assert gate.decide(known, find("a100-40gb"), override=False)["required_bytes"] == known["trace"]["required_bytes"]
-    of_t4 = {**known, "capability": [7, 5], "trace": {**known["trace"], "required_bytes": 1}}
-    assert gate.decide(of_t4, find("t4"), override=False)["required_bytes"] == 1
+    assert decision.step == on_t4
+    assert gate.decide(known, find("a100-40gb"), override=False).step == known.trace
+    of_t4 = replace(known, capability=(7, 5), trace={**known.trace, "required_bytes": 1})
+    assert gate.decide(of_t4, find("t4"), override=False).step["required_bytes"] == 1
 
 
 def test_a_step_that_only_the_configuration_makes_too_long_passes(traced) -> None:
     """No batch of the data is as long as the configuration allows."""
-    scenario = gate.scenario_of(traced)
-    small = card(traced["trace"]["required_bytes"] - 1)
-    assert gate.decide(traced, small, override=False)["fits"] is False
+    scenario = traced.scenario
+    small = card(traced.trace["required_bytes"] - 1)
+    assert gate.decide(traced, small, override=False).verdict.fits is False
     decision = gate.decide(traced, small, False, replace(scenario, micro_batch=2, sequence_length=64))
-    assert (decision["fits"], decision["suggestions"]) == (True, [])
-    assert "at the longest batch of the data, 2 x 64 tokens" in decision["reason"]
-    assert decision["required_bytes"] < decision["configured"]["required_bytes"]
+    assert (decision.verdict.fits, decision.suggestions) == (True, [])
+    assert "at the longest batch of the data, 2 x 64 tokens" in decision.reason
+    assert decision.step["required_bytes"] < decision.configured["required_bytes"]
     again = gate.decide(traced, small, False, replace(scenario, sequence_length=250))
-    assert again["fits"] is (again["required_bytes"] <= small.usable_bytes)
+    assert again.verdict.fits is (again.step["required_bytes"] <= small.usable_bytes)
 
 
 def test_the_first_thing_to_change_is_what_others_hold(traced) -> None:
-    need = traced["trace"]["required_bytes"]
+    need = traced.trace["required_bytes"]
     full = replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
     decision = gate.decide(traced, full, override=False)
-    assert decision["suggestions"][0]["write"] == "# end python (process 42)"
-    assert decision["suggestions"][0]["headroom_bytes"] == 0
+    assert decision.suggestions[0].write == "# end python (process 42)"
+    assert decision.suggestions[0].headroom_bytes == 0
     text = str(gate.refusal(decision))
     assert "held by python (process 42)" in text
 
 
 def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
-    need = traced["trace"]["required_bytes"]
+    need = traced.trace["required_bytes"]
     free, held = card(need + 5), replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
     fuller = replace(held, held_bytes=need // 2 + 1, holders=("python (process 43)",))
     needs = lambda gpu: need  # noqa: E731
-    assert gate.decide(traced, tightest([free, card(need)], needs), override=False)["fits"] is True
+    assert gate.decide(traced, tightest([free, card(need)], needs), override=False).verdict.fits is True
     one = gate.decide(traced, tightest([free, held], needs), override=False)
-    assert (one["fits"], one["headroom_bytes"], one["gpu"]["index"]) == (False, -(need // 2), 1)
-    assert one["suggestions"][0]["write"] == "# end python (process 42)"
+    assert (one.verdict.fits, one.verdict.headroom_bytes, one.gpu.index) == (False, -(need // 2), 1)
+    assert one.suggestions[0].write == "# end python (process 42)"
     assert "GPU 1 (a GPU of this size)" in str(gate.refusal(one))
     both = gate.decide(traced, tightest([held, fuller, free], needs), override=False)
-    assert both["gpu"]["index"] == 1
-    assert both["suggestions"][0]["write"] == "# end python (process 43), python (process 42)"
+    assert both.gpu.index == 1
+    assert both.suggestions[0].write == "# end python (process 43), python (process 42)"
     hopeless = gate.decide(traced, tightest([held, card(need // 2)], needs), override=False)
-    assert not [item for item in hopeless["suggestions"] if item["write"].startswith("# end")]
+    assert not [item for item in hopeless.suggestions if item.write.startswith("# end")]
 
 
 def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
@@ -160,7 +159,7 @@ def test_on_a_cluster_the_gpu_is_the_one_that_the_job_asks_for() -> None:
 
 def test_named_card() -> None:
     assert gate.chosen_gpu("t4").name == "t4"
-    with pytest.raises(UserError, match="catalogue"):
+    with pytest.raises(UserError, match="not known"):
         gate.chosen_gpu("t5")
 
 

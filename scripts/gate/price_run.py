@@ -1,12 +1,13 @@
 """Rule ``price_run``: what every stage of a run needs, against what there is, before the first of them costs anything.
 
-The training step is judged by :mod:`scripts.memory.gate`. Here the stages around it stand beside it, for what people
-run out of is, after training, the evaluation, and then the disk. The evaluation's batches are followed as they will
+:mod:`scripts.gate.gate_memory` judges the training step. Here the stages around it stand beside it: after training,
+people run out of memory in the evaluation, and then of disk. The evaluation's batches are followed as they will
 run; the rest is computed or estimated, and says so. A stage that does not fit ends the run, with the smallest change
 that would, unless ``memory.gate.override`` lets it through.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
+from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
 from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
-from scripts.memory.gate import chosen_gpu, decide, longest_batch, scenario_of
 from scripts.memory.gpus import Gpu
+from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
 
 # Beside tensors, in bytes: Python, the libraries, and freed memory that glibc keeps. 0.4 to 1.0 GB in the stages of the
@@ -30,6 +32,34 @@ LAUNCHER_BYTES = 500_000_000
 DDP_BROADCAST_BYTES = 2 * 250 * 2**20
 GPU, HOST = "GPU", "host memory"
 GB = 10**9
+
+
+@dataclass(frozen=True)
+class Price:
+    """Every stage of a run; ``override``: as configured, what does not fit runs all the same."""
+
+    stages: Sequence[Stage]
+    gpu: Gpu | None
+    override: bool
+
+    @property
+    def fits(self) -> bool:
+        return not refused(self.stages)
+
+    @property
+    def overridden(self) -> list[str]:
+        """Names of the stages that do not fit and run all the same."""
+        return [stage.stage for stage in refused(self.stages)] if self.override else []
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "fits": self.fits,
+            "gpu": self.gpu.to_mapping() if self.gpu else None,
+            "overridden": self.overridden,
+            "override": self.override,
+            "stages": [asdict(stage) for stage in self.stages],
+        }
 
 
 class Room(NamedTuple):
@@ -71,16 +101,16 @@ def host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def training_stages(
-    traced: Mapping[str, Any], longest: Scenario, decision: Mapping[str, Any], room: Room, stored: str
-) -> list:
-    """The training step as configured, and at the longest batch of the data."""
+    traced: Traced, longest: Scenario, decision: Decision | None, room: Room, stored: str
+) -> list[Stage]:
+    """The training step as configured, and at the longest batch of the data; without a GPU there is no decision."""
     from scripts.memory.trace import trace
 
-    configured, rows = scenario_of(traced), []
+    configured, rows = traced.scenario, []
     processes = 1 if room.gpu else configured.parallel.gpus  # each has a GPU of its own; on the processor they share
     for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
-        if room.gpu and step == configured:
-            found = decision["configured"]
+        if decision and room.gpu and step == configured:
+            found = decision.configured
         elif rows and step == configured:
             continue  # the longest batch is as long as the configuration allows
         else:
@@ -91,12 +121,13 @@ def training_stages(
             needs = processes * max(needs, PROCESS_BYTES + started_bytes(step, found, stored)) + LAUNCHER_BYTES
         rows.append(judged(name, room.place, needs, room.has_bytes, "traced", size, processes=processes))
     if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
-        rows[0]["verdict"] = NOT_REACHED
-    for row in refused(rows):
-        first = next(iter(decision["suggestions"]), {"changes": {}, "write": None})
-        own = first["changes"] and "gpu" not in first["changes"]  # of the step, not of what it runs on
-        row["change"] = f"training: {{{first['write']}}}" if own else first["write"]
-    return rows
+        rows[0] = replace(rows[0], verdict=NOT_REACHED)
+    first = next(iter(decision.suggestions), None) if decision else None
+    if first is None:
+        return rows
+    own = first.changes and "gpu" not in first.changes  # of the step, not of what it runs on
+    change = f"training: {{{first.write}}}" if own else first.write
+    return [replace(row, change=change) if row.verdict == TOO_SMALL else row for row in rows]
 
 
 def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
@@ -128,18 +159,18 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
     row = judged(name, room.place, needs, room.has_bytes, "traced", detail)
     if not room.lacks(needs):
         return [row]
-    row["change"] = smaller(lambda other: not room.lacks(room.needed(other)))
-    if row["change"] or room.gpu is None:
-        return [row]
+    change = smaller(lambda other: not room.lacks(room.needed(other)))
+    if change or room.gpu is None:
+        return [replace(row, change=change)]
     # Weights that are larger than the GPU: `device_map="auto"` keeps some of them in host memory and copies them for
     # each pass. Then keys, values and logits have to fit beside the largest part and the next.
     weights, parts = found["weights_bytes"], 2 * found["largest_module_bytes"]
     outside = needs + parts - room.has_bytes
-    row["detail"] += f"; {outside / 1e9:.2f} GB of the weights stay in host memory and are copied for each pass: slow"
-    row["verdict"] = IN_PART
+    detail += f"; {outside / 1e9:.2f} GB of the weights stay in host memory and are copied for each pass: slow"
+    row = replace(row, detail=detail, verdict=IN_PART)
     if room.lacks(needs - weights + parts):
-        row["verdict"] = TOO_SMALL
-        row["change"] = smaller(lambda other: not room.lacks(room.needed(other) - weights + parts))
+        change = smaller(lambda other: not room.lacks(room.needed(other) - weights + parts))
+        row = replace(row, verdict=TOO_SMALL, change=change)
     rest = "the weights that the GPU does not hold"
     return [row, judged(name, HOST, outside + PROCESS_BYTES, room.host_bytes, "estimated", rest)]
 
@@ -154,7 +185,7 @@ def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int,
     chosen = choose_device(sizes, free)
     if not requests or chosen is None:
         reason = "no requests asked for" if not requests else "no room: logits and answers will not be compared"
-        return judged(name, HOST, sizes[dtype], room.host_bytes, "computed", reason, NOT_RUN)
+        return judged(name, HOST, sizes[dtype], room.host_bytes, "computed", reason, verdict=NOT_RUN)
     place, computed_in = chosen
     return judged(name, place, sizes[computed_in], free[place], "computed", f"in {computed_in}")
 
@@ -205,7 +236,7 @@ def host_stages(
 
 
 def price(
-    traced: Mapping[str, Any],
+    traced: Traced,
     longest: Scenario,
     evaluations: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -214,15 +245,15 @@ def price(
     evaluation_room: Room | None = None,
     free_disk_bytes: int,
     there: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Price:
     """Price the stages of a run.
 
     Parameters
     ----------
     traced
-        The trace of the training step, as its rule writes it.
+        The training step.
     longest
-        The step at the longest batch of the data (:func:`scripts.memory.gate.longest_batch`).
+        The step at the longest batch of the data (:func:`scripts.gate.gate_memory.longest_batch`).
     evaluations
         By the stage's name, each a :class:`scripts.memory.evaluation_memory.Evaluation`.
     settings
@@ -234,17 +265,12 @@ def price(
     there
         Stages whose files are on the disk already.
 
-    Returns
-    -------
-    dict
-        ``stages`` (:mod:`scripts.common.resource_table`), ``fits``, ``gpu``, ``override``, ``overridden`` (names of the
-        stages that do not fit and are let through).
     """
     decision = decide(traced, room.gpu, settings["override"], longest)
-    model = scenario_of(traced)
+    model = traced.scenario
     base, merged = settings["source"]["dtype"], settings["merging"]["dtype"] or settings["source"]["dtype"]
-    counts = traced["trace"]["parameters"], traced["trace"]["trainable_parameters"]
-    sizes = disk.Sizes.of(traced["scenario"], base, merged, *counts)
+    counts = traced.trace["parameters"], traced.trace["trainable_parameters"]
+    sizes = disk.Sizes.of(model.to_mapping(), base, merged, *counts)
     base_bytes = sizes.parameters * sizes.base_width
     stored = sizes.parameters * max(sizes.base_width, sizes.merged_width)
     embedding = model.size("vocab_size") * model.size("hidden_size") * sizes.base_width  # the largest tensor
@@ -258,31 +284,24 @@ def price(
         *(stage for name, evaluation in evaluations.items() for stage in evaluation_stages(name, evaluation, alone)),
         *disk.stages(sizes, free_disk_bytes, there),
     ]
-    short = [stage["stage"] for stage in refused(found)]
-    return {
-        "fits": not short,
-        "gpu": room.gpu.to_mapping() if room.gpu else None,
-        "overridden": short if settings["override"] else [],
-        "override": settings["override"],
-        "stages": found,
-    }
+    return Price(found, room.gpu, settings["override"])
 
 
-def refusal(priced: Mapping[str, Any]) -> UserError:
+def refusal(priced: Price) -> UserError:
     """The message of a run with a stage that does not fit; its table stands above it."""
-    short, gpu = refused(priced["stages"]), priced["gpu"]
+    short, gpu = refused(priced.stages), priced.gpu
     found = [
-        f"{stage['stage']}: {stage['needs_bytes'] / GB:.2f} of {stage['has_bytes'] / GB:.2f} GB ({stage['place']})"
+        f"{stage.stage}: {stage.needs_bytes / GB:.2f} of {stage.has_bytes / GB:.2f} GB ({stage.place})"
         for stage in short
     ]
-    for one in (gpu, *gpu["others"]) if gpu else ():
-        if one["held_bytes"]:
-            named = ", ".join(one["holders"]) or "other processes"
-            found.append(f"{one['held_bytes'] / GB:.2f} GB of {one['label']} are held by {named}")
+    for one in (gpu, *gpu.others) if gpu else ():
+        if one.held_bytes:
+            named = ", ".join(one.holders) or "other processes"
+            found.append(f"{one.held_bytes / GB:.2f} GB of {one.label} are held by {named}")
     changes: dict[str, list[str]] = {}
     for stage in short:
-        if stage["change"]:
-            changes.setdefault(stage["change"], []).append(stage["stage"])
+        if stage.change:
+            changes.setdefault(stage.change, []).append(stage.stage)
     return UserError(
         "This run does not fit: it ends here, before it trains.",
         where="the stages that say so above",
@@ -303,15 +322,15 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     from scripts.memory.evaluation_memory import Evaluation
     from scripts.training.batches import Row
 
-    base, traced = Path(inputs["config"]).parent, read_report(inputs["trace"])
+    base, traced = Path(inputs["config"]).parent, Traced.read(inputs["trace"])
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
     read_report(inputs["split"], inputs["test"])
     named = settings["gate"]["gpu"]
     gpu = evaluation_gpu = None
     if named != "auto" or settings["device"] != "cpu":
-        gpu = chosen_gpu(named, cluster, traced["trace"]["required_bytes"], traced)
-        weights = traced["trace"]["parameters"] * disk.WIDTHS[settings["source"]["dtype"]]
+        gpu = chosen_gpu(named, cluster, traced.trace["required_bytes"], traced)
+        weights = traced.trace["parameters"] * disk.WIDTHS[settings["source"]["dtype"]]
         evaluation_gpu = chosen_gpu(named, cluster, evaluation_bytes(weights))  # of a machine's the first
     host = None if cluster else host_memory()
     asked, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
@@ -327,7 +346,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
         evaluations["evaluation on the benchmark"] = evaluation(inputs["tasks"], settings["benchmark"]["requests"])
     priced = price(
         traced,
-        longest_batch(inputs["train"], scenario_of(traced), settings["loop"], settings["loop"]["seed"]),
+        longest_batch(inputs["train"], traced.scenario, settings["loop"], settings["loop"]["seed"]),
         evaluations,
         {**settings, "override": settings["gate"]["override"]},
         Room(gpu, host),
@@ -335,12 +354,12 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
         free_disk_bytes=disk.free_bytes(output),
         there=["base model"] if (base / "weights.json").is_file() else [],
     )
-    for line in table(priced["stages"]):
+    for line in table(priced.stages):
         log.info("%s", line)
-    if not priced["fits"] and not priced["override"]:
+    if not priced.fits and not priced.override:
         raise refusal(priced)
-    write_report(output, priced)
-    for name in priced["overridden"]:
+    write_report(output, priced.to_mapping())
+    for name in priced.overridden:
         log.warning("OVERRIDDEN: %s does not fit", name)
 
 

@@ -1,0 +1,139 @@
+"""The answer to a question: what `predict` says, or without torch the analytic estimate alone."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from scripts.ask.question import Question, assumed
+from scripts.ask.readers.reading import EITHER, HIGH
+from scripts.ask.text import UNTRACED
+from scripts.common.errors import UserError
+from scripts.memory.estimate import estimate
+from scripts.memory.gpus import Gpu
+
+NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
+
+
+# What a tool's own kernels and casts can do and ours can't: by the line that the trace's message says to write, the
+# change that comes nearest, which way the answer then errs, and why.
+_NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
+    "attention: sdpa": (
+        {"attention": "sdpa"},
+        HIGH,
+        "this kernel takes what ours does not; read as sdpa",
+    ),
+    "attention: eager": ({"attention": "eager"}, HIGH, "this architecture's own attention, read as eager"),
+    "autocast: bf16": ({"autocast": "bf16"}, EITHER, "products of different dtypes are cast; counted under autocast"),
+}
+
+
+def traced(asked: Question) -> dict[str, Any]:
+    """`predict`'s object, with what another tool's file said and what was assumed."""
+    prepare()
+    from scripts.memory.predict import predict
+
+    for _ in _NEAREST:
+        try:
+            return _more(predict(asked.scenario, asked.where), asked)
+        except UserError as error:
+            nearest = _NEAREST.get(error.write or "")
+            if asked.reading is None or nearest is None:
+                raise
+            change, errs, why = nearest
+            (name,) = change
+            asked.reading.errs(name, getattr(asked.scenario, name), errs, why)
+            asked.scenario = asked.scenario.changed(**change)
+    return _more(predict(asked.scenario, asked.where), asked)
+
+
+def quick(asked: Question) -> dict[str, Any]:
+    """The same object from the analytic estimate alone. A verdict is given where it is clear, else ``fits`` is None."""
+    found = estimate(asked.scenario, asked.where)
+    peak, gpu = (found.analytic or {}).get("peak_allocated_bytes"), asked.gpu
+    fits = headroom = None
+    if peak is not None and gpu is not None:
+        fits = _clear(peak, gpu)
+        headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
+    reasons = {"trace": NOT_TRACED, "measurement": NOT_TRACED, "analytic": found.reason}
+    answer = {
+        "rule_of_thumb": found.rule_of_thumb,
+        "analytic": found.analytic,
+        "trace": None,
+        "measurement": None,
+        "differences": {},
+        "fits": fits,
+        "headroom_bytes": headroom,
+        "gpu": gpu.to_mapping() if gpu else None,
+        "reasons": {name: reason for name, reason in reasons.items() if reason},
+        "scenario": asked.scenario.to_mapping(),
+        "suggestions": [],
+        "versions": {},
+    }
+    return _more(answer, asked)
+
+
+def _clear(peak: int, gpu: Gpu) -> bool | None:
+    if peak * UNTRACED[1] <= gpu.usable_bytes:
+        return True
+    return False if peak * UNTRACED[0] > gpu.usable_bytes else None
+
+
+def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
+    answer.setdefault("assumed", assumed(asked))
+    if asked.readings:
+        answer["read"] = [reading.to_mapping() for reading in asked.readings]
+    return answer
+
+
+def prepare() -> None:
+    """Settings of libraries that a command line wants before they are imported."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    gc.set_threshold(100_000, 50, 50)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="peft")
+
+
+def exit_status(answer: Mapping[str, Any]) -> int:
+    """As `predict`'s: 0 fits or no GPU is named, 1 does not fit, or it is too close to call without the trace."""
+    if answer["gpu"] is None:
+        return 0
+    return 0 if answer["fits"] else 1
+
+
+def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
+    """The step on each card of the catalogue, traced once for each compute capability."""
+    prepare()
+    from scripts.memory.gpus import catalogue, verdict
+    from scripts.planner.search import CalibratedEstimator
+
+    required: dict[Any, int] = {}
+    rows = []
+    for card in catalogue().values():
+        if card.capability not in required:
+            required[card.capability] = CalibratedEstimator(asked.scenario, card).verify(asked.scenario)[
+                "required_bytes"
+            ]
+        judged = verdict(required[card.capability], card)
+        rows.append({
+            "gpu": card.name, "title": card.title, "required_bytes": required[card.capability],
+            "usable_bytes": card.usable_bytes, "fits": judged.fits, "headroom_bytes": judged.headroom_bytes,
+        })  # fmt: skip
+    return rows
+
+
+def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:
+    """The longest sequence, or the largest micro-batch, that fits the GPU: traced."""
+    if asked.gpu is None:
+        raise UserError(
+            "What fits at most depends on the GPU.", where="the command line", allowed="--gpu", write="--gpu 24GiB"
+        )
+    prepare()
+    from scripts.planner.feasibility import largest
+
+    return largest(asked.scenario, asked.gpu, field)

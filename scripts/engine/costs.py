@@ -1,0 +1,325 @@
+"""What each operator of a step costs: floating-point operations, bytes moved, bytes sent to other GPUs.
+
+A :class:`CostRecorder` sits beside the tracker and notes one :class:`Operator` for each kernel that a GPU would launch.
+Views and allocations launch none. Model layers are alike, so a cost is computed once for each operator and shapes.
+Nothing here is a time: what a card makes of the costs is for the caller to say.
+
+FLOPs come from PyTorch's own registry (``torch.utils.flop_counter``): a multiplication and an addition are two.
+Attention is halved where it is causal, and its backward pass computes five products for the forward pass's two
+(FlashAttention-2, arXiv:2307.08691, section 3.1: 2.5 times).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+PRODUCT, ATTENTION, MEMORY, COLLECTIVE = "products", "attention", "memory", "collectives"
+KINDS = (PRODUCT, ATTENTION, MEMORY, COLLECTIVE)
+BACKWARD_ATTENTION = 2.5
+_NO_KERNEL = (
+    "aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::lift_fresh", "aten::_local_scalar_dense",
+    "aten::promote_types", "aten::_has_compatible_shallow_copy_type", "profiler::",
+)  # fmt: skip
+_OVERWRITTEN = ("aten::copy_", "aten::fill_", "aten::zero_")  # the first argument is written and not read
+_MADE = ("aten::zeros", "aten::new_zeros", "aten::ones_like", "aten::zeros_like", "aten::full", "aten::arange")
+# Only what is picked is read, however large the table.
+_PICKED = (
+    "aten::embedding", "aten::index_select", "aten::gather", "aten::nll_loss_forward", "aten::index",
+    "aten::nll_loss_backward", "aten::embedding_dense_backward",
+)  # fmt: skip
+
+
+class Operator(NamedTuple):
+    """A kernel and what it costs.
+
+    Attributes
+    ----------
+    name
+        The operator's, ``aten::mm``; of a stand-in for a kernel, that kernel's.
+    kind
+        One of :data:`KINDS`.
+    dtype
+        What products are computed in, such as ``bfloat16``.
+    flops
+        Multiplications and additions.
+    bytes
+        Read and written; of a collective, sent by this GPU.
+    shape
+        Of a product ``(matrices, rows, columns, inner)``; else ``()``.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    flops: int
+    bytes: int
+    shape: tuple[int, ...] = ()
+
+
+class CostRecorder:
+    """The kernels of a step in the order in which the program launches them.
+
+    Parameters
+    ----------
+    last_step
+        The number of the step that is recorded.
+    gpus
+        How many GPUs collectives connect.
+
+    Attributes
+    ----------
+    on
+        Whether that step is running.
+    operators
+        Each operator and shapes once.
+    calls
+        For each launch, in order, the index of its operator.
+    streams
+        For each launch the stream; 0 is the one that models compute on.
+    phases
+        ``(phase, index of its first launch)`` in order.
+    waits
+        ``(index of the next launch, waiting stream, stream, launches)``: it waits for those of the other stream's
+        kernels that are among the first so many launches. Waiting stream None: the program.
+    """
+
+    def __init__(self, last_step: int, gpus: int = 1) -> None:
+        self.on = False
+        self._last, self._gpus = last_step, gpus
+        self._known: dict[tuple, tuple[int, ...]] = {}
+        self._quiet: set[Any] = set()
+        self.operators: list[Operator] = []
+        self.calls: list[int] = []
+        self.streams: list[int] = []
+        self.phases: list[tuple[str, int]] = []
+        self.waits: list[tuple[int, int | None, int, int]] = []
+
+    def mark(self, phase: str, step: int) -> None:
+        """Say that a phase begins. Only the last step is recorded."""
+        self.on = step == self._last
+        if self.on:
+            self.phases.append((phase, len(self.calls)))
+
+    def note(self, func: Any, args: Sequence, kwargs: dict, output: Any, stream: int = 0) -> None:
+        """Record an operator that has run."""
+        if func in self._quiet:
+            return
+        key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else ())
+        found = self._known.get(key)
+        if found is None:
+            if _launches_nothing(func):
+                self._quiet.add(func)
+                return
+            costs = list(self._cost(func, args, kwargs, output))
+            found = self._known[key] = tuple(range(len(self.operators), len(self.operators) + len(costs)))
+            self.operators += costs
+        self.calls += found
+        self.streams += [stream] * len(found)
+
+    def launch(self, operator: Operator, stream: int = 0) -> None:
+        """Record a kernel that no operator stands for."""
+        if not self.on:
+            return
+        found = self._known.get((operator,))
+        if found is None:
+            found = self._known[(operator,)] = (len(self.operators),)
+            self.operators.append(operator)
+        self.calls += found
+        self.streams.append(stream)
+
+    def wait(self, waiter: int | None, stream: int, launches: int) -> None:
+        """Record that a stream, or the program (None), waits for another stream's kernels among so many launches."""
+        if self.on:
+            self.waits.append((len(self.calls), waiter, stream, launches))
+
+    def first_micro_batch(self) -> CostRecorder | None:
+        """The launches of the step's first micro-batch alone; None where the step has only one."""
+        forwards = [first for phase, first in self.phases if phase == "forward"]
+        if len(forwards) < 2:
+            return None
+        first, end = forwards[:2]
+        part = CostRecorder(0)
+        part.operators, part.calls, part.streams = self.operators, self.calls[first:end], self.streams[first:end]
+        part.waits = [
+            (now - first, waiter, stream, max(launches - first, 0))
+            for now, waiter, stream, launches in self.waits
+            if first <= now < end
+        ]
+        return part
+
+    def by_phase(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Sums of the step: by phase and kind ``launches``, ``flops`` and ``bytes``."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        ends = [*(first for _, first in self.phases[1:]), len(self.calls)]
+        for (phase, first), end in zip(self.phases, ends, strict=True):
+            for index in self.calls[first:end]:
+                operator = self.operators[index]
+                kinds = found.setdefault(phase, {})
+                sums = kinds.setdefault(operator.kind, {"bytes": 0, "flops": 0, "launches": 0})
+                sums["bytes"] += operator.bytes
+                sums["flops"] += operator.flops
+                sums["launches"] += 1
+        return found
+
+    def _cost(self, func: Any, args: Sequence, kwargs: dict, output: Any) -> Iterator[Operator]:
+        name, schema = func._schema.name, func._schema
+        written = [
+            value
+            for argument, value in zip(schema.arguments, args, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        inputs, outputs = list(_tensors([*args, *kwargs.values()])), list(_tensors(written)) or list(_tensors([output]))
+        if not inputs and not outputs:
+            return
+        if name.startswith(("c10d::", "_c10d_functional::")):
+            if "gather" in name or "reduce" in name or "broadcast" in name:
+                # A ring sends all but its own part; an all-reduce does so twice.
+                times = 2 if "allreduce" in name or "all_reduce" in name else 1
+                whole = max(map(touched_bytes, ([item] for item in inputs + outputs)))
+                yield Operator(name, COLLECTIVE, "", 0, whole * times * (self._gpus - 1) // self._gpus)
+        elif name == "bitsandbytes::gemm_4bit":  # with many rows: decoded to 16 bits, then multiplied
+            inner, weights = args[0], prod(args[2])
+            width, dtype = inner.element_size(), _dtype(inner)
+            yield Operator("dequantize_4bit", MEMORY, "", 0, weights // 2 + weights * width)
+            rows, columns = inner.numel() // inner.shape[-1], weights // inner.shape[-1]
+            moved = touched_bytes([inner, *outputs]) + weights * width
+            yield Operator(name, PRODUCT, dtype, 2 * rows * weights, moved, (1, rows, columns, inner.shape[-1]))
+        elif func._overloadpacket in _CPU_ATTENTION:
+            flops = _CPU_ATTENTION[func._overloadpacket](args, kwargs)
+            yield Operator(name, ATTENTION, _dtype(inputs[0]), flops, touched_bytes(inputs + outputs))
+        elif func._overloadpacket in flop_registry:
+            flops = int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=output))
+            factors = [item for item in args if isinstance(item, torch.Tensor) and item.dim() > 1]
+            kind = ATTENTION if "attention" in name or "flash" in name else PRODUCT
+            shape = _product_shape(name, factors, output) if kind == PRODUCT else ()
+            yield Operator(name, kind, _dtype((factors or inputs)[-1]), flops, touched_bytes(inputs + outputs), shape)
+        elif name.startswith((*_PICKED, *_MADE)):
+            yield Operator(name, MEMORY, "", 0, touched_bytes(outputs) * (1 if name.startswith(_MADE) else 2))
+        else:
+            read = [item for item in inputs if name not in _OVERWRITTEN or all(item is not other for other in outputs)]
+            yield Operator(name, MEMORY, "", 0, touched_bytes(read) + touched_bytes(outputs))
+
+
+_RECORDER: CostRecorder | None = None
+
+
+@contextmanager
+def recording(recorder: CostRecorder | None) -> Iterator[None]:
+    """Let stand-ins for kernels tell a recorder what they compute."""
+    global _RECORDER
+    before, _RECORDER = _RECORDER, recorder
+    try:
+        yield
+    finally:
+        _RECORDER = before
+
+
+def launch(operator: Operator, stream: int = 0) -> None:
+    """Record a kernel that a stand-in takes the place of, where somebody records."""
+    if _RECORDER is not None:
+        _RECORDER.launch(operator, stream)
+
+
+def attention(
+    kernel: str, query: torch.Tensor, key: torch.Tensor, *, tokens_dim: int, causal: bool, backward: bool
+) -> None:
+    """Record a fused attention kernel.
+
+    Parameters
+    ----------
+    kernel
+        Its name, ``flash`` or ``mem_efficient``.
+    query, key
+        Batch, tokens, heads, head size; or batch, heads, tokens, head size.
+    tokens_dim
+        Which dimension of both are tokens.
+    causal
+        Whether the kernel leaves out what lies above the diagonal.
+    backward
+        Whether this is the backward pass.
+    """
+    flops = 4 * query.numel() * key.shape[tokens_dim]
+    if causal:
+        flops //= 2
+    # Queries and outputs, keys and values; backward reads them again with the gradient, and writes three gradients.
+    moved = 2 * (touched_bytes([query]) + touched_bytes([key])) * (2 if backward else 1)
+    name = f"{kernel}_attention" + ("_backward" if backward else "")
+    times = BACKWARD_ATTENTION if backward else 1
+    launch(Operator(name, ATTENTION, _dtype(query), int(flops * times), moved))
+
+
+def _cpu_attention(args: Sequence, kwargs: dict) -> int:
+    """Forward: query, key, value, dropout, causal. Shapes: batch, heads, tokens, head size."""
+    query, key = args[0], args[1]
+    causal = kwargs.get("is_causal", len(args) > 4 and args[4])
+    return 4 * query.numel() * key.shape[2] // (2 if causal else 1)
+
+
+def _cpu_attention_backward(args: Sequence, kwargs: dict) -> int:
+    """Backward: gradient, query, key, value, output, sums, dropout, causal."""
+    return int(BACKWARD_ATTENTION * _cpu_attention((args[1], args[2], None, None, args[7]), {}))
+
+
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
+}
+
+
+def touched_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes that reading tensors touches: what is expanded is there once."""
+    return sum(
+        prod(size for size, step in zip(item.shape, item.stride(), strict=True) if step) * item.element_size()
+        if item.layout is torch.strided
+        else item._nnz() * item.element_size()
+        for item in tensors
+    )
+
+
+def _launches_nothing(func: Any) -> bool:
+    schema = func._schema
+    written = any(item.alias_info is not None and item.alias_info.is_write for item in schema.arguments)
+    view = not written and any(item.alias_info is not None for item in schema.returns)
+    return view or schema.name.startswith(_NO_KERNEL)
+
+
+def _shapes(values: Iterable[Any]) -> tuple:
+    """What of an operator's arguments decides its cost."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            try:
+                found += (value.shape, value.stride(), value.dtype)
+            except RuntimeError:  # a sparse tensor has no strides
+                found += (value.shape, value.dtype)
+        elif isinstance(value, (list, tuple)):
+            found.append(_shapes(value))
+        elif isinstance(value, bool):  # such as whether attention is causal
+            found.append(value)
+    return tuple(found)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield getattr(value, "_local_tensor", value)
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _product_shape(name: str, factors: Sequence[torch.Tensor], output: Any) -> tuple[int, ...]:
+    """``(matrices, rows, columns, inner)`` of a plain product; () of a convolution."""
+    if "convolution" in name or not isinstance(output, torch.Tensor) or len(factors) < 2 or output.dim() < 2:
+        return ()
+    matrices = prod(output.shape[:-2])
+    return matrices, output.shape[-2], output.shape[-1], factors[-1].shape[-2]

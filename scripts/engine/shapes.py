@@ -1,0 +1,121 @@
+"""Operators on ``meta``, each combination of operator and shapes only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from .origins import short
+
+_PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
+
+
+class Shapes:
+    """Runs operators on ``meta``, and each combination of operator and shapes only once.
+
+    A shape function of PyTorch takes some 100 microseconds, and a model's layers are alike: afterwards the outputs are
+    made directly. Operators that return views run as ever; pointwise ones that write into their first argument have
+    nothing to do.
+    """
+
+    def __init__(self, outputs: Callable[[Any, tuple, Any], Any] | None = None) -> None:
+        self._corrected = outputs
+        self._kinds: dict[Any, str] = {}
+        self._outputs: dict[tuple, list[tuple] | tuple | None] = {}
+
+    def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if func is torch.ops.aten.sparse_mask.default and args[1].device.type == "meta":  # has no shape function
+            values = torch.empty_like(args[1]._values(), dtype=args[0].dtype)
+            return torch.sparse_coo_tensor(args[1]._indices(), values, args[0].shape, device="meta")
+        kind = self._kinds.get(func)
+        if kind is None:
+            kind = self._kinds[func] = _kind(func)
+        if kind == "view":
+            return func(*args, **kwargs)
+        if kind == "in place":
+            return args[0] if args[0].device.type == "meta" else func(*args, **kwargs)
+        if kind == "in place, lists":
+            return None if all(item.device.type == "meta" for item in args[0]) else func(*args, **kwargs)
+        try:
+            key = (func, _signature(args), *((name, _signature((value,))) for name, value in kwargs.items()))
+            known = self._outputs.get(key)
+        except (TypeError, RuntimeError):  # an argument without a signature, such as a sparse tensor
+            return func(*args, **kwargs)
+        if known is None:
+            if func._schema.name in _PRODUCTS:
+                _same_dtype([item for item in args if isinstance(item, torch.Tensor)])
+            output = func(*args, **kwargs)
+            if isinstance(output, torch.Tensor) and output.layout is not torch.strided:
+                self._kinds[func] = "view"
+                return output
+            if self._corrected is not None:
+                output = self._corrected(func, args, output)
+            if _share_storage(output, args):  # _unsafe_view's schema doesn't say so
+                self._kinds[func] = "view"
+            else:
+                self._outputs[key] = _layout(output)
+            return output
+        if type(known) is list:
+            return tuple([None if item is None else _empty(*item) for item in known])
+        return _empty(*known) if known else func(*args, **kwargs)
+
+
+def _same_dtype(operands: Sequence[torch.Tensor]) -> None:
+    """Refuse a product that every device refuses; on ``meta`` only shapes are checked."""
+    if len({operand.dtype for operand in operands}) > 1:
+        found = ", ".join(short(operand.dtype) for operand in operands)
+        raise RuntimeError(f"the operands of a matrix product differ in dtype ({found}), and no autocast is on")
+
+
+def _kind(func: Any) -> str:
+    """``view``: outputs share storage with inputs; ``in place``, one tensor or lists; ``new``: outputs are new."""
+    returns = func._schema.returns
+    if func._schema.name.startswith("aten::_foreach_") and func._schema.name.endswith("_"):
+        return "in place, lists"
+    if any(item.alias_info is not None for item in returns) or not returns:
+        first = func._schema.arguments[0] if func._schema.arguments else None
+        written = first is not None and first.alias_info is not None and first.alias_info.is_write
+        plain = torch.Tag.pointwise in func.tags or func._schema.name in ("aten::copy_", "aten::zero_", "aten::fill_")
+        return "in place" if written and plain and len(returns) == 1 and str(first.type) == "Tensor" else "view"
+    return "new"
+
+
+def _share_storage(output: Any, args: tuple) -> bool:
+    inputs = {item.untyped_storage()._cdata for item in args if isinstance(item, torch.Tensor)}
+    outputs = output if isinstance(output, (tuple, list)) else (output,)
+    return any(isinstance(item, torch.Tensor) and item.untyped_storage()._cdata in inputs for item in outputs)
+
+
+def _empty(size: tuple, stride: tuple, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+
+def _signature(values: Iterable[Any]) -> tuple:
+    """What of some arguments decides the layout of an operator's outputs."""
+    signature = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            signature.append((value.shape, value.stride(), value.dtype, value.device.type))
+        elif isinstance(value, (list, tuple)):
+            signature.append(_signature(value))
+        else:
+            signature.append((type(value), value))
+    return tuple(signature)
+
+
+def _layout(output: Any) -> list[tuple] | tuple:
+    """Sizes, strides and dtypes of an operator's outputs; () where they aren't plain new tensors on ``meta``."""
+    if isinstance(output, torch.Tensor):
+        plain = output.device.type == "meta" and output.storage_offset() == 0 and _fills_its_storage(output)
+        return (output.shape, output.stride(), output.dtype) if plain else ()
+    if isinstance(output, tuple):
+        items = [None if item is None else _layout(item) for item in output]
+        return () if () in items or any(type(item) is list for item in items) else items
+    return ()
+
+
+def _fills_its_storage(tensor: torch.Tensor) -> bool:
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.untyped_storage().nbytes() == (extent if tensor.numel() else 0) * tensor.element_size()
