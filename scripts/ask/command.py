@@ -18,9 +18,12 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.common.errors import UserError
+
+if TYPE_CHECKING:
+    from scripts.ask.question import Question
 
 METHODS = ("full", "lora", "qlora")
 STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero2", "zero3")
@@ -94,6 +97,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.yaml:
         print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
         return 0
+    try:
+        return _answer(asked, options, words)
+    except ModuleNotFoundError as error:
+        problem = f"The package {error.name} is not installed, which the trace needs."
+        print(UserError(problem, allowed="--quick, which does without", write=_INSTALL), file=sys.stderr)
+        return 3
+
+
+_INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
+
+
+def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str]) -> int:
+    """Answer in the form that was asked for."""
     if options.serve:
         from scripts.ask.serve import serve
 

@@ -259,7 +259,7 @@ def test_weights_that_could_not_be_trained_end_the_fetching_in_words(tmp_path, s
 
 
 def test_cuda_where_there_is_none_is_explained():
-    from scripts.common.device import pick_device
+    from scripts.common.pick_device import pick_device
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
