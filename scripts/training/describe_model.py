@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scripts.common.chat import check_template
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import copy_own, read_json, write_report
@@ -163,7 +162,6 @@ def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str
             where=folder / "tokenizer_config.json",
             allowed="an instruction-tuned model, or a chat_template.jinja file beside the tokenizer",
         )
-    check_template(tokenizer, f"the chat template in {folder}")
     tokenizer.save_pretrained(folder)  # always a tokenizer.json, whatever the source had
     log.info("%s: %s, vocabulary %d", about["title"], config["model_type"], len(tokenizer))
     write_report(

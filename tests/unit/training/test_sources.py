@@ -258,24 +258,6 @@ def test_weights_that_could_not_be_trained_end_the_fetching_in_words(tmp_path, s
     assert not (tmp_path / "base" / "weights.json").exists()
 
 
-TEMPLATES = {
-    "that raises": "{{ raise_exception('this model is for images alone') }}",
-    "that is broken": "{% for m in messages %}{{ m.content }}",
-    "that calls what is not there": "{{ messages[0].content.nosuch() }}",
-    "that divides by zero": "{{ 1 // 0 }}",
-    "that leaves the request out": "{% if add_generation_prompt %}assistant:{% endif %}",
-}
-
-
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_chat_template_that_writes_no_request_is_refused_before_any_weight(tmp_path, template):
-    source = save_model(tmp_path / "source")
-    (source / "chat_template.jinja").write_text(template)
-    with pytest.raises(UserError, match="chat template") as error:
-        describe(source, tmp_path / "base")
-    assert "write:" in str(error.value) and not (tmp_path / "base" / "description.json").exists()
-
-
 def test_cuda_where_there_is_none_is_explained():
     from scripts.common.pick_device import pick_device
 
