@@ -81,8 +81,10 @@ def prepare(
 
     Parameters
     ----------
-    scenario, target, loader, orders
+    scenario, target, loader
         As :func:`trace` has them.
+    orders
+        How many orders of loading to replay. None: several where threads load and chance decides, else one.
     attention_implementation
         What transformers calls the attention function that a program took; None: the scenario's.
 
@@ -192,11 +194,8 @@ def trace(
     *,
     capability: tuple[int, int] | None = None,
     loader: Loader | None = None,
-    max_grad_norm: float | None = 1.0,
     timeline: bool = True,
     origins: bool = False,
-    orders: int | None = None,
-    capacity_bytes: int | None = None,
     timed_on: Gpu | None = None,
     step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
@@ -213,15 +212,8 @@ def trace(
         Compute capability of the GPU, such as (8, 0); decides kernels and the size of workspaces.
     loader
         How the model comes to the device; the installed versions' way when None.
-    max_grad_norm
-        As in training; None where a measured loop did not clip.
     timeline, origins
         Whether to return the timeline of the step, and the tensors at its peak.
-    orders
-        How many orders of loading to replay. None: several where threads load and chance decides, else one.
-    capacity_bytes
-        The GPU's memory without the CUDA context: then ``peak_reserved_bytes`` is that of a GPU which gives cached
-        segments back when it is full. None: memory is plentiful.
     timed_on
         The card whose time for the step is asked for as well; None: nobody asks.
     step
@@ -242,12 +234,12 @@ def trace(
     """
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
     check_packages(scenario)
-    make_step = step or partial(random_step, device="meta", max_grad_norm=max_grad_norm)
+    make_step = step or partial(random_step, device="meta", max_grad_norm=1.0)
     with (
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
         fake_deepspeed(device, target) if zero else nullcontext(),
     ):
-        prepared = prepare(scenario, target, loader=loader, orders=orders)
+        prepared = prepare(scenario, target, loader=loader)
         wrap, optimizer = prepared.wrap, prepared.optimizer
         with speaking_of(scenario):
             report = trace_step(
@@ -259,7 +251,6 @@ def trace(
                     capability=capability,
                     histories=prepared.histories,
                     label=prepared.label,
-                    capacity_bytes=capacity_bytes,
                     expandable_segments=scenario.allocator.expandable_segments,
                     timeline=timeline,
                     origins=origins,
