@@ -1,6 +1,7 @@
 """JSON Schema in, the corrected line out: the one checker of what a person writes in YAML.
 
-A schema's ``examples`` say what to write. Every wrong key of a file is reported at once. Only what a bare Snakemake
+A schema's ``examples`` say what to write; ``x-elsewhere`` holds what other tools call its keys, and ``x-confused`` what
+to say of words that mean something else. Every wrong key of a file is reported at once. Only what a bare Snakemake
 brings is imported: PyYAML and jsonschema.
 """
 
@@ -138,14 +139,15 @@ def _explained(error: Any, value: Any, where: object) -> Iterator[UserError]:
     elif rule == "additionalProperties" and "properties" in schema:
         known = sorted(schema["properties"])
         for unknown in (key for key in found if key not in schema["properties"]):
-            close = closest(unknown, known)
+            close = schema.get("x-elsewhere", {}).get(unknown) or closest(unknown, known)
+            *parents, key = close.split(".") if close else [None]
             hint = f"; did you mean `{'.'.join([*path, close])}`?" if close else "."
             yield UserError(
                 f"Unknown key: {'.'.join([*path, str(unknown)])}{hint}",
                 where=where,
                 found=unknown,
                 allowed=", ".join(known),
-                write=yaml_lines(path, close, found[unknown]) if close else "nothing here: remove the key",
+                write=yaml_lines([*path, *parents], key, found[unknown]) if key else "nothing here: remove the key",
             )
     elif rule == "required":
         for missing in (key for key in schema["required"] if key not in found):
@@ -163,7 +165,9 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
     types, name, expected = _types(schema), ".".join(path), allowed(schema)
     problem, example = f"Wrong value for {name}.", schema.get("examples", schema.get("enum", ["..."]))[0]
     numeric = bool({"number", "integer"} & set(types))
-    if error.validator == "type" and schema.get("properties") and not isinstance(found, Mapping):
+    if confused := schema.get("x-confused", {}).get(str(found).lower()):
+        problem = f"Wrong value for {name}: {confused}"
+    elif error.validator == "type" and schema.get("properties") and not isinstance(found, Mapping):
         expected += f": {', '.join(schema['properties'])}"
         example = dict([next((key, form.get("examples", ["..."])[0]) for key, form in schema["properties"].items())])
     elif found is None:

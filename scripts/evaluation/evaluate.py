@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.cache import ResultCache
-from scripts.common.device import pick_device
 from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
+from scripts.common.pick_device import pick_device
 from scripts.common.statistics import share
 from scripts.common.syntax import check_syntax, strip_fence
 from scripts.common.tokenizer import read_tokenizer

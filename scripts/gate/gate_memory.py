@@ -7,8 +7,6 @@ lets it through and is recorded, so that the model card says so. The stages besi
 :mod:`scripts.gate.price_run`.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace

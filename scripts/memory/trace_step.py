@@ -1,7 +1,5 @@
 """Rule ``trace_memory``: a scenario's training step on the meta device, with the timeline for a figure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +33,7 @@ class Traced:
     versions: Mapping[str, str | None] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str) -> Traced:
+    def read(cls, path: str) -> "Traced":
         """What rule ``trace_memory`` wrote."""
         found = read_report(path)
         capability = found["capability"] and tuple(found["capability"])

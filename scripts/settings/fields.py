@@ -199,8 +199,31 @@ def schema() -> dict[str, dict[str, Any]]:
     return {field.name: field.schema() for field in FIELDS}
 
 
+# What other tools call a field of ours: transformers, TRL, axolotl, LLaMA-Factory.
+ELSEWHERE = {
+    **dict.fromkeys(("model_name_or_path", "base_model", "pretrained_model_name_or_path", "model_id"), "model"),
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size", "batch_size"), "micro_batch"),
+    **dict.fromkeys(("cutoff_len", "max_seq_length", "max_seq_len", "sequence_len"), "sequence_length"),
+    **dict.fromkeys(("max_length", "model_max_length"), "sequence_length"),
+    **dict.fromkeys(("lora_r", "lora_rank"), "lora.rank"),
+    **dict.fromkeys(("lora_target", "lora_target_modules"), "lora.target_modules"),
+    **{"lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout", "attn_implementation": "attention"},
+    **{"gradient_accumulation_steps": "gradient_accumulation", "finetuning_type": "method", "optim": "optimizer"},
+}
+# What a training aims at, which `method` does not say.
+_OBJECTIVE = (
+    "this is what a training aims at, and `method` says which weights it trains. The step of supervised fine-tuning is"
+    " known; what others take beside it (pairs, a reference model, generations) is not."
+)
+OBJECTIVES = dict.fromkeys(
+    ("sft", "pt", "dpo", "ipo", "simpo", "orpo", "kto", "cpo", "grpo", "rloo", "ppo", "reward", "rm"), _OBJECTIVE
+)
+
+
 @cache
 def file_schema() -> dict[str, Any]:
     """The schema of a scenario with its defaults; its model, adapter and GPU have checks of their own."""
     own = {key: {} for key in ("model", "adapter", "gpu")}
-    return {"type": "object", "additionalProperties": False, "properties": schema() | own}
+    form = {"type": "object", "additionalProperties": False, "properties": schema() | own, "x-elsewhere": ELSEWHERE}
+    form["properties"]["method"] = {**form["properties"]["method"], "x-confused": OBJECTIVES}
+    return form

@@ -247,8 +247,9 @@ def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
             " plain weights, is known.",
             where=where,
             found=f"model.quantization_config of {method}",
-            allowed="the configuration of the plain model, without quantization_config; `method: qlora` quantizes it",
-            write="method: qlora",
+            allowed="the configuration of the plain model, a copy of config.json without its quantization_config:"
+            " `method: qlora` quantizes it, the other methods train it in 16 or 32 bits",
+            write="model: plain.json    # made by: jq 'del(.quantization_config)' config.json > plain.json",
         )
     for part in ("vision_config", "audio_config"):
         if model.get(part):

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.cache import ResultCache
-from scripts.common.device import pick_device
 from scripts.common.digests import digest
 from scripts.common.files import read_folder, read_json, read_report, write_json, write_report
 from scripts.common.job import job, log
+from scripts.common.pick_device import pick_device
 from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.loop import Checkpoint
 from scripts.training.processes import launch

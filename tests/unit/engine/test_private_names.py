@@ -28,12 +28,12 @@ RELIED_ON = {
     "peft.tuners._buffer_dict": "BufferDict",
     "peft.tuners.tuners_utils.BaseTunerLayer": "_move_adapter_to_device_of_base_layer",
     "torch": "_log_softmax _softmax",
-    "torch.Tensor": "_indices _is_view _values",
+    "torch.Tensor": "_indices _is_view _nnz _values",
     "torch.UntypedStorage": "_cdata",
     "torch._C": "DisableTorchFunction _current_autograd_node _current_graph_task_id _get_accelerator",
     "torch._C._autograd": "_get_sequence_nr",
     "torch._guards": "active_fake_mode",
-    "torch.ops.aten.mm.default": "_schema",
+    "torch.ops.aten.mm.default": "_overloadpacket _schema",
     "torch.autograd": "_engine_run_backward",
     "torch.autograd.graph.Node": "_sequence_nr",
     "torch.cuda.memory": "_dump_snapshot _record_memory_history",
@@ -51,8 +51,17 @@ RELIED_ON = {
     f"{DATA_PARALLEL}.distributed": "_verify_param_shape_across_processes",
     f"{DATA_PARALLEL}.DistributedDataParallel": "_pre_forward",
     "torch.ops._c10d_functional": "wait_tensor",
-    "torch.ops.aten": "_local_scalar_dense _scaled_dot_product_flash_attention_for_cpu _to_copy",
-    "torch.optim.AdamW": "_init_group",
+    "torch.ops.aten": (
+        "_local_scalar_dense _scaled_dot_product_flash_attention_for_cpu"
+        " _scaled_dot_product_flash_attention_for_cpu_backward _to_copy"
+    ),
+    "torch._dynamo.eval_frame": "_callback_from_stance _stance",
+    "torch.optim.optimizer": "_get_capturable_supported_devices",
+    "torch.utils._foreach_utils": (
+        "_device_has_foreach_support _get_foreach_kernels_supported_devices _get_fused_kernels_supported_devices"
+    ),
+    "accelerate.state.AcceleratorState": "_reset_state",
+    "transformers.TrainingArguments": "_setup_devices",
     "torch.testing._internal.distributed.fake_pg": "FakeStore _create_fake_pg",
     "torch.utils._python_dispatch": "TorchDispatchMode _disable_current_modes",
     "torch.utils._pytree": "tree_flatten tree_leaves tree_map tree_map_only tree_unflatten",

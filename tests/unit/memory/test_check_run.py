@@ -145,3 +145,16 @@ def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch
     assert "memory.scenarios.divided" in str(error.value) and "requirements-deepspeed.txt" in error.value.write
     monkeypatch.setattr("scripts.settings.scenario.find_spec", lambda name: object())
     check_run.check(run(**scenarios))
+
+
+def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = {"name": "own", "source": {"type": "folder", "path": "model"}}
+    for exists in (False, True):
+        with pytest.raises(UserError, match=r"There is no .*folder model") as error:
+            check_run.check(run(model=model))
+        assert "model.source.path" in str(error.value)
+        (tmp_path / "model").mkdir(exist_ok=True)
+        assert exists == ("config.json in the" in str(error.value))
+    (tmp_path / "model" / "config.json").write_text("{}")
+    check_run.check(run(model=model))

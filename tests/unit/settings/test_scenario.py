@@ -233,7 +233,7 @@ WRONG = {
     "quantized weights": (
         {"model": {**SMALL, "quantization_config": {"quant_method": "awq"}}},
         "quantized already (awq)",
-        "method: qlora",
+        "model: plain.json",
     ),
     "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
     "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
@@ -320,3 +320,38 @@ def test_autocast_is_what_mixed_precision_says() -> None:
         assert getattr(mixed, name) == getattr(said, name), name
     assert make(precision="fp16", autocast="bf16").compute_precision == "bf16"
     assert make(precision="fp16", adapter_precision="base").adapter_dtype == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "write"),
+    [
+        ("model_name_or_path", "qwen3-8b", "model: qwen3-8b"),  # LLaMA-Factory, TRL
+        ("base_model", "qwen3-8b", "model: qwen3-8b"),  # axolotl
+        ("finetuning_type", "lora", "method: lora"),
+        ("per_device_train_batch_size", 2, "micro_batch: 2"),
+        ("cutoff_len", 2048, "sequence_length: 2048"),
+        ("gradient_accumulation_steps", 8, "gradient_accumulation: 8"),
+        ("lora_r", 8, "lora:\n  rank: 8"),
+        ("lora_target", "all-linear", "lora:\n  target_modules: all-linear"),
+    ],
+)
+def test_a_key_of_another_tool_is_told_in_our_words(key, value, write) -> None:
+    with pytest.raises(UserError) as error:
+        make(**{key: value})
+    assert error.value.write == write
+    name = write.partition(":")[0]
+    assert f"did you mean `{name}" in str(error.value) and name in {field.name for field in FIELDS}
+
+
+@pytest.mark.parametrize("objective", ["dpo", "DPO", "orpo", "grpo", "reward", "sft"])
+def test_an_objective_is_not_taken_for_a_misspelt_method(objective) -> None:
+    with pytest.raises(UserError, match="what a training aims at") as error:
+        make(method=objective)
+    assert "full, lora, qlora" in str(error.value) and "a reference model" in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["mxfp4", "gptq", "awq", "fp8"])
+def test_a_quantized_model_is_told_what_to_take_out_of_it(method) -> None:
+    with pytest.raises(UserError, match=rf"quantized already \({method}\)") as error:
+        make(model={**SMALL, "quantization_config": {"quant_method": method}}, method="qlora")
+    assert "del(.quantization_config)" in error.value.write and "method: qlora" not in error.value.write
