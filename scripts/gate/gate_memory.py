@@ -107,7 +107,7 @@ class Decision:
     step: Mapping[str, Any]
     configured: Mapping[str, Any]
     override: bool
-    suggestions: Sequence[Suggestion] = ()
+    suggestions: "Sequence[Suggestion]" = ()
 
     @property
     def overridden(self) -> bool:
@@ -164,7 +164,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
     return Decision(gpu, judged, reason, effective_batch, step, configured, override, suggestions)
 
 
-def _processes_to_end(traced: Traced, gpu: Gpu) -> list[Suggestion]:
+def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
     """To end the processes that hold memory on this machine's GPUs, where that alone is enough."""
     from scripts.planner.search import Suggestion
 

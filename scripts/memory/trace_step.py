@@ -59,7 +59,7 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
 
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
-    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=gpu)
+    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=gpu, both_allocators=True)
     return Traced(scenario, answer, capability, versions())
 
 
