@@ -235,7 +235,7 @@ def _values(content: Mapping[str, Any], folder: Path) -> dict[str, list[str]]:
         parts = ([[entry]] if isinstance(entry, str) else map(str.split, entry) for entry in entries)
         slots[name] = ["".join(words) for part in parts for words in itertools.product(*part)]
         if twice := [value for value, times in Counter(slots[name]).items() if times > 1]:
-            raise UserError("A slot has a value twice.", where=f"{folder}/slots.yaml: slots.{name}", found=twice)
+            raise UserError("A slot lists a value twice.", where=f"{folder}/slots.yaml: slots.{name}", found=twice)
     return slots
 
 

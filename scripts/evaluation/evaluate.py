@@ -35,7 +35,7 @@ def program(command: str) -> str:
 
 
 def score(answers: list[str], expected: list[str]) -> list[dict]:
-    """Everything that can be said of answers without running them."""
+    """All metrics of answers that need no execution."""
     stripped = [strip_fence(answer) for answer in answers]
     raw, forms, wanted = check_syntax(answers), check_syntax(stripped), check_syntax(expected)
     return [

@@ -187,7 +187,7 @@ def from_device(
 
 
 def tightest(found: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
-    """Of a machine's GPUs, each with a process of one training, the one that decides; it knows the others.
+    """Of GPUs that share a training, the one with the least memory left beside the step; ``others`` has the rest.
 
     Parameters
     ----------

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.job import command
+from scripts.common.packages import STACK
 from scripts.memory.compare import ANSWERS, compare
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import GIB
-from scripts.memory.trace_step import STACK, traced
+from scripts.memory.trace_step import traced
 from scripts.planner.answer import answer as answer_of
 from scripts.settings.scenario import Scenario, load_scenario
 

@@ -82,8 +82,10 @@ def prepare(
 
     Parameters
     ----------
-    scenario, target, loader, orders
+    scenario, target, loader
         As :func:`trace` has them.
+    orders
+        How many orders of loading to replay. None: several where threads load and chance decides, else one.
     attention_implementation
         What transformers calls the attention function that a program took; None: the scenario's.
 
@@ -193,11 +195,8 @@ def trace(
     *,
     capability: tuple[int, int] | None = None,
     loader: Loader | None = None,
-    max_grad_norm: float | None = 1.0,
     timeline: bool = True,
     origins: bool = False,
-    orders: int | None = None,
-    capacity_bytes: int | None = None,
     both_allocators: bool = False,
     timed_on: Gpu | None = None,
     step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]] | None = None,
@@ -215,15 +214,8 @@ def trace(
         Compute capability of the GPU, such as (8, 0); decides kernels and the size of workspaces.
     loader
         How the model comes to the device; the installed versions' way when None.
-    max_grad_norm
-        As in training; None where a measured loop did not clip.
     timeline, origins
         Whether to return the timeline of the step, and the tensors at its peak.
-    orders
-        How many orders of loading to replay. None: several where threads load and chance decides, else one.
-    capacity_bytes
-        The GPU's memory without the CUDA context: then ``peak_reserved_bytes`` is that of a GPU which gives cached
-        segments back when it is full. None: memory is plentiful.
     both_allocators
         Whether to say what a GPU must have with expandable segments and without them.
     timed_on
@@ -244,14 +236,13 @@ def trace(
     UserError
         If the model can't be built or its step can't be traced.
     """
-    make_step = step or partial(random_step, device="meta", max_grad_norm=max_grad_norm)
+    make_step = step or partial(random_step, device="meta", max_grad_norm=1.0)
     report, about = _followed(
         scenario,
         target,
         make_step,
-        lambda: prepare(scenario, target, loader=loader, orders=orders),
+        lambda: prepare(scenario, target, loader=loader),
         capability=capability,
-        capacity_bytes=capacity_bytes,
         timeline=timeline,
         origins=origins,
         costs=timed_on is not None,

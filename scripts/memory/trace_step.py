@@ -1,19 +1,16 @@
 """Rule ``trace_memory``: a scenario's training step on the meta device, with the timeline for a figure."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
+from scripts.common.packages import versions
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import Gpu, named
 from scripts.settings.scenario import Scenario
-
-STACK = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,6 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
     capability = gpu.capability if gpu else None
     answer = trace(scenario, capability=capability, timeline=timeline, timed_on=gpu, both_allocators=True)
     return Traced(scenario, answer, capability, versions())
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what decides the answer."""
-    found: dict[str, str | None] = {"python": sys.version.split()[0]}
-    for name in STACK:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def main(config: str, mapping: dict[str, Any], output: str) -> None:

@@ -206,7 +206,7 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
         kinds = {type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)} - {"Linear"}
         if not packed and kinds:
             raise UserError(
-                f"No layer of this architecture is 4-bit: bitsandbytes packs plain linear layers, and its are of the"
+                f"No layer of this architecture is 4-bit: bitsandbytes packs plain linear layers, and these are of the"
                 f" class {', '.join(sorted(kinds))}.",
                 where=f"model (model_type {scenario.model['model_type']}), transformers {transformers.__version__}",
                 found="method: qlora",

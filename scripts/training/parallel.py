@@ -139,7 +139,7 @@ def backward(model: nn.Module, loss: torch.Tensor, *, last: bool) -> None:
 
 
 def engine_step(model: nn.Module, max_norm: float | None) -> bool:
-    """Let DeepSpeed's engine clip, update and drop the gradients; False: the model is none."""
+    """Let DeepSpeed's engine clip, update and drop the gradients; False: the model is no engine of DeepSpeed."""
     if not _is_engine(model):
         return False
     model.optimizer.clip_grad = max_norm or 0.0

@@ -26,6 +26,7 @@ from scripts.common.files import (
     write_report,
 )
 from scripts.common.job import keep_host_memory, log
+from scripts.common.packages import versions
 from scripts.common.tokenizer import read_tokenizer
 from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
@@ -281,14 +282,6 @@ def base_name(description: Mapping[str, Any]) -> str:
 def about_base(description: Mapping[str, Any]) -> dict[str, Any]:
     """What the report says of the base."""
     return {key: description[key] for key in ("license", "source", "title")}
-
-
-def versions() -> dict[str, str]:
-    """Releases of the packages that shape the result."""
-    import importlib.metadata
-
-    names = ("bitsandbytes", "peft", "torch", "transformers")
-    return {name: importlib.metadata.version(name) for name in names} | {"python": sys.version.split()[0]}
 
 
 if __name__ == "__main__":
