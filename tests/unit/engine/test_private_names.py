@@ -36,7 +36,6 @@ RELIED_ON = {
     "torch.ops.aten.mm.default": "_overloadpacket _schema",
     "torch.autograd": "_engine_run_backward",
     "torch.autograd.graph.Node": "_sequence_nr",
-    "torch.cuda.memory": "_dump_snapshot _record_memory_history",
     "torch.distributed.Backend": "_plugins",
     f"{FSDP}._flat_param": "_no_dispatch_record_stream",
     f"{FSDP}._init_utils": "_move_module_to_device",
