@@ -73,4 +73,4 @@ $(VENV)-deepspeed/ready: requirements-deepspeed.txt $(VENV)/ready-dev
 	@touch $@
 
 clean:
-	rm -rf results logs benchmarks .snakemake
+	rm -rf results/*/ logs benchmarks .snakemake

@@ -121,7 +121,7 @@ def each_run(path):
 def code(script):
     """Digest of a script (below scripts/), the project modules it imports and its environment's pins.
 
-    With them the digest of what the job reads and no rule makes: data of the user's own, tables, templates. As a param:
+    With them the digest of what the job reads and no other job makes, as data of the user, tables and templates. As a param:
     Snakemake runs a job again when the value differs from the one that its outputs were made with. A
     missing input makes it differ too. Without that, an output whose input a failed job (or a person) has removed
     would pass as new. When the job's turn comes its inputs are there, and Snakemake asks for the value once more.

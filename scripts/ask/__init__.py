@@ -95,7 +95,7 @@ def will_it_fit(
         If something is wrong in the question, with what to write.
     """
     from scripts.ask.question import Options, question
-    from scripts.settings.fields import yaml_text
+    from scripts.common.schema import yaml_text
 
     words = [str(what)] if isinstance(what, (str, PathLike)) else [str(one) for one in what]
     settings = [

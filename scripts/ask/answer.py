@@ -134,6 +134,6 @@ def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:
             "What fits at most depends on the GPU.", where="the command line", allowed="--gpu", write="--gpu 24GiB"
         )
     prepare()
-    from scripts.planner.search import largest
+    from scripts.planner.feasibility import largest
 
     return largest(asked.scenario, asked.gpu, field)

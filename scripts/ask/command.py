@@ -18,9 +18,12 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.common.errors import UserError
+
+if TYPE_CHECKING:
+    from scripts.ask.question import Question
 
 METHODS = ("full", "lora", "qlora")
 STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero2", "zero3")
@@ -94,6 +97,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.yaml:
         print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
         return 0
+    try:
+        return _answer(asked, options, words)
+    except ModuleNotFoundError as error:
+        problem = f"The package {error.name} is not installed, which the trace needs."
+        print(UserError(problem, allowed="--quick, which does without", write=_INSTALL), file=sys.stderr)
+        return 3
+
+
+_INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
+
+
+def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str]) -> int:
+    """Answer in the form that was asked for."""
     if options.serve:
         from scripts.ask.serve import serve
 
@@ -127,10 +143,12 @@ def _refuse_contradictions(options: argparse.Namespace) -> None:
 
 def _of_the_command_line(error: UserError) -> UserError:
     """An error of a scenario's field as one of the option that set it."""
+    if error.parts:
+        return UserError.several([_of_the_command_line(part) for part in error.parts])
     write = error.write or ""
     if str(error.where) == "--gpu" and write.startswith("gpu: "):
         write = f"--gpu {write.removeprefix('gpu: ')}"
-    elif str(error.where) == "the command line" and re.match(r"\w+: ", write):
+    elif str(error.where) == "the command line" and re.match(r"\w+:\s", write):
         write = _as_options(write)
     return UserError(error.problem, where=error.where, found=error.found, allowed=error.allowed, write=write or None)
 

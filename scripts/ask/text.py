@@ -8,8 +8,8 @@ from typing import Any
 
 from scripts.ask.bounds import bound_bytes
 from scripts.ask.question import Question, assumed
+from scripts.common.schema import yaml_text
 from scripts.memory.gpus import GIB, catalogue
-from scripts.settings.fields import yaml_text
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip

@@ -49,9 +49,7 @@ class ResultCache:
         for path in (*self.others, self.report):
             with open(self.folder / path.name, "rb") as source, atomic_open(path, "wb") as target:
                 shutil.copyfileobj(source, target)
-        log.info(
-            "The same was asked for before: put back from %s (delete that folder to have it done anew)", self.folder
-        )
+        log.info("Results of an earlier run restored from %s (delete that folder to compute them again)", self.folder)
         return True
 
     def store(self) -> None:

@@ -50,7 +50,7 @@ def _render(tokenizer: Any, system: str, request: str, answer: str | None) -> st
     return tokenizer.apply_chat_template(messages, **settings)
 
 
-def check_template(tokenizer: Any, where: object) -> None:
+def _check_template(tokenizer: Any) -> None:
     """Put a request to the tokenizer's chat template, to see whether it can be done.
 
     Raises
@@ -58,6 +58,7 @@ def check_template(tokenizer: Any, where: object) -> None:
     UserError
         Where the template fails, each in its own way, or leaves the request out.
     """
+    where = "the model's chat template"
     write = "# chat_template.jinja beside the tokenizer, as the model's instruction-tuned relatives have it"
     allowed = "a template that writes a system prompt or not, and a user's message"
     try:
@@ -109,8 +110,9 @@ def encode_pairs(tokenizer: Any, system: str, pairs: Sequence[tuple[str, str]]) 
     Raises
     ------
     UserError
-        When the template does not keep prompt and answer as they are.
+        When the template fails, or does not keep prompt and answer as they are.
     """
+    _check_template(tokenizer)
     controls = control_tokens(tokenizer)
     prompts, answers = [], []
     for request, command in pairs:

@@ -59,21 +59,3 @@ def refuse_missing(wanted: str, gpus: int = 1) -> None:
         allowed=f"1 to {found} (CUDA_VISIBLE_DEVICES may hide others); or device: cpu, on which processes can share",
         write=f"parallel: {{strategy: fsdp2, gpus: {found}}}" if found > 1 else "parallel: {strategy: none, gpus: 1}",
     )
-
-
-def pick_device(wanted: str, gpus: int = 1) -> str:
-    """``auto`` is CUDA when there is one; asking for CUDA where there is none, or for more GPUs, is an error."""
-    import torch
-
-    refuse_missing(wanted, gpus)
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "No CUDA device was found.",
-            where="training.device",
-            found=wanted,
-            allowed="auto, cpu; or cuda on a machine with a GPU and a CUDA build of torch",
-            write="training:\n  device: auto",
-        )
-    return wanted

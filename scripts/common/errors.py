@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Something that the user can put right: what is wrong, where, what is allowed, what to write.
@@ -32,6 +34,7 @@ class UserError(Exception):
         write: str | None = None,
     ) -> None:
         self.problem, self.where, self.found, self.allowed, self.write = problem, where, found, allowed, write
+        self.parts: tuple[UserError, ...] = ()  # of several errors in one
         lines = [problem]
         if where is not None:
             lines.append(f"  where:   {where}")
@@ -42,3 +45,20 @@ class UserError(Exception):
         if write is not None:
             lines.append("  write:   " + write.rstrip().replace("\n", "\n           "))
         super().__init__("\n".join(lines))
+
+    @classmethod
+    def several(cls, errors: Sequence[UserError]) -> UserError:
+        """One error for all that is wrong; each part keeps what was found, what is allowed and what to write."""
+        parts = {str(part): part for error in errors for part in error.parts or (error,)}
+        if len(parts) == 1:
+            return errors[0]
+        writes = dict.fromkeys(part.write for part in parts.values() if part.write)
+        one = cls(f"{len(parts)} things are wrong.", where=errors[0].where, write="\n".join(writes))
+        one.parts, one.args = tuple(parts.values()), ("\n".join([one.problem, *parts]),)
+        return one
+
+    def at(self, where: object) -> UserError:
+        """The same error, or errors, in a place with another name."""
+        if self.parts:
+            return UserError.several([part.at(where) for part in self.parts])
+        return UserError(self.problem, where=where, found=self.found, allowed=self.allowed, write=self.write)

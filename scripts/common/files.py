@@ -330,7 +330,7 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iter
 def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
     """Read the reports among the files of several stages, by path; each JSON file must be what was written.
 
-    A JSON or JSON-lines file that is no report has to be vouched for by one of them, beside it or in a folder above it.
+    One of the reports must list a JSON or JSON-lines file that is no report itself: one beside it or in a folder above.
     Files of other kinds, which may be gigabytes, are left to who reads them.
 
     Raises

@@ -145,7 +145,7 @@ class Ledger:
 def refuse_damaged(folders: Iterable[str], home: Path = HOME) -> None:
     """Raise where a product of these folders is missing or damaged, though Snakemake would call all up to date.
 
-    Existence, and where size or times have changed the contents; ``python -m scripts.provenance.check`` reads all.
+    Existence, and where size or times have changed the contents.
     """
     damaged = Ledger(home).damaged(folders)
     if not damaged:

@@ -20,7 +20,7 @@ _UNREACHABLE = ("establish a new connection", "NameResolutionError", "ConnectTim
 
 
 class Unreachable(UserError):
-    """No index can be reached, so nothing can be said of the package."""
+    """No index can be reached, so nobody knows whether the package exists."""
 
 
 def download_wheel(

@@ -27,7 +27,7 @@ def similarity(left: set[str], right: set[str]) -> float:
 
 
 def near_duplicates(texts: list[str], threshold: float) -> list[bool]:
-    """Whether each text is at least as similar as the threshold to an earlier one that is none itself.
+    """Whether each text is at least as similar as the threshold to an earlier text that is kept.
 
     Similarity is the Jaccard similarity of their character trigrams.
     """

@@ -25,8 +25,8 @@ from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.job import command as command_line
+from scripts.common.schema import validate
 from scripts.dataset.text import key_number, request_key
-from scripts.settings.configuration import validate
 
 GRAMMAR = ROOT / "config" / "datasets" / "embedded"
 _SCHEMA = GRAMMAR.with_name("embedded.schema.yaml")
@@ -235,7 +235,7 @@ def _values(content: Mapping[str, Any], folder: Path) -> dict[str, list[str]]:
         parts = ([[entry]] if isinstance(entry, str) else map(str.split, entry) for entry in entries)
         slots[name] = ["".join(words) for part in parts for words in itertools.product(*part)]
         if twice := [value for value, times in Counter(slots[name]).items() if times > 1]:
-            raise UserError("A slot has a value twice.", where=f"{folder}/slots.yaml: slots.{name}", found=twice)
+            raise UserError("A slot lists a value twice.", where=f"{folder}/slots.yaml: slots.{name}", found=twice)
     return slots
 
 

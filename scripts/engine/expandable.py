@@ -263,16 +263,25 @@ def required_bytes_expandable(
 ) -> int:
     """Return the least a GPU must have for the events, in bytes, without its CUDA context, to 2 MiB.
 
-    Found by bisection between the blocks in use at the peak and what is mapped when memory is plentiful.
+    Blocks fit together nearly without rests here, so the search begins at the blocks in use at the peak and asks each
+    time for what was missing; where the step before the answer would do as well, bisection goes on from there.
     """
     plenty = plenty or replay_expandable(events, streams=streams)
-    low, high = (plenty.peak_allocated_bytes - 1) // SMALL_SEGMENT, plenty.peak_reserved_bytes // SMALL_SEGMENT
-    while high - low > 1:
-        middle = (low + high) // 2
+
+    def missing(steps: int) -> int:
+        """The steps that would have sufficed where so many of 2 MiB don't; 0: they do."""
         try:
-            replay_expandable(events, capacity_bytes=middle * SMALL_SEGMENT, streams=streams)
-        except OutOfMemory:
-            low = middle
-        else:
-            high = middle
+            replay_expandable(events, capacity_bytes=steps * SMALL_SEGMENT, streams=streams)
+        except OutOfMemory as error:
+            return -(-error.needed_bytes // SMALL_SEGMENT)
+        return 0
+
+    low, high = 0, -(-plenty.peak_allocated_bytes // SMALL_SEGMENT)
+    while needed := missing(high):
+        low, high = high, max(needed, high + 1)
+    low = max(low, (plenty.peak_allocated_bytes - 1) // SMALL_SEGMENT)
+    middle = high - 1
+    while high - low > 1:
+        low, high = (middle, high) if missing(middle) else (low, middle)
+        middle = (low + high) // 2
     return high * SMALL_SEGMENT

@@ -10,7 +10,7 @@ import torch
 
 from .errors import TraceError
 from .following import Label
-from .report import History
+from .report import History, make_report
 from .steps import STEPS, Step
 
 TARGETS = ("cuda", "cpu")
@@ -64,6 +64,8 @@ class Options:
         Whether the report has the tensors that are alive at the peak, with the module and line that made them.
     costs
         Whether the report has what each operator of the step costs.
+    report
+        What makes the answer of the record; :func:`~scripts.engine.report.recording` gives the events alone.
     """
 
     target: str = "cuda"
@@ -82,6 +84,7 @@ class Options:
     timeline: bool = False
     origins: bool = False
     costs: bool = False
+    report: Callable[..., Any] = make_report
 
     def __post_init__(self) -> None:
         for name, value, allowed in (("target", self.target, TARGETS), ("compiled", self.compiled, COMPILED)):

@@ -13,6 +13,7 @@ from .components import ROUNDING
 from .costs import CostRecorder
 from .expandable import replay_expandable, required_bytes_expandable
 from .origins import NOWHERE
+from .scaled import Recording
 from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
@@ -65,6 +66,8 @@ class Report:
         The least a GPU must have, without its CUDA context: where several histories are possible, for the worst.
     required_range_bytes
         Lowest and highest of them.
+    required_bytes_by_allocator
+        Of ``default``, where segments stay as they were made, and of ``expandable_segments``. None: not asked for.
     events
         How many allocations and frees were recorded.
     warnings
@@ -93,6 +96,7 @@ class Report:
     reserved_range_bytes: tuple[int, int] | None = None
     required_bytes: int | None = None
     required_range_bytes: tuple[int, int] | None = None
+    required_bytes_by_allocator: dict[str, int] | None = None
     orders: list[dict[str, Any]] | None = None
     timeline: dict[str, Any] | None = None
     tensors: list[dict[str, Any]] | None = None
@@ -118,6 +122,7 @@ def make_report(
     timeline: bool = True,
     capacity_bytes: int | None = None,
     expandable_segments: bool = False,
+    both_allocators: bool = False,
 ) -> Report:
     """Turn a tracker's record of several steps into the figures of the last one.
 
@@ -134,6 +139,8 @@ def make_report(
         back when it is full. None: memory is plentiful.
     expandable_segments
         Whether the allocator runs with ``expandable_segments:True``.
+    both_allocators
+        Whether to say what a GPU must have with and without it.
     """
     allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
     allocator = tuple(partial(each, streams=tracker.streams) for each in allocator)
@@ -161,6 +168,11 @@ def make_report(
         rounding = {ROUNDING: phases[phase] - sum(parts.values())} if on_gpu else {}
         by_phase[phase] = dict(sorted((parts | rounding).items()))
     before = run.spans[0].peak_allocated_bytes if run else allocated[0]
+    reserved = _reserved(tracker, histories, events, run, capacity_bytes, *allocator) if run else {}
+    if run and both_allocators:
+        own, other = ("default", "expandable_segments")[:: -1 if expandable_segments else 1]
+        least = recording(tracker, histories).required_bytes(expandable_segments=not expandable_segments)
+        reserved["required_bytes_by_allocator"] = {own: reserved["required_bytes"], other: least}
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,
@@ -173,8 +185,16 @@ def make_report(
         timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
         tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
         costs=tracker.costs,
-        **(_reserved(tracker, histories, events, run, capacity_bytes, *allocator) if run else {}),
+        **reserved,
     )
+
+
+def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> Recording:
+    """A tracker's record as events alone, to be run through the allocator (:mod:`scripts.engine.scaled`)."""
+    if len(histories) < 2:
+        return Recording([tracker.events], tracker.streams)
+    step = tracker.events[len(histories[0].events) :]
+    return Recording([_after(history, histories[0], step) for history in histories], tracker.streams)
 
 
 def _reserved(

@@ -130,7 +130,7 @@ def trace_step(
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
-    return make_report(
+    return options.report(
         tracker,
         options.histories,
         on_gpu=on_gpu,

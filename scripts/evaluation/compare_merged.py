@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from scripts.common.device import pick_device
 from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
+from scripts.common.pick_device import pick_device
 from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.compare import compare

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.cache import ResultCache
-from scripts.common.device import pick_device
 from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
+from scripts.common.pick_device import pick_device
 from scripts.common.statistics import share
 from scripts.common.syntax import check_syntax, strip_fence
 from scripts.common.tokenizer import read_tokenizer
@@ -35,7 +35,7 @@ def program(command: str) -> str:
 
 
 def score(answers: list[str], expected: list[str]) -> list[dict]:
-    """Everything that can be said of answers without running them."""
+    """All metrics of answers that need no execution."""
     stripped = [strip_fence(answer) for answer in answers]
     raw, forms, wanted = check_syntax(answers), check_syntax(stripped), check_syntax(expected)
     return [
@@ -197,7 +197,7 @@ def main(
 if __name__ == "__main__":
     with job(snakemake):
         main(
-            {name: snakemake.input[name] for name in ("split", "test", "tokenizer", "weights")},
+            {name: snakemake.input[name] for name in ("acquire", "harmful", "split", "test", "tokenizer", "weights")},
             {name: snakemake.output[name] for name in ("answers", "metrics")},
             snakemake.params.prompt,
             snakemake.params.evaluation,

@@ -124,7 +124,7 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     judged = [row for row in rows if row["decidable"]]
     if not judged:
         raise UserError(
-            "None of the tasks can be decided on this machine, so nothing can be said of the answers.",
+            "None of the tasks can be decided on this machine, so the answers can't be judged.",
             where="dataset.benchmark in the configuration",
             found=f"{len(rows)} tasks; not found: {', '.join(missing_programs(rows)) or 'no program'}",
             allowed="more tasks (requests: null), and the programs that they use",
@@ -175,7 +175,7 @@ def main(inputs: Mapping[str, str], outputs: Mapping[str, str], workers: int) ->
     tasks = list(read_jsonl(inputs["tasks"]))[: len(answers["base"])]
     for model in MODELS:
         if [row["request"] for row in answers[model]] != [task["request"] for task in tasks]:
-            raise UserError("The answers are not to the requests of the benchmark.", where=inputs[model])
+            raise UserError("The answers belong to other requests than the benchmark's.", where=inputs[model])
     states = {name: State(**state) for name, state in read_json(inputs["states"]).items()}
     rows, summary = execute(tasks, states, answers, workers)
     write_jsonl(outputs["answers"], rows)

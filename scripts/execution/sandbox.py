@@ -62,7 +62,7 @@ def find_bwrap() -> Path:
     Raises
     ------
     UserError
-        Where there is none, or the machine is none that the sandbox is for.
+        Without one, or where the sandbox does not support the platform.
     """
     machine = os.uname().machine
     if sys.platform != "linux" or machine not in worker.MACHINES:

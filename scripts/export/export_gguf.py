@@ -211,7 +211,7 @@ def entries(folder: Path, config: Any, type_name: str) -> list[Entry]:
         for key, shape in sorted(shapes.items()):
             name = names.get_name(key, try_suffixes=(".weight", ".bias"))
             if name is None:
-                raise UserError("The model has a tensor that its architecture in GGUF has not.", where=path, found=key)
+                raise UserError("GGUF has no place for a tensor of the model.", where=path, found=key)
             kind = GGMLQuantizationType[type_name.upper() if len(shape) > 1 else "F32"]
             if shape[-1] % GGML_QUANT_SIZES[kind][0]:
                 kind = GGMLQuantizationType.F16  # rows that are no whole number of blocks: as llama.cpp does
@@ -287,7 +287,7 @@ def modelfile(tokenizer: Any, system: str) -> str:
     for mark, variable in zip(ADD_LATER, ("{{ .System }}", "{{ .Prompt }}"), strict=True):
         if template.count(mark) != 1 or "{{" in template.replace("{{ .System }}", ""):
             raise UserError(
-                "The chat template can't be said in Ollama's words.", where="the model's chat template", found=template
+                "The chat template can't be used in Ollama's words.", where="the model's chat template", found=template
             )
         template = template.replace(mark, variable)
     for text in (template, system):

@@ -7,8 +7,6 @@ lets it through and is recorded, so that the model card says so. The stages besi
 :mod:`scripts.gate.price_run`.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -73,8 +71,8 @@ def longest_batch(train: str, scenario: Scenario, loop: Mapping[str, Any], seed:
         ``rows_per_step``, ``epochs``, ``max_steps``, which with the seed decide which rows meet.
     """
     from scripts.training.batches import read_rows
+    from scripts.training.loop import planned_steps
     from scripts.training.packing import common_prefix
-    from scripts.training.train import planned_steps
 
     rows = read_rows(train)
     prefix = common_prefix(rows) if scenario.packing == "shared_prefix" else 0
@@ -109,7 +107,7 @@ class Decision:
     step: Mapping[str, Any]
     configured: Mapping[str, Any]
     override: bool
-    suggestions: Sequence[Suggestion] = ()
+    suggestions: "Sequence[Suggestion]" = ()
 
     @property
     def overridden(self) -> bool:
@@ -166,7 +164,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
     return Decision(gpu, judged, reason, effective_batch, step, configured, override, suggestions)
 
 
-def _processes_to_end(traced: Traced, gpu: Gpu) -> list[Suggestion]:
+def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
     """To end the processes that hold memory on this machine's GPUs, where that alone is enough."""
     from scripts.planner.search import Suggestion
 

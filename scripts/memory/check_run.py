@@ -12,6 +12,7 @@ from scripts.common.files import read_json, read_report
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.disk import Sizes
 from scripts.memory.gpus import find
+from scripts.settings.contradictions import TRAINING, contradictions
 from scripts.settings.run_scenarios import (
     gated_scenario,
     profile_scenarios,
@@ -68,7 +69,8 @@ def check(settings: Mapping[str, Any]) -> None:
     step = {**gated_scenario(settings), "model": model}
     scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     rows_in_a_step(scenario, training_loop(settings))
-    _check_parallel(scenario, training_loop(settings))
+    if wrong := list(contradictions(scenario, "training", TRAINING, training_loop(settings))):
+        raise UserError.several(wrong)
 
 
 def rows_a_step(settings: Mapping[str, Any]) -> int:
@@ -104,44 +106,3 @@ def _check_scenario(mapping: Mapping[str, Any], where: str) -> Scenario:
         if scenario.lora is not None:
             describe(scenario.model).targets(scenario.lora, where)
     return scenario
-
-
-def _check_parallel(scenario: Scenario, loop: Mapping[str, Any]) -> None:
-    """Refuse what the trace can say of several GPUs and a training can't do."""
-    parallel = scenario.parallel
-    strategy = parallel.strategy
-    mixed = "autocast" if scenario.autocast else "precision"
-    refused = (
-        (
-            strategy == "fsdp1" or parallel.zero_stage,
-            f"The memory of {'FSDP1' if strategy == 'fsdp1' else 'ZeRO'} can be predicted, and FSDP2 or DDP trained.",
-            "parallel",
-            "fsdp2, which divides the same; ddp",
-            f"parallel: {{strategy: fsdp2, gpus: {parallel.gpus}}}",
-        ),
-        (
-            parallel.offload != "none",
-            "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
-            "parallel",
-            "offload: none",
-            f"parallel: {{strategy: {strategy}, gpus: {parallel.gpus}}}",
-        ),
-        (
-            parallel.sharded and scenario.autocast_precision == "fp16",
-            "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
-            mixed,
-            "bf16, which needs no scale; or strategy ddp",
-            f"{mixed}: {getattr(scenario, mixed).replace('fp16', 'bf16')}",
-        ),
-        (
-            strategy != "none" and loop.get("on_out_of_memory") == "halve",
-            "A GPU that runs out of memory can't take its step again: the others wait for it in the middle of theirs.",
-            "on_out_of_memory",
-            "stop; or one GPU",
-            "on_out_of_memory: stop",
-        ),
-    )
-    for wrong, problem, key, allowed, write in refused:
-        if wrong:
-            found = loop[key] if key in loop else scenario.to_mapping()[key]
-            raise UserError(problem, where=f"training.{key}", found=found, allowed=allowed, write=write)

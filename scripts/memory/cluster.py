@@ -17,10 +17,10 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
+from scripts.common.schema import validate
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
-from scripts.settings.scenario import check_keys
 
-KEYS = ("gpu", "partition", "gres")
+SCHEMA = {"additionalProperties": False, "properties": {key: {} for key in ("gpu", "partition", "gres")}}
 EXAMPLE = "- {gpu: rtx-4090, partition: gpu, gres: rtx4090}"
 Entry = tuple[Gpu, Mapping[str, Any]]
 
@@ -41,7 +41,7 @@ def read_map(path: str | Path) -> list[Entry]:
         where = f"{path}, entry {number}"
         if not isinstance(entry, Mapping) or "gpu" not in entry:
             raise UserError("An entry says which GPU it is about.", where=where, found=entry, write=EXAMPLE)
-        check_keys(entry, list(KEYS), where)
+        validate(entry, SCHEMA, where)
         if not entry.get("partition") and not entry.get("gres"):
             raise UserError(
                 "An entry says how the cluster calls this GPU.",

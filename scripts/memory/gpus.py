@@ -18,6 +18,7 @@ from scripts.settings.scenario import ROOT, checked_gpu
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
 MIB, GIB = 2**20, 2**30
+EXPANDABLE_LINE = "PYTORCH_ALLOC_CONF=expandable_segments:True"  # as PyTorch 2.9 and later write it
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def from_device(
 
 
 def tightest(found: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
-    """Of a machine's GPUs, each with a process of one training, the one that decides; it knows the others.
+    """Of GPUs that share a training, the one with the least memory left beside the step; ``others`` has the rest.
 
     Parameters
     ----------

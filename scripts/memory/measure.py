@@ -4,30 +4,25 @@ On CUDA the caching allocator's own statistics answer; on the CPU, which has non
 tensors. Weights are random: their values don't matter to memory.
 """
 
-import importlib.metadata
 import platform
 import resource
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
+from scripts.common.packages import versions
 from scripts.memory.check_run import checked_configuration
 from scripts.settings.scenario import Scenario
-
-PACKAGES = ("bitsandbytes", "peft", "torch", "transformers")
 
 
 def measure(
     scenario: Scenario,
     device: str,
     *,
-    max_grad_norm: float | None = 1.0,
-    snapshot: Path | None = None,
     timeline: bool = True,
 ) -> dict[str, Any]:
     """Take a scenario's step twice on a device and measure the second.
@@ -38,10 +33,6 @@ def measure(
         The step.
     device
         ``cpu`` or ``cuda``.
-    max_grad_norm
-        As in training.
-    snapshot
-        CUDA only: where to write the allocator's history, to be viewed with https://pytorch.org/memory_viz.
     timeline
         CPU only: whether to return the timeline of the step.
 
@@ -65,15 +56,13 @@ def measure(
             allowed="strategy: none; the trace predicts the others",
             write="parallel: {strategy: none, gpus: 1}",
         )
-    result = (
-        _on_cuda(scenario, max_grad_norm, snapshot) if device == "cuda" else _on_cpu(scenario, max_grad_norm, timeline)
-    )
+    result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline)
     from scripts.training.model import attention_kernel
 
     return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
 
 
-def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> dict[str, Any]:
+def _on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
     from scripts.engine.trace import STEPS, Options, measure_step
     from scripts.memory.trace import labels
     from scripts.training.model import build_model, build_optimizer, parameter_count
@@ -81,7 +70,7 @@ def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> 
 
     model = build_model(scenario, "cpu")
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
-    step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=max_grad_norm)
+    step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)
     started = time.monotonic()
     report = measure_step(model, optimizer, step, options=Options(label=labels(model), timeline=timeline))
     wall_seconds = (time.monotonic() - started) / STEPS
@@ -94,7 +83,7 @@ def _on_cpu(scenario: Scenario, max_grad_norm: float | None, timeline: bool) -> 
     }
 
 
-def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | None) -> dict[str, Any]:
+def _on_cuda(scenario: Scenario) -> dict[str, Any]:
     import torch
 
     from scripts.engine.trace import STEPS, phases
@@ -109,8 +98,6 @@ def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | N
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
     used_by_all = total - free - torch.cuda.memory_reserved()
-    if snapshot is not None:
-        torch.cuda.memory._record_memory_history(max_entries=1_000_000)
     peaks: dict[str, int] = {}
     reserved = 0
     phase = "load"
@@ -128,7 +115,7 @@ def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | N
     try:
         model = build_model(scenario, "cuda")
         optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
-        step = random_step(model, optimizer, scenario, "cuda", max_grad_norm=max_grad_norm)
+        step = random_step(model, optimizer, scenario, "cuda", max_grad_norm=1.0)
         enter("inputs")
         load = peaks["load"]
         resident = torch.cuda.memory_allocated()
@@ -147,11 +134,6 @@ def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | N
             found=f"{torch.cuda.max_memory_reserved()} bytes reserved of {total}",
             allowed="a smaller scenario; `python -m scripts.memory.predict` says what fits",
         ) from None
-    finally:
-        if snapshot is not None:
-            snapshot.parent.mkdir(parents=True, exist_ok=True)
-            torch.cuda.memory._dump_snapshot(str(snapshot))
-            torch.cuda.memory._record_memory_history(enabled=None)
     by_phase = {name: peaks[name] for name in ("forward", "backward", "optimizer")}
     peak_phase = max(by_phase, key=lambda name: by_phase[name])
     return {
@@ -170,11 +152,6 @@ def _on_cuda(scenario: Scenario, max_grad_norm: float | None, snapshot: Path | N
         "resident_bytes": resident,
         "wall_seconds": wall_seconds,
     }
-
-
-def versions() -> dict[str, str]:
-    """Releases of the packages that shape the result."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:

@@ -22,10 +22,11 @@ from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.job import command
+from scripts.common.packages import STACK
 from scripts.memory.compare import ANSWERS, compare
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import GIB
-from scripts.memory.trace_step import STACK, traced
+from scripts.memory.trace_step import traced
 from scripts.planner.answer import answer as answer_of
 from scripts.settings.scenario import Scenario, load_scenario
 
@@ -96,8 +97,19 @@ class Outcome(NamedTuple):
     status: int
 
 
+def wrong(path: Path) -> Outcome | None:
+    """The answer for a file that is no scenario, which needs none of the libraries; None for one that is."""
+    try:
+        load_scenario(path)
+    except UserError as error:
+        return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
+    return None
+
+
 def outcome(path: Path) -> Outcome:
     """Read a scenario file and predict."""
+    if known := wrong(path):
+        return known
     try:
         answer = predict(load_scenario(path), path)
         return Outcome(path, answer, None, 1 if answer["fits"] is False else 0)
@@ -108,12 +120,18 @@ def outcome(path: Path) -> Outcome:
         return Outcome(path, None, str(UserError(problem, write="pip install -r requirements.txt")), 3)
     except Exception as error:
         problem = f"No answer: {type(error).__name__}: {str(error)[:500]}"
-        hint = "a scenario that this program can trace; if it should, please report this message with the file"
+        hint = (
+            "a scenario that this program can trace: another parallel.strategy or attention (eager), without"
+            " gradient_checkpointing or loss: liger, often can be; if this one should, please report message and file"
+        )
         return Outcome(path, None, str(UserError(problem, where=path, allowed=hint)), 3)
 
 
 def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
     """Each file's outcome, in order; several files are traced side by side."""
+    if all(known := [wrong(path) for path in paths]):  # said at once
+        yield from known
+        return
     workers = min(len(paths), os.cpu_count() or 1)
     try:
         _import_libraries()  # once, before the processes part

@@ -23,7 +23,8 @@ from scripts.engine.errors import AttentionKernelError, StepError
 from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
 from scripts.engine.kernels import flash_attention_package
-from scripts.engine.report import History
+from scripts.engine.report import History, make_report, recording
+from scripts.engine.scaled import Recording
 from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
 from scripts.memory.gpus import Gpu
 from scripts.memory.loading import Loader, loading_history
@@ -81,8 +82,10 @@ def prepare(
 
     Parameters
     ----------
-    scenario, target, loader, orders
+    scenario, target, loader
         As :func:`trace` has them.
+    orders
+        How many orders of loading to replay. None: several where threads load and chance decides, else one.
     attention_implementation
         What transformers calls the attention function that a program took; None: the scenario's.
 
@@ -192,11 +195,9 @@ def trace(
     *,
     capability: tuple[int, int] | None = None,
     loader: Loader | None = None,
-    max_grad_norm: float | None = 1.0,
     timeline: bool = True,
     origins: bool = False,
-    orders: int | None = None,
-    capacity_bytes: int | None = None,
+    both_allocators: bool = False,
     timed_on: Gpu | None = None,
     step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
@@ -213,15 +214,10 @@ def trace(
         Compute capability of the GPU, such as (8, 0); decides kernels and the size of workspaces.
     loader
         How the model comes to the device; the installed versions' way when None.
-    max_grad_norm
-        As in training; None where a measured loop did not clip.
     timeline, origins
         Whether to return the timeline of the step, and the tensors at its peak.
-    orders
-        How many orders of loading to replay. None: several where threads load and chance decides, else one.
-    capacity_bytes
-        The GPU's memory without the CUDA context: then ``peak_reserved_bytes`` is that of a GPU which gives cached
-        segments back when it is full. None: memory is plentiful.
+    both_allocators
+        Whether to say what a GPU must have with expandable segments and without them.
     timed_on
         The card whose time for the step is asked for as well; None: nobody asks.
     step
@@ -240,40 +236,68 @@ def trace(
     UserError
         If the model can't be built or its step can't be traced.
     """
+    make_step = step or partial(random_step, device="meta", max_grad_norm=1.0)
+    report, about = _followed(
+        scenario,
+        target,
+        make_step,
+        lambda: prepare(scenario, target, loader=loader),
+        capability=capability,
+        timeline=timeline,
+        origins=origins,
+        costs=timed_on is not None,
+        report=partial(make_report, both_allocators=both_allocators),
+    )
+    answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
+    if timed_on is not None:
+        rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
+        left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
+        tokens = rows * scenario.sequence_length
+        found = step_time(report.costs, timed_on, tokens=tokens, micro_batches_left_out=left_out)
+        answer["time"] = found.to_mapping() if found else None
+    return answer
+
+
+def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
+    """The events of a scenario's training step on a GPU, loading included: what :func:`trace` replays."""
+    make_step = partial(random_step, device="meta", max_grad_norm=1.0)
+    found, _ = _followed(
+        scenario, "cuda", make_step, lambda: prepare(scenario), capability=capability, report=recording
+    )
+    return found
+
+
+def _followed(
+    scenario: Scenario,
+    target: str,
+    make_step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]],
+    prepared: Callable[[], Prepared],
+    **settings: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model."""
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
     check_packages(scenario)
-    make_step = step or partial(random_step, device="meta", max_grad_norm=max_grad_norm)
     with (
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
         fake_deepspeed(device, target) if zero else nullcontext(),
     ):
-        prepared = prepare(scenario, target, loader=loader, orders=orders)
-        wrap, optimizer = prepared.wrap, prepared.optimizer
+        ready = prepared()
+        wrap, optimizer = ready.wrap, ready.optimizer
         with speaking_of(scenario):
-            report = trace_step(
-                prepared.model,
+            answer = trace_step(
+                ready.model,
                 optimizer,
-                make_step(prepared.model, optimizer, scenario) if wrap is None else None,
+                make_step(ready.model, optimizer, scenario) if wrap is None else None,
                 options=Options(
                     target=target,
-                    capability=capability,
-                    histories=prepared.histories,
-                    label=prepared.label,
-                    capacity_bytes=capacity_bytes,
+                    histories=ready.histories,
+                    label=ready.label,
                     expandable_segments=scenario.allocator.expandable_segments,
-                    timeline=timeline,
-                    origins=origins,
-                    costs=timed_on is not None,
                     begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                    **settings,
                 ),
             )
-    answer = report.to_mapping() | prepared.about | {"attention": attention_kernel(scenario), "target": target}
-    if timed_on is not None:
-        tokens = scenario.micro_batch * scenario.gradient_accumulation * gpus * scenario.sequence_length
-        left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
-        found = step_time(report.costs, timed_on, tokens=tokens, micro_batches_left_out=left_out)
-        answer["time"] = found.to_mapping() if found else None
-    return answer
+    return answer, ready.about
 
 
 @contextmanager

@@ -1,21 +1,16 @@
 """Rule ``trace_memory``: a scenario's training step on the meta device, with the timeline for a figure."""
 
-from __future__ import annotations
-
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
+from scripts.common.packages import versions
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import Gpu, named
 from scripts.settings.scenario import Scenario
-
-STACK = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class Traced:
     versions: Mapping[str, str | None] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str) -> Traced:
+    def read(cls, path: str) -> "Traced":
         """What rule ``trace_memory`` wrote."""
         found = read_report(path)
         capability = found["capability"] and tuple(found["capability"])
@@ -64,19 +59,8 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
 
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
-    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=gpu)
+    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=gpu, both_allocators=True)
     return Traced(scenario, answer, capability, versions())
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what decides the answer."""
-    found: dict[str, str | None] = {"python": sys.version.split()[0]}
-    for name in STACK:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def main(config: str, mapping: dict[str, Any], output: str) -> None:

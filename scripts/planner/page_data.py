@@ -18,7 +18,8 @@ from scripts.common.files import read_json
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.surface import kernels_of, surface
 from scripts.memory.gpus import GIB, Gpu, catalogue
-from scripts.planner.search import COUNTS, LENGTH_STEP, MOST, CalibratedEstimator, Changes, apply
+from scripts.planner.border import LENGTH_STEP, MOST
+from scripts.planner.search import COUNTS, CalibratedEstimator, Changes, apply
 from scripts.settings.hub import on_the_page
 from scripts.settings.scenario import MODELS, Parallel, Scenario
 

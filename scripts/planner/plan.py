@@ -3,32 +3,31 @@
 python -m scripts.planner.plan SCENARIO.yaml [--gpu NAME] [--several] [--table]   for people with --table, else JSON
 python -m scripts.planner.plan [SCENARIO.yaml] --page [--output FILE]     a page to try settings on, in a browser
 
-For the GPU that the scenario or --gpu names, each answer is verified with the trace. Over the catalogue, in the sweep
-and on the page the analytic estimate answers, corrected by two traces for each method (--verify: every cell of the
-catalogue traced, in minutes). --several: also for two, four and eight of each GPU, the model divided with FSDP2.
+For the GPU that the scenario or --gpu names each border is traced; over the catalogue borders are replayed between
+traces, and are the same numbers (--verify: each traced too, in minutes). In the sweep and on the page the analytic
+estimate answers, corrected by traces. --several: also for two, four and eight of each GPU, divided with FSDP2.
 """
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
-from scripts.memory.gpus import GIB, Gpu, find
+from scripts.memory.gpus import EXPANDABLE_LINE, GIB, Gpu, catalogue, find
+from scripts.planner.feasibility import feasibility
 from scripts.planner.page_data import choices, layout_of
 from scripts.planner.search import (
     COUNTS,
     CalibratedEstimator,
     anchored,
-    apply,
     as_method,
     becomes_possible,
     divided,
-    feasibility,
-    largest,
     sweep,
 )
 from scripts.settings.scenario import ROOT, Scenario, load_scenario, read_yaml
@@ -54,32 +53,28 @@ def plan(
     Returns
     -------
     dict
-        ``scenario``; ``gpu`` and ``largest`` (by method: the largest ``micro_batch`` at the scenario's length and the
-        longest ``sequence_length`` at a micro-batch of 1), both None without a GPU; ``feasibility``: a row for each
-        method and GPU of the catalogue, and with ``several`` for :data:`COUNTS` of them; ``sweep``: a row for each
-        rank, length and micro-batch.
+        ``scenario``; ``gpu`` and ``largest``, its rows by method, both None without a GPU; ``feasibility``: a row for
+        each method and GPU of the catalogue (:func:`scripts.planner.feasibility.feasibility`), and with ``several``
+        for :data:`COUNTS` of them; ``sweep``: an estimate for each rank, length and micro-batch.
     """
     answer: dict[str, Any] = {"gpu": None, "largest": None, "scenario": scenario.to_mapping()}
+    known = catalogue()
+    gpus = [*known.values(), *([gpu] if gpu is not None and known.get(gpu.name) != replace(gpu, count=1) else [])]
+    traced = [one.name for one in gpus] if verify else [gpu.name] if gpu is not None else []
+    steps = {method: base for method, (base, _) in bases.items()}
+    rows = feasibility(steps, gpus, verify=traced)
     if gpu is not None:
         answer["gpu"] = gpu.to_mapping()
-        answer["largest"] = {
-            method: largest_settings(apply(scenario, as_method(scenario, method)), gpu) for method in METHODS
-        }
+        answer["largest"] = {row["method"]: row for row in rows if row["gpu"] == gpu.name}
     positions = scenario.size("max_position_embeddings") or LENGTHS[-1]
     lengths = [length for length in LENGTHS if length <= positions]
-    answer["feasibility"] = feasibility(bases, verify=verify)
+    answer["feasibility"] = [row for row in rows if row["gpu"] in known]
     if several:
         parts = {method: divided(scenario, as_method(scenario, method)) for method in METHODS}
         for count in COUNTS:
-            answer["feasibility"] += feasibility({name: found[count] for name, found in parts.items() if found})
+            answer["feasibility"] += feasibility({name: found[count][0] for name, found in parts.items() if found})
     answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
     return answer
-
-
-def largest_settings(scenario: Scenario, gpu: Gpu) -> dict[str, Any]:
-    """The largest micro-batch and the longest sequence that fit a GPU, verified with the trace."""
-    alone = scenario.changed(micro_batch=1, gradient_accumulation=1)
-    return {field: largest(alone, gpu, field) for field in ("micro_batch", "sequence_length")}
 
 
 def table(answer: Mapping[str, Any]) -> str:
@@ -87,25 +82,34 @@ def table(answer: Mapping[str, Any]) -> str:
     scenario = answer["scenario"]
     lines = [
         f"{scenario['model_name'] or scenario['model']['model_type']}, {scenario['precision']}:"
-        f" the largest micro-batch at {scenario['sequence_length']} tokens, the longest sequence at a micro-batch of 1"
+        f" the most rows of {scenario['sequence_length']} tokens / the longest row alone; below them everything fits",
+        f"  second line: with {EXPANDABLE_LINE}, set before Python starts",
     ]
     if answer["largest"]:
         gpu = answer["gpu"]
-        lines.append(f"  {gpu['title']}, {gpu['usable_bytes'] / GIB:.2f} GiB usable (verified by the trace)")
-        for method, found in answer["largest"].items():
-            batch, length = found["micro_batch"], found["sequence_length"]
-            lines.append(
-                f"    {method:<6} micro-batch {batch['value'] or '-':>6}   sequence {length['value'] or '-':>7}"
-            )
+        lines.append(
+            f"  {gpu['title']}, {gpu['usable_bytes'] / GIB:.2f} GiB usable: these borders are traced themselves"
+        )
+        lines += _rows(gpu["name"], answer["largest"], gpu["total_bytes"] / GIB)
+    lines.append("  All GPUs: borders replayed between traces of each method")
     lines.append(f"  {'GPU':<22}{'GiB':>7}" + "".join(f"{method:>20}" for method in METHODS))
     rows: dict[tuple[int, str], dict[str, Mapping[str, Any]]] = {}
     for row in answer["feasibility"]:
         rows.setdefault((row["gpus"], row["gpu"]), {})[row["method"]] = row
     for (count, name), cells in rows.items():
-        text = "".join((_cell(cells[method]) if method in cells else "?").rjust(20) for method in METHODS)
         label = name if count == 1 else f"{count} x {name}"
-        lines.append(f"  {label:<22}{next(iter(cells.values()))['total_gib']:>7.2f}{text}")
+        lines += _rows(label, cells, next(iter(cells.values()))["total_gib"])
     return "\n".join(lines)
+
+
+def _rows(label: str, cells: Mapping[str, Mapping[str, Any]], total_gib: float) -> list[str]:
+    """A GPU's line, and a second one where expandable segments make a difference."""
+    plain = [_cell(cells[method]) if method in cells else "?" for method in METHODS]
+    grown = [_cell(cells[method]["expandable_segments"]) if method in cells else "?" for method in METHODS]
+    lines = [f"  {label:<22}{total_gib:>7.2f}" + "".join(text.rjust(20) for text in plain)]
+    if grown != plain:
+        lines.append(f"  {'':<29}" + "".join(text.rjust(20) for text in grown))
+    return lines
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -181,7 +185,8 @@ def write_plan(
     """The rule's work; ``divided_ones``: by name what the document asks for on several GPUs."""
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
     bases = corrected_estimates(scenario)
-    answer = plan(scenario, bases)  # the catalogue; a GPU of one's own is the command line's
+    own = find(scenario.gpu) if scenario.gpu is not None else None
+    answer = plan(scenario, bases, own)
     if divided_ones:
         where = "memory.scenarios in the configuration"
         answer["several_gpus"] = becomes_possible(
@@ -191,8 +196,7 @@ def write_plan(
             }
         )
     write_report(output, answer)
-    gpu = find(scenario.gpu) if scenario.gpu is not None else None
-    write_report(page, page_data(scenario, bases, gpu, several=bool(divided_ones)), indent=None)
+    write_report(page, page_data(scenario, bases, own, several=bool(divided_ones)), indent=None)
     log.info("%s", table(answer))
 
 

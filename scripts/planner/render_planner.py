@@ -151,7 +151,7 @@ def _cards() -> Any:
     base = alt.Chart(alt.NamedData("cards"))
     tooltip = [
         alt.Tooltip("title:N", title="GPU"),
-        alt.Tooltip("usable:Q", title="GiB left to the step", format=".2f"),
+        alt.Tooltip("usable:Q", title="GiB for the step", format=".2f"),
         alt.Tooltip("required:Q", title="GiB needed", format=".2f"),
         alt.Tooltip("headroom:Q", title="GiB to spare", format="+.2f"),
     ]

@@ -16,18 +16,14 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
-from scripts.common.job import progress
+from scripts.common.schema import yaml_text
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
-from scripts.settings.fields import yaml_text
 from scripts.settings.scenario import Parallel, Scenario
 
 Changes = dict[str, Any]
 SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
-LONGEST = 2**20  # where a search for a sequence length ends for models that don't say how long theirs may be
-MOST = 2**16  # where a search for a micro-batch ends
-LENGTH_STEP = 64  # of a search for a sequence length
 PROBES = 8  # traces that one search may take
 ANCHORS = (1, 16)  # micro-batches that are traced to correct the feasibility table
 COUNTS = (2, 4, 8)  # of GPUs of a kind
@@ -508,59 +504,6 @@ def _suggestion(move: str, changes: Changes, cost: str, traced: Mapping[str, Any
 # --- what fits ------------------------------------------------------------------------------------------------------
 
 
-def largest(
-    scenario: Scenario, gpu: Gpu, field: str, estimate: CalibratedEstimator | None = None, *, verify: bool = True
-) -> dict[str, Any]:
-    """The largest ``micro_batch`` or ``sequence_length`` that fits a GPU, all else being as in the scenario.
-
-    Sequence lengths are searched in steps of 64.
-
-    Returns
-    -------
-    dict
-        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``verified``:
-        whether the trace says so (else a :class:`CalibratedEstimator`), ``limited_by_positions``: the model's positions
-        end it.
-    """
-    estimate = estimate or CalibratedEstimator(scenario, gpu)
-    step = LENGTH_STEP if field == "sequence_length" else 1
-    limit = (scenario.size("max_position_embeddings") or LONGEST) // step if step > 1 else MOST
-    at = lambda steps: replace(scenario, **{field: max(steps, 1) * step})  # noqa: E731
-    steps = _last_true(lambda n: estimate(at(n)) <= gpu.usable_bytes, limit)
-    if verify:
-        fits, fits_not = 0, limit + 1  # by the trace
-        for _ in range(PROBES):
-            probe = min(max(steps, fits + 1), fits_not - 1)
-            if probe <= fits:
-                break
-            if estimate.verify(at(probe))["required_bytes"] <= gpu.usable_bytes:
-                fits = probe
-            else:
-                fits_not = probe
-            steps = _last_true(lambda n: estimate(at(n)) <= gpu.usable_bytes, limit)
-        steps = fits
-    required = estimate(at(steps))
-    return {
-        "value": steps * step,
-        "required_bytes": required,
-        "headroom_bytes": verdict(required, gpu).headroom_bytes,
-        "verified": verify,
-        "limited_by_positions": field == "sequence_length" and steps == limit,
-    }
-
-
-def _last_true(test: Callable[[int], bool], limit: int) -> int:
-    """The largest number of 1 .. limit for which a falling test is true; 0 if there is none."""
-    good, bad = 0, 1
-    while bad <= limit and test(bad):
-        good, bad = bad, bad * 2
-    bad = min(bad, limit + 1)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if test(middle) else (good, middle)
-    return good
-
-
 def anchored(scenario: Scenario, changes: Changes) -> tuple[Scenario, CalibratedEstimator]:
     """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`."""
     base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
@@ -639,40 +582,6 @@ def _on_another(scenario: Scenario, estimate: CalibratedEstimator, traced: Mappi
         return traced["required_bytes"] + estimate.on(gpu).formula(scenario) - estimate.formula(scenario)
     except NotDescribed:
         return CalibratedEstimator(scenario, gpu).verify(scenario)["required_bytes"]
-
-
-def feasibility(
-    bases: Mapping[str, tuple[Scenario, CalibratedEstimator]],
-    gpus: Iterable[Gpu] | None = None,
-    *,
-    verify: bool = False,
-) -> list[dict[str, Any]]:
-    """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
-
-    Without ``verify`` the methods' own estimates answer (:func:`anchored`).
-    """
-    rows = []
-    pairs = [(name, gpu) for name in bases for gpu in gpus or catalogue().values()]
-    for name, gpu in progress(pairs, "what fits which GPU", unit="GPUs"):  # minutes, where every answer is a trace
-        base, shared = bases[name]
-        estimate = shared.on(gpu)
-        batch = largest(base, gpu, "micro_batch", estimate, verify=verify)
-        length = largest(base, gpu, "sequence_length", estimate, verify=verify)
-        required = estimate(base)
-        rows.append(
-            {
-                "method": name,
-                "gpu": gpu.name,
-                "gpus": base.parallel.gpus,
-                "total_gib": round(gpu.total_bytes / GIB, 2),
-                "required_bytes": required,
-                **verdict(required, gpu)._asdict(),
-                "largest_micro_batch": batch["value"],
-                "largest_sequence_length": length["value"],
-                "verified": verify,
-            }
-        )
-    return rows
 
 
 def sweep(

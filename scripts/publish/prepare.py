@@ -1,8 +1,8 @@
 """Rule ``prepare_publication``: what would be published, and whether it may be.
 
 For each repository that the configuration names (adapter, merged model, dataset) a card of its own, and a list of every
-file with its size and digest: the dry run, which needs no network. Nothing is listed that does not hold what the
-configuration asks of a model to be published.
+file with its size and digest: the dry run, which needs no network. Nothing is listed for a model that
+fails ``publish.thresholds``.
 """
 
 import json
@@ -49,10 +49,10 @@ def check(publish: Mapping[str, Any], comparison: Mapping[str, Any], verified: M
         )
     if failed:
         raise UserError(
-            "This run is not published: it does not hold what the configuration asks for.",
+            "This run is not published: it fails publish.thresholds.",
             where="publish.thresholds in the configuration",
             found="; ".join(failed),
-            allowed="a run that holds it, or other thresholds",
+            allowed="a run that reaches the thresholds, or other thresholds",
         )
 
 

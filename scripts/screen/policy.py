@@ -16,6 +16,7 @@ from typing import Any
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
+from scripts.common.schema import problems, validate
 from scripts.screen.commands import Command, Refused
 from scripts.screen.paths import Places
 from scripts.screen.predicates import Language, Test
@@ -158,24 +159,18 @@ def build(*extra: Path | str) -> Policy:
 
 
 def check_shape(content: dict[str, Any], source: Path | str) -> None:
-    """Hold a policy file against ``config/screen/schema.yaml``."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    error = best_match(Draft202012Validator(_load(SCHEMA)).iter_errors(content))
-    if error is None:
-        return
-    at, where = list(error.absolute_path), str(source)
-    if at[:1] == ["rules"] and len(at) > 1:
-        rule = content["rules"][at[1]]
-        where += f", rule {rule.get('id', at[1]) if isinstance(rule, dict) else at[1]}"
-        at = at[2:]
-    found, allowed, problem = str(error.instance)[:200], error.message[:300], "Wrong field"
-    if error.validator == "additionalProperties":
-        problem, found = "Unknown field", min(set(error.instance) - set(error.schema["properties"]))
-        at, allowed = [*at, found], ", ".join(sorted(error.schema["properties"]))
-    at_text = ".".join(map(str, at)) or "the file"
-    raise UserError(f"{problem}: {at_text}.", where=where, found=found, allowed=allowed)
+    """Hold a policy file against ``config/screen/schema.yaml``; a rule is named by its id."""
+    schema, rules = _load(SCHEMA), content.get("rules")
+    if not isinstance(rules, list):
+        return validate(content, schema, source)
+    wrong = problems({**content, "rules": []}, schema, source)
+    one = {**schema["properties"]["rules"]["items"], "$defs": schema["$defs"]}
+    for number, rule in enumerate(rules):
+        name = rule.get("id", number) if isinstance(rule, dict) else number
+        wrong += problems(rule, one, f"{source}, rule {name}")
+    if wrong:
+        raise UserError.several(wrong)
+    return None
 
 
 def _check_rule(language: Language, rule: Rule) -> None:
@@ -202,7 +197,7 @@ def _check_names(spec: str, known: dict[str, str], where: str) -> None:
     for name in re.findall(r"@(\S+)", spec):
         if name not in known:
             allowed = ", ".join("@" + one for one in sorted(known))
-            raise UserError("A group or place does not exist.", where=where, found=f"@{name}", allowed=allowed)
+            raise UserError("A group or a place does not exist.", where=where, found=f"@{name}", allowed=allowed)
 
 
 def _check_examples(policy: Policy, rule: Rule, passes: Iterable[str]) -> None:

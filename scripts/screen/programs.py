@@ -28,7 +28,7 @@ def check_pattern(pattern: str, where: str) -> None:
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError("A pattern is no regular expression.", where=where, found=pattern, allowed=str(error)) from None
     if _EXPLODES.search(pattern):
-        raise UserError("A pattern repeats what repeats itself: it could run for ever.", where=where, found=pattern)
+        raise UserError("A pattern nests repetitions: it could run for ever.", where=where, found=pattern)
 
 
 class Programs:

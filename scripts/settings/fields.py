@@ -7,15 +7,10 @@ config/config.yaml. Standard library only.
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
-
-from scripts.common.errors import UserError
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
@@ -204,158 +199,31 @@ def schema() -> dict[str, dict[str, Any]]:
     return {field.name: field.schema() for field in FIELDS}
 
 
-def check(field: Field, values: Mapping[str, Any], where: object, prefix: str = "") -> Any:
-    """Check one value of a mapping, and return it.
-
-    Raises
-    ------
-    UserError
-        With the line to write.
-    """
-    value = values.get(field.name)
-    if field.nullable and value is None:
-        return None
-    if field.words:
-        return (_boolean if field.is_boolean else _word)(field, value, where, prefix)
-    if field.least is not None:
-        return whole(field.name, value, where, example=field.example, least=field.least, most=MOST, prefix=prefix)
-    if field.below is not None:
-        return _number_below(field, value, where, prefix)
-    return value
-
-
-def check_parts(field: Field, value: Any, defaults: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """Check a field that is a mapping; parts that are left out come from the defaults."""
-    names = [part.name for part in field.parts]
-    if not isinstance(value, Mapping):
-        raise UserError(
-            f"`{field.name}` is a mapping.",
-            where=where,
-            found=value,
-            allowed=", ".join(names),
-            write=f"{field.name}: {yaml_text(field.example)}",
-        )
-    check_keys(value, names, where, f"{field.name}.")
-    value = {**defaults, **value}
-    return {part.name: check(part, value, where, f"{field.name}.") for part in field.parts}
+# What other tools call a field of ours: transformers, TRL, axolotl, LLaMA-Factory.
+ELSEWHERE = {
+    **dict.fromkeys(("model_name_or_path", "base_model", "pretrained_model_name_or_path", "model_id"), "model"),
+    **dict.fromkeys(("per_device_train_batch_size", "micro_batch_size", "batch_size"), "micro_batch"),
+    **dict.fromkeys(("cutoff_len", "max_seq_length", "max_seq_len", "sequence_len"), "sequence_length"),
+    **dict.fromkeys(("max_length", "model_max_length"), "sequence_length"),
+    **dict.fromkeys(("lora_r", "lora_rank"), "lora.rank"),
+    **dict.fromkeys(("lora_target", "lora_target_modules"), "lora.target_modules"),
+    **{"lora_alpha": "lora.alpha", "lora_dropout": "lora.dropout", "attn_implementation": "attention"},
+    **{"gradient_accumulation_steps": "gradient_accumulation", "finetuning_type": "method", "optim": "optimizer"},
+}
+# What a training aims at, which `method` does not say.
+_OBJECTIVE = (
+    "this is what a training aims at, and `method` says which weights it trains. The step of supervised fine-tuning is"
+    " known; what others take beside it (pairs, a reference model, generations) is not."
+)
+OBJECTIVES = dict.fromkeys(
+    ("sft", "pt", "dpo", "ipo", "simpo", "orpo", "kto", "cpo", "grpo", "rloo", "ppo", "reward", "rm"), _OBJECTIVE
+)
 
 
-def check_keys(mapping: Mapping[str, Any], known: Iterable[str], where: object, prefix: str = "") -> None:
-    """Refuse a key that is not known, with the nearest known one."""
-    known = list(known)
-    for key in mapping:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            raise UserError(
-                f"Unknown field `{prefix}{key}`" + (f"; did you mean `{prefix}{near[0]}`?" if near else "."),
-                where=where,
-                found=key,
-                allowed=", ".join(sorted(known)),
-                write=nested(prefix, f"{near[0]}: {yaml_text(mapping[key])}") if near else None,
-            )
-
-
-def whole(
-    name: str,
-    value: Any,
-    where: object,
-    *,
-    example: int,
-    least: int = 1,
-    most: int = MOST,
-    prefix: str = "",
-    beside: str = "",
-) -> int:
-    """A value that is a whole number within bounds; ``beside``: what else to write in its mapping."""
-    line = f"{beside}, {name}" if beside else name
-    if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-        return value
-    if isinstance(value, int) and value > most:
-        raise UserError(
-            f"`{prefix}{name}` is larger than anything that exists.",
-            where=where,
-            found=value,
-            allowed=f"{least} to {most}",
-            write=nested(prefix, f"{line}: {example}"),
-        )
-    problem = f"`{prefix}{name}` must be a whole number of at least {least}."
-    if isinstance(value, float) and math.isfinite(value) and value >= least and value == int(value):
-        example = int(value)
-    elif (parsed := number(value)) is not None:
-        problem = f"`{prefix}{name}` is text, not a number{exponent_hint(value)}."
-        example = int(parsed) if parsed >= least and parsed == int(parsed) else example
-    allowed = ", ".join(str(least + step) for step in range(3)) + ", ..."
-    raise UserError(problem, where=where, found=value, allowed=allowed, write=nested(prefix, f"{line}: {example}"))
-
-
-def _word(field: Field, value: Any, where: object, prefix: str) -> Any:
-    if any(value is word or (isinstance(word, str) and value == word) for word in field.words):
-        return value
-    texts = [yaml_text(word) for word in field.words]
-    written = str(value).lower().replace("bfloat", "bf").replace("float", "fp")
-    booleans = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
-    written = booleans.get(written, written) if "true" in texts else written
-    near = difflib.get_close_matches(written, texts, n=1, cutoff=0.4)
-    name = f"`{prefix}{field.name}`"
-    raise UserError(
-        f"{name} is not one of the allowed words." if value is not None else f"{name} has no value.",
-        where=where,
-        found=value,
-        allowed=", ".join([*texts, *(["null"] if field.nullable else [])]),
-        write=nested(prefix, f"{field.name}: {near[0] if near else yaml_text(field.example)}"),
-    )
-
-
-def _boolean(field: Field, value: Any, where: object, prefix: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    example = "false" if str(value).lower() in ("no", "off", "0", "none", "false") else "true"
-    raise UserError(
-        f"`{prefix}{field.name}` must be true or false.",
-        where=where,
-        found=value,
-        allowed="true, false",
-        write=nested(prefix, f"{field.name}: {example}"),
-    )
-
-
-def _number_below(field: Field, value: Any, where: object, prefix: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < field.below:
-        return float(value)
-    parsed, name = number(value), f"`{prefix}{field.name}`"
-    good = parsed is not None and 0 <= parsed < field.below
-    raise UserError(
-        f"{name} must be a number from 0 to below {field.below:g}."
-        if parsed is None
-        else f"{name} is text, not a number{exponent_hint(value)}.",
-        where=where,
-        found=value,
-        allowed=f"0.0 to below {field.below}",
-        write=nested(prefix, f"{field.name}: {parsed if good else field.example}"),
-    )
-
-
-def number(value: Any) -> float | None:
-    """The number that a text spells, if it does."""
-    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", value):
-        return float(value)
-    return None
-
-
-def exponent_hint(value: Any) -> str:
-    """Why YAML read a number as text: 2e-4 has no decimal point (YAML 1.1)."""
-    if re.fullmatch(r"\s*[-+]?\d+[eE][-+]?\d+\s*", value):
-        return ": YAML reads an exponent without a decimal point as text"
-    return " (it stands in quotes)"
-
-
-def yaml_text(value: Any) -> str:
-    """A value as it would stand in a YAML file, on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def nested(prefix: str, line: str) -> str:
-    """A line as it stands inside its field."""
-    return f"{prefix.rstrip('.')}: {{{line}}}" if prefix else line
+@cache
+def file_schema() -> dict[str, Any]:
+    """The schema of a scenario with its defaults; its model, adapter and GPU have checks of their own."""
+    own = {key: {} for key in ("model", "adapter", "gpu")}
+    form = {"type": "object", "additionalProperties": False, "properties": schema() | own, "x-elsewhere": ELSEWHERE}
+    form["properties"]["method"] = {**form["properties"]["method"], "x-confused": OBJECTIVES}
+    return form

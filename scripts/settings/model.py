@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.settings.fields import MOST, whole
+from scripts.common.schema import problems
+from scripts.settings.fields import MOST
 from scripts.settings.hub import MODELS, HubId, catalogued, fetch_config, nearest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +54,8 @@ OWN_HEAD_DIM = (
     "gemma3_text",
     "glm",
     "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
     "helium",
     "olmoe",
 )
@@ -208,11 +212,8 @@ def _check_model(model: dict[str, Any], where: object) -> None:
                 allowed=", ".join(SIZES),
                 write=f"model: {{{near[0]}: {value}, ...}}",
             )
-    for name in SIZES:
-        for key in (name, *ALIASES.get(name, ())):
-            if model.get(key) is not None:
-                most = MOST_LAYERS if name == "num_hidden_layers" else MOST
-                whole(key, model[key], where, example=_example_size(name), most=most, prefix="model.")
+    if wrong := problems(model, _sizes(), where, within="model"):
+        raise UserError.several(wrong)
     hidden, heads = size(model, "hidden_size"), size(model, "num_attention_heads")
     groups = model.get("num_key_value_heads")
     if hidden and heads and not model.get("head_dim") and model["model_type"] not in OWN_HEAD_DIM and hidden % heads:
@@ -246,8 +247,9 @@ def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
             " plain weights, is known.",
             where=where,
             found=f"model.quantization_config of {method}",
-            allowed="the configuration of the plain model, without quantization_config; `method: qlora` quantizes it",
-            write="method: qlora",
+            allowed="the configuration of the plain model, a copy of config.json without its quantization_config:"
+            " `method: qlora` quantizes it, the other methods train it in 16 or 32 bits",
+            write="model: plain.json    # made by: jq 'del(.quantization_config)' config.json > plain.json",
         )
     for part in ("vision_config", "audio_config"):
         if model.get(part):
@@ -260,10 +262,19 @@ def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
             )
 
 
-def _example_size(name: str) -> int:
+@cache
+def _sizes() -> dict[str, Any]:
+    """The schema of a model's sizes."""
+    usual = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "head_dim": 128}
     return {
-        "vocab_size": 152064,
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "head_dim": 128,
-    }.get(name, 28)
+        "properties": {
+            key: {
+                "type": ["integer", "null"],
+                "minimum": 1,
+                "maximum": MOST_LAYERS if name == "num_hidden_layers" else MOST,
+                "examples": [usual.get(name, 28)],
+            }
+            for name in SIZES
+            for key in (name, *ALIASES.get(name, ()))
+        }
+    }

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scripts.common.errors import UserError
+from scripts.common.schema import closest
 from scripts.settings import configuration as configuration
 
 WHERE = "the configuration"
@@ -212,7 +213,7 @@ def _refuse_key(key: str, checked: Mapping[str, Any]) -> None:
     known -= {"run.name", "run.max_runs"}
     if key in known or key.startswith(("model.source.", "memory.scenarios.")):
         return
-    close = configuration.closest(key, known)
+    close = closest(key, known)
     raise UserError(
         f"sweep can't vary this: {key}.",
         where="sweep in the configuration",
@@ -239,9 +240,7 @@ def _with(checked: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any
             )
     except UserError as error:
         where = "sweep in the configuration, " + ", ".join(f"{key}: {value}" for key, value in point.items())
-        raise UserError(
-            error.problem, where=where, found=error.found, allowed=error.allowed, write=error.write
-        ) from None
+        raise error.at(where) from None
     del settings["sweep"], settings["run"]["max_runs"]  # how many other runs there are is not this one's concern
     return settings
 

@@ -15,7 +15,7 @@ Nothing heavier than PyYAML is imported here.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -24,7 +24,9 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
-from scripts.settings.fields import BY_NAME, FIELDS, MOST, check, check_keys, check_parts, whole, yaml_text
+from scripts.common.schema import problems
+from scripts.settings.contradictions import contradictions
+from scripts.settings.fields import FIELDS, MOST, file_schema
 from scripts.settings.model import MODELS, ROOT, found_beside, read_model, size
 
 __all__ = [
@@ -35,7 +37,6 @@ __all__ = [
     "Parallel",
     "Quantization",
     "Scenario",
-    "check_keys",
     "check_packages",
     "load_scenario",
     "scenario_defaults",
@@ -153,7 +154,7 @@ class Scenario:
         Raises
         ------
         UserError
-            For the first field that is wrong, with the corrected line.
+            For all fields that are wrong, each with the corrected line.
         """
         if not isinstance(mapping, Mapping):
             raise UserError(
@@ -163,32 +164,41 @@ class Scenario:
                 write="model: qwen2.5-coder-7b",
             )
         defaults = {**scenario_defaults(), **(defaults or {})}
-        check_keys(mapping, BY_NAME, where)
         given = {key: value for key, value in mapping.items() if value is not None}
         values: dict[str, Any] = {**defaults, **mapping}
-        values["method"] = check(BY_NAME["method"], values, where)
-        _refuse_excluded(values["method"], given, where)
         for field in FIELDS:
             if field.parts:
-                fallback = defaults.get(field.name) or {}
-                values[field.name] = check_parts(field, given.get(field.name, fallback), fallback, where)
-            elif field.name not in ("model", "model_name", "adapter", "gpu"):
-                values[field.name] = check(field, values, where)
+                own, fallback = given.get(field.name), defaults.get(field.name) or {}
+                values[field.name] = {**fallback, **own} if isinstance(own, Mapping) else own or fallback
+        wrong = problems(values, file_schema(), where)
         method = values["method"]
-        values["adapter"] = _adapter(given.get("adapter", defaults.get("adapter")), given, where)
+        wrong += _excluded(method, given, where)
+        readers = {
+            "adapter": lambda: _adapter(given.get("adapter", defaults.get("adapter")), given, where),
+            "lora": lambda: _lora(values["lora"], where) if isinstance(values["lora"], Mapping) else None,
+            "gpu": lambda: checked_gpu(values.get("gpu"), where),
+            "model": lambda: read_model(values.get("model"), where),
+        }
+        for name, read in readers.items():
+            try:
+                values[name] = read()
+            except UserError as error:
+                wrong.append(error)
+        if wrong:
+            raise UserError.several(wrong)
+        values["model"], name = values["model"]
+        values["model_name"] = values.get("model_name") or name
         if method != "qlora":
             values["quantization"] = None
-        values["lora"] = None if method == "full" or values["adapter"] else _lora(values["lora"], where)
         if method == "full":
-            values["adapter_precision"] = "fp32"
-            values["adapter"] = None
-        values["gpu"] = checked_gpu(values.get("gpu"), where)
-        values["model"], name = read_model(values.get("model"), where)
-        values["model_name"] = values.get("model_name") or name
+            values |= {"adapter": None, "adapter_precision": "fp32"}
+        if method == "full" or values["adapter"]:
+            values["lora"] = None
         for part, kind in _PARTS.items():
             values[part] = values[part] and kind(**values[part])
         scenario = cls(**{f.name: values[f.name] for f in fields(cls)})
-        _check_together(scenario, where)
+        if wrong := list(contradictions(scenario, where)):
+            raise UserError.several(wrong)
         return scenario
 
     def to_mapping(self) -> dict[str, Any]:
@@ -293,12 +303,12 @@ def _sorted(value: Any) -> Any:
 # --- fields with a structure --------------------------------------------------------------------------------------
 
 
-def _refuse_excluded(method: str, given: Mapping[str, Any], where: object) -> None:
+def _excluded(method: str, given: Mapping[str, Any], where: object) -> Iterator[UserError]:
     """Fields that were written down although the method has no place for them."""
     for field in FIELDS:
         if field.name in given and given[field.name] != "none" and method in (field.excluded or {}):
             reason, write = field.excluded[method]
-            raise UserError(
+            yield UserError(
                 f"`{field.name}` and `method: {method}` don't go together: {reason}.",
                 where=where,
                 found=given[field.name],
@@ -362,6 +372,16 @@ def _adapter(value: Any, given: Mapping[str, Any], where: object) -> dict[str, A
     return json.loads(json.dumps(dict(value), default=str))
 
 
+_GPU = {
+    "additionalProperties": False,
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "examples": ["rtx-3090"]},
+        "vram_gib": {"type": "number", "exclusiveMinimum": 0, "examples": [24]},
+        "count": {"type": "integer", "minimum": 1, "maximum": MOST, "examples": [2]},
+    },
+}
+
+
 def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     """A GPU, or several of a kind, as a scenario says it.
 
@@ -380,19 +400,11 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
         return value
     if isinstance(value, int) and not isinstance(value, bool) and 1000 <= value < 10_000:
         return str(value)  # a card's number, `gpu: 4090`, which YAML reads as one
-    found: dict[str, Any] = {}
-    if isinstance(value, Mapping):
-        check_keys(value, ["name", "vram_gib", "count"], where, "gpu.")
-        name, gib = value.get("name"), value.get("vram_gib")
-        if isinstance(name, str) and name and gib is None:
-            found = {"name": name}
-        elif isinstance(gib, (int, float)) and not isinstance(gib, bool) and 0 < gib < float("inf") and name is None:
-            found = {"vram_gib": float(gib)}
-        if found and "count" in value:
-            kind = next(f"{key}: {item}" for key, item in value.items() if key != "count")
-            found["count"] = whole("count", value["count"], where, example=2, prefix="gpu.", beside=kind)
-        if found:
-            return found["name"] if list(found) == ["name"] else found
+    if isinstance(value, Mapping) and ("name" in value) != ("vram_gib" in value):
+        if wrong := problems(value, _GPU, where, within="gpu"):
+            raise UserError.several(wrong)
+        size = {"vram_gib": float(value["vram_gib"])} if "vram_gib" in value else {}
+        return value["name"] if list(value) == ["name"] else {**value, **size}
     gib = value if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 24
     raise UserError(
         "`gpu` must be a name or a size.",
@@ -401,248 +413,6 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
         allowed="a name in config/gpus.yaml, {vram_gib: number}, {name: rtx-3090, count: 2} for several, or null",
         write=f"gpu: {{vram_gib: {gib if gib < 1000 else 24}}}",
     )
-
-
-def _check_together(scenario: Scenario, where: object) -> None:
-    """Fields that can't both be so: each with what was found, what is allowed and what to write."""
-    mixed = scenario.mixed
-    half = scenario.precision.removesuffix("-mixed")
-    limit = scenario.size("max_position_embeddings")
-    dropout = scenario.lora.dropout if scenario.lora else 0
-    lengths = {scenario.previous_sequence_length or 0: "previous_sequence_length"}
-    lengths[scenario.sequence_length] = "sequence_length"
-    longest = max(lengths)
-    refused = [
-        (
-            scenario.method == "qlora" and mixed,
-            f"`precision: {scenario.precision}` and `method: qlora` don't go together: mixed precision casts fp32"
-            " weights on the fly, and a quantized base has none; its precision is that of the other weights, and"
-            " `autocast` may be said besides.",
-            scenario.precision,
-            "fp32, fp16, bf16",
-            f"precision: {half}",
-        ),
-        (
-            mixed and scenario.autocast not in (None, half),
-            f"`precision: {scenario.precision}` and `autocast: {scenario.autocast}` contradict each other.",
-            scenario.autocast,
-            f"autocast: {half}, or leave it out",
-            f"autocast: {half}",
-        ),
-        (
-            scenario.attention == "flash" and scenario.compute_precision == "fp32",
-            "`attention: flash` and `precision: fp32` don't go together: the flash kernels take 16-bit tensors only.",
-            scenario.attention,
-            "eager, sdpa, mem_efficient; or precision bf16",
-            "attention: mem_efficient",
-        ),
-        (
-            scenario.packing != "none" and scenario.attention == "flash",
-            f"`packing: {scenario.packing}` and `attention: flash` don't go together: the flash kernels take no mask.",
-            scenario.attention,
-            "eager, sdpa, mem_efficient; or packing none",
-            "attention: sdpa",
-        ),
-        (
-            scenario.packing == "shared_prefix" and dropout,
-            "`packing: shared_prefix` and `lora.dropout` don't go together: all rows of a pack would share the noise"
-            " on their prefix.",
-            dropout,
-            "lora.dropout 0.0; or packing rows, where each row has its own",
-            "packing: rows",
-        ),
-        (
-            scenario.packing != "none" and scenario.attention_mask == "padding",
-            f"`packing: {scenario.packing}` and `attention_mask: padding` don't go together: a pack has a mask of its"
-            " own.",
-            scenario.attention_mask,
-            "none; or packing none",
-            "attention_mask: none",
-        ),
-        (
-            scenario.attention_mask == "padding" and scenario.attention == "flash",
-            "`attention_mask: padding` and `attention: flash` don't go together: PyTorch's flash kernel takes no mask.",
-            scenario.attention,
-            "eager, sdpa, mem_efficient",
-            "attention: sdpa",
-        ),
-        (
-            scenario.previous_sequence_length is not None and scenario.loop == "trainer",
-            "`previous_sequence_length` says how long the outputs of the batch before are, and `loop: trainer` keeps"
-            " none.",
-            scenario.previous_sequence_length,
-            "loop: manual, or leave previous_sequence_length out",
-            "loop: manual",
-        ),
-        (
-            scenario.previous_sequence_length is not None and scenario.loss == "chunked",
-            "`previous_sequence_length` says how long the outputs of the batch before are, and `loss: chunked` has"
-            " none.",
-            scenario.previous_sequence_length,
-            "loss: full, or leave previous_sequence_length out",
-            "previous_sequence_length: null",
-        ),
-        (
-            scenario.use_cache and scenario.loss == "chunked",
-            "`use_cache` and `loss: chunked` don't go together: the chunked loss keeps no outputs of the decoder.",
-            scenario.use_cache,
-            "use_cache: false, or loss: full",
-            "use_cache: false",
-        ),
-        *_of_several_gpus(scenario),
-        (
-            scenario.method != "full" and scenario.kbit_preparation == "trl" and scenario.method != "qlora",
-            "`kbit_preparation: trl` belongs to a 4-bit base: TRL casts embeddings and head only there.",
-            scenario.kbit_preparation,
-            "none, peft; or method qlora",
-            "kbit_preparation: none",
-        ),
-        (
-            bool(limit) and longest > (limit or 0),
-            f"`{lengths[longest]}` is beyond the {limit} positions of the model.",
-            longest,
-            f"1 to {limit}",
-            f"{lengths[longest]}: {limit}",
-        ),
-    ]
-    for wrong, problem, found, allowed, write in refused:
-        if wrong:
-            raise UserError(problem, where=where, found=found, allowed=allowed, write=write)
-
-
-def _of_several_gpus(scenario: Scenario) -> list[tuple[bool, str, Any, str, str]]:
-    """What ``parallel`` can't be, alone or with other fields: as :func:`_check_together` lists it."""
-    parallel = scenario.parallel
-    strategy, gpus, offload = parallel.strategy, parallel.gpus, parallel.offload
-    sharded, zero = parallel.sharded, parallel.zero_stage > 0
-    cast, mixed = scenario.autocast_precision, "autocast" if scenario.autocast else "precision"
-    rows = scenario.size("hidden_size") or MOST
-    storage = scenario.quantization.storage if scenario.quantization else None
-    several = max(gpus, 2)
-
-    def line(**changes: Any) -> str:
-        values = {"strategy": strategy, "gpus": several} | changes
-        return f"parallel: {yaml_text(values)}"
-
-    return [
-        (
-            strategy == "none" and gpus > 1,
-            f"`parallel.strategy: none` uses one GPU, and `gpus` says {gpus}.",
-            asdict(parallel),
-            "ddp (a whole model on each), fsdp1, fsdp2 (the model divided); or gpus: 1",
-            line(strategy="fsdp2"),
-        ),
-        (
-            strategy != "none" and gpus == 1,
-            f"`parallel.strategy: {strategy}` is for several GPUs, and `gpus` says 1.",
-            asdict(parallel),
-            "gpus: 2, 3, ...; or strategy: none",
-            line(gpus=2),
-        ),
-        (
-            offload != "none" and not sharded,
-            f"`parallel.offload: {offload}` and `parallel.strategy: {strategy}` don't go together: what lives on the"
-            " host is what FSDP has divided.",
-            asdict(parallel),
-            "offload: none; or strategy fsdp1, fsdp2",
-            line(offload="none") if strategy != "none" else "parallel: {strategy: none, offload: none}",
-        ),
-        (
-            offload != "none" and strategy == "fsdp1",
-            "`parallel.offload: cpu` is predicted for FSDP2 alone, not for `parallel.strategy: fsdp1`.",
-            asdict(parallel),
-            "strategy: fsdp2; or offload: none",
-            line(strategy="fsdp2", offload="cpu"),
-        ),
-        (
-            not parallel.reshard_after_forward and zero,
-            f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: ZeRO-3"
-            " gives gathered weights back, and ZeRO-2 does not divide them.",
-            asdict(parallel),
-            "reshard_after_forward: true; or strategy zero2, or fsdp2",
-            f"parallel: {{strategy: zero2, gpus: {gpus}}}",
-        ),
-        (
-            not parallel.reshard_after_forward and not sharded,
-            f"`parallel.reshard_after_forward: false` and `parallel.strategy: {strategy}` don't go together: nothing is"
-            " divided, so nothing is gathered that could be given back.",
-            asdict(parallel),
-            "reshard_after_forward: true; or strategy fsdp1, fsdp2",
-            f"parallel: {{strategy: {strategy}, gpus: {gpus}}}",
-        ),
-        (
-            isinstance(scenario.gpu, dict) and gpus > scenario.gpu.get("count", gpus),
-            f"`parallel.gpus: {gpus}` is more than `gpu` has.",
-            scenario.gpu,
-            f"a count of {gpus} or more, or fewer `parallel.gpus`",
-            f"gpu: {yaml_text({**(scenario.gpu if isinstance(scenario.gpu, dict) else {}), 'count': gpus})}",
-        ),
-        (
-            sharded and gpus > rows,
-            f"`parallel.gpus: {gpus}` is more than the {rows} rows of a layer's weights, by which FSDP divides them:"
-            " the GPUs beyond would hold nothing.",
-            gpus,
-            f"2 to {rows}",
-            line(gpus=rows),
-        ),
-        (
-            strategy == "fsdp1" and storage not in (None, scenario.weight_precision),
-            f"`parallel.strategy: fsdp1` and `quantization.storage: {storage}` don't go together: FSDP1 puts all"
-            " weights of a layer into one tensor, so that packed weights have to be stored in the dtype of the others.",
-            storage,
-            f"storage: {scenario.weight_precision}; or strategy fsdp2",
-            f"quantization: {{storage: {scenario.weight_precision}}}",
-        ),
-        (
-            strategy == "fsdp1" and scenario.kbit_preparation != "none" and scenario.weight_precision != "fp32",
-            f"`parallel.strategy: fsdp1` and `kbit_preparation: {scenario.kbit_preparation}` don't go together: FSDP1"
-            " puts all weights of a layer into one tensor, so that they need one dtype.",
-            scenario.kbit_preparation,
-            "none; or strategy fsdp2",
-            "kbit_preparation: none",
-        ),
-        (
-            (sharded or strategy == "zero3") and scenario.loss != "full",
-            f"`loss: {scenario.loss}` and `parallel.strategy: {strategy}` don't go together: this loss runs the output"
-            f" head outside the forward pass in which {'FSDP' if sharded else 'ZeRO-3'} has gathered its weights.",
-            scenario.loss,
-            "full; or strategy ddp",
-            "loss: full",
-        ),
-        (
-            sharded and "8bit" in scenario.optimizer,
-            f"`optimizer: {scenario.optimizer}` and `parallel.strategy: {strategy}` don't go together: bitsandbytes'"
-            " kernels take whole tensors, and FSDP has divided them.",
-            scenario.optimizer,
-            "adamw, adamw_fused; or strategy ddp",
-            "optimizer: adamw",
-        ),
-        (
-            zero and "8bit" in scenario.optimizer,
-            f"`optimizer: {scenario.optimizer}` and `parallel.strategy: {strategy}` are not predicted together:"
-            " DeepSpeed steps one flat tensor, and bitsandbytes' blocks would lie across its weights.",
-            scenario.optimizer,
-            "adamw, adamw_fused; or strategy ddp",
-            "optimizer: adamw",
-        ),
-        (
-            zero and storage not in (None, "uint8") and cast not in (None, storage),
-            f"`parallel.strategy: {strategy}`, `quantization.storage: {storage}` and `{mixed}:"
-            f" {getattr(scenario, mixed)}` don't go together: DeepSpeed casts every floating weight to {cast}, which"
-            f" breaks 4-bit weights that are packed as {storage}.",
-            storage,
-            f"uint8, {cast}",
-            f"quantization: {{storage: {cast}}}",
-        ),
-        (
-            strategy == "zero3" and scenario.method != "qlora" and cast is None and scenario.weight_precision != "fp32",
-            f"`parallel.strategy: zero3` makes fp32 of `precision: {scenario.precision}`: so transformers loads weights"
-            " inside DeepSpeed's `zero.Init` without mixed precision.",
-            scenario.precision,
-            f"autocast: {scenario.weight_precision}, which `--{scenario.weight_precision}` is; or precision: fp32",
-            f"autocast: {scenario.weight_precision}",
-        ),
-    ]
 
 
 def check_packages(scenario: Scenario, where: object = "scenario") -> None:

@@ -44,8 +44,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
     Raises
     ------
     UserError
-        If the configuration is none of PEFT's, is meant for another task, fits nothing in this model, or can't be put
-        on it.
+        If PEFT does not know the configuration, if it is for another task, if it fits nothing in this model, or
+        can't be put on it.
     """
     from peft import get_peft_model
 
@@ -156,7 +156,7 @@ def peft_config(scenario: Scenario) -> Any:
     if kind not in known or kind in IMPOSSIBLE:
         near = difflib.get_close_matches(kind, known, n=1, cutoff=0.5)
         raise UserError(
-            f"PEFT's {kind} can't be said in a scenario: {IMPOSSIBLE[kind]}."
+            f"PEFT's {kind} can't be used in a scenario: {IMPOSSIBLE[kind]}."
             if kind in IMPOSSIBLE
             else f"PEFT knows no method {kind}.",
             where="adapter.peft_type",

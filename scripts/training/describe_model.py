@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from scripts.common.chat import check_template
 from scripts.common.digests import digest
 from scripts.common.errors import UserError
 from scripts.common.files import copy_own, read_json, write_report
@@ -45,21 +44,30 @@ def from_gguf(gguf: str, license: str, folder: Path, dtype: str) -> dict:
     return {}
 
 
+def unreachable(error: Exception, repository: str, revision: str) -> UserError:
+    """Why a model could not be had from the Hub, and how to go on without it."""
+    said = next(iter(str(error).strip().splitlines()), "no reason given")
+    folder = f"/models/{repository.rpartition('/')[2]}"
+    return UserError(
+        f"The model could not be read from the Hub: {type(error).__name__}: {said[:300]}",
+        where="model.source in the configuration",
+        found=f"{repository} at {revision}",
+        allowed="a repository that exists and that HF_TOKEN (if it is gated) may read, and a Hub that can be reached;"
+        ' or, without one, a copy of the folder, fetched where there is a network (docs/first-hour.md, "No model hub")',
+        write=f"model:\n  source: {{type: folder, path: {folder}}}"
+        f"    # made by: hf download {repository} --revision {revision} --local-dir {folder}",
+    )
+
+
 def from_hub(repository: str, revision: str, folder: Path) -> dict:
     """Download the small files of a model repository; returns the commit that the revision resolved to."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         commit = HfApi().model_info(repository, revision=revision).sha
         snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=SMALL_FILES)
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"The model could not be read from the Hub: {type(error).__name__}: {str(error).splitlines()[0]}",
-            where="model.source in the configuration",
-            found=f"{repository} at {revision}",
-            allowed="a repository that exists and that HF_TOKEN (if it is gated) may read; a Hub that can be reached",
-        ) from None
+    except Exception as error:  # of the Hub's library, its transport or the disk, each of a kind of its own
+        raise unreachable(error, repository, revision) from None
     return {"commit": commit}
 
 
@@ -104,6 +112,16 @@ def refuse_what_cannot_be_trained(folder: Path, config: Any) -> None:
             allowed="the model that this one was quantized from, with 16- or 32-bit weights",
             write="model:\n  source: {type: hub, repository: OWNER/THE-UNQUANTIZED-MODEL}",
         )
+    for part in ("vision_config", "audio_config"):
+        if config.get(part):
+            raise UserError(
+                f"The model is more than a language model (it has a {part}), and only language models are trained here."
+                " Its memory can be asked for: `python -m scripts.memory.predict` takes its text_config.",
+                where=f"{folder / 'config.json'}",
+                found=kind,
+                allowed="a model of text alone",
+                write="model:\n  source: {type: hub, repository: OWNER/THE-TEXT-MODEL}",
+            )
     from transformers import CONFIG_MAPPING, __version__
 
     if kind in CONFIG_MAPPING:
@@ -144,7 +162,6 @@ def main(source: dict, about: dict, folder: Path, gguf: str | None, license: str
             where=folder / "tokenizer_config.json",
             allowed="an instruction-tuned model, or a chat_template.jinja file beside the tokenizer",
         )
-    check_template(tokenizer, f"the chat template in {folder}")
     tokenizer.save_pretrained(folder)  # always a tokenizer.json, whatever the source had
     log.info("%s: %s, vocabulary %d", about["title"], config["model_type"], len(tokenizer))
     write_report(

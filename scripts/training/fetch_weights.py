@@ -14,6 +14,7 @@ from scripts.common.checkpoint import INDEX, SINGLE, checked_digest, open_checkp
 from scripts.common.errors import UserError
 from scripts.common.files import WEIGHTS, own_file, read_folder, scratch_folder, write_report
 from scripts.common.job import job, log, progress
+from scripts.training.describe_model import unreachable
 
 
 def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
@@ -39,7 +40,6 @@ def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
 def download_weights(repository: str, commit: str, folder: Path) -> None:
     """Download the safetensors of the commit that ``describe_model`` resolved: those that are the model, no others."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     def download(*names: str) -> None:
         snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=list(names))
@@ -53,11 +53,16 @@ def download_weights(repository: str, commit: str, folder: Path) -> None:
         wanted = weight_files(folder) if index else [SINGLE]
         keep_only(folder, [*wanted, INDEX] if index else wanted)
         download(*wanted)
-    except (HfHubHTTPError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of the Hub's library, its transport or the disk, each of a kind of its own
+        broken = unreachable(error, repository, commit)
+        broken_off = f"run the same command again, which keeps what has arrived; or {broken.allowed}"
         raise UserError(
-            f"The download broke off: {type(error).__name__}: {str(error).splitlines()[0]}",
+            broken.problem.replace("The model could not be read from the Hub", "The download broke off"),
             where=f"{repository} at {commit}",
-            allowed="run the same command again: what has arrived is kept",
+            allowed=broken_off,
+            write=broken.write,
         ) from None
 
 

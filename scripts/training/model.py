@@ -206,7 +206,7 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
         kinds = {type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)} - {"Linear"}
         if not packed and kinds:
             raise UserError(
-                f"No layer of this architecture is 4-bit: bitsandbytes packs plain linear layers, and its are of the"
+                f"No layer of this architecture is 4-bit: bitsandbytes packs plain linear layers, and these are of the"
                 f" class {', '.join(sorted(kinds))}.",
                 where=f"model (model_type {scenario.model['model_type']}), transformers {transformers.__version__}",
                 found="method: qlora",
@@ -278,6 +278,14 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
 def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
     """Models whose training step is another one than a decoder's over text, though transformers can build them."""
     text = config.get_text_config()
+    if text.model_type == "mllama_text_model":
+        raise UserError(
+            "This model reads images in layers between those of its language model, and these are not known here.",
+            where="model.model_type",
+            found=text.model_type,
+            allowed="the language model that it was made from, without these layers",
+            write=f"model: {'llama-3.1-8b' if text.num_hidden_layers < 80 else 'llama-3.1-70b'}",
+        )
     problem = None
     if getattr(config, "is_encoder_decoder", False) or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         problem = "is not a language model that is a decoder alone", "a decoder: qwen2, llama, mistral, gemma2, ..."
@@ -413,7 +421,7 @@ def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=attention, **{_DTYPE_ARGUMENT: weight_dtype(scenario)}
-            )
+            ).to("meta")  # some architectures draw a parameter's first values on the CPU
     except KeyError as error:
         if attention not in str(error):
             raise _unbuildable(scenario.model["model_type"], error) from None

@@ -139,7 +139,7 @@ def backward(model: nn.Module, loss: torch.Tensor, *, last: bool) -> None:
 
 
 def engine_step(model: nn.Module, max_norm: float | None) -> bool:
-    """Let DeepSpeed's engine clip, update and drop the gradients; False: the model is none."""
+    """Let DeepSpeed's engine clip, update and drop the gradients; False: the model is no engine of DeepSpeed."""
     if not _is_engine(model):
         return False
     model.optimizer.clip_grad = max_norm or 0.0
@@ -223,19 +223,32 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
                 parameter.data = parameter.data.float()
     _statistics_to(model, device)
     reshard = scenario.parallel.reshard_after_forward
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # of FSDP1 itself
-        return FullyShardedDataParallel(
-            model,
-            auto_wrap_policy=_wrapping_policy(model),
-            backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
-            device_id=device if device.type == "cuda" else None,
-            limit_all_gathers=True,
-            mixed_precision=None if dtype is None else MixedPrecision(dtype, dtype, dtype),
-            param_init_fn=_leave if device.type == "meta" else None,
-            sharding_strategy=ShardingStrategy.FULL_SHARD if reshard else ShardingStrategy.SHARD_GRAD_OP,
-            use_orig_params=True,
-        )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # of FSDP1 itself
+            return FullyShardedDataParallel(
+                model,
+                auto_wrap_policy=_wrapping_policy(model),
+                backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
+                device_id=device if device.type == "cuda" else None,
+                limit_all_gathers=True,
+                mixed_precision=None if dtype is None else MixedPrecision(dtype, dtype, dtype),
+                param_init_fn=_leave if device.type == "meta" else None,
+                sharding_strategy=ShardingStrategy.FULL_SHARD if reshard else ShardingStrategy.SHARD_GRAD_OP,
+                use_orig_params=True,
+            )
+    except ValueError as error:
+        if "uniform dtype" not in str(error):
+            raise
+        dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+        raise UserError(
+            "FSDP1 makes one flat tensor of a layer's parameters, and PyTorch refuses this model's: they are of several"
+            " dtypes.",
+            where=f"parallel.strategy, model_type {scenario.model['model_type']}",
+            found=", ".join(dtypes),
+            allowed="fsdp2, which divides each parameter by itself",
+            write=f"parallel: {{strategy: fsdp2, gpus: {scenario.parallel.gpus}}}",
+        ) from None
 
 
 def _zero(

@@ -35,9 +35,9 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     from scripts.common.job import keep_host_memory
     from scripts.settings.scenario import Scenario
     from scripts.training.batches import IGNORED, Row, read_rows
+    from scripts.training.loop import Checkpoint, Fit
     from scripts.training.model import build_model, build_optimizer
     from scripts.training.packing import common_prefix
-    from scripts.training.train import Checkpoint, fit
 
     torch.set_num_threads(1)
     keep_host_memory()
@@ -71,7 +71,7 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
 
     prefix = common_prefix(rows) if form == "shared_prefix" else 0
     started = time.process_time()
-    curve, *_ = fit(model, optimizer, rows, scenario, loop, 0, 0, Nowhere(Path("nowhere")), prefix)
+    curve, *_ = Fit(model, optimizer, rows, scenario, loop, 0, 0, Nowhere(Path("nowhere")), prefix).run()
     seconds = time.process_time() - started
     return {"computed_tokens": sum(row["computed_tokens"] for row in curve), "cpu_seconds": seconds, "rows": count}
 

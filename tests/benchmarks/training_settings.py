@@ -114,9 +114,9 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
     from scripts.settings.run_scenarios import training_loop, training_scenario
     from scripts.settings.scenario import Scenario
     from scripts.training.batches import read_rows
+    from scripts.training.loop import Checkpoint, Fit, validation_loss
     from scripts.training.model import build_model, build_optimizer
     from scripts.training.packing import common_prefix
-    from scripts.training.train import Checkpoint, fit, validation_loss
 
     torch.set_num_threads(1)
     keep_host_memory()
@@ -159,7 +159,7 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
             self.apart += time.process_time() - before
 
     started = time.process_time()
-    fit(model, optimizer, rows, scenario, loop, seed, 0, Look(Path("nowhere")), common_prefix(rows))
+    Fit(model, optimizer, rows, scenario, loop, seed, 0, Look(Path("nowhere")), common_prefix(rows)).run()
     looked[-1] |= answers(model.eval(), read_tokenizer(base), chosen, sets)
     return looked
 

@@ -239,7 +239,7 @@ def test_a_failed_run_fails_again_and_leaves_no_old_document(tmp_path):
         (
             "all",
             {"memory": {"scenarios": {"qlora": {"method": "qlora", "precision": "bf16", "sequence_length": 10**8}}}},
-            ["memory.scenarios.qlora", "1 to 16777216", "sequence_length: 512"],
+            ["memory.scenarios.qlora", "at most 16777216", "sequence_length: 512"],
         ),
         ("gate", {"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
     ],

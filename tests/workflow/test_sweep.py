@@ -43,6 +43,7 @@ def test_three_ranks_make_the_dataset_and_the_base_evaluation_once(made):
         "evaluate_base",
         "evaluate_base_on_benchmark",
         "fetch_benchmark",
+        "fetch_examples",
         *SWEPT,
     }
     assert {plan[rule] for rule in once} == {1}

@@ -85,7 +85,7 @@ def keys(*names: str) -> Keys:
 
 @dataclass
 class Reading:
-    """A file of another tool, read: the scenario's fields, and what became of each key."""
+    """A file of another tool, read: the scenario's fields, and what each key was used for."""
 
     tool: str
     version: str

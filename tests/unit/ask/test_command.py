@@ -90,6 +90,16 @@ def test_quick_needs_no_torch(model) -> None:
     assert done.stdout.startswith("SHOULD FIT: about ")
 
 
+def test_without_torch_the_answer_names_what_to_install(model) -> None:
+    program = (
+        "import sys\nsys.modules['transformers'] = None\nfrom scripts.ask.command import main\n"
+        f"sys.exit(main([{model!r}, '--gpu', 't4']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert "transformers is not installed" in done.stderr and "--quick" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("gpu", "word", "status"), [("24GiB", "SHOULD FIT", 0), ("8.9GiB", "TOO CLOSE", 1), ("4GiB", "DOES NOT", 1)]
 )

@@ -282,3 +282,19 @@ def test_a_changed_input_is_noticed(tmp_path, name):
         file.write('{"command": "rm -rf / --no-preserve-root", "line": 9, "request": "Clean up", "source": "test"}\n')
     with pytest.raises(UserError, match=f"{name} is not what the step that made it has written"):
         encode.main(inputs, {}, SYSTEM, "drop", 512)
+
+
+UNUSABLE = {
+    "that raises": "{{ raise_exception('this model is for images alone') }}",
+    "that is broken": "{% for m in messages %}{{ m.content }}",
+    "that calls what is not there": "{{ messages[0].content.nosuch() }}",
+    "that divides by zero": "{{ 1 // 0 }}",
+    "that leaves the request out": "{% if add_generation_prompt %}assistant:{% endif %}",
+}
+
+
+@pytest.mark.parametrize("template", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_chat_template_that_writes_no_request_is_refused_in_words(template):
+    with pytest.raises(UserError, match="chat template") as error:
+        encode_pairs(make_tokenizer(template), "Answer with one command.", [("list the files", "ls")])
+    assert "chat_template.jinja" in error.value.write and "Traceback" not in str(error.value)

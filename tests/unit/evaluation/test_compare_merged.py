@@ -11,7 +11,7 @@ from scripts.common.files import read_jsonl, read_report, write_jsonl, write_rep
 from scripts.evaluation import compare_merged, evaluate
 from scripts.settings.scenario import Scenario
 from scripts.training.model import build_model
-from scripts.training.train import save_adapter
+from scripts.training.worker import save_adapter
 from tests.unit.training.prepared import PAIRS, STEP, SYSTEM, describe, save_model
 
 SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "harmful": False}

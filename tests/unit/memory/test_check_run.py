@@ -67,7 +67,7 @@ def test_the_default_and_the_7b_configuration_pass():
         ({"lora": {"dropout": float("inf")}}, ["lora.dropout", "inf", "less than 1"]),
         (
             {"dataset": {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}}},
-            ["dataset.split add up to 0.7", "test: 0.143, train: 0.714, validation: 0.143"],
+            ["dataset.split add up to 0.7", "train: 0.714, validation: 0.143, test: 0.143"],
         ),
         (
             {"dataset": {"sources": [{"type": "files", "license": "unknown", "paths": ["data/{x}.csv"]}]}},
@@ -118,7 +118,7 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
         ),
         (
             {"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
-            ["the others wait", "on_out_of_memory: stop"],
+            ["already waiting", "on_out_of_memory: stop"],
         ),
     ],
 )
@@ -145,3 +145,16 @@ def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch
     assert "memory.scenarios.divided" in str(error.value) and "requirements-deepspeed.txt" in error.value.write
     monkeypatch.setattr("scripts.settings.scenario.find_spec", lambda name: object())
     check_run.check(run(**scenarios))
+
+
+def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = {"name": "own", "source": {"type": "folder", "path": "model"}}
+    for exists in (False, True):
+        with pytest.raises(UserError, match=r"There is no .*folder model") as error:
+            check_run.check(run(model=model))
+        assert "model.source.path" in str(error.value)
+        (tmp_path / "model").mkdir(exist_ok=True)
+        assert exists == ("config.json in the" in str(error.value))
+    (tmp_path / "model" / "config.json").write_text("{}")
+    check_run.check(run(model=model))

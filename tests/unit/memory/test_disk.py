@@ -9,9 +9,10 @@ from scripts.common.errors import UserError
 from scripts.common.resource_table import FITS, TOO_SMALL
 from scripts.memory import disk
 from scripts.settings.scenario import Scenario
+from scripts.training.loop import Checkpoint
 from scripts.training.model import build_model, build_optimizer, parameter_count
 from scripts.training.step import random_step
-from scripts.training.train import Checkpoint, save_adapter
+from scripts.training.worker import save_adapter
 from tests.unit.decoders import DECODERS
 
 # Large enough for tensors to outweigh their names.

@@ -193,7 +193,11 @@ OTHER_MODELS = {
     "encoder-decoder": ({"model_type": "t5", "vocab_size": 300}, "decoder alone", "model_type: qwen2"),
     "half of an encoder-decoder": ({"model_type": "bart", "vocab_size": 300}, "decoder alone", "model_type: qwen2"),
     "vision": ({"model_type": "gemma3"}, "more than a language model", "model_type: gemma3_text"),
-    "vision by its configuration": ({"model_type": "llava", "vision_config": {"a": 1}}, "vision_config", "text_config"),
+    "vision by its configuration": (
+        {"model_type": "llava", "vision_config": {"a": 1}},
+        "vision_config",
+        "qwen2.5-coder-7b",
+    ),
     "quantized already": (
         {"model_type": "llama", **_TEXT, "quantization_config": {"quant_method": "gptq", "bits": 4}},
         "quantized already (gptq)",
@@ -206,7 +210,7 @@ OTHER_MODELS = {
     ),
     "recurrence": ({"model_type": "recurrent_gemma", **_TEXT}, "packages of their own", "model"),
     "layers of their own class": ({"model_type": "falcon", **_TEXT}, "FalconLinear", "method: lora"),
-    "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "larger than anything", "vocab_size"),
+    "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "at most 16777216", "vocab_size"),
 }
 
 

@@ -20,9 +20,10 @@ from scripts.common.files import read_json
 from scripts.engine.components import COLOURS, GROUPS
 from scripts.memory.gpus import catalogue, find
 from scripts.planner import plan
+from scripts.planner.border import LENGTH_STEP, MOST
 from scripts.planner.page_data import LAYOUTS, choices, layout_of
 from scripts.planner.render_planner import TITLES, page
-from scripts.planner.search import CalibratedEstimator, anchored, apply, as_method, largest
+from scripts.planner.search import CalibratedEstimator, anchored, apply, as_method
 from scripts.settings.scenario import MODELS, Scenario
 from tests.browser import errors, needs_browser, opened
 from tests.unit.decoders import LLAMA_3_LAYERS
@@ -112,8 +113,16 @@ def test_numbers_are_the_planners_to_the_byte(browser, scenario, estimates) -> N
         assert shown["required"] == estimate(step), choice
         assert shown["peak"] == estimate.formula(step) == sum(shown["groups"].values())
         assert shown["headroom"] == gpu.usable_bytes - estimate(step)
-        for field in ("micro_batch", "sequence_length"):
-            assert shown[f"largest_{field}"] == largest(step, gpu, field, estimate, verify=False)["value"], choice
+        for field, unit, most in (("micro_batch", 1, MOST), ("sequence_length", LENGTH_STEP, step_positions(step))):
+            value = shown[f"largest_{field}"]
+            assert value % unit == 0
+            assert not value or estimate(replace(step, **{field: value})) <= gpu.usable_bytes, choice
+            if value + unit <= most:
+                assert estimate(replace(step, **{field: value + unit})) > gpu.usable_bytes, choice
+
+
+def step_positions(step: Scenario) -> int:
+    return step.size("max_position_embeddings") or 2**20
 
 
 @needs_browser

@@ -10,15 +10,10 @@ from scripts.memory.gpus import GIB, Gpu, catalogue, find
 from scripts.memory.trace import trace
 from scripts.planner import search as planner
 from scripts.planner.search import (
-    LENGTH_STEP,
     CalibratedEstimator,
     _bigger_gpu,
-    anchored,
     apply,
     as_method,
-    divided,
-    feasibility,
-    largest,
     moves,
     spread,
     suggest,
@@ -39,33 +34,6 @@ def card(usable: int) -> Gpu:
 
 def required(scenario: Scenario) -> int:
     return trace(scenario, timeline=False)["required_bytes"]
-
-
-def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
-    scenario, gpu = make(), card(200 * 2**20)
-    found = largest(scenario, gpu, "micro_batch")
-    assert found["verified"]
-    assert found["value"] > 1
-    assert required(scenario.changed(micro_batch=found["value"])) <= gpu.usable_bytes
-    assert required(scenario.changed(micro_batch=found["value"] + 1)) > gpu.usable_bytes
-    assert found["headroom_bytes"] == gpu.usable_bytes - found["required_bytes"] >= 0
-
-
-def test_longest_sequence_ends_at_the_positions() -> None:
-    found = largest(make(), card(4 * GIB), "sequence_length")
-    assert (found["value"], found["limited_by_positions"]) == (1024, True)
-
-
-def test_longest_sequence_on_a_small_card() -> None:
-    scenario, gpu = make(), card(80 * 2**20)
-    value = largest(scenario, gpu, "sequence_length")["value"]
-    assert 0 < value < 1024
-    assert value % LENGTH_STEP == 0
-    assert required(scenario.changed(sequence_length=value)) <= gpu.usable_bytes
-
-
-def test_nothing_fits_a_tiny_card() -> None:
-    assert largest(make(), card(2**20), "micro_batch")["value"] == 0
 
 
 def test_suggestions_fit_in_order_of_their_cost() -> None:
@@ -199,16 +167,6 @@ def test_what_is_traced_for_a_gpu_is_known_for_others_with_its_kernels() -> None
     assert not estimate.described and len(estimate._traced) == 2
 
 
-def test_feasibility_has_a_row_for_each_method_and_card() -> None:
-    cards = [card(60 * 2**20), card(200 * 2**20), card(400 * 2**20)]
-    rows = feasibility({method: anchored(make(), {"method": method}) for method in ("lora", "qlora")}, cards)
-    assert [row["method"] for row in rows] == ["lora"] * 3 + ["qlora"] * 3
-    for method in ("lora", "qlora"):
-        batches = [row["largest_micro_batch"] for row in rows if row["method"] == method]
-        assert batches == sorted(batches)
-    assert all(row["fits"] == (row["largest_micro_batch"] > 0) for row in rows)
-
-
 def test_estimates_meet_the_traces_that_taught_them() -> None:
     scenario = make()
     estimate = CalibratedEstimator(scenario)
@@ -232,12 +190,6 @@ def test_sweep_of_two_hundred_settings() -> None:
     assert len(rows) == 200
     table = {(row["rank"], row["sequence_length"], row["micro_batch"]): row["required_bytes"] for row in rows}
     assert table[8, 512, 1] < table[64, 512, 1] < table[64, 4096, 1] < table[64, 4096, 16]
-
-
-def test_a_search_finds_the_last_that_fits_up_to_its_end() -> None:
-    for limit in range(1, 20):
-        for last in range(limit + 3):
-            assert planner._last_true(lambda n, last=last: n <= last, limit) == min(last, limit)
 
 
 def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
@@ -315,13 +267,6 @@ def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
     assert [row["required_bytes"] for row in found["scenarios"]["A"]] == need
     assert {kind["gpu"]: kind["first"]["A"] for kind in found["gpus"]} == {"small": 4, "middle": 1, "none": None}
     assert found["first"]["A"]["gpu"] == ("small" if 4 * need[2] < need[0] else "middle")
-
-
-def test_the_table_knows_several_cards() -> None:
-    rows = feasibility(divided(make(), {"method": "full"}), [card(40 * 2**20)])
-    assert [row["gpus"] for row in rows] == [2, 4, 8]
-    lengths = [row["largest_micro_batch"] for row in rows]
-    assert lengths == sorted(lengths)
 
 
 @pytest.mark.parametrize(

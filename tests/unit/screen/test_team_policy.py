@@ -73,9 +73,9 @@ def test_a_rule_of_ones_own_may_refuse_what_the_project_lets_pass(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({"rules": [{**RULE, "select": [{"readz": "/x"}]}]}, ["Unknown field", "readz", "print-payroll"]),
-        ({"rules": [{**RULE, "titel": "x"}]}, ["Unknown field", "titel"]),
-        ({"rulez": []}, ["Unknown field", "rulez"]),
+        ({"rules": [{**RULE, "select": [{"readz": "/x"}]}]}, ["Unknown key", "readz", "print-payroll"]),
+        ({"rules": [{**RULE, "titel": "x"}]}, ["Unknown key", "titel"]),
+        ({"rulez": []}, ["Unknown key", "rulez"]),
         ({"rules": [{k: v for k, v in RULE.items() if k != "passes"}]}, ["passes", "print-payroll"]),
         ({"rules": [{**RULE, "level": "huge"}]}, ["level", "huge"]),
         ({"rules": [{**RULE, "select": {"words": "(" }}]}, ["no regular expression", "print-payroll"]),
@@ -90,7 +90,7 @@ def test_a_rule_of_ones_own_may_refuse_what_the_project_lets_pass(tmp_path):
         ({"rules": [{k: v for k, v in RULE.items() if k != "category"}]}, ["no category"]),
         ({"disable": ["nothing"]}, ["does not exist", "nothing"]),
         ({"programs": {"x": {"escape": "("}}}, ["no regular expression", "escape"]),
-        ({"programs": {"x": {"runz": "-e"}}}, ["Unknown field", "runz"]),
+        ({"programs": {"x": {"runz": "-e"}}}, ["Unknown key", "runz"]),
         ({"places": {"mine": "@yours"}}, ["does not exist", "@yours"]),
         ("rules: [", ["not YAML", "line"]),
         ("places: {a: b, a: c}", ["stands here twice"]),

@@ -90,17 +90,17 @@ WRONG = {
     "gpu without size": ({"gpu": {"vram_gib": 0}}, "gpu", "gpu: {vram_gib: 24}"),
     "no gpu of a kind": (
         {"gpu": {"name": "t4", "count": 0}},
-        "gpu.count` must be a whole number of at least 1",
+        "gpu.count",
         "gpu: {name: t4, count: 2}",
     ),
     "a count as text": (
         {"gpu": {"name": "t4", "count": "2"}},
-        "`gpu.count` is text, not a number",
+        "gpu.count is text, not a number",
         "gpu: {name: t4, count: 2}",
     ),
     "half a gpu": (
         {"gpu": {"vram_gib": 24, "count": 1.5}},
-        "gpu.count` must be a whole number",
+        "gpu.count",
         "gpu: {vram_gib: 24, count: 2}",
     ),
     "a count of nothing": ({"gpu": {"count": 2}}, "`gpu` must be a name or a size", "gpu: {vram_gib: 24}"),
@@ -229,11 +229,11 @@ WRONG = {
         "4-bit base",
         "kbit_preparation: none",
     ),
-    "a length beyond everything": ({"micro_batch": 10**12}, "larger than anything", "micro_batch: 1"),
+    "a length beyond everything": ({"micro_batch": 10**12}, "at most 16777216", "micro_batch: 1"),
     "quantized weights": (
         {"model": {**SMALL, "quantization_config": {"quant_method": "awq"}}},
         "quantized already (awq)",
-        "method: qlora",
+        "model: plain.json",
     ),
     "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
     "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
@@ -248,6 +248,20 @@ def test_wrong_field_is_named_with_the_corrected_line(fields, names, write) -> N
     assert "test.yaml" in str(caught.value)
     if write:
         assert write in caught.value.write
+
+
+def test_all_wrong_fields_are_named_at_once_with_their_lines() -> None:
+    with pytest.raises(UserError) as caught:
+        make(micro_bacth=2, lora={"rank": 0}, method="qlora", precision="bfloat16", gpu={"vram_gib": 0})
+    text = str(caught.value)
+    assert text.startswith("4 things are wrong.")
+    for words in ("micro_bacth", "lora.rank", "precision", "gpu.vram_gib"):
+        assert words in text
+    for line in ("micro_batch: 2", "rank: 16", "precision: bf16", "gpu: {vram_gib: 24}"):
+        assert line in caught.value.write
+    with pytest.raises(UserError, match="2 things are wrong") as caught:
+        make(attention="flash", precision="fp32", use_cache=True, loss="chunked")
+    assert caught.value.write == "attention: mem_efficient\nuse_cache: false"
 
 
 def test_every_model_of_the_catalogue_is_good() -> None:
@@ -306,3 +320,38 @@ def test_autocast_is_what_mixed_precision_says() -> None:
         assert getattr(mixed, name) == getattr(said, name), name
     assert make(precision="fp16", autocast="bf16").compute_precision == "bf16"
     assert make(precision="fp16", adapter_precision="base").adapter_dtype == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "write"),
+    [
+        ("model_name_or_path", "qwen3-8b", "model: qwen3-8b"),  # LLaMA-Factory, TRL
+        ("base_model", "qwen3-8b", "model: qwen3-8b"),  # axolotl
+        ("finetuning_type", "lora", "method: lora"),
+        ("per_device_train_batch_size", 2, "micro_batch: 2"),
+        ("cutoff_len", 2048, "sequence_length: 2048"),
+        ("gradient_accumulation_steps", 8, "gradient_accumulation: 8"),
+        ("lora_r", 8, "lora:\n  rank: 8"),
+        ("lora_target", "all-linear", "lora:\n  target_modules: all-linear"),
+    ],
+)
+def test_a_key_of_another_tool_is_told_in_our_words(key, value, write) -> None:
+    with pytest.raises(UserError) as error:
+        make(**{key: value})
+    assert error.value.write == write
+    name = write.partition(":")[0]
+    assert f"did you mean `{name}" in str(error.value) and name in {field.name for field in FIELDS}
+
+
+@pytest.mark.parametrize("objective", ["dpo", "DPO", "orpo", "grpo", "reward", "sft"])
+def test_an_objective_is_not_taken_for_a_misspelt_method(objective) -> None:
+    with pytest.raises(UserError, match="what a training aims at") as error:
+        make(method=objective)
+    assert "full, lora, qlora" in str(error.value) and "a reference model" in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["mxfp4", "gptq", "awq", "fp8"])
+def test_a_quantized_model_is_told_what_to_take_out_of_it(method) -> None:
+    with pytest.raises(UserError, match=rf"quantized already \({method}\)") as error:
+        make(model={**SMALL, "quantization_config": {"quant_method": method}}, method="qlora")
+    assert "del(.quantization_config)" in error.value.write and "method: qlora" not in error.value.write

@@ -145,5 +145,5 @@ def test_wrong_adapters_are_refused_in_words(adapter, fields, says, write):
 
 @pytest.mark.parametrize("kind", IMPOSSIBLE)
 def test_methods_that_no_scenario_can_say(kind):
-    with pytest.raises(UserError, match=f"{kind} can't be said"):
+    with pytest.raises(UserError, match=f"{kind} can't be used"):
         trace(scenario({"peft_type": kind}))

@@ -7,9 +7,10 @@ import torch
 
 from scripts.common.errors import UserError
 from scripts.settings.scenario import Scenario
-from scripts.training import train
+from scripts.training import loop as training_loop
 from scripts.training.batches import IGNORED, Row, answer_tokens
 from scripts.training.model import build_model, build_optimizer
+from scripts.training.worker import save_adapter
 
 LLAMA = {
     "model_type": "llama",
@@ -67,9 +68,9 @@ def fit(tmp_path, step=None, loop=LOOP, save_every=3, stop_after=None, data=None
             return update(*args, **kwargs)
 
         optimizer.step = killed_step
-    checkpoint = train.Checkpoint(tmp_path / "checkpoint")
+    checkpoint = training_loop.Checkpoint(tmp_path / "checkpoint")
     settings = {**loop, "save_every_steps": save_every}
-    curve, start, _ = train.fit(model, optimizer, data or rows(), step, settings, 7, 0, checkpoint)
+    curve, start, _ = training_loop.Fit(model, optimizer, data or rows(), step, settings, 7, 0, checkpoint).run()
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     return adapter, curve, start
 
@@ -96,7 +97,7 @@ def test_a_killed_run_ends_like_one_that_was_not(tmp_path, dropout):
 def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, stop_after=4)
-    checkpoint = train.Checkpoint(tmp_path / "checkpoint")
+    checkpoint = training_loop.Checkpoint(tmp_path / "checkpoint")
     for name in ("state.pt", "curve.jsonl", "checkpoint.json"):
         path = checkpoint.folder / name
         whole = path.read_bytes()
@@ -128,7 +129,7 @@ def test_the_adapter_is_saved_with_the_same_bytes_every_time(tmp_path):
     step = scenario()
     texts = set()
     for attempt in ("a", "b"):
-        train.save_adapter(build_model(step, "cpu", seed=0), tmp_path / attempt, "base/model")
+        save_adapter(build_model(step, "cpu", seed=0), tmp_path / attempt, "base/model")
         texts.add((tmp_path / attempt / "adapter_config.json").read_text())
         assert sorted(path.name for path in (tmp_path / attempt).iterdir()) == [
             "adapter_config.json",
@@ -213,7 +214,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path, monke
 
 def test_validation_loss_is_the_mean_over_answer_tokens(tmp_path):
     model, data = build_model(scenario(), "cpu", seed=0), rows(10, longest=9)
-    loss = train.validation_loss(model, data, 4, 0)
+    loss = training_loop.validation_loss(model, data, 4, 0)
     with torch.no_grad():
         tokens = [answer_tokens([row]) for row in data]
         sums = [
@@ -233,7 +234,7 @@ def test_the_last_step_has_a_checkpoint_too(tmp_path):
 def test_computed_tokens_are_answers_requests_prefix_and_padding():
     """Three rows behind a prefix of 5 in two packs: the prefix of one of them was not computed again."""
     row = {"computed_tokens": 40, "answer_tokens": 9, "padding_tokens": 4, "rows": 3, "shared_tokens": 5, "tokens": 41}
-    shares = train.token_shares([row], prefix=5)
+    shares = training_loop.token_shares([row], prefix=5)
     assert {kind: part["count"] for kind, part in shares.items()} == {
         "answers": 9, "padding": 4, "prefix": 10, "requests": 17,
     }  # fmt: skip

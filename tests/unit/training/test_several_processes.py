@@ -14,14 +14,14 @@ import torch
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_json
-from scripts.training import processes, train
+from scripts.training import processes, train, worker
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
 
 TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
 LORA = {**STEP, "method": "lora"}
 LOADED = [
     *("accelerate.utils.fsdp_utils", "peft", "torch._inductor", "transformers.models.llama.modeling_llama"),
-    *("scripts.training.train", "scripts.training.exactness", "tests.unit.training.test_several_processes"),
+    *("scripts.training.worker", "scripts.training.exactness", "tests.unit.training.test_several_processes"),
 ]
 
 
@@ -51,7 +51,7 @@ def work_as(rank, size, port, path):
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
     os.environ["WORLD_SIZE"] = str(size)
     with processes.started(path) as (work, group):
-        train.train(**work, group=group)
+        worker.train(worker.Work(**work), group)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def forked(monkeypatch, tmp_path):
     context.set_forkserver_preload(LOADED)
 
     def launch(module, work, gpus, resumed):
-        assert module == "scripts.training.train"
+        assert module == "scripts.training.worker"
         write_json(tmp_path / "work.json", {**work, "folder": str(tmp_path)})
         (tmp_path / "messages").unlink(missing_ok=True)
         with socket.create_server(("localhost", 0)) as free:

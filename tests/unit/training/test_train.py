@@ -7,7 +7,8 @@ import torch
 
 from scripts.settings.scenario import Scenario
 from scripts.training.batches import IGNORED, Row, answer_tokens, collate, epoch_batches
-from scripts.training.train import learning_rate_at, plan_steps, set_allocator
+from scripts.training.loop import learning_rate_at, plan_steps
+from scripts.training.train import set_allocator
 
 
 def make_rows(count):

@@ -7,7 +7,7 @@ import torch
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
-from scripts.training import train
+from scripts.training import train, worker
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
 
 
@@ -76,7 +76,7 @@ def test_packs_share_the_prefix_and_compute_less(place):
 
 def test_what_fails_after_the_last_step_costs_no_step(place, steps, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(train, "validation_loss", lambda *args: 1 / 0)
+        broken.setattr(worker, "validation_loss", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(place)
     assert len(steps) == 4

@@ -1,0 +1,254 @@
+"""The largest length, or number of rows, that fits a GPU: a border below which everything was seen to fit.
+
+Without expandable segments what a step needs does not grow evenly: where blocks fit together well, a longer row may fit
+and a shorter one not. So the border that is given is the value below the first that does not fit, and not the last that
+does. It is found in replays of the step's own events (:mod:`scripts.engine.scaled`), not by a formula: every value of
+the search's steps from a tenth below the border up to the first failure is run through the allocator, and some below
+that. What fits above the first failure fits by luck, and is not given.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from scripts.memory.analytic.decoder import NotDescribed
+from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.memory.analytic.surface import kernels_of
+from scripts.memory.gpus import Gpu
+from scripts.settings.scenario import Scenario
+
+if TYPE_CHECKING:
+    from scripts.engine.scaled import Scaled
+
+LONGEST = 2**20  # where a search for a length ends for models that don't say how long theirs may be
+MOST = 2**16  # where a search for rows ends
+LENGTH_STEP = 64  # of a search for a length, up to 64 steps to a doubling
+ROUNDED = 128  # what attention kernels round a length up to
+SEEN_BELOW = 0.1  # share of a border, of which every step below is replayed
+SPOTS_BELOW = (0.8, 0.65, 0.5)  # shares of it that are replayed too
+FIRST_GUESS = 0.06  # of the peak: what fragments take, until a border is known
+FRAGMENTS_EXPANDABLE = 0.01  # of the peak, with expandable segments
+UNSURE = 0.04  # the analytic estimate is not further from the trace, for architectures that it describes
+
+
+@dataclass(frozen=True)
+class Border:
+    """What fits a GPU.
+
+    Attributes
+    ----------
+    value
+        The border; 0: not even the smallest fits.
+    seen_from
+        From here on every step of the search was replayed.
+    limited
+        Whether the model's positions end it, or the search's own limit, not the memory.
+    """
+
+    value: int
+    seen_from: int
+    limited: bool
+
+
+def steps(field: str, limit: int) -> list[int]:
+    """The values of a search: not finer than 64 to a doubling, the limit the last."""
+    unit = LENGTH_STEP if field == "sequence_length" else 1
+    found, value = [], unit
+    while value <= limit:
+        found.append(value)
+        value += unit * max(1, 2 ** ((value // unit).bit_length() - 7))
+    return found or [limit]
+
+
+class Borders:
+    """Borders of one step by one field, on GPUs that run the same kernels.
+
+    Parameters
+    ----------
+    scenario
+        The step; all but the field stays as it is.
+    field
+        ``sequence_length`` or ``micro_batch``.
+    capability
+        Compute capability of the GPUs; others with the same kernels may be asked about.
+    capacities
+        Usable bytes of the GPUs that will be asked about: traces are taken at the ends.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        field: str,
+        capability: tuple[int, int] | None,
+        capacities: Iterable[int],
+    ) -> None:
+        self.scenario, self.field, self.capability = replace(scenario, gpu=None), field, capability
+        positions = scenario.size("max_position_embeddings") or LONGEST
+        self.values = steps(field, positions if field == "sequence_length" else MOST)
+        self._capacities = sorted(capacities)
+        self._verdicts: dict[tuple[int, bool], tuple[int, int]] = {}  # (most that failed, least that fitted)
+        self._share = FIRST_GUESS  # of the peak, that fragments took at the last border
+        self._peaks: dict[int, int] = {}
+        self._steps: Scaled | None = None
+
+    @property
+    def scaled(self) -> Scaled:
+        """The step by the field, traced at both ends of what may be asked, and once between."""
+        if self._steps is None:
+            from scripts.engine.scaled import Scaled
+            from scripts.memory.trace import record
+
+            period = ROUNDED if self.field == "sequence_length" else 1
+            made = self._steps = Scaled(lambda value: record(self.at(value), self.capability), period)
+            low, high = (self._whole(value) for value in self._ends())
+            low, high = min(low, high), max(low, high)
+            for value in {low, high}:
+                made.trace(value)
+            middle = self._whole((low + high) // 2) + (LENGTH_STEP if period > 1 else 0)
+            if low < middle < high:
+                made.trace(middle)
+                if made.bends(low, high):
+                    made.trace(self._whole((low + high) // 2))
+        return self._steps
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything had to be traced."""
+        return self._steps is not None
+
+    def at(self, value: int) -> Scenario:
+        """The step at a value of the field."""
+        return replace(self.scenario, **{self.field: value})
+
+    def fits(self, value: int, capacity: int, *, expandable: bool) -> bool:
+        """Whether the step fits; more memory never hurts."""
+        failed, fitted = self._verdicts.get((value, expandable), (-1, 1 << 62))
+        if capacity <= failed:
+            return False
+        if capacity < fitted:
+            answer = self.scaled.least_bytes(value) <= capacity
+            answer = answer and self.scaled.at(value).fits(capacity, expandable_segments=expandable)
+            failed, fitted = (failed, capacity) if answer else (capacity, fitted)
+            self._verdicts[value, expandable] = failed, fitted
+        return capacity >= fitted
+
+    def largest(self, capacity: int, *, expandable: bool = False) -> Border:
+        """The border on a GPU with so many usable bytes."""
+        if self._surely_too_large(self.values[0], capacity):
+            return Border(0, 0, False)
+        first = self._guess(capacity, FRAGMENTS_EXPANDABLE if expandable else self._share)
+        index, border = self._walk_down(first, capacity, expandable)
+        if border is None:
+            return Border(0, 0, False)
+        thorough = not expandable and self.scaled.alike
+        while thorough and border == first and border + 1 < len(self.values):
+            if not self.fits(self.values[border + 1], capacity, expandable=expandable):
+                break
+            border = first = border + 1
+        value = self.values[border]
+        peak = self._peak(value)
+        if peak and not expandable:
+            self._share = min(max(0.0, capacity / peak - 1), 2 * FIRST_GUESS)
+        return Border(value, self.values[index], border == len(self.values) - 1)
+
+    def _walk_down(self, first: int, capacity: int, expandable: bool) -> tuple[int, int | None]:
+        """From an index down to where enough is seen: that index, and the border's; None: nothing fits."""
+        index, border = first, None
+        thorough = not expandable and self.scaled.alike
+        fits: Callable[[int], bool] = lambda at: self.fits(self.values[at], capacity, expandable=expandable)  # noqa: E731
+        while index >= 0:
+            if not fits(index):
+                border = None
+            elif border is None:
+                border = index
+            if border is not None and (not thorough or self._seen_enough(border, index)):
+                spots = self._spots(border) if thorough else ()
+                bad = next((spot for spot in spots if spot < index and not fits(spot)), None)
+                if bad is None:
+                    return index, border
+                index, border = bad, None
+            index -= 1
+        return 0, border
+
+    def traced(self, capacity: int, *, expandable: bool = False) -> Border:
+        """The border, with the step itself traced there: where its trace refutes the replays, they are corrected."""
+        while True:
+            found = self.largest(capacity, expandable=expandable)
+            if not found.value or self.scaled.at(found.value).traced:
+                return found
+            self.scaled.trace(found.value)
+            self._verdicts.clear()
+
+    def _seen_enough(self, border: int, index: int) -> bool:
+        return border - index >= 4 and self.values[index] <= self.values[border] * (1 - SEEN_BELOW)
+
+    def _spots(self, border: int) -> list[int]:
+        values = (self.values[border] * share for share in SPOTS_BELOW)
+        return [place for value in values if (place := bisect_right(self.values, value) - 1) >= 0]
+
+    def _guess(self, capacity: int, share: float) -> int:
+        """Index of the largest value whose estimated peak leaves a share for fragments."""
+        low, high = 0, len(self.values)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._about(self.values[middle]) * (1 + share) <= capacity else (low, middle)
+        return low
+
+    def _ends(self) -> tuple[int, int]:
+        """Values around all borders that will be asked about: what is surely below the least, and above the most."""
+        possible = [size for size in self._capacities if not self._surely_too_large(self.values[0], size)]
+        if not possible:
+            return self.values[0], self.values[0]
+        if not self._described:
+            return self.values[0], self.values[min(len(self.values), 64) - 1]
+        least = self.values[self._guess(possible[0], 0.15)] * SPOTS_BELOW[-1]
+        low = self.values[max(0, bisect_right(self.values, least) - 1)]
+        high = self.values[min(self._guess(possible[-1], -UNSURE) + 1, len(self.values) - 1)]
+        return low, high
+
+    def _whole(self, value: int) -> int:
+        """A value near, that kernels don't round."""
+        if self.field == "micro_batch":
+            return max(value, 2)  # one row alone runs other operators than several
+        return max(ROUNDED, value // ROUNDED * ROUNDED) if self.values[-1] >= ROUNDED else self.values[-1]
+
+    def _peak(self, value: int) -> int | None:
+        """The analytic estimate's peak; None where there is none."""
+        if value not in self._peaks:
+            try:
+                form = analytic_estimate(self.at(value), capability=self.capability, blocks=False)
+                self._peaks[value] = form["peak_allocated_bytes"]
+            except NotDescribed:
+                self._peaks[value] = 0
+        return self._peaks[value] or None
+
+    @property
+    def _described(self) -> bool:
+        return self._peak(self.values[0]) is not None
+
+    def _about(self, value: int) -> int:
+        """The peak, estimated; replayed where there is no estimate."""
+        return self._peak(value) or self.scaled.least_bytes(value)
+
+    def _surely_too_large(self, value: int, capacity: int) -> bool:
+        peak = self._peak(value)
+        return peak is not None and peak * (1 - UNSURE) > capacity
+
+
+def kernels(scenario: Scenario, gpu: Gpu) -> Any:
+    """What decides whether two GPUs can share traces of a step."""
+    try:
+        return kernels_of(replace(scenario, gpu=None), gpu.capability)
+    except NotDescribed:
+        return gpu.capability
+
+
+def by_kernels(scenario: Scenario, gpus: Sequence[Gpu]) -> list[list[Gpu]]:
+    """GPUs in groups that run the same kernels in a step."""
+    groups: dict[Any, list[Gpu]] = {}
+    for gpu in gpus:
+        groups.setdefault(kernels(scenario, gpu), []).append(gpu)
+    return list(groups.values())

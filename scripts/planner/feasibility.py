@@ -1,0 +1,155 @@
+"""What fits which GPU: the longest row and the most rows for each method, every border replayed from traces."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from scripts.common.job import progress
+from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
+from scripts.planner.border import Border, Borders, by_kernels
+from scripts.settings.scenario import Scenario
+
+FIELDS = ("micro_batch", "sequence_length")
+CELL = {"micro_batch": "largest_micro_batch", "sequence_length": "largest_sequence_length"}
+
+
+class _Task(NamedTuple):
+    """Borders of one step by one field on GPUs with the same kernels: what shares traces."""
+
+    name: str
+    scenario: Scenario
+    field: str
+    gpus: tuple[Gpu, ...]
+    verify: tuple[str, ...]  # names of the GPUs whose borders are traced themselves
+
+    def solve(self) -> tuple[_Task, dict[str, dict[str, Any]]]:
+        """By GPU the border, without expandable segments and with them, and what the step itself needs."""
+        import torch
+
+        torch.set_num_threads(1)  # nothing is computed, and idle threads take a core each
+        borders = Borders(self.scenario, self.field, self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus])
+        found: dict[str, dict[str, Any]] = {}
+        for gpu in sorted(self.gpus, key=lambda gpu: gpu.usable_bytes):
+            search = borders.traced if gpu.name in self.verify else borders.largest
+            found[gpu.name] = {
+                "default": search(gpu.usable_bytes),
+                "expandable_segments": search(gpu.usable_bytes, expandable=True),
+            }
+        if self.field == "micro_batch" and borders.asked:
+            step = borders.scaled.trace(self.scenario.micro_batch)
+            needed = {
+                "default": step.required_bytes(),
+                "expandable_segments": step.required_bytes(expandable_segments=True),
+            }
+            for gpu in self.gpus:
+                found[gpu.name]["required"] = needed
+        return self, found
+
+
+def _solve(task: _Task) -> tuple[_Task, dict[str, dict[str, Any]]]:
+    return task.solve()
+
+
+def feasibility(
+    bases: Mapping[str, Scenario], gpus: Iterable[Gpu] | None = None, *, verify: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
+
+    Parameters
+    ----------
+    bases
+        A step with a micro-batch of 1 by the name of its method.
+    gpus
+        The catalogue's by default.
+    verify
+        Names of GPUs whose borders are traced themselves; those of the others are replayed between traces.
+
+    Returns
+    -------
+    list of dict
+        ``method``, ``gpu``, ``gpus`` (how many share the step), ``total_gib``; ``required_bytes`` of a micro-batch of
+        1 (None where the analytic estimate alone says that it is far too large), ``fits``, ``headroom_bytes``;
+        ``largest_micro_batch``, ``largest_sequence_length`` (0: none fits), ``seen_from``: by these names from where
+        on every step of the search was replayed; ``expandable_segments``: the same figures with
+        ``expandable_segments:True``; ``verified``: whether the borders themselves were traced.
+    """
+    gpus = list(catalogue().values()) if gpus is None else list(gpus)
+    tasks = [
+        _Task(name, replace(base, gpu=None), field, tuple(group), tuple(verify))
+        for name, base in bases.items()
+        for group in by_kernels(base, gpus)
+        for field in FIELDS
+    ]
+    solved: dict[tuple[str, str], dict[str, Any]] = {}
+    for task, found in progress(_all(tasks), "what fits which GPU", unit="searches", total=len(tasks)):
+        for gpu, borders in found.items():
+            solved.setdefault((task.name, gpu), {})[task.field] = borders
+    return [_row(name, base, gpu, solved[name, gpu.name], verify) for name, base in bases.items() for gpu in gpus]
+
+
+def _all(tasks: Sequence[_Task]) -> Iterable[tuple[_Task, dict[str, dict[str, Any]]]]:
+    """Every task's answer; where processes can share what is imported, on all processors."""
+    workers = min(len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if workers < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
+        yield from map(_solve, tasks)
+        return
+    import scripts.memory.trace  # noqa: F401   once, before the processes part
+
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield from pool.imap_unordered(_solve, tasks)
+
+
+def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: Sequence[str]) -> dict[str, Any]:
+    needed = found["micro_batch"].get("required", {"default": None, "expandable_segments": None})
+
+    def figures(allocator: str) -> dict[str, Any]:
+        borders: dict[str, Border] = {field: found[field][allocator] for field in FIELDS}
+        required = needed[allocator]
+        judged = {"fits": False, "headroom_bytes": None} if required is None else verdict(required, gpu)._asdict()
+        return {
+            "required_bytes": required,
+            **judged,
+            **{CELL[field]: border.value for field, border in borders.items()},
+            "seen_from": {CELL[field]: border.seen_from for field, border in borders.items()},
+        }
+
+    return {
+        "method": name,
+        "gpu": gpu.name,
+        "gpus": base.parallel.gpus,
+        "total_gib": round(gpu.total_bytes / GIB, 2),
+        **figures("default"),
+        "expandable_segments": figures("expandable_segments"),
+        "verified": gpu.name in verify,
+    }
+
+
+def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
+    """The largest ``micro_batch`` or ``sequence_length`` that fits a GPU, all else being as in the scenario, traced.
+
+    Returns
+    -------
+    dict
+        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``
+        (:class:`~scripts.planner.border.Border`), ``verified``: always, ``limited_by_positions``: the model's positions
+        end it, not the memory.
+    """
+    borders = Borders(scenario, field, gpu.capability, [gpu.usable_bytes])
+    expandable = scenario.allocator.expandable_segments
+    found = borders.traced(gpu.usable_bytes, expandable=expandable)
+    required = None
+    if found.value:
+        required = borders.scaled.at(found.value).required_bytes(expandable_segments=expandable)
+    return {
+        "value": found.value,
+        "required_bytes": required,
+        "headroom_bytes": None if required is None else gpu.usable_bytes - required,
+        "seen_from": found.seen_from,
+        "verified": True,
+        "limited_by_positions": field == "sequence_length" and found.limited,
+    }

@@ -1,0 +1,405 @@
+"""The loop of a training: which rows meet in a step, the steps themselves, the state between two of them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from scripts.common.errors import UserError
+from scripts.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
+from scripts.common.job import log
+from scripts.settings.scenario import Scenario, rows_in_a_step
+from scripts.training.processes import ALONE, Group, divided_like, whole
+
+if TYPE_CHECKING:
+    from scripts.training.batches import Row
+
+
+def learning_rate_at(step: int, total: int, peak: float, warmup_ratio: float) -> float:
+    """Linear warm-up to the peak, then a cosine down to zero. ``step`` counts from 0."""
+    warmup = math.ceil(total * warmup_ratio)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None) -> tuple[int, int]:
+    """Optimizer steps in an epoch, and in the whole run."""
+    per_epoch = math.ceil(rows / rows_per_step)
+    total = per_epoch * epochs
+    return per_epoch, total if max_steps is None else min(total, max_steps)
+
+
+def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list[list]]:
+    """For each step of a run, in order, the micro-batches of each GPU (:func:`scripts.training.packing.micro_batches`).
+
+    A step's rows are dealt out like cards: rows of like length lie beside each other, so that all get as much to do.
+    """
+    from scripts.training.batches import epoch_batches
+    from scripts.training.packing import micro_batches
+
+    count, gpus = rows_in_a_step(scenario, loop), scenario.parallel.gpus
+    per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
+    steps: list[list[Row]] = []
+    for step in range(total):
+        if step % per_epoch == 0:
+            steps = epoch_batches(rows, count, seed, step // per_epoch, by_length=scenario.packing == "none")
+        rows_by_rank = [steps[step % per_epoch][rank::gpus] for rank in range(gpus)]
+        yield [micro_batches(hand, scenario, prefix) if hand else [] for hand in rows_by_rank]
+
+
+def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> None:
+    """What can be known to go wrong later is said before the first step.
+
+    Raises
+    ------
+    UserError
+        Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
+    """
+    from scripts.training.batches import answer_tokens
+
+    for name, split in (("train", rows), ("validation", held_out)):
+        if not split:
+            raise UserError(
+                f"The {name} split has no rows.",
+                where="dataset.split in the configuration",
+                allowed="a larger dataset, or a larger share for this split",
+                write=f"dataset:\n  split: {{{name}: 0.2, ...}}",
+            )
+        if silent := sum(not answer_tokens([row]) for row in split):
+            raise UserError(
+                f"{silent} rows of the {name} split have no token to learn.",
+                where="training",
+                allowed="rows with an answer; encode_dataset makes no others",
+            )
+    if scenario.packing == "none":
+        return
+    most = max(len(micros) for shares in planned_steps(rows, scenario, loop, seed, prefix) for micros in shares)
+    if most > scenario.gradient_accumulation:
+        raise UserError(
+            f"The rows of one step take {most} micro-batches; the memory was predicted for fewer.",
+            where="training",
+            found=f"gradient_accumulation: {scenario.gradient_accumulation}, rows_per_step: {loop['rows_per_step']}",
+            allowed="more of them, longer packs (sequence_length), or fewer rows in a step",
+            write=f"gradient_accumulation: {most}",
+        )
+
+
+class Checkpoint:
+    """The state of a run between two steps, in one folder that appears whole or not at all."""
+
+    def __init__(self, folder: Path, group: Group = ALONE) -> None:
+        self.folder, self.group = folder, group
+
+    def save(self, step: int, model: Any, optimizer: Any, curve: list[dict], seconds: float) -> None:
+        """``step``: how many have been taken, in ``seconds``. Tensors are saved whole, random states one a process."""
+        import torch
+        from torch.utils._pytree import tree_map
+
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        state = {"optimizer": tree_map(whole, optimizer.state_dict()), "seconds": seconds, "step": step}
+        state["trained"] = {name: whole(p.detach()).cpu() for name, p in _trained(model)}
+        state["random"] = self.group.collected(random)
+        if self.group.rank == 0:
+            with atomic_folder(self.folder) as partial:
+                torch.save(state, partial / "state.pt")
+                write_jsonl(partial / "curve.jsonl", curve)
+                write_report(partial / "checkpoint.json", {"step": step}, partial / "state.pt", partial / "curve.jsonl")
+
+    def load(self, model: Any, optimizer: Any) -> tuple[int, list[dict], float]:
+        """Take up the saved state: steps taken, their curve, their seconds; (0, [], 0.0) without one that is whole."""
+        import torch
+
+        report, saved, curve = (self.folder / name for name in ("checkpoint.json", "state.pt", "curve.jsonl"))
+        if not self.folder.is_dir():
+            return 0, [], 0.0
+        try:
+            read_report(report, saved, curve)
+        except UserError as error:
+            log.warning("The checkpoint in %s is not used, so training begins anew: %s", self.folder, error.problem)
+            return 0, [], 0.0
+        state = torch.load(saved, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, parameter in _trained(model):
+                parameter.copy_(divided_like(state["trained"][name], parameter))
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, moments in state["optimizer"]["state"].items():
+            for name, value in moments.items():
+                moments[name] = divided_like(value, parameters[index])
+        optimizer.load_state_dict(state["optimizer"])
+        random = state["random"][self.group.rank]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"])
+        return state["step"], list(read_jsonl(curve)), state["seconds"]
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _trained(model: Any) -> Iterator[tuple[str, Any]]:
+    from scripts.training.parallel import bare
+
+    return ((name, parameter) for name, parameter in bare(model).named_parameters() if parameter.requires_grad)
+
+
+def validation_loss(
+    model: Any, rows: list[Row], batch_size: int, pad_token_id: int, group: Group = ALONE, divided: bool = False
+) -> float:
+    """Mean negative log-likelihood of an answer token over the rows, in nats.
+
+    ``divided``: by FSDP, so that only the whole forward pass, in all processes at once, has all weights.
+    """
+    import torch
+
+    from scripts.training.batches import answer_tokens, collate, epoch_batches
+    from scripts.training.model import without_noise
+    from scripts.training.parallel import bare
+    from scripts.training.step import chunked_loss
+
+    device, total, tokens = next(model.parameters()).device, 0.0, 0.0
+    batches = epoch_batches(rows, batch_size, seed=0, epoch=0)
+    with torch.no_grad(), without_noise(bare(model)):
+        for first in range(0, len(batches), group.size):
+            own = first + group.rank < len(batches)  # a process without a batch computes another's, for nothing
+            batch = batches[first + group.rank if own else first]
+            learned = answer_tokens(batch) if own else 0
+            tensors = collate(batch, pad_token_id, device)
+            loss = model(**tensors, use_cache=False).loss if divided else chunked_loss(bare(model), tensors)
+            total += float(loss) * learned
+            tokens += learned
+    total, tokens = group.sums(total, tokens)
+    return total / tokens
+
+
+class Fitted(NamedTuple):
+    """What a loop leaves behind: a row for each step, the step that it was resumed from, the seconds that all took."""
+
+    curve: list[dict]
+    start: int
+    seconds: float
+
+
+@dataclass
+class Fit:
+    """The steps of a training, to be taken by :meth:`run`.
+
+    Attributes
+    ----------
+    prefix
+        How many tokens rows share in a pack.
+    predicted
+        The gate's report, whose figures explain an out-of-memory error.
+    half
+        The micro-batch after the device could not hold a larger one; None: the scenario's.
+    """
+
+    model: Any
+    optimizer: Any
+    rows: list[Row]
+    scenario: Scenario
+    loop: Mapping[str, Any]
+    seed: int
+    pad_token_id: int
+    checkpoint: Checkpoint
+    prefix: int = 0
+    predicted: Mapping[str, Any] | None = None
+    half: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        self.device, self.group = next(self.model.parameters()).device, self.checkpoint.group
+        # fp16 gradients under autocast underflow without a scale; bf16 has fp32's range.
+        needs_scale = self.scenario.autocast_precision == "fp16"
+        self.scaler = torch.amp.GradScaler(self.device.type) if needs_scale else None
+
+    def run(self) -> Fitted:
+        """Take the steps, from the last checkpoint on."""
+        loop, group = self.loop, self.group
+        per_step = rows_in_a_step(self.scenario, loop)
+        _, total = plan_steps(len(self.rows), per_step, loop["epochs"], loop["max_steps"])
+        start, curve, seconds = self.checkpoint.load(self.model, self.optimizer)
+        if start:
+            log.info("Resuming from the checkpoint after step %d", start)
+        begun = last_message = time.monotonic()
+        computed_here = 0
+        for step, shares in enumerate(planned_steps(self.rows, self.scenario, loop, self.seed, self.prefix)):
+            if step < start:
+                continue
+            rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
+            for parameters in self.optimizer.param_groups:
+                parameters["lr"] = rate
+            loss, own = self._gradients(step, shares)
+            loss, computed = group.sums(loss, own)
+            if not math.isfinite(loss):  # before it can spoil the weights
+                raise _not_finite("loss", loss, step, self.checkpoint)
+            norm = self._update(step)
+            curve.append({**self._tokens(shares, int(computed)), "gradient_norm": norm, "learning_rate": rate})
+            curve[-1] |= {"loss": loss, "micro_batch": self.half or self.scenario.micro_batch, "step": step + 1}
+            now = time.monotonic()
+            if (step + 1) % loop["save_every_steps"] == 0 or step + 1 == total:
+                self.checkpoint.save(step + 1, self.model, self.optimizer, curve, seconds + now - begun)
+            computed_here += computed
+            if now - last_message >= 5 or step + 1 == total:
+                last_message = now
+                speed = computed_here / (now - begun)
+                left = (total - step - 1) * (now - begun) / (step + 1 - start)
+                log.info("step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left", step + 1, total, loss, speed, left)
+        return Fitted(curve, start, seconds + time.monotonic() - begun)
+
+    def _gradients(self, step: int, shares: list[list]) -> tuple[float, int]:
+        """Forward and backward passes of a step: this process's loss, and the tokens that it computed.
+
+        With ``on_out_of_memory: halve`` a step that the device can't hold is taken again, and the later ones are taken,
+        in micro-batches of half the size: as many rows, the same gradient.
+        """
+        import torch
+
+        micros, rounds = shares[self.group.rank], max(map(len, shares))
+        batch = _rows(shares)
+        while True:
+            if self.half:  # what was found too large for the device is not tried again
+                micros = _split(micros, self.half)
+                rounds = len(micros)
+            try:
+                return self._accumulate(batch, micros, rounds)
+            except torch.OutOfMemoryError as error:
+                largest = max(map(len, micros))
+                if self.loop.get("on_out_of_memory") != "halve" or largest == 1:
+                    raise _out_of_memory(error, self.scenario, self.predicted) from None
+                # The same rows, so the same step: no weight has changed yet.
+                self.half = largest // 2
+                log.warning(
+                    "Out of memory at step %d: micro-batches of %d from here on, as many rows", step + 1, self.half
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+
+    def _accumulate(self, batch: list[Row], micros: list, rounds: int) -> tuple[float, int]:
+        """Forward and backward over a step's micro-batches.
+
+        In as many rounds as the GPU takes that has most, since they meet in each: one that has no more rows takes one
+        that counts for nothing.
+        """
+        import torch
+
+        from scripts.training.batches import answer_tokens
+        from scripts.training.packing import collate_packs
+        from scripts.training.parallel import bare, exchanging
+        from scripts.training.step import forward_backward
+
+        model, scaler = self.model, self.scaler
+        learned, loss, computed = answer_tokens(batch), 0.0, 0
+        for number in range(rounds):
+            own = number < len(micros)
+            packs = micros[number] if own else [[min(batch, key=lambda row: len(row.input_ids))]]
+            # Each micro-batch counts by its answer tokens: accumulation gives the gradient of the whole batch.
+            share = answer_tokens([row for pack in packs for row in pack]) / learned if own else 0.0
+            weight = share * self.group.size  # DDP and FSDP take the mean of the GPUs' gradients
+            scale = weight if scaler is None else scaler.scale(torch.tensor(weight, device=self.device))
+            config = bare(model).config
+            tensors = collate_packs(packs, self.scenario, self.prefix, self.pad_token_id, config, self.device)
+            with exchanging(model, last=number == rounds - 1):
+                loss += share * float(forward_backward(model, tensors, self.scenario, loss_scale=scale))
+            computed += tensors["input_ids"].numel()
+        return loss, computed
+
+    def _update(self, step: int) -> float | None:
+        """The optimizer's step; returns the gradients' norm, None for a step that the scaler leaves out."""
+        from scripts.training.step import optimizer_step
+
+        settings = {"max_grad_norm": self.loop["max_grad_norm"], "scaler": self.scaler}
+        norm = float(optimizer_step(self.model, self.optimizer, self.scenario, **settings))
+        if math.isfinite(norm):
+            return norm
+        if self.scaler is None:
+            raise _not_finite("gradients' norm", norm, step, self.checkpoint)
+        return None
+
+    def _tokens(self, shares: list[list], computed: int) -> dict[str, int]:
+        """What a step's tokens were, for the curve."""
+        from scripts.training.batches import answer_tokens
+
+        batch = _rows(shares)
+        tokens = sum(len(row.input_ids) for row in batch)
+        packs = sum(len(packs) for micros in shares for packs in micros)
+        saved = self.prefix * (len(batch) - packs)  # prefixes that were not computed again
+        return {
+            "answer_tokens": answer_tokens(batch),
+            "computed_tokens": computed,
+            "padding_tokens": computed - tokens + saved,
+            "rows": len(batch),
+            "shared_tokens": saved,
+            "tokens": tokens,
+        }
+
+
+def _rows(shares: list[list]) -> list[Row]:
+    """All rows of a step, those of every GPU."""
+    return [row for micros in shares for packs in micros for pack in packs for row in pack]
+
+
+def _split(micros: list, size: int) -> list:
+    """The same packs in micro-batches of at most ``size``."""
+    return [packs[first : first + size] for packs in micros for first in range(0, len(packs), size)]
+
+
+def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str, Any] | None) -> UserError:
+    """The allocator's figures beside the trace's, and what to change."""
+    import torch
+
+    found = [str(error).splitlines()[0]]
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        found.append(
+            f"the allocator had {torch.cuda.max_memory_allocated()} bytes in use and {torch.cuda.max_memory_reserved()}"
+            f" reserved at most; {free} of the device's {total} are free, the rest is this process's and others'"
+        )
+    if predicted:
+        found.append(
+            f"the trace said {predicted['peak_allocated_bytes']} in use, and a device with"
+            f" {predicted['required_bytes']} free"
+        )
+    half, twice = scenario.micro_batch // 2, scenario.gradient_accumulation * 2
+    smaller = f"micro_batch: {half}\n  gradient_accumulation: {twice}" if half else "gradient_checkpointing: true"
+    return UserError(
+        "The training step does not fit the device's memory.",
+        where="training; `nvidia-smi` names the other processes on the device",
+        found="; ".join(found),
+        allowed="a smaller micro-batch (on_out_of_memory: halve does it by itself), or what `python -m"
+        " scripts.memory.predict` says fits; with more required than allocated, allocator.expandable_segments",
+        write=f"training:\n  {smaller}",
+    )
+
+
+def _not_finite(what: str, value: float, step: int, checkpoint: Checkpoint) -> UserError:
+    kept = f"; the state before it is kept in {checkpoint.folder}" if checkpoint.folder.is_dir() else ""
+    return UserError(
+        f"The {what} is {value} at step {step + 1}{kept}.",
+        where="training",
+        allowed="a smaller learning_rate, or another precision (fp16 overflows where bf16 does not)",
+        write="learning_rate: 2.0e-4",
+    )
+
+
+def token_shares(curve: list[dict], prefix: int) -> dict[str, dict[str, float]]:
+    """What the computed tokens were: ``count`` and ``share`` of answers, requests, prefix and padding.
+
+    ``prefix`` is the number of tokens that all rows begin with, computed once for each row or, shared, for each pack.
+    """
+    total = {key: sum(row[key] for row in curve) for key in curve[0] if key.endswith("tokens") or key == "rows"}
+    counts = {
+        "answers": total["answer_tokens"],
+        "padding": total["padding_tokens"],
+        "prefix": prefix * total["rows"] - total["shared_tokens"],
+    }
+    counts["requests"] = total["computed_tokens"] - sum(counts.values())
+    return {kind: {"count": count, "share": count / total["computed_tokens"]} for kind, count in counts.items()}

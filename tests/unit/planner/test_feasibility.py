@@ -1,0 +1,123 @@
+"""What is shown as fitting fits: borders against traces, and what lies between traces against a trace there."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from scripts.engine.allocator import required_bytes
+from scripts.engine.scaled import Recording, Scaled
+from scripts.memory.gpus import GIB, Gpu, find
+from scripts.memory.trace import record, trace
+from scripts.planner.border import Borders, steps
+from scripts.planner.feasibility import feasibility, largest
+from scripts.planner.search import apply, as_method, divided
+from scripts.settings.scenario import Scenario
+from tests.unit.decoders import LLAMA_3_LAYERS
+
+
+def make(**fields) -> Scenario:
+    return Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, **fields})
+
+
+def card(usable: int) -> Gpu:
+    return replace(find({"vram_gib": 1}), total_bytes=usable + find({"vram_gib": 1}).context_bytes)
+
+
+def required(scenario: Scenario) -> int:
+    return trace(scenario, timeline=False)["required_bytes"]
+
+
+def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    scenario, gpu = make(), card(200 * 2**20)
+    found = largest(scenario, gpu, "micro_batch")
+    assert found["value"] > 1
+    assert required(scenario.changed(micro_batch=found["value"])) == found["required_bytes"] <= gpu.usable_bytes
+    assert required(scenario.changed(micro_batch=found["value"] + 1)) > gpu.usable_bytes
+    assert found["headroom_bytes"] == gpu.usable_bytes - found["required_bytes"] >= 0
+
+
+def test_longest_sequence_ends_at_the_positions() -> None:
+    found = largest(make(), card(4 * GIB), "sequence_length")
+    assert (found["value"], found["limited_by_positions"]) == (1024, True)
+
+
+def test_everything_below_the_longest_sequence_fits() -> None:
+    scenario, gpu = make(), card(80 * 2**20)
+    found = largest(scenario, gpu, "sequence_length")
+    assert 0 < found["value"] < 1024
+    for length in range(64, found["value"] + 1, 64):
+        assert required(scenario.changed(sequence_length=length)) <= gpu.usable_bytes
+
+
+def test_nothing_fits_a_tiny_card() -> None:
+    assert largest(make(), card(2**20), "micro_batch")["value"] == 0
+
+
+def test_a_table_and_a_question_give_one_answer() -> None:
+    cards = [replace(card(size * 2**20), name=str(size)) for size in (60, 200, 400)]
+    bases = {method: apply(make(), as_method(make(), method)) for method in ("lora", "qlora")}
+    rows = feasibility(bases, cards)
+    assert [row["method"] for row in rows] == ["lora"] * 3 + ["qlora"] * 3
+    for row in rows:
+        gpu = next(gpu for gpu in cards if gpu.name == row["gpu"])
+        for field in ("micro_batch", "sequence_length"):
+            value, base = row[f"largest_{field}"], bases[row["method"]]
+            assert value <= row["expandable_segments"][f"largest_{field}"] or value
+            if value:
+                assert required(replace(base, **{field: value})) <= gpu.usable_bytes
+    one = feasibility({"qlora": bases["qlora"]}, [cards[1]], verify=["200"])[0]
+    same = next(row for row in rows if row["method"] == "qlora" and row["gpu"] == "200")
+    assert one["largest_micro_batch"] == same["largest_micro_batch"]
+    assert one["largest_sequence_length"] == same["largest_sequence_length"]
+    assert one["verified"] and not same["verified"]
+
+
+def test_the_table_knows_several_cards() -> None:
+    parts = {str(count): base for count, (base, _) in divided(make(), {"method": "full"}).items()}
+    rows = feasibility(parts, [card(40 * 2**20)])
+    assert [row["gpus"] for row in rows] == [2, 4, 8]
+    batches = [row["largest_micro_batch"] for row in rows]
+    assert batches == sorted(batches)
+
+
+@pytest.mark.parametrize("fields", [{}, {"method": "full"}, {"attention": "eager", "gradient_checkpointing": False}])
+def test_between_traces_the_events_are_those_of_a_trace(fields) -> None:
+    scenario = make(**fields)
+    borders = Borders(scenario, "sequence_length", None, [64 * 2**20, 256 * 2**20])
+    for length in (384, 448):
+        between = borders.scaled.at(length)
+        traced = record(scenario.changed(sequence_length=length))
+        assert between.required_bytes() == traced.required_bytes()
+
+
+def test_records_with_other_events_give_nothing_between() -> None:
+    asked = []
+
+    def recorded(value: int) -> Recording:
+        asked.append(value)
+        events = [(1, value * 2**20), (2, 2**20), (-1, 0)]
+        return Recording([events if value < 50 else events[:2]])
+
+    scaled = Scaled(recorded)
+    for value in (10, 40, 90):
+        scaled.trace(value)
+    assert scaled.at(30).sequences == [[(1, 30 * 2**20), (2, 2**20), (-1, 0)]] and asked == [10, 40, 90]
+    assert scaled.at(60).traced and asked[-1] == 60
+    assert scaled.at(75).sequences == [[(1, 75 * 2**20), (2, 2**20)]] and asked[-1] == 60
+
+
+def test_a_fit_by_luck_is_above_the_border(monkeypatch) -> None:
+    """What fits above the first value that does not is not the border."""
+    borders = Borders(make(), "micro_batch", None, [10])
+    monkeypatch.setattr(borders, "_guess", lambda *_: 11)
+    monkeypatch.setattr(borders, "fits", lambda value, capacity, *, expandable: value in (*range(1, 10), 11, 12))
+    monkeypatch.setattr(borders, "_surely_too_large", lambda *_: False)
+    assert borders.largest(10).value == 9
+
+
+def test_steps_are_no_finer_than_needed() -> None:
+    values = steps("sequence_length", 32768)
+    assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
+    assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
+    assert required_bytes([(1, 2**20)]) == 2 * 2**20
