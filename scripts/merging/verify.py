@@ -373,13 +373,17 @@ def verify(
     merged, requests = Path(merged), list(requests)
     manifest = read_report(merged / MANIFEST)
     check_small_inputs(Path(base), Path(adapter))
-    plan, result, weights = (
-        plan_merge(open_checkpoint(base), open_adapter(adapter)),
-        open_checkpoint(merged),
-        manifest["dtype"],
-    )
+    plan, weights = plan_merge(open_checkpoint(base), open_adapter(adapter)), manifest["dtype"]
+    files = check_files(merged, manifest["sha256"])
+    try:
+        result = open_checkpoint(merged)
+    except UserError as error:
+        if files["status"] == "passed":
+            raise
+        others = dict.fromkeys(("tensors", "untouched", "layers", "logits", "answers"), _not_run(error.problem))
+        return {"checks": {"files": files, **others}, "complete": False, "passed": False}
     checks = {
-        "files": check_files(merged, manifest["sha256"]),
+        "files": files,
         "tensors": check_tensors(plan, result, weights),
         "untouched": check_untouched(plan, result),
     }

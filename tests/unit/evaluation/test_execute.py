@@ -115,7 +115,7 @@ def test_answers_to_other_requests_are_refused(place):
     rows = list(read_jsonl(place["tuned"]))
     write_jsonl(place["tuned"], reversed(rows))
     write_report(place["tuned_metrics"], {}, place["tuned"])
-    with pytest.raises(UserError, match="requests of the benchmark"):
+    with pytest.raises(UserError, match="other requests than the benchmark"):
         run(place)
 
 

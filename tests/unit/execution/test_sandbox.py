@@ -134,7 +134,7 @@ def attacked(request, host):
         return attacks.run(facts)
     if os.geteuid() != 0 or not os.access("/usr/bin/python3", os.X_OK):
         pytest.skip("needs root, and a Python in /usr/bin")
-    for name in ("scripts/common", "scripts/scenario", "scripts/execution", "tests/unit/execution"):
+    for name in ("scripts/common", "scripts/execution", "tests/unit/execution"):
         shutil.copytree(ROOT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(Path(tqdm.__file__).parent, folder / "project" / "tqdm")
     done = subprocess.run(

@@ -201,7 +201,7 @@ OTHER_MODELS = {
     "quantized already": (
         {"model_type": "llama", **_TEXT, "quantization_config": {"quant_method": "gptq", "bits": 4}},
         "quantized already (gptq)",
-        "method: qlora",
+        "jq 'del(.quantization_config)'",
     ),
     "state space": (
         {"model_type": "rwkv", "vocab_size": 300, "num_hidden_layers": 1},

@@ -139,6 +139,14 @@ def test_changed_shape_or_dtype_fails(folders):
     assert not report["passed"]
 
 
+def test_an_edited_configuration_is_named_before_it_contradicts_the_weights(folders):
+    path = folders[2] / "config.json"
+    write_json(path, read_json(path) | {"vocab_size": 7})
+    report = verify(*folders)
+    assert report["checks"]["files"]["wrong"] == ["config.json"]
+    assert "contradict" in report["checks"]["tensors"]["reason"] and not report["passed"]
+
+
 def test_weights_beside_those_of_the_manifest_fail(folders):
     shutil.copy(sorted(folders[2].glob("*.safetensors"))[0], folders[2] / "another.safetensors")
     assert verify(*folders)["checks"]["files"]["wrong"] == ["another.safetensors"]
