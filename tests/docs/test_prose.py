@@ -27,7 +27,7 @@ _BLOCKS = re.compile(r"\A---\n.*?\n---\n|^(`{3,})[^\n]*\n.*?^\1$|<!--.*?-->|</?\
 _LINES = re.compile(r"^(?:\s*\|.*|#.*|-{3,})$", re.M)
 _SPANS = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.S)
 _ITEMS = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*>]|\d+\.) )")
-_ENDS = re.compile(r"(?<=[.!?])(?:[\"')*_]{0,3})\s+(?=[\"'(*_]{0,3}[A-Z0-9`§])")
+_ENDS = re.compile(r"(?<=[.!?])[\"')*_]{0,3}\s+(?=[\"'(*_]{0,3}[\w§])")
 
 
 def sentences(text: str) -> Iterator[str]:
