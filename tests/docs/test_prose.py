@@ -23,7 +23,9 @@ UNPLAIN = re.compile(
 )
 DENIES_FIRST = re.compile(r"(?:Not|No|Nothing|None|Nobody|Neither|Never)\b")
 # What is no prose: metadata, fenced code, comments and tags, images; then lines of tables and headings.
-_BLOCKS = re.compile(r"\A---\n.*?\n---\n|^(`{3,})[^\n]*\n.*?^\1$|<!--.*?-->|</?\w+[^>\n]*>|!\[.*?\]\(.*?\)", re.M | re.S)
+_BLOCKS = re.compile(
+    r"\A---\n.*?\n---\n|^(`{3,})[^\n]*\n.*?^\1$|<!--.*?-->|</?\w+[^>\n]*>|!\[.*?\]\(.*?\)", re.M | re.S
+)
 _LINES = re.compile(r"^(?:\s*\|.*|#.*|-{3,})$", re.M)
 _SPANS = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)", re.S)
 _ITEMS = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*>]|\d+\.) )")
