@@ -177,7 +177,7 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
 
 def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int, room: Room) -> Stage:
     """The comparison after the merge: in the first place that has the room, and left out where none has."""
-    from scripts.merging.verify import choose_device, comparison_bytes
+    from scripts.merging.logits import choose_device, comparison_bytes
 
     name, sizes = "comparison after the merge", comparison_bytes(stored, dtype, adapter_bytes)
     free = {GPU: room.gpu and room.gpu.usable_bytes, HOST: room.host_bytes}
