@@ -19,7 +19,7 @@ from scripts.settings.scenario import checked_gpu
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
 MIB, GIB = 2**20, 2**30
-EXPANDABLE_LINE = "PYTORCH_ALLOC_CONF=expandable_segments:True"  # as PyTorch 2.9 and later write it
+EXPANDABLE_LINE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF
 
 
 @dataclass(frozen=True)
