@@ -42,12 +42,21 @@ class _Range:
 
     def take(self, size: int) -> int | None:
         """Cut a block out of what is mapped; its address, or None."""
-        place = bisect_left(self.free, (size, -1))
-        if place == len(self.free):
+        free = self.free
+        place = bisect_left(free, (size, -1))
+        if place == len(free):
             return None
-        while place + 1 < len(self.free) and self._reach(place + 1) < self._reach(place):
+        # A block before unmapped addresses counts as large as both: only such a one is passed over.
+        while sum(free[place]) in self.unmapped and place + 1 < len(free):
+            if self._reach(place + 1) >= self._reach(place):
+                break
             place += 1
-        return self._cut(self.free[place][1], size)
+        extent, address = free.pop(place)
+        self._free.discard(address)
+        if extent - size >= MIN_BLOCK:
+            self._split_at(address, address + size)
+            self._add(address + size)
+        return address
 
     def grow(self, size: int, room: int) -> tuple[int, int] | None:
         """Map what a block of ``size`` lacks, if it is ``room`` bytes at most: its address and the bytes mapped."""
@@ -55,7 +64,7 @@ class _Range:
             first = self.before.get(start, -1)
             first = first if first in self._free else start
             length, address = 0, first
-            while address is not None and length < size and (address in self._free or self._is_unmapped(address)):
+            while address is not None and length < size and (address in self._free or address in self.unmapped):
                 length += self.size[address]
                 address = self._after(address)
             if length >= size:
@@ -84,13 +93,14 @@ class _Range:
 
     def give(self, address: int) -> None:
         """Free a block; free neighbours merge."""
+        free = self._free
         before = self.before.get(address, -1)
-        if before in self._free:
+        if before in free:
             self._forget(before)
             self._join(before, address)
             address = before
-        after = self._after(address)
-        if after in self._free:
+        after = address + self.size[address]
+        if after in free:
             self._forget(after)
             self._join(address, after)
         self._add(address)
@@ -116,11 +126,7 @@ class _Range:
     def _reach(self, place: int) -> int:
         size, address = self.free[place]
         after = address + size
-        return size + (self.size[after] if self._is_unmapped(after) else 0)
-
-    def _is_unmapped(self, address: int) -> bool:
-        place = bisect_left(self.unmapped, address)
-        return place < len(self.unmapped) and self.unmapped[place] == address
+        return size + (self.size[after] if after in self.unmapped else 0)
 
     def _after(self, address: int) -> int | None:
         after = address + self.size[address]
@@ -143,10 +149,10 @@ class _Range:
 
     def _unmap(self, address: int) -> None:
         before, after = self.before.get(address, -1), self._after(address)
-        if after is not None and self._is_unmapped(after):
+        if after is not None and after in self.unmapped:
             self.unmapped.remove(after)
             self._join(address, after)
-        if self._is_unmapped(before):
+        if before in self.unmapped:
             self._join(before, address)
         else:
             insort(self.unmapped, address)
@@ -243,7 +249,12 @@ def replay_expandable(
         used[identity] = (pool, address, count)
         allocated += pool.size[address]
         requested += count
-        peaks = [max(peak, now) for peak, now in zip(peaks, (allocated, requested, reserved), strict=True)]
+        if allocated > peaks[0]:
+            peaks[0] = allocated
+        if requested > peaks[1]:
+            peaks[1] = requested
+        if reserved > peaks[2]:
+            peaks[2] = reserved
     while upcoming:
         enter()
     closed.append(peaks)

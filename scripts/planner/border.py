@@ -80,6 +80,10 @@ class Traces:
             self._known[key] = self._record(scenario, self.capability)
         return self._known[key]
 
+    def known(self, scenario: Scenario, recording: Recording) -> None:
+        """Take a recording that was come by in another way."""
+        self._known.setdefault((scenario.sequence_length, scenario.micro_batch), recording)
+
 
 class Borders:
     """Borders of one step by one field, on GPUs that run the same kernels.
@@ -111,7 +115,7 @@ class Borders:
         self.values = steps(field, positions if field == "sequence_length" else MOST)
         self._capacities = sorted(capacities)
         self._verdicts: dict[tuple[int, bool], tuple[int, int]] = {}  # (most that failed, least that fitted)
-        self._share = FIRST_GUESS  # of the peak, that fragments took at the last border
+        self._shares = {False: FIRST_GUESS, True: FRAGMENTS_EXPANDABLE}  # that fragments took at the last border
         self._peaks: dict[int, int] = {}
         self._required: dict[int, dict[str, int]] = {}
         self._traces = traces
@@ -184,7 +188,7 @@ class Borders:
         """The border on a GPU with so many usable bytes."""
         if self._surely_too_large(self.values[0], capacity):
             return Border(0, 0, False)
-        first = self._guess(capacity, FRAGMENTS_EXPANDABLE if expandable else self._share)
+        first = self._guess(capacity, self._shares[expandable], self._least)
         index, border = self._walk_down(first, capacity, expandable)
         if border is None:
             return Border(0, 0, False)
@@ -193,9 +197,9 @@ class Borders:
                 break
             border = first = border + 1
         value = self.values[border]
-        peak = self._peak(value)
-        if peak and not expandable:
-            self._share = min(max(0.0, capacity / peak - 1), 2 * FIRST_GUESS)
+        around = [self._least(self.values[near]) for near in (border, min(border + 1, len(self.values) - 1))]
+        share = sum(capacity / least - 1 for least in around) / 2  # the first fits so, the second does not
+        self._shares = {**self._shares, expandable: min(max(0.0, share), 2 * FIRST_GUESS)}
         return Border(value, self.values[index], border == len(self.values) - 1)
 
     def _walk_down(self, first: int, capacity: int, expandable: bool) -> tuple[int, int | None]:
@@ -233,12 +237,12 @@ class Borders:
         values = (self.values[border] * share for share in SPOTS_BELOW)
         return [place for value in values if (place := bisect_right(self.values, value) - 1) >= 0]
 
-    def _guess(self, capacity: int, share: float) -> int:
-        """Index of the largest value whose estimated peak leaves a share for fragments."""
+    def _guess(self, capacity: int, share: float, peak: Callable[[int], int]) -> int:
+        """Index of the largest value whose peak leaves a share for fragments."""
         low, high = 0, len(self.values)
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._about(self.values[middle]) * (1 + share) <= capacity else (low, middle)
+            low, high = (middle, high) if peak(self.values[middle]) * (1 + share) <= capacity else (low, middle)
         return low
 
     def _ends(self) -> tuple[int, int]:
@@ -248,9 +252,9 @@ class Borders:
             return self.values[0], self.values[0]
         if not self._described:
             return self.values[0], self.values[min(len(self.values), 64) - 1]
-        least = self.values[self._guess(possible[0], 0.15)] * SPOTS_BELOW[-1]
+        least = self.values[self._guess(possible[0], 0.15, self._about)] * SPOTS_BELOW[-1]
         low = self.values[max(0, bisect_right(self.values, least) - 1)]
-        high = self.values[min(self._guess(possible[-1], -UNSURE) + 1, len(self.values) - 1)]
+        high = self.values[min(self._guess(possible[-1], -UNSURE, self._about) + 1, len(self.values) - 1)]
         return low, high
 
     def _whole(self, value: int) -> int:
@@ -276,6 +280,12 @@ class Borders:
     def _about(self, value: int) -> int:
         """The peak, estimated; replayed where there is no estimate."""
         return self._peak(value) or self.scaled.least_bytes(value)
+
+    def _least(self, value: int) -> int:
+        """The peak by the events; estimated where those would have to be traced."""
+        traced = self.scaled.recordings
+        known = self.scaled.alike and min(traced) <= value <= max(traced)
+        return self.scaled.least_bytes(value) if known else self._about(value)
 
     def _surely_too_large(self, value: int, capacity: int) -> bool:
         peak = self._peak(value)

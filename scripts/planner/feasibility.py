@@ -14,7 +14,7 @@ from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
 from scripts.planner.border import Border, Borders, Traces, by_kernels, workspace_bytes
 from scripts.settings.scenario import Scenario
 
-FIELDS = ("micro_batch", "sequence_length")
+FIELDS = ("sequence_length", "micro_batch")
 CELL = {"micro_batch": "largest_micro_batch", "sequence_length": "largest_sequence_length"}
 
 
@@ -46,6 +46,8 @@ class _Task(NamedTuple):
                 }
                 if field == "sequence_length" and borders.asked:
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
+            if field == "sequence_length" and shared.asked and not self.verify:
+                traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
         return self, found
 
 
