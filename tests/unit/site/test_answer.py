@@ -73,9 +73,8 @@ def test_a_file_is_read_and_named_in_the_command() -> None:
     assert found["answer"]["scenario"]["lora"]["rank"] == 16 and "read as axolotl" in found["read"][0]
     assert "/tmp" not in json.dumps(found)
     assert pasted(CONFIG)["command"].startswith("will-it-fit config.json ")
-    program = (
-        "from trl import SFTConfig, SFTTrainer\nSFTTrainer('Qwen/Qwen3-8B', args=SFTConfig(max_length=512)).train()\n"
-    )
+    program = "from trl import SFTConfig, SFTTrainer\nmodel = AutoModelForCausalLM.from_pretrained('Qwen/Qwen3-8B')\n"
+    program += "SFTTrainer(model, args=SFTConfig(max_length=512)).train()\n"
     assert pasted(program, sequence_length=None)["answer"]["scenario"]["sequence_length"] == 512
 
 
