@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from scripts.ask.answer import quick
-from scripts.ask.question import Options, question
-from scripts.ask.text import full_text
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
@@ -23,7 +20,6 @@ from scripts.site import reference
 SOURCES = ROOT / "config" / "site"
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 MORE = "More"  # where a document goes that config/site/pages.yaml doesn't name
-_ASKED = ("Qwen/Qwen3-8B", "--gpu", "4090", "-s", "2048", "--quick")
 
 
 def documents(folder: Path, commit: str) -> None:
@@ -53,6 +49,7 @@ def documents(folder: Path, commit: str) -> None:
 def staged(docs: Path, commit: str) -> dict[str, dict[str, str]]:
     """Write all pages as Markdown; by section the titles of the pages and their files."""
     shutil.copytree(ROOT / "docs", docs)
+    shutil.copy(SOURCES / "documents.css", docs)
     made = {
         "index.md": start_page(),
         "reference/command-line.md": reference.command_line(),
@@ -82,12 +79,10 @@ def sections(titles: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 def start_page() -> str:
-    """The start page: the question and its answer, as a terminal shows them."""
-    asked = question(_ASKED[:1], Options(gpu="4090", sequence_length=2048))
-    answer = full_text(asked, quick(asked), _ASKED)
-    lines = [line for line in answer.splitlines() if not line.startswith(("assumed", "  trace", "  measurement"))]
-    terminal = "\n".join([f"$ will-it-fit {' '.join(_ASKED)}", *lines])
-    return (SOURCES / "index.md").read_text(encoding="utf-8").replace("TERMINAL", terminal)
+    """The start page: the README's first question and its answer, as a terminal shows them."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command, answer = re.search(r"```bash\n(will-it-fit [^\n]+)\n```\n+```\w*\n(.*?)```", readme, re.DOTALL).groups()
+    return (SOURCES / "index.md").read_text(encoding="utf-8").replace("TERMINAL", f"$ {command}\n{answer.rstrip()}")
 
 
 def _linked(text: str, came_from: Path, name: str, commit: str) -> str:

@@ -13,6 +13,7 @@ from scripts.engine import _WHERE as ENGINE
 from scripts.settings.fields import FIELDS, Field
 from scripts.settings.scenario import scenario_defaults
 
+MOST_ON_A_LINE = 60  # characters of parameters
 Defined = ast.FunctionDef | ast.ClassDef
 
 
@@ -69,7 +70,10 @@ def _signature(node: Defined) -> str:
     """The definition without its body; of a dataclass with its fields."""
     if isinstance(node, ast.FunctionDef):
         returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-        return f"def {node.name}({ast.unparse(node.args)}){returns}"
+        words = ast.unparse(node.args)
+        if len(words) > MOST_ON_A_LINE:  # one a line: commas between parameters are those outside brackets
+            words = "\n    " + re.sub(r", (?![^\[(]*[\])])", ",\n    ", words) + ",\n"
+        return f"def {node.name}({words}){returns}"
     fields = [f"    {ast.unparse(line)}" for line in node.body if isinstance(line, ast.AnnAssign)]
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
     return "\n".join([f"class {node.name}{bases}", *fields])
