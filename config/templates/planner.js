@@ -1,7 +1,7 @@
 "use strict";
 // The planner's page: the analytic estimate, evaluated here for what is chosen, and three charts of it.
-// The data come from scripts/memory/choices.py. What is computed is the same to the byte as in Python, where its
-// sources are named: scripts/memory/analytic/surface.py (evaluate) and scripts/memory/planner.py (Estimate, largest).
+// The data come from scripts/planner/page_data.py. What is computed is the same to the byte as in Python:
+// scripts/memory/analytic/surface.py (evaluate) and scripts/planner/search.py (CalibratedEstimator).
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const charts = JSON.parse(document.getElementById("charts").textContent);
@@ -112,6 +112,32 @@ function needed(choice) {
   return { ...found, above: more, required: found.peak + more, traces: points ? points.length : 0 };
 }
 
+// The largest peak that surely fits: that of the smaller of the steps at the traced borders, unless the model's positions
+// or the search end it. Where none was traced, the GPU less what fragments took at the worst of the borders that were.
+const surelyKnown = new Map();
+function surePeak(choice) {
+  const key = keyOf(choice) + "|" + choice.gpu, borders = data.borders[key];
+  if (!surelyKnown.has(key)) {
+    const ended = ([length, rows]) => length >= positions(choice.model) || rows >= data.limits.most_rows;
+    const peaks = (borders ?? []).filter((step) => !ended(step))
+      .map(([length, rows]) => evaluate(surfaceOf(choice), length, rows).peak);
+    surelyKnown.set(key, peaks.length ? Math.min(...peaks) : borders && !borders.length ? 0
+      : Math.floor(GPUS[choice.gpu].usable_bytes / (1 + data.limits.widest[choice.method])));
+  }
+  return surelyKnown.get(key);
+}
+const within = (choice) => (data.borders[keyOf(choice) + "|" + choice.gpu] ?? [])
+  .some(([length, rows]) => choice.sequence_length <= length && choice.micro_batch <= rows);
+
+const FITS = "fits", CLOSE = "too close to call", FITS_NOT = "does not fit";
+// The peak alone is more than the GPU has: it does not fit. Between that and what surely fits, fragments decide.
+function verdictOf(choice, found) {
+  const usable = GPUS[choice.gpu].usable_bytes;
+  if (within(choice)) return FITS;
+  if (found.peak > usable) return FITS_NOT;
+  return found.peak <= Math.min(surePeak(choice), usable) ? FITS : CLOSE;
+}
+
 // The largest of 1 .. limit for which a falling test is true; 0 if there is none.
 function lastTrue(test, limit) {
   let good = 0, bad = 1;
@@ -127,15 +153,17 @@ function lastTrue(test, limit) {
 
 const positions = (model) => MODELS[model].positions || 2 ** 17;
 const fits = (choice) => needed(choice).required <= GPUS[choice.gpu].usable_bytes;
+const surelyFits = (choice) => verdictOf(choice, needed(choice)) === FITS;
+const mayFit = (choice) => verdictOf(choice, needed(choice)) !== FITS_NOT;
 
-function largestMicroBatch(choice) {
-  return lastTrue((rows) => fits({ ...choice, micro_batch: rows }), data.limits.most_rows);
+function largestMicroBatch(choice, test = fits) {
+  return lastTrue((rows) => test({ ...choice, micro_batch: rows }), data.limits.most_rows);
 }
 
-function longestSequence(choice) {
+function longestSequence(choice, test = fits) {
   const step = data.limits.length_step;
   const limit = Math.floor(positions(choice.model) / step);
-  return step * lastTrue((steps) => fits({ ...choice, sequence_length: steps * step }), limit);
+  return step * lastTrue((steps) => test({ ...choice, sequence_length: steps * step }), limit);
 }
 
 // All that the page says of a choice.
@@ -146,10 +174,13 @@ function answer(choice) {
   return {
     ...found,
     usable,
-    fits: found.required <= usable,
+    verdict: verdictOf(choice, found),
+    bordered: data.borders[keyOf(choice) + "|" + choice.gpu] !== undefined,
     headroom: usable - found.required,
     largest_micro_batch: largestMicroBatch(choice),
     largest_sequence_length: longestSequence(choice),
+    sure: { micro_batch: largestMicroBatch(choice, surelyFits), sequence_length: longestSequence(choice, surelyFits) },
+    most: { micro_batch: largestMicroBatch(choice, mayFit), sequence_length: longestSequence(choice, mayFit) },
   };
 }
 
@@ -194,19 +225,20 @@ function partsOf(choice) {
 function borderOf(choice) {
   const usable = GPUS[choice.gpu].usable_bytes;
   const columns = fields(steps(LEAST_LENGTH, positions(choice.model), 4, (value) => up(Math.round(value), 16)));
-  const border = columns.map((column) => largestMicroBatch({ ...choice, sequence_length: column.value }));
+  const border = columns.map((column) => largestMicroBatch({ ...choice, sequence_length: column.value }, surelyFits));
   const most = Math.min(MOST_ROWS_SHOWN, 1.5 * Math.max(16, choice.micro_batch, ...border));
   const rows = fields(steps(1, most, 4, Math.round));
   const [bottom, top] = [rows[0].from, rows[rows.length - 1].to];
   const cells = columns.flatMap((column) => rows.map((row) => {
-    const required = needed({ ...choice, sequence_length: column.value, micro_batch: row.value }).required;
+    const step = { ...choice, sequence_length: column.value, micro_batch: row.value }, found = needed(step);
+    const required = found.required;
     return {
       length: column.value, length_from: column.from, length_to: column.to,
       rows: row.value, rows_from: row.from, rows_to: row.to,
-      share: required / usable, gib: required / GIB, verdict: required <= usable ? "fits" : "does not fit",
+      share: required / usable, gib: required / GIB, verdict: verdictOf(step, found),
     };
   }));
-  // Between the last micro-batch that fits and the first that does not; at the edges of the picture where all or none do.
+  // Between the last micro-batch that surely fits and the first that may not; at the edges of the picture where all or none do.
   const line = columns.map((column, at) => ({
     length: column.value,
     rows: border[at] ? Math.min(Math.sqrt(border[at] * (border[at] + 1)), top) : bottom,
@@ -217,12 +249,12 @@ function borderOf(choice) {
 
 function cardsOf(choice) {
   return data.gpus.map((gpu) => {
-    const required = needed({ ...choice, gpu: gpu.name }).required;
+    const step = { ...choice, gpu: gpu.name }, found = needed(step), required = found.required;
     const headroom = (gpu.usable_bytes - required) / GIB;
     return {
       gpu: gpu.name, title: gpu.title, usable: gpu.usable_bytes / GIB, required: required / GIB,
       headroom, text: (headroom < 0 ? "−" : "+") + Math.abs(headroom).toFixed(1),
-      verdict: headroom >= 0 ? "fits" : "does not fit", chosen: gpu.name === choice.gpu,
+      verdict: verdictOf(step, found), chosen: gpu.name === choice.gpu,
     };
   });
 }
@@ -274,21 +306,27 @@ function show() {
   showSettings();
   const found = answer(state);
   const card = element("verdict");
-  card.className = "card " + (found.reason ? "none" : found.fits ? "yes" : "no");
+  card.className = "card " + (found.reason ? "none" : { [FITS]: "yes", [CLOSE]: "close", [FITS_NOT]: "no" }[found.verdict]);
   document.querySelectorAll(".drawn").forEach((section) => (section.hidden = Boolean(found.reason)));
   if (found.reason) return showNothing(found.reason);
   const gpu = GPUS[state.gpu], layout = LAYOUTS[state.layout], several = layout.gpus > 1;
   const kind = !several ? gpu.title : layout.strategy === "ddp" ? `several ${gpu.title}` : `${layout.gpus} × ${gpu.title}`;
-  element("word").textContent = (found.fits ? "Fits " : "Does not fit ") + kind;
-  element("required_label").textContent = several ? "needed on each GPU" : "needed by the step";
+  const word = { [FITS]: "Fits ", [CLOSE]: "Too close to call on ", [FITS_NOT]: "Does not fit " }[found.verdict];
+  element("word").textContent = word + kind;
+  const close = element("close");
+  close.hidden = found.verdict !== CLOSE;
+  close.querySelector("span").textContent = closeText(found);
+  element("required_label").textContent = (several ? "needed on each GPU" : "needed by the step") + ", estimated";
   element("usable_label").textContent = several ? "usable on each GPU" : "usable on the GPU";
   element("required").textContent = gib(found.required);
   element("usable").textContent = gib(found.usable);
   element("headroom").textContent = gib(Math.abs(found.headroom));
-  element("headroom_label").textContent = found.fits ? "to spare" : "too few";
-  element("largest_micro_batch").textContent = found.largest_micro_batch ? number(found.largest_micro_batch) : "none";
-  element("largest_sequence_length").textContent = found.largest_sequence_length
-    ? number(found.largest_sequence_length) : "none";
+  element("headroom_label").textContent = (found.headroom < 0 ? "too few" : "to spare") + ", estimated";
+  for (const field of Object.keys(logarithmic)) {
+    const [sure, most] = [found.sure[field], found.most[field]];
+    element("largest_" + field).textContent = sure ? number(sure) : "none";
+    element("most_" + field).textContent = most > sure ? `too close to call up to ${number(most)}` : "";
+  }
   element("source").textContent = sourceText(found);
   element("parts_note").textContent =
     `On each GPU at the peak of the chosen step, ${found.phase === "optimizer" ? "in the optimizer's update" : `in its ${found.phase} pass`};`
@@ -304,7 +342,18 @@ function showNothing(reason) {
   for (const id of ["required", "usable", "headroom", "largest_micro_batch", "largest_sequence_length"]) {
     element(id).textContent = "–";
   }
+  element("close").hidden = true;
+  for (const field of Object.keys(logarithmic)) element("most_" + field).textContent = "";
   element("source").textContent = `There is none, since ${reason}. The trace answers: see below.`;
+}
+
+// Why the estimate can't tell, and who can.
+function closeText(found) {
+  const known = found.bordered
+    ? "The peak is above that of the largest step that the trace saw fit, and below what the GPU has."
+    : "No border of this model was traced for this page, and the peak leaves less than fragments may take.";
+  return `${known} With PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, set before Python starts, fragments take next`
+    + " to nothing. The trace tells: save the file below as mine.yaml and type ";
 }
 
 function sourceText(found) {

@@ -30,6 +30,8 @@ LAYOUTS: dict[str, tuple[str, str, int]] = {
     "ddp": ("several, the whole model on each (DDP)", "ddp", 2),
     **{f"fsdp2-{count}": (f"{count}, the model divided (FSDP2)", "fsdp2", count) for count in COUNTS},
 }
+# Of the peak: the most that a GPU had to have above it at a border, over the catalogue (Qwen2.5-Coder-7B, 512 tokens).
+WIDEST = {"full": 0.20, "lora": 0.15, "qlora": 0.30}
 SHOWN = ("precision", "lora", "gradient_checkpointing", "attention", "optimizer", "loss", "adapter_precision")
 CHOSEN = ("model", "model_name", "method", "sequence_length", "micro_batch", "parallel", "gpu")
 
@@ -46,6 +48,7 @@ def choices(
     estimates: Mapping[tuple[str, str], CalibratedEstimator],
     gpu: Gpu | None = None,
     models: Mapping[str, Any] | None = None,
+    rows: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The page's data.
 
@@ -61,6 +64,8 @@ def choices(
         The GPU that the page opens with; None: an RTX 4090.
     models
         Configurations by name, beside the scenario's; None: those of config/models/ that the page offers.
+    rows
+        Borders of the scenario's own model, as :func:`scripts.planner.feasibility.feasibility` gives them.
 
     Returns
     -------
@@ -69,7 +74,8 @@ def choices(
         method has ``settings``, those that can't be chosen, and ``written``, what a scenario file must say of them;
         models, layouts and GPUs have theirs too; ``surfaces`` and ``surface_of``, the index of one by
         ``model|method|layout|capability``; ``reasons`` by ``model|method|layout`` where there is none; ``traced`` by
-        the same: points of (estimate's peak, required bytes above it).
+        the same: points of (estimate's peak, required bytes above it); ``borders`` by ``model|method|layout|gpu``:
+        (length, rows) of the largest steps that fit by the trace; ``limits`` has ``widest``, :data:`WIDEST`.
     """
     known_models, known_gpus = {path.stem for path in MODELS.glob("*.json")}, catalogue()
     if models is None:
@@ -109,7 +115,8 @@ def choices(
             {"name": name, "title": title, "strategy": strategy, "gpus": count, "written": parallels[name]}
             for name, (title, strategy, count) in LAYOUTS.items()
         ],
-        "limits": {"length_step": LENGTH_STEP, "most_rows": MOST},
+        "borders": {f"{own}|{key}": steps for key, steps in _borders(scenario, rows).items()},
+        "limits": {"length_step": LENGTH_STEP, "most_rows": MOST, "widest": WIDEST},
         "methods": [{"name": name, "title": TITLES[name], **_settings(scenario, methods[name])} for name in methods],
         "models": [],
         "reasons": {},
@@ -133,6 +140,18 @@ def choices(
                 _add_surfaces(found, known, key, base, gpus.values())
             except (NotDescribed, UserError) as error:
                 found["reasons"][key] = str(error).partition("\n")[0]
+    return found
+
+
+def _borders(scenario: Scenario, rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, int]]]:
+    """By method, layout and GPU the (length, rows) that are the largest to fit; empty: not even the smallest does."""
+    found = {}
+    for row in rows:
+        own = row["gpus"] == scenario.parallel.gpus
+        layout = layout_of(scenario.parallel if own else Parallel("fsdp2", row["gpus"]))
+        steps = (scenario.sequence_length, row["largest_micro_batch"]), (row["largest_sequence_length"], 1)
+        if layout is not None:
+            found[f"{row['method']}|{layout}|{row['gpu']}"] = [step for step in steps if all(step)]
     return found
 
 

@@ -10,7 +10,7 @@ estimate answers, corrected by traces. --several: also for two, four and eight o
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from scripts.planner.page_data import choices, layout_of
 from scripts.planner.search import (
     COUNTS,
     CalibratedEstimator,
+    alone,
     anchored,
     as_method,
     becomes_possible,
@@ -47,9 +48,9 @@ def corrected_estimates(scenario: Scenario) -> Bases:
 
 
 def plan(
-    scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, verify: bool = False, several: bool = False
+    scenario: Scenario, gpu: Gpu | None = None, *, verify: bool = False, several: bool = False, swept: bool = True
 ) -> dict[str, Any]:
-    """Plan around a scenario, with :func:`corrected_estimates` of it.
+    """Plan around a scenario; ``swept``: with a sweep.
 
     Returns
     -------
@@ -62,7 +63,7 @@ def plan(
     known = catalogue()
     gpus = [*known.values(), *([gpu] if gpu is not None and known.get(gpu.name) != replace(gpu, count=1) else [])]
     traced = [one.name for one in gpus] if verify else [gpu.name] if gpu is not None else []
-    steps = {method: base for method, (base, _) in bases.items()}
+    steps = {method: alone(scenario, as_method(scenario, method)) for method in METHODS}
     rows = feasibility(steps, gpus, verify=traced)
     if gpu is not None:
         answer["gpu"] = gpu.to_mapping()
@@ -74,7 +75,8 @@ def plan(
         parts = {method: divided(scenario, as_method(scenario, method)) for method in METHODS}
         for count in COUNTS:
             answer["feasibility"] += feasibility({name: found[count][0] for name, found in parts.items() if found})
-    answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
+    if swept:
+        answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
     return answer
 
 
@@ -119,7 +121,14 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['largest_micro_batch']} / {row['largest_sequence_length']}"
 
 
-def page_data(scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, several: bool = False) -> dict[str, Any]:
+def page_data(
+    scenario: Scenario,
+    bases: Bases,
+    gpu: Gpu | None = None,
+    *,
+    several: bool = False,
+    rows: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """The data of the planner's page (:mod:`scripts.planner.page_data`); ``several``: traced on several GPUs too."""
     methods = {method: as_method(scenario, method) for method in METHODS}
     estimates = {
@@ -131,7 +140,7 @@ def page_data(scenario: Scenario, bases: Bases, gpu: Gpu | None = None, *, sever
         for method, changes in methods.items():
             parts = divided(scenario, changes)
             estimates |= {(method, f"fsdp2-{count}"): estimate for count, (_, estimate) in parts.items()}
-    return choices(scenario, methods, estimates, gpu)
+    return choices(scenario, methods, estimates, gpu, rows=rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     scenario = _scenario(options)
     named = options.gpu or scenario.gpu
     gpu = find(named, "--gpu" if options.gpu else options.scenario) if named is not None else None
-    bases = {} if options.page and options.without_traces else corrected_estimates(scenario)
     if options.page:
+        bases = {} if options.without_traces else corrected_estimates(scenario)
         from scripts.planner.render_planner import page
 
         text = page(page_data(scenario, bases, gpu, several=options.several))
@@ -161,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ) from None
         print(f"{options.output}: open it in a browser")
         return 0
-    answer = plan(scenario, bases, gpu, verify=options.verify, several=options.several)
+    answer = plan(scenario, gpu, verify=options.verify, several=options.several, swept=not options.table)
     print(table(answer) if options.table else json.dumps(answer, sort_keys=True))
     return 0
 
@@ -187,7 +196,7 @@ def write_plan(
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
     bases = corrected_estimates(scenario)
     own = find(scenario.gpu) if scenario.gpu is not None else None
-    answer = plan(scenario, bases, own)
+    answer = plan(scenario, own)
     if divided_ones:
         where = "memory.scenarios in the configuration"
         answer["several_gpus"] = becomes_possible(
@@ -197,7 +206,8 @@ def write_plan(
             }
         )
     write_report(output, answer)
-    write_report(page, page_data(scenario, bases, own, several=bool(divided_ones)), indent=None)
+    data = page_data(scenario, bases, own, several=bool(divided_ones), rows=answer["feasibility"])
+    write_report(page, data, indent=None)
     log.info("%s", table(answer))
 
 

@@ -29,6 +29,7 @@ TITLES = {
 }
 ABOVE = ("room the allocator needs", "#C9CED3")
 FITS, FITS_NOT, INK = "#007A5A", "#D5551E", "#1D2730"
+CLOSE = "#EFC94C"  # too close to call
 # Of a GPU: to half, to all of it, and beyond.
 SHARES = ["#E6F4EF", "#8CCBB5", "#1F8F6F", "#F8DFD3", "#ECBDA8", "#DDA48B"]
 LENGTH_TICKS = [2**n for n in range(6, 18)]
@@ -115,7 +116,7 @@ def _border() -> Any:
             x2="length_to:Q",
             y=y,
             y2="rows_to:Q",
-            color=share,
+            color=alt.condition("datum.verdict == 'too close to call'", alt.value(CLOSE), share),
             tooltip=[
                 alt.Tooltip("length:Q", title="sequence length", format=",d"),
                 alt.Tooltip("rows:Q", title="micro-batch", format=",d"),
@@ -145,7 +146,7 @@ def _cards() -> Any:
     colour = alt.Color(
         "verdict:N",
         title=None,
-        scale=alt.Scale(domain=["fits", "does not fit"], range=[FITS, FITS_NOT]),
+        scale=alt.Scale(domain=["fits", "too close to call", "does not fit"], range=[FITS, CLOSE, FITS_NOT]),
         legend=alt.Legend(orient="top"),
     )
     base = alt.Chart(alt.NamedData("cards"))

@@ -7,7 +7,7 @@ before it is given.
 
 from __future__ import annotations
 
-from bisect import bisect, insort
+from bisect import bisect, bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
@@ -19,7 +19,8 @@ from scripts.common.errors import UserError
 from scripts.common.schema import yaml_text
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
-from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
+from scripts.memory.gpus import EXPANDABLE_LINE, GIB, Gpu, catalogue, verdict
+from scripts.planner.border import Borders, steps
 from scripts.settings.scenario import Parallel, Scenario
 
 Changes = dict[str, Any]
@@ -49,6 +50,7 @@ class CalibratedEstimator:
     def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
         self.capability = gpu.capability if gpu else None
         self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
+        self.expandable_points: list[tuple[int, int]] = []  # the same with expandable segments
         self._traced: dict[tuple, Mapping[str, Any]] = {}  # by capability and scenario
         self._peaks: dict[tuple, int] = {}  # of the analytic estimate, by the same
         try:
@@ -68,7 +70,7 @@ class CalibratedEstimator:
             peak = self.formula(scenario)
         except NotDescribed:
             return self.verify(scenario)["required_bytes"]
-        return peak + self._above(peak)
+        return peak + _above(peak, self._points_of(scenario))
 
     def on(self, gpu: Gpu) -> CalibratedEstimator:
         """The same knowledge, for a GPU with perhaps other kernels: the differences carry over, traces don't.
@@ -76,7 +78,8 @@ class CalibratedEstimator:
         What is traced for it is known to all GPUs of its compute capability.
         """
         other = copy(self)
-        other.capability, other.points = gpu.capability, list(self.points)
+        other.capability = gpu.capability
+        other.points, other.expandable_points = list(self.points), list(self.expandable_points)
         return other
 
     def verify(self, scenario: Scenario) -> Mapping[str, Any]:
@@ -101,17 +104,22 @@ class CalibratedEstimator:
         self._traced[self.capability, _key(scenario)] = traced
         with suppress(NotDescribed):
             peak = self.formula(scenario)
-            insort(self.points, (peak, traced["required_bytes"] - peak))
+            insort(self._points_of(scenario), (peak, traced["required_bytes"] - peak))
 
-    def _above(self, peak: int) -> int:
-        at = bisect(self.points, (peak, 0))
-        if not self.points:
-            return 0
-        if at in (0, len(self.points)):  # outside: in proportion
-            known, above = self.points[min(at, len(self.points) - 1)]
-            return above * peak // known
-        (low, first), (high, second) = self.points[at - 1 : at + 1]
-        return first + (second - first) * (peak - low) // max(high - low, 1)
+    def _points_of(self, scenario: Scenario) -> list[tuple[int, int]]:
+        return self.expandable_points if scenario.allocator.expandable_segments else self.points
+
+
+def _above(peak: int, points: Sequence[tuple[int, int]]) -> int:
+    """What a GPU must have above a peak, between points; nothing where there are none, so that a trace decides."""
+    at = bisect(points, (peak, 0))
+    if not points:
+        return 0
+    if at in (0, len(points)):  # outside: in proportion
+        known, above = points[min(at, len(points) - 1)]
+        return above * peak // known
+    (low, first), (high, second) = points[at - 1 : at + 1]
+    return first + (second - first) * (peak - low) // max(high - low, 1)
 
 
 def _described(scenario: Scenario) -> Scenario:
@@ -196,6 +204,9 @@ def _moves(scenario: Scenario) -> Iterator[Move]:
 def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
     """The same numbers, or nearly, at the same speed."""
     quantization = scenario.quantization
+    if not scenario.allocator.expandable_segments:
+        cost = f"free: the same step without gaps in its memory; set {EXPANDABLE_LINE} before Python starts"
+        yield Move("expandable_segments", cost, [{"allocator": {"expandable_segments": True}}])
     if scenario.attention == "eager":
         yield Move("fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}])
     if scenario.loop == "manual":
@@ -274,7 +285,7 @@ def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:
         options = [{"lora": {**lora, "rank": rank}} for rank in _halves(lora["rank"], 4)]
         yield Move("smaller_rank", "adapters with less capacity", options)
     if scenario.sequence_length > 128:
-        lengths = _halves(scenario.sequence_length, 128)
+        lengths = [n for n in steps("sequence_length", scenario.sequence_length)[-2::-1] if n >= 128]
         yield Move("sequence_length", "longer examples are dropped", [{"sequence_length": n} for n in lengths])
     if scenario.method == "full":
         yield Move("lora", "only adapters are trained", [as_method(scenario, "lora")])
@@ -379,15 +390,25 @@ def _verified(
     estimate: CalibratedEstimator,
     fits: Callable[[Scenario], bool],
 ) -> Suggestion | None:
-    """The mildest of a move's changes that fits, by the trace."""
-    for changes in move.options:
-        candidate = apply(scenario, changes)
-        with suppress(UserError):  # what can't be traced is no suggestion
-            if fits(candidate):
-                traced = estimate.verify(candidate)
-                if traced["required_bytes"] <= gpu.usable_bytes:
-                    return _suggestion(move.name, changes, move.cost, traced, gpu)
+    """The mildest of a move's changes that fits, by the trace; of lengths the one below which all fit."""
+    with suppress(UserError):  # what can't be traced is no suggestion
+        options = move.options[_mildest(scenario, move, fits) :]
+        if options and "sequence_length" in options[0]:
+            expandable = scenario.allocator.expandable_segments
+            borders = Borders(scenario, "sequence_length", gpu.capability, [gpu.usable_bytes])
+            longest = borders.traced(gpu.usable_bytes, expandable=expandable).value
+            options = [changes for changes in move.options if changes["sequence_length"] <= longest][:1]
+        for changes in options[:PROBES]:
+            candidate = apply(scenario, changes)
+            traced = estimate.verify(candidate) if fits(candidate) else None
+            if traced and traced["required_bytes"] <= gpu.usable_bytes:
+                return _suggestion(move.name, changes, move.cost, traced, gpu)
     return None
+
+
+def _mildest(scenario: Scenario, move: Move, fits: Callable[[Scenario], bool]) -> int:
+    """Place of the first of a move's options, each of which needs less memory than the one before, that fits."""
+    return bisect_left(move.options, True, key=lambda changes: fits(apply(scenario, changes)))
 
 
 def _combined(
@@ -425,7 +446,7 @@ def _cheapest(
         if move is None or move.name == cheaper_than:
             return None
         seen.add(move.name)
-        chosen = next((changes for changes in move.options if fits(apply(current, changes))), move.options[-1])
+        chosen = move.options[min(_mildest(current, move, fits), len(move.options) - 1)]
         candidate = apply(current, chosen)
         if estimate(candidate) < estimate(current):
             taken.append((move, chosen))
@@ -504,9 +525,14 @@ def _suggestion(move: str, changes: Changes, cost: str, traced: Mapping[str, Any
 # --- what fits ------------------------------------------------------------------------------------------------------
 
 
+def alone(scenario: Scenario, changes: Changes) -> Scenario:
+    """A method's step with a micro-batch of 1, on no GPU in particular."""
+    return apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+
+
 def anchored(scenario: Scenario, changes: Changes) -> tuple[Scenario, CalibratedEstimator]:
     """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`."""
-    base = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+    base = alone(scenario, changes)
     estimate = CalibratedEstimator(base)
     for batch in ANCHORS:
         estimate.verify(replace(base, micro_batch=batch))
@@ -519,9 +545,9 @@ def divided(scenario: Scenario, changes: Changes) -> dict[int, tuple[Scenario, C
     The traces are the ends: the most GPUs with a micro-batch of the first of :data:`ANCHORS`, the fewest with the last.
     Empty where FSDP2 has no place for a setting.
     """
-    alone = apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
+    base = alone(scenario, changes)
     try:
-        bases = {count: apply(alone, spread(alone, count)[0]) for count in COUNTS}
+        bases = {count: apply(base, spread(base, count)[0]) for count in COUNTS}
     except UserError:
         return {}
     estimate = CalibratedEstimator(bases[COUNTS[0]])
@@ -550,8 +576,8 @@ def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
         for gpu in catalogue().values()
     ]
     for name, scenario in scenarios.items():
-        alone = replace(scenario, gpu=None)
-        steps = {1: alone, **{count: apply(alone, spread(alone, count)[0]) for count in COUNTS}}
+        whole = replace(scenario, gpu=None)
+        steps = {1: whole, **{count: apply(whole, spread(whole, count)[0]) for count in COUNTS}}
         estimates = {count: CalibratedEstimator(step) for count, step in steps.items()}
         traced = {count: estimates[count].verify(step) for count, step in steps.items()}
         needs[name] = [

@@ -152,6 +152,39 @@ def test_a_changed_choice_changes_the_picture(browser) -> None:
 
 
 @needs_browser
+@pytest.mark.parametrize("width", [1400, 420])
+def test_between_a_traced_border_and_the_peak_it_is_too_close_to_call(scenario, tmp_path, width) -> None:
+    gpu = replace(find({"vram_gib": 2}), name="small")
+    row = {"method": "qlora", "gpu": "small", "gpus": 1, "largest_micro_batch": 40, "largest_sequence_length": 1024}
+    methods = {method: as_method(scenario, method) for method in ("lora", "qlora")}
+    data = choices(
+        scenario, methods, {}, gpu, models={}, rows=[row, {**row, "method": "lora", "largest_micro_batch": 0}]
+    )
+    (tmp_path / "page.html").write_text(page(data), encoding="utf-8")
+    with opened((tmp_path / "page.html").as_uri(), f"--window-size={width},900") as browser:
+        ready(browser)
+
+        def word(**changes) -> str:
+            browser.execute_script("choose(arguments[0])", changes)
+            return text(browser, "word").partition(" ")[0]
+
+        sure, most = browser.execute_script("const {sure, most} = answer(state); return [sure, most]")
+        assert sure["micro_batch"] == 40 < most["micro_batch"] and sure["sequence_length"] == 1024
+        assert word(micro_batch=40) == "Fits" and not browser.find_element(By.ID, "close").is_displayed()
+        for rows in (41, most["micro_batch"]):
+            assert word(micro_batch=rows) == "Too"
+        assert "scripts.memory.predict --table mine.yaml" in text(browser, "close")
+        assert "expandable_segments:True" in text(browser, "close")
+        assert text(browser, "most_micro_batch") == f"too close to call up to {most['micro_batch']}"
+        assert word(micro_batch=most["micro_batch"] + 1) == "Does"
+        assert word(micro_batch=15, sequence_length=512) == "Fits"  # by its peak, which is smaller
+        assert word(method="lora", micro_batch=1, sequence_length=1024) == "Fits"
+        page_width = browser.execute_script("return document.documentElement.scrollWidth")
+        assert page_width <= browser.execute_script("return innerWidth")
+        assert errors(browser) == []
+
+
+@needs_browser
 def test_a_click_on_a_field_of_the_border_chooses_it(browser) -> None:
     state = "return {...state}"
     before = browser.execute_script(state)
