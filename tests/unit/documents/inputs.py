@@ -198,6 +198,7 @@ def files() -> dict[str, Any]:
     content["verification"]["checks"]["answers"] = dict(NO_ANSWERS)
     content["verification"]["complete"] = False
     change(next(stage for stage in content["priced"]["stages"] if stage["stage"] == "merged model"), MERGED_STAGE)
+    change(content["priced"]["stages"][0], {"processes": 2})
     for row in content["tuned_answers"]:
         row |= {"answer": row["command"], "exact": True}
     # Comes with the project; no rule writes it.
