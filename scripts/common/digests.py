@@ -31,6 +31,7 @@ TORCH_STACK = frozenset({"accelerate", "bitsandbytes", "gguf", "peft", "safetens
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@cache
 def _module_files(name: str) -> set[Path]:
     """The files that run when ``scripts.a.b`` is imported: the module's, if it is one, and those of its packages."""
     path = ROOT.joinpath(*name.split("."))
@@ -151,5 +152,9 @@ def digest(value: object) -> str:
 def code_digest(script: Path) -> str:
     """Digest of the script, the project modules below it, and the pins of the environment it runs in."""
     modules = {path.relative_to(ROOT).as_posix(): _read(path)[0] for path in imported_modules(script)}
-    environment = yaml.safe_load((ROOT / "envs" / f"{environment_of(script)}.yaml").read_text(encoding="utf-8"))
-    return digest({"modules": modules, "environment": environment})
+    return digest({"modules": modules, "environment": _pins(environment_of(script))})
+
+
+@cache
+def _pins(environment: str) -> object:
+    return yaml.safe_load((ROOT / "envs" / f"{environment}.yaml").read_text(encoding="utf-8"))
