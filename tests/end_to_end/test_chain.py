@@ -124,7 +124,7 @@ def test_the_same_configuration_gives_the_same_adapter_and_card(finished: tuple[
         assert (again / RUN / path).read_bytes() == (folder / RUN / path).read_bytes(), path
     cards = [(place / RUN / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines() for place in (folder, again)]
     # The training's duration, rates of tokens and rows, and the rates of each kind of token.
-    times = re.compile(r"(tokens|rows) per second|training took|^\| (answers|requests|prefix|padding) \|")
-    assert 3 <= sum(bool(times.search(line)) for line in cards[0]) <= 7
+    times = re.compile(r"(?i)(tokens|rows) per second|training took|^\| (answers|requests|prefix|padding) \|")
+    assert 2 <= sum(bool(times.search(line)) for line in cards[0]) <= 7
     first, second = ([line for line in card if not times.search(line)] for card in cards)
     assert first == second
