@@ -72,12 +72,13 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     text = (folder / RUN / "MODEL_CARD.md").read_text(encoding="utf-8")
     _, metadata, body = text.split("---\n", 2)
+    body += (folder / RUN / "docs" / "details.md").read_text(encoding="utf-8")
     assert {"license", "library_name", "pipeline_tag"} <= yaml.safe_load(metadata).keys()
 
     training, comparison = read(folder, "training.json"), read(folder, "evaluation/comparison.json")
     splits = read(folder, f"../dataset/{chain.SETTINGS['dataset']['name']}/splits/split.json")
     expected = {
-        "requests compared": f"On {comparison['n']} held-out requests",
+        "requests compared": f"{comparison['n']} held-out requests",
         "loss of the base": f"{comparison['base']['loss']:.3f}",
         "loss of the tuned model": f"{comparison['tuned']['loss']:.3f}",
         "trainable parameters": f"{training['trainable_parameters']:,}",

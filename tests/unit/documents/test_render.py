@@ -429,7 +429,7 @@ def test_what_is_gone_at_the_peak_is_no_error(write: Callable[..., str]) -> None
     content["profile"][0]["trace"]["peak_phase"] = "optimizer"
     text = write("docs/memory-profile.md", content)
     section = text.partition("### 3.4 Activations")[2].partition("###")[0]
-    assert "by the trace they are gone at the peak, which is in the optimizer phase: the backward pass has" in section
+    assert "by the trace they are gone at the peak, in the optimizer phase: the backward pass has freed" in section
     assert "nothing by the trace" not in text
 
 
