@@ -94,7 +94,8 @@ rule render_memory_profile:
 use rule render_memory_profile as render_documents with:
     input:
         templates=[
-            project_file(f"config/templates/{name}.j2") for name in ("MODEL_CARD.md", "details.md", "publication.md", "report.html")
+            project_file(f"config/templates/{name}.j2")
+            for name in ("MODEL_CARD.md", "details.md", "publication.md", "report.html")
         ],
         macros=project_file("config/templates/macros.j2"),
         others=["results/{run}/docs/memory-profile.json"],
