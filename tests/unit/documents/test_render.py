@@ -191,6 +191,16 @@ def test_the_page_is_one_file_and_escapes_text_of_others(write: Callable[..., st
     assert not re.search(r"(?:src|href)=\"(?!data:)", page) and page.count("data:image/png;base64,") == 4
 
 
+def test_the_first_screen_of_the_page_answers_what_people_ask(write: Callable[..., str]) -> None:
+    page = write("report.html")
+    first, *hidden = page.split("<details>")
+    asked = ["Does it fit?", "Did it learn?", "Is it safe to use?", "What did it cost?"]
+    assert re.findall(r"<h2>(.*?)</h2>", first) == asked and len(hidden) == 6
+    assert "prefers-color-scheme: dark" in first
+    loose = re.sub(r'<span class="figure">.*?</span>', "", page)
+    assert not re.search(r"\[[\d.]+ %", loose), "an interval may not break before its sign"
+
+
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
     text = write(name, hostile())
