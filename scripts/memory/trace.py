@@ -32,7 +32,6 @@ from scripts.memory.step_time import step_time
 from scripts.settings.scenario import Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.model import (
-    assert_quantized,
     attention_kernel,
     attention_name,
     build_model,
@@ -41,6 +40,7 @@ from scripts.training.model import (
     parameter_count,
 )
 from scripts.training.parallel import parallelize, zero_notes
+from scripts.training.quantized import assert_quantized
 from scripts.training.step import MICRO_BATCHES, random_step
 
 ORDERS = 5  # of a loading that chance orders
