@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from scripts.common.device import set_allocator
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
@@ -156,6 +157,8 @@ def _on_cuda(scenario: Scenario) -> dict[str, Any]:
 
 def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
     """Measure, trace the same step for the same device, and write both."""
+    scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
+    set_allocator(scenario.allocator.expandable_segments)
     import torch
 
     from scripts.memory.trace import trace
@@ -163,7 +166,6 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
     measured = measure(scenario, device)
     capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
     predicted = trace(scenario, device, capability=capability, timeline=False)

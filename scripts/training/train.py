@@ -6,15 +6,15 @@ step. Checkpoints are no outputs of the rule, since Snakemake removes the output
 training is kept, for when its settings come back. What each process does: :mod:`scripts.training.worker`.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scripts.common.cache import ResultCache
+from scripts.common.device import set_allocator
 from scripts.common.digests import digest
 from scripts.common.files import read_folder, read_json, read_report, write_json, write_report
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.common.pick_device import pick_device
 from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.loop import Checkpoint
@@ -26,20 +26,6 @@ def name_base(description: Mapping[str, Any], report: Path, config: Path, *other
     """Let kept files name the base as it is described now: its title or licence shapes no adapter, and may differ."""
     write_json(config, {**read_json(config), "base_model_name_or_path": base_name(description)})
     write_report(report, {**read_json(report), "base": about_base(description)}, config, *others)
-
-
-def set_allocator(scenario: Scenario) -> None:
-    """Let PyTorch's caching allocator work as the trace assumed; before torch is imported.
-
-    A setting of the same name in the environment stays, and is named when it contradicts.
-    """
-    wanted = f"expandable_segments:{scenario.allocator.expandable_segments}"
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        if given := os.environ.get(name):
-            if wanted not in given and (scenario.allocator.expandable_segments or "expandable_segments:True" in given):
-                log.warning("%s=%s in the environment; the memory was predicted with %s", name, given, wanted)
-            return
-    os.environ["PYTORCH_ALLOC_CONF"] = wanted
 
 
 def main(
@@ -57,7 +43,7 @@ def main(
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
     scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
     rows_in_a_step(scenario, loop)
-    set_allocator(scenario)
+    set_allocator(scenario.allocator.expandable_segments)
     gpus = scenario.parallel.gpus
     device = pick_device(loop["device"], gpus)
     state = {

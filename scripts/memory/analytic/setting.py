@@ -29,7 +29,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "quantization.type": (None, "nf4", "fp4"),
     "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
     "quantization.compute": (None,),
-    "allocator.expandable_segments": (False,),
+    "allocator.expandable_segments": None,
     "parallel.strategy": ("none", "ddp", "fsdp2"),
     "parallel.offload": ("none",),
 }

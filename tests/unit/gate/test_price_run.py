@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
 from scripts.gate import price_run
@@ -17,7 +18,7 @@ from scripts.memory.evaluation_memory import Evaluation, trace_evaluation
 from scripts.memory.gpus import find, tightest
 from scripts.memory.trace import trace
 from scripts.memory.trace_step import Traced
-from scripts.settings.scenario import ROOT, Scenario
+from scripts.settings.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 from tests.unit.gate import gloo_hosts
 from tests.unit.memory.test_evaluation_memory import row
