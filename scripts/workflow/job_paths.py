@@ -184,11 +184,9 @@ class JobPaths:
 
     def profiled_model(self) -> dict[str, str]:
         """The configuration of the model that the memory profile is about: of config/models/, or the Hub's (sealed)."""
-        config, description = self.fill(
-            "results/memory/{profiled}/config.json", "results/memory/{profiled}/fetched.json"
-        )
         if profiled(self.settings["memory"]["model"])[1]:
-            return {"config": config, "description": description}
+            fetched = "results/memory/{profiled}/config.json", "results/memory/{profiled}/fetched.json"
+            return dict(zip(("config", "description"), self.fill(*fetched), strict=True))
         return {"config": project_file(self.fill("config/models/{profiled}.json")[0])}
 
     def measurement(self) -> dict[str, str]:

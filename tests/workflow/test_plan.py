@@ -77,7 +77,6 @@ def test_a_model_of_the_hub_is_profiled_and_only_its_job_asks_the_hub(project, m
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         target = "results/memory/owner--tiny/full-bf16/estimate.json"
         assert {"fetch_configuration"} < planned(project, *profiling(project, "Owner/Tiny"))
-        assert "fetch_configuration" not in planned(project, *profiling(project, "Qwen/Qwen3-8B"))
         assert server.requests == []
         done = snakemake(project, target, *profiling(project, "Owner/Tiny"))
         assert done.returncode == 0, done.stderr
@@ -88,7 +87,6 @@ def test_a_model_of_the_hub_is_profiled_and_only_its_job_asks_the_hub(project, m
         done = snakemake(project, "results/memory/owner--closed/config.json", *profiling(project, "owner/closed"))
         assert done.returncode == 1 and "gated" in done.stderr and "HF_TOKEN" in done.stderr
         assert "Traceback" not in done.stderr
-    assert planned(project, target, *profiling(project, "Owner/Tiny")) == set()
 
 
 def test_a_model_that_is_nowhere_is_refused_with_the_nearest(project):
