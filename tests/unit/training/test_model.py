@@ -7,11 +7,10 @@ from transformers import AutoModelForCausalLM
 from scripts.common.errors import UserError
 from scripts.engine.trace import quantization_state
 from scripts.settings.scenario import Scenario, load_scenario
+from scripts.training.architecture import attention_kernel, configuration
 from scripts.training.model import (
-    attention_kernel,
     build_model,
     build_optimizer,
-    configuration,
     parameter_count,
 )
 from scripts.training.quantized import assert_quantized, quantized_layers
