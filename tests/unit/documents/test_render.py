@@ -376,7 +376,7 @@ def test_numbers_as_text() -> None:
     assert render.gibibytes(7_615_616_512) == "7.09 GiB"
     assert render.memory_size(250_000_000) == "238.4 MiB" and render.memory_size(2048) == "2.0 KiB"
     assert render.percent(0.415) == "41.5 %"
-    assert render.signed_percent(-0.18914) == "−18.91 %"
+    assert render.signed_percent(-0.18914) == "−18.91 %" and render.signed_percent(-0.000004) == "0.00 %"
     assert render.signed_size(-2_460_000_000) == "−2.29 GiB"
     assert render.points(0.395) == "+39.5 points"
     assert (
