@@ -65,7 +65,8 @@ def measure(
 def _on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
     from scripts.engine.trace import STEPS, Options, measure_step
     from scripts.memory.trace import labels
-    from scripts.training.model import build_model, build_optimizer, parameter_count
+    from scripts.training.model import build_model, parameter_count
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.step import random_step
 
     model = build_model(scenario, "cpu")
@@ -87,7 +88,8 @@ def _on_cuda(scenario: Scenario) -> dict[str, Any]:
     import torch
 
     from scripts.engine.trace import STEPS, phases
-    from scripts.training.model import build_model, build_optimizer, parameter_count
+    from scripts.training.model import build_model, parameter_count
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.step import random_step
 
     if not torch.cuda.is_available():

@@ -36,10 +36,10 @@ from scripts.training.model import (
     attention_kernel,
     attention_name,
     build_model,
-    build_optimizer,
     notes,
     parameter_count,
 )
+from scripts.training.optimizers import build_optimizer
 from scripts.training.parallel import parallelize, zero_notes
 from scripts.training.step import MICRO_BATCHES, random_step
 

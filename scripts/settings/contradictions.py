@@ -63,6 +63,7 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
 
 
 _APART = "don't go together"
+_ADAMW = ("adamw", "adamw_fused")  # each number for itself, however tensors are cut
 # What no step can be.
 STEP = (
     Row(lambda s: s.method == "qlora" and s.is_mixed, "precision",
@@ -95,6 +96,10 @@ STEP = (
     Row(lambda s: s.previous_sequence_length is not None and s.loss == "chunked", "previous_sequence_length",
         "`previous_sequence_length` is the length of the outputs of the batch before, and `loss: chunked` has none.",
         "loss: full, or leave previous_sequence_length out", "previous_sequence_length: null"),
+    Row(lambda s: s.activation_offload and (s.divided or s.zero), "activation_offload",
+        "`activation_offload` and `parallel.strategy: {strategy}` are not predicted together: gathered weights would go"
+        " to the host too.",
+        "activation_offload: false; or strategy ddp", "activation_offload: false"),
     Row(lambda s: s.use_cache and s.loss == "chunked", "use_cache",
         f"`use_cache` and `loss: chunked` {_APART}: the chunked loss keeps no outputs of the decoder.",
         "use_cache: false, or loss: full", "use_cache: false"),
@@ -139,13 +144,13 @@ STEP = (
         f"`loss: {{loss}}` and `parallel.strategy: {{strategy}}` {_APART}: this loss runs the output head outside the"
         " forward pass in which {strategy_title} has gathered its weights.",
         "full; or strategy ddp", "loss: full"),
-    Row(lambda s: s.divided and "8bit" in s.optimizer, "optimizer",
-        f"`optimizer: {{optimizer}}` and `parallel.strategy: {{strategy}}` {_APART}: bitsandbytes' kernels take whole"
+    Row(lambda s: s.divided and s.optimizer not in _ADAMW, "optimizer",
+        f"`optimizer: {{optimizer}}` and `parallel.strategy: {{strategy}}` {_APART}: this optimizer takes whole"
         " tensors, and FSDP has divided them.",
         "adamw, adamw_fused; or strategy ddp", "optimizer: adamw"),
-    Row(lambda s: s.zero and "8bit" in s.optimizer, "optimizer",
+    Row(lambda s: s.zero and s.optimizer not in _ADAMW, "optimizer",
         "`optimizer: {optimizer}` and `parallel.strategy: {strategy}` are not predicted together: DeepSpeed steps one"
-        " flat tensor, and bitsandbytes' blocks would lie across its weights.",
+        " flat tensor, in which this optimizer would not find its weights.",
         "adamw, adamw_fused; or strategy ddp", "optimizer: adamw"),
     Row(lambda s: s.zero and s.storage not in (None, "uint8") and s.cast not in (None, s.storage), "quantization",
         "`parallel.strategy: {strategy}`, `quantization.storage: {storage}` and `{mixed}: {mixed_value}` "

@@ -158,8 +158,16 @@ FIELDS = (
           " way of `torch.utils.checkpoint`.", words=(True, False, "reentrant"), example=True),
     Field("attention", "`eager` keeps the scores of every head; the others do not. `flash` needs Ampere or newer.",
           words=("eager", "sdpa", "mem_efficient", "flash"), example="sdpa"),
-    Field("optimizer", "8-bit states take a quarter of the memory; paged ones move to the CPU under pressure.",
-          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit"), example="adamw"),
+    Field("activation_offload",
+          "What the backward pass needs waits in the host's memory: little of the GPU's, much traffic. As TRL's"
+          " `activation_offloading` without its streams; weights and tensors under 1 kB stay.",
+          words=(True, False), example=False),
+    Field("optimizer",
+          "8-bit states take a quarter of the memory; paged ones move to the CPU under pressure. `lion_8bit` keeps one"
+          " state a weight instead of two; `adafactor` (transformers') a row and a column for each matrix; `muon`"
+          " (PyTorch's) one state for the matrices of layers, and AdamW's for the others.",
+          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon"),
+          example="adamw"),
     Field("loss",
           "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."
           " `liger`: the fused loss of the package liger-kernel.",

@@ -125,6 +125,7 @@ class Scenario:
     use_cache: bool
     gradient_checkpointing: bool | str
     attention: str
+    activation_offload: bool
     optimizer: str
     loss: str
     loop: str

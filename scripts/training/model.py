@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from scripts.common.errors import UserError
-from scripts.engine.building import keep_paged_states_outside, quantize_4bit
+from scripts.engine.building import quantize_4bit
 from scripts.settings.scenario import Scenario
 from scripts.training.adapters import DTYPES, adapter_names, add_adapters, unwrapped
 
@@ -120,36 +120,6 @@ def cast_as_trl(model: nn.Module, dtype: torch.dtype) -> None:
             continue
         if getattr(getattr(module, "weight", None), "dtype", None) == torch.float32:
             module.to(dtype)
-
-
-def build_optimizer(
-    model: nn.Module,
-    scenario: Scenario,
-    *,
-    learning_rate: float,
-    weight_decay: float = 0.0,
-) -> torch.optim.Optimizer:
-    """Make the scenario's optimizer over the trainable parameters, with PyTorch's own choice of how it steps."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = parameters[0].device.type
-    options = {"lr": learning_rate, "weight_decay": weight_decay}
-    if scenario.optimizer in ("adamw_8bit", "paged_adamw_8bit"):
-        if device == "cpu":
-            raise UserError(
-                "8-bit Adam needs a GPU: bitsandbytes has no CPU kernel for it.",
-                found=scenario.optimizer,
-                allowed="adamw, adamw_fused",
-                write="optimizer: adamw",
-            )
-        from bitsandbytes.optim import AdamW8bit
-
-        optimizer = AdamW8bit(parameters, is_paged=scenario.optimizer.startswith("paged"), **options)
-        if device == "meta" and optimizer.is_paged:
-            keep_paged_states_outside(optimizer)
-        return optimizer
-    if scenario.optimizer == "adamw_fused":
-        return torch.optim.AdamW(parameters, fused=True, foreach=False, **options)
-    return torch.optim.AdamW(parameters, **options)
 
 
 def linear_4bit(model: nn.Module) -> dict[str, nn.Module]:
@@ -500,6 +470,8 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
             f"{size:,} parameters of experts stay in {scenario.weight_precision}: transformers 5 keeps all experts of a"
             " layer as one tensor, which bitsandbytes does not pack"
         )
+    if scenario.activation_offload:
+        found.append("the time leaves out the copies of activations to the host and back")
     gpus, whole = scenario.parallel.gpus, [module.weight for module in linear_4bit(model).values()]
     whole = [weight for weight in whole if not weight.is_floating_point()]
     if scenario.parallel.strategy == "fsdp2" and whole:
