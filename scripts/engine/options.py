@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from .errors import TraceError
 from .following import Label
@@ -45,6 +46,8 @@ class Options:
     begin
         Called before the first step, with the model on its device, where memory is followed already: for what wraps it
         there, such as DDP. Returns the step to take instead of ``step``.
+    beside
+        Models that lie on the device too and are not trained, such as a reference.
     label
         Called with the name of each parameter or buffer and the tensor: what it is for, or None for the default,
         ``adapters`` for what is trained in a model that is frozen in part, and ``weights_<dtype>``. ``host``: it is in
@@ -77,6 +80,7 @@ class Options:
     previous_batch: Any = None
     histories: Sequence[History] = ()
     begin: Callable[[], Step] | None = None
+    beside: Sequence[nn.Module] = ()
     label: Label | None = None
     scalars: float | None = None
     answers: Mapping[str, bool] = field(default_factory=dict)

@@ -120,6 +120,8 @@ def trace_step(
     tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
     tracker.components.update(seen.components)
     follow_model(tracker, model, seen.ids, options.label)
+    for other in options.beside:
+        follow_model(tracker, other)
     _follow_states(tracker, optimizer)
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability))
@@ -154,7 +156,8 @@ def measure_step(
     """
     options = options or Options()
     tracker = Tracker(("cpu",), vocabulary=vocabulary(model), origins=Origins(model) if options.origins else None)
-    follow_model(tracker, model, label=options.label)
+    for followed in (model, *options.beside):
+        follow_model(tracker, followed, label=options.label)
     _follow_states(tracker, optimizer)
     with compiled_functions(tracker, options.compiled):
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)

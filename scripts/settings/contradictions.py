@@ -7,7 +7,7 @@ values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -38,6 +38,9 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
     return View(
         **vars(scenario),
         **asdict(parallel),
+        **asdict(scenario.preference),
+        answer=scenario.completion_length,
+        half_length=max(scenario.sequence_length // 2, 1),
         divided=parallel.sharded,
         zero=parallel.zero_stage,
         several=max(parallel.gpus, 2),
@@ -64,8 +67,61 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
 
 _APART = "don't go together"
 _ADAMW = ("adamw", "adamw_fused")  # each number for itself, however tensors are cut
+# What TRL's trainers leave no choice about, by field: what goes with them, and why.
+_BY_TRL = {
+    "loss": (("full",), "the objective is the loss"),
+    "packing": (("none",), "its rows are not packed"),
+    "loop": (("trainer",), "TRL's trainer is the loop"),
+    "use_cache": ((False,), "TRL's trainers keep no keys and values"),
+    "activation_offload": ((False,), "TRL's way of it runs on streams of a GPU, which are not followed"),
+    "kbit_preparation": (("none",), "TRL's trainers prepare a 4-bit base themselves, or not at all"),
+    "adapter_precision": (("fp32",), "TRL casts the adapters itself: bf16 over a 4-bit base, else fp32"),
+    "optimizer": (("adamw", "adamw_fused", "adamw_8bit", "lion_8bit", "adafactor"), "TRL makes the optimizer, and this"
+                  " one is not predicted in its trainers"),
+}  # fmt: skip
+
+
+def _by_trl(field: str) -> Row:
+    allowed, why = _BY_TRL[field]
+    words = ", ".join(str(word).lower() for word in allowed)
+    return Row(
+        lambda s: s.objective != "sft" and getattr(s, field) not in allowed,
+        field,
+        f"`objective: {{objective}}` and `{field}: {{{field}}}` {_APART}: {why}.",
+        f"{words}; or objective sft",
+        f"{field}: {str(allowed[0]).lower()}",
+    )
+
+
 # What no step can be.
 STEP = (
+    *map(_by_trl, _BY_TRL),
+    Row(lambda s: s.objective != "sft" and s.strategy != "none", "parallel",
+        "`objective: {objective}` and `parallel.strategy: {strategy}` are not predicted together.",
+        "strategy: none; or objective sft", "parallel: {{strategy: none, gpus: 1}}"),
+    Row(lambda s: s.reference == "adapter_off" and s.method == "full", "preference",
+        f"`preference.reference: adapter_off` and `method: full` {_APART}: there is no adapter to turn off.",
+        "model, precomputed, null", "preference: {{reference: model}}"),
+    Row(lambda s: s.reference and s.objective in ("sft", "orpo", "reward"), "preference",
+        f"`preference.reference: {{reference}}` and `objective: {{objective}}` {_APART}: it compares with nothing.",
+        "null; or objective dpo, kto", "preference: {{reference: null}}"),
+    Row(lambda s: s.reference == "precomputed" and s.objective == "grpo", "preference",
+        f"`preference.reference: precomputed` and `objective: grpo` {_APART}: its answers are new in each step.",
+        "adapter_off, null", "preference: {{reference: null}}"),
+    Row(lambda s: s.reference == "model" and s.objective == "grpo", "preference",
+        "`preference.reference: model` is not predicted for `objective: grpo`: TRL loads that model itself, by its id.",
+        "adapter_off with adapters, null", "preference: {{reference: null}}"),
+    Row(lambda s: s.objective != "sft" and s.answer >= s.sequence_length, "preference",
+        "`preference.completion_length: {answer}` leaves no token of `sequence_length: {sequence_length}` for the"
+        " prompt.",
+        "1 to sequence_length - 1, or null", "preference: {{completion_length: {half_length}}}"),
+    Row(lambda s: s.objective == "kto" and s.micro_batch < 2, "micro_batch",
+        "TRL refuses `objective: kto` with one row at a time: its term of comparison needs other rows.",
+        "2 or more", "micro_batch: 2"),
+    Row(lambda s: s.objective == "grpo" and s.micro_batch * s.gradient_accumulation % s.generations, "micro_batch",
+        "TRL refuses `objective: grpo` where `preference.generations: {generations}` doesn't divide `micro_batch` times"
+        " `gradient_accumulation`: an answer is judged beside all others to its prompt.",
+        "a multiple of {generations}", "micro_batch: {generations}"),
     Row(lambda s: s.method == "qlora" and s.is_mixed, "precision",
         f"`precision: {{precision}}` and `method: qlora` {_APART}: mixed precision casts fp32 weights in each step, and"
         " a quantized base has none. The precision is that of the weights that are not quantized; `autocast` may be set"
@@ -169,6 +225,10 @@ STEP = (
 )  # fmt: skip
 # What can be predicted, and not trained.
 TRAINING = (
+    Row(lambda s: s.objective != "sft", "objective",
+        "A step with `objective: {objective}` can be predicted. Supervised fine-tuning can be trained here, and TRL"
+        " trains the others.",
+        "sft", "objective: sft"),
     Row(lambda s: s.strategy == "fsdp1" or s.zero, "parallel",
         "The memory of {strategy_title} can be predicted. FSDP2 and DDP can be trained.",
         "fsdp2, which divides the same; ddp", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
@@ -197,7 +257,7 @@ def contradictions(
             yield UserError(
                 row.problem.format(**shown),
                 where=where if loop is None else f"{where}.{field}",
-                found=asdict(found) if field in ("parallel", "quantization", "lora") else found,
+                found=asdict(found) if is_dataclass(found) else found,
                 allowed=row.allowed.format(**shown),
                 write=row.write.format(**shown),
             )

@@ -89,6 +89,21 @@ FIELDS = (
           types=("string",), nullable=True, example="Qwen2.5-Coder-7B"),
     Field("method", "`full` trains every weight; `lora`: adapters on a dense base; `qlora`: on a 4-bit base.",
           words=("full", "lora", "qlora"), example="qlora"),
+    Field("objective",
+          "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
+          " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
+          " (`micro_batch` counts pairs), `kto` single rows, `grpo` generated ones (without their generation).",
+          words=("sft", "dpo", "orpo", "kto", "reward", "grpo"), example="dpo"),
+    Field("preference", "What an objective takes beside its rows.", example={"reference": "adapter_off"},
+          parts=(
+              Field("reference",
+                    "What answers are compared with: the model with its adapters off, a second model, or numbers that"
+                    " were computed before. `null`: as TRL decides; for `grpo` nothing.",
+                    words=("adapter_off", "model", "precomputed"), nullable=True, example="adapter_off"),
+              Field("generations", "`grpo`: answers to a prompt.", least=2, example=8),
+              Field("completion_length", "Tokens of a row that are the answer; `null`: half of them.", least=1,
+                    nullable=True, example=256),
+          )),
     Field("precision", "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
           words=(*PRECISIONS, "fp16-mixed", "bf16-mixed"), example="bf16"),
     Field("autocast", "Autocast over weights of any dtype, as a trainer's `--bf16` does over a 16-bit or 4-bit base.",
@@ -219,13 +234,11 @@ ELSEWHERE = {
     **{"gradient_accumulation_steps": "gradient_accumulation", "finetuning_type": "method", "optim": "optimizer"},
 }
 # What a training aims at, which `method` does not say.
-_OBJECTIVE = (
-    "this is what a training aims at, and `method` says which weights it trains. The step of supervised fine-tuning is"
-    " known; what others take beside it (pairs, a reference model, generations) is not."
-)
-OBJECTIVES = dict.fromkeys(
-    ("sft", "pt", "dpo", "ipo", "simpo", "orpo", "kto", "cpo", "grpo", "rloo", "ppo", "reward", "rm"), _OBJECTIVE
-)
+_AIM = "this is what a training aims at, and `method` says which weights it trains"
+OBJECTIVES = {
+    **dict.fromkeys(("pt", "ipo", "simpo", "cpo", "rloo", "ppo", "rm"), f"{_AIM}; an aim is the field `objective`."),
+    **{word: f"{_AIM}: write `objective: {word}`." for word in BY_NAME["objective"].words},
+}
 
 
 @cache

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from scripts.common.errors import UserError
 from scripts.engine.building import quantize_4bit
@@ -47,6 +47,7 @@ def build_model(
     weights: Path | None = None,
     seed: int = 0,
     attention_implementation: str | None = None,
+    for_trainer: bool = False,
 ) -> nn.Module:
     """Build the model of a scenario, ready to train: quantized, prepared, with adapters, in training mode.
 
@@ -62,6 +63,8 @@ def build_model(
         Of the random weights and of the adapters.
     attention_implementation
         Name of a registered attention function instead of the scenario's; the trace passes its stand-ins.
+    for_trainer
+        Without adapters and checkpointing, which a trainer of others adds.
 
     Raises
     ------
@@ -88,6 +91,8 @@ def build_model(
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if for_trainer:
+        return model.train()
     if scenario.gradient_checkpointing:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by this name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -386,10 +391,12 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
 
 def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
     """The model on ``meta``, its linear layers exchanged for 4-bit ones where the method says so (still unpacked)."""
-    config = configuration(scenario)
+    config, kind = configuration(scenario), AutoModelForCausalLM
+    if scenario.objective == "reward":
+        kind, config.num_labels, config.pad_token_id = AutoModelForSequenceClassification, 1, 0
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = kind.from_config(
                 config, attn_implementation=attention, **{_DTYPE_ARGUMENT: weight_dtype(scenario)}
             ).to("meta")  # some architectures draw a parameter's first values on the CPU
     except KeyError as error:

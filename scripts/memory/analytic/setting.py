@@ -16,7 +16,7 @@ BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale,
 # Values of a scenario's fields that are described; None: any, or looked at below.
 DESCRIBED: dict[str, tuple | None] = {
     **dict.fromkeys(("model", "model_name", "lora", "sequence_length", "micro_batch", "gradient_accumulation", "gpu")),
-    **dict.fromkeys(("method", "precision", "adapter_precision", "attention", "loop")),
+    **dict.fromkeys(("method", "preference", "precision", "adapter_precision", "attention", "loop")),
     "autocast": (None, "fp16", "bf16"),
     "kbit_preparation": ("none", "peft", "trl"),
     "adapter": (None,),
@@ -26,6 +26,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "use_cache": (False,),
     "gradient_checkpointing": (True, False),
     "activation_offload": (False,),
+    "objective": ("sft",),
     "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"),
     "loss": ("full", "chunked"),
     "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
