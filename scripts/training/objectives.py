@@ -5,8 +5,10 @@ TRL adds the adapters, makes the optimizer and takes the steps: its ``train()`` 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from scripts.training.step import MICRO_BATCHES
 
 UPDATES = 2  # the first makes the optimizer's states
 _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_fused": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
+_KNOWN_BEFORE = {"dpo": ("ref_chosen_logps", "ref_rejected_logps"), "kto": ("ref_logps", "ref_KL_logps")}
 _WORD, _PAD, _EOS = "w", "<pad>", "<eos>"
 
 
@@ -43,14 +46,14 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
         model=model,
         args=configuration(**_arguments(scenario, device, folder)),
         train_dataset=_rows(scenario),
-        processing_class=_tokenizer(),
+        processing_class=_tokenizer(folder),
         **own,
     )
     if scenario.preference.reference == "precomputed":
         trainer.ref_model = reference = None
         trainer.precompute_ref_logps = True
         data = trainer.train_dataset
-        for column in ("ref_chosen_logps", "ref_rejected_logps") if scenario.objective == "dpo" else ("ref_logps",):
+        for column in _KNOWN_BEFORE[scenario.objective]:
             data = data.add_column(column, [0.0] * len(data))
         trainer.train_dataset = data
     base = trainer.model
@@ -116,17 +119,14 @@ def _reference(scenario: Scenario, device: str, attention: str | None) -> torch.
     wanted, dense = scenario.preference.reference, scenario.method == "full"
     if scenario.objective not in ("dpo", "kto") or not (wanted == "model" or dense):
         return None
-    model = build_model(
-        scenario, "meta" if wanted == "precomputed" else device, attention_implementation=attention, for_trainer=True
-    )
+    model = build_model(scenario, device, attention_implementation=attention, for_trainer=True)
     return model.requires_grad_(False).eval()
 
 
 def _rows(scenario: Scenario) -> Any:
     """Texts whose tokens fill the scenario's rows; with ``attention_mask: padding`` one in each batch is shorter."""
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
+    datasets = import_module("datasets")  # TRL brings it
+    datasets.disable_progress_bars()
     # Two more than are taken: the loader is then always a batch ahead, as in a long training.
     count = (UPDATES * scenario.gradient_accumulation + 2) * scenario.micro_batch
     length, answer = scenario.sequence_length, scenario.completion_length
@@ -144,20 +144,24 @@ def _rows(scenario: Scenario) -> Any:
         columns |= {"chosen": list(map(_text, lengths)), "rejected": list(map(_text, lengths))}
     if scenario.objective == "reward":
         del columns["prompt"]
-    return Dataset.from_dict(columns)
+    return datasets.Dataset.from_dict(columns)
 
 
 def _text(tokens: int) -> str:
     return " ".join([_WORD] * tokens)
 
 
-def _tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def _tokenizer(folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.WordLevel({_PAD: 0, _EOS: 1, _WORD: 2}, unk_token=_PAD))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=_PAD, eos_token=_EOS)
+    form = {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {_PAD: 0, _EOS: 1, _WORD: 2}, "unk_token": _PAD},
+    }
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(form), encoding="utf-8")
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=_PAD, eos_token=_EOS)
 
 
 def _rollout(scenario: Scenario) -> Any:
