@@ -12,6 +12,7 @@ from scripts.ask import readers
 from scripts.ask.readers.reading import EITHER, HIGH, LOW, Reading
 from scripts.common.errors import UserError
 from scripts.memory.gpus import Gpu, find
+from scripts.memory.run_time import Asked
 from scripts.settings.fields import BY_NAME
 from scripts.settings.model import LIGER_MODELS, configuration, size
 from scripts.settings.scenario import Scenario, scenario_defaults
@@ -53,6 +54,7 @@ class Question:
     beside: list[Reading] = field(default_factory=list)
     named: frozenset[str] = frozenset()  # fields that a file or an option set
     model: str = ""  # as it was asked for
+    run: Asked | None = None  # what is asked of the whole run
 
     @property
     def readings(self) -> list[Reading]:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scripts.ask import run
 from scripts.ask.bounds import bound_bytes
 from scripts.ask.question import Question, assumed
 from scripts.common.schema import yaml_text
@@ -152,6 +153,9 @@ def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
         said = ", ".join(f"{name} {yaml_text(value)}" for name, value in taken.items() if value is not None)
         lines.append(f"assumed, since nothing says otherwise: {said}")
     lines += answers(answer)
+    lines += run.time_lines(answer)
+    if asked.run:
+        lines += run.run_lines(answer["run"], asked.run)
     lines += reading_lines(asked, answer)
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]

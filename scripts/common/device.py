@@ -1,13 +1,18 @@
-"""What this machine computes with, found without torch and before any job starts: CUDA devices, and bf16."""
+"""What this machine computes with, found without torch and before any job starts: CUDA devices, bf16, the allocator."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from pathlib import Path
 
 from scripts.common.errors import UserError
+from scripts.common.job import log
+
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second one in every version of PyTorch
+EXPANDABLE = "expandable_segments"
 
 
 def cuda_devices() -> int:
@@ -59,3 +64,28 @@ def refuse_missing(wanted: str, gpus: int = 1) -> None:
         allowed=f"1 to {found} (CUDA_VISIBLE_DEVICES may hide others); or device: cpu, on which processes can share",
         write=f"parallel: {{strategy: fsdp2, gpus: {found}}}" if found > 1 else "parallel: {strategy: none, gpus: 1}",
     )
+
+
+def expandable_segments_here(device: str) -> bool:
+    """Whether our own training has the allocator's segments grow: on CUDA, unless the environment says otherwise.
+
+    PyTorch has them on Linux alone. Where ``auto`` finds no GPU the answer is the same, so that a machine that plans
+    and one that trains agree; on the CPU nothing follows from it.
+    """
+    said = " ".join(os.environ.get(name, "") for name in ALLOCATOR_VARIABLES)
+    return device != "cpu" and sys.platform != "win32" and f"{EXPANDABLE}:False" not in said
+
+
+def set_allocator(expandable: bool) -> None:
+    """Let PyTorch's caching allocator work as the trace assumed; before torch is imported.
+
+    What the environment says of expandable segments stays, and is named where it contradicts; its other settings stay
+    beside ours.
+    """
+    wanted = f"{EXPANDABLE}:{expandable}"
+    name = next((name for name in ALLOCATOR_VARIABLES if os.environ.get(name)), ALLOCATOR_VARIABLES[0])
+    given = os.environ.get(name, "")
+    if EXPANDABLE not in given:
+        os.environ[name] = ",".join(filter(None, (given, wanted)))
+    elif wanted not in given:
+        log.warning("%s=%s in the environment; the memory was predicted with %s", name, given, wanted)

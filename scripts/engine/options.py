@@ -35,7 +35,7 @@ class Options:
         The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
         back when it is full. None: memory is plentiful.
     expandable_segments
-        Whether the allocator runs with ``PYTORCH_ALLOC_CONF=expandable_segments:True``.
+        Whether the allocator runs with ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``.
     steps
         How many to take; the last is reported. One is enough where there is no optimizer.
     previous_batch

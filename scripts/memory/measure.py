@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from scripts.common.device import set_allocator
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
@@ -67,7 +68,7 @@ def measure(
             write="device: cpu",
         )
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline)
-    from scripts.training.model import attention_kernel
+    from scripts.training.architecture import attention_kernel
 
     return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
 
@@ -194,6 +195,8 @@ def _on_cuda(scenario: Scenario) -> dict[str, Any]:
 
 def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
     """Measure, trace the same step for the same device, and write both."""
+    scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
+    set_allocator(scenario.allocator.expandable_segments)
     import torch
 
     from scripts.memory.trace import trace
@@ -201,7 +204,6 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
     measured = measure(scenario, device)
     capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
     predicted = trace(scenario, device, capability=capability, timeline=False)

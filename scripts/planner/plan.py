@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
@@ -30,7 +31,7 @@ from scripts.planner.search import (
     divided,
     sweep,
 )
-from scripts.settings.scenario import ROOT, Scenario, load_scenario, read_yaml
+from scripts.settings.scenario import Scenario, load_scenario, read_yaml
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)

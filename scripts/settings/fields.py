@@ -192,7 +192,7 @@ FIELDS = (
           " loops do.", words=("trainer", "manual"), example="trainer"),
     Field("allocator", "Settings of PyTorch's caching allocator.", example={"expandable_segments": False},
           parts=(
-              Field("expandable_segments", "`PYTORCH_ALLOC_CONF=expandable_segments:True`: less memory left unused.",
+              Field("expandable_segments", "`PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`: less memory unused.",
                     words=(True, False), example=False),
           )),
     Field("parallel", "How a step is spread over several GPUs; figures are then those of each.",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from scripts.common.device import cuda_devices, multiplies_bf16
+from scripts.common.device import cuda_devices, expandable_segments_here, multiplies_bf16
 from scripts.settings.fields import BY_NAME
 from scripts.settings.scenario import Scenario
 
@@ -18,8 +18,13 @@ STEP = frozenset(field.name for field in fields(Scenario))
 
 
 def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's own training step as a scenario without its model, which is the prepared config.json."""
-    step = {key: value for key, value in settings["training"].items() if key in STEP}
+    """The run's own training step as a scenario without its model, which is the prepared config.json.
+
+    Where the settings say nothing of the allocator its segments are expandable on CUDA, since training sets them so
+    (:func:`scripts.common.device.set_allocator`); the default of every other scenario is PyTorch's own.
+    """
+    own = {"allocator": {"expandable_segments": expandable_segments_here(settings["training"]["device"])}}
+    step = own | {key: value for key, value in settings["training"].items() if key in STEP}
     if step["precision"] == "auto":
         step |= {"precision": "fp32", "autocast": step.get("autocast") or autocast_here(settings["training"]["device"])}
     return _of_method({**settings["scenario_defaults"], **step, "gpu": None, "lora": settings["lora"]})

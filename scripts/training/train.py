@@ -6,15 +6,15 @@ step. Checkpoints are no outputs of the rule, since Snakemake removes the output
 training is kept, for when its settings come back. What each process does: :mod:`scripts.training.worker`.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.common.cache import ResultCache
+from scripts.common.device import set_allocator
 from scripts.common.digests import digest
 from scripts.common.files import read_folder, read_json, read_report, write_json, write_report
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.common.pick_device import pick_device
 from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.loop import Checkpoint
@@ -28,45 +28,32 @@ def name_base(description: Mapping[str, Any], report: Path, config: Path, *other
     write_report(report, {**read_json(report), "base": about_base(description)}, config, *others)
 
 
-def set_allocator(scenario: Scenario) -> None:
-    """Let PyTorch's caching allocator work as the trace assumed; before torch is imported.
+class Settings(NamedTuple):
+    """What shapes an adapter beside the base and the data: a step without its model, the loop around it, the code."""
 
-    A setting of the same name in the environment stays, and is named when it contradicts.
-    """
-    wanted = f"expandable_segments:{scenario.allocator.expandable_segments}"
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        if given := os.environ.get(name):
-            if wanted not in given and (scenario.allocator.expandable_segments or "expandable_segments:True" in given):
-                log.warning("%s=%s in the environment; the memory was predicted with %s", name, given, wanted)
-            return
-    os.environ["PYTORCH_ALLOC_CONF"] = wanted
+    scenario: dict[str, Any]
+    loop: dict[str, Any]
+    seed: int
+    code: str
 
 
-def main(
-    base: Path,
-    scenario_mapping: dict,
-    loop: dict,
-    seed: int,
-    inputs: dict[str, str],
-    outputs: dict[str, str],
-    threads: int,
-    code: str,
-) -> None:
+def main(base: Path, settings: Settings, inputs: dict[str, str], outputs: dict[str, str], threads: int) -> None:
     """Train and write the adapter, the curve and the report; or put back what was written for the same before."""
+    loop = settings.loop
     read_folder(base / "description.json")
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
-    scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
+    scenario = Scenario.from_mapping({**settings.scenario, "model": read_json(base / "config.json")}, where="training")
     rows_in_a_step(scenario, loop)
-    set_allocator(scenario)
+    set_allocator(scenario.allocator.expandable_segments)
     gpus = scenario.parallel.gpus
     device = pick_device(loop["device"], gpus)
     state = {
-        "code": code,
+        "code": settings.code,
         "data": {name: data["sha256"][Path(inputs[name]).name] for name in ("train", "validation")},
         "device": device,
         "loop": loop,
         "scenario": scenario.to_mapping(),
-        "seed": seed,
+        "seed": settings.seed,
         "weights": read_report(inputs["weights"])["files"],
     }
     folder, report, curve_path = (Path(outputs[name]) for name in ("adapter", "report", "curve"))
@@ -86,7 +73,7 @@ def main(
         loop=loop,
         outputs={name: str(path) for name, path in outputs.items()},
         scenario=scenario.to_mapping(),
-        seed=seed,
+        seed=settings.seed,
         threads=max(1, threads // gpus) if device == "cpu" else threads,
     )
     if gpus == 1:
@@ -102,11 +89,13 @@ if __name__ == "__main__":
     with job(snakemake):
         main(
             Path(snakemake.input.config).parent,
-            snakemake.params.scenario,
-            snakemake.params.loop,
-            snakemake.params.seed["seed"],
+            Settings(
+                snakemake.params.scenario,
+                snakemake.params.loop,
+                snakemake.params.seed["seed"],
+                snakemake.params.code,
+            ),
             {name: snakemake.input[name] for name in ("encoded", "gate", "train", "validation", "weights")},
             {name: snakemake.output[name] for name in ("adapter", "report", "curve")},
             snakemake.threads,
-            snakemake.params.code,
         )

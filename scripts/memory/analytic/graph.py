@@ -92,8 +92,8 @@ class Graph(Ledger):
     ``what`` says what new tensors are for; the passes that build layers set it as they go.
     """
 
-    def __init__(self, symbols: dict[str, int], *, blocks: bool, accumulating: bool) -> None:
-        super().__init__(symbols, blocks=blocks)
+    def __init__(self, symbols: dict[str, int], *, blocks: bool, accumulating: bool, expandable: bool = False) -> None:
+        super().__init__(symbols, blocks=blocks, expandable=expandable)
         self.accumulating = accumulating  # gradients of micro-batches before this one are there already
         self.what = "weights"
         self.nodes: list[Node] = []

@@ -28,7 +28,8 @@ class Network(Graph):
 
     def __init__(self, setting: Setting, *, blocks: bool) -> None:
         accumulating = setting.scenario.gradient_accumulation > 1 and not setting.sharded
-        super().__init__(setting.symbols(), blocks=blocks, accumulating=accumulating)
+        expandable = setting.scenario.allocator.expandable_segments
+        super().__init__(setting.symbols(), blocks=blocks, accumulating=accumulating, expandable=expandable)
         self.setting = setting
 
     @property

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from scripts.engine.allocator import Event, replay, round_size, typical_block
 from scripts.engine.components import ROUNDING
+from scripts.engine.expandable import replay_expandable
 
 
 class Term(NamedTuple):
@@ -33,10 +34,12 @@ class Ledger:
     blocks
         Whether to keep the order of allocations, so that the allocator can make blocks of them. Else each tensor counts
         as much as its block does on average.
+    expandable
+        Whether segments are expandable: then every block is as large as its tensor, to 512 bytes.
     """
 
-    def __init__(self, symbols: dict[str, int], *, blocks: bool) -> None:
-        self.symbols = symbols
+    def __init__(self, symbols: dict[str, int], *, blocks: bool, expandable: bool = False) -> None:
+        self.symbols, self.expandable = symbols, expandable
         self.live: Counter[Term] = Counter()
         self.now = 0
         self.phase = "load"
@@ -67,7 +70,7 @@ class Ledger:
 
     def rounded(self, size: int) -> int:
         """Bytes to account for: requests where the allocator makes the blocks, else blocks as they are on average."""
-        return typical_block(size) if self.events is None else round_size(size)
+        return round_size(size) if self.expandable or self.events is not None else typical_block(size)
 
     def count(self, term: Term, times: int = 1) -> None:
         """Some tensors of a term come."""
@@ -124,7 +127,8 @@ class Ledger:
         """Run the allocations through the allocator: what its blocks take beyond the tensors is a term of its own."""
         if self.events is None:
             return
-        for phase, peak in replay(self.events, self._starts).phases.items():
+        run = (replay_expandable if self.expandable else replay)(self.events, self._starts)
+        for phase, peak in run.phases.items():
             self.at_peak[phase][Term(ROUNDING, "blocks larger than tensors", "", peak - self.peaks[phase])] = 1
             self.peaks[phase] = peak
         self.events = None

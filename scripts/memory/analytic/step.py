@@ -12,7 +12,6 @@ from collections import Counter
 from itertools import pairwise
 
 from scripts.engine import cuda_rules
-from scripts.engine.allocator import typical_block
 from scripts.engine.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CASTS
 from scripts.memory.analytic import state
 from scripts.memory.analytic.attention import attention
@@ -77,7 +76,7 @@ class TrainingStep(Network):
         if self.events is not None:
             state.load(self, self.setting)
         else:
-            self.peaks["load"] += typical_block(state.largest_arriving_bytes(self.setting))
+            self.peaks["load"] += self.rounded(state.largest_arriving_bytes(self.setting))
         self.begin("forward")
         state.hold_working_set(self, self.setting)
         batch = self.batch()

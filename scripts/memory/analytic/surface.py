@@ -135,6 +135,8 @@ def surface(scenario: Scenario, *, capability: Capability | None = None) -> dict
     check_described(scenario)
     if scenario.packing != "none":  # its attention pads masks of some lengths and not of others
         raise NotDescribed(f"a surface does not describe packing: {scenario.packing}")
+    if scenario.allocator.expandable_segments:
+        raise NotDescribed("a surface describes blocks as they are without expandable segments")
     longest = scenario.size("max_position_embeddings") or LONGEST
     found: dict[str, Any] = {"parts": [], "symbols": {"chunk": CHUNK_TOKENS}}
     for bounds, length, rows in _parts(scenario, decoder.window, longest):

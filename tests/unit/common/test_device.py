@@ -1,5 +1,7 @@
 """Devices that are asked for and not there."""
 
+import os
+
 import pytest
 
 from scripts.common import device
@@ -46,3 +48,40 @@ def test_which_processors_are_faster_in_bf16(tmp_path, vendor, flags, faster):
 def test_no_processor_is_said_to_be_faster_in_bf16_that_pytorch_does_not_know_it_of():
     torch = pytest.importorskip("torch")
     assert not device.multiplies_bf16() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.fixture
+def no_allocator_settings(monkeypatch):
+    for name in device.ALLOCATOR_VARIABLES:
+        monkeypatch.setenv(name, "")  # put back afterwards
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "left", "named"),
+    [
+        (False, "", "expandable_segments:False", False),
+        (True, "", "expandable_segments:True", False),
+        (True, "max_split_size_mb:64", "max_split_size_mb:64,expandable_segments:True", False),
+        (True, "expandable_segments:False", "expandable_segments:False", True),
+        (False, "expandable_segments:True", "expandable_segments:True", True),
+    ],
+)
+def test_the_allocator_works_as_the_trace_assumed(
+    no_allocator_settings, monkeypatch, caplog, wanted, given, left, named
+):
+    name = device.ALLOCATOR_VARIABLES[1 if given else 0]
+    monkeypatch.setenv(name, given)
+    with caplog.at_level("WARNING", logger="securecli"):
+        device.set_allocator(wanted)
+    assert os.environ[name] == left
+    assert (name in caplog.text) == named
+
+
+def test_training_has_expandable_segments_on_cuda_unless_somebody_says_no(no_allocator_settings, monkeypatch):
+    assert device.expandable_segments_here("cuda") and device.expandable_segments_here("auto")
+    assert not device.expandable_segments_here("cpu")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64,expandable_segments:False")
+    assert not device.expandable_segments_here("cuda")
+    monkeypatch.setattr(device.sys, "platform", "win32")
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
+    assert not device.expandable_segments_here("cuda")

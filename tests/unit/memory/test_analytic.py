@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import FAMILIES, describe
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.analytic.setting import CHUNK_TOKENS, DESCRIBED
-from scripts.settings.scenario import MODELS, ROOT, Lora, Scenario
+from scripts.settings.scenario import MODELS, Lora, Scenario
 
 SIZES = {
     "hidden_size": 512,
@@ -119,7 +120,6 @@ UNDESCRIBED = {
     "gradient_checkpointing": "reentrant",
     "loss": "liger",
     "quantization": {"compute": "fp32"},
-    "allocator": {"expandable_segments": True},
 }
 
 
@@ -278,6 +278,7 @@ ALIKE = [
     ("qwen2", {"loss": "chunked", "gradient_checkpointing": False}),
     ("qwen2", {"loop": "manual"}),
     ("qwen2", {"method": "full", "optimizer": "lion_8bit"}),
+    ("qwen2", {"allocator": {"expandable_segments": True}}),
     ("qwen2", {"kbit_preparation": "peft", "precision": "fp16", "attention": "mem_efficient"}),
     ("qwen2", {"quantization": {"double": False}, "adapter_precision": "bf16"}),
     ("qwen2", {"lora": {"rank": 64, "target_modules": ["q_proj", "v_proj"]}}),
@@ -321,6 +322,14 @@ def test_trace_within_three_per_cent(kind, fields) -> None:
 
     scenario = make(kind, **fields)
     assert peak(scenario) == pytest.approx(trace(scenario, timeline=False)["peak_allocated_bytes"], rel=0.03)
+
+
+def test_expandable_segments_leave_no_rests_in_blocks() -> None:
+    step = make(sequence_length=1000)
+    grown = step.changed(allocator={"expandable_segments": True})
+    assert peak(grown) < peak(step)
+    rough = analytic_estimate(grown, blocks=False)["peak_allocated_bytes"]
+    assert rough == pytest.approx(peak(grown), rel=0.01)
 
 
 def test_a_pack_brings_positions_and_a_mask_of_the_queries_dtype() -> None:

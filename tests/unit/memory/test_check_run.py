@@ -136,6 +136,25 @@ def test_a_step_on_several_gpus_has_the_rows_of_all():
     assert run_scenarios.gpus_of_training(run(training=several)) == 4 and run_scenarios.gpus_of_training(run()) == 1
 
 
+@pytest.mark.parametrize(
+    ("training", "expandable"),
+    [
+        ({"device": "cuda"}, True),
+        ({"device": "cpu"}, False),
+        ({"device": "cuda", "allocator": {"expandable_segments": False}}, False),
+    ],
+)
+def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(training, expandable, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    settings = run(training=training)
+    for made in (run_scenarios.training_scenario, run_scenarios.gated_scenario):
+        step = Scenario.from_mapping({**made(settings), "model": {"model_type": "any"}}, {})
+        assert step.allocator.expandable_segments == expandable
+    profiled = run_scenarios.profile_scenarios(settings).values()
+    assert not any(scenario["allocator"]["expandable_segments"] for scenario in profiled)
+
+
 def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch):
     divided = {"method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2}}
     scenarios = {"memory": {"scenarios": {"divided": divided}}}

@@ -8,11 +8,10 @@ from scripts.common.errors import UserError
 from scripts.engine.trace import quantization_state
 from scripts.settings.fields import BY_NAME
 from scripts.settings.scenario import Scenario, load_scenario
+from scripts.training.architecture import attention_kernel, configuration
 from scripts.training.model import (
     assert_quantized,
-    attention_kernel,
     build_model,
-    configuration,
     linear_4bit,
     parameter_count,
 )

@@ -1,14 +1,10 @@
 """The loop around the step: batches, schedule, accumulation, checkpoints."""
 
-import os
-
 import pytest
 import torch
 
-from scripts.settings.scenario import Scenario
 from scripts.training.batches import IGNORED, Row, answer_tokens, collate, epoch_batches
 from scripts.training.loop import learning_rate_at, plan_steps
-from scripts.training.train import set_allocator
 
 
 def make_rows(count):
@@ -42,28 +38,6 @@ def test_collate_pads_to_the_longest_row_of_the_batch():
 def test_a_mask_hides_the_padding_where_the_step_was_predicted_with_one():
     batch = collate([Row([1, 2, 3], [IGNORED, 2, 3]), Row([4], [IGNORED])], pad_token_id=9, device="cpu", mask=True)
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "given", "left", "named"),
-    [
-        (False, None, "expandable_segments:False", False),
-        (True, None, "expandable_segments:True", False),
-        (True, "max_split_size_mb:64", "max_split_size_mb:64", True),
-        (False, "expandable_segments:True", "expandable_segments:True", True),
-        (False, "max_split_size_mb:64", "max_split_size_mb:64", False),
-    ],
-)
-def test_the_allocator_works_as_the_trace_assumed(monkeypatch, caplog, wanted, given, left, named):
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.delenv(name, raising=False)
-    if given:
-        monkeypatch.setenv("PYTORCH_ALLOC_CONF", given)
-    step = Scenario.from_mapping({"model": "qwen2.5-coder-0.5b", "allocator": {"expandable_segments": wanted}})
-    with caplog.at_level("WARNING", logger="securecli"):
-        set_allocator(step)
-    assert os.environ["PYTORCH_ALLOC_CONF"] == left
-    assert ("PYTORCH_ALLOC_CONF" in caplog.text) == named
 
 
 def test_the_first_position_teaches_nothing():
