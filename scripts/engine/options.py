@@ -31,6 +31,8 @@ class Options:
         Compute capability of the GPU, such as ``(8, 0)``; decides kernels and the size of workspaces.
     torch_version
         Whose CUDA kernels are meant, such as ``2.4.1``; the installed PyTorch's by default.
+    bitsandbytes_version
+        Whose 4-bit layers are meant, such as ``0.42.0``; None: the installed one's.
     capacity_bytes
         The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
         back when it is full. None: memory is plentiful.
@@ -74,6 +76,7 @@ class Options:
     target: str = "cuda"
     capability: tuple[int, int] | None = None
     torch_version: str = torch.__version__
+    bitsandbytes_version: str | None = None
     capacity_bytes: int | None = None
     expandable_segments: bool = False
     steps: int = STEPS

@@ -85,8 +85,9 @@ def _on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
     model = build_model(scenario, "cpu")
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)
+    options = Options(label=labels(model), timeline=timeline, bitsandbytes_version=scenario.versions.bitsandbytes)
     started = time.monotonic()
-    report = measure_step(model, optimizer, step, options=Options(label=labels(model), timeline=timeline))
+    report = measure_step(model, optimizer, step, options=options)
     return report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
 
 

@@ -304,6 +304,7 @@ def _followed(
                     histories=ready.histories,
                     label=ready.label,
                     expandable_segments=scenario.allocator.expandable_segments,
+                    bitsandbytes_version=scenario.versions.bitsandbytes,
                     begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
                     **settings,
                 ),
@@ -320,7 +321,12 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
         _import_bitsandbytes()
     found: dict[str, Any] = {}
     settings |= {"costs": False}  # of two updates, which a time of one can't be made of
-    options = Options(target=target, expandable_segments=scenario.allocator.expandable_segments, **settings)
+    options = Options(
+        target=target,
+        expandable_segments=scenario.allocator.expandable_segments,
+        bitsandbytes_version=scenario.versions.bitsandbytes,
+        **settings,
+    )
 
     def complete(trainer: Any, options: Options) -> Options:
         model = trainer.model

@@ -6,6 +6,7 @@ values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from types import SimpleNamespace
@@ -39,6 +40,7 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         **vars(scenario),
         **asdict(parallel),
         **asdict(scenario.preference),
+        **asdict(scenario.versions),
         answer=scenario.completion_length,
         half_length=max(scenario.sequence_length // 2, 1),
         divided=parallel.sharded,
@@ -156,6 +158,12 @@ STEP = (
         "`activation_offload` and `parallel.strategy: {strategy}` are not predicted together: gathered weights would go"
         " to the host too.",
         "activation_offload: false; or strategy ddp", "activation_offload: false"),
+    Row(lambda s: s.bitsandbytes and not re.fullmatch(r"\d+(\.\d+){1,2}", s.bitsandbytes), "versions",
+        "`versions.bitsandbytes: {bitsandbytes}` is no version.",
+        "two or three numbers, such as 0.42.0", "versions: {{bitsandbytes: 0.42.0}}"),
+    Row(lambda s: s.bitsandbytes and s.method != "qlora", "versions",
+        f"`versions.bitsandbytes` and `method: {{method}}` {_APART}: only 4-bit layers differ between its versions.",
+        "null; or method qlora", "versions: {{bitsandbytes: null}}"),
     Row(lambda s: s.use_cache and s.loss == "chunked", "use_cache",
         f"`use_cache` and `loss: chunked` {_APART}: the chunked loss keeps no outputs of the decoder.",
         "use_cache: false, or loss: full", "use_cache: false"),
@@ -225,6 +233,9 @@ STEP = (
 )  # fmt: skip
 # What can be predicted, and not trained.
 TRAINING = (
+    Row(lambda s: s.bitsandbytes, "versions",
+        "A training takes the bitsandbytes that is installed; another version's layers can be predicted.",
+        "null", "versions: {{bitsandbytes: null}}"),
     Row(lambda s: s.objective != "sft", "objective",
         "A step with `objective: {objective}` can be predicted. Supervised fine-tuning can be trained here, and TRL"
         " trains the others.",

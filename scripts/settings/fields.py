@@ -210,6 +210,12 @@ FIELDS = (
               Field("offload", "`cpu`: FSDP keeps divided weights, gradients and states on the host.",
                     words=("none", "cpu"), example="none"),
           )),
+    Field("versions", "Versions of libraries that are meant instead of the installed ones.",
+          example={"bitsandbytes": "0.42.0"},
+          parts=(
+              Field("bitsandbytes", "Before 0.43.2 its 4-bit layers kept their inputs: predicted, and not trained.",
+                    types=("string",), nullable=True, example="0.42.0"),
+          )),
     Field("gpu", "The GPU: a name as people write it (`4090`, `A100 80GB`, `24GiB`; `config/gpus.yaml` lists them),"
           " `{vram_gib: 24}`, or null. Several of a kind: `2x3090`, or `{name: rtx-3090, count: 2}`.",
           types=("string", "object"), nullable=True, example="rtx-4090"),

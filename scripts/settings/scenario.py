@@ -107,8 +107,21 @@ class Preference:
     completion_length: int | None
 
 
+@dataclass(frozen=True)
+class Versions:
+    """Versions of libraries that are meant instead of those installed."""
+
+    bitsandbytes: str | None
+
+
 # The fields with parts that are values of their own; a mapping of these parts makes one.
-_PARTS = {"allocator": Allocator, "parallel": Parallel, "preference": Preference, "quantization": Quantization}
+_PARTS = {
+    "allocator": Allocator,
+    "parallel": Parallel,
+    "preference": Preference,
+    "quantization": Quantization,
+    "versions": Versions,
+}
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,7 @@ class Scenario:
     loop: str
     allocator: Allocator
     parallel: Parallel
+    versions: Versions
     gpu: str | dict[str, float] | None
 
     @classmethod

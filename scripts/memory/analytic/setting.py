@@ -31,6 +31,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "loss": ("full", "chunked"),
     "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
     "quantization.compute": (None,),
+    "versions.bitsandbytes": (None,),
     "allocator.expandable_segments": None,
     "parallel.strategy": ("none", "ddp", "fsdp2"),
     "parallel.offload": ("none",),
