@@ -33,6 +33,7 @@ ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 WEIGHTS = sourced(
     {
         components.WEIGHTS_4BIT: "4-bit weights of the linear layers",
+        components.WEIGHTS_8BIT: "8-bit weights of the linear layers",
         components.QUANTIZATION_STATE: "scales of their blocks",
         components.weights("bf16"): "bf16 weights (embeddings, output head, norms, biases)",
         components.weights("fp16"): "fp16 weights (embeddings, output head, norms, biases)",
@@ -170,7 +171,7 @@ def precision_title(scenario: Mapping[str, Any]) -> str:
     precision = scenario["precision"].upper().replace("-MIXED", " mixed")
     if scenario["method"] == "qlora":
         double = " with double quantization" if scenario["quantization"]["double"] else ""
-        return f"{scenario['quantization']['type'].upper()}{double}, {precision}"
+        return f"{scenario['quantization']['type'].upper().replace('INT8', 'LLM.int8')}{double}, {precision}"
     return precision
 
 

@@ -87,7 +87,7 @@ FIELDS = (
           types=("string", "object"), example="qwen2.5-coder-7b"),
     Field("model_name", "What to call the model; its file's name when left out.",
           types=("string",), nullable=True, example="Qwen2.5-Coder-7B"),
-    Field("method", "`full` trains every weight; `lora`: adapters on a dense base; `qlora`: on a 4-bit base.",
+    Field("method", "`full` trains every weight; `lora`: adapters on a dense base; `qlora`: on a 4-bit or 8-bit base.",
           words=("full", "lora", "qlora"), example="qlora"),
     Field("objective",
           "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
@@ -111,8 +111,10 @@ FIELDS = (
     Field("quantization", "How a `qlora` base is quantized; ignored for other methods.", nullable=True,
           example={"type": "nf4", "double": True},
           parts=(
-              Field("type", "The 4-bit data type.", words=("nf4", "fp4"), example="nf4"),
-              Field("double", "Quantize the scales too: 0.373 bits a weight less.", words=(True, False), example=True),
+              Field("type", "The 4-bit data type; `int8`: 8 bits, as LLM.int8 packs them (`load_in_8bit`).",
+                    words=("nf4", "fp4", "int8"), example="nf4"),
+              Field("double", "Quantize the scales of 4-bit weights too: 0.373 bits a weight less.",
+                    words=(True, False), example=True),
               Field("storage", "The dtype that packed weights are stored as; `bf16` lets FSDP shard them.",
                     words=("uint8", *PRECISIONS), example="uint8"),
               Field("compute", "The dtype that 4-bit layers compute in; `null`: the weights' own.",

@@ -29,6 +29,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "objective": ("sft",),
     "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"),
     "loss": ("full", "chunked"),
+    "quantization.type": (None, "nf4", "fp4"),
     "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
     "quantization.compute": (None,),
     "versions.bitsandbytes": (None,),

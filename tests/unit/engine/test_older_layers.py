@@ -53,7 +53,7 @@ def test_the_gradients_are_the_same():
 def test_what_is_no_version_is_refused():
     with pytest.raises(TraceError, match="'old' is no version"), layers_of("old"):
         pass
-    with pytest.raises(UserError, match="versions: {bitsandbytes: 0.42.0}"):
+    with pytest.raises(UserError, match="is no version"):
         scenario("old")
     with pytest.raises(UserError, match="only 4-bit layers differ"):
         scenario("0.42.0", method="lora")
