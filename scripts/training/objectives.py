@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from scripts.common.errors import UserError
 from scripts.settings.scenario import Scenario
 from scripts.training.adapters import peft_config
 from scripts.training.model import build_model
@@ -42,13 +43,22 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
     reference = _reference(scenario, device, attention_implementation)
     if reference is not None:
         own["ref_model"] = reference
-    trainer = kind(
-        model=model,
-        args=configuration(**_arguments(scenario, device, folder)),
-        train_dataset=_rows(scenario),
-        processing_class=_tokenizer(folder),
-        **own,
-    )
+    try:
+        trainer = kind(
+            model=model,
+            args=configuration(**_arguments(scenario, device, folder)),
+            train_dataset=_rows(scenario),
+            processing_class=_tokenizer(folder),
+            **own,
+        )
+    except (ValueError, NotImplementedError, TypeError, AttributeError) as error:  # what it has to say of a model
+        raise UserError(
+            f"TRL's {kind.__name__} refuses this model or its adapters: {' '.join(str(error).split())}",
+            where="objective",
+            found=f"{scenario.objective}, model_type {scenario.model['model_type']}, method {scenario.method}",
+            allowed="what this trainer takes; or objective sft",
+            write="objective: sft",
+        ) from error
     if scenario.preference.reference == "precomputed":
         trainer.ref_model = reference = None
         trainer.precompute_ref_logps = True

@@ -64,6 +64,14 @@ def test_what_an_objective_keeps_costs_what_it_is(capsys):
 
 
 @needs_trl
+def test_what_trl_refuses_is_said_in_words():
+    lora = {"rank": 4, "target_modules": ["lm_head"]}
+    with pytest.raises(UserError, match=r"DPOTrainer refuses this model or its adapters.*lm_head") as caught:
+        trace(scenario(lora=lora), timeline=False)
+    assert caught.value.write == "objective: sft"
+
+
+@needs_trl
 def test_the_time_of_an_objective_is_not_known():
     timed_on = speeds([find("rtx-4090")])
     assert any(timed_on.values())
