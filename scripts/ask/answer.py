@@ -6,14 +6,16 @@ import gc
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from scripts.ask.question import Question, assumed
+from scripts.ask.question import Question
 from scripts.ask.readers.reading import EITHER, HIGH
-from scripts.ask.text import UNTRACED
 from scripts.common.errors import UserError
+from scripts.memory.answer_text import UNTRACED
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import Gpu
+from scripts.memory.predict import answered, scripts_would_take
 
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
 
@@ -34,11 +36,13 @@ _NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
 def traced(asked: Question) -> dict[str, Any]:
     """`predict`'s object, with what another tool's file said and what was assumed."""
     prepare()
-    from scripts.memory.predict import predict
+
+    def answer() -> dict[str, Any]:
+        return _more(answered(replace(asked.asked, scenario=asked.scenario), asked.where), asked)
 
     for _ in _NEAREST:
         try:
-            return _more(predict(asked.scenario, asked.where), asked)
+            return answer()
         except UserError as error:
             nearest = _NEAREST.get(error.write or "")
             if asked.reading is None or nearest is None:
@@ -47,7 +51,7 @@ def traced(asked: Question) -> dict[str, Any]:
             (name,) = change
             asked.reading.errs(name, getattr(asked.scenario, name), errs, why)
             asked.scenario = asked.scenario.changed(**change)
-    return _more(predict(asked.scenario, asked.where), asked)
+    return answer()
 
 
 def quick(asked: Question) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def quick(asked: Question) -> dict[str, Any]:
         fits = _clear(peak, gpu)
         headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
     reasons = {"trace": NOT_TRACED, "measurement": NOT_TRACED, "analytic": found.reason}
-    answer = {
+    answer = asked.asked.as_said() | {
         "rule_of_thumb": found.rule_of_thumb,
         "analytic": found.analytic,
         "trace": None,
@@ -72,6 +76,7 @@ def quick(asked: Question) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
+        "scripts_would_take": scripts_would_take(asked.asked, asked.where),
     }
     return _more(answer, asked)
 
@@ -83,7 +88,6 @@ def _clear(peak: int, gpu: Gpu) -> bool | None:
 
 
 def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
-    answer.setdefault("assumed", assumed(asked))
     if asked.readings:
         answer["read"] = [reading.to_mapping() for reading in asked.readings]
     return answer

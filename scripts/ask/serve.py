@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scripts.ask.question import Question
-from scripts.ask.text import card, gib, smallest
 from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import NotDescribed, describe
+from scripts.memory.answer_text import card, gib, smallest
 from scripts.memory.gpus import Gpu
 from scripts.settings.scenario import Scenario
 

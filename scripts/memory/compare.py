@@ -40,11 +40,20 @@ class Comparison:
     gpu: Gpu | None
     verdict: Verdict
 
+    @property
+    def allocators(self) -> dict[str, Any]:
+        """What the step needs with expandable segments and without them, each with its verdict."""
+        return {
+            name: {"required_bytes": size, **verdict(size, self.gpu)._asdict()}
+            for name, size in self.traced.trace.get("required_bytes_by_allocator", {}).items()
+        }
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             **self.answers,
             **self.verdict._asdict(),
+            "allocators": self.allocators,
             "differences": self.differences,
             "gpu": self.gpu.to_mapping() if self.gpu else None,
             "reasons": self.reasons,
