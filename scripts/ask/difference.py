@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from scripts.ask.question import Question
 from scripts.common.errors import UserError
-from scripts.memory.answer_text import gib
+from scripts.common.sizes import gib
 from scripts.memory.gpus import GIB, catalogue
 from scripts.memory.trace import trace
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from scripts.ask.question import Question
 from scripts.common.errors import UserError
+from scripts.common.sizes import gib
 from scripts.memory.analytic.decoder import NotDescribed, describe
-from scripts.memory.answer_text import card, gib, smallest
+from scripts.memory.answer_text import card, smallest
 from scripts.memory.gpus import Gpu
 from scripts.settings.scenario import Scenario
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from scripts.common.schema import yaml_text
-from scripts.memory.gpus import EXPANDABLE_LINE, GIB, catalogue
+from scripts.common.sizes import gib
+from scripts.memory.gpus import EXPANDABLE_LINE, catalogue
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip
@@ -36,10 +37,6 @@ WORDS = {
 # Where the analytic estimate decides alone: required bytes lie above the peak by up to so much (the traced border cells
 # of the memory profile: 2 to 10 %), and the peak itself is within 3 %.
 UNTRACED = (0.97, 1.12)
-
-
-def gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
 
 
 def card(gpu: Mapping[str, Any]) -> str:
@@ -170,7 +167,9 @@ def other_ways(answer: Mapping[str, Any]) -> list[str]:
     others = {tool: size for tool, size in (answer.get("scripts_would_take") or {}).items() if size}
     if others:
         said = ", ".join(f"{tool} {gib(size)}" for tool, size in others.items())
-        lines.append(f"  other tools' scripts  {said} at the peak, by the analytic estimate (like: {next(iter(others))})")
+        lines.append(
+            f"  other tools' scripts  {said} at the peak, by the analytic estimate (like: {next(iter(others))})"
+        )
     return lines
 
 

@@ -38,6 +38,7 @@ from scripts.common.checkpoint import (
 from scripts.common.errors import UserError
 from scripts.common.files import read_jsonl, read_report, sha256_file, write_report
 from scripts.common.job import command, job, log, progress
+from scripts.common.sizes import gib
 from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
 from scripts.merging.merge import MANIFEST, check_small_inputs
 
@@ -401,10 +402,8 @@ def verify(
         elif not requests:
             checks["logits"] = checks["answers"] = _not_run("no requests were given")
         elif place is None:
-            room = ", ".join(
-                f"{size / 1e9:.1f} GB free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items()
-            )
-            checks["logits"] = checks["answers"] = _not_run(f"needs {sizes[weights] / 1e9:.1f} GB, {room}")
+            room = ", ".join(f"{gib(size, 1)} free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items())
+            checks["logits"] = checks["answers"] = _not_run(f"needs {gib(sizes[weights], 1)}, {room}")
         else:
             checks["logits"], checks["answers"] = check_logits(
                 plan, merged, weights, place, requests, system, max_new_tokens
