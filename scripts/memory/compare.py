@@ -8,7 +8,7 @@ from typing import Any
 
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.estimate import Estimated
-from scripts.memory.gpus import Gpu, Verdict, named, verdict
+from scripts.memory.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
 from scripts.memory.trace_step import Traced
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
@@ -42,9 +42,10 @@ class Comparison:
 
     @property
     def allocators(self) -> dict[str, Any]:
-        """What the step needs with expandable segments and without them, each with its verdict."""
+        """What the step needs with expandable segments and without them, each with its verdict; what to type for it."""
+        write = {"default": None, "expandable_segments": EXPANDABLE_LINE}
         return {
-            name: {"required_bytes": size, **verdict(size, self.gpu)._asdict()}
+            name: {"required_bytes": size, "write": write[name], **verdict(size, self.gpu)._asdict()}
             for name, size in self.traced.trace.get("required_bytes_by_allocator", {}).items()
         }
 
