@@ -76,7 +76,7 @@ def grid(models: Sequence[str | dict[str, Any]] = MODELS) -> Iterator[Scenario]:
                     if model in EXPERTS and (
                         "precision" in variant or variant.get("kbit_preparation") == "peft" or dropout
                     ):
-                        continue  # experts are multiplied in bf16 alone, and PEFT has no dropout for them
+                        continue  # experts are compared in bf16 alone, and PEFT has no dropout for them
                     yield Scenario.from_mapping({"model": model, "method": method, **size, **variant})
 
 
