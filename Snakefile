@@ -44,7 +44,7 @@ include: PROJECT / "rules/publish.smk"
 rule all:
     default_target: True
     input:
-        each_run(documents),
+        each_run(JobPaths.documents),
         [f"{SWEEP}/{name}" for name in ("SWEEP.md", "sweep.html", "documents.json")] if RUNS.swept else [],
     localrule: True
 
@@ -58,7 +58,7 @@ rule dataset:
 
 rule memory:
     input:
-        each_run(profile_comparisons),
+        each_run(JobPaths.profile_comparisons),
         each_run("results/{run}/memory/training/compare.json"),
     localrule: True
 
@@ -91,7 +91,7 @@ onstart:
 rule export:
     input:
         each_run("results/{run}/memory/run.json"),
-        each_run(exports),
+        each_run(JobPaths.exports),
     localrule: True
 
 
@@ -106,4 +106,4 @@ onsuccess:
 
 
 onerror:
-    name_outdated()
+    after_an_error()

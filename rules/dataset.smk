@@ -54,9 +54,9 @@ rule fetch_examples:
 
 rule acquire_dataset:
     input:
-        source_files,
-        unpack(benchmark_input),
-        unpack(examples_input),
+        by_job(JobPaths.source_files),
+        unpack(by_job(JobPaths.benchmark)),
+        unpack(by_job(JobPaths.examples)),
     output:
         pairs="results/dataset/{dataset}/raw.jsonl",
         external="results/dataset/{dataset}/external.jsonl",

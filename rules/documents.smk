@@ -11,8 +11,8 @@ VALIDATION = [path for path in [project_file("config/measurements/validation.jso
 
 rule draw_memory:
     input:
-        profile=profile_comparisons,
-        step=step_comparison,
+        profile=by_job(JobPaths.profile_comparisons),
+        step=by_job(JobPaths.step_comparison),
     output:
         memory=report(
             "results/{run}/figures/memory.png",
@@ -34,7 +34,7 @@ rule draw_memory:
         "../envs/light.yaml"
     params:
         code=code("documents/draw.py"),
-        figures=lambda wildcards: {"scenarios": list(profile(wildcards))},
+        figures=by_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
         "Drawing the memory of {wildcards.run}"
     script:
@@ -71,7 +71,7 @@ rule render_memory_profile:
     input:
         templates=[project_file("config/templates/memory-profile.md.j2")],
         macros=project_file("config/templates/macros.j2"),
-        profile=profile_comparisons,
+        profile=by_job(JobPaths.profile_comparisons),
         plan="results/{run}/memory/plan.json",
         validation=VALIDATION,
         figures=rules.draw_memory.output,
@@ -84,7 +84,7 @@ rule render_memory_profile:
         "../envs/light.yaml"
     params:
         code=code("documents/render.py"),
-        settings=lambda wildcards: {"scenarios": list(profile(wildcards))},
+        settings=by_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
         "Writing the memory profile of {wildcards.run}"
     script:
@@ -106,7 +106,7 @@ use rule render_memory_profile as render_documents with:
         encode=place(f"{ENCODED}/encode.json"),
         description=place(f"{BASE}/description.json"),
         weights=place(f"{BASE}/weights.json"),
-        profile=profile_comparisons,
+        profile=by_job(JobPaths.profile_comparisons),
         plan="results/{run}/memory/plan.json",
         validation=VALIDATION,
         training_memory="results/{run}/memory/training/compare.json",
@@ -116,9 +116,9 @@ use rule render_memory_profile as render_documents with:
         manifest="results/{run}/merged/manifest.json",
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
-        merging=merging_comparison,
-        benchmark_comparison=on_benchmark("results/{run}/evaluation/benchmark/comparison.json"),
-        execution=by_execution("results/{run}/evaluation/execution.json"),
+        merging=by_job(JobPaths.merging_comparison),
+        benchmark_comparison=by_job(JobPaths.on_benchmark, "results/{run}/evaluation/benchmark/comparison.json"),
+        execution=by_job(JobPaths.by_execution, "results/{run}/evaluation/execution.json"),
         base_metrics=place(f"{BASE_EVALUATION}/metrics.json"),
         tuned_metrics="results/{run}/evaluation/metrics.json",
         base_answers=place(f"{BASE_EVALUATION}/answers.jsonl"),
@@ -146,11 +146,13 @@ use rule render_memory_profile as render_documents with:
         "logs/{run}/render_documents.log",
     params:
         code=code("documents/render.py"),
-        settings=lambda wildcards: {
-            "configuration": settings_of(wildcards),
-            "dataset": settings_of(wildcards)["dataset"]["name"],
-            "run": wildcards.run,
-            "scenarios": list(profile(wildcards)),
-        },
+        settings=by_job(
+            lambda paths: {
+                "configuration": paths.settings,
+                "dataset": paths.settings["dataset"]["name"],
+                "run": paths.names["run"],
+                "scenarios": list(paths.profile()),
+            }
+        ),
     message:
         "Writing the model card of {wildcards.run}, the article and the page"

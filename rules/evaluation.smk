@@ -32,7 +32,7 @@ rule evaluate_base:
         runtime=240,
     params:
         code=code("evaluation/evaluate.py"),
-        evaluation=of(asked),
+        evaluation=of(answer_settings),
         prompt=section("prompt"),
         device=of(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
@@ -101,7 +101,7 @@ use rule evaluate_base as evaluate_base_on_benchmark with:
         "benchmarks/evaluation/{dataset}/{model}/evaluate_base_on_benchmark.tsv"
     params:
         code=code("evaluation/evaluate.py"),
-        evaluation=of(lambda chosen: asked(chosen, benchmark=True)),
+        evaluation=of(lambda chosen: answer_settings(chosen, benchmark=True)),
         prompt=section("prompt"),
         device=of(lambda chosen: {"device": chosen["training"]["device"]}),
     message:

@@ -9,7 +9,7 @@
 
 rule estimate_memory:
     input:
-        unpack(memory_model),
+        unpack(by_job(JobPaths.scenario_model)),
         gpus=project_file("config/gpus.yaml"),
     output:
         estimate="results/{place}/{scenario}/estimate.json",
@@ -22,7 +22,7 @@ rule estimate_memory:
         "../envs/light.yaml"
     params:
         code=code("memory/estimate.py"),
-        scenario=memory_scenario,
+        scenario=by_job(JobPaths.scenario),
     message:
         "Estimating {wildcards.scenario}: rule of thumb and analytic estimate"
     script:
@@ -31,7 +31,7 @@ rule estimate_memory:
 
 rule trace_memory:
     input:
-        unpack(memory_model),
+        unpack(by_job(JobPaths.scenario_model)),
         gpus=project_file("config/gpus.yaml"),
     output:
         trace="results/{place}/{scenario}/trace.json",
@@ -47,7 +47,7 @@ rule trace_memory:
         before_gate=1,
     params:
         code=code("memory/trace_step.py"),
-        scenario=memory_scenario,
+        scenario=by_job(JobPaths.scenario),
     message:
         "Tracing the training step of {wildcards.scenario} on the meta device"
     script:
@@ -85,7 +85,7 @@ rule measure_memory:
 
 rule compare_memory:
     input:
-        unpack(measurements),
+        unpack(by_job(JobPaths.measurement)),
         estimate="results/{place}/{scenario}/estimate.json",
         trace="results/{place}/{scenario}/trace.json",
         gpus=project_file("config/gpus.yaml"),
@@ -146,8 +146,8 @@ rule price_run:
         train=place(f"{ENCODED}/train.parquet"),
         split=place(f"{DATASET}/splits/split.json"),
         test=place(f"{DATASET}/splits/test.jsonl"),
-        benchmark=on_benchmark(f"{BENCHMARK}/benchmark.json"),
-        tasks=on_benchmark(f"{BENCHMARK}/tasks.jsonl"),
+        benchmark=by_job(JobPaths.on_benchmark, f"{BENCHMARK}/benchmark.json"),
+        tasks=by_job(JobPaths.on_benchmark, f"{BENCHMARK}/tasks.jsonl"),
         gpus=project_file("config/gpus.yaml"),
     output:
         priced="results/{run}/memory/run.json",
@@ -173,9 +173,9 @@ rule price_run:
 
 rule plan_memory:
     input:
-        config=profiled_model,
+        config=by_job(JobPaths.profiled_model),
         gpus=project_file("config/gpus.yaml"),
-        models=MODELS,
+        models=project_files("config/models/*.json"),
     output:
         plan="results/{run}/memory/plan.json",
         planner="results/{run}/memory/planner.json",

@@ -25,7 +25,7 @@ rule download_gguf:
 
 rule describe_model:
     input:
-        unpack(gguf_input),
+        unpack(by_job(JobPaths.gguf)),
     output:
         config="results/models/{model}/config.json",
         tokenizer="results/models/{model}/tokenizer.json",
@@ -50,7 +50,7 @@ rule describe_model:
 
 rule fetch_weights:
     input:
-        unpack(gguf_input),
+        unpack(by_job(JobPaths.gguf)),
         config="results/models/{model}/config.json",
         description="results/models/{model}/description.json",
     output:

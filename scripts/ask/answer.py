@@ -13,9 +13,12 @@ from scripts.ask.question import Question
 from scripts.ask.readers.reading import EITHER, HIGH
 from scripts.common.errors import UserError
 from scripts.memory.answer_text import UNTRACED
+from scripts.memory.compare import nearly_full
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import Gpu
 from scripts.memory.predict import answered, scripts_would_take
+from scripts.memory.run_time import RunTime, order, run_time
+from scripts.memory.step_time import speeds
 
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
 
@@ -88,6 +91,8 @@ def _clear(peak: int, gpu: Gpu) -> bool | None:
 
 
 def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
+    if asked.run and asked.gpu:
+        answer |= _of_run(answer["time"], asked.gpu, asked)
     if asked.readings:
         answer["read"] = [reading.to_mapping() for reading in asked.readings]
     return answer
@@ -104,31 +109,50 @@ def prepare() -> None:
 
 
 def exit_status(answer: Mapping[str, Any]) -> int:
-    """As `predict`'s: 0 fits or no GPU is named, 1 does not fit, or it is too close to call without the trace."""
+    """As `predict`'s: 0 fits or no GPU is named, 1 does not fit, or it is too close to call without the trace.
+
+    Also 1: the run that was asked about does not end by its deadline.
+    """
     if answer["gpu"] is None:
         return 0
-    return 0 if answer["fits"] else 1
+    return 0 if answer["fits"] and (answer.get("run") or {}).get("in_time") is not False else 1
 
 
 def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
-    """The step on each card of the catalogue, traced once for each compute capability."""
+    """The step on each card of the catalogue, traced once for each compute capability; with what is asked of the run,
+    the best card first."""
     prepare()
     from scripts.memory.gpus import catalogue, verdict
-    from scripts.planner.search import CalibratedEstimator
+    from scripts.memory.trace import trace
 
-    required: dict[Any, int] = {}
+    by_capability: dict[Any, list[Gpu]] = {}
+    for card in catalogue().values():
+        by_capability.setdefault(card.capability, []).append(card)
+    traces = {
+        capability: trace(asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards))
+        for capability, cards in by_capability.items()
+    }
     rows = []
     for card in catalogue().values():
-        if card.capability not in required:
-            required[card.capability] = CalibratedEstimator(asked.scenario, card).verify(asked.scenario)[
-                "required_bytes"
-            ]
-        judged = verdict(required[card.capability], card)
-        rows.append({
-            "gpu": card.name, "title": card.title, "required_bytes": required[card.capability],
+        found = traces[card.capability]
+        judged = verdict(found["required_bytes"], card)
+        row = {
+            "gpu": card.name, "title": card.title, "required_bytes": found["required_bytes"],
             "usable_bytes": card.usable_bytes, "fits": judged.fits, "headroom_bytes": judged.headroom_bytes,
-        })  # fmt: skip
+        }  # fmt: skip
+        if asked.run:
+            full = nearly_full(found, card) if judged.fits else None
+            row |= _of_run(found["times"][card.name], card, asked) | {"warnings": [full] if full else []}
+        rows.append(row)
+    if asked.run:
+        rows.sort(key=lambda row: order(row["fits"], row["run"] and RunTime(**row["run"])))
     return rows
+
+
+def _of_run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any]:
+    """The time of a step, and the run of such steps; None where the card's speed is not known."""
+    run = run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time and asked.run else None
+    return {"time": time, "run": run}
 
 
 def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:

@@ -4,11 +4,12 @@
     will-it-fit qwen2.5-coder-7b --method lora --gpu 2x3090 -s 2048 -b 4 --set lora.rank=64
     will-it-fit my-axolotl.yaml --gpu 24GiB
     will-it-fit qwen2.5-coder-7b --gpu 4070 --longest
+    will-it-fit qwen2.5-coder-7b --all-gpus --rows 50000 --epochs 3 --price a100-80gb=1.29 --deadline 24h
 
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
 a file of axolotl, LLaMA-Factory or TRL; a Python program or notebook with TRL or Unsloth; an adapter_config.json. Files
 of accelerate, DeepSpeed or PEFT may follow. Nothing is executed. Exit status: 0 fits (or no GPU is named), 1 does not
-fit, 2 something is wrong in the question, 3 no answer.
+fit, or not by the deadline, 2 something is wrong in the question, 3 no answer.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.common.errors import UserError
@@ -63,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
     kinds.add_argument("--compare", metavar="nvidia-smi=14.2GiB", help="why something else was measured")
     kinds.add_argument("--serve", action="store_true", help="serving the model instead of training it")
+    run = made.add_argument_group("the run", "hours, cost and energy, with --gpu or --all-gpus")
+    run.add_argument("--rows", type=_count, metavar="N", help="rows of the training data")
+    run.add_argument("--epochs", metavar="N", help="how often each is seen (1)")
+    run.add_argument("--price", action="append", default=[], metavar="NAME=PER_HOUR",
+                     help="of one card an hour, in any currency; or a YAML file with a line for each card")  # fmt: skip
+    run.add_argument("--deadline", metavar="24h", help="the run has to end within it: 90min, 24h, 3d")
+    run.add_argument("--grams-per-kwh", metavar="GRAMS", help="CO2 of the electricity")
     serve = made.add_argument_group("with --serve")
     serve.add_argument("--requests", type=_count, default=1, metavar="N", help="requests at once (1)")
     serve.add_argument("--weights", default=None, help="bf16, fp16, nf4, or a GGUF quantization such as q4_k_m")
@@ -84,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     _refuse_contradictions(options)
     from scripts.ask.question import Options, question
+    from scripts.ask.run import asked_of
 
+    run = asked_of(options)
     try:
         asked = question(
             options.what,
@@ -96,11 +107,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     except UserError as error:
         raise _of_the_command_line(error) from None
+    if run and asked.gpu is None and not options.all_gpus:
+        raise UserError(
+            "How long a run takes depends on the GPU.", where="the command line", allowed="--gpu or --all-gpus",
+            write="--gpu a100-80gb",
+        )  # fmt: skip
     if options.yaml:
         print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
         return 0
     try:
-        return _answer(asked, options, words)
+        return _answer(replace(asked, run=run), options, words)
     except ModuleNotFoundError as error:
         problem = f"The package {error.name} is not installed, which the trace needs."
         print(UserError(problem, allowed="--quick, which does without", write=_INSTALL), file=sys.stderr)
@@ -205,21 +221,24 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
 
 
 def _print_cards(asked: Any, as_json: bool) -> int:
-    from scripts.ask import answer, text
+    from scripts.ask import answer, run, text
 
     rows = answer.on_all_gpus(asked)
+    fitting = sum(row["fits"] for row in rows)
+    status = 0 if as_json or any(row["fits"] and not run.is_late(row) for row in rows) else 1
     if as_json:
         print(json.dumps(rows, sort_keys=True))
-        return 0
-    fitting = sum(row["fits"] for row in rows)
+        return status
     print(f"FITS {fitting} of {len(rows)} GPUs: {text.step_line(asked.scenario.to_mapping())}")
     for row in rows:
         word = "fits" if row["fits"] else "does not fit"
         print(
             f"  {row['gpu']:<20}{text.gib(row['required_bytes']):>12} of {text.gib(row['usable_bytes']):>11}"
-            f"   {word:<14}{row['headroom_bytes'] / 2**30:+.2f} GiB"
+            f"   {word:<14}{row['headroom_bytes'] / 2**30:+.2f} GiB" + (run.cells(row["run"]) if "run" in row else "")
         )
-    return 0 if fitting else 1
+    if asked.run:
+        print("\n".join(run.ranked(rows)))
+    return status
 
 
 def _print_largest(asked: Any, field: str, as_json: bool) -> int:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.ask import readers
-from scripts.ask.readers.asked import Asked, asked_for
+from scripts.ask.readers.asked import AskedStep, asked_for
 from scripts.ask.readers.reading import EITHER, HIGH, LOW, Reading
 from scripts.common.errors import UserError
 from scripts.memory.gpus import Gpu, find
+from scripts.memory.run_time import Asked
 from scripts.settings.fields import BY_NAME
 from scripts.settings.model import LIGER_MODELS, configuration, size
 from scripts.settings.scenario import Scenario
@@ -48,13 +49,14 @@ class Options:
 class Question:
     """A scenario with where it came from; ``asked`` says who decided what of it."""
 
-    asked: Asked
+    asked: AskedStep
     scenario: Scenario
     where: str
     gpu: Gpu | None
     reading: Reading | None = None
     beside: list[Reading] = field(default_factory=list)
     model: str = ""  # as it was asked for
+    run: Asked | None = None  # what is asked of the whole run
 
     @property
     def readings(self) -> list[Reading]:

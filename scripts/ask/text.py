@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scripts.ask import run
 from scripts.ask.bounds import bound_bytes
 from scripts.ask.question import Question
 from scripts.common.schema import yaml_text
@@ -45,7 +46,9 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
 def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
     """The whole answer."""
     lines = head(answer)
-    lines += [*answers(answer), *other_ways(answer)]
+    lines += [*answers(answer), *run.time_lines(answer), *other_ways(answer)]
+    if asked.run:
+        lines += run.run_lines(answer["run"], asked.run)
     lines += reading_lines(asked, answer)
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]

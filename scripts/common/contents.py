@@ -52,6 +52,18 @@ def given_digest(paths: Iterable[str | os.PathLike]) -> str:
     return digest(sorted((Path(path).name, content_digest(path)) for path in paths))
 
 
+def job_digest(code: str, inputs: Iterable[str]) -> str:
+    """One text of what a job computes with: its code, the files that no job makes, and which inputs are missing.
+
+    Without the last, an output whose input a failed job (or a person) has removed would pass as new.
+    """
+    inputs = list(inputs)
+    missing = [path for path in inputs if not os.path.exists(path) and not path.startswith(".snakemake/")]
+    given = [path for path in inputs if not path.startswith(("results/", ".snakemake/"))]
+    reads = f"{code}, reads {given_digest(given)}" if given else code
+    return f"{reads}, without {', '.join(missing)}" if missing else reads
+
+
 def folder_digest(folder: str | os.PathLike, patterns: Iterable[str]) -> str | None:
     """One digest of the files of a folder that match; None where there is no such folder.
 

@@ -15,9 +15,10 @@ import warnings
 from importlib.metadata import version
 from typing import Any
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.job import command, progress
-from scripts.settings.scenario import ROOT, Scenario
+from scripts.settings.scenario import Scenario
 
 PAGE = ROOT / "docs" / "memory-core.md"
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"

@@ -11,12 +11,13 @@ calls it. Either of the two may be left out. Standard library and PyYAML only: t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.files import read_yaml
+from scripts.common.files import read_report, read_yaml
 from scripts.common.schema import validate
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
 
@@ -54,9 +55,26 @@ def read_map(path: str | Path) -> list[Entry]:
     return sorted(entries, key=lambda item: item[0].usable_bytes)
 
 
+def step_bytes(report: str) -> int:
+    """What the allocator needs for a training step, by its trace or its gate."""
+    answer = _sealed(report)
+    return answer.get("trace", answer)["required_bytes"]
+
+
 def evaluation_bytes(weights_bytes: int) -> int:
     """What an evaluation's job asks for, before it is traced: a quarter more for keys, values and logits, and 2 GiB."""
     return weights_bytes * 5 // 4 + 2 * GIB
+
+
+def evaluation_job_bytes(report: str) -> int:
+    """The same by the report of the weights: of the base, which lists files, or of a merged model, with their sum."""
+    written = _sealed(report)
+    return evaluation_bytes(written.get("bytes") or sum(entry["bytes"] for entry in written["files"].values()))
+
+
+def _sealed(report: str) -> Mapping[str, Any]:
+    os.stat(report)  # says which file is missing, if one is; then Snakemake asks again when it is there
+    return read_report(report)
 
 
 def smallest(required_bytes: int, entries: Sequence[Entry], where: object = "the cluster's GPUs") -> Mapping[str, Any]:

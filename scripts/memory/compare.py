@@ -13,7 +13,11 @@ from scripts.memory.trace_step import Traced
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
 NO_GPU = "no GPU is named, and the time of a step depends on it"
-NO_SPEED = "the speed of this GPU is not known: add a line under `speeds` in config/gpus.yaml"
+NO_SPEED = (
+    "not known: config/gpus.yaml has no speed of this GPU. Name a card that it knows, or add under `speeds`: NAME:"
+    " {bf16_tflops: , fp16_tflops: , fp32_tflops: , memory_gb_s: , cache_mb: , link_gb_s: , multiprocessors: , watts: }"
+)
+NEARLY_FULL = 0.97  # share of a GPU's usable memory; measured steps with more of it reserved took up to a third longer
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 
@@ -49,6 +53,15 @@ class Comparison:
             for name, size in self.traced.trace.get("required_bytes_by_allocator", {}).items()
         }
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the trace warns of, and what makes the step slower on this GPU."""
+        trace = self.traced.trace
+        found = [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
+        if self.gpu and self.verdict.fits and (full := nearly_full(trace, self.gpu)):
+            found.append(full)
+        return found
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -61,7 +74,7 @@ class Comparison:
             "scenario": self.traced.scenario.to_mapping(),
             "time": self.traced.trace.get("time"),
             "versions": self.traced.versions,
-            "warnings": list(self.traced.trace.get("warnings", ())),
+            "warnings": self.warnings,
         }
 
 
@@ -96,6 +109,17 @@ def compare(
         differences,
         gpu,
         verdict(trace["required_bytes"], gpu),
+    )
+
+
+def nearly_full(trace: Mapping[str, Any], gpu: Gpu) -> str | None:
+    """A warning where a step that fits leaves hardly any of the GPU's memory; None where it leaves enough."""
+    share = trace["peak_reserved_bytes"] / gpu.usable_bytes
+    if share <= NEARLY_FULL:
+        return None
+    return (
+        f"the step would reserve {share:.0%} of the GPU's memory. On a nearly full card the allocator gives memory back"
+        " and asks for it again, which takes time: measured steps took up to a third longer than predicted"
     )
 
 

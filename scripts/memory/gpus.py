@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.memory.gpu_names import read_gpu
-from scripts.settings.scenario import ROOT, checked_gpu
+from scripts.settings.scenario import checked_gpu
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
 MIB, GIB = 2**20, 2**30

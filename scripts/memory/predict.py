@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.ask.readers.asked import LIKE, Asked, asked_for, read_asked
+from scripts.ask.readers.asked import LIKE, AskedStep, asked_for, read_asked
 from scripts.common.errors import UserError
 from scripts.common.job import command
 from scripts.common.packages import STACK
@@ -39,7 +39,7 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
     return answer_of(compare(estimate(scenario, where), traced(scenario, where), where=where))
 
 
-def answered(asked: Asked, where: object = "scenario") -> dict[str, Any]:
+def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
     """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts."""
     answer = predict(asked.scenario, where) | asked.as_said()
     answer["scripts_would_take"] = scripts_would_take(asked, where)
@@ -52,7 +52,7 @@ def answered(asked: Asked, where: object = "scenario") -> dict[str, Any]:
     return answer
 
 
-def scripts_would_take(asked: Asked, where: object = "scenario") -> dict[str, int | None]:
+def scripts_would_take(asked: AskedStep, where: object = "scenario") -> dict[str, int | None]:
     """The peak with the settings of each tool's scripts, by the analytic estimate; None: not described."""
     found: dict[str, int | None] = {}
     gpu = named(asked.scenario.gpu, where)

@@ -15,7 +15,7 @@ What constants were fitted to, and how far off the model is on other rows: ``pyt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import ceil
@@ -58,6 +58,8 @@ class Speed:
         How many tiles of a product are computed at once.
     board_watts
         The most that the board takes.
+    emulated
+        Dtypes that the card has no products of: they run at the rate of fp32.
     product, memory, attention_forward, attention_backward, efficient_attention, link
         Shares of those figures; ``efficient_attention`` multiplies those of attention for the memory-efficient kernel.
     cached
@@ -82,6 +84,7 @@ class Speed:
     cache_bytes: float
     multiprocessors: int
     board_watts: float
+    emulated: frozenset[str]
     product: float
     memory: float
     attention_forward: float
@@ -114,8 +117,14 @@ def speed_of(name: str) -> Speed | None:
         cache_bytes=peaks["cache_mb"] * 1e6,
         multiprocessors=peaks["multiprocessors"],
         board_watts=peaks["watts"],
+        emulated=frozenset() if half else frozenset({"bfloat16"}),
         **{**shares["assumed"], **shares.get(name, {})},
     )
+
+
+def speeds(gpus: Iterable[Gpu]) -> dict[str, Speed | None]:
+    """The speed of each card by its name."""
+    return {gpu.name: speed_of(gpu.name) for gpu in gpus}
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,10 @@ class StepTime:
         On all GPUs together.
     basis
         Where the card's constants come from, in words.
+    warnings
+        What makes this step slow on this card, and what to write instead.
+    seconds_per_micro_batch
+        Of the step's first micro-batch, without the update; of a step with one micro-batch the whole step.
     """
 
     seconds_per_step: float
@@ -145,35 +158,36 @@ class StepTime:
     shares: Mapping[str, float]
     tokens_per_second: float | None
     basis: str
+    warnings: Sequence[str]
+    seconds_per_micro_batch: float
 
     def to_mapping(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def step_time(
-    costs: CostRecorder, gpu: Gpu, *, tokens: int | None = None, micro_batches_left_out: int = 0
+    costs: CostRecorder, speed: Speed | None, *, tokens: int | None = None, micro_batches_left_out: int = 0
 ) -> StepTime | None:
-    """How long a traced step takes on a card; None where nothing is known of its speed.
+    """How long a traced step takes on a card; None without its speed.
 
     Parameters
     ----------
     costs
         Of the step's trace, with as many GPUs as it has.
-    gpu
-        The card.
+    speed
+        Of the card (:func:`speed_of`).
     tokens
         That the step learns from on all GPUs together.
     micro_batches_left_out
         A trace takes only the first few micro-batches of a step, since memory repeats; so many more are alike.
     """
-    speed = speed_of(gpu.name)
     if speed is None:
         return None
     seconds, busy = simulate(costs, speed)
-    one = costs.first_micro_batch() if micro_batches_left_out else None
+    one, micro_batch = costs.first_micro_batch(), seconds
     if one is not None:
-        more, busy_more = simulate(one, speed)
-        seconds += micro_batches_left_out * more
+        micro_batch, busy_more = simulate(one, speed)
+        seconds += micro_batches_left_out * micro_batch
         busy = {kind: value + micro_batches_left_out * busy_more[kind] for kind, value in busy.items()}
     total = sum(busy.values())
     shares = {kind: value / max(seconds, total) for kind, value in busy.items()}
@@ -185,7 +199,19 @@ def step_time(
         shares={kind: round(value, 4) for kind, value in sorted(shares.items())},
         tokens_per_second=tokens / seconds if tokens else None,
         basis=speed.basis,
+        warnings=list(_slow_dtypes(costs, speed)),
+        seconds_per_micro_batch=micro_batch,
     )
+
+
+def _slow_dtypes(costs: CostRecorder, speed: Speed) -> Iterator[str]:
+    computed = {operator.dtype for operator in costs.operators if operator.kind in ("products", "attention")}
+    for dtype in sorted(computed & speed.emulated):
+        slow, fast = (speed.peak_flops[name] / 1e12 for name in (dtype, "float16"))
+        yield (
+            f"this card has no {dtype} products: they run at the rate of fp32, {slow:g} TFLOPS instead of the"
+            f" {fast:g} of fp16. Write fp16 for bf16 in precision and autocast"
+        )
 
 
 def simulate(costs: CostRecorder, speed: Speed) -> tuple[float, dict[str, float]]:
@@ -258,23 +284,3 @@ def _product_seconds(operator: Operator, flops_per_second: float, speed: Speed) 
             tile_flops = 2 * height * width * (inner / split + speed.prologue)
             best = min(best, waves * tile_flops * parallel / (flops_per_second * share))
     return best
-
-
-def run_hours(seconds_per_step: float, rows: int, epochs: float, rows_per_step: int) -> float:
-    """Hours that the optimizer steps of a training take."""
-    return ceil(rows * epochs / rows_per_step) * seconds_per_step / 3600
-
-
-def energy_kwh(speed: Speed, gpus: int, hours: float) -> float:
-    """What the boards take at the most."""
-    return speed.board_watts * gpus * hours / 1000
-
-
-def cheapest(
-    options: Sequence[tuple[str, float, float]], deadline_hours: float | None = None
-) -> tuple[str, float] | None:
-    """The cheapest of ``(name, hours, price an hour)`` that ends by a deadline, with what it costs; None: none does."""
-    possible = [
-        (hours * price, name) for name, hours, price in options if deadline_hours is None or hours <= deadline_hours
-    ]
-    return (min(possible)[1], min(possible)[0]) if possible else None

@@ -8,7 +8,7 @@ training takes (:mod:`scripts.engine.trace`). Whoever traces another step of the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,15 +26,13 @@ from scripts.engine.kernels import flash_attention_package
 from scripts.engine.report import History, make_report, recording
 from scripts.engine.scaled import Recording
 from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
-from scripts.memory.gpus import Gpu
 from scripts.memory.loading import Loader, loading_history
-from scripts.memory.step_time import step_time
+from scripts.memory.step_time import Speed, step_time
 from scripts.settings.scenario import Scenario, check_packages
 from scripts.training.adapters import adapter_names
+from scripts.training.architecture import attention_kernel, attention_name
 from scripts.training.model import (
     assert_quantized,
-    attention_kernel,
-    attention_name,
     build_model,
     build_optimizer,
     notes,
@@ -198,7 +196,7 @@ def trace(
     timeline: bool = True,
     origins: bool = False,
     both_allocators: bool = False,
-    timed_on: Gpu | None = None,
+    timed_on: Mapping[str, Speed | None] | None = None,
     step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """Predict the memory of a scenario's training step.
@@ -219,7 +217,7 @@ def trace(
     both_allocators
         Whether to say what a GPU must have with expandable segments and without them.
     timed_on
-        The card whose time for the step is asked for as well; None: nobody asks.
+        The speeds by name (:func:`scripts.memory.step_time.speeds`) for which the step's time is asked as well.
     step
         Makes another loop's step of model, optimizer and scenario; None: the step that training takes.
 
@@ -228,8 +226,8 @@ def trace(
     dict
         See :class:`~scripts.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
         architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
-        and ``target``; with ``timed_on`` also ``time``, a :class:`~scripts.memory.step_time.StepTime` or None where the
-        card's speed is not known.
+        and ``target``; with ``timed_on`` also ``times``, by name a :class:`~scripts.memory.step_time.StepTime` or None
+        where the card's speed is not known.
 
     Raises
     ------
@@ -245,16 +243,19 @@ def trace(
         capability=capability,
         timeline=timeline,
         origins=origins,
-        costs=timed_on is not None,
+        costs=bool(timed_on) and any(timed_on.values()),
         report=partial(make_report, both_allocators=both_allocators),
     )
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
-    if timed_on is not None:
+    if timed_on:
         rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
         left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
         tokens = rows * scenario.sequence_length
-        found = step_time(report.costs, timed_on, tokens=tokens, micro_batches_left_out=left_out)
-        answer["time"] = found.to_mapping() if found else None
+        answer["times"] = {
+            name: found.to_mapping() if found else None
+            for name, speed in timed_on.items()
+            for found in [step_time(report.costs, speed, tokens=tokens, micro_batches_left_out=left_out)]
+        }
     return answer
 
 

@@ -11,6 +11,7 @@ from scripts.common.sizes import gib
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import Gpu, named
+from scripts.memory.step_time import speeds
 from scripts.settings.scenario import Scenario
 
 
@@ -60,7 +61,10 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
 
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
-    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=gpu, both_allocators=True)
+    timed_on = speeds([gpu] if gpu else [])
+    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=timed_on, both_allocators=True)
+    if gpu:
+        answer["time"] = answer.pop("times")[gpu.name]
     return Traced(scenario, answer, capability, versions())
 
 

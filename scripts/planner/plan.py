@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.ask.readers.asked import asked_for
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
@@ -31,7 +32,7 @@ from scripts.planner.search import (
     divided,
     sweep,
 )
-from scripts.settings.scenario import ROOT, Scenario, read_yaml
+from scripts.settings.scenario import Scenario, read_yaml
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)

@@ -9,10 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from scripts.common.digests import ROOT
 from scripts.common.files import read_report, write_text
 from scripts.common.job import job, log
 from scripts.engine.components import COLOURS
-from scripts.settings.scenario import ROOT
 
 TEMPLATES = ROOT / "config" / "templates"
 # Groups of components as the page calls them.

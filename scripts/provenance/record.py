@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_reports, sha256_file, write_report, write_text
 from scripts.common.job import job, log, progress
 from scripts.common.version import VERSION
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "SecureCLI-Tuner"
 COMMAND = "SECURECLI_COMMAND"  # the Snakefile puts the command line of the whole run there
 # A name for what is derived from content, so that the same bill has the same serial number.

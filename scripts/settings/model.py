@@ -14,8 +14,6 @@ from scripts.common.schema import problems
 from scripts.settings.fields import MOST
 from scripts.settings.hub import MODELS, HubId, catalogued, fetch_config, nearest
 
-ROOT = Path(__file__).resolve().parents[2]
-
 # Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
 ALIASES = {
     "hidden_size": ("n_embd",),

@@ -22,16 +22,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
 from scripts.settings.fields import FIELDS, MOST, file_schema
-from scripts.settings.model import MODELS, ROOT, found_beside, read_model, size
+from scripts.settings.model import MODELS, found_beside, read_model, size
 
 __all__ = [
     "MODELS",
-    "ROOT",
     "Allocator",
     "Lora",
     "Parallel",

@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     rows.sort(key=lambda row: -abs(row["error"]))
     for row in rows[:20]:
-        print(f"{100 * row['error']:+7.2f} %  {row['trace_bytes'] / 1e9:9.3f} GB  {row['scenario']}")
+        print(f"{100 * row['error']:+7.2f} %  {row['trace_bytes'] / 2**30:9.3f} GiB  {row['scenario']}")
     sizes = [abs(row["error"]) for row in rows]
     print(f"{len(rows)} scenarios: median {100 * statistics.median(sizes):.2f} %, worst {100 * max(sizes):.2f} %")
     return 0

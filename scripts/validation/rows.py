@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.common.digests import ROOT
 from scripts.common.files import read_json
-from scripts.settings.scenario import ROOT, Scenario
+from scripts.settings.scenario import Scenario
 
 FOLDER = ROOT / "config" / "measurements"
 MIB = 2**20

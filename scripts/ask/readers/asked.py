@@ -30,7 +30,7 @@ _DIVIDED = ("fsdp1", "fsdp2", "zero3")  # where weights are divided a loss in ch
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedStep:
     """A scenario, and who decided what of it.
 
     Attributes
@@ -55,12 +55,12 @@ class Asked:
         return {"assumed": dict(self.assumed), "like": like}
 
 
-def read_asked(path: str | Path) -> Asked:
+def read_asked(path: str | Path) -> AskedStep:
     """A scenario's file."""
     return asked_for(read_yaml(path), path)
 
 
-def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> Asked:
+def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedStep:
     """A scenario's fields, with ``like`` among them or without.
 
     A GPU with a count and no word of ``parallel`` is all of them, with FSDP2.
@@ -71,7 +71,7 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> Asked:
         For all that is wrong.
     """
     if not isinstance(mapping, Mapping):
-        return Asked(Scenario.from_mapping(mapping, where=where), {})
+        return AskedStep(Scenario.from_mapping(mapping, where=where), {})
     named = {name: value for name, value in mapping.items() if name != "like"}
     tool = mapping.get("like")
     if tool is not None and tool not in LIKE:
@@ -93,7 +93,7 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> Asked:
         if name not in given and name not in taken and name not in skipped
         and not (name == "parallel" and name not in defaults)
     }  # fmt: skip
-    return Asked(scenario, named, tool, taken, assumed_fields)
+    return AskedStep(scenario, named, tool, taken, assumed_fields)
 
 
 def like_fields(tool: str, named: Mapping[str, Any]) -> dict[str, Any]:

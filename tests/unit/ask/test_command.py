@@ -15,9 +15,11 @@ import yaml
 from scripts.ask import will_it_fit
 from scripts.ask.command import main
 from scripts.ask.difference import measured
+from scripts.ask.run import ranked
 from scripts.common.errors import UserError
-from scripts.memory.gpus import GIB
+from scripts.memory.gpus import GIB, find
 from scripts.memory.predict import predict
+from scripts.memory.run_time import Asked, run_time
 from scripts.settings.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -120,6 +122,49 @@ def test_all_gpus_are_answered(model, capsys) -> None:
     assert status == 0 and text.startswith("FITS 27 of 27 GPUs") and "rtx-4090" in text
 
 
+def test_a_run_has_hours_cost_energy_and_its_bounds(model, capsys) -> None:
+    words = (model, "--gpu", "a100-80gb", "-s", "64", "--rows", "50,000", "--epochs", "3", "--price", "A100 80GB=2",
+             "--deadline", "30d", "--grams-per-kwh", "400")  # fmt: skip
+    status, text = run(capsys, *words)
+    assert status == 0 and "150,000 steps" in text and "ends by the deadline of 720 hours" in text
+    assert "each row counts as 64 tokens, the longest" in text and "kg of CO2" in text
+    _, found = run(capsys, *words, "--json")
+    answer = json.loads(found)
+    hours = 150_000 * answer["time"]["seconds_per_step"] / 3600
+    assert answer["run"]["hours"] == pytest.approx(hours) and answer["run"]["cost"] == pytest.approx(2 * hours)
+
+
+def test_a_deadline_that_a_card_does_not_meet_fails(model, capsys) -> None:
+    status, text = run(capsys, model, "--gpu", "t4", "-s", "64", "--rows", "50000", "--deadline", "1min")
+    assert status == 1 and text.startswith("FITS") and "DOES NOT END BY THE DEADLINE" in text
+    assert "rate of fp32" in text  # bf16 on a T4
+
+
+def test_a_card_of_unknown_speed_answers_memory_and_says_what_to_add(model, capsys) -> None:
+    status, text = run(capsys, model, "--gpu", "10GiB", "-s", "64", "--rows", "50000")
+    assert status == 0 and text.startswith("FITS")
+    assert "add under `speeds`" in text and "hours and cost: not known" in text
+
+
+def test_cards_are_ranked_by_cost_among_those_that_end_in_time(model, tmp_path, capsys) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("a100-80gb: 2\nrtx-4090: 0.3\n", encoding="utf-8")
+    words = (model, "-s", "64", "--all-gpus", "--rows", "1000", "--price", str(prices))
+    status, text = run(capsys, *words)
+    lines = text.splitlines()
+    assert status == 0 and [line.split()[0] for line in lines[1:3]] == ["rtx-4090", "a100-80gb"]
+    assert lines[-1].startswith("the cheapest: rtx-4090") and "No step was measured on this card" in lines[-1]
+
+
+def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
+    scenario = Scenario.from_mapping({"model": "smollm2-135m"})
+    asked, rows = Asked(100, deadline_hours=1e-4), []
+    for gpu, seconds in (("t4", 9.0), ("l4", 3.6)):
+        found = run_time({"seconds_per_step": seconds, "range": None}, find(gpu), scenario, asked)
+        rows.append({"fits": True, "run": found.to_mapping()})
+    assert ranked(rows) == ["NO CARD that fits ends by the deadline. The nearest is l4: 0.1 hours"]
+
+
 # --- what goes wrong -----------------------------------------------------------------------------------------------
 
 
@@ -146,6 +191,14 @@ def test_all_gpus_are_answered(model, capsys) -> None:
             "don't go together",
             "--method",
         ),
+        (["qwen2.5-coder-7b", "--epochs", "3"], "rows are not known", "--rows 50000"),
+        (["qwen2.5-coder-7b", "--rows", "9"], "depends on the GPU", "--gpu a100-80gb"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--quick"], "contradict", "--rows"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "t4=0"], "above 0", "--price t4=1.29"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 cards", "--price a100-40gb="),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "2xt4=1"], "of one card", "--price t4=1.29"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "no.yaml"], "or a file", "--price a100-80gb"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--deadline", "soon"], "above 0", "--deadline 24h"),
         (["qwen2.5-coder-7b", "--serve", "--weights", "q9"], "not known", "--weights q4_k_m"),
     ],
 )

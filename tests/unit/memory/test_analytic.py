@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import FAMILIES, describe
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.analytic.setting import CHUNK_TOKENS, DESCRIBED
-from scripts.settings.scenario import MODELS, ROOT, Lora, Scenario
+from scripts.settings.scenario import MODELS, Lora, Scenario
 
 SIZES = {
     "hidden_size": 512,

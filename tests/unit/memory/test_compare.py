@@ -1,9 +1,12 @@
 """Four answers side by side, with signed differences."""
 
+from dataclasses import replace
+
 import pytest
 
 from scripts.memory.compare import NO_GPU, NOT_MEASURED, compare
 from scripts.memory.estimate import Estimated, estimate
+from scripts.memory.gpus import find
 from scripts.memory.trace import trace
 from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
@@ -46,6 +49,15 @@ def test_verdict_for_the_card_that_is_named() -> None:
     estimated, traced = answers(gpu="t4")
     judged = compare(estimated, traced)
     assert (judged.verdict.fits, judged.gpu.name) == (True, "t4")
+
+
+@pytest.mark.parametrize(("reserved_share", "warned"), [(0.98, True), (0.96, False)])
+def test_a_card_that_is_nearly_full_is_slower_and_says_so(reserved_share, warned) -> None:
+    estimated, traced = answers(gpu="t4")
+    reserved = int(reserved_share * find("t4").usable_bytes)
+    full = compare(estimated, replace(traced, trace={**traced.trace, "peak_reserved_bytes": reserved}))
+    found = [warning for warning in full.to_mapping()["warnings"] if "of the GPU's memory" in warning]
+    assert bool(found) == warned and (not warned or "the step would reserve 98%" in found[0])
 
 
 def test_architecture_without_an_analytic_estimate() -> None:

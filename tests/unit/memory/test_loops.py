@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from scripts.common.digests import ROOT
 from scripts.engine.trace import Options, measure_step, trace_step
-from scripts.settings.scenario import ROOT
 from tests.unit.decoders import DECODERS
 from tests.unit.engine.test_core import batch, perceptron
 

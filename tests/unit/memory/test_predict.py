@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from scripts.common.digests import ROOT
 from scripts.common.files import read_json
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory import estimate, trace_step
 from scripts.memory import predict as prediction
 from scripts.planner import answer
-from scripts.settings.scenario import MODELS, ROOT, Scenario
+from scripts.settings.scenario import MODELS, Scenario
 
 SMALL = """
 model:

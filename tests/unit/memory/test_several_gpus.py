@@ -8,13 +8,13 @@ from unittest import mock
 
 import pytest
 
+from scripts.common.digests import ROOT
 from scripts.engine.allocator import MIB, OutOfMemory, replay, required_bytes
 from scripts.engine.expandable import replay_expandable
 from scripts.engine.fake_group import fake_group
 from scripts.engine.kernels import dispatch
 from scripts.engine.trace import Options, trace_step
 from scripts.memory.trace import prepare, trace
-from scripts.settings.scenario import ROOT
 from scripts.training.step import random_step
 from tests.unit.memory.gloo_steps import STEPS
 from tests.unit.memory.several_gpus import scenario

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from scripts.engine.costs import COLLECTIVE, MEMORY, PRODUCT, CostRecorder, Operator
-from scripts.memory.gpus import catalogue, find
-from scripts.memory.step_time import cheapest, energy_kwh, kernel_time, run_hours, simulate, speed_of, step_time
+from scripts.memory.gpus import catalogue
+from scripts.memory.step_time import kernel_time, simulate, speed_of, step_time
 
 CARD = replace(
     speed_of("a100-80gb"),
@@ -95,13 +95,20 @@ def test_bf16_on_a_card_without_it_runs_at_the_rate_of_fp32():
     assert t4.peak_flops["bfloat16"] == t4.peak_flops["float32"] < t4.peak_flops["float16"] / 5
 
 
+def test_a_dtype_that_a_card_has_no_products_of_is_named_with_its_rate():
+    product = Operator("mm", PRODUCT, "bfloat16", 2 * 128 * 128 * 64, 10**9, (1, 128, 128, 64))
+    slow, fast = (step_time(launches((product, 0)), speed_of(name)) for name in ("t4", "a100-80gb"))
+    assert "rate of fp32, 8.1 TFLOPS instead of the 65 of fp16" in slow.warnings[0]
+    assert not fast.warnings
+
+
 def test_a_card_of_a_size_alone_has_no_time():
-    assert step_time(launches((SLOW, 0)), find({"vram_gib": 24})) is None
+    assert step_time(launches((SLOW, 0)), speed_of("24 GiB")) is None
 
 
 def test_a_card_without_measurements_gives_no_range_and_says_why():
     unmeasured, measured = (
-        step_time(launches((SLOW, 0)), find(name), tokens=100) for name in ("rtx-4090", "a100-80gb")
+        step_time(launches((SLOW, 0)), speed_of(name), tokens=100) for name in ("rtx-4090", "a100-80gb")
     )
     assert unmeasured.range is None and "assumed" in unmeasured.basis
     low, high = measured.range
@@ -116,15 +123,7 @@ def test_micro_batches_that_a_trace_leaves_out_are_added():
         costs.mark(phase, 0)
         if phase in ("forward", "backward"):
             costs.launch(SLOW)
-    short, long = (step_time(costs, find("a100-80gb"), micro_batches_left_out=left) for left in (0, 6))
+    short, long = (step_time(costs, speed_of("a100-80gb"), micro_batches_left_out=left) for left in (0, 6))
     one = short.seconds_per_step / 2
+    assert short.seconds_per_micro_batch == pytest.approx(one, rel=0.01)
     assert long.seconds_per_step == pytest.approx(8 * one, rel=0.01)
-
-
-def test_hours_cost_and_energy():
-    assert run_hours(36.0, rows=1000, epochs=3, rows_per_step=30) == pytest.approx(1.0)
-    assert energy_kwh(speed_of("rtx-4090"), gpus=2, hours=10) == pytest.approx(9.0)
-    options = [("slow", 20.0, 0.5), ("fast", 5.0, 3.0)]
-    assert cheapest(options) == ("slow", 10.0)
-    assert cheapest(options, deadline_hours=12) == ("fast", 15.0)
-    assert cheapest(options, deadline_hours=1) is None

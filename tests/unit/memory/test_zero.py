@@ -9,9 +9,9 @@ from importlib.util import find_spec
 import pytest
 
 import scripts.memory.trace
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.memory.trace import trace
-from scripts.settings.scenario import ROOT
 from tests.unit.memory.gloo_steps import ZERO_STEPS
 from tests.unit.memory.several_gpus import LLAMA, scenario, small_buckets
 

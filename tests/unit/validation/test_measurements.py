@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
-from scripts.settings.scenario import ROOT
 from scripts.validation import measurements
 from scripts.validation.rows import MIB, SOURCES, STAGES, read
 

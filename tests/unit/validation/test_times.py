@@ -2,7 +2,7 @@
 
 import json
 
-from scripts.settings.scenario import ROOT
+from scripts.common.digests import ROOT
 from scripts.validation import times
 from scripts.validation.timed_rows import read
 

@@ -1,0 +1,92 @@
+"""What one command checks before its first job, and says after its last. Standard library, PyYAML and jsonschema."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from scripts.common import device, outdated
+from scripts.documents import terminal_summary
+from scripts.execution import sandbox
+from scripts.memory import check_run, disk
+from scripts.settings import run_scenarios
+from scripts.settings.runs import Runs
+from scripts.workflow.job_paths import JobPaths
+
+ASK_WHAT_FITS = ("gate_memory", "price_run")  # a laptop may ask them about another machine
+
+
+class Job(NamedTuple):
+    """A job that Snakemake plans: its rule, the values of its wildcards, its outputs, and whether it asks for a GPU."""
+
+    rule: str
+    names: Mapping[str, str]
+    outputs: Sequence[str]
+    takes_gpu: bool
+
+
+def results_of(jobs: Iterable[Job]) -> list[str]:
+    """The outputs of jobs in the folder of results."""
+    return [path for job in jobs for path in job.outputs if path.startswith("results/")]
+
+
+def planned_writes(jobs: Iterable[Job], runs: Runs) -> list[disk.Planned]:
+    """What the jobs will write, by run, of the runs that may be refused; the base models, which runs share, first."""
+    found: dict[str, tuple[Mapping, list[str], list[str]]] = {}
+    for job in jobs:
+        if job.rule in disk.RULES:
+            settings = JobPaths.of(runs, job.names).settings
+            one = found.setdefault(job.names.get("run", settings["model"]["name"]), (settings, [], []))
+            one[1].append(disk.RULES[job.rule])
+            one[2].extend([job.names["type"]] if "type" in job.names else [])
+    written = [
+        disk.Planned(name, check_run.sizes(settings), stages, exports)
+        for name, (settings, stages, exports) in found.items()
+        if not settings["memory"]["gate"]["override"]
+    ]
+    return sorted(written, key=lambda one: "base model" not in one.stages)
+
+
+def before_the_first(planned: Sequence[Job], done: Iterable[str], runs: Runs, on_this_machine: bool) -> None:
+    """Refuse what this machine can't do, while nothing has been touched; then remove or mark what will be outdated.
+
+    Parameters
+    ----------
+    planned
+        The jobs that will run.
+    done
+        Outputs of the jobs that need not run.
+    on_this_machine
+        Whether the jobs run here; a cluster's machines are others.
+
+    Raises
+    ------
+    UserError
+        If the machine has no GPU, no sandbox or no room on its disk for a job that needs it.
+    """
+    if on_this_machine:
+        for job in planned:
+            if job.takes_gpu and job.rule not in ASK_WHAT_FITS:
+                settings = JobPaths.of(runs, job.names).settings
+                gpus = run_scenarios.gpus_of_training(settings) if job.rule == "train_adapter" else 1
+                device.refuse_missing(settings["training"]["device"], gpus)
+        if any(job.rule == "execute_answers" for job in planned):  # not found out after hours of training
+            sandbox.must_work()
+    disk.refuse_full(planned_writes(planned, runs))
+    documents = results_of(job for job in planned if "render_" in job.rule)
+    outdated.before(results_of(planned), documents, done)
+
+
+def name_outdated(made: Collection[str] = ()) -> None:
+    """Bring the lists of outdated files up to date, and print where they are."""
+    for mark in outdated.after(made):
+        print(f"{mark} names files whose inputs or settings have changed since they were made.", file=sys.stderr)
+
+
+def summary(runs: Runs, made: Collection[str]) -> Iterator[str]:
+    """The lines that end a command: each run's, then the sweep's."""
+    for run in runs.named:
+        comparisons = JobPaths.of(runs, {"run": run}).profile_comparisons()
+        yield from terminal_summary.run_lines(run, comparisons, made)
+    yield from terminal_summary.sweep_lines(f"results/{runs.name}-sweep/sweep.json", made)

@@ -1,0 +1,75 @@
+"""What a command refuses before its first job, and what it removes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.common import device
+from scripts.common.errors import UserError
+from scripts.settings.configuration import with_defaults
+from scripts.settings.runs import Runs
+from scripts.workflow.around_jobs import Job, before_the_first, planned_writes, results_of, summary
+
+RUN = "smollm2-135m-r16"
+TRAINING = Job("train_adapter", {"run": RUN}, [f"results/{RUN}/training.json"], True)
+
+
+def runs(text: str = "{}") -> Runs:
+    return Runs(with_defaults(yaml.safe_load(text)))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_writes_are_added_by_run_and_the_shared_base_comes_first() -> None:
+    jobs = [
+        TRAINING,
+        Job("export_gguf", {"run": RUN, "type": "q8_0"}, [], False),
+        Job("clean_dataset", {"dataset": "embedded"}, [], False),
+        Job("fetch_weights", {"model": "smollm2-135m-instruct"}, [], False),
+    ]
+    base, run = planned_writes(jobs, runs())
+    assert (base.name, base.stages) == ("smollm2-135m-instruct", ["base model"])
+    assert (run.name, run.stages, run.exports) == (RUN, ["training", "export"], ["q8_0"])
+    assert planned_writes(jobs, runs("memory: {gate: {override: true}}")) == []
+
+
+@pytest.mark.skipif(device.cuda_devices() > 0, reason="here is a GPU")
+def test_a_missing_gpu_is_refused_on_this_machine_and_not_on_a_clusters() -> None:
+    wanted = runs("training: {device: cuda}")
+    with pytest.raises(UserError, match="No CUDA device"):
+        before_the_first([TRAINING], [], wanted, True)
+    before_the_first([TRAINING], [], wanted, False)
+    before_the_first([TRAINING._replace(rule="gate_memory")], [], wanted, True)
+
+
+def test_a_missing_sandbox_is_refused_before_anything_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    assert shutil.which("bwrap") is None
+    with pytest.raises(UserError, match="Nothing was executed"):
+        before_the_first([Job("execute_answers", {"run": RUN}, [], False)], [], runs(), True)
+
+
+def test_documents_that_will_be_rendered_are_removed_and_costly_results_marked(folder: Path) -> None:
+    card, report = Path(f"results/{RUN}/MODEL_CARD.md"), Path(f"results/{RUN}/training.json")
+    for path in (card, report):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    before_the_first([TRAINING, Job("render_documents", {"run": RUN}, [str(card)], False)], [], runs(), True)
+    assert not card.exists() and report.exists()
+    assert str(report) in (card.parent / "OUTDATED.txt").read_text()
+
+
+def test_only_what_lies_among_the_results_is_a_result() -> None:
+    assert results_of([TRAINING._replace(outputs=[".snakemake/x", "results/y"])]) == ["results/y"]
+
+
+def test_a_command_that_made_nothing_ends_without_a_summary() -> None:
+    assert list(summary(runs(), set())) == []
