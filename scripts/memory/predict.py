@@ -134,11 +134,11 @@ def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
 
 def _import_libraries() -> None:
     """Import what every trace needs, and keep to a terminal what is said to a person."""
-    import peft  # noqa: F401
-    import transformers.modeling_utils
+    import transformers
 
-    import scripts.memory.trace  # noqa: F401
+    from scripts.memory.trace import import_libraries
 
+    import_libraries()
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
 
