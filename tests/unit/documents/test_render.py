@@ -282,6 +282,9 @@ def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(writ
     for figure in ("~124 GB", "~94 GB", "~12.25 GB", "7,000,000,000 × 4.00 bytes = **28.00 GB**", "7,615,616,512"):
         assert figure in text, figure
     assert "141.87 GiB" in text and "70.93 GiB" in text and "6.59 GiB" in text  # what the trace says instead
+    qlora = inputs.step("qlora", "bf16")["allocators"]["expandable_segments"]
+    said = f"With `{qlora['write']}` it is {qlora['required_bytes'] / 2**30:.2f} GiB"
+    assert "| least the GPU must have | with expandable segments |" in text and said in text
 
 
 def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:
