@@ -16,7 +16,7 @@ from scripts.memory.answer_text import UNTRACED
 from scripts.memory.compare import nearly_full
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import Gpu
-from scripts.memory.predict import answered, scripts_would_take
+from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.run_time import RunTime, order, run_time
 from scripts.memory.step_time import speeds
 
@@ -40,6 +40,8 @@ def traced(asked: Question) -> dict[str, Any]:
     """`predict`'s object, with what another tool's file said and what was assumed."""
     prepare()
 
+    from scripts.memory.predict import answered
+
     def answer() -> dict[str, Any]:
         return _more(answered(replace(asked.asked, scenario=asked.scenario), asked.where), asked)
 
@@ -59,11 +61,11 @@ def traced(asked: Question) -> dict[str, Any]:
 
 def quick(asked: Question) -> dict[str, Any]:
     """The same object from the analytic estimate alone. A verdict is given where it is clear, else ``fits`` is None."""
-    found = estimate(asked.scenario, asked.where)
+    found = estimate(asked.scenario, asked.where, blocks=False)
     peak, gpu = (found.analytic or {}).get("peak_allocated_bytes"), asked.gpu
     fits = headroom = None
     if peak is not None and gpu is not None:
-        fits = _clear(peak, gpu)
+        fits = clear(peak, gpu)
         headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
     reasons = {"trace": NOT_TRACED, "measurement": NOT_TRACED, "analytic": found.reason}
     answer = asked.asked.as_said() | {
@@ -84,7 +86,8 @@ def quick(asked: Question) -> dict[str, Any]:
     return _more(answer, asked)
 
 
-def _clear(peak: int, gpu: Gpu) -> bool | None:
+def clear(peak: int, gpu: Gpu) -> bool | None:
+    """The verdict on an estimated peak; None where the estimate is too close to the GPU's memory to tell."""
     if peak * UNTRACED[1] <= gpu.usable_bytes:
         return True
     return False if peak * UNTRACED[0] > gpu.usable_bytes else None

@@ -40,9 +40,9 @@ class Options:
     sequence_length: int | None = None
     micro_batch: int | None = None
     strategy: str | None = None
-    like: str | None = None
     settings: Sequence[str] = ()  # field=value
     tool: str | None = None
+    like: str | None = None
 
 
 @dataclass

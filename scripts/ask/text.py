@@ -11,6 +11,8 @@ from scripts.ask.bounds import bound_bytes
 from scripts.ask.question import Question
 from scripts.common.schema import yaml_text
 from scripts.memory.answer_text import (
+    UNTRACED,
+    WORDS,
     answers,
     card,
     explanation,
@@ -23,7 +25,18 @@ from scripts.memory.answer_text import (
     verdict_line,
 )
 
-__all__ = ["card", "explanation", "full_text", "gib", "smallest", "step_line", "suggested", "verdict_line"]
+__all__ = [
+    "UNTRACED",
+    "WORDS",
+    "card",
+    "explanation",
+    "full_text",
+    "gib",
+    "smallest",
+    "step_line",
+    "suggested",
+    "verdict_line",
+]
 
 
 def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:

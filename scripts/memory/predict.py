@@ -20,15 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.ask.readers.asked import LIKE, AskedStep, asked_for, read_asked
+from scripts.ask.readers.asked import AskedStep, read_asked
 from scripts.common.errors import UserError
 from scripts.common.job import command
 from scripts.common.packages import STACK
-from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.answer_text import answers, explanation, head, other_ways, suggestions
 from scripts.memory.compare import compare
 from scripts.memory.estimate import estimate
-from scripts.memory.gpus import named
+from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.trace_step import traced
 from scripts.planner.answer import answer as answer_of
 from scripts.settings.scenario import Scenario
@@ -50,20 +49,6 @@ def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
         size = found.traced.trace["required_bytes"]
         answer["strategies"]["ddp"] = {"required_bytes": size, **found.verdict._asdict()}
     return answer
-
-
-def scripts_would_take(asked: AskedStep, where: object = "scenario") -> dict[str, int | None]:
-    """The peak with the settings of each tool's scripts, by the analytic estimate; None: not described."""
-    found: dict[str, int | None] = {}
-    gpu = named(asked.scenario.gpu, where)
-    for tool in LIKE if asked.like is None and asked.mapping else ():
-        try:
-            other = asked_for({**asked.mapping, "like": tool}, where).scenario
-            form = analytic_estimate(other, where, capability=gpu.capability if gpu else None, blocks=False)
-            found[tool] = form["peak_allocated_bytes"]
-        except (NotDescribed, UserError):  # what was named does not go with the tool's settings
-            found[tool] = None
-    return found
 
 
 def table(name: str, answer: dict[str, Any]) -> str:
