@@ -54,8 +54,11 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     need = f"the step needs {gib(trace['required_bytes'])}"
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
-    each = f" on each of {gpu['count']}" if answer["scenario"]["parallel"]["gpus"] > 1 else ""
+    parallel = answer["scenario"]["parallel"]
+    each = f" on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} for it"
+    if gpu["count"] > parallel["gpus"]:
+        has += f" (of {gpu['count']} cards the step uses {parallel['gpus']})"
     if answer["fits"]:
         return f"FITS: {need}{each}, {has}; {gib(answer['headroom_bytes'])} to spare"
     return f"DOES NOT FIT: {need}{each}, {has}; {gib(-answer['headroom_bytes'])} too few"

@@ -130,7 +130,7 @@ def test_several_cards_are_all_of_them(tmp_path) -> None:
     assert found.answer["assumed"]["parallel"]["gpus"] == 2
     assert found.answer["strategies"]["ddp"]["required_bytes"] > 0
     text = prediction.table("two.yaml", found.answer)
-    assert "on each of 2" in text.splitlines()[0] and "fsdp2 on 2 GPUs" in text and "with DDP" in text
+    assert "on each of 2 GPUs with FSDP2" in text.splitlines()[0] and "fsdp2 on 2 GPUs" in text and "with DDP" in text
 
 
 def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path) -> None:
@@ -261,3 +261,10 @@ def test_another_gpu_is_answered_by_its_own_kernels() -> None:
     )
     assert DEFAULT_CAPABILITY == (8, 0)
     assert (round(old / 1e9, 2), round(new / 1e9, 2)) == (21.21, 17.14)
+
+
+def test_a_card_that_the_step_does_not_use_is_told(tmp_path) -> None:
+    one = "gpu: {name: rtx-3090, count: 2}\nparallel: {strategy: none, gpus: 1}\n"
+    found = prediction.outcome(write(tmp_path, "one", SMALL + one)).answer
+    assert found["strategies"] == {} and found["scenario"]["parallel"]["gpus"] == 1
+    assert "(of 2 cards the step uses 1)" in prediction.table("one.yaml", found).splitlines()[0]
