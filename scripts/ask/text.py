@@ -22,6 +22,7 @@ from scripts.memory.answer_text import (
     smallest,
     step_line,
     suggestions,
+    time_lines,
     verdict_line,
 )
 
@@ -59,7 +60,7 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
 def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
     """The whole answer."""
     lines = head(answer)
-    lines += [*answers(answer), *run.time_lines(answer), *other_ways(answer)]
+    lines += [*answers(answer), *time_lines(answer), *other_ways(answer)]
     if asked.run:
         lines += run.run_lines(answer["run"], asked.run)
     lines += reading_lines(asked, answer)

@@ -7,6 +7,7 @@ from typing import Any
 
 from scripts.common.schema import yaml_text
 from scripts.common.sizes import gib
+from scripts.memory.compare import NO_SPEED
 from scripts.memory.gpus import EXPANDABLE_LINE, catalogue
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
@@ -159,6 +160,21 @@ def allocators(answer: Mapping[str, Any]) -> list[str]:
     how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
     word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
     return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{word}"]
+
+
+def time_lines(answer: Mapping[str, Any]) -> list[str]:
+    """How long a step takes."""
+    time = answer.get("time")
+    if time is None:
+        return [f"time of a step: {answer['reasons']['time']}"] if answer["reasons"].get("time") == NO_SPEED else []
+    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ""
+    lines = [
+        f"time of a step: {time['seconds_per_step']:.3g} s{between}, {time['tokens_per_second']:,.0f} tokens a second;"
+        f" limited by {time['limited_by']}"
+    ]
+    if not time["range"]:
+        lines.append("  no step was measured on this card: compare settings by it, and do not plan by it")
+    return lines
 
 
 def other_ways(answer: Mapping[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ from scripts.ask.readers.asked import AskedStep, read_asked
 from scripts.common.errors import UserError
 from scripts.common.job import command
 from scripts.common.packages import STACK
-from scripts.memory.answer_text import answers, explanation, head, other_ways, suggestions
+from scripts.memory.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
 from scripts.memory.compare import compare
 from scripts.memory.estimate import estimate
 from scripts.memory.other_scripts import scripts_would_take
@@ -53,7 +53,7 @@ def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer as text for a terminal."""
-    verdict, *lines = [*head(answer), *answers(answer), *other_ways(answer)]
+    verdict, *lines = [*head(answer), *answers(answer), *time_lines(answer), *other_ways(answer)]
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
     lines += [f"  warning: {warning}" for warning in answer["warnings"]]
