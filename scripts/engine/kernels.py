@@ -311,7 +311,7 @@ class FlashAttention2(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = True
     ) -> torch.Tensor:
         batch, tokens, heads, _ = query.shape
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        out = torch.empty_like(query)  # laid out as the queries are: flash_api.cpp, mha_fwd
         sums = query.new_empty((batch, heads, tokens), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.causal = causal
@@ -320,11 +320,11 @@ class FlashAttention2(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        query, key, value, _, _ = ctx.saved_tensors
+        query, key, value, out, _ = ctx.saved_tensors
         costs.attention("flash", query, key, tokens_dim=1, causal=ctx.causal, backward=True)
         batch, tokens, heads, head = query.shape
-        grad = grad.contiguous()
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
+        grad, out = grad.contiguous(), out.contiguous()  # attention_backward.cu, _flash_attention_backward
+        grads = [torch.empty_like(x) for x in (query, key, value)]
         padded, wide = cuda_rules.flash_padding(tokens, head)
         row = query.new_empty((batch, heads, padded), dtype=torch.float32)  # noqa: F841
         sum_query = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)  # noqa: F841

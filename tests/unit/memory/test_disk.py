@@ -10,7 +10,8 @@ from scripts.common.resource_table import FITS, TOO_SMALL
 from scripts.memory import disk
 from scripts.settings.scenario import Scenario
 from scripts.training.loop import Checkpoint
-from scripts.training.model import build_model, build_optimizer, parameter_count
+from scripts.training.model import build_model, parameter_count
+from scripts.training.optimizers import build_optimizer
 from scripts.training.step import random_step
 from scripts.training.worker import save_adapter
 from tests.unit.decoders import DECODERS
