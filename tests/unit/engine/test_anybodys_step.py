@@ -1,7 +1,6 @@
 """Steps of others: tensors made of tensors, compiled functions, optimizers' own choices, values, the host."""
 
 from functools import partial
-
 from pathlib import Path
 
 import pytest
