@@ -30,7 +30,7 @@ CARD_SETTINGS: dict[str, Any] = _read()["settings"]
 SCENARIOS: list[str] = CARD_SETTINGS["scenarios"]
 RUN = Path("results", CARD_SETTINGS["run"])
 GPU: dict[str, Any] = _read()["files"]["profile"][0]["gpu"]
-SAME = "no difference that the interval can carry"
+SAME = "difference too small for this sample"
 
 
 def change(content: dict[str, Any], values: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from scripts.documents.sources import MARKS, NUMBER, collect, count_of, dump_yam
 from tests.unit.documents import inputs
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "config" / "templates"
-DOCUMENTS = ("MODEL_CARD.md", "memory-profile.md", "publication.md", "report.html")
+DOCUMENTS = ("MODEL_CARD.md", "details.md", "memory-profile.md", "publication.md", "report.html")
 LISTS_OF_FILES = ("merging", "profile", "validation")
 # What words and rows are chosen by: another value makes another sentence, not another number.
 CHOOSING = re.compile(
