@@ -27,6 +27,7 @@ ZERO = "deepspeed.runtime.zero"
 RELIED_ON = {
     "accelerate.state.AcceleratorState": "_reset_state",
     "accelerate.state.GradientState": "_reset_state",
+    "bitsandbytes.autograd": "_functions",
     "peft.tuners._buffer_dict": "BufferDict",
     "peft.tuners.tuners_utils.BaseTunerLayer": "_move_adapter_to_device_of_base_layer",
     "torch": "_log_softmax _softmax",
