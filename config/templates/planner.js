@@ -4,7 +4,14 @@
 // scripts/memory/analytic/surface.py (evaluate) and scripts/planner/search.py (CalibratedEstimator).
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const charts = JSON.parse(document.getElementById("charts").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+const narrow = matchMedia("(max-width: 40rem)").matches;
+const LIGHT_ON_DARK = { "#1D2730": "#E6E9EC", "#66727D": "#A7B0B8", "#EEF1F4": "#39424A" };
+const charts = JSON.parse(document.getElementById("charts").textContent, (key, value) => {
+  if (narrow && key === "columns") return 1;
+  if (narrow && key === "axis" && value?.labelColor) return { ...value, labelLimit: 95 };
+  return (dark && LIGHT_ON_DARK[value]) || value;
+});
 const GIB = 2 ** 30, MIB = 2 ** 20;
 const MOST_ROWS_SHOWN = 1024, LEAST_LENGTH = 64;
 const byName = (list) => Object.fromEntries(list.map((entry) => [entry.name, entry]));
@@ -321,7 +328,7 @@ function show() {
   element("required").textContent = gib(found.required);
   element("usable").textContent = gib(found.usable);
   element("headroom").textContent = gib(Math.abs(found.headroom));
-  element("headroom_label").textContent = (found.headroom < 0 ? "too few" : "to spare") + ", estimated";
+  element("headroom_label").textContent = (found.headroom < 0 ? "missing" : "to spare") + ", estimated";
   for (const field of Object.keys(logarithmic)) {
     const [sure, most] = [found.sure[field], found.most[field]];
     element("largest_" + field).textContent = sure ? number(sure) : "none";
@@ -344,7 +351,7 @@ function showNothing(reason) {
   }
   element("close").hidden = true;
   for (const field of Object.keys(logarithmic)) element("most_" + field).textContent = "";
-  element("source").textContent = `There is none, since ${reason}. The trace answers: see below.`;
+  element("source").textContent = `This page has no estimate, because ${reason}. The trace answers: see below.`;
 }
 
 // Why the estimate can't tell, and who can.
@@ -359,12 +366,12 @@ function closeText(found) {
 function sourceText(found) {
   const estimate = `The analytic estimate of the peak is ${gib(found.peak)}`;
   if (!found.traces) {
-    return `${estimate}, and that is all that is known here: this was not traced for this page. What a GPU must have`
-      + ` lies above the peak, usually by some per cent, since the allocator's blocks don't fit together perfectly.${storageText()}`;
+    return `${estimate}. This combination was not traced for this page. A GPU must have more than the peak, usually by some`
+      + ` per cent, since the allocator's blocks don't fit together perfectly.${storageText()}`;
   }
   const sign = found.above < 0 ? "less" : "more";
-  return `${estimate}; ${found.traces} traces of this model and method showed that a GPU must have`
-    + ` ${gib(Math.abs(found.above))} ${sign}, interpolated between them.${storageText()}`;
+  return `${estimate}. By ${found.traces} traces of this model and method, and interpolation between them, a GPU must have`
+    + ` ${gib(Math.abs(found.above))} ${sign}.${storageText()}`;
 }
 
 // What FSDP2 leaves whole on each GPU, and needn't.

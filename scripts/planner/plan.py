@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scripts.ask.readers.asked import asked_for
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
+from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import EXPANDABLE_LINE, GIB, Gpu, catalogue, find
 from scripts.planner.feasibility import feasibility
 from scripts.planner.page_data import choices, layout_of
@@ -32,7 +34,7 @@ from scripts.planner.search import (
     divided,
     sweep,
 )
-from scripts.settings.scenario import Scenario, load_scenario, read_yaml
+from scripts.settings.scenario import Scenario, read_yaml
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)
@@ -178,7 +180,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _scenario(options: argparse.Namespace) -> Scenario:
     """The file's; for a page without one, the defaults on the model that the memory profile is about."""
     if options.scenario is not None:
-        return load_scenario(options.scenario)
+        mapping, card = read_yaml(options.scenario), find(options.gpu, "--gpu") if options.gpu else None
+        several = {"gpu": card.setting} if card and card.count > 1 and isinstance(mapping, dict) else {}
+        return asked_for({**mapping, **several} if several else mapping, options.scenario).scenario
     if not options.page:
         raise UserError(
             "A plan is made around a scenario.",
@@ -215,7 +219,7 @@ if __name__ == "__main__":
     if "snakemake" in globals():
         with job(snakemake):
             write_plan(
-                snakemake.input.config,
+                checked_configuration(snakemake.input),
                 snakemake.params.scenario,
                 snakemake.params.several_gpus,
                 snakemake.output.plan,

@@ -27,7 +27,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
-from scripts.settings.fields import FIELDS, MOST, file_schema
+from scripts.settings.fields import ELSEWHERE, FIELDS, MOST, file_schema
 from scripts.settings.model import MODELS, found_beside, read_model, size
 
 __all__ = [
@@ -57,7 +57,7 @@ class Lora:
 @dataclass(frozen=True)
 class Quantization:
     """How bitsandbytes packs the base of ``method: qlora``; ``compute`` is None where 4-bit layers compute in the
-    dtype of the other weights.
+    dtype of the other weights. Of ``type: int8`` (LLM.int8) there is one kind only.
     """
 
     type: str
@@ -98,8 +98,30 @@ class Parallel:
         return self.sharded or self.zero_stage > 0
 
 
+@dataclass(frozen=True)
+class Preference:
+    """What an objective takes beside its rows; a reference of None is what TRL takes by default."""
+
+    reference: str | None
+    generations: int
+    completion_length: int | None
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Versions of libraries that are meant instead of those installed."""
+
+    bitsandbytes: str | None
+
+
 # The fields with parts that are values of their own; a mapping of these parts makes one.
-_PARTS = {"allocator": Allocator, "parallel": Parallel, "quantization": Quantization}
+_PARTS = {
+    "allocator": Allocator,
+    "parallel": Parallel,
+    "preference": Preference,
+    "quantization": Quantization,
+    "versions": Versions,
+}
 
 
 @dataclass(frozen=True)
@@ -109,6 +131,8 @@ class Scenario:
     model: dict[str, Any]
     model_name: str | None
     method: str
+    objective: str
+    preference: Preference
     precision: str
     autocast: str | None
     quantization: Quantization | None  # None unless method is qlora
@@ -125,11 +149,13 @@ class Scenario:
     use_cache: bool
     gradient_checkpointing: bool | str
     attention: str
+    activation_offload: bool
     optimizer: str
     loss: str
     loop: str
     allocator: Allocator
     parallel: Parallel
+    versions: Versions
     gpu: str | dict[str, float] | None
 
     @classmethod
@@ -179,6 +205,8 @@ class Scenario:
             "gpu": lambda: checked_gpu(values.get("gpu"), where),
             "model": lambda: read_model(values.get("model"), where),
         }
+        if "model" not in mapping and any(ELSEWHERE.get(str(key)) == "model" for key in mapping):
+            del readers["model"]  # it is there under another tool's name, which `wrong` says
         for name, read in readers.items():
             try:
                 values[name] = read()
@@ -194,6 +222,8 @@ class Scenario:
             values |= {"adapter": None, "adapter_precision": "fp32"}
         if method == "full" or values["adapter"]:
             values["lora"] = None
+        if (values["quantization"] or {}).get("type") == "int8":  # which has no scales of scales
+            values["quantization"] = {**values["quantization"], "double": False}
         for part, kind in _PARTS.items():
             values[part] = values[part] and kind(**values[part])
         scenario = cls(**{f.name: values[f.name] for f in fields(cls)})
@@ -219,6 +249,11 @@ class Scenario:
         return self.micro_batch * self.sequence_length
 
     @property
+    def completion_length(self) -> int:
+        """Tokens of a row that an objective judges; half of them where nothing is said."""
+        return self.preference.completion_length or max(self.sequence_length // 2, 1)
+
+    @property
     def mixed(self) -> bool:
         """Whether fp32 weights are used under autocast."""
         return self.precision.endswith("-mixed")
@@ -241,7 +276,10 @@ class Scenario:
     @property
     def adapter_dtype(self) -> str:
         """Dtype of the adapters' weights: ``fp32``, ``fp16`` or ``bf16``."""
-        return self.weight_precision if self.adapter_precision == "base" else self.adapter_precision
+        if self.adapter_precision != "base":
+            return self.adapter_precision
+        # PEFT makes adapters in fp32, and casts them to the base's dtype where that is not of integers.
+        return "fp32" if self.quantization and self.quantization.type == "int8" else self.weight_precision
 
     def size(self, name: str, default: Any = None) -> Any:
         """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""
@@ -426,4 +464,12 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
             allowed="the package; or strategy fsdp2, which needs none and divides what zero3 divides (with"
             " reshard_after_forward: false it gathers weights as seldom as zero2)",
             write="pip install -c constraints.txt -r requirements-deepspeed.txt",
+        )
+    if scenario.objective != "sft" and find_spec("trl") is None:
+        raise UserError(
+            f"`objective: {scenario.objective}` needs the package trl, whose trainer takes the step.",
+            where=f"{where}: objective",
+            found=scenario.objective,
+            allowed="the package; or objective sft",
+            write="pip install -c constraints.txt -r requirements-trl.txt",
         )

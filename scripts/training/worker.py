@@ -102,7 +102,7 @@ def train(work: Work, group: Group = ALONE) -> None:
     import torch
 
     from scripts.training.exactness import self_test
-    from scripts.training.model import build_optimizer
+    from scripts.training.optimizers import build_optimizer
 
     scenario, loop, device = Scenario.from_mapping(work.scenario, where="training"), work.loop, work.device
     description = read_folder(Path(work.base, "description.json"))
@@ -182,8 +182,9 @@ def _model(work: Work, scenario: Scenario, title: str) -> tuple[Any, dict[str, A
     """The model on its device, divided where it is; and what the report says of it."""
     import torch
 
-    from scripts.training.model import assert_quantized, build_model
+    from scripts.training.model import build_model
     from scripts.training.parallel import parallelize, where_to_build
+    from scripts.training.quantized import assert_quantized
 
     model = build_model(scenario, where_to_build(scenario, work.device), weights=Path(work.base), seed=work.seed)
     quantized = assert_quantized(model, scenario)

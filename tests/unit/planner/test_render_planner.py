@@ -161,7 +161,9 @@ def test_between_a_traced_border_and_the_peak_it_is_too_close_to_call(scenario, 
         scenario, methods, {}, gpu, models={}, rows=[row, {**row, "method": "lora", "largest_micro_batch": 0}]
     )
     (tmp_path / "page.html").write_text(page(data), encoding="utf-8")
-    with opened((tmp_path / "page.html").as_uri(), f"--window-size={width},900") as browser:
+    with opened((tmp_path / "page.html").as_uri()) as browser:
+        browser.set_window_size(width, 900)
+        browser.refresh()
         ready(browser)
 
         def word(**changes) -> str:

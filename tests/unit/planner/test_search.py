@@ -9,9 +9,11 @@ import yaml
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
 from scripts.memory.trace import trace
 from scripts.planner import search as planner
+from scripts.planner.feasibility import largest
 from scripts.planner.search import (
     CalibratedEstimator,
     _bigger_gpu,
+    _verified,
     apply,
     as_method,
     moves,
@@ -84,6 +86,32 @@ def test_several_changes_where_one_does_not_suffice() -> None:
         assert required(apply(scenario, fewer)) > gpu.usable_bytes
 
 
+def test_expandable_segments_are_the_first_suggestion_where_they_suffice() -> None:
+    sizes = {"hidden_size": 2048, "intermediate_size": 5632, "vocab_size": 32000}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 4}
+    scenario = make(model={**LLAMA_3_LAYERS, **sizes, **heads}, method="full", sequence_length=1000)
+    grown = scenario.changed(allocator={"expandable_segments": True})
+    without, need = required(scenario), required(grown)
+    assert need < without
+    first = suggest(scenario, card((need + without) // 2))[0]
+    assert (first.move, first.required_bytes) == ("expandable_segments", need)
+    assert first.write == "allocator: {expandable_segments: true}"
+    assert "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" in first.cost
+    assert "expandable_segments" not in {move.name for move in moves(grown)}
+
+
+def test_a_shorter_length_is_the_longest_below_which_all_fit() -> None:
+    scenario = make(sequence_length=1024, loss="chunked", optimizer="paged_adamw_8bit")
+    gpu = card(required(scenario.changed(sequence_length=640)))
+    (move,) = (move for move in moves(scenario) if move.name == "sequence_length")
+    assert [changes["sequence_length"] for changes in move.options] == list(range(960, 127, -64))
+    estimate = CalibratedEstimator(scenario, gpu)
+    found = _verified(scenario, move, gpu, estimate, lambda step: estimate(step) <= gpu.usable_bytes)
+    longest = largest(scenario, gpu, "sequence_length")["value"]
+    assert 512 < found.changes["sequence_length"] == longest < 1024
+    assert required(scenario.changed(**found.changes)) == found.required_bytes <= gpu.usable_bytes
+
+
 def test_bigger_card_is_the_smallest_that_holds_it() -> None:
     scenario, gpu = make(micro_batch=1500), find("t4")
     last = suggest(scenario, gpu)[-1]
@@ -100,6 +128,8 @@ ODD = [
     {"packing": "rows"},
     {"loss": "liger"},
     {"method": "full", "precision": "bf16-mixed"},
+    {"quantization": {"type": "int8"}, "parallel": {"strategy": "ddp", "gpus": 2}, "gpu": {"vram_gib": 24, "count": 4}},
+    {"quantization": {"type": "int8"}, "gpu": {"vram_gib": 24, "count": 2}},
 ]
 
 
@@ -253,7 +283,7 @@ def test_4bit_weights_that_fsdp_leaves_whole_are_named_with_what_dividing_them_s
     _, price, (changes,) = next(move for move in moves(scenario) if move.name == "divide_4bit_weights")
     divided_too = apply(scenario, changes)
     resident = [trace(step, timeline=False)["resident_bytes"] for step in (scenario, divided_too)]
-    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 1e9:.2f} GB" in price
+    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 2**30:.2f} GiB" in price
     assert whole_4bit_bytes(divided_too) == whole_4bit_bytes(make()) == 0
 
 
