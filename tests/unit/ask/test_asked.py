@@ -32,7 +32,7 @@ def test_a_tool_sets_what_its_own_reader_says_of_an_empty_file(tool, rows, metho
 
 def test_another_aim_takes_that_trainers_loss() -> None:
     for objective in ("dpo", "orpo", "kto", "grpo", "reward"):
-        found = asked_for({**STEP, "like": "trl", "objective": objective})
+        found = asked_for({**STEP, "like": "trl", "objective": objective, "micro_batch": 8})
         assert found.scenario.objective == objective and found.scenario.loss == "full"
 
 
