@@ -88,6 +88,13 @@ class Room(NamedTuple):
         return self.has_bytes is not None and needed > self.has_bytes
 
 
+class Results(NamedTuple):
+    """The disk for results: its free bytes, and the stages whose files it holds already."""
+
+    free_bytes: int
+    there: Sequence[str] = ()
+
+
 def host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes that this machine's processes may still take; in a container no more than its limit leaves."""
     import psutil
@@ -177,7 +184,7 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
 
 def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int, room: Room) -> Stage:
     """The comparison after the merge: in the first place that has the room, and left out where none has."""
-    from scripts.merging.verify import choose_device, comparison_bytes
+    from scripts.merging.logits import choose_device, comparison_bytes
 
     name, sizes = "comparison after the merge", comparison_bytes(stored, dtype, adapter_bytes)
     free = {GPU: room.gpu and room.gpu.usable_bytes, HOST: room.host_bytes}
@@ -242,9 +249,8 @@ def price(
     settings: Mapping[str, Any],
     room: Room,
     *,
+    results: Results,
     evaluation_room: Room | None = None,
-    free_disk_bytes: int,
-    there: Sequence[str] = (),
 ) -> Price:
     """Price the stages of a run.
 
@@ -260,11 +266,8 @@ def price(
         ``override``, ``source`` of the model, ``merging``.
     room, evaluation_room
         What there is; for the evaluation and the comparison, which use one GPU, where theirs is another.
-    free_disk_bytes
-        Where the results are.
-    there
-        Stages whose files are on the disk already.
-
+    results
+        The disk that the results lie on.
     """
     decision = decide(traced, room.gpu, settings["override"], longest)
     model = traced.scenario
@@ -274,15 +277,15 @@ def price(
     base_bytes = sizes.parameters * sizes.base_width
     stored = sizes.parameters * max(sizes.base_width, sizes.merged_width)
     embedding = model.size("vocab_size") * model.size("hidden_size") * sizes.base_width  # the largest tensor
-    alone = evaluation_room or room
+    alone, there = evaluation_room or room, "base model" in results.there
     found = [
-        *host_stages(settings["source"]["type"], base_bytes, embedding, "base model" in there, room, model, base),
+        *host_stages(settings["source"]["type"], base_bytes, embedding, there, room, model, base),
         *training_stages(traced, longest, decision, room, base),
         comparison_stage(
             stored, merged, sizes.trainable * sizes.adapter_width, settings["merging"]["verify"]["prompts"], alone
         ),
         *(stage for name, evaluation in evaluations.items() for stage in evaluation_stages(name, evaluation, alone)),
-        *disk.stages(sizes, free_disk_bytes, there),
+        *disk.stages(sizes, results.free_bytes, results.there),
     ]
     return Price(found, room.gpu, settings["override"])
 
@@ -351,8 +354,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
         {**settings, "override": settings["gate"]["override"]},
         Room(gpu, host),
         evaluation_room=Room(evaluation_gpu, host),
-        free_disk_bytes=disk.free_bytes(output),
-        there=["base model"] if (base / "weights.json").is_file() else [],
+        results=Results(disk.free_bytes(output), ["base model"] if (base / "weights.json").is_file() else []),
     )
     for line in table(priced.stages):
         log.info("%s", line)

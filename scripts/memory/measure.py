@@ -58,7 +58,7 @@ def measure(
             write="parallel: {strategy: none, gpus: 1}",
         )
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline)
-    from scripts.training.model import attention_kernel
+    from scripts.training.architecture import attention_kernel
 
     return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
 

@@ -30,10 +30,9 @@ from scripts.memory.loading import Loader, loading_history
 from scripts.memory.step_time import Speed, step_time
 from scripts.settings.scenario import Scenario, check_packages
 from scripts.training.adapters import adapter_names
+from scripts.training.architecture import attention_kernel, attention_name
 from scripts.training.model import (
     assert_quantized,
-    attention_kernel,
-    attention_name,
     build_model,
     build_optimizer,
     notes,

@@ -15,7 +15,6 @@ import copy
 import errno
 import fnmatch
 import hashlib
-import importlib.metadata
 import math
 import os
 import shutil
@@ -48,6 +47,7 @@ from scripts.common.files import (
     write_report,
 )
 from scripts.common.job import command, job, keep_host_memory, log, progress
+from scripts.common.packages import versions
 from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
 
 MANIFEST = "manifest.json"
@@ -303,10 +303,8 @@ def merge(
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        problem = "The disk filled up during the merge."
-        raise UserError(
-            problem, where=output.parent, allowed="free some space and run the same command again"
-        ) from None
+        again = "free some space and run the same command again"
+        raise UserError("The disk filled up during the merge.", where=output.parent, allowed=again) from None
     return read_json(output / MANIFEST)
 
 
@@ -388,7 +386,6 @@ def _manifest(
 ) -> dict[str, Any]:
     """What was merged into what; ``sha256`` names every file of the folder."""
     adapter, base = plan.adapter, plan.base
-    packages = ("peft", "safetensors", "torch", "transformers")
     tensors = [tensor for shard in shards for tensor in shard.tensors]
     sizes = {code: sum(x.bytes for x in tensors if x.dtype == code) for code in sorted(FLOAT_DTYPES)}
     return {
@@ -411,7 +408,7 @@ def _manifest(
         "sha256": {name: written for name, (_, written) in digests.items()},
         "tensors": {"changed": sum(bool(update.keys) for update in plan.updates.values()), "total": len(tensors)},
         "untied": plan.untied,
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions(("peft", "safetensors", "torch", "transformers")),
         "weights": sorted(digests),
     }
 

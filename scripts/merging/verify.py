@@ -17,46 +17,22 @@ By hand::
 """
 
 import argparse
-import gc
 import os
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from scripts.common.checkpoint import (
-    FLOAT_DTYPES,
-    ITEM_BYTES,
-    SAFETENSORS_NAMES,
-    Checkpoint,
-    Tensor,
-    open_checkpoint,
-    read_into,
-    read_tensor,
-)
+from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, open_checkpoint, read_into, read_tensor
 from scripts.common.errors import UserError
 from scripts.common.files import read_jsonl, read_report, sha256_file, write_report
 from scripts.common.job import command, job, log, progress
 from scripts.merging.adapter import LORA_KEY, PREFIX, Plan, open_adapter, plan_merge, without_numbers
+from scripts.merging.logits import NO_QUESTIONS, Questions, check_logits, free_memory, not_run, result_of
 from scripts.merging.merge import MANIFEST, check_small_inputs
 
-# Root mean square of the logits' differences that rounding explains, as a share of the logits' standard
-# deviation, by the dtype of the weights and the dtype of the computation. Three to ten times what a 30-layer model
-# shows (float32 3e-6; bfloat16 weights 7e-3, computing in bfloat16 as well 4e-2); an adapter that was left out
-# or added twice differs by more, unless it hardly learned anything.
-LOGITS_TOLERANCE = {
-    ("float32", "float32"): 1e-4,
-    ("float16", "float32"): 3e-3,
-    ("bfloat16", "float32"): 2e-2,
-    ("float16", "float16"): 2e-2,
-    ("bfloat16", "bfloat16"): 1e-1,
-}
-# The most, in units of that tolerance, by which an answer's token may lead over the one that the merged model
-# prefers for the two to be called a tie: four standard deviations of the difference of two logits.
-TIE = 6
 CHUNK_BYTES = 2**24  # compared at once
-WORKING_BYTES = 700_000_000  # of a forward pass and of the process beside the weights
 
 
 def check_files(merged: Path, digests: dict[str, str]) -> dict[str, Any]:
@@ -68,7 +44,7 @@ def check_files(merged: Path, digests: dict[str, str]) -> dict[str, Any]:
         if not (merged / name).is_file() or sha256_file(merged / name) != digest
     ]
     wrong += sorted({path.name for path in merged.glob("*.safetensors")} - set(files))
-    return _result(not wrong, files=len(files), wrong=wrong)
+    return result_of(not wrong, files=len(files), wrong=wrong)
 
 
 def check_tensors(plan: Plan, merged: Checkpoint, dtype: str) -> dict[str, Any]:
@@ -83,7 +59,7 @@ def check_tensors(plan: Plan, merged: Checkpoint, dtype: str) -> dict[str, Any]:
             wrong.add(name)
         converted += other_dtype
     added = sorted(set(merged.tensors) - set(plan.base.tensors))
-    return _result(not wrong, tensors=len(merged.tensors), added=added, converted=converted, wrong=sorted(wrong))
+    return result_of(not wrong, tensors=len(merged.tensors), added=added, converted=converted, wrong=sorted(wrong))
 
 
 def check_untouched(plan: Plan, merged: Checkpoint) -> dict[str, Any]:
@@ -103,7 +79,7 @@ def check_untouched(plan: Plan, merged: Checkpoint) -> dict[str, Any]:
             same = torch.equal(values, read_tensor(theirs).to(values.dtype))
         if not same:
             wrong.append(ours.name)
-    return _result(not wrong, tensors=len(tensors), bytes=sum(tensor.bytes for tensor in tensors), wrong=wrong)
+    return result_of(not wrong, tensors=len(tensors), bytes=sum(tensor.bytes for tensor in tensors), wrong=wrong)
 
 
 def _chunks(tensor: Tensor) -> Iterator[bytearray]:
@@ -192,148 +168,7 @@ def check_layers(plan: Plan, merged: Checkpoint, count: int) -> dict[str, Any]:
             worst, different = max(worst, float(difference.max())), different + int((difference > 0).sum())
         layers.append({"name": name, "max_abs_difference": worst, "different_values": different, "within": within})
     good = all(layer["within"] for layer in layers)
-    return _result(good, changed=len(names), layers=layers, identical=sum(not x["different_values"] for x in layers))
-
-
-def comparison_bytes(stored: int, dtype: str, adapter_bytes: int) -> dict[str, int]:
-    """Bytes that the comparison of the models needs, by the dtype that it computes in, the preferred one first.
-
-    Parameters
-    ----------
-    stored
-        Bytes of the weights' files, of ``dtype``.
-    """
-    itemsize = ITEM_BYTES[SAFETENSORS_NAMES[dtype]]
-    return {
-        name: stored * size // itemsize + adapter_bytes + WORKING_BYTES
-        for name, size in (("float32", 4), (dtype, itemsize))
-    }
-
-
-def choose_device(sizes: dict[str, int], free: dict[str, int]) -> tuple[str, str] | None:
-    """Device and dtype of the computation; None when no device has the room.
-
-    Parameters
-    ----------
-    sizes
-        Bytes needed by dtype, the preferred one first.
-    free
-        Free bytes by device, the preferred one first.
-    """
-    return next(((device, dtype) for device in free for dtype in sizes if free[device] >= sizes[dtype]), None)
-
-
-def free_memory() -> dict[str, int]:
-    """Free bytes of the GPU, if there is one, and of the machine."""
-    import psutil
-    import torch
-
-    free = {"cuda": torch.cuda.mem_get_info()[0]} if torch.cuda.is_available() else {}
-    return {**free, "cpu": psutil.virtual_memory().available}
-
-
-def check_logits(
-    plan: Plan, merged: Path, weights: str, place: tuple[str, str], requests: list[str], system: str, max_tokens: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Logits and greedy answers of the merged model against base plus adapter; one model in memory at a time.
-
-    Base plus adapter answer each request greedily. The merged model then reads prompt and answer: where its
-    most likely token is the answer's at every step, it would have given the same answer. A step at which the
-    two best tokens lie within the tolerance is a tie that rounding may break either way, and is counted.
-
-    Parameters
-    ----------
-    weights
-        Dtype of the merged folder.
-    place
-        Device and dtype to compute in. float32 shows what the merge rounded and nothing else.
-    max_tokens
-        The most tokens of an answer.
-
-    Returns
-    -------
-    tuple
-        The results of the checks ``logits`` and ``answers``.
-    """
-    import torch
-    import transformers
-    from peft import PeftModel
-
-    from scripts.common.chat import render_prompt
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    device, dtype = place
-
-    def load(folder: Path) -> Any:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), trust_remote_code=False
-        )
-
-    def logits(model: Any, sequence: Any, start: int) -> Any:
-        # From the prompt's last token on: each position there predicted one token of the answer.
-        return model(sequence).logits[0, start - 1 : -1].float().cpu()
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(merged, trust_remote_code=False)
-    texts = [render_prompt(tokenizer, system, request) for request in requests]
-    prompts = [tokenizer(text, add_special_tokens=False, return_tensors="pt").to(device) for text in texts]
-    stop = tokenizer.eos_token_id
-    greedy = transformers.GenerationConfig(
-        do_sample=False, max_new_tokens=max_tokens, eos_token_id=stop, pad_token_id=0 if stop is None else stop
-    )
-    reference, effect = [], 0.0  # (sequence, length of the prompt, logits of the answer) of base plus adapter
-    with torch.inference_mode():
-        model = PeftModel.from_pretrained(load(plan.base.folder), plan.adapter.folder).to(device).eval()
-        for prompt in progress(prompts, "base plus adapter", unit="prompt"):
-            start = prompt["input_ids"].shape[1]
-            sequence = model.generate(
-                input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], generation_config=greedy
-            )
-            reference.append((sequence, start, logits(model, sequence, start)))
-            with model.disable_adapter():
-                effect += float((logits(model, sequence, start) - reference[-1][2]).double().square().sum())
-        del model
-        gc.collect()
-        model = load(merged).to(device).eval()
-        spread = float(torch.cat([values for *_, values in reference]).std())
-        tolerance = LOGITS_TOLERANCE.get((weights, dtype), 1e-4) * spread
-        worst, squares, same, ties, different = 0.0, 0.0, 0, 0, []
-        for number, (sequence, start, expected) in enumerate(progress(reference, "merged", unit="prompt")):
-            ours = logits(model, sequence, start)
-            difference = (ours - expected).abs()
-            worst, squares = max(worst, float(difference.max())), squares + float(difference.double().square().sum())
-            missed = (ours.argmax(-1) != sequence[0, start:].cpu()).nonzero().flatten().tolist()
-            if not missed:
-                same += 1
-            elif float(expected[missed[0]].max() - expected[missed[0], ours[missed[0]].argmax()]) <= TIE * tolerance:
-                ties += 1
-            else:
-                different.append(number)
-    count = sum(values.numel() for *_, values in reference)
-    tokens = sum(len(values) for *_, values in reference)
-    facts = {
-        "adapter_effect": (effect / count) ** 0.5,
-        "computed_in": dtype,
-        "device": device,
-        "logits_standard_deviation": spread,
-        "max_abs_difference": worst,
-        "positions": tokens,
-        "prompts": len(prompts),
-        "rms_difference": (squares / count) ** 0.5,
-        "tolerance": tolerance,
-    }
-    return (
-        _result(facts["rms_difference"] <= tolerance, **facts),
-        _result(not different, different=different, prompts=len(prompts), same=same, ties=ties, tokens=tokens),
-    )
-
-
-def _result(good: bool, **facts: Any) -> dict[str, Any]:
-    return {"status": "passed" if good else "failed", **facts}
-
-
-def _not_run(reason: str) -> dict[str, Any]:
-    return {"status": "not run", "reason": f"not run: {reason}"}
+    return result_of(good, changed=len(names), layers=layers, identical=sum(not x["different_values"] for x in layers))
 
 
 def verify(
@@ -341,10 +176,8 @@ def verify(
     adapter: str | os.PathLike,
     merged: str | os.PathLike,
     *,
-    requests: Iterable[str] = (),
-    system: str = "",
+    questions: Questions = NO_QUESTIONS,
     layers: int = 8,
-    max_new_tokens: int = 32,
     free: dict[str, int] | None = None,
 ) -> dict[str, Any]:
     """Run every check that the machine can run.
@@ -353,14 +186,10 @@ def verify(
     ----------
     base, adapter, merged
         The folders of a merge.
-    requests
-        Held-out requests for the last two checks.
-    system
-        System prompt that the adapter was trained with.
+    questions
+        What base plus adapter and the merged model are asked in the last two checks.
     layers
         How many changed weights to compare with PEFT's.
-    max_new_tokens
-        The most tokens of an answer.
     free
         Free bytes by device; None: as found.
 
@@ -370,45 +199,30 @@ def verify(
         ``passed`` (no check failed), ``checks`` (by name: ``status`` passed, failed or not run, with figures),
         ``complete`` (every check ran).
     """
-    merged, requests = Path(merged), list(requests)
+    merged = Path(merged)
     manifest = read_report(merged / MANIFEST)
     check_small_inputs(Path(base), Path(adapter))
-    plan, weights = plan_merge(open_checkpoint(base), open_adapter(adapter)), manifest["dtype"]
-    files = check_files(merged, manifest["sha256"])
+    plan = plan_merge(open_checkpoint(base), open_adapter(adapter))
+    checks = {"files": check_files(merged, manifest["sha256"])}
     try:
         result = open_checkpoint(merged)
     except UserError as error:
-        if files["status"] == "passed":
+        if checks["files"]["status"] == "passed":
             raise
-        others = dict.fromkeys(("tensors", "untouched", "layers", "logits", "answers"), _not_run(error.problem))
-        return {"checks": {"files": files, **others}, "complete": False, "passed": False}
-    checks = {
-        "files": files,
-        "tensors": check_tensors(plan, result, weights),
-        "untouched": check_untouched(plan, result),
-    }
-    stored = max(sum(shard.bytes for shard in checkpoint.shards) for checkpoint in (plan.base, result))
-    sizes = comparison_bytes(stored, weights, plan.adapter.path.stat().st_size)
-    free = free if free is not None else free_memory()
-    place = choose_device(sizes, free)
-    changed = [name for name in checks["files"]["wrong"] if not name.endswith(".safetensors")]
+        checks |= dict.fromkeys(("tensors", "untouched", "layers", "logits", "answers"), not_run(error.problem))
+        return {"checks": checks, "complete": False, "passed": False}
+    checks["tensors"] = check_tensors(plan, result, manifest["dtype"])
+    checks["untouched"] = check_untouched(plan, result)
     if checks["tensors"]["status"] == "failed":
-        checks["layers"] = checks["logits"] = checks["answers"] = _not_run("the tensors are not the base's")
+        checks |= dict.fromkeys(("layers", "logits", "answers"), not_run("the tensors are not the base's"))
     else:
+        changed = [name for name in checks["files"]["wrong"] if not name.endswith(".safetensors")]
         checks["layers"] = check_layers(plan, result, layers)
-        if changed:
-            checks["logits"] = checks["answers"] = _not_run(f"{changed[0]} is not what the merge wrote")
-        elif not requests:
-            checks["logits"] = checks["answers"] = _not_run("no requests were given")
-        elif place is None:
-            room = ", ".join(
-                f"{size / 1e9:.1f} GB free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items()
-            )
-            checks["logits"] = checks["answers"] = _not_run(f"needs {sizes[weights] / 1e9:.1f} GB, {room}")
-        else:
-            checks["logits"], checks["answers"] = check_logits(
-                plan, merged, weights, place, requests, system, max_new_tokens
-            )
+        checks["logits"], checks["answers"] = (
+            [not_run(f"{changed[0]} is not what the merge wrote")] * 2
+            if changed
+            else check_logits(plan, result, manifest["dtype"], questions, free if free is not None else free_memory())
+        )
     for name, check in checks.items():
         log.info("%-9s %s", name, check.get("reason", check["status"]))
     states = {check["status"] for check in checks.values()}
@@ -443,10 +257,10 @@ def run(
     report_path: str | os.PathLike,
 ) -> None:
     """The rule's work: verify, keep the report in the log when a check fails, fail then."""
-    settings = dict(settings)
     read_report(split, prompts)
-    requests = first_requests(prompts, settings.pop("prompts"))
-    report = verify(base, adapter, merged, requests=requests, **settings)
+    requests = first_requests(prompts, settings["prompts"])
+    questions = Questions(requests, settings["system"], settings["max_new_tokens"])
+    report = verify(base, adapter, merged, questions=questions, layers=settings["layers"])
     require_passed(report, merged)
     write_report(report_path, report)
 
@@ -464,8 +278,8 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=8, metavar="N", help="weights to compare (default 8)")
     options = parser.parse_args()
     requests = first_requests(options.prompts, options.count) if options.prompts else []
-    folders = (options.base, options.adapter, options.merged)
-    report = verify(*folders, requests=requests, system=options.system, layers=options.layers)
+    folders, questions = (options.base, options.adapter, options.merged), Questions(requests, options.system)
+    report = verify(*folders, questions=questions, layers=options.layers)
     for name, check in report["checks"].items():
         print(f"{name:9} {check.get('reason', check['status'])}")
     require_passed(report, options.merged)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import posixpath
 import re
 from functools import cache
 from types import SimpleNamespace as Facts
 from typing import Any
 
 from scripts.common.errors import UserError
+from scripts.screen.commands import MARK, OUTPUT
 
 # The fields of a row that are not lists of options; the table's head says what each means.
 _UNKNOWN: dict[str, Any] = dict.fromkeys("wraps joins pattern escape sends_of".split())
@@ -63,3 +65,13 @@ class Programs:
 def names_pattern(names: str) -> re.Pattern[str]:
     """A pattern for names that may hold globs."""
     return re.compile("|".join(fnmatch.translate(name) for name in names.split()) or "(?!)")
+
+
+def program_name(word: str) -> str:
+    """The program that the first word of a command names: without the system's folders."""
+    bare = MARK.sub("", word)
+    if "/" not in bare.strip("/") and bare[:1] != "/":
+        return bare or word
+    base = bare.rsplit("/", 1)[-1]
+    computed = bare != word and OUTPUT[0] in word
+    return base if base and (computed or re.search(r"(^|/)s?bin/[^/]+$", posixpath.normpath(bare))) else bare

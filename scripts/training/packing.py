@@ -24,8 +24,9 @@ from torch.utils._pytree import tree_map
 
 from scripts.common.errors import UserError
 from scripts.settings.scenario import Scenario
+from scripts.training.architecture import configuration
 from scripts.training.batches import IGNORED, Row, collate
-from scripts.training.model import autocast_dtype, configuration, weight_dtype
+from scripts.training.model import autocast_dtype, weight_dtype
 
 Pack = list[Row]
 _LAYERS = ("full_attention", "sliding_attention")  # kinds of layers whose mask this module can make

@@ -8,7 +8,7 @@ training is kept, for when its settings come back. What each process does: :mod:
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scripts.common.cache import ResultCache
 from scripts.common.device import set_allocator
@@ -28,31 +28,32 @@ def name_base(description: Mapping[str, Any], report: Path, config: Path, *other
     write_report(report, {**read_json(report), "base": about_base(description)}, config, *others)
 
 
-def main(
-    base: Path,
-    scenario_mapping: dict,
-    loop: dict,
-    seed: int,
-    inputs: dict[str, str],
-    outputs: dict[str, str],
-    threads: int,
-    code: str,
-) -> None:
+class Settings(NamedTuple):
+    """What shapes an adapter beside the base and the data: a step without its model, the loop around it, the code."""
+
+    scenario: dict[str, Any]
+    loop: dict[str, Any]
+    seed: int
+    code: str
+
+
+def main(base: Path, settings: Settings, inputs: dict[str, str], outputs: dict[str, str], threads: int) -> None:
     """Train and write the adapter, the curve and the report; or put back what was written for the same before."""
+    loop = settings.loop
     read_folder(base / "description.json")
     data = read_report(inputs["encoded"], inputs["train"], inputs["validation"])
-    scenario = Scenario.from_mapping({**scenario_mapping, "model": read_json(base / "config.json")}, where="training")
+    scenario = Scenario.from_mapping({**settings.scenario, "model": read_json(base / "config.json")}, where="training")
     rows_in_a_step(scenario, loop)
     set_allocator(scenario.allocator.expandable_segments)
     gpus = scenario.parallel.gpus
     device = pick_device(loop["device"], gpus)
     state = {
-        "code": code,
+        "code": settings.code,
         "data": {name: data["sha256"][Path(inputs[name]).name] for name in ("train", "validation")},
         "device": device,
         "loop": loop,
         "scenario": scenario.to_mapping(),
-        "seed": seed,
+        "seed": settings.seed,
         "weights": read_report(inputs["weights"])["files"],
     }
     folder, report, curve_path = (Path(outputs[name]) for name in ("adapter", "report", "curve"))
@@ -72,7 +73,7 @@ def main(
         loop=loop,
         outputs={name: str(path) for name, path in outputs.items()},
         scenario=scenario.to_mapping(),
-        seed=seed,
+        seed=settings.seed,
         threads=max(1, threads // gpus) if device == "cpu" else threads,
     )
     if gpus == 1:
@@ -88,11 +89,13 @@ if __name__ == "__main__":
     with job(snakemake):
         main(
             Path(snakemake.input.config).parent,
-            snakemake.params.scenario,
-            snakemake.params.loop,
-            snakemake.params.seed["seed"],
+            Settings(
+                snakemake.params.scenario,
+                snakemake.params.loop,
+                snakemake.params.seed["seed"],
+                snakemake.params.code,
+            ),
             {name: snakemake.input[name] for name in ("encoded", "gate", "train", "validation", "weights")},
             {name: snakemake.output[name] for name in ("adapter", "report", "curve")},
             snakemake.threads,
-            snakemake.params.code,
         )

@@ -43,7 +43,7 @@ def train(folder: Path, run: Path, strategy: str, gpus: int, method: str) -> Non
     for path in outputs.values():  # as Snakemake does
         path.unlink(missing_ok=True)
     try:
-        train.main(folder / "base", step, loop, 0, inputs, outputs, 1, "code")
+        train.main(folder / "base", train.Settings(step, loop, 0, "code"), inputs, outputs, 1)
     except UserError as error:
         sys.exit(error.problem)
 

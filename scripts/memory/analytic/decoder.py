@@ -19,7 +19,7 @@ L     layers
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -370,22 +370,7 @@ def describe(model: Mapping[str, Any]) -> Decoder:
         "K": groups,
         "d": head,
     }
-    output, up, down, gate = family.names
-    qkv = flag(family.qkv_bias)
-    if family.fused_qkv:
-        attention = (Matrix(family.fused_qkv, "a+k+k", "h", qkv),)
-    else:
-        attention = tuple(Matrix(f"{x}_proj", width, "h", qkv) for x, width in (("q", "a"), ("k", "k"), ("v", "k")))
-    attention += (Matrix(output, "h", "a", flag(family.o_bias)),)
-    bias = flag(family.mlp_bias)
-    if experts:
-        mlp: tuple[Matrix, ...] = ()
-    elif family.fused_gate_up:
-        mlp = (Matrix(family.fused_gate_up, "i+i", "h", bias), Matrix(down, "h", "i", bias))
-    elif family.gated:
-        mlp = (Matrix(gate, "i", "h", bias), Matrix(up, "i", "h", bias), Matrix(down, "h", "i", bias))
-    else:
-        mlp = (Matrix(up, "i", "h", bias), Matrix(down, "h", "i", bias))
+    attention, mlp = _matrices(family, flag, dense=not experts)
     rotary = family.rotary
     if rotary and kind in ("phi", "phi3"):
         parameters = model.get("rope_parameters") or {}
@@ -411,6 +396,27 @@ def describe(model: Mapping[str, Any]) -> Decoder:
         window=(read("sliding_window") or 0) if model.get("use_sliding_window", not kind.startswith("qwen")) else 0,
         experts=experts,
     )
+
+
+def _matrices(
+    family: Family, flag: Callable[[str | bool], bool], dense: bool
+) -> tuple[tuple[Matrix, ...], tuple[Matrix, ...]]:
+    """The matrices of a layer's attention and of its MLP; experts have theirs elsewhere."""
+    output, up, down, gate = family.names
+    qkv, bias = flag(family.qkv_bias), flag(family.mlp_bias)
+    if family.fused_qkv:
+        attention = (Matrix(family.fused_qkv, "a+k+k", "h", qkv),)
+    else:
+        attention = tuple(Matrix(f"{x}_proj", width, "h", qkv) for x, width in (("q", "a"), ("k", "k"), ("v", "k")))
+    attention += (Matrix(output, "h", "a", flag(family.o_bias)),)
+    last = Matrix(down, "h", "i", bias)
+    if not dense:
+        return attention, ()
+    if family.fused_gate_up:
+        return attention, (Matrix(family.fused_gate_up, "i+i", "h", bias), last)
+    if family.gated:
+        return attention, (Matrix(gate, "i", "h", bias), Matrix(up, "i", "h", bias), last)
+    return attention, (Matrix(up, "i", "h", bias), last)
 
 
 def described(scenario: Scenario, where: object = "scenario") -> Decoder:

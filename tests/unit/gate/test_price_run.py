@@ -13,7 +13,7 @@ from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
 from scripts.gate import price_run
-from scripts.gate.price_run import GPU, HOST, Price, Room
+from scripts.gate.price_run import GPU, HOST, Price, Results, Room
 from scripts.memory.evaluation_memory import Evaluation, trace_evaluation
 from scripts.memory.gpus import find, tightest
 from scripts.memory.trace import trace
@@ -43,7 +43,7 @@ def run() -> dict:
         "longest": replace(scenario, micro_batch=4, sequence_length=64),
         "evaluations": {NAME: Evaluation(LLAMA_3_LAYERS, "float32", rows * 8, 32, 2)},
         "settings": SETTINGS,
-        "free_disk_bytes": PLENTY,
+        "results": Results(PLENTY),
     }
 
 
@@ -190,7 +190,7 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
 
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
     """A results folder on a disk with next to nothing left."""
-    allowed = {**run, "settings": {**SETTINGS, "override": True}, "free_disk_bytes": 5_000_000}
+    allowed = {**run, "settings": {**SETTINGS, "override": True}, "results": Results(5_000_000)}
     priced = price_run.price(**allowed, room=Room(card(PLENTY), PLENTY))
     assert not priced.fits and "merged model" in priced.overridden
     with pytest.raises(UserError, match="does not fit: it ends here"):

@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, write_json, write_jsonl, write_report
+from scripts.merging.logits import Questions, choose_device
 from scripts.merging.merge import merge
-from scripts.merging.verify import choose_device, require_passed, run, verify
+from scripts.merging.verify import require_passed, run, verify
 from tests.unit.merging.models import VOCABULARY, edit_weights, make_adapter, make_base
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,7 +90,7 @@ def edit_tensor(merged: Path, name: str, edit) -> None:
 )
 def test_right_merges_pass_every_check(tmp_path, kind, settings, dtype):
     base, adapter, merged = merged_folders(tmp_path, kind, dtype, **settings)
-    report = verify(base, adapter, merged, requests=REQUESTS, system="p", max_new_tokens=6, free=PLENTY)
+    report = verify(base, adapter, merged, questions=Questions(REQUESTS, "p", 6), free=PLENTY)
     assert states(report) == dict.fromkeys(ALL, "passed"), report
     assert report["passed"] and report["complete"]
     checks = report["checks"]
@@ -107,7 +108,7 @@ def test_converted_merge_passes(tmp_path):
     add_tokenizer(base)
     adapter = make_adapter(tmp_path / "adapter", base)
     merge(base, adapter, tmp_path / "merged", dtype="bfloat16")
-    report = verify(base, adapter, tmp_path / "merged", requests=REQUESTS, max_new_tokens=4, free=PLENTY)
+    report = verify(base, adapter, tmp_path / "merged", questions=Questions(REQUESTS, max_new_tokens=4), free=PLENTY)
     assert report["passed"] and report["checks"]["tensors"]["converted"] == 27
 
 
@@ -133,7 +134,7 @@ def test_adapter_other_than_training_wrote_it_fails(folders):
 
 def test_changed_shape_or_dtype_fails(folders):
     edit_tensor(folders[2], "model.norm.weight", lambda tensors, name: tensors.update({name: tensors[name].half()}))
-    report = verify(*folders, requests=REQUESTS, free=PLENTY)
+    report = verify(*folders, questions=Questions(REQUESTS), free=PLENTY)
     assert report["checks"]["tensors"]["wrong"] == ["model.norm.weight"]
     assert states(report)["layers"] == states(report)["logits"] == "not run"
     assert not report["passed"]
@@ -182,13 +183,13 @@ def test_adapter_left_out_or_added_twice_fails(folders, strength):
 
         edit_weights(path, spoil)
     renew_digests(merged)
-    report = verify(*folders, requests=REQUESTS, system="p", max_new_tokens=6, free=PLENTY)
+    report = verify(*folders, questions=Questions(REQUESTS, "p", 6), free=PLENTY)
     assert states(report)["layers"] == states(report)["logits"] == states(report)["answers"] == "failed"
     assert states(report)["untouched"] == "passed"
 
 
 def test_model_too_large_for_the_machine_is_checked_by_layers_alone(good):
-    report = verify(*good, requests=REQUESTS, free={"cpu": 8 * 10**6})
+    report = verify(*good, questions=Questions(REQUESTS), free={"cpu": 8 * 10**6})
     assert {name: states(report)[name] for name in ALL[:4]} == dict.fromkeys(ALL[:4], "passed")
     assert report["checks"]["logits"]["status"] == report["checks"]["answers"]["status"] == "not run"
     assert report["checks"]["logits"]["reason"] == "not run: needs 0.7 GB, 0.0 GB free"
@@ -213,7 +214,7 @@ def test_low_precision_computation_has_its_own_tolerance(tmp_path):
     base, adapter, merged = merged_folders(tmp_path, "qwen2", "bfloat16")
     needed = sum(path.stat().st_size for path in base.glob("*.safetensors"))
     room = needed + (adapter / "adapter_model.safetensors").stat().st_size + 700_000_000
-    report = verify(base, adapter, merged, requests=REQUESTS, system="p", max_new_tokens=4, free={"cpu": room})
+    report = verify(base, adapter, merged, questions=Questions(REQUESTS, "p", 4), free={"cpu": room})
     assert report["checks"]["logits"]["computed_in"] == "bfloat16"
     assert report["passed"], report
 

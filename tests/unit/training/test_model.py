@@ -7,12 +7,11 @@ from transformers import AutoModelForCausalLM
 from scripts.common.errors import UserError
 from scripts.engine.trace import quantization_state
 from scripts.settings.scenario import Scenario, load_scenario
+from scripts.training.architecture import attention_kernel, configuration
 from scripts.training.model import (
     assert_quantized,
-    attention_kernel,
     build_model,
     build_optimizer,
-    configuration,
     linear_4bit,
     parameter_count,
 )

@@ -42,7 +42,7 @@ def run(place, folder, step, loop=TWENTY):
         "curve": folder / "training.jsonl",
     }
     inputs = {name: place[name] for name in ("encoded", "train", "validation", "weights")}
-    train.main(place["base"], step, loop, 0, inputs, outputs, 1, "code")
+    train.main(place["base"], train.Settings(step, loop, 0, "code"), inputs, outputs, 1)
     report = read_report(outputs["report"], outputs["adapter"], outputs["curve"])
     return report, [json.loads(line) for line in outputs["curve"].read_text().splitlines()]
 

@@ -34,7 +34,7 @@ def run(place, step=STEP, loop=LOOP, seed=0):
         path.unlink(missing_ok=True)
     inputs = {name: place[name] for name in ("encoded", "train", "validation")}
     inputs["weights"] = str(place["base"] / "weights.json")
-    train.main(place["base"], step, loop, seed, inputs, outputs, 1, "code")
+    train.main(place["base"], train.Settings(step, loop, seed, "code"), inputs, outputs, 1)
     return read_report(outputs["report"], outputs["adapter"], outputs["curve"])
 
 
