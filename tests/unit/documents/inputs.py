@@ -412,6 +412,18 @@ def files() -> dict[str, Any]:
             "priced": {
                 "fits": True,
                 "gpu": None,
+                "hours": {
+                    "basis": "measured: fitted to 5 rows of the card",
+                    "evaluation_seconds": 120.0,
+                    "hours": 0.05,
+                    "hours_range": [0.04, 0.06],
+                    "kwh_at_most": 0.0035,
+                    "line": "takes 3.0 minutes",
+                    "not_counted": "fetching, loading, saving, merging",
+                    "steps": 12,
+                    "training_seconds": 64.05,
+                },
+                "limit_hours": None,
                 "override": False,
                 "overridden": [],
                 "stages": [
