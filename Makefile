@@ -3,6 +3,7 @@
 # make test-conda   the chain in conda environments
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv
+# make site   the calculator and the documents as static files in site/; make test-site   their tests, in a browser
 # make lock   renews constraints.txt
 # run and test set up .venv first, when it is not there or the pins changed.
 
@@ -13,7 +14,7 @@ CORES ?= all
 WORKERS ?= logical
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-conda test-slurm test-deepspeed lint lock clean
+.PHONY: run test test-conda test-slurm test-deepspeed site test-site lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -41,11 +42,17 @@ test-slurm: $(VENV)/ready-dev
 test-deepspeed: $(VENV)-deepspeed/ready
 	$(VENV)-deepspeed/bin/python -m pytest tests/unit/engine/test_fake_deepspeed.py tests/unit/engine/test_private_names.py tests/unit/memory/test_zero.py
 
+site: $(VENV)-site/ready
+	$(VENV)-site/bin/python -m scripts.site.build
+
+test-site: $(VENV)-site/ready
+	$(VENV)-site/bin/python -m pytest tests/site
+
 # Versions of all that the requirements bring along, but for torch, whose build is the machine's affair.
 lock:
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-slurm.txt -r requirements-deepspeed.txt
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-slurm.txt -r requirements-deepspeed.txt -r requirements-site.txt
 	( echo "# Made by 'make lock'. What pip installs for requirements*.txt, to the last transitive package;"; \
 	  echo "# torch and what it brings (CUDA libraries) are left to the machine."; \
 	  $(VENV)-lock/bin/python -m pip freeze | grep -viE '^(torch|triton|nvidia|cuda)' ) > constraints.txt.new
@@ -66,11 +73,11 @@ $(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
 
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
-$(VENV)-deepspeed/ready: requirements-deepspeed.txt $(VENV)/ready-dev
-	$(PYTHON) -m venv --without-pip $(VENV)-deepspeed
-	$(BIN)/python -c '$(PACKAGES)' > "$$($(VENV)-deepspeed/bin/python -c '$(PACKAGES)')/project.pth"
-	$(BIN)/python -m pip --python $(VENV)-deepspeed/bin/python install --quiet --disable-pip-version-check -c constraints.txt -r requirements-deepspeed.txt
+$(VENV)-deepspeed/ready $(VENV)-site/ready: $(VENV)-%/ready: requirements-%.txt $(VENV)/ready-dev
+	$(PYTHON) -m venv --without-pip $(VENV)-$*
+	$(BIN)/python -c '$(PACKAGES)' > "$$($(VENV)-$*/bin/python -c '$(PACKAGES)')/project.pth"
+	$(BIN)/python -m pip --python $(VENV)-$*/bin/python install --quiet --disable-pip-version-check -c constraints.txt -r $<
 	@touch $@
 
 clean:
-	rm -rf results/*/ logs benchmarks .snakemake
+	rm -rf results/*/ logs benchmarks .snakemake site

@@ -55,11 +55,11 @@ def traced(asked: Question) -> dict[str, Any]:
 
 def quick(asked: Question) -> dict[str, Any]:
     """The same object from the analytic estimate alone. A verdict is given where it is clear, else ``fits`` is None."""
-    found = estimate(asked.scenario, asked.where)
+    found = estimate(asked.scenario, asked.where, blocks=False)
     peak, gpu = (found.analytic or {}).get("peak_allocated_bytes"), asked.gpu
     fits = headroom = None
     if peak is not None and gpu is not None:
-        fits = _clear(peak, gpu)
+        fits = clear(peak, gpu)
         headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
     reasons = {"trace": NOT_TRACED, "measurement": NOT_TRACED, "analytic": found.reason}
     answer = {
@@ -79,7 +79,8 @@ def quick(asked: Question) -> dict[str, Any]:
     return _more(answer, asked)
 
 
-def _clear(peak: int, gpu: Gpu) -> bool | None:
+def clear(peak: int, gpu: Gpu) -> bool | None:
+    """The verdict on an estimated peak; None where the estimate is too close to the GPU's memory to tell."""
     if peak * UNTRACED[1] <= gpu.usable_bytes:
         return True
     return False if peak * UNTRACED[0] > gpu.usable_bytes else None

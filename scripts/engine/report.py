@@ -9,8 +9,9 @@ from statistics import median_low
 from typing import Any, NamedTuple
 
 from .allocator import Event, Replay, replay, required_bytes
-from .components import ROUNDING
+from .components import ROUNDING, WORKSPACES
 from .costs import CostRecorder
+from .cuda_rules import CUBLASLT_WORKSPACE_BYTES
 from .expandable import replay_expandable, required_bytes_expandable
 from .origins import NOWHERE
 from .scaled import Recording
@@ -191,10 +192,17 @@ def make_report(
 
 def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> Recording:
     """A tracker's record as events alone, to be run through the allocator (:mod:`scripts.engine.scaled`)."""
-    if len(histories) < 2:
-        return Recording([tracker.events], tracker.streams)
-    step = tracker.events[len(histories[0].events) :]
-    return Recording([_after(history, histories[0], step) for history in histories], tracker.streams)
+    sequences = [tracker.events]
+    if len(histories) > 1:
+        step = tracker.events[len(histories[0].events) :]
+        sequences = [_after(history, histories[0], step) for history in histories]
+    workspaces = (one for one, component in tracker.components.items() if component == WORKSPACES)
+    sizes = dict(tracker.events)
+    return Recording(
+        sequences,
+        tracker.streams,
+        workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
+    )
 
 
 def _reserved(

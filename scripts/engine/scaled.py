@@ -14,12 +14,14 @@ taken from between them: the step is traced there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from .allocator import MIN_BLOCK, Event, OutOfMemory, replay, required_bytes
 from .expandable import replay_expandable, required_bytes_expandable
+
+PIECES = 3  # with more kinds of records than this there is no place where the events change: they always do
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,20 @@ class Recording:
         The stream of each id that is not on the first.
     traced
         Whether a trace recorded them; else they lie between traces.
+    workspaces
+        Ids of cuBLAS's workspaces, whose bytes the GPU decides.
     """
 
     sequences: Sequence[Sequence[Event]]
     streams: Mapping[int, int] = field(default_factory=dict)
     traced: bool = True
+    workspaces: frozenset[int] = frozenset()
+
+    def with_workspaces(self, count: int) -> Recording:
+        """The same on a GPU that runs the same kernels and has workspaces of so many bytes."""
+        ids = self.workspaces
+        sequences = [[(one, count if one in ids else size) for one, size in events] for events in self.sequences]
+        return replace(self, sequences=sequences)
 
     def fits(self, capacity_bytes: int, *, expandable_segments: bool = False) -> bool:
         """Whether the allocator gets through with so many bytes, whatever the order of loading."""
@@ -74,6 +85,7 @@ class Scaled:
         self._ids: dict[tuple[int, ...], list[list[int]]] = {}
         self._pairs: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}  # frees, and what they free
         self._sizes: dict[int, list[torch.Tensor]] = {}
+        self._least: dict[int, int] = {}
 
     @property
     def alike(self) -> bool:
@@ -85,6 +97,7 @@ class Scaled:
         if value not in self.recordings:
             found = self._record(value)
             self.recordings[value] = found
+            self._least.clear()  # another trace may correct what lies between
             ids = [[identity for identity, _ in events] for events in found.sequences]
             self._structures[value] = structure = tuple(hash(tuple(each)) for each in ids)
             self._ids.setdefault(structure, ids)
@@ -94,22 +107,31 @@ class Scaled:
             ]
         return self.recordings[value]
 
+    def with_workspaces(self, count: int) -> Scaled:
+        """The same traces for GPUs whose cuBLAS takes so many bytes; what this one lacks is traced for both."""
+        other = Scaled(lambda value: self.trace(value).with_workspaces(count), self.period)
+        for value in self.recordings:
+            other.trace(value)
+        return other
+
     def at(self, value: int) -> Recording:
         """The step at a value: between traces that have the same events, else its own trace."""
-        if value in self.recordings:
-            return self.recordings[value]
-        peers = self._alike(value)
-        sizes = self._between(peers, value) if peers else None
+        peers, sizes = self._known(value)
         if sizes is None:
             return self.trace(value)
-        ids = self._ids[self._structures[peers[0]]]
-        sequences = [list(zip(each, counts.tolist(), strict=True)) for each, counts in zip(ids, sizes, strict=True)]
-        return Recording(sequences, self.recordings[peers[0]].streams, traced=False)
+        structure = self._structures[peers[0]]
+        sequences = [
+            list(zip(each, counts.tolist(), strict=True))
+            for each, counts in zip(self._ids[structure], sizes, strict=True)
+        ]
+        near = self.recordings[peers[0]]
+        return Recording(sequences, near.streams, traced=False, workspaces=near.workspaces)
 
     def least_bytes(self, value: int) -> int:
         """The largest sum of what is asked for at a value, in blocks: less than that never suffices."""
-        peers = [value] if value in self.recordings else self._alike(value)
-        sizes = self._between(peers, value) if len(peers) > 1 else None
+        if value in self._least:
+            return self._least[value]
+        peers, sizes = self._known(value)
         if sizes is None:
             self.trace(value)
             peers, sizes = [value], [size.to(torch.int64) for size in self._sizes[value]]
@@ -118,6 +140,7 @@ class Scaled:
             blocks = (counts + MIN_BLOCK - 1) // MIN_BLOCK * MIN_BLOCK
             blocks[frees] = -blocks[freed]
             most = max(most, int(blocks.cumsum(0).max()))
+        self._least[value] = most
         return most
 
     def bends(self, low: int, high: int) -> bool:
@@ -135,13 +158,26 @@ class Scaled:
                 return True
         return False
 
-    def _alike(self, value: int) -> list[int]:
-        """Traced values with the events that a value between them has; none where that is not known."""
-        below = max((known for known in self.recordings if known < value), default=None)
-        above = min((known for known in self.recordings if known > value), default=None)
-        if below is None or above is None or self._structures[below] != self._structures[above]:
-            return []
-        return [known for known in self.recordings if self._structures[known] == self._structures[below]]
+    def _known(self, value: int) -> tuple[list[int], list[torch.Tensor] | None]:
+        """Traces with the same events as the step at a value, and its bytes by them; None: it has to be traced.
+
+        Where the events change between two traces, the place is looked for by halves: a trace at every value that is
+        asked about would take as many as there are questions.
+        """
+        while value not in self.recordings:
+            below = max((known for known in self.recordings if known < value), default=None)
+            above = min((known for known in self.recordings if known > value), default=None)
+            if below is None or above is None:
+                break
+            structure = self._structures[below]
+            if structure == self._structures[above]:
+                peers = [known for known in self.recordings if self._structures[known] == structure]
+                return peers, self._between(peers, value)
+            middle = (below + above) // 2 // self.period * self.period
+            if not below < middle < above or len(self._ids) > PIECES:
+                break
+            self.trace(middle)
+        return [], None
 
     def _between(self, peers: Sequence[int], value: int) -> list[torch.Tensor] | None:
         near = sorted(peers, key=lambda known: abs(known - value))
@@ -150,10 +186,10 @@ class Scaled:
             by_rest.setdefault(known % self.period, []).append(known)
         own = by_rest.get(value % self.period, [])
         main = own if len(own) > 1 else max(by_rest.values(), key=len)
-        if len(main) < 2:
+        if len(main) < 2 or not own:
             return None
         sizes = self._through(main[:3], value)
-        if main is not own and own:  # of this rest one trace is known: what rounding adds there
+        if main is not own:  # of this rest one trace is known: what rounding adds there
             corrections = self._through(main[:3], own[0])
             sizes = [
                 size + known - line for size, known, line in zip(sizes, self._sizes[own[0]], corrections, strict=True)

@@ -36,11 +36,11 @@ class Estimated:
         return {**vars(self), "scenario": self.scenario.to_mapping()}
 
 
-def estimate(scenario: Scenario, where: object = "scenario") -> Estimated:
-    """The analytic estimate on the GPU that a scenario names, and the rule of thumb."""
+def estimate(scenario: Scenario, where: object = "scenario", *, blocks: bool = True) -> Estimated:
+    """The analytic estimate on the GPU that a scenario names, and the rule of thumb; ``blocks`` as there."""
     gpu = named(scenario.gpu, where)
     try:
-        analytic = analytic_estimate(scenario, where, capability=gpu.capability if gpu else None)
+        analytic = analytic_estimate(scenario, where, capability=gpu.capability if gpu else None, blocks=blocks)
     except NotDescribed as error:
         return Estimated(scenario, None, None, str(error))
     return Estimated(scenario, analytic, rule_of_thumb(scenario, analytic["parameters"]["total"]))

@@ -259,13 +259,36 @@ def trace(
     return answer
 
 
+class Recorder:
+    """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
+
+    Steps that differ in their length or rows alone take the model that was built for the first.
+    """
+
+    def __init__(self) -> None:
+        self._prepared: tuple[Scenario, Prepared] | None = None
+
+    def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
+        make_step = partial(random_step, device="meta", max_grad_norm=1.0)
+        prepared = partial(self._prepare, scenario)
+        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, report=recording)
+        return found
+
+    def _prepare(self, scenario: Scenario) -> Prepared:
+        if scenario.parallel.gpus > 1:  # the model is divided within the group that it steps in
+            return prepare(scenario)
+        like = replace(scenario, sequence_length=1, micro_batch=1, gradient_accumulation=1, gpu=None)
+        if self._prepared is None or self._prepared[0] != like:
+            self._prepared = like, prepare(scenario)
+        ready = self._prepared[1]
+        ready.optimizer.zero_grad(set_to_none=True)
+        ready.optimizer.state.clear()
+        return ready
+
+
 def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
-    """The events of a scenario's training step on a GPU, loading included: what :func:`trace` replays."""
-    make_step = partial(random_step, device="meta", max_grad_norm=1.0)
-    found, _ = _followed(
-        scenario, "cuda", make_step, lambda: prepare(scenario), capability=capability, report=recording
-    )
-    return found
+    """The events of one training step, recorded anew."""
+    return Recorder()(scenario, capability)
 
 
 def _followed(

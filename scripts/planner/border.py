@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from scripts.engine.cuda_rules import DEFAULT_CAPABILITY, cublas_workspace_bytes
 from scripts.memory.analytic.decoder import NotDescribed
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.analytic.surface import kernels_of
@@ -21,7 +23,7 @@ from scripts.memory.gpus import Gpu
 from scripts.settings.scenario import Scenario
 
 if TYPE_CHECKING:
-    from scripts.engine.scaled import Scaled
+    from scripts.engine.scaled import Recording, Scaled
 
 LONGEST = 2**20  # where a search for a length ends for models that don't say how long theirs may be
 MOST = 2**16  # where a search for rows ends
@@ -63,6 +65,22 @@ def steps(field: str, limit: int) -> list[int]:
     return found or [limit]
 
 
+class Traces:
+    """Recordings of a step at any length and number of rows, for GPUs that run the same kernels: each traced once."""
+
+    def __init__(self, capability: tuple[int, int] | None) -> None:
+        from scripts.memory.trace import Recorder
+
+        self.capability, self._record = capability, Recorder()
+        self._known: dict[tuple[int, int], Recording] = {}
+
+    def __call__(self, scenario: Scenario) -> Recording:
+        key = scenario.sequence_length, scenario.micro_batch
+        if key not in self._known:
+            self._known[key] = self._record(scenario, self.capability)
+        return self._known[key]
+
+
 class Borders:
     """Borders of one step by one field, on GPUs that run the same kernels.
 
@@ -76,6 +94,8 @@ class Borders:
         Compute capability of the GPUs; others with the same kernels may be asked about.
     capacities
         Usable bytes of the GPUs that will be asked about: traces are taken at the ends.
+    traces
+        Recordings that others of the step's borders share.
     """
 
     def __init__(
@@ -84,6 +104,7 @@ class Borders:
         field: str,
         capability: tuple[int, int] | None,
         capacities: Iterable[int],
+        traces: Traces | None = None,
     ) -> None:
         self.scenario, self.field, self.capability = replace(scenario, gpu=None), field, capability
         positions = scenario.size("max_position_embeddings") or LONGEST
@@ -92,23 +113,37 @@ class Borders:
         self._verdicts: dict[tuple[int, bool], tuple[int, int]] = {}  # (most that failed, least that fitted)
         self._share = FIRST_GUESS  # of the peak, that fragments took at the last border
         self._peaks: dict[int, int] = {}
+        self._required: dict[int, dict[str, int]] = {}
+        self._traces = traces
         self._steps: Scaled | None = None
+        self._source: Borders | None = None
+
+    def on(self, capability: tuple[int, int] | None) -> Borders:
+        """The same borders on GPUs whose kernels differ in nothing but the workspaces of cuBLAS."""
+        if workspace_bytes(capability) == workspace_bytes(self.capability):
+            return self
+        other = copy(self)
+        other.capability, other._source, other._steps = capability, self, None
+        other._verdicts, other._peaks, other._required = {}, {}, {}
+        return other
 
     @property
     def scaled(self) -> Scaled:
-        """The step by the field, traced at both ends of what may be asked, and once between."""
-        if self._steps is None:
+        """The step by the field, traced at both ends of what may be asked, and for a length once between."""
+        if self._steps is None and self._source is not None:
+            self._steps = self._source.scaled.with_workspaces(workspace_bytes(self.capability))
+        elif self._steps is None:
             from scripts.engine.scaled import Scaled
-            from scripts.memory.trace import record
 
+            traces = self._traces or Traces(self.capability)
             period = ROUNDED if self.field == "sequence_length" else 1
-            made = self._steps = Scaled(lambda value: record(self.at(value), self.capability), period)
+            made = self._steps = Scaled(lambda value: traces(self.at(value)), period)
             low, high = (self._whole(value) for value in self._ends())
             low, high = min(low, high), max(low, high)
             for value in {low, high}:
                 made.trace(value)
-            middle = self._whole((low + high) // 2) + (LENGTH_STEP if period > 1 else 0)
-            if low < middle < high:
+            middle = self._whole((low + high) // 2) + LENGTH_STEP
+            if self.field == "sequence_length" and low < middle < high:  # bytes are linear in rows, not always in it
                 made.trace(middle)
                 if made.bends(low, high):
                     made.trace(self._whole((low + high) // 2))
@@ -122,6 +157,16 @@ class Borders:
     def at(self, value: int) -> Scenario:
         """The step at a value of the field."""
         return replace(self.scenario, **{self.field: value})
+
+    def required(self, value: int) -> dict[str, int]:
+        """The least a GPU must have at a value, by the allocator's setting."""
+        if value not in self._required:
+            step = self.scaled.at(value)
+            names = {"default": False, "expandable_segments": True}
+            self._required[value] = {
+                name: step.required_bytes(expandable_segments=expandable) for name, expandable in names.items()
+            }
+        return self._required[value]
 
     def fits(self, value: int, capacity: int, *, expandable: bool) -> bool:
         """Whether the step fits; more memory never hurts."""
@@ -143,8 +188,7 @@ class Borders:
         index, border = self._walk_down(first, capacity, expandable)
         if border is None:
             return Border(0, 0, False)
-        thorough = not expandable and self.scaled.alike
-        while thorough and border == first and border + 1 < len(self.values):
+        while border == first and border + 1 < len(self.values):
             if not self.fits(self.values[border + 1], capacity, expandable=expandable):
                 break
             border = first = border + 1
@@ -238,17 +282,18 @@ class Borders:
         return peak is not None and peak * (1 - UNSURE) > capacity
 
 
-def kernels(scenario: Scenario, gpu: Gpu) -> Any:
-    """What decides whether two GPUs can share traces of a step."""
-    try:
-        return kernels_of(replace(scenario, gpu=None), gpu.capability)
-    except NotDescribed:
-        return gpu.capability
+def workspace_bytes(capability: tuple[int, int] | None) -> int:
+    """What cuBLAS takes on a GPU: all that may differ within a group of :func:`by_kernels`."""
+    return cublas_workspace_bytes(capability or DEFAULT_CAPABILITY)
 
 
 def by_kernels(scenario: Scenario, gpus: Sequence[Gpu]) -> list[list[Gpu]]:
-    """GPUs in groups that run the same kernels in a step."""
+    """GPUs in groups that run the same kernels in a step and share traces, the least for cuBLAS first."""
     groups: dict[Any, list[Gpu]] = {}
     for gpu in gpus:
-        groups.setdefault(kernels(scenario, gpu), []).append(gpu)
-    return list(groups.values())
+        try:
+            same = kernels_of(replace(scenario, gpu=None), gpu.capability)[1:]
+        except NotDescribed:
+            same = gpu.capability
+        groups.setdefault(same, []).append(gpu)
+    return [sorted(group, key=lambda gpu: workspace_bytes(gpu.capability)) for group in groups.values()]

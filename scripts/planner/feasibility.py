@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.job import progress
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
-from scripts.planner.border import Border, Borders, by_kernels
+from scripts.planner.border import Border, Borders, Traces, by_kernels, workspace_bytes
 from scripts.settings.scenario import Scenario
 
 FIELDS = ("micro_batch", "sequence_length")
@@ -19,35 +19,33 @@ CELL = {"micro_batch": "largest_micro_batch", "sequence_length": "largest_sequen
 
 
 class _Task(NamedTuple):
-    """Borders of one step by one field on GPUs with the same kernels: what shares traces."""
+    """Borders of one step on GPUs that run the same kernels: what shares traces."""
 
     name: str
     scenario: Scenario
-    field: str
     gpus: tuple[Gpu, ...]
     verify: tuple[str, ...]  # names of the GPUs whose borders are traced themselves
 
     def solve(self) -> tuple[_Task, dict[str, dict[str, Any]]]:
-        """By GPU the border, without expandable segments and with them, and what the step itself needs."""
+        """By GPU and field the border, without expandable segments and with them, and what the step itself needs."""
         import torch
 
         torch.set_num_threads(1)  # nothing is computed, and idle threads take a core each
-        borders = Borders(self.scenario, self.field, self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus])
-        found: dict[str, dict[str, Any]] = {}
-        for gpu in sorted(self.gpus, key=lambda gpu: gpu.usable_bytes):
-            search = borders.traced if gpu.name in self.verify else borders.largest
-            found[gpu.name] = {
-                "default": search(gpu.usable_bytes),
-                "expandable_segments": search(gpu.usable_bytes, expandable=True),
-            }
-        if self.field == "micro_batch" and borders.asked:
-            step = borders.scaled.trace(self.scenario.micro_batch)
-            needed = {
-                "default": step.required_bytes(),
-                "expandable_segments": step.required_bytes(expandable_segments=True),
-            }
-            for gpu in self.gpus:
-                found[gpu.name]["required"] = needed
+        capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
+        traces = Traces(capability)
+        found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
+        for field in FIELDS:
+            shared = Borders(self.scenario, field, capability, capacities, traces)
+            variants: dict[int, Borders] = {}
+            for gpu in sorted(self.gpus, key=lambda gpu: gpu.usable_bytes):
+                borders = variants.setdefault(workspace_bytes(gpu.capability), shared.on(gpu.capability))
+                search = borders.traced if gpu.name in self.verify else borders.largest
+                found[gpu.name][field] = {
+                    "default": search(gpu.usable_bytes),
+                    "expandable_segments": search(gpu.usable_bytes, expandable=True),
+                }
+                if field == "sequence_length" and borders.asked:
+                    found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
         return self, found
 
 
@@ -80,15 +78,14 @@ def feasibility(
     """
     gpus = list(catalogue().values()) if gpus is None else list(gpus)
     tasks = [
-        _Task(name, replace(base, gpu=None), field, tuple(group), tuple(verify))
+        _Task(name, replace(base, gpu=None), tuple(group), tuple(verify))
         for name, base in bases.items()
         for group in by_kernels(base, gpus)
-        for field in FIELDS
     ]
     solved: dict[tuple[str, str], dict[str, Any]] = {}
     for task, found in progress(_all(tasks), "what fits which GPU", unit="searches", total=len(tasks)):
         for gpu, borders in found.items():
-            solved.setdefault((task.name, gpu), {})[task.field] = borders
+            solved[task.name, gpu] = borders
     return [_row(name, base, gpu, solved[name, gpu.name], verify) for name, base in bases.items() for gpu in gpus]
 
 
@@ -105,7 +102,7 @@ def _all(tasks: Sequence[_Task]) -> Iterable[tuple[_Task, dict[str, dict[str, An
 
 
 def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: Sequence[str]) -> dict[str, Any]:
-    needed = found["micro_batch"].get("required", {"default": None, "expandable_segments": None})
+    needed = found.get("required", {"default": None, "expandable_segments": None})
 
     def figures(allocator: str) -> dict[str, Any]:
         borders: dict[str, Border] = {field: found[field][allocator] for field in FIELDS}

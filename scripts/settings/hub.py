@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -81,13 +83,18 @@ def on_the_page() -> list[str]:
 
 
 def fetch_config(hub: HubId, where: object) -> Path:
-    """The configuration's file in huggingface_hub's cache, fetched if it isn't there.
+    """The configuration's file, fetched if it isn't there.
 
     Raises
     ------
     UserError
         If there is none to be had: what it was, and what to do.
     """
+    return FETCH.get()(hub, where)
+
+
+def _download(hub: HubId, where: object) -> Path:
+    """The file in huggingface_hub's cache."""
     try:
         import huggingface_hub as library
         from huggingface_hub import constants, utils
@@ -111,6 +118,10 @@ def fetch_config(hub: HubId, where: object) -> Path:
         if isinstance(cached, str):
             return Path(cached)
         raise _explained(error, hub, where) from None
+
+
+# Who fetches. Where this code runs in a web page, the browser does.
+FETCH: ContextVar[Callable[[HubId, object], Path]] = ContextVar("FETCH", default=_download)
 
 
 # What the libraries' errors mean, the first that matches: name of an error or status, what to say, what to do.
@@ -148,19 +159,34 @@ _MEANINGS: tuple[tuple[str | int, str, str], ...] = (
 
 
 def _explained(error: BaseException, hub: HubId, where: object) -> UserError:
-    """What went wrong with the Hub, in words that say what to do."""
+    """What went wrong with the Hub, by what huggingface_hub raised."""
     chain = [error]
     while (step := chain[-1].__cause__ or chain[-1].__context__) and step not in chain:
         chain.append(step)
     names = {kind.__name__ for one in chain for kind in type(one).__mro__}
     status = next(filter(None, (getattr(getattr(one, "response", None), "status_code", None) for one in chain)), None)
+    message = without_secrets((str(error).strip().splitlines() or [""])[0])[:200]
+    return explained(names, status, hub, where, message)
+
+
+def explained(
+    names: Collection[str], status: int | None, hub: HubId, where: object, message: str = "it was not fetched"
+) -> UserError:
+    """What went wrong with the Hub, in words that say what to do.
+
+    Parameters
+    ----------
+    names
+        What huggingface_hub calls the errors.
+    status
+        The HTTP status, if an answer came.
+    """
     near = nearest(hub.name)
     words = {
         "page": f"https://huggingface.co/{hub.name}",
         "file": f"the path of a config.json, saved from https://huggingface.co/{hub.name}/raw/main/config.json",
         "nearest": f"; nearest: {', '.join(near)}" if near else "",
     }
-    message = without_secrets((str(error).strip().splitlines() or [""])[0])[:200]
     problem = f"The Hub answers with an error ({status})." if status else f"No configuration: {message}"
     allowed = "another try, later; or {file}"
     for meaning, said, todo in _MEANINGS:

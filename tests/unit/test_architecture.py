@@ -31,6 +31,7 @@ WITHOUT_TORCH = (
     "scripts/provenance",
     "scripts/ask",
     "scripts/ask/readers",
+    "scripts/site",
 )
 
 OF_A_LIBRARY = {"trainer.py"}  # its class is one of transformers'

@@ -6,10 +6,11 @@ from itertools import pairwise
 import pytest
 
 from scripts.engine.allocator import required_bytes
+from scripts.engine.cuda_rules import cublas_workspace_bytes
 from scripts.engine.scaled import Recording, Scaled
 from scripts.memory.gpus import GIB, Gpu, find
-from scripts.memory.trace import record, trace
-from scripts.planner.border import Borders, steps
+from scripts.memory.trace import Recorder, record, trace
+from scripts.planner.border import Borders, by_kernels, steps
 from scripts.planner.feasibility import feasibility, largest
 from scripts.planner.search import apply, as_method, divided
 from scripts.settings.scenario import Scenario
@@ -91,20 +92,52 @@ def test_between_traces_the_events_are_those_of_a_trace(fields) -> None:
         assert between.required_bytes() == traced.required_bytes()
 
 
-def test_records_with_other_events_give_nothing_between() -> None:
-    asked = []
+def scaled_by(sequences) -> tuple[Scaled, list[int]]:
+    """A step whose events are given by its length, and which lengths it was traced at."""
+    asked: list[int] = []
 
     def recorded(value: int) -> Recording:
         asked.append(value)
-        events = [(1, value * 2**20), (2, 2**20), (-1, 0)]
-        return Recording([events if value < 50 else events[:2]])
+        return Recording([sequences(value)])
 
-    scaled = Scaled(recorded)
-    for value in (10, 40, 90):
+    return Scaled(recorded), asked
+
+
+def test_where_the_events_change_is_looked_for_by_halves() -> None:
+    """A step of a length above the change once took a trace for each length, since the trace below it is another."""
+    scaled, asked = scaled_by(lambda value: [(1, value * 2**20), (2, 2**20), (-1, 0)][: 3 if value < 50 else 2])
+    for value in (10, 40, 1000):
         scaled.trace(value)
-    assert scaled.at(30).sequences == [[(1, 30 * 2**20), (2, 2**20), (-1, 0)]] and asked == [10, 40, 90]
-    assert scaled.at(60).traced and asked[-1] == 60
-    assert scaled.at(75).sequences == [[(1, 75 * 2**20), (2, 2**20)]] and asked[-1] == 60
+    assert scaled.at(30).sequences == [[(1, 30 * 2**20), (2, 2**20), (-1, 0)]] and asked == [10, 40, 1000]
+    for value in range(60, 1000):
+        assert scaled.at(value).sequences == [[(1, value * 2**20), (2, 2**20)]]
+    assert len(asked) <= 3 + 10
+
+
+def test_records_that_always_have_other_events_give_nothing_between() -> None:
+    scaled, asked = scaled_by(lambda value: [(1 + number, 2**20) for number in range(value)])
+    for value in (10, 40, 90, 70):
+        scaled.trace(value)
+    assert scaled.at(60).traced and len(scaled.at(60).sequences[0]) == 60
+    assert asked == [10, 40, 90, 70, 60]
+
+
+def test_gpus_that_differ_in_workspaces_alone_share_traces() -> None:
+    scenario = make()
+    ours, theirs = record(scenario, (8, 0)), record(scenario, (9, 0))
+    assert ours.sequences != theirs.sequences
+    assert ours.with_workspaces(cublas_workspace_bytes((9, 0))).sequences == theirs.sequences
+    (group,) = by_kernels(scenario, [find("h100-80gb"), find("a100-40gb")])
+    assert [gpu.name for gpu in group] == ["a100-40gb", "h100-80gb"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_recorder_takes_the_model_that_it_has_built(method) -> None:
+    scenario = apply(make(), as_method(make(), method))
+    again = Recorder()
+    for length in (64, 256, 64):
+        step = scenario.changed(sequence_length=length)
+        assert again(step, (8, 0)).sequences == record(step, (8, 0)).sequences
 
 
 def test_a_fit_by_luck_is_above_the_border(monkeypatch) -> None:

@@ -1,0 +1,275 @@
+// The calculator's page: what is chosen goes to Python in worker.js as JSON, and what comes back is shown.
+// Nothing is computed here. The address (#...) holds the whole choice.
+const $ = (id) => document.getElementById(id);
+const { content, dataset: { wait } } = document.querySelector("meta[name=hub]");
+const HUB = content.replace(/\/$/, "");
+const ROWS = JSON.parse($("first").textContent).rows; // micro-batches whose longest rows are shown
+const fetched = {}; // what the Hub answered, by id
+const waiting = new Map(); // number of a question to who waits for its answer
+let worker, latest = 0, number = 0, fileName = "", shown = "";
+
+// --- Python ------------------------------------------------------------------------------------------------------
+
+function start() {
+  if (typeof WebAssembly !== "object" || typeof Worker !== "function") {
+    return refuse("This browser has no WebAssembly, in which the calculator runs. Another browser does; or ask on a" +
+      " command line: will-it-fit qwen2.5-coder-7b --gpu rtx-4090");
+  }
+  progress("Python is loading (13 MB; the browser keeps it) ...");
+  worker = new Worker("worker.js", { type: "module" });
+  worker.onerror = () => broken("worker.js");
+  worker.onmessage = ({ data }) => {
+    if (data.broken) return broken(data.broken);
+    if (data.ready) return progress(""), keepForOffline();
+    waiting.get(data.id)?.(data.answer);
+    waiting.delete(data.id);
+  };
+}
+
+function broken(what) {
+  refuse(`The calculator's files could not be loaded (${what}). Is there a network? Reload the page then.`);
+}
+
+function keepForOffline() {
+  navigator.serviceWorker?.register("service-worker.js").catch(() => {});
+}
+
+export function ask(request) {
+  return new Promise((resolve) => {
+    waiting.set(++number, resolve);
+    worker.postMessage({ id: number, request: JSON.stringify({ ...request, fetched }) });
+  });
+}
+
+async function fromHub({ id, path }) {
+  try {
+    const answer = await fetch(`${HUB}/${path}`, { signal: AbortSignal.timeout(Number(wait)) });
+    fetched[id] = { status: answer.status, code: answer.headers.get("x-error-code"), text: await answer.text() };
+  } catch {
+    fetched[id] = { status: 0 };
+  }
+}
+
+// --- what is chosen ----------------------------------------------------------------------------------------------
+
+const whole = (id) => ($(id).value ? Number($(id).value) : null);
+
+function choice() {
+  const settings = {};
+  for (const field of document.querySelectorAll("[data-set]")) if (field.value) settings[field.dataset.set] = typed(field);
+  const byFile = document.forms.form.source.value === "file";
+  return {
+    model: byFile ? "" : $("model").value.trim(),
+    file: byFile ? { name: fileName, text: $("text").value } : null,
+    method: $("method").value, gpu: $("gpu").value.trim(), gpus: whole("count") ?? 1, strategy: $("strategy").value,
+    sequence_length: whole("length"), micro_batch: whole("rows"), settings,
+  };
+}
+
+const WORDS = { true: true, false: false, null: null };
+const typed = ({ type, value }) => (type === "number" ? Number(value) : value in WORDS ? WORDS[value] : value);
+
+async function toAddress(chosen) {
+  const words = new URLSearchParams();
+  for (const [name, value] of Object.entries(chosen)) {
+    if (value !== null && value !== "" && typeof value !== "object") words.set(name, value);
+  }
+  for (const [name, value] of Object.entries(chosen.settings)) words.set(`set.${name}`, value);
+  if (chosen.file) words.set("file", await packed(chosen.file.text)), words.set("name", chosen.file.name);
+  return `#${words}`;
+}
+
+async function fromAddress() {
+  const words = new URLSearchParams(location.hash.slice(1));
+  if (![...words.keys()].length) return false;
+  const put = (id, name) => { $(id).value = words.get(name) ?? ""; };
+  for (const name of ["model", "method", "gpu", "strategy"]) put(name, name);
+  put("length", "sequence_length"), put("rows", "micro_batch"), put("count", "gpus");
+  $("count").value ||= 1;
+  for (const field of document.querySelectorAll("[data-set]")) field.value = words.get(`set.${field.dataset.set}`) ?? "";
+  if (words.has("file")) $("text").value = await unpacked(words.get("file")), fileName = words.get("name") ?? "";
+  document.forms.form.source.value = words.has("file") ? "file" : "model";
+  return true;
+}
+
+async function packed(text) {
+  const stream = new Blob([text]).stream().pipeThrough(new CompressionStream("deflate-raw"));
+  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const letters = Array.from(bytes, (byte) => String.fromCharCode(byte)).join("");
+  return btoa(letters).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+}
+
+async function unpacked(text) {
+  try {
+    const letters = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+    const bytes = Uint8Array.from(letters, (letter) => letter.charCodeAt(0));
+    return await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"))).text();
+  } catch {
+    return "the file in this link is damaged: ask for the link again";
+  }
+}
+
+// --- question and answer -----------------------------------------------------------------------------------------
+
+async function answer(mayFetch) {
+  if (!worker) return;
+  const mine = ++latest, chosen = choice();
+  arrange(chosen);
+  history.replaceState(null, "", await toAddress(chosen));
+  let found = JSON.parse(await ask({ ask: "answer", ...chosen }));
+  if (mine === latest && found.fetch) {
+    const name = found.fetch.id.replace(/@main$/, "");
+    if (!mayFetch) return say("unknown", [`${name} is not listed here. “Answer” looks it up on the Hugging Face Hub.`]);
+    say("unknown", [`The Hub is asked for the configuration of ${name} ...`]);
+    await fromHub(found.fetch);
+    const { status } = fetched[found.fetch.id], { id } = found.fetch;
+    found = JSON.parse(await ask({ ask: "answer", ...chosen }));
+    if (status === 0 || status === 429 || status >= 500) delete fetched[id]; // the next try asks again
+  }
+  if (mine !== latest) return;
+  show(found);
+  if (found.answer?.analytic) await details(chosen, mine, found.answer.gpu?.name);
+}
+
+async function details(chosen, mine, gpu) {
+  const { gpus } = JSON.parse(await ask({ ...chosen, ask: "gpus" }));
+  if (mine === latest) showCards(gpus ?? [], gpu);
+  const body = $("longest").tBodies[0], rows = [];
+  for (const count of ROWS) {
+    if (mine !== latest) return;
+    const { longest } = JSON.parse(await ask({ ask: "longest", rows: count, ...chosen }));
+    if (longest) rows.push(longestRow(longest));
+  }
+  if (mine !== latest) return;
+  body.replaceChildren(...rows);
+  $("longest-block").hidden = !rows.length;
+}
+
+function arrange(chosen) {
+  const byFile = document.forms.form.source.value === "file";
+  $("by-model").hidden = byFile, $("by-file").hidden = !byFile;
+  for (const option of document.querySelectorAll("option[data-default]")) {
+    option.dataset.text ??= option.textContent;
+    option.textContent = byFile ? "as the file says" : option.dataset.text;
+  }
+  const count = Object.keys(chosen.settings).length;
+  $("changed").textContent = count ? `(${count} set)` : "";
+}
+
+// --- what is shown -----------------------------------------------------------------------------------------------
+
+function made(tag, text = "", attributes = {}) {
+  const element = Object.assign(document.createElement(tag), attributes);
+  element.append(...[text].flat());
+  return element;
+}
+
+function say(state, sentences) {
+  $("verdict").className = `verdict ${state}`;
+  $("verdict").replaceChildren(...sentences.map((one) => made("p", one)));
+  $("answer").classList.add("old");
+}
+
+function progress(text) {
+  $("progress").hidden = !text;
+  $("progress").textContent = text;
+}
+
+function refuse(sentence) {
+  progress("");
+  say("error", [sentence]);
+}
+
+function show(found) {
+  if (found.error) {
+    const sentences = found.error.flatMap(({ problem, where, found: value, allowed, write }) => [
+      problem, ...(value ? [`Found: ${value}${where ? ` (${where})` : ""}`] : []),
+      ...(allowed ? [`Allowed: ${allowed}.`] : []), ...(write ? [`For example: ${write}`] : []),
+    ]);
+    return say("error", sentences);
+  }
+  say(found.state, [found.verdict]);
+  $("answer").hidden = false;
+  $("answer").classList.remove("old");
+  $("step").textContent = `For: ${found.step}`;
+  $("exactness").textContent = found.exactness;
+  $("command").textContent = found.command;
+  $("yaml").textContent = found.yaml;
+  $("read").replaceChildren(...found.read.map((line) => made("li", line.trim())));
+  const known = Boolean(found.answer.analytic);
+  for (const id of ["parts", "bar"]) $(id).hidden = !known;
+  $("assumed").textContent = Object.entries(found.assumed).map(([name, value]) => `${name}: ${value}`).join("; ") ||
+    "nothing: the file decides all of it";
+  if (known) showParts(found);
+}
+
+function showParts({ parts, answer: { analytic, gpu } }) {
+  const end = Math.max(analytic.peak_allocated_bytes, gpu?.usable_bytes ?? 0);
+  const share = (size) => `${(100 * size) / end}%`;
+  const bars = parts.map(({ bytes, colour }) => styled(made("span"), { width: share(bytes), background: colour }));
+  if (gpu) bars.push(styled(made("i"), { left: `calc(${share(gpu.usable_bytes)} - 3px)` }));
+  $("bar").replaceChildren(...bars);
+  $("parts").tBodies[0].replaceChildren(...parts.map(({ title, shown: size, colour }) => made("tr", [
+    made("td", [styled(made("span", "", { className: "swatch" }), { background: colour }), title]),
+    made("td", size, { className: "number" }),
+  ])));
+}
+
+const styled = (element, style) => (Object.assign(element.style, style), element);
+const STATES = { fits: "should fit", close: "too close to call", "too-large": "does not fit" };
+
+function showCards(cards, chosen) {
+  $("cards-block").hidden = !cards.length;
+  $("cards").tBodies[0].replaceChildren(...cards.map(({ name, title, state, peak, usable, share }) => {
+    const meter = made("div", styled(made("b"), { width: `${Math.min(100, 100 * share)}%` }), { className: "meter" });
+    return made("tr", [
+      made("td", [title, " ", made("span", STATES[state], { className: "note word" })]),
+      made("td", meter), made("td", `${peak} of ${usable}`, { className: "number" }),
+    ], { className: `${state}${name === chosen ? " chosen" : ""}` });
+  }));
+}
+
+function longestRow({ rows, fits, may_fit: most, positions }) {
+  const tokens = (length) => (length ? `${length.toLocaleString("en")} tokens` : "none");
+  const beyond = most === positions ? "the model’s positions end" : tokens(most);
+  return made("tr", [made("td", String(rows)), made("td", tokens(fits)), made("td", beyond)]);
+}
+
+async function copy(text, what) {
+  const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+  $("copied").textContent = done ? `${what} is copied` : "This browser does not copy; mark it and copy it yourself";
+}
+
+// --- the page's life ---------------------------------------------------------------------------------------------
+
+function listen() {
+  const form = document.forms.form;
+  let later;
+  form.addEventListener("submit", (event) => (event.preventDefault(), answer(true)));
+  form.addEventListener("input", ({ target }) => {
+    if (target.id === "text") fileName = "";
+    clearTimeout(later);
+    later = setTimeout(answer, 150, false);
+  });
+  $("model").addEventListener("change", () => answer(true));
+  $("text").addEventListener("change", () => answer(true));
+  $("file").addEventListener("change", async ({ target: { files: [file] } }) => {
+    if (file) $("text").value = await file.text(), fileName = file.name, answer(true);
+  });
+  $("copy-command").addEventListener("click", () => copy($("command").textContent, "The command"));
+  $("copy-link").addEventListener("click", () => copy(location.href, "The link"));
+  window.addEventListener("hashchange", async () => (await fromAddress()) && answer(true));
+}
+
+const linked = await fromAddress();
+if (!linked) { // the answer to what stands in the form, made with the page
+  const first = JSON.parse($("first").textContent);
+  show(first);
+  showCards(first.gpus, first.answer.gpu.name);
+  $("longest").tBodies[0].replaceChildren(...first.longest.map(longestRow));
+}
+listen();
+if (document.readyState !== "complete") await new Promise((done) => window.addEventListener("load", done));
+start();
+answer(true);
+window.calculator = { ask };

@@ -1,0 +1,246 @@
+"""The calculator's answers: a choice as JSON in, an answer as JSON out, in a browser as on any machine.
+
+The page shows what stands here and computes nothing itself. The answer is that of ``will-it-fit --quick``. Standard
+library, PyYAML and jsonschema alone: what a browser can load.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from scripts.ask import text
+from scripts.ask.answer import clear, quick
+from scripts.ask.command import scenario_yaml
+from scripts.ask.question import Options, Question, assumed, question
+from scripts.common.errors import UserError
+from scripts.common.schema import yaml_text
+from scripts.engine.components import COLOURS, GROUPS
+from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.gpus import Gpu, catalogue
+from scripts.planner.border import LONGEST, steps
+from scripts.settings.hub import FETCH, HubId, explained
+
+_COLOUR = {component: COLOURS[group] for group, components in GROUPS.items() for component in components}
+# What huggingface_hub calls the Hub's refusals, by the code in its answer.
+_REFUSALS = {"GatedRepo": "GatedRepoError", "RepoNotFound": "RepositoryNotFoundError",
+             "RevisionNotFound": "RevisionNotFoundError", "EntryNotFound": "RemoteEntryNotFoundError"}  # fmt: skip
+# As scripts.ask.text knows the estimate's limits.
+EXACTNESS = (
+    f"An estimate. “Should fit” leaves {text.UNTRACED[1] - 1:.0%} for what the allocator takes beside the peak; “does"
+    f" not fit” is more than {1 - text.UNTRACED[0]:.0%} too large; between them only the trace can tell."
+)
+_ON_A_PAGE = "save its config.json from the model's page on the Hub, where you are logged in, and paste it here"
+
+
+class _Wanted(Exception):
+    """A configuration that the browser has to fetch first."""
+
+    def __init__(self, hub: HubId) -> None:
+        super().__init__(hub.name)
+        self.hub = hub
+
+
+def reply(request: str) -> str:
+    """Answer a question.
+
+    Parameters
+    ----------
+    request
+        JSON: ``ask`` (``answer``, ``gpus``, or ``longest`` with ``rows``), the choice (``model``, or ``file`` with
+        ``name`` and ``text``; ``gpu``, ``gpus``, ``method``, ``sequence_length``, ``micro_batch``, ``strategy``,
+        ``settings``), and ``fetched``: what the Hub answered, by id.
+
+    Returns
+    -------
+    str
+        JSON with sorted keys: the answer, or ``fetch`` (an id and the path of its configuration on the Hub), or
+        ``error``: what is wrong and what to write.
+    """
+    asked = json.loads(request)
+    with TemporaryDirectory() as folder:
+        try:
+            found = _reply(asked, Path(folder))
+        except _Wanted as wanted:
+            found = {"fetch": _place(wanted.hub)}
+        except UserError as error:
+            found = {"error": [_error(part) for part in error.parts or (error,)]}
+        return json.dumps(found, sort_keys=True, ensure_ascii=False).replace(f"{folder}/", "")
+
+
+def _error(error: UserError) -> dict[str, Any]:
+    parts = {"problem": error.problem, "where": error.where, "found": error.found, "allowed": error.allowed,
+             "write": error.write}  # fmt: skip
+    return {name: yaml_text(part) if name == "found" else str(part) for name, part in parts.items() if part is not None}
+
+
+def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    fetched = request.get("fetched") or {}
+    token = FETCH.set(lambda hub, where: _kept(hub, where, fetched, folder))
+    try:
+        words, options = _words(request, folder), _options(request)
+        asked = question([str(folder / words[0]) if request.get("file") else words[0]], options)
+        if request["ask"] == "gpus":
+            return {"gpus": _on_all_gpus(asked)}
+        if request["ask"] == "longest":
+            return {"longest": _longest(asked, request["rows"])}
+        return _answer(asked, words)
+    finally:
+        FETCH.reset(token)
+
+
+def _kept(hub: HubId, where: object, fetched: Mapping[str, Any], folder: Path) -> Path:
+    """The configuration that the browser fetched, or what the Hub answered instead."""
+    place = _place(hub)
+    answer = fetched.get(place["id"])
+    if answer is None:
+        raise _Wanted(hub)
+    if answer["status"] == 200:
+        path = folder / "fetched.json"
+        path.write_text(answer["text"], encoding="utf-8")
+        return path
+    names = {_REFUSALS.get(answer.get("code") or "", "") if answer["status"] else "ConnectionError"}
+    error = explained(names, answer["status"] or None, hub, "the model")
+    raise UserError(error.problem, where="the model", found=error.found, allowed=_ON_A_PAGE, write=error.write)
+
+
+def _place(hub: HubId) -> dict[str, str]:
+    revision = hub.revision or "main"
+    return {"id": f"{hub.name}@{revision}", "path": f"{hub.name}/resolve/{revision}/config.json"}
+
+
+def _options(request: Mapping[str, Any]) -> Options:
+    gpu, count = request.get("gpu") or None, request.get("gpus") or 1
+    settings = request.get("settings") or {}
+    return Options(
+        gpu=f"{count}x{gpu}" if gpu and count > 1 else gpu,
+        method=request.get("method") or None,
+        sequence_length=request.get("sequence_length"),
+        micro_batch=request.get("micro_batch"),
+        strategy=request.get("strategy") or None,
+        settings=[f"{name}={yaml_text(value)}" for name, value in settings.items()],
+    )
+
+
+def _words(request: Mapping[str, Any], folder: Path) -> list[str]:
+    """The command line that asks the same; a pasted file is written first."""
+    file, options = request.get("file"), _options(request)
+    what = (request.get("model") or "").strip()
+    if file:
+        what = _file_name(file)
+        (folder / what).write_text(file["text"], encoding="utf-8")
+    elif not what:
+        raise UserError("No model is named.", allowed="a name, an id on the Hub, or a file", write="Qwen/Qwen3-8B")
+    flags = {"--gpu": options.gpu, "--method": options.method, "-s": options.sequence_length,
+             "-b": options.micro_batch, "--strategy": options.strategy}  # fmt: skip
+    given = [[flag, str(value)] for flag, value in flags.items() if value is not None]
+    return [what, *(word for pair in [*given, *(["--set", one] for one in options.settings)] for word in pair)]
+
+
+def _file_name(file: Mapping[str, str]) -> str:
+    """What to call a file: its own name, or for pasted text what it looks like."""
+    if name := re.sub(r"[^\w.-]+", "-", file.get("name") or "").strip(".-"):
+        return name
+    if file["text"].lstrip().startswith("{"):
+        return "config.json"
+    return "train.py" if re.search(r"^(?:from|import) \w", file["text"], re.MULTILINE) else "config.yaml"
+
+
+def _answer(asked: Question, words: list[str]) -> dict[str, Any]:
+    found = quick(asked)
+    command = shlex.join(["will-it-fit", *words])
+    form = found["analytic"]
+    parts = sorted((form or {"components": {}})["components"].items(), key=lambda item: -item[1])
+    return {
+        "answer": found,
+        "state": _state(found),
+        "verdict": _sentence(found),
+        "step": text.step_line(found["scenario"]),
+        "exactness": EXACTNESS,
+        "assumed": {name: yaml_text(value) for name, value in assumed(asked).items() if value is not None},
+        "parts": [
+            {"title": text.WORDS.get(name, name), "bytes": size, "shown": text.gib(size), "colour": _COLOUR[name]}
+            for name, size in parts
+            if size >= 2**20
+        ],
+        "read": text.reading_lines(asked, found),
+        "command": command,
+        "explain": f"{command} --explain",
+        "yaml": scenario_yaml(found["scenario"], asked.model),
+    }
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    if found["analytic"] is None:
+        return "unknown"
+    if found["gpu"] is None:
+        return "size"
+    return {True: "fits", False: "too-large", None: "close"}[found["fits"]]
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    """The verdict with its two numbers."""
+    if found["analytic"] is None:
+        return f"No estimate: {found['reasons']['analytic']}. The command below traces the step instead."
+    peak, gpu = found["analytic"]["peak_allocated_bytes"], found["gpu"]
+    if gpu is None:
+        return f"The step needs about {text.gib(peak)}: {text.smallest(peak * text.UNTRACED[1])}."
+    word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[found["fits"]]
+    each = f" on each of {gpu['count']} GPUs" if found["scenario"]["parallel"]["gpus"] > 1 else ""
+    title = f"{text.card(gpu)[0].upper()}{text.card(gpu)[1:]}"
+    return f"{word}: the step needs about {text.gib(peak)}{each}. {title} has {text.gib(gpu['usable_bytes'])} for it."
+
+
+def _peak(asked: Question, gpu: Gpu, **changes: int) -> int:
+    scenario = replace(asked.scenario, **changes)
+    return analytic_estimate(scenario, asked.where, capability=gpu.capability, blocks=False)["peak_allocated_bytes"]
+
+
+def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
+    """The estimate on each GPU of the catalogue, computed once for each compute capability."""
+    peaks: dict[Any, int] = {}
+    rows = []
+    for gpu in catalogue().values():
+        try:
+            if gpu.capability not in peaks:
+                peaks[gpu.capability] = _peak(asked, gpu)
+        except NotDescribed:
+            return []
+        peak = peaks[gpu.capability]
+        state = {True: "fits", False: "too-large", None: "close"}[clear(peak, gpu)]
+        rows.append({
+            "name": gpu.name, "title": gpu.title.removeprefix("NVIDIA "), "state": state, "peak": text.gib(peak),
+            "usable": text.gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
+        })  # fmt: skip
+    return rows
+
+
+def _longest(asked: Question, rows: int) -> dict[str, Any] | None:
+    """For a micro-batch the longest row that should fit, and the longest that may; None where there is no estimate."""
+    gpu = asked.gpu
+    if gpu is None:
+        return None
+    lengths = steps("sequence_length", asked.scenario.size("max_position_embeddings") or LONGEST)
+
+    def count(low: int, verdicts: tuple[bool | None, ...]) -> int:
+        """How many lengths, from the shortest on, have one of these verdicts; that the first ``low`` do is known."""
+        high = len(lengths)
+        while low < high:
+            middle = (low + high) // 2
+            inside = clear(_peak(asked, gpu, sequence_length=lengths[middle], micro_batch=rows), gpu) in verdicts
+            low, high = (middle + 1, high) if inside else (low, middle)
+        return low
+
+    try:
+        sure = count(0, (True,))
+        most = count(sure, (True, None))
+    except NotDescribed:
+        return None
+    ends = [0, *lengths]
+    return {"rows": rows, "fits": ends[sure], "may_fit": ends[most], "positions": lengths[-1]}

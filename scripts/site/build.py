@@ -1,0 +1,138 @@
+"""``make site``: the calculator and the documents as static files that any server can carry."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from scripts.ask.command import METHODS, STRATEGIES
+from scripts.common.digests import ROOT
+from scripts.common.files import atomic_folder
+from scripts.common.job import command
+from scripts.common.schema import yaml_text
+from scripts.common.version import VERSION
+from scripts.memory.gpus import catalogue
+from scripts.settings.fields import FIELDS, Field
+from scripts.settings.hub import MODELS
+from scripts.settings.scenario import scenario_defaults
+from scripts.site.answer import reply
+from scripts.site.documents import documents
+from scripts.site.python import archive, pyodide
+
+SOURCES = ROOT / "config" / "site"
+CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
+          "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
+ROWS = (1, 2, 4, 8, 16, 32)  # micro-batches whose longest rows are shown
+# Fields that the form has above, or that need more than one word.
+_ABOVE = ("model", "model_name", "method", "sequence_length", "micro_batch", "adapter", "parallel", "gpu")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.site.build", description=__doc__)
+    parser.add_argument("--output", type=Path, default=ROOT / "site", help="the folder to make (site)")
+    parser.add_argument("--cache", type=Path, default=ROOT / ".venv-site", help="where downloads are kept")
+    parser.add_argument("--without-documents", action="store_true", help="the calculator alone")
+    options = parser.parse_args(arguments)
+    with atomic_folder(options.output) as folder:
+        if not options.without_documents:
+            documents(folder, commit())
+        calculator(folder / "calculator", options.cache)
+    print(f"{options.output}: python -m http.server -d {options.output} serves it")
+    return 0
+
+
+def calculator(folder: Path, cache: Path) -> None:
+    """The calculator's files; those that a visit needs are listed for the service worker."""
+    files: dict[str, bytes] = {f"pyodide/{name}": content for name, content in pyodide(cache).items()}
+    files["project.zip"] = archive()
+    for name in ("calculator.css", "calculator.js", "worker.js"):
+        files[name] = (SOURCES / name).read_bytes()
+    files["index.html"] = page().encode()
+    build = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
+    kept = json.dumps(["./", *sorted(set(files) - {"index.html"})])
+    files["service-worker.js"] = _template("service-worker.js.j2").render(build=build, files=kept).encode()
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def page() -> str:
+    """The calculator's page, with the answer to what its form says at first."""
+    defaults, first = scenario_defaults(), first_answer()
+    return _template("calculator.html.j2").render(
+        chosen=CHOSEN,
+        commit=commit(),
+        defaults=defaults,
+        first=first,
+        first_json=_inside_script(first),
+        gpus=list(catalogue().values()),
+        hub=os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
+        methods=METHODS,
+        models=sorted(path.stem for path in MODELS.glob("*.json")),
+        settings=list(_settings(FIELDS, defaults)),
+        strategies=STRATEGIES,
+        version=VERSION,
+    )
+
+
+def first_answer() -> dict[str, Any]:
+    """What the page shows before Python has come: its own answers to its own first choice."""
+
+    def ask(**request: Any) -> dict[str, Any]:
+        return json.loads(reply(json.dumps({**CHOSEN, **request})))
+
+    longest = [ask(ask="longest", rows=rows)["longest"] for rows in ROWS]
+    return ask(ask="answer") | ask(ask="gpus") | {"longest": longest, "rows": ROWS}
+
+
+def _settings(fields: Sequence[Field], defaults: dict[str, Any], above: str = "") -> Iterator[dict[str, Any]]:
+    """What the form's second part asks for: the scenario's fields, and the parts of those that are mappings."""
+    for field in fields:
+        key, default = f"{above}{field.name}", defaults.get(field.name)
+        if field.name in _ABOVE and not above:
+            continue
+        if field.parts:
+            yield from _settings(field.parts, default or {}, f"{key}.")
+            continue
+        words = [yaml_text(word) for word in (*field.words, *([None] if field.words and field.nullable else []))]
+        number = field.least is not None or field.below is not None
+        yield {
+            "key": key, "label": key.replace("_", " ").replace(".", ": "), "words": words,
+            "default": "not set" if default is None else yaml_text(default), "type": "number" if number else "text",
+            "least": field.least or 0, "step": "any" if field.below is not None else 1,
+            "about": re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(field.about, quote=False)),
+        }  # fmt: skip
+
+
+def commit() -> str:
+    """The commit that the site is made from, shortened; empty outside a clone."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def _template(name: str) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(loader=FileSystemLoader(SOURCES), undefined=StrictUndefined, trim_blocks=True)
+    return made.get_template(name)
+
+
+def _inside_script(value: Any) -> str:
+    """JSON that can stand in an HTML script: nothing in it ends the element."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).replace("<", "\\u003c")
+
+
+if __name__ == "__main__":
+    command(main)

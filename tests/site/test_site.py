@@ -1,0 +1,278 @@
+"""The calculator in a real browser, and the documents' pages: ``make test-site``.
+
+The site is built once, and served by a server that can go away; the Hub is one on loopback that speaks its protocol.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import random
+import re
+from collections.abc import Iterator
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlencode
+
+import pytest
+
+from scripts.memory.gpus import catalogue
+from scripts.settings.hub import MODELS
+from scripts.site.answer import reply
+from scripts.site.build import ROOT, calculator
+from scripts.site.documents import documents
+from tests.browser import errors, needs_browser, opened
+from tests.local_server import LocalServer, QuietHandler
+from tests.unit.settings.models_server import ModelsServer
+
+CONFIG = json.loads((MODELS / "qwen3-0.6b.json").read_text(encoding="utf-8"))
+LLAMA = json.loads((MODELS / "llama-3.2-1b.json").read_text(encoding="utf-8"))
+AXOLOTL = "base_model: Qwen/Qwen3-8B\nadapter: qlora\nload_in_4bit: true\nlora_r: 16\nlora_target_linear: true\n"
+LOADING = 60  # seconds that Python may take to load, on a busy machine
+CHOICES = 200
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator[ModelsServer]:
+    models: dict[str, dict | str] = {f"own/model-{n}": CONFIG | {"num_hidden_layers": n} for n in range(1, 9)}
+    models |= {
+        "own/llama": LLAMA, "own/renamed": "-> own/llama", "own/gated": "gated", "own/often": "limited",
+        "own/broken": "broken", "own/adapter": "empty", "own/slow": "slow",
+        "own/strange": {"model_type": "strange", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100},
+        "own/unnamed": {"hidden_size": 64}, "own/packed": LLAMA | {"quantization_config": {"quant_method": "gptq"}},
+    }  # fmt: skip
+    with ModelsServer(models) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def folder(hub: ModelsServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The calculator, with the loopback's Hub and little patience."""
+    made = tmp_path_factory.mktemp("site")
+    calculator(made / "calculator", ROOT / ".venv-site")
+    page = made / "calculator" / "index.html"
+    text = page.read_text(encoding="utf-8").replace("https://huggingface.co", hub.endpoint)
+    page.write_text(text.replace('data-wait="15000"', 'data-wait="1500"'), encoding="utf-8")
+    return made
+
+
+class _Files(QuietHandler, http.server.SimpleHTTPRequestHandler):
+    pass
+
+
+def serving(folder: Path) -> LocalServer:
+    return LocalServer(partial(_Files, directory=str(folder)))
+
+
+@pytest.fixture(scope="session")
+def page(folder: Path) -> Iterator[Any]:
+    """A browser in which Python has come."""
+    with serving(folder) as server, opened(f"{server.endpoint}/calculator/") as browser:
+        browser.set_script_timeout(180)
+        browser.endpoint = server.endpoint
+        wait_for_python(browser)
+        yield browser
+
+
+def until(browser: Any, condition: str, seconds: float = 20) -> Any:
+    """Wait until an expression in the page is true; its value."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    said = "document.getElementById('verdict').innerText"
+    wait = WebDriverWait(browser, seconds, poll_frequency=0.05)
+    return wait.until(lambda _: browser.execute_script(f"return {condition}"), browser.execute_script(f"return {said}"))
+
+
+def wait_for_python(browser: Any) -> None:
+    until(browser, "document.getElementById('progress').hidden && window.calculator", LOADING)
+    browser.execute_async_script("calculator.ask({ask: 'gpus', model: 'qwen3-8b'}).then(arguments[0])")
+
+
+def verdict(browser: Any, **choice: str) -> str:
+    """The verdict on a choice that a link holds."""
+    mark = "document.getElementById('verdict')"
+    browser.execute_script(f"{mark}.replaceChildren('waiting'); location.hash = arguments[0]", urlencode(choice))
+    return until(browser, f"!/^waiting|is asked/.test({mark}.innerText) && {mark}.innerText")
+
+
+def typed(browser: Any, **fields: str) -> None:
+    """Type into fields of the form, and leave none of them."""
+    for name, value in fields.items():
+        script = "const field = document.getElementById(arguments[0]); field.value = arguments[1];"
+        browser.execute_script(f"{script} field.dispatchEvent(new Event('input', {{bubbles: true}}))", name, value)
+
+
+def in_browser(browser: Any, requests: list[dict]) -> list[str]:
+    script = "Promise.all(arguments[0].map((one) => calculator.ask(one))).then(arguments[1])"
+    return browser.execute_async_script(script, requests)
+
+
+def in_python(request: dict) -> str:
+    return reply(json.dumps(request | {"fetched": {}}))
+
+
+def random_choice(dice: random.Random) -> dict:
+    """A choice as the form makes it; some are refused."""
+    settings = {
+        "lora.rank": dice.choice([4, 16, 64]), "lora.target_modules": dice.choice(["all-linear", "[q_proj, v_proj]"]),
+        "optimizer": dice.choice(["adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit"]),
+        "loss": dice.choice(["full", "chunked", "liger"]), "attention": dice.choice(["eager", "sdpa", "flash"]),
+        "gradient_checkpointing": dice.choice([True, False, "reentrant"]), "lora.dropout": dice.choice([0, 0.05]),
+        "precision": dice.choice(["bf16", "fp32", "bf16-mixed"]), "attention_mask": dice.choice(["none", "padding"]),
+    }  # fmt: skip
+    kept = dice.sample(sorted(settings), dice.randrange(4))
+    file = dice.random() < 0.15 and {"name": "", "text": AXOLOTL + f"sequence_len: {dice.choice([512, 4096])}\n"}
+    return {
+        "ask": "answer", "model": "" if file else dice.choice(sorted(MODELS.glob("*.json"))).stem,
+        "file": file or None, "method": dice.choice(["", "full", "lora", "qlora"]),
+        "gpu": dice.choice([*catalogue(), "24GiB", "4090", ""]), "gpus": dice.choice([1, 1, 1, 2, 8]),
+        "strategy": dice.choice(["", "", "ddp", "fsdp2", "zero3"]), "micro_batch": dice.choice([None, 1, 3, 16]),
+        "sequence_length": dice.choice([None, 100, 512, 2048, 8192]), "settings": {key: settings[key] for key in kept},
+    }  # fmt: skip
+
+
+@needs_browser
+def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
+    dice = random.Random(25)
+    requests = [random_choice(dice) for _ in range(CHOICES)]
+    requests += [requests[0] | {"ask": "gpus"}, requests[0] | {"ask": "longest", "rows": 2}]
+    found = in_browser(page, requests)
+    differ = [request for request, text in zip(requests, found, strict=True) if text != in_python(request)]
+    assert not differ, f"{len(differ)} differ, the first: {differ[0]}"
+    assert sum('"answer"' in text for text in found) > CHOICES / 2, "most were refused: the test says little"
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        *((f"own/model-{n}", "It should fit: the step needs about") for n in range(1, 9)),
+        ("own/llama", "It should fit"),
+        ("own/renamed", "It should fit"),
+        ("own/llama@v2", "It should fit"),
+        ("own/llama@v3", "no such revision"),
+        ("own/gated", "The model is gated"),
+        ("own/nothing", "no such model"),
+        ("own/often", "too often"),
+        ("own/broken", "answers with an error (500)"),
+        ("own/adapter", "no config.json"),
+        ("own/slow", "can't be reached"),
+        ("own/strange", "strange"),
+        ("own/unnamed", "model_type"),
+        ("own/packed", "It should fit"),
+        ("Qwen/Qwen3-8B", "It should fit"),
+    ],
+)
+def test_a_hub_id_is_answered_or_refused_in_words(page: Any, hub: ModelsServer, model: str, words: str) -> None:
+    before = len(hub.requests)
+    found = verdict(page, model=model, gpu="rtx-4090", gpus="1")
+    assert words in found
+    assert (len(hub.requests) == before) == (model == "Qwen/Qwen3-8B")  # which is listed
+
+
+@needs_browser
+def test_typing_asks_at_once_and_the_hub_only_when_told(page: Any, hub: ModelsServer) -> None:
+    verdict(page, model="qwen2.5-coder-7b", gpu="rtx-4090", gpus="1", sequence_length="2048")
+    before = len(hub.requests)
+    typed(page, model="own/model-3x")
+    until(page, "document.getElementById('verdict').innerText.includes('is not listed')")
+    assert len(hub.requests) == before
+    typed(page, model="qwen3-8b", length="100000")
+    until(page, "document.getElementById('verdict').className.includes('error')")
+    assert "sequence_length" in page.execute_script("return document.getElementById('verdict').innerText")
+
+
+@needs_browser
+def test_a_file_that_is_no_yaml_is_refused_in_words_and_a_link_holds_one(page: Any) -> None:
+    page.execute_script("document.forms.form.source.value = 'file'; const text = document.getElementById('text');"
+                        "text.value = 'a: [1'; text.dispatchEvent(new Event('change', {bubbles: true}))")  # fmt: skip
+    until(page, "document.getElementById('verdict').innerText.includes('YAML')")
+    page.execute_script("const text = document.getElementById('text'); text.value = arguments[0];"
+                        "text.dispatchEvent(new Event('change', {bubbles: true}))", AXOLOTL)  # fmt: skip
+    until(page, "document.getElementById('read').innerText.includes('read as axolotl')")
+    link = page.current_url
+    assert "file=" in link
+    with opened(link) as another:
+        wait_for_python(another)
+        until(another, "document.getElementById('read').innerText.includes('read as axolotl')")
+        assert another.execute_script("return document.getElementById('text').value") == AXOLOTL
+    with opened(re.sub("file=[^&]+", "file=damaged", link)) as another:
+        wait_for_python(another)
+        until(another, "document.getElementById('verdict').className.includes('error')")
+
+
+@needs_browser
+def test_the_page_needs_a_network_once(folder: Path) -> None:
+    server = serving(folder)
+    with server, opened(f"{server.endpoint}/calculator/") as browser:
+        wait_for_python(browser)
+        browser.execute_async_script("navigator.serviceWorker.ready.then(() => arguments[0]())")
+        until(browser, "navigator.serviceWorker.controller")
+        server.shutdown(), server.server_close()
+        browser.get(f"{server.endpoint}/calculator/#model=qwen3-8b&gpu=t4&gpus=1&sequence_length=512")
+        browser.refresh()
+        wait_for_python(browser)
+        until(browser, "document.getElementById('step').innerText.includes('qwen3-8b')")
+
+
+@needs_browser
+def test_without_webassembly_or_without_its_files_the_page_says_so(folder: Path, tmp_path: Path) -> None:
+    with serving(folder) as server, opened(f"{server.endpoint}/calculator/", "--js-flags=--noexpose-wasm") as browser:
+        until(browser, "document.getElementById('verdict').innerText.includes('no WebAssembly')")
+    broken = tmp_path / "site" / "calculator"
+    broken.mkdir(parents=True)
+    for path in (folder / "calculator").iterdir():
+        if path.name != "project.zip":
+            (broken / path.name).symlink_to(path)
+    with serving(broken.parent) as server, opened(f"{server.endpoint}/calculator/") as browser:
+        until(browser, "document.getElementById('verdict').innerText.includes('could not be loaded')", LOADING)
+
+
+@needs_browser
+def test_every_field_has_a_label_and_nothing_is_wider_than_a_telephone(page: Any) -> None:
+    verdict(page, model="qwen2.5-coder-7b", gpu="rtx-4090", gpus="1")
+    page.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+    unnamed = "[...document.querySelectorAll('input, select, textarea')].filter((one) => !one.labels.length).length"
+    assert page.execute_script(f"return {unnamed}") == 0
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    assert page.execute_script("return document.documentElement.scrollWidth") == 390
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    own = [line for line in errors(page) if "status of" not in line]  # what the Hub refuses stands there too
+    assert not own, own
+
+
+# --- the documents -------------------------------------------------------------------------------------------------
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.places: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        given = dict(attributes)
+        self.places.add(given.get("id", ""))
+        self.links += [given[name] for name in ("href", "src") if given.get(name)]
+
+
+def test_every_link_of_the_documents_leads_somewhere(tmp_path: Path) -> None:
+    documents(tmp_path, "")
+    pages: dict[Path, _Links] = {}
+    for path in tmp_path.rglob("*.html"):
+        pages[path] = _Links()
+        pages[path].feed(path.read_text(encoding="utf-8"))
+    assert len(pages) > 15
+    for path, page in pages.items():
+        for link in page.links:
+            target, _, place = link.partition("#")
+            if re.match(r"\w+:|//|/", target) or target.rstrip("/").endswith("calculator"):
+                continue
+            there = (path.parent / unquote(target)).resolve() if target else path
+            there = there / "index.html" if there.is_dir() else there
+            assert there.is_file(), f"{path.relative_to(tmp_path)} links to {link}"
+            assert not place or unquote(place) in pages[there].places, f"{path.relative_to(tmp_path)}: {link}"
+    assert not re.search(r"https?://(?!www.w3.org)[^\"']*\.(js|css|woff2?)\b", (tmp_path / "index.html").read_text())
