@@ -299,6 +299,9 @@ def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(writ
         assert figure in text, figure
     for step in inputs.files()["profile"]:  # what the trace says instead
         assert f"**{render.gibibytes(step['trace']['peak_allocated_bytes'])}**" in text
+        other = step["allocators"]["expandable_segments"]
+        assert f"With `{other['write']}` it needs {render.gibibytes(other['required_bytes'])}" in text
+    assert "| the allocator needs | with expandable segments |" in text
 
 
 def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:
