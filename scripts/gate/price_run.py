@@ -15,6 +15,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
+from scripts.common.units import GB
 from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
 from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
@@ -31,7 +32,6 @@ LAUNCHER_BYTES = 500_000_000
 # nn/parallel/distributed.py `broadcast_bucket_size`, csrc/distributed/c10d/comm.cpp `kMaxInFlight`.
 DDP_BROADCAST_BYTES = 2 * 250 * 2**20
 GPU, HOST = "GPU", "host memory"
-GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def price(
     settings
         ``override``, ``source`` of the model, ``merging``.
     room, evaluation_room
-        What there is; for the evaluation and the comparison, which use one GPU, where theirs is another.
+        What there is; the evaluation and the comparison, which use one GPU, may have another.
     results
         The disk that the results lie on.
     """

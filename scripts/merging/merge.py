@@ -322,15 +322,15 @@ def check_small_inputs(base: Path, adapter: Path) -> list[str]:
         Naming the file to delete.
     """
     unchecked = []
-    if _vouches(adapter.parent / TRAINING):
+    if _is_report(adapter.parent / TRAINING):
         read_report(adapter.parent / TRAINING, adapter / CONFIG, adapter / WEIGHTS)
     else:
         unchecked.append("adapter")
-    if _vouches(base / DESCRIPTION):
+    if _is_report(base / DESCRIPTION):
         read_folder(base / DESCRIPTION)
     else:
         unchecked.append("base's configuration and tokenizer")
-    if _vouches(base / FETCHED):
+    if _is_report(base / FETCHED):
         read_report(base / FETCHED)  # what it says of the weights is checked where they are read
     else:
         unchecked.append("base's weights")
@@ -339,14 +339,14 @@ def check_small_inputs(base: Path, adapter: Path) -> list[str]:
     return unchecked
 
 
-def _vouches(report: Path) -> bool:
+def _is_report(report: Path) -> bool:
     """Whether a report of the workflow lies there, and not somebody else's file of that name."""
     return report.is_file() and "sha256" in read_json(report)
 
 
 def _check_weights(base: Path, read: dict[str, str]) -> None:
     """What was read of the base's shards is what ``fetch_weights`` wrote, where it did."""
-    if not _vouches(base / FETCHED):
+    if not _is_report(base / FETCHED):
         return
     recorded = read_report(base / FETCHED)["sha256"]
     for name, digest in read.items():
