@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.common.files import atomic_open
 from scripts.common.job import job, log
-from scripts.common.units import GIB
+from scripts.common.sizes import GIB
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
-from scripts.common.units import GIB, MIB
+from scripts.common.sizes import GIB, MIB
 from scripts.memory.gpu_names import read_gpu
 from scripts.settings.scenario import checked_gpu
 
@@ -62,6 +62,12 @@ class Gpu:
             kinds = [f"{other.label} has {other.usable_bytes / GIB:.2f} GiB" for other in self.others]
             room += f"; the GPUs are of different kinds: {', '.join(kinds)}"
         return room
+
+    @property
+    def setting(self) -> str | dict[str, Any]:
+        """How a scenario names it."""
+        kind = {"vram_gib": self.total_bytes / GIB} if self.compute_capability is None else {"name": self.name}
+        return {**kind, "count": self.count} if self.count > 1 else kind.get("name", kind)
 
     @property
     def capability(self) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from scripts.common.digests import ROOT
 from scripts.common.files import read_json
-from scripts.common.units import MIB
+from scripts.common.sizes import MIB
 from scripts.settings.scenario import Scenario
 
 FOLDER = ROOT / "config" / "measurements"

@@ -14,10 +14,10 @@ from fractions import Fraction
 from math import ceil
 from typing import Any
 
-from scripts.common.units import GB
 from scripts.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
 from scripts.settings.scenario import Scenario
 
+GB = 10**9
 # Bytes: "about 8 GB" for fp32, "about 6 GB" for 16 bits; "about 4 GB" of framework, "about 2 GB" under QLoRA.
 ACTIVATION_BYTES = {4: 8 * GB, 2: 6 * GB}
 OVERHEAD_BYTES = {"full": 4 * GB, "lora": 4 * GB, "qlora": 2 * GB}
