@@ -416,10 +416,8 @@ def _manifest(
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.merging.merge",
-        description="Merge a LoRA adapter into its unquantized base with little memory.",
-    )
+    about = "Merge a LoRA adapter into its unquantized base with little memory."
+    parser = argparse.ArgumentParser(prog="python -m scripts.merging.merge", description=about)
     parser.add_argument("--base", required=True, metavar="DIR", help="model folder with config.json and safetensors")
     parser.add_argument("--adapter", required=True, metavar="DIR", help="folder that PEFT saved the adapter to")
     parser.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")
