@@ -167,9 +167,12 @@ function made(tag, text = "", attributes = {}) {
   return element;
 }
 
+// Messages have names between backticks.
+const marked = (text) => text.split("`").map((part, index) => (index % 2 ? made("code", part) : part));
+
 function say(state, sentences) {
   $("verdict").className = `verdict ${state}`;
-  $("verdict").replaceChildren(...sentences.map((one) => made("p", one)));
+  $("verdict").replaceChildren(...sentences.map((one) => made("p", marked(one))));
   $("answer").classList.add("old");
 }
 

@@ -81,7 +81,8 @@ def reply(request: str) -> str:
 
 
 def _error(error: UserError) -> dict[str, Any]:
-    parts = {"problem": error.problem, "where": error.where, "found": error.found, "allowed": error.allowed,
+    where = None if error.where == "the command line" else error.where  # here it's the form
+    parts = {"problem": error.problem, "where": where, "found": error.found, "allowed": error.allowed,
              "write": error.write}  # fmt: skip
     return {name: yaml_text(part) if name == "found" else str(part) for name, part in parts.items() if part is not None}
 
