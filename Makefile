@@ -2,6 +2,7 @@
 # make test  linters, unit tests, dry runs, the whole chain; on all cores, WORKERS=1 for one
 # make test-conda   the chain in conda environments
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
+# make test-catalogue   each model of config/models/ traced whole (minutes)
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv
 # make site   the calculator and the documents as static files in site/; make test-site   their tests, in a browser
 # make lock   renews constraints.txt
@@ -14,7 +15,7 @@ CORES ?= all
 WORKERS ?= logical
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-conda test-slurm test-deepspeed site test-site lint lock clean
+.PHONY: run test test-conda test-slurm test-catalogue test-deepspeed site test-site lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -37,6 +38,9 @@ test-slurm: $(VENV)/ready-dev
 	tests/slurm/install.sh
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-slurm.txt
 	$(BIN)/python -m pytest tests/slurm
+
+test-catalogue: $(VENV)/ready-dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready

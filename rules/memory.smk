@@ -1,10 +1,33 @@
 # What the training step needs, known before it runs. Four answers for each scenario, then the gate.
+#   results/memory/<model>/                config.json of a profiled model that the Hub has and config/models/ has not
 #   results/memory/<model>/<scenario>/     full fine-tuning of the profiled model: no rank in it
 #   results/<run>/memory/<scenario>/       scenarios with adapters of this rank
 #   results/<run>/memory/training/         the run's own training step: also measured, and gated
 #   results/<run>/planner.html             what fits which GPU, to try settings on
 # in each: estimate.json . trace.json . [measure.json] -> compare.json (-> gate.json)
 #   results/<run>/memory/run.json          the whole run: every stage, what it needs and what there is
+
+
+rule fetch_configuration:
+    output:
+        config="results/memory/{profiled}/config.json",
+        fetched="results/memory/{profiled}/fetched.json",
+    log:
+        "logs/memory/{profiled}/fetch_configuration.log",
+    wildcard_constraints:
+        profiled=FOLDER_NAME,
+    priority: FIRST
+    conda:
+        "../envs/light.yaml"
+    resources:
+        before_gate=1,
+    params:
+        code=code("memory/fetch_configuration.py"),
+        model=of(lambda chosen: chosen["memory"]["model"]),
+    message:
+        "Fetching the config.json of {params.model} from the Hub"
+    script:
+        "../scripts/memory/fetch_configuration.py"
 
 
 rule estimate_memory:
@@ -173,7 +196,7 @@ rule price_run:
 
 rule plan_memory:
     input:
-        config=by_job(JobPaths.profiled_model),
+        unpack(by_job(JobPaths.profiled_model)),
         gpus=project_file("config/gpus.yaml"),
         models=project_files("config/models/*.json"),
     output:

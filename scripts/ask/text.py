@@ -16,6 +16,7 @@ NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "tra
          "measurement": "measurement"}  # fmt: skip
 WORDS = {
     "weights_4bit": "weights in 4 bits",
+    "weights_8bit": "weights in 8 bits",
     "quantization_state": "their scales",
     "weights_bf16": "weights in bf16",
     "weights_fp16": "weights in fp16",

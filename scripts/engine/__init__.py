@@ -15,6 +15,7 @@ _WHERE = {
     "History": "report",
     "on_meta": "building",
     "quantize_4bit": "building",
+    "quantize_8bit": "building",
     "keep_paged_states_outside": "building",
     "measure_trainer": "trainer",
     "trace_trainer": "trainer",

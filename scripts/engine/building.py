@@ -79,6 +79,18 @@ def quantize_4bit(module: nn.Module, dtype: torch.dtype | None = None) -> None:
             _pack(layer, dtype or layer.weight.dtype)
 
 
+def quantize_8bit(module: nn.Module) -> None:
+    """The same for the layers of LLM.int8: weights of one byte, and a scale for each row."""
+    for layer in module.modules():
+        by_bitsandbytes = type(layer).__module__.startswith("bitsandbytes")
+        if by_bitsandbytes and type(layer).__name__ == "Linear8bitLt" and layer.weight.is_floating_point():
+            from bitsandbytes.nn import Int8Params
+
+            packed = torch.empty(layer.weight.shape, dtype=torch.int8, device="meta")
+            scales = torch.empty(layer.out_features, dtype=torch.float32, device="meta")
+            layer.weight = Int8Params(packed, requires_grad=False, CB=packed, SCB=scales)
+
+
 def _pack(layer: nn.Module, dtype: torch.dtype) -> None:
     from bitsandbytes.functional import QuantState
     from bitsandbytes.nn import Params4bit

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 WEIGHTS = "weights"
 WEIGHTS_4BIT = "weights_4bit"
+WEIGHTS_8BIT = "weights_8bit"  # of LLM.int8
 WEIGHTS_OTHER = "weights_other"  # integers, booleans
 QUANTIZATION_STATE = "quantization_state"
 ADAPTERS = "adapters"
@@ -31,7 +32,7 @@ _DTYPES = {dtype: f"weights_{dtype}" for dtype in ("fp32", "fp16", "bf16")}
 
 # Components that documents show as one, in their order.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "parameters": (WEIGHTS, *_DTYPES.values(), WEIGHTS_4BIT, WEIGHTS_OTHER, QUANTIZATION_STATE),
+    "parameters": (WEIGHTS, *_DTYPES.values(), WEIGHTS_4BIT, WEIGHTS_8BIT, WEIGHTS_OTHER, QUANTIZATION_STATE),
     "adapters": (ADAPTERS,),
     "gradients": (GRADIENTS,),
     "optimizer_states": (OPTIMIZER_STATES,),

@@ -226,6 +226,19 @@ def launch(operator: Operator, stream: int = 0) -> None:
         _RECORDER.launch(operator, stream)
 
 
+def memory_kernel(name: str, *tensors: torch.Tensor) -> None:
+    """Record a kernel that reads and writes these tensors once."""
+    launch(Operator(name, MEMORY, "", 0, touched_bytes(tensors)))
+
+
+def product(name: str, rows: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> None:
+    """Record a product of rows with a weight (outputs x inputs)."""
+    outputs, inner = weight.shape
+    count = rows.numel() // inner
+    moved = touched_bytes((rows, weight, output))
+    launch(Operator(name, PRODUCT, _dtype(rows), 2 * count * outputs * inner, moved, (1, count, outputs, inner)))
+
+
 def attention(
     kernel: str, query: torch.Tensor, key: torch.Tensor, *, tokens_dim: int, causal: bool, backward: bool
 ) -> None:

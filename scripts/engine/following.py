@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .components import ADAPTERS, HOST, QUANTIZATION_STATE, WEIGHTS_4BIT, WEIGHTS_OTHER, weights
+from .components import ADAPTERS, HOST, QUANTIZATION_STATE, WEIGHTS_4BIT, WEIGHTS_8BIT, WEIGHTS_OTHER, weights
 from .parts import made_of_others, parts
 from .tracker import NAMES, Tracker
 
@@ -37,7 +37,7 @@ def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Lab
         for tensor in states.values():  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
             add(tensor, QUANTIZATION_STATE)
         if states:
-            tracker.label(module.weight, WEIGHTS_4BIT)
+            tracker.label(module.weight, _quantized(states))
         for key, value in vars(module).items():
             held = value.values() if isinstance(value, dict) else (value,)
             for tensor in held:
@@ -55,8 +55,8 @@ def component_of(model: nn.Module, label: Label | None = None) -> Callable[[str,
             return known
         if partly_frozen and tensor.requires_grad:
             return ADAPTERS
-        if quantization_state(tensor):
-            return WEIGHTS_4BIT
+        if state := quantization_state(tensor):
+            return _quantized(state)
         if made_of_others(type(tensor)) and not hasattr(tensor, "_local_tensor"):
             return WEIGHTS_OTHER  # packed, whatever dtype it says
         return weights(NAMES.get(tensor.dtype, ""))
@@ -64,11 +64,20 @@ def component_of(model: nn.Module, label: Label | None = None) -> Callable[[str,
     return component
 
 
+def _quantized(states: dict[str, torch.Tensor]) -> str:
+    return WEIGHTS_8BIT if "scales" in states else WEIGHTS_4BIT
+
+
 def quantization_state(parameter: torch.Tensor | nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that bitsandbytes hangs on a 4-bit weight: they are neither parameters nor buffers."""
+    """The tensors that bitsandbytes hangs on a quantized weight: they are neither parameters nor buffers.
+
+    Those of an 8-bit weight are with the layer from its first forward pass on.
+    """
     state = getattr(parameter, "quant_state", None)
     if state is None:
-        return {}
+        scales = getattr(parameter, "SCB", None)
+        scales = getattr(getattr(parameter, "state", None), "SCB", None) if scales is None else scales
+        return {"scales": scales} if isinstance(scales, torch.Tensor) else {}
     tensors = {"absmax": state.absmax, "code": state.code, "offset": state.offset}
     if state.nested:
         tensors |= {"nested_absmax": state.state2.absmax, "nested_code": state.state2.code}

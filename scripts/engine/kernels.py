@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import costs, cuda_rules
+from . import costs, cuda_rules, int8
 from .autocast import attention_operands
 from .cuda_rules import DEFAULT_CAPABILITY, up
 from .errors import AttentionKernelError
@@ -114,11 +114,13 @@ def _dequantized(args: Sequence, kwargs: dict) -> list[int]:
 def dispatch(target: str, capability: tuple[int, int] | None = None) -> Iterator[None]:
     """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
 
-    On both: attention. On CUDA also softmax of half in fp32, and dropout. The functions themselves are exchanged, since
-    a function mode is off in the backward pass, where activation checkpointing runs the forward pass again.
+    On both: attention, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, and
+    dropout. The functions themselves are exchanged, since a function mode is off in the backward pass, where activation
+    checkpointing runs the forward pass again.
     """
     functional = nn.functional
     places = [(functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY))]
+    places += int8.products(target)
     if target == "cuda":
         places.append((functional, "dropout", _dropout(functional.dropout)))
         for module in (torch, functional):

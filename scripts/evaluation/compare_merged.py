@@ -31,35 +31,24 @@ def as_trained(scenario: Scenario, base: Path, adapter: Path, device: str) -> An
     base, adapter
         Folders of the base's weights and of the adapter.
     device
-        On the CPU the 4-bit weights are dequantized once, to the values that training computed with: it unpacks them
+        On the CPU the quantized weights are unpacked once, to the values that training computed with: it unpacks them
         in each pass. In evaluation mode bitsandbytes would take a kernel there that rounds to bfloat16.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from scripts.training.model import build_model, linear_4bit
+    from scripts.training.model import build_model, weight_dtype
+    from scripts.training.quantized import dequantized, quantized_layers
 
     plain = scenario.changed(gradient_checkpointing=False, loss="full", packing="none")
     model = build_model(plain, device, weights=base)
     loaded = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
     assert not loaded.unexpected_keys, loaded.unexpected_keys
     if device == "cpu":
-        for name, layer in linear_4bit(model).items():
+        for name, layer in quantized_layers(model).items():
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, dequantized(layer))
+            setattr(model.get_submodule(parent), child, dequantized(layer, weight_dtype(scenario)))
     return model.eval()
-
-
-def dequantized(layer: Any) -> Any:
-    """A linear layer with the values of a 4-bit one, in the dtype that it computes in."""
-    import torch
-    from bitsandbytes.functional import dequantize_4bit
-
-    made = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(layer.compute_dtype)
-    made.weight = torch.nn.Parameter(weight, requires_grad=False)
-    made.bias = layer.bias
-    return made
 
 
 def side_by_side(trained: list[dict], merged: list[dict]) -> dict[str, Any]:

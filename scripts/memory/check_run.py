@@ -13,6 +13,7 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.disk import Sizes
 from scripts.memory.gpus import find
 from scripts.settings.contradictions import TRAINING, contradictions
+from scripts.settings.hub import nearest, profiled
 from scripts.settings.run_scenarios import (
     gated_scenario,
     profile_scenarios,
@@ -47,19 +48,23 @@ def check(settings: Mapping[str, Any]) -> None:
         Naming the setting, with the line to write.
     """
     memory, known = settings["memory"], sorted(path.stem for path in MODELS.glob("*.json"))
-    if memory["model"] not in known:
+    name, hub = profiled(memory["model"])
+    if hub is None and name not in known:
+        near = nearest(memory["model"])
         raise UserError(
             "memory.model is not a model that the project knows.",
             where="the configuration",
             found=memory["model"],
-            allowed=f"a file in config/models/: {', '.join(known)}",
-            write=f"memory:\n  model: {known[0]}",
+            allowed=f"an id on the Hub, owner/name or owner/name@revision; or a name: {', '.join(known)}",
+            write=f"memory:\n  model: {near[0] if near else known[0]}",
         )
     _check_source(settings["model"]["source"])
     for key, gpu in (("memory.gpu", memory["gpu"]), ("memory.gate.gpu", memory["gate"]["gpu"])):
         if key == "memory.gpu" or gpu != "auto":
             find(gpu, f"{key} in the configuration")
     for name, scenario in profile_scenarios(settings).items():
+        if hub is not None and not Path(scenario["model"]).is_file():  # a rule fetches it
+            scenario["model"] = _ANY_MODEL
         where = f"memory.scenarios.{name} (and scenario_defaults, lora) in the configuration"
         check_packages(_check_scenario(scenario, where), where)
     try:

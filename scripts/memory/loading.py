@@ -15,9 +15,10 @@ order of the tensors    transformers ``core_model_loading.convert_and_load_state
 who loads               there: one after the other when quantizing on the fly (from 5.4 on); before that four
                         threads (``GLOBAL_WORKERS``) that run ahead of the quantization
 cast to the dtype       on the CPU, before the copy: ATen ``native/cuda/Copy.cu``, ``copy_kernel_cuda``
-quantizing              transformers ``integrations/bitsandbytes.py``, ``Bnb4bitQuantize.convert``; bitsandbytes
-                        ``nn/modules.py`` ``Params4bit._quantize``, ``functional.py`` ``quantize_4bit``,
-                        ``get_4bit_type``, ``quantize_blockwise``, ``backends/cuda/ops.py``
+quantizing              transformers ``integrations/bitsandbytes.py``, ``Bnb4bitQuantize.convert``,
+                        ``Bnb8bitQuantize.convert``; bitsandbytes ``nn/modules.py`` ``Params4bit._quantize``,
+                        ``Int8Params._quantize``, ``functional.py`` ``quantize_4bit``, ``get_4bit_type``,
+                        ``quantize_blockwise``, ``backends/cuda/ops.py``
 experts stored singly   transformers ``core_model_loading.WeightConverter``: ``MergeModulelist``, ``Concatenate``
 ``model.to(device)``    torch ``nn/modules/module.py`` ``Module._apply``: children first, parameters, buffers
 16-bit to fp32          peft ``utils/other.py`` ``prepare_model_for_kbit_training``, in the order of the parameters;
@@ -46,6 +47,7 @@ from scripts.engine.trace import quantization_state
 from scripts.settings.scenario import Scenario
 from scripts.training.adapters import adapter_names, unwrapped
 from scripts.training.model import build_model, weight_dtype
+from scripts.training.quantized import quantized_layers, weights_of
 
 _CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar
 _SCALAR = 4
@@ -205,15 +207,14 @@ def _load_on_device(
     device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: Loader
 ) -> None:
     if loader.warmup:
+        bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
         total = sum(
-            tensor.quant_state.shape.numel() // 2
-            if getattr(tensor, "quant_state", None) is not None
-            else _loaded_bytes(tensor, scenario)
+            weights_of(tensor) * bits // 8 if quantization_state(tensor) else _loaded_bytes(tensor, scenario)
             for tensor in base.values()
         )
         device.free(device.allocate(total // 2 * 2))  # torch.empty(byte_count // 2, dtype=float16)
 
-    owners = {id(module.weight): module for module in model.modules() if type(module).__name__ == "Linear4bit"}
+    owners = {id(module.weight): module for module in quantized_layers(model).values()}
     order = sorted(base.items(), key=lambda item: _natural_key(item[0]))
     sizes = [_checkpoint_bytes(name, tensor, scenario) for name, tensor in order]
     arrived: dict[int, list[int]] = {}
@@ -226,6 +227,8 @@ def _load_on_device(
         parts = arrived.pop(position)
         if getattr(tensor, "quant_state", None) is not None:
             _quantize(device, tensor, parts[0], owners[id(tensor)], loader)
+        elif quantization_state(tensor):
+            _quantize_8bit(device, tensor, parts[0])
         elif len(parts) == 1:
             device.ids[tensor.untyped_storage()._cdata] = parts[0]
         else:
@@ -308,6 +311,15 @@ def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module, loade
     device.free(dense)
 
 
+def _quantize_8bit(device: _Device, weight: torch.Tensor, dense: int) -> None:
+    """The same for LLM.int8: the weight goes to the host and comes back in fp16."""
+    half = device.allocate(weight.numel() * 2)
+    device.place(quantization_state(weight)["scales"], weight.shape[0] * 4)
+    device.place(weight, weight.numel())
+    device.free(half)
+    device.free(dense)
+
+
 def _merge_experts(device: _Device, tensor: torch.Tensor, parts: list[int], total: int) -> None:
     """Stack the experts of each source, then put gate and up side by side: `MergeModulelist`, `Concatenate`."""
     experts = tensor.shape[0]
@@ -337,6 +349,7 @@ def _add_adapters(device: _Device, model: nn.Module) -> None:
         else:
             base = module.get_base_layer()
             dtype = getattr(base, "compute_dtype", None) or getattr(base, "weight", torch.empty(0)).dtype
+            dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()  # then PEFT leaves theirs
         for name, tensor in module.named_parameters():
             if f"{prefix}.{name}" in added and tensor not in moved:
                 width = dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
@@ -361,7 +374,7 @@ def _dense(model: nn.Module) -> Iterator[torch.Tensor]:
     """Floating-point parameters that are neither adapters nor 4-bit, in the model's order."""
     added = adapter_names(model)
     for name, tensor in model.named_parameters():
-        if name not in added and getattr(tensor, "quant_state", None) is None and tensor.is_floating_point():
+        if name not in added and not quantization_state(tensor) and tensor.is_floating_point():
             yield tensor
 
 
@@ -384,8 +397,8 @@ def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
 
 def _checkpoint_bytes(name: str, tensor: torch.Tensor, scenario: Scenario) -> list[int]:
     """Bytes of the checkpoint's tensors that make one of the model's: one, or one for each expert and source."""
-    if getattr(tensor, "quant_state", None) is not None:
-        return [tensor.quant_state.shape.numel() * tensor.quant_state.dtype.itemsize]
+    if quantization_state(tensor):
+        return [weights_of(tensor) * weight_dtype(scenario).itemsize]
     total = _loaded_bytes(tensor, scenario)
     if tensor.dim() == 3 and ".experts." in name:
         parts = tensor.shape[0] * (2 if "gate_up" in name else 1)

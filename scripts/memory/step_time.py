@@ -110,6 +110,7 @@ def speed_of(name: str) -> Speed | None:
         return None
     half = peaks.get("bf16_tflops")
     flops = {"float16": peaks["fp16_tflops"], "bfloat16": half or peaks["fp32_tflops"], "float32": peaks["fp32_tflops"]}
+    flops["int8"] = flops["float16"]  # at least: no card multiplies bytes more slowly
     return Speed(
         peak_flops={dtype: value * 1e12 for dtype, value in flops.items()},
         memory_bytes_per_second=peaks["memory_gb_s"] * 1e9,

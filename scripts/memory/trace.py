@@ -32,13 +32,13 @@ from scripts.settings.scenario import Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.architecture import attention_kernel, attention_name
 from scripts.training.model import (
-    assert_quantized,
     build_model,
     build_optimizer,
     notes,
     parameter_count,
 )
 from scripts.training.parallel import parallelize, zero_notes
+from scripts.training.quantized import assert_quantized
 from scripts.training.step import MICRO_BATCHES, random_step
 
 ORDERS = 5  # of a loading that chance orders

@@ -19,6 +19,7 @@ from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
+from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import EXPANDABLE_LINE, GIB, Gpu, catalogue, find
 from scripts.planner.feasibility import feasibility
 from scripts.planner.page_data import choices, layout_of
@@ -205,7 +206,7 @@ if __name__ == "__main__":
     if "snakemake" in globals():
         with job(snakemake):
             write_plan(
-                snakemake.input.config,
+                checked_configuration(snakemake.input),
                 snakemake.params.scenario,
                 snakemake.params.several_gpus,
                 snakemake.output.plan,

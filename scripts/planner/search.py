@@ -212,7 +212,10 @@ def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
         cost = f"free: 4-bit weights are divided among GPUs too, {unpacked / 1e9:.2f} GB less on each"
         storage = {**asdict(quantization), "storage": scenario.weight_precision}
         yield Move("divide_4bit_weights", cost, [{"quantization": storage}])
-    if quantization and not quantization.double:
+    if quantization and quantization.type == "int8" and scenario.gradient_checkpointing is True:
+        cost = "free: lets go of the inputs that LLM.int8's layers hold on to otherwise"
+        yield Move("reentrant_checkpointing", cost, [{"gradient_checkpointing": "reentrant"}])
+    if quantization and quantization.type != "int8" and not quantization.double:
         double = {**asdict(quantization), "double": True}
         yield Move("double_quantization", "next to nothing: the scales are quantized too", [{"quantization": double}])
     if scenario.kbit_preparation != "none":
@@ -225,7 +228,7 @@ def _moves_among_gpus(scenario: Scenario) -> Iterator[Move]:
     parallel = scenario.parallel
 
     def with_parallel(**changes: Any) -> list[Changes]:
-        return [{"parallel": {**asdict(parallel), **changes}}]
+        return [{"parallel": {**asdict(parallel), **changes}, **_divisible(scenario)}]
 
     if not parallel.reshard_after_forward:
         cost = "half as much again of communication"
@@ -278,6 +281,8 @@ def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:
         yield Move("sequence_length", "longer examples are dropped", [{"sequence_length": n} for n in lengths])
     if scenario.method == "full":
         yield Move("lora", "only adapters are trained", [as_method(scenario, "lora")])
+    if _divisible(scenario):
+        yield Move("4bit_weights", "a base of 4 bits instead of 8", [_divisible(scenario)])
     if scenario.method != "qlora":
         yield Move("qlora", "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")])
 
@@ -285,8 +290,9 @@ def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:
 def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
     kept = asdict(scenario.parallel) if scenario.parallel.strategy == "fsdp2" else {}
-    changes: Changes = {"parallel": {**kept, "strategy": "fsdp2", "gpus": gpus}}
+    changes: Changes = {"parallel": {**kept, "strategy": "fsdp2", "gpus": gpus}, **_divisible(scenario)}
     price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
+    price += "; a base of 4 bits, since one of 8 can't be divided" if "quantization" in changes else ""
     before, rows, steps = scenario.parallel.gpus, scenario.micro_batch, scenario.gradient_accumulation
     if before * steps % gpus == 0:
         changes["gradient_accumulation"] = before * steps // gpus
@@ -295,6 +301,14 @@ def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     else:
         price += f"; the effective batch becomes {rows * steps * gpus}"
     return changes, price
+
+
+def _divisible(scenario: Scenario) -> Changes:
+    """What to change of a base that can't be divided: LLM.int8's becomes one of 4 bits."""
+    quantization = scenario.quantization
+    if quantization is None or quantization.type != "int8":
+        return {}
+    return {"quantization": {**asdict(quantization), "type": "nf4", "double": True}}
 
 
 def whole_4bit_bytes(scenario: Scenario) -> int:

@@ -51,6 +51,8 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         mixed_in_bf16=str(getattr(scenario, mixed)).replace("fp16", "bf16"),
         dropout=lora.dropout if lora else 0,
         storage=quantization.storage if quantization else None,
+        int8=bool(quantization) and quantization.type == "int8",
+        of_4bit=quantization and (quantization.storage != "uint8" or quantization.compute),
         longest=longest,
         length=lengths[longest],
         limit=scenario.size("max_position_embeddings"),
@@ -127,7 +129,16 @@ STEP = (
         "`parallel.gpus: {gpus}` is more than the {rows} rows of a layer's weights, by which FSDP divides them: the"
         " GPUs beyond would hold nothing.",
         "2 to {rows}", "parallel: {{strategy: {strategy}, gpus: {rows}}}"),
-    Row(lambda s: s.strategy == "fsdp1" and s.storage not in (None, s.weights), "quantization",
+    Row(lambda s: s.int8 and s.of_4bit, "quantization",
+        "`storage` and `compute` are for 4-bit weights; those of LLM.int8 are stored as bytes, and compute in the dtype"
+        " of their inputs.",
+        "{{type: int8, storage: uint8, compute: null}}, or type nf4, fp4",
+        "quantization: {{type: int8, storage: uint8, compute: null}}"),
+    Row(lambda s: s.int8 and (s.divided or s.zero), "quantization",
+        f"`quantization.type: int8` and `parallel.strategy: {{strategy}}` {_APART}: LLM.int8 keeps each weight whole"
+        " beside the parameter that {strategy_title} would divide.",
+        "strategy ddp; or type nf4, fp4", "quantization: {{type: nf4}}"),
+    Row(lambda s: s.strategy == "fsdp1" and not s.int8 and s.storage not in (None, s.weights), "quantization",
         f"`parallel.strategy: fsdp1` and `quantization.storage: {{storage}}` {_APART}: FSDP1 puts all weights of a"
         " layer into one tensor, so that packed weights have to be stored in the dtype of the others.",
         "storage: {weights}; or strategy fsdp2", "quantization: {{storage: {weights}}}"),
@@ -157,7 +168,7 @@ STEP = (
         " DeepSpeed's `zero.Init` without mixed precision.",
         "autocast: {weights}, which `--{weights}` is; or precision: fp32", "autocast: {weights}"),
     Row(lambda s: s.method == "lora" and s.kbit_preparation == "trl", "kbit_preparation",
-        "`kbit_preparation: trl` belongs to a 4-bit base: TRL casts embeddings and head only there.",
+        "`kbit_preparation: trl` belongs to a quantized base: TRL casts embeddings and head only there.",
         "none, peft; or method qlora", "kbit_preparation: none"),
     Row(lambda s: s.limit and s.length > s.limit, "longest",
         "`{longest}` is beyond the {limit} positions of the model.", "1 to {limit}", "{longest}: {limit}"),

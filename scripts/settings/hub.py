@@ -44,6 +44,19 @@ class HubId(NamedTuple):
         return self.name.rpartition("/")[2]
 
 
+def profiled(model: str) -> tuple[str, HubId | None]:
+    """What a run calls the model whose memory it profiles, a folder's name; and its id where the Hub has to be asked.
+
+    ``model`` is ``memory.model`` of a configuration: a name in config/models/, or an id.
+    """
+    hub = None if (MODELS / f"{model}.json").is_file() else HubId.read(model)
+    if hub is None:
+        return model, None
+    if hub.revision is None and (known := catalogued(hub)):
+        return known, None
+    return re.sub(r"[^a-z0-9._-]+", "-", model.lower().replace("/", "--")), hub
+
+
 @cache
 def _index() -> tuple[dict[str, str], frozenset[str], tuple[str, ...]]:
     content = read_yaml(INDEX)

@@ -12,6 +12,7 @@ from typing import Any
 
 from scripts.common.device import cuda_devices, expandable_segments_here, multiplies_bf16
 from scripts.settings.fields import BY_NAME
+from scripts.settings.hub import profiled
 from scripts.settings.scenario import Scenario
 
 STEP = frozenset(field.name for field in fields(Scenario))
@@ -76,10 +77,13 @@ def gpus_of_training(settings: Mapping[str, Any]) -> int:
 def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The memory profile's scenarios by name: scenario_defaults, the run's adapter, then what differs.
 
-    From the most costly method and precision to the least, as the memory profile's scenarios A, B and C.
+    From the most costly method and precision to the least, as the memory profile's scenarios A, B and C. The model is a
+    name in config/models/, or the file that rule ``fetch_configuration`` brings from the Hub.
     """
     memory = settings["memory"]
-    common = {**settings["scenario_defaults"], "gpu": memory["gpu"], "lora": settings["lora"], "model": memory["model"]}
+    name, hub = profiled(memory["model"])
+    model = {"model": f"results/memory/{name}/config.json", "model_name": memory["model"]} if hub else {"model": name}
+    common = {**settings["scenario_defaults"], "gpu": memory["gpu"], "lora": settings["lora"], **model}
     scenarios = {name: _of_method({**common, **differences}) for name, differences in memory["scenarios"].items()}
 
     def cost(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:

@@ -26,6 +26,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.common.schema import closest
 from scripts.settings import configuration as configuration
+from scripts.settings.hub import profiled
 
 WHERE = "the configuration"
 RUN = re.compile(r"(?P<stem>[a-z0-9][a-z0-9._-]*)-r(?P<rank>[1-9]\d*)")
@@ -104,7 +105,7 @@ class Runs:
         picks = {
             "dataset": lambda settings: settings["dataset"]["name"],
             "model": lambda settings: settings["model"]["name"],
-            "profiled": lambda settings: settings["memory"]["model"],
+            "profiled": lambda settings: profiled(settings["memory"]["model"])[0],
         }
         for settings in self.named.values():
             if all(picks[kind](settings) == name for kind, name in names.items()):
@@ -151,7 +152,7 @@ def _shared(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             "evaluation": settings["evaluation"],
             "training.device": settings["training"]["device"],
         },
-        f"results/memory/{settings['memory']['model']}": {
+        f"results/memory/{profiled(settings['memory']['model'])[0]}": {
             "memory": profile,
             "scenario_defaults": settings["scenario_defaults"],
         },

@@ -57,7 +57,7 @@ class Lora:
 @dataclass(frozen=True)
 class Quantization:
     """How bitsandbytes packs the base of ``method: qlora``; ``compute`` is None where 4-bit layers compute in the
-    dtype of the other weights.
+    dtype of the other weights. Of ``type: int8`` (LLM.int8) there is one kind only.
     """
 
     type: str
@@ -194,6 +194,8 @@ class Scenario:
             values |= {"adapter": None, "adapter_precision": "fp32"}
         if method == "full" or values["adapter"]:
             values["lora"] = None
+        if (values["quantization"] or {}).get("type") == "int8":  # which has no scales of scales
+            values["quantization"] = {**values["quantization"], "double": False}
         for part, kind in _PARTS.items():
             values[part] = values[part] and kind(**values[part])
         scenario = cls(**{f.name: values[f.name] for f in fields(cls)})
@@ -241,7 +243,10 @@ class Scenario:
     @property
     def adapter_dtype(self) -> str:
         """Dtype of the adapters' weights: ``fp32``, ``fp16`` or ``bf16``."""
-        return self.weight_precision if self.adapter_precision == "base" else self.adapter_precision
+        if self.adapter_precision != "base":
+            return self.adapter_precision
+        # PEFT makes adapters in fp32, and casts them to the base's dtype where that is not of integers.
+        return "fp32" if self.quantization and self.quantization.type == "int8" else self.weight_precision
 
     def size(self, name: str, default: Any = None) -> Any:
         """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""

@@ -11,10 +11,11 @@ from torch import nn
 from scripts.common.errors import UserError
 from scripts.settings.scenario import Scenario
 from scripts.training.batches import IGNORED, Row
-from scripts.training.model import autocast_dtype, weight_dtype, without_noise
+from scripts.training.model import autocast_dtype, weight_dtype
 from scripts.training.packing import Pack, collate_packs, refusal
 from scripts.training.parallel import bare
 from scripts.training.processes import whole
+from scripts.training.quantized import without_noise
 from scripts.training.step import forward_backward
 
 # How far packed rows may be from the rows alone, as a share of the loss and of the gradient's norm. A mask or a

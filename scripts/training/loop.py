@@ -160,8 +160,8 @@ def validation_loss(
     import torch
 
     from scripts.training.batches import answer_tokens, collate, epoch_batches
-    from scripts.training.model import without_noise
     from scripts.training.parallel import bare
+    from scripts.training.quantized import without_noise
     from scripts.training.step import chunked_loss
 
     device, total, tokens = next(model.parameters()).device, 0.0, 0.0

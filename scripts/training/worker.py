@@ -182,8 +182,9 @@ def _model(work: Work, scenario: Scenario, title: str) -> tuple[Any, dict[str, A
     """The model on its device, divided where it is; and what the report says of it."""
     import torch
 
-    from scripts.training.model import assert_quantized, build_model
+    from scripts.training.model import build_model
     from scripts.training.parallel import parallelize, where_to_build
+    from scripts.training.quantized import assert_quantized
 
     model = build_model(scenario, where_to_build(scenario, work.device), weights=Path(work.base), seed=work.seed)
     quantized = assert_quantized(model, scenario)

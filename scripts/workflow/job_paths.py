@@ -15,6 +15,7 @@ from scripts.common import contents
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.settings import configuration, run_scenarios
+from scripts.settings.hub import profiled
 from scripts.settings.runs import Runs
 
 # Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
@@ -93,7 +94,7 @@ class JobPaths:
         values = {
             "dataset": self.settings["dataset"]["name"],
             "model": self.settings["model"]["name"],
-            "profiled": self.settings["memory"]["model"],
+            "profiled": profiled(self.settings["memory"]["model"])[0],
             "sequence_length": self.settings["training"]["sequence_length"],
         }
         return [pattern.format(**{**values, **self.names}) for pattern in patterns]
@@ -174,16 +175,19 @@ class JobPaths:
         return {key: value for key, value in scenarios[name].items() if key != "model"}
 
     def scenario_model(self) -> dict[str, str]:
-        """The configuration of the scenario's model: one of config/models/, or the prepared base model's (sealed)."""
+        """The configuration of the scenario's model: the profiled one's, or the prepared base model's (sealed)."""
         self.scenario()  # raises for one that the configuration does not have
         if self.names["scenario"] != "training":
-            return {"config": self.profiled_model()}
+            return self.profiled_model()
         config, description = self.fill(f"{BASE}/config.json", f"{BASE}/description.json")
         return {"config": config, "description": description}
 
-    def profiled_model(self) -> str:
-        """The configuration of the model that the memory profile is about."""
-        return project_file(self.fill("config/models/{profiled}.json")[0])
+    def profiled_model(self) -> dict[str, str]:
+        """The configuration of the model that the memory profile is about: of config/models/, or the Hub's (sealed)."""
+        if profiled(self.settings["memory"]["model"])[1]:
+            fetched = "results/memory/{profiled}/config.json", "results/memory/{profiled}/fetched.json"
+            return dict(zip(("config", "description"), self.fill(*fetched), strict=True))
+        return {"config": project_file(self.fill("config/models/{profiled}.json")[0])}
 
     def measurement(self) -> dict[str, str]:
         """The measurement, where there is one: of the run's own training step, if one process can take it."""
@@ -216,8 +220,14 @@ class JobPaths:
 
     def documents(self) -> list[str]:
         """What a run is for: the card, the documents beside it, and where it all came from."""
-        names = ["MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md", "report.html", "planner.html"]
-        names += ["documents.json", "provenance.json", "bill-of-materials.cdx.json", "ro-crate-metadata.json"]
+        names = ["MODEL_CARD.md", "docs/details.md", "docs/memory-profile.md", "docs/publication.md", "report.html"]
+        names += [
+            "planner.html",
+            "documents.json",
+            "provenance.json",
+            "bill-of-materials.cdx.json",
+            "ro-crate-metadata.json",
+        ]
         return self.fill(*(f"results/{{run}}/{name}" for name in names))
 
     def exports(self) -> list[str]:

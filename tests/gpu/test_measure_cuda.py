@@ -73,7 +73,8 @@ def test_context_and_reserved_memory_are_measured():
 
 
 def test_model_on_the_card_is_the_model_on_meta():
-    from scripts.training.model import assert_quantized, build_model
+    from scripts.training.model import build_model
+    from scripts.training.quantized import assert_quantized
 
     asked = scenario()
     card, meta = build_model(asked, "cuda"), build_model(asked, "meta")

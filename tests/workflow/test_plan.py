@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from scripts.common.device import cuda_devices
+from scripts.common.files import read_report
 from tests.end_to_end import chain
+from tests.unit.settings.models_server import COMMIT, ModelsServer
 from tests.workflow.plan import make_believe, planned, planned_text, recorded_params, snakemake
 
 TINY = chain.CONFIGURATION.relative_to(chain.ROOT)
@@ -59,6 +61,37 @@ def test_the_benchmark_is_asked_and_its_answers_are_executed_only_on_request(pro
     assert on_benchmark | {"execute_answers"} <= planned(project, "--configfile", "config/intercode-alfa.yaml")
     (project / "none.yaml").write_text("dataset: {benchmark: null}\n", encoding="utf-8")
     assert not on_benchmark & planned(project, "--configfile", "none.yaml")
+
+
+def profiling(project, model):
+    (project / "model.yaml").write_text(f"memory: {{model: {model}}}\n", encoding="utf-8")
+    return "--configfile", "model.yaml"
+
+
+def test_a_model_of_the_hub_is_profiled_and_only_its_job_asks_the_hub(project, monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("HF_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    config = json.loads((chain.ROOT / "config" / "models" / "qwen3-0.6b.json").read_text(encoding="utf-8"))
+    with ModelsServer({"Owner/Tiny": config, "owner/closed": "gated"}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        target = "results/memory/owner--tiny/full-bf16/estimate.json"
+        assert {"fetch_configuration"} < planned(project, *profiling(project, "Owner/Tiny"))
+        assert server.requests == []
+        done = snakemake(project, target, *profiling(project, "Owner/Tiny"))
+        assert done.returncode == 0, done.stderr
+        fetched = read_report(project / "results/memory/owner--tiny/fetched.json")
+        assert fetched["commit"] == COMMIT and fetched["repository"] == "Owner/Tiny"
+        scenario = read_report(project / target)["scenario"]
+        assert scenario["model_name"] == "Owner/Tiny" and scenario["model"]["hidden_size"] == config["hidden_size"]
+        done = snakemake(project, "results/memory/owner--closed/config.json", *profiling(project, "owner/closed"))
+        assert done.returncode == 1 and "gated" in done.stderr and "HF_TOKEN" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_is_nowhere_is_refused_with_the_nearest(project):
+    done = snakemake(project, "--dry-run", *profiling(project, "qwen2.5-coder-8b"))
+    assert done.returncode == 1 and "model: qwen2.5-coder-7b" in done.stderr and "owner/name" in done.stderr
 
 
 def test_execution_without_a_benchmark_is_refused(project):

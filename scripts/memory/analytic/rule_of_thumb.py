@@ -30,7 +30,7 @@ STATES = (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES)
 DIVIDED = {"fsdp1": STATES, "fsdp2": STATES, "zero3": STATES, "zero2": (GRADIENTS, OPTIMIZER_STATES)}
 
 
-def components(method: str, width: int, parameters: int) -> dict[str, int]:
+def components(method: str, width: int, parameters: int, bits: int = 4) -> dict[str, int]:
     """Memory by component in bytes.
 
     Parameters
@@ -38,9 +38,11 @@ def components(method: str, width: int, parameters: int) -> dict[str, int]:
     method
         full, lora or qlora.
     width
-        Bytes of a weight: 4 for fp32, 2 for 16 bits. A quantized weight takes half a byte.
+        Bytes of a weight: 4 for fp32, 2 for 16 bits.
     parameters
         Number of parameters of the base model.
+    bits
+        Of a quantized weight.
     """
     if method == "full":
         parts = {WEIGHTS: width * parameters, GRADIENTS: width * parameters}
@@ -48,7 +50,7 @@ def components(method: str, width: int, parameters: int) -> dict[str, int]:
         activations = ACTIVATION_BYTES[width]
     else:
         # "3.5 GB, rounded to 4 GB"; the adapters' 0.252 GB are written as 0.25.
-        weights = ceil(Fraction(parameters, 2) / GB) * GB if method == "qlora" else width * parameters
+        weights = ceil(Fraction(parameters * bits, 8) / GB) * GB if method == "qlora" else width * parameters
         adapters = round(LORA_SHARE * parameters * LORA_BYTES / (GB // 100)) * (GB // 100)
         parts = {WEIGHTS: weights, ADAPTERS: adapters}
         activations = ACTIVATION_BYTES[2] if method == "qlora" else ACTIVATION_BYTES[width]
@@ -77,9 +79,10 @@ def quoted_parameters(count: int, name: str | None = None) -> int:
 def rule_of_thumb(scenario: Scenario, parameters: int) -> dict[str, Any]:
     """The rule for a scenario, on one GPU: with the size that the model is called by, and its exact parameter count."""
     width = 4 if scenario.precision == "fp32" else 2
+    bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
     answers = []
     for count in (quoted_parameters(parameters, scenario.model_name), parameters):
-        parts = components(scenario.method, width, count)
+        parts = components(scenario.method, width, count, bits)
         parts = on_each(parts, scenario.parallel.strategy, scenario.parallel.gpus)
         answers.append({"parameters": count, "components": parts, "peak_allocated_bytes": sum(parts.values())})
     return {**answers[0], "exact_count": answers[1]}

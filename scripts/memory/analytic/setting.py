@@ -26,6 +26,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "use_cache": (False,),
     "gradient_checkpointing": (True, False),
     "loss": ("full", "chunked"),
+    "quantization.type": (None, "nf4", "fp4"),
     "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
     "quantization.compute": (None,),
     "allocator.expandable_segments": None,

@@ -44,7 +44,7 @@ def files(tmp_path, monkeypatch):
         },
         f"{run}/evaluation/benchmark/comparison.json": {
             "base": {"exact": {"count": 1}, "loss": 4.5},
-            "exact": {"verdict": "no difference that the interval can carry"},
+            "exact": {"verdict": "difference too small for this sample"},
             "loss": {"verdict": "better"},
             "n": 80,
             "tuned": {"exact": {"count": 2}, "loss": 4.25},
@@ -71,7 +71,7 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
         "  gate              0.99 GB needed: nothing to gate",
         "  exact answers     28 of 150, the base 0: better",
         "  loss              0.839, the base 3.010: better",
-        "  exact, benchmark  2 of 80, the base 1: no difference that the interval can carry",
+        "  exact, benchmark  2 of 80, the base 1: difference too small for this sample",
         "  loss, benchmark   4.250, the base 4.500: better",
         "  right when run    5 of 71, the base 9: worse",
         "  card              results/tiny-r4/MODEL_CARD.md",

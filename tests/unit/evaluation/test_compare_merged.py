@@ -17,17 +17,20 @@ from tests.unit.training.prepared import PAIRS, STEP, SYSTEM, describe, save_mod
 SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "harmful": False}
 
 
-@pytest.fixture(scope="module", params=["qlora", "lora"])
+@pytest.fixture(scope="module", params=["qlora", "lora", "int8"])
 def place(request, tmp_path_factory):
     """A base, an adapter trained on it, and the answers of a model that stands for the merged one: the bare base."""
     folder = tmp_path_factory.mktemp(request.param)
     base = describe(save_model(folder / "source"), folder / "base")
     config = read_report(base / "description.json") and base / "config.json"
-    scenario = Scenario.from_mapping({**STEP, "method": request.param, "model": str(config)})
+    method = {"method": request.param}
+    if request.param == "int8":
+        method = {"method": "qlora", "quantization": {"type": "int8"}}
+    scenario = Scenario.from_mapping({**STEP, **method, "model": str(config)})
     model = build_model(scenario, "cpu", weights=base)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name and request.param == "qlora":
+        if "lora_B" in name and request.param != "lora":
             torch.nn.init.normal_(parameter, std=0.2)
     save_adapter(model, folder / "adapter", "Small")
     adapter = [folder / "adapter" / name for name in ("adapter_model.safetensors", "adapter_config.json")]
@@ -50,7 +53,7 @@ def place(request, tmp_path_factory):
     return scenario, {name: str(path) for name, path in inputs.items()}
 
 
-def test_the_trained_model_computes_with_the_values_of_its_four_bits(place):
+def test_the_trained_model_computes_with_the_values_of_its_few_bits(place):
     scenario, inputs = place
     base, adapter = Path(inputs["weights"]).parent, Path(inputs["adapter"])
     packed = build_model(scenario, "cpu", weights=base)

@@ -39,6 +39,10 @@ SETTINGS = [
     {"adapter_precision": "base"},
     {"quantization": {"storage": "bf16"}},
     {"quantization": {"type": "fp4", "compute": "fp32"}},
+    {"quantization": {"type": "int8"}},
+    {"quantization": {"type": "int8"}, "gradient_checkpointing": False, "kbit_preparation": "peft", "autocast": "bf16"},
+    {"quantization": {"type": "int8"}, "gradient_checkpointing": "reentrant", "precision": "fp32"},
+    {"quantization": {"type": "int8"}, "adapter_precision": "base", "gradient_accumulation": 2},
     {"loss": "liger"},
     {"loss": "liger", "method": "full", "autocast": "bf16"},
     {"loss": "liger", "method": "full", "precision": "bf16-mixed"},
@@ -75,6 +79,16 @@ def test_settings_are_traced_to_the_byte(fields):
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_architectures_are_traced_to_the_byte(model, method):
     compare(scenario(model, method=method))
+
+
+def test_layers_of_llm_int8_keep_what_checkpointing_lets_go_of_unless_it_is_reentrant():
+    """bitsandbytes' function holds its inputs itself, outside of what autograd saves: on the CPU measured so."""
+    kept = {}
+    for kind in ("nf4", "int8"):
+        for checkpointing in (True, "reentrant"):
+            asked = scenario(QWEN2, quantization={"type": kind}, gradient_checkpointing=checkpointing, precision="fp32")
+            kept[kind, checkpointing] = measure(asked, "cpu", timeline=False)["components"]["activations"]
+    assert kept["nf4", True] < kept["nf4", "reentrant"] and kept["int8", True] > kept["int8", "reentrant"]
 
 
 def test_measurement_says_where_and_with_what():

@@ -100,6 +100,8 @@ ODD = [
     {"packing": "rows"},
     {"loss": "liger"},
     {"method": "full", "precision": "bf16-mixed"},
+    {"quantization": {"type": "int8"}, "parallel": {"strategy": "ddp", "gpus": 2}, "gpu": {"vram_gib": 24, "count": 4}},
+    {"quantization": {"type": "int8"}, "gpu": {"vram_gib": 24, "count": 2}},
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.settings.hub import INDEX, MODELS, HubId, catalogued, nearest
+from scripts.settings.hub import INDEX, MODELS, HubId, catalogued, nearest, profiled
+from scripts.workflow.job_paths import FOLDER_NAME
 from tests.unit.settings.models_server import COMMIT, ModelsServer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,6 +63,21 @@ def ask(model: str, endpoint: str, cache: Path, **environment: str) -> str:
 )
 def test_the_catalogue_knows_ids_and_copies(hub: str, name: str | None) -> None:
     assert catalogued(HubId.read(hub)) == name
+
+
+@pytest.mark.parametrize(
+    ("model", "folder", "asked"),
+    [
+        ("qwen3-8b", "qwen3-8b", False),
+        ("Qwen/Qwen3-8B", "qwen3-8b", False),
+        ("Qwen/Qwen3-8B@v2", "qwen--qwen3-8b-v2", True),
+        ("Owner/A_b.c", "owner--a_b.c", True),
+        ("no-such-name", "no-such-name", False),
+    ],
+)
+def test_a_profiled_model_has_a_folder_and_the_hub_is_asked_where_it_has_to_be(model, folder, asked) -> None:
+    name, hub = profiled(model)
+    assert (name, hub is not None) == (folder, asked) and re.fullmatch(FOLDER_NAME, name)
 
 
 @pytest.mark.parametrize("text", ["model", "./config.json", "a/b/c", "a/b c", "/home/x", "../x", ""])

@@ -85,7 +85,7 @@ WRONG = {
     "preparation in full": ({"method": "full", "kbit_preparation": "peft"}, "method: full", "kbit_preparation: none"),
     "mixed qlora": ({"precision": "fp16-mixed"}, "method: qlora", "precision: fp16"),
     "flash in fp32": ({"attention": "flash", "precision": "fp32"}, "flash", "attention: mem_efficient"),
-    "quantization type": ({"quantization": {"type": "int3"}}, "quantization.type", "nf4"),
+    "quantization type": ({"quantization": {"type": "int3"}}, "quantization.type", "type: int8"),
     "gpu as a number": ({"gpu": 24}, "gpu", "gpu: {vram_gib: 24}"),
     "gpu without size": ({"gpu": {"vram_gib": 0}}, "gpu", "gpu: {vram_gib: 24}"),
     "no gpu of a kind": (
@@ -219,6 +219,16 @@ WRONG = {
         "outside the forward pass",
         "loss: full",
     ),
+    "a divided 8-bit base": (
+        {"quantization": {"type": "int8"}, "parallel": {"strategy": "fsdp1", "gpus": 2}},
+        "keeps each weight whole",
+        "quantization: {type: nf4}",
+    ),
+    "8-bit weights stored otherwise": (
+        {"quantization": {"type": "int8", "storage": "bf16"}},
+        "are for 4-bit weights",
+        "quantization: {type: int8, storage: uint8, compute: null}",
+    ),
     "divided 8-bit states": (
         {"optimizer": "adamw_8bit", "parallel": {"strategy": "fsdp2", "gpus": 2}},
         "whole tensors",
@@ -226,7 +236,7 @@ WRONG = {
     ),
     "preparation of a dense base": (
         {"method": "lora", "kbit_preparation": "trl"},
-        "4-bit base",
+        "quantized base",
         "kbit_preparation: none",
     ),
     "a length beyond everything": ({"micro_batch": 10**12}, "at most 16777216", "micro_batch: 1"),

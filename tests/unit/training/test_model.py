@@ -9,12 +9,11 @@ from scripts.engine.trace import quantization_state
 from scripts.settings.scenario import Scenario, load_scenario
 from scripts.training.architecture import attention_kernel, configuration
 from scripts.training.model import (
-    assert_quantized,
     build_model,
     build_optimizer,
-    linear_4bit,
     parameter_count,
 )
+from scripts.training.quantized import assert_quantized, quantized_layers
 from tests.unit.decoders import DECODERS, SIZES
 
 ARCHITECTURES = ("qwen2", "llama", "gemma2", "phi3", "gpt2", "mixtral")
@@ -31,7 +30,7 @@ def layout(model: torch.nn.Module) -> dict:
     found = {}
     for name, parameter in model.named_parameters():
         state = {key: (tuple(x.shape), x.dtype) for key, x in quantization_state(parameter).items()}
-        if state:
+        if hasattr(parameter, "quant_state"):
             packed = parameter.quant_state
             state |= {"of": (packed.dtype, tuple(packed.shape), packed.blocksize, packed.quant_type, packed.nested)}
         found[name] = (tuple(parameter.shape), parameter.dtype, parameter.requires_grad, type(parameter), state)
@@ -79,6 +78,8 @@ def test_meta_random_and_loaded_models_are_alike(model_type, method, folders):
     [
         {"quantization": {"type": "nf4", "double": False}},
         {"quantization": {"type": "fp4", "double": True}},
+        {"quantization": {"type": "int8"}},
+        {"quantization": {"type": "int8"}, "kbit_preparation": "peft", "precision": "fp32"},
         {"kbit_preparation": "peft"},
         {"precision": "fp16", "adapter_precision": "fp16"},
         {"precision": "fp32", "adapter_precision": "bf16"},
@@ -122,6 +123,16 @@ def test_a_folder_decides_the_weights_but_the_seed_the_adapters(folders):
     assert not torch.equal(adapter(1), adapter(2))
 
 
+def test_layers_of_llm_int8_are_counted_and_missed_where_they_are_not():
+    asked = scenario("gpt2", method="qlora", quantization={"type": "int8"})
+    model, other = build_model(asked, "meta"), build_model(scenario("gpt2", method="qlora"), "meta")
+    counts = assert_quantized(model, asked)
+    assert counts["linear_8bit_parameters"] == sum(p.numel() for p in model.parameters() if p.dtype == torch.int8) > 0
+    assert parameter_count(model) == parameter_count(other)
+    with pytest.raises(UserError, match="not 8-bit"):
+        assert_quantized(other, asked)
+
+
 def test_parameters_of_the_7b_model(tmp_path):
     """7,615,616,512 parameters, 6,525,288,448 of them in linear layers (the published configuration)."""
     file = tmp_path / "scenario.yaml"
@@ -149,7 +160,7 @@ def test_the_output_head_stays_dense_and_biases_stay(folders):
     model = build_model(scenario(method="qlora"), "cpu", weights=folders("qwen2"))
     assert type(model.get_output_embeddings()) is torch.nn.Linear
     assert model.get_output_embeddings().weight.dtype == torch.bfloat16
-    assert len(linear_4bit(model)) == 14
+    assert len(quantized_layers(model)) == 14
 
 
 @pytest.mark.parametrize("head", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}], ids=str)
