@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,25 @@ def test_links_that_leave_the_documents_lead_to_the_code_or_nowhere(
     staged(tmp_path / "linked", "c0ffee")
     texts = [path.read_text() for path in (tmp_path / "linked").rglob("*.md")]
     assert any("](https://example.org/own/er/blob/c0ffee/config/gpus.yaml)" in text for text in texts)
+
+
+def test_a_finished_run_is_the_example(tmp_path: Path) -> None:
+    run = tmp_path / "tiny-r4"
+    texts = {
+        "MODEL_CARD.md": "---\ntags:\n- bash\n---\n# Tiny\n[details](docs/details.md) ![a](figures/a.png)\n",
+        "docs/details.md": "# Details\n[card](../MODEL_CARD.md)\n", "figures/a.png": "", "report.html": "",
+        "planner.html": "",
+        "provenance.json": json.dumps({"command": "snakemake --cores 2", "source": {"commit": "c0ffee"}}),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text)
+    pages = staged(tmp_path / "docs", "", run)
+    assert [*pages["Example"]] == ["example/index.md", "example/MODEL_CARD.md", "example/docs/details.md"]
+    start = (tmp_path / "docs/example/index.md").read_text()
+    assert "snakemake --cores 2" in start and "c0ffee" in start and "tiny-r4" in start
+    card = (tmp_path / "docs/example/MODEL_CARD.md").read_text()
+    assert card.startswith("# Tiny") and "[details](docs/details.md)" in card
 
 
 def test_every_document_has_a_place() -> None:
