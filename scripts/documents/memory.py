@@ -103,6 +103,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         if any(parts[answer].get(group) for answer in ANSWERS)
     ]
     return {
+        "allocators": compared.get("allocators") or {},
         "answers": answers,
         "states": _states(scenario, answers),
         "analytic_terms": answers["analytic"].get("terms", [])[:LARGEST_TERMS],

@@ -119,7 +119,10 @@ def dispatch(target: str, capability: tuple[int, int] | None = None) -> Iterator
     checkpointing runs the forward pass again.
     """
     functional = nn.functional
+    shapes = torch._meta_registrations
     places = [(functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY))]
+    if hasattr(shapes, "_meta_grouped_mm_common"):
+        places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
     places += int8.products(target)
     if target == "cuda":
         places.append((functional, "dropout", _dropout(functional.dropout)))
@@ -138,6 +141,22 @@ def _softmax(original: Callable, operator: Callable) -> Callable:
         return original(input, dim, *args, **kwargs)
 
     return softmax
+
+
+def _grouped(original: Callable) -> Callable:
+    """The product of groups (experts) in every dtype: its shape function knows bf16 alone.
+
+    In others CPU and CUDA multiply group by group into the same output: ATen ``native/GroupedMMUtils.h``,
+    ``_grouped_mm_fallback``. Autocast leaves all of them as they are.
+    """
+
+    def grouped(mat_a: torch.Tensor, mat_b: torch.Tensor, **more: Any) -> torch.Tensor:
+        if more.get("scale_a") is not None or mat_a.dtype == torch.bfloat16 or mat_a.dtype != mat_b.dtype:
+            return original(mat_a, mat_b, **more)
+        make = torch._meta_registrations._create_grouped_mm_output_tensor
+        return make(mat_a, mat_b, more.get("offs"), more.get("out_dtype"))
+
+    return grouped
 
 
 def _dropout(original: Callable) -> Callable:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.resource_table import Stage, judged, refused, table
+from scripts.common.sizes import gib, size_text
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
 # Bytes that AdamW keeps for a number of the adapter, by the adapter's width: two states of the same dtype; in 8 bits
@@ -102,11 +103,11 @@ def stages(sizes: Sizes, free: int, there: Sequence[str] = (), exports: Sequence
             continue
         change = None
         if peak > free:
-            change = f"free {(peak - free) / 1e9:.2f} GB, or another disk: snakemake --directory"
+            change = f"free {gib(peak - free)}, or another disk: snakemake --directory"
             if name in ("merged model", "export") and sizes.merged_width == 4 and peak // 2 <= free:
                 change = "merging: {dtype: bfloat16}"
         rows.append(
-            judged(name, "disk", peak, max(0, free), "computed", f"{kept / 1e6:,.1f} MB of it stay", change=change)
+            judged(name, "disk", peak, max(0, free), "computed", f"{size_text(kept)} of it stay", change=change)
         )
         free -= kept
     return rows
@@ -144,8 +145,8 @@ def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results
         raise UserError(
             "The disk is too small for what is planned, and no job was started:\n    " + "\n    ".join(table(rows)),
             where=Path(folder).resolve(),
-            found=f"{free / 1e9:.2f} GB free",
-            allowed=f"{lacking / 1e9:.2f} GB more, another disk (snakemake --directory), or memory.gate.override: true,"
+            found=f"{gib(free)} free",
+            allowed=f"{gib(lacking)} more, another disk (snakemake --directory), or memory.gate.override: true,"
             " which starts all the same",
             write=next((row.change for row in refused(rows) if row.change.startswith("merging")), None),
         )

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,7 @@ from scripts.engine.errors import AttentionKernelError, StepError
 from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
 from scripts.engine.kernels import flash_attention_package
+from scripts.engine.patching import patched
 from scripts.engine.report import History, make_report, recording
 from scripts.engine.scaled import Recording
 from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
@@ -99,8 +101,7 @@ def prepare(
     """
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
-    if scenario.method == "qlora" or "8bit" in scenario.optimizer:
-        _import_bitsandbytes()
+    import_libraries()
     name = attention_implementation or traced_attention(scenario, target)
     model = build_model(scenario, "meta", attention_implementation=name)
     _refuse_own_kernels(model, scenario)
@@ -340,8 +341,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     from scripts.engine.trainer import trace_trainer
     from scripts.training.objectives import build_trainer
 
-    if scenario.method == "qlora" or "8bit" in scenario.optimizer:
-        _import_bitsandbytes()
+    import_libraries()
     found: dict[str, Any] = {}
     settings |= {"costs": False}  # of two updates, which a time of one can't be made of
     options = Options(
@@ -402,11 +402,18 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
         ) from error
 
 
-def _import_bitsandbytes() -> None:
-    """Import bitsandbytes without the compiler, which it would load (1 to 2 s) to decorate kernels unused here."""
-    compile_function = torch.compile
-    torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
-    try:
-        import bitsandbytes  # noqa: F401
-    finally:
-        torch.compile = compile_function
+def import_libraries() -> None:
+    """Import what traces need without what no trace runs, which takes a second or two.
+
+    That is the compiler, which bitsandbytes loads to decorate kernels, and scipy, which transformers loads for a loss
+    of object detection. What is not installed is missed where it is needed.
+    """
+    import transformers.utils
+
+    undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
+    with patched([(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]):
+        import transformers.modeling_utils
+
+        for name in ("bitsandbytes", "peft"):
+            with suppress(ImportError):
+                import_module(name)

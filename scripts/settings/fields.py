@@ -127,8 +127,8 @@ FIELDS = (
           }),
     Field("kbit_preparation",
           "`peft` turns embeddings, head and norms to fp32 as `prepare_model_for_kbit_training` does (on"
-          " Qwen2.5-Coder-7B 2.2 GB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back to"
-          " 16 bits; `none` leaves them.",
+          " Qwen2.5-Coder-7B 2.03 GiB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back"
+          " to 16 bits; `none` leaves them.",
           words=("none", "peft", "trl"), example="none",
           excluded={"full": ("PEFT's k-bit preparation freezes the base, which method full trains",
                              "kbit_preparation: none")}),

@@ -27,7 +27,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
-from scripts.settings.fields import FIELDS, MOST, file_schema
+from scripts.settings.fields import ELSEWHERE, FIELDS, MOST, file_schema
 from scripts.settings.model import MODELS, found_beside, read_model, size
 
 __all__ = [
@@ -205,6 +205,8 @@ class Scenario:
             "gpu": lambda: checked_gpu(values.get("gpu"), where),
             "model": lambda: read_model(values.get("model"), where),
         }
+        if "model" not in mapping and any(ELSEWHERE.get(str(key)) == "model" for key in mapping):
+            del readers["model"]  # it is there under another tool's name, which `wrong` says
         for name, read in readers.items():
             try:
                 values[name] = read()

@@ -18,7 +18,7 @@ from typing import Any
 from scripts.ask import text
 from scripts.ask.answer import clear, quick
 from scripts.ask.command import parser, scenario_yaml
-from scripts.ask.question import Options, Question, assumed, question
+from scripts.ask.question import Options, Question, question
 from scripts.common.errors import UserError
 from scripts.common.schema import yaml_text
 from scripts.engine.components import COLOURS, GROUPS
@@ -167,7 +167,7 @@ def _answer(asked: Question, words: list[str]) -> dict[str, Any]:
         "verdict": _sentence(found),
         "step": text.step_line(found["scenario"]),
         "exactness": EXACTNESS,
-        "assumed": {name: yaml_text(value) for name, value in assumed(asked).items() if value is not None},
+        "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
         "parts": [
             {"title": text.WORDS.get(name, name), "bytes": size, "shown": text.gib(size), "colour": _COLOUR[name]}
             for name, size in parts

@@ -18,6 +18,7 @@ from scripts.documents import card, draw, render
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
 from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
+from tests.docs.test_commands import headings
 from tests.docs.test_prose import complaints
 from tests.unit.documents import inputs
 
@@ -298,6 +299,9 @@ def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(writ
         assert figure in text, figure
     for step in inputs.files()["profile"]:  # what the trace says instead
         assert f"**{render.gibibytes(step['trace']['peak_allocated_bytes'])}**" in text
+        other = step["allocators"]["expandable_segments"]
+        assert f"With `{other['write']}` it needs {render.gibibytes(other['required_bytes'])}" in text
+    assert "| the allocator needs | with expandable segments |" in text
 
 
 def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:
@@ -493,6 +497,17 @@ def test_the_article_argues_from_the_figures_of_lora_and_qlora(write: Callable[.
     assert ("`rtx-4090` (23.64 GiB)" in argument) is any(fitting) and "worse than the trained one's (+0.048" in argument
     content["plan"]["feasibility"] = [row for row in rows if row["method"] != "lora"]
     assert "Why QLoRA" not in write("docs/publication.md", content), "the planner was not asked for LoRA"
+
+
+def test_the_card_links_to_headings_that_are_there(write: Callable[..., str]) -> None:
+    card = write("MODEL_CARD.md")
+    for name in ("docs/details.md", "docs/memory-profile.md", "docs/publication.md"):
+        write(name)
+    links = re.findall(r"\]\(([\w/.-]*\.md)?(?:#([\w-]+))?\)", card)
+    assert len([anchor for _, anchor in links if anchor]) > 6
+    for target, anchor in links:
+        place = inputs.RUN / (target or "MODEL_CARD.md")
+        assert place.is_file() and (not anchor or anchor in headings(place)), f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("name", MARKDOWN)

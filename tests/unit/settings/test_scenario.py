@@ -427,3 +427,10 @@ def test_a_quantized_model_is_told_what_to_take_out_of_it(method) -> None:
     with pytest.raises(UserError, match=rf"quantized already \({method}\)") as error:
         make(model={**SMALL, "quantization_config": {"quant_method": method}}, method="qlora")
     assert "del(.quantization_config)" in error.value.write and "method: qlora" not in error.value.write
+
+
+def test_a_model_under_another_tools_name_is_told_once() -> None:
+    with pytest.raises(UserError) as error:
+        Scenario.from_mapping({"model_name_or_path": "Qwen/Qwen3-8B", "foo": 1})
+    assert "2 things are wrong" in str(error.value) and "model: Qwen/Qwen3-8B" in str(error.value)
+    assert "is missing" not in str(error.value) and "nothing here: remove the key" in str(error.value)
