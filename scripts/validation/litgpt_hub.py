@@ -45,9 +45,8 @@ def traced_bytes(row: Mapping[str, str], checkout: Path) -> int:
     recipe = read_yaml(checkout / "config_hub" / "finetune" / f"{row['config']}.yaml")
     fabric = lightning.Fabric(devices=1, accelerator="cpu", precision=None if method == "qlora" else "bf16-true")
     if method == "qlora":
-        from lightning.fabric.plugins import BitsandbytesPrecision
-
-        plugin = BitsandbytesPrecision(recipe["quantize"].removeprefix("bnb."), torch.bfloat16)
+        plugins = import_module("lightning.fabric.plugins")
+        plugin = plugins.BitsandbytesPrecision(recipe["quantize"].removeprefix("bnb."), torch.bfloat16)
         fabric._precision = fabric._strategy._precision = plugin  # Fabric takes it on a GPU alone
     code = import_module("litgpt.model" if method == "full" else "litgpt.lora")
     lora = {key: value for key, value in recipe.items() if key.startswith("lora_")} if method != "full" else {}
