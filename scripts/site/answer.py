@@ -23,6 +23,7 @@ from scripts.common.errors import UserError
 from scripts.common.schema import yaml_text
 from scripts.engine.components import COLOURS, GROUPS
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.answer_text import other_ways
 from scripts.memory.gpus import Gpu, catalogue
 from scripts.planner.border import LONGEST, steps
 from scripts.planner.search import apply, moves
@@ -180,7 +181,7 @@ def _answer(asked: Question, words: list[str]) -> dict[str, Any]:
             for name, size in parts
             if size >= 2**20
         ],
-        "read": text.reading_lines(asked, found),
+        "read": [*text.reading_lines(asked, found), *other_ways(found)],
         "command": shlex.join(["will-it-fit", *words]),
         "yaml": scenario_yaml(found["scenario"], asked.model),
     }

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def page() -> str:
     )
 
 
+@cache
 def first_answer() -> dict[str, Any]:
     """What the page shows before Python has come: its own answers to its own first choice."""
 

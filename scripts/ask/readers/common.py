@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +208,29 @@ def _deepspeed_file(text: str, beside: Path, key: str) -> dict[str, Any]:
 
 def offloaded(reading: Reading, key: str) -> None:
     """Activations that wait on the host."""
-    if knows("activation_offload"):
+    if knows("activation_offload") and reading.fields.get("objective", "sft") == "sft":
         reading.set(activation_offload=True)
     else:
         reading.errs(key, True, HIGH, "what backward needs waits on the host", "activations")
 
 
+# What TRL's trainers decide themselves, whatever a file says of the step of supervised fine-tuning.
+_TRL_DECIDES = ("loss", "packing", "kbit_preparation", "adapter_precision", "loop", "use_cache")
+
+
+def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:
+    """Whether TRL's own step can be predicted: its package is here, on one GPU, with an optimizer that is known."""
+    strategy = (fields.get("parallel") or {}).get("strategy", "none")
+    optimizer = fields.get("optimizer", "adamw")
+    refused = kind == "grpo" or (kind == "kto" and rows < 2) or optimizer == "muon" or "paged" in optimizer
+    return strategy == "none" and not refused and find_spec("trl") is not None
+
+
 def preference(reading: Reading, kind: str, key: str, rows: int) -> None:
-    """A preference objective: the scenario's own where it knows it, else twice the rows, with what is left out said."""
-    if knows("objective"):
+    """A preference objective: TRL's step where that is predicted, else twice the rows, with what is left out said."""
+    if _is_predicted(reading.fields, kind, rows):
+        for name in _TRL_DECIDES:
+            reading.fields.pop(name, None)
         reading.set(objective=kind, micro_batch=rows)
         return
     if kind in ("dpo", "orpo", "reward"):
