@@ -287,7 +287,7 @@ def price(
     settings
         ``override``, ``source`` of the model, ``merging``.
     room, evaluation_room
-        What there is; for the evaluation and the comparison, which use one GPU, where theirs is another.
+        What there is; the evaluation and the comparison, which use one GPU, may have another.
     results
         The disk that the results lie on.
     """
