@@ -140,12 +140,12 @@ def test_what_is_not_described_says_which_way_the_answer_errs(tmp_path: Path) ->
     assert found.reading.unknown == {"sequence_lenn": "sequence_len"}
 
 
-def test_eight_bits_are_read_as_far_as_the_scenario_knows_them(tmp_path: Path) -> None:
-    found = asked(tmp_path, AXOLOTL | {"adapter": "lora", "load_in_8bit": True, "lora_target_linear": True})
-    if found.scenario.method == "lora":
-        assert any(remark.bound == "int8" and remark.errs == "too high" for remark in found.reading.remarks)
-    else:
-        said(found, quantization={"type": "int8"})
+def test_eight_bits_are_llm_int8_and_16_where_it_can_not_be_divided(tmp_path: Path) -> None:
+    eight = AXOLOTL | {"adapter": "lora", "load_in_8bit": True, "lora_target_linear": True}
+    said(asked(tmp_path, eight), method="qlora", quantization={"type": "int8"})
+    found = asked(tmp_path, eight | {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}})
+    said(found, method="lora")
+    assert any(remark.bound == "int8" and remark.errs == "too high" for remark in found.reading.remarks)
 
 
 # --- LLaMA-Factory -------------------------------------------------------------------------------------------------
