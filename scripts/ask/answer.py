@@ -12,7 +12,7 @@ from scripts.ask.question import Question, assumed
 from scripts.ask.readers.reading import EITHER, HIGH
 from scripts.ask.text import UNTRACED
 from scripts.common.errors import UserError
-from scripts.memory.compare import nearly_full
+from scripts.memory.compare import NOT_MEASURED, nearly_full
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import Gpu
 from scripts.memory.run_time import RunTime, order, run_time
@@ -61,7 +61,7 @@ def quick(asked: Question) -> dict[str, Any]:
     if peak is not None and gpu is not None:
         fits = clear(peak, gpu)
         headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
-    reasons = {"trace": NOT_TRACED, "measurement": NOT_TRACED, "analytic": found.reason}
+    reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": found.reason}
     answer = {
         "rule_of_thumb": found.rule_of_thumb,
         "analytic": found.analytic,

@@ -215,7 +215,7 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
 
     found = answer.quick(asked) if options.quick else answer.traced(asked)
     if options.quick and found["analytic"] is None:
-        print(text.verdict_line(found), file=sys.stderr)
+        print("\n".join([text.verdict_line(found), *text.reading_lines(asked, found)]), file=sys.stderr)
         return 3
     if options.compare:
         from scripts.ask.difference import difference

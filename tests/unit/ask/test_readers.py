@@ -299,7 +299,7 @@ def test_programs_that_say_too_little(text: str, says: str, tmp_path: Path) -> N
         ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "do_train": True}, "Several tools", "--from"),
         ("[1, 2]", "holds no keys", "model:"),
         ("", "holds no keys", "model:"),
-        (AXOLOTL | {"base_model": "./no/such/folder"}, "neither the name", "model:"),
+        (AXOLOTL | {"base_model": "./no/such/folder"}, "isn't there", "model:"),
         (AXOLOTL | {"base_model": "meta-llama/$MODEL"}, "neither the name", "model:"),
     ],
 )
