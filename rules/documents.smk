@@ -1,7 +1,7 @@
 # Figures and documents: from JSON, by templates, and nothing else.
 #   results/<run>/figures/               drawn from the JSON of the stages before
 #   results/<run>/MODEL_CARD.md          the card, at the run's top
-#   results/<run>/docs/                  the memory profile (needs no weight and no training), the article
+#   results/<run>/docs/                  the memory profile (needs no weight and no training), the card's details, the article
 #   results/<run>/report.html            all of it on one page
 #   results/<run>/documents.json         each number in them, with the files and keys that it came from
 
@@ -94,7 +94,8 @@ rule render_memory_profile:
 use rule render_memory_profile as render_documents with:
     input:
         templates=[
-            project_file(f"config/templates/{name}.j2") for name in ("MODEL_CARD.md", "publication.md", "report.html")
+            project_file(f"config/templates/{name}.j2")
+            for name in ("MODEL_CARD.md", "details.md", "publication.md", "report.html")
         ],
         macros=project_file("config/templates/macros.j2"),
         others=["results/{run}/docs/memory-profile.json"],
@@ -133,6 +134,7 @@ use rule render_memory_profile as render_documents with:
             subcategory="{run}",
             labels={"figure": "Model card"},
         ),
+        "results/{run}/docs/details.md",
         "results/{run}/docs/publication.md",
         report(
             "results/{run}/report.html",

@@ -21,15 +21,15 @@ OPTIONS = """
 
 
 @contextmanager
-def opened(address: str, *more: str) -> Iterator[Any]:
-    """A page in a browser of its own, with the console kept (``get_log("browser")``); ``more``: options of Chromium."""
+def opened(address: str) -> Iterator[Any]:
+    """A page in a browser of its own, with the console kept (``get_log("browser")``)."""
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
 
     options = Options()
     options.binary_location = CHROMIUM
-    for option in (*OPTIONS.split(), *more):
+    for option in OPTIONS.split():
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=Service(DRIVER))

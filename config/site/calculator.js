@@ -128,12 +128,15 @@ async function answer(mayFetch) {
   }
   if (mine !== latest) return;
   show(found);
-  if (found.answer?.analytic) await details(chosen, mine, found.answer.gpu?.name);
+  if (found.answer?.analytic) await details(chosen, mine, found);
 }
 
-async function details(chosen, mine, gpu) {
+async function details(chosen, mine, { state, answer: { gpu } }) {
+  const tight = state === "too-large" || state === "close";
+  const { changes = [] } = tight ? JSON.parse(await ask({ ...chosen, ask: "changes" })) : {};
+  if (mine === latest) await showChanges(changes, chosen.file);
   const { gpus } = JSON.parse(await ask({ ...chosen, ask: "gpus" }));
-  if (mine === latest) showCards(gpus ?? [], gpu);
+  if (mine === latest) showCards(gpus ?? [], gpu?.name);
   const body = $("longest").tBodies[0], rows = [];
   for (const count of ROWS) {
     if (mine !== latest) return;
@@ -227,6 +230,15 @@ function showCards(cards, chosen) {
       made("td", meter), made("td", `${peak} of ${usable}`, { className: "number" }),
     ], { className: `${state}${name === chosen ? " chosen" : ""}` });
   }));
+}
+
+async function showChanges(changes, file) {
+  const items = changes.map(async ({ cost, command, choice: changed }) => {
+    const href = await toAddress({ ...changed, file, model: file ? "" : changed.model });
+    return made("li", [made("a", made("code", command), { href }), made("span", ` ${cost}`, { className: "note" })]);
+  });
+  $("changes").replaceChildren(...(await Promise.all(items)));
+  $("changes-block").hidden = !changes.length;
 }
 
 function longestRow({ rows, fits, may_fit: most, positions }) {

@@ -4,7 +4,14 @@
 // sources are named: scripts/memory/analytic/surface.py (evaluate) and scripts/memory/planner.py (Estimate, largest).
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const charts = JSON.parse(document.getElementById("charts").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+const narrow = matchMedia("(max-width: 40rem)").matches;
+const LIGHT_ON_DARK = { "#1D2730": "#E6E9EC", "#66727D": "#A7B0B8", "#EEF1F4": "#39424A" };
+const charts = JSON.parse(document.getElementById("charts").textContent, (key, value) => {
+  if (narrow && key === "columns") return 1;
+  if (narrow && key === "axis" && value?.labelColor) return { ...value, labelLimit: 95 };
+  return (dark && LIGHT_ON_DARK[value]) || value;
+});
 const GIB = 2 ** 30, MIB = 2 ** 20;
 const MOST_ROWS_SHOWN = 1024, LEAST_LENGTH = 64;
 const byName = (list) => Object.fromEntries(list.map((entry) => [entry.name, entry]));
@@ -285,7 +292,7 @@ function show() {
   element("required").textContent = gib(found.required);
   element("usable").textContent = gib(found.usable);
   element("headroom").textContent = gib(Math.abs(found.headroom));
-  element("headroom_label").textContent = found.fits ? "to spare" : "too few";
+  element("headroom_label").textContent = found.fits ? "to spare" : "missing";
   element("largest_micro_batch").textContent = found.largest_micro_batch ? number(found.largest_micro_batch) : "none";
   element("largest_sequence_length").textContent = found.largest_sequence_length
     ? number(found.largest_sequence_length) : "none";
@@ -304,18 +311,18 @@ function showNothing(reason) {
   for (const id of ["required", "usable", "headroom", "largest_micro_batch", "largest_sequence_length"]) {
     element(id).textContent = "–";
   }
-  element("source").textContent = `There is none, since ${reason}. The trace answers: see below.`;
+  element("source").textContent = `This page has no estimate, because ${reason}. The trace answers: see below.`;
 }
 
 function sourceText(found) {
   const estimate = `The analytic estimate of the peak is ${gib(found.peak)}`;
   if (!found.traces) {
-    return `${estimate}, and that is all that is known here: this was not traced for this page. What a GPU must have`
-      + ` lies above the peak, usually by some per cent, since the allocator's blocks don't fit together perfectly.${storageText()}`;
+    return `${estimate}. This combination was not traced for this page. A GPU must have more than the peak, usually by some`
+      + ` per cent, since the allocator's blocks don't fit together perfectly.${storageText()}`;
   }
   const sign = found.above < 0 ? "less" : "more";
-  return `${estimate}; ${found.traces} traces of this model and method showed that a GPU must have`
-    + ` ${gib(Math.abs(found.above))} ${sign}, interpolated between them.${storageText()}`;
+  return `${estimate}. By ${found.traces} traces of this model and method, and interpolation between them, a GPU must have`
+    + ` ${gib(Math.abs(found.above))} ${sign}.${storageText()}`;
 }
 
 // What FSDP2 leaves whole on each GPU, and needn't.

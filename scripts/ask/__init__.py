@@ -73,6 +73,7 @@ def will_it_fit(
     sequence_length: int | None = None,
     micro_batch: int | None = None,
     strategy: str | None = None,
+    like: str | None = None,
     quick: bool = False,
     **fields: Any,
 ) -> Answer:
@@ -82,7 +83,7 @@ def will_it_fit(
     ----------
     what
         A model's name, its id on the Hub, or a file; with files beside it a list (:mod:`scripts.ask.command`).
-    gpu, method, sequence_length, micro_batch, strategy
+    gpu, method, sequence_length, micro_batch, strategy, like
         As the command line has them.
     quick
         The analytic estimate alone, without torch.
@@ -103,7 +104,7 @@ def will_it_fit(
         for name, value in fields.items()
         for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
     ]
-    asked = question(words, Options(gpu, method, sequence_length, micro_batch, strategy, settings))
+    asked = question(words, Options(gpu, method, sequence_length, micro_batch, strategy, settings, like=like))
     return answered(asked, words, quick=quick)
 
 

@@ -6,15 +6,17 @@ import gc
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from scripts.ask.question import Question, assumed
+from scripts.ask.question import Question
 from scripts.ask.readers.reading import EITHER, HIGH
-from scripts.ask.text import UNTRACED
 from scripts.common.errors import UserError
+from scripts.memory.answer_text import UNTRACED
 from scripts.memory.compare import NOT_MEASURED, nearly_full
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import Gpu
+from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.run_time import RunTime, order, run_time
 from scripts.memory.step_time import speeds
 
@@ -37,11 +39,15 @@ _NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
 def traced(asked: Question) -> dict[str, Any]:
     """`predict`'s object, with what another tool's file said and what was assumed."""
     prepare()
-    from scripts.memory.predict import predict
+
+    from scripts.memory.predict import answered
+
+    def answer() -> dict[str, Any]:
+        return _more(answered(replace(asked.asked, scenario=asked.scenario), asked.where), asked)
 
     for _ in _NEAREST:
         try:
-            return _more(predict(asked.scenario, asked.where), asked)
+            return answer()
         except UserError as error:
             nearest = _NEAREST.get(error.write or "")
             if asked.reading is None or nearest is None:
@@ -50,7 +56,7 @@ def traced(asked: Question) -> dict[str, Any]:
             (name,) = change
             asked.reading.errs(name, getattr(asked.scenario, name), errs, why)
             asked.scenario = asked.scenario.changed(**change)
-    return _more(predict(asked.scenario, asked.where), asked)
+    return answer()
 
 
 def quick(asked: Question) -> dict[str, Any]:
@@ -62,7 +68,7 @@ def quick(asked: Question) -> dict[str, Any]:
         fits = clear(peak, gpu)
         headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
     reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": found.reason}
-    answer = {
+    answer = asked.asked.as_said() | {
         "rule_of_thumb": found.rule_of_thumb,
         "analytic": found.analytic,
         "trace": None,
@@ -75,6 +81,7 @@ def quick(asked: Question) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
+        "scripts_would_take": scripts_would_take(asked.asked, asked.where),
     }
     return _more(answer, asked)
 
@@ -87,7 +94,6 @@ def clear(peak: int, gpu: Gpu) -> bool | None:
 
 
 def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
-    answer.setdefault("assumed", assumed(asked))
     if asked.run and asked.gpu:
         answer |= _of_run(answer["time"], asked.gpu, asked)
     if asked.readings:

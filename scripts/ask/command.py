@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("-s", "--sequence-length", type=_count, metavar="TOKENS")
     step.add_argument("-b", "--micro-batch", type=_count, metavar="ROWS")
     step.add_argument("--strategy", choices=STRATEGIES, help="how several GPUs are used (fsdp2 if --gpu names several)")
+    step.add_argument("--like", choices=("trl", "peft", "axolotl"), help="what is not named as such scripts have it")
     step.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field of a scenario")
     step.add_argument("--from", dest="tool", choices=("axolotl", "llama-factory", "trl"), help="who wrote the file")
     form = made.add_argument_group("the answer")
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Options(
                 gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
                 micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
+                like=options.like,
             ),
         )  # fmt: skip
     except UserError as error:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from scripts.ask.question import Question
-from scripts.ask.text import gib
 from scripts.common.errors import UserError
+from scripts.common.sizes import gib
 from scripts.memory.gpus import GIB, catalogue
 from scripts.memory.trace import trace
 

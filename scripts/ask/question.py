@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts.ask import readers
+from scripts.ask.readers.asked import AskedStep, asked_for
 from scripts.ask.readers.reading import EITHER, HIGH, LOW, Reading
 from scripts.common.errors import UserError
 from scripts.memory.gpus import Gpu, find
 from scripts.memory.run_time import Asked
 from scripts.settings.fields import BY_NAME
 from scripts.settings.model import LIGER_MODELS, configuration, size
-from scripts.settings.scenario import Scenario, scenario_defaults
+from scripts.settings.scenario import Scenario
 
 _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
@@ -41,18 +42,19 @@ class Options:
     strategy: str | None = None
     settings: Sequence[str] = ()  # field=value
     tool: str | None = None
+    like: str | None = None
 
 
 @dataclass
 class Question:
-    """A scenario with where it came from."""
+    """A scenario with where it came from; ``asked`` says who decided what of it."""
 
+    asked: AskedStep
     scenario: Scenario
     where: str
     gpu: Gpu | None
     reading: Reading | None = None
     beside: list[Reading] = field(default_factory=list)
-    named: frozenset[str] = frozenset()  # fields that a file or an option set
     model: str = ""  # as it was asked for
     run: Asked | None = None  # what is asked of the whole run
 
@@ -74,24 +76,26 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     beside = [_beside(Path(other), gpu) for other in what[1:]]
     for other in beside:
         _join(fields, other)
-    named = frozenset(fields)
     _apply_options(fields, options, gpu)
     if not fields.get("model"):
         raise UserError(
             "No model is named.", where=where, allowed="a model beside the file, or --set model=NAME",
             write=f"will-it-fit {what[0]} --set model=Qwen/Qwen3-8B",
         )  # fmt: skip
-    asked = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
+    model = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
     base = reading or Reading("", "", Path(where))
     if isinstance(fields["model"], str):
         _resolve(fields, base, where)
     if reading or beside:
         settle(fields, base)
-    scenario = Scenario.from_mapping(fields, where=where)
+    found = asked_for(fields, where)
+    if reading is not None:
+        found = replace(found, mapping={}, assumed={})  # what it doesn't name its tool decides
+    scenario = found.scenario
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
-    return Question(scenario, where, own, reading, beside, named | _option_fields(options), asked)
+    return Question(found, scenario, where, own, reading, beside, model)
 
 
 def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
@@ -165,14 +169,9 @@ def _join(fields: dict[str, Any], other: Reading) -> None:
             fields[name] = value
 
 
-def _option_fields(options: Options) -> frozenset[str]:
-    given = {"method": options.method, "sequence_length": options.sequence_length, "micro_batch": options.micro_batch,
-             "parallel": options.strategy, "gpu": options.gpu}  # fmt: skip
-    names = {name for name, value in given.items() if value is not None}
-    return frozenset(names | {text.partition("=")[0].partition(".")[0] for text in options.settings})
-
-
 def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) -> None:
+    if options.like is not None:
+        fields["like"] = options.like
     if options.method is not None:
         _change_method(fields, options.method)
     for name in ("sequence_length", "micro_batch"):
@@ -181,13 +180,9 @@ def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) ->
     for text in options.settings:
         _set(fields, text)
     if gpu is not None:
-        kind: dict[str, Any] = {"vram_gib": gpu.total_bytes / 2**30} if gpu.compute_capability is None else {}
-        kind = kind or {"name": gpu.name}
-        fields["gpu"] = {**kind, "count": gpu.count} if gpu.count > 1 else kind.get("name", kind)
+        fields["gpu"] = gpu.setting
     if options.strategy is not None:
         _change_strategy(fields, options.strategy, gpu)
-    elif gpu is not None and gpu.count > 1 and "parallel" not in fields:
-        fields["parallel"] = {"strategy": "fsdp2", "gpus": gpu.count}
 
 
 def _change_strategy(fields: dict[str, Any], strategy: str, gpu: Gpu | None) -> None:
@@ -342,14 +337,3 @@ def _deepspeed_is_there() -> bool:
     from importlib.util import find_spec
 
     return find_spec("deepspeed") is not None
-
-
-def assumed(asked: Question) -> dict[str, Any]:
-    """Settings that decide memory and that nobody named: the project's defaults."""
-    deciding = ("method", "precision", "sequence_length", "micro_batch", "lora", "optimizer", "gradient_checkpointing",
-                "attention", "loss", "kbit_preparation", "autocast", "allocator")  # fmt: skip
-    values = scenario_defaults()
-    if asked.reading is not None and asked.reading.tool != "Hub":
-        return {}  # its defaults are the tool's
-    skipped = {"lora", "kbit_preparation"} if asked.scenario.method == "full" else set()
-    return {name: values.get(name) for name in deciding if name not in asked.named and name not in skipped}

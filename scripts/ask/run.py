@@ -118,23 +118,6 @@ def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"the cheapest{by}: {best.gpu}, {_hours(best)}, {_cost(best)}{measured}"]
 
 
-def time_lines(answer: Mapping[str, Any]) -> list[str]:
-    """How long a step takes."""
-    from scripts.memory.compare import NO_SPEED
-
-    time = answer.get("time")
-    if time is None:
-        return [f"time of a step: {answer['reasons']['time']}"] if answer["reasons"].get("time") == NO_SPEED else []
-    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ""
-    lines = [
-        f"time of a step: {time['seconds_per_step']:.3g} s{between}, {time['tokens_per_second']:,.0f} tokens a second;"
-        f" limited by {time['limited_by']}"
-    ]
-    if not time["range"]:
-        lines.append("  no step was measured on this card: compare settings by it, and do not plan by it")
-    return lines
-
-
 def run_lines(run: Mapping[str, Any] | None, asked: Asked) -> list[str]:
     """Hours, cost and energy of the run."""
     if run is None:

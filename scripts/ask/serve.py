@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scripts.ask.question import Question
-from scripts.ask.text import card, gib, smallest
 from scripts.common.errors import UserError
+from scripts.common.sizes import gib
 from scripts.memory.analytic.decoder import NotDescribed, describe
+from scripts.memory.answer_text import card, smallest
 from scripts.memory.gpus import Gpu
 from scripts.settings.scenario import Scenario
 
@@ -92,7 +93,7 @@ def serve(asked: Question, requests: int, weights: str | None) -> Serving:
         For an unknown quantization, or an architecture whose keys and values are not described.
     """
     scenario = asked.scenario
-    kind = (weights or ("nf4" if scenario.method == "qlora" and "method" in asked.named else "bf16")).lower()
+    kind = (weights or ("nf4" if scenario.method == "qlora" and "method" in asked.asked.mapping else "bf16")).lower()
     if kind not in BITS:
         raise UserError(
             "This format of weights is not known.", where="--weights", found=weights, allowed=", ".join(BITS),

@@ -23,23 +23,15 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ("light", "torch")  # from the smaller to the larger; a script runs in the first that serves it
+STORE = Path(".snakemake", "modules.json")
 # Packages that only the torch environment has, by the names they are imported under.
 TORCH_STACK = frozenset({"accelerate", "bitsandbytes", "gguf", "peft", "safetensors", "torch", "transformers"})
 
 
-class _WithoutDocstrings(ast.NodeTransformer):
-    """Drop docstrings: a reworded one must not retrain a model."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        body = getattr(node, "body", None)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node, clean=False
-        ):
-            node.body = body[1:] or [ast.Pass()]
-        return node
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@cache
 def _module_files(name: str) -> set[Path]:
     """The files that run when ``scripts.a.b`` is imported: the module's, if it is one, and those of its packages."""
     path = ROOT.joinpath(*name.split("."))
@@ -51,18 +43,25 @@ def _module_files(name: str) -> set[Path]:
 def _read(path: Path) -> tuple[str, frozenset[Path], frozenset[str]]:
     """Digest of a module's meaning, the project modules and the third-party packages it imports (anywhere in it)."""
     source = path.read_bytes()
-    key = hashlib.sha256(sys.version.encode() + source).hexdigest()
+    key = content_key(source)
     known, used = _remembered()
-    meaning, names, packages = used[key] = known.get(key) or _parse(source.decode("utf-8"), str(path))
+    meaning, names, packages = used[key] = known.get(key) or parse(source.decode("utf-8"), str(path))
     return meaning, frozenset().union(*map(_module_files, names)), frozenset(packages)
 
 
-def _parse(source: str, filename: str) -> list:
+def content_key(source: bytes) -> str:
+    """What :data:`STORE` knows a module by: its bytes, and the Python that parsed it."""
+    return hashlib.sha256(sys.version.encode() + source).hexdigest()
+
+
+def parse(source: str, filename: str) -> list:
     """Digest of the meaning, names of imported project modules, names of imported packages."""
     tree = ast.parse(source, filename=filename)
     ours: set[str] = set()
     others: set[str] = set()
     for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:] or [ast.Pass()]  # a reworded docstring must not retrain a model
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -76,7 +75,7 @@ def _parse(source: str, filename: str) -> list:
                 ours.add(name)
             elif top not in sys.stdlib_module_names:
                 others.add(top)
-    meaning = ast.unparse(_WithoutDocstrings().visit(tree))
+    meaning = ast.unparse(tree)
     return [hashlib.sha256(meaning.encode()).hexdigest(), sorted(ours), sorted(others)]
 
 
@@ -90,11 +89,11 @@ def absolute_name(node: ast.ImportFrom, path: Path) -> str:
 
 @cache
 def _remembered() -> tuple[dict, dict]:
-    """What :func:`_parse` found in files of the same bytes before, and what is used now: a second less at each start.
+    """What :func:`parse` found in files of the same bytes before, and what is used now: a second less at each start.
 
-    Lies in ``.snakemake/modules.json``; written when the process ends, where Snakemake has made the folder.
+    Written to :data:`STORE` when the process ends, where Snakemake has made the folder.
     """
-    store = Path(".snakemake", "modules.json").absolute()
+    store = STORE.absolute()
     try:
         known = json.loads(store.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there, or cut off
@@ -153,5 +152,9 @@ def digest(value: object) -> str:
 def code_digest(script: Path) -> str:
     """Digest of the script, the project modules below it, and the pins of the environment it runs in."""
     modules = {path.relative_to(ROOT).as_posix(): _read(path)[0] for path in imported_modules(script)}
-    environment = yaml.safe_load((ROOT / "envs" / f"{environment_of(script)}.yaml").read_text(encoding="utf-8"))
-    return digest({"modules": modules, "environment": environment})
+    return digest({"modules": modules, "environment": _pins(environment_of(script))})
+
+
+@cache
+def _pins(environment: str) -> object:
+    return yaml.safe_load((ROOT / "envs" / f"{environment}.yaml").read_text(encoding="utf-8"))

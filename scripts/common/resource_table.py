@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.common.sizes import size_text
+
 FITS, TOO_SMALL, UNCHECKED = "fits", "does not fit", "not checked"
 # It runs, but slowly, with a part elsewhere; the run's data never come to it; it is left out where there is no room.
 IN_PART, NOT_REACHED, NOT_RUN = "in part", "not reached", "not run"
@@ -84,7 +86,4 @@ def _place(stage: Stage) -> str:
 
 
 def _size(size: int | None) -> str:
-    """Bytes as GB; a disk's small parts in MB."""
-    if size is None:
-        return "-"
-    return f"{size / 1e9:.2f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.1f} MB"
+    return "-" if size is None else size_text(size)

@@ -113,7 +113,7 @@ def _position(path: Iterable[Any], value: Any) -> tuple[int, ...]:
 
 def closest(word: object, known: Iterable[str]) -> str | None:
     """The known word that a misspelt one is most like."""
-    return next(iter(difflib.get_close_matches(str(word), sorted(known), n=1, cutoff=0.5)), None)
+    return next(iter(difflib.get_close_matches(str(word), sorted(known), n=1, cutoff=0.6)), None)
 
 
 def _explained(error: Any, value: Any, where: object) -> Iterator[UserError]:

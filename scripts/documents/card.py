@@ -66,25 +66,34 @@ def metadata(context: Mapping[str, Any]) -> str:
     # The Hub wants an id as the type; a dataset that is not there has only its name.
     dataset_type = repositories[0] if len(repositories) == 1 else context["dataset"]
     judged = [(dataset_type, f"{context['dataset']} (held-out test split)", comparison, context["evaluation"])]
-    benchmark = context.get("benchmark")
-    if benchmark is not None:
-        requests = "requests that this data's makers did not write"
-        judged.append((benchmark["name"], f"{benchmark['name']} ({requests})", benchmark, benchmark["rows"]))
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            task_name="Bash command from a request in English",
-            dataset_type=kind,
-            dataset_name=name,
-            dataset_split="test",
-            metric_type=HUB_METRICS.get(row["name"], row["name"]),
-            metric_name=f"{row['label']}, n = {compared['n']}",
-            metric_value=round(row["tuned"].get("share", row["tuned"].get("mean")), 6),
+    benchmark, execution = context.get("benchmark"), context.get("execution")
+    results = []
+
+    def add(kind: str, name: str, metric: str, label: str, n: int, value: float) -> None:
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                task_name="Bash command from a request in English",
+                dataset_type=kind,
+                dataset_name=name,
+                dataset_split="test",
+                metric_type=HUB_METRICS.get(metric, metric),
+                metric_name=f"{label}, n = {n}",
+                metric_value=round(value, 6),
+            )
         )
-        for kind, name, compared, rows in judged
-        for row in rows
-        if row["name"] in compared["tuned"]
-    ]
+
+    if benchmark is not None:  # what other people ask comes first
+        title = f"{benchmark['name']} (requests that this data's makers did not write)"
+        judged.insert(0, (benchmark["name"], title, benchmark, benchmark["rows"]))
+        if execution is not None:
+            tuned = execution["tuned"]
+            add(benchmark["name"], title, "accuracy", "Right when executed", tuned["n"], tuned["share"])
+    for kind, name, compared, rows in judged:
+        for row in rows:
+            if row["name"] in compared["tuned"]:
+                value = row["tuned"].get("share", row["tuned"].get("mean"))
+                add(kind, name, row["name"], row["label"], compared["n"], value)
     card = ModelCardData(
         model_name=run,
         license=description["license"],

@@ -25,6 +25,7 @@ METRICS: dict[str, tuple[str, bool | None]] = {
 }
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
+HEADLINE = ("loss", "exact", "program", "danger")  # metrics that the card shows; its details have all
 LEVELS = ("easy", "medium", "hard")  # of the benchmark's tasks
 
 # Names that the Hub has for them; loss has none of its own.
@@ -59,8 +60,11 @@ def read(files: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     pairs = list(zip(files["base_answers"], files["tuned_answers"], strict=True))
     example = example_answer([tuned for _, tuned in pairs])
+    rows = evaluation_rows(files["comparison"])
     return {
-        "evaluation": evaluation_rows(files["comparison"]),
+        "answered": answered([tuned for _, tuned in pairs]),
+        "evaluation": rows,
+        "headline": [row for row in rows if row["name"] in HEADLINE],
         "merging_effect": merging_effect(next(iter(files.get("merging", [])), None)),
         "example": example,
         "pairs": pairs[:SAMPLE_ANSWERS],
@@ -79,12 +83,22 @@ def example_answer(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**(chosen or answers[0]), "right": chosen is not None}
 
 
+def answered(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The requests that the card shows: in the order of the evaluation, the first right and the first wrong ones."""
+    right = [row for row in answers if row["exact"]][:SAMPLE_ANSWERS]
+    wrong = [row for row in answers if not row["exact"]][:SAMPLE_ANSWERS]
+    limit = sourced(SAMPLE_ANSWERS, "scripts/documents/evaluation.py", "SAMPLE_ANSWERS")
+    return {"right": right, "wrong": wrong, "limit": limit}
+
+
 def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
     """What templates know of the test set of others, and of its answers' execution; None where there was none."""
     compared, executed = files.get("benchmark_comparison") or None, files.get("execution") or None
     if compared is not None:
         (about,) = [source for source in files["acquire"]["external"] if source["type"] == "benchmark"]
-        compared = {**compared, "name": about["name"], "rows": evaluation_rows(compared)}
+        rows = evaluation_rows(compared)
+        headline = [row for row in rows if row["name"] in HEADLINE]
+        compared = {**compared, "name": about["name"], "rows": rows, "headline": headline}
     if executed is not None:
         levels = [level for level in LEVELS if level in executed["by_level"]]
         rows = [("all", executed), *((level, executed["by_level"][level]) for level in levels)]

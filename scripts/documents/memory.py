@@ -62,6 +62,7 @@ def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[s
             "sections": sections(profile),
             "profile_title": model_title(first["model_name"], first["model"]),
             "feasibility": feasibility(files["plan"]) if "plan" in files else None,
+            "lora_or_qlora": lora_or_qlora(files["plan"], files["profile"][0].get("gpu")) if "plan" in files else None,
             "several_gpus": several_gpus(files.get("plan", {}).get("several_gpus"), profile),
             "validation": next(iter(files.get("validation", [])), None),  # a list of one report or none
             "sources": [
@@ -102,6 +103,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         if any(parts[answer].get(group) for answer in ANSWERS)
     ]
     return {
+        "allocators": compared.get("allocators") or {},
         "answers": answers,
         "states": _states(scenario, answers),
         "analytic_terms": answers["analytic"].get("terms", [])[:LARGEST_TERMS],
@@ -204,6 +206,22 @@ def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:
         "scenario": scenario,
         "verified": all(row["verified"] for row in plan["feasibility"]),
     }
+
+
+def lora_or_qlora(plan: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The planner's rows that decide between LoRA and QLoRA: on the profile's GPU, and the first GPU that holds each.
+
+    None where the planner has not asked for both.
+    """
+    found: dict[str, Any] = {}
+    for method in ("lora", "qlora"):
+        rows = [row for row in plan["feasibility"] if row["method"] == method]
+        if not rows:
+            return None
+        named = next((row for row in rows if gpu is not None and row["gpu"] == gpu["name"]), None)
+        found[method] = {"named": named, "smallest": next((row for row in rows if row["fits"]), None)}
+    both = found["lora"]["named"], found["qlora"]["named"]
+    return {**found, "gpu": gpu["title"] if all(both) else None, "scenario": plan["scenario"]}
 
 
 def several_gpus(found: Mapping[str, Any] | None, profile: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -158,8 +158,11 @@ def points(share: float | None, digits: int = 1) -> str:
 
 
 def signed_percent(share: float | None, digits: int = 2) -> str:
-    """A relative difference with its sign, as per cent."""
-    return "not measured" if share is None else _minus(f"{100 * share:+,.{digits}f} %")
+    """A relative difference with its sign, as per cent; what rounds to zero has none."""
+    if share is None:
+        return "not measured"
+    sign = "+" if round(100 * share, digits) else ""
+    return _minus(f"{100 * share if sign else abs(share):{sign},.{digits}f} %")
 
 
 def signed_size(size: float | None) -> str:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 _OPEN, _BEGIN, _CLOSE = MARKS = "\ufdd0\ufdd1\ufdd2"
 _MARK = re.compile(f"{_OPEN}(\\d+){_BEGIN}|{_CLOSE}")
 _ESCAPES = {ord(mark): f"\\u{{{ord(mark):x}}}" for mark in MARKS}
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
+# Not the number of a character, `&#64;`.
+NUMBER = re.compile(r"(?<!&#)(?<!&#\d)(?<!&#\d\d)(?<!&#\d{3})\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
 
 
 class Source(NamedTuple):

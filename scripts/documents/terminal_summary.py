@@ -8,6 +8,7 @@ from typing import Any
 
 from scripts.common.files import read_report
 from scripts.common.resource_table import Stage, table
+from scripts.common.sizes import gib
 
 
 def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:
@@ -31,13 +32,13 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
     step, gate = read(f"{folder}/memory/training/compare.json"), read(f"{folder}/memory/training/gate.json")
     if step:
         measured = step["measurement"]
-        told = f"; measured {_gb(measured['peak_allocated_bytes'])} ({_device(measured['device'])})" if measured else ""
+        told = f"; measured {gib(measured['peak_allocated_bytes'])} ({_device(measured['device'])})" if measured else ""
         off = step.get("differences", {}).get("measurement_to_trace")
         if off:  # the trace of that very device, which need not be the one that the first figure is about
             told += ", predicted for it " + ("to the byte" if off["bytes"] == 0 else f"{off['share']:+.2%} off")
-        lines.append(f"this run's step   {_gb(step['trace']['peak_allocated_bytes'])} on a GPU{told}")
+        lines.append(f"this run's step   {gib(step['trace']['peak_allocated_bytes'])} on a GPU{told}")
     if gate:
-        word = {True: "fits", False: "does not fit", None: f"{_gb(gate['required_bytes'])} needed"}[gate["fits"]]
+        word = {True: "fits", False: "does not fit", None: f"{gib(gate['required_bytes'])} needed"}[gate["fits"]]
         lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")
     if priced := read(f"{folder}/memory/run.json"):
         lines += [f"  {line}" for line in table([Stage(**stage) for stage in priced["stages"]])]
@@ -76,12 +77,8 @@ def sweep_lines(summary: str, made: Collection[str]) -> list[str]:
 def _scenario(name: str, compared: Mapping[str, Any]) -> str:
     needed, gpu = compared["trace"]["required_bytes"], compared["gpu"]
     fit = f", {'fits' if compared['fits'] else 'does not fit'} {gpu['title']}" if gpu else ""
-    return f"{name:<17} {_gb(needed)}{fit}"
+    return f"{name:<17} {gib(needed)}{fit}"
 
 
 def _device(device: Mapping[str, Any]) -> str:
     return device["name"] if device["type"] == "cuda" else "CPU"
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"

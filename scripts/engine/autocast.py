@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from .patching import patched
 
 _LOWER = """
-    addbmm addmm addmv attention_operands baddbmm bmm chain_matmul conv1d conv2d conv3d einsum grouped_mm linear matmul
-    mm multi_dot mv prelu scaled_dot_product_attention __matmul__ __rmatmul__ _grouped_mm
+    addbmm addmm addmv attention_operands baddbmm bmm chain_matmul conv1d conv2d conv3d einsum linear matmul mm
+    multi_dot mv prelu scaled_dot_product_attention __matmul__ __rmatmul__
 """
 _FP32_CUDA = """
     acos asin cdist cosh cosine_similarity erfinv exp expm1 group_norm huber_loss kl_div l1_loss layer_norm log log10

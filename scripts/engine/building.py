@@ -74,9 +74,15 @@ def quantize_4bit(module: nn.Module, dtype: torch.dtype | None = None) -> None:
         That a layer's weight had, and is unpacked to; None: its own.
     """
     for layer in module.modules():
-        by_bitsandbytes = type(layer).__module__.startswith("bitsandbytes")  # PEFT calls its wrapper by the same name
-        if by_bitsandbytes and type(layer).__name__ == "Linear4bit" and layer.weight.quant_state is None:
+        if is_linear_4bit(layer) and layer.weight.quant_state is None:
             _pack(layer, dtype or layer.weight.dtype)
+
+
+def is_linear_4bit(layer: nn.Module) -> bool:
+    """Whether a layer is bitsandbytes' ``Linear4bit``, or a library's class of it; PEFT's wrapper has the same name."""
+    return any(
+        kind.__name__ == "Linear4bit" and kind.__module__.startswith("bitsandbytes") for kind in type(layer).__mro__
+    )
 
 
 def quantize_8bit(module: nn.Module) -> None:

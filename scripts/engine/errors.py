@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 
@@ -9,6 +10,20 @@ import torch
 
 _CORE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
+# What PyTorch says, what it means here, and what to do.
+_KNOWN = (
+    (
+        "is not on the expected device|to be on the same device",
+        "A tensor lies on another device than the model, which is on `meta` while it is traced",
+        "Make it where the batch is, as `torch.ones(3, device=batch.device)` does, or hand it over in the batch.",
+    ),
+    (
+        "not compiled with CUDA|NVIDIA driver|[Nn]o CUDA|requires? (a )?(CUDA|cuda)|CUDA is not available",
+        "The step, or its optimizer, asks for CUDA itself, and a traced step runs on `meta`",
+        "Take the device from the batch (`batch.device`) and leave calls of `torch.cuda` out of the traced step; an"
+        " optimizer whose kernels need CUDA can't be traced, one of `torch.optim` or bitsandbytes can.",
+    ),
+)
 _PACKAGES = ("site-packages", "dist-packages")
 
 
@@ -32,10 +47,6 @@ class AttentionKernelError(TraceError):
     """None of the enabled attention kernels takes the tensors that the model hands it."""
 
 
-class CompiledError(TraceError):
-    """The step runs what ``torch.compile`` has compiled."""
-
-
 class StepError(TraceError):
     """The step raised something.
 
@@ -54,6 +65,13 @@ class StepError(TraceError):
     def __str__(self) -> str:
         through = [f"  through: {self.inner}"] if self.inner else []
         return "\n".join([self.problem, f"  at: {self.line}", *through, f"  {self.hint}"])
+
+
+class CompiledError(StepError):
+    """The step runs what ``torch.compile`` has compiled; raised without a line, which :func:`step_error` adds."""
+
+    def __init__(self, problem: str, hint: str, line: str = "", inner: str | None = None) -> None:
+        super().__init__(problem, hint, line, inner)
 
 
 class ValuesNeeded(StepError):
@@ -75,6 +93,11 @@ def step_error(error: Exception) -> StepError:
     inner = _line(below[-1]) if below and below[-1] is not last else None
     line = _line(last) if last is not None else "unknown"
     text = str(error).strip().splitlines()
+    if isinstance(error, CompiledError):
+        return CompiledError(error.problem, error.hint, line, inner)
+    for words, problem, hint in _KNOWN:
+        if re.search(words, str(error)):
+            return StepError(f"{problem} ({text[0][:200]}).", hint, line, inner)
     if _needs_values(error):
         return ValuesNeeded(
             f"The step reads a tensor's value ({text[0][:200] if text else type(error).__name__}), and the tensors of"

@@ -119,7 +119,10 @@ def dispatch(target: str, capability: tuple[int, int] | None = None) -> Iterator
     checkpointing runs the forward pass again.
     """
     functional = nn.functional
+    shapes = torch._meta_registrations
     places = [(functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY))]
+    if hasattr(shapes, "_meta_grouped_mm_common"):
+        places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
     places += int8.products(target)
     if target == "cuda":
         places.append((functional, "dropout", _dropout(functional.dropout)))
@@ -138,6 +141,22 @@ def _softmax(original: Callable, operator: Callable) -> Callable:
         return original(input, dim, *args, **kwargs)
 
     return softmax
+
+
+def _grouped(original: Callable) -> Callable:
+    """The product of groups (experts) in every dtype: its shape function knows bf16 alone.
+
+    In others CPU and CUDA multiply group by group into the same output: ATen ``native/GroupedMMUtils.h``,
+    ``_grouped_mm_fallback``. Autocast leaves all of them as they are.
+    """
+
+    def grouped(mat_a: torch.Tensor, mat_b: torch.Tensor, **more: Any) -> torch.Tensor:
+        if more.get("scale_a") is not None or mat_a.dtype == torch.bfloat16 or mat_a.dtype != mat_b.dtype:
+            return original(mat_a, mat_b, **more)
+        make = torch._meta_registrations._create_grouped_mm_output_tensor
+        return make(mat_a, mat_b, more.get("offs"), more.get("out_dtype"))
+
+    return grouped
 
 
 def _dropout(original: Callable) -> Callable:
@@ -311,7 +330,7 @@ class FlashAttention2(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = True
     ) -> torch.Tensor:
         batch, tokens, heads, _ = query.shape
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        out = torch.empty_like(query)  # laid out as the queries are: flash_api.cpp, mha_fwd
         sums = query.new_empty((batch, heads, tokens), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.causal = causal
@@ -320,11 +339,11 @@ class FlashAttention2(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        query, key, value, _, _ = ctx.saved_tensors
+        query, key, value, out, _ = ctx.saved_tensors
         costs.attention("flash", query, key, tokens_dim=1, causal=ctx.causal, backward=True)
         batch, tokens, heads, head = query.shape
-        grad = grad.contiguous()
-        grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
+        grad, out = grad.contiguous(), out.contiguous()  # attention_backward.cu, _flash_attention_backward
+        grads = [torch.empty_like(x) for x in (query, key, value)]
         padded, wide = cuda_rules.flash_padding(tokens, head)
         row = query.new_empty((batch, heads, padded), dtype=torch.float32)  # noqa: F841
         sum_query = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)  # noqa: F841

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from .errors import TraceError
 from .following import Label
@@ -30,6 +31,8 @@ class Options:
         Compute capability of the GPU, such as ``(8, 0)``; decides kernels and the size of workspaces.
     torch_version
         Whose CUDA kernels are meant, such as ``2.4.1``; the installed PyTorch's by default.
+    bitsandbytes_version
+        Whose 4-bit layers are meant, such as ``0.42.0``; None: the installed one's.
     capacity_bytes
         The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
         back when it is full. None: memory is plentiful.
@@ -45,6 +48,8 @@ class Options:
     begin
         Called before the first step, with the model on its device, where memory is followed already: for what wraps it
         there, such as DDP. Returns the step to take instead of ``step``.
+    beside
+        Models that lie on the device too and are not trained, such as a reference.
     label
         Called with the name of each parameter or buffer and the tensor: what it is for, or None for the default,
         ``adapters`` for what is trained in a model that is frozen in part, and ``weights_<dtype>``. ``host``: it is in
@@ -71,12 +76,14 @@ class Options:
     target: str = "cuda"
     capability: tuple[int, int] | None = None
     torch_version: str = torch.__version__
+    bitsandbytes_version: str | None = None
     capacity_bytes: int | None = None
     expandable_segments: bool = False
     steps: int = STEPS
     previous_batch: Any = None
     histories: Sequence[History] = ()
     begin: Callable[[], Step] | None = None
+    beside: Sequence[nn.Module] = ()
     label: Label | None = None
     scalars: float | None = None
     answers: Mapping[str, bool] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from .components import COLLECTIVES, GRADIENTS, OPTIMIZER_STATES
-from .errors import TraceError, step_error
+from .errors import CompiledError, TraceError, step_error
 from .fake_group import FakeDevice, active
 from .patching import patched
 from .tracker import Tracker
@@ -96,6 +96,8 @@ def take_steps(
                 else:
                     step(given.pop())
             tracker.mark("end", steps)
+    except CompiledError as error:
+        raise step_error(error) from error
     except TraceError:
         raise
     except Exception as error:

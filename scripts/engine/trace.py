@@ -42,6 +42,7 @@ from .errors import TraceError
 from .fake_group import active
 from .following import Label, component_of, follow_model, quantization_state, vocabulary
 from .kernels import CudaKernels, cpu_outputs, dispatch
+from .older_layers import layers_of
 from .options import Options
 from .origins import Origins
 from .patching import patched
@@ -120,11 +121,14 @@ def trace_step(
     tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
     tracker.components.update(seen.components)
     follow_model(tracker, model, seen.ids, options.label)
+    for other in options.beside:
+        follow_model(tracker, other)
     _follow_states(tracker, optimizer)
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability))
         stack.enter_context(recording(tracker.costs))
         stack.enter_context(patched(device_lists(options.target)))
+        stack.enter_context(layers_of(options.bitsandbytes_version))
         stack.enter_context(compiled_functions(tracker, options.compiled))
         if on_gpu:
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
@@ -154,9 +158,10 @@ def measure_step(
     """
     options = options or Options()
     tracker = Tracker(("cpu",), vocabulary=vocabulary(model), origins=Origins(model) if options.origins else None)
-    follow_model(tracker, model, label=options.label)
+    for followed in (model, *options.beside):
+        follow_model(tracker, followed, label=options.label)
     _follow_states(tracker, optimizer)
-    with compiled_functions(tracker, options.compiled):
+    with compiled_functions(tracker, options.compiled), layers_of(options.bitsandbytes_version):
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
     return make_report(tracker, on_gpu=False, timeline=options.timeline)
 

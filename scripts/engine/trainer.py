@@ -33,7 +33,11 @@ ANSWERS = {
 }
 
 
-def trace_trainer(make: Callable[[], Any], options: Options | None = None) -> Report:
+def trace_trainer(
+    make: Callable[[], Any],
+    options: Options | None = None,
+    complete: Callable[[Any, Options], Options] | None = None,
+) -> Report:
     """Predict the memory of a trainer's ``train()``.
 
     Parameters
@@ -43,6 +47,8 @@ def trace_trainer(make: Callable[[], Any], options: Options | None = None) -> Re
         exchanged. Its arguments should say ``max_steps=2``: the optimizer's states exist from the first update on.
     options
         As :func:`~scripts.engine.trace.trace_step` has them; ``steps`` is 1, the whole of ``train()``.
+    complete
+        Called with the trainer and the options: these with what follows from the trainer, such as its history.
 
     Returns
     -------
@@ -61,16 +67,23 @@ def trace_trainer(make: Callable[[], Any], options: Options | None = None) -> Re
         _refuse_more_than_training(trainer)
         scalars = SCALARS if options.scalars is None else options.scalars
         answers = {**ANSWERS, **options.answers}
+        options = options if complete is None else complete(trainer, options)
         own = replace(options, steps=1, scalars=scalars, answers=answers)
         return trace_step(trainer.model, None, trainer.train, options=own)
 
 
-def measure_trainer(make: Callable[[], Any], options: Options | None = None) -> Report:
+def measure_trainer(
+    make: Callable[[], Any],
+    options: Options | None = None,
+    complete: Callable[[Any, Options], Options] | None = None,
+) -> Report:
     """Measure on the CPU what :func:`trace_trainer` with ``target="cpu"`` predicts; ``make``'s model holds data."""
     with _device("cpu"):
         trainer = make()
         _refuse_more_than_training(trainer)
-        return measure_step(trainer.model, None, trainer.train, options=replace(options or Options(), steps=1))
+        options = options or Options()
+        options = options if complete is None else complete(trainer, options)
+        return measure_step(trainer.model, None, trainer.train, options=replace(options, steps=1))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from scripts.common.statistics import paired_bootstrap_interval
 if TYPE_CHECKING:
     import pandas as pd
 
-VERDICTS = {1: "better", -1: "worse", 0: "no difference that the interval can carry"}
+VERDICTS = {1: "better", -1: "worse", 0: "difference too small for this sample"}
 FLAGS = ("exact", "exact_canonical", "parses", "program")  # more of each is better
 
 

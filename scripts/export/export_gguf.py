@@ -22,6 +22,7 @@ from scripts.common.chat import render_prompt
 from scripts.common.errors import UserError
 from scripts.common.files import atomic_folder, read_folder, write_report, write_text
 from scripts.common.job import command, job, progress
+from scripts.common.sizes import gib
 
 if TYPE_CHECKING:
     import numpy as np
@@ -360,7 +361,7 @@ def main() -> int:
     parser.add_argument("--system", default="", help="system prompt of the training")
     options = parser.parse_args()
     report = export(options.model, options.output, options.type, options.system)
-    print(f"{options.output}/model.gguf: {report['bytes'] / 1e9:.2f} GB {report['type']}")
+    print(f"{options.output}/model.gguf: {gib(report['bytes'])} {report['type']}")
     return 0
 
 

@@ -142,7 +142,8 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
     scenario, configured = traced.scenario, traced.on(gpu)
     step, suggestions, reason = configured, [], NOTHING_TO_GATE
     if gpu is not None:
-        reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB; {gpu.room}"
+        how = " with expandable segments, which training sets" if scenario.allocator.expandable_segments else ""
+        reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.room}"
         fits = verdict(step["required_bytes"], gpu).fits
         if not fits and longest is not None and longest != scenario:
             from scripts.memory.trace import trace

@@ -15,6 +15,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
+from scripts.common.sizes import gib
 from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
 from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
@@ -31,7 +32,6 @@ LAUNCHER_BYTES = 500_000_000
 # nn/parallel/distributed.py `broadcast_bucket_size`, csrc/distributed/c10d/comm.cpp `kMaxInFlight`.
 DDP_BROADCAST_BYTES = 2 * 250 * 2**20
 GPU, HOST = "GPU", "host memory"
-GB = 10**9
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
     # each pass. Then keys, values and logits have to fit beside the largest part and the next.
     weights, parts = found["weights_bytes"], 2 * found["largest_module_bytes"]
     outside = needs + parts - room.has_bytes
-    detail += f"; {outside / 1e9:.2f} GB of the weights stay in host memory and are copied for each pass: slow"
+    detail += f"; {gib(outside)} of the weights stay in host memory and are copied for each pass: slow"
     row = replace(row, detail=detail, verdict=IN_PART)
     if room.lacks(needs - weights + parts):
         change = smaller(lambda other: not room.lacks(room.needed(other) - weights + parts))
@@ -293,14 +293,11 @@ def price(
 def refusal(priced: Price) -> UserError:
     """The message of a run with a stage that does not fit; its table stands above it."""
     short, gpu = refused(priced.stages), priced.gpu
-    found = [
-        f"{stage.stage}: {stage.needs_bytes / GB:.2f} of {stage.has_bytes / GB:.2f} GB ({stage.place})"
-        for stage in short
-    ]
+    found = [f"{stage.stage}: {gib(stage.needs_bytes)} of {gib(stage.has_bytes)} ({stage.place})" for stage in short]
     for one in (gpu, *gpu.others) if gpu else ():
         if one.held_bytes:
             named = ", ".join(one.holders) or "other processes"
-            found.append(f"{one.held_bytes / GB:.2f} GB of {one.label} are held by {named}")
+            found.append(f"{gib(one.held_bytes)} of {one.label} are held by {named}")
     changes: dict[str, list[str]] = {}
     for stage in short:
         if stage.change:

@@ -8,7 +8,7 @@ from typing import Any
 
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.estimate import Estimated
-from scripts.memory.gpus import Gpu, Verdict, named, verdict
+from scripts.memory.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
 from scripts.memory.trace_step import Traced
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
@@ -45,6 +45,15 @@ class Comparison:
     verdict: Verdict
 
     @property
+    def allocators(self) -> dict[str, Any]:
+        """What the step needs with expandable segments and without them, each with its verdict; what to type for it."""
+        write = {"default": None, "expandable_segments": EXPANDABLE_LINE}
+        return {
+            name: {"required_bytes": size, "write": write[name], **verdict(size, self.gpu)._asdict()}
+            for name, size in self.traced.trace.get("required_bytes_by_allocator", {}).items()
+        }
+
+    @property
     def warnings(self) -> list[str]:
         """What the trace warns of, and what makes the step slower on this GPU."""
         trace = self.traced.trace
@@ -58,6 +67,7 @@ class Comparison:
         return {
             **self.answers,
             **self.verdict._asdict(),
+            "allocators": self.allocators,
             "differences": self.differences,
             "gpu": self.gpu.to_mapping() if self.gpu else None,
             "reasons": self.reasons,

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.resource_table import Stage, judged, refused, table
+from scripts.common.sizes import gib, size_text
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
 # Bytes that AdamW keeps for a number of the adapter, by the adapter's width: two states of the same dtype; in 8 bits
 # two of one byte, and an fp32 scale for each 256 of them (bitsandbytes.optim.optimizer.Optimizer2State).
-STATES = {"adamw": lambda width: 2 * width, "adamw_fused": lambda width: 2 * width}
-STATES_8BIT = 2 * (1 + 4 / 256)
+# Lion keeps one. Adafactor's rows and columns and Muon's one state for matrices are counted as AdamW's: at most that.
+STATES_8BIT = {"adamw_8bit": 2, "paged_adamw_8bit": 2, "lion_8bit": 1}
+SCALED = 1 + 4 / 256
 Q8_0 = 34 / 32  # bytes of a number in blocks of 32 with a scale of 16 bits: gguf.GGML_QUANT_SIZES
 # Tokenizer and licence beside the base and beside the merged model; answers, reports, figures and documents. Of a run
 # with the default model: 3.5 and 7.9 MB (the planner's page and its data are 2.8 of them); one with a larger
@@ -65,7 +67,8 @@ def written(sizes: Sizes, exports: Sequence[str] = ()) -> dict[str, tuple[int, i
         Types of the GGUF files that are asked for: f32, f16, bf16, q8_0.
     """
     adapter = sizes.trainable * sizes.adapter_width
-    states = STATES.get(sizes.optimizer, lambda width: STATES_8BIT)(sizes.adapter_width)
+    states_8bit = STATES_8BIT.get(sizes.optimizer)
+    states = states_8bit * SCALED if states_8bit else 2 * sizes.adapter_width
     checkpoint = adapter + int(sizes.trainable * states)
     merged = sizes.parameters * sizes.merged_width + COMPANIONS_BYTES
     types = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": Q8_0}
@@ -100,11 +103,11 @@ def stages(sizes: Sizes, free: int, there: Sequence[str] = (), exports: Sequence
             continue
         change = None
         if peak > free:
-            change = f"free {(peak - free) / 1e9:.2f} GB, or another disk: snakemake --directory"
+            change = f"free {gib(peak - free)}, or another disk: snakemake --directory"
             if name in ("merged model", "export") and sizes.merged_width == 4 and peak // 2 <= free:
                 change = "merging: {dtype: bfloat16}"
         rows.append(
-            judged(name, "disk", peak, max(0, free), "computed", f"{kept / 1e6:,.1f} MB of it stay", change=change)
+            judged(name, "disk", peak, max(0, free), "computed", f"{size_text(kept)} of it stay", change=change)
         )
         free -= kept
     return rows
@@ -142,8 +145,8 @@ def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results
         raise UserError(
             "The disk is too small for what is planned, and no job was started:\n    " + "\n    ".join(table(rows)),
             where=Path(folder).resolve(),
-            found=f"{free / 1e9:.2f} GB free",
-            allowed=f"{lacking / 1e9:.2f} GB more, another disk (snakemake --directory), or memory.gate.override: true,"
+            found=f"{gib(free)} free",
+            allowed=f"{gib(lacking)} more, another disk (snakemake --directory), or memory.gate.override: true,"
             " which starts all the same",
             write=next((row.change for row in refused(rows) if row.change.startswith("merging")), None),
         )

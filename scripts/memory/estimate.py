@@ -6,6 +6,7 @@ from typing import Any
 
 from scripts.common.files import write_report
 from scripts.common.job import job, log
+from scripts.common.sizes import gib
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.check_run import checked_configuration
@@ -52,7 +53,7 @@ def main(config: str, mapping: dict[str, Any], output: str) -> None:
     write_report(output, answer.to_mapping())
     for name, found in (("rule of thumb", answer.rule_of_thumb), ("analytic", answer.analytic)):
         if found:
-            log.info("%s: %.2f GB", name, found["peak_allocated_bytes"] / 1e9)
+            log.info("%s: %s", name, gib(found["peak_allocated_bytes"]))
     if answer.reason:
         log.info("no estimate: %s", answer.reason)
 

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.ask.readers.asked import read_asked
 from scripts.common.errors import UserError
 from scripts.common.job import command
 from scripts.memory.gpus import find
-from scripts.settings.scenario import Scenario, load_scenario
+from scripts.settings.scenario import Scenario
 
 COLUMNS = ("bytes", "times", "component", "shape", "dtype", "module", "made by")
 
@@ -90,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.count < 1:
         raise UserError("There is nothing to show.", found=options.count, allowed="1, 2, 3, ...", write="--count 10")
-    answer = explain(load_scenario(options.scenario), options.scenario, count=options.count, layers=options.layers)
+    answer = explain(
+        read_asked(options.scenario).scenario, options.scenario, count=options.count, layers=options.layers
+    )
     print(json.dumps(answer, indent=2, sort_keys=True) if options.json else table(answer))
     return 0
 

@@ -64,6 +64,12 @@ class Gpu:
         return room
 
     @property
+    def setting(self) -> str | dict[str, Any]:
+        """How a scenario names it."""
+        kind = {"vram_gib": self.total_bytes / GIB} if self.compute_capability is None else {"name": self.name}
+        return {**kind, "count": self.count} if self.count > 1 else kind.get("name", kind)
+
+    @property
     def capability(self) -> tuple[int, int] | None:
         """Compute capability as PyTorch gives it, (8, 6)."""
         if self.compute_capability is None:

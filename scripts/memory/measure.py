@@ -8,7 +8,9 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from scripts.common.device import set_allocator
@@ -57,6 +59,14 @@ def measure(
             allowed="strategy: none; the trace predicts the others",
             write="parallel: {strategy: none, gpus: 1}",
         )
+    if scenario.objective != "sft" and device == "cuda":
+        raise UserError(
+            "A step of TRL's trainers is measured on the CPU alone.",
+            where="device",
+            found=device,
+            allowed="cpu; or objective sft",
+            write="device: cpu",
+        )
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline)
     from scripts.training.architecture import attention_kernel
 
@@ -64,31 +74,60 @@ def measure(
 
 
 def _on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
+    if scenario.objective != "sft":
+        return _objective_on_cpu(scenario, timeline)
     from scripts.engine.trace import STEPS, Options, measure_step
     from scripts.memory.trace import labels
-    from scripts.training.model import build_model, build_optimizer, parameter_count
+    from scripts.training.model import build_model, parameter_count
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.step import random_step
 
     model = build_model(scenario, "cpu")
     optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
     step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)
+    options = Options(label=labels(model), timeline=timeline, bitsandbytes_version=scenario.versions.bitsandbytes)
     started = time.monotonic()
-    report = measure_step(model, optimizer, step, options=Options(label=labels(model), timeline=timeline))
-    wall_seconds = (time.monotonic() - started) / STEPS
+    report = measure_step(model, optimizer, step, options=options)
+    return report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
+
+
+def _of_this_cpu(wall_seconds: float, parameters: int) -> dict[str, Any]:
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
-    return report.to_mapping() | {
+    return {
         "device": {"name": platform.processor() or platform.machine(), "type": "cpu"},
-        "parameters": parameter_count(model),
+        "parameters": parameters,
         "peak_resident_set_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "wall_seconds": wall_seconds,
     }
+
+
+def _objective_on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
+    """A whole ``train()`` of TRL's trainer."""
+    from scripts.engine.trace import Options
+    from scripts.engine.trainer import measure_trainer
+    from scripts.memory.trace import labels
+    from scripts.training.model import parameter_count
+    from scripts.training.objectives import UPDATES, build_trainer
+
+    found: dict[str, int] = {}
+
+    def complete(trainer: Any, options: Options) -> Options:
+        found["parameters"] = parameter_count(trainer.model)
+        return replace(options, label=labels(trainer.model), beside=trainer.beside)
+
+    started = time.monotonic()
+    with TemporaryDirectory() as folder:
+        options = Options(timeline=timeline)
+        report = measure_trainer(lambda: build_trainer(scenario, "cpu", Path(folder)), options, complete)
+    return report.to_mapping() | _of_this_cpu((time.monotonic() - started) / UPDATES, found["parameters"])
 
 
 def _on_cuda(scenario: Scenario) -> dict[str, Any]:
     import torch
 
     from scripts.engine.trace import STEPS, phases
-    from scripts.training.model import build_model, build_optimizer, parameter_count
+    from scripts.training.model import build_model, parameter_count
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.step import random_step
 
     if not torch.cuda.is_available():

@@ -20,15 +20,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scripts.ask.readers.asked import AskedStep, read_asked
 from scripts.common.errors import UserError
 from scripts.common.job import command
 from scripts.common.packages import STACK
-from scripts.memory.compare import ANSWERS, compare
+from scripts.memory.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
+from scripts.memory.compare import compare
 from scripts.memory.estimate import estimate
-from scripts.memory.gpus import GIB
+from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.trace_step import traced
 from scripts.planner.answer import answer as answer_of
-from scripts.settings.scenario import Scenario, load_scenario
+from scripts.settings.scenario import Scenario
 
 
 def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
@@ -36,56 +38,27 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
     return answer_of(compare(estimate(scenario, where), traced(scenario, where), where=where))
 
 
+def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
+    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts."""
+    answer = predict(asked.scenario, where) | asked.as_said()
+    answer["scripts_would_take"] = scripts_would_take(asked, where)
+    answer["strategies"] = {}
+    if "parallel" in asked.assumed:
+        parallel = {"strategy": "ddp", "gpus": asked.scenario.parallel.gpus}
+        found = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
+        size = found.traced.trace["required_bytes"]
+        answer["strategies"]["ddp"] = {"required_bytes": size, **found.verdict._asdict()}
+    return answer
+
+
 def table(name: str, answer: dict[str, Any]) -> str:
-    """The answers as text for a terminal."""
-    scenario = answer["scenario"]
+    """The answer as text for a terminal."""
+    verdict, *lines = [*head(answer), *answers(answer), *time_lines(answer), *other_ways(answer)]
     trace = answer["trace"]
-    lines = [
-        f"{name}: {scenario['model_name'] or scenario['model']['model_type']}, {scenario['method']},"
-        f" {scenario['precision']}, {scenario['micro_batch']} x {scenario['sequence_length']} tokens{_each(scenario)}",
-        f"  {'':<26}{'bytes':>16}{'GiB':>10}   to the trace",
-    ]
-    peak = trace["peak_allocated_bytes"]
-    for name in ANSWERS[:3]:
-        label = name.replace("_", " ") if name != "analytic" else "analytic estimate"
-        if answer[name] is None:
-            lines.append(f"  {label:<26}{answer['reasons'][name]}")
-            continue
-        size = answer[name]["peak_allocated_bytes"]
-        lines.append(f"  {label:<26}{size:>16,}{size / GIB:>10.2f}   {100 * (size / peak - 1):+.2f} %")
-    for label, key in (("  reserved", "peak_reserved_bytes"), ("  least the GPU must have", "required_bytes")):
-        lines.append(f"  {label:<26}{trace[key]:>16,}{trace[key] / GIB:>10.2f}")
-    lines.append("  at the peak of the trace:")
-    for component, size in sorted(trace["components"].items(), key=lambda item: -item[1]):
-        if size:
-            lines.append(f"    {component:<24}{size:>16,}{size / GIB:>10.2f}")
     lines += [f"  note: {note}" for note in trace["notes"]]
-    lines += [f"  warning: {warning}" for warning in trace["warnings"]]
-    lines += verdict_lines(answer)
-    return "\n".join(lines)
-
-
-def _each(scenario: dict[str, Any]) -> str:
-    """What figures of several GPUs are about."""
-    parallel = scenario["parallel"]
-    return f" on each of {parallel['gpus']} GPUs, {parallel['strategy']}" if parallel["gpus"] > 1 else ""
-
-
-def verdict_lines(answer: dict[str, Any]) -> list[str]:
-    """The verdict and the suggestions as text."""
-    gpu = answer["gpu"]
-    if gpu is None:
-        return ["  no GPU named"]
-    word = "fits" if answer["fits"] else "DOES NOT FIT"
-    lines = [
-        f"  {word} {gpu['title']}: {gpu['total_bytes'] / GIB:.2f} GiB less {gpu['context_bytes'] / 2**20:.0f} MiB of"
-        f" CUDA context leave {gpu['usable_bytes'] / GIB:.2f} GiB; headroom {answer['headroom_bytes'] / GIB:+.2f} GiB"
-    ]
-    if answer["suggestions"]:
-        lines.append("  what would fit, the cheapest first:")
-        for item in answer["suggestions"]:
-            lines.append(f"    {item['write']}   # {item['cost']}; headroom {item['headroom_bytes'] / GIB:+.2f} GiB")
-    return lines
+    lines += [f"  warning: {warning}" for warning in answer["warnings"]]
+    lines += explanation(answer)
+    return "\n".join([verdict, f"file: {name}", *lines, *suggestions(answer, lambda item: item["write"])])
 
 
 class Outcome(NamedTuple):
@@ -100,7 +73,7 @@ class Outcome(NamedTuple):
 def wrong(path: Path) -> Outcome | None:
     """The answer for a file that is no scenario, which needs none of the libraries; None for one that is."""
     try:
-        load_scenario(path)
+        read_asked(path)
     except UserError as error:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
     return None
@@ -111,7 +84,7 @@ def outcome(path: Path) -> Outcome:
     if known := wrong(path):
         return known
     try:
-        answer = predict(load_scenario(path), path)
+        answer = answered(read_asked(path), path)
         return Outcome(path, answer, None, 1 if answer["fits"] is False else 0)
     except UserError as error:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
@@ -146,11 +119,11 @@ def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
 
 def _import_libraries() -> None:
     """Import what every trace needs, and keep to a terminal what is said to a person."""
-    import peft  # noqa: F401
-    import transformers.modeling_utils
+    import transformers
 
-    import scripts.memory.trace  # noqa: F401
+    from scripts.memory.trace import import_libraries
 
+    import_libraries()
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
 

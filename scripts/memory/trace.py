@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from scripts.engine.errors import AttentionKernelError, StepError
 from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
 from scripts.engine.kernels import flash_attention_package
+from scripts.engine.patching import patched
 from scripts.engine.report import History, make_report, recording
 from scripts.engine.scaled import Recording
 from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
@@ -33,10 +37,10 @@ from scripts.training.adapters import adapter_names
 from scripts.training.architecture import attention_kernel, attention_name
 from scripts.training.model import (
     build_model,
-    build_optimizer,
     notes,
     parameter_count,
 )
+from scripts.training.optimizers import build_optimizer
 from scripts.training.parallel import parallelize, zero_notes
 from scripts.training.quantized import assert_quantized
 from scripts.training.step import MICRO_BATCHES, random_step
@@ -97,11 +101,8 @@ def prepare(
     """
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
-    if scenario.method == "qlora" or "8bit" in scenario.optimizer:
-        _import_bitsandbytes()
-    name = attention_implementation or attention_name(scenario, torch.device(target))
-    if name == "flash_attention_2" and attention_implementation is None:
-        name = flash_attention_package()
+    import_libraries()
+    name = attention_implementation or traced_attention(scenario, target)
     model = build_model(scenario, "meta", attention_implementation=name)
     _refuse_own_kernels(model, scenario)
     if scenario.method == "qlora":
@@ -132,6 +133,12 @@ def prepare(
         if target == "cuda":
             label = _on_host
     return Prepared(model, optimizer, histories, label, wrap, about)
+
+
+def traced_attention(scenario: Scenario, target: str) -> str:
+    """What transformers calls the attention function that runs on a device."""
+    name = attention_name(scenario, torch.device(target))
+    return flash_attention_package() if name == "flash_attention_2" else name
 
 
 def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
@@ -247,7 +254,9 @@ def trace(
         report=partial(make_report, both_allocators=both_allocators),
     )
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
-    if timed_on:
+    if timed_on and scenario.objective != "sft":  # a time of two updates together
+        answer["times"] = dict.fromkeys(timed_on)
+    elif timed_on:
         rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
         left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
         tokens = rows * scenario.sequence_length
@@ -301,6 +310,8 @@ def _followed(
     """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model."""
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
     check_packages(scenario)
+    if scenario.objective != "sft":
+        return _followed_trainer(scenario, target, **settings)
     with (
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
         fake_deepspeed(device, target) if zero else nullcontext(),
@@ -317,11 +328,48 @@ def _followed(
                     histories=ready.histories,
                     label=ready.label,
                     expandable_segments=scenario.allocator.expandable_segments,
+                    bitsandbytes_version=scenario.versions.bitsandbytes,
                     begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
                     **settings,
                 ),
             )
     return answer, ready.about
+
+
+def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """The core's answer for a whole ``train()`` of TRL's trainer, and what is known of its model."""
+    from scripts.engine.trainer import trace_trainer
+    from scripts.training.objectives import build_trainer
+
+    import_libraries()
+    found: dict[str, Any] = {}
+    settings |= {"costs": False}  # of two updates, which a time of one can't be made of
+    options = Options(
+        target=target,
+        expandable_segments=scenario.allocator.expandable_segments,
+        bitsandbytes_version=scenario.versions.bitsandbytes,
+        **settings,
+    )
+
+    def complete(trainer: Any, options: Options) -> Options:
+        model = trainer.model
+        if scenario.method == "qlora":
+            assert_quantized(model, scenario)
+        found["notes"] = [*notes(model, scenario), f"the step is one of trl's {type(trainer).__name__}"]
+        found["parameters"] = parameter_count(model)
+        found["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        histories = [loading_history(model, scenario)] if target == "cuda" else []
+        return replace(options, histories=histories, label=labels(model), beside=trainer.beside)
+
+    with speaking_of(scenario), TemporaryDirectory() as folder:
+        answer = trace_trainer(
+            lambda: build_trainer(
+                scenario, "meta", Path(folder), attention_implementation=traced_attention(scenario, target)
+            ),
+            options,
+            complete,
+        )
+    return answer, found
 
 
 @contextmanager
@@ -354,11 +402,18 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
         ) from error
 
 
-def _import_bitsandbytes() -> None:
-    """Import bitsandbytes without the compiler, which it would load (1 to 2 s) to decorate kernels unused here."""
-    compile_function = torch.compile
-    torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
-    try:
-        import bitsandbytes  # noqa: F401
-    finally:
-        torch.compile = compile_function
+def import_libraries() -> None:
+    """Import what traces need without what no trace runs, which takes a second or two.
+
+    That is the compiler, which bitsandbytes loads to decorate kernels, and scipy, which transformers loads for a loss
+    of object detection. What is not installed is missed where it is needed.
+    """
+    import transformers.utils
+
+    undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
+    with patched([(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]):
+        import transformers.modeling_utils
+
+        for name in ("bitsandbytes", "peft"):
+            with suppress(ImportError):
+                import_module(name)

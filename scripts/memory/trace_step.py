@@ -7,6 +7,7 @@ from typing import Any
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.packages import versions
+from scripts.common.sizes import gib
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import Gpu, named
@@ -72,10 +73,10 @@ def main(config: str, mapping: dict[str, Any], output: str) -> None:
     answer = traced(Scenario.from_mapping({**mapping, "model": config}, {}, where), where, timeline=True)
     write_report(output, answer.to_mapping())
     log.info(
-        "peak %.2f GB in the %s; the GPU must have at least %.2f GB",
-        answer.trace["peak_allocated_bytes"] / 1e9,
+        "peak %s in the %s; the GPU must have at least %s",
+        gib(answer.trace["peak_allocated_bytes"]),
         answer.trace["peak_phase"],
-        answer.trace["required_bytes"] / 1e9,
+        gib(answer.trace["required_bytes"]),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.checkpoint import ITEM_BYTES, SAFETENSORS_NAMES, Checkpoint
 from scripts.common.job import progress
+from scripts.common.sizes import gib
 from scripts.merging.adapter import Plan
 
 # Root mean square of the logits' differences that rounding explains, as a share of the logits' standard
@@ -153,8 +154,8 @@ def check_logits(
     if not questions.requests:
         return (not_run("no requests were given"),) * 2
     if place is None:
-        room = ", ".join(f"{size / 1e9:.1f} GB free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items())
-        return (not_run(f"needs {sizes[weights] / 1e9:.1f} GB, {room}"),) * 2
+        room = ", ".join(f"{gib(size, 1)} free" + (f" on {name}" * (len(free) > 1)) for name, size in free.items())
+        return (not_run(f"needs {gib(sizes[weights], 1)}, {room}"),) * 2
     return _compare(plan, merged.folder, weights, place, questions)
 
 

@@ -48,6 +48,7 @@ from scripts.common.files import (
 )
 from scripts.common.job import command, job, keep_host_memory, log, progress
 from scripts.common.packages import versions
+from scripts.common.sizes import gib
 from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
 
 MANIFEST = "manifest.json"
@@ -241,8 +242,8 @@ def _check_place(plan: Plan, output: Path, needed: int) -> None:
         raise UserError(
             "The disk is too small for the merged model.",
             where=disk,
-            found=f"{free / 1e9:.2f} GB free",
-            allowed=f"{needed / 1e9:.2f} GB",
+            found=f"{gib(free)} free",
+            allowed=gib(needed),
         )
 
 
@@ -428,7 +429,7 @@ def main() -> int:
     keep_host_memory()
     manifest = merge(**vars(arguments))
     print(
-        f"{arguments.output}: {manifest['bytes'] / 1e9:.2f} GB {manifest['dtype']}, "
+        f"{arguments.output}: {gib(manifest['bytes'])} {manifest['dtype']}, "
         f"{manifest['tensors']['changed']} of {manifest['tensors']['total']} tensors changed"
     )
     return 0

@@ -5,6 +5,7 @@ from typing import Any
 
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
+from scripts.common.sizes import gib
 from scripts.memory.compare import ANSWERS, Comparison, compare
 from scripts.memory.estimate import Estimated
 from scripts.memory.trace_step import Traced
@@ -30,7 +31,7 @@ def main(estimate: str, trace: str, measurement: str | None, output: str) -> Non
     write_report(output, found)
     for name in ANSWERS:
         size = (found[name] or {}).get("peak_allocated_bytes")
-        log.info("%-14s %s", name.replace("_", " "), f"{size / 1e9:9.3f} GB" if size else found["reasons"][name])
+        log.info("%-14s %s", name.replace("_", " "), gib(size) if size else found["reasons"][name])
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY, cublas_workspace_bytes
 from scripts.memory.analytic.decoder import NotDescribed
 from scripts.memory.analytic.estimate import analytic_estimate
-from scripts.memory.analytic.surface import kernels_of
+from scripts.memory.analytic.surface import LONGEST, kernels_of
 from scripts.memory.gpus import Gpu
 from scripts.settings.scenario import Scenario
 
 if TYPE_CHECKING:
     from scripts.engine.scaled import Recording, Scaled
 
-LONGEST = 2**20  # where a search for a length ends for models that don't say how long theirs may be
 MOST = 2**16  # where a search for rows ends
 LENGTH_STEP = 64  # of a search for a length, up to 64 steps to a doubling
 ROUNDED = 128  # what attention kernels round a length up to

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from scripts.ask.readers.asked import asked_for
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import write_report, write_text
@@ -32,7 +33,7 @@ from scripts.planner.search import (
     divided,
     sweep,
 )
-from scripts.settings.scenario import Scenario, load_scenario, read_yaml
+from scripts.settings.scenario import Scenario, read_yaml
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)
@@ -170,7 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _scenario(options: argparse.Namespace) -> Scenario:
     """The file's; for a page without one, the defaults on the model that the memory profile is about."""
     if options.scenario is not None:
-        return load_scenario(options.scenario)
+        mapping, card = read_yaml(options.scenario), find(options.gpu, "--gpu") if options.gpu else None
+        several = {"gpu": card.setting} if card and card.count > 1 and isinstance(mapping, dict) else {}
+        return asked_for({**mapping, **several} if several else mapping, options.scenario).scenario
     if not options.page:
         raise UserError(
             "A plan is made around a scenario.",

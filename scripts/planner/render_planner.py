@@ -44,7 +44,7 @@ def _finished(chart: Any) -> Any:
     return (
         chart.properties(width="container", autosize={"type": "fit-x", "contains": "padding"})
         .configure_view(stroke=None)
-        .configure(font="system-ui, sans-serif")
+        .configure(font="system-ui, sans-serif", background="transparent")
         .configure_axis(labelColor="#66727D", titleColor="#66727D", titleFontWeight="normal", gridColor="#EEF1F4")
         .configure_legend(labelColor=INK, titleColor="#66727D", titleFontWeight="normal")
     )
@@ -126,12 +126,12 @@ def _border() -> Any:
     )
     line = (
         alt.Chart(alt.NamedData("line"))
-        .mark_line(color=INK, strokeWidth=2.5, interpolate="step", clip=True)
+        .mark_line(color="black", strokeWidth=2.5, interpolate="step", clip=True)
         .encode(x="length:Q", y="rows:Q")
     )
     here = (
         alt.Chart(alt.NamedData("here"))
-        .mark_point(shape="circle", size=170, filled=True, fill="white", stroke=INK, strokeWidth=3, opacity=1)
+        .mark_point(shape="circle", size=170, filled=True, fill="white", stroke="black", strokeWidth=3, opacity=1)
         .encode(x="length:Q", y="rows:Q")
     )
     return _finished(alt.layer(cells, line, here).properties(height=360))

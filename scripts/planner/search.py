@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.errors import UserError
 from scripts.common.schema import yaml_text
+from scripts.common.sizes import gib
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
@@ -209,7 +210,7 @@ def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
         yield Move("fused_optimizer", cost, [{"optimizer": "adamw_fused"}])
     unpacked = whole_4bit_bytes(scenario)
     if unpacked:
-        cost = f"free: 4-bit weights are divided among GPUs too, {unpacked / 1e9:.2f} GB less on each"
+        cost = f"free: 4-bit weights are divided among GPUs too, {gib(unpacked)} less on each"
         storage = {**asdict(quantization), "storage": scenario.weight_precision}
         yield Move("divide_4bit_weights", cost, [{"quantization": storage}])
     if quantization and quantization.type == "int8" and scenario.gradient_checkpointing is True:

@@ -6,8 +6,9 @@ values.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -38,6 +39,10 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
     return View(
         **vars(scenario),
         **asdict(parallel),
+        **asdict(scenario.preference),
+        **asdict(scenario.versions),
+        answer=scenario.completion_length,
+        half_length=max(scenario.sequence_length // 2, 1),
         divided=parallel.sharded,
         zero=parallel.zero_stage,
         several=max(parallel.gpus, 2),
@@ -65,8 +70,62 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
 
 
 _APART = "don't go together"
+_ADAMW = ("adamw", "adamw_fused")  # each number for itself, however tensors are cut
+# What TRL's trainers leave no choice about, by field: what goes with them, and why.
+_BY_TRL = {
+    "loss": (("full",), "the objective is the loss"),
+    "packing": (("none",), "its rows are not packed"),
+    "loop": (("trainer",), "TRL's trainer is the loop"),
+    "use_cache": ((False,), "TRL's trainers keep no keys and values"),
+    "activation_offload": ((False,), "TRL's way of it runs on streams of a GPU, which are not followed"),
+    "kbit_preparation": (("none",), "TRL's trainers prepare a 4-bit base themselves, or not at all"),
+    "adapter_precision": (("fp32",), "TRL casts the adapters itself: bf16 over a 4-bit base, else fp32"),
+    "optimizer": (("adamw", "adamw_fused", "adamw_8bit", "lion_8bit", "adafactor"), "TRL makes the optimizer, and this"
+                  " one is not predicted in its trainers"),
+}  # fmt: skip
+
+
+def _by_trl(field: str) -> Row:
+    allowed, why = _BY_TRL[field]
+    words = ", ".join(str(word).lower() for word in allowed)
+    return Row(
+        lambda s: s.objective != "sft" and getattr(s, field) not in allowed,
+        field,
+        f"`objective: {{objective}}` and `{field}: {{{field}}}` {_APART}: {why}.",
+        f"{words}; or objective sft",
+        f"{field}: {str(allowed[0]).lower()}",
+    )
+
+
 # What no step can be.
 STEP = (
+    *map(_by_trl, _BY_TRL),
+    Row(lambda s: s.objective != "sft" and s.strategy != "none", "parallel",
+        "`objective: {objective}` and `parallel.strategy: {strategy}` are not predicted together.",
+        "strategy: none; or objective sft", "parallel: {{strategy: none, gpus: 1}}"),
+    Row(lambda s: s.reference == "adapter_off" and s.method == "full", "preference",
+        f"`preference.reference: adapter_off` and `method: full` {_APART}: there is no adapter to turn off.",
+        "model, precomputed, null", "preference: {{reference: model}}"),
+    Row(lambda s: s.reference and s.objective in ("sft", "orpo", "reward"), "preference",
+        f"`preference.reference: {{reference}}` and `objective: {{objective}}` {_APART}: it compares with nothing.",
+        "null; or objective dpo, kto", "preference: {{reference: null}}"),
+    Row(lambda s: s.reference == "precomputed" and s.objective == "grpo", "preference",
+        f"`preference.reference: precomputed` and `objective: grpo` {_APART}: its answers are new in each step.",
+        "adapter_off, null", "preference: {{reference: null}}"),
+    Row(lambda s: s.reference == "model" and s.objective == "grpo", "preference",
+        "`preference.reference: model` is not predicted for `objective: grpo`: TRL loads that model itself, by its id.",
+        "adapter_off with adapters, null", "preference: {{reference: null}}"),
+    Row(lambda s: s.objective != "sft" and s.answer >= s.sequence_length, "preference",
+        "`preference.completion_length: {answer}` leaves no token of `sequence_length: {sequence_length}` for the"
+        " prompt.",
+        "1 to sequence_length - 1, or null", "preference: {{completion_length: {half_length}}}"),
+    Row(lambda s: s.objective == "kto" and s.micro_batch < 2, "micro_batch",
+        "TRL refuses `objective: kto` with one row at a time: its term of comparison needs other rows.",
+        "2 or more", "micro_batch: 2"),
+    Row(lambda s: s.objective == "grpo" and s.micro_batch * s.gradient_accumulation % s.generations, "micro_batch",
+        "TRL refuses `objective: grpo` where `preference.generations: {generations}` doesn't divide `micro_batch` times"
+        " `gradient_accumulation`: an answer is judged beside all others to its prompt.",
+        "a multiple of {generations}", "micro_batch: {generations}"),
     Row(lambda s: s.method == "qlora" and s.is_mixed, "precision",
         f"`precision: {{precision}}` and `method: qlora` {_APART}: mixed precision casts fp32 weights in each step, and"
         " a quantized base has none. The precision is that of the weights that are not quantized; `autocast` may be set"
@@ -97,6 +156,16 @@ STEP = (
     Row(lambda s: s.previous_sequence_length is not None and s.loss == "chunked", "previous_sequence_length",
         "`previous_sequence_length` is the length of the outputs of the batch before, and `loss: chunked` has none.",
         "loss: full, or leave previous_sequence_length out", "previous_sequence_length: null"),
+    Row(lambda s: s.activation_offload and (s.divided or s.zero), "activation_offload",
+        "`activation_offload` and `parallel.strategy: {strategy}` are not predicted together: gathered weights would go"
+        " to the host too.",
+        "activation_offload: false; or strategy ddp", "activation_offload: false"),
+    Row(lambda s: s.bitsandbytes and not re.fullmatch(r"\d+(\.\d+){1,2}", s.bitsandbytes), "versions",
+        "`versions.bitsandbytes: {bitsandbytes}` is no version.",
+        "two or three numbers, such as 0.42.0", "versions: {{bitsandbytes: 0.42.0}}"),
+    Row(lambda s: s.bitsandbytes and s.method != "qlora", "versions",
+        f"`versions.bitsandbytes` and `method: {{method}}` {_APART}: only 4-bit layers differ between its versions.",
+        "null; or method qlora", "versions: {{bitsandbytes: null}}"),
     Row(lambda s: s.use_cache and s.loss == "chunked", "use_cache",
         f"`use_cache` and `loss: chunked` {_APART}: the chunked loss keeps no outputs of the decoder.",
         "use_cache: false, or loss: full", "use_cache: false"),
@@ -150,13 +219,13 @@ STEP = (
         f"`loss: {{loss}}` and `parallel.strategy: {{strategy}}` {_APART}: this loss runs the output head outside the"
         " forward pass in which {strategy_title} has gathered its weights.",
         "full; or strategy ddp", "loss: full"),
-    Row(lambda s: s.divided and "8bit" in s.optimizer, "optimizer",
-        f"`optimizer: {{optimizer}}` and `parallel.strategy: {{strategy}}` {_APART}: bitsandbytes' kernels take whole"
+    Row(lambda s: s.divided and s.optimizer not in _ADAMW, "optimizer",
+        f"`optimizer: {{optimizer}}` and `parallel.strategy: {{strategy}}` {_APART}: this optimizer takes whole"
         " tensors, and FSDP has divided them.",
         "adamw, adamw_fused; or strategy ddp", "optimizer: adamw"),
-    Row(lambda s: s.zero and "8bit" in s.optimizer, "optimizer",
+    Row(lambda s: s.zero and s.optimizer not in _ADAMW, "optimizer",
         "`optimizer: {optimizer}` and `parallel.strategy: {strategy}` are not predicted together: DeepSpeed steps one"
-        " flat tensor, and bitsandbytes' blocks would lie across its weights.",
+        " flat tensor, in which this optimizer would not find its weights.",
         "adamw, adamw_fused; or strategy ddp", "optimizer: adamw"),
     Row(lambda s: s.zero and s.storage not in (None, "uint8") and s.cast not in (None, s.storage), "quantization",
         "`parallel.strategy: {strategy}`, `quantization.storage: {storage}` and `{mixed}: {mixed_value}` "
@@ -175,6 +244,13 @@ STEP = (
 )  # fmt: skip
 # What can be predicted, and not trained.
 TRAINING = (
+    Row(lambda s: s.bitsandbytes, "versions",
+        "A training takes the bitsandbytes that is installed; another version's layers can be predicted.",
+        "null", "versions: {{bitsandbytes: null}}"),
+    Row(lambda s: s.objective != "sft", "objective",
+        "A step with `objective: {objective}` can be predicted. Supervised fine-tuning can be trained here, and TRL"
+        " trains the others.",
+        "sft", "objective: sft"),
     Row(lambda s: s.strategy == "fsdp1" or s.zero, "parallel",
         "The memory of {strategy_title} can be predicted. FSDP2 and DDP can be trained.",
         "fsdp2, which divides the same; ddp", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
@@ -203,7 +279,7 @@ def contradictions(
             yield UserError(
                 row.problem.format(**shown),
                 where=where if loop is None else f"{where}.{field}",
-                found=asdict(found) if field in ("parallel", "quantization", "lora") else found,
+                found=asdict(found) if is_dataclass(found) else found,
                 allowed=row.allowed.format(**shown),
                 write=row.write.format(**shown),
             )

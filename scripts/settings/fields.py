@@ -89,6 +89,21 @@ FIELDS = (
           types=("string",), nullable=True, example="Qwen2.5-Coder-7B"),
     Field("method", "`full` trains every weight; `lora`: adapters on a dense base; `qlora`: on a 4-bit or 8-bit base.",
           words=("full", "lora", "qlora"), example="qlora"),
+    Field("objective",
+          "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
+          " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
+          " (`micro_batch` counts pairs), `kto` single rows, `grpo` generated ones (without their generation).",
+          words=("sft", "dpo", "orpo", "kto", "reward", "grpo"), example="dpo"),
+    Field("preference", "What an objective takes beside its rows.", example={"reference": "adapter_off"},
+          parts=(
+              Field("reference",
+                    "What answers are compared with: the model with its adapters off, a second model, or numbers that"
+                    " were computed before. `null`: as TRL decides; for `grpo` nothing.",
+                    words=("adapter_off", "model", "precomputed"), nullable=True, example="adapter_off"),
+              Field("generations", "`grpo`: answers to a prompt.", least=2, example=8),
+              Field("completion_length", "Tokens of a row that are the answer; `null`: half of them.", least=1,
+                    nullable=True, example=256),
+          )),
     Field("precision", "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
           words=(*PRECISIONS, "fp16-mixed", "bf16-mixed"), example="bf16"),
     Field("autocast", "Autocast over weights of any dtype, as a trainer's `--bf16` does over a 16-bit or 4-bit base.",
@@ -112,8 +127,8 @@ FIELDS = (
           }),
     Field("kbit_preparation",
           "`peft` turns embeddings, head and norms to fp32 as `prepare_model_for_kbit_training` does (on"
-          " Qwen2.5-Coder-7B 2.2 GB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back to"
-          " 16 bits; `none` leaves them.",
+          " Qwen2.5-Coder-7B 2.03 GiB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back"
+          " to 16 bits; `none` leaves them.",
           words=("none", "peft", "trl"), example="none",
           excluded={"full": ("PEFT's k-bit preparation freezes the base, which method full trains",
                              "kbit_preparation: none")}),
@@ -160,8 +175,16 @@ FIELDS = (
           " way of `torch.utils.checkpoint`.", words=(True, False, "reentrant"), example=True),
     Field("attention", "`eager` keeps the scores of every head; the others do not. `flash` needs Ampere or newer.",
           words=("eager", "sdpa", "mem_efficient", "flash"), example="sdpa"),
-    Field("optimizer", "8-bit states take a quarter of the memory; paged ones move to the CPU under pressure.",
-          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit"), example="adamw"),
+    Field("activation_offload",
+          "What the backward pass needs waits in the host's memory: little of the GPU's, much traffic. As TRL's"
+          " `activation_offloading` without its streams; weights and tensors under 1 kB stay.",
+          words=(True, False), example=False),
+    Field("optimizer",
+          "8-bit states take a quarter of the memory; paged ones move to the CPU under pressure. `lion_8bit` keeps one"
+          " state a weight instead of two; `adafactor` (transformers') a row and a column for each matrix; `muon`"
+          " (PyTorch's) one state for the matrices of layers, and AdamW's for the others.",
+          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon"),
+          example="adamw"),
     Field("loss",
           "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."
           " `liger`: the fused loss of the package liger-kernel.",
@@ -189,6 +212,12 @@ FIELDS = (
               Field("offload", "`cpu`: FSDP keeps divided weights, gradients and states on the host.",
                     words=("none", "cpu"), example="none"),
           )),
+    Field("versions", "Versions of libraries that are meant instead of the installed ones.",
+          example={"bitsandbytes": "0.42.0"},
+          parts=(
+              Field("bitsandbytes", "Before 0.43.2 its 4-bit layers kept their inputs: predicted, and not trained.",
+                    types=("string",), nullable=True, example="0.42.0"),
+          )),
     Field("gpu", "The GPU: a name as people write it (`4090`, `A100 80GB`, `24GiB`; `config/gpus.yaml` lists them),"
           " `{vram_gib: 24}`, or null. Several of a kind: `2x3090`, or `{name: rtx-3090, count: 2}`.",
           types=("string", "object"), nullable=True, example="rtx-4090"),
@@ -213,13 +242,11 @@ ELSEWHERE = {
     **{"gradient_accumulation_steps": "gradient_accumulation", "finetuning_type": "method", "optim": "optimizer"},
 }
 # What a training aims at, which `method` does not say.
-_OBJECTIVE = (
-    "this is what a training aims at, and `method` says which weights it trains. The step of supervised fine-tuning is"
-    " known; what others take beside it (pairs, a reference model, generations) is not."
-)
-OBJECTIVES = dict.fromkeys(
-    ("sft", "pt", "dpo", "ipo", "simpo", "orpo", "kto", "cpo", "grpo", "rloo", "ppo", "reward", "rm"), _OBJECTIVE
-)
+_AIM = "this is what a training aims at, and `method` says which weights it trains"
+OBJECTIVES = {
+    **dict.fromkeys(("pt", "ipo", "simpo", "cpo", "rloo", "ppo", "rm"), f"{_AIM}; an aim is the field `objective`."),
+    **{word: f"{_AIM}: write `objective: {word}`." for word in BY_NAME["objective"].words},
+}
 
 
 @cache

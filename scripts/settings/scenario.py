@@ -27,7 +27,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
-from scripts.settings.fields import FIELDS, MOST, file_schema
+from scripts.settings.fields import ELSEWHERE, FIELDS, MOST, file_schema
 from scripts.settings.model import MODELS, found_beside, read_model, size
 
 __all__ = [
@@ -98,8 +98,30 @@ class Parallel:
         return self.sharded or self.zero_stage > 0
 
 
+@dataclass(frozen=True)
+class Preference:
+    """What an objective takes beside its rows; a reference of None is what TRL takes by default."""
+
+    reference: str | None
+    generations: int
+    completion_length: int | None
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Versions of libraries that are meant instead of those installed."""
+
+    bitsandbytes: str | None
+
+
 # The fields with parts that are values of their own; a mapping of these parts makes one.
-_PARTS = {"allocator": Allocator, "parallel": Parallel, "quantization": Quantization}
+_PARTS = {
+    "allocator": Allocator,
+    "parallel": Parallel,
+    "preference": Preference,
+    "quantization": Quantization,
+    "versions": Versions,
+}
 
 
 @dataclass(frozen=True)
@@ -109,6 +131,8 @@ class Scenario:
     model: dict[str, Any]
     model_name: str | None
     method: str
+    objective: str
+    preference: Preference
     precision: str
     autocast: str | None
     quantization: Quantization | None  # None unless method is qlora
@@ -125,11 +149,13 @@ class Scenario:
     use_cache: bool
     gradient_checkpointing: bool | str
     attention: str
+    activation_offload: bool
     optimizer: str
     loss: str
     loop: str
     allocator: Allocator
     parallel: Parallel
+    versions: Versions
     gpu: str | dict[str, float] | None
 
     @classmethod
@@ -179,6 +205,8 @@ class Scenario:
             "gpu": lambda: checked_gpu(values.get("gpu"), where),
             "model": lambda: read_model(values.get("model"), where),
         }
+        if "model" not in mapping and any(ELSEWHERE.get(str(key)) == "model" for key in mapping):
+            del readers["model"]  # it is there under another tool's name, which `wrong` says
         for name, read in readers.items():
             try:
                 values[name] = read()
@@ -219,6 +247,11 @@ class Scenario:
     def tokens(self) -> int:
         """Tokens in one micro-batch."""
         return self.micro_batch * self.sequence_length
+
+    @property
+    def completion_length(self) -> int:
+        """Tokens of a row that an objective judges; half of them where nothing is said."""
+        return self.preference.completion_length or max(self.sequence_length // 2, 1)
 
     @property
     def mixed(self) -> bool:
@@ -431,4 +464,12 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
             allowed="the package; or strategy fsdp2, which needs none and divides what zero3 divides (with"
             " reshard_after_forward: false it gathers weights as seldom as zero2)",
             write="pip install -c constraints.txt -r requirements-deepspeed.txt",
+        )
+    if scenario.objective != "sft" and find_spec("trl") is None:
+        raise UserError(
+            f"`objective: {scenario.objective}` needs the package trl, whose trainer takes the step.",
+            where=f"{where}: objective",
+            found=scenario.objective,
+            allowed="the package; or objective sft",
+            write="pip install -c constraints.txt -r requirements-trl.txt",
         )

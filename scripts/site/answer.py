@@ -17,16 +17,18 @@ from typing import Any
 
 from scripts.ask import text
 from scripts.ask.answer import clear, quick
-from scripts.ask.command import scenario_yaml
-from scripts.ask.question import Options, Question, assumed, question
+from scripts.ask.command import parser, scenario_yaml
+from scripts.ask.question import Options, Question, question
 from scripts.common.errors import UserError
 from scripts.common.schema import yaml_text
 from scripts.engine.components import COLOURS, GROUPS
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.gpus import Gpu, catalogue
 from scripts.planner.border import LONGEST, steps
+from scripts.planner.search import apply, moves
 from scripts.settings.hub import FETCH, HubId, explained
 
+MOST_CHANGES = 4
 _COLOUR = {component: COLOURS[group] for group, components in GROUPS.items() for component in components}
 # What huggingface_hub calls the Hub's refusals, by the code in its answer.
 _REFUSALS = {"GatedRepo": "GatedRepoError", "RepoNotFound": "RepositoryNotFoundError",
@@ -53,9 +55,9 @@ def reply(request: str) -> str:
     Parameters
     ----------
     request
-        JSON: ``ask`` (``answer``, ``gpus``, or ``longest`` with ``rows``), the choice (``model``, or ``file`` with
-        ``name`` and ``text``; ``gpu``, ``gpus``, ``method``, ``sequence_length``, ``micro_batch``, ``strategy``,
-        ``settings``), and ``fetched``: what the Hub answered, by id.
+        JSON: ``ask`` (``answer``, ``gpus``, ``changes``, or ``longest`` with ``rows``), the choice (``model``, or
+        ``file`` with ``name`` and ``text``; ``gpu``, ``gpus``, ``method``, ``sequence_length``, ``micro_batch``,
+        ``strategy``, ``settings``), and ``fetched``: what the Hub answered, by id.
 
     Returns
     -------
@@ -88,6 +90,8 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         asked = question([str(folder / words[0]) if request.get("file") else words[0]], options)
         if request["ask"] == "gpus":
             return {"gpus": _on_all_gpus(asked)}
+        if request["ask"] == "changes":
+            return {"changes": _what_would_fit(asked, words)}
         if request["ask"] == "longest":
             return {"longest": _longest(asked, request["rows"])}
         return _answer(asked, words)
@@ -163,7 +167,7 @@ def _answer(asked: Question, words: list[str]) -> dict[str, Any]:
         "verdict": _sentence(found),
         "step": text.step_line(found["scenario"]),
         "exactness": EXACTNESS,
-        "assumed": {name: yaml_text(value) for name, value in assumed(asked).items() if value is not None},
+        "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
         "parts": [
             {"title": text.WORDS.get(name, name), "bytes": size, "shown": text.gib(size), "colour": _COLOUR[name]}
             for name, size in parts
@@ -219,6 +223,35 @@ def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
             "usable": text.gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
         })  # fmt: skip
     return rows
+
+
+def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
+    """Changes by which the step should fit, the cheapest first, as the form takes them."""
+    gpu, found = asked.gpu, []
+    if gpu is None:
+        return []
+    for move in moves(asked.scenario):
+        for changes in move.options:
+            try:
+                fits = clear(_peak(replace(asked, scenario=apply(asked.scenario, changes)), gpu), gpu)
+            except (NotDescribed, UserError):
+                continue
+            if fits:
+                command = text.suggested(words, changes)
+                found.append({"cost": move.cost, "command": command, "choice": _choice(command)})
+                break
+        if len(found) == MOST_CHANGES:
+            break
+    return found
+
+
+def _choice(command: str) -> dict[str, Any]:
+    """A command line as the form's choice."""
+    options = parser().parse_args(shlex.split(command)[1:])
+    settings = dict(setting.split("=", 1) for setting in options.set)
+    return {"model": options.what[0], "gpu": options.gpu, "gpus": 1, "method": options.method or "",
+            "strategy": options.strategy or "", "sequence_length": options.sequence_length,
+            "micro_batch": options.micro_batch, "settings": settings}  # fmt: skip
 
 
 def _longest(asked: Question, rows: int) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from scripts.common.checkpoint import INDEX, SINGLE, checked_digest, open_checkp
 from scripts.common.errors import UserError
 from scripts.common.files import WEIGHTS, own_file, read_folder, scratch_folder, write_report
 from scripts.common.job import job, log, progress
+from scripts.common.sizes import gib
 from scripts.training.describe_model import unreachable
 
 
@@ -113,7 +114,7 @@ def main(source: dict, folder: Path, description: dict, gguf: str | None, manife
         shard.path.name: {"bytes": shard.bytes, "sha256": checked_digest(shard)}
         for shard in progress(checkpoint.shards, "digest of the weights", len(checkpoint.shards), "file")
     }
-    log.info("%d file(s), %.2f GB", len(files), sum(file["bytes"] for file in files.values()) / 1e9)
+    log.info("%d file(s), %s", len(files), gib(sum(file["bytes"] for file in files.values())))
     digests = {name: file["sha256"] for name, file in files.items()}
     index = [folder / INDEX] if checkpoint.index else []
     write_report(manifest, {"dtype": source["dtype"], "files": files, "sha256": digests}, *index)

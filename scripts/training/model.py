@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from scripts.common.errors import UserError
-from scripts.engine.building import keep_paged_states_outside, quantize_4bit, quantize_8bit
+from scripts.engine.building import quantize_4bit, quantize_8bit
 from scripts.settings.scenario import Scenario
 from scripts.training.adapters import DTYPES, adapter_names, add_adapters
 from scripts.training.architecture import attention_name, configuration, unbuildable
@@ -54,6 +54,7 @@ def build_model(
     weights: Path | None = None,
     seed: int = 0,
     attention_implementation: str | None = None,
+    for_trainer: bool = False,
 ) -> nn.Module:
     """Build the model of a scenario, ready to train: quantized, prepared, with adapters, in training mode.
 
@@ -69,6 +70,8 @@ def build_model(
         Of the random weights and of the adapters.
     attention_implementation
         Name of a registered attention function instead of the scenario's; the trace passes its stand-ins.
+    for_trainer
+        Without adapters and checkpointing, which a trainer of others adds.
 
     Raises
     ------
@@ -96,6 +99,8 @@ def build_model(
         from peft import prepare_model_for_kbit_training
 
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if for_trainer:
+        return model.train()
     if scenario.gradient_checkpointing:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by this name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -130,36 +135,6 @@ def cast_as_trl(model: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-def build_optimizer(
-    model: nn.Module,
-    scenario: Scenario,
-    *,
-    learning_rate: float,
-    weight_decay: float = 0.0,
-) -> torch.optim.Optimizer:
-    """Make the scenario's optimizer over the trainable parameters, with PyTorch's own choice of how it steps."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = parameters[0].device.type
-    options = {"lr": learning_rate, "weight_decay": weight_decay}
-    if scenario.optimizer in ("adamw_8bit", "paged_adamw_8bit"):
-        if device == "cpu":
-            raise UserError(
-                "8-bit Adam needs a GPU: bitsandbytes has no CPU kernel for it.",
-                found=scenario.optimizer,
-                allowed="adamw, adamw_fused",
-                write="optimizer: adamw",
-            )
-        from bitsandbytes.optim import AdamW8bit
-
-        optimizer = AdamW8bit(parameters, is_paged=scenario.optimizer.startswith("paged"), **options)
-        if device == "meta" and optimizer.is_paged:
-            keep_paged_states_outside(optimizer)
-        return optimizer
-    if scenario.optimizer == "adamw_fused":
-        return torch.optim.AdamW(parameters, fused=True, foreach=False, **options)
-    return torch.optim.AdamW(parameters, **options)
-
-
 def parameter_count(model: nn.Module) -> int:
     """Parameters of the base model, quantized weights unpacked and adapters left out."""
     added = adapter_names(model)
@@ -190,10 +165,12 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
 
 def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
     """The model on ``meta``, its linear layers exchanged for quantized ones where the method says so (unpacked)."""
-    config = configuration(scenario)
+    config, kind = configuration(scenario), AutoModelForCausalLM
+    if scenario.objective == "reward":
+        kind, config.num_labels, config.pad_token_id = AutoModelForSequenceClassification, 1, 0
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = kind.from_config(
                 config, attn_implementation=attention, **{_DTYPE_ARGUMENT: weight_dtype(scenario)}
             ).to("meta")  # some architectures draw a parameter's first values on the CPU
     except KeyError as error:
@@ -239,4 +216,6 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
     ]
     if untold:
         found.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
+    if scenario.activation_offload:
+        found.append("the time leaves out the copies of activations to the host and back")
     return [*found, *quantization_notes(model, scenario)]

@@ -13,6 +13,7 @@ from itertools import chain, repeat
 
 import torch
 from torch import nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -23,6 +24,7 @@ from scripts.training.parallel import backward, bare, clip_gradients, engine_ste
 
 IGNORED = -100  # label of a token that is not learned (torch.nn.CrossEntropyLoss and transformers)
 CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
+OFFLOADED_FROM = 1024  # bytes: smaller tensors stay on the GPU, as in TRL's and torchtune's OffloadActivations
 
 MICRO_BATCHES = 2  # of an accumulated step on `meta`: from the second on gradients are alive, and all are alike
 
@@ -60,7 +62,8 @@ def forward_backward(
         Mean loss over the learned tokens, detached, shape ().
     """
     device = batch["input_ids"].device.type
-    with _autocast(scenario, device):
+    waiting = on_host(model) if scenario.activation_offload else nullcontext()
+    with _autocast(scenario, device), waiting:
         if scenario.loss == "chunked":
             loss = within_forward(model, chunked_loss, batch)
         else:
@@ -212,6 +215,22 @@ def decoder_returns(decoder: nn.Module, output: object) -> Iterator[None]:
         del decoder.forward
         if original is not None:
             decoder.forward = original
+
+
+def on_host(model: nn.Module) -> AbstractContextManager:
+    """Let what is kept for the backward pass wait in the host's memory, but for weights and small tensors."""
+    weights = {tensor.untyped_storage()._cdata for tensor in chain(model.parameters(), model.buffers())}
+    pageable, pinned = save_on_cpu(), save_on_cpu(pin_memory=True)
+
+    def pack(tensor: torch.Tensor) -> object:
+        if tensor.nbytes < OFFLOADED_FROM or tensor.untyped_storage()._cdata in weights:
+            return tensor
+        return (pinned if tensor.is_cuda else pageable).pack_hook(tensor)
+
+    def unpack(packed: object) -> torch.Tensor:
+        return packed if isinstance(packed, torch.Tensor) else pinned.unpack_hook(packed)
+
+    return saved_tensors_hooks(pack, unpack)
 
 
 def _autocast(scenario: Scenario, device: str) -> AbstractContextManager:

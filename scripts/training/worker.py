@@ -102,7 +102,7 @@ def train(work: Work, group: Group = ALONE) -> None:
     import torch
 
     from scripts.training.exactness import self_test
-    from scripts.training.model import build_optimizer
+    from scripts.training.optimizers import build_optimizer
 
     scenario, loop, device = Scenario.from_mapping(work.scenario, where="training"), work.loop, work.device
     description = read_folder(Path(work.base, "description.json"))

@@ -76,7 +76,7 @@ def grid(models: Sequence[str | dict[str, Any]] = MODELS) -> Iterator[Scenario]:
                     if model in EXPERTS and (
                         "precision" in variant or variant.get("kbit_preparation") == "peft" or dropout
                     ):
-                        continue  # experts are multiplied in bf16 alone, and PEFT has no dropout for them
+                        continue  # experts are compared in bf16 alone, and PEFT has no dropout for them
                     yield Scenario.from_mapping({"model": model, "method": method, **size, **variant})
 
 
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     rows.sort(key=lambda row: -abs(row["error"]))
     for row in rows[:20]:
-        print(f"{100 * row['error']:+7.2f} %  {row['trace_bytes'] / 1e9:9.3f} GB  {row['scenario']}")
+        print(f"{100 * row['error']:+7.2f} %  {row['trace_bytes'] / 2**30:9.3f} GiB  {row['scenario']}")
     sizes = [abs(row["error"]) for row in rows]
     print(f"{len(rows)} scenarios: median {100 * statistics.median(sizes):.2f} %, worst {100 * max(sizes):.2f} %")
     return 0

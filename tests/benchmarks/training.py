@@ -36,7 +36,8 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     from scripts.settings.scenario import Scenario
     from scripts.training.batches import IGNORED, Row, read_rows
     from scripts.training.loop import Checkpoint, Fit
-    from scripts.training.model import build_model, build_optimizer
+    from scripts.training.model import build_model
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.packing import common_prefix
 
     torch.set_num_threads(1)

@@ -115,7 +115,8 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
     from scripts.settings.scenario import Scenario
     from scripts.training.batches import read_rows
     from scripts.training.loop import Checkpoint, Fit, validation_loss
-    from scripts.training.model import build_model, build_optimizer
+    from scripts.training.model import build_model
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.packing import common_prefix
 
     torch.set_num_threads(1)

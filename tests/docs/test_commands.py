@@ -112,3 +112,18 @@ def test_pages_name_files_that_are_there() -> None:
             assert (ROOT / path).exists() or any((ROOT / path).parent.glob(Path(path).name + "*")), (
                 f"{page} names {path}"
             )
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub and the site make them."""
+    text = re.sub(r"^(`{3,}).*?^\1$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_links_name_headings_that_are_there() -> None:
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", text):
+            place = (ROOT / page).parent / target if target else ROOT / page
+            assert anchor in headings(place), f"{page} links to {target}#{anchor}"

@@ -9,16 +9,28 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from scripts.common import digests
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "tests" / "config" / "tiny.yaml"
 SETTINGS = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
 RUN = f"results/{SETTINGS['run']['name']}-r{SETTINGS['lora']['rank']}"
 NOTHING = "Nothing to be done"
+
+
+@cache
+def parsed_modules() -> str:
+    """What a Snakemake that has run here before knows of the modules: to parse them takes longer than a plan."""
+    sources = {str(path): path.read_bytes() for path in (ROOT / "scripts").rglob("*.py")}
+    return json.dumps(
+        {digests.content_key(text): digests.parse(text.decode("utf-8"), path) for path, text in sources.items()}
+    )
 
 
 def checkout(folder: Path) -> Path:
@@ -28,6 +40,8 @@ def checkout(folder: Path) -> Path:
         shutil.copy(ROOT / name, folder)
     for name in ("rules", "scripts", "config", "envs", "profiles", "tests/config"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / digests.STORE).parent.mkdir()
+    (folder / digests.STORE).write_text(parsed_modules(), encoding="utf-8")
     return folder
 
 

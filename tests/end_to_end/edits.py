@@ -27,7 +27,7 @@ ENDINGS = (".json", ".jsonl")
 PATIENCE_SECONDS = 60
 
 
-def jobs(configuration: Path) -> Iterator[Any]:
+def jobs(*configurations: Path) -> Iterator[Any]:
     """The jobs with a script of the workflow in the working directory, as Snakemake resolves them."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
@@ -35,7 +35,7 @@ def jobs(configuration: Path) -> Iterator[Any]:
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         workflow = api.workflow(
             resource_settings=ResourceSettings(cores=1),
-            config_settings=ConfigSettings(configfiles=[configuration]),
+            config_settings=ConfigSettings(configfiles=list(configurations)),
             snakefile=Path("Snakefile"),
         )
         with contextlib.redirect_stdout(io.StringIO()):

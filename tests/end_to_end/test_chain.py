@@ -72,12 +72,13 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     text = (folder / RUN / "MODEL_CARD.md").read_text(encoding="utf-8")
     _, metadata, body = text.split("---\n", 2)
+    body += (folder / RUN / "docs" / "details.md").read_text(encoding="utf-8")
     assert {"license", "library_name", "pipeline_tag"} <= yaml.safe_load(metadata).keys()
 
     training, comparison = read(folder, "training.json"), read(folder, "evaluation/comparison.json")
     splits = read(folder, f"../dataset/{chain.SETTINGS['dataset']['name']}/splits/split.json")
     expected = {
-        "requests compared": f"On {comparison['n']} held-out requests",
+        "requests compared": f"{comparison['n']} held-out requests",
         "loss of the base": f"{comparison['base']['loss']:.3f}",
         "loss of the tuned model": f"{comparison['tuned']['loss']:.3f}",
         "trainable parameters": f"{training['trainable_parameters']:,}",
@@ -124,7 +125,7 @@ def test_the_same_configuration_gives_the_same_adapter_and_card(finished: tuple[
         assert (again / RUN / path).read_bytes() == (folder / RUN / path).read_bytes(), path
     cards = [(place / RUN / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines() for place in (folder, again)]
     # The training's duration, rates of tokens and rows, and the rates of each kind of token.
-    times = re.compile(r"(tokens|rows) per second|training took|^\| (answers|requests|prefix|padding) \|")
-    assert 3 <= sum(bool(times.search(line)) for line in cards[0]) <= 7
+    times = re.compile(r"(?i)(tokens|rows) per second|training took|^\| (answers|requests|prefix|padding) \|")
+    assert 2 <= sum(bool(times.search(line)) for line in cards[0]) <= 7
     first, second = ([line for line in card if not times.search(line)] for card in cards)
     assert first == second

@@ -84,7 +84,8 @@ def test_model_on_the_card_is_the_model_on_meta():
 
 
 def test_training_on_the_card_learns():
-    from scripts.training.model import build_model, build_optimizer
+    from scripts.training.model import build_model
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.step import forward_backward, optimizer_step, random_batch
 
     asked = scenario(precision="fp16", sequence_length=64)

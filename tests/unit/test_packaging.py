@@ -26,7 +26,8 @@ def pins(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.txt", "requirements-dev.txt", "requirements-publish.txt", "requirements-slurm.txt"]
+    "name",
+    [f"requirements{part}.txt" for part in ("", "-dev", "-publish", "-slurm", "-trl")],
 )
 def test_locked_versions_are_those_required(name: str) -> None:
     locked = pins("constraints.txt")

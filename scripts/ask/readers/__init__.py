@@ -65,7 +65,7 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
     if any(isinstance(mapping.get(section), Mapping) for section in _RUN):
         return "run"
     found = [name for name, (can_read, _) in {**TOOLS, **BESIDE}.items() if can_read(mapping)]
-    own = "model" in mapping and not set(mapping) - set(BY_NAME)
+    own = "model" in mapping and not set(mapping) - set(BY_NAME) - {"like"}
     if own:
         return "scenario"
     if found == ["llama-factory", "trl"]:

@@ -42,7 +42,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
         gradient_accumulation=get("gradient_accumulation_steps", 1),
     )
     _precision(get, reading, plain)
-    _method(get, reading)
+    _method(get, reading, plain)
     checkpointing = get("gradient_checkpointing", not plain)
     kwargs = get("gradient_checkpointing_kwargs") or {}
     way = "reentrant" if kwargs.get("use_reentrant") else True
@@ -95,7 +95,7 @@ def _precision(get: Values, reading: Reading, plain: bool) -> None:
         reading.set(precision=weights or "bf16", autocast=mixed)
 
 
-def _method(get: Values, reading: Reading) -> None:
+def _method(get: Values, reading: Reading, plain: bool) -> None:
     adapter = get("use_peft", False)
     reading.set(method="lora" if adapter else "full")
     if get("load_in_4bit"):
@@ -103,7 +103,8 @@ def _method(get: Values, reading: Reading) -> None:
             reading, 4, "load_in_4bit", adapter=adapter, double=get("use_bnb_nested_quant", False),
             type=get("bnb_4bit_quant_type", "nf4"), storage=common.dtype(get("bnb_4bit_quant_storage", "")),
         )  # fmt: skip
-        reading.set(adapter_precision="bf16")  # sft_trainer.py: adapters of a quantized base are cast to bf16
+        if not plain:
+            reading.set(adapter_precision="bf16")  # sft_trainer.py: adapters of a quantized base are cast to bf16
     elif get("load_in_8bit"):
         common.quantized(reading, 8, "load_in_8bit", adapter=adapter)
     if adapter:

@@ -149,21 +149,24 @@ def hold_working_set(ledger: Ledger, setting: Setting) -> None:
 
 
 def hold_optimizer_states(ledger: Ledger, setting: Setting) -> None:
-    """Two moments for each trained tensor: in its dtype, or in 8 bits with an fp32 scale for each 256, paged or not."""
+    """Two moments (Lion: one) for each trained tensor: in its dtype, or in 8 bits with a scale for each 256, paged or
+    not.
+    """
     kind = setting.scenario.optimizer
+    moments = 1 if kind == "lion_8bit" else 2
     for width, elements, times in setting.trained_shapes():
         if kind in ("adamw", "adamw_fused"):
             ledger.hold(OPTIMIZER_STATES, "moments", width, elements, 2 * times)
             if kind == "adamw_fused":
                 ledger.hold(OPTIMIZER_STATES, "step counters", 4, 1, times)
         elif elements < EIGHT_BIT_FROM:
-            ledger.hold(OPTIMIZER_STATES, "moments", 4, elements, 2 * times)
+            ledger.hold(OPTIMIZER_STATES, "moments", 4, elements, moments * times)
         else:
-            if kind == "adamw_8bit" or elements < PAGED_FROM:
-                ledger.hold(OPTIMIZER_STATES, "moments", 1, elements, 2 * times)
-            ledger.hold(OPTIMIZER_STATES, "scales of moments", 4, -(-elements // 256), 2 * times)
+            if kind != "paged_adamw_8bit" or elements < PAGED_FROM:
+                ledger.hold(OPTIMIZER_STATES, "moments", 1, elements, moments * times)
+            ledger.hold(OPTIMIZER_STATES, "scales of moments", 4, -(-elements // 256), moments * times)
     if kind not in ("adamw", "adamw_fused"):
-        ledger.hold(OPTIMIZER_STATES, "maps of 8-bit numbers", 4, CODE_VALUES, 2)
+        ledger.hold(OPTIMIZER_STATES, "maps of 8-bit numbers", 4, CODE_VALUES, moments)
 
 
 def optimizer_step(ledger: Ledger, setting: Setting) -> None:

@@ -34,7 +34,7 @@ from scripts.settings.scenario import Scenario
 VARYING = frozenset(("b", "s", "t", "n", "c", "s8", "s32", "s128", "W", "wt", "gt", "ws", "gs"))
 CONSTANTS = ("V", "p", "W64", "W128")  # that the varying ones are made of
 UNEVEN = 4001  # a length that no block of a kernel divides
-LONGEST = 2**17  # of models that don't say how long a sequence may be
+LONGEST = 2**20  # of models that don't say how long a sequence may be
 # The grid on which moments are chosen: bounds of blocks and kernels lie between powers of two, so odd sizes are in it.
 ROWS = (1, 2, 3, 5, 8, 13, 21, 40, 64, 111, 256, 600, 1024, 4096)
 LENGTHS = (

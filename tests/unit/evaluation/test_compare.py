@@ -1,4 +1,4 @@
-"""The verdict on base and tuned: better, worse, or nothing that the interval can carry."""
+"""The verdict on base and tuned: better, worse, or a difference too small for the sample."""
 
 import pandas as pd
 import pytest

@@ -296,7 +296,7 @@ def test_command_line(tmp_path):
         [sys.executable, "-m", "scripts.export.export_gguf", *options], cwd=ROOT, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-    assert process.stdout.startswith(f"{tmp_path}/out/model.gguf: 0.00 GB q8_0")
+    assert process.stdout.startswith(f"{tmp_path}/out/model.gguf: 0.00 GiB q8_0")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"LICENSE", "Modelfile", "export.json", "model.gguf"}
     read_report(tmp_path / "out" / "export.json", *(tmp_path / "out" / name for name in names - {"export.json"}))

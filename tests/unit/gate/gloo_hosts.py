@@ -43,7 +43,8 @@ def main(folder: Path) -> int:
     from torch import distributed as dist
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from scripts.training.model import build_model, build_optimizer
+    from scripts.training.model import build_model
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.parallel import parallelize
     from scripts.training.step import random_step
 

@@ -139,7 +139,7 @@ def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation
         "training step, as configured",
         "training step, longest batch",
     }
-    assert "23.99 GB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(price_run.refusal(priced))
+    assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(price_run.refusal(priced))
 
 
 @pytest.fixture(scope="module")

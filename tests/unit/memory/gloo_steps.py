@@ -32,7 +32,8 @@ def measured_with_deepspeed() -> list[dict]:
 
     from scripts.engine.trace import Options, measure_step
     from scripts.memory.trace import labels
-    from scripts.training.model import build_model, build_optimizer
+    from scripts.training.model import build_model
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.parallel import parallelize
     from scripts.training.step import random_step
     from tests.unit.memory.several_gpus import scenario, small_buckets
@@ -94,7 +95,8 @@ def main(folder: Path, kind: str = "") -> int:
     from scripts.engine.trace import Options, measure_step
     from scripts.memory.trace import labels
     from scripts.training import step as taken
-    from scripts.training.model import build_model, build_optimizer
+    from scripts.training.model import build_model
+    from scripts.training.optimizers import build_optimizer
     from scripts.training.parallel import parallelize
     from scripts.training.step import random_step
     from tests.unit.memory.several_gpus import scenario

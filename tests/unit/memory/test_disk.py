@@ -10,7 +10,8 @@ from scripts.common.resource_table import FITS, TOO_SMALL
 from scripts.memory import disk
 from scripts.settings.scenario import Scenario
 from scripts.training.loop import Checkpoint
-from scripts.training.model import build_model, build_optimizer, parameter_count
+from scripts.training.model import build_model, parameter_count
+from scripts.training.optimizers import build_optimizer
 from scripts.training.step import random_step
 from scripts.training.worker import save_adapter
 from tests.unit.decoders import DECODERS
@@ -65,9 +66,9 @@ def test_a_full_disk_is_refused_before_any_job(monkeypatch: pytest.MonkeyPatch, 
     ]
     with pytest.raises(UserError) as caught:
         disk.refuse_full(planned, tmp_path / "results")
-    assert "0.10 GB free" in caught.value.found
+    assert "0.09 GiB free" in caught.value.found
     # 80 MB of the first run's adapters, 4 GB merged, then the checkpoints of the second: of that 0.1 GB are there.
-    assert caught.value.allowed.startswith("4.22 GB more")
+    assert caught.value.allowed.startswith("3.93 GiB more")
     assert "merged model of tiny-r4" in str(caught.value) and "no job was started" in str(caught.value)
     assert caught.value.where == (tmp_path / "results").resolve()
     disk.refuse_full([disk.Planned("tiny-r4", SIZES, ["evaluation and documents"])], tmp_path / "results")

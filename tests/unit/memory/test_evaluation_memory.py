@@ -32,7 +32,6 @@ def measure_evaluation(asked: Evaluation, chosen: list[int]) -> Report:
     return measure_step(model, None, asking(model, asked, chosen), options=Options(steps=1))
 
 
-# A mixture of experts in fp32 can't be followed: its product of groups has a shape function for bf16 alone.
 @pytest.mark.parametrize(
     "name, dtype",
     [
@@ -40,6 +39,7 @@ def measure_evaluation(asked: Evaluation, chosen: list[int]) -> Report:
         ("qwen3", "bfloat16"),
         ("gemma3_text", "float32"),
         ("mixtral", "bfloat16"),
+        ("mixtral", "float32"),
         ("gpt2", "float32"),
     ],
 )

@@ -81,6 +81,21 @@ def test_architectures_are_traced_to_the_byte(model, method):
     compare(scenario(model, method=method))
 
 
+EXPERTS = [
+    ("mixtral", {"precision": "bf16-mixed", "method": "full"}),
+    ("mixtral", {"precision": "fp32"}),
+    ("gpt_oss", {"precision": "bf16-mixed", "method": "lora"}),
+    ("gpt_oss", {"precision": "fp32", "method": "full"}),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), EXPERTS, ids=str)
+def test_experts_are_traced_to_the_byte_in_every_dtype(name, fields):
+    """Autocast leaves their product alone: with fp32 weights it runs in fp32, under autocast too."""
+    gpt_oss = {**DECODERS["mixtral"], "model_type": "gpt_oss", "head_dim": 16, "sliding_window": 32}
+    compare(scenario(DECODERS.get(name, gpt_oss), **fields))
+
+
 def test_layers_of_llm_int8_keep_what_checkpointing_lets_go_of_unless_it_is_reentrant():
     """bitsandbytes' function holds its inputs itself, outside of what autograd saves: on the CPU measured so."""
     kept = {}

@@ -1,6 +1,7 @@
 """``python -m scripts.memory.predict``: output, exit status, and every kind of bad input."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,14 +85,52 @@ def test_verdicts(answered) -> None:
 def test_table_for_people(tmp_path) -> None:
     done = command("--table", write(tmp_path, "one", SMALL + "gpu: rtx-4090\n"))
     assert (done.returncode, done.stderr) == (0, "")
+    first, second, head, assumed, *_ = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"FITS: the step needs [\d.]+ GiB, the NVIDIA GeForce RTX 4090 has 23.14 GiB for it; [\d.]+ GiB to spare", first
+    )
+    assert second == f"file: {tmp_path / 'one.yaml'}"
+    for words in ("QLoRA of rank 16", "without autocast", "no k-bit preparation", "checkpointing", "adamw", "sdpa"):
+        assert words in head
+    assert assumed.startswith("assumed, since nothing says otherwise: method qlora") and "micro_batch 1" in assumed
+    assert "sequence_length" not in assumed  # the file says it
     for words in (
         "rule of thumb",
         "analytic estimate",
-        "trace",
-        "least the GPU must have",
-        "fits NVIDIA GeForce RTX 4090",
+        "trace of the step",
+        "GiB the GPU must have: where it is full",
+        "with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, which fits",
+        "other tools' scripts  trl 0.02 GiB, peft 0.02 GiB, axolotl 0.02 GiB at the peak",
+        "logits and loss",
     ):
         assert words in done.stdout
+    assert "GB" not in done.stdout.replace("GiB", "")
+
+
+def test_both_allocators_are_in_every_answer(answered) -> None:
+    for row in answered[1]:
+        both = row["allocators"]
+        assert both["default"]["required_bytes"] == row["trace"]["required_bytes"]
+        assert both["default"]["fits"] == row["fits"]
+        assert both["expandable_segments"]["required_bytes"] >= row["trace"]["resident_bytes"]
+        assert (both["expandable_segments"]["fits"] is None) == (row["gpu"] is None)
+
+
+def test_what_was_assumed_is_said(answered) -> None:
+    fits, does_not, _ = answered[1]
+    assert "method" in fits["assumed"] and "sequence_length" not in fits["assumed"]
+    assert {"method", "micro_batch", "lora"}.isdisjoint(does_not["assumed"])
+    assert all(row["like"] is None and isinstance(row["warnings"], list) for row in answered[1])
+
+
+def test_several_cards_are_all_of_them(tmp_path) -> None:
+    path = write(tmp_path, "two", SMALL + "gpu: {name: rtx-3090, count: 2}\n")
+    found = prediction.outcome(path)
+    assert found.status == 0 and found.answer["scenario"]["parallel"]["strategy"] == "fsdp2"
+    assert found.answer["assumed"]["parallel"]["gpus"] == 2
+    assert found.answer["strategies"]["ddp"]["required_bytes"] > 0
+    text = prediction.table("two.yaml", found.answer)
+    assert "on each of 2 GPUs with FSDP2" in text.splitlines()[0] and "fsdp2 on 2 GPUs" in text and "with DDP" in text
 
 
 def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path) -> None:
@@ -222,3 +261,10 @@ def test_another_gpu_is_answered_by_its_own_kernels() -> None:
     )
     assert DEFAULT_CAPABILITY == (8, 0)
     assert (round(old / 1e9, 2), round(new / 1e9, 2)) == (21.21, 17.14)
+
+
+def test_a_card_that_the_step_does_not_use_is_told(tmp_path) -> None:
+    one = "gpu: {name: rtx-3090, count: 2}\nparallel: {strategy: none, gpus: 1}\n"
+    found = prediction.outcome(write(tmp_path, "one", SMALL + one)).answer
+    assert found["strategies"] == {} and found["scenario"]["parallel"]["gpus"] == 1
+    assert "(of 2 cards the step uses 1)" in prediction.table("one.yaml", found).splitlines()[0]

@@ -7,7 +7,7 @@ import pytest
 from scripts.engine.components import grouped
 from scripts.memory.analytic.decoder import NotDescribed
 from scripts.memory.analytic.estimate import analytic_estimate
-from scripts.memory.analytic.surface import evaluate, kernels_of, surface
+from scripts.memory.analytic.surface import LONGEST, evaluate, kernels_of, surface
 from scripts.memory.gpus import catalogue
 from scripts.settings.scenario import Scenario
 
@@ -50,3 +50,12 @@ def test_surfaces_are_alike_where_kernels_are() -> None:
 def test_what_is_not_described_has_no_surface(field, value) -> None:
     with pytest.raises(NotDescribed, match=field):
         surface(Scenario.from_mapping({"model": "qwen2.5-coder-7b", field: value}))
+
+
+def test_a_model_that_does_not_say_how_long_a_row_may_be_goes_as_far_as_a_search() -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    step = Scenario.from_mapping({"model": {"model_type": "llama", "vocab_size": 1000, **sizes}, "method": "lora"})
+    form = surface(step)
+    for length in (131_072, 200_001, LONGEST):
+        engine = analytic_estimate(step.changed(sequence_length=length), blocks=False)
+        assert evaluate(form, length, 1)["peak_allocated_bytes"] == engine["peak_allocated_bytes"], length

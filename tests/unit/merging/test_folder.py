@@ -217,7 +217,7 @@ def test_command_line(sharded, tmp_path):
     output, messages = process.communicate(timeout=60)
     assert process.returncode == 0, messages
     assert "not compared with digests" in messages
-    assert output.startswith(f"{tmp_path / 'merged'}: 0.00 GB bfloat16, 14 of ")
+    assert output.startswith(f"{tmp_path / 'merged'}: 0.00 GiB bfloat16, 14 of ")
 
     again = start(base, adapter, tmp_path / "merged")
     output, messages = again.communicate(timeout=60)

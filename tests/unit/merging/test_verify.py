@@ -192,7 +192,7 @@ def test_model_too_large_for_the_machine_is_checked_by_layers_alone(good):
     report = verify(*good, questions=Questions(REQUESTS), free={"cpu": 8 * 10**6})
     assert {name: states(report)[name] for name in ALL[:4]} == dict.fromkeys(ALL[:4], "passed")
     assert report["checks"]["logits"]["status"] == report["checks"]["answers"]["status"] == "not run"
-    assert report["checks"]["logits"]["reason"] == "not run: needs 0.7 GB, 0.0 GB free"
+    assert report["checks"]["logits"]["reason"] == "not run: needs 0.7 GiB, 0.0 GiB free"
     assert report["passed"] and not report["complete"]
 
 

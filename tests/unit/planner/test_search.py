@@ -255,7 +255,7 @@ def test_4bit_weights_that_fsdp_leaves_whole_are_named_with_what_dividing_them_s
     _, price, (changes,) = next(move for move in moves(scenario) if move.name == "divide_4bit_weights")
     divided_too = apply(scenario, changes)
     resident = [trace(step, timeline=False)["resident_bytes"] for step in (scenario, divided_too)]
-    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 1e9:.2f} GB" in price
+    assert resident[0] - resident[1] == pytest.approx(saved, rel=0.05) and f"{saved / 2**30:.2f} GiB" in price
     assert whole_4bit_bytes(divided_too) == whole_4bit_bytes(make()) == 0
 
 

@@ -101,7 +101,7 @@ def test_the_dry_run_lists_every_file_with_its_size_and_each_repository_has_its_
         assert all(file["bytes"] == Path(file["file"]).stat().st_size > 0 for file in planned["files"])
     cards = Path("results/small-r16/publish/cards")
     metadata, body = split_card((cards / "adapter" / "README.md").read_text(encoding="utf-8"))
-    assert metadata["library_name"] == "peft" and "base_model" not in metadata  # it is not on the Hub
+    assert metadata["library_name"] == "peft" and metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert "had 83 exactly right (the base 4)" in body and "owner/merged" in body
     metadata, body = split_card((cards / "dataset" / "README.md").read_text(encoding="utf-8"))
     assert metadata["license"] == ["apache-2.0"] and metadata["configs"][0]["data_files"][0]["split"] == "train"

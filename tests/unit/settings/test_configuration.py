@@ -71,7 +71,7 @@ def test_swapped_rank_and_alpha_differ(config):
         ("run.name", 12, ["put it in quotes", "name: '12'"]),
         ("run.name", False, ["put it in quotes", "name: 'no'"]),
         ("model.license", 2.0, ["put it in quotes", "license: '2.0'"]),
-        ("training", None, ["method, precision", "training: {method: qlora}"]),
+        ("training", None, ["method, objective", "training: {method: qlora}"]),
         ("training.parallel", "ddp", ["strategy, gpus", "parallel: {strategy: fsdp2}"]),
         (
             "dataset.sources",

@@ -246,6 +246,68 @@ WRONG = {
         "model: plain.json",
     ),
     "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
+    "an objective with a loss": ({"objective": "dpo", "loss": "chunked"}, "the objective is the loss", "loss: full"),
+    "an objective in packs": ({"objective": "orpo", "packing": "rows"}, "are not packed", "packing: none"),
+    "an objective's own loop": ({"objective": "kto", "loop": "manual"}, "is the loop", "loop: trainer"),
+    "an objective with a cache": ({"objective": "dpo", "use_cache": True}, "keep no keys", "use_cache: false"),
+    "an objective on the host": (
+        {"objective": "dpo", "activation_offload": True},
+        "streams of a GPU",
+        "activation_offload: false",
+    ),
+    "an objective on a prepared base": (
+        {"objective": "dpo", "kbit_preparation": "peft"},
+        "prepare a 4-bit base",
+        "kbit_preparation: none",
+    ),
+    "an objective's adapters": (
+        {"objective": "dpo", "adapter_precision": "base"},
+        "casts the adapters itself",
+        "adapter_precision: fp32",
+    ),
+    "an objective with muon": ({"objective": "dpo", "optimizer": "muon"}, "TRL makes", "optimizer: adamw"),
+    "an objective on several GPUs": (
+        {"objective": "dpo", "parallel": {"strategy": "ddp", "gpus": 2}},
+        "not predicted together",
+        "parallel: {strategy: none, gpus: 1}",
+    ),
+    "no adapter to turn off": (
+        {"objective": "dpo", "method": "full", "preference": {"reference": "adapter_off"}},
+        "no adapter to turn off",
+        "preference: {reference: model}",
+    ),
+    "a reference for nothing": (
+        {"objective": "orpo", "preference": {"reference": "model"}},
+        "compares with nothing",
+        "preference: {reference: null}",
+    ),
+    "generated answers compared before": (
+        {"objective": "grpo", "preference": {"reference": "precomputed", "generations": 2}},
+        "new in each step",
+        "preference: {reference: null}",
+    ),
+    "a second model for grpo": (
+        {"objective": "grpo", "preference": {"reference": "model", "generations": 2}},
+        "by its id",
+        "preference: {reference: null}",
+    ),
+    "an answer without a prompt": (
+        {"objective": "dpo", "sequence_length": 64, "preference": {"completion_length": 64}},
+        "no token of",
+        "preference: {completion_length: 32}",
+    ),
+    "one row of kto": ({"objective": "kto"}, "one row at a time", "micro_batch: 2"),
+    "grpo's groups": (
+        {"objective": "grpo", "micro_batch": 3, "preference": {"generations": 2}},
+        "doesn't divide",
+        "micro_batch: 2",
+    ),
+    "one generation": ({"preference": {"generations": 1}}, "preference.generations", "generations: 8"),
+    "activations of divided weights": (
+        {"activation_offload": True, "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "gathered weights would go",
+        "activation_offload: false",
+    ),
     "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
 }
 
@@ -357,7 +419,7 @@ def test_a_key_of_another_tool_is_told_in_our_words(key, value, write) -> None:
 def test_an_objective_is_not_taken_for_a_misspelt_method(objective) -> None:
     with pytest.raises(UserError, match="what a training aims at") as error:
         make(method=objective)
-    assert "full, lora, qlora" in str(error.value) and "a reference model" in str(error.value)
+    assert "full, lora, qlora" in str(error.value) and f"objective: {objective.lower()}" in str(error.value)
 
 
 @pytest.mark.parametrize("method", ["mxfp4", "gptq", "awq", "fp8"])
@@ -365,3 +427,10 @@ def test_a_quantized_model_is_told_what_to_take_out_of_it(method) -> None:
     with pytest.raises(UserError, match=rf"quantized already \({method}\)") as error:
         make(model={**SMALL, "quantization_config": {"quant_method": method}}, method="qlora")
     assert "del(.quantization_config)" in error.value.write and "method: qlora" not in error.value.write
+
+
+def test_a_model_under_another_tools_name_is_told_once() -> None:
+    with pytest.raises(UserError) as error:
+        Scenario.from_mapping({"model_name_or_path": "Qwen/Qwen3-8B", "foo": 1})
+    assert "2 things are wrong" in str(error.value) and "model: Qwen/Qwen3-8B" in str(error.value)
+    assert "is missing" not in str(error.value) and "nothing here: remove the key" in str(error.value)

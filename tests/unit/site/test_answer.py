@@ -67,6 +67,16 @@ def test_every_gpu_and_the_longest_rows_agree_with_the_answer() -> None:
     assert ask(micro_batch=4, sequence_length=longest["may_fit"] + 64)["state"] == "too-large"
 
 
+def test_what_would_fit_is_a_choice_that_fits() -> None:
+    changes = ask(ask="changes", gpu="t4", method="lora")["changes"]
+    assert changes
+    for change in changes:
+        found = ask(**change["choice"])
+        assert found["state"] == "fits"
+        assert sorted(found["command"].split()) == sorted(change["command"].split())
+    assert not ask(ask="changes", gpu="")["changes"]
+
+
 def test_a_file_is_read_and_named_in_the_command() -> None:
     found = pasted(AXOLOTL, "my axolotl.yaml", method="qlora")
     assert found["command"].startswith("will-it-fit my-axolotl.yaml --gpu rtx-4090 --method qlora")

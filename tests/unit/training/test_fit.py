@@ -9,7 +9,8 @@ from scripts.common.errors import UserError
 from scripts.settings.scenario import Scenario
 from scripts.training import loop as training_loop
 from scripts.training.batches import IGNORED, Row, answer_tokens
-from scripts.training.model import build_model, build_optimizer
+from scripts.training.model import build_model
+from scripts.training.optimizers import build_optimizer
 from scripts.training.worker import save_adapter
 
 LLAMA = {

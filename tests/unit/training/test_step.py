@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from scripts.settings.scenario import Scenario
 from scripts.training import step as step_module
-from scripts.training.model import build_model, build_optimizer
+from scripts.training.model import build_model
+from scripts.training.optimizers import build_optimizer
 from scripts.training.step import IGNORED, chunked_loss, forward_backward, optimizer_step, random_batch
 
 SIZES = {

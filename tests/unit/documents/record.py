@@ -1,0 +1,64 @@
+"""Keep what the documents of a finished tiny run were made from, as ``record.json`` beside this file.
+
+    snakemake --cores 2 --configfile tests/config/tiny.yaml tests/config/executed.yaml
+    python -m tests.unit.documents.record
+
+Tests of documents read the record, and so what rules write. Long lists in it are thinned: a timeline to a few points
+with the peak among them, the planner's rows to two GPUs, and the refusals to the first.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scripts.documents.gather import gather
+from tests.end_to_end.edits import jobs
+
+RECORD = Path(__file__).with_name("record.json")
+CONFIGURATIONS = [Path("tests/config", name) for name in ("tiny.yaml", "executed.yaml")]
+POINTS = 10  # of a timeline
+GPUS = ("rtx-4090", "t4")
+
+
+def thinned(value: Any) -> Any:
+    """The same content with shorter lists."""
+    if isinstance(value, list):
+        return [thinned(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "timeline" in value:
+        value = {**value, "timeline": _few_points(value["timeline"])}
+    if "harmful" in value and isinstance(value["harmful"], list):
+        value = {**value, "harmful": value["harmful"][:1]}
+    if "feasibility" in value:
+        value = {**value, "feasibility": [row for row in value["feasibility"] if row["gpu"] in GPUS]}
+    return {key: thinned(item) for key, item in value.items()}
+
+
+def _few_points(timeline: dict[str, Any]) -> dict[str, Any]:
+    allocated = timeline["allocated_bytes"]
+    step = max(1, len(allocated) // POINTS)
+    kept = sorted({*range(0, len(allocated), step), allocated.index(max(allocated))})
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: pick(item) for key, item in value.items()}
+        return [value[point] for point in kept] if isinstance(value, list) else value
+
+    return pick(timeline)
+
+
+def main() -> None:
+    """Write the record of the run in the working directory."""
+    (job,) = (job for job in jobs(*CONFIGURATIONS) if job.rule.name == "render_documents")
+    ours = ("figures", "macros", "others", "templates", "validation")
+    content = gather({name: value for name, value in job.input.items() if name not in ours})
+    settings = {name: value for name, value in job.params.settings.items()}
+    text = json.dumps({"files": thinned(content), "settings": settings}, ensure_ascii=False, sort_keys=True)
+    RECORD.write_text(text.replace('}, "', '},\n"') + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
