@@ -118,7 +118,7 @@ def test_axolotls_qlora(tmp_path: Path) -> None:
          {"parallel": {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": False}}),
         ({"adapter": "lora", "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["embed_tokens", "lm_head"]},
          {"method": "lora", "adapter": {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": ["q_proj"]}}),
-        ({"rl": "dpo"}, {"micro_batch": 2}),
+        ({"rl": "dpo"}, {"objective": "dpo", "micro_batch": 1}),
     ],
 )  # fmt: skip
 def test_axolotls_settings(given: dict, fields: dict, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_llama_factorys_defaults_are_its_own(tmp_path: Path) -> None:
         ({"flash_attn": "fa2"}, {"attention": "flash"}),
         ({"lora_target": "q_proj,v_proj"}, {"lora": {"target_modules": ["q_proj", "v_proj"]}}),
         ({"finetuning_type": "oft"}, {"adapter": {"peft_type": "OFT", "oft_block_size": 32}}),
-        ({"stage": "dpo", "per_device_train_batch_size": 1}, {"micro_batch": 2}),
+        ({"stage": "dpo", "per_device_train_batch_size": 1}, {"objective": "dpo", "micro_batch": 1}),
         ({"enable_liger_kernel": True}, {"loss": "liger"}),
     ],
 )
