@@ -4,7 +4,8 @@
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
 # make test-catalogue   each model of config/models/ traced whole (minutes)
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv
-# make site   the calculator and the documents as static files in site/; make test-site   their tests, in a browser
+# make site   the calculator and the documents as static files in site/; make example   the default run and the site
+#             with it; make test-site   the site's tests, in a browser
 # make lock   renews constraints.txt
 # run and test set up .venv first, when it is not there or the pins changed.
 
@@ -15,7 +16,7 @@ CORES ?= all
 WORKERS ?= logical
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-conda test-slurm test-catalogue test-deepspeed site test-site lint lock clean
+.PHONY: run test test-conda test-slurm test-catalogue test-deepspeed site example test-site lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -48,6 +49,9 @@ test-deepspeed: $(VENV)-deepspeed/ready
 
 site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m scripts.site.build
+
+example: run
+	$(MAKE) site
 
 test-site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m pytest tests/site

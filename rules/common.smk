@@ -138,6 +138,10 @@ def needed_by_step(input):
     return explained(cluster.step_bytes, input.get("trace") or input.gate)
 
 
+def minutes_of_training(wildcards, input):
+    return explained(cluster.training_minutes, input.gate)
+
+
 def needed_by_evaluation(input):
     return explained(cluster.evaluation_job_bytes, input.weights)
 

@@ -1,7 +1,7 @@
 # From sources to token ids. Each step writes what it keeps, what it rejects (with stage and reason) and a report with
 # the digests of both; the next step reads the report too, and so notices what was changed or damaged in between.
 #   results/dataset/<dataset>/{raw,clean,safe}.jsonl       after acquire, clean, screen
-#   results/dataset/<dataset>/benchmark/                   a test set of others, taken out of the data
+#   results/dataset/<dataset>/benchmark/                   a test set from elsewhere, taken out of the data
 #   results/dataset/<dataset>/examples/                    pairs out of a package that people wrote
 #   results/dataset/<dataset>/harmful.jsonl                requests for harm that are no rows, asked at the end
 #   results/dataset/<dataset>/splits/                      train, validation, test, and the check for leaks
@@ -231,7 +231,7 @@ rule encode_dataset:
         "../envs/torch.yaml"
     resources:
         before_gate=1,
-        # What one step takes, to say at once when there is less. No param: another batch size encodes nothing anew.
+        # What one step takes, to say at once when there is less. No param: another batch size encodes nothing again.
         rows_a_step=of(check_run.rows_a_step),
     params:
         code=code("dataset/encode.py"),

@@ -1,5 +1,5 @@
 # Base and tuned model answer the same requests, asked in the same way: held-out ones of the data, and in the folder
-# benchmark/ those of a test set of others. The answers to the latter are executed where the configuration says so.
+# benchmark/ those of a test set from elsewhere. The answers to the latter are executed where the configuration says so.
 #   results/evaluation/<dataset>/<model>/   the base model's answers: no rank in them
 #   results/<run>/evaluation/               the tuned model's, and the comparison; what merging changed
 

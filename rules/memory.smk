@@ -1,5 +1,5 @@
 # What the training step needs, known before it runs. Four answers for each scenario, then the gate.
-#   results/memory/<model>/                config.json of a profiled model that the Hub has and config/models/ has not
+#   results/memory/<model>/                config.json of a profiled model that is on the Hub and not in config/models/
 #   results/memory/<model>/<scenario>/     full fine-tuning of the profiled model: no rank in it
 #   results/<run>/memory/<scenario>/       scenarios with adapters of this rank
 #   results/<run>/memory/training/         the run's own training step: also measured, and gated

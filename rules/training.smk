@@ -104,7 +104,7 @@ rule train_adapter:
         gpu_model=on_cluster("gres", needed_by_step),
         slurm_partition=on_cluster("partition", needed_by_step),
         mem_mb=8000,
-        runtime=720,
+        runtime=minutes_of_training,
         disk_mb=4000,
     params:
         code=code("training/train.py"),

@@ -128,11 +128,11 @@ async function answer(mayFetch) {
   }
   if (mine !== latest) return;
   show(found);
-  if (found.answer?.analytic) await details(chosen, mine, found);
+  if (found.peak_bytes) await details(chosen, mine, found);
 }
 
 async function details(chosen, mine, { state, answer: { gpu } }) {
-  const tight = state === "too-large" || state === "close";
+  const tight = state !== "fits" && state !== "size";
   const { changes = [] } = tight ? JSON.parse(await ask({ ...chosen, ask: "changes" })) : {};
   if (mine === latest) await showChanges(changes, chosen.file);
   const { gpus } = JSON.parse(await ask({ ...chosen, ask: "gpus" }));
@@ -167,9 +167,12 @@ function made(tag, text = "", attributes = {}) {
   return element;
 }
 
+// Messages have names between backticks.
+const marked = (text) => text.split("`").map((part, index) => (index % 2 ? made("code", part) : part));
+
 function say(state, sentences) {
   $("verdict").className = `verdict ${state}`;
-  $("verdict").replaceChildren(...sentences.map((one) => made("p", one)));
+  $("verdict").replaceChildren(...sentences.map((one) => made("p", marked(one))));
   $("answer").classList.add("old");
 }
 
@@ -199,15 +202,15 @@ function show(found) {
   $("command").textContent = found.command;
   $("yaml").textContent = found.yaml;
   $("read").replaceChildren(...found.read.map((line) => made("li", line.trim())));
-  const known = Boolean(found.answer.analytic);
-  for (const id of ["parts", "bar"]) $(id).hidden = !known;
+  for (const id of ["parts-block", "longest-block", "cards-block"]) $(id).hidden = !found.peak_bytes;
+  $("changes-block").hidden = true; // details() shows it again
   $("assumed").textContent = Object.entries(found.assumed).map(([name, value]) => `${name}: ${value}`).join("; ") ||
     "nothing: the file decides all of it";
-  if (known) showParts(found);
+  if (found.peak_bytes) showParts(found);
 }
 
-function showParts({ parts, answer: { analytic, gpu } }) {
-  const end = Math.max(analytic.peak_allocated_bytes, gpu?.usable_bytes ?? 0);
+function showParts({ parts, peak_bytes: peak, answer: { gpu } }) {
+  const end = Math.max(peak, gpu?.usable_bytes ?? 0);
   const share = (size) => `${(100 * size) / end}%`;
   const bars = parts.map(({ bytes, colour }) => styled(made("span"), { width: share(bytes), background: colour }));
   if (gpu) bars.push(styled(made("i"), { left: `calc(${share(gpu.usable_bytes)} - 3px)` }));

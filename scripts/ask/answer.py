@@ -144,8 +144,9 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
             "usable_bytes": card.usable_bytes, "fits": judged.fits, "headroom_bytes": judged.headroom_bytes,
         }  # fmt: skip
         if asked.run:
-            full = nearly_full(found, card) if judged.fits else None
-            row |= _of_run(found["times"][card.name], card, asked) | {"warnings": [full] if full else []}
+            time, full = found["times"][card.name], nearly_full(found, card)
+            row |= _of_run(time, card, asked)
+            row["warnings"] = [*(time["warnings"] if time else ()), *([full] if full else ())]
         rows.append(row)
     if asked.run:
         rows.sort(key=lambda row: order(row["fits"], row["run"] and RunTime(**row["run"])))

@@ -256,6 +256,7 @@ def _print_cards(asked: Any, as_json: bool) -> int:
 
 def _print_largest(asked: Any, field: str, as_json: bool) -> int:
     from scripts.ask import answer, text
+    from scripts.memory.gpus import EXPANDABLE_LINE
 
     found = answer.largest_that_fits(asked, field)
     if as_json:
@@ -269,6 +270,8 @@ def _print_largest(asked: Any, field: str, as_json: bool) -> int:
     end = "; the model's positions end it" if found["limited_by_positions"] else ""
     on = text.card(asked.gpu.to_mapping())
     print(f"{found['value']:,} {what} fit {on}, {text.gib(found['headroom_bytes'])} to spare{end}")
+    grown = asked.scenario.allocator.expandable_segments
+    print(f"{found['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
     print(f"for: {step}")
     return 0
 

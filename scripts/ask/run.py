@@ -102,20 +102,28 @@ def is_late(row: Mapping[str, Any]) -> bool:
 
 
 def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines below a table of cards: which is the cheapest, or the nearest to the deadline."""
-    runs = [RunTime(**row["run"]) for row in rows if row["fits"] and row["run"]]
+    """Lines below a table of cards: warnings, then which is the cheapest, or the nearest to the deadline."""
+    fitting = [row for row in rows if row["fits"]]
+    runs = [RunTime(**row["run"]) for row in fitting if row["run"]]
+    warned: dict[str, list[str]] = {}
+    for row in fitting:
+        for warning in row["warnings"]:
+            warned.setdefault(warning, []).append(row["gpu"])
+    lines = [f"  {', '.join(cards)}: {warning}" for warning, cards in warned.items()]
     best = cheapest(runs)
-    late = bool(runs) and all(run.in_time is False for run in runs)
-    if late:
+    if runs and all(run.in_time is False for run in runs):
         nearest = min(runs, key=lambda run: run.hours)
-        return [f"NO CARD that fits ends by the deadline. The nearest is {nearest.gpu}: {_hours(nearest)}"]
-    if best is None:
-        return ["no price was given: --price NAME=PER_HOUR ranks by cost"] if runs else []
-    measured = (
-        "" if best.hours_range else ". No step was measured on this card: its hours are an estimate without a range"
-    )
-    by = " that ends by the deadline" if best.in_time else ""
-    return [f"the cheapest{by}: {best.gpu}, {_hours(best)}, {_cost(best)}{measured}"]
+        lines.append(f"NO CARD that fits ends by the deadline. The nearest is {nearest.gpu}: {_hours(nearest)}")
+    elif best is None:
+        lines += ["no price was given: --price NAME=PER_HOUR ranks by cost"] if runs else []
+    else:
+        by = " that ends by the deadline" if best.in_time else ""
+        lines.append(f"the cheapest{by}: {best.gpu}, {_hours(best)}, {_cost(best)}")
+        sure = cheapest([run for run in runs if run.hours_range])
+        if best.hours_range is None:
+            lines[-1] += ". No step was measured on this card: its hours are an estimate without a range"
+            lines += [f"of cards with measured steps: {sure.gpu}, {_hours(sure)}, {_cost(sure)}"] if sure else []
+    return lines
 
 
 def run_lines(run: Mapping[str, Any] | None, asked: Asked) -> list[str]:

@@ -2,7 +2,7 @@
 
 Snakemake deletes a rule's outputs before the rule runs again, and those of a job that failed. So the outputs of a
 long job are also laid aside in a folder named after everything that shaped them, and put back when the same is asked
-for again. The folder may be deleted at any time; then the work is done anew.
+for again. The folder may be deleted at any time; then the work is done again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ResultCache:
     state
         What shaped them: settings, digests of inputs and code; as JSON has it.
     report
-        The output that :func:`scripts.common.files.write_report` wrote; it vouches for the others.
+        The output that :func:`scripts.common.files.write_report` wrote; it lists the others.
     others
         The other outputs, with file names that differ.
     """

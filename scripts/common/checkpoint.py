@@ -216,7 +216,7 @@ def weight_files(folder: Path) -> list[str]:
     Raises
     ------
     UserError
-        For an index that is none, or names files elsewhere.
+        For an index of another form, or one that names files in other folders.
     """
     if os.path.lexists(folder / SINGLE):
         return [SINGLE]

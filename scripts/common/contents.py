@@ -1,6 +1,6 @@
 """Digests of files' contents, remembered for as long as the file system says that a file is the same.
 
-What decides whether something is made anew, or was damaged, is what stands in a file and never its time: ``cp -p``,
+The content of a file decides whether something is made again or was damaged, and never its time: ``cp -p``,
 ``rsync -t`` and ``tar`` leave times that lie. To read gigabytes at each start would take minutes, so a digest is kept
 in ``.snakemake/contents.json`` with the file's size and its times of change (the second, ``ctime``, can't be set back).
 Standard library only.

@@ -46,7 +46,7 @@ def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def refuse_missing(wanted: str, gpus: int = 1) -> None:
-    """Refuse ``cuda`` where there is none, and more GPUs than there are; ``auto`` is the CPU where there is none."""
+    """Refuse ``cuda`` on a machine without a GPU, and more GPUs than it has; ``auto`` then means the CPU."""
     if wanted == "cpu" or (found := cuda_devices()) >= gpus or (wanted == "auto" and not found):
         return
     if not found:

@@ -141,7 +141,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> dict:
             found: dict[Any, int] = {}
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-                if key.tag == "tag:yaml.org,2002:merge":  # `<<: *name`, which stands for keys and is none
+                if key.tag == "tag:yaml.org,2002:merge":  # `<<: *name`, which stands for keys and is not a key
                     continue
                 line = key.start_mark.line + 1
                 name = self.construct_object(key)
@@ -298,7 +298,7 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iter
     files
         The files that are about to be read.
     remove
-        What else to delete so that the step runs again: its outputs, where a file is none of them.
+        What else to delete so that the step runs again: its outputs, where a file is not one of them.
 
     Raises
     ------
@@ -322,7 +322,7 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iter
                 found=found,
                 allowed=f"the sha256 that {path} records: {written}" if written else f"a report that knows {file}",
                 write=f"rm {shlex.join(dict.fromkeys(map(str, (culprit, *remove))))}"
-                "    # then the same command again: the step writes it anew",
+                "    # then the same command again: the step writes it again",
             )
     return report
 
@@ -349,14 +349,14 @@ def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
                     "None of the reports that are read says what this file was when it was written.",
                     where=path,
                     allowed="a report, or a file that one of them records",
-                    write=f"rm {shlex.quote(str(path))}    # then the same command again: the step writes it anew",
+                    write=f"rm {shlex.quote(str(path))}    # then the same command again: the step writes it again",
                 )
             read_report(max(above, key=lambda report: len(report.parts)), path)
     return {str(path): report for path, report in reports.items()}
 
 
 def sealed_files(path: str | os.PathLike, outputs: Iterable[str] = ()) -> dict[str, str]:
-    """The files that a report vouches for with their digests, by path; empty where a JSON file is no report.
+    """The files that a report lists with their digests, by path; empty where a JSON file is no report.
 
     A file lies among ``outputs``, of the step that wrote the report, or beside the report.
     """
@@ -376,11 +376,11 @@ def _seals_itself(path: Path) -> bool:
 
 
 def read_folder(path: str | os.PathLike) -> dict:
-    """Read the report of a folder; each file in the folder that it vouches for must be what was written.
+    """Read the report of a folder; each file in the folder that it lists must be what was written.
 
     For a model's folder, whose report (``weights.json``, ``description.json``, ``manifest.json``) is the rule's output
     and stands for files whose names are not known before: a damaged file means that both are to be deleted. Beside
-    weights that it vouches for no others may lie, which a library might load instead.
+    weights that it lists no others may lie, which a library might load instead.
     """
     path = Path(path)
     names = [name for name in read_report(path)["sha256"] if name != path.name]
@@ -399,7 +399,7 @@ def read_folder(path: str | os.PathLike) -> dict:
 
 
 def _digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, or why there is none."""
+    """SHA-256 of a file, or the reason why it has no digest."""
     try:
         return sha256_file(path)
     except OSError as error:

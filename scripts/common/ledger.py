@@ -39,7 +39,7 @@ class Record:
     sealed
         Digests of the files that its reports vouch for, and of these reports, by path.
     reports
-        For each of the sealed files the report that vouches for it.
+        For each of the sealed files the report that lists it.
     """
 
     outputs: tuple[str, ...]
@@ -86,12 +86,12 @@ class Ledger:
         return {path: record for record in self.records for path in (*record.outputs, *record.sealed)}
 
     def outdated(self, replaced: Iterable[str]) -> dict[str, str]:
-        """Files that are there and were made from what is another by now, with the reason.
+        """Files whose inputs have changed since they were made, with the reason.
 
         Parameters
         ----------
         replaced
-            Files that are about to be made anew, or that a command before was to make anew and has not.
+            Files that will be made again, or that an earlier command should have made again and did not.
         """
         replaced, found = set(replaced), {}
         for path in self.maker:
@@ -106,9 +106,9 @@ class Ledger:
             record = self.maker.get(path)
             for source, digest in (record.inputs if record else {}).items():
                 if source in replaced:
-                    known[path] = f"made from {source}, which is to be made anew"
+                    known[path] = f"made from {source}, which will be made again"
                 elif os.path.exists(source) and content_digest(source) != digest:
-                    known[path] = f"made from {source}, which is another by now"
+                    known[path] = f"made from {source}, which has changed since"
                 elif self._reason(source, replaced, known):
                     known[path] = f"made from {source}, which is outdated"
                 if known[path]:
@@ -159,7 +159,7 @@ def refuse_damaged(folders: Iterable[str], home: Path = HOME) -> None:
         where=", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else ""),
         found="missing" if len(gone) == len(paths) else "changed since, or damaged",
         allowed="the files as they were written, put back; or the steps run again",
-        write=f"rm {' '.join(remove)}    # then the same command again: it makes them anew",
+        write=f"rm {' '.join(remove)}    # then the same command again: it makes them again",
     )
 
 

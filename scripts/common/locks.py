@@ -4,7 +4,7 @@ Snakemake's lock is a few files below ``.snakemake/locks``, which outlive it and
 them, whoever works in a folder (Snakemake from the moment it reads the Snakefile, and each job) holds a shared
 ``flock`` on ``.snakemake/living``. The kernel gives that up when a process ends, however it ends. So an exclusive one
 can be had only when nobody is at work, and then a lock that a Snakemake of this machine has recorded as its own is a
-dead one's. Locks of others (another workflow in the folder, another machine) are never touched. Standard library only.
+dead one's. Another workflow's locks in the folder, and another machine's, are never touched. Standard library only.
 """
 
 from __future__ import annotations

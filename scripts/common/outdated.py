@@ -1,8 +1,8 @@
 """What a run is about to replace, or was made from what has been replaced, must not pass for its result.
 
-Documents are made in seconds and are gone before the first job of a run that makes them anew. What costs time stays
+Documents are made in seconds and are gone before the first job of a run that makes them again. What costs time stays
 (going back to the settings that it was made with needs it), and ``OUTDATED.txt`` at the top of its folder names it
-until it has been made anew. So it does with all that the ledger (:mod:`scripts.common.ledger`) knows to have been made
+until it has been made again. So it does with all that the ledger (:mod:`scripts.common.ledger`) knows to have been made
 from such files, in whichever run. Nor may what nobody knows the origin of pass. Standard library only.
 """
 
@@ -20,12 +20,12 @@ from scripts.common.files import write_text
 from scripts.common.ledger import HOME, Ledger
 
 NAME = "OUTDATED.txt"
-HEAD = "These files belong to settings or data of before; they are named here until they have been made anew.\n"
+HEAD = "These files were made with earlier settings or data; they are listed here until they are made again.\n"
 SHARED = ("dataset", "evaluation", "memory", "models")  # folders of results/ that hold one folder for each name
 
 
 def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[str] = (), home: Path = HOME) -> None:
-    """Remove the documents that will be written anew, and mark what else is planned and there, and what follows of it.
+    """Remove planned documents; mark the other planned outputs that exist, and all that was made from them.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> 
     """Raise where results lie that Snakemake has no record of: an older version's, a copy without its ``.snakemake``.
 
     A record says what code and settings a file was made with. Without one Snakemake goes by times alone, and whatever
-    lies there passes as up to date. A job that was killed has its file marked as incomplete, which is made anew.
+    lies there passes as up to date. A job that was killed has its file marked as incomplete, and it is made again.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def _database(home: Path) -> set[str]:
 
 
 def _waiting(ledger: Ledger) -> dict[str, int]:
-    """What was to be made anew and has not been since, with the time of its old record."""
+    """Outputs that should have been made again and were not yet, each with the time of its old record."""
     try:
         kept = json.loads((ledger.home / "outdated.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -112,7 +112,9 @@ def _mark(waiting: dict[str, int], ledger: Ledger) -> list[str]:
     """Write what is waiting, and the marks that follow of it; remove the others."""
     if waiting or (ledger.home / "outdated.json").exists():
         write_text(ledger.home / "outdated.json", json.dumps(waiting, indent=2, sort_keys=True))
-    reasons = {path: "was to be made anew" for path in waiting if Path(path).exists()} | ledger.outdated(waiting)
+    reasons = {path: "should have been made again" for path in waiting if Path(path).exists()} | ledger.outdated(
+        waiting
+    )
     marks: dict[Path, list[str]] = {}
     for path in sorted(reasons):
         marks.setdefault(_mark_of(path), []).append(f"{path}  # {reasons[path]}\n")

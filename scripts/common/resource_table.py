@@ -29,6 +29,8 @@ class Stage:
         The smallest that would fit, ready to be written, or None.
     processes
         How many share the place.
+    seconds_at_most
+        How long an evaluation takes at most; None: not known, or another stage.
     """
 
     stage: str
@@ -40,6 +42,7 @@ class Stage:
     verdict: str
     change: str | None = None
     processes: int = 1
+    seconds_at_most: float | None = None
 
 
 def judged(

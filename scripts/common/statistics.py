@@ -1,4 +1,4 @@
-"""Intervals, so that no difference is claimed that the sample can't carry."""
+"""Intervals: a difference is claimed only where the sample is large enough for it."""
 
 from __future__ import annotations
 

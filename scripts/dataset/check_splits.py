@@ -1,7 +1,7 @@
 """Rule ``check_splits``: no request and no command, as written or normalized, is in two splits; else fail.
 
 It reads the finished files and trusts nothing that the splitting did: each screened row is in exactly one split,
-or was taken out for the external test set, and no split has a row that the screen has not let pass. It also adds
+or was taken out for the external test set, and each row of a split has passed the screen. It also adds
 up the reports of all steps: each row that was read is in a split, or in a rejected file with its stage and reason.
 """
 
@@ -81,7 +81,7 @@ def must_be_the_screened_rows(safe: Rows, found: Rows, where: str) -> None:
     """Raise unless what was found in splits and taken out is, row by row, what the screen let pass."""
     passed, there = Counter(to_lines(safe)), Counter(to_lines(found.drop(columns=["reason", "stage"], errors="ignore")))
     for problem, rows in (
-        ("A split has a row that the screen has not let pass.", there - passed),
+        ("A split has a row that did not pass the screen.", there - passed),
         ("A row that the screen let pass is in no split.", passed - there),
     ):
         if rows:
@@ -90,7 +90,7 @@ def must_be_the_screened_rows(safe: Rows, found: Rows, where: str) -> None:
                 where=where,
                 found=next(iter(rows)).strip()[:400],
                 allowed="the rows of safe.jsonl, each once",
-                write=f"rm {where}    # then the same command again: the splits are made anew",
+                write=f"rm {where}    # then the same command again: the splits are made again",
             )
 
 

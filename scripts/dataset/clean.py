@@ -91,7 +91,7 @@ def clean(rows: Rows, threshold: float | None) -> Rows:
     idle = [index for index, canonical in syntax["canonical"].dropna().items() if only_comments(canonical)]
     reject("syntax", because("command does nothing", idle))
 
-    # A request that is nearly the same but has another command is another answer, no duplicate.
+    # A request that is nearly the same but has another command is not a duplicate.
     some = left() if threshold is not None else rows[:0]
     keys = some["command"].map(command_key)
     near: list[int] = []

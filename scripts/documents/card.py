@@ -42,6 +42,7 @@ def read(
     if "training" in files:
         found["scenario"] = files["training"]["scenario"]
         found["hyperparameters"] = hyperparameters(files["training"])
+        found["hours"] = hours(files["priced"]["hours"], files["training"]) if "priced" in files else None
     if "configuration" in settings:
         from markupsafe import Markup
 
@@ -146,6 +147,18 @@ def hyperparameters(training: Mapping[str, Any]) -> list[tuple[str, Any]]:
         else:
             flat.append((name, value))
     return sorted(flat)
+
+
+def hours(predicted: Mapping[str, Any] | None, training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What was predicted of the run's time, with how far the training's was off.
+
+    ``share`` is None where the training was resumed, of which only a part was timed.
+    """
+    if predicted is None:
+        return None
+    taken = training["times"]["train_wall_seconds"]
+    timed = taken and training["resumed_from_step"] is None
+    return {**predicted, "share": predicted["training_seconds"] / taken - 1 if timed else None}
 
 
 def check_facts(check: Mapping[str, Any]) -> str:

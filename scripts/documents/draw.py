@@ -9,13 +9,13 @@ from typing import Any
 
 from scripts.common.files import atomic_open
 from scripts.common.job import job, log
+from scripts.common.sizes import GIB
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
 from scripts.engine.components import COLOURS, GROUPS, grouped
 
 INK, FAINT = "#222222", "#888888"
-GIB = 2**30
 GPU_SIZES_GIB = (16, 24, 80)  # of common GPUs, which their boxes call GB
 AROUND_THE_PEAK = (4, 1)  # widths of a timeline and of its peak, enlarged: the peak alone is narrower than a pixel
 PEAK_EVENTS = 12  # recorded before and after the peak, that are enlarged

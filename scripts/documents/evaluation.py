@@ -92,7 +92,7 @@ def answered(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
-    """What templates know of the test set of others, and of its answers' execution; None where there was none."""
+    """What templates know of the test set from elsewhere, and of its answers' execution; None without one."""
     compared, executed = files.get("benchmark_comparison") or None, files.get("execution") or None
     if compared is not None:
         (about,) = [source for source in files["acquire"]["external"] if source["type"] == "benchmark"]

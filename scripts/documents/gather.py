@@ -9,7 +9,7 @@ from typing import Any
 
 from scripts.common.files import read_json, read_jsonl, read_reports
 
-PROJECT_OWN = ("validation",)  # comes with the project; no rule wrote it, so that nothing vouches for it
+PROJECT_OWN = ("validation",)  # comes with the project; no rule wrote it, so that no report lists it
 
 
 def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:

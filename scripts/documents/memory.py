@@ -253,7 +253,7 @@ def gate_summary(gate: Mapping[str, Any]) -> dict[str, Any]:
     if gpu is None:
         state = "not checked"
     else:
-        state = "overridden" if gate["overridden"] else "fits"
+        state = "overridden" if gate["overridden"] and not gate["fits"] else "fits"
     return {
         "gpu": gpu["label"] if gpu else None,
         "headroom_bytes": gate["headroom_bytes"],

@@ -363,6 +363,8 @@ class Tracker(TorchDispatchMode):
             self._meet(args)
         held, later = [], ()
         if self._kernels is not None:
+            if func in _CONVOLUTIONS:
+                self.warn(_CUDNN)
             for count in self._kernels.persistent(func, args, kwargs):
                 self.allocate(count, WORKSPACES)
             earlier, later = self._kernels.temporaries(func, args, kwargs)
@@ -414,6 +416,14 @@ class Tracker(TorchDispatchMode):
         self._ends.clear()
         self._ids.clear()
         self._host.clear()
+
+
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+_CUDNN = (
+    "the step runs convolutions, and the workspaces of cuDNN for them are not counted: the peak is the least it can be."
+    " PyTorch takes what cuDNN's plan asks for; CUDNN_CONV_WSCAP_DBG, in MiB, bounds it, and the peak is then at most"
+    " that much higher"
+)
 
 
 def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:

@@ -10,13 +10,14 @@ lets it through and is recorded, so that the model card says so. The stages besi
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
+from scripts.gate.run_hours import RunHours, Shapes, batch_shapes, refusal_of_hours, too_long, training_seconds
 from scripts.memory.gpus import GIB, Gpu, Verdict, find, from_device, holders, tightest, verdict
+from scripts.memory.step_time import speed_of
 from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
 
@@ -60,28 +61,10 @@ def chosen_gpu(
     return next((gpu for gpu in gpus if gpu.usable_bytes >= required_bytes), gpus[-1])
 
 
-def longest_batch(train: str, scenario: Scenario, loop: Mapping[str, Any], seed: int) -> Scenario:
-    """The step at the longest micro-batch of the whole training: as many rows or packs, as many tokens.
-
-    Parameters
-    ----------
-    train
-        The encoded training split.
-    loop
-        ``rows_per_step``, ``epochs``, ``max_steps``, which with the seed decide which rows meet.
-    """
-    from scripts.training.batches import read_rows
-    from scripts.training.loop import planned_steps
-    from scripts.training.packing import common_prefix
-
-    rows = read_rows(train)
-    prefix = common_prefix(rows) if scenario.packing == "shared_prefix" else 0
-    count = longest = 0
-    for shares in planned_steps(rows, scenario, dict(loop), seed, prefix):
-        for packs in chain.from_iterable(shares):
-            count = max(count, len(packs))
-            longest = max(longest, *(prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs))
-    return replace(scenario, micro_batch=count, sequence_length=longest)
+def longest_batch(shapes: Shapes, scenario: Scenario) -> Scenario:
+    """The step at the longest micro-batch of the whole training: as many rows or packs, as many tokens."""
+    counts, lengths = zip(*(shape for shares in shapes for share in shares for shape in share), strict=True)
+    return replace(scenario, micro_batch=max(counts), sequence_length=max(lengths))
 
 
 @dataclass(frozen=True)
@@ -98,6 +81,8 @@ class Decision:
         As configured: a step that does not fit runs all the same.
     suggestions
         What would fit, where the step does not.
+    hours, limit_hours
+        How long the training takes, where it was asked for and is known, and how long it may.
     """
 
     gpu: Gpu | None
@@ -108,11 +93,18 @@ class Decision:
     configured: Mapping[str, Any]
     override: bool
     suggestions: "Sequence[Suggestion]" = ()
+    hours: RunHours | None = None
+    limit_hours: float | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the step does not fit, or the training takes too long."""
+        return self.verdict.fits is False or too_long(self.hours, self.limit_hours)
 
     @property
     def overridden(self) -> bool:
-        """Whether the step does not fit, and runs."""
-        return self.override and self.verdict.fits is False
+        """Whether what is refused runs all the same."""
+        return self.override and self.refused
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -123,6 +115,7 @@ class Decision:
             "configured": {key: self.configured[key] for key in sizes},
             "effective_batch": self.effective_batch,
             "gpu": self.gpu.to_mapping() if self.gpu else None,
+            "hours": self.hours.to_mapping() if self.hours else None,
             "overridden": self.overridden,
             "override": self.override,
             "reason": self.reason,
@@ -215,19 +208,32 @@ def main(
     traced = Traced.read(trace)
     required = traced.trace["required_bytes"]
     gpu = chosen_gpu(settings["gpu"], cluster, required, traced)
-    longest = None
-    if encoded is not None:
+    longest = hours = None
+    limit, speed = settings["hours"], gpu and speed_of(gpu.name)
+    if encoded is not None and gpu is not None:
         read_report(encoded, train)
-        if gpu is not None and gpu.usable_bytes < required:
-            longest = longest_batch(train, traced.scenario, loop, loop["seed"])
-    decision = decide(traced, gpu, settings["override"], longest)
+        shapes = batch_shapes(train, traced.scenario, loop)
+        if gpu.usable_bytes < required:
+            longest = longest_batch(shapes, traced.scenario)
+        if speed and (limit or cluster):  # a cluster's job asks for so much time
+            seconds = training_seconds(shapes, traced.scenario, speed, capability=gpu.capability)
+            hours = RunHours.of(len(shapes), seconds, None, speed, traced.scenario.parallel.gpus)
+    decision = replace(decide(traced, gpu, settings["override"], longest), hours=hours, limit_hours=limit)
     if decision.verdict.fits is False and not decision.override:
         raise refusal(decision)
+    if decision.refused and not decision.override:
+        raise refusal_of_hours(hours, limit)
     write_report(output, decision.to_mapping())
     if decision.overridden:
         log.warning("OVERRIDDEN: %s", decision.reason)
     else:
         log.info("%s", decision.reason)
+    if hours:
+        log.info("the training %s", hours.line)
+    elif limit and encoded is not None:
+        log.warning(
+            "memory.gate.hours was not checked: the speed of this %s is not known", "GPU" if gpu else "processor"
+        )
 
 
 if __name__ == "__main__":

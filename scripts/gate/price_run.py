@@ -17,9 +17,18 @@ from scripts.common.job import job, log
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
 from scripts.common.sizes import gib
 from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
+from scripts.gate.run_hours import (
+    RunHours,
+    batch_shapes,
+    evaluation_seconds,
+    refusal_of_hours,
+    too_long,
+    training_seconds,
+)
 from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
 from scripts.memory.gpus import Gpu
+from scripts.memory.step_time import Speed, speed_of
 from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
 
@@ -32,6 +41,7 @@ LAUNCHER_BYTES = 500_000_000
 # nn/parallel/distributed.py `broadcast_bucket_size`, csrc/distributed/c10d/comm.cpp `kMaxInFlight`.
 DDP_BROADCAST_BYTES = 2 * 250 * 2**20
 GPU, HOST = "GPU", "host memory"
+NO_HOURS = "how long the run takes is not known: nothing is known of the speed of what it runs on"
 
 
 @dataclass(frozen=True)
@@ -41,21 +51,31 @@ class Price:
     stages: Sequence[Stage]
     gpu: Gpu | None
     override: bool
+    hours: RunHours | None = None  # None: the speed of the card is not known
+    limit_hours: float | None = None
+
+    @property
+    def too_long(self) -> bool:
+        return too_long(self.hours, self.limit_hours)
 
     @property
     def fits(self) -> bool:
-        return not refused(self.stages)
+        return not refused(self.stages) and not self.too_long
 
     @property
     def overridden(self) -> list[str]:
-        """Names of the stages that do not fit and run all the same."""
-        return [stage.stage for stage in refused(self.stages)] if self.override else []
+        """Names of what does not fit and runs all the same."""
+        names = [stage.stage for stage in refused(self.stages)]
+        names += [f"the run within {self.limit_hours:g} hours"] if self.too_long else []
+        return names if self.override else []
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "fits": self.fits,
             "gpu": self.gpu.to_mapping() if self.gpu else None,
+            "hours": self.hours.to_mapping() if self.hours else None,
+            "limit_hours": self.limit_hours,
             "overridden": self.overridden,
             "override": self.override,
             "stages": [asdict(stage) for stage in self.stages],
@@ -67,6 +87,7 @@ class Room(NamedTuple):
 
     gpu: Gpu | None
     host_bytes: int | None
+    speed: Speed | None = None  # of the GPU, or the processor
 
     @property
     def place(self) -> str:
@@ -142,9 +163,9 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
     from scripts.engine.errors import TraceError
     from scripts.memory.evaluation_memory import trace_evaluation
 
-    def priced(size: int) -> dict[str, Any]:
+    def priced(size: int, speed: Speed | None = None) -> dict[str, Any]:
         capability = room.gpu.capability if room.gpu else None
-        return trace_evaluation(evaluation._replace(batch_size=size), room.target, capability)
+        return trace_evaluation(evaluation._replace(batch_size=size), room.target, capability, speed)
 
     def smaller(fits: Callable[[dict[str, Any]], bool]) -> str | None:
         size = evaluation.batch_size
@@ -155,7 +176,7 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
         return None
 
     try:
-        found = priced(evaluation.batch_size)
+        found = priced(evaluation.batch_size, room.speed)
     except TraceError as error:
         reason = f"not traced: {str(error).splitlines()[0]}"
         return [judged(name, room.place, None, room.has_bytes, "traced", reason)]
@@ -163,7 +184,8 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
     if not found["exact"]:
         detail += "; answers as one pass over rows of full length"
     needs = room.needed(found)
-    row = judged(name, room.place, needs, room.has_bytes, "traced", detail)
+    seconds = found["seconds_at_most"] and 2 * found["seconds_at_most"]  # of base and tuned
+    row = judged(name, room.place, needs, room.has_bytes, "traced", detail, seconds_at_most=seconds)
     if not room.lacks(needs):
         return [row]
     change = smaller(lambda other: not room.lacks(room.needed(other)))
@@ -174,7 +196,7 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
     weights, parts = found["weights_bytes"], 2 * found["largest_module_bytes"]
     outside = needs + parts - room.has_bytes
     detail += f"; {gib(outside)} of the weights stay in host memory and are copied for each pass: slow"
-    row = replace(row, detail=detail, verdict=IN_PART)
+    row = replace(row, detail=detail, verdict=IN_PART, seconds_at_most=None)
     if room.lacks(needs - weights + parts):
         change = smaller(lambda other: not room.lacks(room.needed(other) - weights + parts))
         row = replace(row, verdict=TOO_SMALL, change=change)
@@ -265,7 +287,7 @@ def price(
     settings
         ``override``, ``source`` of the model, ``merging``.
     room, evaluation_room
-        What there is; for the evaluation and the comparison, which use one GPU, where theirs is another.
+        What there is; the evaluation and the comparison, which use one GPU, may have another.
     results
         The disk that the results lie on.
     """
@@ -293,6 +315,8 @@ def price(
 def refusal(priced: Price) -> UserError:
     """The message of a run with a stage that does not fit; its table stands above it."""
     short, gpu = refused(priced.stages), priced.gpu
+    if not short:
+        return refusal_of_hours(priced.hours, priced.limit_hours)
     found = [f"{stage.stage}: {gib(stage.needs_bytes)} of {gib(stage.has_bytes)} ({stage.place})" for stage in short]
     for one in (gpu, *gpu.others) if gpu else ():
         if one.held_bytes:
@@ -344,16 +368,24 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     if settings["benchmark"]:
         read_report(inputs["benchmark"], inputs["tasks"])
         evaluations["evaluation on the benchmark"] = evaluation(inputs["tasks"], settings["benchmark"]["requests"])
+    shapes = batch_shapes(inputs["train"], traced.scenario, settings["loop"])
+    room = Room(gpu, host, gpu and speed_of(gpu.name))
     priced = price(
         traced,
-        longest_batch(inputs["train"], traced.scenario, settings["loop"], settings["loop"]["seed"]),
+        longest_batch(shapes, traced.scenario),
         evaluations,
         {**settings, "override": settings["gate"]["override"]},
-        Room(gpu, host),
-        evaluation_room=Room(evaluation_gpu, host),
+        room,
+        evaluation_room=Room(evaluation_gpu, host, evaluation_gpu and speed_of(evaluation_gpu.name)),
         results=Results(disk.free_bytes(output), ["base model"] if (base / "weights.json").is_file() else []),
     )
-    for line in table(priced.stages):
+    hours = None
+    if room.speed:
+        training = training_seconds(shapes, traced.scenario, room.speed, room.target, gpu and gpu.capability)
+        gpus = traced.scenario.parallel.gpus
+        hours = RunHours.of(len(shapes), training, evaluation_seconds(priced.stages), room.speed, gpus)
+    priced = replace(priced, hours=hours, limit_hours=settings["gate"]["hours"])
+    for line in [*table(priced.stages), f"the run {hours.line}" if hours else NO_HOURS]:
         log.info("%s", line)
     if not priced.fits and not priced.override:
         raise refusal(priced)

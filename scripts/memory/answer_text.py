@@ -89,6 +89,8 @@ def step_line(scenario: Mapping[str, Any]) -> str:
     lora, parallel, quantization = scenario["lora"], scenario["parallel"], scenario["quantization"]
     method = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[scenario["method"]]
     parts = [scenario["model_name"] or scenario["model"]["model_type"], method]
+    if scenario.get("objective", "sft") != "sft":
+        parts[-1] = f"{scenario['objective'].upper()}, {parts[-1]}"
     if lora:
         targets = lora["target_modules"]
         on = "all linear layers" if targets == "all-linear" else ", ".join(targets)
@@ -113,6 +115,8 @@ def step_line(scenario: Mapping[str, Any]) -> str:
     parts += [scenario["optimizer"], f"{scenario['attention']} attention"]
     if scenario["loss"] != "full":
         parts.append(f"{scenario['loss']} loss")
+    if scenario.get("activation_offload"):
+        parts.append("activations wait on the host")
     if scenario["allocator"]["expandable_segments"]:
         parts.append("expandable segments")
     if parallel["gpus"] > 1:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def evaluation_job_bytes(report: str) -> int:
 def _sealed(report: str) -> Mapping[str, Any]:
     os.stat(report)  # says which file is missing, if one is; then Snakemake asks again when it is there
     return read_report(report)
+
+
+def training_minutes(gate: str) -> int:
+    """What a training's job asks for: half as much again as its gate predicts, and half an hour; else 12 hours.
+
+    A job that is ended by its limit goes on from its last checkpoint.
+    """
+    hours = _sealed(gate)["hours"]
+    if hours is None:
+        return 12 * 60
+    most = hours["hours_range"][1] if hours["hours_range"] else 2 * hours["hours"]
+    return ceil(1.5 * 60 * most) + 30
 
 
 def smallest(required_bytes: int, entries: Sequence[Entry], where: object = "the cluster's GPUs") -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 from scripts.engine.errors import TraceError
 from scripts.engine.trace import Options, trace_step
 from scripts.evaluation.answer import Shared, batches, halves
+from scripts.memory.step_time import Speed, simulate
 from scripts.settings.scenario import Scenario
 from scripts.training.batches import Row
 from scripts.training.model import build_model
@@ -58,6 +59,11 @@ def widest_batches(evaluation: Evaluation) -> list[list[int]]:
     return [chosen for size, chosen in sizes.items() if not outdone(size)]
 
 
+def number_of_batches(evaluation: Evaluation) -> int:
+    """How many batches the evaluation of one model takes."""
+    return len(batches([prompt for prompt, _ in map(halves, evaluation.rows)], evaluation.batch_size))
+
+
 def asking(model: nn.Module, evaluation: Evaluation, chosen: list[int]) -> Callable[[], None]:
     """One batch of the evaluation as a step; the prompts' common beginning is read in it."""
 
@@ -86,13 +92,17 @@ def whole_rows(model: nn.Module, evaluation: Evaluation, chosen: list[int]) -> C
 
 
 def trace_evaluation(
-    evaluation: Evaluation, target: str = "cuda", capability: tuple[int, int] | None = None
+    evaluation: Evaluation,
+    target: str = "cuda",
+    capability: tuple[int, int] | None = None,
+    speed: Speed | None = None,
 ) -> dict[str, Any]:
     """Predict the memory of an evaluation.
 
     Returns
     -------
     dict
+        ``seconds_at_most``, with a ``speed``: as if every batch took as long as the longest one;
         ``peak_allocated_bytes``, ``required_bytes`` (CUDA: the least that the allocator must get), ``components`` at
         the peak, ``weights_bytes``, ``rows`` of the batch that needs the most, ``largest_module_bytes``, ``exact``
         (False where only :func:`whole_rows` could be followed), ``target``.
@@ -102,18 +112,20 @@ def trace_evaluation(
     TraceError
         If the architecture can't be followed at all.
     """
-    found, model = [], build(evaluation, "meta")
+    found, model, seconds = [], build(evaluation, "meta"), 0.0
     for chosen in widest_batches(evaluation):
         for make in (asking, whole_rows):
             try:
                 step = make(model, evaluation, chosen)
-                options = Options(steps=1, target=target, capability=capability, scalars=0)
+                options = Options(steps=1, target=target, capability=capability, scalars=0, costs=speed is not None)
                 report = trace_step(model, None, step, options=options)
                 break
             except TraceError:
                 if make is whole_rows:
                     raise
         found.append((report, len(chosen), make is asking))
+        if speed is not None:
+            seconds = max(seconds, simulate(report.costs, speed)[0])
     report, rows, exact = max(found, key=lambda item: item[0].required_bytes or item[0].peak_allocated_bytes)
     parts = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
     parts += [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -124,6 +136,7 @@ def trace_evaluation(
         "peak_allocated_bytes": report.peak_allocated_bytes,
         "required_bytes": report.required_bytes,
         "rows": rows,
+        "seconds_at_most": None if speed is None else seconds * number_of_batches(evaluation),
         "target": target,
         "weights_bytes": _bytes(model),
     }

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
+from scripts.common.sizes import GIB, MIB
 from scripts.memory.gpu_names import read_gpu
 from scripts.settings.scenario import checked_gpu
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
-MIB, GIB = 2**20, 2**30
 EXPANDABLE_LINE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF
 
 

@@ -323,15 +323,15 @@ def check_small_inputs(base: Path, adapter: Path) -> list[str]:
         Naming the file to delete.
     """
     unchecked = []
-    if _vouches(adapter.parent / TRAINING):
+    if _is_report(adapter.parent / TRAINING):
         read_report(adapter.parent / TRAINING, adapter / CONFIG, adapter / WEIGHTS)
     else:
         unchecked.append("adapter")
-    if _vouches(base / DESCRIPTION):
+    if _is_report(base / DESCRIPTION):
         read_folder(base / DESCRIPTION)
     else:
         unchecked.append("base's configuration and tokenizer")
-    if _vouches(base / FETCHED):
+    if _is_report(base / FETCHED):
         read_report(base / FETCHED)  # what it says of the weights is checked where they are read
     else:
         unchecked.append("base's weights")
@@ -340,14 +340,14 @@ def check_small_inputs(base: Path, adapter: Path) -> list[str]:
     return unchecked
 
 
-def _vouches(report: Path) -> bool:
+def _is_report(report: Path) -> bool:
     """Whether a report of the workflow lies there, and not somebody else's file of that name."""
     return report.is_file() and "sha256" in read_json(report)
 
 
 def _check_weights(base: Path, read: dict[str, str]) -> None:
     """What was read of the base's shards is what ``fetch_weights`` wrote, where it did."""
-    if not _vouches(base / FETCHED):
+    if not _is_report(base / FETCHED):
         return
     recorded = read_report(base / FETCHED)["sha256"]
     for name, digest in read.items():
@@ -416,10 +416,8 @@ def _manifest(
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.merging.merge",
-        description="Merge a LoRA adapter into its unquantized base with little memory.",
-    )
+    about = "Merge a LoRA adapter into its unquantized base with little memory."
+    parser = argparse.ArgumentParser(prog="python -m scripts.merging.merge", description=about)
     parser.add_argument("--base", required=True, metavar="DIR", help="model folder with config.json and safetensors")
     parser.add_argument("--adapter", required=True, metavar="DIR", help="folder that PEFT saved the adapter to")
     parser.add_argument("--output", required=True, metavar="DIR", help="new or empty folder")

@@ -237,7 +237,7 @@ def require_passed(report: dict[str, Any], where: Path | str) -> None:
         if check["status"] == "failed"
     ]
     if failed:
-        again = f"rm {shlex.quote(str(Path(where, MANIFEST)))}    # then the same command again: it is merged anew"
+        again = f"rm {shlex.quote(str(Path(where, MANIFEST)))}    # then the same command again: it is merged again"
         problem = "The merged model is not base plus adapter."
         raise UserError(problem, where=where, found="; ".join(failed)[:2000], write=again)
 

@@ -134,7 +134,8 @@ def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
     dict
         ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``
         (:class:`~scripts.planner.border.Border`), ``verified``: always, ``limited_by_positions``: the model's positions
-        end it, not the memory.
+        end it, not the memory; ``with_other_allocator``: the value, replayed, with expandable segments where the
+        scenario has none, and without them where it has.
     """
     borders = Borders(scenario, field, gpu.capability, [gpu.usable_bytes])
     expandable = scenario.allocator.expandable_segments
@@ -148,5 +149,6 @@ def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
         "headroom_bytes": None if required is None else gpu.usable_bytes - required,
         "seen_from": found.seen_from,
         "verified": True,
+        "with_other_allocator": borders.largest(gpu.usable_bytes, expandable=not expandable).value,
         "limited_by_positions": field == "sequence_length" and found.limited,
     }

@@ -83,8 +83,10 @@ def plan(
 def table(answer: Mapping[str, Any]) -> str:
     """The plan as text for a terminal."""
     scenario = answer["scenario"]
+    parallel = scenario["parallel"]
+    spread = f", on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
     lines = [
-        f"{scenario['model_name'] or scenario['model']['model_type']}, {scenario['precision']}:"
+        f"{scenario['model_name'] or scenario['model']['model_type']}, {scenario['precision']}{spread}:"
         f" the most rows of {scenario['sequence_length']} tokens / the longest row alone; below them everything fits",
         f"  second line: with {EXPANDABLE_LINE}, set before Python starts",
     ]

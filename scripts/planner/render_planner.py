@@ -69,7 +69,7 @@ def _parts() -> Any:
                 axis=alt.Axis(labelLimit=330, labelColor=INK),
             ),
             opacity=alt.condition("datum.chosen", alt.value(1), alt.value(0.45)),
-            color=alt.Color("part:N", title=None, scale=colour, legend=alt.Legend(orient="bottom", columns=5)),
+            color=alt.Color("part:N", title=None, scale=colour, legend=alt.Legend(orient="bottom", columns=4)),
             tooltip=[
                 alt.Tooltip("layout:N", title="GPUs"),
                 alt.Tooltip("part:N", title="for"),

@@ -21,6 +21,7 @@ from scripts.common.sizes import gib
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
+from scripts.memory.step_time import speeds
 from scripts.settings.scenario import Parallel, Scenario
 
 Changes = dict[str, Any]
@@ -57,6 +58,8 @@ class CalibratedEstimator:
             self.described = True
         except NotDescribed:
             self.described = False
+        # Where the scenario's time is known, that of the others is asked for as well.
+        self.timed_on = speeds([gpu]) if gpu and traced and traced.get("time") else {}
         if traced is not None:
             self._learn(scenario, traced)
 
@@ -86,7 +89,7 @@ class CalibratedEstimator:
         if known is None:
             from scripts.memory.trace import trace
 
-            known = trace(scenario, capability=self.capability, timeline=False)
+            known = trace(scenario, capability=self.capability, timeline=False, timed_on=self.timed_on)
             self._learn(scenario, known)
         return known
 
@@ -157,6 +160,8 @@ class Suggestion:
         Fields of the scenario, and the same as YAML.
     cost
         The price in words.
+    slower_share
+        How much longer a row takes on the same card, from two traces; None where its speed is not known.
     """
 
     move: str
@@ -166,6 +171,7 @@ class Suggestion:
     peak_allocated_bytes: int
     required_bytes: int
     headroom_bytes: int
+    slower_share: float | None = None
 
 
 def moves(scenario: Scenario) -> Iterator[Move]:
@@ -250,10 +256,10 @@ def _moves_for_time(scenario: Scenario) -> Iterator[Move]:
     """The same numbers more slowly."""
     effective = scenario.micro_batch * scenario.gradient_accumulation
     if scenario.loss == "full":
-        cost = "a few per cent of time: the output head runs again in backward"
+        cost = "a little time: the output head runs again in backward"
         yield Move("chunked_loss", cost, [{"loss": "chunked"}])
     if not scenario.gradient_checkpointing:
-        cost = "about a third of time: each layer runs again in backward"
+        cost = "time: each layer runs again in backward"
         yield Move("gradient_checkpointing", cost, [{"gradient_checkpointing": True}])
     if scenario.micro_batch > 1:
         smaller = [n for n in range(scenario.micro_batch - 1, 0, -1) if effective % n == 0]
@@ -384,7 +390,23 @@ def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = Non
     combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0].move if found else None)
     if combined is not None:
         found.insert(0, combined)
+    if estimate.timed_on:
+        found = [_timed(item, scenario, gpu, estimate) for item in found]
     return found + [other for other in (_more_gpus(scenario, gpu), _bigger_gpu(scenario, gpu, estimate)) if other]
+
+
+def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion:
+    """The suggestion with what it saves and what it costs in time, for as many rows."""
+    before, changed = estimate.verify(scenario), apply(scenario, item.changes)
+    after = estimate.verify(changed)["times"][gpu.name]
+
+    def seconds_per_row(step: Scenario, time: Mapping[str, Any]) -> float:
+        return time["seconds_per_step"] / (step.micro_batch * step.gradient_accumulation * step.parallel.gpus)
+
+    slower = seconds_per_row(changed, after) / seconds_per_row(scenario, before["time"]) - 1
+    speed = f"{abs(slower):.0%} {'slower' if slower > 0 else 'faster'}" if abs(slower) >= 0.005 else "as fast"
+    saved = f"saves {(before['required_bytes'] - item.required_bytes) / GIB:.2f} GiB, {speed}"
+    return replace(item, cost=f"{item.cost}; {saved}", slower_share=round(slower, 4))
 
 
 def _verified(

@@ -97,7 +97,7 @@ def software(reports: Iterable[Mapping[str, Any]], requirements: Path = ROOT / "
 
 
 def digests(paths: Iterable[str], reports: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Size in bytes and SHA-256 of files by path, and of those that a report among them vouches for.
+    """Size in bytes and SHA-256 of files by path, and of those that a report among them lists.
 
     A report (``sha256: {name: digest}`` as of a stage, ``files: {name: {sha256}}`` as of the base model) is believed
     for what lies beside it: gigabytes of weights were read when it was written, and by everybody who used them since.
@@ -108,10 +108,10 @@ def digests(paths: Iterable[str], reports: Mapping[str, Any]) -> dict[str, dict[
         if not isinstance(report, Mapping):
             continue
         files = report.get("files", {})
-        vouched = {name: entry.get("sha256") for name, entry in files.items()} if isinstance(files, Mapping) else {}
-        vouched |= report.get("sha256", {})
-        vouched.pop(Path(path).name, None)  # its seal, which is no digest of its bytes
-        beside = {Path(path).parent / name: digest for name, digest in vouched.items()}
+        listed = {name: entry.get("sha256") for name, entry in files.items()} if isinstance(files, Mapping) else {}
+        listed |= report.get("sha256", {})
+        listed.pop(Path(path).name, None)  # its seal, which is no digest of its bytes
+        beside = {Path(path).parent / name: digest for name, digest in listed.items()}
         known |= {str(file): digest for file, digest in beside.items() if file.is_file() and digest}
     found = known | {path: sha256_file(path) for path in progress(paths, "digests", unit="files") if path not in known}
     return {path: {"bytes": Path(path).stat().st_size, "sha256": digest} for path, digest in sorted(found.items())}

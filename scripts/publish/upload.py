@@ -59,7 +59,7 @@ def main(plan: str, output: str) -> None:
                 raise UserError(
                     "A file has changed since it was listed; nothing was uploaded.",
                     where=file["file"],
-                    write=f"rm {plan}    # then the same command again: it is listed anew",
+                    write=f"rm {plan}    # then the same command again: it is listed again",
                 )
     done: dict[str, Any] = {}
     for kind, planned in repositories.items():

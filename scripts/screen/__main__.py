@@ -21,7 +21,7 @@ _COUNTS = ("dangerous", "refused", "same_category", "harmless", "false_alarms")
 
 
 def labelled(path: str) -> list[tuple[str, str, str]]:
-    """Rows (label, category, command) of a labelled set; :class:`UserError` where there is none, or a row is wrong."""
+    """Rows (label, category, command) of a labelled set; :class:`UserError` for a missing file or a wrong row."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

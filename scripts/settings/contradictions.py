@@ -65,7 +65,7 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         gpu_kind=next((f"{key}: {value}" for key, value in gpu.items() if key != "count"), ""),
         gpu_count=gpu.get("count", parallel.gpus),
         strategy_title={"fsdp1": "FSDP1", "fsdp2": "FSDP", "zero3": "ZeRO-3"}.get(parallel.strategy, "ZeRO"),
-        **{key: value for key, value in loop.items() if key == "on_out_of_memory"},
+        **{key: loop.get(key) for key in ("device", "on_out_of_memory")},
     )
 
 
@@ -260,6 +260,9 @@ TRAINING = (
     Row(lambda s: s.divided and s.cast == "fp16", "mixed",
         "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
+    Row(lambda s: s.device == "cpu" and s.optimizer.endswith("_8bit"), "optimizer",
+        f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
+        "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
     Row(lambda s: s.strategy != "none" and s.on_out_of_memory == "halve", "on_out_of_memory",
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",
         "stop; or one GPU", "on_out_of_memory: stop"),
@@ -270,7 +273,7 @@ def contradictions(
     scenario: Any, where: object, rows: Sequence[Row] = STEP, loop: Mapping[str, Any] | None = None
 ) -> Iterator[UserError]:
     """Contradictions of a scenario; with the settings of a training's ``loop``, ``where`` names each field."""
-    view = _view(scenario, loop or {"on_out_of_memory": None})
+    view = _view(scenario, loop or {})
     shown = vars(view)
     for row in rows:
         if row.wrong(view):

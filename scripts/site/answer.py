@@ -29,6 +29,10 @@ from scripts.planner.search import apply, moves
 from scripts.settings.hub import FETCH, HubId, explained
 
 MOST_CHANGES = 4
+_STATES = {True: "fits", False: "too-large", None: "close"}
+# What the estimate does not describe, and what comes nearest of what it does.
+_NEAR = (("gradient_checkpointing", "reentrant", True), ("loss", "liger", "chunked"),
+         ("attention_mask", "padding", "none"))  # fmt: skip
 _COLOUR = {component: COLOURS[group] for group, components in GROUPS.items() for component in components}
 # What huggingface_hub calls the Hub's refusals, by the code in its answer.
 _REFUSALS = {"GatedRepo": "GatedRepoError", "RepoNotFound": "RepositoryNotFoundError",
@@ -77,7 +81,8 @@ def reply(request: str) -> str:
 
 
 def _error(error: UserError) -> dict[str, Any]:
-    parts = {"problem": error.problem, "where": error.where, "found": error.found, "allowed": error.allowed,
+    where = None if error.where == "the command line" else error.where  # here it's the form
+    parts = {"problem": error.problem, "where": where, "found": error.found, "allowed": error.allowed,
              "write": error.write}  # fmt: skip
     return {name: yaml_text(part) if name == "found" else str(part) for name, part in parts.items() if part is not None}
 
@@ -88,13 +93,14 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     try:
         words, options = _words(request, folder), _options(request)
         asked = question([str(folder / words[0]) if request.get("file") else words[0]], options)
+        if request["ask"] == "answer":
+            return _answer(asked, words)
+        asked, _ = _nearest(asked)
         if request["ask"] == "gpus":
             return {"gpus": _on_all_gpus(asked)}
         if request["ask"] == "changes":
             return {"changes": _what_would_fit(asked, words)}
-        if request["ask"] == "longest":
-            return {"longest": _longest(asked, request["rows"])}
-        return _answer(asked, words)
+        return {"longest": _longest(asked, request["rows"])}
     finally:
         FETCH.reset(token)
 
@@ -158,26 +164,46 @@ def _file_name(file: Mapping[str, str]) -> str:
 
 def _answer(asked: Question, words: list[str]) -> dict[str, Any]:
     found = quick(asked)
-    command = shlex.join(["will-it-fit", *words])
-    form = found["analytic"]
-    parts = sorted((form or {"components": {}})["components"].items(), key=lambda item: -item[1])
+    near, instead = _nearest(asked)
+    shown = quick(near) if instead else found
+    parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
     return {
         "answer": found,
         "state": _state(found),
-        "verdict": _sentence(found),
+        "verdict": _near_sentence(shown, instead) if instead else _sentence(found),
         "step": text.step_line(found["scenario"]),
         "exactness": EXACTNESS,
         "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
+        "peak_bytes": shown["analytic"]["peak_allocated_bytes"] if shown["analytic"] else None,
         "parts": [
             {"title": text.WORDS.get(name, name), "bytes": size, "shown": text.gib(size), "colour": _COLOUR[name]}
             for name, size in parts
             if size >= 2**20
         ],
         "read": text.reading_lines(asked, found),
-        "command": command,
-        "explain": f"{command} --explain",
+        "command": shlex.join(["will-it-fit", *words]),
         "yaml": scenario_yaml(found["scenario"], asked.model),
     }
+
+
+def _nearest(asked: Question) -> tuple[Question, list[str]]:
+    """The question; or where its step is not described, a near one that is, and what was put in place of what."""
+    scenario = asked.scenario
+    changes = {name: instead for name, value, instead in _NEAR if getattr(scenario, name) == value}
+    if not changes:
+        return asked, []
+    try:
+        analytic_estimate(scenario, asked.where, blocks=False)
+        return asked, []
+    except NotDescribed:
+        pass
+    try:
+        near = scenario.changed(**changes)
+        analytic_estimate(near, asked.where, blocks=False)
+    except (NotDescribed, UserError):
+        return asked, []
+    values = ((name, yaml_text(changes[name]), yaml_text(getattr(scenario, name))) for name in changes)
+    return replace(asked, scenario=near), [f"{name}: {instead} in place of {value}" for name, instead, value in values]
 
 
 def _state(found: Mapping[str, Any]) -> str:
@@ -185,7 +211,7 @@ def _state(found: Mapping[str, Any]) -> str:
         return "unknown"
     if found["gpu"] is None:
         return "size"
-    return {True: "fits", False: "too-large", None: "close"}[found["fits"]]
+    return _STATES[found["fits"]]
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
@@ -197,8 +223,19 @@ def _sentence(found: Mapping[str, Any]) -> str:
         return f"The step needs about {text.gib(peak)}: {text.smallest(peak * text.UNTRACED[1])}."
     word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[found["fits"]]
     each = f" on each of {gpu['count']} GPUs" if found["scenario"]["parallel"]["gpus"] > 1 else ""
-    title = f"{text.card(gpu)[0].upper()}{text.card(gpu)[1:]}"
-    return f"{word}: the step needs about {text.gib(peak)}{each}. {title} has {text.gib(gpu['usable_bytes'])} for it."
+    return f"{word}: the step needs about {text.gib(peak)}{each}. {_room(gpu)}"
+
+
+def _near_sentence(shown: Mapping[str, Any], instead: list[str]) -> str:
+    peak, gpu = shown["analytic"]["peak_allocated_bytes"], shown["gpu"]
+    counted = f"Counted with {' and '.join(instead)}, it needs about {text.gib(peak)}."
+    room = f" {_room(gpu)}" if gpu else ""
+    return f"No estimate of this very step. {counted}{room} The command below traces the step itself."
+
+
+def _room(gpu: Mapping[str, Any]) -> str:
+    title = text.card(gpu)
+    return f"{title[0].upper()}{title[1:]} has {text.gib(gpu['usable_bytes'])} for it."
 
 
 def _peak(asked: Question, gpu: Gpu, **changes: int) -> int:
@@ -217,10 +254,9 @@ def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
         except NotDescribed:
             return []
         peak = peaks[gpu.capability]
-        state = {True: "fits", False: "too-large", None: "close"}[clear(peak, gpu)]
         rows.append({
-            "name": gpu.name, "title": gpu.title.removeprefix("NVIDIA "), "state": state, "peak": text.gib(peak),
-            "usable": text.gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
+            "name": gpu.name, "title": gpu.title.removeprefix("NVIDIA "), "state": _STATES[clear(peak, gpu)],
+            "peak": text.gib(peak), "usable": text.gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
         })  # fmt: skip
     return rows
 

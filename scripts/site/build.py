@@ -15,7 +15,7 @@ from typing import Any
 
 from scripts.ask.command import METHODS, STRATEGIES
 from scripts.common.digests import ROOT
-from scripts.common.files import atomic_folder
+from scripts.common.files import atomic_folder, read_yaml
 from scripts.common.job import command
 from scripts.common.schema import yaml_text
 from scripts.common.version import VERSION
@@ -39,14 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.site.build", description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "site", help="the folder to make (site)")
     parser.add_argument("--cache", type=Path, default=ROOT / ".venv-site", help="where downloads are kept")
+    parser.add_argument("--run", type=Path, default=default_run(), help="the example; left out where it isn't finished")
     parser.add_argument("--without-documents", action="store_true", help="the calculator alone")
     options = parser.parse_args(arguments)
     with atomic_folder(options.output) as folder:
         if not options.without_documents:
-            documents(folder, commit())
+            finished = options.run / "report.html"
+            documents(folder, commit(), options.run if finished.is_file() else None)
         calculator(folder / "calculator", options.cache)
     print(f"{options.output}: python -m http.server -d {options.output} serves it")
     return 0
+
+
+def default_run() -> Path:
+    """The folder of the default configuration's run."""
+    settings = read_yaml(ROOT / "config" / "config.yaml")
+    return ROOT / "results" / f"{settings['run']['name']}-r{settings['lora']['rank']}"
 
 
 def calculator(folder: Path, cache: Path) -> None:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
-from scripts.common.files import read_yaml
+from scripts.common.files import read_json, read_yaml
 from scripts.site import reference
 
 SOURCES = ROOT / "config" / "site"
@@ -22,8 +22,8 @@ LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 MORE = "More"  # where a document goes that config/site/pages.yaml doesn't name
 
 
-def documents(folder: Path, commit: str) -> None:
-    """Write the documents' pages into a folder.
+def documents(folder: Path, commit: str, run: Path | None = None) -> None:
+    """Write the documents' pages into a folder; those of a finished run are an example.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def documents(folder: Path, commit: str) -> None:
     """
     with TemporaryDirectory() as scratch:
         project = Path(scratch)
-        pages = staged(project / "docs", commit)
+        pages = staged(project / "docs", commit, run)
         (project / "zensical.toml").write_text(_settings(pages), encoding="utf-8")
         command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
         done = subprocess.run(command, cwd=project, capture_output=True, text=True)
@@ -46,7 +46,7 @@ def documents(folder: Path, commit: str) -> None:
         shutil.copytree(project / "site", folder, dirs_exist_ok=True)
 
 
-def staged(docs: Path, commit: str) -> dict[str, dict[str, str]]:
+def staged(docs: Path, commit: str, run: Path | None = None) -> dict[str, dict[str, str]]:
     """Write all pages as Markdown; by section the titles of the pages and their files."""
     shutil.copytree(ROOT / "docs", docs)
     shutil.copy(SOURCES / "documents.css", docs)
@@ -58,6 +58,8 @@ def staged(docs: Path, commit: str) -> dict[str, dict[str, str]]:
         "reference/scenario.md": reference.scenario(),
     }
     (docs / "reference").mkdir()
+    if run is not None:
+        made |= _example(docs / "example", run)
     for name, text in made.items():
         (docs / name).write_text(text, encoding="utf-8")
     titles = {}
@@ -67,6 +69,21 @@ def staged(docs: Path, commit: str) -> dict[str, dict[str, str]]:
         path.write_text(_linked(text, came_from, name, commit), encoding="utf-8")
         titles[name] = re.search(r"^# (.+)$", text, re.MULTILINE)[1].replace("`", "")
     return sections(titles)
+
+
+def _example(folder: Path, run: Path) -> dict[str, str]:
+    """A run's card, documents, figures, report and planner, as they lie there; and a page that says what made them."""
+    shutil.copytree(run / "docs", folder / "docs")
+    shutil.copytree(run / "figures", folder / "figures")
+    for name in ("report.html", "planner.html"):
+        shutil.copy(run / name, folder)
+    card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
+    origin = read_json(run / "provenance.json")
+    commit = origin["source"]["commit"] or "unknown: it was not made in a clone"
+    text = (SOURCES / "example.md").read_text(encoding="utf-8")
+    for word, value in (("RUN", run.name), ("COMMAND", origin["command"]), ("COMMIT", commit)):
+        text = text.replace(word, str(value))
+    return {"example/index.md": text, "example/MODEL_CARD.md": re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)}
 
 
 def sections(titles: Mapping[str, str]) -> dict[str, dict[str, str]]:

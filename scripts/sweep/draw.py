@@ -60,7 +60,7 @@ def panel(points: Sequence[Mapping[str, Any]], title: str, unit: str, series: Se
         if not rows:
             continue
         at, middle = [place for place, _ in rows], [value[0] for _, value in rows]
-        # A rounding error below zero is none.
+        # A negative difference is a rounding error.
         below = [max(0.0, mean - low) for _, (mean, low, _) in rows]
         above = [max(0.0, high - mean) for _, (mean, _, high) in rows]
         style = {"linestyle": "-" if what else "none", "linewidth": 1.2, "elinewidth": 1.6, "capsize": 3}

@@ -36,7 +36,7 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
 
 
 def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
-    """Models whose training step is another one than a decoder's over text, though transformers can build them."""
+    """Refuse models that transformers can build, but whose training step is not that of a decoder over text."""
     text = config.get_text_config()
     if text.model_type == "mllama_text_model":
         raise UserError(

@@ -21,8 +21,7 @@ from torch.nn import functional
 
 from scripts.common.errors import UserError
 from scripts.settings.model import LIGER_MODELS
-
-IGNORED = -100
+from scripts.training.batches import IGNORED
 
 
 def use_liger(model: nn.Module) -> None:

@@ -123,7 +123,11 @@ class Checkpoint:
         try:
             read_report(report, saved, curve)
         except UserError as error:
-            log.warning("The checkpoint in %s is not used, so training begins anew: %s", self.folder, error.problem)
+            log.warning(
+                "The checkpoint in %s is not used, so training starts from the beginning: %s",
+                self.folder,
+                error.problem,
+            )
             return 0, [], 0.0
         state = torch.load(saved, map_location="cpu", weights_only=True)
         with torch.no_grad():

@@ -71,7 +71,7 @@ def build_model(
     attention_implementation
         Name of a registered attention function instead of the scenario's; the trace passes its stand-ins.
     for_trainer
-        Without adapters and checkpointing, which a trainer of others adds.
+        Without adapters and checkpointing, which another trainer adds by itself.
 
     Raises
     ------
@@ -102,24 +102,29 @@ def build_model(
     if for_trainer:
         return model.train()
     if scenario.gradient_checkpointing:
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by this name
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        try:
-            enable({"use_reentrant": scenario.gradient_checkpointing == "reentrant"})
-        except ValueError as error:
-            raise UserError(
-                f"This architecture has no activation checkpointing: {error}",
-                found=scenario.model.get("model_type"),
-                write="gradient_checkpointing: false",
-            ) from None
-    if scenario.gradient_checkpointing == "reentrant" and scenario.method != "full":
-        model.enable_input_require_grads()  # as the Trainer does: this way of checkpointing looks at the inputs alone
+        _checkpoint_activations(model, scenario)
     if scenario.method != "full":
         torch.manual_seed(seed)
         model = add_adapters(model, scenario)
     if scenario.kbit_preparation == "trl":
         cast_as_trl(model, weight_dtype(scenario))
     return model.train()
+
+
+def _checkpoint_activations(model: nn.Module, scenario: Scenario) -> None:
+    """Let the backward pass compute activations again instead of keeping them."""
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT asks by this name
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": scenario.gradient_checkpointing == "reentrant"})
+    except ValueError as error:
+        raise UserError(
+            f"This architecture has no activation checkpointing: {error}",
+            found=scenario.model.get("model_type"),
+            write="gradient_checkpointing: false",
+        ) from None
+    if scenario.gradient_checkpointing == "reentrant" and scenario.method != "full":
+        model.enable_input_require_grads()  # as the Trainer does: this way of checkpointing looks at the inputs alone
 
 
 def cast_as_trl(model: nn.Module, dtype: torch.dtype) -> None:

@@ -18,11 +18,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from scripts.settings.scenario import Scenario
+from scripts.training.batches import IGNORED
 from scripts.training.model import autocast_dtype
 from scripts.training.packing import full_packs
 from scripts.training.parallel import backward, bare, clip_gradients, engine_step, exchanging, within_forward
 
-IGNORED = -100  # label of a token that is not learned (torch.nn.CrossEntropyLoss and transformers)
 CHUNK_TOKENS = 256  # tokens whose logits exist at once with `loss: chunked`; 156 MB in fp32 for 152,064 words
 OFFLOADED_FROM = 1024  # bytes: smaller tensors stay on the GPU, as in TRL's and torchtune's OffloadActivations
 

@@ -114,7 +114,7 @@ def train(work: Work, group: Group = ALONE) -> None:
     model, about = _model(work, scenario, description["title"])
     if scenario.parallel.strategy == "ddp":
         _order_buckets(model, scenario, data, device)
-    if group.rank:  # dropout's noise is another in each process; all have made the same adapters
+    if group.rank:  # dropout draws other numbers in each process; the adapters are the same in all
         torch.manual_seed(work.seed + group.rank)
     exactness = None
     if scenario.packing != "none":
@@ -197,7 +197,7 @@ def _model(work: Work, scenario: Scenario, title: str) -> tuple[Any, dict[str, A
 def _order_buckets(model: Any, scenario: Scenario, data: Data, device: str) -> None:
     """A backward pass for nothing, before the first step.
 
-    DDP orders its buckets anew after the first backward pass, and with them the sums of three or more GPUs round
+    DDP orders its buckets again after the first backward pass, and with them the sums of three or more GPUs round
     otherwise. So a resumed run has the order of one that was not killed.
     """
     import torch

@@ -13,10 +13,10 @@ from typing import Any
 
 from scripts.common.digests import ROOT
 from scripts.common.files import read_json
+from scripts.common.sizes import MIB
 from scripts.settings.scenario import Scenario
 
 FOLDER = ROOT / "config" / "measurements"
-MIB = 2**20
 STAGES = ("resident", "forward", "backward", "optimizer", "allocated", "reserved")  # what may have been measured
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _SIZES = (

@@ -122,14 +122,16 @@ def random_choice(dice: random.Random) -> dict:
         "gradient_checkpointing": dice.choice([True, False, "reentrant"]), "lora.dropout": dice.choice([0, 0.05]),
         "precision": dice.choice(["bf16", "fp32", "bf16-mixed"]), "attention_mask": dice.choice(["none", "padding"]),
     }  # fmt: skip
-    kept = dice.sample(sorted(settings), dice.randrange(4))
+    method, gpus = dice.choice(["", "full", "lora", "qlora"]), dice.choice([1, 1, 1, 2, 8])
+    if method == "full":
+        settings = {name: value for name, value in settings.items() if not name.startswith("lora.")}
     file = dice.random() < 0.15 and {"name": "", "text": AXOLOTL + f"sequence_len: {dice.choice([512, 4096])}\n"}
     return {
         "ask": "answer", "model": "" if file else dice.choice(sorted(MODELS.glob("*.json"))).stem,
-        "file": file or None, "method": dice.choice(["", "full", "lora", "qlora"]),
-        "gpu": dice.choice([*catalogue(), "24GiB", "4090", ""]), "gpus": dice.choice([1, 1, 1, 2, 8]),
-        "strategy": dice.choice(["", "", "ddp", "fsdp2", "zero3"]), "micro_batch": dice.choice([None, 1, 3, 16]),
-        "sequence_length": dice.choice([None, 100, 512, 2048, 8192]), "settings": {key: settings[key] for key in kept},
+        "file": file or None, "method": method, "gpu": dice.choice([*catalogue(), "24GiB", "4090", ""]), "gpus": gpus,
+        "strategy": "" if gpus == 1 else dice.choice(["", "ddp", "fsdp2", "zero3"]),
+        "sequence_length": dice.choice([None, 100, 512, 2048, 8192]), "micro_batch": dice.choice([None, 1, 3, 16]),
+        "settings": {key: settings[key] for key in dice.sample(sorted(settings), dice.randrange(4))},
     }  # fmt: skip
 
 

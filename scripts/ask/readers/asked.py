@@ -108,7 +108,8 @@ def like_fields(tool: str, named: Mapping[str, Any]) -> dict[str, Any]:
         settings |= {"per_device_train_batch_size": rows}
         if tool == "peft":
             settings |= {"dtype": "auto", "bf16": True, "gradient_checkpointing": quantized}
-        reading = trl.read(settings, place, trainer="transformers" if tool == "peft" else "sft")
+        aim = {"orpo": "dpo"}.get(named.get("objective"), named.get("objective")) or "sft"
+        reading = trl.read(settings, place, trainer="transformers" if tool == "peft" else aim)
         if tool == "peft" and quantized:
             reading.set(kbit_preparation="peft")
     fields = {name: reading.fields[name] for name in SETS if name in reading.fields}
@@ -133,6 +134,8 @@ def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Ite
         yield "attention_mask"
     if str(named.get("precision")).endswith("-mixed"):
         yield "autocast"
+    if (named.get("objective") or "sft") != "sft":  # its trainer casts adapters itself
+        yield "adapter_precision"
     if named.get("autocast") and str(fields.get("precision")).endswith("-mixed"):
         yield "precision"
 

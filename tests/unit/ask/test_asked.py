@@ -30,6 +30,12 @@ def test_a_tool_sets_what_its_own_reader_says_of_an_empty_file(tool, rows, metho
         assert read(named, Path("empty")).fields["optimizer"] == found.scenario.optimizer
 
 
+def test_another_aim_takes_that_trainers_loss() -> None:
+    for objective in ("dpo", "orpo", "kto", "grpo", "reward"):
+        found = asked_for({**STEP, "like": "trl", "objective": objective, "micro_batch": 8})
+        assert found.scenario.objective == objective and found.scenario.loss == "full"
+
+
 def test_peft_prepares_and_trl_computes_the_loss_in_chunks() -> None:
     peft, of_trl = (asked_for({**STEP, "like": tool}).scenario for tool in ("peft", "trl"))
     assert (peft.kbit_preparation, peft.autocast, peft.adapter_precision, peft.loss) == ("peft", "bf16", "fp32", "full")

@@ -115,6 +115,9 @@ def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
     found = json.loads(text)
     assert status == 0 and found["verified"] and found["headroom_bytes"] >= 0
     assert run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "-s", str(found["value"]))[0] == 0
+    assert found["with_other_allocator"] > 0
+    text = run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "--longest")[1].splitlines()[1]
+    assert text == f"{found['with_other_allocator']:,} tokens with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
 
 
 def test_all_gpus_are_answered(model, capsys) -> None:
@@ -153,7 +156,8 @@ def test_cards_are_ranked_by_cost_among_those_that_end_in_time(model, tmp_path, 
     status, text = run(capsys, *words)
     lines = text.splitlines()
     assert status == 0 and [line.split()[0] for line in lines[1:3]] == ["rtx-4090", "a100-80gb"]
-    assert lines[-1].startswith("the cheapest: rtx-4090") and "No step was measured on this card" in lines[-1]
+    assert lines[-2].startswith("the cheapest: rtx-4090") and "No step was measured on this card" in lines[-2]
+    assert lines[-1].startswith("of cards with measured steps: a100-80gb")
 
 
 def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
@@ -161,8 +165,9 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
     asked, rows = Asked(100, deadline_hours=1e-4), []
     for gpu, seconds in (("t4", 9.0), ("l4", 3.6)):
         found = run_time({"seconds_per_step": seconds, "range": None}, find(gpu), scenario, asked)
-        rows.append({"fits": True, "run": found.to_mapping()})
-    assert ranked(rows) == ["NO CARD that fits ends by the deadline. The nearest is l4: 0.1 hours"]
+        rows.append({"gpu": gpu, "fits": True, "run": found.to_mapping(), "warnings": ["slow"]})
+    nearest = "NO CARD that fits ends by the deadline. The nearest is l4: 0.1 hours"
+    assert ranked(rows) == ["  t4, l4: slow", nearest]
 
 
 # --- what goes wrong -----------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def marks():
     found = {}
     for mark in sorted(Path("results").rglob(outdated.NAME)):
         head, *lines = mark.read_text().splitlines()
-        assert head.startswith("These files belong")
+        assert head.startswith("These files were made with earlier settings")
         found[str(mark.parent)] = [line.partition("  # ")[0] for line in lines]
     return found
 

@@ -327,9 +327,9 @@ ATTACK = '{"command": "rm -rf / --no-preserve-root", "line": 1, "request": "Clea
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda lines: [ATTACK, *lines[1:]], "has not let pass"),  # exchanged: the count is as before
-        (lambda lines: [*lines, ATTACK], "has not let pass"),
-        (lambda lines: [*lines, lines[0]], "has not let pass"),
+        (lambda lines: [ATTACK, *lines[1:]], "did not pass the screen"),  # exchanged: the count is as before
+        (lambda lines: [*lines, ATTACK], "did not pass the screen"),
+        (lambda lines: [*lines, lines[0]], "did not pass the screen"),
         (lambda lines: lines[1:], "in no split"),
     ],
 )

@@ -187,6 +187,19 @@ MERGED_STAGE = {
 }
 
 
+HOURS = {
+    "basis": "measured: fitted to 5 rows of the card",
+    "evaluation_seconds": 120.0,
+    "hours": 0.05,
+    "hours_range": [0.04, 0.06],
+    "kwh_at_most": 0.0035,
+    "line": "takes 3.0 minutes",
+    "not_counted": "fetching, loading, saving, merging",
+    "steps": 12,
+    "training_seconds": 64.05,
+}
+
+
 def files() -> dict[str, Any]:
     """The content of each input of the card by name, of a run that learned; a fresh copy each time."""
     content = recorded()
@@ -199,6 +212,7 @@ def files() -> dict[str, Any]:
     content["verification"]["complete"] = False
     change(next(stage for stage in content["priced"]["stages"] if stage["stage"] == "merged model"), MERGED_STAGE)
     change(content["priced"]["stages"][0], {"processes": 2})
+    change(content["priced"], {"hours": HOURS})
     for row in content["tuned_answers"]:
         row |= {"answer": row["command"], "exact": True}
     # Comes with the project; no rule writes it.

@@ -259,6 +259,18 @@ def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> Non
     assert "The memory gate was not checked: no GPU" in write("MODEL_CARD.md")
 
 
+def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["training"]["times"]["train_wall_seconds"] = 61.0
+    assert "the prediction was +5.00 % off" in write("MODEL_CARD.md", content)
+    said = "Predicted before training: 1 min 4 s for 12 steps, at most 2 min 0 s for the evaluation"
+    assert said in write("docs/details.md", content)
+    content["training"]["resumed_from_step"] = 2  # only the rest was timed
+    assert "the prediction was" not in write("MODEL_CARD.md", content)
+    content["priced"]["hours"] = None
+    assert "How long the run takes was not predicted" in write("docs/details.md", content)
+
+
 def test_errors_against_published_measurements_are_shown_when_there_are_some(write: Callable[..., str]) -> None:
     for name in ("docs/memory-profile.md", "docs/publication.md"):
         assert "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |" in write(name)

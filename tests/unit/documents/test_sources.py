@@ -143,7 +143,7 @@ def test_every_number_has_a_source(original: Rendered) -> None:
     assert any(file.endswith("MODEL_CARD.md.j2") and keys[0].startswith("line ") for file, keys in templates.items())
 
 
-def apart(places: dict[Place, set[tuple[str, int]]], size: int = 12) -> Iterator[list[Place]]:
+def apart(places: dict[Place, set[tuple[str, int]]], size: int = 80) -> Iterator[list[Place]]:
     """Groups of places of which no two are named by one number: what each changes can be told."""
     groups: list[tuple[list[Place], set[tuple[str, int]]]] = []
     for place, named in places.items():

@@ -86,8 +86,10 @@ def test_a_run_shows_what_each_of_its_stages_was_to_take(files):
     path = "results/tiny-r4/memory/run.json"
     evaluated = judged("evaluation", "GPU", 3 * 2**30, 2 * 2**30, "traced", change="evaluation: {batch_size: 8}")
     written = judged("training", "disk", 30_723_277, 5 * 2**30, "computed")
-    write_report(path, {"stages": [asdict(stage) for stage in (evaluated, written)]})
+    stages = [asdict(stage) for stage in (evaluated, written)]
+    write_report(path, {"hours": {"line": "takes 2.0 hours"}, "stages": stages})
     lines = terminal_summary.run_lines("tiny-r4", [], [*files, path])
+    assert "  hours             the run takes 2.0 hours" in lines
     begin = next(number for number, line in enumerate(lines) if line.split()[:2] == ["stage", "where"])
     assert lines[begin : begin + 3] == [
         "    stage       where     needs       has  verdict",

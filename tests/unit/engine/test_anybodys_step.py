@@ -97,6 +97,18 @@ def test_what_is_compiled_is_refused_or_told(compile):
     assert told.to_mapping()["warnings"] == list(told.warnings)
 
 
+def test_workspaces_of_cudnn_are_told():
+    def warnings(target: str) -> tuple:
+        with on_meta(target):
+            model, batch = nn.Conv2d(3, 8, 3), torch.empty(2, 3, 16, 16)
+            optimizer = torch.optim.AdamW(model.parameters())
+        return trace_step(model, optimizer, loop(model, optimizer), batch, Options(target=target)).warnings
+
+    (told,) = warnings("cuda")
+    assert "CUDNN_CONV_WSCAP_DBG" in told
+    assert warnings("cpu") == ()
+
+
 def test_an_optimizer_takes_the_path_of_the_target():
     def trace(target, **options):
         with on_meta(target):

@@ -27,7 +27,9 @@ def test_better_worse_and_neither():
     better, worse, same = compare(bad, good), compare(good, bad), compare(bad, bad)
     assert (better["exact"]["verdict"], better["loss"]["verdict"]) == ("better", "better")
     assert (worse["exact"]["verdict"], worse["loss"]["verdict"]) == ("worse", "worse")
-    assert same["exact"]["verdict"].startswith("no difference") and same["loss"]["verdict"].startswith("no difference")
+    assert same["exact"]["verdict"].startswith("difference too small") and same["loss"]["verdict"].startswith(
+        "difference too small"
+    )
     assert better["exact"]["gained"] == 40 and better["exact"]["lost"] == 0
     assert better["loss"]["difference"] == pytest.approx(-2.0)
 

@@ -7,6 +7,7 @@ import pytest
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.gate import gate_memory as gate
+from scripts.gate.run_hours import batch_shapes
 from scripts.memory.gpus import find, tightest
 from scripts.memory.trace import trace
 from scripts.memory.trace_step import Traced
@@ -56,14 +57,20 @@ def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
     write_report(tmp_path / "trace.json", traced.to_mapping())
     with pytest.raises(UserError, match="does not fit"):
         gate.main(
-            str(tmp_path / "trace.json"), {"gpu": {"vram_gib": 0.6}, "override": False}, str(tmp_path / "gate.json")
+            str(tmp_path / "trace.json"),
+            {"gpu": {"vram_gib": 0.6}, "hours": None, "override": False},
+            str(tmp_path / "gate.json"),
         )
     assert not (tmp_path / "gate.json").exists()
 
 
 def test_override_is_recorded(traced, tmp_path) -> None:
     write_report(tmp_path / "trace.json", traced.to_mapping())
-    gate.main(str(tmp_path / "trace.json"), {"gpu": {"vram_gib": 0.6}, "override": True}, str(tmp_path / "gate.json"))
+    gate.main(
+        str(tmp_path / "trace.json"),
+        {"gpu": {"vram_gib": 0.6}, "hours": None, "override": True},
+        str(tmp_path / "gate.json"),
+    )
     decision = read_report(tmp_path / "gate.json")
     assert (decision["fits"], decision["override"], decision["overridden"]) == (False, True, True)
     assert decision["suggestions"]
@@ -134,6 +141,10 @@ def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
     assert not [item for item in hopeless.suggestions if item.write.startswith("# end")]
 
 
+def longest_of(folder, scenario: Scenario, loop: dict) -> Scenario:
+    return gate.longest_batch(batch_shapes(str(folder / "train.parquet"), scenario, {**loop, "seed": 1}), scenario)
+
+
 def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
     import pandas
 
@@ -142,10 +153,10 @@ def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
     pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
     fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 4}
     loop = {"epochs": 1, "max_steps": None, "rows_per_step": None}
-    longest = gate.longest_batch(str(tmp_path / "train.parquet"), Scenario.from_mapping(fields), loop, 1)
+    longest = longest_of(tmp_path, Scenario.from_mapping(fields), loop)
     assert (longest.micro_batch, longest.sequence_length) == (4, 30)
     packed = Scenario.from_mapping({**fields, "packing": "rows", "micro_batch": 1})
-    found = gate.longest_batch(str(tmp_path / "train.parquet"), packed, loop | {"rows_per_step": 6}, 1)
+    found = longest_of(tmp_path, packed, loop | {"rows_per_step": 6})
     assert (found.micro_batch, 30 <= found.sequence_length <= 64) == (1, True)
 
 
@@ -174,5 +185,5 @@ def test_the_longest_pack_counts_the_shared_prefix_once(tmp_path) -> None:
     pandas.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
     fields = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 1, "packing": "shared_prefix"}
     loop = {"epochs": 1, "max_steps": None, "rows_per_step": 3}
-    longest = gate.longest_batch(str(tmp_path / "train.parquet"), Scenario.from_mapping(fields), loop, 1)
+    longest = longest_of(tmp_path, Scenario.from_mapping(fields), loop)
     assert (longest.micro_batch, longest.sequence_length) == (1, len(prefix) + sum(own))

@@ -120,9 +120,10 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
             {"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
             ["already waiting", "on_out_of_memory: stop"],
         ),
+        ({"device": "cpu", "optimizer": "paged_adamw_8bit"}, ["no kernel", "training.optimizer", "optimizer: adamw"]),
     ],
 )
-def test_what_no_training_on_several_gpus_can_do_stops_at_the_start(training, words):
+def test_what_no_training_can_do_stops_at_the_start(training, words):
     with pytest.raises(UserError) as error:
         check_run.check(run(training=training))
     for word in words:

@@ -116,6 +116,16 @@ def test_both_allocators_are_in_every_answer(answered) -> None:
         assert (both["expandable_segments"]["fits"] is None) == (row["gpu"] is None)
 
 
+def test_both_allocators_are_replays_of_one_trace(monkeypatch) -> None:
+    from scripts.memory import trace
+
+    taken = []
+    step = trace.trace_step
+    monkeypatch.setattr(trace, "trace_step", lambda *given, **more: taken.append(1) or step(*given, **more))
+    both = trace_step.traced(Scenario.from_mapping({"model": TINY, "sequence_length": 128})).trace
+    assert len(taken) == 1 and set(both["required_bytes_by_allocator"]) == {"default", "expandable_segments"}
+
+
 def test_what_was_assumed_is_said(answered) -> None:
     fits, does_not, _ = answered[1]
     assert "method" in fits["assumed"] and "sequence_length" not in fits["assumed"]

@@ -66,7 +66,7 @@ def test_exact_files_layout_and_digests(sharded, tmp_path):
         adapter / "adapter_model.safetensors"
     )
     assert manifest["dtype"] == "bfloat16" and manifest["weights"] == shards
-    assert set(manifest["versions"]) == {"peft", "safetensors", "torch", "transformers"}
+    assert set(manifest["versions"]) == {"peft", "python", "safetensors", "torch", "transformers"}
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]  # nothing left beside it
 
 

@@ -546,7 +546,7 @@ def test_disk_too_small(inputs):
     index["weight_map"]["huge"] = "huge.safetensors"
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     assert shard.exists()
-    refuse(base, adapter, "disk is too small", "GB free")
+    refuse(base, adapter, "disk is too small", "GiB free")
 
 
 def test_a_margin_of_the_disk_stays_free(inputs, monkeypatch):

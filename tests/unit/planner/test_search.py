@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
+from scripts.memory.step_time import speeds
 from scripts.memory.trace import trace
 from scripts.planner import search as planner
 from scripts.planner.search import (
@@ -54,6 +55,24 @@ def test_suggestions_fit_in_order_of_their_cost() -> None:
         assert item.headroom_bytes == gpu.usable_bytes - item.required_bytes
         assert all(key in item.write for key in item.changes)
     assert "gpu" in found[-1].changes
+
+
+def test_suggestions_say_what_they_save_and_cost_in_time_from_two_traces() -> None:
+    a100 = find("a100-80gb")
+    scenario = make(micro_batch=8, gradient_checkpointing=False, sequence_length=512, optimizer="adamw_fused")
+
+    def timed(step: Scenario) -> dict:
+        found = trace(step, capability=a100.capability, timeline=False, timed_on=speeds([a100]))
+        return {**found, "time": found["times"]["a100-80gb"]}
+
+    before, after = timed(scenario), timed(scenario.changed(gradient_checkpointing=True))
+    gpu = replace(a100, total_bytes=after["required_bytes"] + a100.context_bytes)
+    found = [item for item in suggest(scenario, gpu, before) if "gpu" not in item.changes]
+    item = next(item for item in found if item.changes == {"gradient_checkpointing": True})
+    ratio = after["time"]["seconds_per_step"] / before["time"]["seconds_per_step"]
+    assert item.slower_share == pytest.approx(ratio - 1, abs=1e-4) and 1.1 < ratio < 1.6
+    saved = (before["required_bytes"] - item.required_bytes) / GIB
+    assert item.cost == f"time: each layer runs again in backward; saves {saved:.2f} GiB, {ratio - 1:.0%} slower"
 
 
 def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(monkeypatch) -> None:

@@ -67,6 +67,15 @@ def test_every_gpu_and_the_longest_rows_agree_with_the_answer() -> None:
     assert ask(micro_batch=4, sequence_length=longest["may_fit"] + 64)["state"] == "too-large"
 
 
+def test_what_is_not_described_is_counted_as_what_comes_nearest_and_says_so() -> None:
+    found = ask(settings={"gradient_checkpointing": "reentrant"})
+    assert found["state"] == "unknown" and found["answer"]["analytic"] is None
+    assert "gradient_checkpointing: true in place of reentrant" in found["verdict"]
+    assert found["peak_bytes"] == ask()["peak_bytes"] and found["verdict"].count("GiB") == 2
+    assert "reentrant" in found["command"] and "reentrant" in found["yaml"]
+    assert ask(settings={"loop": "manual", "attention_mask": "padding"}, model="gpt-oss-20b")["peak_bytes"] is None
+
+
 def test_what_would_fit_is_a_choice_that_fits() -> None:
     changes = ask(ask="changes", gpu="t4", method="lora")["changes"]
     assert changes

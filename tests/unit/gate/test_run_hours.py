@@ -1,0 +1,103 @@
+"""The hours of a run, from the shapes of its batches; a run that takes too long stops before it trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scripts.common.errors import UserError
+from scripts.common.files import read_report, write_report
+from scripts.gate import gate_memory, price_run
+from scripts.gate.price_run import Price
+from scripts.gate.run_hours import RunHours, batch_shapes, training_seconds
+from scripts.memory.cluster import training_minutes
+from scripts.memory.gpus import find
+from scripts.memory.step_time import speed_of
+from scripts.memory.trace import trace
+from scripts.memory.trace_step import Traced
+from scripts.settings.scenario import Scenario
+from tests.unit.decoders import LLAMA_3_LAYERS
+
+T4 = speed_of("t4")
+NO_CPU = replace(T4, launch_seconds=0.0, shortest_kernel_seconds=0.0)  # so small a model would wait for launches
+STEP = Scenario.from_mapping(
+    {"model": LLAMA_3_LAYERS, "sequence_length": 64, "micro_batch": 2, "method": "lora", "precision": "fp16"}
+)
+LOOP = {"epochs": 2, "max_steps": None, "rows_per_step": None, "seed": 1}
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> str:
+    import pandas
+
+    rows = [{"input_ids": [1] * n, "labels": [-100] * (n - 2) + [1, 2]} for n in (64, 8, 8, 64, 30)]
+    path = tmp_path / "train.parquet"
+    pandas.DataFrame(rows).to_parquet(path)
+    write_report(tmp_path / "encode.json", {}, path)
+    return str(path)
+
+
+def seconds_of(rows: int, tokens: int) -> float:
+    step = replace(STEP, micro_batch=rows, sequence_length=tokens)
+    found = trace(step, timeline=False, capability=(7, 5), timed_on={"": NO_CPU})
+    return found["times"][""]["seconds_per_step"]
+
+
+def test_shapes_are_those_of_the_batches(train) -> None:
+    shapes = batch_shapes(train, STEP, LOOP)
+    assert len(shapes) == 6 and all(len(shares) == 1 and len(shares[0]) == 1 for shares in shapes)
+    assert sum(rows for shares in shapes for rows, _ in shares[0]) == 10
+    assert max(tokens for shares in shapes for _, tokens in shares[0]) == 64
+
+
+def test_each_step_takes_as_long_as_its_batch_and_the_fullest_gpu_decides() -> None:
+    short, long = seconds_of(2, 8), seconds_of(2, 64)
+    assert short < long
+    steps = [[[(2, 8)]], [[(2, 8)]], [[(2, 8)], [(2, 64)]]]  # at last a GPU with little to do waits for the other
+    assert training_seconds(steps, STEP, NO_CPU, capability=(7, 5)) == pytest.approx(2 * short + long)
+
+
+def test_hours_range_and_energy() -> None:
+    hours = RunHours.of(10, 3000.0, 600.0, replace(T4, error=0.5, board_watts=100), gpus=2)
+    assert (hours.hours, hours.hours_range) == (1.0, (0.5, 1.5))
+    assert hours.kwh_at_most == pytest.approx((2 * 3000 + 600) * 100 / 3.6e6)
+    assert "10 training steps in 50.0 minutes, evaluation in at most 10.0 minutes" in hours.line
+    unknown = RunHours.of(10, 3000.0, None, replace(T4, error=None), gpus=1)
+    assert unknown.hours_range is None and "not counted: evaluation, fetching" in unknown.line
+    assert "don't plan by it" in unknown.line
+
+
+def gate(train: str, **settings) -> dict:
+    folder = Path(train).parent
+    traced = Traced(STEP, trace(STEP, capability=(7, 5), timeline=False), (7, 5))
+    write_report(folder / "trace.json", traced.to_mapping())
+    gate_memory.main(
+        str(folder / "trace.json"), {"gpu": "t4", "override": False, "hours": None, **settings},
+        str(folder / "gate.json"), encoded=str(folder / "encode.json"), train=train, loop=LOOP,
+    )  # fmt: skip
+    return read_report(folder / "gate.json")
+
+
+def test_a_training_that_takes_too_long_stops_but_for_an_override(train) -> None:
+    with pytest.raises(UserError, match="takes too long") as caught:
+        gate(train, hours=1e-9)
+    assert str(caught.value.where) == "memory.gate.hours" and "hours: 1" in caught.value.write
+    found = gate(train, hours=1e-9, override=True)
+    assert found["overridden"] and found["hours"]["steps"] == 6
+    assert training_minutes(str(Path(train).parent / "gate.json")) == 31  # what a cluster's job asks for
+
+
+def test_without_a_limit_nothing_is_traced_for_the_hours(train) -> None:
+    assert gate(train)["hours"] is None
+    assert training_minutes(str(Path(train).parent / "gate.json")) == 720
+
+
+def test_the_price_of_a_run_refuses_what_takes_too_long() -> None:
+    hours = RunHours.of(10, 36000.0, None, T4, gpus=1)
+    priced = Price([], find("t4"), override=False, hours=hours, limit_hours=9.0)
+    assert not priced.fits and "takes too long" in str(price_run.refusal(priced))
+    assert replace(priced, override=True).overridden == ["the run within 9 hours"]
+    assert replace(priced, limit_hours=11.0).fits and replace(priced, hours=None).fits
+    assert priced.to_mapping()["hours"]["line"].startswith("takes 10.0 hours (6.5 hours to 13.5 hours)")
