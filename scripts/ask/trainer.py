@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from scripts.ask import Answer, answered
 from scripts.ask.question import Question, settle
 from scripts.ask.readers import trl
+from scripts.ask.readers.asked import AskedStep
 from scripts.ask.readers.reading import keys
 from scripts.memory.gpus import GIB, Gpu, catalogue, find, from_device
 from scripts.settings.scenario import Scenario
@@ -89,7 +90,7 @@ def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | 
         fields["gpu"] = card.name if card.name in catalogue() else {"vram_gib": card.total_bytes / GIB}
     settle(fields, reading)
     scenario = Scenario.from_mapping(fields, where="the trainer")
-    return Question(scenario, "the trainer", card, reading, named=frozenset(fields), model=fields["model_name"])
+    return Question(AskedStep(scenario, {}), scenario, "the trainer", card, reading, model=fields["model_name"])
 
 
 def _device() -> Gpu | None:
