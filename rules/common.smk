@@ -157,6 +157,19 @@ def gpus_of_this_machine(wildcards):
     return None if CLUSTER else run_scenarios.gpus_of_training(settings_of(wildcards))
 
 
+def publication(paths):
+    """The last file of a publication: the list of what would be published, or with `upload: true` the upload's report."""
+    if len(RUNS.named) > 1:
+        raise UserError(
+            "Only one run can be published at a time: publish names one repository of each kind.",
+            where="sweep and lora.rank in the configuration",
+            found=list(RUNS.named),
+            allowed="a configuration of one run",
+            write="lora:\n  rank: 16\nsweep: {}",
+        )
+    return paths.fill(f"results/{{run}}/publish/{'published' if PUBLISH['upload'] else 'plan'}.json")
+
+
 # --- before and after the jobs -----------------------------------------------------------------------
 
 # Here and not before the first job: there may be none.

@@ -3,19 +3,6 @@
 #   results/<run>/publish/published.json   the commits that they became
 
 
-def publication(paths):
-    """The last file of a publication: the list of what would be published, or with `upload: true` the upload's report."""
-    if len(RUNS.named) > 1:
-        raise UserError(
-            "Only one run can be published at a time: publish names one repository of each kind.",
-            where="sweep and lora.rank in the configuration",
-            found=list(RUNS.named),
-            allowed="a configuration of one run",
-            write="lora:\n  rank: 16\nsweep: {}",
-        )
-    return paths.fill(f"results/{{run}}/publish/{'published' if PUBLISH['upload'] else 'plan'}.json")
-
-
 rule prepare_publication:
     input:
         templates=[project_file(f"config/templates/{name}_CARD.md.j2") for name in ("ADAPTER", "DATASET")],
