@@ -141,12 +141,12 @@ def test_what_is_not_described_says_which_way_the_answer_errs(tmp_path: Path) ->
     assert found.reading.unknown == {"sequence_lenn": "sequence_len"}
 
 
-def test_eight_bits_are_read_as_far_as_the_scenario_knows_them(tmp_path: Path) -> None:
-    found = asked(tmp_path, AXOLOTL | {"adapter": "lora", "load_in_8bit": True, "lora_target_linear": True})
-    if found.scenario.method == "lora":
-        assert any(remark.bound == "int8" and remark.errs == "too high" for remark in found.reading.remarks)
-    else:
-        said(found, quantization={"type": "int8"})
+def test_eight_bits_are_llm_int8_and_16_where_it_can_not_be_divided(tmp_path: Path) -> None:
+    eight = AXOLOTL | {"adapter": "lora", "load_in_8bit": True, "lora_target_linear": True}
+    said(asked(tmp_path, eight), method="qlora", quantization={"type": "int8"})
+    found = asked(tmp_path, eight | {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}})
+    said(found, method="lora")
+    assert any(remark.bound == "int8" and remark.errs == "too high" for remark in found.reading.remarks)
 
 
 # --- LLaMA-Factory -------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_programs_that_say_too_little(text: str, says: str, tmp_path: Path) -> N
         ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "do_train": True}, "Several tools", "--from"),
         ("[1, 2]", "holds no keys", "model:"),
         ("", "holds no keys", "model:"),
-        (AXOLOTL | {"base_model": "./no/such/folder"}, "neither the name", "model:"),
+        (AXOLOTL | {"base_model": "./no/such/folder"}, "isn't there", "model:"),
         (AXOLOTL | {"base_model": "meta-llama/$MODEL"}, "neither the name", "model:"),
     ],
 )
