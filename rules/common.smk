@@ -139,7 +139,8 @@ def needed_by_step(input):
 
 
 def minutes_of_training(wildcards, input):
-    return explained(cluster.training_minutes, input.gate)
+    """On one machine nothing ends a job by its time, and a damaged gate is the job's to explain."""
+    return explained(cluster.training_minutes, input.gate) if CLUSTER else 12 * 60
 
 
 def needed_by_evaluation(input):

@@ -13,7 +13,7 @@ from scripts.ask.question import Question
 from scripts.ask.readers.reading import EITHER, HIGH
 from scripts.common.errors import UserError
 from scripts.memory.answer_text import UNTRACED
-from scripts.memory.compare import nearly_full
+from scripts.memory.compare import NOT_MEASURED, nearly_full
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import Gpu
 from scripts.memory.other_scripts import scripts_would_take
@@ -67,7 +67,7 @@ def quick(asked: Question) -> dict[str, Any]:
     if peak is not None and gpu is not None:
         fits = clear(peak, gpu)
         headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
-    reasons = {"trace": NOT_TRACED, "measurement": NOT_TRACED, "analytic": found.reason}
+    reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": found.reason}
     answer = asked.asked.as_said() | {
         "rule_of_thumb": found.rule_of_thumb,
         "analytic": found.analytic,

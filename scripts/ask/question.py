@@ -255,6 +255,8 @@ def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
         errs, why = _QUANTIZED[method]
         if method in ("gptq", "awq", "aqlm", "bitsandbytes") and fields.get("method", "qlora") != "full":
             fields["method"] = "qlora"
+            if quantized.get("load_in_8bit") and "quantization" not in fields:
+                fields["quantization"] = {"type": "int8"}
         if why:
             reading.errs("quantization_config", method, errs, why)
     fields["model"] = model
@@ -277,6 +279,10 @@ def settle(fields: dict[str, Any], reading: Reading) -> None:
         fields["parallel"] = like
         reading.errs("deepspeed", strategy, EITHER, "DeepSpeed is not installed here; read as FSDP2")
         sharded, zero, strategy = True, False, "fsdp2"
+    if (sharded or zero) and (fields.get("quantization") or {}).get("type") == "int8":
+        fields |= {"method": "lora", "quantization": None}
+        why = "weights of LLM.int8 can't be divided; they are counted in 16 bits"
+        reading.errs("load_in_8bit", True, HIGH, why, "int8")
     if fields.get("loss") == "liger" and model.get("model_type") not in LIGER_MODELS:
         fields["loss"] = "chunked"
         reading.errs("loss", "liger", EITHER, "Liger's fused loss is not known for this model; read as a chunked loss")

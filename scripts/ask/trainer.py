@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from scripts.ask import Answer, answered
 from scripts.ask.question import Question, settle
 from scripts.ask.readers import trl
+from scripts.ask.readers.asked import AskedStep
 from scripts.ask.readers.reading import keys
 from scripts.memory.gpus import GIB, Gpu, catalogue, find, from_device
 from scripts.settings.scenario import Scenario
@@ -62,8 +63,10 @@ def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | 
     given |= {"optim": getattr(optimizer, "value", optimizer), "fsdp": None, "model_init_kwargs": None}
     peft = getattr(model, "peft_config", None)
     base = model.get_base_model() if peft else model
-    quantized = bool(getattr(base, "is_loaded_in_4bit", False))
-    given |= {"model_name_or_path": base.config.model_type, "use_peft": bool(peft), "load_in_4bit": quantized}
+    packed = {name: bool(getattr(base, f"is_loaded_in_{name}", False)) for name in ("4bit", "8bit")}
+    quantized = any(packed.values())
+    given |= {f"load_in_{name}": loaded for name, loaded in packed.items()}
+    given |= {"model_name_or_path": base.config.model_type, "use_peft": bool(peft)}
     if sequence_length is not None:
         given["max_length"] = sequence_length
     kind = _KINDS.get(type(args).__name__, "transformers")
@@ -73,7 +76,8 @@ def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | 
     )  # fmt: skip
     mixed = "bf16" if args.bf16 else "fp16" if args.fp16 else None
     dtype = _DTYPES.get(str(weights.dtype), "bf16")
-    fields = reading.fields | {"model": base.config.to_dict(), "precision": dtype, "autocast": mixed}
+    model_fields = {key: value for key, value in base.config.to_dict().items() if key != "quantization_config"}
+    fields = reading.fields | {"model": model_fields, "precision": dtype, "autocast": mixed}
     if dtype == "fp32" and mixed and not quantized:
         fields |= {"precision": f"{mixed}-mixed", "autocast": None}
     if peft:
@@ -86,7 +90,7 @@ def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | 
         fields["gpu"] = card.name if card.name in catalogue() else {"vram_gib": card.total_bytes / GIB}
     settle(fields, reading)
     scenario = Scenario.from_mapping(fields, where="the trainer")
-    return Question(scenario, "the trainer", card, reading, named=frozenset(fields), model=fields["model_name"])
+    return Question(AskedStep(scenario, {}), scenario, "the trainer", card, reading, model=fields["model_name"])
 
 
 def _device() -> Gpu | None:

@@ -74,7 +74,9 @@ class RunHours:
 
 def spoken(hours: float) -> str:
     """Hours for people."""
-    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{hours * 60:.1f} minutes" if hours * 60 >= 1 else f"{hours * 3600:.1f} seconds"
 
 
 def batch_shapes(train: str, scenario: Scenario, loop: Mapping[str, Any]) -> Shapes:
@@ -148,5 +150,7 @@ def refusal_of_hours(hours: RunHours, limit: float) -> UserError:
 
 def evaluation_seconds(stages: Sequence[Stage]) -> float | None:
     """Of all evaluations of a run; None where one is not known."""
-    found = [stage.seconds_at_most for stage in stages if stage.stage.startswith("evaluation")]
+    found = [
+        stage.seconds_at_most for stage in stages if stage.stage.startswith("evaluation") and stage.place != "disk"
+    ]
     return None if not found or None in found else sum(found)

@@ -96,7 +96,10 @@ def step_line(scenario: Mapping[str, Any]) -> str:
         on = "all linear layers" if targets == "all-linear" else ", ".join(targets)
         parts[-1] += f" of rank {lora['rank']} on {on}"
     if quantization:
-        parts.append(f"{quantization['type']}{' double-quantized' if quantization.get('double') else ''}")
+        int8 = quantization["type"] == "int8"
+        parts[-1] = parts[-1].replace("QLoRA", "LoRA") if int8 else parts[-1]
+        kind = "on a base of LLM.int8" if int8 else quantization["type"]
+        parts.append(f"{kind}{' double-quantized' if quantization.get('double') else ''}")
     cast = f"under {scenario['autocast']} autocast" if scenario["autocast"] else "without autocast"
     parts.append(
         scenario["precision"] if scenario["precision"].endswith("-mixed") else f"{scenario['precision']} {cast}"

@@ -95,7 +95,10 @@ def _words(text: str) -> set[str]:
 
 
 def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
-    near = difflib.get_close_matches("-".join(re.findall(r"[a-z0-9]+", text.lower())), cards, n=3, cutoff=0.55)
+    # A slip in a number is nearest to the number alone: "4099" to "4090", which is the rtx-4090.
+    known = {name: name for name in cards} | {re.sub(r"^(rtx|gtx|tesla|quadro)-", "", name): name for name in cards}
+    written = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
+    near = list(dict.fromkeys(known[one] for one in difflib.get_close_matches(written, known, n=3, cutoff=0.55)))
     size = re.search(r"(\d+)\s*(?:gi?b)?$", text, re.I)
     own = f"{size[1]}GiB" if size and 4 <= int(size[1]) <= 512 else "12GiB"
     return UserError(

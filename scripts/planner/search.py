@@ -401,7 +401,7 @@ def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = Non
     combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0].move if found else None)
     if combined is not None:
         found.insert(0, combined)
-    if estimate.timed_on:
+    if estimate.timed_on and scenario.objective == "sft":  # no other has a time
         found = [_timed(item, scenario, gpu, estimate) for item in found]
     return found + [other for other in (_more_gpus(scenario, gpu), _bigger_gpu(scenario, gpu, estimate)) if other]
 

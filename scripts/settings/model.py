@@ -178,6 +178,15 @@ def _file(text: str, where: object) -> tuple[Path, str]:
         return MODELS / f"{known}.json", hub.short
     if hub is not None:
         return fetch_config(hub, where), hub.short
+    if text.startswith(("/", "./", "../", "~")):
+        raise UserError(
+            "`model` names a folder or a file that isn't there.",
+            where=where,
+            found=text,
+            allowed="the folder that holds the model's config.json, or the file itself; or the name or the Hub's id of"
+            " what the model was made from",
+            write="model: qwen2.5-coder-7b",
+        )
     near = nearest(text)
     raise UserError(
         "`model` is neither the name of a known configuration nor a path to a file, nor an id on the Hub.",

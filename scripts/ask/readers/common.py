@@ -120,16 +120,13 @@ def adapters(
 
 
 def quantized(reading: Reading, bits: int, key: str, *, adapter: bool, **parts: Any) -> None:
-    """Set a quantized base; one of 8 bits is read as far as the scenario knows it."""
+    """Set a quantized base, of 4 bits or of LLM.int8's 8."""
     if not adapter:
         reading.errs(key, bits, EITHER, "a quantized base is trained with adapters alone; read as one with LoRA")
     if bits == 4:
         reading.set(method="qlora", quantization={key: value for key, value in parts.items() if value is not None})
-    elif allowed("quantization", "int8", "type"):
-        reading.set(method="qlora", quantization={"type": "int8"})
     else:
-        reading.set(method="lora")
-        reading.errs(key, True, HIGH, "LLM.int8 holds weights in 8 bits; they are counted in 16", "int8")
+        reading.set(method="qlora", quantization={"type": "int8"})
 
 
 def parallel(reading: Reading, strategy: str, gpus: int | None, **parts: Any) -> None:

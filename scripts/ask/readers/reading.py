@@ -160,11 +160,9 @@ def is_on(value: Any) -> bool:
     return bool(value) and str(value).lower() not in ("none", "no", "false")
 
 
-def allowed(field_name: str, word: Any, part: str | None = None) -> bool:
-    """Whether the scenario knows a word for a field, or for a part of it: newer versions know more."""
+def allowed(field_name: str, word: Any) -> bool:
+    """Whether the scenario knows a word for a field."""
     known = BY_NAME.get(field_name)
-    if known is not None and part is not None:
-        known = next((one for one in known.parts if one.name == part), None)
     return known is not None and word in known.words
 
 

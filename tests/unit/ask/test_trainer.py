@@ -10,7 +10,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
-from scripts.ask.trainer import StopIfItWontFit, WontFit
+from scripts.ask.trainer import StopIfItWontFit, WontFit, question_of
+from scripts.settings.scenario import Scenario
+from scripts.training.model import build_model
 from tests.unit.ask.test_command import TINY
 
 
@@ -30,6 +32,15 @@ def trainer(folder: Path, gpu: str) -> tuple[Trainer, StopIfItWontFit]:
     )
     stop = StopIfItWontFit(gpu=gpu, sequence_length=512)
     return Trainer(model, args, train_dataset=Rows(), callbacks=[stop]), stop
+
+
+def test_a_base_of_eight_bits_is_one_in_the_question(tmp_path: Path) -> None:
+    fields = {"model": TINY, "method": "qlora", "quantization": {"type": "int8"}, "sequence_length": 32}
+    model = build_model(Scenario.from_mapping(fields), "cpu")
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    scenario = question_of(args, model, None, 32).scenario
+    assert scenario.method == "qlora" and scenario.quantization.type == "int8"
 
 
 def test_a_step_that_fits_is_taken(tmp_path: Path) -> None:

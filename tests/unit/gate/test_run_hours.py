@@ -9,9 +9,10 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
+from scripts.common.resource_table import judged
 from scripts.gate import gate_memory, price_run
 from scripts.gate.price_run import Price
-from scripts.gate.run_hours import RunHours, batch_shapes, training_seconds
+from scripts.gate.run_hours import RunHours, batch_shapes, evaluation_seconds, training_seconds
 from scripts.memory.cluster import training_minutes
 from scripts.memory.gpus import find
 from scripts.memory.step_time import speed_of
@@ -67,6 +68,14 @@ def test_hours_range_and_energy() -> None:
     unknown = RunHours.of(10, 3000.0, None, replace(T4, error=None), gpus=1)
     assert unknown.hours_range is None and "not counted: evaluation, fetching" in unknown.line
     assert "don't plan by it" in unknown.line
+
+
+def test_evaluations_are_added_up_and_one_that_is_not_known_makes_all_unknown() -> None:
+    known = [judged(f"evaluation {name}", "GPU", 1, 2, "traced", seconds_at_most=seconds) for name, seconds in
+             (("of base and tuned", 40.0), ("on the benchmark", 2.0))]  # fmt: skip
+    written = judged("evaluation and documents", "disk", 1, 2, "computed")
+    assert evaluation_seconds([*known, written]) == 42.0
+    assert evaluation_seconds([*known, judged("evaluation elsewhere", "GPU", 1, 2, "traced")]) is None
 
 
 def gate(train: str, **settings) -> dict:

@@ -94,6 +94,7 @@ def test_a_name_of_several_cards_lists_them(written, cards) -> None:
     ("written", "write"),
     [
         ("rtx-4091", "gpu: rtx-4090"),
+        ("4099", "gpu: rtx-4090"),
         ("x", "gpu: 12GiB"),
         ("apple silicon 32gb", "gpu: 32GiB"),
         ("24", "gpu: 24GiB"),

@@ -64,6 +64,14 @@ def test_the_report_says_what_was_computed_and_vouches_for_the_adapter(place):
     assert report["packing"]["exactness"] is None
 
 
+def test_a_base_of_eight_bits_is_trained_like_one_of_four(place):
+    packed = {**STEP, "packing": "shared_prefix", "micro_batch": 1, "sequence_length": 256, "gradient_accumulation": 2}
+    report = run(place, {**packed, "quantization": {"type": "int8"}}, {**LOOP, "rows_per_step": 4})
+    assert report["quantized"]["linear_8bit_layers"] == 2 * 7
+    assert report["validation_loss"] < report["first_loss"]
+    assert report["packing"]["exactness"]["loss_difference"] < 1e-5
+
+
 def test_packs_share_the_prefix_and_compute_less(place):
     packed = {**STEP, "packing": "shared_prefix", "micro_batch": 1, "sequence_length": 256, "gradient_accumulation": 2}
     alone, report = run(place), run(place, packed, {**LOOP, "rows_per_step": 4})
