@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import write_report
+from scripts.common.files import write_text
 from scripts.common.job import command, progress
 from scripts.memory.gpus import GIB, Gpu, catalogue
 from scripts.planner.border import Borders, Traces, by_kernels
@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(rows)} cells, seed {options.seed}: {unsafe} do not fit, {careful} more than {FAR:.0%} too careful")
     if options.json is not None:
         kept = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
-        write_report(options.json, {**kept, str(options.seed): rows})
+        text_of_all = json.dumps({**kept, str(options.seed): rows}, indent=1, sort_keys=True)
+        write_text(options.json, text_of_all + "\n")
     return 0
 
 
