@@ -210,8 +210,9 @@ def main(
     gpu = chosen_gpu(settings["gpu"], cluster, required, traced)
     longest = hours = None
     limit, speed = settings["hours"], gpu and speed_of(gpu.name)
+    if encoded is not None:
+        read_report(encoded, train)  # without a GPU too: an edited file is named by whoever reads it
     if encoded is not None and gpu is not None:
-        read_report(encoded, train)
         shapes = batch_shapes(train, traced.scenario, loop)
         if gpu.usable_bytes < required:
             longest = longest_batch(shapes, traced.scenario)

@@ -64,7 +64,7 @@ def main(folder: Path) -> int:
         other = os.fork()
         rank = 0 if other else 1
         store = dist.FileStore(str(folder / f"store-{number}"), 2)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=300))
         found = {}
         for name, model in (("small", small), ("large", large)):  # the small one touches what Python needs
             step = scenario(model, precision, method, strategy)

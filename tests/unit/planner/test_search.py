@@ -13,6 +13,7 @@ from scripts.planner import search as planner
 from scripts.planner.feasibility import largest
 from scripts.planner.search import (
     CalibratedEstimator,
+    _above,
     _bigger_gpu,
     _verified,
     apply,
@@ -169,10 +170,10 @@ def test_what_a_suggestion_says_to_write_is_its_change(fields) -> None:
             assert yaml.safe_load(f"{{{written}}}") == changes
 
 
-def test_ranks_and_lengths_are_halved_down_to_the_least() -> None:
+def test_ranks_are_halved_and_lengths_go_down_in_steps_of_64() -> None:
     offered = [changes for move in moves(make(method="lora", lora={"rank": 16})) for changes in move.options]
     assert [changes["lora"]["rank"] for changes in offered if "lora" in changes] == [8, 4]
-    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [128]
+    assert [changes["sequence_length"] for changes in offered if "sequence_length" in changes] == [192, 128]
 
 
 def test_a_bigger_gpu_is_found_by_the_trace_of_its_own_kernels() -> None:
@@ -242,9 +243,9 @@ def test_sweep_of_two_hundred_settings() -> None:
 
 
 def test_what_lies_above_the_peak_is_interpolated_between_traces() -> None:
-    estimate = CalibratedEstimator(make())
-    estimate.points = [(100, 10), (200, 30)]
-    assert [estimate._above(peak) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
+    points = [(100, 10), (200, 30)]
+    assert [_above(peak, points) for peak in (50, 100, 150, 200, 400)] == [5, 10, 20, 30, 60]
+    assert _above(100, []) == 0
 
 
 def test_of_several_strengths_the_mildest_that_fits_is_suggested() -> None:
