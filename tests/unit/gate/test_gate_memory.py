@@ -64,6 +64,19 @@ def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
     assert not (tmp_path / "gate.json").exists()
 
 
+def test_edited_rows_are_named_without_a_gpu_too(traced, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gate, "found_in_machine", lambda gpus=1: [])
+    write_report(tmp_path / "trace.json", traced.to_mapping())
+    (tmp_path / "train.parquet").write_bytes(b"rows")
+    write_report(tmp_path / "encode.json", {"rows": 1}, tmp_path / "train.parquet")
+    edited = (tmp_path / "encode.json").read_text().replace('"rows": 1', '"rows": 2')
+    (tmp_path / "encode.json").write_text(edited)
+    settings = {"gpu": "auto", "hours": None, "override": False}
+    encoded, train = str(tmp_path / "encode.json"), str(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"rm .*encode.json"):
+        gate.main(str(tmp_path / "trace.json"), settings, str(tmp_path / "gate.json"), encoded=encoded, train=train)
+
+
 def test_override_is_recorded(traced, tmp_path) -> None:
     write_report(tmp_path / "trace.json", traced.to_mapping())
     gate.main(
