@@ -87,8 +87,9 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(path, aside)
             try:
                 os.replace(partial, path)
-            except OSError:
-                os.replace(aside, path)
+            except BaseException:  # an interrupt between the two renames must not cost both folders
+                if not path.exists():
+                    os.replace(aside, path)
                 raise
 
 

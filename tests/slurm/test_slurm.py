@@ -85,7 +85,8 @@ def requeue_when_training(project: Path, slurm: OneNodeSlurm, process: subproces
             for job, (state, comment) in slurm.jobs().items()
             if "train_adapter" in comment and f"r{rank}" in comment
         }
-        saved = list((project / "results").glob(f"{NAME}-r{rank}/checkpoints/*/*"))
+        # A folder that is still being written has a hidden name, and nothing could resume from it.
+        saved = list((project / "results").glob(f"{NAME}-r{rank}/checkpoints/[!.]*/checkpoint.json"))
         for job, state in training.items():
             if state == "RUNNING" and saved:
                 slurm.run("scontrol", "requeue", job)
