@@ -26,7 +26,7 @@ from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.answer_text import other_ways
 from scripts.memory.gpus import Gpu, catalogue
 from scripts.planner.border import LONGEST, steps
-from scripts.planner.search import apply, moves
+from scripts.planner.changes import apply, moves
 from scripts.settings.hub import FETCH, HubId, explained
 
 MOST_CHANGES = 4
