@@ -24,7 +24,8 @@ from scripts.planner.border import LENGTH_STEP, MOST
 from scripts.planner.page_data import LAYOUTS, choices, layout_of
 from scripts.planner.render_planner import TITLES, page
 from scripts.planner.search import CalibratedEstimator, anchored, apply, as_method
-from scripts.settings.scenario import MODELS, Scenario
+from scripts.settings.model import MODELS
+from scripts.settings.scenario import Scenario
 from tests.browser import errors, needs_browser, opened
 from tests.unit.decoders import LLAMA_3_LAYERS
 
