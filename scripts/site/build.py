@@ -29,6 +29,7 @@ from scripts.site.documents import documents
 from scripts.site.python import archive, pyodide
 
 SOURCES = ROOT / "config" / "site"
+DRAWING = ROOT / "config" / "templates"  # what a run's planner.html has too
 CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
           "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
 ROWS = (1, 2, 4, 8, 16, 32)  # micro-batches whose longest rows are shown
@@ -64,6 +65,8 @@ def calculator(folder: Path, cache: Path) -> None:
     files["project.zip"] = archive()
     for name in ("calculator.css", "calculator.js", "worker.js"):
         files[name] = (SOURCES / name).read_bytes()
+    for name in ("drawing.css", "drawing.js"):
+        files[name] = (DRAWING / name).read_bytes()
     files["index.html"] = page().encode()
     build = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
     kept = json.dumps(["./", *sorted(set(files) - {"index.html"})])
@@ -101,7 +104,7 @@ def first_answer() -> dict[str, Any]:
         return json.loads(reply(json.dumps({**CHOSEN, **request})))
 
     longest = [ask(ask="longest", rows=rows)["longest"] for rows in ROWS]
-    return ask(ask="answer") | ask(ask="gpus") | {"longest": longest, "rows": ROWS}
+    return ask(ask="answer") | ask(ask="others") | ask(ask="gpus") | {"longest": longest, "rows": ROWS}
 
 
 def _settings(fields: Sequence[Field], defaults: dict[str, Any], above: str = "") -> Iterator[dict[str, Any]]:
