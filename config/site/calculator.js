@@ -203,6 +203,7 @@ function show(found) {
   $("yaml").textContent = found.yaml;
   showRead(found.read);
   for (const id of ["parts-block", "border-block", "cards-block"]) $(id).hidden = !found.peak_bytes;
+  for (const id of ["border-block", "cards-block"]) $(id).classList.add("old"); // until details() has the new ones
   $("changes-block").hidden = true; // details() shows it again
   $("assumed").textContent = Object.entries(found.assumed).map(([name, value]) => `${name}: ${value}`).join("; ") ||
     "nothing: the file decides all of it";
@@ -222,12 +223,14 @@ const STATES = { fits: "should fit", close: "too close to call", "too-large": "d
 
 function showCards(cards, chosen) {
   $("cards-block").hidden = !cards.length;
+  $("cards-block").classList.remove("old");
   const rows = cards.map((card) => ({ ...card, word: STATES[card.state], chosen: card.name === chosen }));
   drawing.cards($("cards").tBodies[0], rows, (name) => choose({ gpu: name }));
 }
 
 function showBorder(bands, { sequence_length: length, micro_batch: rows }) {
   $("border-block").hidden = !bands.length;
+  $("border-block").classList.remove("old");
   if (!bands.length) return;
   const pick = (length, rows) => choose({ length, rows });
   const shown = { bands, end: bands[0].positions, here: { length, rows }, words: STATES, pick };

@@ -192,9 +192,8 @@ def _hours(asked: Question, run: Asked | None) -> str:
     if speed.error is not None:
         held = f"On measured steps of this kind of GPU it was at most {speed.error:.0%} off."
     if run is None:
-        return (
-            f"Hours, cost and energy come from the traced step. Fill in the rows of your data for its command. {held}"
-        )
+        asks = "Fill in the rows of your data, and the command asks for them."
+        return f"Hours, cost and energy come from the traced step. {asks} {held}"
     steps = steps_of(asked.scenario, run)
     kwh = speed.board_watts * asked.scenario.parallel.gpus / 1000
     known = f"The run has {steps:,} steps, and takes at most {kwh:.3g} kWh in an hour."
@@ -217,9 +216,7 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
         "verdict": _near_sentence(shown, instead) if instead else _sentence(found),
         "step": text.step_line(found["scenario"]),
         "exactness": EXACTNESS,
-        "rule": f"The rule of thumb, bytes per parameter, says {text.gib(rule['peak_allocated_bytes'])}."
-        if rule
-        else "",
+        "rule": f"The rule of thumb, bytes per parameter, says {text.gib(rule)}." if rule else "",
         "hours": _hours(asked, run),
         "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
         "peak_bytes": shown["analytic"]["peak_allocated_bytes"] if shown["analytic"] else None,
