@@ -32,6 +32,7 @@ SOURCES = ROOT / "config" / "site"
 DRAWING = ROOT / "config" / "templates"  # what a run's planner.html has too
 CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
           "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
+SWEEP = ROOT / "results" / "tiny-sweep"  # of tests/config/sweep.yaml
 ROWS = (1, 2, 4, 8, 16, 32)  # micro-batches whose longest rows are shown
 # Fields that the form has above, or that need more than one word.
 _ABOVE = ("model", "model_name", "method", "sequence_length", "micro_batch", "adapter", "parallel", "gpu")
@@ -42,12 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "site", help="the folder to make (site)")
     parser.add_argument("--cache", type=Path, default=ROOT / ".venv-site", help="where downloads are kept")
     parser.add_argument("--run", type=Path, default=default_run(), help="the example; left out where it isn't finished")
+    parser.add_argument(
+        "--sweep", type=Path, default=ROOT / "results" / "tiny-sweep", help="as --run: beside the example"
+    )
     parser.add_argument("--without-documents", action="store_true", help="the calculator alone")
     options = parser.parse_args(arguments)
     with atomic_folder(options.output) as folder:
         if not options.without_documents:
-            finished = options.run / "report.html"
-            documents(folder, commit(), options.run if finished.is_file() else None)
+            run, sweep = (
+                where if (where / page).is_file() else None
+                for where, page in ((options.run, "report.html"), (options.sweep, "sweep.html"))
+            )
+            documents(folder, commit(), run, sweep)
         calculator(folder / "calculator", options.cache)
     print(f"{options.output}: python -m http.server -d {options.output} serves it")
     return 0
