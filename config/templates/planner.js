@@ -309,8 +309,8 @@ function show() {
   }
   element("source").textContent = sourceText(found);
   element("parts_note").textContent =
-    `On each GPU at the peak of the chosen step, ${found.phase === "optimizer" ? "in the optimizer's update" : `in its ${found.phase} pass`};`
-    + " beside it the same step on one or several such GPUs. Each name is a button that chooses it.";
+    `The memory of each GPU at the peak of the step, ${found.phase === "optimizer" ? "in the optimizer's update" : `in its ${found.phase} pass`}.`
+    + " A row shows the same step on one GPU or several; its name chooses it.";
   showParts(found.usable);
   showBorder();
   showCards();
