@@ -821,6 +821,13 @@ def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: 
     assert "The answers were not run" not in write("docs/publication.md")
 
 
+def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    assert "tokens per second, in FP32. The loss" in write("MODEL_CARD.md", content)
+    content["training"]["scenario"]["autocast"] = "bf16"
+    assert "in BF16 where autocast allows it, FP32 elsewhere. The loss" in write("MODEL_CARD.md", content)
+
+
 def test_a_score_of_earlier_answers_is_not_shown(write: Callable[..., str]) -> None:
     content = inputs.files()
     content["execution"] = {"dropped": True}
