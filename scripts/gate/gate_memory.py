@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.gate.run_hours import RunHours, Shapes, batch_shapes, refusal_of_hours, too_long, training_seconds
+from scripts.gate.batch_times import Shapes, batch_shapes, refusal_of_hours, too_long, training_seconds
 from scripts.memory.gpus import GIB, Gpu, Verdict, find, from_device, holders, tightest, verdict
+from scripts.memory.run_time import RunHours
 from scripts.memory.step_time import speed_of
 from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
