@@ -260,7 +260,7 @@ TRAINING = (
     Row(lambda s: s.divided and s.cast == "fp16", "mixed",
         "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
-    Row(lambda s: s.device == "cpu" and s.optimizer.endswith("_8bit"), "optimizer",
+    Row(lambda s: s.device == "cpu" and s.optimizer in ("adamw_8bit", "paged_adamw_8bit", "lion_8bit"), "optimizer",
         f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
     Row(lambda s: s.strategy != "none" and s.on_out_of_memory == "halve", "on_out_of_memory",

@@ -182,8 +182,12 @@ FIELDS = (
     Field("optimizer",
           "8-bit states take a quarter of the memory; paged ones move to the CPU under pressure. `lion_8bit` keeps one"
           " state a weight instead of two; `adafactor` (transformers') a row and a column for each matrix; `muon`"
-          " (PyTorch's) one state for the matrices of layers, and AdamW's for the others.",
-          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon"),
+          " (PyTorch's) one state for the matrices of layers, and AdamW's for the others. With"
+          " `requirements-optimizers.txt`: torchao's AdamW of 8 or 4 bits, whose step is compiled, and `galore` (states"
+          " of rank 128 for the matrices of layers). APOLLO is left out: its package's licence (CC BY-NC 4.0) forbids"
+          " commercial use.",
+          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon",
+                 "adamw_torchao_8bit", "adamw_torchao_4bit", "galore"),
           example="adamw"),
     Field("loss",
           "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."

@@ -453,9 +453,21 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     )
 
 
+# Optional packages, by the optimizers that come with them.
+PACKAGES = {"adamw_torchao_8bit": "torchao", "adamw_torchao_4bit": "torchao", "galore": "galore_torch"}
+
+
 def check_packages(scenario: Scenario, where: object = "scenario") -> None:
     """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
-    strategy = scenario.parallel.strategy
+    strategy, package = scenario.parallel.strategy, PACKAGES.get(scenario.optimizer)
+    if package and find_spec(package) is None:
+        raise UserError(
+            f"`optimizer: {scenario.optimizer}` needs the package {package}, which is not installed.",
+            where=f"{where}: optimizer",
+            found=scenario.optimizer,
+            allowed="the package; or an optimizer that needs none",
+            write="pip install -c constraints.txt -r requirements-optimizers.txt",
+        )
     if scenario.parallel.zero_stage and find_spec("deepspeed") is None:
         raise UserError(
             f"`parallel.strategy: {strategy}` needs the package deepspeed, which is not installed.",

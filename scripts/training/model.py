@@ -223,4 +223,7 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
         found.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
     if scenario.activation_offload:
         found.append("the time leaves out the copies of activations to the host and back")
+    if scenario.optimizer == "galore":
+        found.append("figures are those of a step with GaLore's projections, every 200th; cuSOLVER's workspaces for"
+                     " their decompositions come on top")  # fmt: skip
     return [*found, *quantization_notes(model, scenario)]

@@ -37,7 +37,11 @@ NOT_IMPORTED = {
 }
 
 # Imported where a setting asks for it; no environment brings it, and a message says what to install.
-OPTIONAL = {"deepspeed": "requirements-deepspeed.txt", "trl": "requirements-trl.txt"}
+OPTIONAL = {
+    "deepspeed": "requirements-deepspeed.txt",
+    "trl": "requirements-trl.txt",
+    **dict.fromkeys(("torchao", "galore_torch"), "requirements-optimizers.txt"),
+}
 
 
 def pins(lines: list[str]) -> dict[str, str]:

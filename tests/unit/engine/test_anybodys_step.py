@@ -97,6 +97,30 @@ def test_what_is_compiled_is_refused_or_told(compile):
     assert told.to_mapping()["warnings"] == list(told.warnings)
 
 
+def test_a_function_compiled_in_the_step_is_counted_as_one_kernel_where_that_is_asked():
+    with on_meta():
+        model, batch = nn.Linear(64, 64), torch.empty(8, 64)
+        optimizer = torch.optim.SGD(model.parameters())
+
+    def four_times(tensor):
+        return (tensor.double() * 2).float() * 2
+
+    def step(batch):
+        output = torch.compile(four_times)(batch)
+        (model(batch) + output).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    eager, fused = (
+        trace_step(model, optimizer, step, batch, Options(compiled=policy, timeline=True))
+        for policy in ("eager", "fused")
+    )
+    counts = [len(report.timeline["event"]) for report in (eager, fused)]
+    assert counts[0] - counts[1] == 3 * 2  # three tensors that come and go; the fourth is the output
+    assert max(fused.timeline["components"]["inputs"]) < max(eager.timeline["components"]["inputs"])
+    assert "counted as one kernel" in fused.warnings[0]
+
+
 def test_workspaces_of_cudnn_are_told():
     def warnings(target: str) -> tuple:
         with on_meta(target):
