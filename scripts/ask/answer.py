@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,9 +35,9 @@ _NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
 
 def traced(asked: Question) -> dict[str, Any]:
     """`predict`'s object, with what another tool's file said and what was assumed."""
-    prepare()
+    from scripts.memory.predict import answered, import_quietly
 
-    from scripts.memory.predict import answered
+    import_quietly()
 
     def answer() -> dict[str, Any]:
         return _more(answered(replace(asked.asked, scenario=asked.scenario), asked.where), asked)
@@ -101,16 +98,6 @@ def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
     return answer
 
 
-def prepare() -> None:
-    """Settings of libraries that a command line wants before they are imported."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    gc.set_threshold(100_000, 50, 50)
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module="peft")
-
-
 def exit_status(answer: Mapping[str, Any]) -> int:
     """As `predict`'s: 0 fits or no GPU is named, 1 does not fit, or it is too close to call without the trace.
 
@@ -124,7 +111,9 @@ def exit_status(answer: Mapping[str, Any]) -> int:
 def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     """The step on each card of the catalogue, traced once for each compute capability; with what is asked of the run,
     the best card first."""
-    prepare()
+    from scripts.memory.predict import import_quietly
+
+    import_quietly()
     from scripts.memory.gpus import catalogue, verdict
     from scripts.memory.trace import trace
 
@@ -165,7 +154,9 @@ def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:
         raise UserError(
             "What fits at most depends on the GPU.", where="the command line", allowed="--gpu", write="--gpu 24GiB"
         )
-    prepare()
+    from scripts.memory.predict import import_quietly
+
+    import_quietly()
     from scripts.planner.feasibility import largest
 
     return largest(asked.scenario, asked.gpu, field)

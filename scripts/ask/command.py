@@ -128,8 +128,6 @@ _INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
 
 def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str]) -> int:
     """Answer in the form that was asked for."""
-    if not options.quick:
-        _import_transformers()
     if options.serve:
         from scripts.ask.serve import serve
 
@@ -139,17 +137,6 @@ def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str]) 
     if options.longest or options.largest_batch:
         return _print_largest(asked, "sequence_length" if options.longest else "micro_batch", options.json)
     return _print_answer(asked, options, words)
-
-
-def _import_transformers() -> None:
-    """Import transformers without SciPy, which losses of object detection would load: half a second of the answer."""
-    from transformers import utils
-
-    there, utils.is_scipy_available = utils.is_scipy_available, lambda: False
-    try:
-        import transformers.loss.loss_utils  # noqa: F401
-    finally:
-        utils.is_scipy_available = there
 
 
 def _refuse_contradictions(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from scripts.common.sizes import gib
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.answer_text import card, smallest
 from scripts.memory.gpus import Gpu
+from scripts.memory.predict import import_quietly
 from scripts.settings.scenario import Scenario
 
 # Bits a weight of llama.cpp's quantizations (its README and `llama-quantize --help`, which gives them for 7B and 8B
@@ -58,6 +59,13 @@ class Serving:
         room = self.gpu.usable_bytes - self.weights_bytes - self.step_bytes
         return max(0, room // (self.cache_bytes_a_token * self.tokens))
 
+    def _one_request(self) -> str:
+        """What to try where not even one request fits."""
+        one = self.weights_bytes + self.step_bytes + self.cache_bytes_a_token * self.tokens
+        if BITS[self.weights] <= 5:
+            return f"one such request needs {gib(one)}: {smallest(one)}; or shorter requests (-s)"
+        return f"one such request needs {gib(one)}: {smallest(one)}; or fewer bits: --weights q4_k_m"
+
     def to_mapping(self) -> dict[str, Any]:
         kept = {name: value for name, value in asdict(self).items() if name != "gpu"}
         more = {"total_bytes": self.total_bytes, "fits": self.fits, "most_requests": self.most_requests}
@@ -78,8 +86,10 @@ class Serving:
             f"  {gib(self.cache_bytes):>10}  keys and values, {self.cache_bytes_a_token / 1024:,.0f} KiB a token",
             f"  {gib(self.step_bytes):>10}  the forward pass, {self.step_is}",
         ]
-        if self.most_requests is not None:
+        if self.most_requests:
             lines.append(f"at most {self.most_requests:,} such requests at once fit this GPU")
+        elif self.gpu is not None:
+            lines.append(self._one_request())
         lines.append("a server that takes memory in advance (vLLM: 90 % of the GPU) has room for more with the rest")
         return "\n".join(lines)
 
@@ -124,6 +134,7 @@ def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
     """What the forward pass of one request needs beside weights and cache: traced where torch is there."""
     tokens = scenario.sequence_length
     try:
+        import_quietly()
         import torch
 
         from scripts.engine.trace import Options, trace_step

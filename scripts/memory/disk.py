@@ -55,7 +55,9 @@ class Sizes:
     @classmethod
     def of(cls, step: Mapping[str, Any], base: str, merged: str, parameters: int, trainable: int) -> Sizes:
         """Of a training step as a scenario's mapping, and of the dtypes of the base's and the merged weights."""
-        own = 4 if step["adapter_precision"] == "fp32" or step["precision"].startswith("fp32") else 2
+        int8 = (step.get("quantization") or {}).get("type") == "int8"  # PEFT leaves adapters of such a base in fp32
+        wide = step["adapter_precision"] == "fp32" or step["precision"].startswith("fp32")
+        own = 4 if wide or (int8 and step["adapter_precision"] == "base") else 2
         return cls(parameters, trainable, WIDTHS[base], WIDTHS[merged], own, step["optimizer"])
 
 

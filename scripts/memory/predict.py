@@ -107,7 +107,7 @@ def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
         return
     workers = min(len(paths), os.cpu_count() or 1)
     try:
-        _import_libraries()  # once, before the processes part
+        import_quietly()  # once, before the processes part
     except ImportError:
         workers = 1  # each outcome says what is missing
     if workers == 1 or sys.platform != "linux":
@@ -117,8 +117,10 @@ def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
         yield from pool.imap(outcome, paths)
 
 
-def _import_libraries() -> None:
-    """Import what every trace needs, and keep to a terminal what is said to a person."""
+def import_quietly() -> None:
+    """Import what every trace needs, and keep the libraries' own warnings out of the terminal."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it takes no times on `meta`
+    gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
     import transformers
 
     from scripts.memory.trace import import_libraries
@@ -133,8 +135,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO.yaml")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP says that it takes no times on `meta`
-    gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
     status = 0
     for path, answer, message, own in outcomes(options.scenarios):
         status = max(status, own)

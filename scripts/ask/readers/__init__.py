@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.ask.readers import axolotl, beside, llama_factory, program, trl
-from scripts.ask.readers.reading import Reading
+from scripts.ask.readers.reading import Reading, keys
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.settings.fields import BY_NAME
@@ -69,7 +69,7 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
     if own:
         return "scenario"
     if found == ["llama-factory", "trl"]:
-        found = ["llama-factory"] if llama_factory.is_certain(mapping) else found
+        found = _by_keys_of_their_own(mapping, found)
     if len(found) == 1:
         return found[0]
     if len(found) > 1:
@@ -90,6 +90,17 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
         " dataset_name); of accelerate, DeepSpeed or PEFT beside a model; a scenario (model); a config.json",
         write="model: qwen2.5-coder-7b",
     )
+
+
+def _by_keys_of_their_own(mapping: Mapping[str, Any], tools: list[str]) -> list[str]:
+    """The one of two tools that knows a key of the file which the other doesn't; both, if neither or each has one."""
+
+    def knows(tool: str, key: str) -> bool:
+        return keys(tool, "transformers").kind(key) != "unknown"
+
+    pairs = (tools, tools[::-1])
+    certain = [one for one, other in pairs if any(knows(one, key) and not knows(other, key) for key in mapping)]
+    return certain or tools
 
 
 def read_tool(path: Path, tool: str, mapping: Mapping[str, Any], gpus: int | None) -> Reading:

@@ -14,19 +14,12 @@ TABLE = ("llama-factory", "transformers")
 _OPTIMIZER_FLAGS = {"use_muon": "muon", "use_galore": "galore_adamw", "use_apollo": "apollo_adamw",
                     "use_adam_mini": "adam_mini"}  # fmt: skip
 _OBJECTIVES = {"dpo": "dpo", "kto": "kto", "rm": "reward", "ppo": "grpo"}
-_HINTS = ("stage", "finetuning_type", "cutoff_len", "template", "do_train", "quantization_bit", "dataset_dir")
 _NEWER_HINTS = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
 
 
 def can_read(mapping: Mapping[str, Any]) -> bool:
     """Whether a mapping is one of LLaMA-Factory's files."""
-    older = "model_name_or_path" in mapping and any(key in mapping for key in _HINTS)
-    return older or ("model" in mapping and any(key in mapping for key in _NEWER_HINTS))
-
-
-def is_certain(mapping: Mapping[str, Any]) -> bool:
-    """Whether no other tool has keys such as these."""
-    return any(key in mapping for key in ("stage", "finetuning_type", "cutoff_len", "template", "quantization_bit"))
+    return "model_name_or_path" in mapping or ("model" in mapping and any(key in mapping for key in _NEWER_HINTS))
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:

@@ -10,13 +10,11 @@ from scripts.ask.readers import common
 from scripts.ask.readers.reading import HIGH, Reading, Values, begin, keys
 
 TABLE = ("trl", "transformers")
-_HINTS = ("dataset_name", "use_peft", "max_length", "max_seq_length", "dtype", "torch_dtype", "lora_r",
-          "per_device_train_batch_size", "loss_type", "dataset_text_field", "datasets")  # fmt: skip
 
 
 def can_read(mapping: Mapping[str, Any]) -> bool:
     """Whether a mapping is a file of TRL's command line."""
-    return "model_name_or_path" in mapping and any(key in mapping for key in _HINTS)
+    return "model_name_or_path" in mapping
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, trainer: str = "sft") -> Reading:

@@ -298,6 +298,8 @@ def test_programs_that_say_too_little(text: str, says: str, tmp_path: Path) -> N
     [
         ({"trainer": "x", "lr": 1}, "No tool is known", "model:"),
         ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "do_train": True}, "Several tools", "--from"),
+        ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "bf16": True}, "Several tools", "--from"),
+        ({"model_name_or_path": "x", "lora_r": 8, "lora_rank": 8}, "Several tools", "--from"),
         ("[1, 2]", "holds no keys", "model:"),
         ("", "holds no keys", "model:"),
         (AXOLOTL | {"base_model": "./no/such/folder"}, "isn't there", "model:"),

@@ -65,18 +65,19 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     assert not (tmp_path / f".ab.{gone.pid}.partial").exists()
 
 
-def test_a_folder_that_can_not_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()], ids=["a failed rename", "Ctrl-C"])
+def test_a_folder_that_can_not_take_its_place_leaves_the_old_one(error, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "old").touch()
     replace = os.replace
 
     def fail(source, target):
         if str(source).endswith(f".a.{os.getpid()}.partial"):
-            raise OSError("no")
+            raise error
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "a") as partial:
+    with pytest.raises(type(error)), atomic_folder(tmp_path / "a") as partial:
         (partial / "new").touch()
     assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["a", "a/old"]
 

@@ -79,4 +79,6 @@ def test_eight_bits_and_sixteen() -> None:
     sizes = disk.Sizes.of(step, "bfloat16", "float32", 1000, 100)
     assert (sizes.adapter_width, sizes.base_width, sizes.merged_width) == (2, 2, 4)
     assert disk.written(sizes)["training"][1] == 2 * (200 + int(100 * 2 * (1 + 4 / 256)))
+    over_int8 = disk.Sizes.of(step | {"quantization": {"type": "int8"}}, "bfloat16", "float32", 1000, 100)
+    assert over_int8.adapter_width == 4, "PEFT casts no adapter to a dtype of integers"
     assert torch.bfloat16.itemsize == disk.WIDTHS["bfloat16"]
