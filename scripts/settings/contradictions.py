@@ -97,9 +97,34 @@ def _by_trl(field: str) -> Row:
     )
 
 
+# What goes with images in the rows.
+_WITH_IMAGES = {
+    "loss": ("full", "the model's own loss is the one that is known with images"),
+    "packing": ("none", "packed rows hold text"),
+    "objective": ("sft", "TRL's trainers would prepare the images themselves, which is not predicted"),
+    "previous_sequence_length": (None, "each row has its images"),
+}
+
+
+def _with_images(field: str) -> Row:
+    allowed, why = _WITH_IMAGES[field]
+    word = "null" if allowed is None else allowed
+    return Row(
+        lambda s: s.images and getattr(s, field) != allowed,
+        field,
+        f"`images` and `{field}: {{{field}}}` {_APART}: {why}.",
+        f"{word}; or images null",
+        f"{field}: {word}",
+    )
+
+
 # What no step can be.
 STEP = (
     *map(_by_trl, _BY_TRL),
+    *map(_with_images, _WITH_IMAGES),
+    Row(lambda s: s.images and s.strategy != "none", "parallel",
+        "`images` and `parallel.strategy: {strategy}` are not predicted together.",
+        "strategy: none; or images null", "parallel: {{strategy: none, gpus: 1}}"),
     Row(lambda s: s.objective != "sft" and s.strategy != "none", "parallel",
         "`objective: {objective}` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or objective sft", "parallel: {{strategy: none, gpus: 1}}"),
@@ -244,6 +269,8 @@ STEP = (
 )  # fmt: skip
 # What can be predicted, and not trained.
 TRAINING = (
+    Row(lambda s: s.images, "images", "A step with images can be predicted, and is not trained here.", "null",
+        "images: null"),
     Row(lambda s: s.bitsandbytes, "versions",
         "A training takes the bitsandbytes that is installed; another version's layers can be predicted.",
         "null", "versions: {{bitsandbytes: null}}"),

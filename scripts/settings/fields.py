@@ -152,6 +152,18 @@ FIELDS = (
           " what PEFT does with `autocast_adapter_dtype` on and off.",
           words=("fp32", "base", "fp16", "bf16"), example="fp32"),
     Field("sequence_length", "Tokens of a row of the batch.", least=1, example=512),
+    Field("images",
+          "Images in each row of a vision-language model, whose configuration is then taken with its vision tower"
+          " (`gemma3`, `llava`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`): predicted, and not trained. Their tokens are"
+          " part of `sequence_length`. `null`: rows of text, and the language model alone.", nullable=True,
+          example={"count": 1, "height": 896, "width": 896, "trained": "language"},
+          parts=(
+              Field("count", "Images of a row.", least=1, example=1),
+              Field("height", "Pixels, as the model's processor hands them on.", least=1, example=896),
+              Field("width", "Pixels, likewise.", least=1, example=896),
+              Field("trained", "`language`: the vision tower and the projector are frozen and get no adapters. `all`:"
+                    " the method's weights or adapters everywhere.", words=("language", "all"), example="language"),
+          )),
     Field("micro_batch",
           "Rows that go through the model at once. This, times the sequence length, decides the activations' memory.",
           least=1, example=1),

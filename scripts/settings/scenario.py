@@ -28,6 +28,7 @@ from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
 from scripts.settings.fields import ELSEWHERE, FIELDS, MOST, file_schema
+from scripts.settings.images import Images
 from scripts.settings.model import MODELS, found_beside, read_model, size
 
 __all__ = [
@@ -141,6 +142,7 @@ class Scenario:
     adapter: dict[str, Any] | None
     adapter_precision: str
     sequence_length: int
+    images: Images | None
     micro_batch: int
     gradient_accumulation: int
     attention_mask: str
@@ -203,7 +205,8 @@ class Scenario:
             "adapter": lambda: _adapter(given.get("adapter", defaults.get("adapter")), given, where),
             "lora": lambda: _lora(values["lora"], where) if isinstance(values["lora"], Mapping) else None,
             "gpu": lambda: checked_gpu(values.get("gpu"), where),
-            "model": lambda: read_model(values.get("model"), where),
+            "images": lambda: Images.read(values.get("images"), where),
+            "model": lambda: read_model(values.get("model"), where, whole=bool(values.get("images"))),
         }
         if "model" not in mapping and any(ELSEWHERE.get(str(key)) == "model" for key in mapping):
             del readers["model"]  # it is there under another tool's name, which `wrong` says
@@ -226,6 +229,8 @@ class Scenario:
             values["quantization"] = {**values["quantization"], "double": False}
         for part, kind in _PARTS.items():
             values[part] = values[part] and kind(**values[part])
+        if values["images"]:
+            values["images"].check(values["model"], values["sequence_length"], where)
         scenario = cls(**{f.name: values[f.name] for f in fields(cls)})
         if wrong := list(contradictions(scenario, where)):
             raise UserError.several(wrong)
@@ -283,7 +288,8 @@ class Scenario:
 
     def size(self, name: str, default: Any = None) -> Any:
         """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""
-        return size(self.model, name, default)
+        found = size(self.model, name)
+        return size(self.model.get("text_config") or {}, name, default) if found is None else found
 
 
 def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
