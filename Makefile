@@ -4,8 +4,8 @@
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
 # make test-catalogue   each model of config/models/ traced whole (minutes)
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv; make test-optimizers   torchao's and GaLore's
-# make site   the calculator and the documents as static files in site/; make example   the default run and the site
-#             with it; make test-site   the site's tests, in a browser
+# make site   the calculator and the documents as static files in site/; make test-site   its tests, in a browser
+# make example   the default run, a small sweep, and the site with both
 # make lock   renews constraints.txt
 # run and test set up .venv first, when it is not there or the pins changed.
 
@@ -55,6 +55,7 @@ site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m scripts.site.build
 
 example: run
+	$(BIN)/snakemake --cores $(CORES) --configfile tests/config/tiny.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
 	$(MAKE) site
 
 test-site: $(VENV)-site/ready

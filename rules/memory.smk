@@ -222,6 +222,7 @@ rule render_planner:
     input:
         template=project_file("config/templates/planner.html.j2"),
         page_script=project_file("config/templates/planner.js"),
+        drawing=[project_file(f"config/templates/drawing.{kind}") for kind in ("css", "js")],
         planner="results/{run}/memory/planner.json",
     output:
         report(

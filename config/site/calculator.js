@@ -1,6 +1,7 @@
 // The calculator's page: what is chosen goes to Python in worker.js as JSON, and what comes back is shown.
 // Nothing is computed here. The address (#...) holds the whole choice.
 const $ = (id) => document.getElementById(id);
+const { made, swatch } = drawing; // drawing.js, which the run's planner.html has too
 const { content, dataset: { wait } } = document.querySelector("meta[name=hub]");
 const HUB = content.replace(/\/$/, "");
 const ROWS = JSON.parse($("first").textContent).rows; // micro-batches whose longest rows are shown
@@ -52,17 +53,19 @@ async function fromHub({ id, path }) {
 
 // --- what is chosen ----------------------------------------------------------------------------------------------
 
+const runFields = [...document.querySelectorAll("[data-run]")];
 const whole = (id) => ($(id).value ? Number($(id).value) : null);
 
 function choice() {
   const settings = {};
   for (const field of document.querySelectorAll("[data-set]")) if (field.value) settings[field.dataset.set] = typed(field);
+  const run = Object.fromEntries(runFields.filter(({ value }) => value.trim()).map((one) => [one.dataset.run, one.value.trim()]));
   const byFile = document.forms.form.source.value === "file";
   return {
     model: byFile ? "" : $("model").value.trim(),
     file: byFile ? { name: fileName, text: $("text").value } : null,
     method: $("method").value, gpu: $("gpu").value.trim(), gpus: whole("count") ?? 1, strategy: $("strategy").value,
-    sequence_length: whole("length"), micro_batch: whole("rows"), settings,
+    sequence_length: whole("length"), micro_batch: whole("rows"), settings, run,
   };
 }
 
@@ -75,6 +78,7 @@ async function toAddress(chosen) {
     if (value !== null && value !== "" && typeof value !== "object") words.set(name, value);
   }
   for (const [name, value] of Object.entries(chosen.settings)) words.set(`set.${name}`, value);
+  for (const [name, value] of Object.entries(chosen.run)) words.set(`run.${name}`, value);
   if (chosen.file) words.set("file", await packed(chosen.file.text)), words.set("name", chosen.file.name);
   return `#${words}`;
 }
@@ -87,6 +91,7 @@ async function fromAddress() {
   put("length", "sequence_length"), put("rows", "micro_batch"), put("count", "gpus");
   $("count").value ||= 1;
   for (const field of document.querySelectorAll("[data-set]")) field.value = words.get(`set.${field.dataset.set}`) ?? "";
+  for (const field of runFields) field.value = words.get(`run.${field.dataset.run}`) ?? "";
   if (words.has("file")) $("text").value = await unpacked(words.get("file")), fileName = words.get("name") ?? "";
   document.forms.form.source.value = words.has("file") ? "file" : "model";
   return true;
@@ -131,21 +136,21 @@ async function answer(mayFetch) {
   if (found.peak_bytes) await details(chosen, mine, found);
 }
 
-async function details(chosen, mine, { state, answer: { gpu } }) {
-  const tight = state !== "fits" && state !== "size";
-  const { changes = [] } = tight ? JSON.parse(await ask({ ...chosen, ask: "changes" })) : {};
-  if (mine === latest) await showChanges(changes, chosen.file);
-  const { gpus } = JSON.parse(await ask({ ...chosen, ask: "gpus" }));
-  if (mine === latest) showCards(gpus ?? [], gpu?.name);
-  const body = $("longest").tBodies[0], rows = [];
-  for (const count of ROWS) {
+async function details(chosen, mine, found) {
+  const tight = found.state !== "fits" && found.state !== "size";
+  const asked = async (kind, more = {}) => JSON.parse(await ask({ ...chosen, ask: kind, ...more }));
+  const { changes = [] } = tight ? await asked("changes") : {};
+  if (mine === latest) await showChanges(changes, chosen);
+  const { others } = await asked("others");
+  if (mine === latest) showRead([...found.read, ...others]);
+  const { gpus = [] } = await asked("gpus");
+  if (mine === latest) showCards(gpus, found.answer.gpu?.name);
+  const bands = [];
+  for (const rows of ROWS) {
     if (mine !== latest) return;
-    const { longest } = JSON.parse(await ask({ ask: "longest", rows: count, ...chosen }));
-    if (longest) rows.push(longestRow(longest));
+    bands.push((await asked("longest", { rows })).longest);
   }
-  if (mine !== latest) return;
-  body.replaceChildren(...rows);
-  $("longest-block").hidden = !rows.length;
+  if (mine === latest) showBorder(bands.filter(Boolean), found.answer.scenario);
 }
 
 function arrange(chosen) {
@@ -157,15 +162,10 @@ function arrange(chosen) {
   }
   const count = Object.keys(chosen.settings).length;
   $("changed").textContent = count ? `(${count} set)` : "";
+  $("of-the-run").textContent = chosen.run.rows ? `(${Number(chosen.run.rows).toLocaleString("en")} rows)` : "";
 }
 
 // --- what is shown -----------------------------------------------------------------------------------------------
-
-function made(tag, text = "", attributes = {}) {
-  const element = Object.assign(document.createElement(tag), attributes);
-  element.append(...[text].flat());
-  return element;
-}
 
 // Messages have names between backticks.
 const marked = (text) => text.split("`").map((part, index) => (index % 2 ? made("code", part) : part));
@@ -198,56 +198,58 @@ function show(found) {
   $("answer").hidden = false;
   $("answer").classList.remove("old");
   $("step").textContent = `For: ${found.step}`;
-  $("exactness").textContent = found.exactness;
+  for (const id of ["exactness", "rule", "hours"]) $(id).textContent = found[id];
   $("command").textContent = found.command;
   $("yaml").textContent = found.yaml;
-  $("read").replaceChildren(...found.read.map((line) => made("li", line.trim())));
-  for (const id of ["parts-block", "longest-block", "cards-block"]) $(id).hidden = !found.peak_bytes;
+  showRead(found.read);
+  for (const id of ["parts-block", "border-block", "cards-block"]) $(id).hidden = !found.peak_bytes;
+  for (const id of ["border-block", "cards-block"]) $(id).classList.add("old"); // until details() has the new ones
   $("changes-block").hidden = true; // details() shows it again
   $("assumed").textContent = Object.entries(found.assumed).map(([name, value]) => `${name}: ${value}`).join("; ") ||
     "nothing: the file decides all of it";
   if (found.peak_bytes) showParts(found);
 }
 
+const showRead = (lines) => $("read").replaceChildren(...lines.map((line) => made("li", line.trim())));
+
 function showParts({ parts, peak_bytes: peak, answer: { gpu } }) {
-  const end = Math.max(peak, gpu?.usable_bytes ?? 0);
-  const share = (size) => `${(100 * size) / end}%`;
-  const bars = parts.map(({ bytes, colour }) => styled(made("span"), { width: share(bytes), background: colour }));
-  if (gpu) bars.push(styled(made("i"), { left: `calc(${share(gpu.usable_bytes)} - 3px)` }));
-  $("bar").replaceChildren(...bars);
+  $("bar").replaceChildren(drawing.bar(parts, Math.max(peak, gpu?.usable_bytes ?? 0), gpu?.usable_bytes));
   $("parts").tBodies[0].replaceChildren(...parts.map(({ title, shown: size, colour }) => made("tr", [
-    made("td", [styled(made("span", "", { className: "swatch" }), { background: colour }), title]),
-    made("td", size, { className: "number" }),
+    made("td", [swatch(colour), title]), made("td", size, { className: "number" }),
   ])));
 }
 
-const styled = (element, style) => (Object.assign(element.style, style), element);
 const STATES = { fits: "should fit", close: "too close to call", "too-large": "does not fit" };
 
 function showCards(cards, chosen) {
   $("cards-block").hidden = !cards.length;
-  $("cards").tBodies[0].replaceChildren(...cards.map(({ name, title, state, peak, usable, share }) => {
-    const meter = made("div", styled(made("b"), { width: `${Math.min(100, 100 * share)}%` }), { className: "meter" });
-    return made("tr", [
-      made("td", [title, " ", made("span", STATES[state], { className: "note word" })]),
-      made("td", meter), made("td", `${peak} of ${usable}`, { className: "number" }),
-    ], { className: `${state}${name === chosen ? " chosen" : ""}` });
-  }));
+  $("cards-block").classList.remove("old");
+  const rows = cards.map((card) => ({ ...card, word: STATES[card.state], chosen: card.name === chosen }));
+  drawing.cards($("cards").tBodies[0], rows, (name) => choose({ gpu: name }));
 }
 
-async function showChanges(changes, file) {
+function showBorder(bands, { sequence_length: length, micro_batch: rows }) {
+  $("border-block").hidden = !bands.length;
+  $("border-block").classList.remove("old");
+  if (!bands.length) return;
+  const pick = (length, rows) => choose({ length, rows });
+  const shown = { bands, end: bands[0].positions, here: { length, rows }, words: STATES, pick };
+  drawing.border($("border"), shown);
+  drawing.borderTable($("longest").tBodies[0], shown);
+}
+
+function choose(fields) {
+  for (const [id, value] of Object.entries(fields)) $(id).value = value;
+  answer(true);
+}
+
+async function showChanges(changes, { file, run }) {
   const items = changes.map(async ({ cost, command, choice: changed }) => {
-    const href = await toAddress({ ...changed, file, model: file ? "" : changed.model });
+    const href = await toAddress({ ...changed, run, file, model: file ? "" : changed.model });
     return made("li", [made("a", made("code", command), { href }), made("span", ` ${cost}`, { className: "note" })]);
   });
   $("changes").replaceChildren(...(await Promise.all(items)));
   $("changes-block").hidden = !changes.length;
-}
-
-function longestRow({ rows, fits, may_fit: most, positions }) {
-  const tokens = (length) => (length ? `${length.toLocaleString("en")} tokens` : "none");
-  const beyond = most === positions ? "the model’s positions end" : tokens(most);
-  return made("tr", [made("td", String(rows)), made("td", tokens(fits)), made("td", beyond)]);
 }
 
 async function copy(text, what) {
@@ -280,8 +282,9 @@ const linked = await fromAddress();
 if (!linked) { // the answer to what stands in the form, made with the page
   const first = JSON.parse($("first").textContent);
   show(first);
+  showRead([...first.read, ...first.others]);
   showCards(first.gpus, first.answer.gpu.name);
-  $("longest").tBodies[0].replaceChildren(...first.longest.map(longestRow));
+  showBorder(first.longest, first.answer.scenario);
 }
 listen();
 if (document.readyState !== "complete") await new Promise((done) => window.addEventListener("load", done));

@@ -1,21 +1,14 @@
 "use strict";
-// The planner's page: the analytic estimate, evaluated here for what is chosen, and three charts of it.
+// The planner's page: the analytic estimate, evaluated here for what is chosen; drawing.js draws it.
 // The data come from scripts/planner/page_data.py. What is computed is the same to the byte as in Python:
 // scripts/memory/analytic/surface.py (evaluate) and scripts/planner/search.py (CalibratedEstimator).
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-const narrow = matchMedia("(max-width: 40rem)").matches;
-const LIGHT_ON_DARK = { "#1D2730": "#E6E9EC", "#66727D": "#A7B0B8", "#EEF1F4": "#39424A" };
-const charts = JSON.parse(document.getElementById("charts").textContent, (key, value) => {
-  if (narrow && key === "columns") return 1;
-  if (narrow && key === "axis" && value?.labelColor) return { ...value, labelLimit: 95 };
-  return (dark && LIGHT_ON_DARK[value]) || value;
-});
 const GIB = 2 ** 30, MIB = 2 ** 20;
-const MOST_ROWS_SHOWN = 1024, LEAST_LENGTH = 64;
+const MOST_ROWS = 1024, LEAST_LENGTH = 64;
 const byName = (list) => Object.fromEntries(list.map((entry) => [entry.name, entry]));
 const MODELS = byName(data.models), METHODS = byName(data.methods), LAYOUTS = byName(data.layouts), GPUS = byName(data.gpus);
+const { made } = drawing;
 const element = (id) => document.getElementById(id);
 
 // --- the estimate ---------------------------------------------------------------------------------------------------
@@ -136,7 +129,8 @@ function surePeak(choice) {
 const within = (choice) => (data.borders[keyOf(choice) + "|" + choice.gpu] ?? [])
   .some(([length, rows]) => choice.sequence_length <= length && choice.micro_batch <= rows);
 
-const FITS = "fits", CLOSE = "too close to call", FITS_NOT = "does not fit";
+const FITS = "fits", CLOSE = "close", FITS_NOT = "too-large"; // as drawing.js and the styles name them
+const WORDS = { [FITS]: "fits", [CLOSE]: "too close to call", [FITS_NOT]: "does not fit" };
 // The peak alone is more than the GPU has: it does not fit. Between that and what surely fits, fragments decide.
 function verdictOf(choice, found) {
   const usable = GPUS[choice.gpu].usable_bytes;
@@ -193,89 +187,68 @@ function answer(choice) {
 
 // --- charts ---------------------------------------------------------------------------------------------------------
 
-const steps = (least, most, perDoubling, snap) => {
-  const found = [];
-  for (let k = 0; least * 2 ** (k / perDoubling) <= most; k++) {
-    const value = snap(least * 2 ** (k / perDoubling));
-    if (value !== found[found.length - 1]) found.push(value);
-  }
-  return found;
-};
-// Fields of a chart: each value with where it begins and ends, halfway to its neighbours.
-const fields = (values) =>
-  values.map((value, at) => {
-    const before = at ? values[at - 1] : (value * value) / values[1];
-    const after = at + 1 < values.length ? values[at + 1] : (value * value) / values[at - 1];
-    return { value, from: Math.sqrt(value * before), to: Math.sqrt(value * after) };
-  });
+// The parts of what is chosen, the largest groups of components first.
+function partsOf(found) {
+  const parts = data.groups.filter(({ name }) => found.groups[name]).map((group) => ({ ...group, bytes: found.groups[group.name] }));
+  return found.above > 0 ? [...parts, { ...data.above, bytes: found.above }] : parts;
+}
 
 // A bar for each way to use one or several such GPUs.
-function partsOf(choice) {
-  const order = data.groups.map((group) => group.title);
-  return data.layouts.flatMap((layout, row) => {
-    const found = needed({ ...choice, layout: layout.name });
-    if (!found) return [];
-    const parts = data.groups
-      .filter((group) => found.groups[group.name])
-      .map((group) => ({ part: group.title, bytes: found.groups[group.name] }));
-    if (found.above > 0) parts.push({ part: data.above_title, bytes: found.above });
-    let from = 0;
-    return parts.map((part) => {
-      const gib = part.bytes / GIB;
-      from += gib;
-      const place = { from: from - gib, to: from, order: order.indexOf(part.part) };
-      return { ...part, ...place, gib, layout: layout.title, name: layout.name, row, chosen: layout.name === choice.layout };
-    });
-  });
+function showParts(limit) {
+  const rows = data.layouts.map((layout) => ({ layout, found: needed({ ...state, layout: layout.name }) })).filter(({ found }) => found);
+  const end = Math.max(limit, ...rows.map(({ found }) => found.required));
+  const used = new Map();
+  element("parts").tBodies[0].replaceChildren(...rows.map(({ layout: { name, title }, found }) => {
+    const parts = partsOf(found);
+    for (const part of parts) used.set(part.title, part);
+    const chosen = made("button", title, { type: "button", className: "choice" });
+    chosen.addEventListener("click", () => choose({ layout: name }));
+    return made("tr", [made("td", chosen), made("td", drawing.bar(parts, end, limit)), made("td", gib(found.required), { className: "number" })],
+      { className: name === state.layout ? "chosen" : "" });
+  }));
+  const order = [...data.groups, data.above].map(({ title }) => title);
+  element("legend").replaceChildren(drawing.legend([...used.values()].sort((a, b) => order.indexOf(a.title) - order.indexOf(b.title))));
 }
 
-function borderOf(choice) {
-  const usable = GPUS[choice.gpu].usable_bytes;
-  const columns = fields(steps(LEAST_LENGTH, positions(choice.model), 4, (value) => up(Math.round(value), 16)));
-  const border = columns.map((column) => largestMicroBatch({ ...choice, sequence_length: column.value }, surelyFits));
-  const most = Math.min(MOST_ROWS_SHOWN, 1.5 * Math.max(16, choice.micro_batch, ...border));
-  const rows = fields(steps(1, most, 4, Math.round));
-  const [bottom, top] = [rows[0].from, rows[rows.length - 1].to];
-  const cells = columns.flatMap((column) => rows.map((row) => {
-    const step = { ...choice, sequence_length: column.value, micro_batch: row.value }, found = needed(step);
-    const required = found.required;
-    return {
-      length: column.value, length_from: column.from, length_to: column.to,
-      rows: row.value, rows_from: row.from, rows_to: row.to,
-      share: required / usable, gib: required / GIB, verdict: verdictOf(step, found),
-    };
-  }));
-  // Between the last micro-batch that surely fits and the first that may not; at the edges of the picture where all or none do.
-  const line = columns.map((column, at) => ({
-    length: column.value,
-    rows: border[at] ? Math.min(Math.sqrt(border[at] * (border[at] + 1)), top) : bottom,
-  }));
-  const here = [{ length: choice.sequence_length, rows: Math.min(choice.micro_batch, top) }];
-  return { cells, line, here };
+// For micro-batches that double, the longest row that fits and the longest that may.
+function bandsOf(choice) {
+  const most = Math.min(MOST_ROWS, Math.max(16, choice.micro_batch, largestMicroBatch({ ...choice, sequence_length: LEAST_LENGTH }, mayFit)));
+  const bands = [];
+  for (let rows = 1; rows < 2 * most; rows *= 2) {
+    const step = { ...choice, micro_batch: rows };
+    bands.push({ rows, fits: longestSequence(step, surelyFits), may_fit: longestSequence(step, mayFit) });
+  }
+  return bands;
 }
 
-function cardsOf(choice) {
-  return data.gpus.map((gpu) => {
-    const step = { ...choice, gpu: gpu.name }, found = needed(step), required = found.required;
-    const headroom = (gpu.usable_bytes - required) / GIB;
-    return {
-      gpu: gpu.name, title: gpu.title, usable: gpu.usable_bytes / GIB, required: required / GIB,
-      headroom, text: (headroom < 0 ? "−" : "+") + Math.abs(headroom).toFixed(1),
-      verdict: verdictOf(step, found), chosen: gpu.name === choice.gpu,
-    };
-  });
+function showBorder() {
+  const end = Math.floor(positions(state.model) / data.limits.length_step) * data.limits.length_step;
+  const shown = {
+    bands: bandsOf(state), end, words: WORDS, here: { length: state.sequence_length, rows: state.micro_batch },
+    pick: (length, rows) => choose({ sequence_length: length, micro_batch: rows }),
+    more: (length, rows) => `; ${gib(needed({ ...state, sequence_length: length, micro_batch: rows }).required)} needed`,
+  };
+  drawing.border(element("border"), shown);
+  drawing.borderTable(element("longest").tBodies[0], shown);
+}
+
+function showCards() {
+  drawing.cards(element("cards").tBodies[0], data.gpus.map(({ name, title, usable_bytes: usable }) => {
+    const step = { ...state, gpu: name }, found = needed(step), verdict = verdictOf(step, found);
+    return { name, title, state: verdict, word: WORDS[verdict], peak: gib(found.required), usable: gib(usable),
+      share: found.required / usable, chosen: name === state.gpu };
+  }), (name) => choose({ gpu: name }));
 }
 
 // --- the page -------------------------------------------------------------------------------------------------------
 
 let state = { ...data.chosen };
-const views = {}, latest = {};
 const gib = (bytes, digits = 2) => (bytes / GIB).toFixed(digits) + " GiB";
 const number = (value) => value.toLocaleString("en");
 
 const logarithmic = {
   sequence_length: { least: () => LEAST_LENGTH, most: () => positions(state.model), snap: (v) => up(Math.round(v), 64) },
-  micro_batch: { least: () => 1, most: () => MOST_ROWS_SHOWN, snap: Math.round },
+  micro_batch: { least: () => 1, most: () => MOST_ROWS, snap: Math.round },
 };
 function sliderFrom(field) {
   const { least, most, snap } = logarithmic[field];
@@ -313,7 +286,7 @@ function show() {
   showSettings();
   const found = answer(state);
   const card = element("verdict");
-  card.className = "card " + (found.reason ? "none" : { [FITS]: "yes", [CLOSE]: "close", [FITS_NOT]: "no" }[found.verdict]);
+  card.className = "card " + (found.reason ? "unknown" : found.verdict);
   document.querySelectorAll(".drawn").forEach((section) => (section.hidden = Boolean(found.reason)));
   if (found.reason) return showNothing(found.reason);
   const gpu = GPUS[state.gpu], layout = LAYOUTS[state.layout], several = layout.gpus > 1;
@@ -336,12 +309,11 @@ function show() {
   }
   element("source").textContent = sourceText(found);
   element("parts_note").textContent =
-    `On each GPU at the peak of the chosen step, ${found.phase === "optimizer" ? "in the optimizer's update" : `in its ${found.phase} pass`};`
-    + " beside it the same step on one or several such GPUs. Click a bar to choose it.";
-  const border = borderOf(state);
-  update("parts", { parts: partsOf(state), limit: [{ gib: found.usable / GIB, text: gpu.name }] });
-  update("border", border);
-  update("cards", { cards: cardsOf(state) });
+    `The memory of each GPU at the peak of the step, ${found.phase === "optimizer" ? "in the optimizer's update" : `in its ${found.phase} pass`}.`
+    + " A row shows the same step on one GPU or several; its name chooses it.";
+  showParts(found.usable);
+  showBorder();
+  showCards();
 }
 
 function showNothing(reason) {
@@ -400,31 +372,6 @@ function scenarioText() {
   return Object.entries(lines).map(([key, value]) => `${key}: ${text(value)}`).join("\n");
 }
 
-// Give a chart its data; it is made when the first are there.
-function update(name, sets) {
-  if (views[name]) {
-    for (const set in sets) views[name].data(set, sets[set]);
-    views[name].runAsync();
-    return;
-  }
-  latest[name] = sets;
-  if (name in views) return; // on its way: it gets the latest data when it is there
-  views[name] = null;
-  vegaEmbed("#" + name, { ...charts[name], datasets: sets }, { actions: false, renderer: "canvas" }).then(({ view }) => {
-    views[name] = view;
-    view.addEventListener("click", (_, item) => clicked(item?.datum ?? {}));
-    if (latest[name] !== sets) update(name, latest[name]);
-    if (Object.keys(charts).every((each) => views[each])) document.body.dataset.ready = "yes";
-  });
-}
-
-// A field of the border's chart, or a GPU's bar.
-function clicked(datum) {
-  if (datum.share !== undefined) choose({ sequence_length: datum.length, micro_batch: datum.rows });
-  else if (datum.name) choose({ layout: datum.name });
-  else if (datum.gpu) choose({ gpu: datum.gpu });
-}
-
 function showSettings() {
   element("settings").replaceChildren(
     ...Object.entries(METHODS[state.method].settings).filter(([, value]) => value !== null).flatMap(([key, value]) => {
@@ -459,4 +406,5 @@ function start() {
   choose(asked);
 }
 
-window.addEventListener("vega-is-there", start);
+start();
+document.body.dataset.ready = "yes";

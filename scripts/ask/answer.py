@@ -56,8 +56,11 @@ def traced(asked: Question) -> dict[str, Any]:
     return answer()
 
 
-def quick(asked: Question) -> dict[str, Any]:
-    """The same object from the analytic estimate alone. A verdict is given where it is clear, else ``fits`` is None."""
+def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
+    """The same object from the analytic estimate alone. A verdict is given where it is clear, else ``fits`` is None.
+
+    Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each.
+    """
     found = estimate(asked.scenario, asked.where, blocks=False)
     peak, gpu = (found.analytic or {}).get("peak_allocated_bytes"), asked.gpu
     fits = headroom = None
@@ -78,8 +81,9 @@ def quick(asked: Question) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
-        "scripts_would_take": scripts_would_take(asked.asked, asked.where),
     }
+    if others:
+        answer["scripts_would_take"] = scripts_would_take(asked.asked, asked.where)
     return _more(answer, asked)
 
 

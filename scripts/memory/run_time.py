@@ -76,8 +76,7 @@ def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Asked
 
     Every row counts as ``sequence_length`` tokens, the longest that it can be.
     """
-    gpus = scenario.parallel.gpus
-    steps = ceil(asked.rows * asked.epochs / (scenario.micro_batch * scenario.gradient_accumulation * gpus))
+    gpus, steps = scenario.parallel.gpus, steps_of(scenario, asked)
     hours = steps * time["seconds_per_step"] / 3600
     ends = time["range"] and tuple(steps * seconds / 3600 for seconds in time["range"])
     price = asked.price_per_hour.get(gpu.name)
@@ -99,6 +98,12 @@ def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Asked
         co2_kg_at_most=None if grams is None else kwh * grams / 1000,
         in_time=None if deadline is None else (ends[1] if ends else hours) <= deadline,
     )
+
+
+def steps_of(scenario: Scenario, asked: Asked) -> int:
+    """How many steps see all rows as often as asked."""
+    rows_of_a_step = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
+    return ceil(asked.rows * asked.epochs / rows_of_a_step)
 
 
 def order(fits: bool, run: RunTime | None) -> tuple[Any, ...]:

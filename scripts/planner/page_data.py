@@ -21,7 +21,9 @@ from scripts.memory.gpus import GIB, Gpu, catalogue
 from scripts.planner.border import LENGTH_STEP, MOST
 from scripts.planner.search import COUNTS, CalibratedEstimator, Changes, apply
 from scripts.settings.hub import on_the_page
-from scripts.settings.scenario import MODELS, Parallel, Scenario
+from scripts.settings.model import MODELS
+from scripts.settings.parts import Parallel
+from scripts.settings.scenario import Scenario
 
 TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 # How many GPUs: memory under DDP does not depend on their number.

@@ -214,14 +214,14 @@ def _check_model(model: dict[str, Any], where: object) -> None:
     _refuse_unsupported(model, where)
     for key, value in model.items():
         # transformers takes any key and ignores what it does not know: a misspelt size would silently be the default.
-        near = difflib.get_close_matches(key, SIZES, n=1, cutoff=0.88)
-        if near and key not in (*SIZES, *ALIKE) and near[0] not in model:
+        near = _misspelt(key)
+        if near and near not in model:
             raise UserError(
-                f"Unknown size `model.{key}`; did you mean `model.{near[0]}`?",
+                f"Unknown size `model.{key}`; did you mean `model.{near}`?",
                 where=where,
                 found=key,
                 allowed=", ".join(SIZES),
-                write=f"model: {{{near[0]}: {value}, ...}}",
+                write=f"model: {{{near}: {value}, ...}}",
             )
     if wrong := problems(model, _sizes(), where, within="model"):
         raise UserError.several(wrong)
@@ -246,6 +246,14 @@ def _check_model(model: dict[str, Any], where: object) -> None:
             allowed=", ".join(map(str, fits)),
             write=f"model: {{num_key_value_heads: {min(fits, key=lambda n: (abs(n - groups), -n))}, ...}}",
         )
+
+
+@cache
+def _misspelt(key: str) -> str | None:
+    """The size that a key looks like; None where it is a known key, or like nothing."""
+    if key in SIZES or key in ALIKE:
+        return None
+    return next(iter(difflib.get_close_matches(key, SIZES, n=1, cutoff=0.88)), None)
 
 
 def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:

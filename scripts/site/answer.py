@@ -19,12 +19,16 @@ from scripts.ask import text
 from scripts.ask.answer import clear, quick
 from scripts.ask.command import parser, scenario_yaml
 from scripts.ask.question import Options, Question, question
+from scripts.ask.run import asked_of
 from scripts.common.errors import UserError
 from scripts.common.schema import yaml_text
 from scripts.engine.components import COLOURS, GROUPS
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.answer_text import other_ways
 from scripts.memory.gpus import Gpu, catalogue
+from scripts.memory.other_scripts import scripts_would_take
+from scripts.memory.run_time import Asked, steps_of
+from scripts.memory.step_time import speed_of
 from scripts.planner.border import LONGEST, steps
 from scripts.planner.search import apply, moves
 from scripts.settings.hub import FETCH, HubId, explained
@@ -60,9 +64,10 @@ def reply(request: str) -> str:
     Parameters
     ----------
     request
-        JSON: ``ask`` (``answer``, ``gpus``, ``changes``, or ``longest`` with ``rows``), the choice (``model``, or
-        ``file`` with ``name`` and ``text``; ``gpu``, ``gpus``, ``method``, ``sequence_length``, ``micro_batch``,
-        ``strategy``, ``settings``), and ``fetched``: what the Hub answered, by id.
+        JSON: ``ask`` (``answer``, ``others``, ``gpus``, ``changes``, or ``longest`` with ``rows``), the choice
+        (``model``, or ``file`` with ``name`` and ``text``; ``gpu``, ``gpus``, ``method``, ``sequence_length``,
+        ``micro_batch``, ``strategy``, ``settings``; ``run``, what is asked about hours and cost: ``rows``, ``epochs``,
+        ``price``, ``deadline``, ``grams_per_kwh``), and ``fetched``: what the Hub answered, by id.
 
     Returns
     -------
@@ -95,7 +100,9 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         words, options = _words(request, folder), _options(request)
         asked = question([str(folder / words[0]) if request.get("file") else words[0]], options)
         if request["ask"] == "answer":
-            return _answer(asked, words)
+            return _answer(asked, words, _run(request, asked))
+        if request["ask"] == "others":
+            return {"others": other_ways({"scripts_would_take": scripts_would_take(asked.asked, asked.where)})}
         asked, _ = _nearest(asked)
         if request["ask"] == "gpus":
             return {"gpus": _on_all_gpus(asked)}
@@ -163,10 +170,45 @@ def _file_name(file: Mapping[str, str]) -> str:
     return "train.py" if re.search(r"^(?:from|import) \w", file["text"], re.MULTILINE) else "config.yaml"
 
 
-def _answer(asked: Question, words: list[str]) -> dict[str, Any]:
-    found = quick(asked)
+def _run(request: Mapping[str, Any], asked: Question) -> list[str]:
+    """What the command line says about the whole run; the price is that of the chosen GPU."""
+    given = dict(request.get("run") or {})
+    if price := given.get("price"):
+        if asked.gpu is None:
+            raise UserError("A price is that of a GPU.", allowed="a GPU of the list", write="rtx-4090")
+        given["price"] = f"{asked.gpu.name}={price}"
+    return [word for name, value in sorted(given.items()) for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _hours(asked: Question, run: Asked | None) -> str:
+    """What can be told about hours, cost and energy without the trace, and what the trace adds."""
+    gpu = asked.gpu
+    if gpu is None:
+        return "Hours, cost and energy depend on the GPU: choose one."
+    speed = speed_of(gpu.name)
+    if speed is None:
+        return f"Hours, cost and energy are not known: config/gpus.yaml has no speed of {gpu.name}."
+    held = "No step was measured on this GPU: its hours compare settings, and are not for planning."
+    if speed.error is not None:
+        held = f"On measured steps of this kind of GPU it was at most {speed.error:.0%} off."
+    if run is None:
+        asks = "Fill in the rows of your data, and the command asks for them."
+        return f"Hours, cost and energy come from the traced step. {asks} {held}"
+    steps = steps_of(asked.scenario, run)
+    kwh = speed.board_watts * asked.scenario.parallel.gpus / 1000
+    known = f"The run has {steps:,} steps, and takes at most {kwh:.3g} kWh in an hour."
+    if run.deadline_hours is not None:
+        seconds = run.deadline_hours * 3600 / steps
+        known += f" It ends by the deadline if a step takes no longer than {seconds:.3g} s."
+    return f"{known} Hours and cost come from the traced step: the command below gives them. {held}"
+
+
+def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str, Any]:
+    found = quick(asked, others=False)
     near, instead = _nearest(asked)
-    shown = quick(near) if instead else found
+    shown = quick(near, others=False) if instead else found
+    run = asked_of(parser().parse_args([*words, *run_words]))
+    rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
     parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
     return {
         "answer": found,
@@ -174,6 +216,8 @@ def _answer(asked: Question, words: list[str]) -> dict[str, Any]:
         "verdict": _near_sentence(shown, instead) if instead else _sentence(found),
         "step": text.step_line(found["scenario"]),
         "exactness": EXACTNESS,
+        "rule": f"The rule of thumb, bytes per parameter, says {text.gib(rule)}." if rule else "",
+        "hours": _hours(asked, run),
         "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
         "peak_bytes": shown["analytic"]["peak_allocated_bytes"] if shown["analytic"] else None,
         "parts": [
@@ -181,8 +225,8 @@ def _answer(asked: Question, words: list[str]) -> dict[str, Any]:
             for name, size in parts
             if size >= 2**20
         ],
-        "read": [*text.reading_lines(asked, found), *other_ways(found)],
-        "command": shlex.join(["will-it-fit", *words]),
+        "read": text.reading_lines(asked, found),
+        "command": shlex.join(["will-it-fit", *words, *run_words]),
         "yaml": scenario_yaml(found["scenario"], asked.model),
     }
 

@@ -29,8 +29,10 @@ from scripts.site.documents import documents
 from scripts.site.python import archive, pyodide
 
 SOURCES = ROOT / "config" / "site"
+DRAWING = ROOT / "config" / "templates"  # what a run's planner.html has too
 CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
           "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
+SWEEP = ROOT / "results" / "tiny-sweep"  # of tests/config/sweep.yaml
 ROWS = (1, 2, 4, 8, 16, 32)  # micro-batches whose longest rows are shown
 # Fields that the form has above, or that need more than one word.
 _ABOVE = ("model", "model_name", "method", "sequence_length", "micro_batch", "adapter", "parallel", "gpu")
@@ -41,12 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "site", help="the folder to make (site)")
     parser.add_argument("--cache", type=Path, default=ROOT / ".venv-site", help="where downloads are kept")
     parser.add_argument("--run", type=Path, default=default_run(), help="the example; left out where it isn't finished")
+    parser.add_argument(
+        "--sweep", type=Path, default=ROOT / "results" / "tiny-sweep", help="as --run: beside the example"
+    )
     parser.add_argument("--without-documents", action="store_true", help="the calculator alone")
     options = parser.parse_args(arguments)
     with atomic_folder(options.output) as folder:
         if not options.without_documents:
-            finished = options.run / "report.html"
-            documents(folder, commit(), options.run if finished.is_file() else None)
+            run, sweep = (
+                where if (where / page).is_file() else None
+                for where, page in ((options.run, "report.html"), (options.sweep, "sweep.html"))
+            )
+            documents(folder, commit(), run, sweep)
         calculator(folder / "calculator", options.cache)
     print(f"{options.output}: python -m http.server -d {options.output} serves it")
     return 0
@@ -64,6 +72,8 @@ def calculator(folder: Path, cache: Path) -> None:
     files["project.zip"] = archive()
     for name in ("calculator.css", "calculator.js", "worker.js"):
         files[name] = (SOURCES / name).read_bytes()
+    for name in ("drawing.css", "drawing.js"):
+        files[name] = (DRAWING / name).read_bytes()
     files["index.html"] = page().encode()
     build = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
     kept = json.dumps(["./", *sorted(set(files) - {"index.html"})])
@@ -101,7 +111,7 @@ def first_answer() -> dict[str, Any]:
         return json.loads(reply(json.dumps({**CHOSEN, **request})))
 
     longest = [ask(ask="longest", rows=rows)["longest"] for rows in ROWS]
-    return ask(ask="answer") | ask(ask="gpus") | {"longest": longest, "rows": ROWS}
+    return ask(ask="answer") | ask(ask="others") | ask(ask="gpus") | {"longest": longest, "rows": ROWS}
 
 
 def _settings(fields: Sequence[Field], defaults: dict[str, Any], above: str = "") -> Iterator[dict[str, Any]]:

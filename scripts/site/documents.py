@@ -22,8 +22,8 @@ LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 MORE = "More"  # where a document goes that config/site/pages.yaml doesn't name
 
 
-def documents(folder: Path, commit: str, run: Path | None = None) -> None:
-    """Write the documents' pages into a folder; those of a finished run are an example.
+def documents(folder: Path, commit: str, run: Path | None = None, sweep: Path | None = None) -> None:
+    """Write the documents' pages into a folder; those of a finished run are an example, and a sweep's page beside it.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def documents(folder: Path, commit: str, run: Path | None = None) -> None:
     """
     with TemporaryDirectory() as scratch:
         project = Path(scratch)
-        pages = staged(project / "docs", commit, run)
+        pages = staged(project / "docs", commit, run, sweep)
         (project / "zensical.toml").write_text(_settings(pages), encoding="utf-8")
         command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
         done = subprocess.run(command, cwd=project, capture_output=True, text=True)
@@ -46,7 +46,7 @@ def documents(folder: Path, commit: str, run: Path | None = None) -> None:
         shutil.copytree(project / "site", folder, dirs_exist_ok=True)
 
 
-def staged(docs: Path, commit: str, run: Path | None = None) -> dict[str, dict[str, str]]:
+def staged(docs: Path, commit: str, run: Path | None = None, sweep: Path | None = None) -> dict[str, dict[str, str]]:
     """Write all pages as Markdown; by section the titles of the pages and their files."""
     shutil.copytree(ROOT / "docs", docs)
     shutil.copy(SOURCES / "documents.css", docs)
@@ -59,7 +59,7 @@ def staged(docs: Path, commit: str, run: Path | None = None) -> dict[str, dict[s
     }
     (docs / "reference").mkdir()
     if run is not None:
-        made |= _example(docs / "example", run)
+        made |= _example(docs / "example", run, sweep)
     for name, text in made.items():
         (docs / name).write_text(text, encoding="utf-8")
     titles = {}
@@ -71,18 +71,22 @@ def staged(docs: Path, commit: str, run: Path | None = None) -> dict[str, dict[s
     return sections(titles)
 
 
-def _example(folder: Path, run: Path) -> dict[str, str]:
+def _example(folder: Path, run: Path, sweep: Path | None) -> dict[str, str]:
     """A run's card, documents, figures, report and planner, as they lie there; and a page that says what made them."""
     shutil.copytree(run / "docs", folder / "docs")
     shutil.copytree(run / "figures", folder / "figures")
     for name in ("report.html", "planner.html"):
         shutil.copy(run / name, folder)
+    if sweep is not None:
+        shutil.copy(sweep / "sweep.html", folder)
     card = (run / "MODEL_CARD.md").read_text(encoding="utf-8")
     origin = read_json(run / "provenance.json")
     commit = origin["source"]["commit"] or "unknown: it was not made in a clone"
     text = (SOURCES / "example.md").read_text(encoding="utf-8")
     for word, value in (("RUN", run.name), ("COMMAND", origin["command"]), ("COMMIT", commit)):
         text = text.replace(word, str(value))
+    if sweep is not None:
+        text += (SOURCES / "example-sweep.md").read_text(encoding="utf-8")
     return {"example/index.md": text, "example/MODEL_CARD.md": re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)}
 
 

@@ -137,6 +137,7 @@ def random_choice(dice: random.Random) -> dict:
         "strategy": "" if gpus == 1 else dice.choice(["", "ddp", "fsdp2", "zero3"]),
         "sequence_length": dice.choice([None, 100, 512, 2048, 8192]), "micro_batch": dice.choice([None, 1, 3, 16]),
         "settings": {key: settings[key] for key in dice.sample(sorted(settings), dice.randrange(4))},
+        "run": dice.choice([{}, {}, {"rows": "50000"}, {"rows": "900", "deadline": "3h"}, {"epochs": "2"}]),
     }  # fmt: skip
 
 
@@ -144,7 +145,10 @@ def random_choice(dice: random.Random) -> dict:
 def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
     dice = random.Random(25)
     requests = [random_choice(dice) for _ in range(CHOICES)]
-    requests += [requests[0] | more for more in ({"ask": "gpus"}, {"ask": "changes"}, {"ask": "longest", "rows": 2})]
+    requests += [
+        requests[0] | more
+        for more in ({"ask": "gpus"}, {"ask": "others"}, {"ask": "changes"}, {"ask": "longest", "rows": 2})
+    ]
     found = in_browser(page, requests)
     differ = [request for request, text in zip(requests, found, strict=True) if text != in_python(request)]
     assert not differ, f"{len(differ)} differ, the first: {differ[0]}"
@@ -189,6 +193,37 @@ def test_typing_asks_at_once_and_the_hub_only_when_told(page: Any, hub: ModelsSe
     typed(page, model="qwen3-8b", length="100000")
     until(page, "document.getElementById('verdict').className.includes('error')")
     assert "sequence_length" in page.execute_script("return document.getElementById('verdict').innerText")
+
+
+@needs_browser
+def test_the_border_is_a_picture_with_a_table_beside_it_and_both_choose(page: Any) -> None:
+    verdict(page, model="qwen3-8b", gpu="rtx-4090", gpus="1", sequence_length="512", micro_batch="1")
+    tracks = "[...document.querySelectorAll('#border .track')]"
+    until(page, "!document.querySelector('.old') && document.querySelector('.chosen').innerText.includes('4090')")
+    pieces = page.execute_script(f"return {tracks}.map((one) => [...one.children].map((each) => each.offsetWidth))")
+    assert [fits for fits, _, _ in pieces] == sorted(fits for fits, _, _ in pieces)  # fewer rows, longer ones
+    label = page.execute_script("return document.querySelector('#border .map').getAttribute('aria-label')")
+    longest = json.loads(in_python({"ask": "longest", "rows": 4, "model": "qwen3-8b", "gpu": "rtx-4090"}))["longest"]
+    assert f"micro-batch 4: should fit up to {longest['fits']} tokens" in label
+    page.execute_script("document.querySelector('#border-block details').open = true;"
+                        "document.querySelectorAll('#longest tbody tr')[2].querySelector('button').focus();"
+                        "document.activeElement.click()")  # fmt: skip
+    chosen = "document.getElementById('step').innerText"
+    until(page, f"{chosen}.includes('4 x {longest['fits']:,} tokens')")
+    page.execute_script("document.querySelector('#cards button').click()")  # the smallest GPU of the table
+    until(page, "document.getElementById('command').innerText.includes('--gpu rtx-3060')")
+
+
+@needs_browser
+def test_the_rows_of_a_run_are_in_the_command_and_in_the_link(page: Any) -> None:
+    choice = {"model": "qwen3-8b", "gpu": "l40s", "gpus": "1", "run.rows": "50000", "run.price": "0.86"}
+    verdict(page, **choice)
+    command, hours = (page.execute_script(f"return document.getElementById('{name}').innerText")
+                      for name in ("command", "hours"))  # fmt: skip
+    assert command.endswith("--price l40s=0.86 --rows 50000") and "50,000 steps" in hours
+    assert "run.rows=50000" in page.current_url
+    assert "rows are not known" in verdict(page, **{**choice, "run.rows": ""})
+    verdict(page, model="qwen3-8b", gpu="l40s", gpus="1")  # the page is every test's
 
 
 @needs_browser

@@ -24,13 +24,14 @@ from scripts.planner.border import LENGTH_STEP, MOST
 from scripts.planner.page_data import LAYOUTS, choices, layout_of
 from scripts.planner.render_planner import TITLES, page
 from scripts.planner.search import CalibratedEstimator, anchored, apply, as_method
-from scripts.settings.scenario import MODELS, Scenario
+from scripts.settings.model import MODELS
+from scripts.settings.scenario import Scenario
 from tests.browser import errors, needs_browser, opened
 from tests.unit.decoders import LLAMA_3_LAYERS
 
 OTHERS = ("qwen2.5-coder-14b", "mistral-7b-v0.1")
 METHODS = ("full", "lora", "qlora")
-PICTURES = "return [...document.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL())"
+PICTURES = "return ['parts', 'border', 'cards'].map((id) => document.getElementById(id).innerHTML)"
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +191,41 @@ def test_between_a_traced_border_and_the_peak_it_is_too_close_to_call(scenario, 
 def test_a_click_on_a_field_of_the_border_chooses_it(browser) -> None:
     state = "return {...state}"
     before = browser.execute_script(state)
-    canvas = browser.find_element(By.CSS_SELECTOR, "#border canvas")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
-    ActionChains(browser).move_to_element_with_offset(canvas, -100, 60).click().perform()
+    track = browser.find_element(By.CSS_SELECTOR, "#border .track[data-rows='4']")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", track)
+    ActionChains(browser).move_to_element_with_offset(track, -100, 0).click().perform()
     after = browser.execute_script(state)
-    assert (after["sequence_length"], after["micro_batch"]) != (before["sequence_length"], before["micro_batch"])
+    assert after["sequence_length"] != before["sequence_length"] and after["micro_batch"] == 4
+    # The table beside the map chooses by keyboard.
+    browser.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true })")
+    first = browser.find_element(By.CSS_SELECTOR, "#longest tbody td button")
+    first.send_keys(Keys.ENTER)
+    chosen = browser.execute_script(state)
+    assert chosen["micro_batch"] == 1 and f"{chosen['sequence_length']:,} tokens" in text(browser, "longest")
     assert errors(browser) == []
+
+
+@needs_browser
+def test_the_border_map_has_the_verdicts_of_its_steps(browser) -> None:
+    chosen = {"model": OTHERS[1], "method": "lora", "gpu": "rtx-5090", "layout": "1", "sequence_length": 512}
+    browser.execute_script("choose(arguments[0])", chosen)
+    bands = browser.execute_script("return bandsOf(state)")
+    assert [band["rows"] for band in bands[:4]] == [1, 2, 4, 8] and bands[-1]["may_fit"] == 0
+    verdict = "const step = {...state, ...arguments[0]}; return verdictOf(step, needed(step))"
+    seen = set()
+    for band in bands:
+        for length, state in ((band["fits"], "fits"), (band["fits"] + LENGTH_STEP, None), (band["may_fit"], None),
+                              (band["may_fit"] + LENGTH_STEP, "too-large")):  # fmt: skip
+            if length:
+                step = {"micro_batch": band["rows"], "sequence_length": length}
+                found = browser.execute_script(verdict, step)
+                assert state is None or found == state, step
+                seen.add(found)
+    assert seen == {"fits", "close", "too-large"}
+    pieces = "return [...document.querySelectorAll('#border .track i')].map((one) => one.className)"
+    assert browser.execute_script(pieces) == ["fits", "close", "too-large"] * len(bands)
+    label = browser.find_element(By.CSS_SELECTOR, "#border .map").get_attribute("aria-label")
+    assert f"micro-batch 1: fits up to {bands[0]['fits']} tokens" in label
 
 
 @needs_browser

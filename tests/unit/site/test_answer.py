@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import typing_extensions
 
 from scripts.ask import will_it_fit
+from scripts.ask.command import parser
+from scripts.ask.run import asked_of
+from scripts.memory.run_time import Asked
 from scripts.settings.hub import MODELS
 from scripts.site.answer import reply
 from scripts.site.python import archive
@@ -32,7 +36,12 @@ def test_it_is_the_answer_of_the_command_line() -> None:
     found = ask(settings={"lora.rank": 64})
     same = will_it_fit("qwen2.5-coder-7b", gpu="rtx-4090", sequence_length=2048, micro_batch=1, quick=True,
                        lora={"rank": 64})  # fmt: skip
-    assert found["answer"] == json.loads(json.dumps(same.details))
+    details = json.loads(json.dumps(same.details))
+    others = details.pop("scripts_would_take")  # asked for apart, since each takes an estimate of its own
+    assert found["answer"] == details
+    (line,) = ask(ask="others", settings={"lora.rank": 64})["others"]
+    assert all(f"{tool} {size / 2**30:.2f} GiB" in line for tool, size in others.items() if size)
+    assert f"says {same.details['rule_of_thumb']['peak_allocated_bytes'] / 2**30:.2f} GiB" in found["rule"]
     assert found["command"] == "will-it-fit qwen2.5-coder-7b --gpu rtx-4090 -s 2048 -b 1 --set lora.rank=64"
     assert found["verdict"].startswith("It should fit: the step needs about 10.8")
     small = 2**20  # what is smaller has no row
@@ -74,6 +83,33 @@ def test_what_is_not_described_is_counted_as_what_comes_nearest_and_says_so() ->
     assert found["peak_bytes"] == ask()["peak_bytes"] and found["verdict"].count("GiB") == 2
     assert "reentrant" in found["command"] and "reentrant" in found["yaml"]
     assert ask(settings={"loop": "manual", "attention_mask": "padding"}, model="gpt-oss-20b")["peak_bytes"] is None
+
+
+def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is_told() -> None:
+    assert "Fill in the rows of your data" in ask()["hours"]
+    asked = {"rows": "50000", "epochs": "3", "price": "0.35", "deadline": "24h", "grams_per_kwh": "380"}
+    found = ask(gpu="l40s", micro_batch=4, run=asked)
+    options = parser().parse_args(shlex.split(found["command"])[1:])
+    assert asked_of(options) == Asked(50000, 3.0, {"l40s": 0.35}, 24.0, 380.0)
+    assert "37,500 steps" in found["hours"] and "no longer than 2.3 s" in found["hours"]  # 86,400 s / 37,500
+    assert "0.35 kWh in an hour" in found["hours"] and "of this kind of GPU" in found["hours"]
+    assert "No step was measured on this GPU" in ask(run=asked)["hours"]
+    assert "no speed of" in ask(gpu="24GiB", run=asked)["hours"]
+    assert "choose one" in ask(gpu="")["hours"]
+
+
+@pytest.mark.parametrize(
+    ("run", "gpu", "words"),
+    [
+        ({"epochs": "3"}, "l4", "rows are not known"),
+        ({"rows": "50000", "deadline": "soon"}, "l4", "--deadline takes a number"),
+        ({"rows": "50000", "price": "1.29"}, "", "A price is that of a GPU"),
+        ({"rows": "0"}, "l4", "whole number of at least 1"),
+    ],
+)
+def test_a_slip_about_the_run_is_a_sentence(run: dict, gpu: str, words: str) -> None:
+    (error,) = ask(gpu=gpu, run=run)["error"]
+    assert words in error["problem"] and error["write"]
 
 
 def test_what_would_fit_is_a_choice_that_fits() -> None:

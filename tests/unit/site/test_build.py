@@ -86,7 +86,13 @@ def test_a_finished_run_is_the_example(tmp_path: Path) -> None:
     for name, text in texts.items():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(text)
-    pages = staged(tmp_path / "docs", "", run)
+    (sweep := tmp_path / "tiny-sweep").mkdir()
+    (sweep / "sweep.html").write_text("compared")
+    alone = staged(tmp_path / "alone", "", run)
+    assert "sweep.html" not in (tmp_path / "alone/example/index.md").read_text()
+    pages = staged(tmp_path / "docs", "", run, sweep)
+    assert pages == alone and (tmp_path / "docs/example/sweep.html").read_text() == "compared"
+    assert "[Sweep](sweep.html)" in (tmp_path / "docs/example/index.md").read_text()
     assert [*pages["Example"]] == ["example/index.md", "example/MODEL_CARD.md", "example/docs/details.md"]
     start = (tmp_path / "docs/example/index.md").read_text()
     assert "snakemake --cores 2" in start and "c0ffee" in start and "tiny-r4" in start
