@@ -158,9 +158,10 @@ FIELDS = (
           " part of `sequence_length`. `null`: rows of text, and the language model alone.", nullable=True,
           example={"count": 1, "height": 896, "width": 896, "trained": "language"},
           parts=(
-              Field("count", "Images of a row.", least=1, example=1),
-              Field("height", "Pixels, as the model's processor hands them on.", least=1, example=896),
-              Field("width", "Pixels, likewise.", least=1, example=896),
+              Field("count", "Images of a row; `null`: one.", least=1, nullable=True, example=1),
+              Field("height", "Pixels, as the model's processor hands them on; `null`: no images.", least=1,
+                    nullable=True, example=896),
+              Field("width", "Pixels, likewise.", least=1, nullable=True, example=896),
               Field("trained", "`language`: the vision tower and the projector are frozen and get no adapters. `all`:"
                     " the method's weights or adapters everywhere.", words=("language", "all"), example="language"),
           )),

@@ -21,6 +21,11 @@ _MERGE, _FRAMES = 2, 2  # a picture counts as two frames
 FAMILIES = (*_FIXED, *_GRIDS)
 
 
+def asked_for(value: Any) -> bool:
+    """Whether a scenario's field, with its defaults, asks for images."""
+    return isinstance(value, Mapping) and value != {"count": None, "height": None, "width": None, "trained": "language"}
+
+
 @dataclass(frozen=True)
 class Images:
     """Images of each row, all of one size, as the model's processor hands them on; and what is trained."""
@@ -39,18 +44,18 @@ class Images:
         UserError
             If the size is missing.
         """
-        if not value or not isinstance(value, Mapping):
+        if not asked_for(value):
             return None
-        missing = [part for part in ("height", "width") if part not in value]
+        missing = [part for part in ("height", "width") if value[part] is None]
         if missing:
             raise UserError(
                 f"`images` needs {' and '.join(missing)}: the number of patches follows from them.",
                 where=where,
-                found=dict(value),
+                found={part: given for part, given in value.items() if given is not None},
                 allowed="pixels, as the model's processor hands them on",
                 write=EXAMPLE,
             )
-        return cls(**{"count": 1, "trained": "language", **value})
+        return cls(**{**value, "count": value["count"] or 1})
 
     def check(self, model: Mapping[str, Any], sequence_length: int, where: object) -> None:
         """Refuse a model without images, a family that is not known, a size that the model doesn't take."""

@@ -27,7 +27,7 @@ from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
 from scripts.settings.fields import ELSEWHERE, FIELDS, file_schema
-from scripts.settings.images import Images
+from scripts.settings.images import Images, asked_for
 from scripts.settings.model import read_model, size
 from scripts.settings.parts import (
     PARTS,
@@ -117,14 +117,14 @@ class Scenario:
                 own, fallback = given.get(field.name), defaults.get(field.name) or {}
                 values[field.name] = {**fallback, **own} if isinstance(own, Mapping) else own or fallback
         wrong = problems(values, file_schema(), where)
-        method = values["method"]
+        method, with_images = values["method"], asked_for(values["images"])
         wrong += _excluded(method, given, where)
         readers = {
             "adapter": lambda: checked_adapter(given.get("adapter", defaults.get("adapter")), given, where),
             "lora": lambda: checked_lora(values["lora"], where) if isinstance(values["lora"], Mapping) else None,
             "gpu": lambda: checked_gpu(values.get("gpu"), where),
             "images": lambda: Images.read(values.get("images"), where),
-            "model": lambda: read_model(values.get("model"), where, whole=bool(values.get("images"))),
+            "model": lambda: read_model(values.get("model"), where, whole=with_images),
         }
         if "model" not in mapping and any(ELSEWHERE.get(str(key)) == "model" for key in mapping):
             del readers["model"]  # it is there under another tool's name, which `wrong` says
