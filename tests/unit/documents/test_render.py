@@ -271,6 +271,18 @@ def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Cal
     assert "How long the run takes was not predicted" in write("docs/details.md", content)
 
 
+def test_a_step_that_was_timed_stands_beside_its_prediction(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    measured = content["training_memory"]["measurement"]
+    measured["time"] = {"difference": -0.05, "predicted_seconds": 4.37, "taken_seconds": 4.6}
+    said = (
+        "On one thread of the processor the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %)."
+    )
+    assert said in write("MODEL_CARD.md", content)
+    del measured["time"]
+    assert "On one thread of the processor" not in write("MODEL_CARD.md", content)
+
+
 def test_errors_against_published_measurements_are_shown_when_there_are_some(write: Callable[..., str]) -> None:
     for name in ("docs/memory-profile.md", "docs/publication.md"):
         assert "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |" in write(name)
