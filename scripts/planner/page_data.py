@@ -18,6 +18,7 @@ from scripts.common.files import read_json
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.surface import kernels_of, surface
 from scripts.memory.gpus import GIB, Gpu, catalogue
+from scripts.memory.step_time import speed_of
 from scripts.planner.border import LENGTH_STEP, MOST
 from scripts.planner.search import COUNTS, CalibratedEstimator, Changes, apply
 from scripts.settings.hub import on_the_page
@@ -77,7 +78,8 @@ def choices(
         models, layouts and GPUs have theirs too; ``surfaces`` and ``surface_of``, the index of one by
         ``model|method|layout|capability``; ``reasons`` by ``model|method|layout`` where there is none; ``traced`` by
         the same: points of (estimate's peak, required bytes above it); ``borders`` by ``model|method|layout|gpu``:
-        (length, rows) of the largest steps that fit by the trace; ``limits`` has ``widest``, :data:`WIDEST`.
+        (length, rows) of the largest steps that fit by the trace; ``seconds`` by the same: (tokens, seconds) of traced
+        steps; ``limits`` has ``widest``, :data:`WIDEST`.
     """
     known_models, known_gpus = {path.stem for path in MODELS.glob("*.json")}, catalogue()
     if models is None:
@@ -107,6 +109,7 @@ def choices(
                 "name": gpu.name,
                 "title": gpu.title,
                 "capability": _capability(gpu),
+                "time_error": (speed := speed_of(gpu.name)) and speed.error,
                 "total_bytes": gpu.total_bytes,
                 "usable_bytes": gpu.usable_bytes,
                 "written": {"name": gpu.name} if gpu.name in known_gpus else {"vram_gib": gpu.total_bytes / GIB},
@@ -122,6 +125,12 @@ def choices(
         "methods": [{"name": name, "title": TITLES[name], **_settings(scenario, methods[name])} for name in methods],
         "models": [],
         "reasons": {},
+        "seconds": {
+            f"{own}|{method}|{layout}|{gpu}": sorted((tokens, by_gpu[gpu]) for tokens, by_gpu in estimate.times)
+            for (method, layout), estimate in estimates.items()
+            for gpu, speed in estimate.timed_on.items()
+            if speed and estimate.times
+        },
         "surface_of": {},
         "surfaces": [],
         "storage": scenario.quantization.storage if scenario.quantization else "uint8",

@@ -62,6 +62,7 @@ class CalibratedEstimator:
             self.described = False
         # Where the scenario's time is known, that of the others is asked for as well.
         self.timed_on = speeds([gpu]) if gpu and traced and traced.get("time") else {}
+        self.times: list[tuple[int, Mapping[str, Any]]] = []  # of traced steps: tokens, and seconds by GPU
         if traced is not None:
             self._learn(scenario, traced)
 
@@ -106,6 +107,9 @@ class CalibratedEstimator:
 
     def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
         self._traced[self.capability, _key(scenario)] = traced
+        if traced.get("times"):
+            seconds = {name: time and time["seconds_per_step"] for name, time in traced["times"].items()}
+            self.times.append((scenario.micro_batch * scenario.sequence_length, seconds))
         with suppress(NotDescribed):
             peak = self.formula(scenario)
             insort(self._points_of(scenario), (peak, traced["required_bytes"] - peak))
@@ -568,9 +572,13 @@ def alone(scenario: Scenario, changes: Changes) -> Scenario:
 
 
 def anchored(scenario: Scenario, changes: Changes) -> tuple[Scenario, CalibratedEstimator]:
-    """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`."""
+    """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`.
+
+    They are timed as well, on the GPUs of the catalogue that run the traced kernels.
+    """
     base = alone(scenario, changes)
     estimate = CalibratedEstimator(base)
+    estimate.timed_on = speeds(gpu for gpu in catalogue().values() if (gpu.capability or (8, 0)) >= (8, 0))
     for batch in ANCHORS:
         estimate.verify(replace(base, micro_batch=batch))
     return base, estimate
