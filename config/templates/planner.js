@@ -1,7 +1,7 @@
 "use strict";
 // The planner's page: the analytic estimate, evaluated here for what is chosen; drawing.js draws it.
 // The data come from scripts/planner/page_data.py. What is computed is the same to the byte as in Python:
-// scripts/memory/analytic/surface.py (evaluate) and scripts/planner/search.py (CalibratedEstimator).
+// scripts/memory/analytic/surface.py (evaluate) and scripts/planner/calibrated.py (CalibratedEstimator).
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const GIB = 2 ** 30, MIB = 2 ** 20;
@@ -136,7 +136,7 @@ function secondsOf(choice, rows) {
   if (!points) return null;
   const [[few, least], [many, most]] = [points[0], points[points.length - 1]];
   const tokens = choice.sequence_length * choice.micro_batch;
-  const step = tokens <= few || many === few ? least : least + ((most - least) * (tokens - few)) / (many - few);
+  const step = tokens <= few ? least : many === few ? (least * tokens) / few : least + ((most - least) * (tokens - few)) / (many - few);
   return Math.ceil(rows / choice.micro_batch) * step;
 }
 const spoken = (seconds) => seconds < 3600 ? `${(seconds / 60).toPrecision(2)} min` : `${Number((seconds / 3600).toPrecision(3))} h`;

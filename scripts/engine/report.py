@@ -213,6 +213,7 @@ def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> 
         sequences,
         tracker.streams,
         workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
+        costs=tracker.costs,
     )
 
 

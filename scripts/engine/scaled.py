@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 
 from .allocator import MIN_BLOCK, Event, OutOfMemory, replay, required_bytes
+from .costs import CostRecorder
 from .expandable import replay_expandable, required_bytes_expandable
 
 PIECES = 3  # with more kinds of records than this there is no place where the events change: they always do
@@ -38,12 +40,15 @@ class Recording:
         Whether a trace recorded them; else they lie between traces.
     workspaces
         Ids of cuBLAS's workspaces, whose bytes the GPU decides.
+    costs
+        What the operators of a traced step cost; None: not asked for.
     """
 
     sequences: Sequence[Sequence[Event]]
     streams: Mapping[int, int] = field(default_factory=dict)
     traced: bool = True
     workspaces: frozenset[int] = frozenset()
+    costs: CostRecorder | None = None
 
     def with_workspaces(self, count: int) -> Recording:
         """The same on a GPU that runs the same kernels and has workspaces of so many bytes."""
@@ -127,17 +132,22 @@ class Scaled:
         near = self.recordings[peers[0]]
         return Recording(sequences, near.streams, traced=False, workspaces=near.workspaces)
 
-    def least_bytes(self, value: int) -> int:
-        """The largest sum of what is asked for at a value, in blocks: less than that never suffices."""
+    def least_bytes(self, value: int, *, trace: bool = True) -> int | None:
+        """The largest sum of what is asked for at a value, in blocks: less than that never suffices.
+
+        None: the step would have to be traced for that, which ``trace`` forbids.
+        """
         if value in self._least:
             return self._least[value]
-        peers, sizes = self._known(value)
+        peers, sizes = self._known(value, trace=trace)
+        if sizes is None and not trace and value not in self.recordings:
+            return None
         if sizes is None:
             self.trace(value)
             peers, sizes = [value], [size.to(torch.int64) for size in self._sizes[value]]
         most = 0
         for counts, (frees, freed) in zip(sizes, self._pairs[self._structures[peers[0]]], strict=True):
-            blocks = (counts + MIN_BLOCK - 1) // MIN_BLOCK * MIN_BLOCK
+            blocks = counts + (MIN_BLOCK - 1) & -MIN_BLOCK
             blocks[frees] = -blocks[freed]
             most = max(most, int(blocks.cumsum(0).max()))
         self._least[value] = most
@@ -158,7 +168,7 @@ class Scaled:
                 return True
         return False
 
-    def _known(self, value: int) -> tuple[list[int], list[torch.Tensor] | None]:
+    def _known(self, value: int, *, trace: bool = True) -> tuple[list[int], list[torch.Tensor] | None]:
         """Traces with the same events as the step at a value, and its bytes by them; None: it has to be traced.
 
         Where the events change between two traces, the place is looked for by halves: a trace at every value that is
@@ -174,7 +184,7 @@ class Scaled:
                 peers = [known for known in self.recordings if self._structures[known] == structure]
                 return peers, self._between(peers, value)
             middle = (below + above) // 2 // self.period * self.period
-            if not below < middle < above or len(self._ids) > PIECES:
+            if not trace or not below < middle < above or len(self._ids) > PIECES:
                 break
             self.trace(middle)
         return [], None
@@ -198,13 +208,10 @@ class Scaled:
 
     def _through(self, values: Sequence[int], at: int) -> list[torch.Tensor]:
         """Lagrange's polynomial through two or three traces."""
-        sums = [torch.zeros_like(size) for size in self._sizes[values[0]]]
-        for value in values:
-            weight = 1.0
-            for other in values:
-                if other != value:
-                    weight *= (at - other) / (value - other)
-            sums = [total + weight * size for total, size in zip(sums, self._sizes[value], strict=True)]
+        weights = [prod((at - other) / (value - other) for other in values if other != value) for value in values]
+        sums = [weights[0] * size for size in self._sizes[values[0]]]
+        for value, weight in zip(values[1:], weights[1:], strict=True):
+            sums = [total.add_(size, alpha=weight) for total, size in zip(sums, self._sizes[value], strict=True)]
         return sums
 
 

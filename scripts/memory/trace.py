@@ -271,16 +271,18 @@ def trace(
 class Recorder:
     """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
 
-    Steps that differ in their length or rows alone take the model that was built for the first.
+    Steps that differ in their length or rows alone take the model that was built for the first. With ``costs`` they say
+    what their operators cost, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, costs: bool = False) -> None:
         self._prepared: tuple[Scenario, Prepared] | None = None
+        self._settings = {"costs": costs, "report": recording}
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         make_step = partial(random_step, device="meta", max_grad_norm=1.0)
         prepared = partial(self._prepare, scenario)
-        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, report=recording)
+        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, **self._settings)
         return found
 
     def _prepare(self, scenario: Scenario) -> Prepared:
@@ -405,8 +407,9 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
 def import_libraries() -> None:
     """Import what traces need without what no trace runs, which takes a second or two.
 
-    That is the compiler, which bitsandbytes loads to decorate kernels, and scipy, which transformers loads for a loss
-    of object detection. What is not installed is missed where it is needed.
+    That is the compiler, which bitsandbytes loads to decorate kernels, scipy, which transformers loads for a loss of
+    object detection, and the second of two looks into each of transformers' files for the names in it.
+    What is not installed is missed where it is needed.
     """
     import transformers.utils
 

@@ -23,6 +23,7 @@ from scripts.memory.gpus import Gpu
 from scripts.settings.scenario import Scenario
 
 if TYPE_CHECKING:
+    from scripts.engine.costs import CostRecorder
     from scripts.engine.scaled import Recording, Scaled
 
 MOST = 2**16  # where a search for rows ends
@@ -67,10 +68,10 @@ def steps(field: str, limit: int) -> list[int]:
 class Traces:
     """Recordings of a step at any length and number of rows, for GPUs that run the same kernels: each traced once."""
 
-    def __init__(self, capability: tuple[int, int] | None) -> None:
+    def __init__(self, capability: tuple[int, int] | None, *, costs: bool = False) -> None:
         from scripts.memory.trace import Recorder
 
-        self.capability, self._record = capability, Recorder()
+        self.capability, self._record = capability, Recorder(costs=costs)
         self._known: dict[tuple[int, int], Recording] = {}
 
     def __call__(self, scenario: Scenario) -> Recording:
@@ -78,6 +79,14 @@ class Traces:
         if key not in self._known:
             self._known[key] = self._record(scenario, self.capability)
         return self._known[key]
+
+    def costs(self, length: int) -> dict[int, CostRecorder]:
+        """What the operators of the steps of so long rows cost that were traced themselves, by their number of rows."""
+        return {
+            rows: recording.costs
+            for (own, rows), recording in sorted(self._known.items())
+            if own == length and recording.costs is not None
+        }
 
     def known(self, scenario: Scenario, recording: Recording) -> None:
         """Take a recording that was come by in another way."""
@@ -237,11 +246,22 @@ class Borders:
         return [place for value in values if (place := bisect_right(self.values, value) - 1) >= 0]
 
     def _guess(self, capacity: int, share: float, peak: Callable[[int], int]) -> int:
-        """Index of the largest value whose peak leaves a share for fragments."""
-        low, high = 0, len(self.values)
+        """Index of the largest value whose peak leaves a share for fragments: peaks grow nearly evenly."""
+        values, most = self.values, capacity / (1 + share)
+        low, high = 0, len(values) - 1
+        least, largest = peak(values[low]), peak(values[high])
+        if largest <= most:
+            return high
+        tries = 0
         while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if peak(self.values[middle]) * (1 + share) <= capacity else (low, middle)
+            reached = values[low] + (values[high] - values[low]) * (most - least) / max(largest - least, 1)
+            guess = bisect_right(values, reached) - 1 if tries < 4 else (low + high) // 2
+            tries, middle = tries + 1, min(max(guess, low + 1), high - 1)
+            size = peak(values[middle])
+            if size <= most:
+                low, least = middle, size
+            else:
+                high, largest = middle, size
         return low
 
     def _ends(self) -> tuple[int, int]:
@@ -284,7 +304,8 @@ class Borders:
         """The peak by the events; estimated where those would have to be traced."""
         traced = self.scaled.recordings
         known = self.scaled.alike and min(traced) <= value <= max(traced)
-        return self.scaled.least_bytes(value) if known else self._about(value)
+        found = self.scaled.least_bytes(value, trace=not self._described) if known else None
+        return found or self._about(value)
 
     def _surely_too_large(self, value: int, capacity: int) -> bool:
         peak = self._peak(value)

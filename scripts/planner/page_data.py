@@ -2,7 +2,7 @@
 
 The page computes what it shows, in the browser: the analytic estimate at the chosen length and micro-batch
 (:mod:`scripts.memory.analytic.surface`, exact to the byte), and what a GPU needs above that peak as
-:class:`scripts.planner.search.CalibratedEstimator` has it, from traces, where there are any.
+:class:`scripts.planner.calibrated.CalibratedEstimator` has it, from traces, where there are any.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from scripts.memory.analytic.surface import kernels_of, surface
 from scripts.memory.gpus import GIB, Gpu, catalogue
 from scripts.memory.step_time import speed_of
 from scripts.planner.border import LENGTH_STEP, MOST
-from scripts.planner.search import COUNTS, CalibratedEstimator, Changes, apply
+from scripts.planner.calibrated import CalibratedEstimator
+from scripts.planner.changes import COUNTS, Changes, apply
 from scripts.settings.hub import on_the_page
 from scripts.settings.model import MODELS
 from scripts.settings.parts import Parallel
@@ -125,12 +126,7 @@ def choices(
         "methods": [{"name": name, "title": TITLES[name], **_settings(scenario, methods[name])} for name in methods],
         "models": [],
         "reasons": {},
-        "seconds": {
-            f"{own}|{method}|{layout}|{gpu}": sorted((tokens, by_gpu[gpu]) for tokens, by_gpu in estimate.times)
-            for (method, layout), estimate in estimates.items()
-            for gpu, speed in estimate.timed_on.items()
-            if speed and estimate.times
-        },
+        "seconds": {},
         "surface_of": {},
         "surfaces": [],
         "storage": scenario.quantization.storage if scenario.quantization else "uint8",
@@ -140,6 +136,10 @@ def choices(
             if estimate.described
         },
     }
+    for (method, layout), estimate in estimates.items():
+        for tokens, by_gpu in sorted(estimate.times, key=lambda one: one[0]):
+            for name, seconds in by_gpu.items():
+                found["seconds"].setdefault(f"{own}|{method}|{layout}|{name}", []).append((tokens, seconds))
     known: dict[str, int] = {}
     for name, model in models.items():
         found["models"].append({"name": name, "written": name if name in known_models else model, **_sizes(model)})

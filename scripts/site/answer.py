@@ -30,7 +30,7 @@ from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.run_time import Run
 from scripts.memory.step_time import speed_of
 from scripts.planner.border import LONGEST, steps
-from scripts.planner.search import apply, moves
+from scripts.planner.changes import apply, moves
 from scripts.settings.hub import FETCH, HubId, explained
 
 MOST_CHANGES = 4
