@@ -271,16 +271,18 @@ def trace(
 class Recorder:
     """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
 
-    Steps that differ in their length or rows alone take the model that was built for the first.
+    Steps that differ in their length or rows alone take the model that was built for the first. With ``costs`` they say
+    what their operators cost, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, costs: bool = False) -> None:
         self._prepared: tuple[Scenario, Prepared] | None = None
+        self._settings = {"costs": costs, "report": recording}
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         make_step = partial(random_step, device="meta", max_grad_norm=1.0)
         prepared = partial(self._prepare, scenario)
-        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, report=recording)
+        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, **self._settings)
         return found
 
     def _prepare(self, scenario: Scenario) -> Prepared:
