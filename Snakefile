@@ -34,6 +34,13 @@ include: PROJECT / "rules/memory.smk"
 include: PROJECT / "rules/training.smk"
 include: PROJECT / "rules/merging.smk"
 include: PROJECT / "rules/evaluation.smk"
+
+
+if EXECUTES:
+
+    include: PROJECT / "rules/execution.smk"
+
+
 include: PROJECT / "rules/provenance.smk"
 include: PROJECT / "rules/documents.smk"
 include: PROJECT / "rules/sweep.smk"
@@ -92,6 +99,14 @@ rule export:
     input:
         each_run("results/{run}/memory/run.json"),
         each_run(JobPaths.exports),
+    localrule: True
+
+
+# Runs what the models answered, sealed off, and puts the score into the card. Nothing else does so unasked.
+rule execute:
+    input:
+        each_run(JobPaths.executed),
+        each_run(JobPaths.documents),
     localrule: True
 
 

@@ -1,4 +1,6 @@
 # Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/workflow/.
+import re
+
 from snakemake.iocontainers import Wildcards
 
 from scripts.common import contents, digests, files, ledger, locks, outdated
@@ -115,6 +117,19 @@ def code(script):
 # The screen's rules: an edited one judges again.
 POLICY = project_files("config/screen/*.yaml")
 
+# --- what is run only on request -------------------------------------------------------------------------
+
+# Asked for by the target's name, in a workflow that imports this one behind a prefix, or by the file's.
+EXECUTE = workflow.is_main_process and any(
+    re.search(r"(^|_)execute$|/evaluation/execution\.jsonl?$", one) for one in sys.argv[1:]
+)
+# Where a job runs in a process of its own, this has been decided before.
+EXECUTES = (
+    EXECUTE
+    or not workflow.is_main_process
+    or any(chosen["evaluation"]["execution"] != "none" for chosen in RUNS.named.values())
+)
+
 # --- what comes first ----------------------------------------------------------------------------------
 
 # The rules that a run's price and its gate wait for go first. Each of their jobs holds one of the profile's `before_gate`;
@@ -206,6 +221,8 @@ def after_an_error():
 def after_the_last_job():
     if workflow.is_main_process and not workflow.touch:
         around_jobs.name_outdated(around_jobs.results_of(plain(workflow.dag.needrun_jobs(exclude_finished=False))))
-        lines = list(around_jobs.summary(RUNS, {str(path) for job in workflow.dag.jobs for path in job.output}))
+        # Inputs too: a score that is kept is no job's output.
+        made = {str(path) for job in workflow.dag.jobs for path in (*job.output, *job.input)}
+        lines = list(around_jobs.summary(RUNS, made))
         if lines:
             print("", *lines, "", sep="\n", file=sys.stderr)

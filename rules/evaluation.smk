@@ -1,5 +1,5 @@
 # Base and tuned model answer the same requests, asked in the same way: held-out ones of the data, and in the folder
-# benchmark/ those of a test set from elsewhere. The answers to the latter are executed where the configuration says so.
+# benchmark/ those of a test set from elsewhere.
 #   results/evaluation/<dataset>/<model>/   the base model's answers: no rank in them
 #   results/<run>/evaluation/               the tuned model's, and the comparison; what merging changed
 
@@ -141,31 +141,6 @@ use rule compare_models as compare_on_benchmark with:
         "logs/{run}/compare_on_benchmark.log",
     message:
         "Comparing base and tuned model on the benchmark"
-
-
-rule execute_answers:
-    input:
-        **rules.compare_on_benchmark.input,
-        benchmark=place(f"{BENCHMARK}/benchmark.json"),
-        tasks=place(f"{BENCHMARK}/tasks.jsonl"),
-        states=place(f"{BENCHMARK}/states.json"),
-        policy=POLICY,
-    output:
-        answers="results/{run}/evaluation/execution.jsonl",
-        summary="results/{run}/evaluation/execution.json",
-    log:
-        "logs/{run}/execute_answers.log",
-    benchmark:
-        "benchmarks/{run}/execute_answers.tsv"
-    conda:
-        "../envs/light.yaml"
-    threads: 5
-    params:
-        code=code("evaluation/execute.py"),
-    message:
-        "Running the answers of {wildcards.run} and of its base, sealed off"
-    script:
-        "../scripts/evaluation/execute.py"
 
 
 rule compare_merged:

@@ -1,7 +1,7 @@
 "use strict";
 // The planner's page: the analytic estimate, evaluated here for what is chosen; drawing.js draws it.
 // The data come from scripts/planner/page_data.py. What is computed is the same to the byte as in Python:
-// scripts/memory/analytic/surface.py (evaluate) and scripts/planner/search.py (CalibratedEstimator).
+// scripts/memory/analytic/surface.py (evaluate) and scripts/planner/calibrated.py (CalibratedEstimator).
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const GIB = 2 ** 30, MIB = 2 ** 20;

@@ -1,8 +1,9 @@
 """The question from anywhere: one line, a Hub id, another tool's configuration, a Python program, a notebook.
 
-from scripts.ask import will_it_fit
+from scripts.ask import Run, will_it_fit
 answer = will_it_fit("Qwen/Qwen3-8B", gpu="4090", sequence_length=2048)
 answer.fits, answer.required_bytes, answer.suggestions
+will_it_fit("Qwen/Qwen3-8B", gpu="4090", run=Run(rows=50_000, epochs=3)).run.hours_range
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from html import escape
 from os import PathLike
 from typing import Any
 
-__all__ = ["Answer", "Suggested", "will_it_fit"]
+from scripts.memory.run_time import Run, RunTime
+
+__all__ = ["Answer", "Run", "RunTime", "Suggested", "will_it_fit"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Answer:
         The peak by what it is for.
     suggestions
         What would fit, the cheapest first.
+    run
+        Hours, cost and energy; None where nothing was asked about a run or the card's speed is not known.
     text, details
         The whole answer for people, and `predict`'s object for programs.
     """
@@ -50,6 +55,7 @@ class Answer:
     required_bytes: int | None
     components: Mapping[str, int]
     suggestions: Sequence[Suggested]
+    run: RunTime | None
     text: str
     details: Mapping[str, Any]
 
@@ -70,11 +76,10 @@ def will_it_fit(
     *,
     gpu: str | None = None,
     method: str | None = None,
-    sequence_length: int | None = None,
-    micro_batch: int | None = None,
     strategy: str | None = None,
     like: str | None = None,
     quick: bool = False,
+    run: Run | None = None,
     **fields: Any,
 ) -> Answer:
     """Whether a fine-tuning step fits a GPU.
@@ -83,12 +88,14 @@ def will_it_fit(
     ----------
     what
         A model's name, its id on the Hub, or a file; with files beside it a list (:mod:`scripts.ask.command`).
-    gpu, method, sequence_length, micro_batch, strategy, like
+    gpu, method, strategy, like
         As the command line has them.
     quick
         The analytic estimate alone, without torch.
+    run
+        Hours, cost and energy of a run are asked too: ``Run(rows=50_000, epochs=3, tokens_per_row=350)``.
     **fields
-        Any other field of a scenario; mappings give parts, ``lora={"rank": 64}``.
+        Any other field of a scenario, ``sequence_length=2048``; mappings give parts, ``lora={"rank": 64}``.
 
     Raises
     ------
@@ -96,6 +103,7 @@ def will_it_fit(
         If something is wrong in the question, with what to write.
     """
     from scripts.ask.question import Options, question
+    from scripts.ask.run import of_run
     from scripts.common.schema import yaml_text
 
     words = [str(what)] if isinstance(what, (str, PathLike)) else [str(one) for one in what]
@@ -104,8 +112,8 @@ def will_it_fit(
         for name, value in fields.items()
         for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
     ]
-    asked = question(words, Options(gpu, method, sequence_length, micro_batch, strategy, settings, like=like))
-    return answered(asked, words, quick=quick)
+    asked = question(words, Options(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like))
+    return answered(of_run(asked, run), words, quick=quick)
 
 
 def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer:
@@ -125,6 +133,7 @@ def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer
         required_bytes=shown.get("required_bytes"),
         components=shown.get("components", {}),
         suggestions=suggestions,
+        run=RunTime(**found["run"]) if found.get("run") else None,
         text=text.full_text(asked, found, words),
         details=found,
     )

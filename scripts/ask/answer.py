@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from scripts.memory.gpus import Gpu
 from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.run_time import RunTime, order, run_time
 from scripts.memory.step_time import speeds
+from scripts.settings.scenario import Scenario
 
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
 
@@ -96,7 +97,10 @@ def clear(peak: int, gpu: Gpu) -> bool | None:
 
 def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
     if asked.run and asked.gpu:
-        answer |= _of_run(answer["time"], asked.gpu, asked)
+        time, step = answer.get("time"), asked.run.typical_step(asked.scenario)
+        if time and step != asked.scenario:
+            time = _times(step, asked.gpu.capability, [asked.gpu])[asked.gpu.name]
+        answer["run"] = _run(time, asked.gpu, asked)
     if asked.readings:
         answer["read"] = [reading.to_mapping() for reading in asked.readings]
     return answer
@@ -128,6 +132,9 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
         capability: trace(asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards))
         for capability, cards in by_capability.items()
     }
+    typical = {}
+    if asked.run and (step := asked.run.typical_step(asked.scenario)) != asked.scenario:
+        typical = {capability: _times(step, capability, cards) for capability, cards in by_capability.items()}
     rows = []
     for card in catalogue().values():
         found = traces[card.capability]
@@ -138,7 +145,7 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
         }  # fmt: skip
         if asked.run:
             time, full = found["times"][card.name], nearly_full(found, card)
-            row |= _of_run(time, card, asked)
+            row |= {"time": time, "run": _run(typical.get(card.capability, found["times"])[card.name], card, asked)}
             row["warnings"] = [*(time["warnings"] if time else ()), *([full] if full else ())]
         rows.append(row)
     if asked.run:
@@ -146,10 +153,16 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     return rows
 
 
-def _of_run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any]:
-    """The time of a step, and the run of such steps; None where the card's speed is not known."""
-    run = run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time and asked.run else None
-    return {"time": time, "run": run}
+def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[Gpu]) -> Mapping[str, Any]:
+    """The time of a step on cards that are alike to the trace, by their names."""
+    from scripts.memory.trace import trace
+
+    return trace(step, capability=capability, timeline=False, timed_on=speeds(cards))["times"]
+
+
+def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any] | None:
+    """The run of steps that take so long; None where the card's speed is not known."""
+    return run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time else None
 
 
 def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.common.errors import UserError
@@ -67,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument("--serve", action="store_true", help="serving the model instead of training it")
     run = made.add_argument_group("the run", "hours, cost and energy, with --gpu or --all-gpus")
     run.add_argument("--rows", type=_count, metavar="N", help="rows of the training data")
+    run.add_argument("--tokens-per-row", metavar="N", help="their mean length (all are as long as the longest)")
     run.add_argument("--epochs", metavar="N", help="how often each is seen (1)")
     run.add_argument("--price", action="append", default=[], metavar="NAME=PER_HOUR",
                      help="of one card an hour, in any currency; or a YAML file with a line for each card")  # fmt: skip
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     _refuse_contradictions(options)
     from scripts.ask.question import Options, question
-    from scripts.ask.run import asked_of
+    from scripts.ask.run import asked_of, of_run
 
     run = asked_of(options)
     try:
@@ -107,16 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     except UserError as error:
         raise _of_the_command_line(error) from None
-    if run and asked.gpu is None and not options.all_gpus:
-        raise UserError(
-            "How long a run takes depends on the GPU.", where="the command line", allowed="--gpu or --all-gpus",
-            write="--gpu a100-80gb",
-        )  # fmt: skip
+    asked = of_run(asked, run, gpu_needed=not options.all_gpus)
     if options.yaml:
         print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
         return 0
     try:
-        return _answer(replace(asked, run=run), options, words)
+        return _answer(asked, options, words)
     except ModuleNotFoundError as error:
         problem = f"The package {error.name} is not installed, which the trace needs."
         print(UserError(problem, allowed="--quick, which does without", write=_INSTALL), file=sys.stderr)

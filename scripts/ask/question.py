@@ -13,7 +13,7 @@ from scripts.ask.readers.asked import AskedStep, asked_for
 from scripts.ask.readers.reading import EITHER, HIGH, LOW, Reading
 from scripts.common.errors import UserError
 from scripts.memory.gpus import Gpu, find
-from scripts.memory.run_time import Asked
+from scripts.memory.run_time import Run
 from scripts.settings.fields import BY_NAME
 from scripts.settings.model import LIGER_MODELS, configuration, size
 from scripts.settings.scenario import Scenario
@@ -56,7 +56,7 @@ class Question:
     reading: Reading | None = None
     beside: list[Reading] = field(default_factory=list)
     model: str = ""  # as it was asked for
-    run: Asked | None = None  # what is asked of the whole run
+    run: Run | None = None  # what is asked of the whole run
 
     @property
     def readings(self) -> list[Reading]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.ask.question import Question
 from scripts.common.errors import UserError
 from scripts.memory.gpus import find
-from scripts.memory.run_time import LEFT_OUT, Asked, RunTime, cheapest
+from scripts.memory.run_time import LEFT_OUT, Run, RunTime, cheapest
 
 _HOURS = {"m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0}
 
 
-def asked_of(options: argparse.Namespace) -> Asked | None:
+def asked_of(options: argparse.Namespace) -> Run | None:
     """What was asked about the run; None where nothing was.
 
     Raises
@@ -24,7 +26,7 @@ def asked_of(options: argparse.Namespace) -> Asked | None:
     UserError
         For the first thing that is wrong, with what to write.
     """
-    given = [f"--{name}" for name in ("epochs", "price", "deadline", "grams-per-kwh")
+    given = [f"--{name}" for name in ("tokens-per-row", "epochs", "price", "deadline", "grams-per-kwh")
              if getattr(options, name.replace("-", "_"))]  # fmt: skip
     if options.rows is None:
         if given:
@@ -39,14 +41,38 @@ def asked_of(options: argparse.Namespace) -> Asked | None:
     prices: dict[str, float] = {}
     for text in options.price:
         prices |= _prices(text)
-    deadline, grams = options.deadline, options.grams_per_kwh
-    return Asked(
+    deadline, grams, tokens = options.deadline, options.grams_per_kwh, options.tokens_per_row
+    return Run(
         rows=options.rows,
         epochs=_number("--epochs", options.epochs or "1", "--epochs 3"),
         price_per_hour=prices,
         deadline_hours=None if deadline is None else _deadline(deadline),
         grams_per_kwh=None if grams is None else _number("--grams-per-kwh", grams, "--grams-per-kwh 380"),
+        tokens_per_row=None if tokens is None else _number("--tokens-per-row", tokens, "--tokens-per-row 350"),
     )
+
+
+def of_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Question:
+    """The question with what is asked of the run.
+
+    Raises
+    ------
+    UserError
+        If the run can't be one of this step.
+    """
+    if run and gpu_needed and asked.gpu is None:
+        raise UserError(
+            "How long a run takes depends on the GPU.", where="the command line", allowed="--gpu or --all-gpus",
+            write="--gpu a100-80gb",
+        )  # fmt: skip
+    most = asked.scenario.sequence_length
+    if run and (run.tokens_per_row or 0) > most:
+        raise UserError(
+            "Rows can't be longer on average than the longest of them.", where="--tokens-per-row",
+            found=f"{run.tokens_per_row:g}", allowed=f"up to the sequence length of {most}, or a longer sequence",
+            write=f"--tokens-per-row {most}",
+        )  # fmt: skip
+    return dataclasses.replace(asked, run=run)
 
 
 def _wrong(problem: str, found: Any, write: str, where: object = "the command line") -> UserError:
@@ -126,16 +152,19 @@ def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def run_lines(run: Mapping[str, Any] | None, asked: Asked) -> list[str]:
+def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
     """Hours, cost and energy of the run."""
     if run is None:
         return ["hours and cost: not known without the time of a step"]
     found = RunTime(**run)
     each = f" on each of {found.gpus} cards" if found.gpus > 1 else ""
     epochs = f"{found.epochs:g} epoch{'s' * (found.epochs != 1)}"
+    length = "on average, without padding"
+    if found.longest:
+        length = "the longest: shorter ones take less (--tokens-per-row 350 for a mean)"
     lines = [
         f"the run: {found.rows:,} rows, {epochs}, {found.steps:,} steps: {_hours(found)}",
-        f"  each row counts as {found.tokens_per_row:,} tokens, the longest: shorter ones take less; {LEFT_OUT}",
+        f"  each row counts as {found.tokens_per_row:,.6g} tokens, {length}; {LEFT_OUT}",
     ]
     if found.cost is not None:
         lines.append(f"  {_cost(found)} at {found.price_per_hour:g} an hour{each}")

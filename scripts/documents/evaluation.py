@@ -94,6 +94,8 @@ def answered(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
     """What templates know of the test set from elsewhere, and of its answers' execution; None without one."""
     compared, executed = files.get("benchmark_comparison") or None, files.get("execution") or None
+    dropped = executed is not None and "dropped" in executed
+    executed = None if dropped else executed
     if compared is not None:
         (about,) = [source for source in files["acquire"]["external"] if source["type"] == "benchmark"]
         rows = evaluation_rows(compared)
@@ -103,7 +105,7 @@ def read_benchmark(files: Mapping[str, Any]) -> dict[str, Any]:
         levels = [level for level in LEVELS if level in executed["by_level"]]
         rows = [("all", executed), *((level, executed["by_level"][level]) for level in levels)]
         executed = {**executed, "rows": [{"label": label, **row} for label, row in rows]}
-    return {"benchmark": compared, "execution": executed}
+    return {"benchmark": compared, "execution": executed, "execution_dropped": dropped}
 
 
 def evaluation_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -116,6 +116,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         "fits": compared.get("fits"),
         "gpu": compared.get("gpu"),
         "headroom_bytes": compared.get("headroom_bytes"),
+        "measured_time": measured.get("time"),
         "measured_on": MEASURED_ON.get(measured.get("target"), (measured.get("device") or {}).get("name")),
         "method_title": METHODS[method],
         "name": name,

@@ -47,7 +47,8 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
         lines += quality_lines(compared)
     if compared := read(f"{folder}/evaluation/benchmark/comparison.json"):
         lines += quality_lines(compared, ("exact, benchmark", "loss, benchmark"))
-    if executed := read(f"{folder}/evaluation/execution.json"):
+    executed = read(f"{folder}/evaluation/execution.json")
+    if executed and "dropped" not in executed:
         base, tuned = executed["base"], executed["tuned"]
         right = f"{tuned['count']} of {tuned['n']}, the base {base['count']}"
         lines.append(f"{'right when run':<17} {right}: {executed['compared']['verdict']}")

@@ -32,6 +32,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 MIB = 2**20
 MIN_BLOCK = 512  # kMinBlockSize: every size is a multiple of it (round_size)
@@ -363,7 +364,19 @@ def replay(
         ``malloc``: ``get_free_block``, ``alloc_block``, ``release_cached_blocks``, ``alloc_block``
         (``release_available_cached_blocks`` does nothing unless ``max_split_size_mb`` is set).
     """
-    state = _Allocator(streams)
+    return run_through(_Allocator(streams), events, marks, capacity_bytes, grow=grow, trail=trail)
+
+
+def run_through(
+    state: Any,
+    events: Sequence[Event],
+    marks: Sequence[tuple[str, int]] = (),
+    capacity_bytes: int | None = None,
+    *,
+    grow: bool = False,
+    trail: list[int] | None = None,
+) -> Replay:
+    """Run events through an allocator in its first state; the rest is as :func:`replay` has it."""
     if capacity_bytes is not None:
         state.capacity = capacity_bytes
     ends = [*(index for _, index in marks), len(events)]

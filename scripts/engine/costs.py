@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry
 PRODUCT, ATTENTION, MEMORY, COLLECTIVE = "products", "attention", "memory", "collectives"
 KINDS = (PRODUCT, ATTENTION, MEMORY, COLLECTIVE)
 BACKWARD_ATTENTION = 2.5
+_CPU_KEYS = 512  # in a block of the CPU's attention kernel
 _NO_KERNEL = (
     "aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::lift_fresh", "aten::_local_scalar_dense",
     "aten::promote_types", "aten::_has_compatible_shallow_copy_type", "profiler::",
@@ -52,6 +53,8 @@ class Operator(NamedTuple):
         Read and written; of a collective, sent by this GPU.
     shape
         Of a product ``(matrices, rows, columns, inner)``; else ``()``.
+    made_bytes
+        Of the largest tensor that it makes anew.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Operator(NamedTuple):
     flops: int
     bytes: int
     shape: tuple[int, ...] = ()
+    made_bytes: int = 0
 
 
 class CostRecorder:
@@ -87,6 +91,8 @@ class CostRecorder:
     waits
         ``(index of the next launch, waiting stream, stream, launches)``: it waits for those of the other stream's
         kernels that are among the first so many launches. Waiting stream None: the program.
+    without_kernel
+        How many operators launched none, such as views.
     """
 
     def __init__(self, last_step: int, gpus: int = 1) -> None:
@@ -99,6 +105,7 @@ class CostRecorder:
         self.streams: list[int] = []
         self.phases: list[tuple[str, int]] = []
         self.waits: list[tuple[int, int | None, int, int]] = []
+        self.without_kernel = 0
 
     def mark(self, phase: str, step: int) -> None:
         """Say that a phase begins. Only the last step is recorded."""
@@ -109,14 +116,17 @@ class CostRecorder:
     def note(self, func: Any, args: Sequence, kwargs: dict, output: Any, stream: int = 0) -> None:
         """Record an operator that has run."""
         if func in self._quiet:
+            self.without_kernel += 1
             return
         key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else ())
         found = self._known.get(key)
         if found is None:
             if _launches_nothing(func):
                 self._quiet.add(func)
+                self.without_kernel += 1
                 return
-            costs = list(self._cost(func, args, kwargs, output))
+            made = _made_bytes(func, output)
+            costs = [operator._replace(made_bytes=made) for operator in self._cost(func, args, kwargs, output)]
             found = self._known[key] = tuple(range(len(self.operators), len(self.operators) + len(costs)))
             self.operators += costs
         self.calls += found
@@ -146,6 +156,7 @@ class CostRecorder:
         first, end = forwards[:2]
         part = CostRecorder(0)
         part.operators, part.calls, part.streams = self.operators, self.calls[first:end], self.streams[first:end]
+        part.without_kernel = self.without_kernel * len(part.calls) // len(self.calls)
         part.waits = [
             (now - first, waiter, stream, max(launches - first, 0))
             for now, waiter, stream, launches in self.waits
@@ -268,10 +279,16 @@ def attention(
 
 
 def _cpu_attention(args: Sequence, kwargs: dict) -> int:
-    """Forward: query, key, value, dropout, causal. Shapes: batch, heads, tokens, head size."""
+    """Forward: query, key, value, dropout, causal. Shapes: batch, heads, tokens, head size.
+
+    The kernel leaves out blocks of keys that lie whole above the diagonal (PyTorch's FlashAttentionKernel.cpp).
+    """
     query, key = args[0], args[1]
-    causal = kwargs.get("is_causal", len(args) > 4 and args[4])
-    return 4 * query.numel() * key.shape[2] // (2 if causal else 1)
+    whole, keys = 4 * query.numel() * key.shape[2], key.shape[2]
+    if not kwargs.get("is_causal", len(args) > 4 and args[4]):
+        return whole
+    blocks = range(_CPU_KEYS, keys + _CPU_KEYS, _CPU_KEYS)  # queries of a block see the keys up to its end
+    return whole * sum(min(end, keys) * (min(end, keys) - end + _CPU_KEYS) for end in blocks) // keys**2
 
 
 def _cpu_attention_backward(args: Sequence, kwargs: dict) -> int:
@@ -293,6 +310,12 @@ def touched_bytes(tensors: Iterable[torch.Tensor]) -> int:
         else item._nnz() * item.element_size()
         for item in tensors
     )
+
+
+def _made_bytes(func: Any, output: Any) -> int:
+    if any(item.alias_info is not None for item in func._schema.returns):  # in place
+        return 0
+    return max((touched_bytes([item]) for item in _tensors([output])), default=0)
 
 
 def _launches_nothing(func: Any) -> bool:

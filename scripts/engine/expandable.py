@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from .allocator import (
     LARGE_SEGMENT,
@@ -22,8 +23,8 @@ from .allocator import (
     Event,
     OutOfMemory,
     Replay,
-    Span,
     round_size,
+    run_through,
 )
 
 _ENDLESS = 1 << 60
@@ -183,90 +184,85 @@ class _Range:
         del self.free[bisect_left(self.free, key)]
 
 
+class _Expandable:
+    """Ranges of each stream's pools, and the largest sums of what is used and mapped since the last mark."""
+
+    def __init__(self, streams: Mapping[int, int] | None = None) -> None:
+        self.streams = streams or {}
+        self.pools: dict[int, tuple[_Range, _Range]] = {}
+        self.used: dict[int, tuple[_Range, int, int]] = {}
+        self.allocated = self.requested = self.reserved = self.retries = 0
+        self.peaks = (0, 0, 0)
+        self.capacity = _ENDLESS
+
+    def release(self) -> None:
+        """Unmap what is free."""
+        self.reserved -= sum(pool.release() for pair in self.pools.values() for pool in pair)
+
+    def run(
+        self, events: Sequence[Event], first: int, last: int, *, grow: bool = False, trail: list[int] | None = None
+    ) -> None:
+        """Serve events from index ``first`` to before ``last``."""
+        used, streams, pools = self.used, self.streams, self.pools
+        allocated, requested = self.allocated, self.requested
+        peak_allocated, peak_requested, peak_reserved = self.peaks
+        for index in range(first, last):
+            identity, count = events[index]
+            if trail is not None:
+                trail.append(allocated)
+            if identity < 0:
+                if -identity in used:
+                    pool, address, asked = used.pop(-identity)
+                    allocated -= pool.size[address]
+                    requested -= asked
+                    pool.give(address)
+                continue
+            if identity == 0:
+                self.release()
+            if not count:
+                continue
+            size = round_size(count)
+            stream = streams.get(identity, 0)
+            if stream not in pools:
+                pools[stream] = (_Range(SMALL_SEGMENT), _Range(LARGE_SEGMENT))
+            pool = pools[stream][size > SMALL]
+            address = pool.take(size)
+            if address is None:
+                address = self._map(pool, size, index, grow)
+                peak_reserved = max(peak_reserved, self.reserved)
+            used[identity] = (pool, address, count)
+            allocated += pool.size[address]
+            requested += count
+            peak_allocated, peak_requested = max(peak_allocated, allocated), max(peak_requested, requested)
+        self.allocated, self.requested = allocated, requested
+        self.peaks = (peak_allocated, peak_requested, peak_reserved)
+
+    def _map(self, pool: _Range, size: int, index: int, grow: bool) -> int:
+        """A block on memory that is mapped now; under pressure what is free is unmapped first."""
+        found = pool.grow(size, self.capacity - self.reserved)
+        if found is None:
+            self.retries += 1
+            self.release()
+            found = pool.grow(size, self.capacity - self.reserved)
+        if found is None:
+            found = pool.grow(size, _ENDLESS)
+            if not grow:
+                raise OutOfMemory(index, self.reserved + found[1], self.capacity)
+            self.capacity = self.reserved + found[1]
+        self.reserved += found[1]
+        return found[0]
+
+
 def replay_expandable(
-    events: Iterable[Event],
+    events: Sequence[Event],
     marks: Sequence[tuple[str, int]] = (),
     capacity_bytes: int | None = None,
     *,
-    grow: bool = False,
-    trail: list[int] | None = None,
     streams: Mapping[int, int] | None = None,
+    **how: Any,
 ) -> Replay:
     """Run events through the allocator; arguments, result and errors are those of ``allocator.replay``."""
-    streams = streams or {}
-    pools: dict[int, tuple[_Range, _Range]] = {}
-    used: dict[int, tuple[_Range, int, int]] = {}
-    allocated = requested = reserved = retries = 0
-    peaks = [0, 0, 0]
-    capacity = _ENDLESS if capacity_bytes is None else capacity_bytes
-    starts: list[tuple[str, int, int]] = []
-    closed: list[list[int]] = []
-    upcoming = list(marks)[::-1]
-    index = -1
-
-    def enter() -> None:
-        nonlocal peaks
-        closed.append(peaks)
-        phase, first = upcoming.pop()
-        starts.append((phase, first, allocated))
-        peaks = [allocated, requested, reserved]
-
-    for index, (identity, count) in enumerate(events):
-        while upcoming and upcoming[-1][1] == index:
-            enter()
-        if trail is not None:
-            trail.append(allocated)
-        if identity < 0:
-            if -identity in used:
-                pool, address, asked = used.pop(-identity)
-                allocated -= pool.size[address]
-                requested -= asked
-                pool.give(address)
-            continue
-        if identity == 0:
-            reserved -= sum(pool.release() for pair in pools.values() for pool in pair)
-        if not count:
-            continue
-        size = round_size(count)
-        stream = streams.get(identity, 0)
-        if stream not in pools:
-            pools[stream] = (_Range(SMALL_SEGMENT), _Range(LARGE_SEGMENT))
-        pool = pools[stream][size > SMALL]
-        address = pool.take(size)
-        if address is None:
-            found = pool.grow(size, capacity - reserved)
-            if found is None:
-                retries += 1
-                reserved -= sum(other.release() for pair in pools.values() for other in pair)
-                found = pool.grow(size, capacity - reserved)
-            if found is None:
-                found = pool.grow(size, _ENDLESS)
-                if not grow:
-                    raise OutOfMemory(index, reserved + found[1], capacity)
-                capacity = reserved + found[1]
-            address, mapped = found
-            reserved += mapped
-        used[identity] = (pool, address, count)
-        allocated += pool.size[address]
-        requested += count
-        if allocated > peaks[0]:
-            peaks[0] = allocated
-        if requested > peaks[1]:
-            peaks[1] = requested
-        if reserved > peaks[2]:
-            peaks[2] = reserved
-    while upcoming:
-        enter()
-    closed.append(peaks)
-    return Replay(
-        *(max(each[kind] for each in closed) for kind in range(3)),
-        allocated,
-        requested,
-        reserved,
-        spans=tuple(Span(*start, *peak) for start, peak in zip(starts, closed[1:], strict=True)),
-        capacity_bytes=None if capacity_bytes is None else capacity,
-        retries=retries,
-    )
+    return run_through(_Expandable(streams), events, marks, capacity_bytes, **how)
 
 
 def required_bytes_expandable(
@@ -277,7 +273,7 @@ def required_bytes_expandable(
     Blocks fit together nearly without rests here, so the search begins at the blocks in use at the peak and asks each
     time for what was missing; where the step before the answer would do as well, bisection goes on from there.
     """
-    plenty = plenty or replay_expandable(events, streams=streams)
+    peak = plenty.peak_allocated_bytes if plenty else peak_blocks(events)
 
     def missing(steps: int) -> int:
         """The steps that would have sufficed where so many of 2 MiB don't; 0: they do."""
@@ -287,12 +283,26 @@ def required_bytes_expandable(
             return -(-error.needed_bytes // SMALL_SEGMENT)
         return 0
 
-    low, high = 0, -(-plenty.peak_allocated_bytes // SMALL_SEGMENT)
+    low, high = 0, -(-peak // SMALL_SEGMENT)
     while needed := missing(high):
         low, high = high, max(needed, high + 1)
-    low = max(low, (plenty.peak_allocated_bytes - 1) // SMALL_SEGMENT)
+    low = max(low, (peak - 1) // SMALL_SEGMENT)
     middle = high - 1
     while high - low > 1:
         low, high = (middle, high) if missing(middle) else (low, middle)
         middle = (low + high) // 2
     return high * SMALL_SEGMENT
+
+
+def peak_blocks(events: Iterable[Event]) -> int:
+    """The blocks in use at the peak: here each is what was asked for, rounded up, whatever the capacity."""
+    sizes: dict[int, int] = {}
+    total = most = 0
+    for identity, count in events:
+        if identity > 0 and count:
+            sizes[identity] = size = round_size(count)
+            total += size
+            most = max(most, total)
+        elif identity < 0:
+            total -= sizes.pop(-identity, 0)
+    return most

@@ -269,19 +269,12 @@ def _backend() -> Iterator[None]:
 
 
 def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
-    """What is exchanged, as :func:`scripts.engine.patching.patched` takes it; why: :data:`PATCHES`."""
-    import torch.distributed.fsdp._flat_param as flat_param
-    import torch.distributed.fsdp._fully_shard._fsdp_init as initialization_of_fsdp2
-    import torch.distributed.fsdp._fully_shard._fsdp_param_group as param_group
-    import torch.distributed.fsdp._init_utils as initialization
-    import torch.distributed.fsdp._runtime_utils as runtime
-    import torch.nn.parallel.distributed as parallel
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam, ShardedState
+    """What is replaced, as :func:`scripts.engine.patching.patched` takes it; why: :data:`PATCHES`."""
+    return [*_tensor_patches(device), *_fsdp1_patches(device), *_fsdp2_patches(device), *_ddp_patches(device)]
 
+
+def _tensor_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     accelerator, address = torch._C._get_accelerator, torch.Tensor.data_ptr
-    wrap, pre_forward = parallel.DistributedDataParallel.__init__, parallel.DistributedDataParallel._pre_forward
-    gather_inputs, divide = FSDPParam.all_gather_inputs.fget, FSDPParam._init_sharded_param
 
     def get_accelerator(*arguments: Any) -> torch.device:
         return torch.device("meta") if not arguments else accelerator(*arguments)
@@ -291,9 +284,45 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
             return address(tensor)
         return tensor.untyped_storage()._cdata + tensor.storage_offset() * tensor.element_size()
 
+    return [
+        (torch._C, "_get_accelerator", get_accelerator),
+        (torch.accelerator, "current_stream", device.current_stream),
+        (torch.Tensor, "data_ptr", data_ptr),
+    ]
+
+
+def _fsdp1_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
+    import torch.distributed.fsdp._flat_param as flat_param
+    import torch.distributed.fsdp._init_utils as initialization
+    import torch.distributed.fsdp._runtime_utils as runtime
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
     def record_stream(tensor: torch.Tensor, stream: Any) -> None:
         if device.listener is not None:
             device.listener.used_by_another_stream(tensor)
+
+    def move_module(module: torch.nn.Module, *_: Any) -> None:
+        """Breadth first, units within it left out: parameters, then buffers (FSDP1's ``_move_module_to_device``)."""
+        queue, parameters, buffers = [module], [], []
+        for current in queue:
+            parameters += current.parameters(recurse=False)
+            buffers += current.buffers(recurse=False)
+            queue += [child for child in current.children() if not isinstance(child, FullyShardedDataParallel)]
+        device.arrived([*parameters, *buffers])
+
+    return [
+        (flat_param, "_no_dispatch_record_stream", record_stream),
+        (runtime, "_no_dispatch_record_stream", record_stream),
+        (initialization, "_move_module_to_device", move_module),
+    ]
+
+
+def _fsdp2_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
+    import torch.distributed.fsdp._fully_shard._fsdp_init as initialization
+    import torch.distributed.fsdp._fully_shard._fsdp_param_group as param_group
+    from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam, ShardedState
+
+    gather_inputs, divide = FSDPParam.all_gather_inputs.fget, FSDPParam._init_sharded_param
 
     def init_sharded_param(parameter: Any, *arguments: Any, **options: Any) -> None:
         divide(parameter, *arguments, **options)
@@ -310,46 +339,44 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         finally:
             parameter._sharded_param_data = on_host
 
-    def move_module(module: torch.nn.Module, *_: Any) -> None:
-        """Breadth first, units within it left out: parameters, then buffers (FSDP1's ``_move_module_to_device``)."""
-        queue, parameters, buffers = [module], [], []
-        for current in queue:
-            parameters += current.parameters(recurse=False)
-            buffers += current.buffers(recurse=False)
-            queue += [child for child in current.children() if not isinstance(child, FullyShardedDataParallel)]
-        device.arrived([*parameters, *buffers])
-
     def move_states(parameters: list[torch.Tensor], buffers: list[torch.Tensor], _: Any) -> None:
         device.arrived([*parameters, *buffers])
 
-    def make_ddp(model: Any, *arguments: Any, **options: Any) -> None:
-        wrap(model, *arguments, **options)
-        model.register_comm_hook(None, _exchanged_bucket)
-
-    def for_exchange(function: Callable) -> Callable:
-        def named(*arguments: Any, **options: Any) -> Any:
-            with device.allocating(COLLECTIVES):
-                return function(*arguments, **options)
-
-        return named
-
     return [
-        (torch._C, "_get_accelerator", get_accelerator),
-        (torch.accelerator, "current_stream", device.current_stream),
-        (torch.Tensor, "data_ptr", data_ptr),
-        (flat_param, "_no_dispatch_record_stream", record_stream),
-        (runtime, "_no_dispatch_record_stream", record_stream),
         (param_group.FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
         (param_group.FSDPParamGroup, "_validate_cpu_offload_params", lambda group: None),
         (FSDPParam, "_init_sharded_param", init_sharded_param),
         (FSDPParam, "all_gather_inputs", property(all_gather_inputs)),
-        (initialization, "_move_module_to_device", move_module),
-        (initialization_of_fsdp2, "_move_states_to_device", move_states),
-        (parallel.DistributedDataParallel, "__init__", make_ddp),
-        (parallel.DistributedDataParallel, "_pre_forward", for_exchange(pre_forward)),
-        (param_group, "foreach_reduce", for_exchange(param_group.foreach_reduce)),
+        (initialization, "_move_states_to_device", move_states),
+        (param_group, "foreach_reduce", _for_collectives(device, param_group.foreach_reduce)),
+    ]
+
+
+def _ddp_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
+    import torch.nn.parallel.distributed as parallel
+
+    ddp = parallel.DistributedDataParallel
+    make = ddp.__init__
+
+    def make_ddp(model: Any, *arguments: Any, **options: Any) -> None:
+        make(model, *arguments, **options)
+        model.register_comm_hook(None, _exchanged_bucket)
+
+    return [
+        (ddp, "__init__", make_ddp),
+        (ddp, "_pre_forward", _for_collectives(device, ddp._pre_forward)),
         (parallel, "_verify_param_shape_across_processes", lambda *_, **__: None),
     ]
+
+
+def _for_collectives(device: FakeDevice, function: Callable) -> Callable:
+    """The function, with what it allocates counted as memory of collectives."""
+
+    def named(*arguments: Any, **options: Any) -> Any:
+        with device.allocating(COLLECTIVES):
+            return function(*arguments, **options)
+
+    return named
 
 
 def _exchanged_bucket(state, bucket):  # DDP reads the annotations, and takes none or its own

@@ -155,13 +155,8 @@ def make_report(
     run = run_through(events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
     allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
-    spans = [span for span in tracker.spans(last) if span[0] in PHASES]
-    spans = spans or [("forward", first, end) for _, first, end in tracker.spans(last)]  # no module was called
-    tops: dict[str, int] = {}
-    for phase, first, end in spans:
-        top = max(range(first - begin, end - begin + 1), key=lambda index: (allocated[index], -index))
-        if phase not in tops or allocated[top] > allocated[tops[phase]]:
-            tops[phase] = top
+    spans = _phases(tracker, last)
+    tops = _highest(spans, allocated, begin)
     phases = {phase: allocated[top] for phase, top in tops.items()}
     peak_phase = max(phases, key=lambda phase: phases[phase])
     by_phase = {}
@@ -188,6 +183,22 @@ def make_report(
         costs=tracker.costs,
         **reserved,
     )
+
+
+def _phases(tracker: Tracker, step: int) -> list[tuple[str, int, int]]:
+    """Names, first events and ends of a step's phases; one of them, the forward pass, if no module was called."""
+    spans = [span for span in tracker.spans(step) if span[0] in PHASES]
+    return spans or [("forward", first, end) for _, first, end in tracker.spans(step)]
+
+
+def _highest(spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int) -> dict[str, int]:
+    """Where each phase has most allocated, the first such place; ``allocated[i]`` is before event ``begin + i``."""
+    tops: dict[str, int] = {}
+    for phase, first, end in spans:
+        top = max(range(first - begin, end - begin + 1), key=lambda index: (allocated[index], -index))
+        if phase not in tops or allocated[top] > allocated[tops[phase]]:
+            tops[phase] = top
+    return tops
 
 
 def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> Recording:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 import torch
 
@@ -137,7 +138,7 @@ class Scaled:
             peers, sizes = [value], [size.to(torch.int64) for size in self._sizes[value]]
         most = 0
         for counts, (frees, freed) in zip(sizes, self._pairs[self._structures[peers[0]]], strict=True):
-            blocks = (counts + MIN_BLOCK - 1) // MIN_BLOCK * MIN_BLOCK
+            blocks = counts + (MIN_BLOCK - 1) & -MIN_BLOCK
             blocks[frees] = -blocks[freed]
             most = max(most, int(blocks.cumsum(0).max()))
         self._least[value] = most
@@ -198,13 +199,10 @@ class Scaled:
 
     def _through(self, values: Sequence[int], at: int) -> list[torch.Tensor]:
         """Lagrange's polynomial through two or three traces."""
-        sums = [torch.zeros_like(size) for size in self._sizes[values[0]]]
-        for value in values:
-            weight = 1.0
-            for other in values:
-                if other != value:
-                    weight *= (at - other) / (value - other)
-            sums = [total + weight * size for total, size in zip(sums, self._sizes[value], strict=True)]
+        weights = [prod((at - other) / (value - other) for other in values if other != value) for value in values]
+        sums = [weights[0] * size for size in self._sizes[values[0]]]
+        for value, weight in zip(values[1:], weights[1:], strict=True):
+            sums = [total.add_(size, alpha=weight) for total, size in zip(sums, self._sizes[value], strict=True)]
         return sums
 
 

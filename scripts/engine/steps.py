@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,17 +44,17 @@ def take_steps(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = [batch if previous_batch is None or number else previous_batch for number in range(steps)]
 
-    def enter(phase: str) -> None:
-        for parameter in parameters:
+    def label_gradients(of: Iterable[nn.Parameter]) -> None:
+        for parameter in of:
             if parameter.grad is not None:
                 tracker.label(parameter.grad, GRADIENTS)
+
+    def enter(phase: str) -> None:
+        label_gradients(parameters)
         tracker.mark(phase, number)
 
     def updating(optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    tracker.label(parameter.grad, GRADIENTS)
+        label_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
 
     def updated(optimizer: torch.optim.Optimizer) -> None:
         for state in optimizer.state.values():
@@ -61,16 +62,7 @@ def take_steps(
                 if isinstance(value, torch.Tensor):
                     tracker.label(value, OPTIMIZER_STATES)
 
-    def copy(tensor: torch.Tensor) -> torch.Tensor:
-        if not tracker.on_meta:
-            return tensor.clone()
-        made = torch.empty_like(tensor, device="meta")
-        if tensor.device.type == "cpu" and carried(tensor):
-            with _disable_current_modes():
-                tracker.values.remember(made, tensor.clone())
-        return made
-
-    enabled = gc.isenabled()
+    copy, enabled = partial(_copy, tracker), gc.isenabled()
     gc.disable()
     try:
         with ExitStack() as stack:
@@ -96,18 +88,25 @@ def take_steps(
                 else:
                     step(given.pop())
             tracker.mark("end", steps)
-    except CompiledError as error:
-        raise step_error(error) from error
-    except TraceError:
-        raise
     except Exception as error:
-        if not tracker.on_meta:
+        if not isinstance(error, CompiledError) and (isinstance(error, TraceError) or not tracker.on_meta):
             raise
         raise step_error(error) from error
     finally:
         tracker.close()
         if enabled:
             gc.enable()
+
+
+def _copy(tracker: Tracker, tensor: torch.Tensor) -> torch.Tensor:
+    """A batch's tensor for one step: on `meta` without values, but for those that the batch carries on the CPU."""
+    if not tracker.on_meta:
+        return tensor.clone()
+    made = torch.empty_like(tensor, device="meta")
+    if tensor.device.type == "cpu" and carried(tensor):
+        with _disable_current_modes():
+            tracker.values.remember(made, tensor.clone())
+    return made
 
 
 def seen_whole(tracker: Tracker) -> list[tuple[Any, str, Any]]:
@@ -165,6 +164,13 @@ def listening(tracker: Tracker, device: FakeDevice) -> Iterator[None]:
         device.listener = None
 
 
+# Methods that begin the update where DeepSpeed's engine or FSDP1 takes the step: module, class, method.
+_UPDATES = (
+    ("deepspeed.runtime.engine", "DeepSpeedEngine", "step"),
+    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel", "clip_grad_norm_"),
+)
+
+
 @contextmanager
 def phases(
     enter: Callable[[str], None],
@@ -181,14 +187,10 @@ def phases(
     updated, updating
         Called with each optimizer after its step, and before it.
 
-    Yields
-    ------
-    Callable
-        To be called at the beginning of each step.
+    Yields what is to be called at the beginning of each step.
     """
-    current = ""
+    current, engine = "", torch.autograd._engine_run_backward
     depth = 0  # of backward passes: reentrant checkpointing runs one inside another
-    engine, clip = torch.autograd._engine_run_backward, nn.utils.clip_grad_norm_
 
     def go(phase: str) -> None:
         nonlocal current
@@ -198,7 +200,7 @@ def phases(
 
     def begin() -> None:
         nonlocal current
-        current = ""
+        current = ""  # a step may begin in the phase in which the one before ended
         go("inputs")
 
     def backward(*args: Any, **kwargs: Any) -> Any:
@@ -211,36 +213,27 @@ def phases(
             depth -= 1
             go("between")
 
-    def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
-        go("optimizer")
-        return clip(*args, **kwargs)
+    def first_of_update(function: Callable) -> Callable:
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            go("optimizer")
+            return function(*args, **kwargs)
 
-    def clip_of_fsdp1(*args: Any, **kwargs: Any) -> Any:
-        go("optimizer")
-        return original_of_fsdp1(*args, **kwargs)
+        return heard
 
-    def step_of_engine(*args: Any, **kwargs: Any) -> Any:
-        go("optimizer")
-        return original_of_engine(*args, **kwargs)
-
+    clip = first_of_update(nn.utils.clip_grad_norm_)
     places = [(torch.autograd, "_engine_run_backward", backward)]
-    places += [(place, "clip_grad_norm_", clip_grad_norm_) for place in (nn.utils, nn.utils.clip_grad)]
-    deepspeed = sys.modules.get("deepspeed.runtime.engine")
-    if deepspeed is not None:
-        places.append((deepspeed.DeepSpeedEngine, "step", step_of_engine))
-        original_of_engine = deepspeed.DeepSpeedEngine.step
-    fsdp1 = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
-    if fsdp1 is not None:
-        original_of_fsdp1 = fsdp1.FullyShardedDataParallel.clip_grad_norm_
-        places.append((fsdp1.FullyShardedDataParallel, "clip_grad_norm_", clip_of_fsdp1))
+    places += [(place, "clip_grad_norm_", clip) for place in (nn.utils, nn.utils.clip_grad)]
+    for module, owner, name in _UPDATES:  # of what is imported already
+        if module in sys.modules:
+            place = getattr(sys.modules[module], owner)
+            places.append((place, name, first_of_update(getattr(place, name))))
     handles = [
         register_module_forward_pre_hook(lambda *_: go("forward")),
         register_optimizer_step_pre_hook(lambda *_: go("optimizer")),
     ]
-    if updating is not None:
-        handles.append(register_optimizer_step_pre_hook(lambda optimizer, *_: updating(optimizer)))
-    if updated is not None:
-        handles.append(register_optimizer_step_post_hook(lambda optimizer, *_: updated(optimizer)))
+    for hook, register in ((updating, register_optimizer_step_pre_hook), (updated, register_optimizer_step_post_hook)):
+        if hook is not None:
+            handles.append(register(lambda optimizer, *_, hook=hook: hook(optimizer)))
     try:
         with patched(places):
             yield begin

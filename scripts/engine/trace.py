@@ -105,21 +105,7 @@ def trace_step(
     options = options or Options()
     _refuse_values(model, optimizer)
     on_gpu = options.target == "cuda"
-    seen = options.histories[0] if options.histories else History()
-    tracker = Tracker(
-        ("meta",) if on_gpu else ("meta", "cpu"),
-        vocabulary=vocabulary(model),
-        kernels=CudaKernels(options.capability, options.torch_version) if on_gpu else None,
-        first_id=max((identity for identity, _ in seen.events), default=0) + 1,
-        outputs=None if on_gpu else cpu_outputs,
-        values=Values(options.scalars, options.answers, host_is_device=not on_gpu),
-        origins=Origins(model) if options.origins else None,
-        device=active(),
-        costs=CostRecorder(options.steps - 1, active().gpus if active() else 1) if options.costs else None,
-    )
-    tracker.events += seen.events
-    tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
-    tracker.components.update(seen.components)
+    tracker, seen = _tracker(model, options, on_gpu)
     follow_model(tracker, model, seen.ids, options.label)
     for other in options.beside:
         follow_model(tracker, other)
@@ -142,6 +128,26 @@ def trace_step(
         capacity_bytes=options.capacity_bytes,
         expandable_segments=options.expandable_segments,
     )
+
+
+def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker, History]:
+    """A tracker that has seen what happened before the first step, and what that was."""
+    seen = options.histories[0] if options.histories else History()
+    tracker = Tracker(
+        ("meta",) if on_gpu else ("meta", "cpu"),
+        vocabulary=vocabulary(model),
+        kernels=CudaKernels(options.capability, options.torch_version) if on_gpu else None,
+        first_id=max((identity for identity, _ in seen.events), default=0) + 1,
+        outputs=None if on_gpu else cpu_outputs,
+        values=Values(options.scalars, options.answers, host_is_device=not on_gpu),
+        origins=Origins(model) if options.origins else None,
+        device=active(),
+        costs=CostRecorder(options.steps - 1, active().gpus if active() else 1) if options.costs else None,
+    )
+    tracker.events += seen.events
+    tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
+    tracker.components.update(seen.components)
+    return tracker, seen
 
 
 def measure_step(

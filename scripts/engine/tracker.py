@@ -132,6 +132,11 @@ class Tracker(TorchDispatchMode):
         self._phase = ""
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Under a tracker nothing is compiled: what PyTorch wraps each operator in against the compiler is saved."""
+        return False
+
     def warn(self, text: str) -> None:
         """Note what a person should know about the answer."""
         self.warnings.setdefault(text)

@@ -49,9 +49,9 @@ def unavailable(problem: str, allowed: str, found: object = None, write: str | N
     """There is no sandbox here, and so nothing was executed."""
     return UserError(
         f"{problem} Nothing was executed.",
-        where="evaluation.execution: bubblewrap, in the configuration",
+        where="the target execute, or evaluation.execution: bubblewrap in the configuration",
         found=found,
-        allowed=f"{allowed}; or evaluation.execution: none",
+        allowed=f"{allowed}; or evaluation.execution: none, and no target named execute",
         write=write,
     )
 

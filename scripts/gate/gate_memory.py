@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
-from scripts.gate.run_hours import RunHours, Shapes, batch_shapes, refusal_of_hours, too_long, training_seconds
+from scripts.gate.batch_times import Shapes, batch_shapes, refusal_of_hours, too_long, training_seconds
 from scripts.memory.gpus import GIB, Gpu, Verdict, find, from_device, holders, tightest, verdict
+from scripts.memory.run_time import RunHours
 from scripts.memory.step_time import speed_of
 from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
 
 if TYPE_CHECKING:
-    from scripts.planner.search import Suggestion
+    from scripts.planner.suggestions import Suggestion
 
 NOTHING_TO_GATE = "no GPU was found, and none was named"
 
@@ -150,7 +151,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
                 )
                 fits, step = True, real
         if not fits:
-            from scripts.planner.search import suggest
+            from scripts.planner.suggestions import suggest
 
             suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step)]
     effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
@@ -160,7 +161,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
 
 def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
     """To end the processes that hold memory on this machine's GPUs, where that alone is enough."""
-    from scripts.planner.search import Suggestion
+    from scripts.planner.suggestions import Suggestion
 
     step = traced.on(gpu)
     missing = {one: traced.on(one)["required_bytes"] - one.usable_bytes for one in (gpu, *gpu.others)}

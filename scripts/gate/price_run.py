@@ -16,18 +16,12 @@ from scripts.common.files import read_folder, read_json, read_jsonl, read_report
 from scripts.common.job import job, log
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
 from scripts.common.sizes import gib
+from scripts.gate.batch_times import batch_shapes, evaluation_seconds, refusal_of_hours, too_long, training_seconds
 from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
-from scripts.gate.run_hours import (
-    RunHours,
-    batch_shapes,
-    evaluation_seconds,
-    refusal_of_hours,
-    too_long,
-    training_seconds,
-)
 from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
 from scripts.memory.gpus import Gpu
+from scripts.memory.run_time import RunHours
 from scripts.memory.step_time import Speed, speed_of
 from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario

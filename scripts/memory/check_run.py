@@ -14,13 +14,14 @@ from scripts.memory.disk import Sizes
 from scripts.memory.gpus import find
 from scripts.settings.contradictions import TRAINING, contradictions
 from scripts.settings.hub import nearest, profiled
+from scripts.settings.model import MODELS
 from scripts.settings.run_scenarios import (
     gated_scenario,
     profile_scenarios,
     training_loop,
     training_scenario,
 )
-from scripts.settings.scenario import MODELS, Scenario, check_packages, rows_in_a_step
+from scripts.settings.scenario import Scenario, check_packages, rows_in_a_step
 
 # Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
 _ANY_MODEL = {"model_type": "any"}

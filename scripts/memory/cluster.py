@@ -86,7 +86,7 @@ def training_minutes(gate: str) -> int:
     hours = _sealed(gate)["hours"]
     if hours is None:
         return 12 * 60
-    most = hours["hours_range"][1] if hours["hours_range"] else 2 * hours["hours"]
+    most = hours["hours_at_most"] if hours["hours_range"] else 2 * hours["hours"]
     return ceil(1.5 * 60 * most) + 30
 
 

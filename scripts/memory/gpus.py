@@ -16,7 +16,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
 from scripts.common.sizes import GIB, MIB
 from scripts.memory.gpu_names import read_gpu
-from scripts.settings.scenario import checked_gpu
+from scripts.settings.parts import checked_gpu
 
 CATALOGUE = ROOT / "config" / "gpus.yaml"
 EXPANDABLE_LINE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF

@@ -8,8 +8,10 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,7 +21,10 @@ from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.packages import versions
 from scripts.memory.check_run import checked_configuration
+from scripts.memory.processor import Probes, Processor, one_thread
 from scripts.settings.scenario import Scenario
+
+MOST_TIMED, ENOUGH_SECONDS = 3, 5.0  # steps that are timed: so many, and fewer once they took so long
 
 
 def measure(
@@ -27,6 +32,7 @@ def measure(
     device: str,
     *,
     timeline: bool = True,
+    timed: bool = False,
 ) -> dict[str, Any]:
     """Take a scenario's step twice on a device and measure the second.
 
@@ -38,10 +44,14 @@ def measure(
         ``cpu`` or ``cuda``.
     timeline
         CPU only: whether to return the timeline of the step.
+    timed
+        CPU only: whether to time steps on one thread, between probes and without the tracker, which slows them.
 
     Returns
     -------
     dict
+        With ``timed`` also ``processor``, what the probes found, and of each step ``taken_seconds``, the process's own,
+        and ``clock_seconds``, in which others used the processor too.
         ``peak_allocated_bytes``, ``peak_phase``, ``phases`` and ``resident_bytes`` as the trace has them. On the CPU
         also ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process; on CUDA also
         ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one step.
@@ -67,15 +77,15 @@ def measure(
             allowed="cpu; or objective sft",
             write="device: cpu",
         )
-    result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline)
+    result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
     from scripts.training.architecture import attention_kernel
 
     return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
 
 
-def _on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
+def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     if scenario.objective != "sft":
-        return _objective_on_cpu(scenario, timeline)
+        return _objective_on_cpu(scenario, timeline, timed)
     from scripts.engine.trace import STEPS, Options, measure_step
     from scripts.memory.trace import labels
     from scripts.training.model import build_model, parameter_count
@@ -88,7 +98,23 @@ def _on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
     options = Options(label=labels(model), timeline=timeline, bitsandbytes_version=scenario.versions.bitsandbytes)
     started = time.monotonic()
     report = measure_step(model, optimizer, step, options=options)
-    return report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
+    found = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
+    return found | (_timed(scenario, step) if timed else {})
+
+
+def _timed(scenario: Scenario, step: Callable[[], None]) -> dict[str, Any]:
+    """Seconds of steps, and between them what the processor does in short probes."""
+    taken, clock = [], []
+    with one_thread() as own_seconds:
+        probes = Probes.of(scenario)
+        probes.run()
+        while not taken or (len(taken) < MOST_TIMED and sum(taken) < ENOUGH_SECONDS):
+            started, on_clock = own_seconds(), time.monotonic()
+            step()
+            taken.append(own_seconds() - started)
+            clock.append(time.monotonic() - on_clock)
+            probes.run()
+    return {"processor": probes.found().to_mapping(), "taken_seconds": taken, "clock_seconds": clock}
 
 
 def _of_this_cpu(wall_seconds: float, parameters: int) -> dict[str, Any]:
@@ -194,6 +220,28 @@ def _on_cuda(scenario: Scenario) -> dict[str, Any]:
     }
 
 
+def time_difference(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds of a step, predicted and taken, and the share by which the prediction is off."""
+    taken = fmean(measured["taken_seconds"])
+    return {
+        "clock_seconds": fmean(measured["clock_seconds"]),
+        "difference": predicted["seconds_per_step"] / taken - 1,
+        "limited_by": predicted["limited_by"],
+        "predicted_seconds": predicted["seconds_per_step"],
+        "shares": predicted["shares"],
+        "steps": len(measured["taken_seconds"]),
+        "taken_seconds": taken,
+    }
+
+
+def time_line(found: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    return (
+        f"a step takes {found['taken_seconds']:.2f} s of one thread; {found['predicted_seconds']:.2f} s were predicted"
+        f" ({100 * found['difference']:+.0f} %) from probes of this processor"
+    )
+
+
 def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
     """Measure, trace the same step for the same device, and write both."""
     scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
@@ -205,9 +253,15 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured = measure(scenario, device)
+    measured = measure(scenario, device, timed=scenario.objective == "sft")
     capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
-    predicted = trace(scenario, device, capability=capability, timeline=False)
+    processor = measured.get("processor")
+    speed = Processor(**processor) if processor else None
+    predicted = trace(scenario, device, capability=capability, timeline=False, timed_on={"": speed})
+    found = predicted.pop("times", {}).get("")
+    if found:
+        measured["time"] = time_difference(found, measured)
+        log.info("%s", time_line(measured["time"]))
     write_report(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
     log.info(
         "measured on this %s: %d bytes at the peak; the trace says %d (%+.3f %%)",

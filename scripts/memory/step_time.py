@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.common.files import read_yaml
 from scripts.memory.gpus import CATALOGUE, Gpu
+from scripts.memory.processor import Processor
 
 if TYPE_CHECKING:
     from scripts.engine.costs import CostRecorder, Operator
@@ -167,7 +168,7 @@ class StepTime:
 
 
 def step_time(
-    costs: CostRecorder, speed: Speed | None, *, tokens: int | None = None, micro_batches_left_out: int = 0
+    costs: CostRecorder, speed: Speed | Processor | None, *, tokens: int | None = None, micro_batches_left_out: int = 0
 ) -> StepTime | None:
     """How long a traced step takes on a card; None without its speed.
 
@@ -176,7 +177,7 @@ def step_time(
     costs
         Of the step's trace, with as many GPUs as it has.
     speed
-        Of the card (:func:`speed_of`).
+        Of the card (:func:`speed_of`), or of this machine's processor.
     tokens
         That the step learns from on all GPUs together.
     micro_batches_left_out
@@ -184,6 +185,7 @@ def step_time(
     """
     if speed is None:
         return None
+    words = LIMITS | Processor.limits if isinstance(speed, Processor) else LIMITS
     seconds, busy = simulate(costs, speed)
     one, micro_batch = costs.first_micro_batch(), seconds
     if one is not None:
@@ -196,7 +198,7 @@ def step_time(
     return StepTime(
         seconds_per_step=seconds,
         range=None if speed.error is None else (seconds * (1 - speed.error), seconds * (1 + speed.error)),
-        limited_by=LIMITS[max(shares, key=lambda kind: shares[kind])],
+        limited_by=words[max(shares, key=lambda kind: shares[kind])],
         shares={kind: round(value, 4) for kind, value in sorted(shares.items())},
         tokens_per_second=tokens / seconds if tokens else None,
         basis=speed.basis,
@@ -215,8 +217,10 @@ def _slow_dtypes(costs: CostRecorder, speed: Speed) -> Iterator[str]:
         )
 
 
-def simulate(costs: CostRecorder, speed: Speed) -> tuple[float, dict[str, float]]:
+def simulate(costs: CostRecorder, speed: Speed | Processor) -> tuple[float, dict[str, float]]:
     """Seconds of a step, and the GPU's seconds on the computing stream by what limits each kernel."""
+    if isinstance(speed, Processor):
+        return speed.simulate(costs)
     priced = [kernel_time(operator, speed) for operator in costs.operators]
     launch = [
         speed.collective_seconds if operator.kind == "collectives" else speed.launch_seconds

@@ -405,8 +405,9 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
 def import_libraries() -> None:
     """Import what traces need without what no trace runs, which takes a second or two.
 
-    That is the compiler, which bitsandbytes loads to decorate kernels, and scipy, which transformers loads for a loss
-    of object detection. What is not installed is missed where it is needed.
+    That is the compiler, which bitsandbytes loads to decorate kernels, scipy, which transformers loads for a loss of
+    object detection, and the second of two looks into each of transformers' files for the names in it.
+    What is not installed is missed where it is needed.
     """
     import transformers.utils
 

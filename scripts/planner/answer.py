@@ -15,7 +15,7 @@ def answer(compared: Comparison) -> dict[str, Any]:
     """The comparison as JSON has it, with ``suggestions``: what to change where the step does not fit its GPU."""
     suggestions = []
     if compared.verdict.fits is False:
-        from scripts.planner.search import suggest
+        from scripts.planner.suggestions import suggest
 
         traced = compared.traced
         suggestions = [asdict(item) for item in suggest(traced.scenario, compared.gpu, traced.trace)]

@@ -237,11 +237,22 @@ class Borders:
         return [place for value in values if (place := bisect_right(self.values, value) - 1) >= 0]
 
     def _guess(self, capacity: int, share: float, peak: Callable[[int], int]) -> int:
-        """Index of the largest value whose peak leaves a share for fragments."""
-        low, high = 0, len(self.values)
+        """Index of the largest value whose peak leaves a share for fragments: peaks grow nearly evenly."""
+        values, most = self.values, capacity / (1 + share)
+        low, high = 0, len(values) - 1
+        least, largest = peak(values[low]), peak(values[high])
+        if largest <= most:
+            return high
+        tries = 0
         while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if peak(self.values[middle]) * (1 + share) <= capacity else (low, middle)
+            reached = values[low] + (values[high] - values[low]) * (most - least) / max(largest - least, 1)
+            guess = bisect_right(values, reached) - 1 if tries < 4 else (low + high) // 2
+            tries, middle = tries + 1, min(max(guess, low + 1), high - 1)
+            size = peak(values[middle])
+            if size <= most:
+                low, least = middle, size
+            else:
+                high, largest = middle, size
         return low
 
     def _ends(self) -> tuple[int, int]:

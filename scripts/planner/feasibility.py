@@ -34,6 +34,7 @@ class _Task(NamedTuple):
         capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
         traces = Traces(capability)
         found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
+        replayed = not any(gpu.name in self.verify for gpu in self.gpus)
         for field in FIELDS:
             shared = Borders(self.scenario, field, capability, capacities, traces)
             variants: dict[int, Borders] = {}
@@ -46,7 +47,7 @@ class _Task(NamedTuple):
                 }
                 if field == "sequence_length" and borders.asked:
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
-            if field == "sequence_length" and shared.asked and not self.verify:
+            if field == "sequence_length" and shared.asked and replayed:
                 traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
         return self, found
 

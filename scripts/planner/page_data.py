@@ -2,7 +2,7 @@
 
 The page computes what it shows, in the browser: the analytic estimate at the chosen length and micro-batch
 (:mod:`scripts.memory.analytic.surface`, exact to the byte), and what a GPU needs above that peak as
-:class:`scripts.planner.search.CalibratedEstimator` has it, from traces, where there are any.
+:class:`scripts.planner.calibrated.CalibratedEstimator` has it, from traces, where there are any.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.surface import kernels_of, surface
 from scripts.memory.gpus import GIB, Gpu, catalogue
 from scripts.planner.border import LENGTH_STEP, MOST
-from scripts.planner.search import COUNTS, CalibratedEstimator, Changes, apply
+from scripts.planner.calibrated import CalibratedEstimator
+from scripts.planner.changes import COUNTS, Changes, apply
 from scripts.settings.hub import on_the_page
-from scripts.settings.scenario import MODELS, Parallel, Scenario
+from scripts.settings.model import MODELS
+from scripts.settings.parts import Parallel
+from scripts.settings.scenario import Scenario
 
 TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 # How many GPUs: memory under DDP does not depend on their number.

@@ -22,18 +22,11 @@ from scripts.common.files import write_report, write_text
 from scripts.common.job import command, job, log
 from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import EXPANDABLE_LINE, GIB, Gpu, catalogue, find
+from scripts.planner.calibrated import CalibratedEstimator, alone, anchored, divided, sweep
+from scripts.planner.changes import COUNTS, as_method
 from scripts.planner.feasibility import feasibility
+from scripts.planner.gpu_counts import becomes_possible
 from scripts.planner.page_data import choices, layout_of
-from scripts.planner.search import (
-    COUNTS,
-    CalibratedEstimator,
-    alone,
-    anchored,
-    as_method,
-    becomes_possible,
-    divided,
-    sweep,
-)
 from scripts.settings.scenario import Scenario, read_yaml
 
 METHODS = ("full", "lora", "qlora")

@@ -128,13 +128,7 @@ def _contradictions(config: dict) -> Iterator[UserError]:
                     write=f"paths: [{re.sub('[{}]', '', path)}]",
                 )
     if config["evaluation"]["execution"] != "none" and config["dataset"]["benchmark"] is None:
-        yield UserError(
-            "evaluation.execution has nothing to run: there is no benchmark whose file systems it would run in.",
-            where="the configuration",
-            found="dataset.benchmark: null",
-            allowed="a benchmark, or evaluation.execution: none",
-            write=yaml_lines(["evaluation"], "execution", "none"),
-        )
+        yield nothing_to_execute()
     publish = config["publish"]
     if publish["adapter"] and publish["adapter"] == publish["merged"]:
         yield UserError(
@@ -153,6 +147,17 @@ def _contradictions(config: dict) -> Iterator[UserError]:
                 allowed=", ".join(SOURCE_KEYS[source["type"]]),
                 write=yaml_lines(["model", "source"], key, "..."),
             )
+
+
+def nothing_to_execute() -> UserError:
+    """There is no benchmark, and so no file system that answers could be run in."""
+    return UserError(
+        "There are no answers to run: without a benchmark there is no file system to run them in.",
+        where="the configuration",
+        found="dataset.benchmark: null",
+        allowed="a benchmark; or evaluation.execution: none, and no target named execute",
+        write=yaml_lines(["evaluation"], "execution", "none"),
+    )
 
 
 def model_source(config: dict) -> dict:

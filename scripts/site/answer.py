@@ -27,10 +27,10 @@ from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.answer_text import other_ways
 from scripts.memory.gpus import Gpu, catalogue
 from scripts.memory.other_scripts import scripts_would_take
-from scripts.memory.run_time import Asked, steps_of
+from scripts.memory.run_time import Run
 from scripts.memory.step_time import speed_of
 from scripts.planner.border import LONGEST, steps
-from scripts.planner.search import apply, moves
+from scripts.planner.changes import apply, moves
 from scripts.settings.hub import FETCH, HubId, explained
 
 MOST_CHANGES = 4
@@ -180,7 +180,7 @@ def _run(request: Mapping[str, Any], asked: Question) -> list[str]:
     return [word for name, value in sorted(given.items()) for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def _hours(asked: Question, run: Asked | None) -> str:
+def _hours(asked: Question, run: Run | None) -> str:
     """What can be told about hours, cost and energy without the trace, and what the trace adds."""
     gpu = asked.gpu
     if gpu is None:
@@ -194,7 +194,7 @@ def _hours(asked: Question, run: Asked | None) -> str:
     if run is None:
         asks = "Fill in the rows of your data, and the command asks for them."
         return f"Hours, cost and energy come from the traced step. {asks} {held}"
-    steps = steps_of(asked.scenario, run)
+    steps = run.steps(asked.scenario)
     kwh = speed.board_watts * asked.scenario.parallel.gpus / 1000
     known = f"The run has {steps:,} steps, and takes at most {kwh:.3g} kWh in an hour."
     if run.deadline_hours is not None:

@@ -20,8 +20,8 @@ from scripts.common.files import write_text
 from scripts.common.job import command, progress
 from scripts.memory.gpus import GIB, Gpu, catalogue
 from scripts.planner.border import Borders, Traces, by_kernels
+from scripts.planner.changes import apply, as_method
 from scripts.planner.feasibility import FIELDS
-from scripts.planner.search import apply, as_method
 from scripts.settings.scenario import Scenario
 
 METHODS = ("full", "lora", "qlora")

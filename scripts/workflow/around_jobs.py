@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from scripts.common import device, outdated
+from scripts.common.files import read_json, write_jsonl, write_report
+from scripts.common.ledger import Ledger, record
 from scripts.documents import terminal_summary
 from scripts.execution import sandbox
 from scripts.memory import check_run, disk
 from scripts.settings import run_scenarios
 from scripts.settings.runs import Runs
-from scripts.workflow.job_paths import JobPaths
+from scripts.workflow.job_paths import EXECUTION, JobPaths
 
 ASK_WHAT_FITS = ("gate_memory", "price_run")  # a laptop may ask them about another machine
 
@@ -76,6 +79,25 @@ def before_the_first(planned: Sequence[Job], done: Iterable[str], runs: Runs, on
     disk.refuse_full(planned_writes(planned, runs))
     documents = results_of(job for job in planned if "render_" in job.rule)
     outdated.before(results_of(planned), documents, done)
+    for score in drop_scores(results_of(planned), runs):
+        print(f"{score}: the answers will be made again, so their score is dropped.", file=sys.stderr)
+        print("`snakemake execute` with the same arguments runs the new answers.", file=sys.stderr)
+
+
+def drop_scores(planned: Collection[str], runs: Runs) -> list[str]:
+    """Empty the score of each run whose answers will be made again, but not run again; returns what was emptied.
+
+    The file stays, since the documents read it. It gets a time before all others, so that its rule would make it again.
+    """
+    replaced = Ledger().outdated(planned)
+    paths = [JobPaths.of(runs, {"run": run}).fill(EXECUTION)[0] for run in runs.named]
+    dropped = [path for path in paths if path in replaced and "dropped" not in read_json(path)]
+    for path in dropped:
+        write_jsonl(f"{path}l", [])
+        write_report(path, {"dropped": True}, f"{path}l")
+        os.utime(path, (1, 1))
+        record([], [f"{path}l", path])
+    return dropped
 
 
 def name_outdated(made: Collection[str] = ()) -> None:

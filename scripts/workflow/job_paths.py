@@ -30,6 +30,7 @@ ENCODED = "results/dataset/{dataset}/encoded/{model}-{sequence_length}"
 BENCHMARK = "results/dataset/{dataset}/benchmark"
 EXAMPLES = "results/dataset/{dataset}/examples"
 BASE_EVALUATION = "results/evaluation/{dataset}/{model}"
+EXECUTION = "results/{run}/evaluation/execution.json"  # and the rows behind it, in execution.jsonl
 
 
 def project_file(path: str) -> str:
@@ -201,14 +202,33 @@ class JobPaths:
         """A file of the run's evaluation on the benchmark; nothing where the configuration names no benchmark."""
         return self.fill(pattern)[0] if self.settings["dataset"]["benchmark"] else []
 
-    def by_execution(self, pattern: str) -> str | list[str]:
-        """A file of the evaluation by execution; nothing where the configuration does not ask for it."""
-        return self.fill(pattern)[0] if self.settings["evaluation"]["execution"] != "none" else []
+    def executed(self) -> str:
+        """The score of the answers that were run.
 
-    def more_evaluations(self) -> list[str]:
+        Raises
+        ------
+        UserError
+            If the configuration has no benchmark: held-out requests have no file system to run in.
+        """
+        if self.settings["dataset"]["benchmark"] is None:
+            raise configuration.nothing_to_execute()
+        return self.fill(EXECUTION)[0]
+
+    def by_execution(self, asked: bool) -> str | list[str]:
+        """The same as an input: where the command or the configuration asks for it, or where it is there already.
+
+        One that is there is kept: no job makes it again unasked, since nothing that a model wrote is run unasked.
+        """
+        if asked or self.settings["evaluation"]["execution"] != "none":
+            return self.executed()
+        kept = self.fill(EXECUTION)[0]
+        return kept if self.settings["dataset"]["benchmark"] and os.path.exists(kept) else []
+
+    def more_evaluations(self, asked: bool) -> list[str]:
         """What evaluated the run beside its answers to held-out requests."""
         found = [self.on_benchmark("results/{run}/evaluation/benchmark/comparison.json")]
-        found += [self.by_execution(f"results/{{run}}/evaluation/execution.{kind}") for kind in ("json", "jsonl")]
+        if summary := self.by_execution(asked):
+            found += [summary, f"{summary}l"]
         return [path for path in found if path]
 
     def merging_comparison(self) -> list[str]:

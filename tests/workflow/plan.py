@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.workflow.warm import ROOT
 
-TARGETS = {"all", "dataset", "gate", "memory", "merge", "publish", "sweep", "train"}
+TARGETS = {"all", "dataset", "execute", "gate", "memory", "merge", "publish", "sweep", "train"}
 STATS = re.compile(r"^job +count\n-+ +-+\n(.*?)^total ", re.MULTILINE | re.DOTALL)
 
 

@@ -59,6 +59,8 @@ def test_the_benchmark_is_asked_and_its_answers_are_executed_only_on_request(pro
     rules = planned(project)
     assert on_benchmark <= rules and "execute_answers" not in rules
     assert on_benchmark | {"execute_answers"} <= planned(project, "--configfile", "config/intercode-alfa.yaml")
+    assert rules | {"execute_answers"} == planned(project, "execute")
+    assert "execute_answers" in planned(project, "results/smollm2-135m-r16/evaluation/execution.json")
     (project / "none.yaml").write_text("dataset: {benchmark: null}\n", encoding="utf-8")
     assert not on_benchmark & planned(project, "--configfile", "none.yaml")
 
@@ -95,10 +97,10 @@ def test_a_model_that_is_nowhere_is_refused_with_the_nearest(project):
 
 
 def test_execution_without_a_benchmark_is_refused(project):
-    text = "dataset: {benchmark: null}\nevaluation: {execution: bubblewrap}\n"
-    (project / "wrong.yaml").write_text(text, encoding="utf-8")
-    done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml")
-    assert done.returncode == 1 and "execution: none" in done.stderr and "Traceback" not in done.stderr
+    for text, target in (("evaluation: {execution: bubblewrap}\n", "all"), ("", "execute")):
+        (project / "wrong.yaml").write_text(f"dataset: {{benchmark: null}}\n{text}", encoding="utf-8")
+        done = snakemake(project, "--dry-run", "--configfile", "wrong.yaml", "--", target)
+        assert done.returncode == 1 and "execution: none" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is never a sandbox")

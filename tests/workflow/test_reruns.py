@@ -258,3 +258,17 @@ def test_a_changed_pin_reruns_what_runs_in_that_environment(plan, project):
         rules = plan()
     assert {"train_adapter", "fetch_weights"} <= rules
     assert "clean_dataset" not in rules
+
+
+def test_a_score_is_kept_and_nothing_is_run_unasked(plan, project, tmp_path):
+    """Asked for by name once; then it is a file that no job makes, whatever changes."""
+    other = tmp_path / "executed.yaml"
+    other.write_text("lora: {rank: 8}\n", encoding="utf-8")
+    asked = ("--configfile", TINY, other, "--", "execute")
+    score = f"results/{chain.SETTINGS['run']['name']}-r8/evaluation/execution.json"
+    assert score in make_believe(project, *asked)
+    assert plan({"lora": {"rank": 8}}) == set()
+    changed = plan({"lora": {"rank": 8, "alpha": 5}})
+    assert TRAINED | {"render_documents"} <= changed and "execute_answers" not in changed
+    other.write_text("lora: {rank: 8, alpha: 5}\n", encoding="utf-8")
+    assert "execute_answers" in planned(project, *asked)

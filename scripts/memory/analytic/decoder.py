@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.settings.scenario import Lora, Scenario, size
+from scripts.settings.model import size
+from scripts.settings.parts import Lora
+from scripts.settings.scenario import Scenario
 
 # What adapters may also be on, by the last part of its name, in the families below.
 OUTSIDE_OF_LAYERS = {"embed_tokens", "lm_head", "wpe", "wte"}

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.ask import will_it_fit
+from scripts.ask import Run, will_it_fit
 from scripts.ask.command import main
 from scripts.ask.difference import measured
 from scripts.ask.run import ranked
 from scripts.common.errors import UserError
 from scripts.memory.gpus import GIB, find
 from scripts.memory.predict import predict
-from scripts.memory.run_time import Asked, run_time
+from scripts.memory.run_time import run_time
 from scripts.settings.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -137,6 +137,17 @@ def test_a_run_has_hours_cost_energy_and_its_bounds(model, capsys) -> None:
     assert answer["run"]["hours"] == pytest.approx(hours) and answer["run"]["cost"] == pytest.approx(2 * hours)
 
 
+def test_a_mean_length_takes_less_than_the_longest(model, capsys) -> None:
+    words = (model, "--gpu", "t4", "-s", "2048", "-b", "8", "--rows", "50000")
+    _, text = run(capsys, *words, "--tokens-per-row", "64")
+    assert "each row counts as 64 tokens, on average, without padding" in text
+    mean, longest = (
+        will_it_fit(model, gpu="t4", sequence_length=2048, micro_batch=8, run=Run(50_000, tokens_per_row=tokens)).run
+        for tokens in (64, None)
+    )
+    assert mean.hours < longest.hours and mean.steps == longest.steps and longest.longest
+
+
 def test_a_deadline_that_a_card_does_not_meet_fails(model, capsys) -> None:
     status, text = run(capsys, model, "--gpu", "t4", "-s", "64", "--rows", "50000", "--deadline", "1min")
     assert status == 1 and text.startswith("FITS") and "DOES NOT END BY THE DEADLINE" in text
@@ -162,7 +173,7 @@ def test_cards_are_ranked_by_cost_among_those_that_end_in_time(model, tmp_path, 
 
 def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
     scenario = Scenario.from_mapping({"model": "smollm2-135m"})
-    asked, rows = Asked(100, deadline_hours=1e-4), []
+    asked, rows = Run(100, deadline_hours=1e-4), []
     for gpu, seconds in (("t4", 9.0), ("l4", 3.6)):
         found = run_time({"seconds_per_step": seconds, "range": None}, find(gpu), scenario, asked)
         rows.append({"gpu": gpu, "fits": True, "run": found.to_mapping(), "warnings": ["slow"]})
@@ -198,6 +209,12 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
         ),
         (["qwen2.5-coder-7b", "--epochs", "3"], "rows are not known", "--rows 50000"),
         (["qwen2.5-coder-7b", "--rows", "9"], "depends on the GPU", "--gpu a100-80gb"),
+        (["qwen2.5-coder-7b", "--tokens-per-row", "9"], "rows are not known", "--rows 50000"),
+        (
+            ["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "-s", "64", "--tokens-per-row", "65"],
+            "longer on average",
+            "--tokens-per-row 64",
+        ),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--quick"], "contradict", "--rows"),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "t4=0"], "above 0", "--price t4=1.29"),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 cards", "--price a100-40gb="),

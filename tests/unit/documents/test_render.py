@@ -271,6 +271,18 @@ def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Cal
     assert "How long the run takes was not predicted" in write("docs/details.md", content)
 
 
+def test_a_step_that_was_timed_stands_beside_its_prediction(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    measured = content["training_memory"]["measurement"]
+    measured["time"] = {"difference": -0.05, "predicted_seconds": 4.37, "taken_seconds": 4.6}
+    said = (
+        "On one thread of the processor the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %)."
+    )
+    assert said in write("MODEL_CARD.md", content)
+    del measured["time"]
+    assert "On one thread of the processor" not in write("MODEL_CARD.md", content)
+
+
 def test_errors_against_published_measurements_are_shown_when_there_are_some(write: Callable[..., str]) -> None:
     for name in ("docs/memory-profile.md", "docs/publication.md"):
         assert "| T4 | 60 | 0.04 % | 0.28 % (`t4-sweep-07`) | 0.91 % |" in write(name)
@@ -816,9 +828,25 @@ def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: 
     content = inputs.files()
     content["execution"] = []
     assert "were run in a sandbox" not in write("MODEL_CARD.md", content)
-    assert "Its answers were not run" in write("MODEL_CARD.md", content)
+    assert "Its answers were not run. `snakemake execute --cores all`" in write("MODEL_CARD.md", content)
     assert "The answers were not run" in write("docs/publication.md", content)
     assert "The answers were not run" not in write("docs/publication.md")
+
+
+def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    assert "tokens per second, in FP32. The loss" in write("MODEL_CARD.md", content)
+    content["training"]["scenario"]["autocast"] = "bf16"
+    assert "in BF16 where autocast allows it, FP32 elsewhere. The loss" in write("MODEL_CARD.md", content)
+
+
+def test_a_score_of_earlier_answers_is_not_shown(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["execution"] = {"dropped": True}
+    card = write("MODEL_CARD.md", content)
+    assert "that score was dropped. `snakemake execute --cores all`" in card and "What its commands do" not in card
+    assert "Right when executed" not in card and "The answers were not run" in write("docs/publication.md", content)
+    assert "Run in a sandbox" not in write("report.html", content)
 
 
 def test_an_execution_in_which_nothing_is_left_out_or_right_is_said_so(write: Callable[..., str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.engine.costs import ATTENTION, COLLECTIVE, MEMORY, PRODUCT
+from scripts.engine.costs import ATTENTION, COLLECTIVE, MEMORY, PRODUCT, CostRecorder
 from scripts.engine.fake_group import DDP_STREAM, fake_group
 from scripts.engine.trace import Options, trace_step
 
@@ -47,7 +47,7 @@ def test_only_the_last_step_counts_and_views_launch_nothing():
 def test_the_update_reads_parameter_and_gradient_and_writes_the_parameter():
     costs = costs_of_linear()
     (update,) = [operator for operator in costs.operators if operator.name.startswith("aten::_foreach_add_")]
-    assert update.bytes == 3 * 4 * INNER * COLUMNS and update.kind == MEMORY
+    assert update.bytes == 3 * 4 * INNER * COLUMNS and update.kind == MEMORY and not update.made_bytes
 
 
 def test_what_is_expanded_is_read_once():
@@ -87,6 +87,17 @@ def test_causal_attention_costs_half(causal, share):
     kernels = [costs.operators[index] for index in costs.calls if costs.operators[index].kind == ATTENTION]
     forward = 4 * batch * heads * tokens * tokens * head * share
     assert [kernel.flops for kernel in kernels] == [forward, 2.5 * forward]
+
+
+@pytest.mark.parametrize(("tokens", "share"), [(64, 1.0), (512, 1.0), (768, 7 / 9), (1024, 0.75)])
+def test_on_the_cpu_causal_attention_leaves_out_whole_blocks_of_512_keys(tokens, share):
+    with torch.device("meta"):
+        query = torch.empty(1, 2, tokens, 32)
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    recorder = CostRecorder(0)
+    recorder.note(attend, (query, query, query, 0.0, True), {}, attend(query, query, query, 0.0, True))
+    (kernel,) = recorder.operators
+    assert kernel.flops == round(4 * query.numel() * tokens * share) and kernel.made_bytes == 4 * query.numel()
 
 
 @pytest.mark.parametrize("gpus", [2, 4])

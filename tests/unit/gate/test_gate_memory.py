@@ -7,7 +7,7 @@ import pytest
 from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.gate import gate_memory as gate
-from scripts.gate.run_hours import batch_shapes
+from scripts.gate.batch_times import batch_shapes
 from scripts.memory.gpus import find, tightest
 from scripts.memory.trace import trace
 from scripts.memory.trace_step import Traced

@@ -14,7 +14,9 @@ from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import FAMILIES, describe
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.analytic.setting import CHUNK_TOKENS, DESCRIBED
-from scripts.settings.scenario import MODELS, Lora, Scenario
+from scripts.settings.model import MODELS
+from scripts.settings.parts import Lora
+from scripts.settings.scenario import Scenario
 
 SIZES = {
     "hidden_size": 512,

@@ -34,6 +34,14 @@ SETTINGS = [
     {"gradient_checkpointing": "reentrant", "method": "full"},
     {"gradient_checkpointing": "reentrant", "method": "lora", "autocast": "bf16"},
     {"autocast": "bf16", "method": "full", "gradient_checkpointing": False},
+    # What `precision: auto` makes of the default run's step on a processor that is fast in bf16.
+    {
+        "precision": "fp32",
+        "autocast": "bf16",
+        "packing": "shared_prefix",
+        "loss": "chunked",
+        "gradient_checkpointing": False,
+    },
     {"autocast": "bf16", "kbit_preparation": "peft"},
     {"autocast": "bf16", "kbit_preparation": "trl"},
     {"adapter_precision": "base"},
@@ -122,6 +130,9 @@ def test_rule_writes_measurement_and_trace(tmp_path):
     written = json.loads((tmp_path / "measure.json").read_text())
     assert written["trace_on_the_same_device"]["peak_allocated_bytes"] == written["peak_allocated_bytes"]
     assert written["scenario"]["model"]["model_type"] == "qwen2"
+    time = written["time"]
+    assert time["difference"] == pytest.approx(time["predicted_seconds"] / time["taken_seconds"] - 1)
+    assert written["processor"]["unpacked_bytes_per_second"] > 0 and len(written["taken_seconds"]) == time["steps"]
 
 
 def test_cuda_without_a_card_is_refused():

@@ -14,7 +14,8 @@ from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory import estimate, trace_step
 from scripts.memory import predict as prediction
 from scripts.planner import answer
-from scripts.settings.scenario import MODELS, Scenario
+from scripts.settings.model import MODELS
+from scripts.settings.scenario import Scenario
 
 SMALL = """
 model:

@@ -11,8 +11,9 @@ from scripts.engine.scaled import Recording, Scaled
 from scripts.memory.gpus import GIB, Gpu, find
 from scripts.memory.trace import Recorder, record, trace
 from scripts.planner.border import Borders, by_kernels, steps
+from scripts.planner.calibrated import divided
+from scripts.planner.changes import apply, as_method
 from scripts.planner.feasibility import feasibility, largest
-from scripts.planner.search import apply, as_method, divided
 from scripts.settings.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 

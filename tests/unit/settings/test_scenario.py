@@ -7,7 +7,9 @@ import pytest
 
 from scripts.common.errors import UserError
 from scripts.settings.fields import FIELDS
-from scripts.settings.scenario import MODELS, Quantization, Scenario, load_scenario, scenario_defaults
+from scripts.settings.model import MODELS
+from scripts.settings.parts import Quantization
+from scripts.settings.scenario import Scenario, load_scenario, scenario_defaults
 
 SMALL = {
     "model_type": "qwen2",

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.common import device
+from scripts.common import device, ledger
 from scripts.common.errors import UserError
+from scripts.common.files import read_report, write_jsonl, write_report
 from scripts.settings.configuration import with_defaults
 from scripts.settings.runs import Runs
 from scripts.workflow.around_jobs import Job, before_the_first, planned_writes, results_of, summary
@@ -65,6 +66,31 @@ def test_documents_that_will_be_rendered_are_removed_and_costly_results_marked(f
     before_the_first([TRAINING, Job("render_documents", {"run": RUN}, [str(card)], False)], [], runs(), True)
     assert not card.exists() and report.exists()
     assert str(report) in (card.parent / "OUTDATED.txt").read_text()
+
+
+def test_a_score_whose_answers_are_made_again_is_emptied_and_made_again_on_request(
+    folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Path(".snakemake").mkdir()
+    answers, score = f"results/{RUN}/evaluation/benchmark/answers.jsonl", f"results/{RUN}/evaluation/execution.json"
+    for path in (answers, f"{score}l"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(path, [{"answer": "ls"}])
+    write_report(score, {"tuned": 3}, f"{score}l")
+    ledger.record([answers], [f"{score}l", score])
+    asked_again = Job("evaluate_tuned_on_benchmark", {"run": RUN}, [answers], False)
+    run_again = Job("execute_answers", {"run": RUN}, [f"{score}l", score], False)
+    before_the_first([], [], runs(), False)
+    before_the_first([asked_again, run_again], [], runs(), False)
+    assert read_report(score, f"{score}l")["tuned"] == 3 and not capsys.readouterr().err
+    before_the_first([asked_again], [], runs(), False)
+    assert "tuned" not in read_report(score, f"{score}l") and not Path(f"{score}l").read_text()
+    assert "score is dropped" in capsys.readouterr().err and Path(score).stat().st_mtime < Path(answers).stat().st_mtime
+    before_the_first([asked_again], [], runs(), False)
+    assert not capsys.readouterr().err
+    ledger.refuse_damaged([f"results/{RUN}"])
+    write_jsonl(answers, [{"answer": "pwd"}])
+    assert score not in ledger.Ledger().outdated([])
 
 
 def test_only_what_lies_among_the_results_is_a_result() -> None:

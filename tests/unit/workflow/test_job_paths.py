@@ -79,12 +79,25 @@ def test_what_the_configuration_leaves_out_is_no_input() -> None:
     without = "dataset: {benchmark: null, sources: [{type: embedded, license: MIT, seed: 1, pairs: 200}]}\n"
     job = paths(without + "merging: {compare_requests: 0}", run=RUN)
     assert job.benchmark() == job.examples() == {}
-    assert job.on_benchmark("results/{run}/x") == job.by_execution("results/{run}/x") == []
-    assert job.more_evaluations() == job.merging_comparison() == []
+    assert job.on_benchmark("results/{run}/x") == job.by_execution(False) == []
+    assert job.more_evaluations(False) == job.merging_comparison() == []
     full = paths("evaluation: {execution: bubblewrap}", run=RUN)
     assert {"benchmark", "tasks", "unread"} == set(full.benchmark())
-    assert len(full.more_evaluations()) == 3 and len(full.merging_comparison()) == 2
+    assert len(full.more_evaluations(False)) == 3 and len(full.merging_comparison()) == 2
     assert full.on_benchmark("results/{run}/x") == f"results/{RUN}/x"
+
+
+def test_a_score_is_an_input_once_it_is_asked_for_or_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job, score = paths(run=RUN), Path(f"results/{RUN}/evaluation/execution.json")
+    assert job.by_execution(False) == [] and job.by_execution(True) == job.executed() == str(score)
+    score.parent.mkdir(parents=True)
+    score.touch()
+    assert job.by_execution(False) == str(score) and len(job.more_evaluations(False)) == 3
+    without = paths("dataset: {benchmark: null}", run=RUN)
+    assert without.by_execution(False) == []
+    with pytest.raises(UserError, match="no answers to run"):
+        without.by_execution(True)
 
 
 def test_a_models_folder_needs_no_gguf_file(tmp_path: Path) -> None:

@@ -9,21 +9,11 @@ import yaml
 from scripts.memory.gpus import GIB, Gpu, catalogue, find
 from scripts.memory.step_time import speeds
 from scripts.memory.trace import trace
-from scripts.planner import search as planner
+from scripts.planner import gpu_counts, suggestions
+from scripts.planner.calibrated import CalibratedEstimator, _above, _described, sweep
+from scripts.planner.changes import apply, as_method, moves, spread, whole_4bit_bytes
 from scripts.planner.feasibility import largest
-from scripts.planner.search import (
-    CalibratedEstimator,
-    _above,
-    _bigger_gpu,
-    _verified,
-    apply,
-    as_method,
-    moves,
-    spread,
-    suggest,
-    sweep,
-    whole_4bit_bytes,
-)
+from scripts.planner.suggestions import _bigger_gpu, _suggestion, _verified, suggest
 from scripts.settings.scenario import Scenario
 from tests.unit.decoders import LLAMA_3_LAYERS
 
@@ -84,7 +74,7 @@ def test_what_an_estimate_thinks_fits_is_suggested_only_when_the_trace_says_so(m
             return 0 if scenario != self.asked else super().__call__(scenario)
 
     Optimist.asked = scenario = make(method="full", precision="fp32", micro_batch=4)
-    monkeypatch.setattr(planner, "CalibratedEstimator", Optimist)
+    monkeypatch.setattr(suggestions, "CalibratedEstimator", Optimist)
     gpu = card(required(scenario) // 4)
     found = [item for item in suggest(scenario, gpu) if "gpu" not in item.changes]
     for item in found:
@@ -166,7 +156,7 @@ def test_what_a_suggestion_says_to_write_is_its_change(fields) -> None:
     found = {"peak_allocated_bytes": 0, "required_bytes": 0}
     for move in moves(make(**fields)):
         for changes in move.options:
-            written = planner._suggestion(move.name, changes, "", found, card(1)).write
+            written = _suggestion(move.name, changes, "", found, card(1)).write
             assert yaml.safe_load(f"{{{written}}}") == changes
 
 
@@ -312,8 +302,8 @@ def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
     need = [required(scenario), *(required(apply(scenario, spread(scenario, n)[0])) for n in (2, 4, 8))]
     small, middle = card(need[2]), card(need[0])
     cards = {"small": replace(small, name="small"), "middle": replace(middle, name="middle")}
-    monkeypatch.setattr(planner, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
-    found = planner.becomes_possible({"A": scenario})
+    monkeypatch.setattr(gpu_counts, "catalogue", lambda: {**cards, "none": replace(card(2**20), name="none")})
+    found = gpu_counts.becomes_possible({"A": scenario})
     assert [row["required_bytes"] for row in found["scenarios"]["A"]] == need
     assert {kind["gpu"]: kind["first"]["A"] for kind in found["gpus"]} == {"small": 4, "middle": 1, "none": None}
     assert found["first"]["A"]["gpu"] == ("small" if 4 * need[2] < need[0] else "middle")
@@ -333,7 +323,7 @@ def test_becomes_possible_finds_the_fewest_gpus(monkeypatch) -> None:
 def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like) -> None:
     scenario = make(method="full", precision="bf16-mixed", **fields)
     estimate = CalibratedEstimator(scenario)
-    stand_in = planner._described(scenario)
+    stand_in = _described(scenario)
     assert like.items() <= asdict(stand_in.parallel).items()
     assert (stand_in.precision, stand_in.autocast) == ("bf16", None)
     estimate._learn(scenario, {"required_bytes": 123_456_789})
