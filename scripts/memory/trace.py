@@ -410,9 +410,13 @@ def import_libraries() -> None:
     What is not installed is missed where it is needed.
     """
     import transformers.utils
+    from transformers.utils import import_utils
 
+    names_in = import_utils.create_import_structure_from_path  # remembers by path: a folder, or a file for its folder
+    once = lambda path: names_in(Path(path).parent if Path(path).is_file() else path)  # noqa: E731
     undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
-    with patched([(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]):
+    places = [(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]
+    with patched([*places, (import_utils, "create_import_structure_from_path", once)]):
         import transformers.modeling_utils
 
         for name in ("bitsandbytes", "peft"):

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from scripts.common.errors import UserError
 from scripts.engine.building import quantize_4bit, quantize_8bit
@@ -156,7 +155,7 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
     dtype, quantization = weight_dtype(scenario), {}
     if scenario.method == "qlora":
         quantization = {"quantization_config": bitsandbytes_config(scenario, dtype)}
-    return AutoModelForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         **{_DTYPE_ARGUMENT: dtype},
         attn_implementation=attention,
@@ -170,9 +169,9 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
 
 def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
     """The model on ``meta``, its linear layers exchanged for quantized ones where the method says so (unpacked)."""
-    config, kind = configuration(scenario), AutoModelForCausalLM
+    config, kind = configuration(scenario), transformers.AutoModelForCausalLM
     if scenario.objective == "reward":
-        kind, config.num_labels, config.pad_token_id = AutoModelForSequenceClassification, 1, 0
+        kind, config.num_labels, config.pad_token_id = transformers.AutoModelForSequenceClassification, 1, 0
     try:
         with torch.device("meta"):
             model = kind.from_config(
