@@ -9,7 +9,7 @@ from scripts.engine.allocator import required_bytes
 from scripts.engine.cuda_rules import cublas_workspace_bytes
 from scripts.engine.scaled import Recording, Scaled
 from scripts.memory.gpus import GIB, Gpu, find
-from scripts.memory.trace import Recorder, record, trace
+from scripts.memory.trace import Recorder, record
 from scripts.planner.border import Borders, by_kernels, steps
 from scripts.planner.calibrated import CalibratedEstimator, alone, anchored, divided
 from scripts.planner.changes import apply, as_method
@@ -26,8 +26,11 @@ def card(usable: int) -> Gpu:
     return replace(find({"vram_gib": 1}), total_bytes=usable + find({"vram_gib": 1}).context_bytes)
 
 
+RECORDED = Recorder()  # steps of one model share it
+
+
 def required(scenario: Scenario) -> int:
-    return trace(scenario, timeline=False)["required_bytes"]
+    return RECORDED(scenario).required_bytes()
 
 
 def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
