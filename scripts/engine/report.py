@@ -150,9 +150,7 @@ def make_report(
     allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
     allocator = tuple(partial(each, streams=tracker.streams) for each in allocator)
     run_through = allocator[0]
-    events = tracker.events
-    if not on_gpu:
-        events = [event for event in events if event[0]]
+    events = tracker.events if on_gpu else [event for event in tracker.events if event[0]]
     last = tracker.marks[-1][1] - 1  # the mark of the end has a number of its own
     begin, second = tracker.start(0), tracker.start(last)
     trail: list[int] = []

@@ -8,7 +8,7 @@ The page computes what it shows, in the browser: the analytic estimate at the ch
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from itertools import product
 from typing import Any
@@ -82,41 +82,25 @@ def choices(
         (length, rows) of the largest steps that fit by the trace; ``seconds`` by the same: (tokens, seconds) of traced
         steps; ``limits`` has ``widest``, :data:`WIDEST`.
     """
-    known_models, known_gpus = {path.stem for path in MODELS.glob("*.json")}, catalogue()
     if models is None:
         models = {name: read_json(MODELS / f"{name}.json") for name in on_the_page()}
     own = scenario.model_name or str(scenario.model["model_type"])
     if models.get(own, scenario.model) != scenario.model:
         own += " (changed)"
     models = {own: scenario.model, **models}
-    gpus = {**{gpu.name: gpu for gpu in ([gpu] if gpu else [])}, **known_gpus}
-    alike = [name for name, (_, strategy, _) in LAYOUTS.items() if strategy == scenario.parallel.strategy]
-    kept = asdict(scenario.parallel) if scenario.parallel.strategy == "fsdp2" else {}
-    parallels = {
-        name: {**(kept if strategy == "fsdp2" else {}), "strategy": strategy, "gpus": count}
-        for name, (_, strategy, count) in LAYOUTS.items()
-    }
+    gpus = {**({gpu.name: gpu} if gpu else {}), **catalogue()}
+    parallels = _parallels(scenario)
+    described = {key: estimate for key, estimate in estimates.items() if estimate.described}
     found: dict[str, Any] = {
         "chosen": {
             "model": own,
             "method": scenario.method,
             "gpu": gpu.name if gpu else "rtx-4090",
-            "layout": layout_of(scenario.parallel) or next(iter(alike), "1"),
+            "layout": layout_of(scenario.parallel) or _nearest_layout(scenario.parallel.strategy),
             "sequence_length": scenario.sequence_length,
             "micro_batch": scenario.micro_batch,
         },
-        "gpus": [
-            {
-                "name": gpu.name,
-                "title": gpu.title,
-                "capability": _capability(gpu),
-                "time_error": (speed := speed_of(gpu.name)) and speed.error,
-                "total_bytes": gpu.total_bytes,
-                "usable_bytes": gpu.usable_bytes,
-                "written": {"name": gpu.name} if gpu.name in known_gpus else {"vram_gib": gpu.total_bytes / GIB},
-            }
-            for gpu in sorted(gpus.values(), key=lambda gpu: gpu.usable_bytes)
-        ],
+        "gpus": _shown(gpus.values()),
         "layouts": [
             {"name": name, "title": title, "strategy": strategy, "gpus": count, "written": parallels[name]}
             for name, (title, strategy, count) in LAYOUTS.items()
@@ -124,33 +108,77 @@ def choices(
         "borders": {f"{own}|{key}": steps for key, steps in _borders(scenario, rows).items()},
         "limits": {"length_step": LENGTH_STEP, "most_rows": MOST, "widest": WIDEST},
         "methods": [{"name": name, "title": TITLES[name], **_settings(scenario, methods[name])} for name in methods],
-        "models": [],
-        "reasons": {},
-        "seconds": {},
-        "surface_of": {},
-        "surfaces": [],
+        "seconds": _seconds(own, estimates),
+        **{"models": [], "reasons": {}, "surface_of": {}, "surfaces": []},
         "storage": scenario.quantization.storage if scenario.quantization else "uint8",
-        "traced": {
-            f"{own}|{method}|{layout}": estimate.points
-            for (method, layout), estimate in estimates.items()
-            if estimate.described
-        },
+        "traced": {f"{own}|{method}|{layout}": each.points for (method, layout), each in described.items()},
     }
-    for (method, layout), estimate in estimates.items():
-        for tokens, by_gpu in sorted(estimate.times, key=lambda one: one[0]):
-            for name, seconds in by_gpu.items():
-                found["seconds"].setdefault(f"{own}|{method}|{layout}|{name}", []).append((tokens, seconds))
-    known: dict[str, int] = {}
+    _add_models(found, scenario, methods, parallels, models, gpus.values())
+    return found
+
+
+def _parallels(scenario: Scenario) -> dict[str, dict[str, Any]]:
+    """By layout what a scenario says of several GPUs; for FSDP2 with what this scenario chose of it."""
+    kept = asdict(scenario.parallel) if scenario.parallel.strategy == "fsdp2" else {}
+    return {
+        name: {**(kept if strategy == "fsdp2" else {}), "strategy": strategy, "gpus": count}
+        for name, (_, strategy, count) in LAYOUTS.items()
+    }
+
+
+def _nearest_layout(strategy: str) -> str:
+    """The first layout of a strategy; one GPU, if there is no such layout."""
+    return next((name for name, (_, own, _) in LAYOUTS.items() if own == strategy), "1")
+
+
+def _add_models(
+    found: dict[str, Any],
+    scenario: Scenario,
+    methods: Mapping[str, Changes],
+    parallels: Mapping[str, Mapping[str, Any]],
+    models: Mapping[str, Any],
+    gpus: Collection[Gpu],
+) -> None:
+    """Add the models, and for each method and layout the estimate's surface or the reason why there is none."""
+    named, known = {path.stem for path in MODELS.glob("*.json")}, {}
     for name, model in models.items():
-        found["models"].append({"name": name, "written": name if name in known_models else model, **_sizes(model)})
+        found["models"].append({"name": name, "written": name if name in named else model, **_sizes(model)})
         for (method, changes), (layout, parallel) in product(methods.items(), parallels.items()):
             key = f"{name}|{method}|{layout}"
             choice = {"model": model, "model_name": name, "gpu": None, "parallel": parallel}
             try:
                 base = apply(scenario, {**changes, **choice, **SMALLEST})
-                _add_surfaces(found, known, key, base, gpus.values())
+                _add_surfaces(found, known, key, base, gpus)
             except (NotDescribed, UserError) as error:
                 found["reasons"][key] = str(error).partition("\n")[0]
+
+
+def _shown(gpus: Iterable[Gpu]) -> list[dict[str, Any]]:
+    """The GPUs to choose from, the smallest first."""
+    known = catalogue()
+    return [
+        {
+            "name": gpu.name,
+            "title": gpu.title,
+            "capability": _capability(gpu),
+            "time_error": (speed := speed_of(gpu.name)) and speed.error,
+            "total_bytes": gpu.total_bytes,
+            "usable_bytes": gpu.usable_bytes,
+            "written": {"name": gpu.name} if gpu.name in known else {"vram_gib": gpu.total_bytes / GIB},
+        }
+        for gpu in sorted(gpus, key=lambda gpu: gpu.usable_bytes)
+    ]
+
+
+def _seconds(
+    model: str, estimates: Mapping[tuple[str, str], CalibratedEstimator]
+) -> dict[str, list[tuple[int, float]]]:
+    """By ``model|method|layout|gpu`` the tokens and seconds of the steps that were traced, the shortest first."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for (method, layout), estimate in estimates.items():
+        for tokens, by_gpu in sorted(estimate.times, key=lambda one: one[0]):
+            for name, seconds in by_gpu.items():
+                found.setdefault(f"{model}|{method}|{layout}|{name}", []).append((tokens, seconds))
     return found
 
 
