@@ -18,6 +18,7 @@ from .scaled import Recording
 from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
+_OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
 TIMELINE_POINTS = 2000
 
 
@@ -160,6 +161,9 @@ def make_report(
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = _phases(tracker, last)
     tops = _highest(spans, allocated, begin)
+    for phase, top in _highest(_phases(tracker, last, _OUTSIDE), allocated, begin).items():
+        if allocated[top] > max(allocated[other] for other in tops.values()):  # a step's own code takes the most
+            tops[phase] = top
     phases = {phase: allocated[top] for phase, top in tops.items()}
     peak_phase = max(phases, key=lambda phase: phases[phase])
     by_phase = {}
@@ -188,9 +192,11 @@ def make_report(
     )
 
 
-def _phases(tracker: Tracker, step: int) -> list[tuple[str, int, int]]:
+def _phases(
+    tracker: Tracker, step: int, named: Mapping[str, str] = dict(zip(PHASES, PHASES, strict=True))
+) -> list[tuple[str, int, int]]:
     """Names, first events and ends of a step's phases; one of them, the forward pass, if no module was called."""
-    spans = [span for span in tracker.spans(step) if span[0] in PHASES]
+    spans = [(named[phase], first, end) for phase, first, end in tracker.spans(step) if phase in named]
     return spans or [("forward", first, end) for _, first, end in tracker.spans(step)]
 
 

@@ -32,7 +32,7 @@ from scripts.engine.scaled import Recording
 from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
 from scripts.memory.step_time import Speed, step_time
-from scripts.settings.scenario import Scenario, check_packages
+from scripts.settings.scenario import PACKAGES, Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.architecture import attention_kernel, attention_name
 from scripts.training.model import (
@@ -121,7 +121,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+    optimizer = build_optimizer(model, scenario)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
@@ -331,6 +331,7 @@ def _followed(
                     label=ready.label,
                     expandable_segments=scenario.allocator.expandable_segments,
                     bitsandbytes_version=scenario.versions.bitsandbytes,
+                    compiled=compiled_steps(scenario, target),
                     begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
                     **settings,
                 ),
@@ -372,6 +373,13 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
             complete,
         )
     return answer, found
+
+
+def compiled_steps(scenario: Scenario, target: str) -> str:
+    """What becomes of compiled functions, which torchao's optimizers have: a CPU under the tracker can't compile."""
+    if PACKAGES.get(scenario.optimizer) != "torchao":
+        return "refuse"
+    return "fused" if target == "cuda" else "eager"
 
 
 @contextmanager
