@@ -138,19 +138,17 @@ class MetaAutocast(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _cross_entropy(self, input: torch.Tensor, target: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Two operators for autocast (ATen ``LossNLL.cpp``, ``cross_entropy_loss``).
-
-        CUDA's log-softmax gives fp32; the CPU's keeps the dtype, and its sum over the targets is fp32.
+        """The CPU's policy casts its input. CUDA's takes it for two operators (ATen ``LossNLL.cpp``), of which the
+        log-softmax gives fp32.
         """
         if input.dtype == torch.float32 or not input.is_floating_point() or target.is_floating_point():
             return functional.cross_entropy(input, target, *args, **kwargs)
         names = ("weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
         options = dict(zip(names, args, strict=False)) | kwargs
-        if options.pop("label_smoothing", 0.0):
+        if options.pop("label_smoothing", 0.0) or self.device == "cpu":
             return functional.cross_entropy(input.float(), target, *args, **kwargs)
-        dtype = torch.float32 if self.device == "cuda" else None
-        logarithms = functional.log_softmax(input, 1 if input.dim() > 1 else 0, dtype=dtype)
-        return functional.nll_loss(logarithms.float(), target, **options)
+        logarithms = functional.log_softmax(input, 1 if input.dim() > 1 else 0, dtype=torch.float32)
+        return functional.nll_loss(logarithms, target, **options)
 
 
 def _is_floating(item: Any) -> bool:

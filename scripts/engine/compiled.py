@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
+from .allocator import EMPTY_CACHE
 from .errors import CompiledError
 from .patching import patched
 from .tracker import Tracker
@@ -20,11 +21,19 @@ from .tracker import Tracker
 
 @contextmanager
 def compiled_functions(tracker: Tracker, policy: str) -> Iterator[None]:
-    """Refuse what is compiled (``policy`` ``refuse``), or run it without the compiler and warn (``eager``)."""
+    """Refuse what is compiled (``policy`` ``refuse``), or run it without the compiler and warn.
 
-    def met(function: Any) -> None:
+    ``eager``: all tensors that it makes are counted. ``fused``: as if it were one kernel, which is the least that a
+    compiler can make of it; of what was compiled before the step all are counted.
+    """
+
+    def met(function: Any, fused: bool = False) -> None:
         name = getattr(function, "__qualname__", None) or type(function).__name__
         name = f"{getattr(function, '__module__', '')}.{name}".lstrip(".")
+        if fused:
+            tracker.warn(f"{name} is compiled by torch.compile and counted as one kernel; what its kernels hand to each"
+                         " other comes on top")  # fmt: skip
+            return
         if policy == "refuse":
             raise CompiledError(
                 f"The step runs {name}, which torch.compile has compiled, and what the compiler fuses, keeps and"
@@ -34,9 +43,23 @@ def compiled_functions(tracker: Tracker, policy: str) -> Iterator[None]:
             )
         tracker.warn(f"{name} is compiled by torch.compile; the figures are those without the compiler, mostly higher")
 
+    @contextmanager
+    def run_fused(function: Any) -> Iterator[None]:
+        met(function, fused=True)
+        first = len(tracker.events)
+        yield
+        own = tracker.events[first:]
+        ids = {identity for identity, _ in own} - {EMPTY_CACHE[0]}
+        gone = {identity for identity in ids if -identity in ids}
+        tracker.events[first:] = [event for event in own if event[0] not in gone]
+
+    def run_eager(function: Any) -> AbstractContextManager:
+        met(function)
+        return nullcontext()
+
     dynamo = sys.modules.get("torch._dynamo.eval_frame")
     if dynamo is None:  # nothing has been compiled yet, and importing the compiler takes seconds
-        with patched([(torch, "compile", _without_compiler(met))]):
+        with patched([(torch, "compile", _without_compiler(run_fused if policy == "fused" else run_eager))]):
             yield
         return
     original = dynamo._callback_from_stance
@@ -47,18 +70,19 @@ def compiled_functions(tracker: Tracker, policy: str) -> Iterator[None]:
         return original(callback)
 
     eager = dynamo.DynamoStance("force_eager")
-    with patched([(dynamo, "_callback_from_stance", from_stance), (dynamo, "_stance", eager)]):
+    replaced = [(dynamo, "_callback_from_stance", from_stance), (dynamo, "_stance", eager)]
+    with patched(replaced + [(torch, "compile", _without_compiler(run_fused))] * (policy == "fused")):
         yield
 
 
-def _without_compiler(met: Callable[[Any], None]) -> Callable[..., Any]:
+def _without_compiler(running: Callable[[Any], AbstractContextManager]) -> Callable[..., Any]:
     def compile(model: Any = None, **options: Any) -> Any:
         if model is None:
             return lambda function: compile(function, **options)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            met(model)
-            return model(*args, **kwargs)
+            with running(model):
+                return model(*args, **kwargs)
 
         return run
 

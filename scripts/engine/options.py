@@ -15,7 +15,7 @@ from .report import History, make_report
 from .steps import STEPS, Step
 
 TARGETS = ("cuda", "cpu")
-COMPILED = ("refuse", "eager")
+COMPILED = ("refuse", "eager", "fused")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Options:
         What ``if tensor`` gives in a function of a library, by ``module:function`` or ``module``, where the value
         decides about what is allocated: beside :data:`~scripts.engine.values.ANSWERS`.
     compiled
-        What becomes of what ``torch.compile`` has compiled: it is refused, or traced as it would run without the
-        compiler, ``eager``, and the report warns.
+        What becomes of what ``torch.compile`` has compiled: it is refused, or traced, and the report warns: as it would
+        run without the compiler, ``eager``, or without the tensors that it makes and drops, ``fused``.
     timeline
         Whether the report has a timeline.
     origins

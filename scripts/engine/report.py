@@ -18,6 +18,7 @@ from .scaled import Recording
 from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
+_OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
 TIMELINE_POINTS = 2000
 
 
@@ -82,7 +83,8 @@ class Report:
         What is alive at the peak, the largest first: ``bytes``, ``component``, ``shape``, ``dtype``, ``module``,
         ``line``, ``operator``. None: not asked for.
     costs
-        The kernels of the step and what each costs; as a mapping their sums by phase and kind. None: not asked for.
+        The kernels of the step and what each costs; as a mapping their sums by phase and kind, and with
+        ``origins`` ``costs_by_module`` by module and kind. None: not asked for.
     """
 
     peak_allocated_bytes: int
@@ -108,6 +110,8 @@ class Report:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.costs is not None:
             values["costs"] = self.costs.by_phase()
+            if self.costs.module_now is not None:
+                values["costs_by_module"] = self.costs.by_module()
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in values.items()
@@ -157,6 +161,9 @@ def make_report(
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = _phases(tracker, last)
     tops = _highest(spans, allocated, begin)
+    for phase, top in _highest(_phases(tracker, last, _OUTSIDE), allocated, begin).items():
+        if allocated[top] > max(allocated[other] for other in tops.values()):  # a step's own code takes the most
+            tops[phase] = top
     phases = {phase: allocated[top] for phase, top in tops.items()}
     peak_phase = max(phases, key=lambda phase: phases[phase])
     by_phase = {}
@@ -185,9 +192,11 @@ def make_report(
     )
 
 
-def _phases(tracker: Tracker, step: int) -> list[tuple[str, int, int]]:
+def _phases(
+    tracker: Tracker, step: int, named: Mapping[str, str] = dict(zip(PHASES, PHASES, strict=True))
+) -> list[tuple[str, int, int]]:
     """Names, first events and ends of a step's phases; one of them, the forward pass, if no module was called."""
-    spans = [span for span in tracker.spans(step) if span[0] in PHASES]
+    spans = [(named[phase], first, end) for phase, first, end in tracker.spans(step) if phase in named]
     return spans or [("forward", first, end) for _, first, end in tracker.spans(step)]
 
 
@@ -213,6 +222,7 @@ def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> 
         sequences,
         tracker.streams,
         workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
+        costs=tracker.costs,
     )
 
 

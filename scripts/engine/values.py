@@ -30,6 +30,7 @@ ANSWERS: Mapping[str, bool] = {
     "transformers.masking_utils:find_packed_sequence_indices": True,  # each row is one text
     "transformers.modeling_flash_attention_utils:_flash_attention_forward": True,  # before 5: positions increase
     "transformers.masking_utils": False,  # a mask that is given masks something
+    "transformers.utils.import_utils:torch_compilable_check": True,  # such as as many image tokens as features
     "deepspeed.runtime.utils:is_invalid_grad_norm": False,  # gradients are finite
     "deepspeed.runtime.zero.stage_1_and_2:has_overflow": False,
     "deepspeed.runtime.zero.stage3:has_overflow": False,
@@ -255,7 +256,10 @@ class Values:
         return UNANSWERED
 
     def _on_meta(self, value: torch.Tensor) -> torch.Tensor:
-        made = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="meta")
+        """A tensor with these values, in a storage as large: what finds unlike ones may leave a rest of it unused."""
+        count = value.untyped_storage().nbytes() // value.itemsize
+        made = torch.empty(count, dtype=value.dtype, device="meta")
+        made = made.as_strided(value.size(), value.stride(), value.storage_offset())
         self.remember(made, value)
         return made
 

@@ -22,7 +22,7 @@ from scripts.common.job import job, log
 from scripts.common.packages import versions
 from scripts.memory.check_run import checked_configuration
 from scripts.memory.processor import Probes, Processor, one_thread
-from scripts.settings.scenario import Scenario
+from scripts.settings.scenario import Scenario, check_packages
 
 MOST_TIMED, ENOUGH_SECONDS = 3, 5.0  # steps that are timed: so many, and fewer once they took so long
 
@@ -77,6 +77,7 @@ def measure(
             allowed="cpu; or objective sft",
             write="device: cpu",
         )
+    check_packages(scenario)
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
     from scripts.training.architecture import attention_kernel
 
@@ -87,15 +88,20 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     if scenario.objective != "sft":
         return _objective_on_cpu(scenario, timeline, timed)
     from scripts.engine.trace import STEPS, Options, measure_step
-    from scripts.memory.trace import labels
+    from scripts.memory.trace import compiled_steps, labels
     from scripts.training.model import build_model, parameter_count
     from scripts.training.optimizers import build_optimizer
     from scripts.training.step import random_step
 
     model = build_model(scenario, "cpu")
-    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+    optimizer = build_optimizer(model, scenario)
     step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)
-    options = Options(label=labels(model), timeline=timeline, bitsandbytes_version=scenario.versions.bitsandbytes)
+    options = Options(
+        label=labels(model),
+        timeline=timeline,
+        bitsandbytes_version=scenario.versions.bitsandbytes,
+        compiled=compiled_steps(scenario, "cpu"),
+    )
     started = time.monotonic()
     report = measure_step(model, optimizer, step, options=options)
     found = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
@@ -180,7 +186,7 @@ def _on_cuda(scenario: Scenario) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     try:
         model = build_model(scenario, "cuda")
-        optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+        optimizer = build_optimizer(model, scenario)
         step = random_step(model, optimizer, scenario, "cuda", max_grad_norm=1.0)
         enter("inputs")
         load = peaks["load"]

@@ -33,7 +33,7 @@ from scripts.engine.scaled import Recording
 from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
 from scripts.memory.step_time import Speed, step_time
-from scripts.settings.scenario import Scenario, check_packages
+from scripts.settings.scenario import PACKAGES, Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.architecture import attention_kernel, attention_name
 from scripts.training.model import (
@@ -122,7 +122,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+    optimizer = build_optimizer(model, scenario)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
@@ -279,16 +279,18 @@ def _times(
 class Recorder:
     """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
 
-    Steps that differ in their length or rows alone take the model that was built for the first.
+    Steps that differ in their length or rows alone take the model that was built for the first. With ``costs`` they say
+    what their operators cost, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, costs: bool = False) -> None:
         self._prepared: tuple[Scenario, Prepared] | None = None
+        self._settings = {"costs": costs, "report": recording}
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         make_step = partial(random_step, device="meta", max_grad_norm=1.0)
         prepared = partial(self._prepare, scenario)
-        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, report=recording)
+        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, **self._settings)
         return found
 
     def _prepare(self, scenario: Scenario) -> Prepared:
@@ -337,6 +339,7 @@ def _followed(
                     label=ready.label,
                     expandable_segments=scenario.allocator.expandable_segments,
                     bitsandbytes_version=scenario.versions.bitsandbytes,
+                    compiled=compiled_steps(scenario, target),
                     begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
                     **settings,
                 ),
@@ -378,6 +381,13 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
             complete,
         )
     return answer, found
+
+
+def compiled_steps(scenario: Scenario, target: str) -> str:
+    """What becomes of compiled functions, which torchao's optimizers have: a CPU under the tracker can't compile."""
+    if PACKAGES.get(scenario.optimizer) != "torchao":
+        return "refuse"
+    return "fused" if target == "cuda" else "eager"
 
 
 @contextmanager

@@ -97,9 +97,34 @@ def _by_trl(field: str) -> Row:
     )
 
 
+# What goes with images in the rows.
+_WITH_IMAGES = {
+    "loss": ("full", "the model's own loss is the one that is known with images"),
+    "packing": ("none", "packed rows hold text"),
+    "objective": ("sft", "TRL's trainers would prepare the images themselves, which is not predicted"),
+    "previous_sequence_length": (None, "each row has its images"),
+}
+
+
+def _with_images(field: str) -> Row:
+    allowed, why = _WITH_IMAGES[field]
+    word = "null" if allowed is None else allowed
+    return Row(
+        lambda s: s.images and getattr(s, field) != allowed,
+        field,
+        f"`images` and `{field}: {{{field}}}` {_APART}: {why}.",
+        f"{word}; or images null",
+        f"{field}: {word}",
+    )
+
+
 # What no step can be.
 STEP = (
     *map(_by_trl, _BY_TRL),
+    *map(_with_images, _WITH_IMAGES),
+    Row(lambda s: s.images and s.strategy != "none", "parallel",
+        "`images` and `parallel.strategy: {strategy}` are not predicted together.",
+        "strategy: none; or images null", "parallel: {{strategy: none, gpus: 1}}"),
     Row(lambda s: s.objective != "sft" and s.strategy != "none", "parallel",
         "`objective: {objective}` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or objective sft", "parallel: {{strategy: none, gpus: 1}}"),
@@ -244,6 +269,8 @@ STEP = (
 )  # fmt: skip
 # What can be predicted, and not trained.
 TRAINING = (
+    Row(lambda s: s.images, "images", "A step with images can be predicted, and is not trained here.", "null",
+        "images: null"),
     Row(lambda s: s.bitsandbytes, "versions",
         "A training takes the bitsandbytes that is installed; another version's layers can be predicted.",
         "null", "versions: {{bitsandbytes: null}}"),
@@ -260,7 +287,7 @@ TRAINING = (
     Row(lambda s: s.divided and s.cast == "fp16", "mixed",
         "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
-    Row(lambda s: s.device == "cpu" and s.optimizer.endswith("_8bit"), "optimizer",
+    Row(lambda s: s.device == "cpu" and s.optimizer in ("adamw_8bit", "paged_adamw_8bit", "lion_8bit"), "optimizer",
         f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
     Row(lambda s: s.strategy != "none" and s.on_out_of_memory == "halve", "on_out_of_memory",

@@ -152,6 +152,19 @@ FIELDS = (
           " what PEFT does with `autocast_adapter_dtype` on and off.",
           words=("fp32", "base", "fp16", "bf16"), example="fp32"),
     Field("sequence_length", "Tokens of a row of the batch.", least=1, example=512),
+    Field("images",
+          "Images in each row of a vision-language model, whose configuration is then taken with its vision tower"
+          " (`gemma3`, `llava`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`): predicted, and not trained. Their tokens are"
+          " part of `sequence_length`. `null`: rows of text, and the language model alone.", nullable=True,
+          example={"count": 1, "height": 896, "width": 896, "trained": "language"},
+          parts=(
+              Field("count", "Images of a row; `null`: one.", least=1, nullable=True, example=1),
+              Field("height", "Pixels, as the model's processor hands them on; `null`: no images.", least=1,
+                    nullable=True, example=896),
+              Field("width", "Pixels, likewise.", least=1, nullable=True, example=896),
+              Field("trained", "`language`: the vision tower and the projector are frozen and get no adapters. `all`:"
+                    " the method's weights or adapters everywhere.", words=("language", "all"), example="language"),
+          )),
     Field("micro_batch",
           "Rows that go through the model at once. This, times the sequence length, decides the activations' memory.",
           least=1, example=1),
@@ -182,8 +195,12 @@ FIELDS = (
     Field("optimizer",
           "8-bit states take a quarter of the memory; paged ones move to the CPU under pressure. `lion_8bit` keeps one"
           " state a weight instead of two; `adafactor` (transformers') a row and a column for each matrix; `muon`"
-          " (PyTorch's) one state for the matrices of layers, and AdamW's for the others.",
-          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon"),
+          " (PyTorch's) one state for the matrices of layers, and AdamW's for the others. With"
+          " `requirements-optimizers.txt`: torchao's AdamW of 8 or 4 bits, whose step is compiled, and `galore` (states"
+          " of rank 128 for the matrices of layers). APOLLO is left out: its package's licence (CC BY-NC 4.0) forbids"
+          " commercial use.",
+          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon",
+                 "adamw_torchao_8bit", "adamw_torchao_4bit", "galore"),
           example="adamw"),
     Field("loss",
           "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."

@@ -94,10 +94,11 @@ def found_beside(path: str, where: object) -> Path | None:
     return next((found for found in (beside / path, Path(path)) if found.exists()), None)
 
 
-def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
+def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[str, Any], str | None]:
     """The configuration as a mapping, and a name for it.
 
     From a mapping, a path, a name in config/models/, or a model's id on the Hub (:mod:`scripts.settings.hub`).
+    ``whole``: of a multimodal model all parts, instead of its language model.
     """
     example = "qwen2.5-coder-7b"
     if value is None:
@@ -119,8 +120,11 @@ def read_model(value: Any, where: object) -> tuple[dict[str, Any], str | None]:
             found=value,
             write=f"model: {example}",
         )
-    model, alone = language_model(json.loads(json.dumps(dict(value), default=str)))
+    given = json.loads(json.dumps(dict(value), default=str))
+    model, alone = language_model(given)
     _check_model(model, where)
+    if whole:
+        return given, name
     return model, f"{name or value.get('model_type')} (language model alone)" if alone else name
 
 

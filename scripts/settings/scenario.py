@@ -27,6 +27,7 @@ from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
 from scripts.settings.fields import ELSEWHERE, FIELDS, file_schema
+from scripts.settings.images import Images, asked_for
 from scripts.settings.model import read_model, size
 from scripts.settings.parts import (
     PARTS,
@@ -59,6 +60,7 @@ class Scenario:
     adapter: dict[str, Any] | None
     adapter_precision: str
     sequence_length: int
+    images: Images | None
     micro_batch: int
     gradient_accumulation: int
     attention_mask: str
@@ -115,13 +117,14 @@ class Scenario:
                 own, fallback = given.get(field.name), defaults.get(field.name) or {}
                 values[field.name] = {**fallback, **own} if isinstance(own, Mapping) else own or fallback
         wrong = problems(values, file_schema(), where)
-        method = values["method"]
+        method, with_images = values["method"], asked_for(values["images"])
         wrong += _excluded(method, given, where)
         readers = {
             "adapter": lambda: checked_adapter(given.get("adapter", defaults.get("adapter")), given, where),
             "lora": lambda: checked_lora(values["lora"], where) if isinstance(values["lora"], Mapping) else None,
             "gpu": lambda: checked_gpu(values.get("gpu"), where),
-            "model": lambda: read_model(values.get("model"), where),
+            "images": lambda: Images.read(values.get("images"), where),
+            "model": lambda: read_model(values.get("model"), where, whole=with_images),
         }
         if "model" not in mapping and any(ELSEWHERE.get(str(key)) == "model" for key in mapping):
             del readers["model"]  # it is there under another tool's name, which `wrong` says
@@ -133,6 +136,8 @@ class Scenario:
         if wrong:
             raise UserError.several(wrong)
         whole = _with_values(values)
+        if whole["images"]:
+            whole["images"].check(whole["model"], whole["sequence_length"], where)
         scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
         if wrong := list(contradictions(scenario, where)):
             raise UserError.several(wrong)
@@ -190,7 +195,8 @@ class Scenario:
 
     def size(self, name: str, default: Any = None) -> Any:
         """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""
-        return size(self.model, name, default)
+        found = size(self.model, name)
+        return size(self.model.get("text_config") or {}, name, default) if found is None else found
 
 
 def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
@@ -277,9 +283,21 @@ def _excluded(method: str, given: Mapping[str, Any], where: object) -> Iterator[
             )
 
 
+# Optional packages, by the optimizers that come with them.
+PACKAGES = {"adamw_torchao_8bit": "torchao", "adamw_torchao_4bit": "torchao", "galore": "galore_torch"}
+
+
 def check_packages(scenario: Scenario, where: object = "scenario") -> None:
     """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
-    strategy = scenario.parallel.strategy
+    strategy, package = scenario.parallel.strategy, PACKAGES.get(scenario.optimizer)
+    if package and find_spec(package) is None:
+        raise UserError(
+            f"`optimizer: {scenario.optimizer}` needs the package {package}, which is not installed.",
+            where=f"{where}: optimizer",
+            found=scenario.optimizer,
+            allowed="the package; or an optimizer that needs none",
+            write="pip install -c constraints.txt -r requirements-optimizers.txt",
+        )
     if scenario.parallel.zero_stage and find_spec("deepspeed") is None:
         raise UserError(
             f"`parallel.strategy: {strategy}` needs the package deepspeed, which is not installed.",

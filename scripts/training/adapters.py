@@ -21,6 +21,7 @@ from torch import nn
 
 from scripts.common.errors import UserError
 from scripts.settings.scenario import Scenario
+from scripts.training.architecture import outside_language
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Methods that no scenario can say, and why.
@@ -54,6 +55,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
     base = {_storage(tensor): weakref.ref(tensor) for _, tensor in _tensors(model)}
     known = {name for name, _ in _tensors(model)}
     on_meta = next(model.parameters()).device.type == "meta"
+    if scenario.images and scenario.images.trained == "language":
+        _leave_out(config, list(outside_language(model)), scenario)
     if kind == "SHIRA" and on_meta:
         config.mask_fn = _any_mask
     if kind == "PROMPT_TUNING" and on_meta:  # of a text the tokenizer would have to be fetched; the sizes are the same
@@ -94,6 +97,20 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
             write="adapter: {peft_type: LORA, r: 16, target_modules: all-linear}",
         )
     return model
+
+
+def _leave_out(config: Any, modules: list[str], scenario: Scenario) -> None:
+    """Let a PEFT configuration put no adapters on some modules."""
+    if not hasattr(config, "exclude_modules"):
+        raise UserError(
+            "This method of PEFT can't leave the vision tower out.",
+            where=_where(scenario),
+            found=config.peft_type.value,
+            allowed="a method with exclude_modules, such as LORA; or images.trained all",
+            write="adapter: {peft_type: LORA, r: 16, target_modules: all-linear}",
+        )
+    if config.exclude_modules is None:
+        config.exclude_modules = modules
 
 
 def _any_mask(layer: nn.Module, rank: int, **_: Any) -> torch.Tensor:

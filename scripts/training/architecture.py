@@ -30,8 +30,30 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
         raise unbuildable(kind, error) from None
     except Exception as error:  # configuration classes check their fields each in their own way
         raise unbuildable(kind, error) from None
-    _refuse_other_models(config)
+    if scenario.images is None:
+        _refuse_other_models(config)
     return config
+
+
+def model_class(scenario: Scenario) -> type:
+    """transformers' class that makes the model: with images that of the whole model."""
+    if scenario.images is not None:
+        return transformers.AutoModelForImageTextToText
+    if scenario.objective == "reward":
+        return transformers.AutoModelForSequenceClassification
+    return transformers.AutoModelForCausalLM
+
+
+def _known_models(scenario: Scenario) -> Any:
+    whole = scenario.images is not None
+    return transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if whole else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def outside_language(model: nn.Module) -> dict[str, nn.Module]:
+    """A vision-language model's modules that are no part of its language model: the vision tower, the projector."""
+    within = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
+    parents = {id(module) for module in model.modules() if any(id(part) in within for part in module.modules())}
+    return {name: module for name, module in model.named_modules() if id(module) not in within | parents}
 
 
 def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
@@ -77,7 +99,7 @@ def attention_kernel(scenario: Scenario) -> str:
     """
     if scenario.attention == "eager":
         return "eager"
-    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(configuration(scenario)), None)
+    kind = _known_models(scenario).get(type(configuration(scenario)), None)
     if kind is None or kind._supports_sdpa:
         return scenario.attention
     if scenario.attention == "sdpa":
@@ -98,7 +120,7 @@ def attention_name(scenario: Scenario, device: torch.device) -> str:
     kernel = attention_kernel(scenario)
     if device.type != "cuda" or kernel in ("eager", "sdpa"):
         return "eager" if kernel == "eager" else "sdpa"
-    kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(configuration(scenario)), None)
+    kind = _known_models(scenario).get(type(configuration(scenario)), None)
     if kernel == "flash" and kind is not None and not kind._supports_sdpa:
         return "flash_attention_2"  # the package, which can cap scores
     _register_attention()

@@ -227,6 +227,8 @@ class Fit:
 
     def run(self) -> Fitted:
         """Take the steps, from the last checkpoint on."""
+        from scripts.training.optimizers import set_learning_rate
+
         loop, group = self.loop, self.group
         per_step = rows_in_a_step(self.scenario, loop)
         _, total = plan_steps(len(self.rows), per_step, loop["epochs"], loop["max_steps"])
@@ -239,8 +241,7 @@ class Fit:
             if step < start:
                 continue
             rate = learning_rate_at(step, total, loop["learning_rate"], loop["warmup_ratio"])
-            for parameters in self.optimizer.param_groups:
-                parameters["lr"] = rate
+            set_learning_rate(self.optimizer, rate)
             loss, own = self._gradients(step, shares)
             loss, computed = group.sums(loss, own)
             if not math.isfinite(loss):  # before it can spoil the weights

@@ -18,7 +18,7 @@ from scripts.common.errors import UserError
 from scripts.engine.building import quantize_4bit, quantize_8bit
 from scripts.settings.scenario import Scenario
 from scripts.training.adapters import DTYPES, adapter_names, add_adapters
-from scripts.training.architecture import attention_name, configuration, unbuildable
+from scripts.training.architecture import attention_name, configuration, model_class, outside_language, unbuildable
 from scripts.training.quantized import (
     bitsandbytes_config,
     exchange_layers,
@@ -89,7 +89,11 @@ def build_model(
             quantize_8bit(model)
         else:
             _materialize(model, device)
-    model.config.use_cache = scenario.use_cache
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = scenario.use_cache
+    if scenario.images and scenario.images.trained == "language":
+        for part in outside_language(model).values():
+            part.requires_grad_(False)
     if scenario.loss == "liger":
         from scripts.training.liger import use_liger
 
@@ -169,9 +173,9 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
 
 def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
     """The model on ``meta``, its linear layers exchanged for quantized ones where the method says so (unpacked)."""
-    config, kind = configuration(scenario), transformers.AutoModelForCausalLM
+    config, kind = configuration(scenario), model_class(scenario)
     if scenario.objective == "reward":
-        kind, config.num_labels, config.pad_token_id = transformers.AutoModelForSequenceClassification, 1, 0
+        config.num_labels, config.pad_token_id = 1, 0
     try:
         with torch.device("meta"):
             model = kind.from_config(
@@ -222,4 +226,7 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
         found.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
     if scenario.activation_offload:
         found.append("the time leaves out the copies of activations to the host and back")
+    if scenario.optimizer == "galore":
+        found.append("figures are those of a step with GaLore's projections, every 200th; cuSOLVER's workspaces for"
+                     " their decompositions come on top")  # fmt: skip
     return [*found, *quantization_notes(model, scenario)]

@@ -13,21 +13,38 @@ from scripts.engine.building import keep_paged_states_outside
 from scripts.settings.scenario import Scenario
 
 Parameters = Sequence[nn.Parameter]
+PROJECTED_EVERY = 200  # steps: GaLore's projections last so long
 
 
 def build_optimizer(
     model: nn.Module,
     scenario: Scenario,
     *,
-    learning_rate: float,
+    learning_rate: float = 1e-4,
     weight_decay: float = 0.0,
+    largest_steps: bool = True,
 ) -> torch.optim.Optimizer:
-    """Make the scenario's optimizer over the trainable parameters, with PyTorch's own choice of how it steps."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """Make the scenario's optimizer over the trainable parameters, with PyTorch's own choice of how it steps.
+
+    ``largest_steps``: what an optimizer does in some steps alone, GaLore's projections, it does in each, as predictions
+    and measurements want it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kind, options = scenario.optimizer, {"lr": learning_rate, "weight_decay": weight_decay}
     if kind == "muon":
-        return _muon(model, trained, options)
-    return _KINDS[kind](list(trained.values()), **options)
+        return _muon(*_matrices_and_others(model, trained), options)
+    if kind == "galore":
+        return _galore(*_matrices_and_others(model, trained), options, 1 if largest_steps else PROJECTED_EVERY)
+    return _KINDS[kind](trained, **options)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of the next step: torchao's lie in tensors, which its compiled steps read."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def _adamw(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
@@ -74,6 +91,18 @@ def _adafactor(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
     return Adafactor(parameters, scale_parameter=False, relative_step=False, **options)
 
 
+def _adamw_torchao_8bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    from torchao.optim import AdamW8bit
+
+    return AdamW8bit(parameters, **options)
+
+
+def _adamw_torchao_4bit(parameters: Parameters, **options: Any) -> torch.optim.Optimizer:
+    from torchao.optim import AdamW4bit
+
+    return AdamW4bit(parameters, **options)
+
+
 _KINDS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": _adamw,
     "adamw_fused": _adamw_fused,
@@ -81,11 +110,23 @@ _KINDS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "paged_adamw_8bit": _paged_adamw_8bit,
     "lion_8bit": _lion_8bit,
     "adafactor": _adafactor,
+    "adamw_torchao_8bit": _adamw_torchao_8bit,
+    "adamw_torchao_4bit": _adamw_torchao_4bit,
 }
 
 
-def _muon(model: nn.Module, trained: Mapping[str, nn.Parameter], options: Mapping[str, float]) -> torch.optim.Optimizer:
-    """Muon for the matrices of layers, AdamW for vectors, embeddings and output head, as Muon's authors have it."""
+def _matrices_and_others(model: nn.Module, trained: Parameters) -> tuple[Parameters, Parameters]:
+    """The matrices of layers; vectors, embeddings and the output head, which Muon's and GaLore's authors leave out."""
+    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    left_out = {id(table) for table in tables} | {id(getattr(head, "weight", None))}
+    left_out |= {id(parameter) for parameter in trained if parameter.ndim != 2}
+    matrices = [parameter for parameter in trained if id(parameter) not in left_out]
+    return matrices, [parameter for parameter in trained if id(parameter) in left_out]
+
+
+def _muon(matrices: Parameters, others: Parameters, options: Mapping[str, float]) -> torch.optim.Optimizer:
+    """Muon for the matrices of layers, AdamW for the others."""
     if not hasattr(torch.optim, "Muon"):
         raise UserError(
             "This PyTorch has no Muon.",
@@ -94,15 +135,32 @@ def _muon(model: nn.Module, trained: Mapping[str, nn.Parameter], options: Mappin
             allowed="torch 2.9 or newer; or another optimizer",
             write="optimizer: adamw",
         )
-    tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    by_adamw = {id(table) for table in tables} | {id(getattr(head, "weight", None))}
-    by_adamw |= {id(parameter) for parameter in trained.values() if parameter.ndim != 2}
-    matrices = [parameter for parameter in trained.values() if id(parameter) not in by_adamw]
-    others = [parameter for parameter in trained.values() if id(parameter) in by_adamw]
     parts = [torch.optim.Muon(matrices, **options)] if matrices else []
     parts += [torch.optim.AdamW(others, **options)] if others else []
     return parts[0] if len(parts) == 1 else Together(parts)
+
+
+def _galore(
+    matrices: Parameters, others: Parameters, options: Mapping[str, float], projected_every: int
+) -> torch.optim.Optimizer:
+    """GaLore's AdamW, with the settings that transformers' Trainer has."""
+    from galore_torch import GaLoreAdamW
+    from galore_torch.galore_projector import GaLoreProjector
+
+    class GaLore(GaLoreAdamW):
+        def load_state_dict(self, states: dict[str, Any]) -> None:
+            """Bring the projections to their weights: PyTorch does so with tensors alone."""
+            super().load_state_dict(states)
+            for parameter, state in self.state.items():
+                if "projector" in state:
+                    projector = state["projector"]
+                    projector.ortho_matrix = projector.ortho_matrix.to(parameter.device)
+
+    torch.serialization.add_safe_globals([GaLoreProjector])  # a checkpoint holds them
+    settings = {"rank": 128, "update_proj_gap": projected_every, "scale": 0.25, "proj_type": "std"}
+    groups = [{"params": matrices, **settings}] if matrices else []
+    groups += [{"params": others}] if others else []
+    return GaLore(groups, no_deprecation_warning=True, **options)
 
 
 class Together(torch.optim.Optimizer):

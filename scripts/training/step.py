@@ -125,7 +125,9 @@ def random_step(
     max_grad_norm: float | None,
 ) -> Callable[[], None]:
     """A whole training step on random tokens, to be traced or measured; on ``meta`` with two micro-batches at most."""
-    vocabulary = bare(model).config.get_text_config().vocab_size
+    config = bare(model).config
+    vocabulary = config.get_text_config().vocab_size
+    image_token = getattr(config, "image_token_id", None) if scenario.images else None
     before = scenario.previous_sequence_length
     lengths = chain([before or scenario.sequence_length], repeat(scenario.sequence_length))
     held: list[object] | None = None if before is None else []  # outputs that live until the next ones are there
@@ -135,6 +137,8 @@ def random_step(
         length = next(lengths)
         for number in range(count):
             batch = random_batch(scenario, device, vocabulary, length=length)
+            if image_token is not None:
+                batch |= images_of(scenario, device, batch["input_ids"].shape, image_token)
             last, scale = number == count - 1, 1 / scenario.gradient_accumulation
             with exchanging(model, last=last):
                 forward_backward(model, batch, scenario, loss_scale=scale, held=held, last=last)
@@ -163,6 +167,28 @@ def random_batch(
         if torch.device(device).type != "meta":
             batch["attention_mask"][0, -1] = 0
     return batch if scenario.packing == "none" else batch | full_packs(scenario, device)
+
+
+def images_of(scenario: Scenario, device: str, shape: torch.Size, image_token: int) -> dict[str, torch.Tensor]:
+    """What a batch holds for its images: their pixels, and tokens and positions that say where they are.
+
+    Tokens come from the CPU, so that they have values on ``meta`` too: an architecture looks for its images.
+    """
+    images, model = scenario.images, scenario.model
+    count = images.tokens(model)
+    rows = torch.full(shape, 0 if image_token else 1)
+    for number in range(images.count):  # from the second token on, a token between two images
+        start = 1 + number * (count + 1)
+        rows[:, start : start + count] = image_token
+    pixels = torch.empty(images.pixels(model, len(rows)), device=device)
+    found = {"input_ids": rows.to(device), "pixel_values": pixels if pixels.is_meta else pixels.normal_()}
+    grid = images.grid(model)
+    if grid is not None:  # which place each token has in height, width and time
+        found["image_grid_thw"] = torch.tensor([grid] * (len(rows) * images.count)).to(device)
+        found["position_ids"] = torch.arange(rows.shape[1]).expand(3, *rows.shape).contiguous().to(device)
+    elif model["model_type"] == "gemma3":  # whose image tokens see each other both ways
+        found["token_type_ids"] = (rows == image_token).long().to(device)
+    return found
 
 
 def chunked_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

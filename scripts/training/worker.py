@@ -120,7 +120,8 @@ def train(work: Work, group: Group = ALONE) -> None:
     if scenario.packing != "none":
         exactness = self_test(model, scenario, data.rows, data.shared, data.pad_token_id)
         log.info("packed rows against rows alone: %s", json.dumps(exactness, sort_keys=True))
-    optimizer = build_optimizer(model, scenario, learning_rate=loop["learning_rate"], weight_decay=loop["weight_decay"])
+    rates = {key: loop[key] for key in ("learning_rate", "weight_decay")}
+    optimizer = build_optimizer(model, scenario, **rates, largest_steps=False)
     loaded = time.monotonic()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

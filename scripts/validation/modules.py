@@ -3,7 +3,8 @@
     python -m scripts.validation.modules            every row of config/measurements/modules.csv
 
 The plain PyTorch and Hugging Face modules that Liger's kernels are compared with: cross-entropy, LlamaMLP (SwiGLU,
-GEGLU), RMSNorm, LayerNorm, an output head with cross-entropy. One module shows one kernel, a step only their sum.
+GEGLU), RMSNorm, LayerNorm, an output head with cross-entropy, and losses of distillation (Kullback-Leibler,
+Jensen-Shannon, total variation). One module shows one kernel, a step only their sum.
 ``benchmark/scripts/benchmark_*.py`` of Liger-Kernel: ten times forward and backward, gradients never cleared;
 ``max_memory_allocated`` of each time, the median counts.
 """
@@ -11,7 +12,8 @@ GEGLU), RMSNorm, LayerNorm, an output head with cross-entropy. One module shows 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ from scripts.memory.gpus import find
 from scripts.validation.rows import FOLDER, MIB
 
 TABLE = FOLDER / "modules.csv"
-GPUS = {"a100": "a100-80gb", "h100": "h100-80gb"}
+GPUS = {"a100": "a100-80gb", "h100": "h100-80gb", "b200": "b200"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -39,6 +41,71 @@ class RMSNorm(nn.Module):
         states = states.to(torch.float32)
         states = states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + 1e-6)
         return self.weight * states.to(dtype)
+
+
+def jensen_shannon(student: torch.Tensor, teacher: torch.Tensor, *, per_token: bool = False) -> torch.Tensor:
+    """Between two tensors of log-probabilities, half towards each; ``per_token``: added up over words first."""
+    dtype = student.dtype
+    teacher, student = teacher.float(), student.float()
+    mean = torch.lerp(student.exp(), teacher.exp(), 0.5)
+    divergence = partial(nn.functional.kl_div, reduction="none" if per_token else "batchmean", log_target=True)
+    if not per_token:
+        return (0.5 * divergence(mean.log(), teacher) + 0.5 * divergence(mean.log(), student)).to(dtype)
+    loss = 0.5 * divergence(mean.log(), teacher).sum(-1) + 0.5 * divergence(mean.log(), student).sum(-1)
+    return (loss / len(student)).sum().to(dtype)
+
+
+def total_variation(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Between two tensors of probabilities, per token."""
+    return ((student - teacher).abs() / 2.0).sum() / len(student)
+
+
+# Losses of distillation, with what makes a student's and a teacher's numbers of scores.
+LOSSES: dict[str, tuple[Callable, Callable, Callable]] = {
+    "kl_div": (partial(nn.functional.kl_div, reduction="batchmean"), torch.log_softmax, torch.softmax),
+    "jsd": (jensen_shannon, torch.log_softmax, torch.log_softmax),
+    "tvd": (total_variation, torch.softmax, torch.softmax),
+}
+
+
+class Loss(nn.Module):
+    """A loss between a student's scores and a teacher's; the script computes the probabilities once, before."""
+
+    def __init__(self, row: Mapping[str, str]) -> None:
+        super().__init__()
+        self.loss, of_student, of_teacher = LOSSES[row["module"]]
+        shape = int(row["tokens"]), int(row["outputs"])
+        self.scores = nn.Parameter(torch.empty(shape))
+        self.student, self.teacher = of_student(self.scores, -1), of_teacher(torch.empty(shape), -1)
+
+    def forward(self) -> torch.Tensor:
+        return self.loss(self.student, self.teacher)
+
+    def step(self) -> None:
+        """Forward and backward once."""
+        self().backward(retain_graph=True)
+
+
+class HeadsAndLoss(nn.Module):
+    """Two output heads, a student's and a teacher's, and the loss between them; the script shares their weights."""
+
+    def __init__(self, row: Mapping[str, str]) -> None:
+        super().__init__()
+        tokens, hidden, outputs = (int(row[name]) for name in ("tokens", "hidden_size", "outputs"))
+        dtype = DTYPES[row["dtype"]]
+        self.student, self.teacher = (nn.Linear(hidden, outputs, bias=False, dtype=dtype) for _ in range(2))
+        self.input = nn.Parameter(torch.empty(tokens, hidden, dtype=dtype))
+        self.register_buffer("other", torch.empty(tokens, hidden, dtype=dtype))
+
+    def step(self) -> None:
+        """Forward and backward once."""
+        self().backward()
+
+    def forward(self) -> torch.Tensor:
+        """The script's own variables hold the scores until the loss is there."""
+        of_student, of_teacher = self.student(self.input), self.teacher(self.other)
+        student, teacher = torch.log_softmax(of_student / 1.0, -1), torch.log_softmax(of_teacher / 1.0, -1)
+        return jensen_shannon(student, teacher, per_token=True)
 
 
 class Benchmark(nn.Module):
@@ -89,8 +156,9 @@ def read() -> list[dict[str, str]]:
 
 def trace(row: Mapping[str, str]) -> int:
     """Bytes of the peak that the trace says."""
+    kind = Loss if row["module"] in LOSSES else HeadsAndLoss if row["module"] == "heads_and_jsd" else Benchmark
     with torch.device("meta"):
-        benchmark = Benchmark(row)
+        benchmark = kind(row)
     return trace_step(
         benchmark, None, benchmark.step, options=Options(capability=find(GPUS[row["gpu"]]).capability)
     ).peak_allocated_bytes

@@ -11,6 +11,7 @@ from typing import Any
 from scripts.ask.readers.reading import EITHER, HIGH, LOW, Reading, allowed, knows
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
+from scripts.settings.scenario import PACKAGES
 
 # By the names of transformers' and axolotl's `optim`: our optimizers, the first that the scenario knows is taken, and
 # where it is not the very one, which way the answer errs, and why.
@@ -41,7 +42,9 @@ OPTIMIZERS: dict[str, tuple[Sequence[str], str, str]] = {
     "rmsprop": (["adamw"], HIGH, "RMSprop keeps one state a weight instead of two"),
     "muon": (["muon", "adamw"], HIGH, "Muon keeps one state a weight instead of two"),
     "galore_adamw": (["galore", "adamw"], HIGH, "GaLore keeps states of a projection"),
-    "apollo_adamw": (["apollo", "adamw"], HIGH, "APOLLO keeps states of a projection"),
+    "galore_adamw_8bit": (["adamw_8bit"], HIGH, "GaLore keeps states of a projection"),
+    "galore_adafactor": (["adafactor"], HIGH, "GaLore keeps states of a projection"),
+    "apollo_adamw": (["adamw"], HIGH, "APOLLO keeps states of a projection; its package forbids commercial use"),
     "q_galore_adamw8bit": (["galore", "adamw_8bit"], HIGH, "Q-GaLore keeps 8-bit states of a projection"),
     "adam_mini": (["adamw"], HIGH, "Adam-mini keeps few second moments"),
     "came_pytorch": (["adamw"], HIGH, "CAME keeps rows and columns instead of second moments"),
@@ -64,17 +67,23 @@ DEFAULT_GPUS = 2  # where a file divides a model and doesn't say among how many
 def optimizer(reading: Reading, key: str, name: Any) -> None:
     """Set the optimizer."""
     base = str(name).removesuffix("_layerwise")
-    families = ("galore_adamw", "apollo_adamw", "schedule_free_adamw")
+    families = ("apollo_adamw", "schedule_free_adamw")
     wanted = OPTIMIZERS.get(next((kind for kind in families if base.startswith(kind)), base))
     if wanted is None:
         reading.set(optimizer="adamw")
         reading.errs(key, name, EITHER, "this optimizer is not known, and is read as AdamW", "states")
         return
     ours, errs, why = wanted
-    taken = next(one for one in ours if allowed("optimizer", one) or one == ours[-1])
+    taken = next(one for one in ours if (allowed("optimizer", one) and _installed(one)) or one == ours[-1])
     reading.set(optimizer=taken)
+    if str(name).endswith("_layerwise"):
+        reading.errs(key, name, HIGH, "each gradient goes as soon as its layer has stepped", "gradients")
     if why and (taken != ours[0] or len(ours) == 1):
         reading.errs(key, name, errs, why, "states")
+
+
+def _installed(optimizer: str) -> bool:
+    return optimizer not in PACKAGES or find_spec(PACKAGES[optimizer]) is not None
 
 
 def attention(reading: Reading, key: str, name: Any) -> None:
@@ -219,7 +228,8 @@ def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:
     """Whether TRL's own step can be predicted: its package is here, on one GPU, with an optimizer that is known."""
     strategy = (fields.get("parallel") or {}).get("strategy", "none")
     optimizer = fields.get("optimizer", "adamw")
-    refused = kind == "grpo" or (kind == "kto" and rows < 2) or optimizer == "muon" or "paged" in optimizer
+    own = optimizer == "muon" or optimizer in PACKAGES or "paged" in optimizer
+    refused = kind == "grpo" or (kind == "kto" and rows < 2) or own
     return strategy == "none" and not refused and find_spec("trl") is not None
 
 

@@ -27,6 +27,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "gradient_checkpointing": (True, False),
     "activation_offload": (False,),
     "objective": ("sft",),
+    "images": (None,),
     "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"),
     "loss": ("full", "chunked"),
     "quantization.type": (None, "nf4", "fp4"),

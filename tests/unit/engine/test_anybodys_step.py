@@ -97,6 +97,56 @@ def test_what_is_compiled_is_refused_or_told(compile):
     assert told.to_mapping()["warnings"] == list(told.warnings)
 
 
+def test_a_function_compiled_in_the_step_is_counted_as_one_kernel_where_that_is_asked():
+    with on_meta():
+        model, batch = nn.Linear(64, 64), torch.empty(8, 64)
+        optimizer = torch.optim.SGD(model.parameters())
+
+    def four_times(tensor):
+        return (tensor.double() * 2).float() * 2
+
+    def step(batch):
+        output = torch.compile(four_times)(batch)
+        (model(batch) + output).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    eager, fused = (
+        trace_step(model, optimizer, step, batch, Options(compiled=policy, timeline=True))
+        for policy in ("eager", "fused")
+    )
+    counts = [len(report.timeline["event"]) for report in (eager, fused)]
+    assert counts[0] - counts[1] == 3 * 2  # three tensors that come and go; the fourth is the output
+    assert max(fused.timeline["components"]["inputs"]) < max(eager.timeline["components"]["inputs"])
+    assert "counted as one kernel" in fused.warnings[0]
+
+
+@pytest.mark.parametrize("place", ["before", "after", "nowhere"])
+def test_what_a_step_computes_outside_of_modules_counts(place):
+    """A peak before the first module is called, or after the backward pass, is the step's peak too."""
+    reports = []
+    for device, answer in (("meta", trace_step), ("cpu", measure_step)):
+        with torch.device(device):
+            model, batch = nn.Linear(8, 8), torch.empty(4, 8)
+
+        def step(batch, model=model):
+            def much():
+                return torch.ones(1 << 20, device=batch.device).cumsum(0).sum()
+
+            batch = batch + (much() if place == "before" else 0)
+            model(batch).sum().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * parameter.grad + (0 * much() if place == "after" else 0)
+                    parameter.grad = None
+
+        reports.append(answer(model, None, step, batch, Options(target="cpu")))
+    traced, measured = reports
+    assert traced.phases == measured.phases
+    assert (traced.peak_allocated_bytes > 2 * 4 << 20) == (place != "nowhere")
+    assert traced.peak_phase == {"before": "forward", "after": "optimizer", "nowhere": "optimizer"}[place]
+
+
 def test_workspaces_of_cudnn_are_told():
     def warnings(target: str) -> tuple:
         with on_meta(target):

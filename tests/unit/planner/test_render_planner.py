@@ -123,6 +123,30 @@ def test_numbers_are_the_planners_to_the_byte(browser, scenario, estimates) -> N
                 assert estimate(replace(step, **{field: value + unit})) > gpu.usable_bytes, choice
 
 
+def test_the_page_has_the_seconds_of_the_traced_steps(data, estimates) -> None:
+    step, (few, many) = estimates["qlora"], data["seconds"]["tiny|qlora|1|l40s"]
+    assert [tokens for tokens, _ in (few, many)] == [256, 16 * 256] and few[1] <= many[1]
+    assert few[1] == step.times[0][1]["l40s"]
+    assert "tiny|qlora|1|t4" not in data["seconds"]  # its kernels are not the traced ones
+    errors = {gpu["name"]: gpu["time_error"] for gpu in data["gpus"]}
+    assert errors["l40s"] == 0.3 and errors["rtx-4090"] is None
+
+
+@needs_browser
+def test_hours_lie_between_the_traced_steps_and_follow_the_rows(browser, data) -> None:
+    choice = {"model": "tiny", "method": "qlora", "layout": "1", "gpu": "l40s", "sequence_length": 256}
+    for rows, (_, seconds) in zip((1, 16), data["seconds"]["tiny|qlora|1|l40s"], strict=True):
+        found = browser.execute_script("return secondsOf(arguments[0], 1600)", {**choice, "micro_batch": rows})
+        assert found == pytest.approx(1600 / rows * seconds)
+    other = {**choice, "gpu": "t4", "micro_batch": 1}
+    assert browser.execute_script("return secondsOf(arguments[0], 1)", other) is None
+    browser.execute_script("choose({gpu: 'l40s'}); element('rows').value = 3600000; show()")
+    assert text(browser, "hours").endswith(" h") and " to " in text(browser, "hours_range")
+    assert "all rows once in" in text(browser, "cards")
+    browser.execute_script("choose({gpu: 't4'}); element('rows').value = 10000; show()")
+    assert not browser.find_element(By.ID, "time").is_displayed()
+
+
 def step_positions(step: Scenario) -> int:
     return step.size("max_position_embeddings") or 2**20
 
