@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.engine.components import COLOURS, GROUPS
@@ -91,7 +92,10 @@ def test_everything_chosen_from_has_a_surface_and_traces_are_the_models_own(data
 @needs_browser
 def test_a_page_is_one_file_that_asks_for_nothing(browser, file) -> None:
     assert browser.execute_script("return performance.getEntriesByType('resource').map(({name}) => name)") == []
-    assert "default-src 'none'" in file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    assert "default-src 'none'" in text and "unsafe-eval" not in text
+    drawn_alike = (ROOT / "config" / "templates" / "drawing.js").read_text(encoding="utf-8")
+    assert drawn_alike in text  # tests/site looks for it in the calculator
 
 
 @needs_browser
