@@ -128,11 +128,16 @@ class Scaled:
         near = self.recordings[peers[0]]
         return Recording(sequences, near.streams, traced=False, workspaces=near.workspaces)
 
-    def least_bytes(self, value: int) -> int:
-        """The largest sum of what is asked for at a value, in blocks: less than that never suffices."""
+    def least_bytes(self, value: int, *, trace: bool = True) -> int | None:
+        """The largest sum of what is asked for at a value, in blocks: less than that never suffices.
+
+        None: the step would have to be traced for that, which ``trace`` forbids.
+        """
         if value in self._least:
             return self._least[value]
-        peers, sizes = self._known(value)
+        peers, sizes = self._known(value, trace=trace)
+        if sizes is None and not trace and value not in self.recordings:
+            return None
         if sizes is None:
             self.trace(value)
             peers, sizes = [value], [size.to(torch.int64) for size in self._sizes[value]]
@@ -159,7 +164,7 @@ class Scaled:
                 return True
         return False
 
-    def _known(self, value: int) -> tuple[list[int], list[torch.Tensor] | None]:
+    def _known(self, value: int, *, trace: bool = True) -> tuple[list[int], list[torch.Tensor] | None]:
         """Traces with the same events as the step at a value, and its bytes by them; None: it has to be traced.
 
         Where the events change between two traces, the place is looked for by halves: a trace at every value that is
@@ -175,7 +180,7 @@ class Scaled:
                 peers = [known for known in self.recordings if self._structures[known] == structure]
                 return peers, self._between(peers, value)
             middle = (below + above) // 2 // self.period * self.period
-            if not below < middle < above or len(self._ids) > PIECES:
+            if not trace or not below < middle < above or len(self._ids) > PIECES:
                 break
             self.trace(middle)
         return [], None

@@ -295,7 +295,8 @@ class Borders:
         """The peak by the events; estimated where those would have to be traced."""
         traced = self.scaled.recordings
         known = self.scaled.alike and min(traced) <= value <= max(traced)
-        return self.scaled.least_bytes(value) if known else self._about(value)
+        found = self.scaled.least_bytes(value, trace=not self._described) if known else None
+        return found or self._about(value)
 
     def _surely_too_large(self, value: int, capacity: int) -> bool:
         peak = self._peak(value)

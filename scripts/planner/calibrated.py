@@ -54,7 +54,7 @@ class CalibratedEstimator:
         # Where the scenario's time is known, that of the others is asked for as well.
         self.timed_on = speeds([gpu]) if gpu and traced and traced.get("time") else {}
         if traced is not None:
-            self._learn(scenario, traced)
+            self.learn(scenario, traced)
 
     def __call__(self, scenario: Scenario) -> int:
         """The required bytes, estimated; the trace itself where there is no analytic estimate."""
@@ -84,7 +84,7 @@ class CalibratedEstimator:
             from scripts.memory.trace import trace
 
             known = trace(scenario, capability=self.capability, timeline=False, timed_on=self.timed_on)
-            self._learn(scenario, known)
+            self.learn(scenario, known)
         return known
 
     def formula(self, scenario: Scenario) -> int:
@@ -95,7 +95,8 @@ class CalibratedEstimator:
             self._peaks[key] = form["peak_allocated_bytes"]
         return self._peaks[key]
 
-    def _learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
+    def learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
+        """Take what a trace showed of a scenario, or a replay of recorded events, which says the same."""
         self._traced[self.capability, _key(scenario)] = traced
         with suppress(NotDescribed):
             peak = self.formula(scenario)

@@ -43,9 +43,15 @@ def corrected_estimates(scenario: Scenario) -> Bases:
 
 
 def plan(
-    scenario: Scenario, gpu: Gpu | None = None, *, verify: bool = False, several: bool = False, swept: bool = True
+    scenario: Scenario,
+    gpu: Gpu | None = None,
+    *,
+    verify: bool = False,
+    several: bool = False,
+    swept: bool = True,
+    estimates: Mapping[str, CalibratedEstimator] | None = None,
 ) -> dict[str, Any]:
-    """Plan around a scenario; ``swept``: with a sweep.
+    """Plan around a scenario; ``swept``: with a sweep; ``estimates``: by method, they learn from the plan's traces.
 
     Returns
     -------
@@ -59,7 +65,7 @@ def plan(
     gpus = [*known.values(), *([gpu] if gpu is not None and known.get(gpu.name) != replace(gpu, count=1) else [])]
     traced = [one.name for one in gpus] if verify else [gpu.name] if gpu is not None else []
     steps = {method: alone(scenario, as_method(scenario, method)) for method in METHODS}
-    rows = feasibility(steps, gpus, verify=traced)
+    rows = feasibility(steps, gpus, verify=traced, estimates=estimates)
     if gpu is not None:
         answer["gpu"] = gpu.to_mapping()
         answer["largest"] = {row["method"]: row for row in rows if row["gpu"] == gpu.name}
@@ -193,9 +199,10 @@ def write_plan(
 ) -> None:
     """The rule's work; ``divided_ones``: by name what the document asks for on several GPUs."""
     scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
-    bases = corrected_estimates(scenario)
+    steps = {method: alone(scenario, as_method(scenario, method)) for method in METHODS}
+    bases = {method: (step, CalibratedEstimator(step)) for method, step in steps.items()}
     own = find(scenario.gpu) if scenario.gpu is not None else None
-    answer = plan(scenario, own)
+    answer = plan(scenario, own, estimates={method: estimate for method, (_, estimate) in bases.items()})
     if divided_ones:
         where = "memory.scenarios in the configuration"
         answer["several_gpus"] = becomes_possible(

@@ -11,7 +11,7 @@ from scripts.engine.scaled import Recording, Scaled
 from scripts.memory.gpus import GIB, Gpu, find
 from scripts.memory.trace import Recorder, record, trace
 from scripts.planner.border import Borders, by_kernels, steps
-from scripts.planner.calibrated import divided
+from scripts.planner.calibrated import CalibratedEstimator, alone, anchored, divided
 from scripts.planner.changes import apply, as_method
 from scripts.planner.feasibility import feasibility, largest
 from scripts.settings.scenario import Scenario
@@ -73,6 +73,18 @@ def test_a_table_and_a_question_give_one_answer() -> None:
     assert one["largest_micro_batch"] == same["largest_micro_batch"]
     assert one["largest_sequence_length"] == same["largest_sequence_length"]
     assert one["verified"] and not same["verified"]
+
+
+def test_estimates_learn_from_the_table_what_traces_would_say() -> None:
+    """The planner's page once took two traces more for each method."""
+    base = alone(make(), as_method(make(), "lora"))
+    learned, wanted = CalibratedEstimator(base), anchored(make(), as_method(make(), "lora"))[1]
+    cards = [replace(card(size * 2**20), name=str(size), compute_capability=8.0) for size in (60, 400)]
+    feasibility({"lora": base}, cards, estimates={"lora": learned})
+    assert learned.points == wanted.points
+    small = CalibratedEstimator(base)  # where nothing fits, the step itself is traced
+    feasibility({"lora": base}, [replace(cards[0], total_bytes=2**20)], estimates={"lora": small})
+    assert small.points == wanted.points
 
 
 def test_the_table_knows_several_cards() -> None:
