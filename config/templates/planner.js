@@ -129,6 +129,18 @@ function surePeak(choice) {
 const within = (choice) => (data.borders[keyOf(choice) + "|" + choice.gpu] ?? [])
   .some(([length, rows]) => choice.sequence_length <= length && choice.micro_batch <= rows);
 
+// Seconds to see so many rows once, between two traced steps by their tokens; null where the GPU's speed is not known.
+// A step with fewer tokens than the smaller one takes as long as that one: the GPU waits for the CPU.
+function secondsOf(choice, rows) {
+  const points = data.seconds[keyOf(choice) + "|" + choice.gpu];
+  if (!points) return null;
+  const [[few, least], [many, most]] = [points[0], points[points.length - 1]];
+  const tokens = choice.sequence_length * choice.micro_batch;
+  const step = tokens <= few ? least : many === few ? (least * tokens) / few : least + ((most - least) * (tokens - few)) / (many - few);
+  return Math.ceil(rows / choice.micro_batch) * step;
+}
+const spoken = (seconds) => seconds < 3600 ? `${(seconds / 60).toPrecision(2)} min` : `${Number((seconds / 3600).toPrecision(3))} h`;
+
 const FITS = "fits", CLOSE = "close", FITS_NOT = "too-large"; // as drawing.js and the styles name them
 const WORDS = { [FITS]: "fits", [CLOSE]: "too close to call", [FITS_NOT]: "does not fit" };
 // The peak alone is more than the GPU has: it does not fit. Between that and what surely fits, fragments decide.
@@ -235,9 +247,21 @@ function showBorder() {
 function showCards() {
   drawing.cards(element("cards").tBodies[0], data.gpus.map(({ name, title, usable_bytes: usable }) => {
     const step = { ...state, gpu: name }, found = needed(step), verdict = verdictOf(step, found);
-    return { name, title, state: verdict, word: WORDS[verdict], peak: gib(found.required), usable: gib(usable),
+    const seconds = secondsOf(step, rowsOfData());
+    const word = WORDS[verdict] + (seconds === null ? "" : `, all rows once in ${spoken(seconds)}`);
+    return { name, title, state: verdict, word, peak: gib(found.required), usable: gib(usable),
       share: found.required / usable, chosen: name === state.gpu };
   }), (name) => choose({ gpu: name }));
+}
+
+const rowsOfData = () => Math.max(1, Math.round(Number(element("rows").value)) || 1);
+function showTime() {
+  const seconds = secondsOf(state, rowsOfData()), error = GPUS[state.gpu].time_error;
+  element("time").hidden = seconds === null;
+  if (seconds === null) return;
+  element("hours").textContent = spoken(seconds);
+  element("hours_range").textContent = error === null ? "not measured on this GPU: compares settings"
+    : `${spoken(seconds * (1 - error))} to ${spoken(seconds * (1 + error))}, between two traced steps`;
 }
 
 // --- the page -------------------------------------------------------------------------------------------------------
@@ -313,6 +337,7 @@ function show() {
     + " A row shows the same step on one GPU or several; its name chooses it.";
   showParts(found.usable);
   showBorder();
+  showTime();
   showCards();
 }
 
@@ -321,7 +346,7 @@ function showNothing(reason) {
   for (const id of ["required", "usable", "headroom", "largest_micro_batch", "largest_sequence_length"]) {
     element(id).textContent = "–";
   }
-  element("close").hidden = true;
+  element("close").hidden = element("time").hidden = true;
   for (const field of Object.keys(logarithmic)) element("most_" + field).textContent = "";
   element("source").textContent = `This page has no estimate, because ${reason}. The trace answers: see below.`;
 }
@@ -401,6 +426,8 @@ function start() {
     element(id).addEventListener("change", (event) => choose({ [id]: Number(event.target.value || NaN) }));
     element(id + "_slider").addEventListener("input", () => choose({ [id]: sliderFrom(id) }));
   }
+  element("rows").value = 10000;
+  element("rows").addEventListener("change", show);
   const asked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
   for (const field of Object.keys(logarithmic)) if (field in asked) asked[field] = Number(asked[field]);
   choose(asked);

@@ -142,12 +142,14 @@ def _explained(error: Any, value: Any, where: object) -> Iterator[UserError]:
             close = schema.get("x-elsewhere", {}).get(unknown) or closest(unknown, known)
             *parents, key = close.split(".") if close else [None]
             hint = f"; did you mean `{'.'.join([*path, close])}`?" if close else "."
+            form = reduce(lambda above, part: above.get("properties", {}).get(part, {}), [*parents, key], schema)
+            meant = _example(form) if found[unknown] in (None, {}) else found[unknown]
             yield UserError(
                 f"Unknown key: {'.'.join([*path, str(unknown)])}{hint}",
                 where=where,
                 found=unknown,
                 allowed=", ".join(known),
-                write=yaml_lines([*path, *parents], key, found[unknown]) if key else "nothing here: remove the key",
+                write=yaml_lines([*path, *parents], key, meant) if key else "nothing here: remove the key",
             )
     elif rule == "required":
         for missing in (key for key in schema["required"] if key not in found):
@@ -169,7 +171,7 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
         problem = f"Wrong value for {name}: {confused}"
     elif error.validator == "type" and schema.get("properties") and not isinstance(found, Mapping):
         expected += f": {', '.join(schema['properties'])}"
-        example = dict([next((key, form.get("examples", ["..."])[0]) for key, form in schema["properties"].items())])
+        example = _example(schema)
     elif found is None:
         problem = f"{name} has no value."
     elif error.validator == "type" and "string" in types and isinstance(found, bool | int | float | date):
@@ -196,6 +198,13 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
     return UserError(
         problem, where=where, found=found, allowed=expected, write=_corrected(error.absolute_path, example, value)
     )
+
+
+def _example(schema: dict) -> Any:
+    """A value to show: of a mapping its first key."""
+    if schema.get("properties"):
+        return dict([next((key, form.get("examples", ["..."])[0]) for key, form in schema["properties"].items())])
+    return schema.get("examples", ["..."])[0]
 
 
 def _corrected(path: Iterable[Any], example: Any, value: Any) -> str:

@@ -28,6 +28,7 @@ LARGEST_TERMS = 10  # of the analytic estimate, that documents show
 
 MEASURED_ON = {"cpu": "CPU"}  # else the GPU's name
 
+ROWS = 10_000  # that hours are told for
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 WEIGHTS = sourced(
@@ -83,6 +84,15 @@ def as_list(given: Any) -> list[str]:
     return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
+def step_hours(time: Mapping[str, Any] | None, step: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A step's time, with the hours for :data:`ROWS` of its length."""
+    if time is None:
+        return None
+    hours = ROWS / (step["micro_batch"] * step["gradient_accumulation"] * step["parallel"]["gpus"]) / 3600
+    ends = time["range"] and [hours * end for end in time["range"]]
+    return {**time, "rows": ROWS, "hours": hours * time["seconds_per_step"], "hours_range": ends}
+
+
 def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
     """A scenario's answers side by side: in all, by component, and how far each is from the trace."""
     scenario = compared["scenario"]
@@ -117,6 +127,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
         "gpu": compared.get("gpu"),
         "headroom_bytes": compared.get("headroom_bytes"),
         "measured_time": measured.get("time"),
+        "time": step_hours(compared.get("time"), scenario),
         "measured_on": MEASURED_ON.get(measured.get("target"), (measured.get("device") or {}).get("name")),
         "method_title": METHODS[method],
         "name": name,

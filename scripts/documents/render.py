@@ -165,6 +165,14 @@ def signed_percent(share: float | None, digits: int = 2) -> str:
     return _minus(f"{100 * share if sign else abs(share):{sign},.{digits}f} %")
 
 
+def deviation(share: float | None, digits: int = 2) -> str:
+    """A relative difference in words: ``18.9 % too low``."""
+    if share is None:
+        return "not measured"
+    word = ("too high" if share > 0 else "too low") if round(100 * share, digits) else "off"
+    return f"{100 * abs(share):,.{digits}f} % {word}"
+
+
 def signed_size(size: float | None) -> str:
     """A difference of bytes with its sign."""
     return "not measured" if size is None else ("+" if size >= 0 else "−") + memory_size(abs(size))
@@ -245,7 +253,8 @@ def environment(folder: Path, html: bool) -> Any:
         keep_trailing_newline=True,
     )
     _traced_wording(made, html)
-    texts = (gigabytes, gibibytes, memory_size, number, percent, points, signed, signed_percent, signed_size, duration)
+    texts = (gigabytes, gibibytes, memory_size, number, percent, points, signed, signed_percent, deviation, signed_size,
+             duration)  # fmt: skip
     for function in (
         *texts,
         counted,

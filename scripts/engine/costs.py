@@ -11,7 +11,7 @@ Attention is halved where it is causal, and its backward pass computes five prod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
@@ -93,6 +93,8 @@ class CostRecorder:
         kernels that are among the first so many launches. Waiting stream None: the program.
     without_kernel
         How many operators launched none, such as views.
+    module_now, modules
+        Asked at each launch, and what it said: the module's name. None: not asked.
     """
 
     def __init__(self, last_step: int, gpus: int = 1) -> None:
@@ -106,6 +108,8 @@ class CostRecorder:
         self.phases: list[tuple[str, int]] = []
         self.waits: list[tuple[int, int | None, int, int]] = []
         self.without_kernel = 0
+        self.module_now: Callable[[], str] | None = None
+        self.modules: list[str] = []
 
     def mark(self, phase: str, step: int) -> None:
         """Say that a phase begins. Only the last step is recorded."""
@@ -129,8 +133,7 @@ class CostRecorder:
             costs = [operator._replace(made_bytes=made) for operator in self._cost(func, args, kwargs, output)]
             found = self._known[key] = tuple(range(len(self.operators), len(self.operators) + len(costs)))
             self.operators += costs
-        self.calls += found
-        self.streams += [stream] * len(found)
+        self._launched(found, stream)
 
     def launch(self, operator: Operator, stream: int = 0) -> None:
         """Record a kernel that no operator stands for."""
@@ -140,8 +143,7 @@ class CostRecorder:
         if found is None:
             found = self._known[(operator,)] = (len(self.operators),)
             self.operators.append(operator)
-        self.calls += found
-        self.streams.append(stream)
+        self._launched(found, stream)
 
     def wait(self, waiter: int | None, stream: int, launches: int) -> None:
         """Record that a stream, or the program (None), waits for another stream's kernels among so many launches."""
@@ -166,17 +168,31 @@ class CostRecorder:
 
     def by_phase(self) -> dict[str, dict[str, dict[str, int]]]:
         """Sums of the step: by phase and kind ``launches``, ``flops`` and ``bytes``."""
-        found: dict[str, dict[str, dict[str, int]]] = {}
         ends = [*(first for _, first in self.phases[1:]), len(self.calls)]
-        for (phase, first), end in zip(self.phases, ends, strict=True):
-            for index in self.calls[first:end]:
-                operator = self.operators[index]
-                kinds = found.setdefault(phase, {})
-                sums = kinds.setdefault(operator.kind, {"bytes": 0, "flops": 0, "launches": 0})
-                sums["bytes"] += operator.bytes
-                sums["flops"] += operator.flops
-                sums["launches"] += 1
+        return self._sums(
+            phase for (phase, first), end in zip(self.phases, ends, strict=True) for _ in range(first, end)
+        )
+
+    def by_module(self) -> dict[str, dict[str, dict[str, int]]]:
+        """The same by module, where :attr:`module_now` says which runs; of the backward pass, that of the forward."""
+        return self._sums(self.modules)
+
+    def _sums(self, labels: Iterable[str]) -> dict[str, dict[str, dict[str, int]]]:
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        for index, label in zip(self.calls, labels, strict=True):
+            operator = self.operators[index]
+            kinds = found.setdefault(label, {})
+            sums = kinds.setdefault(operator.kind, {"bytes": 0, "flops": 0, "launches": 0})
+            sums["bytes"] += operator.bytes
+            sums["flops"] += operator.flops
+            sums["launches"] += 1
         return found
+
+    def _launched(self, indices: tuple[int, ...], stream: int) -> None:
+        self.calls += indices
+        self.streams += [stream] * len(indices)
+        if self.module_now is not None:
+            self.modules += [self.module_now()] * len(indices)
 
     def _cost(self, func: Any, args: Sequence, kwargs: dict, output: Any) -> Iterator[Operator]:
         name, schema = func._schema.name, func._schema

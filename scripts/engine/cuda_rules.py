@@ -43,7 +43,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-MIB = 2**20
+from .allocator import MIB
+
 Capability = tuple[int, int]
 DEFAULT_CAPABILITY: Capability = (8, 0)  # of a GPU that the scenario doesn't name
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}  # bytes of an element

@@ -64,6 +64,14 @@ class Origins:
         module, _, own = name.rpartition(".")
         self.of[identity] = Origin(tuple(tensor.shape), short(tensor.dtype), module, "", own)
 
+    def module(self) -> str:
+        """The module whose operator is running; in the backward pass that of the forward operator."""
+        running = self._running[-1] if self._running else ""
+        node = torch._C._current_autograd_node()
+        if node is None or torch.is_grad_enabled():
+            return running
+        return self._forward.get(node._sequence_nr(), (running, ""))[0]
+
     def note(self, identity: int, tensor: torch.Tensor, func: Any) -> None:
         """What an operator has just made."""
         module, line = self._running[-1] if self._running else "", calling_line()

@@ -83,7 +83,8 @@ class Report:
         What is alive at the peak, the largest first: ``bytes``, ``component``, ``shape``, ``dtype``, ``module``,
         ``line``, ``operator``. None: not asked for.
     costs
-        The kernels of the step and what each costs; as a mapping their sums by phase and kind. None: not asked for.
+        The kernels of the step and what each costs; as a mapping their sums by phase and kind, and with
+        ``origins`` ``costs_by_module`` by module and kind. None: not asked for.
     """
 
     peak_allocated_bytes: int
@@ -109,6 +110,8 @@ class Report:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.costs is not None:
             values["costs"] = self.costs.by_phase()
+            if self.costs.module_now is not None:
+                values["costs_by_module"] = self.costs.by_module()
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in values.items()
@@ -219,6 +222,7 @@ def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> 
         sequences,
         tracker.streams,
         workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
+        costs=tracker.costs,
     )
 
 

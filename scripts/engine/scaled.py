@@ -20,6 +20,7 @@ from math import prod
 import torch
 
 from .allocator import MIN_BLOCK, Event, OutOfMemory, replay, required_bytes
+from .costs import CostRecorder
 from .expandable import replay_expandable, required_bytes_expandable
 
 PIECES = 3  # with more kinds of records than this there is no place where the events change: they always do
@@ -39,12 +40,15 @@ class Recording:
         Whether a trace recorded them; else they lie between traces.
     workspaces
         Ids of cuBLAS's workspaces, whose bytes the GPU decides.
+    costs
+        What the operators of a traced step cost; None: not asked for.
     """
 
     sequences: Sequence[Sequence[Event]]
     streams: Mapping[int, int] = field(default_factory=dict)
     traced: bool = True
     workspaces: frozenset[int] = frozenset()
+    costs: CostRecorder | None = None
 
     def with_workspaces(self, count: int) -> Recording:
         """The same on a GPU that runs the same kernels and has workspaces of so many bytes."""

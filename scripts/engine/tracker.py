@@ -109,6 +109,8 @@ class Tracker(TorchDispatchMode):
         super().__init__()
         self.origins = origins
         self.costs = costs
+        if costs is not None and origins is not None:
+            costs.module_now = origins.module
         self._device = device
         self.streams: dict[int, int] = {}
         self.reusable: dict[int, int] = {}

@@ -25,7 +25,7 @@ from scripts.settings.scenario import Scenario
 if TYPE_CHECKING:
     from scripts.planner.suggestions import Suggestion
 
-NOTHING_TO_GATE = "no GPU found or named: nothing to gate"
+NOTHING_TO_GATE = "no GPU was found, and none was named"
 
 
 def found_in_machine(gpus: int = 1) -> list[Gpu]:

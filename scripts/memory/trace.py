@@ -22,6 +22,7 @@ from torch import nn
 
 from scripts.common.errors import UserError
 from scripts.engine.components import ADAPTERS, HOST
+from scripts.engine.costs import CostRecorder
 from scripts.engine.errors import AttentionKernelError, StepError
 from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
@@ -254,33 +255,42 @@ def trace(
         report=partial(make_report, both_allocators=both_allocators),
     )
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
-    if timed_on and scenario.objective != "sft":  # a time of two updates together
-        answer["times"] = dict.fromkeys(timed_on)
-    elif timed_on:
-        rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
-        left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
-        tokens = rows * scenario.sequence_length
-        answer["times"] = {
-            name: found.to_mapping() if found else None
-            for name, speed in timed_on.items()
-            for found in [step_time(report.costs, speed, tokens=tokens, micro_batches_left_out=left_out)]
-        }
+    if timed_on:
+        answer["times"] = _times(scenario, report.costs, timed_on)
     return answer
+
+
+def _times(
+    scenario: Scenario, costs: CostRecorder | None, timed_on: Mapping[str, Speed | None]
+) -> dict[str, dict[str, Any] | None]:
+    """What the step takes on cards, by their names; None where a card's speed is not known."""
+    if scenario.objective != "sft":  # a time of two updates together
+        return dict.fromkeys(timed_on)
+    rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
+    left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
+    tokens = rows * scenario.sequence_length
+    found = {
+        name: step_time(costs, speed, tokens=tokens, micro_batches_left_out=left_out)
+        for name, speed in timed_on.items()
+    }
+    return {name: time.to_mapping() if time else None for name, time in found.items()}
 
 
 class Recorder:
     """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
 
-    Steps that differ in their length or rows alone take the model that was built for the first.
+    Steps that differ in their length or rows alone take the model that was built for the first. With ``costs`` they say
+    what their operators cost, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, costs: bool = False) -> None:
         self._prepared: tuple[Scenario, Prepared] | None = None
+        self._settings = {"costs": costs, "report": recording}
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         make_step = partial(random_step, device="meta", max_grad_norm=1.0)
         prepared = partial(self._prepare, scenario)
-        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, report=recording)
+        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, **self._settings)
         return found
 
     def _prepare(self, scenario: Scenario) -> Prepared:
@@ -418,9 +428,13 @@ def import_libraries() -> None:
     What is not installed is missed where it is needed.
     """
     import transformers.utils
+    from transformers.utils import import_utils
 
+    names_in = import_utils.create_import_structure_from_path  # remembers by path: a folder, or a file for its folder
+    once = lambda path: names_in(Path(path).parent if Path(path).is_file() else path)  # noqa: E731
     undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
-    with patched([(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]):
+    places = [(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]
+    with patched([*places, (import_utils, "create_import_structure_from_path", once)]):
         import transformers.modeling_utils
 
         for name in ("bitsandbytes", "peft"):

@@ -23,6 +23,7 @@ from scripts.memory.gpus import Gpu
 from scripts.settings.scenario import Scenario
 
 if TYPE_CHECKING:
+    from scripts.engine.costs import CostRecorder
     from scripts.engine.scaled import Recording, Scaled
 
 MOST = 2**16  # where a search for rows ends
@@ -67,10 +68,10 @@ def steps(field: str, limit: int) -> list[int]:
 class Traces:
     """Recordings of a step at any length and number of rows, for GPUs that run the same kernels: each traced once."""
 
-    def __init__(self, capability: tuple[int, int] | None) -> None:
+    def __init__(self, capability: tuple[int, int] | None, *, costs: bool = False) -> None:
         from scripts.memory.trace import Recorder
 
-        self.capability, self._record = capability, Recorder()
+        self.capability, self._record = capability, Recorder(costs=costs)
         self._known: dict[tuple[int, int], Recording] = {}
 
     def __call__(self, scenario: Scenario) -> Recording:
@@ -78,6 +79,14 @@ class Traces:
         if key not in self._known:
             self._known[key] = self._record(scenario, self.capability)
         return self._known[key]
+
+    def costs(self, length: int) -> dict[int, CostRecorder]:
+        """What the operators of the steps of so long rows cost that were traced themselves, by their number of rows."""
+        return {
+            rows: recording.costs
+            for (own, rows), recording in sorted(self._known.items())
+            if own == length and recording.costs is not None
+        }
 
     def known(self, scenario: Scenario, recording: Recording) -> None:
         """Take a recording that was come by in another way."""

@@ -16,7 +16,7 @@ from typing import Any
 from scripts.common.errors import UserError
 from scripts.memory.analytic.decoder import NotDescribed
 from scripts.memory.analytic.estimate import analytic_estimate
-from scripts.memory.gpus import Gpu
+from scripts.memory.gpus import Gpu, catalogue
 from scripts.memory.step_time import speeds
 from scripts.planner.changes import COUNTS, Changes, apply, spread
 from scripts.settings.scenario import Parallel, Scenario
@@ -53,6 +53,7 @@ class CalibratedEstimator:
             self.described = False
         # Where the scenario's time is known, that of the others is asked for as well.
         self.timed_on = speeds([gpu]) if gpu and traced and traced.get("time") else {}
+        self.times: list[tuple[int, Mapping[str, float]]] = []  # of traced steps: tokens, and seconds by GPU
         if traced is not None:
             self.learn(scenario, traced)
 
@@ -98,6 +99,9 @@ class CalibratedEstimator:
     def learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
         """Take what a trace showed of a scenario, or a replay of recorded events, which says the same."""
         self._traced[self.capability, _key(scenario)] = traced
+        if traced.get("times"):
+            seconds = {name: time["seconds_per_step"] for name, time in traced["times"].items() if time}
+            self.times.append((scenario.micro_batch * scenario.sequence_length, seconds))
         with suppress(NotDescribed):
             peak = self.formula(scenario)
             insort(self._points_of(scenario), (peak, traced["required_bytes"] - peak))
@@ -150,9 +154,13 @@ def alone(scenario: Scenario, changes: Changes) -> Scenario:
 
 
 def anchored(scenario: Scenario, changes: Changes) -> tuple[Scenario, CalibratedEstimator]:
-    """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`."""
+    """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`.
+
+    They are timed as well, on the GPUs of the catalogue that run the traced kernels.
+    """
     base = alone(scenario, changes)
     estimate = CalibratedEstimator(base)
+    estimate.timed_on = speeds(gpu for gpu in catalogue().values() if (gpu.capability or (8, 0)) >= (8, 0))
     for batch in ANCHORS:
         estimate.verify(replace(base, micro_batch=batch))
     return base, estimate

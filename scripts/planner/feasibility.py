@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from scripts.common.job import progress
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
+from scripts.memory.step_time import speed_of, step_time
 from scripts.planner.border import Border, Borders, Traces, by_kernels, workspace_bytes
 from scripts.planner.calibrated import ANCHORS, CalibratedEstimator
 from scripts.settings.scenario import Scenario
@@ -27,7 +28,7 @@ class _Task(NamedTuple):
     scenario: Scenario
     gpus: tuple[Gpu, ...]
     verify: tuple[str, ...]  # names of the GPUs whose borders are traced themselves
-    anchors: tuple[int, ...] = ()  # rows of which to say what they need where the kernels are the default's
+    anchors: tuple[int, ...] = ()  # rows of which to say what they need, on the default's kernels; with times then
 
     def solve(self) -> tuple[_Task, dict[str, dict[str, Any]], dict[int, int]]:
         """By GPU and field the border, without expandable segments and with them, and what the step itself needs.
@@ -38,7 +39,7 @@ class _Task(NamedTuple):
 
         torch.set_num_threads(1)  # nothing is computed, and idle threads take a core each
         capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
-        traces = Traces(capability)
+        traces = Traces(capability, costs=bool(self.anchors))
         found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
         needed: dict[int, int] = {}
         replayed = not any(gpu.name in self.verify for gpu in self.gpus)
@@ -58,11 +59,20 @@ class _Task(NamedTuple):
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
             if field == "sequence_length" and shared.asked and replayed:
                 traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
+        for rows, costs in _ends(traces.costs(self.scenario.sequence_length)):
+            for gpu in self.gpus:
+                if time := step_time(costs, speed_of(gpu.name)):
+                    found[gpu.name].setdefault("seconds", {})[rows] = time.seconds_per_step
         return self, found, needed
 
     def _needed(self, borders: Borders, traces: Traces, rows: int) -> int:
         recording = borders.scaled.at(rows) if borders.asked else traces(borders.at(rows))
         return recording.required_bytes(expandable_segments=self.scenario.allocator.expandable_segments)
+
+
+def _ends(by_rows: Mapping[int, Any]) -> list[tuple[int, Any]]:
+    """The entries of the fewest rows and of the most, which need not be two."""
+    return [(rows, by_rows[rows]) for rows in sorted({min(by_rows), max(by_rows)})] if by_rows else []
 
 
 def _solve(task: _Task) -> tuple[_Task, dict[str, dict[str, Any]], dict[int, int]]:
@@ -87,7 +97,8 @@ def feasibility(
     verify
         Names of GPUs whose borders are traced themselves; those of the others are replayed between traces.
     estimates
-        By method the estimate of its step, on the default's kernels: it learns what :data:`ANCHORS` need.
+        By method the estimate of its step, on the default's kernels: it learns what :data:`ANCHORS` need, and the
+        times of traced steps.
 
     Returns
     -------
@@ -108,6 +119,8 @@ def feasibility(
     for task, found, needed in progress(_all(tasks), "what fits which GPU", unit="searches", total=len(tasks)):
         for gpu, borders in found.items():
             solved[task.name, gpu] = borders
+            for rows, seconds in borders.get("seconds", {}).items():
+                estimates[task.name].times.append((rows * task.scenario.sequence_length, {gpu: seconds}))
         for rows, required in needed.items():
             estimates[task.name].learn(replace(task.scenario, micro_batch=rows), {"required_bytes": required})
     return [_row(name, base, gpu, solved[name, gpu.name], verify) for name, base in bases.items() for gpu in gpus]

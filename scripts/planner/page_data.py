@@ -18,6 +18,7 @@ from scripts.common.files import read_json
 from scripts.memory.analytic.decoder import NotDescribed, describe
 from scripts.memory.analytic.surface import kernels_of, surface
 from scripts.memory.gpus import GIB, Gpu, catalogue
+from scripts.memory.step_time import speed_of
 from scripts.planner.border import LENGTH_STEP, MOST
 from scripts.planner.calibrated import CalibratedEstimator
 from scripts.planner.changes import COUNTS, Changes, apply
@@ -78,7 +79,8 @@ def choices(
         models, layouts and GPUs have theirs too; ``surfaces`` and ``surface_of``, the index of one by
         ``model|method|layout|capability``; ``reasons`` by ``model|method|layout`` where there is none; ``traced`` by
         the same: points of (estimate's peak, required bytes above it); ``borders`` by ``model|method|layout|gpu``:
-        (length, rows) of the largest steps that fit by the trace; ``limits`` has ``widest``, :data:`WIDEST`.
+        (length, rows) of the largest steps that fit by the trace; ``seconds`` by the same: (tokens, seconds) of traced
+        steps; ``limits`` has ``widest``, :data:`WIDEST`.
     """
     known_models, known_gpus = {path.stem for path in MODELS.glob("*.json")}, catalogue()
     if models is None:
@@ -108,6 +110,7 @@ def choices(
                 "name": gpu.name,
                 "title": gpu.title,
                 "capability": _capability(gpu),
+                "time_error": (speed := speed_of(gpu.name)) and speed.error,
                 "total_bytes": gpu.total_bytes,
                 "usable_bytes": gpu.usable_bytes,
                 "written": {"name": gpu.name} if gpu.name in known_gpus else {"vram_gib": gpu.total_bytes / GIB},
@@ -123,6 +126,7 @@ def choices(
         "methods": [{"name": name, "title": TITLES[name], **_settings(scenario, methods[name])} for name in methods],
         "models": [],
         "reasons": {},
+        "seconds": {},
         "surface_of": {},
         "surfaces": [],
         "storage": scenario.quantization.storage if scenario.quantization else "uint8",
@@ -132,6 +136,10 @@ def choices(
             if estimate.described
         },
     }
+    for (method, layout), estimate in estimates.items():
+        for tokens, by_gpu in sorted(estimate.times, key=lambda one: one[0]):
+            for name, seconds in by_gpu.items():
+                found["seconds"].setdefault(f"{own}|{method}|{layout}|{name}", []).append((tokens, seconds))
     known: dict[str, int] = {}
     for name, model in models.items():
         found["models"].append({"name": name, "written": name if name in known_models else model, **_sizes(model)})

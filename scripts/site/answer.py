@@ -190,7 +190,7 @@ def _hours(asked: Question, run: Run | None) -> str:
         return f"Hours, cost and energy are not known: config/gpus.yaml has no speed of {gpu.name}."
     held = "No step was measured on this GPU: its hours compare settings, and are not for planning."
     if speed.error is not None:
-        held = f"On measured steps of this kind of GPU it was at most {speed.error:.0%} off."
+        held = f"On measured steps of this kind of GPU, the predicted time was at most {100 * speed.error:.0f} % off."
     if run is None:
         asks = "Fill in the rows of your data, and the command asks for them."
         return f"Hours, cost and energy come from the traced step. {asks} {held}"
@@ -200,7 +200,7 @@ def _hours(asked: Question, run: Run | None) -> str:
     if run.deadline_hours is not None:
         seconds = run.deadline_hours * 3600 / steps
         known += f" It ends by the deadline if a step takes no longer than {seconds:.3g} s."
-    return f"{known} Hours and cost come from the traced step: the command below gives them. {held}"
+    return f"{known} Hours and cost come from the traced step: the command above gives them. {held}"
 
 
 def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str, Any]:

@@ -70,10 +70,11 @@ def calculator(folder: Path, cache: Path) -> None:
     """The calculator's files; those that a visit needs are listed for the service worker."""
     files: dict[str, bytes] = {f"pyodide/{name}": content for name, content in pyodide(cache).items()}
     files["project.zip"] = archive()
-    for name in ("calculator.css", "calculator.js", "worker.js"):
+    for name in ("calculator.js", "worker.js"):
         files[name] = (SOURCES / name).read_bytes()
-    for name in ("drawing.css", "drawing.js"):
-        files[name] = (DRAWING / name).read_bytes()
+    files["drawing.js"] = (DRAWING / "drawing.js").read_bytes()
+    styles = (DRAWING / "drawing.css", SOURCES / "calculator.css")
+    files["calculator.css"] = b"".join(path.read_bytes() for path in styles)  # one file, since the first paint waits
     files["index.html"] = page().encode()
     build = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
     kept = json.dumps(["./", *sorted(set(files) - {"index.html"})])

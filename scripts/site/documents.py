@@ -19,6 +19,7 @@ from scripts.site import reference
 
 SOURCES = ROOT / "config" / "site"
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
+CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
 MORE = "More"  # where a document goes that config/site/pages.yaml doesn't name
 
 
@@ -66,7 +67,7 @@ def staged(docs: Path, commit: str, run: Path | None = None, sweep: Path | None 
     for path in sorted(docs.rglob("*.md")):
         name, text = path.relative_to(docs).as_posix(), path.read_text(encoding="utf-8")
         came_from = ROOT / "config" / "README.md" if name == "reference/configuration.md" else ROOT / "docs" / name
-        path.write_text(_linked(text, came_from, name, commit), encoding="utf-8")
+        path.write_text(_linked(_pipes(text), came_from, name, commit), encoding="utf-8")
         titles[name] = re.search(r"^# (.+)$", text, re.MULTILINE)[1].replace("`", "")
     return sections(titles)
 
@@ -104,6 +105,15 @@ def start_page() -> str:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command, answer = re.search(r"```bash\n(will-it-fit [^\n]+)\n```\n+```\w*\n(.*?)```", readme, re.DOTALL).groups()
     return (SOURCES / "index.md").read_text(encoding="utf-8").replace("TERMINAL", f"$ {command}\n{answer.rstrip()}")
+
+
+def _pipes(text: str) -> str:
+    """The text with pipes in a table's code as Python-Markdown has them: without the backslash that others need."""
+
+    def bare(row: re.Match[str]) -> str:
+        return CODE.sub(lambda code: code[0].replace("\\|", "|"), row[0])
+
+    return re.sub(r"^\|.*$", bare, text, flags=re.MULTILINE)
 
 
 def _linked(text: str, came_from: Path, name: str, commit: str) -> str:

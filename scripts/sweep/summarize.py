@@ -134,11 +134,11 @@ def _recommend(points: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> 
     if len(points) == 1:
         run, reason = None, "one run alone has nothing to be compared with"
     elif not alike:
-        run, reason = None, "the best run does not fit its GPU, and each of the others is worse"
+        run, reason = None, "the best run does not fit its GPU, and every other run is worse"
     elif not worse:
         run, reason = None, "the intervals do not tell the runs apart"
     elif len(alike) == 1:
-        run, reason = best["run"], "each of the others is worse than it, by more than its interval"
+        run, reason = best["run"], "every other run is worse, by more than the interval of the difference"
     else:
         run, reason = cheapest["run"], "it takes the least of those that the intervals do not tell from the best"
     return {

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig
 
 from scripts.common.errors import UserError
 from scripts.settings.scenario import Scenario
@@ -18,7 +17,7 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
     fields = {key: value for key, value in scenario.model.items() if key not in ("model_type", "quantization_config")}
     kind = scenario.model["model_type"]
     try:
-        config = AutoConfig.for_model(kind, **fields)
+        config = transformers.AutoConfig.for_model(kind, **fields)
     except ValueError as error:
         if "Unrecognized model identifier" in str(error):
             raise UserError(

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from scripts.common.errors import UserError
 from scripts.engine.building import quantize_4bit, quantize_8bit
@@ -160,7 +159,7 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
     dtype, quantization = weight_dtype(scenario), {}
     if scenario.method == "qlora":
         quantization = {"quantization_config": bitsandbytes_config(scenario, dtype)}
-    return AutoModelForCausalLM.from_pretrained(
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         **{_DTYPE_ARGUMENT: dtype},
         attn_implementation=attention,

@@ -65,6 +65,20 @@ def test_sums_by_phase_add_up():
     assert sums["forward"][PRODUCT]["flops"] == 2 * ROWS * INNER * COLUMNS
 
 
+def test_sums_by_module_have_the_backward_pass_with_its_module():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(INNER, COLUMNS, bias=False), nn.ReLU(), nn.Linear(COLUMNS, 8, bias=False))
+        batch = torch.empty(ROWS, INNER)
+    options = Options(costs=True, origins=True, steps=1)
+    report = trace_step(model, None, lambda x: model(x).sum().backward(), batch, options)
+    sums = report.to_mapping()["costs_by_module"]
+    assert sums["0"][PRODUCT]["flops"] == 2 * 2 * ROWS * INNER * COLUMNS  # forward, and the weight's gradient
+    assert sums["2"][PRODUCT]["flops"] == 3 * 2 * ROWS * COLUMNS * 8  # its input's gradient too
+    assert PRODUCT not in sums["1"] and sums["1"][MEMORY]["launches"] == 2
+    launches = sum(kind["launches"] for kinds in sums.values() for kind in kinds.values())
+    assert launches == len(report.costs.calls)
+
+
 @pytest.mark.parametrize(("causal", "share"), [(True, 0.5), (False, 1.0)])
 def test_causal_attention_costs_half(causal, share):
     batch, heads, tokens, head = 2, 4, 64, 32
@@ -133,6 +147,7 @@ def test_nothing_is_recorded_unasked_and_memory_is_the_same():
         return trace_step(model, None, lambda x: model(x).sum().backward(), batch, Options(**options))
 
     assert run().costs is None and "costs" not in run().to_mapping()
+    assert "costs_by_module" not in run(costs=True).to_mapping()  # that takes origins
     with_costs = run(costs=True)
     assert with_costs.peak_allocated_bytes == run().peak_allocated_bytes
     assert with_costs.to_mapping()["costs"]["forward"][PRODUCT]["flops"] == 2 * 4 * 8 * 8

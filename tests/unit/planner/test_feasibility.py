@@ -9,7 +9,7 @@ from scripts.engine.allocator import required_bytes
 from scripts.engine.cuda_rules import cublas_workspace_bytes
 from scripts.engine.scaled import Recording, Scaled
 from scripts.memory.gpus import GIB, Gpu, find
-from scripts.memory.trace import Recorder, record, trace
+from scripts.memory.trace import Recorder, record
 from scripts.planner.border import Borders, by_kernels, steps
 from scripts.planner.calibrated import CalibratedEstimator, alone, anchored, divided
 from scripts.planner.changes import apply, as_method
@@ -26,8 +26,11 @@ def card(usable: int) -> Gpu:
     return replace(find({"vram_gib": 1}), total_bytes=usable + find({"vram_gib": 1}).context_bytes)
 
 
+RECORDED = Recorder()  # steps of one model share it
+
+
 def required(scenario: Scenario) -> int:
-    return trace(scenario, timeline=False)["required_bytes"]
+    return RECORDED(scenario).required_bytes()
 
 
 def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
@@ -76,12 +79,15 @@ def test_a_table_and_a_question_give_one_answer() -> None:
 
 
 def test_estimates_learn_from_the_table_what_traces_would_say() -> None:
-    """The planner's page once took two traces more for each method."""
+    """The planner's page once took two traces more for each method. The times are those of steps traced themselves."""
     base = alone(make(), as_method(make(), "lora"))
     learned, wanted = CalibratedEstimator(base), anchored(make(), as_method(make(), "lora"))[1]
-    cards = [replace(card(size * 2**20), name=str(size), compute_capability=8.0) for size in (60, 400)]
+    cards = [replace(card(size * 2**20), name=name, compute_capability=8.0) for name, size in (("", 60), ("l40s", 400))]
     feasibility({"lora": base}, cards, estimates={"lora": learned})
     assert learned.points == wanted.points
+    seconds, traced = ({tokens: by_gpu["l40s"] for tokens, by_gpu in one.times} for one in (learned, wanted))
+    assert len(seconds) == 2 and min(seconds) in traced  # the ends of the search; the cells without a speed have none
+    assert seconds[min(seconds)] == pytest.approx(traced[min(seconds)])
     small = CalibratedEstimator(base)  # where nothing fits, the step itself is traced
     feasibility({"lora": base}, [replace(cards[0], total_bytes=2**20)], estimates={"lora": small})
     assert small.points == wanted.points

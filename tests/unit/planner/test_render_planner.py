@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import read_json
 from scripts.engine.components import COLOURS, GROUPS
@@ -91,7 +92,10 @@ def test_everything_chosen_from_has_a_surface_and_traces_are_the_models_own(data
 @needs_browser
 def test_a_page_is_one_file_that_asks_for_nothing(browser, file) -> None:
     assert browser.execute_script("return performance.getEntriesByType('resource').map(({name}) => name)") == []
-    assert "default-src 'none'" in file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    assert "default-src 'none'" in text and "unsafe-eval" not in text
+    drawn_alike = (ROOT / "config" / "templates" / "drawing.js").read_text(encoding="utf-8")
+    assert drawn_alike in text  # tests/site looks for it in the calculator
 
 
 @needs_browser
@@ -121,6 +125,30 @@ def test_numbers_are_the_planners_to_the_byte(browser, scenario, estimates) -> N
             assert not value or estimate(replace(step, **{field: value})) <= gpu.usable_bytes, choice
             if value + unit <= most:
                 assert estimate(replace(step, **{field: value + unit})) > gpu.usable_bytes, choice
+
+
+def test_the_page_has_the_seconds_of_the_traced_steps(data, estimates) -> None:
+    step, (few, many) = estimates["qlora"], data["seconds"]["tiny|qlora|1|l40s"]
+    assert [tokens for tokens, _ in (few, many)] == [256, 16 * 256] and few[1] <= many[1]
+    assert few[1] == step.times[0][1]["l40s"]
+    assert "tiny|qlora|1|t4" not in data["seconds"]  # its kernels are not the traced ones
+    errors = {gpu["name"]: gpu["time_error"] for gpu in data["gpus"]}
+    assert errors["l40s"] == 0.3 and errors["rtx-4090"] is None
+
+
+@needs_browser
+def test_hours_lie_between_the_traced_steps_and_follow_the_rows(browser, data) -> None:
+    choice = {"model": "tiny", "method": "qlora", "layout": "1", "gpu": "l40s", "sequence_length": 256}
+    for rows, (_, seconds) in zip((1, 16), data["seconds"]["tiny|qlora|1|l40s"], strict=True):
+        found = browser.execute_script("return secondsOf(arguments[0], 1600)", {**choice, "micro_batch": rows})
+        assert found == pytest.approx(1600 / rows * seconds)
+    other = {**choice, "gpu": "t4", "micro_batch": 1}
+    assert browser.execute_script("return secondsOf(arguments[0], 1)", other) is None
+    browser.execute_script("choose({gpu: 'l40s'}); element('rows').value = 3600000; show()")
+    assert text(browser, "hours").endswith(" h") and " to " in text(browser, "hours_range")
+    assert "all rows once in" in text(browser, "cards")
+    browser.execute_script("choose({gpu: 't4'}); element('rows').value = 10000; show()")
+    assert not browser.find_element(By.ID, "time").is_displayed()
 
 
 def step_positions(step: Scenario) -> int:

@@ -83,6 +83,7 @@ def test_swapped_rank_and_alpha_differ(config):
         ("prompt.system", "", ["prompt.system"]),
         ("evaluation.requests", "all", ["evaluation.requests", "whole number or null"]),
         ("colour", "red", ["Unknown key: colour"]),
+        ("trainning", {}, ["did you mean `training`", "training: {method: qlora}"]),
         ("run.seed", 2**64, ["run.seed", "at most 9223372036854775807", "seed: 42"]),
         ("training.weight_decay", 1e300, ["training.weight_decay", "at most 10"]),
         ("lora.rank", 1000000, ["lora.rank", "at most 8192"]),
