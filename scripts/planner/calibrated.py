@@ -123,10 +123,17 @@ def _above(peak: int, points: Sequence[tuple[int, int]]) -> int:
 
 
 def _described(scenario: Scenario) -> Scenario:
-    """The scenario; for ZeRO, which the analytic estimate does not know, FSDP2 with weights as DeepSpeed casts them.
+    """The scenario, or one like it that the analytic estimate knows.
 
-    Traces correct estimates, and are what is shown: this decides only which changes are traced.
+    For ZeRO it is FSDP2 with weights as DeepSpeed casts them; for another objective supervised fine-tuning of as many
+    rows; with images the language model alone. Traces correct estimates, and are what is shown: this decides only
+    which changes are traced.
     """
+    if scenario.images:
+        scenario = scenario.changed(images=None)
+    if scenario.objective != "sft":
+        rows = scenario.micro_batch * (1 if scenario.objective in ("kto", "grpo") else 2)
+        scenario = scenario.changed(objective="sft", preference={"reference": None}, micro_batch=rows)
     parallel = scenario.parallel
     if not parallel.zero_stage:
         return scenario

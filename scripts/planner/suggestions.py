@@ -94,7 +94,7 @@ def _verified(
     """The mildest of a move's changes that fits, by the trace; of lengths the one below which all fit."""
     with suppress(UserError):  # what can't be traced is no suggestion
         options = move.options[_mildest(scenario, move, fits) :]
-        if options and "sequence_length" in options[0]:
+        if options and "sequence_length" in options[0] and scenario.objective == "sft" and not scenario.images:
             expandable = scenario.allocator.expandable_segments
             borders = Borders(scenario, "sequence_length", gpu.capability, [gpu.usable_bytes])
             longest = borders.traced(gpu.usable_bytes, expandable=expandable).value

@@ -355,3 +355,30 @@ def test_a_bigger_gpu_with_other_kernels_is_estimated_by_its_own_peak() -> None:
     other = catalogue()[found.changes["gpu"]]
     old, new = (trace(scenario, capability=c, timeline=False)["required_bytes"] for c in ((7, 5), other.capability))
     assert new < 0.9 * old and found.required_bytes == pytest.approx(new, rel=0.05)
+
+
+PICTURED = {
+    "model_type": "gemma3",
+    "text_config": {"model_type": "gemma3_text", "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 300},
+    "vision_config": {"model_type": "siglip_vision_model", "image_size": 56},
+    "mm_tokens_per_image": 4,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": LLAMA_3_LAYERS, "objective": "dpo", "preference": {"reference": "model"}},
+        {"model": LLAMA_3_LAYERS, "objective": "kto"},
+        {"model": PICTURED, "images": {"height": 56, "width": 56}},
+    ],
+    ids=["dpo", "kto", "images"],
+)
+def test_what_is_not_described_is_searched_by_what_is_like_it(fields, monkeypatch):
+    """Each trace of a trainer or of a whole vision-language model takes long: the estimate says which are worth it."""
+    scenario = Scenario.from_mapping({"method": "lora", "sequence_length": 256, "micro_batch": 4, **fields})
+    estimate = CalibratedEstimator(scenario)
+    monkeypatch.setattr("scripts.memory.trace.trace", lambda *_, **__: pytest.fail("traced"))
+    assert estimate.described
+    guesses = [estimate(apply(scenario, {"micro_batch": rows})) for rows in (2, 3, 4)]
+    assert guesses == sorted(set(guesses))
