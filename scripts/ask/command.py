@@ -19,6 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.common.errors import UserError
@@ -198,6 +199,10 @@ def _print(found: Any, as_json: bool) -> int:
 def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from scripts.ask import answer, text
 
+    if not (options.quick or options.json) and sys.stderr.isatty():
+        first = answer.quick(replace(asked, run=None), others=False)
+        line = text.verdict_line(first) if first["analytic"] else "No estimate of this step"
+        print(f"{line}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
     found = answer.quick(asked) if options.quick else answer.traced(asked)
     if options.quick and found["analytic"] is None:
         print("\n".join([text.verdict_line(found), *text.reading_lines(asked, found)]), file=sys.stderr)

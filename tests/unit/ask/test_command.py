@@ -102,6 +102,16 @@ def test_without_torch_the_answer_names_what_to_install(model) -> None:
     assert "transformers is not installed" in done.stderr and "--quick" in done.stderr
 
 
+def test_a_terminal_shows_the_estimate_while_the_step_is_traced(model, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([model, "--gpu", "4090", "-s", "64"]) == 0
+    seen = capsys.readouterr()
+    assert seen.out.startswith("FITS") and seen.err.startswith("SHOULD FIT")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    main([model, "--gpu", "4090", "-s", "64"])
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("gpu", "word", "status"), [("24GiB", "SHOULD FIT", 0), ("8.9GiB", "TOO CLOSE", 1), ("4GiB", "DOES NOT", 1)]
 )
