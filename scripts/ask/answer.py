@@ -101,9 +101,21 @@ def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
         if time and step != asked.scenario:
             time = _times(step, asked.gpu.capability, [asked.gpu])[asked.gpu.name]
         answer["run"] = _run(time, asked.gpu, asked)
+        late = answer["fits"] and (answer["run"] or {}).get("in_time") is False
+        answer["sooner"] = _sooner(answer, asked) if late and asked.scenario.objective == "sft" else []
     if asked.readings:
         answer["read"] = [reading.to_mapping() for reading in asked.readings]
     return answer
+
+
+def _sooner(answer: Mapping[str, Any], asked: Question) -> list[dict[str, Any]]:
+    """What makes the run end in time on this GPU, or at least sooner."""
+    from scripts.planner.calibrated import CalibratedEstimator
+    from scripts.planner.sooner import sooner
+
+    known = answer["trace"] | {"time": answer["time"]}
+    estimate = CalibratedEstimator(asked.scenario, asked.gpu, known)
+    return [item.to_mapping() for item in sooner(asked.scenario, asked.gpu, asked.run, estimate)]
 
 
 def exit_status(answer: Mapping[str, Any]) -> int:

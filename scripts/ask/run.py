@@ -6,12 +6,13 @@ import argparse
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.ask.question import Question
 from scripts.common.errors import UserError
+from scripts.common.sizes import gib
 from scripts.memory.gpus import find
 from scripts.memory.run_time import LEFT_OUT, Run, RunTime, cheapest
 
@@ -176,6 +177,19 @@ def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
         word = "ends by the deadline" if found.in_time else "DOES NOT END BY THE DEADLINE"
         other = "" if found.in_time else "; --all-gpus names the nearest card"
         lines.append(f"  {word} of {asked.deadline_hours:.3g} hours{other}")
+    return lines
+
+
+def sooner_lines(found: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """What would end in time on the same card; ``shown`` makes the line to type."""
+    if not found:
+        return []
+    runs = [RunTime(**item["run"]) for item in found]
+    lines = ["what would end in time, the mildest change first:"]
+    if not runs[0].in_time:
+        lines = ["no change that fits this card ends in time; the soonest:"]
+    for item, run in zip(found, runs, strict=True):
+        lines.append(f"  {shown(item)}\n      {item['cost']}; {_hours(run)}; {gib(item['headroom_bytes'])} to spare")
     return lines
 
 

@@ -63,6 +63,7 @@ def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
     lines += [*answers(answer), *time_lines(answer), *other_ways(answer)]
     if asked.run:
         lines += run.run_lines(answer["run"], asked.run)
+        lines += run.sooner_lines(answer["sooner"], lambda item: suggested(command, item["changes"]))
     lines += reading_lines(asked, answer)
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]

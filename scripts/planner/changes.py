@@ -1,4 +1,4 @@
-"""What can be changed of a step so that it needs less memory, and what each change costs."""
+"""What can be changed of a step so that it needs less memory or less time, and what each change costs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from scripts.settings.scenario import Scenario
 
 Changes = dict[str, Any]
 COUNTS = (2, 4, 8)  # of GPUs of a kind
+BF16_FROM = (8, 0)  # compute capability of the first GPUs with bf16 products (CUDA C++ Programming Guide, arithmetic)
 
 
 class Move(NamedTuple):
-    """One way to need less memory: what identifies it, its price in words, and the changes from mild to strong."""
+    """One way to need less: what identifies it, its price in words, and the changes; for memory from mild to strong."""
 
     name: str
     cost: str
@@ -30,7 +31,19 @@ def moves(scenario: Scenario) -> Iterator[Move]:
 
     Changes that contradict the scenario's other fields are left out.
     """
-    for move in _moves(scenario):
+    return _without_contradictions(scenario, _moves(scenario))
+
+
+def faster_moves(scenario: Scenario, capability: tuple[int, int] | None = None) -> Iterator[Move]:
+    """What can be changed to take less time on a GPU with memory left, the cheapest first; options from the fastest on.
+
+    ``capability``: compute capability of the GPU.
+    """
+    return _without_contradictions(scenario, _moves_for_speed(scenario, capability))
+
+
+def _without_contradictions(scenario: Scenario, found: Iterator[Move]) -> Iterator[Move]:
+    for move in found:
         possible = [changes for changes in move.options if _possible(scenario, changes)]
         if possible:
             yield move._replace(options=possible)
@@ -146,6 +159,35 @@ def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:
         yield Move("4bit_weights", "a base of 4 bits instead of 8", [_divisible(scenario)])
     if scenario.method != "qlora":
         yield Move("qlora", "only adapters are trained, on a 4-bit base", [as_method(scenario, "qlora")])
+
+
+def _moves_for_speed(scenario: Scenario, capability: tuple[int, int] | None) -> Iterator[Move]:
+    """What saves time, and mostly takes memory for it: the same numbers first, then other ones."""
+    rows, accumulated = scenario.micro_batch, scenario.gradient_accumulation
+    if capability and capability < BF16_FROM and scenario.precision == "bf16" and not scenario.autocast:
+        cost = "other numbers: fp16, whose range is smaller; this GPU has no bf16 products"
+        yield Move("fp16", cost, [{"precision": "fp16"}])
+    if scenario.attention == "eager":
+        yield Move("fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}])
+    if scenario.activation_offload:
+        cost = "memory: activations stay on the GPU"
+        yield Move("no_activation_offload", cost, [{"activation_offload": False}])
+    if scenario.gradient_checkpointing:
+        cost = "memory: each layer keeps its activations instead of running again"
+        yield Move("no_checkpointing", cost, [{"gradient_checkpointing": False}])
+    if scenario.loss == "chunked":
+        yield Move("full_loss", "memory: the logits of all tokens at once", [{"loss": "full"}])
+    if scenario.method == "qlora":
+        cost = "memory: the base stays in 16 bits, and nothing has to be unpacked"
+        yield Move("lora", cost, [as_method(scenario, "lora")])
+    if accumulated > 1:
+        factors = [n for n in range(accumulated, 1, -1) if accumulated % n == 0]
+        options = [{"micro_batch": rows * n, "gradient_accumulation": accumulated // n} for n in factors]
+        cost = f"memory: larger micro-batches, the effective batch stays {rows * accumulated}"
+        yield Move("larger_micro_batch", cost, options)
+    elif scenario.packing == "none":
+        cost = "memory, and fewer updates of a larger batch: the learning rate may have to change"
+        yield Move("larger_batch", cost, [{"micro_batch": rows * 2**n} for n in range(6, 0, -1)])
 
 
 def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:

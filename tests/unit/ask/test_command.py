@@ -162,6 +162,10 @@ def test_a_deadline_that_a_card_does_not_meet_fails(model, capsys) -> None:
     status, text = run(capsys, model, "--gpu", "t4", "-s", "64", "--rows", "50000", "--deadline", "1min")
     assert status == 1 and text.startswith("FITS") and "DOES NOT END BY THE DEADLINE" in text
     assert "rate of fp32" in text  # bf16 on a T4
+    first, price = text[text.index("what would end in time, the mildest change first:") :].splitlines()[1:3]
+    assert (
+        first.startswith("  will-it-fit") and first.endswith("-b 64") and "learning rate" in price and "hours" in price
+    )
 
 
 def test_a_card_of_unknown_speed_answers_memory_and_says_what_to_add(model, capsys) -> None:
