@@ -163,7 +163,8 @@ def test_a_deadline_that_a_card_does_not_meet_fails(model, capsys) -> None:
     assert status == 1 and text.startswith("FITS") and "DOES NOT END BY THE DEADLINE" in text
     assert "rate of fp32" in text  # bf16 on a T4
     first, price = text[text.index("what would end in time, the mildest change first:") :].splitlines()[1:3]
-    assert (
+    assert first.startswith("  will-it-fit") and first.endswith("-b 64")
+    assert "learning rate" in price and "hours" in price
         first.startswith("  will-it-fit") and first.endswith("-b 64") and "learning rate" in price and "hours" in price
     )
 
