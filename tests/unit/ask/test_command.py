@@ -165,8 +165,6 @@ def test_a_deadline_that_a_card_does_not_meet_fails(model, capsys) -> None:
     first, price = text[text.index("what would end in time, the mildest change first:") :].splitlines()[1:3]
     assert first.startswith("  will-it-fit") and first.endswith("-b 64")
     assert "learning rate" in price and "hours" in price
-        first.startswith("  will-it-fit") and first.endswith("-b 64") and "learning rate" in price and "hours" in price
-    )
 
 
 def test_a_card_of_unknown_speed_answers_memory_and_says_what_to_add(model, capsys) -> None:
