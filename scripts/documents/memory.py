@@ -28,7 +28,7 @@ LARGEST_TERMS = 10  # of the analytic estimate, that documents show
 
 MEASURED_ON = {"cpu": "CPU"}  # else the GPU's name
 
-ROWS = 10_000  # that hours are told for
+ROWS = sourced(10_000, "scripts/documents/memory.py", "ROWS")  # that hours are given for
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 WEIGHTS = sourced(
