@@ -86,7 +86,7 @@ def measure(
 
 def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     if scenario.objective != "sft":
-        return _objective_on_cpu(scenario, timeline, timed)
+        return _objective_on_cpu(scenario, timeline)
     from scripts.engine.trace import STEPS, Options, measure_step
     from scripts.memory.trace import compiled_steps, labels
     from scripts.training.model import build_model, parameter_count

@@ -326,7 +326,7 @@ def test_of_zero_a_like_step_is_estimated_and_the_trace_corrects_it(fields, like
     stand_in = _described(scenario)
     assert like.items() <= asdict(stand_in.parallel).items()
     assert (stand_in.precision, stand_in.autocast) == ("bf16", None)
-    estimate._learn(scenario, {"required_bytes": 123_456_789})
+    estimate.learn(scenario, {"required_bytes": 123_456_789})
     assert estimate.described and estimate(scenario) == 123_456_789
     longer = scenario.changed(sequence_length=2 * scenario.sequence_length)
     assert estimate(longer) > 123_456_789
