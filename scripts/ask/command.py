@@ -261,6 +261,8 @@ def _print_largest(asked: Any, field: str, as_json: bool) -> int:
     grown = asked.scenario.allocator.expandable_segments
     print(f"{found['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
     print(f"for: {step}")
+    if not (grown or end):
+        print(f"everything below fits as well; if more {what} fit, it is by luck: what is free lies in fragments")
     return 0
 
 

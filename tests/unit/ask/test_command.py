@@ -126,8 +126,11 @@ def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
     assert status == 0 and found["verified"] and found["headroom_bytes"] >= 0
     assert run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "-s", str(found["value"]))[0] == 0
     assert found["with_other_allocator"] > 0
-    text = run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "--longest")[1].splitlines()[1]
-    assert text == f"{found['with_other_allocator']:,} tokens with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    lines = run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "--longest")[1].splitlines()
+    assert lines[1] == f"{found['with_other_allocator']:,} tokens with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    assert (
+        found["limited_by_positions"] or "everything below fits as well; if more tokens fit, it is by luck" in lines[3]
+    )
 
 
 def test_all_gpus_are_answered(model, capsys) -> None:
