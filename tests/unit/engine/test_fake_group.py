@@ -72,7 +72,8 @@ PATCHES = {
         DDP,
         lambda with_it, without: collectives(with_it) > collectives(without),
     ),
-    "_verify_param_shape_across_processes": (None, DDP, UserError),
+    # Without it DDP compares memory that the simulated group left unwritten: chance decides whether that fails.
+    "_verify_param_shape_across_processes": (None, DDP, None),
 }
 
 
