@@ -129,8 +129,10 @@ def exit_status(answer: Mapping[str, Any]) -> int:
 
 
 def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
-    """The step on each card of the catalogue, traced once for each compute capability; with what is asked of the run,
-    the best card first."""
+    """The step on each card of the catalogue, traced once for each compute capability; the best first.
+
+    If a run is asked about, each card has its hours too.
+    """
     from scripts.memory.predict import import_quietly
 
     import_quietly()

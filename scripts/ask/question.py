@@ -56,7 +56,7 @@ class Question:
     reading: Reading | None = None
     beside: list[Reading] = field(default_factory=list)
     model: str = ""  # as it was asked for
-    run: Run | None = None  # what is asked of the whole run
+    run: Run | None = None  # the whole run, where its hours are asked for
 
     @property
     def readings(self) -> list[Reading]:

@@ -54,7 +54,7 @@ def asked_of(options: argparse.Namespace) -> Run | None:
 
 
 def of_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Question:
-    """The question with what is asked of the run.
+    """The question with the run whose hours are asked for.
 
     Raises
     ------

@@ -111,7 +111,7 @@ class CalibratedEstimator:
 
 
 def _above(peak: int, points: Sequence[tuple[int, int]]) -> int:
-    """What a GPU must have above a peak, between points; nothing where there are none, so that a trace decides."""
+    """What a GPU must have above a peak, interpolated between points; 0 without points, so that a trace decides."""
     at = bisect(points, (peak, 0))
     if not points:
         return 0

@@ -139,7 +139,7 @@ def _add_models(
     models: Mapping[str, Any],
     gpus: Collection[Gpu],
 ) -> None:
-    """Add the models, and for each method and layout the estimate's surface or the reason why there is none."""
+    """Add the models, and for each method and layout the estimate's surface, or why the estimate gives none."""
     named, known = {path.stem for path in MODELS.glob("*.json")}, {}
     for name, model in models.items():
         found["models"].append({"name": name, "written": name if name in named else model, **_sizes(model)})

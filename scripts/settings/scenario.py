@@ -289,29 +289,20 @@ PACKAGES = {"adamw_torchao_8bit": "torchao", "adamw_torchao_4bit": "torchao", "g
 
 def check_packages(scenario: Scenario, where: object = "scenario") -> None:
     """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
-    strategy, package = scenario.parallel.strategy, PACKAGES.get(scenario.optimizer)
-    if package and find_spec(package) is None:
-        raise UserError(
-            f"`optimizer: {scenario.optimizer}` needs the package {package}, which is not installed.",
-            where=f"{where}: optimizer",
-            found=scenario.optimizer,
-            allowed="the package; or an optimizer that needs none",
-            write="pip install -c constraints.txt -r requirements-optimizers.txt",
-        )
-    if scenario.parallel.zero_stage and find_spec("deepspeed") is None:
-        raise UserError(
-            f"`parallel.strategy: {strategy}` needs the package deepspeed, which is not installed.",
-            where=f"{where}: parallel.strategy",
-            found=strategy,
-            allowed="the package; or strategy fsdp2, which needs none and divides what zero3 divides (with"
-            " reshard_after_forward: false it gathers weights as seldom as zero2)",
-            write="pip install -c constraints.txt -r requirements-deepspeed.txt",
-        )
-    if scenario.objective != "sft" and find_spec("trl") is None:
-        raise UserError(
-            f"`objective: {scenario.objective}` needs the package trl, whose trainer takes the step.",
-            where=f"{where}: objective",
-            found=scenario.objective,
-            allowed="the package; or objective sft",
-            write="pip install -c constraints.txt -r requirements-trl.txt",
-        )
+    strategy, optimizer, objective = scenario.parallel.strategy, scenario.optimizer, scenario.objective
+    zero = "deepspeed" if scenario.parallel.zero_stage else None
+    needed = (  # field, its value, the package that it needs, what does without, which requirements bring the package
+        ("optimizer", optimizer, PACKAGES.get(optimizer), "an optimizer that needs none", "optimizers"),
+        ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
+         " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
+        ("objective", objective, None if objective == "sft" else "trl", "objective sft", "trl"),
+    )  # fmt: skip
+    for field, value, package, instead, requirements in needed:
+        if package and find_spec(package) is None:
+            raise UserError(
+                f"`{field}: {value}` needs the package {package}, which is not installed.",
+                where=f"{where}: {field}",
+                found=value,
+                allowed=f"the package; or {instead}",
+                write=f"pip install -c constraints.txt -r requirements-{requirements}.txt",
+            )

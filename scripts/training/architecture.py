@@ -50,7 +50,7 @@ def _known_models(scenario: Scenario) -> Any:
 
 
 def outside_language(model: nn.Module) -> dict[str, nn.Module]:
-    """A vision-language model's modules that are no part of its language model: the vision tower, the projector."""
+    """A vision-language model's modules beside its language model: the vision tower, the projector."""
     within = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
     parents = {id(module) for module in model.modules() if any(id(part) in within for part in module.modules())}
     return {name: module for name, module in model.named_modules() if id(module) not in within | parents}

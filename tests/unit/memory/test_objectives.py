@@ -89,6 +89,6 @@ def test_an_objective_is_not_estimated_and_not_trained():
 
 def test_without_the_package_a_scenario_says_what_to_install(monkeypatch):
     monkeypatch.setattr("scripts.settings.scenario.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="trl, whose trainer takes the step") as caught:
+    with pytest.raises(UserError, match="needs the package trl, which is not installed") as caught:
         trace(scenario())
     assert caught.value.write == "pip install -c constraints.txt -r requirements-trl.txt"
