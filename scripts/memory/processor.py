@@ -39,7 +39,7 @@ _SMALL_PAIRS = 200  # operators forward, and as many backward
 
 @contextmanager
 def one_thread() -> Iterator[Callable[[], float]]:
-    """Let PyTorch use the calling thread alone; gives the clock of that thread."""
+    """Let PyTorch use the calling thread alone; gives a clock of the processor time that the process takes."""
     import torch
 
     threads = torch.get_num_threads()
