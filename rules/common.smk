@@ -123,6 +123,8 @@ POLICY = project_files("config/screen/*.yaml")
 EXECUTE = workflow.is_main_process and any(
     re.search(r"(^|_)execute$|/evaluation/execution\.jsonl?$", one) for one in sys.argv[1:]
 )
+# What a path of this workflow is called in the importing one.
+PREFIXED = workflow.modifier.modify_path
 # Where a job runs in a process of its own, this has been decided before.
 EXECUTES = (
     EXECUTE

@@ -232,8 +232,10 @@ T4 = {
     "gradient_checkpointing": False,
     "gpu": "t4",
 }
+# A real model's shapes, and two of its layers: too large for the card, with changes that fit.
+SHALLOW = json.loads((MODELS / "qwen2.5-coder-7b.json").read_text()) | {"num_hidden_layers": 2}
 BOTH = [
-    T4,
+    {**T4, "model": SHALLOW, "micro_batch": 8},
     {"model": TINY},
     {"model": TINY, "gpu": "t4", "precision": "fp16", "gradient_checkpointing": False},
     {"model": TINY, "gpu": "t4", "precision": "bf16"},
