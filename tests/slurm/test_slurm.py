@@ -18,6 +18,7 @@ import yaml
 from scripts.common.files import sha256_file
 from tests.end_to_end import chain
 from tests.slurm.one_node import PACKAGES, OneNodeSlurm, missing
+from tests.workflow.plan import planned
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: apt-get install {PACKAGES}")
 
@@ -123,9 +124,9 @@ def test_a_sweep_as_jobs_with_one_requeued(slurm: OneNodeSlurm, prepared: Path, 
         assert sha256_file(project / path) == sha256_file(alone / path), path
     assert sha256_file(project / results[2][0]) != sha256_file(project / results[4][0])
     # Where the jobs ran reruns none of them: only the documents are left to make.
-    left = chain.snakemake(project, "sweep.yaml", "--dry-run", "--", f"results/{NAME}-sweep/SWEEP.md")
-    assert "rule render_sweep:" in left
-    assert not any(f"rule {done}:" in left for done in ("train_adapter", "merge_adapter", "evaluate_tuned"))
+    configuration = chain.CONFIGURATION.relative_to(chain.ROOT)
+    left = planned(project, "--configfile", configuration, "sweep.yaml", "--", f"results/{NAME}-sweep/SWEEP.md")
+    assert "render_sweep" in left and not left & {"train_adapter", "merge_adapter", "evaluate_tuned"}
 
 
 def test_a_map_without_a_gpu_that_fits_names_one_that_would(
