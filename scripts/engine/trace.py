@@ -139,11 +139,14 @@ def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker,
         kernels=CudaKernels(options.capability, options.torch_version) if on_gpu else None,
         first_id=max((identity for identity, _ in seen.events), default=0) + 1,
         outputs=None if on_gpu else cpu_outputs,
-        values=Values(options.scalars, options.answers, host_is_device=not on_gpu),
-        origins=Origins(model) if options.origins else None,
         device=active(),
-        costs=CostRecorder(options.steps - 1, active().gpus if active() else 1) if options.costs else None,
     )
+    tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
+    if options.origins:
+        tracker.origins = Origins(model)
+    if options.costs:
+        tracker.costs = CostRecorder(options.steps - 1, active().gpus if active() else 1)
+        tracker.costs.module_now = tracker.origins and tracker.origins.module
     tracker.events += seen.events
     tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
     tracker.components.update(seen.components)
@@ -163,7 +166,8 @@ def measure_step(
     ``torch.compile`` has compiled is refused or runs without the compiler here too: under a tracker it can't compile.
     """
     options = options or Options()
-    tracker = Tracker(("cpu",), vocabulary=vocabulary(model), origins=Origins(model) if options.origins else None)
+    tracker = Tracker(("cpu",), vocabulary=vocabulary(model))
+    tracker.origins = Origins(model) if options.origins else None
     for followed in (model, *options.beside):
         follow_model(tracker, followed, label=options.label)
     _follow_states(tracker, optimizer)
