@@ -10,12 +10,11 @@ from scripts.ask.question import Question
 from scripts.ask.readers.reading import EITHER, HIGH
 from scripts.common.errors import UserError
 from scripts.memory.answer_text import UNTRACED
-from scripts.memory.compare import NOT_MEASURED, nearly_full
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import Gpu
-from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.run_time import RunTime, order, run_time
 from scripts.memory.step_time import speeds
+from scripts.planner.compare import NOT_MEASURED, nearly_full, scripts_would_take
 from scripts.settings.scenario import Scenario
 
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"

@@ -7,8 +7,8 @@ from typing import Any
 
 from scripts.common.schema import yaml_text
 from scripts.common.sizes import gib
-from scripts.memory.compare import NO_SPEED
 from scripts.memory.gpus import EXPANDABLE_LINE, catalogue
+from scripts.memory.step_time import NO_SPEED
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip

@@ -27,16 +27,17 @@ from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
 from scripts.settings.fields import ELSEWHERE, FIELDS, file_schema
-from scripts.settings.images import Images, asked_for
 from scripts.settings.model import read_model, size
 from scripts.settings.parts import (
     PARTS,
     Allocator,
+    Images,
     Lora,
     Parallel,
     Preference,
     Quantization,
     Versions,
+    asks_for_images,
     checked_adapter,
     checked_gpu,
     checked_lora,
@@ -117,7 +118,7 @@ class Scenario:
                 own, fallback = given.get(field.name), defaults.get(field.name) or {}
                 values[field.name] = {**fallback, **own} if isinstance(own, Mapping) else own or fallback
         wrong = problems(values, file_schema(), where)
-        method, with_images = values["method"], asked_for(values["images"])
+        method, with_images = values["method"], asks_for_images(values["images"])
         wrong += _excluded(method, given, where)
         readers = {
             "adapter": lambda: checked_adapter(given.get("adapter", defaults.get("adapter")), given, where),

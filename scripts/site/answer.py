@@ -26,11 +26,11 @@ from scripts.engine.components import COLOURS, GROUPS
 from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
 from scripts.memory.answer_text import other_ways
 from scripts.memory.gpus import Gpu, catalogue
-from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.run_time import Run
 from scripts.memory.step_time import speed_of
 from scripts.planner.border import LONGEST, steps
 from scripts.planner.changes import apply, moves
+from scripts.planner.compare import scripts_would_take
 from scripts.settings.hub import FETCH, HubId, explained
 
 MOST_CHANGES = 4
