@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 
+RESAMPLES = 2000
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
@@ -35,15 +36,15 @@ def share(flags: Iterable[bool]) -> dict[str, float]:
 
 
 def paired_bootstrap_interval(
-    differences: Sequence[float], weights: Sequence[float] | None = None, resamples: int = 2000, seed: int = 0
+    differences: Sequence[float], weights: Sequence[float] | None = None
 ) -> tuple[float, float]:
     """95 % percentile interval of the (weighted) mean of paired differences, resampling rows (Efron 1979)."""
     n = len(differences)
     weights = [1.0] * n if weights is None else weights
-    generator = random.Random(seed)
+    generator = random.Random(0)
     means = []
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         rows = generator.choices(range(n), k=n)
         means.append(sum(differences[i] * weights[i] for i in rows) / sum(weights[i] for i in rows))
     means.sort()
-    return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]

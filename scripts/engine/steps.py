@@ -71,7 +71,7 @@ def take_steps(
             if device is not None:
                 stack.enter_context(listening(tracker, device))
             new_step = stack.enter_context(phases(enter, updated, updating))
-            stack.enter_context(patched(seen_whole(tracker)))
+            stack.enter_context(patched(past_operators(tracker)))
             stack.enter_context(tracker)
             if begin is not None:
                 tracker.mark("load", -1)
@@ -109,8 +109,8 @@ def _copy(tracker: Tracker, tensor: torch.Tensor) -> torch.Tensor:
     return made
 
 
-def seen_whole(tracker: Tracker) -> list[tuple[Any, str, Any]]:
-    """What is exchanged so that nothing passes a tracker by.
+def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
+    """Patches for what allocates past the operators that a tracker sees.
 
     Inference mode hands composite operators over whole, and what they allocate inside would not be seen: without
     gradients is the same memory. FSDP frees and allocates by resizing storages, which no operator tells. On ``meta`` a

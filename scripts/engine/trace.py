@@ -47,7 +47,7 @@ from .options import Options
 from .origins import Origins
 from .patching import patched
 from .report import History, Report, make_report
-from .steps import STEPS, Step, listening, phases, seen_whole, take_steps
+from .steps import STEPS, Step, listening, past_operators, phases, take_steps
 from .tracker import Tracker
 from .values import Values
 
@@ -208,7 +208,7 @@ def recorded(act: Callable[[], T]) -> tuple[T, History]:
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(listening(tracker, device))
-        stack.enter_context(patched(seen_whole(tracker)))
+        stack.enter_context(patched(past_operators(tracker)))
         stack.enter_context(tracker)
         result = act()
     history = History(list(tracker.events), tracker.ids)

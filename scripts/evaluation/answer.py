@@ -147,7 +147,7 @@ class _Keys(DynamicCache):
 
 
 class Shared:
-    """A model and what all its prompts begin with."""
+    """A model, with the keys and values of the tokens that all prompts begin with computed once."""
 
     def __init__(self, model: nn.Module, rows: Sequence[Row]) -> None:
         self.model, self.device = model, model.device

@@ -90,7 +90,7 @@ def training_minutes(gate: str) -> int:
     return ceil(1.5 * 60 * most) + 30
 
 
-def smallest(required_bytes: int, entries: Sequence[Entry], where: object = "the cluster's GPUs") -> Mapping[str, Any]:
+def smallest(required_bytes: int, entries: Sequence[Entry]) -> Mapping[str, Any]:
     """The entry of the smallest GPU whose usable memory holds ``required_bytes``.
 
     Raises
@@ -109,7 +109,7 @@ def smallest(required_bytes: int, entries: Sequence[Entry], where: object = "the
     )
     raise UserError(
         f"The training step needs {required_bytes / GIB:.2f} GiB, more than any GPU of the cluster has.",
-        where=where,
+        where="the cluster's GPUs",
         found=f"{largest.title}: {largest.usable_bytes / GIB:.2f} GiB usable",
         allowed=f"{enough.title} ({enough.usable_bytes / GIB:.2f} GiB usable) would do" if enough else "no GPU known",
         write=f"- {{gpu: {enough.name}, partition: ..., gres: ...}}" if enough else None,

@@ -373,7 +373,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
 
 
 def compiled_steps(scenario: Scenario, target: str) -> str:
-    """What becomes of compiled functions, which torchao's optimizers have: a CPU under the tracker can't compile."""
+    """How compiled functions are taken, which torchao's optimizers have: a CPU under the tracker can't compile."""
     if PACKAGES.get(scenario.optimizer) != "torchao":
         return "refuse"
     return "fused" if target == "cuda" else "eager"

@@ -150,7 +150,7 @@ def _contradictions(config: dict) -> Iterator[UserError]:
 
 
 def nothing_to_execute() -> UserError:
-    """There is no benchmark, and so no file system that answers could be run in."""
+    """The error of a run whose answers can't be executed: only a benchmark has a file system for them."""
     return UserError(
         "There are no answers to run: without a benchmark there is no file system to run them in.",
         where="the configuration",

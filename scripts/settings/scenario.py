@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from scripts.common.digests import ROOT
@@ -233,11 +232,6 @@ def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
             write=f"rows_per_step: {gpus}",
         )
     return product if rows is None else rows
-
-
-def load_scenario(path: str | Path) -> Scenario:
-    """Read a scenario file (YAML); ``scenario_defaults`` of config/config.yaml fill in what it leaves out."""
-    return Scenario.from_mapping(read_yaml(path), where=path)
 
 
 @cache

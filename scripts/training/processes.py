@@ -68,8 +68,8 @@ class Group:
 ALONE = Group()
 
 
-def whole(value: Any) -> Any:
-    """A tensor that FSDP has divided as a whole on the CPU, in each process; anything else as it is."""
+def full_tensor(value: Any) -> Any:
+    """All of a tensor that FSDP has divided, on the CPU in each process; anything else as it is."""
     return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
 

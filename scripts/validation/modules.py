@@ -154,8 +154,8 @@ def read() -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def trace(row: Mapping[str, str]) -> int:
-    """Bytes of the peak that the trace says."""
+def peak_bytes(row: Mapping[str, str]) -> int:
+    """The peak of a row, by the trace."""
     kind = Loss if row["module"] in LOSSES else HeadsAndLoss if row["module"] == "heads_and_jsd" else Benchmark
     with torch.device("meta"):
         benchmark = kind(row)
@@ -167,7 +167,7 @@ def trace(row: Mapping[str, str]) -> int:
 def results() -> Iterator[dict[str, Any]]:
     """For each row what was measured, what the trace says, and the difference."""
     for row in read():
-        measured, traced = int(row["peak_allocated_bytes"]), trace(row)
+        measured, traced = int(row["peak_allocated_bytes"]), peak_bytes(row)
         yield {
             "id": row["id"],
             "measured_bytes": measured,

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from scripts.ask.readers.asked import read_asked
 from scripts.common.errors import UserError
 from scripts.engine import tracker as tracker_module
 from scripts.memory.loading import Loader
 from scripts.memory.trace import ORDERS, trace
-from scripts.settings.scenario import Scenario, load_scenario
+from scripts.settings.scenario import Scenario
 from tests.unit.decoders import DECODERS
 from tests.unit.pairwise import pairwise
 
@@ -118,7 +119,7 @@ def test_autocast_keeps_casts_of_the_weights():
 def test_components_of_the_7b_model(tmp_path):
     """Sizes that follow from the configuration: see the facts in the documentation of the analytic estimate."""
     (tmp_path / "scenario.yaml").write_text("model: qwen2.5-coder-7b\n")
-    asked = load_scenario(tmp_path / "scenario.yaml")
+    asked = read_asked(tmp_path / "scenario.yaml").scenario
     answer = trace(asked)
     check(answer)
     linear, blocks = 6_525_288_448, 6_525_288_448 // 64
