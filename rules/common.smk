@@ -58,6 +58,8 @@ POLICY = project_files("config/screen/*.yaml")
 # --- what is run only on request -------------------------------------------------------------------------
 
 EXECUTE = workflow.is_main_process and asks_for_execution(sys.argv[1:])
+# What a path of this workflow is called in the importing one.
+PREFIXED = workflow.modifier.modify_path
 # Where a job runs in a process of its own, this has been decided before.
 EXECUTES = EXECUTE or not workflow.is_main_process or ASKED.executes()
 

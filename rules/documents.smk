@@ -119,7 +119,7 @@ use rule render_memory_profile as render_documents with:
         comparison="results/{run}/evaluation/comparison.json",
         merging=by_job(JobPaths.merging_comparison),
         benchmark_comparison=by_job(JobPaths.on_benchmark, "results/{run}/evaluation/benchmark/comparison.json"),
-        execution=by_job(JobPaths.by_execution, EXECUTE),
+        execution=by_job(JobPaths.by_execution, EXECUTE, PREFIXED),
         base_metrics=place(f"{BASE_EVALUATION}/metrics.json"),
         tuned_metrics="results/{run}/evaluation/metrics.json",
         base_answers=place(f"{BASE_EVALUATION}/answers.jsonl"),

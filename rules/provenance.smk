@@ -26,7 +26,7 @@ rule record_provenance:
             "results/{run}/evaluation/comparison.json",
             "results/{run}/evaluation/metrics.json",
         ),
-        on_request=by_job(JobPaths.more_evaluations, EXECUTE),
+        on_request=by_job(JobPaths.more_evaluations, EXECUTE, PREFIXED),
     output:
         provenance=report(
             "results/{run}/provenance.json",

@@ -6,7 +6,7 @@ Rules call this in their input functions, with a bare Snakemake: standard librar
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,20 +214,21 @@ class JobPaths:
             raise configuration.nothing_to_execute()
         return self.fill(EXECUTION)[0]
 
-    def by_execution(self, asked: bool) -> str | list[str]:
+    def by_execution(self, asked: bool, prefixed: Callable[[str], str] = str) -> str | list[str]:
         """The same as an input: where the command or the configuration asks for it, or where it is there already.
 
         One that is there is kept: no job makes it again unasked, since nothing that a model wrote is run unasked.
+        ``prefixed``: what a path is called on the disk, in a workflow that imports this one behind a prefix.
         """
         if asked or self.settings["evaluation"]["execution"] != "none":
             return self.executed()
         kept = self.fill(EXECUTION)[0]
-        return kept if self.settings["dataset"]["benchmark"] and os.path.exists(kept) else []
+        return kept if self.settings["dataset"]["benchmark"] and os.path.exists(prefixed(kept)) else []
 
-    def more_evaluations(self, asked: bool) -> list[str]:
+    def more_evaluations(self, asked: bool, prefixed: Callable[[str], str] = str) -> list[str]:
         """What evaluated the run beside its answers to held-out requests."""
         found = [self.on_benchmark("results/{run}/evaluation/benchmark/comparison.json")]
-        if summary := self.by_execution(asked):
+        if summary := self.by_execution(asked, prefixed):
             found += [summary, f"{summary}l"]
         return [path for path in found if path]
 

@@ -22,6 +22,8 @@ CONFIGURATION = ROOT / "tests" / "config" / "tiny.yaml"
 SETTINGS = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
 RUN = f"results/{SETTINGS['run']['name']}-r{SETTINGS['lora']['rank']}"
 NOTHING = "Nothing to be done"
+# What traces and plans cost grows with the layers; two are enough of the models whose memory is profiled.
+PROFILED, LAYERS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-7b"), 2
 
 
 @cache
@@ -34,12 +36,19 @@ def parsed_modules() -> str:
 
 
 def checkout(folder: Path) -> Path:
-    """Copy the project's files, without results, into an empty folder; a test may edit them there."""
+    """Copy the project's files, without results, into an empty folder; a test may edit them there.
+
+    The models of the memory profile have :data:`LAYERS` layers there, however many they have in truth.
+    """
     folder.mkdir(exist_ok=True)
     for name in ("Snakefile", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
     for name in ("rules", "scripts", "config", "envs", "profiles", "tests/config"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in PROFILED:
+        path = folder / "config" / "models" / f"{name}.json"
+        shallow = json.loads(path.read_text(encoding="utf-8")) | {"num_hidden_layers": LAYERS}
+        path.write_text(json.dumps(shallow), encoding="utf-8")
     (folder / digests.STORE).parent.mkdir()
     (folder / digests.STORE).write_text(parsed_modules(), encoding="utf-8")
     return folder

@@ -47,6 +47,17 @@ def test_from_a_checkout(tmp_path: Path) -> None:
     assert not (importer / "results").exists()
 
 
+def test_a_score_that_is_there_is_found_behind_the_prefix(tmp_path: Path) -> None:
+    importer = workflow(tmp_path, repr(str(ROOT / "Snakefile")), CONFIGURATION)
+    score = "tuner/results/imported-r8/evaluation/execution.json"
+    (importer / score).parent.mkdir(parents=True)
+    (importer / score).touch()  # without the rows behind it, which no job makes
+    done = snakemake(importer, "--dry-run", "tuner/results/imported-r8/MODEL_CARD.md")
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert "tuner_record_provenance" in said and f"{score}l" in said
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What github() fetches, served by a bare repository on this machine."""

