@@ -45,7 +45,7 @@ from .kernels import CudaKernels, cpu_outputs, dispatch
 from .older_layers import layers_of
 from .options import Options
 from .origins import Origins
-from .patching import patched
+from .patching import patched, sorted_sets
 from .report import History, Report, make_report
 from .steps import STEPS, Step, listening, past_operators, phases, take_steps
 from .tracker import Tracker
@@ -113,7 +113,7 @@ def trace_step(
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability))
         stack.enter_context(recording(tracker.costs))
-        stack.enter_context(patched(device_lists(options.target)))
+        stack.enter_context(patched([*device_lists(options.target), *sorted_sets(model)]))
         stack.enter_context(layers_of(options.bitsandbytes_version))
         stack.enter_context(compiled_functions(tracker, options.compiled))
         if on_gpu:
@@ -171,7 +171,11 @@ def measure_step(
     for followed in (model, *options.beside):
         follow_model(tracker, followed, label=options.label)
     _follow_states(tracker, optimizer)
-    with compiled_functions(tracker, options.compiled), layers_of(options.bitsandbytes_version):
+    with (
+        compiled_functions(tracker, options.compiled),
+        layers_of(options.bitsandbytes_version),
+        patched(sorted_sets(model)),
+    ):
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
     return make_report(tracker, on_gpu=False, timeline=options.timeline)
 

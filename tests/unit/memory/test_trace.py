@@ -8,7 +8,7 @@ from scripts.ask.readers.asked import read_asked
 from scripts.common.errors import UserError
 from scripts.engine import tracker as tracker_module
 from scripts.memory.loading import Loader
-from scripts.memory.trace import ORDERS, trace
+from scripts.memory.trace import ORDERS, record, trace
 from scripts.settings.scenario import Scenario
 from tests.unit.decoders import DECODERS
 from tests.unit.pairwise import pairwise
@@ -43,6 +43,18 @@ def check(answer: dict) -> None:
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_every_architecture(model, method):
     check(trace(scenario(model, method=method)))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_trace_does_not_depend_on_the_hashes_of_a_process(backwards, monkeypatch):
+    """Gemma 3 goes through the set of its layers' kinds, two texts, whose order differs between processes."""
+    from transformers.models.gemma3 import modeling_gemma3
+
+    kinds = ["full_attention", "sliding_attention"]
+    step = scenario({**DECODERS["gemma3_text"], "layer_types": kinds})
+    known = record(step).sequences
+    monkeypatch.setattr(modeling_gemma3, "set", lambda items: sorted(items, reverse=backwards), raising=False)
+    assert record(step).sequences == known
 
 
 SETTINGS = {
