@@ -96,13 +96,7 @@ def on_the_page() -> list[str]:
 
 
 def fetch_config(hub: HubId, where: object) -> Path:
-    """The configuration's file, fetched if it isn't there.
-
-    Raises
-    ------
-    UserError
-        If there is none to be had: what it was, and what to do.
-    """
+    """The configuration's file, fetched if it isn't there."""
     return FETCH.get()(hub, where)
 
 
