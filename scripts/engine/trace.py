@@ -40,28 +40,17 @@ from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
 from .costs import CostRecorder, recording
 from .errors import TraceError
 from .fake_group import active
-from .following import Label, component_of, follow_model, quantization_state, vocabulary
+from .following import follow_model, vocabulary
 from .kernels import CudaKernels, cpu_outputs, dispatch
 from .older_layers import layers_of
 from .options import Options
 from .origins import Origins
 from .patching import patched, sorted_sets
 from .report import History, Report, make_report
-from .steps import STEPS, Step, listening, past_operators, phases, take_steps
+from .steps import Step, listening, past_operators, take_steps
 from .tracker import Tracker
 from .values import Values
 
-__all__ = [
-    "STEPS",
-    "Label",
-    "Options",
-    "component_of",
-    "measure_step",
-    "phases",
-    "quantization_state",
-    "recorded",
-    "trace_step",
-]
 T = TypeVar("T")
 
 

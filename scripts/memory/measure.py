@@ -82,7 +82,8 @@ def measure(
 def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     if scenario.objective != "sft":
         return _objective_on_cpu(scenario, timeline)
-    from scripts.engine.trace import STEPS, Options, measure_step
+    from scripts.engine.steps import STEPS
+    from scripts.engine.trace import Options, measure_step
     from scripts.memory.trace import compiled_steps, labels
     from scripts.training.model import build_model, parameter_count
     from scripts.training.optimizers import build_optimizer
@@ -152,7 +153,7 @@ def _objective_on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
 def _on_cuda(scenario: Scenario) -> dict[str, Any]:
     import torch
 
-    from scripts.engine.trace import STEPS, phases
+    from scripts.engine.steps import STEPS, phases
     from scripts.training.model import build_model, parameter_count
     from scripts.training.optimizers import build_optimizer
     from scripts.training.step import random_step

@@ -26,11 +26,12 @@ from scripts.engine.costs import CostRecorder
 from scripts.engine.errors import AttentionKernelError, StepError
 from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
+from scripts.engine.following import Label, component_of, quantization_state
 from scripts.engine.kernels import flash_attention_package
 from scripts.engine.patching import patched
 from scripts.engine.report import History, make_report, recording
 from scripts.engine.scaled import Recording
-from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
+from scripts.engine.trace import Options, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
 from scripts.memory.step_time import Speed, step_time
 from scripts.settings.scenario import PACKAGES, Scenario, check_packages

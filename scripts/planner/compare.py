@@ -11,7 +11,8 @@ from scripts.common.errors import UserError
 from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.sizes import gib
-from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.analytic.decoder import NotDescribed
+from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.estimate import Estimated
 from scripts.memory.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict

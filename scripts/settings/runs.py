@@ -25,7 +25,7 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.schema import closest
-from scripts.settings import configuration as configuration
+from scripts.settings import configuration
 from scripts.settings.hub import profiled
 
 WHERE = "the configuration"

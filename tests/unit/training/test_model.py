@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from scripts.ask.readers.asked import read_asked
 from scripts.common.errors import UserError
-from scripts.engine.trace import quantization_state
+from scripts.engine.following import quantization_state
 from scripts.settings.fields import BY_NAME
 from scripts.settings.scenario import PACKAGES, Scenario
 from scripts.training.architecture import attention_kernel, configuration
