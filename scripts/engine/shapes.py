@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,17 @@ import torch
 
 from .origins import short
 
+# Gradients that autograd writes into zeros. Under a dispatch mode and on `meta` it makes a second tensor of each; on a
+# device it writes in place (`areAnyTensorSubclassLike` in autograd's FunctionsManual.cpp and native/ReduceOps.cpp).
+_ATEN = torch.ops.aten
+_INTO_ZEROS = {
+    _ATEN.scatter_add.default: _ATEN.scatter_add_.default,
+    _ATEN.scatter.src: _ATEN.scatter_.src,
+    _ATEN.index_put.default: _ATEN.index_put_.default,
+    _ATEN.index_add.default: _ATEN.index_add_.default,
+    _ATEN.index_fill.int_Tensor: _ATEN.index_fill_.int_Tensor,
+}
+_BACKWARD = torch.autograd._engine_run_backward.__code__
 _PRODUCTS = frozenset({"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
 
 
@@ -60,6 +72,18 @@ class Shapes:
         if type(known) is list:
             return tuple([None if item is None else _empty(*item) for item in known])
         return _empty(*known) if known else func(*args, **kwargs)
+
+
+def in_place(func: Any) -> Any:
+    """The operator that a device runs where a dispatch mode is asked about ``func``.
+
+    Another one only for gradients written into zeros, by a formula of autograd's own: no Python code runs in between.
+    """
+    written = _INTO_ZEROS.get(func)
+    if written is None or torch.is_grad_enabled():
+        return func
+    caller = sys._getframe(1).f_back
+    return written if caller is None or caller.f_code is _BACKWARD else func
 
 
 def _same_dtype(operands: Sequence[torch.Tensor]) -> None:

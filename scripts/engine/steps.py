@@ -77,7 +77,11 @@ def take_steps(
                 tracker.mark("load", -1)
                 with device.allocating(COLLECTIVES) if device is not None else nullcontext():
                     step = begin()
+            modules = len(sys.modules)
             for number in range(steps):
+                if len(sys.modules) != modules:  # an import in a step leaves cycles that hold its tensors
+                    gc.collect()
+                    modules = len(sys.modules)
                 tracker.waited()  # who reads the loss waits for it
                 new_step()
                 tracker.expecting = False

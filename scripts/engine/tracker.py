@@ -30,7 +30,7 @@ from .costs import CostRecorder
 from .fake_group import FakeDevice
 from .origins import Origins
 from .parts import made_of_others, parts
-from .shapes import Shapes
+from .shapes import Shapes, in_place
 from .values import UNANSWERED, Values
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -370,6 +370,7 @@ class Tracker(TorchDispatchMode):
             earlier, later = self._kernels.temporaries(func, args, kwargs)
             held = [self.allocate(count, TEMPORARIES) for count in earlier]
         try:
+            func = in_place(func)
             output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
         except Exception as error:
             output = UNANSWERED if values is None else values.failed(func, args, error)

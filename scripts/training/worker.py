@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.common.device import multiplies_bf16
 from scripts.common.files import (
     atomic_folder,
     read_folder,
@@ -108,6 +109,7 @@ def train(work: Work, group: Group = ALONE) -> None:
     description = read_folder(Path(work.base, "description.json"))
     predicted = read_report(work.inputs["gate"]) if "gate" in work.inputs else None
     _set_up(work)
+    warn_of_slow_bf16(scenario, device)
     data = Data.read(work, scenario)
     _log_plan(work, scenario, data, group)
     began = time.monotonic()
@@ -159,6 +161,28 @@ def _set_up(work: Work) -> None:
     torch.use_deterministic_algorithms(True, warn_only=work.device == "cuda")
     torch.utils.deterministic.fill_uninitialized_memory = False  # finds reads of it; here it is a twentieth of the time
     torch.manual_seed(work.seed)
+
+
+def warn_of_slow_bf16(scenario: Scenario, device: str) -> None:
+    """Say how slow bf16 is on a processor that does not multiply faster in it."""
+    if device != "cpu" or scenario.compute_precision != "bf16" or multiplies_bf16():
+        return
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        left, right = torch.ones(2048, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
+        taken = []
+        for _ in range(4):  # the first prepares
+            begun = time.perf_counter()
+            left @ right
+            taken.append(time.perf_counter() - begun)
+        return min(taken[1:])
+
+    log.warning(
+        "This processor has no fast bf16: a matrix product takes %.1f times as long in it as in fp32. Write"
+        " `training: {precision: auto}`, which computes in fp32 here.",
+        seconds(torch.bfloat16) / seconds(torch.float32),
+    )
 
 
 def _steps(work: Work, scenario: Scenario, data: Data) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Steps of others: tensors made of tensors, compiled functions, optimizers' own choices, values, the host."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -145,6 +146,24 @@ def test_what_a_step_computes_outside_of_modules_counts(place):
     assert traced.phases == measured.phases
     assert (traced.peak_allocated_bytes > 2 * 4 << 20) == (place != "nowhere")
     assert traced.peak_phase == {"before": "forward", "after": "optimizer", "nowhere": "optimizer"}[place]
+
+
+def test_an_import_in_the_first_step_leaves_nothing_in_the_second(monkeypatch):
+    """PyTorch imports its compiler when it first needs a shape function, and a frame that names itself stays."""
+    with on_meta():
+        model, batch = nn.Linear(64, 64), torch.empty(8, 64)
+
+    def trace(imports):
+        def step(batch):
+            much = torch.ones(1 << 20, device="meta")  # noqa: F841
+            if imports.pop("now", False):
+                frame = sys._getframe()  # noqa: F841
+                monkeypatch.setitem(sys.modules, "imported_in_a_step", sys)
+            model(batch).sum().backward()
+
+        return trace_step(model, None, step, batch, Options(target="cpu"))
+
+    assert trace({"now": True}).phases == trace({}).phases
 
 
 def test_workspaces_of_cudnn_are_told():

@@ -1,5 +1,7 @@
 """The tracker sees each storage once, from its allocation to its end."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 
@@ -216,3 +218,32 @@ def test_what_lay_on_the_host_arrives():
     assert tracker.events == []
     tracker.arrived(tensor)
     assert tracker.events == [(1, 32)]
+
+
+WORDS = torch.arange(256)[:, None] % 7
+PICKED = {
+    "gather": lambda x: x.gather(1, WORDS),
+    "rows": lambda x: x[torch.arange(64)],
+    "rows by a mask": lambda x: x[torch.arange(256) % 2 == 0],
+    "index_select": lambda x: x.index_select(0, torch.arange(64)),
+    "max": lambda x: x.max(1).values,
+    "topk": lambda x: x.topk(2, 1).values,
+    "trace": lambda x: x.trace(),
+}
+
+
+@pytest.mark.parametrize("pick", PICKED.values(), ids=PICKED)
+def test_gradients_of_what_was_picked_take_what_the_allocator_says(pick):
+    """PyTorch's profiler listens to the CPU's allocator, without a dispatch mode, which changes what autograd makes."""
+    tensor = torch.randn(256, 256, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        pick(tensor).sum().backward()
+    events = seen.profiler.kineto_results.events()
+    allocated = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    gradient, tensor.grad = tensor.grad, None
+    with Tracker(("cpu",)) as tracker:
+        pick(tensor).sum().backward()
+    held = dict(tracker.events)
+    tracked = max(accumulate(count if one > 0 else -held[-one] for one, count in tracker.events))
+    assert abs(tracked - allocated) < 8192  # indices that come and go; the gradient takes 262,144
+    assert torch.equal(tensor.grad, gradient)

@@ -1,8 +1,12 @@
 """The loop around the step: batches, schedule, accumulation, checkpoints."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from scripts.training import worker
 from scripts.training.batches import IGNORED, Row, answer_tokens, collate, epoch_batches
 from scripts.training.loop import learning_rate_at, plan_steps
 
@@ -68,3 +72,15 @@ def test_batches_are_sorted_by_length_within_a_window_alone():
         for epoch in (0, 1)
     ]
     assert len(together[0] & together[1]) < 100
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "fast", "said"),
+    [("bf16", "cpu", False, 1), ("bf16", "cpu", True, 0), ("fp32", "cpu", False, 0), ("bf16", "cuda", False, 0)],
+)
+def test_a_processor_without_fast_bf16_says_how_slow_it_is(monkeypatch, caplog, precision, device, fast, said):
+    monkeypatch.setattr(worker, "multiplies_bf16", lambda: fast)
+    worker.warn_of_slow_bf16(SimpleNamespace(compute_precision=precision), device)
+    assert len(caplog.messages) == said
+    for message in caplog.messages:
+        assert float(re.search(r"takes ([\d.]+) times as long", message)[1]) > 0 and "precision: auto" in message
