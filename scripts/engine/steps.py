@@ -79,9 +79,7 @@ def take_steps(
                     step = begin()
             modules = len(sys.modules)
             for number in range(steps):
-                if len(sys.modules) != modules:  # an import in a step leaves cycles that hold its tensors
-                    gc.collect()
-                    modules = len(sys.modules)
+                modules = _collected_after_imports(modules)
                 tracker.waited()  # who reads the loss waits for it
                 new_step()
                 tracker.expecting = False
@@ -100,6 +98,13 @@ def take_steps(
         tracker.close()
         if enabled:
             gc.enable()
+
+
+def _collected_after_imports(known: int) -> int:
+    """How many modules there are; after an import, cycles that hold a step's tensors are collected."""
+    if len(sys.modules) != known:
+        gc.collect()
+    return len(sys.modules)
 
 
 def _copy(tracker: Tracker, tensor: torch.Tensor) -> torch.Tensor:
