@@ -57,10 +57,9 @@ def take_steps(
         label_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
 
     def updated(optimizer: torch.optim.Optimizer) -> None:
-        for state in optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    tracker.label(value, OPTIMIZER_STATES)
+        for value in (item for state in optimizer.state.values() for item in state.values()):
+            if isinstance(value, torch.Tensor):
+                tracker.label(value, OPTIMIZER_STATES)
 
     copy, enabled = partial(_copy, tracker), gc.isenabled()
     gc.disable()
