@@ -60,13 +60,6 @@ def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> 
 
     A record says what code and settings a file was made with. Without one Snakemake goes by times alone, and whatever
     lies there passes as up to date. A job that was killed has its file marked as incomplete, and it is made again.
-
-    Parameters
-    ----------
-    paths
-        Outputs, of which some may not be there.
-    home
-        Snakemake's folder.
     """
     in_database = _database(home)
     for path in map(str, paths):

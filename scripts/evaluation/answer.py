@@ -57,21 +57,6 @@ def ask(
 ) -> list[Answered]:
     """Put requests to a model.
 
-    Parameters
-    ----------
-    model
-        A causal language model of transformers in evaluation mode.
-    tokenizer
-        Its tokenizer, with a chat template.
-    system
-        The system prompt.
-    pairs
-        Requests and expected commands.
-    max_new_tokens
-        Where an answer ends if the model does not end it.
-    batch_size
-        Requests that are answered at once.
-
     Returns
     -------
     list of Answered

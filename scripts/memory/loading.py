@@ -140,12 +140,6 @@ def loading_history(
 
     Parameters
     ----------
-    model
-        The finished model of :func:`scripts.training.model.build_model` on ``meta``.
-    scenario
-        What it was built for.
-    first_id
-        Ids of the events count up from here.
     loader
         How it is loaded; the installed versions' way when None.
     """

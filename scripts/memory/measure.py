@@ -38,10 +38,6 @@ def measure(
 
     Parameters
     ----------
-    scenario
-        The step.
-    device
-        ``cpu`` or ``cuda``.
     timeline
         CPU only: whether to return the timeline of the step.
     timed

@@ -82,8 +82,6 @@ def prepare(
 
     Parameters
     ----------
-    scenario, target
-        As :func:`trace` has them.
     loader
         How the model comes to the device; the installed versions' way when None.
     orders

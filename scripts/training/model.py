@@ -59,14 +59,10 @@ def build_model(
 
     Parameters
     ----------
-    scenario
-        What to build.
     device
         ``meta`` (no data), ``cpu`` or ``cuda``.
     weights
         Folder with ``config.json`` and safetensors files. None: random weights from ``seed``.
-    seed
-        Of the random weights and of the adapters.
     attention_implementation
         Name of a registered attention function instead of the scenario's; the trace passes its stand-ins.
     for_trainer

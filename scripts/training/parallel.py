@@ -48,8 +48,6 @@ def parallelize(
     ----------
     model
         From :func:`scripts.training.model.build_model`, on :func:`where_to_build`.
-    scenario
-        What it was built for.
     device
         Of this process: ``cuda:0``, ``cpu``, or ``meta`` for the trace.
     optimizer

@@ -90,10 +90,6 @@ def launch(module: str, work: Mapping[str, Any], gpus: int, resumed: str) -> Non
     ----------
     module
         Dotted name; its main program begins with :func:`started`.
-    work
-        What there is to do, as JSON has it.
-    gpus
-        How many processes.
     resumed
         What the message about a process that died says of the work done so far.
 
