@@ -34,7 +34,7 @@ _NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 def traced(asked: Question) -> dict[str, Any]:
-    """`predict`'s object, with what another tool's file said and what was assumed."""
+    """`predict`'s object, with another tool's settings and what was assumed."""
     from scripts.memory.predict import answered, import_quietly
 
     import_quietly()

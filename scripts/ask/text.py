@@ -15,7 +15,7 @@ from scripts.memory.answer_text import answers, head, other_ways, suggestions, t
 
 
 def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
-    """What another tool's file said, and what of it is not described."""
+    """The settings that another tool's file has, and those of them that are not described."""
     lines = []
     for reading in asked.readings:
         if reading.tool != "Hub":

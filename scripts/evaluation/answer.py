@@ -39,7 +39,7 @@ _OTHER_RULES += ("forced_bos_token_id", "forced_eos_token_id", "min_length", "mi
 
 
 class Answered(NamedTuple):
-    """One request: what the model said, and the expected answer's summed loss (nats) and number of tokens."""
+    """One request: the model's text, and the expected answer's summed loss (nats) and number of tokens."""
 
     answer: str
     loss_sum: float

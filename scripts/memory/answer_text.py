@@ -125,7 +125,7 @@ def step_line(scenario: Mapping[str, Any]) -> str:
 
 
 def head(answer: Mapping[str, Any]) -> list[str]:
-    """The verdict, what it is for, what `like` set, and what nobody said."""
+    """The verdict, what it is for, what `like` set, and what was assumed."""
     lines = [verdict_line(answer), f"for: {step_line(answer['scenario'])}"]
     if answer.get("like"):
         lines.append(f"as {answer['like']['tool']} has it: {_fields(answer['like']['fields'])}")

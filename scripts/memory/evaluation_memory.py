@@ -25,7 +25,7 @@ PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class Evaluation(NamedTuple):
-    """What is asked of which model: ``dtype`` as its files say, rows as the tokenizer encodes the requests."""
+    """A model and the requests that it answers: ``dtype`` as its files say, rows as the tokenizer encodes requests."""
 
     model: Mapping[str, Any]
     dtype: str

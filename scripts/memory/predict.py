@@ -69,7 +69,7 @@ class Outcome(NamedTuple):
 
 
 def wrong(path: Path) -> Outcome | None:
-    """The answer for a file that is no scenario, which needs none of the libraries; None for one that is."""
+    """The message for a file that is not a scenario, without loading a library; None for a scenario."""
     try:
         read_asked(path)
     except UserError as error:

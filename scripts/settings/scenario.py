@@ -162,7 +162,7 @@ class Scenario:
 
     @property
     def completion_length(self) -> int:
-        """Tokens of a row that an objective judges; half of them where nothing is said."""
+        """Tokens of a row that an objective judges; half of the row by default."""
         return self.preference.completion_length or max(self.sequence_length // 2, 1)
 
     @property

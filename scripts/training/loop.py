@@ -54,7 +54,7 @@ def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, pr
 
 
 def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> None:
-    """What can be known to go wrong later is said before the first step.
+    """Refuse, before the first step, what would go wrong later.
 
     Raises
     ------
