@@ -13,7 +13,7 @@ from scripts.common.files import read_json
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory import estimate, trace_step
 from scripts.memory import predict as prediction
-from scripts.planner import answer
+from scripts.planner import compare
 from scripts.settings.model import MODELS
 from scripts.settings.scenario import Scenario
 
@@ -259,7 +259,7 @@ def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
     paths = {name: str(tmp_path / f"{name}.json") for name in ("estimate", "trace", "compare")}
     estimate.main(str(config), mapping, paths["estimate"])
     trace_step.main(str(config), mapping, paths["trace"])
-    answer.main(paths["estimate"], paths["trace"], None, paths["compare"])
+    compare.main(paths["estimate"], paths["trace"], None, paths["compare"])
     by_rule = read_json(paths["compare"])
     del by_rule["trace"]["timeline"], by_rule["sha256"]  # the rule's alone: the timeline, the seal
     assert by_rule == json.loads(json.dumps(prediction.predict(scenario)))
