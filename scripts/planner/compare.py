@@ -1,7 +1,5 @@
 """Rule ``compare_memory``: a scenario's answers side by side, the verdict for its GPU, and what would fit instead."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
