@@ -137,8 +137,8 @@ def dispatch(
     """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
 
     On both: attention, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, dropout
-    and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass, where activation
-    checkpointing runs the forward pass again.
+    and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass, where
+    activation checkpointing runs the forward pass again.
     """
     functional = nn.functional
     shapes = torch._meta_registrations
