@@ -70,6 +70,11 @@ def keeps_cublaslt_workspace(torch_version: str) -> bool:
     return tuple(int(part) for part in torch_version.split(".")[:2]) >= (2, 7)
 
 
+def fuses_rms_norm(torch_version: str) -> bool:
+    """Whether ``functional.rms_norm`` is one kernel where input and weight have one dtype: ATen ``layer_norm.cpp``."""
+    return tuple(int(part) for part in torch_version.split(".")[:2]) >= (2, 9)
+
+
 def dequantization_bytes(elements: int, width: int, scales: int) -> list[int]:
     """What a product with a 4-bit weight unpacks, in order.
 

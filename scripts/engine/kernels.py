@@ -131,12 +131,14 @@ def _dequantized(args: Sequence, kwargs: dict) -> list[int]:
 
 
 @contextmanager
-def dispatch(target: str, capability: tuple[int, int] | None = None) -> Iterator[None]:
+def dispatch(
+    target: str, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__
+) -> Iterator[None]:
     """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
 
-    On both: attention, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, and
-    dropout. The functions themselves are exchanged, since a function mode is off in the backward pass, where activation
-    checkpointing runs the forward pass again.
+    On both: attention, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, dropout
+    and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass, where
+    activation checkpointing runs the forward pass again.
     """
     functional = nn.functional
     shapes = torch._meta_registrations
@@ -146,6 +148,8 @@ def dispatch(target: str, capability: tuple[int, int] | None = None) -> Iterator
     places += int8.products(target)
     if target == "cuda":
         places.append((functional, "dropout", _dropout(functional.dropout)))
+        if cuda_rules.fuses_rms_norm(torch_version):
+            places += [(module, "rms_norm", _rms_norm(torch.rms_norm)) for module in (torch, functional)]
         for module in (torch, functional):
             for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax)):
                 places.append((module, name, _softmax(getattr(module, name), operator)))
@@ -177,6 +181,41 @@ def _grouped(original: Callable) -> Callable:
         return make(mat_a, mat_b, more.get("offs"), more.get("out_dtype"))
 
     return grouped
+
+
+def _rms_norm(original: Callable) -> Callable:
+    def rms_norm(
+        input: torch.Tensor,
+        normalized_shape: Sequence[int],
+        weight: torch.Tensor | None = None,
+        eps: float | None = None,
+    ) -> torch.Tensor:
+        if weight is not None and weight.dtype != input.dtype:
+            return original(input, list(normalized_shape), weight, eps)
+        return FusedRmsNorm.apply(input, weight, len(normalized_shape))
+
+    return rms_norm
+
+
+class FusedRmsNorm(torch.autograd.Function):
+    """Allocates what ``_fused_rms_norm`` does (ATen ``cuda/layer_norm_kernel.cu``): it keeps a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, weight: torch.Tensor | None, dims: int) -> torch.Tensor:
+        output = torch.empty_like(input, memory_format=torch.contiguous_format)
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        scale = input.new_empty((*input.shape[:-dims], *(1,) * dims), dtype=dtype)
+        ctx.save_for_backward(input, weight, scale)
+        costs.memory_kernel("rms_norm", input, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        input, weight, _ = ctx.saved_tensors
+        of_input = torch.empty_like(input) if ctx.needs_input_grad[0] else None
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        costs.memory_kernel("rms_norm_backward", input, grad, input)
+        return of_input, of_weight, None
 
 
 def _dropout(original: Callable) -> Callable:

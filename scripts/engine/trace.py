@@ -100,7 +100,7 @@ def trace_step(
         follow_model(tracker, other)
     _follow_states(tracker, optimizer)
     with ExitStack() as stack:
-        stack.enter_context(dispatch(options.target, options.capability))
+        stack.enter_context(dispatch(options.target, options.capability, options.torch_version))
         stack.enter_context(recording(tracker.costs))
         stack.enter_context(patched([*device_lists(options.target), *sorted_sets(model)]))
         stack.enter_context(layers_of(options.bitsandbytes_version))

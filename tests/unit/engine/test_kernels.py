@@ -241,3 +241,21 @@ def test_a_loss_that_is_reduced_where_it_stands_keeps_what_it_stood_in(loss):
 
         reports.append(answer(model, None, step, batch, Options(target="cpu")))
     assert reports[0].phases == reports[1].phases
+
+
+@pytest.mark.parametrize(
+    "version, dtype, fused", [("2.8.0", torch.bfloat16, False), ("2.9.0", torch.bfloat16, True), ("2.9.0", None, False)]
+)
+def test_rms_norm_is_one_kernel_where_dtypes_agree(version, dtype, fused):
+    rows, size = 256, 1024
+    with torch.device("meta"):
+        norm = torch.nn.RMSNorm(size, dtype=dtype)
+        batch = torch.empty(rows, size, dtype=torch.bfloat16, requires_grad=True)
+    outputs = []
+    options = Options(steps=1, torch_version=version)
+    report = trace_step(norm, None, lambda batch: outputs.append(norm(batch)), batch, options)
+    scales = rows * 4
+    assert (report.components["activations"] == rows * size * 2 + scales) == fused
+    assert fused or report.components["activations"] > rows * size * 8  # in fp32, and multiplied
+    trace_step(norm, None, lambda batch: norm(batch).sum().backward(), batch, options)
+    assert norm.weight.grad.shape == (size,) and norm.weight.grad.dtype == norm.weight.dtype
