@@ -33,6 +33,12 @@ _BACKWARD_OF_ATTENTION = (
     "aten::_scaled_dot_product_flash_attention_backward",
     "aten::_scaled_dot_product_efficient_attention_backward",
 )
+_REDUCED_WHERE_THEY_STAND = (
+    "aten::mse_loss",
+    "aten::smooth_l1_loss",
+    "aten::binary_cross_entropy",
+    "aten::soft_margin_loss",
+)
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
 
 
@@ -73,6 +79,8 @@ class CudaKernels:
         name = func._schema.name
         if name == "aten::_softmax_backward_data":  # a structured kernel: its output is there first
             return [], [args[0].numel() * args[0].element_size()]
+        if name in _REDUCED_WHERE_THEY_STAND[:2] and (args[2] if len(args) > 2 else 1):  # each element's loss
+            return [], [prod(torch.broadcast_shapes(args[0].shape, args[1].shape)) * args[0].element_size()]
         if name == "bitsandbytes::gemm_4bit":
             return _dequantized(args, kwargs or {}), []
         if name == "aten::embedding_dense_backward":
@@ -86,6 +94,18 @@ class CudaKernels:
         return [], []
 
 
+def device_outputs(func: Any, args: Sequence, output: Any) -> Any:
+    """What an operator returns on every device, where ``meta`` answers otherwise.
+
+    These losses reduce into a tensor that was made for all elements and is then resized, so its storage stays large:
+    ATen ``native/BinaryOps.cpp`` (``TORCH_META_FUNC(mse_loss)``), ``native/cuda/Loss.cu``, ``native/Loss.cpp``.
+    """
+    if func._schema.name not in _REDUCED_WHERE_THEY_STAND or output.dim() or not args[0].dim():
+        return output
+    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+    return torch.empty(shape, dtype=output.dtype, device="meta").resize_(())
+
+
 def cpu_outputs(func: Any, args: Sequence, output: Any) -> Any:
     """What an operator returns on the CPU, where ``meta`` answers as a GPU would.
 
@@ -93,7 +113,7 @@ def cpu_outputs(func: Any, args: Sequence, output: Any) -> Any:
     ATen ``native/layer_norm.cpp``, ``layer_norm_cpu``, ``param_scalar_type``.
     """
     if func._schema.name != "aten::native_layer_norm" or (args[2] is not None and args[2].dtype != args[0].dtype):
-        return output
+        return device_outputs(func, args, output)
     normalized, *statistics = output
     return normalized, *(statistic.to(args[0].dtype) for statistic in statistics)
 

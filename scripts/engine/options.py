@@ -36,6 +36,8 @@ class Options:
     capacity_bytes
         The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
         back when it is full. None: memory is plentiful.
+    cudnn_workspace_bytes
+        What ``CUDNN_CONV_WSCAP_DBG`` allows a workspace of cuDNN to take; None: nothing is set.
     expandable_segments
         Whether the allocator runs with ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``.
     steps
@@ -78,6 +80,7 @@ class Options:
     torch_version: str = torch.__version__
     bitsandbytes_version: str | None = None
     capacity_bytes: int | None = None
+    cudnn_workspace_bytes: int | None = None
     expandable_segments: bool = False
     steps: int = STEPS
     previous_batch: Any = None

@@ -20,6 +20,14 @@ from .tracker import Tracker
 PHASES = ("load", "forward", "backward", "optimizer")
 _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
 TIMELINE_POINTS = 2000
+# aten/src/ATen/native/cudnn/Conv_v8.cpp: `run_conv_plan` takes the plan's workspace from the allocator for the call;
+# `try_configs` goes on to the next plan where it is out of memory, and `generate_and_filter_plans` (benchmark mode)
+# leaves out what the largest free block can't hold.
+_CUDNN = (
+    "the step runs convolutions, and cuDNN's workspaces for them are not counted: the peak is the least it can be, see"
+    " `peak_allocated_range_bytes`. PyTorch takes a smaller plan where a workspace doesn't fit, so the least that a GPU"
+    " must have stays. CUDNN_CONV_WSCAP_DBG, in MiB, bounds a workspace; `cudnn_workspace_bytes` says it to the trace"
+)
 
 
 class History(NamedTuple):
@@ -48,6 +56,9 @@ class Report:
     ----------
     peak_allocated_bytes
         Largest sum of blocks in use: ``torch.cuda.max_memory_allocated``. On the CPU, of live tensors.
+    peak_allocated_range_bytes
+        From no workspaces of cuDNN to as large ones as may be, None where nothing bounds them. Absent (None) where the
+        step runs no convolutions.
     peak_phase
         Where that was: ``forward``, ``backward`` or ``optimizer``.
     components
@@ -95,6 +106,7 @@ class Report:
     resident_bytes: int
     events: int
     warnings: tuple[str, ...] = ()
+    peak_allocated_range_bytes: tuple[int, int | None] | None = None
     peak_reserved_bytes: int | None = None
     reserved_range_bytes: tuple[int, int] | None = None
     required_bytes: int | None = None
@@ -128,6 +140,7 @@ def make_report(
     capacity_bytes: int | None = None,
     expandable_segments: bool = False,
     both_allocators: bool = False,
+    cudnn_workspace_bytes: int | None = None,
 ) -> Report:
     """Turn a tracker's record of several steps into the figures of the last one.
 
@@ -146,6 +159,8 @@ def make_report(
         Whether the allocator runs with ``expandable_segments:True``.
     both_allocators
         Whether to say what a GPU must have with and without it.
+    cudnn_workspace_bytes
+        The most that a workspace of cuDNN may take; None: what the GPU has left.
     """
     allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
     allocator = tuple(partial(each, streams=tracker.streams) for each in allocator)
@@ -174,6 +189,12 @@ def make_report(
         own, other = ("default", "expandable_segments")[:: -1 if expandable_segments else 1]
         least = recording(tracker, histories).required_bytes(expandable_segments=not expandable_segments)
         reserved["required_bytes_by_allocator"] = {own: reserved["required_bytes"], other: least}
+    convolving = [allocated[index - begin] for index in tracker.convolutions if index >= second] if on_gpu else []
+    if convolving:
+        tracker.warn(_CUDNN)
+        most = capacity_bytes if cudnn_workspace_bytes is None else max(convolving) + cudnn_workspace_bytes
+        lowest = phases[peak_phase]
+        reserved["peak_allocated_range_bytes"] = lowest, None if most is None else max(lowest, most)
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,

@@ -58,12 +58,10 @@ class Shapes:
         if known is None:
             if func._schema.name in _PRODUCTS:
                 _same_dtype([item for item in args if isinstance(item, torch.Tensor)])
-            output = func(*args, **kwargs)
+            output = self._run(func, args, kwargs)
             if isinstance(output, torch.Tensor) and output.layout is not torch.strided:
                 self._kinds[func] = "view"
                 return output
-            if self._corrected is not None:
-                output = self._corrected(func, args, output)
             if _share_storage(output, args):  # _unsafe_view's schema doesn't say so
                 self._kinds[func] = "view"
             else:
@@ -71,7 +69,11 @@ class Shapes:
             return output
         if type(known) is list:
             return tuple([None if item is None else _empty(*item) for item in known])
-        return _empty(*known) if known else func(*args, **kwargs)
+        return _empty(*known) if known else self._run(func, args, kwargs)
+
+    def _run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        output = func(*args, **kwargs)
+        return output if self._corrected is None else self._corrected(func, args, output)
 
 
 def in_place(func: Any) -> Any:

@@ -41,7 +41,7 @@ from .costs import CostRecorder, recording
 from .errors import TraceError
 from .fake_group import active
 from .following import Label, component_of, follow_model, quantization_state, vocabulary
-from .kernels import CudaKernels, cpu_outputs, dispatch
+from .kernels import CudaKernels, cpu_outputs, device_outputs, dispatch
 from .older_layers import layers_of
 from .options import Options
 from .origins import Origins
@@ -126,6 +126,7 @@ def trace_step(
         on_gpu=on_gpu,
         timeline=options.timeline,
         capacity_bytes=options.capacity_bytes,
+        cudnn_workspace_bytes=options.cudnn_workspace_bytes,
         expandable_segments=options.expandable_segments,
     )
 
@@ -138,7 +139,7 @@ def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker,
         vocabulary=vocabulary(model),
         kernels=CudaKernels(options.capability, options.torch_version) if on_gpu else None,
         first_id=max((identity for identity, _ in seen.events), default=0) + 1,
-        outputs=None if on_gpu else cpu_outputs,
+        outputs=device_outputs if on_gpu else cpu_outputs,
         values=Values(options.scalars, options.answers, host_is_device=not on_gpu),
         origins=Origins(model) if options.origins else None,
         device=active(),

@@ -132,6 +132,7 @@ class Tracker(TorchDispatchMode):
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
         self._phase = ""
+        self.convolutions: list[int] = []  # indices of the events after which cuDNN runs
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
     @classmethod
@@ -370,8 +371,6 @@ class Tracker(TorchDispatchMode):
             self._meet(args)
         held, later = [], ()
         if self._kernels is not None:
-            if func in _CONVOLUTIONS:
-                self.warn(_CUDNN)
             for count in self._kernels.persistent(func, args, kwargs):
                 self.allocate(count, WORKSPACES)
             earlier, later = self._kernels.temporaries(func, args, kwargs)
@@ -384,6 +383,8 @@ class Tracker(TorchDispatchMode):
             if output is UNANSWERED:
                 raise
         self._seen(output, func)
+        if func in _CONVOLUTIONS:
+            self.convolutions.append(len(self.events))
         if values is not None:
             values.after(func, args, kwargs, output)
         if self.costs is not None and self.costs.on:
@@ -427,11 +428,6 @@ class Tracker(TorchDispatchMode):
 
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
-_CUDNN = (
-    "the step runs convolutions, and the workspaces of cuDNN for them are not counted: the peak is the least it can be."
-    " PyTorch takes what cuDNN's plan asks for; CUDNN_CONV_WSCAP_DBG, in MiB, bounds it, and the peak is then at most"
-    " that much higher"
-)
 
 
 def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:

@@ -6,6 +6,9 @@ quantized base or one whose code would have to be run, is refused here.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import copy_own, read_json, write_report
 from scripts.common.job import job, log
 from scripts.common.tokenizer import read_tokenizer
+from scripts.engine.patching import patched
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]
@@ -27,18 +31,30 @@ def small_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file once, and make the table of its tensors' names once instead of per module.
+
+    SmolLM2's vocabulary alone has 100,000 fields, and transformers reads them for each of configuration and tokenizer.
+    """
+    import gguf
+
+    with patched([(gguf, name, cache(getattr(gguf, name))) for name in ("GGUFReader", "get_tensor_name_map")]):
+        yield
+
+
 def from_gguf(gguf: str, license: str, folder: Path, dtype: str) -> dict:
     """Save configuration and tokenizer that the GGUF file carries; returns where they came from."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     where: dict[str, Any] = {"gguf_file": Path(gguf).name, "pretrained_model_name_or_path": str(Path(gguf).parent)}
     where["trust_remote_code"] = False
-    config = AutoConfig.from_pretrained(**where)
-    config.dtype = dtype
-    config.save_pretrained(folder)
-    GenerationConfig.from_model_config(config).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(**where)
-    tokenizer.save_pretrained(folder)
+    with read_once():
+        config = AutoConfig.from_pretrained(**where)
+        config.dtype = dtype
+        config.save_pretrained(folder)
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
     if Path(license).stat().st_size:
         shutil.copyfile(license, folder / "LICENSE")
     return {}

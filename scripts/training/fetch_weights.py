@@ -15,7 +15,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import WEIGHTS, own_file, read_folder, scratch_folder, write_report
 from scripts.common.job import job, log, progress
 from scripts.common.sizes import gib
-from scripts.training.describe_model import unreachable
+from scripts.training.describe_model import read_once, unreachable
 
 
 def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
@@ -23,15 +23,16 @@ def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
 
-    model = AutoModelForCausalLM.from_pretrained(
-        Path(gguf).parent,
-        gguf_file=Path(gguf).name,
-        # As described; to read it out of the GGUF again takes seconds.
-        config=AutoConfig.from_pretrained(folder, trust_remote_code=False),
-        dtype=getattr(torch, dtype),
-        quantization_config=GgufConfig(dequantize=True),  # without it the model can't be saved
-        trust_remote_code=False,
-    )
+    with read_once():
+        model = AutoModelForCausalLM.from_pretrained(
+            Path(gguf).parent,
+            gguf_file=Path(gguf).name,
+            # As described; to read it out of the GGUF again takes seconds.
+            config=AutoConfig.from_pretrained(folder, trust_remote_code=False),
+            dtype=getattr(torch, dtype),
+            quantization_config=GgufConfig(dequantize=True),  # without it the model can't be saved
+            trust_remote_code=False,
+        )
     with scratch_folder(folder / "model.safetensors") as partial:
         model.save_pretrained(partial)
         for file in [*partial.glob("*.safetensors"), *partial.glob("*.safetensors.index.json")]:

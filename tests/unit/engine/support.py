@@ -77,6 +77,19 @@ def chosen(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return net(inputs) * (torch.arange(16, device=inputs.device) % 2 == 0).nonzero().shape[0]
 
 
+def picked(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return net(inputs).gather(1, torch.zeros(inputs.shape, dtype=torch.long, device=inputs.device))
+
+
+def regression(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    output = net(inputs)
+    return output + functional.mse_loss(output, inputs)
+
+
+def convolved(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return functional.conv1d(net(inputs).unsqueeze(1), torch.ones(4, 1, 3, device=inputs.device), padding=1).sum(1)
+
+
 def compiled(net: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return torch.compile(functional.relu)(net(inputs))
 
@@ -91,6 +104,9 @@ LOOPS = {
     "selective checkpointing": {"forward": partial(through, use_reentrant=False, context_fn=SELECTIVE)},
     "activations kept on the host": {"around": torch.autograd.graph.save_on_cpu},
     "shapes that follow from small integers": {"forward": chosen},
+    "`gather`": {"forward": picked},
+    "`mse_loss`": {"forward": regression},
+    "a convolution (on a GPU a range)": {"forward": convolved},
     "`torch.compile`": {"forward": compiled},
     "a float's value decides": {"forward": reading},
 }

@@ -166,16 +166,26 @@ def test_an_import_in_the_first_step_leaves_nothing_in_the_second(monkeypatch):
     assert trace({"now": True}).phases == trace({}).phases
 
 
-def test_workspaces_of_cudnn_are_told():
-    def warnings(target: str) -> tuple:
+def test_workspaces_of_cudnn_are_a_range():
+    def trace(target="cuda", **options):
         with on_meta(target):
-            model, batch = nn.Conv2d(3, 8, 3), torch.empty(2, 3, 16, 16)
+            model, batch = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 62 * 62, 4096)), None
+            batch = torch.empty(2, 3, 64, 64)
             optimizer = torch.optim.AdamW(model.parameters())
-        return trace_step(model, optimizer, loop(model, optimizer), batch, Options(target=target)).warnings
+        return trace_step(model, optimizer, loop(model, optimizer), batch, Options(target=target, **options))
 
-    (told,) = warnings("cuda")
-    assert "CUDNN_CONV_WSCAP_DBG" in told
-    assert warnings("cpu") == ()
+    report, much = trace(), 1 << 30
+    (told,) = report.warnings
+    assert "CUDNN_CONV_WSCAP_DBG" in told and "peak_allocated_range_bytes" in told
+    assert report.peak_allocated_range_bytes == (report.peak_allocated_bytes, None)
+    assert report.peak_phase == "optimizer"  # where nothing convolves: a small workspace fits below that peak
+    assert trace(cudnn_workspace_bytes=1).peak_allocated_range_bytes == (report.peak_allocated_bytes,) * 2
+    low, high = trace(cudnn_workspace_bytes=much).peak_allocated_range_bytes
+    assert low < high < low + much and high > report.phases["forward"]
+    bounded = trace(capacity_bytes=4 * much)
+    assert bounded.peak_allocated_range_bytes == (low, 4 * much)
+    assert bounded.required_bytes == report.required_bytes  # a full GPU gets a smaller plan
+    assert trace("cpu").warnings == () and trace("cpu").peak_allocated_range_bytes is None
 
 
 def test_an_optimizer_takes_the_path_of_the_target():

@@ -17,6 +17,7 @@ from scripts.engine.kernels import (
     dispatch,
     flash_attention_package,
 )
+from scripts.engine.trace import Options, measure_step, trace_step
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float16, grad: bool = False) -> torch.Tensor:
@@ -224,3 +225,19 @@ def test_the_stand_in_for_the_package_is_known_to_transformers():
     from transformers import AttentionInterface
 
     assert callable(AttentionInterface()[flash_attention_package()])
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft_margin_loss", "l1_loss"])
+def test_a_loss_that_is_reduced_where_it_stands_keeps_what_it_stood_in(loss):
+    compute, reports = getattr(torch.nn.functional, loss), []
+    for device, answer in (("meta", trace_step), ("cpu", measure_step)):
+        with torch.device(device):
+            model, batch = torch.nn.Linear(8, 64), (torch.rand(32, 8), torch.rand(32, 64))
+
+        def step(batch, model=model):
+            value = compute(model(batch[0]).sigmoid(), batch[1])
+            value.backward()
+            model.zero_grad()
+
+        reports.append(answer(model, None, step, batch, Options(target="cpu")))
+    assert reports[0].phases == reports[1].phases

@@ -21,6 +21,7 @@ from scripts.common.chat import render_prompt
 from scripts.common.errors import UserError
 from scripts.common.files import read_json, read_report, write_json, write_report
 from scripts.export.export_gguf import export, modelfile, pre_tokenizer_name, rope_factors
+from scripts.training import describe_model, fetch_weights
 from tests.unit.chat_tokenizer import CHATML, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -75,6 +76,21 @@ def test_transformers_reads_the_very_tensors_back(tmp_path, kind, type_name, dty
     for key in (*SIZES, "rms_norm_eps", "tie_word_embeddings"):
         assert getattr(config, key) == pytest.approx(getattr(expected.config, key)), key
     assert config.rope_parameters["rope_theta"] == expected.config.rope_parameters["rope_theta"]
+
+
+def test_a_file_becomes_the_base_that_it_was_and_is_parsed_once_for_each_rule(tmp_path, monkeypatch):
+    model, base, parsed = make_model(tmp_path / "merged", "llama"), tmp_path / "base", []
+    export(model, tmp_path / "out", "f32", SYSTEM)
+    path, reader, names = str(tmp_path / "out" / "model.gguf"), gguf.GGUFReader, gguf.get_tensor_name_map
+    monkeypatch.setattr(gguf, "GGUFReader", lambda *given: parsed.append("file") or reader(*given))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *given: parsed.append("names") or names(*given))
+    base.mkdir()
+    describe_model.from_gguf(path, str(model / "LICENSE"), base, "float32")
+    assert parsed == ["file"]
+    fetch_weights.dequantize_gguf(path, base, "float32")
+    assert parsed == ["file", "file", "names"]
+    theirs = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in load_file(base / "model.safetensors").items())
 
 
 def test_rows_of_weights_and_biases_take_the_same_order(tmp_path):
