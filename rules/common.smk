@@ -1,15 +1,17 @@
 # Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/workflow/.
-import re
-
-from snakemake.iocontainers import Wildcards
-
-from scripts.common import contents, digests, files, ledger, locks, outdated
-from scripts.common.errors import UserError
-from scripts.memory import check_run, cluster
+from scripts.common import files, ledger, locks, outdated
+from scripts.memory import check_run
 from scripts.settings import configuration, run_scenarios
-from scripts.settings.runs import Runs
 from scripts.training import describe_model
 from scripts.workflow import around_jobs
+from scripts.workflow.job_functions import (
+    JobFunctions,
+    asks_for_execution,
+    code,
+    explained,
+    needed_by_evaluation,
+    needed_by_step,
+)
 from scripts.workflow.job_paths import (
     BASE,
     BASE_EVALUATION,
@@ -26,31 +28,12 @@ from scripts.workflow.job_paths import (
     source_folder,
 )
 
-
-def explained(function, *arguments, **named):
-    """Call a function of the project; an error for people ends Snakemake with the message alone.
-
-    Not with an error of Snakemake's own kind: while it looks for the rule that makes a file it takes such an error
-    for "this rule can't", and where an old file of that name lies it would be called up to date.
-    """
-    try:
-        return function(*arguments, **named)
-    except UserError as error:
-        sys.exit(str(error))
-
-
 LIVING = locks.Living() if workflow.is_main_process else None
-RUNS = explained(Runs, configuration.with_defaults(config))
-for run_settings in RUNS.named.values():
-    explained(check_run.check, run_settings)
-    # Where a run's jobs ran is no part of the run: its documents stay the same.
-    place_of_jobs = run_settings.pop("cluster")
-    PUBLISH = run_settings.pop("publish")  # nor is where it goes
-# The cluster's GPUs, the smallest first; none on one machine.
-CLUSTER = explained(cluster.read_map, place_of_jobs["gpus"]) if place_of_jobs["gpus"] else []
-if place_of_jobs["container"]:
+ASKED = explained(JobFunctions, config)
+RUNS, PUBLISH = ASKED.runs, ASKED.publish
+if ASKED.container:
 
-    container: place_of_jobs["container"]
+    container: ASKED.container
 
 
 wildcard_constraints:
@@ -63,74 +46,22 @@ wildcard_constraints:
 
 # --- from wildcards to settings and paths -----------------------------------------------------------
 
-
-def by_job(method, *arguments):
-    """A function of wildcards for inputs and params: what a method of JobPaths returns for them."""
-    return lambda wildcards: explained(lambda: method(JobPaths.of(RUNS, dict(wildcards.items())), *arguments))
-
-
-def of(pick):
-    """The same for a function of the settings that the wildcards name."""
-    return by_job(lambda paths: pick(paths.settings))
-
-
+by_job, of, section, place = ASKED.by_job, ASKED.of, ASKED.section, ASKED.place
+each_run, publication = ASKED.each_run, ASKED.publication
 settings_of = of(lambda settings: settings)
-
-
-def section(*names):
-    """The same for a section of the configuration: ``section("memory", "gate")``."""
-
-    def pick(chosen):
-        for name in names:
-            chosen = chosen[name]
-        return chosen
-
-    return of(pick)
-
-
-def place(*patterns):
-    """An input function: the path, or the paths, with what their run is about filled in."""
-    return by_job(lambda paths: paths.fill(*patterns) if len(patterns) > 1 else paths.fill(*patterns)[0])
-
-
-def each_run(find):
-    """An input function for targets: a pattern, or a method of JobPaths, for each run of the configuration."""
-    fill = place(find) if isinstance(find, str) else by_job(find)
-
-    def paths(_):
-        filled = [fill(Wildcards(fromdict={"run": run})) for run in RUNS.named]
-        return [one for some in filled for one in ([some] if isinstance(some, str) else some)]
-
-    return paths
-
-
-def code(script):
-    """The digest of what a job computes with beside its inputs: a param, so that Snakemake runs it again when it differs.
-
-    ``script`` lies below scripts/. When the job's turn comes its inputs are there, and Snakemake asks once more.
-    """
-    value = digests.code_digest(digests.ROOT / "scripts" / script)
-    # Not with a parameter named `input`: Snakemake takes such a value for derived and does not compare it.
-    return lambda wildcards, **job: contents.job_digest(value, job["input"])
-
+on_cluster, gpus_of_cluster = ASKED.on_cluster, ASKED.gpus_of_cluster
+minutes_of_training, gpus_of_this_machine = ASKED.minutes_of_training, ASKED.gpus_of_this_machine
 
 # The screen's rules: an edited one judges again.
 POLICY = project_files("config/screen/*.yaml")
 
 # --- what is run only on request -------------------------------------------------------------------------
 
-# Asked for by the target's name, in a workflow that imports this one behind a prefix, or by the file's.
-EXECUTE = workflow.is_main_process and any(
-    re.search(r"(^|_)execute$|/evaluation/execution\.jsonl?$", one) for one in sys.argv[1:]
-)
+EXECUTE = workflow.is_main_process and asks_for_execution(sys.argv[1:])
 # What a path of this workflow is called in the importing one.
 PREFIXED = workflow.modifier.modify_path
 # Where a job runs in a process of its own, this has been decided before.
-EXECUTES = (
-    EXECUTE
-    or not workflow.is_main_process
-    or any(chosen["evaluation"]["execution"] != "none" for chosen in RUNS.named.values())
-)
+EXECUTES = EXECUTE or not workflow.is_main_process or ASKED.executes()
 
 # --- what comes first ----------------------------------------------------------------------------------
 
@@ -138,54 +69,6 @@ EXECUTES = (
 # the download of the weights takes all of them, and so comes after the verdict, however many cores there are.
 FIRST = 100
 ALL_BEFORE_GATE = 1000
-
-# --- what a job asks a cluster for -------------------------------------------------------------------
-
-
-def on_cluster(field, needed):
-    """A resource of a job on a GPU, `gres` or `partition`: of the smallest of the cluster's that holds what is needed.
-
-    ``needed`` takes the job's inputs and returns bytes. None, which sets nothing, on one machine and where the map
-    leaves the field out.
-    """
-    return lambda wildcards, input: explained(cluster.smallest, needed(input), CLUSTER).get(field) if CLUSTER else None
-
-
-def needed_by_step(input):
-    return explained(cluster.step_bytes, input.get("trace") or input.gate)
-
-
-def minutes_of_training(wildcards, input):
-    """On one machine nothing ends a job by its time, and a damaged gate is the job's to explain."""
-    return explained(cluster.training_minutes, input.gate) if CLUSTER else 12 * 60
-
-
-def needed_by_evaluation(input):
-    return explained(cluster.evaluation_job_bytes, input.weights)
-
-
-def gpus_of_cluster(wildcards, input):
-    """The GPUs that jobs on the cluster may get; with a parameter named `input`, so that the place reruns nothing."""
-    return [entry["gpu"] for _, entry in CLUSTER]
-
-
-def gpus_of_this_machine(wildcards):
-    """So that no job asks which GPU is free while another uses it; a cluster's GPUs are other machines'."""
-    return None if CLUSTER else run_scenarios.gpus_of_training(settings_of(wildcards))
-
-
-def publication(paths):
-    """The last file of a publication: the list of what would be published, or with `upload: true` the upload's report."""
-    if len(RUNS.named) > 1:
-        raise UserError(
-            "Only one run can be published at a time: publish names one repository of each kind.",
-            where="sweep and lora.rank in the configuration",
-            found=list(RUNS.named),
-            allowed="a configuration of one run",
-            write="lora:\n  rank: 16\nsweep: {}",
-        )
-    return paths.fill(f"results/{{run}}/publish/{'published' if PUBLISH['upload'] else 'plan'}.json")
-
 
 # --- before and after the jobs -----------------------------------------------------------------------
 

@@ -122,11 +122,11 @@ rule compare_memory:
     conda:
         "../envs/torch.yaml"
     params:
-        code=code("planner/answer.py"),
+        code=code("planner/compare.py"),
     message:
         "Comparing the answers for {wildcards.scenario}"
     script:
-        "../scripts/planner/answer.py"
+        "../scripts/planner/compare.py"
 
 
 rule gate_memory:

@@ -25,6 +25,9 @@ FIRST = (
     "tests/unit/training",
     "tests/unit/engine",
     "tests/unit/merging",
+    "tests/unit/planner",
+    "tests/unit/validation",
+    "tests/unit/ask",
 )
 
 

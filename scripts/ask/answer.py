@@ -10,12 +10,11 @@ from scripts.ask.question import Question
 from scripts.ask.readers.reading import EITHER, HIGH
 from scripts.common.errors import UserError
 from scripts.memory.answer_text import UNTRACED
-from scripts.memory.compare import NOT_MEASURED, nearly_full
 from scripts.memory.estimate import estimate
 from scripts.memory.gpus import Gpu
-from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.run_time import RunTime, order, run_time
 from scripts.memory.step_time import speeds
+from scripts.planner.compare import NOT_MEASURED, nearly_full, scripts_would_take
 from scripts.settings.scenario import Scenario
 
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
@@ -35,7 +34,7 @@ _NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 def traced(asked: Question) -> dict[str, Any]:
-    """`predict`'s object, with what another tool's file said and what was assumed."""
+    """`predict`'s object, with another tool's settings and what was assumed."""
     from scripts.memory.predict import answered, import_quietly
 
     import_quietly()

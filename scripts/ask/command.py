@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from scripts.common.errors import UserError
+from scripts.common.sizes import gib
 
 if TYPE_CHECKING:
     from scripts.ask.question import Question
@@ -198,14 +199,15 @@ def _print(found: Any, as_json: bool) -> int:
 
 def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from scripts.ask import answer, text
+    from scripts.memory.answer_text import explanation, verdict_line
 
     if not (options.quick or options.json) and sys.stderr.isatty():
         first = answer.quick(replace(asked, run=None), others=False)
-        line = text.verdict_line(first) if first["analytic"] else "No estimate of this step"
+        line = verdict_line(first) if first["analytic"] else "No estimate of this step"
         print(f"{line}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
     found = answer.quick(asked) if options.quick else answer.traced(asked)
     if options.quick and found["analytic"] is None:
-        print("\n".join([text.verdict_line(found), *text.reading_lines(asked, found)]), file=sys.stderr)
+        print("\n".join([verdict_line(found), *text.reading_lines(asked, found)]), file=sys.stderr)
         return 3
     if options.compare:
         from scripts.ask.difference import difference
@@ -217,12 +219,13 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
     else:
         print(text.full_text(asked, found, words))
         if options.explain:
-            print("\n".join(text.explanation(found)))
+            print("\n".join(explanation(found)))
     return answer.exit_status(found)
 
 
 def _print_cards(asked: Any, as_json: bool) -> int:
-    from scripts.ask import answer, run, text
+    from scripts.ask import answer, run
+    from scripts.memory.answer_text import step_line
 
     rows = answer.on_all_gpus(asked)
     fitting = sum(row["fits"] for row in rows)
@@ -230,11 +233,11 @@ def _print_cards(asked: Any, as_json: bool) -> int:
     if as_json:
         print(json.dumps(rows, sort_keys=True))
         return status
-    print(f"FITS {fitting} of {len(rows)} GPUs: {text.step_line(asked.scenario.to_mapping())}")
+    print(f"FITS {fitting} of {len(rows)} GPUs: {step_line(asked.scenario.to_mapping())}")
     for row in rows:
         word = "fits" if row["fits"] else "does not fit"
         print(
-            f"  {row['gpu']:<20}{text.gib(row['required_bytes']):>12} of {text.gib(row['usable_bytes']):>11}"
+            f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}"
             f"   {word:<14}{row['headroom_bytes'] / 2**30:+.2f} GiB" + (run.cells(row["run"]) if "run" in row else "")
         )
     if asked.run:
@@ -243,7 +246,8 @@ def _print_cards(asked: Any, as_json: bool) -> int:
 
 
 def _print_largest(asked: Any, field: str, as_json: bool) -> int:
-    from scripts.ask import answer, text
+    from scripts.ask import answer
+    from scripts.memory.answer_text import card, step_line
     from scripts.memory.gpus import EXPANDABLE_LINE
 
     found = answer.largest_that_fits(asked, field)
@@ -251,13 +255,13 @@ def _print_largest(asked: Any, field: str, as_json: bool) -> int:
         print(json.dumps({"field": field, **found}, sort_keys=True))
         return 0 if found["value"] else 1
     what = "tokens" if field == "sequence_length" else "rows"
-    step = text.step_line(asked.scenario.changed(**{field: max(found["value"], 1)}).to_mapping())
+    step = step_line(asked.scenario.changed(**{field: max(found["value"], 1)}).to_mapping())
     if not found["value"]:
-        print(f"NOTHING FITS {text.card(asked.gpu.to_mapping())}, not even the smallest: {step}")
+        print(f"NOTHING FITS {card(asked.gpu.to_mapping())}, not even the smallest: {step}")
         return 1
     end = "; the model's positions end it" if found["limited_by_positions"] else ""
-    on = text.card(asked.gpu.to_mapping())
-    print(f"{found['value']:,} {what} fit {on}, {text.gib(found['headroom_bytes'])} to spare{end}")
+    on = card(asked.gpu.to_mapping())
+    print(f"{found['value']:,} {what} fit {on}, {gib(found['headroom_bytes'])} to spare{end}")
     grown = asked.scenario.allocator.expandable_segments
     print(f"{found['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
     print(f"for: {step}")

@@ -95,13 +95,7 @@ class Serving:
 
 
 def serve(asked: Question, requests: int, weights: str | None) -> Serving:
-    """What serving a model takes.
-
-    Raises
-    ------
-    UserError
-        For an unknown quantization, or an architecture whose keys and values are not described.
-    """
+    """What serving a model takes."""
     scenario = asked.scenario
     kind = (weights or ("nf4" if scenario.method == "qlora" and "method" in asked.asked.mapping else "bf16")).lower()
     if kind not in BITS:

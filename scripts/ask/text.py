@@ -10,38 +10,12 @@ from scripts.ask import run
 from scripts.ask.bounds import bound_bytes
 from scripts.ask.question import Question
 from scripts.common.schema import yaml_text
-from scripts.memory.answer_text import (
-    UNTRACED,
-    WORDS,
-    answers,
-    card,
-    explanation,
-    gib,
-    head,
-    other_ways,
-    smallest,
-    step_line,
-    suggestions,
-    time_lines,
-    verdict_line,
-)
-
-__all__ = [
-    "UNTRACED",
-    "WORDS",
-    "card",
-    "explanation",
-    "full_text",
-    "gib",
-    "smallest",
-    "step_line",
-    "suggested",
-    "verdict_line",
-]
+from scripts.common.sizes import gib
+from scripts.memory.answer_text import answers, head, other_ways, suggestions, time_lines
 
 
 def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
-    """What another tool's file said, and what of it is not described."""
+    """The settings that another tool's file has, and those of them that are not described."""
     lines = []
     for reading in asked.readings:
         if reading.tool != "Hub":

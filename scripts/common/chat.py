@@ -73,17 +73,7 @@ def _check_template(tokenizer: Any) -> None:
 
 
 def render_prompt(tokenizer: Any, system: str, request: str) -> str:
-    """What the model reads before it answers. Tokenize it with ``add_special_tokens=False``.
-
-    Parameters
-    ----------
-    tokenizer
-        A transformers tokenizer with a chat template.
-    system
-        The system prompt.
-    request
-        The user's words.
-    """
+    """What the model reads before it answers. Tokenize it with ``add_special_tokens=False``."""
     return _render(tokenizer, system, as_data(request, control_tokens(tokenizer)), None)
 
 
@@ -92,15 +82,6 @@ def encode_pairs(tokenizer: Any, system: str, pairs: Sequence[tuple[str, str]]) 
 
     Prompt and answer are tokenized apart, so the model learns to go on from exactly those tokens that it is
     given when it is asked. What the template writes after the end token (a line break in ChatML) is left out.
-
-    Parameters
-    ----------
-    tokenizer
-        A transformers tokenizer with a chat template.
-    system
-        The system prompt.
-    pairs
-        Requests and commands.
 
     Returns
     -------

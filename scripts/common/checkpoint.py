@@ -295,10 +295,6 @@ def require_finite(values: Any, where: str, changed_from: str | None = None) -> 
 
     Parameters
     ----------
-    values
-        A tensor.
-    where
-        Its file and name.
     changed_from
         The dtype that a merge has changed them from; None for values as they lie in the file.
     """

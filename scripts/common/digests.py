@@ -22,7 +22,6 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENTS = ("light", "torch")  # from the smaller to the larger; a script runs in the first that serves it
 STORE = Path(".snakemake", "modules.json")
 # Packages that only the torch environment has, by the names they are imported under.
 TORCH_STACK = frozenset({"accelerate", "bitsandbytes", "gguf", "peft", "safetensors", "torch", "transformers"})
@@ -129,7 +128,7 @@ def imported_packages(script: Path) -> frozenset[str]:
 
 
 def environment_of(script: Path) -> str:
-    """The smallest of :data:`ENVIRONMENTS` that has what the script imports."""
+    """The smaller of the environments ``light`` and ``torch`` that has what the script imports."""
     return "torch" if imported_packages(script) & TORCH_STACK else "light"
 
 

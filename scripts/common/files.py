@@ -331,7 +331,7 @@ def read_report(path: str | os.PathLike, *files: str | os.PathLike, remove: Iter
 def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
     """Read the reports among the files of several stages, by path; each JSON file must be what was written.
 
-    One of the reports must list a JSON or JSON-lines file that is no report itself: one beside it or in a folder above.
+    A report lists the other JSON and JSON-lines files of its folder and below; a file that no report lists is refused.
     Files of other kinds, which may be gigabytes, are left to who reads them.
 
     Raises

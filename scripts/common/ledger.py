@@ -12,7 +12,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,10 +49,10 @@ class Record:
     written_nanoseconds: int
 
 
-def record(inputs: Iterable[object], outputs: Iterable[object], home: Path = HOME) -> None:
+def record(inputs: Iterable[object], outputs: Iterable[object]) -> None:
     """Note what a job that has just ended has made from what; outputs that are not results are left out."""
     made = [str(path) for path in outputs if str(path).startswith(RESULTS)]
-    if not made or not home.is_dir():
+    if not made or not HOME.is_dir():
         return
     sealed: dict[str, str] = {}
     reports: dict[str, str] = {}
@@ -66,7 +66,7 @@ def record(inputs: Iterable[object], outputs: Iterable[object], home: Path = HOM
         reports[report] = report
     read = {str(path): content_digest(path) for path in inputs if str(path).startswith(RESULTS)}
     value = {"inputs": read, "outputs": made, "reports": reports, "sealed": sealed}
-    target = _place(made[0], home)
+    target = _place(made[0])
     target.parent.mkdir(exist_ok=True)
     partial = target.with_name(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(value, sort_keys=True), encoding="utf-8")
@@ -76,9 +76,8 @@ def record(inputs: Iterable[object], outputs: Iterable[object], home: Path = HOM
 class Ledger:
     """All records of a working directory, as they are now."""
 
-    def __init__(self, home: Path = HOME) -> None:
-        self.home = home
-        self.records = sorted(_read_all(home), key=lambda record: record.written_nanoseconds)
+    def __init__(self) -> None:
+        self.records = sorted(_read_all(), key=lambda record: record.written_nanoseconds)
 
     @cached_property
     def maker(self) -> dict[str, Record]:
@@ -115,9 +114,7 @@ class Ledger:
                     break
         return known[path]
 
-    def damaged(
-        self, folders: Iterable[str], digest: Callable[[str], str | None] = content_digest
-    ) -> dict[str, list[str]]:
+    def damaged(self, folders: Iterable[str]) -> dict[str, list[str]]:
         """Files of these folders that are gone or not what the step that made them has written, by their reports.
 
         What Snakemake makes again by itself is left out: outputs that are missing, and jobs that were killed.
@@ -134,20 +131,20 @@ class Ledger:
                 missing = not os.path.exists(path)
                 if not os.path.exists(report) or (missing and path in record.outputs):
                     continue
-                if missing or digest(path) != written:
+                if missing or content_digest(path) != written:
                     found.setdefault(report, []).append(path)
         return found
 
     def _incomplete(self, path: str) -> bool:
-        return (self.home / "incomplete" / base64.urlsafe_b64encode(path.encode()).decode()).exists()
+        return (HOME / "incomplete" / base64.urlsafe_b64encode(path.encode()).decode()).exists()
 
 
-def refuse_damaged(folders: Iterable[str], home: Path = HOME) -> None:
+def refuse_damaged(folders: Iterable[str]) -> None:
     """Raise where a product of these folders is missing or damaged, though Snakemake would call all up to date.
 
     Existence, and where size or times have changed the contents.
     """
-    damaged = Ledger(home).damaged(folders)
+    damaged = Ledger().damaged(folders)
     if not damaged:
         return
     paths = [path for some in damaged.values() for path in some]
@@ -163,13 +160,13 @@ def refuse_damaged(folders: Iterable[str], home: Path = HOME) -> None:
     )
 
 
-def _place(output: str, home: Path) -> Path:
+def _place(output: str) -> Path:
     """Where the record of a job lies, by its first output; names of files end at 255 bytes."""
-    return home / "made-from" / f"{hashlib.sha256(output.encode()).hexdigest()[:32]}.json"
+    return HOME / "made-from" / f"{hashlib.sha256(output.encode()).hexdigest()[:32]}.json"
 
 
-def _read_all(home: Path) -> Iterator[Record]:
-    for path in sorted((home / "made-from").glob("*.json")):
+def _read_all() -> Iterator[Record]:
+    for path in sorted((HOME / "made-from").glob("*.json")):
         try:
             value = read_json(path)
             yield Record(

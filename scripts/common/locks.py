@@ -27,7 +27,7 @@ FOLDER = Path(".snakemake")
 
 
 class Living:
-    """This Snakemake as one that is at work in the working directory, until its process ends."""
+    """A lock on the working directory, which this Snakemake holds until its process ends."""
 
     def __init__(self) -> None:
         """Remove a dead Snakemake's lock; if it is not dead, say who is at work."""

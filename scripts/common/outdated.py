@@ -24,7 +24,7 @@ HEAD = "These files were made with earlier settings or data; they are listed her
 SHARED = ("dataset", "evaluation", "memory", "models")  # folders of results/ that hold one folder for each name
 
 
-def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[str] = (), home: Path = HOME) -> None:
+def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[str] = ()) -> None:
     """Remove planned documents; mark the other planned outputs that exist, and all that was made from them.
 
     Parameters
@@ -36,7 +36,7 @@ def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[s
     current
         Outputs that Snakemake has just found to be up to date.
     """
-    documents, ledger = set(documents), Ledger(home)
+    documents, ledger = set(documents), Ledger()
     for path in documents:
         Path(path).unlink(missing_ok=True)
     waiting = _waiting(ledger)
@@ -46,12 +46,12 @@ def before(planned: Iterable[str], documents: Iterable[str], current: Iterable[s
     _mark({**waiting, **there}, ledger)
 
 
-def after(made: Iterable[str] = (), home: Path = HOME) -> list[str]:
+def after(made: Iterable[str] = ()) -> list[str]:
     """Bring the marks up to date after a run, whether it has got to its end or not; returns them.
 
     ``made``: outputs of jobs that have ended well, for those whose record lies on another machine.
     """
-    ledger, made = Ledger(home), set(made)
+    ledger, made = Ledger(), set(made)
     return _mark({path: written for path, written in _waiting(ledger).items() if path not in made}, ledger)
 
 
@@ -60,13 +60,6 @@ def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> 
 
     A record says what code and settings a file was made with. Without one Snakemake goes by times alone, and whatever
     lies there passes as up to date. A job that was killed has its file marked as incomplete, and it is made again.
-
-    Parameters
-    ----------
-    paths
-        Outputs, of which some may not be there.
-    home
-        Snakemake's folder.
     """
     in_database = _database(home)
     for path in map(str, paths):
@@ -97,7 +90,7 @@ def _database(home: Path) -> set[str]:
 def _waiting(ledger: Ledger) -> dict[str, int]:
     """Outputs that should have been made again and were not yet, each with the time of its old record."""
     try:
-        kept = json.loads((ledger.home / "outdated.json").read_text(encoding="utf-8"))
+        kept = json.loads((HOME / "outdated.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         kept = {}
     return {path: written for path, written in kept.items() if written == _written(ledger, path)}
@@ -110,8 +103,8 @@ def _written(ledger: Ledger, path: str) -> int:
 
 def _mark(waiting: dict[str, int], ledger: Ledger) -> list[str]:
     """Write what is waiting, and the marks that follow of it; remove the others."""
-    if waiting or (ledger.home / "outdated.json").exists():
-        write_text(ledger.home / "outdated.json", json.dumps(waiting, indent=2, sort_keys=True))
+    if waiting or (HOME / "outdated.json").exists():
+        write_text(HOME / "outdated.json", json.dumps(waiting, indent=2, sort_keys=True))
     reasons = {path: "should have been made again" for path in waiting if Path(path).exists()} | ledger.outdated(
         waiting
     )

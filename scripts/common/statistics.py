@@ -6,17 +6,12 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 
+RESAMPLES = 2000
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927); honest near 0 and 1, where the usual one is not.
-
-    Raises
-    ------
-    ValueError
-        When ``n`` is not positive or ``successes`` is not between 0 and ``n``.
-    """
+    """95 % interval of a proportion (Wilson 1927); honest near 0 and 1, where the usual one is not."""
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a proportion")
     share, z2 = successes / n, Z_95 * Z_95
@@ -35,15 +30,15 @@ def share(flags: Iterable[bool]) -> dict[str, float]:
 
 
 def paired_bootstrap_interval(
-    differences: Sequence[float], weights: Sequence[float] | None = None, resamples: int = 2000, seed: int = 0
+    differences: Sequence[float], weights: Sequence[float] | None = None
 ) -> tuple[float, float]:
     """95 % percentile interval of the (weighted) mean of paired differences, resampling rows (Efron 1979)."""
     n = len(differences)
     weights = [1.0] * n if weights is None else weights
-    generator = random.Random(seed)
+    generator = random.Random(0)
     means = []
-    for _ in range(resamples):
+    for _ in range(RESAMPLES):
         rows = generator.choices(range(n), k=n)
         means.append(sum(differences[i] * weights[i] for i in rows) / sum(weights[i] for i in rows))
     means.sort()
-    return means[int(0.025 * resamples)], means[int(0.975 * resamples) - 1]
+    return means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]

@@ -32,8 +32,6 @@ def download_wheel(
     ----------
     requirement, sha256
         The package, pinned (``name==version``), and the wheel's digest.
-    folder
-        Where to put it.
     key
         The section of the configuration that names it, for messages.
     otherwise

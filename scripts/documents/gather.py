@@ -15,11 +15,6 @@ PROJECT_OWN = ("validation",)  # comes with the project; no rule wrote it, so th
 def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Read inputs: reports, and the rows of the JSON lines that they vouch for; other files stay paths.
 
-    Parameters
-    ----------
-    inputs
-        Paths by name, one or a list.
-
     Raises
     ------
     UserError

@@ -214,17 +214,17 @@ def _finalize(value: Any, html: bool) -> Any:
     return Markup(mark_sources(escape(visible(value)) if html else escape_markdown(value), value))
 
 
-def _traced_wording(environment: Any, html: bool) -> None:
+def _sourced_wording(environment: Any, html: bool) -> None:
     """Let the numbers in a template's own words know their line, as those of the JSON know their key."""
     from jinja2.ext import Extension
     from jinja2.lexer import Token
 
-    class TracedWording(Extension):
+    class SourcedWording(Extension):
         def filter_stream(self, stream: Any) -> Any:
             for token in stream:
-                yield self._traced(token, stream.filename) if token.type == "data" else token
+                yield self._sourced(token, stream.filename) if token.type == "data" else token
 
-        def _traced(self, token: Any, filename: str) -> Any:
+        def _sourced(self, token: Any, filename: str) -> Any:
             def mark(found: re.Match[str]) -> str:
                 if found["number"] is None:
                     return found[0]
@@ -234,7 +234,7 @@ def _traced_wording(environment: Any, html: bool) -> None:
             return Token(token.lineno, "data", pattern.sub(mark, token.value))
 
     pattern = re.compile(f"{_TAGS.pattern if html else '(?!)'}|(?P<number>{NUMBER.pattern})", re.DOTALL)
-    environment.add_extension(TracedWording)
+    environment.add_extension(SourcedWording)
 
 
 @cache
@@ -252,7 +252,7 @@ def environment(folder: Path, html: bool) -> Any:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    _traced_wording(made, html)
+    _sourced_wording(made, html)
     texts = (gigabytes, gibibytes, memory_size, number, percent, points, signed, signed_percent, deviation, signed_size,
              duration)  # fmt: skip
     for function in (

@@ -66,7 +66,7 @@ def _with(value: Any, sources: frozenset[Source]) -> Any:
     """A value that was computed from others, with their sources."""
     if isinstance(value, tuple):
         return tuple(_with(item, sources) for item in value)
-    kind = {int: Whole, float: Real, str: Text, list: Rows, dict: Fields}.get(type(value))
+    kind = {int: Integer, float: Real, str: Text, list: Rows, dict: Fields}.get(type(value))
     if kind is None or not sources:
         return value
     made = kind(value)
@@ -102,7 +102,7 @@ class _Sourced:
         return self
 
 
-class Whole(_Sourced, int):
+class Integer(_Sourced, int):
     """An int with its sources. A bare float on its left does not ask it: write ``size / 1e9``, not ``1e-9 * size``."""
 
     __str__ = _marking(int.__repr__)
@@ -133,12 +133,12 @@ class Rows(_Sourced, list):
 
 
 class Fields(_Sourced, dict):
-    """The same of a mapping."""
+    """A mapping with its source."""
 
 
 _UNARY = "__neg__ __pos__ __abs__ __round__"
 _BINARY = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod divmod rdivmod"
-for _kind, _base in ((Whole, int), (Real, float)):
+for _kind, _base in ((Integer, int), (Real, float)):
     for _name in [*_UNARY.split(), *(f"__{name}__" for name in _BINARY.split())]:
         setattr(_kind, _name, _keeping(getattr(_base, _name)))
 for _name in ("__getitem__", "capitalize", "lower", "lstrip", "replace", "rstrip", "strip", "title", "upper"):
@@ -239,7 +239,7 @@ def dump_yaml(value: Any) -> str:
             node.value = _with(node.value, data.__sources__)
             return node
 
-    for kind in (Whole, Real):
+    for kind in (Integer, Real):
         Dumper.add_representer(kind, Dumper.represent_number)
     Dumper.add_representer(Text, yaml.SafeDumper.represent_str)
     Dumper.add_representer(Rows, yaml.SafeDumper.represent_list)

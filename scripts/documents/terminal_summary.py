@@ -16,8 +16,6 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
 
     Parameters
     ----------
-    run
-        Its name.
     comparisons
         Paths of the memory profile's comparisons, in the order to show.
     made

@@ -18,7 +18,8 @@ _KNOWN = (
         "Make it where the batch is, as `torch.ones(3, device=batch.device)` does, or hand it over in the batch.",
     ),
     (
-        "not compiled with CUDA|NVIDIA driver|[Nn]o CUDA|requires? (a )?(CUDA|cuda)|CUDA is not available",
+        "not compiled with CUDA|NVIDIA driver|[Nn]o CUDA|CUDA is not available"
+        "|(requires?|needs?|must be on|only supports?) (a )?(CUDA|cuda|GPU)",
         "The step, or its optimizer, asks for CUDA itself, and a traced step runs on `meta`",
         "Take the device from the batch (`batch.device`) and leave calls of `torch.cuda` out of the traced step; an"
         " optimizer whose kernels need CUDA can't be traced, one of `torch.optim` or bitsandbytes can.",

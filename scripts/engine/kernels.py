@@ -202,8 +202,7 @@ def _attention(target: str, capability: tuple[int, int]) -> Callable:
         attn_mask: torch.Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
+        **scale_and_groups: Any,
     ) -> torch.Tensor:
         query, key, value = attention_operands(query, key, value)
         if not query.dtype == key.dtype == value.dtype:  # ATen attention.cpp, validate_sdpa_input
@@ -217,10 +216,10 @@ def _attention(target: str, capability: tuple[int, int]) -> Callable:
         choose = cuda_kernel if target == "cuda" else cpu_kernel
         kernel = choose(query, key, value, mask, dropout_p, capability)
         if kernel == SDPBackend.MATH:
-            return formula(query, key, value, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+            return formula(query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
         if target == "cpu":
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale
+                query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale_and_groups.get("scale")
             )[0]
         if _policies_decide():
             if kernel == SDPBackend.FLASH_ATTENTION:

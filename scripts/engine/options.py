@@ -63,7 +63,7 @@ class Options:
         What ``if tensor`` gives in a function of a library, by ``module:function`` or ``module``, where the value
         decides about what is allocated: beside :data:`~scripts.engine.values.ANSWERS`.
     compiled
-        What becomes of what ``torch.compile`` has compiled: it is refused, or traced, and the report warns: as it would
+        How functions that ``torch.compile`` has compiled are taken: refused, or traced with a warning: as they would
         run without the compiler, ``eager``, or without the tensors that it makes and drops, ``fused``.
     timeline
         Whether the report has a timeline.

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import builtins
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
 
 
 @contextmanager
 def patched(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
     """Put other objects in the place of attributes, as ``(module or class, name, object)``, for a while."""
-    originals = [(place, name, getattr(place, name), name in vars(place)) for place, name, _ in attributes]
+    originals = [
+        (place, name, getattr(place, name, None) or getattr(builtins, name), name in vars(place))
+        for place, name, _ in attributes
+    ]
     try:
         for place, name, replacement in attributes:
             setattr(place, name, replacement)
@@ -19,5 +26,22 @@ def patched(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
         for place, name, original, own in originals:
             if own:
                 setattr(place, name, original)
-            else:  # a class had it from its base
+            else:  # a class had it from its base, a module from the language
                 delattr(place, name)
+
+
+class _Sorted(set):
+    """A set in the order of its elements' texts."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(sorted(super().__iter__(), key=str))
+
+
+def sorted_sets(model: nn.Module) -> list[tuple[Any, str, Any]]:
+    """Patches for transformers' models that go through a set of words, such as Gemma 3's kinds of layers.
+
+    Python hashes words otherwise in each process. So a step makes its tensors in one order or another, and what a GPU
+    must have may differ by a segment; here it is always the same.
+    """
+    names = sorted({type(module).__module__ for module in model.modules()})
+    return [(sys.modules[name], "set", _Sorted) for name in names if name.startswith("transformers.models.")]

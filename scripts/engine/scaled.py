@@ -97,7 +97,7 @@ class Scaled:
         """Whether any two traces so far have the same events: without that nothing lies between them."""
         return len(set(self._structures.values())) < len(self._structures)
 
-    def trace(self, value: int) -> Recording:
+    def record(self, value: int) -> Recording:
         """The step's own trace at a value."""
         if value not in self.recordings:
             found = self._record(value)
@@ -114,16 +114,16 @@ class Scaled:
 
     def with_workspaces(self, count: int) -> Scaled:
         """The same traces for GPUs whose cuBLAS takes so many bytes; what this one lacks is traced for both."""
-        other = Scaled(lambda value: self.trace(value).with_workspaces(count), self.period)
+        other = Scaled(lambda value: self.record(value).with_workspaces(count), self.period)
         for value in self.recordings:
-            other.trace(value)
+            other.record(value)
         return other
 
     def at(self, value: int) -> Recording:
         """The step at a value: between traces that have the same events, else its own trace."""
         peers, sizes = self._known(value)
         if sizes is None:
-            return self.trace(value)
+            return self.record(value)
         structure = self._structures[peers[0]]
         sequences = [
             list(zip(each, counts.tolist(), strict=True))
@@ -143,7 +143,7 @@ class Scaled:
         if sizes is None and not trace and value not in self.recordings:
             return None
         if sizes is None:
-            self.trace(value)
+            self.record(value)
             peers, sizes = [value], [size.to(torch.int64) for size in self._sizes[value]]
         most = 0
         for counts, (frees, freed) in zip(sizes, self._pairs[self._structures[peers[0]]], strict=True):
@@ -186,7 +186,7 @@ class Scaled:
             middle = (below + above) // 2 // self.period * self.period
             if not trace or not below < middle < above or len(self._ids) > PIECES:
                 break
-            self.trace(middle)
+            self.record(middle)
         return [], None
 
     def _between(self, peers: Sequence[int], value: int) -> list[torch.Tensor] | None:

@@ -57,10 +57,9 @@ def take_steps(
         label_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
 
     def updated(optimizer: torch.optim.Optimizer) -> None:
-        for state in optimizer.state.values():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    tracker.label(value, OPTIMIZER_STATES)
+        for value in (item for state in optimizer.state.values() for item in state.values()):
+            if isinstance(value, torch.Tensor):
+                tracker.label(value, OPTIMIZER_STATES)
 
     copy, enabled = partial(_copy, tracker), gc.isenabled()
     gc.disable()
@@ -71,7 +70,7 @@ def take_steps(
             if device is not None:
                 stack.enter_context(listening(tracker, device))
             new_step = stack.enter_context(phases(enter, updated, updating))
-            stack.enter_context(patched(seen_whole(tracker)))
+            stack.enter_context(patched(past_operators(tracker)))
             stack.enter_context(tracker)
             if begin is not None:
                 tracker.mark("load", -1)
@@ -79,9 +78,7 @@ def take_steps(
                     step = begin()
             modules = len(sys.modules)
             for number in range(steps):
-                if len(sys.modules) != modules:  # an import in a step leaves cycles that hold its tensors
-                    gc.collect()
-                    modules = len(sys.modules)
+                modules = _collected_after_imports(modules)
                 tracker.waited()  # who reads the loss waits for it
                 new_step()
                 tracker.expecting = False
@@ -102,6 +99,13 @@ def take_steps(
             gc.enable()
 
 
+def _collected_after_imports(known: int) -> int:
+    """How many modules there are; after an import, cycles that hold a step's tensors are collected."""
+    if len(sys.modules) != known:
+        gc.collect()
+    return len(sys.modules)
+
+
 def _copy(tracker: Tracker, tensor: torch.Tensor) -> torch.Tensor:
     """A batch's tensor for one step: on `meta` without values, but for those that the batch carries on the CPU."""
     if not tracker.on_meta:
@@ -113,8 +117,8 @@ def _copy(tracker: Tracker, tensor: torch.Tensor) -> torch.Tensor:
     return made
 
 
-def seen_whole(tracker: Tracker) -> list[tuple[Any, str, Any]]:
-    """What is exchanged so that nothing passes a tracker by.
+def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
+    """Patches for what allocates past the operators that a tracker sees.
 
     Inference mode hands composite operators over whole, and what they allocate inside would not be seen: without
     gradients is the same memory. FSDP frees and allocates by resizing storages, which no operator tells. On ``meta`` a

@@ -40,28 +40,17 @@ from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
 from .costs import CostRecorder, recording
 from .errors import TraceError
 from .fake_group import active
-from .following import Label, component_of, follow_model, quantization_state, vocabulary
+from .following import follow_model, vocabulary
 from .kernels import CudaKernels, cpu_outputs, device_outputs, dispatch
 from .older_layers import layers_of
 from .options import Options
 from .origins import Origins
-from .patching import patched
+from .patching import patched, sorted_sets
 from .report import History, Report, make_report
-from .steps import STEPS, Step, listening, phases, seen_whole, take_steps
+from .steps import Step, listening, past_operators, take_steps
 from .tracker import Tracker
 from .values import Values
 
-__all__ = [
-    "STEPS",
-    "Label",
-    "Options",
-    "component_of",
-    "measure_step",
-    "phases",
-    "quantization_state",
-    "recorded",
-    "trace_step",
-]
 T = TypeVar("T")
 
 
@@ -113,7 +102,7 @@ def trace_step(
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability))
         stack.enter_context(recording(tracker.costs))
-        stack.enter_context(patched(device_lists(options.target)))
+        stack.enter_context(patched([*device_lists(options.target), *sorted_sets(model)]))
         stack.enter_context(layers_of(options.bitsandbytes_version))
         stack.enter_context(compiled_functions(tracker, options.compiled))
         if on_gpu:
@@ -140,11 +129,14 @@ def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker,
         kernels=CudaKernels(options.capability, options.torch_version) if on_gpu else None,
         first_id=max((identity for identity, _ in seen.events), default=0) + 1,
         outputs=device_outputs if on_gpu else cpu_outputs,
-        values=Values(options.scalars, options.answers, host_is_device=not on_gpu),
-        origins=Origins(model) if options.origins else None,
         device=active(),
-        costs=CostRecorder(options.steps - 1, active().gpus if active() else 1) if options.costs else None,
     )
+    tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
+    if options.origins:
+        tracker.origins = Origins(model)
+    if options.costs:
+        tracker.costs = CostRecorder(options.steps - 1, active().gpus if active() else 1)
+        tracker.costs.module_now = tracker.origins and tracker.origins.module
     tracker.events += seen.events
     tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
     tracker.components.update(seen.components)
@@ -164,11 +156,16 @@ def measure_step(
     ``torch.compile`` has compiled is refused or runs without the compiler here too: under a tracker it can't compile.
     """
     options = options or Options()
-    tracker = Tracker(("cpu",), vocabulary=vocabulary(model), origins=Origins(model) if options.origins else None)
+    tracker = Tracker(("cpu",), vocabulary=vocabulary(model))
+    tracker.origins = Origins(model) if options.origins else None
     for followed in (model, *options.beside):
         follow_model(tracker, followed, label=options.label)
     _follow_states(tracker, optimizer)
-    with compiled_functions(tracker, options.compiled), layers_of(options.bitsandbytes_version):
+    with (
+        compiled_functions(tracker, options.compiled),
+        layers_of(options.bitsandbytes_version),
+        patched(sorted_sets(model)),
+    ):
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
     return make_report(tracker, on_gpu=False, timeline=options.timeline)
 
@@ -205,7 +202,7 @@ def recorded(act: Callable[[], T]) -> tuple[T, History]:
     with ExitStack() as stack:
         if device is not None:
             stack.enter_context(listening(tracker, device))
-        stack.enter_context(patched(seen_whole(tracker)))
+        stack.enter_context(patched(past_operators(tracker)))
         stack.enter_context(tracker)
         result = act()
     history = History(list(tracker.events), tracker.ids)

@@ -67,10 +67,6 @@ class Tracker(TorchDispatchMode):
         Ids of the events count up from here.
     outputs
         Corrects what an operator returns on ``meta``, called as ``outputs(func, args, output)``.
-    values
-        Values of tensors on ``meta``, as far as they are known.
-    origins
-        Notes where each tensor comes from; None: nobody asks.
     device
         The device of a group of several GPUs; None for one GPU.
 
@@ -85,7 +81,9 @@ class Tracker(TorchDispatchMode):
     warnings
         What a person should know about the answer.
     values
-        See above; None: the tensors are real.
+        Values of tensors on ``meta``, as far as they are known; None: the tensors are real.
+    origins, costs
+        Note where each tensor comes from, and what each operator costs; None unless somebody sets them.
     streams
         The stream that an id was allocated on, where it is not the one that models compute on.
     reusable
@@ -101,16 +99,11 @@ class Tracker(TorchDispatchMode):
         kernels: Kernels | None = None,
         first_id: int = 1,
         outputs: Callable[[Any, tuple, Any], Any] | None = None,
-        values: Values | None = None,
-        origins: Origins | None = None,
         device: FakeDevice | None = None,
-        costs: CostRecorder | None = None,
     ) -> None:
         super().__init__()
-        self.origins = origins
-        self.costs = costs
-        if costs is not None and origins is not None:
-            costs.module_now = origins.module
+        self.origins: Origins | None = None
+        self.costs: CostRecorder | None = None
         self._device = device
         self.streams: dict[int, int] = {}
         self.reusable: dict[int, int] = {}
@@ -127,7 +120,7 @@ class Tracker(TorchDispatchMode):
         self._vocabulary = vocabulary
         self._kernels = kernels
         self._shapes = Shapes(outputs) if self.on_meta else None
-        self.values = values or (Values() if self.on_meta else None)
+        self.values = Values() if self.on_meta else None
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}

@@ -39,7 +39,7 @@ _OTHER_RULES += ("forced_bos_token_id", "forced_eos_token_id", "min_length", "mi
 
 
 class Answered(NamedTuple):
-    """One request: what the model said, and the expected answer's summed loss (nats) and number of tokens."""
+    """One request: the model's text, and the expected answer's summed loss (nats) and number of tokens."""
 
     answer: str
     loss_sum: float
@@ -56,21 +56,6 @@ def ask(
     batch_size: int,
 ) -> list[Answered]:
     """Put requests to a model.
-
-    Parameters
-    ----------
-    model
-        A causal language model of transformers in evaluation mode.
-    tokenizer
-        Its tokenizer, with a chat template.
-    system
-        The system prompt.
-    pairs
-        Requests and expected commands.
-    max_new_tokens
-        Where an answer ends if the model does not end it.
-    batch_size
-        Requests that are answered at once.
 
     Returns
     -------
@@ -147,7 +132,7 @@ class _Keys(DynamicCache):
 
 
 class Shared:
-    """A model and what all its prompts begin with."""
+    """A model, with the keys and values of the tokens that all prompts begin with computed once."""
 
     def __init__(self, model: nn.Module, rows: Sequence[Row]) -> None:
         self.model, self.device = model, model.device

@@ -68,8 +68,6 @@ def execute(
         The benchmark's, as ``fetch_benchmark`` writes them.
     answers
         For ``base`` and ``tuned``, a row of ``evaluate`` for each task.
-    workers
-        How many commands run at a time.
 
     Returns
     -------

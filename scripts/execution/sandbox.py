@@ -243,13 +243,6 @@ class Sandbox:
     def run(self, commands: Iterable[tuple[str, str]], label: str = "commands") -> list[dict]:
         """Run commands, each on a fresh copy of a state.
 
-        Parameters
-        ----------
-        commands
-            Names of states, and Bash commands.
-        label
-            What the progress is called.
-
         Returns
         -------
         list of dict

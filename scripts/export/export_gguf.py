@@ -315,10 +315,6 @@ def export(model: str | os.PathLike, output: str | os.PathLike, type_name: str, 
         A merged model's folder. Where it has a manifest.json, every file must be what the merge wrote.
     output
         A folder; one that is there is replaced.
-    type_name
-        One of :data:`TYPES`.
-    system
-        The system prompt of training.
 
     Returns
     -------

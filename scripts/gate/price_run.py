@@ -272,8 +272,6 @@ def price(
 
     Parameters
     ----------
-    traced
-        The training step.
     longest
         The step at the longest batch of the data (:func:`scripts.gate.gate_memory.longest_batch`).
     evaluations

@@ -7,8 +7,8 @@ from typing import Any
 
 from scripts.common.schema import yaml_text
 from scripts.common.sizes import gib
-from scripts.memory.compare import NO_SPEED
 from scripts.memory.gpus import EXPANDABLE_LINE, catalogue
+from scripts.memory.step_time import NO_SPEED
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip
@@ -125,7 +125,7 @@ def step_line(scenario: Mapping[str, Any]) -> str:
 
 
 def head(answer: Mapping[str, Any]) -> list[str]:
-    """The verdict, what it is for, what `like` set, and what nobody said."""
+    """The verdict, what it is for, what `like` set, and what was assumed."""
     lines = [verdict_line(answer), f"for: {step_line(answer['scenario'])}"]
     if answer.get("like"):
         lines.append(f"as {answer['like']['tool']} has it: {_fields(answer['like']['fields'])}")

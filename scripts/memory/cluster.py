@@ -28,13 +28,7 @@ Entry = tuple[Gpu, Mapping[str, Any]]
 
 
 def read_map(path: str | Path) -> list[Entry]:
-    """Read a map of a cluster's GPUs, the smallest first.
-
-    Raises
-    ------
-    UserError
-        If the file is missing, empty or has a wrong entry.
-    """
+    """Read a map of a cluster's GPUs, the smallest first."""
     content = read_yaml(path)
     if not isinstance(content, list) or not content:
         raise UserError("The map of the cluster's GPUs is a list.", where=path, found=content, write=EXAMPLE)
@@ -90,14 +84,8 @@ def training_minutes(gate: str) -> int:
     return ceil(1.5 * 60 * most) + 30
 
 
-def smallest(required_bytes: int, entries: Sequence[Entry], where: object = "the cluster's GPUs") -> Mapping[str, Any]:
-    """The entry of the smallest GPU whose usable memory holds ``required_bytes``.
-
-    Raises
-    ------
-    UserError
-        If none does, with the largest of the map and the smallest GPU of the catalogue that would.
-    """
+def smallest(required_bytes: int, entries: Sequence[Entry]) -> Mapping[str, Any]:
+    """The entry of the smallest GPU whose usable memory holds ``required_bytes``."""
     for gpu, entry in entries:
         if gpu.usable_bytes >= required_bytes:
             return entry
@@ -109,7 +97,7 @@ def smallest(required_bytes: int, entries: Sequence[Entry], where: object = "the
     )
     raise UserError(
         f"The training step needs {required_bytes / GIB:.2f} GiB, more than any GPU of the cluster has.",
-        where=where,
+        where="the cluster's GPUs",
         found=f"{largest.title}: {largest.usable_bytes / GIB:.2f} GiB usable",
         allowed=f"{enough.title} ({enough.usable_bytes / GIB:.2f} GiB usable) would do" if enough else "no GPU known",
         write=f"- {{gpu: {enough.name}, partition: ..., gres: ...}}" if enough else None,

@@ -7,7 +7,8 @@ from typing import Any
 from scripts.common.files import write_report
 from scripts.common.job import job, log
 from scripts.common.sizes import gib
-from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.analytic.decoder import NotDescribed
+from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.check_run import checked_configuration
 from scripts.memory.gpus import named

@@ -25,7 +25,7 @@ PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 class Evaluation(NamedTuple):
-    """What is asked of which model: ``dtype`` as its files say, rows as the tokenizer encodes the requests."""
+    """A model and the requests that it answers: ``dtype`` as its files say, rows as the tokenizer encodes requests."""
 
     model: Mapping[str, Any]
     dtype: str
@@ -106,11 +106,6 @@ def trace_evaluation(
         ``peak_allocated_bytes``, ``required_bytes`` (CUDA: the least that the allocator must get), ``components`` at
         the peak, ``weights_bytes``, ``rows`` of the batch that needs the most, ``largest_module_bytes``, ``exact``
         (False where only :func:`whole_rows` could be followed), ``target``.
-
-    Raises
-    ------
-    TraceError
-        If the architecture can't be followed at all.
     """
     found, model, seconds = [], build(evaluation, "meta"), 0.0
     for chosen in widest_batches(evaluation):

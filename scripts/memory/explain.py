@@ -32,10 +32,6 @@ def explain(scenario: Scenario, where: object = "scenario", *, count: int = 10, 
     ----------
     scenario
         The step; the GPU it names decides the kernels.
-    where
-        What to call it in messages.
-    count
-        How many tensors to name.
     layers
         Take tensors together that differ in the number of their layer alone; ``times`` says how many they are.
 

@@ -28,19 +28,10 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
 
     Parameters
     ----------
-    text
-        As somebody wrote it.
     cards
         The known cards' titles, by name.
     box_share
         How much of the size on a box PyTorch sees.
-    where
-        What to call the place in messages.
-
-    Raises
-    ------
-    UserError
-        For a name that is unknown or means several cards.
     """
     written = " ".join(text.strip().split())
     if written in cards:

@@ -42,8 +42,8 @@ from torch import nn
 
 from scripts.engine.allocator import EMPTY_CACHE, Event
 from scripts.engine.components import QUANTIZATION_STATE
+from scripts.engine.following import quantization_state
 from scripts.engine.report import History, alive_after
-from scripts.engine.trace import quantization_state
 from scripts.settings.scenario import Scenario
 from scripts.training.adapters import adapter_names, unwrapped
 from scripts.training.model import build_model, weight_dtype
@@ -140,12 +140,6 @@ def loading_history(
 
     Parameters
     ----------
-    model
-        The finished model of :func:`scripts.training.model.build_model` on ``meta``.
-    scenario
-        What it was built for.
-    first_id
-        Ids of the events count up from here.
     loader
         How it is loaded; the installed versions' way when None.
     """

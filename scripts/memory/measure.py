@@ -38,10 +38,6 @@ def measure(
 
     Parameters
     ----------
-    scenario
-        The step.
-    device
-        ``cpu`` or ``cuda``.
     timeline
         CPU only: whether to return the timeline of the step.
     timed
@@ -55,11 +51,6 @@ def measure(
         ``peak_allocated_bytes``, ``peak_phase``, ``phases`` and ``resident_bytes`` as the trace has them. On the CPU
         also ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process; on CUDA also
         ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one step.
-
-    Raises
-    ------
-    UserError
-        If the device is not there or too small.
     """
     if scenario.parallel.strategy != "none":
         raise UserError(
@@ -87,7 +78,8 @@ def measure(
 def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     if scenario.objective != "sft":
         return _objective_on_cpu(scenario, timeline)
-    from scripts.engine.trace import STEPS, Options, measure_step
+    from scripts.engine.steps import STEPS
+    from scripts.engine.trace import Options, measure_step
     from scripts.memory.trace import compiled_steps, labels
     from scripts.training.model import build_model, parameter_count
     from scripts.training.optimizers import build_optimizer
@@ -157,7 +149,7 @@ def _objective_on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
 def _on_cuda(scenario: Scenario) -> dict[str, Any]:
     import torch
 
-    from scripts.engine.trace import STEPS, phases
+    from scripts.engine.steps import STEPS, phases
     from scripts.training.model import build_model, parameter_count
     from scripts.training.optimizers import build_optimizer
     from scripts.training.step import random_step

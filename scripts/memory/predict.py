@@ -25,17 +25,15 @@ from scripts.common.errors import UserError
 from scripts.common.job import command
 from scripts.common.packages import STACK
 from scripts.memory.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
-from scripts.memory.compare import compare
 from scripts.memory.estimate import estimate
-from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.trace_step import traced
-from scripts.planner.answer import answer as answer_of
+from scripts.planner.compare import compare, scripts_would_take
 from scripts.settings.scenario import Scenario
 
 
 def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
-    """What the workflow's rules say of a scenario, one after the other (:func:`scripts.planner.answer.answer`)."""
-    return answer_of(compare(estimate(scenario, where), traced(scenario, where), where=where))
+    """What the workflow's rules say about a scenario, one after the other."""
+    return compare(estimate(scenario, where), traced(scenario, where), where=where).to_mapping()
 
 
 def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
@@ -71,7 +69,7 @@ class Outcome(NamedTuple):
 
 
 def wrong(path: Path) -> Outcome | None:
-    """The answer for a file that is no scenario, which needs none of the libraries; None for one that is."""
+    """The message for a file that is not a scenario, without loading a library; None for a scenario."""
     try:
         read_asked(path)
     except UserError as error:

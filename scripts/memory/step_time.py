@@ -28,6 +28,10 @@ from scripts.memory.processor import Processor
 if TYPE_CHECKING:
     from scripts.engine.costs import CostRecorder, Operator
 
+NO_SPEED = (
+    "not known: config/gpus.yaml has no speed of this GPU. Name a card that it knows, or add under `speeds`: NAME:"
+    " {bf16_tflops: , fp16_tflops: , fp32_tflops: , memory_gb_s: , cache_mb: , link_gb_s: , multiprocessors: , watts: }"
+)
 # Rows and columns of a tile, and the share of the best rate that it reaches.
 _TILES = ((256, 128, 1.0), (128, 128, 0.95), (128, 64, 0.75), (64, 64, 0.55), (128, 32, 0.95), (128, 16, 0.95))
 _SPLIT_INNER = 256  # the inner dimension is split among idle multiprocessors down to this

@@ -26,21 +26,18 @@ from scripts.engine.costs import CostRecorder
 from scripts.engine.errors import AttentionKernelError, StepError
 from scripts.engine.fake_deepspeed import fake_deepspeed, name_states
 from scripts.engine.fake_group import active, fake_group
+from scripts.engine.following import Label, component_of, quantization_state
 from scripts.engine.kernels import flash_attention_package
 from scripts.engine.patching import patched
 from scripts.engine.report import History, make_report, recording
 from scripts.engine.scaled import Recording
-from scripts.engine.trace import Label, Options, component_of, quantization_state, recorded, trace_step
+from scripts.engine.trace import Options, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
 from scripts.memory.step_time import Speed, step_time
 from scripts.settings.scenario import PACKAGES, Scenario, check_packages
 from scripts.training.adapters import adapter_names
 from scripts.training.architecture import attention_kernel, attention_name
-from scripts.training.model import (
-    build_model,
-    notes,
-    parameter_count,
-)
+from scripts.training.model import build_model, notes, parameter_count
 from scripts.training.optimizers import build_optimizer
 from scripts.training.parallel import parallelize, zero_notes
 from scripts.training.quantized import assert_quantized
@@ -85,8 +82,8 @@ def prepare(
 
     Parameters
     ----------
-    scenario, target, loader
-        As :func:`trace` has them.
+    loader
+        How the model comes to the device; the installed versions' way when None.
     orders
         How many orders of loading to replay. None: several where threads load and chance decides, else one.
     attention_implementation
@@ -94,11 +91,6 @@ def prepare(
 
     For several GPUs the process has to belong to a group of as many (:mod:`scripts.engine.fake_group`), for ZeRO
     within :mod:`scripts.engine.fake_deepspeed`.
-
-    Raises
-    ------
-    UserError
-        If the model can't be built.
     """
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
@@ -200,12 +192,10 @@ def trace(
     target: str = "cuda",
     *,
     capability: tuple[int, int] | None = None,
-    loader: Loader | None = None,
     timeline: bool = True,
     origins: bool = False,
     both_allocators: bool = False,
     timed_on: Mapping[str, Speed | None] | None = None,
-    step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """Predict the memory of a scenario's training step.
 
@@ -218,16 +208,12 @@ def trace(
         :func:`scripts.memory.measure.measure` counts them on the CPU.
     capability
         Compute capability of the GPU, such as (8, 0); decides kernels and the size of workspaces.
-    loader
-        How the model comes to the device; the installed versions' way when None.
     timeline, origins
         Whether to return the timeline of the step, and the tensors at its peak.
     both_allocators
         Whether to say what a GPU must have with expandable segments and without them.
     timed_on
         The speeds by name (:func:`scripts.memory.step_time.speeds`) for which the step's time is asked as well.
-    step
-        Makes another loop's step of model, optimizer and scenario; None: the step that training takes.
 
     Returns
     -------
@@ -236,18 +222,11 @@ def trace(
         architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
         and ``target``; with ``timed_on`` also ``times``, by name a :class:`~scripts.memory.step_time.StepTime` or None
         where the card's speed is not known.
-
-    Raises
-    ------
-    UserError
-        If the model can't be built or its step can't be traced.
     """
-    make_step = step or partial(random_step, device="meta", max_grad_norm=1.0)
     report, about = _followed(
         scenario,
         target,
-        make_step,
-        lambda: prepare(scenario, target, loader=loader),
+        lambda: prepare(scenario, target),
         capability=capability,
         timeline=timeline,
         origins=origins,
@@ -288,9 +267,8 @@ class Recorder:
         self._settings = {"costs": costs, "report": recording}
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
-        make_step = partial(random_step, device="meta", max_grad_norm=1.0)
         prepared = partial(self._prepare, scenario)
-        found, _ = _followed(scenario, "cuda", make_step, prepared, capability=capability, **self._settings)
+        found, _ = _followed(scenario, "cuda", prepared, capability=capability, **self._settings)
         return found
 
     def _prepare(self, scenario: Scenario) -> Prepared:
@@ -313,12 +291,12 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
 def _followed(
     scenario: Scenario,
     target: str,
-    make_step: Callable[[nn.Module, torch.optim.Optimizer, Scenario], Callable[[], Any]],
     prepared: Callable[[], Prepared],
     **settings: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model."""
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
+    make_step = partial(random_step, device="meta", max_grad_norm=1.0)
     check_packages(scenario)
     if scenario.objective != "sft":
         return _followed_trainer(scenario, target, **settings)
@@ -384,7 +362,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
 
 
 def compiled_steps(scenario: Scenario, target: str) -> str:
-    """What becomes of compiled functions, which torchao's optimizers have: a CPU under the tracker can't compile."""
+    """How compiled functions are taken, which torchao's optimizers have: a CPU under the tracker can't compile."""
     if PACKAGES.get(scenario.optimizer) != "torchao":
         return "refuse"
     return "fused" if target == "cuda" else "eager"

@@ -372,7 +372,7 @@ def _skeleton(folder: Path) -> dict[str, Any]:
 
 
 def _settle_ties(plan: Plan, strip: Any) -> Plan:
-    """Decide what becomes of embeddings that share one tensor with the output layer.
+    """Decide how embeddings are merged that share one tensor with the output layer.
 
     An update of one of the two alone makes them different, as they are in the model with the adapter: the merged
     folder gets both and says that they are no longer tied. Trained as one (``ensure_weight_tying``) they stay one.

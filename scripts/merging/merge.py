@@ -81,8 +81,6 @@ def lay_out(plan: Plan, output: Path, dtype: str | None) -> list[Shard]:
 
     Parameters
     ----------
-    output
-        The folder that they will lie in.
     dtype
         torch's name of the dtype for all floating tensors; None keeps each tensor's own.
     """
@@ -115,8 +113,6 @@ def merge_block(base: Any, update: Update, factors: dict[str, Any], rows: slice,
         What the adapter does to the tensor.
     factors
         The update's tensors from the adapter by use, float32, whole.
-    rows
-        Which rows these are.
     dtype
         torch dtype of the result.
 
@@ -316,11 +312,6 @@ def check_small_inputs(base: Path, adapter: Path) -> list[str]:
     -------
     list
         What could not be checked, as outside the workflow, for want of recorded digests.
-
-    Raises
-    ------
-    UserError
-        Naming the file to delete.
     """
     unchecked = []
     if _is_report(adapter.parent / TRAINING):

@@ -150,15 +150,15 @@ class Borders:
             traces = self._traces or Traces(self.capability)
             period = ROUNDED if self.field == "sequence_length" else 1
             made = self._steps = Scaled(lambda value: traces(self.at(value)), period)
-            low, high = (self._whole(value) for value in self._ends())
+            low, high = (self._unrounded(value) for value in self._ends())
             low, high = min(low, high), max(low, high)
             for value in {low, high}:
-                made.trace(value)
-            middle = self._whole((low + high) // 2) + LENGTH_STEP
+                made.record(value)
+            middle = self._unrounded((low + high) // 2) + LENGTH_STEP
             if self.field == "sequence_length" and low < middle < high:  # bytes are linear in rows, not always in it
-                made.trace(middle)
+                made.record(middle)
                 if made.bends(low, high):
-                    made.trace(self._whole((low + high) // 2))
+                    made.record(self._unrounded((low + high) // 2))
         return self._steps
 
     @property
@@ -235,7 +235,7 @@ class Borders:
             found = self.largest(capacity, expandable=expandable)
             if not found.value or self.scaled.at(found.value).traced:
                 return found
-            self.scaled.trace(found.value)
+            self.scaled.record(found.value)
             self._verdicts.clear()
 
     def _seen_enough(self, border: int, index: int) -> bool:
@@ -276,7 +276,7 @@ class Borders:
         high = self.values[min(self._guess(possible[-1], -UNSURE, self._about) + 1, len(self.values) - 1)]
         return low, high
 
-    def _whole(self, value: int) -> int:
+    def _unrounded(self, value: int) -> int:
         """A value near, that kernels don't round."""
         if self.field == "micro_batch":
             return max(value, 2)  # one row alone runs other operators than several

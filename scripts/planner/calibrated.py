@@ -189,15 +189,13 @@ def sweep(
     ranks: Sequence[int] = (),
     sequence_lengths: Sequence[int] = (),
     micro_batches: Sequence[int] = (),
-    estimate: CalibratedEstimator | None = None,
 ) -> list[dict[str, Any]]:
     """Memory over all combinations of rank, sequence length and micro-batch, in the order given.
 
-    The analytic estimate, corrected by one trace of the scenario itself unless an ``estimate`` is given.
+    The analytic estimate, corrected by one trace of the scenario itself.
     """
-    if estimate is None:
-        estimate = CalibratedEstimator(scenario)
-        estimate.verify(scenario)
+    estimate = CalibratedEstimator(scenario)
+    estimate.verify(scenario)
     rows = []
     lora = scenario.to_mapping()["lora"]
     own_rank = [lora["rank"]] if lora else [0]

@@ -83,10 +83,11 @@ def _processor() -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def software(reports: Iterable[Mapping[str, Any]], requirements: Path = ROOT / "requirements.txt") -> dict[str, str]:
+def software(reports: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Versions by package: what the stages' reports say, and of the pinned packages what is installed here."""
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     versions = {"python": platform.python_version()}
-    for name in re.findall(r"^([A-Za-z0-9._-]+)", requirements.read_text(encoding="utf-8"), re.MULTILINE):
+    for name in re.findall(r"^([A-Za-z0-9._-]+)", requirements, re.MULTILINE):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -197,7 +197,9 @@ def _check_names(spec: str, known: dict[str, str], where: str) -> None:
     for name in re.findall(r"@(\S+)", spec):
         if name not in known:
             allowed = ", ".join("@" + one for one in sorted(known))
-            raise UserError("A group or a place does not exist.", where=where, found=f"@{name}", allowed=allowed)
+            raise UserError(
+                "The rule names a group or a place that does not exist.", where=where, found=f"@{name}", allowed=allowed
+            )
 
 
 def _check_examples(policy: Policy, rule: Rule, passes: Iterable[str]) -> None:

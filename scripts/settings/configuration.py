@@ -56,11 +56,6 @@ def check(config: dict) -> dict:
 
     Equal settings have equal text afterwards, whatever the order of their keys and however a number was
     written, so Snakemake's comparison of params finds only real changes.
-
-    Raises
-    ------
-    UserError
-        Naming the key, the value found, what is allowed, and the line to write.
     """
     validate(config, read_schema())
     if wrong := list(_contradictions(config)):
@@ -150,7 +145,7 @@ def _contradictions(config: dict) -> Iterator[UserError]:
 
 
 def nothing_to_execute() -> UserError:
-    """There is no benchmark, and so no file system that answers could be run in."""
+    """The error of a run whose answers can't be executed: only a benchmark has a file system for them."""
     return UserError(
         "There are no answers to run: without a benchmark there is no file system to run them in.",
         where="the configuration",

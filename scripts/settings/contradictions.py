@@ -1,7 +1,6 @@
 """Fields of a scenario that don't go together: what excludes what, why, and what to write. The one table.
 
-A row's ``wrong`` is asked of a :class:`View`; its texts are made only where it holds. ``{...}`` in them are the view's
-values.
+A row's ``wrong`` takes a :class:`View`. Where it holds, the row's texts are made, with the view's values for ``{...}``.
 """
 
 from __future__ import annotations

@@ -79,13 +79,13 @@ def catalogued(hub: HubId) -> str | None:
     return copies.get(short)
 
 
-def nearest(text: str, count: int = 3) -> list[str]:
+def nearest(text: str) -> list[str]:
     """Names and Hub ids of the catalogue that are most like a text."""
     names, _, _ = _index()
     wanted = text.lower().partition("@")[0]
     known = {name: name for name in names.values()}
     known |= {hub.partition("/")[2]: name for hub, name in names.items()} if "/" not in wanted else {}
-    found = difflib.get_close_matches(wanted, names if "/" in wanted else known, n=count, cutoff=0.5)
+    found = difflib.get_close_matches(wanted, names if "/" in wanted else known, n=3, cutoff=0.5)
     ids = {hub.lower(): hub for entry in read_yaml(INDEX)["models"].values() for hub in entry["hub"]}
     return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in found))
 
@@ -96,13 +96,7 @@ def on_the_page() -> list[str]:
 
 
 def fetch_config(hub: HubId, where: object) -> Path:
-    """The configuration's file, fetched if it isn't there.
-
-    Raises
-    ------
-    UserError
-        If there is none to be had: what it was, and what to do.
-    """
+    """The configuration's file, fetched if it isn't there."""
     return FETCH.get()(hub, where)
 
 

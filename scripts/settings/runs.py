@@ -25,7 +25,7 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.schema import closest
-from scripts.settings import configuration as configuration
+from scripts.settings import configuration
 from scripts.settings.hub import profiled
 
 WHERE = "the configuration"
@@ -49,13 +49,7 @@ class Runs:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Check a configuration and each run that it describes.
-
-        Raises
-        ------
-        UserError
-            For a wrong setting, a sweep that is too large, or two runs that would land in one folder.
-        """
+        """Check a configuration and each run that it describes."""
         checked = configuration.check(config)
         self.name: str = checked["run"]["name"]
         ranks, sweep = checked["lora"]["rank"], checked["sweep"]

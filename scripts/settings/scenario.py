@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from scripts.common.digests import ROOT
@@ -27,16 +26,17 @@ from scripts.common.files import read_yaml
 from scripts.common.schema import problems
 from scripts.settings.contradictions import contradictions
 from scripts.settings.fields import ELSEWHERE, FIELDS, file_schema
-from scripts.settings.images import Images, asked_for
 from scripts.settings.model import read_model, size
 from scripts.settings.parts import (
     PARTS,
     Allocator,
+    Images,
     Lora,
     Parallel,
     Preference,
     Quantization,
     Versions,
+    asks_for_images,
     checked_adapter,
     checked_gpu,
     checked_lora,
@@ -117,7 +117,7 @@ class Scenario:
                 own, fallback = given.get(field.name), defaults.get(field.name) or {}
                 values[field.name] = {**fallback, **own} if isinstance(own, Mapping) else own or fallback
         wrong = problems(values, file_schema(), where)
-        method, with_images = values["method"], asked_for(values["images"])
+        method, with_images = values["method"], asks_for_images(values["images"])
         wrong += _excluded(method, given, where)
         readers = {
             "adapter": lambda: checked_adapter(given.get("adapter", defaults.get("adapter")), given, where),
@@ -162,7 +162,7 @@ class Scenario:
 
     @property
     def completion_length(self) -> int:
-        """Tokens of a row that an objective judges; half of them where nothing is said."""
+        """Tokens of a row that an objective judges; half of the row by default."""
         return self.preference.completion_length or max(self.sequence_length // 2, 1)
 
     @property
@@ -232,11 +232,6 @@ def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
             write=f"rows_per_step: {gpus}",
         )
     return product if rows is None else rows
-
-
-def load_scenario(path: str | Path) -> Scenario:
-    """Read a scenario file (YAML); ``scenario_defaults`` of config/config.yaml fill in what it leaves out."""
-    return Scenario.from_mapping(read_yaml(path), where=path)
 
 
 @cache

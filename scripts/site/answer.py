@@ -22,15 +22,17 @@ from scripts.ask.question import Options, Question, question
 from scripts.ask.run import asked_of
 from scripts.common.errors import UserError
 from scripts.common.schema import yaml_text
+from scripts.common.sizes import gib
 from scripts.engine.components import COLOURS, GROUPS
-from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
-from scripts.memory.answer_text import other_ways
+from scripts.memory.analytic.decoder import NotDescribed
+from scripts.memory.analytic.estimate import analytic_estimate
+from scripts.memory.answer_text import UNTRACED, WORDS, card, other_ways, smallest, step_line
 from scripts.memory.gpus import Gpu, catalogue
-from scripts.memory.other_scripts import scripts_would_take
 from scripts.memory.run_time import Run
 from scripts.memory.step_time import speed_of
 from scripts.planner.border import LONGEST, steps
 from scripts.planner.changes import apply, moves
+from scripts.planner.compare import scripts_would_take
 from scripts.settings.hub import FETCH, HubId, explained
 
 MOST_CHANGES = 4
@@ -42,10 +44,9 @@ _COLOUR = {component: COLOURS[group] for group, components in GROUPS.items() for
 # What huggingface_hub calls the Hub's refusals, by the code in its answer.
 _REFUSALS = {"GatedRepo": "GatedRepoError", "RepoNotFound": "RepositoryNotFoundError",
              "RevisionNotFound": "RevisionNotFoundError", "EntryNotFound": "RemoteEntryNotFoundError"}  # fmt: skip
-# As scripts.ask.text knows the estimate's limits.
 EXACTNESS = (
-    f"An estimate. “Should fit” leaves {text.UNTRACED[1] - 1:.0%} for what the allocator takes beside the peak; “does"
-    f" not fit” is more than {1 - text.UNTRACED[0]:.0%} too large; between them only the trace can tell."
+    f"An estimate. “Should fit” leaves {UNTRACED[1] - 1:.0%} for what the allocator takes beside the peak; “does"
+    f" not fit” is more than {1 - UNTRACED[0]:.0%} too large; between them only the trace can tell."
 )
 _ON_A_PAGE = "save its config.json from the model's page on the Hub, where you are logged in, and paste it here"
 
@@ -214,14 +215,14 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
         "answer": found,
         "state": _state(found),
         "verdict": _near_sentence(shown, instead) if instead else _sentence(found),
-        "step": text.step_line(found["scenario"]),
+        "step": step_line(found["scenario"]),
         "exactness": EXACTNESS,
-        "rule": f"The rule of thumb, bytes per parameter, says {text.gib(rule)}." if rule else "",
+        "rule": f"The rule of thumb, bytes per parameter, says {gib(rule)}." if rule else "",
         "hours": _hours(asked, run),
         "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
         "peak_bytes": shown["analytic"]["peak_allocated_bytes"] if shown["analytic"] else None,
         "parts": [
-            {"title": text.WORDS.get(name, name), "bytes": size, "shown": text.gib(size), "colour": _COLOUR[name]}
+            {"title": WORDS.get(name, name), "bytes": size, "shown": gib(size), "colour": _COLOUR[name]}
             for name, size in parts
             if size >= 2**20
         ],
@@ -265,22 +266,22 @@ def _sentence(found: Mapping[str, Any]) -> str:
         return f"No estimate: {found['reasons']['analytic']}. The command below traces the step instead."
     peak, gpu = found["analytic"]["peak_allocated_bytes"], found["gpu"]
     if gpu is None:
-        return f"The step needs about {text.gib(peak)}: {text.smallest(peak * text.UNTRACED[1])}."
+        return f"The step needs about {gib(peak)}: {smallest(peak * UNTRACED[1])}."
     word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[found["fits"]]
     each = f" on each of {gpu['count']} GPUs" if found["scenario"]["parallel"]["gpus"] > 1 else ""
-    return f"{word}: the step needs about {text.gib(peak)}{each}. {_room(gpu)}"
+    return f"{word}: the step needs about {gib(peak)}{each}. {_room(gpu)}"
 
 
 def _near_sentence(shown: Mapping[str, Any], instead: list[str]) -> str:
     peak, gpu = shown["analytic"]["peak_allocated_bytes"], shown["gpu"]
-    counted = f"Counted with {' and '.join(instead)}, it needs about {text.gib(peak)}."
+    counted = f"Counted with {' and '.join(instead)}, it needs about {gib(peak)}."
     room = f" {_room(gpu)}" if gpu else ""
     return f"No estimate of this very step. {counted}{room} The command below traces the step itself."
 
 
 def _room(gpu: Mapping[str, Any]) -> str:
-    title = text.card(gpu)
-    return f"{title[0].upper()}{title[1:]} has {text.gib(gpu['usable_bytes'])} for it."
+    title = card(gpu)
+    return f"{title[0].upper()}{title[1:]} has {gib(gpu['usable_bytes'])} for it."
 
 
 def _peak(asked: Question, gpu: Gpu, **changes: int) -> int:
@@ -301,7 +302,7 @@ def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
         peak = peaks[gpu.capability]
         rows.append({
             "name": gpu.name, "title": gpu.title.removeprefix("NVIDIA "), "state": _STATES[clear(peak, gpu)],
-            "peak": text.gib(peak), "usable": text.gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
+            "peak": gib(peak), "usable": gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
         })  # fmt: skip
     return rows
 

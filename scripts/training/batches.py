@@ -10,7 +10,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
 import torch
 
 IGNORED = -100  # the label that transformers' loss leaves out
@@ -27,6 +26,8 @@ class Row:
 
 def read_rows(path: str) -> list[Row]:
     """Rows of an encoded split."""
+    import pyarrow.parquet as pq  # a trace has batches without files
+
     table = pq.read_table(path, columns=["input_ids", "labels"])
     pairs = zip(table["input_ids"].to_pylist(), table["labels"].to_pylist(), strict=True)
     return [Row(input_ids, labels) for input_ids, labels in pairs]

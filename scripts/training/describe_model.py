@@ -17,7 +17,6 @@ from scripts.common.errors import UserError
 from scripts.common.files import copy_own, read_json, write_report
 from scripts.common.job import job, log
 from scripts.common.tokenizer import read_tokenizer
-from scripts.engine.patching import patched
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]
@@ -38,6 +37,8 @@ def read_once() -> Iterator[None]:
     SmolLM2's vocabulary alone has 100,000 fields, and transformers reads them for each of configuration and tokenizer.
     """
     import gguf
+
+    from scripts.engine.patching import patched  # the engine loads torch, and the rules import this module
 
     with patched([(gguf, name, cache(getattr(gguf, name))) for name in ("GGUFReader", "get_tensor_name_map")]):
         yield
@@ -103,13 +104,7 @@ def from_folder(path: str, folder: Path) -> dict:
 
 
 def refuse_what_cannot_be_trained(folder: Path, config: Any) -> None:
-    """A base that is quantized already, or whose architecture is code in its repository or not known here.
-
-    Raises
-    ------
-    UserError
-        Saying what to use instead.
-    """
+    """A base that is quantized already, or whose architecture is code in its repository or not known here."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     if not kind:
         raise UserError(

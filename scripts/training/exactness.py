@@ -14,7 +14,7 @@ from scripts.training.batches import IGNORED, Row
 from scripts.training.model import autocast_dtype, weight_dtype
 from scripts.training.packing import Pack, collate_packs, refusal
 from scripts.training.parallel import bare
-from scripts.training.processes import whole
+from scripts.training.processes import full_tensor
 from scripts.training.quantized import without_noise
 from scripts.training.step import forward_backward
 
@@ -55,7 +55,7 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
             share = sum(learned) if len(packs) == 1 else learned[pair.index(pack[0][0])]
             share /= sum(learned)
             loss += share * float(forward_backward(model, batch, how, loss_scale=share))
-        gradients = [whole(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
+        gradients = [full_tensor(parameter.grad) for parameter in model.parameters() if parameter.grad is not None]
         model.zero_grad(set_to_none=True)
         return loss, gradients
 

@@ -14,7 +14,7 @@ from scripts.common.errors import UserError
 from scripts.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import log
 from scripts.settings.scenario import Scenario, rows_in_a_step
-from scripts.training.processes import ALONE, Group, divided_like, whole
+from scripts.training.processes import ALONE, Group, divided_like, full_tensor
 
 if TYPE_CHECKING:
     from scripts.training.batches import Row
@@ -54,7 +54,7 @@ def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, pr
 
 
 def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> None:
-    """What can be known to go wrong later is said before the first step.
+    """Refuse, before the first step, what would go wrong later.
 
     Raises
     ------
@@ -104,8 +104,8 @@ class Checkpoint:
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
-        state = {"optimizer": tree_map(whole, optimizer.state_dict()), "seconds": seconds, "step": step}
-        state["trained"] = {name: whole(p.detach()).cpu() for name, p in _trained(model)}
+        state = {"optimizer": tree_map(full_tensor, optimizer.state_dict()), "seconds": seconds, "step": step}
+        state["trained"] = {name: full_tensor(p.detach()).cpu() for name, p in _trained(model)}
         state["random"] = self.group.collected(random)
         if self.group.rank == 0:
             with atomic_folder(self.folder) as partial:

@@ -59,23 +59,14 @@ def build_model(
 
     Parameters
     ----------
-    scenario
-        What to build.
     device
         ``meta`` (no data), ``cpu`` or ``cuda``.
     weights
         Folder with ``config.json`` and safetensors files. None: random weights from ``seed``.
-    seed
-        Of the random weights and of the adapters.
     attention_implementation
         Name of a registered attention function instead of the scenario's; the trace passes its stand-ins.
     for_trainer
         Without adapters and checkpointing, which another trainer adds by itself.
-
-    Raises
-    ------
-    UserError
-        If the configuration can't be built, or the adapters' target modules match nothing.
     """
     device = torch.device(device)
     attention = attention_implementation or attention_name(scenario, device)

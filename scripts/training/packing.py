@@ -154,10 +154,6 @@ def attention_masks(
         Where a token may look, without regard to windows: bool (rows, queries, keys).
     distance
         Position of the query less position of the key, of the same shape.
-    config
-        The model's transformers configuration.
-    dtype
-        Dtype that queries have.
 
     Returns
     -------

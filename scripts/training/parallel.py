@@ -48,17 +48,10 @@ def parallelize(
     ----------
     model
         From :func:`scripts.training.model.build_model`, on :func:`where_to_build`.
-    scenario
-        What it was built for.
     device
         Of this process: ``cuda:0``, ``cpu``, or ``meta`` for the trace.
     optimizer
         Over the model's trainable parameters: for ZeRO, whose engine steps it.
-
-    Raises
-    ------
-    UserError
-        If the process group has another size than the scenario says.
     """
     strategy, device = scenario.parallel.strategy, torch.device(device)
     if strategy == "none":

@@ -68,8 +68,8 @@ class Group:
 ALONE = Group()
 
 
-def whole(value: Any) -> Any:
-    """A tensor that FSDP has divided as a whole on the CPU, in each process; anything else as it is."""
+def full_tensor(value: Any) -> Any:
+    """All of a tensor that FSDP has divided, on the CPU in each process; anything else as it is."""
     return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
 
@@ -90,10 +90,6 @@ def launch(module: str, work: Mapping[str, Any], gpus: int, resumed: str) -> Non
     ----------
     module
         Dotted name; its main program begins with :func:`started`.
-    work
-        What there is to do, as JSON has it.
-    gpus
-        How many processes.
     resumed
         What the message about a process that died says of the work done so far.
 

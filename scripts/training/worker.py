@@ -31,7 +31,7 @@ from scripts.common.packages import versions
 from scripts.common.tokenizer import read_tokenizer
 from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
-from scripts.training.processes import ALONE, Group, started, whole
+from scripts.training.processes import ALONE, Group, full_tensor, started
 
 if TYPE_CHECKING:
     from scripts.training.batches import Row
@@ -284,7 +284,7 @@ def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> N
     model, tensors = bare(model), None
     if group.size > 1:
         added = adapter_names(model)
-        tensors = {name: whole(value) if name in added else value for name, value in model.state_dict().items()}
+        tensors = {name: full_tensor(value) if name in added else value for name, value in model.state_dict().items()}
     if group.rank:
         return
     with atomic_folder(folder.with_name(folder.name + ".new")) as partial:

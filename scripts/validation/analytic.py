@@ -15,7 +15,8 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.job import command, progress
-from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.analytic.decoder import NotDescribed
+from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.settings.scenario import Scenario
 
 # Names in config/models/, and architectures in the size that their configuration classes default to.

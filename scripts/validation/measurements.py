@@ -33,8 +33,6 @@ def validate(rows: Sequence[Row], orders: int = ORDERS) -> list[dict[str, Any]]:
 
     Parameters
     ----------
-    rows
-        Of :func:`scripts.validation.rows.read`.
     orders
         Where several threads loaded the model the order was chance; that many are traced and the medians taken.
 
@@ -67,8 +65,6 @@ def compare(row: Row, report: Mapping[str, Any] | str) -> dict[str, Any]:
 
     Parameters
     ----------
-    row
-        What was measured.
     report
         A :class:`~scripts.engine.report.Report` as a mapping, with ``orders`` where several are possible; or why there
         is none.

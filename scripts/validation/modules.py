@@ -332,8 +332,8 @@ def read() -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def trace(row: Mapping[str, str]) -> int:
-    """Bytes of the peak that the trace says."""
+def peak_bytes(row: Mapping[str, str]) -> int:
+    """The peak of a row, by the trace."""
     with torch.device("meta"):
         benchmark = KINDS.get(row["module"], Benchmark)(row)
     return trace_step(
@@ -344,7 +344,7 @@ def trace(row: Mapping[str, str]) -> int:
 def results() -> Iterator[dict[str, Any]]:
     """For each row what was measured, what the trace says, and the difference."""
     for row in read():
-        measured, traced = int(row["peak_allocated_bytes"]), trace(row)
+        measured, traced = int(row["peak_allocated_bytes"]), peak_bytes(row)
         yield {
             "id": row["id"],
             "measured_bytes": measured,

@@ -56,10 +56,6 @@ def before_the_first(planned: Sequence[Job], done: Iterable[str], runs: Runs, on
 
     Parameters
     ----------
-    planned
-        The jobs that will run.
-    done
-        Outputs of the jobs that need not run.
     on_this_machine
         Whether the jobs run here; a cluster's machines are others.
 

@@ -74,13 +74,7 @@ class JobPaths:
 
     @classmethod
     def of(cls, runs: Runs, names: Mapping[str, str]) -> JobPaths:
-        """Find the settings that the wildcards name.
-
-        Raises
-        ------
-        UserError
-            If the configuration has no such run, dataset or model.
-        """
+        """Find the settings that the wildcards name."""
         known = names
         if "place" in names:  # of a scenario: in a run, or in the folder of the model that is profiled
             first, _, second = names["place"].partition("/")
@@ -155,13 +149,7 @@ class JobPaths:
         return self.profile_comparison((ranked or list(scenarios))[-1])
 
     def scenario(self) -> dict[str, Any]:
-        """The scenario of the job, without its model: the run's own training step, or one of the memory profile.
-
-        Raises
-        ------
-        UserError
-            If the memory profile has no such scenario.
-        """
+        """The scenario of the job, without its model: the run's own training step, or one of the memory profile."""
         name, scenarios = self.names["scenario"], self.profile()
         if name == "training":
             return run_scenarios.gated_scenario(self.settings)
@@ -203,13 +191,7 @@ class JobPaths:
         return self.fill(pattern)[0] if self.settings["dataset"]["benchmark"] else []
 
     def executed(self) -> str:
-        """The score of the answers that were run.
-
-        Raises
-        ------
-        UserError
-            If the configuration has no benchmark: held-out requests have no file system to run in.
-        """
+        """The score of the answers that were run."""
         if self.settings["dataset"]["benchmark"] is None:
             raise configuration.nothing_to_execute()
         return self.fill(EXECUTION)[0]

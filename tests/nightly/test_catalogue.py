@@ -6,7 +6,8 @@ the parameters, and on the peak as far as the estimate's own documentation promi
 
 import pytest
 
-from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.analytic.decoder import NotDescribed
+from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.trace import trace
 from scripts.settings.hub import MODELS
 from scripts.settings.scenario import Scenario

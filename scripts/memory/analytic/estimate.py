@@ -18,12 +18,10 @@ from collections import Counter
 from typing import Any
 
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
-from scripts.memory.analytic.decoder import NotDescribed, described
+from scripts.memory.analytic.decoder import described
 from scripts.memory.analytic.setting import Setting, check_described
 from scripts.memory.analytic.step import TrainingStep
 from scripts.settings.scenario import Scenario
-
-__all__ = ["NotDescribed", "analytic_estimate"]
 
 
 def analytic_estimate(

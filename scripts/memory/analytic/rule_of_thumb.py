@@ -35,12 +35,8 @@ def components(method: str, width: int, parameters: int, bits: int = 4) -> dict[
 
     Parameters
     ----------
-    method
-        full, lora or qlora.
     width
         Bytes of a weight: 4 for fp32, 2 for 16 bits.
-    parameters
-        Number of parameters of the base model.
     bits
         Of a quantized weight.
     """

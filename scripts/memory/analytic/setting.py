@@ -41,13 +41,7 @@ DESCRIBED: dict[str, tuple | None] = {
 
 
 def check_described(scenario: Scenario) -> None:
-    """Refuse what the estimate would silently get wrong.
-
-    Raises
-    ------
-    NotDescribed
-        For the first field whose value is not described.
-    """
+    """Refuse what the estimate would silently get wrong."""
     values = {field.name: getattr(scenario, field.name) for field in fields(scenario)}
     for name, described in DESCRIBED.items():
         field, _, part = name.partition(".")

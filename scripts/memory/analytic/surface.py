@@ -37,37 +37,12 @@ UNEVEN = 4001  # a length that no block of a kernel divides
 LONGEST = 2**20  # of models that don't say how long a sequence may be
 # The grid on which moments are chosen: bounds of blocks and kernels lie between powers of two, so odd sizes are in it.
 ROWS = (1, 2, 3, 5, 8, 13, 21, 40, 64, 111, 256, 600, 1024, 4096)
-LENGTHS = (
-    1,
-    3,
-    8,
-    16,
-    33,
-    64,
-    96,
-    128,
-    200,
-    256,
-    333,
-    512,
-    700,
-    1024,
-    1408,
-    2048,
-    2900,
-    4096,
-    6000,
-    8192,
-    12288,
-    16384,
-    25000,
-)
-LENGTHS += (32768, 50000, 65536, 100000, 131072)
+LENGTHS = (1, 3, 8, 16, 33, 64, 96, 128, 200, 256, 333, 512, 700, 1024, 1408, 2048, 2900, 4096, 6000, 8192, 12288)
+LENGTHS += (16384, 25000, 32768, 50000, 65536, 100000, 131072)
 NEAR = 0.005  # blocks are rounded up: what is this near to the peak on the grid may be the peak beside it
 
-Moment = tuple[
-    str, dict[str, int], dict[tuple[str, str, int], int]
-]  # phase, fixed by group, times by (group, unit, bytes)
+# Phase, fixed by group, times by (group, unit, bytes).
+Moment = tuple[str, dict[str, int], dict[tuple[str, str, int], int]]
 
 
 class _Recorder(TrainingStep):
@@ -125,11 +100,6 @@ def surface(scenario: Scenario, *, capability: Capability | None = None) -> dict
         are all reached) and ``moments``; a moment has its ``phase``, ``fixed`` (bytes by group of components) and
         ``terms``, each ``[group, unit, bytes, times]``: so many blocks of bytes x unit. ``symbols``: numbers that units
         are made of beside length and rows. :func:`evaluate` shows how all of it is read.
-
-    Raises
-    ------
-    NotDescribed
-        For what the estimate does not describe.
     """
     decoder = described(scenario)
     check_described(scenario)
@@ -150,13 +120,7 @@ def surface(scenario: Scenario, *, capability: Capability | None = None) -> dict
 
 
 def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, ...]:
-    """What of a step a GPU's compute capability decides: where this is the same, so are surfaces.
-
-    Raises
-    ------
-    NotDescribed
-        For what the estimate does not describe.
-    """
+    """What of a step a GPU's compute capability decides: where this is the same, so are surfaces."""
     decoder, capability = described(scenario), capability or DEFAULT_CAPABILITY
     longest = scenario.size("max_position_embeddings") or LONGEST
     found: list[Any] = [cuda_rules.cublas_workspace_bytes(capability)]

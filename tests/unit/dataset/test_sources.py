@@ -22,7 +22,7 @@ from scripts.common.files import read_report
 from scripts.dataset import acquire
 from scripts.dataset.sources import MAXIMUM_LINE_CHARACTERS, read_file
 from scripts.dataset.text import defect
-from scripts.settings import configuration as configuration
+from scripts.settings import configuration
 
 ROOT = Path(__file__).resolve().parents[3]
 PAIRS = [("list files in a", "ls a"), ("zeige größe", "du -sh ."), ('say "hi", twice', 'echo "hi, hi"')]

@@ -30,3 +30,14 @@ def test_a_trl_trainer_is_traced_to_the_byte(name, tmp_path):
 def test_a_trainer_that_does_more_than_train_is_named(changes, problem, tmp_path):
     with pytest.raises(TraceError, match=problem):
         trace_trainer(lambda: trainers.sft("meta", tmp_path, **changes))
+
+
+@pytest.mark.parametrize("name, value", [("eval_strategy", "steps"), ("use_vllm", True)])
+def test_evaluation_and_generation_elsewhere_are_named(name, value, tmp_path):
+    def make():
+        trainer = trainers.plain("meta", tmp_path)
+        setattr(trainer.args, name, value)
+        return trainer
+
+    with pytest.raises(TraceError, match=f"does more than train: {name}"):
+        trace_trainer(make)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
-from scripts.memory.analytic.decoder import FAMILIES, describe
-from scripts.memory.analytic.estimate import NotDescribed, analytic_estimate
+from scripts.memory.analytic.decoder import FAMILIES, NotDescribed, describe
+from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.analytic.setting import CHUNK_TOKENS, DESCRIBED
 from scripts.settings.model import MODELS
 from scripts.settings.parts import Lora

@@ -33,8 +33,8 @@ def test_smallest_that_fits(tmp_path: Path) -> None:
 def test_none_fits_names_one_that_would(tmp_path: Path) -> None:
     entries = read_map(write(tmp_path, "- {gpu: t4, partition: small}"))
     with pytest.raises(UserError) as error:
-        smallest(20 * GIB, entries, "profiles/slurm/gpus.yaml")
-    for words in ("20.00 GiB", "Tesla T4", "profiles/slurm/gpus.yaml", "would do", "- {gpu: "):
+        smallest(20 * GIB, entries)
+    for words in ("20.00 GiB", "Tesla T4", "the cluster's GPUs", "would do", "- {gpu: "):
         assert words in str(error.value)
 
 

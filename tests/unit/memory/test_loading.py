@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scripts.engine.allocator import EMPTY_CACHE, MIB, replay
+from scripts.engine.following import quantization_state
 from scripts.engine.report import alive_after
-from scripts.engine.trace import quantization_state
 from scripts.memory import loading
 from scripts.memory.loading import Loader, loading_history
 from scripts.settings.scenario import Scenario

@@ -13,7 +13,7 @@ from scripts.common.files import read_json
 from scripts.engine.cuda_rules import DEFAULT_CAPABILITY
 from scripts.memory import estimate, trace_step
 from scripts.memory import predict as prediction
-from scripts.planner import answer
+from scripts.planner import compare
 from scripts.settings.model import MODELS
 from scripts.settings.scenario import Scenario
 
@@ -83,10 +83,10 @@ def test_verdicts(answered) -> None:
     assert (none["fits"], none["gpu"], none["headroom_bytes"]) == (None, None, None)
 
 
-def test_table_for_people(tmp_path) -> None:
-    done = command("--table", write(tmp_path, "one", SMALL + "gpu: rtx-4090\n"))
-    assert (done.returncode, done.stderr) == (0, "")
-    first, second, head, assumed, *_ = done.stdout.splitlines()
+def test_table_for_people(tmp_path, capsys) -> None:
+    assert prediction.main(["--table", str(write(tmp_path, "one", SMALL + "gpu: rtx-4090\n"))]) == 0
+    shown = capsys.readouterr().out
+    first, second, head, assumed, *_ = shown.splitlines()
     assert re.fullmatch(
         r"FITS: the step needs [\d.]+ GiB, the NVIDIA GeForce RTX 4090 has 23.14 GiB for it; [\d.]+ GiB to spare", first
     )
@@ -104,8 +104,8 @@ def test_table_for_people(tmp_path) -> None:
         "other tools' scripts  trl 0.02 GiB, peft 0.02 GiB, axolotl 0.02 GiB at the peak",
         "logits and loss",
     ):
-        assert words in done.stdout
-    assert "GB" not in done.stdout.replace("GiB", "")
+        assert words in shown
+    assert "GB" not in shown.replace("GiB", "")
 
 
 def test_both_allocators_are_in_every_answer(answered) -> None:
@@ -144,13 +144,13 @@ def test_several_cards_are_all_of_them(tmp_path) -> None:
     assert "on each of 2 GPUs with FSDP2" in text.splitlines()[0] and "fsdp2 on 2 GPUs" in text and "with DDP" in text
 
 
-def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path) -> None:
+def test_one_wrong_file_spoils_the_status_and_not_the_others(tmp_path, capsys) -> None:
     wrong = write(tmp_path, "wrong", SMALL + "lora: {rank: 0}\n")
-    done = command(wrong, write(tmp_path, "good", SMALL))
-    assert done.returncode == 2
-    assert len(done.stdout.splitlines()) == 1
-    assert "lora.rank" in done.stderr
-    assert str(wrong) in done.stderr
+    assert prediction.main([str(wrong), str(write(tmp_path, "good", SMALL))]) == 2
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert "lora.rank" in said.err
+    assert str(wrong) in said.err
 
 
 BAD = {
@@ -259,7 +259,7 @@ def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
     paths = {name: str(tmp_path / f"{name}.json") for name in ("estimate", "trace", "compare")}
     estimate.main(str(config), mapping, paths["estimate"])
     trace_step.main(str(config), mapping, paths["trace"])
-    answer.main(paths["estimate"], paths["trace"], None, paths["compare"])
+    compare.main(paths["estimate"], paths["trace"], None, paths["compare"])
     by_rule = read_json(paths["compare"])
     del by_rule["trace"]["timeline"], by_rule["sha256"]  # the rule's alone: the timeline, the seal
     assert by_rule == json.loads(json.dumps(prediction.predict(scenario)))

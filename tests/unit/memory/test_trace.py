@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from scripts.ask.readers.asked import read_asked
 from scripts.common.errors import UserError
 from scripts.engine import tracker as tracker_module
 from scripts.memory.loading import Loader
-from scripts.memory.trace import ORDERS, trace
-from scripts.settings.scenario import Scenario, load_scenario
+from scripts.memory.trace import ORDERS, record, trace
+from scripts.settings.scenario import Scenario
 from tests.unit.decoders import DECODERS
 from tests.unit.pairwise import pairwise
 
@@ -42,6 +43,18 @@ def check(answer: dict) -> None:
 @pytest.mark.parametrize("method", ["full", "qlora"])
 def test_every_architecture(model, method):
     check(trace(scenario(model, method=method)))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_trace_does_not_depend_on_the_hashes_of_a_process(backwards, monkeypatch):
+    """Gemma 3 goes through the set of its layers' kinds, two texts, whose order differs between processes."""
+    from transformers.models.gemma3 import modeling_gemma3
+
+    kinds = ["full_attention", "sliding_attention"]
+    step = scenario({**DECODERS["gemma3_text"], "layer_types": kinds})
+    known = record(step).sequences
+    monkeypatch.setattr(modeling_gemma3, "set", lambda items: sorted(items, reverse=backwards), raising=False)
+    assert record(step).sequences == known
 
 
 SETTINGS = {
@@ -118,7 +131,7 @@ def test_autocast_keeps_casts_of_the_weights():
 def test_components_of_the_7b_model(tmp_path):
     """Sizes that follow from the configuration: see the facts in the documentation of the analytic estimate."""
     (tmp_path / "scenario.yaml").write_text("model: qwen2.5-coder-7b\n")
-    asked = load_scenario(tmp_path / "scenario.yaml")
+    asked = read_asked(tmp_path / "scenario.yaml").scenario
     answer = trace(asked)
     check(answer)
     linear, blocks = 6_525_288_448, 6_525_288_448 // 64
@@ -289,10 +302,12 @@ def test_a_padding_mask_costs_what_the_fused_kernel_needs():
     assert peak(attention_mask="padding", sequence_length=512) > peak(sequence_length=512)
 
 
-def test_reserved_memory_is_a_range_where_chance_decides():
+def test_reserved_memory_is_a_range_where_chance_decides(monkeypatch):
     model = {**DECODERS["qwen2"], "hidden_size": 512, "intermediate_size": 3072, "num_hidden_layers": 6}
     threads = Loader.of(transformers="5.0.0", peft="0.19.1")
-    answer = trace(scenario(model, kbit_preparation="peft"), loader=threads, timeline=False)
+    with monkeypatch.context() as versions:
+        versions.setattr(Loader, "installed", lambda: threads)
+        answer = trace(scenario(model, kbit_preparation="peft"), timeline=False)
     low, high = answer["reserved_range_bytes"]
     assert low <= answer["peak_reserved_bytes"] <= high and low < high
     assert answer["required_bytes"] == answer["required_range_bytes"][1]

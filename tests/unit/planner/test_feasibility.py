@@ -126,7 +126,7 @@ def test_where_the_events_change_is_looked_for_by_halves() -> None:
     """A step of a length above the change once took a trace for each length, since the trace below it is another."""
     scaled, asked = scaled_by(lambda value: [(1, value * 2**20), (2, 2**20), (-1, 0)][: 3 if value < 50 else 2])
     for value in (10, 40, 1000):
-        scaled.trace(value)
+        scaled.record(value)
     assert scaled.at(30).sequences == [[(1, 30 * 2**20), (2, 2**20), (-1, 0)]] and asked == [10, 40, 1000]
     for value in range(60, 1000):
         assert scaled.at(value).sequences == [[(1, value * 2**20), (2, 2**20)]]
@@ -136,7 +136,7 @@ def test_where_the_events_change_is_looked_for_by_halves() -> None:
 def test_records_that_always_have_other_events_give_nothing_between() -> None:
     scaled, asked = scaled_by(lambda value: [(1 + number, 2**20) for number in range(value)])
     for value in (10, 40, 90, 70):
-        scaled.trace(value)
+        scaled.record(value)
     assert scaled.at(60).traced and len(scaled.at(60).sequences[0]) == 60
     assert asked == [10, 40, 90, 70, 60]
 

@@ -5,11 +5,12 @@ from dataclasses import fields
 
 import pytest
 
+from scripts.ask.readers.asked import read_asked
 from scripts.common.errors import UserError
 from scripts.settings.fields import FIELDS
 from scripts.settings.model import MODELS
 from scripts.settings.parts import Quantization
-from scripts.settings.scenario import Scenario, load_scenario, scenario_defaults
+from scripts.settings.scenario import Scenario, scenario_defaults
 
 SMALL = {
     "model_type": "qwen2",
@@ -348,7 +349,7 @@ def test_model_beside_the_scenario_file(tmp_path) -> None:
     (tmp_path / "mine" / "config.json").write_text(json.dumps(SMALL))
     file = tmp_path / "scenario.yaml"
     file.write_text("model: mine/config.json\nmethod: full\n")
-    scenario = load_scenario(file)
+    scenario = read_asked(file).scenario
     assert (scenario.model, scenario.model_name) == (SMALL, "mine")
 
 
@@ -365,14 +366,14 @@ def test_broken_file_is_named(tmp_path, text, says) -> None:
     file = tmp_path / "scenario.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as caught:
-        load_scenario(file)
+        read_asked(file)
     assert says in str(caught.value)
     assert "scenario.yaml" in str(caught.value)
 
 
 def test_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        load_scenario(tmp_path / "none.yaml")
+        read_asked(tmp_path / "none.yaml")
 
 
 def test_the_defaults_are_one_for_each_field() -> None:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from scripts.ask.readers.asked import read_asked
 from scripts.common.errors import UserError
-from scripts.engine.trace import quantization_state
+from scripts.engine.following import quantization_state
 from scripts.settings.fields import BY_NAME
-from scripts.settings.scenario import PACKAGES, Scenario, load_scenario
+from scripts.settings.scenario import PACKAGES, Scenario
 from scripts.training.architecture import attention_kernel, configuration
 from scripts.training.model import (
     build_model,
@@ -138,7 +139,7 @@ def test_parameters_of_the_7b_model(tmp_path):
     """7,615,616,512 parameters, 6,525,288,448 of them in linear layers (the published configuration)."""
     file = tmp_path / "scenario.yaml"
     file.write_text("model: qwen2.5-coder-7b\n")
-    asked = load_scenario(file)
+    asked = read_asked(file).scenario
     model = build_model(asked, "meta")
     assert parameter_count(model) == 7_615_616_512
     counts = assert_quantized(model, asked)

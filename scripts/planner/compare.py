@@ -1,22 +1,24 @@
-"""The answers for a scenario side by side, with differences and the verdict for its GPU."""
-
-from __future__ import annotations
+"""Rule ``compare_memory``: a scenario's answers side by side, the verdict for its GPU, and what would fit instead."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from scripts.ask.readers.asked import LIKE, AskedStep, asked_for
+from scripts.common.errors import UserError
+from scripts.common.files import read_report, write_report
+from scripts.common.job import job, log
+from scripts.common.sizes import gib
+from scripts.memory.analytic.decoder import NotDescribed
+from scripts.memory.analytic.estimate import analytic_estimate
 from scripts.memory.analytic.rule_of_thumb import rule_of_thumb
 from scripts.memory.estimate import Estimated
 from scripts.memory.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
+from scripts.memory.step_time import NO_SPEED
 from scripts.memory.trace_step import Traced
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
 NO_GPU = "no GPU is named, and the time of a step depends on it"
-NO_SPEED = (
-    "not known: config/gpus.yaml has no speed of this GPU. Name a card that it knows, or add under `speeds`: NAME:"
-    " {bf16_tflops: , fp16_tflops: , fp32_tflops: , memory_gb_s: , cache_mb: , link_gb_s: , multiprocessors: , watts: }"
-)
 NEARLY_FULL = 0.97  # share of a GPU's usable memory; measured steps with more of it reserved took up to a third longer
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
@@ -62,6 +64,14 @@ class Comparison:
             found.append(full)
         return found
 
+    def suggestions(self) -> list[dict[str, Any]]:
+        """What to change where the step does not fit its GPU."""
+        if self.verdict.fits is not False:
+            return []
+        from scripts.planner.suggestions import suggest
+
+        return [asdict(item) for item in suggest(self.traced.scenario, self.gpu, self.traced.trace)]
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
@@ -72,6 +82,7 @@ class Comparison:
             "gpu": self.gpu.to_mapping() if self.gpu else None,
             "reasons": self.reasons,
             "scenario": self.traced.scenario.to_mapping(),
+            "suggestions": self.suggestions(),
             "time": self.traced.trace.get("time"),
             "versions": self.traced.versions,
             "warnings": self.warnings,
@@ -127,3 +138,39 @@ def difference(answer: Mapping[str, Any], to: Mapping[str, Any]) -> dict[str, fl
     """Signed difference of two answers' peaks, in bytes and as a share of the second."""
     size, base = answer["peak_allocated_bytes"], to["peak_allocated_bytes"]
     return {"bytes": size - base, "share": round(size / base - 1, 6)}
+
+
+def scripts_would_take(asked: AskedStep, where: object = "scenario") -> dict[str, int | None]:
+    """The peak with the settings of each tool's scripts, by the analytic estimate; None: not described."""
+    found: dict[str, int | None] = {}
+    gpu = named(asked.scenario.gpu, where)
+    for tool in LIKE if asked.like is None and asked.mapping else ():
+        try:
+            other = asked_for({**asked.mapping, "like": tool}, where).scenario
+            form = analytic_estimate(other, where, capability=gpu.capability if gpu else None, blocks=False)
+            found[tool] = form["peak_allocated_bytes"]
+        except (NotDescribed, UserError):  # what was named does not go with the tool's settings
+            found[tool] = None
+    return found
+
+
+def main(estimate: str, trace: str, measurement: str | None, output: str) -> None:
+    traced, estimated = Traced.read(trace), read_report(estimate)
+    measured = read_report(measurement) if measurement else {}
+    measured.pop("sha256", None)
+    known = {name: estimated[name] for name in ("analytic", "rule_of_thumb", "reason")}
+    found = compare(Estimated(traced.scenario, **known), traced, measured, "the configuration").to_mapping()
+    write_report(output, found)
+    for name in ANSWERS:
+        size = (found[name] or {}).get("peak_allocated_bytes")
+        log.info("%-14s %s", name.replace("_", " "), gib(size) if size else found["reasons"][name])
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        main(
+            snakemake.input.estimate,
+            snakemake.input.trace,
+            snakemake.input.get("measure"),
+            snakemake.output.comparison,
+        )

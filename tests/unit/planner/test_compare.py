@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.memory.compare import NO_GPU, NOT_MEASURED, compare
 from scripts.memory.estimate import Estimated, estimate
 from scripts.memory.gpus import find
 from scripts.memory.trace import trace
 from scripts.memory.trace_step import Traced
+from scripts.planner.compare import NO_GPU, NOT_MEASURED, compare
 from scripts.settings.scenario import Scenario
 
 MODEL = {
