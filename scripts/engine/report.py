@@ -164,19 +164,15 @@ def make_report(
     """
     allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
     allocator = tuple(partial(each, streams=tracker.streams) for each in allocator)
-    run_through = allocator[0]
     events = tracker.events if on_gpu else [event for event in tracker.events if event[0]]
     last = tracker.marks[-1][1] - 1  # the mark of the end has a number of its own
     begin, second = tracker.start(0), tracker.start(last)
     trail: list[int] = []
-    run = run_through(events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
+    run = allocator[0](events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
     allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = _phases(tracker, last)
-    tops = _highest(spans, allocated, begin)
-    for phase, top in _highest(_phases(tracker, last, _OUTSIDE), allocated, begin).items():
-        if allocated[top] > max(allocated[other] for other in tops.values()):  # a step's own code takes the most
-            tops[phase] = top
+    tops = _highest_of_all(tracker, last, spans, allocated, begin)
     phases = {phase: allocated[top] for phase, top in tops.items()}
     peak_phase = max(phases, key=lambda phase: phases[phase])
     by_phase = {}
@@ -190,11 +186,7 @@ def make_report(
         least = recording(tracker, histories).required_bytes(expandable_segments=not expandable_segments)
         reserved["required_bytes_by_allocator"] = {own: reserved["required_bytes"], other: least}
     convolving = [allocated[index - begin] for index in tracker.convolutions if index >= second] if on_gpu else []
-    if convolving:
-        tracker.warn(_CUDNN)
-        most = capacity_bytes if cudnn_workspace_bytes is None else max(convolving) + cudnn_workspace_bytes
-        lowest = phases[peak_phase]
-        reserved["peak_allocated_range_bytes"] = lowest, None if most is None else max(lowest, most)
+    reserved |= _cudnn_range(tracker, convolving, phases[peak_phase], capacity_bytes, cudnn_workspace_bytes)
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,
@@ -209,6 +201,28 @@ def make_report(
         costs=tracker.costs,
         **reserved,
     )
+
+
+def _cudnn_range(
+    tracker: Tracker, convolving: Sequence[int], lowest: int, capacity: int | None, workspace: int | None
+) -> dict[str, tuple[int, int | None]]:
+    """The range of the peak where workspaces of cuDNN may raise it: by ``workspace``, or to the card's capacity."""
+    if not convolving:
+        return {}
+    tracker.warn(_CUDNN)
+    most = capacity if workspace is None else max(convolving) + workspace
+    return {"peak_allocated_range_bytes": (lowest, None if most is None else max(lowest, most))}
+
+
+def _highest_of_all(
+    tracker: Tracker, last: int, spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int
+) -> dict[str, int]:
+    """Where each phase is highest; with the step's own code, between the phases, where that takes the most."""
+    tops = _highest(spans, allocated, begin)
+    for phase, top in _highest(_phases(tracker, last, _OUTSIDE), allocated, begin).items():
+        if allocated[top] > max(allocated[other] for other in tops.values()):
+            tops[phase] = top
+    return tops
 
 
 def _phases(
