@@ -14,10 +14,7 @@ from torch import nn
 @contextmanager
 def patched(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
     """Put other objects in the place of attributes, as ``(module or class, name, object)``, for a while."""
-    originals = [
-        (place, name, getattr(place, name, None) or getattr(builtins, name), name in vars(place))
-        for place, name, _ in attributes
-    ]
+    originals = [(place, name, _current(place, name), name in vars(place)) for place, name, _ in attributes]
     try:
         for place, name, replacement in attributes:
             setattr(place, name, replacement)
@@ -28,6 +25,10 @@ def patched(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
                 setattr(place, name, original)
             else:  # a class had it from its base, a module from the language
                 delattr(place, name)
+
+
+def _current(place: Any, name: str) -> Any:
+    return getattr(place, name) if hasattr(place, name) else getattr(builtins, name)
 
 
 class _Sorted(set):
