@@ -71,7 +71,7 @@ def keeps_cublaslt_workspace(torch_version: str) -> bool:
 
 
 def fuses_rms_norm(torch_version: str) -> bool:
-    """Whether ``functional.rms_norm`` is one kernel where input and weight have one dtype: ATen ``layer_norm.cpp``."""
+    """Whether ``functional.rms_norm`` is one kernel where input and weight have one dtype (pytorch, pull 153666)."""
     return tuple(int(part) for part in torch_version.split(".")[:2]) >= (2, 9)
 
 
