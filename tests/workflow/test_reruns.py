@@ -224,8 +224,8 @@ def test_a_comment_in_a_script_runs_nothing(plan, project):
     [
         (
             "common/statistics.py",
-            "resamples: int = 2000",
-            "resamples: int = 1999",
+            "RESAMPLES = 2000",
+            "RESAMPLES = 1999",
             {"evaluate_base", "evaluate_tuned", "compare_models"},
             DATASET | MODEL | {"train_adapter", "merge_adapter"},
         ),
