@@ -140,7 +140,6 @@ def make_report(
     capacity_bytes: int | None = None,
     expandable_segments: bool = False,
     both_allocators: bool = False,
-    cudnn_workspace_bytes: int | None = None,
 ) -> Report:
     """Turn a tracker's record of several steps into the figures of the last one.
 
@@ -159,8 +158,6 @@ def make_report(
         Whether the allocator runs with ``expandable_segments:True``.
     both_allocators
         Whether to say what a GPU must have with and without it.
-    cudnn_workspace_bytes
-        The most that a workspace of cuDNN may take; None: what the GPU has left.
     """
     allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
     allocator = tuple(partial(each, streams=tracker.streams) for each in allocator)
@@ -186,7 +183,7 @@ def make_report(
         least = recording(tracker, histories).required_bytes(expandable_segments=not expandable_segments)
         reserved["required_bytes_by_allocator"] = {own: reserved["required_bytes"], other: least}
     convolving = [allocated[index - begin] for index in tracker.convolutions if index >= second] if on_gpu else []
-    reserved |= _cudnn_range(tracker, convolving, phases[peak_phase], capacity_bytes, cudnn_workspace_bytes)
+    reserved |= _cudnn_range(tracker, convolving, phases[peak_phase], capacity_bytes)
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,
@@ -204,12 +201,13 @@ def make_report(
 
 
 def _cudnn_range(
-    tracker: Tracker, convolving: Sequence[int], lowest: int, capacity: int | None, workspace: int | None
+    tracker: Tracker, convolving: Sequence[int], lowest: int, capacity: int | None
 ) -> dict[str, tuple[int, int | None]]:
-    """The range of the peak where workspaces of cuDNN may raise it: by ``workspace``, or to the card's capacity."""
+    """The range of the peak where cuDNN's workspaces may raise it: by the tracker's, or to the card's capacity."""
     if not convolving:
         return {}
     tracker.warn(_CUDNN)
+    workspace = tracker.cudnn_workspace_bytes
     most = capacity if workspace is None else max(convolving) + workspace
     return {"peak_allocated_range_bytes": (lowest, None if most is None else max(lowest, most))}
 

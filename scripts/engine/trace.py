@@ -115,7 +115,6 @@ def trace_step(
         on_gpu=on_gpu,
         timeline=options.timeline,
         capacity_bytes=options.capacity_bytes,
-        cudnn_workspace_bytes=options.cudnn_workspace_bytes,
         expandable_segments=options.expandable_segments,
     )
 
@@ -132,6 +131,7 @@ def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker,
         device=active(),
     )
     tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
+    tracker.cudnn_workspace_bytes = options.cudnn_workspace_bytes
     if options.origins:
         tracker.origins = Origins(model)
     if options.costs:

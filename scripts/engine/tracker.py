@@ -126,6 +126,7 @@ class Tracker(TorchDispatchMode):
         self._ends: dict[int, _End] = {}
         self._phase = ""
         self.convolutions: list[int] = []  # indices of the events after which cuDNN runs
+        self.cudnn_workspace_bytes: int | None = None  # what cuDNN may take there; None: what the GPU has left
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
     @classmethod
