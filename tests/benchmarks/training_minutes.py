@@ -137,7 +137,7 @@ def draw(lines: list[dict]) -> None:
                 axes.plot(minutes, shares, marker="o", markersize=4, color=colour, label=run)
                 for line, x, y in zip(points, minutes, shares, strict=True):
                     axes.annotate(
-                        f"{line['rows_seen']:,.0f} rows", (x, y), (4, 4), textcoords="offset points", fontsize=6
+                        f"{line['rows_seen']:,.0f} rows", (x, y), (6, -8), textcoords="offset points", fontsize=6
                     )
             axes.set(xlabel="CPU minutes of training", ylabel="%", xlim=(0, None), ylim=(0, None), title=title)
             axes.legend(fontsize=7)
