@@ -96,6 +96,11 @@ def will_it_fit(
         Hours, cost and energy of a run are asked too: ``Run(rows=50_000, epochs=3, tokens_per_row=350)``.
     **fields
         Any other field of a scenario, ``sequence_length=2048``; mappings give parts, ``lora={"rank": 64}``.
+
+    Raises
+    ------
+    scripts.common.errors.UserError
+        If something is wrong in the question, with what to write.
     """
     from scripts.ask.question import Options, question
     from scripts.ask.run import of_run

@@ -64,7 +64,13 @@ class Question:
 
 
 def question(what: Sequence[str | Path], options: Options) -> Question:
-    """Read what was asked."""
+    """Read what was asked.
+
+    Raises
+    ------
+    UserError
+        For the first thing that is wrong, with what to write.
+    """
     gpu = find(options.gpu, "--gpu") if options.gpu is not None else None
     fields, where, reading = _main(str(what[0]), options.tool, gpu)
     beside = [_beside(Path(other), gpu) for other in what[1:]]

@@ -20,7 +20,13 @@ _HOURS = {"m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0}
 
 
 def asked_of(options: argparse.Namespace) -> Run | None:
-    """What was asked about the run; None where nothing was."""
+    """What was asked about the run; None where nothing was.
+
+    Raises
+    ------
+    UserError
+        For the first thing that is wrong, with what to write.
+    """
     given = [f"--{name}" for name in ("tokens-per-row", "epochs", "price", "deadline", "grams-per-kwh")
              if getattr(options, name.replace("-", "_"))]  # fmt: skip
     if options.rows is None:
@@ -48,7 +54,13 @@ def asked_of(options: argparse.Namespace) -> Run | None:
 
 
 def of_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Question:
-    """The question with the run whose hours are asked for."""
+    """The question with the run whose hours are asked for.
+
+    Raises
+    ------
+    UserError
+        If the run can't be one of this step.
+    """
     if run and gpu_needed and asked.gpu is None:
         raise UserError(
             "How long a run takes depends on the GPU.", where="the command line", allowed="--gpu or --all-gpus",

@@ -95,7 +95,13 @@ class Serving:
 
 
 def serve(asked: Question, requests: int, weights: str | None) -> Serving:
-    """What serving a model takes."""
+    """What serving a model takes.
+
+    Raises
+    ------
+    UserError
+        For an unknown quantization, or an architecture whose keys and values are not described.
+    """
     scenario = asked.scenario
     kind = (weights or ("nf4" if scenario.method == "qlora" and "method" in asked.asked.mapping else "bf16")).lower()
     if kind not in BITS:

@@ -205,6 +205,11 @@ def read_file(path: str, columns: Mapping[str, str], format: str | None) -> Iter
 
     ``columns`` are the names of those that hold ``request``, ``command`` and perhaps ``intent``; ``format`` is
     ``jsonl``, ``json``, ``csv`` or ``parquet``, or None: by the ending of its name.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, empty, UTF-16, malformed, or lacks a column.
     """
     file = Path(path)
     if not file.is_file():

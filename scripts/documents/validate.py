@@ -44,7 +44,13 @@ def prose(text: str) -> str:
 
 
 def check_document(text: str, path: Path) -> None:
-    """Refuse leftovers of the rendering and figures that are not there."""
+    """Refuse leftovers of the rendering and figures that are not there.
+
+    Raises
+    ------
+    UserError
+        Naming the line.
+    """
     if path.suffix == ".html":
         return  # its figures are inside; its escaping leaves no way to tell data from a leftover
     plain = prose(text)
@@ -69,7 +75,13 @@ def split_card(text: str) -> tuple[dict[str, Any], str]:
 
 
 def check_card(text: str) -> None:
-    """Metadata that parses, with every required key and a complete model-index; every section, each once."""
+    """Metadata that parses, with every required key and a complete model-index; every section, each once.
+
+    Raises
+    ------
+    UserError
+        Naming what is missing.
+    """
     metadata, body = split_card(text)
     absent = [key for key in REQUIRED_METADATA if not metadata.get(key)]
     if absent:

@@ -66,6 +66,11 @@ def grouped(components: Mapping[str, int], *, adapters: bool) -> dict[str, int]:
     """Bytes by group, in the order of :data:`GROUPS`; the sum stays the same.
 
     ``adapters``: only adapters are trained, so that gradients and optimizer states are theirs.
+
+    Raises
+    ------
+    KeyError
+        For a name that is not in the list.
     """
     sums = dict.fromkeys(GROUPS, 0)
     for component, size in components.items():

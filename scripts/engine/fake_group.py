@@ -219,7 +219,13 @@ def active() -> FakeDevice | None:
 
 @contextmanager
 def fake_group(gpus: int, rank: int = 0) -> Iterator[FakeDevice]:
-    """Be one process of a group of ``gpus``, each with a GPU that is really ``meta``: the one of this ``rank``."""
+    """Be one process of a group of ``gpus``, each with a GPU that is really ``meta``: the one of this ``rank``.
+
+    Raises
+    ------
+    TraceError
+        If the process belongs to a group already.
+    """
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -44,6 +44,11 @@ def compare(base: "pd.DataFrame", tuned: "pd.DataFrame") -> dict:
     ----------
     base, tuned
         A row for each request, as ``evaluate`` writes them.
+
+    Raises
+    ------
+    UserError
+        When the two did not answer the same requests.
     """
     if base["request"].tolist() != tuned["request"].tolist():
         raise UserError("Base and tuned model did not answer the same requests.", where="evaluation")

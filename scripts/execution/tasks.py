@@ -68,6 +68,11 @@ def read_wheel(path: Path) -> tuple[list[dict[str, Any]], dict[str, State]]:
         In the benchmark's order: ``id``, ``request``, ``command``, ``alternatives``, ``state``, ``level``.
     states
         The file systems by name.
+
+    Raises
+    ------
+    UserError
+        When the wheel does not hold what is expected.
     """
     tasks: list[dict[str, Any]] = []
     states = {}

@@ -106,6 +106,11 @@ def trace_evaluation(
         ``peak_allocated_bytes``, ``required_bytes`` (CUDA: the least that the allocator must get), ``components`` at
         the peak, ``weights_bytes``, ``rows`` of the batch that needs the most, ``largest_module_bytes``, ``exact``
         (False where only :func:`whole_rows` could be followed), ``target``.
+
+    Raises
+    ------
+    TraceError
+        If the architecture can't be followed at all.
     """
     found, model, seconds = [], build(evaluation, "meta"), 0.0
     for chosen in widest_batches(evaluation):

@@ -32,6 +32,11 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
         The known cards' titles, by name.
     box_share
         How much of the size on a box PyTorch sees.
+
+    Raises
+    ------
+    UserError
+        For a name that is unknown or means several cards.
     """
     written = " ".join(text.strip().split())
     if written in cards:

@@ -120,6 +120,11 @@ def _assumed_context(capability: float | None, assumptions: Mapping[str, float])
 def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     """The GPU of a name, as config/gpus.yaml has it or as people write it (:mod:`scripts.memory.gpu_names`), or of a
     size, ``{vram_gib: number}``; ``{..., count: 2}``: several.
+
+    Raises
+    ------
+    UserError
+        If the name is unknown or means several cards, or the count is none.
     """
     if isinstance(gpu, str) and gpu.lstrip().startswith("{"):
         gpu = _mapping(gpu, where)

@@ -51,6 +51,11 @@ def measure(
         ``peak_allocated_bytes``, ``peak_phase``, ``phases`` and ``resident_bytes`` as the trace has them. On the CPU
         also ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process; on CUDA also
         ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one step.
+
+    Raises
+    ------
+    UserError
+        If the device is not there or too small.
     """
     if scenario.parallel.strategy != "none":
         raise UserError(

@@ -91,6 +91,11 @@ def prepare(
 
     For several GPUs the process has to belong to a group of as many (:mod:`scripts.engine.fake_group`), for ZeRO
     within :mod:`scripts.engine.fake_deepspeed`.
+
+    Raises
+    ------
+    UserError
+        If the model can't be built.
     """
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
@@ -222,6 +227,11 @@ def trace(
         architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
         and ``target``; with ``timed_on`` also ``times``, by name a :class:`~scripts.memory.step_time.StepTime` or None
         where the card's speed is not known.
+
+    Raises
+    ------
+    UserError
+        If the model can't be built or its step can't be traced.
     """
     report, about = _followed(
         scenario,

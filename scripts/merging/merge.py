@@ -312,6 +312,11 @@ def check_small_inputs(base: Path, adapter: Path) -> list[str]:
     -------
     list
         What could not be checked, as outside the workflow, for want of recorded digests.
+
+    Raises
+    ------
+    UserError
+        Naming the file to delete.
     """
     unchecked = []
     if _is_report(adapter.parent / TRAINING):

@@ -80,6 +80,11 @@ def croissant(name: str, repository: str, about: Mapping[str, Any], files: Mappi
         ``license``, ``description`` and ``version``.
     files
         The splits' JSON-lines files by split.
+
+    Raises
+    ------
+    UserError
+        Where mlcroissant is not installed.
     """
     try:
         import mlcroissant as mlc

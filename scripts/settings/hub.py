@@ -96,7 +96,13 @@ def on_the_page() -> list[str]:
 
 
 def fetch_config(hub: HubId, where: object) -> Path:
-    """The configuration's file, fetched if it isn't there."""
+    """The configuration's file, fetched if it isn't there.
+
+    Raises
+    ------
+    UserError
+        If there is none to be had: what it was, and what to do.
+    """
     return FETCH.get()(hub, where)
 
 

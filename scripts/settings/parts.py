@@ -170,6 +170,11 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     str, dict or None
         A name (looked up in config/gpus.yaml by who needs the GPU), ``{vram_gib: number}`` or ``{name: text}``; with
         ``count`` where there are several.
+
+    Raises
+    ------
+    UserError
+        With the line to write.
     """
     if value is None or (isinstance(value, str) and value):
         return value
@@ -219,7 +224,13 @@ class Images:
 
     @classmethod
     def read(cls, value: Any, where: object) -> Images | None:
-        """From a scenario's field; its parts' values are checked elsewhere."""
+        """From a scenario's field; its parts' values are checked elsewhere.
+
+        Raises
+        ------
+        UserError
+            If the size is missing.
+        """
         if not asks_for_images(value):
             return None
         missing = [part for part in ("height", "width") if value[part] is None]

@@ -24,7 +24,13 @@ MORE = "More"  # where a document goes that config/site/pages.yaml doesn't name
 
 
 def documents(folder: Path, commit: str, run: Path | None = None, sweep: Path | None = None) -> None:
-    """Write the documents' pages into a folder; a finished run's are an example, with a sweep's page beside it."""
+    """Write the documents' pages into a folder; a finished run's are an example, with a sweep's page beside it.
+
+    Raises
+    ------
+    UserError
+        If Zensical is not installed, or refuses: a link that leads nowhere, for example.
+    """
     with TemporaryDirectory() as scratch:
         project = Path(scratch)
         pages = staged(project / "docs", commit, run, sweep)

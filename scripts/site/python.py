@@ -31,6 +31,11 @@ def pyodide(cache: Path) -> dict[str, bytes]:
     """Pyodide's files by name, from npm's registry or the archive kept from the last time.
 
     The registry is npm's own setting, ``NPM_CONFIG_REGISTRY`` in the environment, or else the public one.
+
+    Raises
+    ------
+    UserError
+        If the archive can't be fetched, or is another than the pinned one.
     """
     archive = cache / f"pyodide-{VERSION}.tgz"
     if not archive.is_file() or _integrity(archive.read_bytes()) != INTEGRITY:

@@ -33,6 +33,11 @@ def summarize(runs: Mapping[str, Mapping[str, Any]], varied: Mapping[str, Mappin
     dict
         ``points``: a row for each run, in the order given. ``recommendation``: ``run`` (None when the intervals name
         none), ``reason``, ``cheapest`` (of those not shown to be worse than the best) and what it rests on.
+
+    Raises
+    ------
+    UserError
+        When two runs did not answer the same requests.
     """
     names = list(runs)
     asked = [row["request"] for row in runs[names[0]]["answers"]]

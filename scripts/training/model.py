@@ -67,6 +67,11 @@ def build_model(
         Name of a registered attention function instead of the scenario's; the trace passes its stand-ins.
     for_trainer
         Without adapters and checkpointing, which another trainer adds by itself.
+
+    Raises
+    ------
+    UserError
+        If the configuration can't be built, or the adapters' target modules match nothing.
     """
     device = torch.device(device)
     attention = attention_implementation or attention_name(scenario, device)

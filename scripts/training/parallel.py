@@ -52,6 +52,11 @@ def parallelize(
         Of this process: ``cuda:0``, ``cpu``, or ``meta`` for the trace.
     optimizer
         Over the model's trainable parameters: for ZeRO, whose engine steps it.
+
+    Raises
+    ------
+    UserError
+        If the process group has another size than the scenario says.
     """
     strategy, device = scenario.parallel.strategy, torch.device(device)
     if strategy == "none":

@@ -125,6 +125,11 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
     dict
         ``linear_4bit_layers``, ``linear_4bit_parameters`` (weights, as many as before packing), or ``linear_8bit_*``;
         ``linear_dense_layers`` (the output head, as transformers leaves it).
+
+    Raises
+    ------
+    UserError
+        If a linear layer that should be quantized is not.
     """
     bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
     packed, added = quantized_layers(model), adapter_names(model)

@@ -54,7 +54,7 @@ class JobFunctions:
     Attributes
     ----------
     runs
-        The runs, without what is no part of them: their documents stay the same wherever jobs run and files go.
+        The runs. Their settings leave out where jobs run and where files go, so these change no document.
     publish
         Where a run goes.
     container

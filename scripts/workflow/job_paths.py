@@ -74,7 +74,13 @@ class JobPaths:
 
     @classmethod
     def of(cls, runs: Runs, names: Mapping[str, str]) -> JobPaths:
-        """Find the settings that the wildcards name."""
+        """Find the settings that the wildcards name.
+
+        Raises
+        ------
+        UserError
+            If the configuration has no such run, dataset or model.
+        """
         known = names
         if "place" in names:  # of a scenario: in a run, or in the folder of the model that is profiled
             first, _, second = names["place"].partition("/")
@@ -149,7 +155,13 @@ class JobPaths:
         return self.profile_comparison((ranked or list(scenarios))[-1])
 
     def scenario(self) -> dict[str, Any]:
-        """The scenario of the job, without its model: the run's own training step, or one of the memory profile."""
+        """The scenario of the job, without its model: the run's own training step, or one of the memory profile.
+
+        Raises
+        ------
+        UserError
+            If the memory profile has no such scenario.
+        """
         name, scenarios = self.names["scenario"], self.profile()
         if name == "training":
             return run_scenarios.gated_scenario(self.settings)
@@ -191,7 +203,13 @@ class JobPaths:
         return self.fill(pattern)[0] if self.settings["dataset"]["benchmark"] else []
 
     def executed(self) -> str:
-        """The score of the answers that were run."""
+        """The score of the answers that were run.
+
+        Raises
+        ------
+        UserError
+            If the configuration has no benchmark: held-out requests have no file system to run in.
+        """
         if self.settings["dataset"]["benchmark"] is None:
             raise configuration.nothing_to_execute()
         return self.fill(EXECUTION)[0]

@@ -31,7 +31,13 @@ _RUN = {"training", "memory", "dataset", "scenario_defaults", "evaluation", "mer
 
 
 def mapping_of(path: Path) -> Mapping[str, Any]:
-    """A file's content, YAML or JSON."""
+    """A file's content, YAML or JSON.
+
+    Raises
+    ------
+    UserError
+        If it is neither, or no mapping.
+    """
     if path.suffix in (".jinja", ".j2"):
         raise UserError("This is a template, not a configuration.", where=path, allowed="the file that it makes")
     content = read_yaml(path)
@@ -47,7 +53,13 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
 
 
 def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
-    """``model`` (a config.json), ``scenario``, ``run`` (settings of a run of this project), or a tool's name."""
+    """``model`` (a config.json), ``scenario``, ``run`` (settings of a run of this project), or a tool's name.
+
+    Raises
+    ------
+    UserError
+        If no tool, or more than one, can have written it.
+    """
     if "model_type" in mapping and ("hidden_size" in mapping or "architectures" in mapping or "text_config" in mapping):
         return "model"
     if any(isinstance(mapping.get(section), Mapping) for section in _RUN):

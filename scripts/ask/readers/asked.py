@@ -64,6 +64,11 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedSt
     """A scenario's fields, with ``like`` among them or without.
 
     A GPU with a count and no word of ``parallel`` is all of them, with FSDP2.
+
+    Raises
+    ------
+    UserError
+        For all that is wrong.
     """
     if not isinstance(mapping, Mapping):
         return AskedStep(Scenario.from_mapping(mapping, where=where), {})

@@ -293,6 +293,11 @@ class Decoder:
         """Adapter matrices as (where, elements, how many such): A is rank x inputs, B is outputs x rank.
 
         Experts have one pair each; where two of their matrices are one parameter it has twice the rank.
+
+        Raises
+        ------
+        NotDescribed
+            With adapters of embeddings or of the output head.
         """
         if beyond := OUTSIDE_OF_LAYERS & _asked(lora):
             raise NotDescribed(f"the analytic estimate does not describe adapters of {', '.join(sorted(beyond))}")

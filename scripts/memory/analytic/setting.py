@@ -41,7 +41,13 @@ DESCRIBED: dict[str, tuple | None] = {
 
 
 def check_described(scenario: Scenario) -> None:
-    """Refuse what the estimate would silently get wrong."""
+    """Refuse what the estimate would silently get wrong.
+
+    Raises
+    ------
+    NotDescribed
+        For the first field whose value is not described.
+    """
     values = {field.name: getattr(scenario, field.name) for field in fields(scenario)}
     for name, described in DESCRIBED.items():
         field, _, part = name.partition(".")

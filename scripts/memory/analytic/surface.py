@@ -100,6 +100,11 @@ def surface(scenario: Scenario, *, capability: Capability | None = None) -> dict
         are all reached) and ``moments``; a moment has its ``phase``, ``fixed`` (bytes by group of components) and
         ``terms``, each ``[group, unit, bytes, times]``: so many blocks of bytes x unit. ``symbols``: numbers that units
         are made of beside length and rows. :func:`evaluate` shows how all of it is read.
+
+    Raises
+    ------
+    NotDescribed
+        For what the estimate does not describe.
     """
     decoder = described(scenario)
     check_described(scenario)
@@ -120,7 +125,13 @@ def surface(scenario: Scenario, *, capability: Capability | None = None) -> dict
 
 
 def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, ...]:
-    """What of a step a GPU's compute capability decides: where this is the same, so are surfaces."""
+    """What of a step a GPU's compute capability decides: where this is the same, so are surfaces.
+
+    Raises
+    ------
+    NotDescribed
+        For what the estimate does not describe.
+    """
     decoder, capability = described(scenario), capability or DEFAULT_CAPABILITY
     longest = scenario.size("max_position_embeddings") or LONGEST
     found: list[Any] = [cuda_rules.cublas_workspace_bytes(capability)]
