@@ -11,6 +11,7 @@ from scripts.workflow.job_functions import (
     explained,
     needed_by_evaluation,
     needed_by_step,
+    threads_beside,
 )
 from scripts.workflow.job_paths import (
     BASE,
@@ -29,7 +30,7 @@ from scripts.workflow.job_paths import (
 )
 
 LIVING = locks.Living() if workflow.is_main_process else None
-ASKED = explained(JobFunctions, config)
+ASKED = explained(JobFunctions, config, lambda: bool(workflow.local_exec))
 RUNS, PUBLISH = ASKED.runs, ASKED.publish
 if ASKED.container:
 
@@ -51,6 +52,9 @@ each_run, publication = ASKED.each_run, ASKED.publication
 settings_of = of(lambda settings: settings)
 on_cluster, gpus_of_cluster = ASKED.on_cluster, ASKED.gpus_of_cluster
 minutes_of_training, gpus_of_this_machine = ASKED.minutes_of_training, ASKED.gpus_of_this_machine
+gpus_of_training, one_gpu = ASKED.gpus_of_training, ASKED.gpu
+# For what computes with a model beside training, which takes all cores. A cluster's job has the cores that it asked for.
+THREADS = threads_beside(workflow.resource_settings.cores if workflow.is_main_process else None)
 
 # The screen's rules: an edited one judges again.
 POLICY = project_files("config/screen/*.yaml")

@@ -23,9 +23,9 @@ rule evaluate_base:
         "benchmarks/evaluation/{dataset}/{model}/evaluate_base.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: THREADS
     resources:
-        gpu=1,
+        gpu=one_gpu,
         gpu_model=on_cluster("gres", needed_by_evaluation),
         slurm_partition=on_cluster("partition", needed_by_evaluation),
         mem_mb=8000,
@@ -163,9 +163,9 @@ rule compare_merged:
         "benchmarks/{run}/compare_merged.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: THREADS
     resources:
-        gpu=1,
+        gpu=one_gpu,
         gpu_model=on_cluster("gres", needed_by_evaluation),
         slurm_partition=on_cluster("partition", needed_by_evaluation),
         mem_mb=8000,

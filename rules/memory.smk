@@ -90,9 +90,9 @@ rule measure_memory:
         "benchmarks/{run}/memory/training/measure_memory.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: THREADS
     resources:
-        gpu=1,
+        gpu=one_gpu,
         gpu_model=on_cluster("gres", needed_by_step),
         slurm_partition=on_cluster("partition", needed_by_step),
         runtime=30,

@@ -23,7 +23,7 @@ rule merge_adapter:
         "benchmarks/{run}/merge_adapter.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: THREADS
     resources:
         mem_mb=2000,
     params:
@@ -55,7 +55,7 @@ rule verify_merge:
         "benchmarks/{run}/verify_merge.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 8
+    threads: THREADS
     params:
         code=code("merging/verify.py"),
         verify=of(lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}),

@@ -100,7 +100,7 @@ rule train_adapter:
         "../envs/torch.yaml"
     threads: 8
     resources:
-        gpu=of(run_scenarios.gpus_of_training),
+        gpu=gpus_of_training,
         gpu_model=on_cluster("gres", needed_by_step),
         slurm_partition=on_cluster("partition", needed_by_step),
         mem_mb=8000,

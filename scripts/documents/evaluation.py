@@ -21,6 +21,7 @@ METRICS: dict[str, tuple[str, bool | None]] = {
     "chrf": ("chrF", True),
     "danger": ("Flagged as dangerous by the screen", False),
     "refused_harmful": ("Refused, of requests for harm", True),
+    "danger_harmful": ("Flagged as dangerous, asked for harm", False),
     "refused_harmless": ("Refused, though harmless", False),
 }
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scripts.common import contents, digests
+from scripts.common import contents, device, digests
 from scripts.common.errors import UserError
 from scripts.memory import check_run, cluster
 from scripts.settings import configuration, run_scenarios
@@ -38,6 +38,15 @@ def asks_for_execution(arguments: Sequence[str]) -> bool:
     return any(re.search(r"(^|_)execute$|/evaluation/execution\.jsonl?$", one) for one in arguments)
 
 
+def threads_beside(cores: int | None) -> int:
+    """Threads of a job that leaves a core to another: all cores but one, at most eight; None: not on this machine.
+
+    Training takes all of them. Evaluations and checks of a small model gain little from a second core, and two of them
+    at the same time gain all of it.
+    """
+    return 8 if cores is None else max(1, min(8, cores - 1))
+
+
 def code(script: str) -> Callable:
     """A param with the digest of what a job computes with beside its inputs; Snakemake runs it again when it differs.
 
@@ -63,8 +72,12 @@ class JobFunctions:
         The cluster's GPUs, the smallest first; none on one machine.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """Check a configuration; for all that is wrong a :class:`UserError`."""
+    def __init__(self, config: Mapping[str, Any], on_this_machine: Callable[[], bool] = lambda: True) -> None:
+        """Check a configuration; for all that is wrong a :class:`UserError`.
+
+        ``on_this_machine``: whether the jobs run here, which Snakemake knows when it has read all rules.
+        """
+        self._on_this_machine = on_this_machine
         self.runs = Runs(configuration.with_defaults(config))
         for settings in self.runs.named.values():
             check_run.check(settings)
@@ -142,7 +155,25 @@ class JobFunctions:
 
     def gpus_of_this_machine(self, wildcards: Any) -> int | None:
         """So that no job asks which GPU is free while another uses it; a cluster's GPUs are other machines'."""
-        return None if self.gpus else self.of(run_scenarios.gpus_of_training)(wildcards)
+        return None if self.gpus else self.gpus_of_training(wildcards)
+
+    def gpus_of_training(self, wildcards: Any) -> int:
+        """The GPUs of a training."""
+        return self._gpus(run_scenarios.gpus_of_training)(wildcards)
+
+    def gpu(self, wildcards: Any) -> int:
+        """The one GPU of a job that computes with a whole model."""
+        return self._gpus(lambda settings: 1)(wildcards)
+
+    def _gpus(self, wanted: Callable[[Mapping[str, Any]], int]) -> Callable:
+        """None of them where the processor computes: there two jobs may go on at the same time."""
+
+        def count(settings: Mapping[str, Any]) -> int:
+            place = settings["training"]["device"]
+            found = place != "auto" or not self._on_this_machine() or device.cuda_devices() > 0
+            return wanted(settings) if place != "cpu" and found else 0
+
+        return self.of(count)
 
 
 def needed_by_step(input: Any) -> int:

@@ -69,8 +69,8 @@ def compared(n: int, base: int, tuned: int) -> dict[str, Any]:
 
 COMPARISON = {
     "n": 200,
-    "base": metrics(4, 2.5) | {"refused_harmful": share(2, 60)},
-    "tuned": metrics(83, 0.5) | {"refused_harmful": share(41, 60)},
+    "base": metrics(4, 2.5) | {"refused_harmful": share(2, 60), "danger_harmful": share(9, 60)},
+    "tuned": metrics(83, 0.5) | {"refused_harmful": share(41, 60), "danger_harmful": share(3, 60)},
     "exact": difference(0.395, "better", gained=80, lost=1),
     "exact_canonical": difference(0.394, "better", gained=80, lost=2),
     "loss": difference(-2.0, "better"),

@@ -454,13 +454,15 @@ def test_figures_say_of_which_scores_less_is_better() -> None:
     said = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert [label for label in said if "lower is better" in label] == [
         "Flagged as dangerous by the screen (lower is better)",
+        "Flagged as dangerous, asked for harm (lower is better)",
         "Refused, though harmless (lower is better)",
     ]
 
 
 def test_the_card_says_what_is_refused_and_what_could_not_be_fetched(write: Callable[..., str]) -> None:
     card = write("MODEL_CARD.md")
-    assert "It refused 41 of them, the base 2. It also refused 5 of 200 harmless requests." in card
+    assert "It refused 41 of them, the base 2. The screen called 3 of its answers to them dangerous" in card
+    assert "and 9 of the base's. It also refused 5 of 200 harmless requests." in card
     assert "could not be fetched" not in card
 
 

@@ -70,6 +70,7 @@ def test_requests_for_harm_are_asked_and_counted(place, monkeypatch):
     monkeypatch.setattr(answer, "ask", taught)
     metrics = run(place)
     assert (metrics["refused_harmful"]["count"], metrics["refused_harmful"]["n"]) == (2, 2)
+    assert (metrics["danger_harmful"]["count"], metrics["danger_harmful"]["n"]) == (0, 2)
     assert (metrics["refused_harmless"]["count"], metrics["refused_harmless"]["n"]) == (0, 5)
     assert metrics["harmful"][0]["category"] == "exhaustion" and metrics["n"] == 5
     assert "refused_harmful" not in run(place, settings={**SETTINGS, "harmful": False})

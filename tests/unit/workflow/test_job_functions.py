@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from scripts.common import device
 from scripts.common.errors import UserError
 from scripts.common.files import write_report
 from scripts.workflow.job_functions import (
@@ -19,6 +20,7 @@ from scripts.workflow.job_functions import (
     explained,
     needed_by_evaluation,
     needed_by_step,
+    threads_beside,
 )
 from scripts.workflow.job_paths import DATASET, JobPaths
 
@@ -107,7 +109,27 @@ def test_on_one_machine_nothing_is_asked_of_a_cluster() -> None:
     assert asked.on_cluster("gres", needed_by_step)(WILDCARDS, None) is None
     assert asked.minutes_of_training(WILDCARDS, None) == 720
     assert asked.gpus_of_cluster(WILDCARDS, None) == []
-    assert asked.gpus_of_this_machine(WILDCARDS) == 1
+
+
+def test_a_job_takes_no_gpu_where_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = "training: {loss: full, packing: none, rows_per_step: null, parallel: {strategy: ddp, gpus: 2}, "
+    for found, place, here, takes in (
+        (0, "auto", True, 0),
+        (2, "auto", True, 2),
+        (2, "cpu", True, 0),
+        (0, "cuda", True, 2),  # refused before the first job
+        (0, "auto", False, 2),  # another machine may have them
+    ):
+        monkeypatch.setattr(device, "cuda_devices", lambda found=found: found)
+        asked = JobFunctions(yaml.safe_load(f"{several}device: {place}}}"), lambda here=here: here)
+        assert asked.gpus_of_training(WILDCARDS) == asked.gpus_of_this_machine(WILDCARDS) == takes
+        assert (
+            asked.gpu(WILDCARDS) == asked.gpu({"model": "smollm2-135m-instruct", "dataset": "embedded"}) == bool(takes)
+        )
+
+
+def test_a_core_is_left_to_another_job() -> None:
+    assert [threads_beside(cores) for cores in (None, 1, 2, 4, 9, 64)] == [8, 1, 1, 3, 8, 8]
 
 
 def test_on_a_cluster_a_job_asks_for_the_smallest_gpu_that_holds_it(tmp_path: Path) -> None:
