@@ -7,7 +7,8 @@ The sets are held-out intents of the grammar and held-out files of ``eg``; nothi
 benchmark. Settings are rows a step x steps @ learning rate, and what else differs from the default configuration:
 ``rank``, ``autocast`` (bf16 or none), ``method`` (lora: an fp32 base). docs/training-settings.csv keeps what has been
 measured: a line for each look at the validation sets, with the CPU seconds that the steps until then took in one
-thread; the last of a run has the right answers too. What stands there is not measured again; ``--draw`` draws it.
+thread; the last of a run has the right answers too. ``grammar_intents`` tells the versions of the data apart: what
+stands there of today's is not measured again, and ``--draw`` draws it.
 """
 
 import argparse
@@ -23,7 +24,17 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED, FIGURE = ROOT / "docs" / "training-settings.csv", ROOT / "docs" / "images" / "training.png"
 RESULTS = ("loss_intents", "loss_examples", "right_intents", "right_examples", "refused", "wrongly_refused")
-COLUMNS = ("rows_per_step", "steps", "learning_rate", "rank", "autocast", "method", "seed", "rows_seen")
+COLUMNS = (
+    "grammar_intents",
+    "rows_per_step",
+    "steps",
+    "learning_rate",
+    "rank",
+    "autocast",
+    "method",
+    "seed",
+    "rows_seen",
+)
 COLUMNS += (*RESULTS, "train_cpu_seconds")
 LOOKS = 4  # at the validation sets in a run, evenly spaced
 # Okabe and Ito's colours; the chosen settings in the strongest.
@@ -142,6 +153,7 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
     model = build_model(scenario, "cpu", weights=base, seed=seed)
     optimizer = build_optimizer(model, scenario, learning_rate=settings.learning_rate)
     looked: list[dict] = []
+    data = {"grammar_intents": grammar_intents()}
 
     class Look(Checkpoint):
         """Where a run would keep its state, the validation sets are looked at."""
@@ -155,7 +167,7 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
                 f"loss_{k}": round(validation_loss(model, sets.rows[k], 64, 0), 4) for k in ("intents", "examples")
             }
             seen = {"seed": seed, "rows_seen": step * settings.rows_per_step, "train_cpu_seconds": round(taken, 1)}
-            looked.append({**settings._asdict(), **seen, **losses})
+            looked.append({**data, **settings._asdict(), **seen, **losses})
             print(looked[-1], flush=True)
             self.apart += time.process_time() - before
 
@@ -163,6 +175,19 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
     Fit(model, optimizer, rows, scenario, loop, seed, 0, Look(Path("nowhere")), common_prefix(rows)).run()
     looked[-1] |= answers(model.eval(), read_tokenizer(base), chosen, sets)
     return looked
+
+
+def grammar_intents() -> int:
+    """How many intents today's grammar has."""
+    from scripts.dataset.embedded import read_grammar
+
+    return len(read_grammar().intents)
+
+
+def of_today(lines: Iterable[dict]) -> list[dict]:
+    """What was measured on today's data."""
+    today = grammar_intents()
+    return [line for line in lines if line["grammar_intents"] == today]
 
 
 def read() -> list[dict]:
@@ -247,13 +272,13 @@ def main() -> None:
     given = parser.parse_args()
     for seed in given.seeds:  # all settings with one seed before the next seed
         for settings in given.settings:
-            if not any(of(line) == settings and line["seed"] == seed for line in read()):
+            if not any(of(line) == settings and line["seed"] == seed for line in of_today(read())):
                 looked = measure(given.results, settings, seed)
                 write([*read(), *looked])
                 print(looked[-1], flush=True)
     if given.draw:
-        draw(read())
-        table(read())
+        draw(of_today(read()))
+        table(of_today(read()))
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ from scripts.screen.policy import screen
 ROOT = Path(__file__).resolve().parents[3]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.
 ROWS = {
-    (42, 1800): "7446d4f3033b24805296c7fda94517963ea86877e58f4ab3f7e6d3a7a03412de",
-    (42, 300): "008baca49bb00eb2a53501fc66af86df3faa20d9b2e339207b74239ff9aee905",
-    (7, 500): "da5716a039d71b6d5dd39def7929e695f973ccd4675829049c382616113f28f1",
-    (1, 20000): "cd07c935061b7ab727677dacf4acfbe3dcb384f09cebf28eddbdc521c7c87246",
+    (42, 1800): "76f974629e5232b1ce69e32a9a0eca84d3ffaa3d6b14396b530377fe0ec63220",
+    (42, 300): "fdf7ed59378f2dad67b8b2bcee54b2ec3870d1d206beba7bc575e8046bb1c9b1",
+    (7, 500): "c99cfd64804ccbf1a802f39011dbfcc5d340f0313b85f53f4e900d394162d3c3",
+    (1, 20000): "14a1f4c96c19442aff1bc4cd30fd1f8a919d924b24fb1ca266dd87a615c59b42",
 }
 
 
@@ -57,7 +57,7 @@ def programs(command: str) -> set[str]:
 
 def test_the_grammar_knows_many_programs_options_and_pipes():
     grammar = read_grammar()
-    assert len(grammar.intents) >= 1800
+    assert len(grammar.intents) >= 2100
     assert len(set().union(*(programs(intent.command) for intent in grammar.intents))) >= 180
     stages = Counter(
         min(3, intent.command.count(" | ") + 1) for intent in grammar.intents if intent.name[:5] == "pipe."
@@ -203,9 +203,9 @@ def test_some_options_are_held_together():
 
 def test_requests_for_harm_are_held_out_by_category():
     refusals = read_refusals()
-    categories = sorted({*refusals.taught, *refusals.held_out})
-    assert {path.stem for path in (ROOT / "config/screen").glob("*-*.yaml")} <= {*categories}
-    assert list(refusals.held_out) == categories[1::3]
+    screened = {path.stem for path in (ROOT / "config/screen").glob("*.yaml")} - {"places", "programs", "schema"}
+    assert screened <= {*refusals.taught, *refusals.held_out}
+    assert list(refusals.held_out) == sorted(screened)[1::3]
     asked = list(held_out_harm())
     assert len(asked) == 60 and len({row["request"] for row in asked}) == 60
     assert not any(SLOT.search(row["request"]) for row in asked)
