@@ -30,9 +30,14 @@ def batch_shapes(train: str, scenario: Scenario, loop: Mapping[str, Any]) -> Sha
         The encoded training split.
     loop
         ``rows_per_step``, ``epochs``, ``max_steps`` and ``seed``, which decide which rows meet.
+
+    Raises
+    ------
+    UserError
+        If the rows of a step need more micro-batches than it was predicted with.
     """
     from scripts.training.batches import read_rows
-    from scripts.training.loop import planned_steps
+    from scripts.training.loop import planned_steps, refuse_more_batches
     from scripts.training.packing import common_prefix
 
     rows = read_rows(train)
@@ -41,10 +46,12 @@ def batch_shapes(train: str, scenario: Scenario, loop: Mapping[str, Any]) -> Sha
     def shape(packs: Sequence[Any]) -> tuple[int, int]:
         return len(packs), max(prefix + sum(len(row.input_ids) - prefix for row in pack) for pack in packs)
 
-    return [
+    shapes = [
         [[shape(packs) for packs in share] for share in shares]
         for shares in planned_steps(rows, scenario, dict(loop), loop["seed"], prefix)
     ]
+    refuse_more_batches(max(len(share) for shares in shapes for share in shares), scenario, loop)
+    return shapes
 
 
 def training_seconds(

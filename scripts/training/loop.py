@@ -77,10 +77,19 @@ def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: d
                 where="training",
                 allowed="rows with an answer; encode_dataset makes no others",
             )
-    if scenario.packing == "none":
-        return
     most = max(len(micros) for shares in planned_steps(rows, scenario, loop, seed, prefix) for micros in shares)
-    if most > scenario.gradient_accumulation:
+    refuse_more_batches(most, scenario, loop)
+
+
+def refuse_more_batches(most: int, scenario: Scenario, loop: Mapping[str, Any]) -> None:
+    """Refuse packed rows of a step that need more micro-batches than the step was predicted with.
+
+    Raises
+    ------
+    UserError
+        If ``most``, the micro-batches of the longest step, is more than ``gradient_accumulation``.
+    """
+    if scenario.packing != "none" and most > scenario.gradient_accumulation:
         raise UserError(
             f"The rows of one step take {most} micro-batches; the memory was predicted for fewer.",
             where="training",

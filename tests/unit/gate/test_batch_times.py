@@ -54,6 +54,15 @@ def test_shapes_are_those_of_the_batches(train) -> None:
     assert max(tokens for shares in shapes for _, tokens in shares[0]) == 64
 
 
+def test_rows_of_a_step_that_need_more_batches_than_were_traced_are_refused_before_the_weights_come(train) -> None:
+    packed = replace(STEP, packing="rows", micro_batch=1)
+    with pytest.raises(UserError, match="take 3 micro-batches") as error:
+        batch_shapes(train, packed, {**LOOP, "rows_per_step": 5})
+    assert error.value.write == "gradient_accumulation: 3"
+    enough = batch_shapes(train, replace(packed, gradient_accumulation=3), {**LOOP, "rows_per_step": 5})
+    assert [len(share) for shares in enough for share in shares] == [3, 3]
+
+
 def test_each_step_takes_as_long_as_its_batch_and_the_fullest_gpu_decides() -> None:
     short, long = seconds_of(2, 8), seconds_of(2, 64)
     assert short < long
