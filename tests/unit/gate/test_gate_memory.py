@@ -168,7 +168,7 @@ def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
     loop = {"epochs": 1, "max_steps": None, "rows_per_step": None}
     longest = longest_of(tmp_path, Scenario.from_mapping(fields), loop)
     assert (longest.micro_batch, longest.sequence_length) == (4, 30)
-    packed = Scenario.from_mapping({**fields, "packing": "rows", "micro_batch": 1})
+    packed = Scenario.from_mapping({**fields, "packing": "rows", "micro_batch": 1, "gradient_accumulation": 2})
     found = longest_of(tmp_path, packed, loop | {"rows_per_step": 6})
     assert (found.micro_batch, 30 <= found.sequence_length <= 64) == (1, True)
 
