@@ -101,7 +101,7 @@ def fetch_config(hub: HubId, where: object) -> Path:
     Raises
     ------
     UserError
-        If there is none to be had: what it was, and what to do.
+        If the file can't be fetched; the message says why, and what to do.
     """
     return FETCH.get()(hub, where)
 

@@ -166,12 +166,16 @@ class JobFunctions:
         return self._gpus(lambda settings: 1)(wildcards)
 
     def _gpus(self, wanted: Callable[[Mapping[str, Any]], int]) -> Callable:
-        """None of them where the processor computes: there two jobs may go on at the same time."""
+        """As many as wanted; 0 where a small model computes on the processor, so that two jobs may share its cores.
+
+        A model inside a wheel is small. Of others two may not fit the host's memory, which is priced for one at a time.
+        """
 
         def count(settings: Mapping[str, Any]) -> int:
             place = settings["training"]["device"]
-            found = place != "auto" or not self._on_this_machine() or device.cuda_devices() > 0
-            return wanted(settings) if place != "cpu" and found else 0
+            processor = place == "auto" and self._on_this_machine() and not device.cuda_devices()
+            small = settings["model"]["source"]["type"] == "wheel"
+            return 0 if small and (processor or place == "cpu") else wanted(settings)
 
         return self.of(count)
 

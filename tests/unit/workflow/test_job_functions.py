@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from scripts.common import device
+from scripts.common.digests import ROOT
 from scripts.common.errors import UserError
 from scripts.common.files import write_report
 from scripts.workflow.job_functions import (
@@ -126,6 +127,10 @@ def test_a_job_takes_no_gpu_where_the_processor_computes(monkeypatch: pytest.Mon
         assert (
             asked.gpu(WILDCARDS) == asked.gpu({"model": "smollm2-135m-instruct", "dataset": "embedded"}) == bool(takes)
         )
+    hub = (ROOT / "config/qwen2.5-coder-7b.yaml").read_text(encoding="utf-8")
+    monkeypatch.setattr(device, "cuda_devices", lambda: 0)
+    asked = functions(hub)
+    assert asked.gpu({"run": next(iter(asked.runs.named))}) == 1, "two models of any size may not fit the host's memory"
 
 
 def test_a_core_is_left_to_another_job() -> None:
