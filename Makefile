@@ -45,14 +45,14 @@ test-catalogue: $(VENV)/ready-dev
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready
-	$(VENV)-deepspeed/bin/python -m pytest tests/unit/engine/test_fake_deepspeed.py tests/unit/engine/test_private_names.py tests/unit/memory/test_zero.py
+	$(VENV)-deepspeed/bin/python -m pytest tests/will_it_fit/engine/test_fake_deepspeed.py tests/will_it_fit/engine/test_private_names.py tests/will_it_fit/tracing/test_zero.py
 
 # Where torchao can be imported PEFT and transformers import it.
 test-optimizers: $(VENV)-optimizers/ready
-	$(VENV)-optimizers/bin/python -m pytest tests/unit/training/test_optimizers.py tests/unit/engine/test_anybodys_step.py
+	$(VENV)-optimizers/bin/python -m pytest tests/will_it_fit/step/test_optimizers.py tests/will_it_fit/engine/test_anybodys_step.py
 
 site: $(VENV)-site/ready
-	$(VENV)-site/bin/python -m scripts.site.build
+	$(VENV)-site/bin/python -m will_it_fit.site.build
 
 example: run
 	$(BIN)/snakemake --cores $(CORES) --configfile tests/config/tiny.yaml tests/config/sweep.yaml -- results/tiny-sweep/SWEEP.md
@@ -76,7 +76,7 @@ $(VENV)/ready: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
-	@printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s/python" -P -m scripts.ask "$$@"\n' \
+	@printf '#!/bin/sh\nPYTHONPATH="%s$${PYTHONPATH:+:$$PYTHONPATH}" exec "%s/python" -P -m will_it_fit.ask "$$@"\n' \
 	  "$(CURDIR)" "$(CURDIR)/$(BIN)" > $(BIN)/will-it-fit && chmod +x $(BIN)/will-it-fit
 	@touch $@
 

@@ -1,10 +1,11 @@
-# Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/workflow/.
-from scripts.common import files, ledger, locks, outdated
-from scripts.memory import check_run
-from scripts.settings import configuration, run_scenarios
+# Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/runs/.
+from will_it_fit.common import files
+from scripts.common import made_from as ledger, locks, outdated
+from scripts.runs import check_configuration as check_run
+from scripts.runs import configuration, run_scenarios
 from scripts.training import describe_model
-from scripts.workflow import around_jobs
-from scripts.workflow.job_functions import (
+from scripts.runs import around_jobs
+from scripts.runs.job_functions import (
     JobFunctions,
     asks_for_execution,
     code,
@@ -13,7 +14,7 @@ from scripts.workflow.job_functions import (
     needed_by_step,
     threads_beside,
 )
-from scripts.workflow.job_paths import (
+from scripts.runs.job_paths import (
     BASE,
     BASE_EVALUATION,
     BENCHMARK,

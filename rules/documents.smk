@@ -5,8 +5,8 @@
 #   results/<run>/report.html            all of it on one page
 #   results/<run>/documents.json         each number in them, with the files and keys that it came from
 
-# The trace's errors against published measurements (python -m scripts.validation.measurements --json), once they are there.
-VALIDATION = [path for path in [project_file("config/measurements/validation.json")] if os.path.exists(path)]
+# The trace's errors against published measurements (python -m validation.measurements --json), once they are there.
+VALIDATION = [path for path in [project_file("validation/data/validation.json")] if os.path.exists(path)]
 
 
 rule draw_memory:

@@ -23,11 +23,11 @@ FIRST = (
     "tests/end_to_end",
     "tests/unit/memory",
     "tests/unit/training",
-    "tests/unit/engine",
+    "tests/will_it_fit/engine",
     "tests/unit/merging",
-    "tests/unit/planner",
-    "tests/unit/validation",
-    "tests/unit/ask",
+    "tests/will_it_fit/planner",
+    "tests/validation",
+    "tests/will_it_fit/ask",
 )
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.digests import digest
-from scripts.common.errors import UserError
-from scripts.common.files import atomic_folder, atomic_open, read_report
 from scripts.common.job import log
+from will_it_fit.common.digests import digest
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import atomic_folder, atomic_open, read_report
 
 
 class ResultCache:
@@ -28,7 +28,7 @@ class ResultCache:
     state
         What shaped them: settings, digests of inputs and code; as JSON has it.
     report
-        The output that :func:`scripts.common.files.write_report` wrote; it lists the others.
+        The output that :func:`will_it_fit.common.files.write_report` wrote; it lists the others.
     others
         The other outputs, with file names that differ.
     """

@@ -25,8 +25,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from scripts.common import ledger, locks
-from scripts.common.errors import UserError
+from scripts.common import locks
+from scripts.common import made_from as ledger
+from will_it_fit.common.errors import UserError
 
 T = TypeVar("T")
 log = logging.getLogger("securecli")

@@ -2,8 +2,8 @@
 
 Documents are made in seconds and are gone before the first job of a run that makes them again. What costs time stays
 (going back to the settings that it was made with needs it), and ``OUTDATED.txt`` at the top of its folder names it
-until it has been made again. So it does with all that the ledger (:mod:`scripts.common.ledger`) knows to have been made
-from such files, in whichever run. Nor may what nobody knows the origin of pass. Standard library only.
+until it has been made again. So it does with all that the ledger (:mod:`scripts.common.made_from`) knows to have been
+made from such files, in whichever run. Nor may what nobody knows the origin of pass. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from scripts.common.errors import UserError
-from scripts.common.files import write_text
-from scripts.common.ledger import HOME, Ledger
+from scripts.common.made_from import HOME, Ledger
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_text
 
 NAME = "OUTDATED.txt"
 HEAD = "These files were made with earlier settings or data; they are listed here until they are made again.\n"

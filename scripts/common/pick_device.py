@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scripts.common.device import refuse_missing
-from scripts.common.errors import UserError
+from will_it_fit.common.device import refuse_missing
+from will_it_fit.common.errors import UserError
 
 
 def pick_device(wanted: str, gpus: int = 1) -> str:

@@ -7,11 +7,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_jsonl, read_report, sha256_file, write_json, write_jsonl, write_report
 from scripts.common.job import job, log
 from scripts.dataset.rows import COLUMNS, Rows, count, write_rows
 from scripts.dataset.sources import Record, read_file
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import (
+    read_json,
+    read_jsonl,
+    read_report,
+    sha256_file,
+    write_json,
+    write_jsonl,
+    write_report,
+)
 
 
 def label(source: Mapping[str, Any]) -> str:

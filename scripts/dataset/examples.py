@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from scripts.common.errors import UserError
-from scripts.common.files import atomic_open, scratch_folder, write_jsonl, write_report
 from scripts.common.job import job, log
 from scripts.common.wheels import Unreachable, download_wheel
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import atomic_open, scratch_folder, write_jsonl, write_report
 
 _MOST_CHARACTERS, _MOST_WORDS_ADDED = 120, 2
 _ASIDE = re.compile(r"\s*\((?:see|eg|or|this|note|use|press)[^)]*\)")

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from scripts.common.errors import UserError
-from scripts.common.files import atomic_open
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import atomic_open
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,10 +3,10 @@
 Dangerous commands and those that it can't parse go to the rejected file, with the rule that matched.
 """
 
-from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.dataset.rows import count, must_keep_some, read_rows, write_rows
 from scripts.screen.policy import build
+from will_it_fit.common.files import read_report, write_report
 
 
 def main(inputs: dict[str, str], outputs: dict[str, str]) -> None:

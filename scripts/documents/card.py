@@ -7,7 +7,7 @@ from typing import Any
 
 from scripts.documents.evaluation import HUB_METRICS
 from scripts.documents.memory import as_list
-from scripts.documents.sources import count_of, dump_yaml, sourced
+from scripts.documents.traced_values import count_of, dump_yaml, sourced
 
 CHECKS = {
     "files": "Digest of every file",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.documents.sources import plain
+from scripts.documents.traced_values import plain
 
 # Stages of cleaning as people say them.
 CLEANING = {

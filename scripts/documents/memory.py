@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.documents.sources import mark_sources, sourced
-from scripts.engine import components
-from scripts.engine.components import grouped
+from scripts.documents.traced_values import mark_sources, sourced
+from will_it_fit.engine import components
+from will_it_fit.engine.components import grouped
 
 # What the groups of memory components are called.
 GROUP_TITLES = {

@@ -4,7 +4,7 @@ A template holds words, this module turns values into text, and every figure com
 of a template is the content of the rule's inputs, and what :func:`derive` computes from it. A name that the
 JSON does not have is an error, never a blank. Text of models, requests and commands is data: whatever a
 template prints is escaped, unless a filter of this module made it. Beside the documents stands a list of each number
-in them with the files and keys that it came from (``scripts/documents/sources.py``).
+in them with the files and keys that it came from (``scripts/documents/traced_values.py``).
 """
 
 import os
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_report, write_text
 from scripts.common.job import job, log
 from scripts.documents.context import derive
 from scripts.documents.gather import gather
-from scripts.documents.sources import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
+from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_report, write_text
 
 SHOWN_CHARACTERS = 240  # of one request or answer
 
@@ -296,7 +296,7 @@ def render(template: Path, context: Mapping[str, Any]) -> tuple[str, list[dict[s
     str
         The document.
     list of dict
-        Its numbers with their sources, as :func:`scripts.documents.sources.collect` lists them.
+        Its numbers with their sources, as :func:`scripts.documents.traced_values.collect` lists them.
 
     Raises
     ------

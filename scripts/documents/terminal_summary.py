@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import read_report
 from scripts.common.resource_table import Stage, table
-from scripts.common.sizes import gib
+from will_it_fit.common.files import read_report
+from will_it_fit.common.sizes import gib
 
 
 def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:

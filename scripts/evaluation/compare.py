@@ -6,10 +6,10 @@ It may say "worse".
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.common.statistics import paired_bootstrap_interval
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_report
 
 if TYPE_CHECKING:
     import pandas as pd

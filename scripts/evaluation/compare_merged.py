@@ -9,14 +9,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.pick_device import pick_device
 from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.compare import compare
 from scripts.evaluation.evaluate import answered, summarize
-from scripts.settings.scenario import Scenario
+from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
+from will_it_fit.scenario.scenario import Scenario
 
 METRICS = ("exact", "loss", "parses", "program")  # that are compared, of those that the evaluation has
 
@@ -37,8 +37,8 @@ def as_trained(scenario: Scenario, base: Path, adapter: Path, device: str) -> An
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    from scripts.training.model import build_model, weight_dtype
-    from scripts.training.quantized import dequantized, quantized_layers
+    from will_it_fit.step.model import build_model, weight_dtype
+    from will_it_fit.step.quantized import dequantized, quantized_layers
 
     plain = scenario.changed(gradient_checkpointing=False, loss="full", packing="none")
     model = build_model(plain, device, weights=base)
@@ -76,7 +76,7 @@ def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device:
     """Ask the trained model as the merged one was asked, and write a row for each request and the comparison."""
     import torch
 
-    from scripts.training.model import autocast_dtype
+    from will_it_fit.step.model import autocast_dtype
 
     device = pick_device(device)
     read_folder(inputs["description"])

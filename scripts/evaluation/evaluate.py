@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.cache import ResultCache
-from scripts.common.errors import UserError
-from scripts.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, keep_host_memory, log
 from scripts.common.pick_device import pick_device
 from scripts.common.statistics import share
 from scripts.common.syntax import check_syntax, strip_fence
 from scripts.common.tokenizer import read_tokenizer
 from scripts.screen.policy import screen
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
 
 # How models refuse that were taught no line for it.
 _PLAIN_REFUSAL = re.compile(
@@ -58,7 +58,7 @@ def answered(
 
     ``loss_sum`` is in nats, over the ``answer_tokens`` of the expected command.
     """
-    from scripts.evaluation.answer import ask
+    from will_it_fit.step.generation import ask
 
     asked = [(pair["request"], pair["command"]) for pair in pairs]
     said = ask(model, tokenizer, system, asked, max_new_tokens=max_new_tokens, batch_size=batch_size)

@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import job, log
 from scripts.common.statistics import share
 from scripts.common.syntax import strip_fence
@@ -19,6 +17,8 @@ from scripts.execution.judge import Reference, decidable, judge
 from scripts.execution.sandbox import Sandbox, State
 from scripts.execution.tasks import LEVELS
 from scripts.screen.policy import screen
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_json, read_jsonl, read_report, write_jsonl, write_report
 
 MODELS = ("base", "tuned")
 NOT_FOUND = re.compile(r"^(?:/bin/bash: line \d+: |\w+: )?([\w./+-]+): command not found$", re.MULTILINE)

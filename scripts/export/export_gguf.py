@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.common.chat import render_prompt
-from scripts.common.errors import UserError
-from scripts.common.files import atomic_folder, read_folder, write_report, write_text
 from scripts.common.job import command, job, progress
-from scripts.common.sizes import gib
+from will_it_fit.common.chat import render_prompt
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import atomic_folder, read_folder, write_report, write_text
+from will_it_fit.common.sizes import gib
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,11 @@ from dataclasses import replace
 from math import ceil
 from typing import Any
 
-from scripts.common.errors import UserError
 from scripts.common.resource_table import Stage
-from scripts.memory.run_time import RunHours
-from scripts.memory.step_time import Speed
-from scripts.settings.scenario import Scenario
+from will_it_fit.common.errors import UserError
+from will_it_fit.hours.run_time import RunHours
+from will_it_fit.hours.step_time import Speed
+from will_it_fit.scenario.scenario import Scenario
 
 # For each step of a training and each GPU: rows (or packs) and tokens of the longest, of each micro-batch.
 Shapes = Sequence[Sequence[Sequence[tuple[int, int]]]]
@@ -36,9 +36,9 @@ def batch_shapes(train: str, scenario: Scenario, loop: Mapping[str, Any]) -> Sha
     UserError
         If the rows of a step need more micro-batches than it was predicted with.
     """
-    from scripts.training.batches import read_rows
     from scripts.training.loop import planned_steps, refuse_more_batches
-    from scripts.training.packing import common_prefix
+    from will_it_fit.step.batches import read_rows
+    from will_it_fit.step.packing import common_prefix
 
     rows = read_rows(train)
     prefix = common_prefix(rows) if scenario.packing == "shared_prefix" else 0
@@ -60,7 +60,7 @@ def training_seconds(
     """Seconds of all steps of a training. A step ends when the GPU with the most to do has done it."""
     from numpy import interp
 
-    from scripts.memory.trace import trace
+    from will_it_fit.tracing.trace import trace
 
     by_tokens = {rows * tokens: (rows, tokens) for shares in shapes for share in shares for rows, tokens in share}
     sizes = sorted(by_tokens)

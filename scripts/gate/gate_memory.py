@@ -4,7 +4,7 @@ What counts is the memory that is free, not what the card says in its name. The 
 allows it at most; where that does not fit, at the longest batch that the data really have. Nothing is changed in
 silence: a step that does not fit fails the rule with the numbers, the GPU and what would fit; an explicit override
 lets it through and is recorded, so that the model card says so. The stages beside the step:
-:mod:`scripts.gate.price_run`.
+:mod:`scripts.gate.check_resources`.
 """
 
 import os
@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_report
 from scripts.common.job import job, log
 from scripts.gate.batch_times import Shapes, batch_shapes, refusal_of_hours, too_long, training_seconds
-from scripts.memory.gpus import GIB, Gpu, Verdict, find, from_device, holders, tightest, verdict
-from scripts.memory.run_time import RunHours
-from scripts.memory.step_time import speed_of
-from scripts.memory.trace_step import Traced
-from scripts.settings.scenario import Scenario
+from will_it_fit.cards.gpus import GIB, Gpu, Verdict, find, from_device, holders, tightest, verdict
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_report
+from will_it_fit.hours.run_time import RunHours
+from will_it_fit.hours.step_time import speed_of
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.scenario_trace import Traced
 
 if TYPE_CHECKING:
-    from scripts.planner.suggestions import Suggestion
+    from will_it_fit.planner.suggestions import Suggestion
 
 NOTHING_TO_GATE = "no GPU was found, and none was named"
 
@@ -140,7 +140,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
         reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.room}"
         fits = verdict(step["required_bytes"], gpu).fits
         if not fits and longest is not None and longest != scenario:
-            from scripts.memory.trace import trace
+            from will_it_fit.tracing.trace import trace
 
             real = trace(longest, capability=gpu.capability, timeline=False)
             if verdict(real["required_bytes"], gpu).fits:
@@ -151,7 +151,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
                 )
                 fits, step = True, real
         if not fits:
-            from scripts.planner.suggestions import suggest
+            from will_it_fit.planner.suggestions import suggest
 
             suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step)]
     effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
@@ -161,7 +161,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
 
 def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
     """To end the processes that hold memory on this machine's GPUs, where that alone is enough."""
-    from scripts.planner.suggestions import Suggestion
+    from will_it_fit.planner.suggestions import Suggestion
 
     step = traced.on(gpu)
     missing = {one: traced.on(one)["required_bytes"] - one.usable_bytes for one in (gpu, *gpu.others)}

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from scripts.common.files import read_json, write_json, write_report
 from scripts.common.job import job, log
-from scripts.settings.hub import HubId, fetch_config
-from scripts.settings.model import read_model
+from will_it_fit.common.files import read_json, write_json, write_report
+from will_it_fit.scenario.hub import HubId, fetch_config
+from will_it_fit.scenario.model import read_model
 
 WHERE = "memory.model in the configuration"
 

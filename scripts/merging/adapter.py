@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.checkpoint import FLOAT_DTYPES, Checkpoint, Tensor, read_shard, read_tensor, refuse_pickles
-from scripts.common.errors import UserError
-from scripts.common.files import own_file, read_json
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import own_file, read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"

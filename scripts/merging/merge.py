@@ -35,8 +35,10 @@ from scripts.common.checkpoint import (
     require_finite,
     torch_dtype,
 )
-from scripts.common.errors import UserError
-from scripts.common.files import (
+from scripts.common.job import command, job, keep_host_memory, log, progress
+from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import (
     atomic_folder,
     copy_own,
     read_folder,
@@ -46,10 +48,8 @@ from scripts.common.files import (
     write_json,
     write_report,
 )
-from scripts.common.job import command, job, keep_host_memory, log, progress
-from scripts.common.packages import versions
-from scripts.common.sizes import gib
-from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
+from will_it_fit.common.packages import versions
+from will_it_fit.common.sizes import gib
 
 MANIFEST = "manifest.json"
 # Reports in which the workflow's steps recorded digests of what a merge reads: training's lies beside the adapter's

@@ -21,11 +21,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.digests import ROOT
-from scripts.common.errors import UserError
-from scripts.common.files import read_reports, sha256_file, write_report, write_text
 from scripts.common.job import job, log, progress
-from scripts.common.version import VERSION
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_reports, sha256_file, write_report, write_text
+from will_it_fit.common.version import VERSION
 
 NAME = "SecureCLI-Tuner"
 COMMAND = "SECURECLI_COMMAND"  # the Snakefile puts the command line of the whole run there

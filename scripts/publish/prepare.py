@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import UserError
-from scripts.common.files import (
+from scripts.common.job import job, log
+from scripts.documents.render import render
+from scripts.documents.traced_values import collect, dump_yaml, sourced
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import (
     atomic_folder,
     read_folder,
     read_report,
@@ -20,9 +23,6 @@ from scripts.common.files import (
     write_report,
     write_text,
 )
-from scripts.common.job import job, log
-from scripts.documents.render import render
-from scripts.documents.sources import collect, dump_yaml, sourced
 
 SPLITS = ("train", "validation", "test")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

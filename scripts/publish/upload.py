@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, sha256_file, write_report
 from scripts.common.job import job, log
-from scripts.common.secrets import without_secrets
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, sha256_file, write_report
+from will_it_fit.common.secrets import without_secrets
 
 TYPES = {"adapter": "model", "dataset": "dataset", "merged": "model"}
 MESSAGE = "Publish a run of SecureCLI-Tuner"

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.common.files import read_report
 from scripts.common.job import job, log
 from scripts.documents.draw import COLOURS, INK, STYLE, save
+from will_it_fit.common.files import read_report
 
 BLUE, ORANGE, GREEN = COLOURS["parameters"], COLOURS["gradients"], COLOURS["activations"]
 

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.common.digests import digest
-from scripts.common.errors import UserError
-from scripts.common.files import copy_own, read_json, write_report
 from scripts.common.job import job, log
 from scripts.common.tokenizer import read_tokenizer
+from will_it_fit.common.digests import digest
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import copy_own, read_json, write_report
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]
@@ -38,7 +38,7 @@ def read_once() -> Iterator[None]:
     """
     import gguf
 
-    from scripts.engine.patching import patched  # the engine loads torch, and the rules import this module
+    from will_it_fit.engine.patching import patched  # the engine loads torch, and the rules import this module
 
     with patched([(gguf, name, cache(getattr(gguf, name))) for name in ("GGUFReader", "get_tensor_name_map")]):
         yield
@@ -133,7 +133,7 @@ def refuse_what_cannot_be_trained(folder: Path, config: Any) -> None:
         if config.get(part):
             raise UserError(
                 f"The model is more than a language model (it has a {part}), and only language models are trained here."
-                " Its memory can be asked for: `python -m scripts.memory.predict` takes its text_config.",
+                " Its memory can be asked for: `python -m will_it_fit.ask.predict` takes its text_config.",
                 where=f"{folder / 'config.json'}",
                 found=kind,
                 allowed="a model of text alone",

@@ -3,10 +3,10 @@
 import zipfile
 from pathlib import Path
 
-from scripts.common.errors import UserError
-from scripts.common.files import atomic_open, scratch_folder
 from scripts.common.job import job, log
 from scripts.common.wheels import download_wheel, licence
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import atomic_open, scratch_folder
 
 BLOCK_BYTES = 1 << 20
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scripts.common.errors import UserError
-from scripts.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
 from scripts.common.job import log
-from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.processes import ALONE, Group, divided_like, full_tensor
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
+from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 if TYPE_CHECKING:
-    from scripts.training.batches import Row
+    from will_it_fit.step.batches import Row
 
 
 def learning_rate_at(step: int, total: int, peak: float, warmup_ratio: float) -> float:
@@ -36,12 +36,12 @@ def plan_steps(rows: int, rows_per_step: int, epochs: int, max_steps: int | None
 
 
 def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> Iterator[list[list]]:
-    """For each step of a run, in order, the micro-batches of each GPU (:func:`scripts.training.packing.micro_batches`).
+    """For each step of a run, in order, the micro-batches of each GPU (:func:`will_it_fit.step.packing.micro_batches`).
 
     A step's rows are dealt out like cards: rows of like length lie beside each other, so that all get as much to do.
     """
-    from scripts.training.batches import epoch_batches
-    from scripts.training.packing import micro_batches
+    from will_it_fit.step.batches import epoch_batches
+    from will_it_fit.step.packing import micro_batches
 
     count, gpus = rows_in_a_step(scenario, loop), scenario.parallel.gpus
     per_epoch, total = plan_steps(len(rows), count, loop["epochs"], loop["max_steps"])
@@ -61,7 +61,7 @@ def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: d
     UserError
         Without rows, or with one that teaches nothing; or when a step's rows need more packs than were gated.
     """
-    from scripts.training.batches import answer_tokens
+    from will_it_fit.step.batches import answer_tokens
 
     for name, split in (("train", rows), ("validation", held_out)):
         if not split:
@@ -158,7 +158,7 @@ class Checkpoint:
 
 
 def _trained(model: Any) -> Iterator[tuple[str, Any]]:
-    from scripts.training.parallel import bare
+    from will_it_fit.step.parallel import bare
 
     return ((name, parameter) for name, parameter in bare(model).named_parameters() if parameter.requires_grad)
 
@@ -172,10 +172,10 @@ def validation_loss(
     """
     import torch
 
-    from scripts.training.batches import answer_tokens, collate, epoch_batches
-    from scripts.training.parallel import bare
-    from scripts.training.quantized import without_noise
-    from scripts.training.step import chunked_loss
+    from will_it_fit.step.batches import answer_tokens, collate, epoch_batches
+    from will_it_fit.step.parallel import bare
+    from will_it_fit.step.quantized import without_noise
+    from will_it_fit.step.step import chunked_loss
 
     device, total, tokens = next(model.parameters()).device, 0.0, 0.0
     batches = epoch_batches(rows, batch_size, seed=0, epoch=0)
@@ -236,7 +236,7 @@ class Fit:
 
     def run(self) -> Fitted:
         """Take the steps, from the last checkpoint on."""
-        from scripts.training.optimizers import set_learning_rate
+        from will_it_fit.step.optimizers import set_learning_rate
 
         loop, group = self.loop, self.group
         per_step = rows_in_a_step(self.scenario, loop)
@@ -305,10 +305,10 @@ class Fit:
         """
         import torch
 
-        from scripts.training.batches import answer_tokens
-        from scripts.training.packing import collate_packs
-        from scripts.training.parallel import bare, exchanging
-        from scripts.training.step import forward_backward
+        from will_it_fit.step.batches import answer_tokens
+        from will_it_fit.step.packing import collate_packs
+        from will_it_fit.step.parallel import bare, exchanging
+        from will_it_fit.step.step import forward_backward
 
         model, scaler = self.model, self.scaler
         learned, loss, computed = answer_tokens(batch), 0.0, 0
@@ -328,7 +328,7 @@ class Fit:
 
     def _update(self, step: int) -> float | None:
         """The optimizer's step; returns the gradients' norm, None for a step that the scaler leaves out."""
-        from scripts.training.step import optimizer_step
+        from will_it_fit.step.step import optimizer_step
 
         settings = {"max_grad_norm": self.loop["max_grad_norm"], "scaler": self.scaler}
         norm = float(optimizer_step(self.model, self.optimizer, self.scenario, **settings))
@@ -340,7 +340,7 @@ class Fit:
 
     def _tokens(self, shares: list[list], computed: int) -> dict[str, int]:
         """What a step's tokens were, for the curve."""
-        from scripts.training.batches import answer_tokens
+        from will_it_fit.step.batches import answer_tokens
 
         batch = _rows(shares)
         tokens = sum(len(row.input_ids) for row in batch)
@@ -389,7 +389,7 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
         where="training; `nvidia-smi` names the other processes on the device",
         found="; ".join(found),
         allowed="a smaller micro-batch (on_out_of_memory: halve does it by itself), or what `python -m"
-        " scripts.memory.predict` says fits; with more required than allocated, allocator.expandable_segments",
+        " will_it_fit.ask.predict` says fits; with more required than allocated, allocator.expandable_segments",
         write=f"training:\n  {smaller}",
     )
 

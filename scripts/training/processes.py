@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.common.errors import UserError
-from scripts.common.files import write_json
 from scripts.common.job import end_with_parent, log
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_json
 
 _PARTS = ("problem", "where", "found", "allowed", "write")  # of a UserError
 
@@ -236,7 +236,7 @@ def _signals_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def _in_project() -> Iterator[None]:
     """Let the processes find the project's modules wherever they start."""
-    from scripts.common.digests import ROOT
+    from will_it_fit.common.digests import ROOT
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [before])])

@@ -3,7 +3,7 @@
 A killed run is resumed from its last checkpoint, which is found by the digest of everything that shaped it, so the
 state of other settings is never taken up. The last step has a checkpoint too: what comes after it may fail and costs no
 step. Checkpoints are no outputs of the rule, since Snakemake removes the outputs of a job that failed; and a finished
-training is kept, for when its settings come back. What each process does: :mod:`scripts.training.worker`.
+training is kept, for when its settings come back. What each process does: :mod:`scripts.training.train_process`.
 """
 
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.common.cache import ResultCache
-from scripts.common.device import set_allocator
-from scripts.common.digests import digest
-from scripts.common.files import read_folder, read_json, read_report, write_json, write_report
 from scripts.common.job import job
 from scripts.common.pick_device import pick_device
-from scripts.settings.scenario import Scenario, rows_in_a_step
 from scripts.training.loop import Checkpoint
 from scripts.training.processes import launch
-from scripts.training.worker import Work, about_base, base_name, train
+from scripts.training.train_process import Work, about_base, base_name, train
+from will_it_fit.common.device import set_allocator
+from will_it_fit.common.digests import digest
+from will_it_fit.common.files import read_folder, read_json, read_report, write_json, write_report
+from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 
 def name_base(description: Mapping[str, Any], report: Path, config: Path, *others: Path) -> None:
@@ -80,7 +80,7 @@ def main(base: Path, settings: Settings, inputs: dict[str, str], outputs: dict[s
         train(work)
     else:
         resumed = f"it resumes from the last checkpoint, saved every {loop['save_every_steps']} steps"
-        launch("scripts.training.worker", work.to_mapping(), gpus, resumed)
+        launch("scripts.training.train_process", work.to_mapping(), gpus, resumed)
     kept.store()
     checkpoint.remove()
 

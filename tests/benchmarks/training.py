@@ -33,12 +33,12 @@ def ours(form: str, base: Path, encoded: Path, count: int) -> dict:
     import torch
 
     from scripts.common.job import keep_host_memory
-    from scripts.settings.scenario import Scenario
-    from scripts.training.batches import IGNORED, Row, read_rows
     from scripts.training.loop import Checkpoint, Fit
-    from scripts.training.model import build_model
-    from scripts.training.optimizers import build_optimizer
-    from scripts.training.packing import common_prefix
+    from will_it_fit.scenario.scenario import Scenario
+    from will_it_fit.step.batches import IGNORED, Row, read_rows
+    from will_it_fit.step.model import build_model
+    from will_it_fit.step.optimizers import build_optimizer
+    from will_it_fit.step.packing import common_prefix
 
     torch.set_num_threads(1)
     keep_host_memory()

@@ -39,9 +39,9 @@ def load(results: Path, chosen: dict) -> tuple[Any, Any]:
     import torch
 
     from scripts.common.tokenizer import read_tokenizer
-    from scripts.settings.run_scenarios import training_scenario
-    from scripts.settings.scenario import Scenario
-    from scripts.training.model import build_model
+    from scripts.runs.run_scenarios import training_scenario
+    from will_it_fit.scenario.scenario import Scenario
+    from will_it_fit.step.model import build_model
 
     torch.set_num_threads(1)
     base = results / "models" / chosen["model"]["name"]
@@ -51,10 +51,10 @@ def load(results: Path, chosen: dict) -> tuple[Any, Any]:
 
 def executed(model: Any, tokenizer: Any, system: str, benchmark: Path) -> dict[str, int]:
     """Right among the benchmark's decidable tasks."""
-    from scripts.common.files import read_json, read_jsonl
     from scripts.evaluation.evaluate import answered
     from scripts.evaluation.execute import execute
     from scripts.execution.sandbox import State
+    from will_it_fit.common.files import read_json, read_jsonl
 
     tasks = list(read_jsonl(benchmark / "tasks.jsonl"))
     rows = answered(model, tokenizer, system, tasks, max_new_tokens=40, batch_size=256)
@@ -69,7 +69,7 @@ def measure(results: Path, chosen: dict, states: list[Path], rows: list[dict], e
 
     from scripts.dataset.embedded import read_refusals
     from scripts.evaluation.evaluate import answered
-    from scripts.training.quantized import without_noise
+    from will_it_fit.step.quantized import without_noise
 
     model, tokenizer = load(results, chosen)
     run, system, refusal = chosen["run"]["name"], chosen["prompt"]["system"], read_refusals().line
@@ -147,7 +147,7 @@ def draw(lines: list[dict]) -> None:
 def main() -> None:
     import yaml
 
-    from scripts.settings.configuration import with_defaults
+    from scripts.runs.configuration import with_defaults
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("results"))

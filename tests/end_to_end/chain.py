@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from scripts.common import digests
+from will_it_fit.common import digests
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "tests" / "config" / "tiny.yaml"

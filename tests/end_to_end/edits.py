@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from scripts.common import digests
+from will_it_fit.common import digests
 
 ENDINGS = (".json", ".jsonl")
 PATIENCE_SECONDS = 60

@@ -6,11 +6,11 @@ the parameters, and on the peak as far as the estimate's own documentation promi
 
 import pytest
 
-from scripts.memory.analytic.decoder import NotDescribed
-from scripts.memory.analytic.estimate import analytic_estimate
-from scripts.memory.trace import trace
-from scripts.settings.hub import MODELS
-from scripts.settings.scenario import Scenario
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.estimate import analytic_estimate
+from will_it_fit.scenario.hub import MODELS
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.trace import trace
 
 # Families that the analytic estimate does not describe; what it describes it must go on describing.
 NOT_DESCRIBED = {"gpt-oss-20b", "olmo-2-7b"}

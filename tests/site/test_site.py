@@ -18,14 +18,14 @@ from urllib.parse import unquote, urlencode
 
 import pytest
 
-from scripts.memory.gpus import catalogue
-from scripts.settings.hub import MODELS
-from scripts.site.answer import reply
-from scripts.site.build import ROOT, calculator
-from scripts.site.documents import documents
 from tests.browser import errors, needs_browser, opened
 from tests.local_server import LocalServer, QuietHandler
-from tests.unit.settings.models_server import ModelsServer
+from tests.will_it_fit.scenario.models_server import ModelsServer
+from will_it_fit.cards.gpus import catalogue
+from will_it_fit.scenario.hub import MODELS
+from will_it_fit.site.answer import reply
+from will_it_fit.site.build import ROOT, calculator
+from will_it_fit.site.documents import documents
 
 CONFIG = json.loads((MODELS / "qwen3-0.6b.json").read_text(encoding="utf-8"))
 LLAMA = json.loads((MODELS / "llama-3.2-1b.json").read_text(encoding="utf-8"))

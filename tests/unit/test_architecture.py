@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.digests import absolute_name
+from will_it_fit.common.digests import absolute_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
@@ -22,16 +22,16 @@ MODULES = sorted((ROOT / "scripts").rglob("*.py"))
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors"}
 WITHOUT_TORCH = (
     "scripts/common",
-    "scripts/settings",
-    "scripts/memory/analytic",
+    "will_it_fit/scenario",
+    "will_it_fit/analytic",
     "scripts/screen",
     "scripts/execution",
     "scripts/dataset",
     "scripts/documents",
     "scripts/provenance",
-    "scripts/ask",
-    "scripts/ask/readers",
-    "scripts/site",
+    "will_it_fit/ask",
+    "will_it_fit/readers",
+    "will_it_fit/site",
 )
 
 OF_A_LIBRARY = {"trainer.py"}  # its class is one of transformers'

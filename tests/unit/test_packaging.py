@@ -78,7 +78,7 @@ def test_the_wheel_carries_the_command_and_what_it_reads(tmp_path: Path) -> None
     source, wheels, place = tmp_path / "source", tmp_path / "wheels", tmp_path / "installed"
     files = subprocess.run(["git", "ls-files", "scripts", "config", "pyproject.toml", "README.md", "LICENSE"], cwd=ROOT,
                            capture_output=True, text=True, check=True).stdout.split()  # fmt: skip
-    files.remove("scripts/engine/pyproject.toml")  # of the engine's own wheel
+    files.remove("will_it_fit/engine/pyproject.toml")  # of the engine's own wheel
     for name in files:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, source / name)
@@ -88,12 +88,12 @@ def test_the_wheel_carries_the_command_and_what_it_reads(tmp_path: Path) -> None
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
         entry = next(name for name in held if name.endswith("entry_points.txt"))
-        assert "will-it-fit = scripts.ask.command:run" in archive.read(entry).decode()
+        assert "will-it-fit = will_it_fit.ask.command:run" in archive.read(entry).decode()
         archive.extractall(place)
     wanted = {name for name in files if name.startswith(("scripts/", "config/")) and not name.endswith("/.gitignore")}
     assert wanted <= held, sorted(wanted - held)[:5]
     assert not {name for name in held if name.startswith(("tests/", "docs/"))}
-    ask = [sys.executable, "-P", "-m", "scripts.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]
+    ask = [sys.executable, "-P", "-m", "will_it_fit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]
     done = subprocess.run(
         ask, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(place)}, capture_output=True, text=True
     )

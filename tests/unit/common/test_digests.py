@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from scripts.common import digests
+from will_it_fit.common import digests
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from scripts.common.digests import ROOT
+from will_it_fit.common.digests import ROOT
 
 SCRIPT = """
 import os, sys, warnings
 from types import SimpleNamespace
-from scripts.common.errors import UserError
+from will_it_fit.common.errors import UserError
 from scripts.common.job import job, log
 
 with job(SimpleNamespace(rule="a_rule", log=["logs/a.log"])):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scripts.common.digests import ROOT
+from will_it_fit.common.digests import ROOT
 
 fcntl = pytest.importorskip("fcntl")
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common import ledger, outdated
-from scripts.common.errors import UserError
-from scripts.common.files import write_json, write_report
+from scripts.common import made_from as ledger
+from scripts.common import outdated
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_json, write_report
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.errors import UserError
 from scripts.common.syntax import check_syntax
 from scripts.dataset.embedded import (
     SLOT,
@@ -25,6 +24,7 @@ from scripts.dataset.embedded import (
 )
 from scripts.dataset.text import clean_command, clean_request, defect, request_key
 from scripts.screen.policy import screen
+from will_it_fit.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.

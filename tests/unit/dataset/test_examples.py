@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from scripts.common import wheels
-from scripts.common.errors import UserError
-from scripts.common.files import read_jsonl, read_report
 from scripts.dataset import acquire, examples
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_jsonl, read_report
 
 SORT = """\
 # sort

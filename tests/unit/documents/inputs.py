@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.common.files import write_jsonl, write_report
 from tests.unit.documents.record import RECORD
+from will_it_fit.common.files import write_jsonl, write_report
 
 
 @cache

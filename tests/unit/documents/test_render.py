@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from scripts.common.errors import UserError
-from scripts.common.files import write_json, write_jsonl, write_report
 from scripts.documents import card, draw, render
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
@@ -21,6 +19,8 @@ from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_docu
 from tests.docs.test_commands import headings
 from tests.docs.test_prose import complaints
 from tests.unit.documents import inputs
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_json, write_jsonl, write_report
 
 ROOT = Path(__file__).resolve().parents[3]
 TEMPLATES = ROOT / "config" / "templates"
@@ -618,7 +618,7 @@ def test_lists_that_belong_together_have_one_length(write: Callable[..., str], n
 
 def test_components_keep_their_sum_in_their_groups() -> None:
     from scripts.documents.memory import GROUP_TITLES
-    from scripts.engine.components import GROUPS, grouped
+    from will_it_fit.engine.components import GROUPS, grouped
 
     assert list(GROUP_TITLES) == list(GROUPS)
     for step in inputs.recorded()["profile"]:

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from scripts.common.errors import UserError
 from scripts.evaluation.compare import compare
+from will_it_fit.common.errors import UserError
 
 
 def rows(exact, loss, tokens=10):

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_jsonl, write_report
-from scripts.evaluation import answer, compare, evaluate
+from scripts.evaluation import compare, evaluate
 from tests.unit.training.prepared import PAIRS, SYSTEM, describe, save_model
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_jsonl, write_report
+from will_it_fit.step import generation as answer
 
 SETTINGS = {"requests": None, "max_new_tokens": 6, "batch_size": 4, "harmful": True}
 LINE = "false # refused"

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import tqdm
 
-from scripts.common.errors import UserError
 from scripts.execution import worker
 from scripts.execution.sandbox import Sandbox, State
 from tests.unit.execution import attacks
+from will_it_fit.common.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 SECRET = "what no command may read"

@@ -7,20 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_report
 from scripts.common.resource_table import judged
-from scripts.gate import gate_memory, price_run
+from scripts.gate import check_resources as price_run
+from scripts.gate import gate_memory
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, training_seconds
-from scripts.gate.price_run import Price
-from scripts.memory.cluster import training_minutes
-from scripts.memory.gpus import find
-from scripts.memory.run_time import RunHours
-from scripts.memory.step_time import speed_of
-from scripts.memory.trace import trace
-from scripts.memory.trace_step import Traced
-from scripts.settings.scenario import Scenario
-from tests.unit.decoders import LLAMA_3_LAYERS
+from scripts.gate.check_resources import Price
+from scripts.runs.cluster import training_minutes
+from tests.will_it_fit.decoders import LLAMA_3_LAYERS
+from will_it_fit.cards.gpus import find
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_report
+from will_it_fit.hours.run_time import RunHours
+from will_it_fit.hours.step_time import speed_of
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.scenario_trace import Traced
+from will_it_fit.tracing.trace import trace
 
 T4 = speed_of("t4")
 NO_CPU = replace(T4, launch_seconds=0.0, shortest_kernel_seconds=0.0)  # so small a model would wait for launches

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_report
 from scripts.gate import gate_memory as gate
 from scripts.gate.batch_times import batch_shapes
-from scripts.memory.gpus import find, tightest
-from scripts.memory.trace import trace
-from scripts.memory.trace_step import Traced
-from scripts.settings.scenario import Scenario
-from tests.unit.decoders import LLAMA_3_LAYERS
+from tests.will_it_fit.decoders import LLAMA_3_LAYERS
+from will_it_fit.cards.gpus import find, tightest
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_report
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.scenario_trace import Traced
+from will_it_fit.tracing.trace import trace
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from scripts.common.checkpoint import read_shard
-from scripts.common.errors import UserError
-from scripts.common.files import read_json, read_report, sha256_file, write_json
 from scripts.merging.merge import merge
 from tests.benchmarks.synthetic_checkpoint import make_adapter as synthetic_adapter
 from tests.benchmarks.synthetic_checkpoint import make_base as synthetic_base
@@ -28,6 +26,8 @@ from tests.unit.merging.models import (
     make_base,
     with_adapter,
 )
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_json, read_report, sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.common.errors import UserError
-from scripts.common.files import write_report
-from scripts.common.version import VERSION
 from scripts.provenance import record
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_report
+from will_it_fit.common.version import VERSION
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGURATION = {

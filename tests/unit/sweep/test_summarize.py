@@ -2,12 +2,12 @@
 
 import pytest
 
-from scripts.common.digests import ROOT
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_report
 from scripts.common.statistics import wilson_interval
 from scripts.sweep import draw, render
 from scripts.sweep.summarize import summarize
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_report
 
 
 def run(losses, peak, size=1000, *, right=0, fits=None):

@@ -12,16 +12,21 @@ import pytest
 import safetensors.torch
 import torch
 
-from scripts.common.errors import UserError
-from scripts.common.files import read_report, write_json
-from scripts.training import processes, train, worker
+from scripts.training import processes, train
+from scripts.training import train_process as worker
 from tests.unit.training.prepared import LOOP, STEP, describe, encode, save_model
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_json
 
 TWENTY = {**LOOP, "epochs": 7, "max_steps": 20, "save_every_steps": 7}
 LORA = {**STEP, "method": "lora"}
 LOADED = [
     *("accelerate.utils.fsdp_utils", "peft", "torch._inductor", "transformers.models.llama.modeling_llama"),
-    *("scripts.training.worker", "scripts.training.exactness", "tests.unit.training.test_several_processes"),
+    *(
+        "scripts.training.train_process",
+        "scripts.training.packing_self_test",
+        "tests.unit.training.test_several_processes",
+    ),
 ]
 
 
@@ -61,7 +66,7 @@ def forked(monkeypatch, tmp_path):
     context.set_forkserver_preload(LOADED)
 
     def launch(module, work, gpus, resumed):
-        assert module == "scripts.training.worker"
+        assert module == "scripts.training.train_process"
         write_json(tmp_path / "work.json", {**work, "folder": str(tmp_path)})
         (tmp_path / "messages").unlink(missing_ok=True)
         with socket.create_server(("localhost", 0)) as free:

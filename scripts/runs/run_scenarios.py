@@ -1,0 +1,117 @@
+"""The scenarios of a run: its own training step, and those of the memory profile.
+
+The settings of one run go in, scenarios as mappings come out. What a scenario has a field for shapes the memory of
+the step; whatever else ``training`` holds is about the loop around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from will_it_fit.common.device import cuda_devices, expandable_segments_here, multiplies_bf16
+from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.hub import profiled
+from will_it_fit.scenario.scenario import Scenario
+
+STEP = frozenset(field.name for field in fields(Scenario))
+
+
+def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's own training step as a scenario without its model, which is the prepared config.json.
+
+    Where the settings say nothing of the allocator its segments are expandable on CUDA, since training sets them so
+    (:func:`will_it_fit.common.device.set_allocator`); the default of every other scenario is PyTorch's own.
+    """
+    own = {"allocator": {"expandable_segments": expandable_segments_here(settings["training"]["device"])}}
+    step = own | {key: value for key, value in settings["training"].items() if key in STEP}
+    if step["precision"] == "auto":
+        step |= {"precision": "fp32", "autocast": step.get("autocast") or autocast_here(settings["training"]["device"])}
+    return _of_method({**settings["scenario_defaults"], **step, "gpu": None, "lora": settings["lora"]})
+
+
+def autocast_here(device: str) -> str | None:
+    """What ``precision: auto`` autocasts to: bf16 on a processor that is faster in it, else nothing."""
+    on_processor = device == "cpu" or (device == "auto" and not cuda_devices())
+    return "bf16" if on_processor and multiplies_bf16() else None
+
+
+def gated_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The training step with the GPU that the gate is told about; with ``auto`` none, since it is found later."""
+    gpu = settings["memory"]["gate"]["gpu"]
+    return {**training_scenario(settings), "gpu": None if gpu == "auto" else gpu}
+
+
+def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the loop around the training step."""
+    return {key: value for key, value in settings["training"].items() if key not in STEP}
+
+
+def meeting_rows(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides, with the step, which rows meet in a batch."""
+    loop = {key: settings["training"][key] for key in ("epochs", "max_steps", "rows_per_step")}
+    return {**loop, "seed": settings["run"]["seed"]}
+
+
+def priced_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides, with the step, what the stages of a run need."""
+    benchmark = settings["dataset"]["benchmark"]
+    return {
+        "benchmark": benchmark and {"requests": benchmark["requests"]},
+        "device": settings["training"]["device"],
+        "evaluation": {key: settings["evaluation"][key] for key in ("batch_size", "max_new_tokens", "requests")},
+        "gate": settings["memory"]["gate"],
+        "loop": meeting_rows(settings),
+        "merging": {key: settings["merging"][key] for key in ("dtype", "verify")},
+        "prompt": settings["prompt"],
+        "source": {key: settings["model"]["source"][key] for key in ("dtype", "type")},
+    }
+
+
+def gpus_of_training(settings: Mapping[str, Any]) -> int:
+    """How many GPUs the training takes, each with a process of its own."""
+    return training_scenario(settings)["parallel"].get("gpus", 1)
+
+
+def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The memory profile's scenarios by name: scenario_defaults, the run's adapter, then what differs.
+
+    From the most costly method and precision to the least, as the memory profile's scenarios A, B and C. The model is a
+    name in config/models/, or the file that rule ``fetch_configuration`` brings from the Hub.
+    """
+    memory = settings["memory"]
+    name, hub = profiled(memory["model"])
+    model = {"model": f"results/memory/{name}/config.json", "model_name": memory["model"]} if hub else {"model": name}
+    common = {**settings["scenario_defaults"], "gpu": memory["gpu"], "lora": settings["lora"], **model}
+    scenarios = {name: _of_method({**common, **differences}) for name, differences in memory["scenarios"].items()}
+
+    def cost(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:
+        name, scenario = item
+        precisions = ("fp32", "bf16-mixed", "fp16-mixed", "bf16", "fp16")
+        return BY_NAME["method"].words.index(scenario["method"]), precisions.index(scenario["precision"]), name
+
+    try:
+        return dict(sorted(scenarios.items(), key=cost))
+    except ValueError:
+        return scenarios  # a method or precision that does not exist: check says which do
+
+
+def divided_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The profile's full fine-tuning scenarios, without their model, where it is to say on how many GPUs they fit."""
+    if not settings["memory"]["several_gpus"]:
+        return {}
+    return {
+        name: {key: value for key, value in scenario.items() if key != "model"}
+        for name, scenario in profile_scenarios(settings).items()
+        if scenario["method"] == "full"
+    }
+
+
+def _of_method(scenario: dict[str, Any]) -> dict[str, Any]:
+    """Without what the method has no place for."""
+    if scenario["method"] != "qlora":
+        scenario["quantization"] = None
+    if scenario["method"] == "full":
+        scenario["lora"] = None
+    return scenario

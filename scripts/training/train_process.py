@@ -1,0 +1,315 @@
+"""One process of a training: build the model, run the loop, write the adapter, the curve and the report.
+
+Rule ``train_adapter`` (:mod:`scripts.training.train`) calls :func:`train` for one GPU, and starts this module once for
+each of several. All run the same loop on different rows of each step. What is saved is whole, and rank 0 writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scripts.common.job import keep_host_memory, log
+from scripts.common.tokenizer import read_tokenizer
+from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
+from scripts.training.processes import ALONE, Group, full_tensor, started
+from will_it_fit.common.device import multiplies_bf16
+from will_it_fit.common.files import (
+    atomic_folder,
+    read_folder,
+    read_json,
+    read_report,
+    write_json,
+    write_jsonl,
+    write_report,
+)
+from will_it_fit.common.packages import versions
+from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
+
+if TYPE_CHECKING:
+    from will_it_fit.step.batches import Row
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process is given, as JSON has it.
+
+    Attributes
+    ----------
+    base
+        Folder of the model.
+    scenario
+        The step as a whole mapping, its model included.
+    inputs, outputs
+        The rule's, by name.
+    threads
+        Of this process.
+    device
+        ``cpu`` or ``cuda``: the current one.
+    checkpoint
+        Folder of the run's state.
+    """
+
+    base: str
+    scenario: dict[str, Any]
+    loop: dict[str, Any]
+    seed: int
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    threads: int
+    device: str
+    checkpoint: str
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a training, and what they have in common."""
+
+    rows: list[Row]
+    held_out: list[Row]
+    pad_token_id: int
+    prefix: int  # tokens that all rows begin with
+    shared: int  # tokens of the prefix that rows share in a pack
+
+    @classmethod
+    def read(cls, work: Work, scenario: Scenario) -> Data:
+        """Read the encoded splits; refuse what can be known to go wrong later."""
+        from will_it_fit.step.batches import read_rows
+        from will_it_fit.step.packing import common_prefix
+
+        tokenizer = read_tokenizer(Path(work.base))
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        rows, held_out = (read_rows(work.inputs[name]) for name in ("train", "validation"))
+        held_out = held_out[: work.loop["validation_rows"]]
+        prefix = common_prefix(rows)
+        shared = prefix if scenario.packing == "shared_prefix" else 0
+        check_rows(rows, held_out, scenario, work.loop, work.seed, shared)
+        return cls(rows, held_out, padding, prefix, shared)
+
+
+def train(work: Work, group: Group = ALONE) -> None:
+    """Train, in the one process or in one of several, and write the adapter, the curve and the report."""
+    import torch
+
+    from scripts.training.packing_self_test import self_test
+    from will_it_fit.step.optimizers import build_optimizer
+
+    scenario, loop, device = Scenario.from_mapping(work.scenario, where="training"), work.loop, work.device
+    description = read_folder(Path(work.base, "description.json"))
+    predicted = read_report(work.inputs["gate"]) if "gate" in work.inputs else None
+    _set_up(work)
+    warn_of_slow_bf16(scenario, device)
+    data = Data.read(work, scenario)
+    _log_plan(work, scenario, data, group)
+    began = time.monotonic()
+    model, about = _model(work, scenario, description["title"])
+    if scenario.parallel.strategy == "ddp":
+        _order_buckets(model, scenario, data, device)
+    if group.rank:  # dropout draws other numbers in each process; the adapters are the same in all
+        torch.manual_seed(work.seed + group.rank)
+    exactness = None
+    if scenario.packing != "none":
+        exactness = self_test(model, scenario, data.rows, data.shared, data.pad_token_id)
+        log.info("packed rows against rows alone: %s", json.dumps(exactness, sort_keys=True))
+    rates = {key: loop[key] for key in ("learning_rate", "weight_decay")}
+    optimizer = build_optimizer(model, scenario, **rates, largest_steps=False)
+    loaded = time.monotonic()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    state = Checkpoint(Path(work.checkpoint), group)
+    fit = Fit(model, optimizer, data.rows, scenario, loop, work.seed, data.pad_token_id, state, data.shared, predicted)
+    fitted = fit.run()
+    folder, curve_path = Path(work.outputs["adapter"]).parent, Path(work.outputs["curve"])
+    # Before anything that can fail: the checkpoint of the last step, and these.
+    save_adapter(model, folder, base_name(description), group)
+    if group.rank == 0:
+        write_jsonl(curve_path, fitted.curve)
+    # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a card, no more rows than were gated.
+    batch_size = 64 if device == "cpu" else scenario.micro_batch
+    loss = validation_loss(model, data.held_out, batch_size, data.pad_token_id, group, scenario.parallel.sharded)
+    peaks = group.collected(torch.cuda.max_memory_allocated() if device == "cuda" else None)
+    if group.rank:
+        return
+    log.info("validation loss %.4f over %d rows", loss, len(data.held_out))
+    report = _report(work, scenario, data, fitted)
+    report["times"]["load_wall_seconds"] = loaded - began
+    report["packing"] = {"exactness": exactness, "kind": scenario.packing, "prefix_tokens": data.prefix}
+    report |= {**about, "base": about_base(description), "validation_loss": loss, "versions": versions()}
+    report["peak_allocated_bytes"] = max(peaks) if device == "cuda" else None  # of the GPU with most
+    adapter = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    write_report(Path(work.outputs["report"]), report, *adapter, curve_path)
+
+
+def _set_up(work: Work) -> None:
+    """Let torch compute the same numbers in each run."""
+    import torch
+
+    torch.set_num_threads(work.threads)
+    if work.device == "cpu":
+        keep_host_memory()
+    torch.use_deterministic_algorithms(True, warn_only=work.device == "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # finds reads of it; here it is a twentieth of the time
+    torch.manual_seed(work.seed)
+
+
+def warn_of_slow_bf16(scenario: Scenario, device: str) -> None:
+    """Say how slow bf16 is on a processor that does not multiply faster in it."""
+    if device != "cpu" or scenario.compute_precision != "bf16" or multiplies_bf16():
+        return
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        left, right = torch.ones(2048, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
+        taken = []
+        for _ in range(4):  # the first prepares
+            begun = time.perf_counter()
+            left @ right
+            taken.append(time.perf_counter() - begun)
+        return min(taken[1:])
+
+    log.warning(
+        "This processor has no fast bf16: a matrix product takes %.1f times as long in it as in fp32. Write"
+        " `training: {precision: auto}`, which computes in fp32 here.",
+        seconds(torch.bfloat16) / seconds(torch.float32),
+    )
+
+
+def _steps(work: Work, scenario: Scenario, data: Data) -> tuple[int, int]:
+    """Steps in an epoch, and in all."""
+    rows_per_step = rows_in_a_step(scenario, work.loop)
+    return plan_steps(len(data.rows), rows_per_step, work.loop["epochs"], work.loop["max_steps"])
+
+
+def _log_plan(work: Work, scenario: Scenario, data: Data, group: Group) -> None:
+    per_epoch, total = _steps(work, scenario, data)
+    forms = {"none": "padded", "rows": "packed", "shared_prefix": f"packed behind {data.shared} shared tokens"}
+    log.info(
+        "%d rows per step, %s; %d rows make %d steps per epoch; %d steps; micro-batches of at most %d x %d tokens; %s, "
+        "%d threads%s",
+        *(rows_in_a_step(scenario, work.loop), forms[scenario.packing], len(data.rows), per_epoch, total),
+        *(scenario.micro_batch, scenario.sequence_length, work.device, work.threads),
+        f"; {group.size} processes, {scenario.parallel.strategy}" if group.size > 1 else "",
+    )
+
+
+def _model(work: Work, scenario: Scenario, title: str) -> tuple[Any, dict[str, Any]]:
+    """The model on its device, divided where it is; and what the report says of it."""
+    import torch
+
+    from will_it_fit.step.model import build_model
+    from will_it_fit.step.parallel import parallelize, where_to_build
+    from will_it_fit.step.quantized import assert_quantized
+
+    model = build_model(scenario, where_to_build(scenario, work.device), weights=Path(work.base), seed=work.seed)
+    quantized = assert_quantized(model, scenario)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.info("%s: %d trainable parameters; %s", title, trainable, json.dumps(quantized, sort_keys=True))
+    place = "cpu" if work.device == "cpu" else f"cuda:{torch.cuda.current_device()}"
+    return parallelize(model, scenario, place), {"quantized": quantized, "trainable_parameters": trainable}
+
+
+def _order_buckets(model: Any, scenario: Scenario, data: Data, device: str) -> None:
+    """A backward pass for nothing, before the first step.
+
+    DDP orders its buckets again after the first backward pass, and with them the sums of three or more GPUs round
+    otherwise. So a resumed run has the order of one that was not killed.
+    """
+    import torch
+
+    from will_it_fit.step.packing import collate_packs
+    from will_it_fit.step.parallel import bare
+    from will_it_fit.step.step import forward_backward
+
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        packs = [[min(data.rows, key=lambda row: len(row.input_ids))]]
+        batch = collate_packs(packs, scenario, data.shared, data.pad_token_id, bare(model).config, device)
+        forward_backward(model, batch, scenario)
+    model.zero_grad(set_to_none=True)
+
+
+def _report(work: Work, scenario: Scenario, data: Data, fitted: Fitted) -> dict[str, Any]:
+    """What the report says of the steps and of the rows."""
+    import torch
+
+    from will_it_fit.step.batches import answer_tokens
+
+    curve, seconds = fitted.curve, fitted.seconds
+    per_epoch, total = _steps(work, scenario, data)
+    halved = [row for row in curve if row["micro_batch"] < scenario.micro_batch]
+    totals = {key: sum(row[key] for row in curve) for key in ("answer_tokens", "computed_tokens", "rows", "tokens")}
+    return {
+        **{key: totals[key] for key in ("answer_tokens", "computed_tokens", "tokens")},
+        "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
+        "effective_batch": rows_in_a_step(scenario, work.loop),
+        "epochs": total / per_epoch,
+        "final_loss": sum(row["loss"] for row in curve[-10:]) / len(curve[-10:]),
+        "first_loss": curve[0]["loss"],
+        "loop": work.loop,
+        "out_of_memory": {"micro_batch": halved[-1]["micro_batch"], "steps": len(halved)} if halved else None,
+        "resumed_from_step": fitted.start or None,
+        "scenario": {key: value for key, value in scenario.to_mapping().items() if key != "model"},
+        "seed": work.seed,
+        "steps": total,
+        "times": {
+            **{f"{key}_per_second": totals[key] / seconds for key in totals},
+            "train_wall_seconds": seconds,
+        },
+        "threads": work.threads,
+        "token_shares": token_shares(curve, data.prefix),
+        "train_rows": len(data.rows),
+        "validation_answer_tokens": answer_tokens(data.held_out),
+        "validation_rows": len(data.held_out),
+    }
+
+
+def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes for the same adapter.
+
+    Called by all processes, which each hold a part of a divided adapter; rank 0 writes it.
+    """
+    from will_it_fit.step.adapters import adapter_names
+    from will_it_fit.step.parallel import bare
+
+    model, tensors = bare(model), None
+    if group.size > 1:
+        added = adapter_names(model)
+        tensors = {name: full_tensor(value) if name in added else value for name, value in model.state_dict().items()}
+    if group.rank:
+        return
+    with atomic_folder(folder.with_name(folder.name + ".new")) as partial:
+        model.save_pretrained(partial, state_dict=tensors)
+        config = read_json(partial / "adapter_config.json")
+        config["base_model_name_or_path"] = base
+        for key, value in config.items():
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                config[key] = sorted(value)  # PEFT keeps sets, whose order differs from run to run
+        folder.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+        write_json(folder / "adapter_config.json", config)
+    shutil.rmtree(folder.with_name(folder.name + ".new"))
+
+
+def base_name(description: Mapping[str, Any]) -> str:
+    """What an adapter calls its base: the Hub's name, or the title."""
+    return description["source"].get("repository", description["title"])
+
+
+def about_base(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of the base."""
+    return {key: description[key] for key in ("license", "source", "title")}
+
+
+if __name__ == "__main__":
+    with started(Path(sys.argv[1])) as (given, own_group):
+        train(Work(**given), own_group)

@@ -1,0 +1,180 @@
+"""The scenarios of a configuration, and those that stop before any job starts."""
+
+import copy
+
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from scripts.runs import check_configuration as check_run
+from scripts.runs import run_scenarios
+from scripts.runs.runs import Runs
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
+
+
+def run(**differences):
+    """The settings of the default run with differences."""
+    config = yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+    update_config(config, copy.deepcopy(differences))
+    return next(iter(Runs(config).named.values()))
+
+
+def rows(settings):
+    """Rows of an optimizer step of the settings' training."""
+    step = {**run_scenarios.training_scenario(settings), "model": {"model_type": "any"}}
+    return rows_in_a_step(Scenario.from_mapping(step, {}), run_scenarios.training_loop(settings))
+
+
+def test_the_step_has_what_shapes_memory_and_the_loop_the_rest():
+    settings = run()
+    step, loop = run_scenarios.training_scenario(settings), run_scenarios.training_loop(settings)
+    assert {"method", "precision", "sequence_length", "micro_batch", "lora", "packing"} <= step.keys()
+    assert {"device", "epochs", "learning_rate", "max_steps", "weight_decay"} <= loop.keys()
+    assert settings["training"].keys() - step.keys() == loop.keys()
+
+
+def test_a_method_without_a_quantized_base_or_adapters_has_neither():
+    scenarios = run_scenarios.profile_scenarios(run(memory={"scenarios": {"lora": {"method": "lora"}}}))
+    assert list(scenarios) == ["full-fp32", "full-bf16", "lora", "qlora"]
+    assert scenarios["full-bf16"]["lora"] is None and scenarios["lora"]["quantization"] is None
+    assert scenarios["qlora"]["lora"]["rank"] == 16
+
+
+def test_the_default_and_the_7b_configuration_pass():
+    check_run.check(run())
+    check_run.check(run(**yaml.safe_load((ROOT / "config" / "qwen2.5-coder-7b.yaml").read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        ({"memory": {"scenarios": {"qlora": None}}}, ["memory.scenarios.qlora", "qlora: {method: qlora}"]),
+        ({"memory": {"scenarios": {"../../x": {"method": "lora"}}}}, ["'../../x'", "can't be used", "x: {}"]),
+        ({"memory": {"scenarios": {"training": {"method": "lora"}}}}, ["'training'", "can't be used"]),
+        ({"memory": {"scenarios": {"odd": {"method": "qlorra"}}}}, ["memory.scenarios.odd", "method: qlora"]),
+        ({"memory": {"model": "nosuch"}}, ["memory.model", "qwen2.5-coder-7b", "model: "]),
+        ({"memory": {"gpu": "nosuch"}}, ["memory.gpu", "'nosuch'", "rtx-4090", "gpu: "]),
+        ({"memory": {"gate": {"gpu": "rtx-4091"}}}, ["memory.gate.gpu", "gpu: rtx-4090"]),
+        ({"scenario_defaults": {"foo": 1}}, ["foo", "scenario_defaults", "sequence_length"]),
+        ({"scenario_defaults": {"optimizer": "adamw8bit"}}, ["optimizer: adamw_8bit"]),
+        ({"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),
+        ({"training": {"precision": "bf16-mixed"}}, ["training (and", "qlora", "precision: bf16"]),
+        ({"run": {"name": "two\n"}}, ["run.name", "'two\\n'"]),
+        ({"lora": {"rank": 16.0}}, ["lora.rank", "16.0", "a whole number", "rank: 16"]),
+        ({"training": {"learning_rate": float("nan")}}, ["training.learning_rate", "nan", "learning_rate: 2.0e-04"]),
+        ({"lora": {"dropout": float("inf")}}, ["lora.dropout", "inf", "less than 1"]),
+        (
+            {"dataset": {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}}},
+            ["dataset.split add up to 0.7", "train: 0.714, validation: 0.143, test: 0.143"],
+        ),
+        (
+            {"dataset": {"sources": [{"type": "files", "license": "unknown", "paths": ["data/{x}.csv"]}]}},
+            ["data/{x}.csv", "wildcard", "paths: [data/x.csv]"],
+        ),
+    ],
+)
+def test_a_wrong_setting_stops_at_the_start_with_the_line_to_write(differences, words):
+    with pytest.raises(UserError) as error:
+        check_run.check(run(**differences))
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
+    assert rows(run(training={"packing": "none", "rows_per_step": None, "micro_batch": 3})) == 3
+    assert rows(run(training={"packing": "rows", "rows_per_step": 24})) == 24
+    with pytest.raises(UserError, match="rows_per_step: 16"):
+        check_run.check(run(training={"packing": "rows", "rows_per_step": None}))
+    with pytest.raises(UserError, match="rows_per_step: null"):
+        check_run.check(run(training={"packing": "none", "rows_per_step": 7}))
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
+        ({"parallel": {"strategy": "none", "gpus": 2}}, ["uses one GPU", "strategy: fsdp2, gpus: 2"]),
+        (
+            {"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
+            ["FSDP1", "training.parallel", "strategy: fsdp2, gpus: 2"],
+        ),
+        (
+            {"parallel": {"strategy": "zero3", "gpus": 2}, "loss": "full"},
+            ["ZeRO", "can be predicted", "training.parallel", "strategy: fsdp2, gpus: 2"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}, "loss": "full"},
+            ["offload: cpu", "not trained yet", "parallel: {strategy: fsdp2, gpus: 2}"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "method": "lora", "precision": "fp16-mixed"},
+            ["fp16", "precision: bf16-mixed"],
+        ),
+        (
+            {"parallel": {"strategy": "fsdp2", "gpus": 2}, "loss": "full", "autocast": "fp16"},
+            ["fp16", "training.autocast", "autocast: bf16"],
+        ),
+        (
+            {"parallel": {"strategy": "ddp", "gpus": 2}, "on_out_of_memory": "halve"},
+            ["already waiting", "on_out_of_memory: stop"],
+        ),
+        ({"device": "cpu", "optimizer": "paged_adamw_8bit"}, ["no kernel", "training.optimizer", "optimizer: adamw"]),
+    ],
+)
+def test_what_no_training_can_do_stops_at_the_start(training, words):
+    with pytest.raises(UserError) as error:
+        check_run.check(run(training=training))
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+def test_a_step_on_several_gpus_has_the_rows_of_all():
+    several = {"packing": "none", "rows_per_step": None, "micro_batch": 3, "parallel": {"strategy": "ddp", "gpus": 4}}
+    assert rows(run(training=several)) == 12
+    assert run_scenarios.training_scenario(run(training=several))["parallel"]["gpus"] == 4
+    assert run_scenarios.gpus_of_training(run(training=several)) == 4 and run_scenarios.gpus_of_training(run()) == 1
+
+
+@pytest.mark.parametrize(
+    ("training", "expandable"),
+    [
+        ({"device": "cuda"}, True),
+        ({"device": "cpu"}, False),
+        ({"device": "cuda", "allocator": {"expandable_segments": False}}, False),
+    ],
+)
+def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(training, expandable, monkeypatch):
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    settings = run(training=training)
+    for made in (run_scenarios.training_scenario, run_scenarios.gated_scenario):
+        step = Scenario.from_mapping({**made(settings), "model": {"model_type": "any"}}, {})
+        assert step.allocator.expandable_segments == expandable
+    profiled = run_scenarios.profile_scenarios(settings).values()
+    assert not any(scenario["allocator"]["expandable_segments"] for scenario in profiled)
+
+
+def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch):
+    divided = {"method": "full", "precision": "bf16-mixed", "parallel": {"strategy": "zero3", "gpus": 2}}
+    scenarios = {"memory": {"scenarios": {"divided": divided}}}
+    monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="deepspeed, which is not installed") as error:
+        check_run.check(run(**scenarios))
+    assert "memory.scenarios.divided" in str(error.value) and "requirements-deepspeed.txt" in error.value.write
+    monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: object())
+    check_run.check(run(**scenarios))
+
+
+def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = {"name": "own", "source": {"type": "folder", "path": "model"}}
+    for exists in (False, True):
+        with pytest.raises(UserError, match=r"There is no .*folder model") as error:
+            check_run.check(run(model=model))
+        assert "model.source.path" in str(error.value)
+        (tmp_path / "model").mkdir(exist_ok=True)
+        assert exists == ("config.json in the" in str(error.value))
+    (tmp_path / "model" / "config.json").write_text("{}")
+    check_run.check(run(model=model))

@@ -1,0 +1,59 @@
+"""Which GPU a cluster's job asks for: the smallest that fits, and clear words when none does."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.runs.cluster import read_map, smallest
+from will_it_fit.cards.gpus import GIB, find
+from will_it_fit.common.errors import UserError
+
+MAP = """
+- {gpu: a100-80gb, partition: large, gres: a100}
+- {gpu: t4, partition: small, gres: t4}
+- {gpu: {vram_gib: 24}, gres: any24}
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "gpus.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_smallest_that_fits(tmp_path: Path) -> None:
+    entries = read_map(write(tmp_path, MAP))
+    t4 = find("t4").usable_bytes
+    assert smallest(1, entries)["gres"] == "t4"
+    assert smallest(t4, entries)["gres"] == "t4"
+    assert smallest(t4 + 1, entries)["gres"] == "any24"
+    assert smallest(40 * GIB, entries)["partition"] == "large"
+
+
+def test_none_fits_names_one_that_would(tmp_path: Path) -> None:
+    entries = read_map(write(tmp_path, "- {gpu: t4, partition: small}"))
+    with pytest.raises(UserError) as error:
+        smallest(20 * GIB, entries)
+    for words in ("20.00 GiB", "Tesla T4", "the cluster's GPUs", "would do", "- {gpu: "):
+        assert words in str(error.value)
+
+
+def test_nothing_known_is_large_enough(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no GPU known"):
+        smallest(10**13, read_map(write(tmp_path, MAP)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is a list"),
+        ("gpu: t4", "is a list"),
+        ("- t4", "says which GPU"),
+        ("- {gpu: t4}", "how the cluster calls"),
+        ("- {gpu: nosuch, gres: x}", "is not known"),
+        ("- {gpu: t4, gress: x}", "did you mean `gres`"),
+    ],
+)
+def test_wrong_maps(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read_map(write(tmp_path, text))

@@ -1,0 +1,166 @@
+"""The configuration: what is accepted, and what a person reads when it is not."""
+
+import copy
+
+import pytest
+import yaml
+
+from scripts.runs import configuration as settings
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+
+
+@pytest.fixture
+def config():
+    return yaml.safe_load((ROOT / "config" / "config.yaml").read_text(encoding="utf-8"))
+
+
+def change(config, path, value):
+    """The configuration with one key changed, given as a.b.c."""
+    changed = copy.deepcopy(config)
+    section = changed
+    *parents, key = path.split(".")
+    for name in parents:
+        section = section[name]
+    section[key] = value
+    return changed
+
+
+def test_the_default_configuration_is_valid(config):
+    assert settings.check(config)["lora"]["rank"] == 16
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-coder-7b"])
+def test_the_other_configurations_are_valid_over_the_default(config, name):
+    from snakemake.utils import update_config
+
+    update_config(config, yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text(encoding="utf-8")))
+    assert settings.check(config)["model"]["source"]["type"] == "hub"
+
+
+def test_order_of_keys_and_spelling_of_numbers_leave_no_trace(config):
+    shuffled = {key: config[key] for key in reversed(config)}
+    shuffled["lora"] = {key: config["lora"][key] for key in reversed(config["lora"])}
+    shuffled["lora"]["dropout"] = 0  # for 0.0
+    assert str(settings.check(shuffled)) == str(settings.check(config))
+
+
+def test_swapped_rank_and_alpha_differ(config):
+    swapped = copy.deepcopy(config)
+    swapped["lora"].update(rank=config["lora"]["alpha"], alpha=config["lora"]["rank"])
+    assert str(settings.check(swapped)["lora"]) != str(settings.check(config)["lora"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("lora.rank", 0, ["lora.rank", "0", "at least 1", "rank: 16"]),
+        ("lora.rank", "8", ["lora.rank is text", "--configfile", "rank: 8"]),
+        ("lora.rank", 8.5, ["lora.rank", "8.5", "a whole number"]),
+        ("lora.rnak", 8, ["Unknown key: lora.rnak", "alpha, dropout, rank, target_modules", "rank: 8"]),
+        ("lora.dropout", 1.0, ["lora.dropout", "less than 1"]),
+        ("training.learning_rate", "2e-4", ["training.learning_rate is text", "exponent", "learning_rate: 2.0e-04"]),
+        ("training.learning_rate", -1.0, ["training.learning_rate", "more than 0"]),
+        ("training.validation_rows", 0, ["training.validation_rows", "at least 1", "validation_rows: 100"]),
+        ("training.precision", "bfloat16", ["training.precision", "bfloat16", "fp32, fp16, bf16", "precision: bf16"]),
+        ("training.optimizer", "adamw8bit", ["training.optimizer", "optimizer: adamw_8bit"]),
+        ("training.gradient_checkpointing", "yes", ["gradient_checkpointing", "true, false, reentrant"]),
+        ("training.max_steps", 0, ["training.max_steps", "at least 1"]),
+        ("model.name", "My Model", ["model.name", "My Model", "of the form"]),
+        ("run.name", "a" * 101, ["run.name", "at most 100 characters"]),  # files' names have 255 at the most
+        ("run.name", 12, ["put it in quotes", "name: '12'"]),
+        ("run.name", False, ["put it in quotes", "name: 'no'"]),
+        ("model.license", 2.0, ["put it in quotes", "license: '2.0'"]),
+        ("training", None, ["method, objective", "training: {method: qlora}"]),
+        ("training.parallel", "ddp", ["strategy, gpus", "parallel: {strategy: fsdp2}"]),
+        (
+            "dataset.sources",
+            [{"type": "files"}],
+            ["sources.0.license", "  sources:\n               - license: unknown"],
+        ),
+        ("model.source.type", "huggingface", ["model.source.type", "wheel, hub, folder"]),
+        ("model.source.sha256", "abc", ["model.source.sha256", "abc"]),
+        ("prompt.system", "", ["prompt.system"]),
+        ("evaluation.requests", "all", ["evaluation.requests", "whole number or null"]),
+        ("colour", "red", ["Unknown key: colour"]),
+        ("trainning", {}, ["did you mean `training`", "training: {method: qlora}"]),
+        ("run.seed", 2**64, ["run.seed", "at most 9223372036854775807", "seed: 42"]),
+        ("training.weight_decay", 1e300, ["training.weight_decay", "at most 10"]),
+        ("lora.rank", 1000000, ["lora.rank", "at most 8192"]),
+    ],
+)
+def test_an_error_names_the_key_the_value_what_is_allowed_and_the_line(config, path, value, words):
+    with pytest.raises(UserError) as error:
+        settings.check(change(config, path, value))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_line_to_write_is_valid(config):
+    """What a message tells a person to write is accepted when they write it."""
+    with pytest.raises(UserError) as error:
+        settings.check(change(config, "training.learning_rate", "2e-4"))
+    correction = yaml.safe_load(error.value.write)
+    assert correction == {"training": {"learning_rate": 0.0002}}
+    settings.check(change(config, "training.learning_rate", correction["training"]["learning_rate"]))
+
+
+def test_a_line_to_write_in_a_list_is_one_of_its_entries(config):
+    entry = {"type": "files", "license": "x", "paths": ["a.csv"], "colums": {"request": "a"}}
+    with pytest.raises(UserError) as error:
+        settings.check(change(config, "dataset.sources", [entry]))
+    assert yaml.safe_load(error.value.write) == {"dataset": {"sources": [{"columns": {"request": "a"}}]}}
+
+
+def test_two_repositories_of_a_kind_are_not_the_same(config):
+    config["publish"] |= {"adapter": "a/b", "dataset": "a/b"}  # a model and a dataset have addresses of their own
+    settings.check(config)
+    with pytest.raises(UserError, match="are one repository"):
+        settings.check(change(config, "publish.merged", "a/b"))
+
+
+def test_a_missing_key_is_named(config):
+    del config["lora"]["rank"]
+    with pytest.raises(UserError, match=r"A key is missing: lora\.rank"):
+        settings.check(config)
+
+
+def test_a_source_names_the_key_it_lacks(config):
+    config["model"]["source"]["type"] = "hub"
+    with pytest.raises(UserError, match=r"model\.source\.repository is missing"):
+        settings.check(config)
+
+
+def test_keys_of_another_source_rerun_nothing(config):
+    config["model"]["source"] |= {"type": "hub", "repository": "a/b", "revision": "main"}
+    assert set(settings.model_source(settings.check(config))) == {"type", "dtype", "repository", "revision"}
+
+
+def test_the_reference_is_up_to_date():
+    assert settings.REFERENCE.read_text(encoding="utf-8") == settings.reference(), (
+        "config/README.md is stale: python -m scripts.runs.configuration --write-reference"
+    )
+
+
+def test_every_key_has_a_description():
+    def walk(schema, path):
+        for name, inner in schema.get("properties", {}).items():
+            assert inner.get("description"), f"{path}{name} has no description"
+            walk(inner, f"{path}{name}.")
+
+    walk(settings.read_schema(), "")
+
+
+def test_every_number_has_a_most():
+    """A slip of the finger is a number as well: none is so large that only hours of computing show it."""
+
+    def walk(schema, path):
+        kinds = schema.get("type", [])
+        if {"integer", "number"} & set([kinds] if isinstance(kinds, str) else kinds):
+            assert "maximum" in schema or "exclusiveMaximum" in schema, f"{path} has no maximum"
+        for name, inner in schema.get("properties", {}).items():
+            walk(inner, f"{path}.{name}")
+        if "items" in schema:
+            walk(schema["items"], f"{path}[]")
+
+    walk(settings.read_schema(), "")

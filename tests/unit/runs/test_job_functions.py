@@ -1,0 +1,163 @@
+"""Functions of wildcards: what rules give Snakemake, called here as Snakemake calls them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from scripts.runs.job_functions import (
+    JobFunctions,
+    asks_for_execution,
+    code,
+    explained,
+    needed_by_evaluation,
+    needed_by_step,
+    threads_beside,
+)
+from scripts.runs.job_paths import DATASET, JobPaths
+from will_it_fit.common import device
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_report
+
+RUN = "smollm2-135m-r16"
+WILDCARDS = {"run": RUN}
+GIB = 1024**3
+
+
+def functions(text: str = "{}") -> JobFunctions:
+    """Those of the default configuration with differences."""
+    return JobFunctions(yaml.safe_load(text))
+
+
+def on_a_cluster(folder: Path) -> JobFunctions:
+    """The same on a cluster of two kinds of GPU."""
+    path = folder / "gpus.yaml"
+    path.write_text("- {gpu: a100-80gb, partition: large}\n- {gpu: t4, gres: t4, partition: gpu}\n", encoding="utf-8")
+    return functions(f"cluster: {{gpus: {path}}}")
+
+
+def test_wildcards_name_paths_settings_and_sections() -> None:
+    asked = functions()
+    assert asked.place(f"{DATASET}/acquire.json")(WILDCARDS) == "results/dataset/embedded/acquire.json"
+    assert asked.place("{run}/a", "{run}/b")(WILDCARDS) == [f"{RUN}/a", f"{RUN}/b"]
+    assert asked.of(lambda settings: settings["lora"]["rank"])(WILDCARDS) == 16
+    assert asked.section("memory", "gate")(WILDCARDS) == asked.runs.named[RUN]["memory"]["gate"]
+    assert asked.by_job(JobPaths.on_benchmark, "results/{run}/x.json")(WILDCARDS) == f"results/{RUN}/x.json"
+
+
+def test_where_jobs_run_and_files_go_is_no_part_of_a_run() -> None:
+    assert not {"cluster", "publish"} & set(functions().runs.named[RUN])
+    assert functions("cluster: {container: 'docker://image'}").container == "docker://image"
+    assert functions().container is None
+
+
+def test_targets_are_of_each_run() -> None:
+    asked = functions("lora: {rank: [4, 8]}")
+    assert asked.each_run("results/{run}/a")(None) == ["results/smollm2-135m-r4/a", "results/smollm2-135m-r8/a"]
+    assert len(asked.each_run(JobPaths.exports)(None)) == 4
+
+
+def test_one_run_is_published_at_a_time() -> None:
+    assert functions().each_run(functions().publication)(None) == [f"results/{RUN}/publish/plan.json"]
+    uploaded = functions("publish: {upload: true}")
+    assert uploaded.publication(JobPaths.of(uploaded.runs, WILDCARDS)) == f"results/{RUN}/publish/published.json"
+    two = functions("lora: {rank: [4, 8]}")
+    with pytest.raises(UserError, match="Only one run can be published"):
+        two.publication(JobPaths.of(two.runs, {"run": "smollm2-135m-r4"}))
+
+
+def test_an_error_for_people_ends_snakemake_with_the_message_alone() -> None:
+    with pytest.raises(SystemExit, match="no run of this name: other-r1"):
+        functions().place("{run}")({"run": "other-r1"})
+    with pytest.raises(SystemExit, match=r"memory\.model is not a model"):
+        explained(functions, "memory: {model: qwen}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["execute"], True),
+        (["mine_execute"], True),
+        (["results/x-r4/evaluation/execution.json"], True),
+        (["results/x-r4/evaluation/execution.jsonl"], True),
+        (["all", "--config", "execution=1"], False),
+        (["executed"], False),
+    ],
+)
+def test_only_a_command_that_names_execution_runs_answers(arguments: list[str], asked: bool) -> None:
+    assert asks_for_execution(arguments) is asked
+
+
+def test_the_configuration_may_ask_for_execution_itself() -> None:
+    assert not functions().executes()
+    assert functions("evaluation: {execution: bubblewrap}").executes()
+
+
+def test_the_digest_of_the_code_names_missing_inputs() -> None:
+    digest = code("memory/estimate.py")
+    assert "missing.json" in digest(WILDCARDS, input=["results/missing.json"])
+    assert digest(WILDCARDS, input=[]) != code("planner/compare.py")(WILDCARDS, input=[])
+
+
+def test_on_one_machine_nothing_is_asked_of_a_cluster() -> None:
+    asked = functions()
+    assert asked.on_cluster("gres", needed_by_step)(WILDCARDS, None) is None
+    assert asked.minutes_of_training(WILDCARDS, None) == 720
+    assert asked.gpus_of_cluster(WILDCARDS, None) == []
+
+
+def test_a_job_takes_no_gpu_where_the_processor_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = "training: {loss: full, packing: none, rows_per_step: null, parallel: {strategy: ddp, gpus: 2}, "
+    for found, place, here, takes in (
+        (0, "auto", True, 0),
+        (2, "auto", True, 2),
+        (2, "cpu", True, 0),
+        (0, "cuda", True, 2),  # refused before the first job
+        (0, "auto", False, 2),  # another machine may have them
+    ):
+        monkeypatch.setattr(device, "cuda_devices", lambda found=found: found)
+        asked = JobFunctions(yaml.safe_load(f"{several}device: {place}}}"), lambda here=here: here)
+        assert asked.gpus_of_training(WILDCARDS) == asked.gpus_of_this_machine(WILDCARDS) == takes
+        assert (
+            asked.gpu(WILDCARDS) == asked.gpu({"model": "smollm2-135m-instruct", "dataset": "embedded"}) == bool(takes)
+        )
+    hub = (ROOT / "config/qwen2.5-coder-7b.yaml").read_text(encoding="utf-8")
+    monkeypatch.setattr(device, "cuda_devices", lambda: 0)
+    asked = functions(hub)
+    assert asked.gpu({"run": next(iter(asked.runs.named))}) == 1, "two models of any size may not fit the host's memory"
+
+
+def test_a_core_is_left_to_another_job() -> None:
+    assert [threads_beside(cores) for cores in (None, 1, 2, 4, 9, 64)] == [8, 1, 1, 3, 8, 8]
+
+
+def test_on_a_cluster_a_job_asks_for_the_smallest_gpu_that_holds_it(tmp_path: Path) -> None:
+    asked = on_a_cluster(tmp_path)
+    assert asked.gpus_of_cluster(WILDCARDS, None) == ["t4", "a100-80gb"]
+    assert asked.gpus_of_this_machine(WILDCARDS) is None
+    for size, partition, gres in ((GIB, "gpu", "t4"), (40 * GIB, "large", None)):
+        report = tmp_path / f"{partition}.json"
+        write_report(report, {"trace": {"required_bytes": size}, "hours": None})
+        step = SimpleNamespace(get=lambda name, report=report: str(report), gate=str(report))
+        assert asked.on_cluster("partition", needed_by_step)(WILDCARDS, step) == partition
+        assert asked.on_cluster("gres", needed_by_step)(WILDCARDS, step) == gres
+        assert asked.minutes_of_training(WILDCARDS, step) == 720
+    weights = tmp_path / "weights.json"
+    write_report(weights, {"bytes": 30 * GIB})
+    job = SimpleNamespace(weights=str(weights))
+    assert asked.on_cluster("partition", needed_by_evaluation)(WILDCARDS, job) == "large"
+    weights.write_text(json.dumps({"bytes": GIB}), encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"weights\.json"):
+        asked.on_cluster("partition", needed_by_evaluation)(WILDCARDS, job)
+
+
+def test_snakemake_finds_the_parameters_that_it_fills_by_name() -> None:
+    asked = functions()
+    for function in (asked.minutes_of_training, asked.gpus_of_cluster, asked.on_cluster("gres", needed_by_step)):
+        assert list(inspect.signature(function).parameters) == ["wildcards", "input"]

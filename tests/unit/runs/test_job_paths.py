@@ -1,0 +1,135 @@
+"""What wildcards name: settings and paths, without Snakemake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.runs.configuration import with_defaults
+from scripts.runs.job_paths import BASE, ENCODED, JobPaths, answer_settings, project_file, project_files
+from scripts.runs.runs import Runs
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+
+RUN = "smollm2-135m-r16"
+
+
+def paths(text: str = "{}", **names: str) -> JobPaths:
+    """The paths of a job with these wildcards, of the default configuration with differences."""
+    return JobPaths.of(Runs(with_defaults(yaml.safe_load(text))), names)
+
+
+def test_a_run_fills_in_its_dataset_model_and_length() -> None:
+    job = paths(run=RUN)
+    assert job.fill(f"{BASE}/config.json", f"{ENCODED}/train.parquet") == [
+        "results/models/smollm2-135m-instruct/config.json",
+        "results/dataset/embedded/encoded/smollm2-135m-instruct-384/train.parquet",
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"run": RUN},
+        {"place": f"{RUN}/memory", "scenario": "training"},
+        {"place": "memory/qwen2.5-coder-7b", "scenario": "full-fp32"},
+        {"dataset": "embedded"},
+        {"dataset": "embedded", "model": "smollm2-135m-instruct"},
+    ],
+)
+def test_each_kind_of_wildcards_names_the_settings(names: dict[str, str]) -> None:
+    assert paths(**names).settings["dataset"]["name"] == "embedded"
+
+
+def test_another_rank_in_the_path_is_the_jobs_rank() -> None:
+    assert paths(run="smollm2-135m-r64").settings["lora"]["rank"] == 64
+
+
+def test_scenarios_without_a_rank_lie_outside_the_run() -> None:
+    assert paths(run=RUN).profile_comparisons() == [
+        "results/memory/qwen2.5-coder-7b/full-fp32/compare.json",
+        "results/memory/qwen2.5-coder-7b/full-bf16/compare.json",
+        f"results/{RUN}/memory/qlora/compare.json",
+    ]
+    assert paths(run=RUN).step_comparison() == f"results/{RUN}/memory/qlora/compare.json"
+
+
+def test_the_model_of_the_runs_own_step_is_the_prepared_one() -> None:
+    own, profiled = paths(place=f"{RUN}/memory", scenario="training"), paths(place=f"{RUN}/memory", scenario="qlora")
+    assert set(own.scenario_model()) == {"config", "description"}
+    assert set(profiled.scenario_model()) == {"config"}
+    assert profiled.scenario_model()["config"].endswith("config/models/qwen2.5-coder-7b.json")
+    assert "model" not in own.scenario() and "model" not in profiled.scenario()
+
+
+def test_an_unknown_scenario_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(UserError, match="full-fp32, full-bf16, qlora"):
+        paths(place=f"{RUN}/memory", scenario="another").scenario_model()
+
+
+def test_only_a_step_of_one_process_is_measured() -> None:
+    step = {"place": f"{RUN}/memory", "scenario": "training"}
+    assert paths(**step).measurement() == {"measure": f"results/{RUN}/memory/training/measure.json"}
+    assert paths("training: {parallel: {strategy: ddp, gpus: 2}}", **step).measurement() == {}
+
+
+def test_what_the_configuration_leaves_out_is_no_input() -> None:
+    without = "dataset: {benchmark: null, sources: [{type: embedded, license: MIT, seed: 1, pairs: 200}]}\n"
+    job = paths(without + "merging: {compare_requests: 0}", run=RUN)
+    assert job.benchmark() == job.examples() == {}
+    assert job.on_benchmark("results/{run}/x") == job.by_execution(False) == []
+    assert job.more_evaluations(False) == job.merging_comparison() == []
+    full = paths("evaluation: {execution: bubblewrap}", run=RUN)
+    assert {"benchmark", "tasks", "unread"} == set(full.benchmark())
+    assert len(full.more_evaluations(False)) == 3 and len(full.merging_comparison()) == 2
+    assert full.on_benchmark("results/{run}/x") == f"results/{RUN}/x"
+
+
+def test_a_score_is_an_input_once_it_is_asked_for_or_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job, score = paths(run=RUN), Path(f"results/{RUN}/evaluation/execution.json")
+    assert job.by_execution(False) == [] and job.by_execution(True) == job.executed() == str(score)
+    score.parent.mkdir(parents=True)
+    score.touch()
+    assert job.by_execution(False) == str(score) and len(job.more_evaluations(False)) == 3
+    without = paths("dataset: {benchmark: null}", run=RUN)
+    assert without.by_execution(False) == []
+    with pytest.raises(UserError, match="no answers to run"):
+        without.by_execution(True)
+
+
+def test_a_models_folder_needs_no_gguf_file(tmp_path: Path) -> None:
+    job = paths(f"model: {{source: {{type: folder, path: {tmp_path}, dtype: float32}}}}", run=RUN)
+    assert job.gguf() == {} and set(paths(run=RUN).gguf()) == {"gguf", "license"}
+
+
+def test_a_data_file_is_an_input_once_it_is_there(tmp_path: Path) -> None:
+    there, missing = tmp_path / "there.jsonl", tmp_path / "missing.jsonl"
+    there.touch()
+    sources = f"[{{type: files, license: MIT, paths: [{there}, {missing}]}}]"
+    found = paths(f"dataset: {{sources: {sources}}}", run=RUN).source_files()
+    assert str(there) in found and str(missing) not in found
+
+
+def test_exports_keep_the_type_of_the_weights() -> None:
+    kinds = [Path(path).parent.name for path in paths(run=RUN).exports()]
+    assert kinds == ["f32", "q8_0"]
+    halved = paths("merging: {dtype: bfloat16}", run=RUN).exports()
+    assert [Path(path).parent.name for path in halved] == ["bf16", "q8_0"]
+
+
+def test_answers_to_the_benchmark_depend_on_its_own_requests() -> None:
+    settings = paths(run=RUN).settings
+    assert answer_settings(settings)["harmful"] is True
+    asked = answer_settings(settings, benchmark=True)
+    assert asked["harmful"] is False and asked["requests"] == settings["dataset"]["benchmark"]["requests"]
+
+
+def test_files_of_the_project_are_relative_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert project_file("config/gpus.yaml") == "config/gpus.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert project_file("config/gpus.yaml") == str(ROOT / "config/gpus.yaml")
+    assert project_files("config/gpus.y*ml") == [str(ROOT / "config/gpus.yaml")]

@@ -1,0 +1,42 @@
+"""The table of timed steps, its summaries, and what the documentation says about them."""
+
+import json
+
+from validation import times
+from validation.timed_rows import read
+from will_it_fit.common.digests import ROOT
+
+ROWS = read()
+REPORT = json.loads(times.REPORT.read_text(encoding="utf-8"))
+PAGE = (ROOT / "docs" / "time.md").read_text(encoding="utf-8")
+
+
+def test_every_row_has_a_source_a_licence_and_a_speed():
+    assert len(ROWS) == 244 and len({row.id for row in ROWS}) == 244
+    assert all(row.source and row.licence and row.step_seconds > 0 for row in ROWS)
+    assert all(times.speed_of_row(row).memory_bytes_per_second for row in ROWS)
+
+
+def test_at_most_a_tenth_of_the_rows_is_fitted_and_two_thirds_were_unread():
+    fitted = [row for row in ROWS if row.id in times.FITTED]
+    assert len(fitted) == len(times.FITTED) <= len(ROWS) / 10
+    assert 0.6 < sum(row.unread for row in ROWS) / len(ROWS) < 0.75
+
+
+def test_the_report_holds_every_row_and_its_own_sums():
+    assert [result["id"] for result in REPORT["rows"]] == [row.id for row in ROWS]
+    assert REPORT["summaries"] == times.summaries(REPORT["rows"])
+    assert REPORT["ratios"] == times.ratios(REPORT["rows"])
+
+
+def test_a_row_is_compared_with_what_was_measured():
+    (row,) = [row for row in ROWS if row.id == "time-mistral-main-011"]
+    compared = times.compare(row, 2 * row.step_seconds)
+    assert (compared["error_percent"], compared["fitted"]) == (100.0, True)
+
+
+def test_the_page_shows_the_report():
+    for summary in REPORT["summaries"]:
+        if summary["rows"] > 10:
+            line = f"{summary['rows']} | {summary['median_percent']:.1f} % | {summary['worst_percent']:+.1f} %"
+            assert line in PAGE, summary

@@ -1,0 +1,306 @@
+"""``will-it-fit``: verdict, exit status, suggestions that can be pasted; each wrong question says what to write."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from will_it_fit.ask import Run, will_it_fit
+from will_it_fit.ask.command import main
+from will_it_fit.ask.explain_measurement import measured
+from will_it_fit.ask.predict import predict
+from will_it_fit.ask.run_cost import ranked
+from will_it_fit.cards.gpus import GIB, find
+from will_it_fit.common.errors import UserError
+from will_it_fit.hours.run_time import run_time
+from will_it_fit.scenario.scenario import Scenario
+
+ROOT = Path(__file__).resolve().parents[3]
+TINY = {
+    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    path = tmp_path / "tiny" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(TINY), encoding="utf-8")
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    status = main(words)
+    return status, capsys.readouterr().out
+
+
+def test_the_verdict_comes_first_with_the_two_numbers_that_decide_it(model, capsys) -> None:
+    status, text = run(capsys, model, "--gpu", "t4", "-s", "64")
+    first = text.splitlines()[0]
+    assert status == 0
+    assert re.match(r"FITS: the step needs [\d.]+ GiB, the Tesla T4 has 14.42 GiB for it; [\d.]+ GiB to spare$", first)
+    assert "assumed, since nothing says otherwise: method qlora" in text
+    for name in ("rule of thumb", "analytic estimate", "trace of the step", "measurement"):
+        assert name in text
+
+
+def test_json_is_predicts_object(model, capsys) -> None:
+    status, text = run(capsys, model, "--gpu", "t4", "-s", "64", "--json")
+    found = json.loads(text)
+    scenario = Scenario.from_mapping({"model": model, "gpu": "t4", "sequence_length": 64})
+    own = json.loads(json.dumps(predict(scenario)))
+    assert status == 0 and set(own) <= set(found)
+    assert {key: found[key] for key in ("trace", "fits", "gpu")} == {key: own[key] for key in ("trace", "fits", "gpu")}
+
+
+def test_suggestions_are_command_lines_that_fit(model, capsys) -> None:
+    words = (model, "--gpu", "0.66GiB", "-s", "4096", "-b", "8", "--method", "lora")
+    status, text = run(capsys, *words)
+    assert status == 1 and text.startswith("DOES NOT FIT: the step needs ")
+    lines = [line.strip() for line in text.splitlines() if line.startswith("  will-it-fit")]
+    assert lines
+    status, _ = run(capsys, *shlex.split(lines[0])[1:])
+    assert status == 0
+
+
+def test_the_scenario_to_keep_gives_the_same_answer(tmp_path, capsys) -> None:
+    _, text = run(capsys, "Qwen/Qwen3-0.6B", "--gpu", "2x3090", "-s", "128", "--set", "lora.rank=4", "--yaml")
+    kept = yaml.safe_load(text)
+    assert kept["model"] == "Qwen/Qwen3-0.6B" and kept["gpu"] == {"name": "rtx-3090", "count": 2}
+    assert kept["parallel"]["strategy"] == "fsdp2" and kept["lora"]["rank"] == 4
+    (tmp_path / "kept.yaml").write_text(text, encoding="utf-8")
+    _, again = run(capsys, str(tmp_path / "kept.yaml"), "--yaml")
+    assert yaml.safe_load(again)["parallel"] == kept["parallel"]
+
+
+def test_quick_needs_no_torch(model) -> None:
+    program = (
+        "import sys\nfrom will_it_fit.ask.command import main\n"
+        f"main([{model!r}, '--gpu', 't4', '--quick'])\n"
+        "assert not {'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules), 'heavy'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("SHOULD FIT: about ")
+
+
+def test_without_torch_the_answer_names_what_to_install(model) -> None:
+    program = (
+        "import sys\nsys.modules['transformers'] = None\nfrom will_it_fit.ask.command import main\n"
+        f"sys.exit(main([{model!r}, '--gpu', 't4']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 3 and "Traceback" not in done.stderr
+    assert "transformers is not installed" in done.stderr and "--quick" in done.stderr
+
+
+def test_a_terminal_shows_the_estimate_while_the_step_is_traced(model, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([model, "--gpu", "4090", "-s", "64"]) == 0
+    seen = capsys.readouterr()
+    assert seen.out.startswith("FITS") and seen.err.startswith("SHOULD FIT")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    main([model, "--gpu", "4090", "-s", "64"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("gpu", "word", "status"), [("24GiB", "SHOULD FIT", 0), ("8.9GiB", "TOO CLOSE", 1), ("4GiB", "DOES NOT", 1)]
+)
+def test_quick_says_where_it_can_not_decide(gpu, word, status, capsys) -> None:
+    found, text = run(capsys, "qwen2.5-coder-7b", "-s", "1024", "--gpu", gpu, "--quick")
+    assert text.startswith(word) and found == status
+
+
+def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
+    status, text = run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "--longest", "--json")
+    found = json.loads(text)
+    assert status == 0 and found["verified"] and found["headroom_bytes"] >= 0
+    assert run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "-s", str(found["value"]))[0] == 0
+    assert found["with_other_allocator"] > 0
+    lines = run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "--longest")[1].splitlines()
+    assert lines[1] == f"{found['with_other_allocator']:,} tokens with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
+    assert (
+        found["limited_by_positions"] or "everything below fits as well; if more tokens fit, it is by luck" in lines[3]
+    )
+
+
+def test_all_gpus_are_answered(model, capsys) -> None:
+    status, text = run(capsys, model, "-s", "64", "--all-gpus")
+    assert status == 0 and text.startswith("FITS 27 of 27 GPUs") and "rtx-4090" in text
+
+
+def test_a_run_has_hours_cost_energy_and_its_bounds(model, capsys) -> None:
+    words = (model, "--gpu", "a100-80gb", "-s", "64", "--rows", "50,000", "--epochs", "3", "--price", "A100 80GB=2",
+             "--deadline", "30d", "--grams-per-kwh", "400")  # fmt: skip
+    status, text = run(capsys, *words)
+    assert status == 0 and "150,000 steps" in text and "ends by the deadline of 720 hours" in text
+    assert "each row counts as 64 tokens, the longest" in text and "kg of CO2" in text
+    _, found = run(capsys, *words, "--json")
+    answer = json.loads(found)
+    hours = 150_000 * answer["time"]["seconds_per_step"] / 3600
+    assert answer["run"]["hours"] == pytest.approx(hours) and answer["run"]["cost"] == pytest.approx(2 * hours)
+
+
+def test_a_mean_length_takes_less_than_the_longest(model, capsys) -> None:
+    words = (model, "--gpu", "t4", "-s", "2048", "-b", "8", "--rows", "50000")
+    _, text = run(capsys, *words, "--tokens-per-row", "64")
+    assert "each row counts as 64 tokens, on average, without padding" in text
+    mean, longest = (
+        will_it_fit(model, gpu="t4", sequence_length=2048, micro_batch=8, run=Run(50_000, tokens_per_row=tokens)).run
+        for tokens in (64, None)
+    )
+    assert mean.hours < longest.hours and mean.steps == longest.steps and longest.longest
+
+
+def test_a_deadline_that_a_card_does_not_meet_fails(model, capsys) -> None:
+    status, text = run(capsys, model, "--gpu", "t4", "-s", "64", "--rows", "50000", "--deadline", "1min")
+    assert status == 1 and text.startswith("FITS") and "DOES NOT END BY THE DEADLINE" in text
+    assert "rate of fp32" in text  # bf16 on a T4
+    first, price = text[text.index("what would end in time, the mildest change first:") :].splitlines()[1:3]
+    assert first.startswith("  will-it-fit") and first.endswith("-b 64")
+    assert "learning rate" in price and "hours" in price
+
+
+def test_a_card_of_unknown_speed_answers_memory_and_says_what_to_add(model, capsys) -> None:
+    status, text = run(capsys, model, "--gpu", "10GiB", "-s", "64", "--rows", "50000")
+    assert status == 0 and text.startswith("FITS")
+    assert "add under `speeds`" in text and "hours and cost: not known" in text
+
+
+def test_cards_are_ranked_by_cost_among_those_that_end_in_time(model, tmp_path, capsys) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("a100-80gb: 2\nrtx-4090: 0.3\n", encoding="utf-8")
+    words = (model, "-s", "64", "--all-gpus", "--rows", "1000", "--price", str(prices))
+    status, text = run(capsys, *words)
+    lines = text.splitlines()
+    assert status == 0 and [line.split()[0] for line in lines[1:3]] == ["rtx-4090", "a100-80gb"]
+    assert lines[-2].startswith("the cheapest: rtx-4090") and "No step was measured on this card" in lines[-2]
+    assert lines[-1].startswith("of cards with measured steps: a100-80gb")
+
+
+def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
+    scenario = Scenario.from_mapping({"model": "smollm2-135m"})
+    asked, rows = Run(100, deadline_hours=1e-4), []
+    for gpu, seconds in (("t4", 9.0), ("l4", 3.6)):
+        found = run_time({"seconds_per_step": seconds, "range": None}, find(gpu), scenario, asked)
+        rows.append({"gpu": gpu, "fits": True, "run": found.to_mapping(), "warnings": ["slow"]})
+    nearest = "NO CARD that fits ends by the deadline. The nearest is l4: 0.1 hours"
+    assert ranked(rows) == ["  t4, l4: slow", nearest]
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "write"),
+    [
+        (["qwen2.5-coder-7b", "--gup", "4090"], "unrecognized arguments", "will-it-fit"),
+        (["qwen2.5-coder-7b", "-s", "0"], "no whole number", "will-it-fit"),
+        (["qwen2.5-coder-7b", "--gpu", "x"], "not known", "--gpu 12GiB"),
+        (["qwen2.5-coder-7b", "--gpu", "A100"], "may mean 2 cards", "--gpu a100-40gb"),
+        (["qwen3-9b"], "neither the name", "will-it-fit qwen3-8b"),
+        (["nothere.yaml"], "isn't there", "will-it-fit"),
+        (["qwen2.5-coder-7b", "--set", "lora.rang=4"], "did you mean `lora.rank`", "--set lora.rank=4"),
+        (["qwen2.5-coder-7b", "--set", "sequence=4"], "doesn't have: sequence", "--set sequence_length=4"),
+        (["qwen2.5-coder-7b", "--set", "rank"], "field=value", "--set lora.rank=64"),
+        (["qwen2.5-coder-7b", "-s", "99999"], "beyond the 32768 positions", "-s 32768"),
+        (["qwen2.5-coder-7b", "--strategy", "fsdp2"], "for several GPUs", "--gpu 2xrtx-3090"),
+        (["qwen2.5-coder-7b", "--longest"], "depends on the GPU", "--gpu 24GiB"),
+        (["qwen2.5-coder-7b", "--quick", "--longest"], "contradict", "--longest"),
+        (["qwen2.5-coder-7b", "--json", "--yaml"], "several forms", "--json"),
+        (["qwen2.5-coder-7b", "--all-gpus", "--gpu", "t4"], "contradict", "--all-gpus"),
+        (
+            ["qwen2.5-coder-7b", "--method", "full", "--set", "quantization.double=true"],
+            "don't go together",
+            "--method",
+        ),
+        (["qwen2.5-coder-7b", "--epochs", "3"], "rows are not known", "--rows 50000"),
+        (["qwen2.5-coder-7b", "--rows", "9"], "depends on the GPU", "--gpu a100-80gb"),
+        (["qwen2.5-coder-7b", "--tokens-per-row", "9"], "rows are not known", "--rows 50000"),
+        (
+            ["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "-s", "64", "--tokens-per-row", "65"],
+            "longer on average",
+            "--tokens-per-row 64",
+        ),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--quick"], "contradict", "--rows"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "t4=0"], "above 0", "--price t4=1.29"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 cards", "--price a100-40gb="),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "2xt4=1"], "of one card", "--price t4=1.29"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "no.yaml"], "or a file", "--price a100-80gb"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--deadline", "soon"], "above 0", "--deadline 24h"),
+        (["qwen2.5-coder-7b", "--serve", "--weights", "q9"], "not known", "--weights q4_k_m"),
+    ],
+)
+def test_a_wrong_question_says_what_to_write(words, says, write) -> None:
+    with pytest.raises(UserError) as caught:
+        main(words)
+    assert says in caught.value.problem and write in caught.value.write
+
+
+def test_a_wrong_option_is_answered_before_anything_is_imported() -> None:
+    program = "import sys\nfrom will_it_fit.ask.command import run\nsys.argv = ['will-it-fit', 'x', '--gup']\nrun()"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "unrecognized" in done.stderr
+    assert not {"torch", "transformers", "numpy", "huggingface_hub"} & set(
+        re.findall(r"\\| +(\\w+)$", done.stderr, re.M)
+    )
+
+
+# --- serving, differences, Python ----------------------------------------------------------------------------------
+
+
+def test_serving_is_weights_keys_values_and_a_step(capsys) -> None:
+    status, text = run(capsys, "llama-3.1-8b", "--gpu", "24GiB", "--serve", "--requests", "4", "-s", "512", "--json")
+    found = json.loads(text)
+    assert found["weights_bytes"] == 2 * 8_030_261_248
+    assert found["cache_bytes"] == 4 * 512 * 32 * 2 * 8 * 128 * 2
+    assert found["step_bytes"] > 0 and found["step_is"].startswith("traced")
+    assert status == 0 and found["total_bytes"] == sum(found[f"{part}_bytes"] for part in ("weights", "cache", "step"))
+    _, packed = run(capsys, "llama-3.1-8b", "--serve", "-s", "512", "--weights", "q4_k_m")
+    assert packed.startswith("Serving needs ")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("nvidia-smi=14.2GiB", ("nvidia-smi", round(14.2 * GIB))), ("allocated=9543MiB", ("allocated", 9543 * 2**20)),
+     ("reserved=10 GB", ("reserved", 10**10)), ("nvidia-smi=14540", ("nvidia-smi", 14540 * 2**20))],
+)  # fmt: skip
+def test_a_figure_and_its_size(text, found) -> None:
+    assert measured(text) == found
+
+
+@pytest.mark.parametrize("text", ["14GiB", "nvidia-smi=", "nvidia-smi=lots", "gpu=14GiB", "reserved=4TB"])
+def test_figures_that_say_nothing(text) -> None:
+    with pytest.raises(UserError, match="takes a figure"):
+        measured(text)
+
+
+def test_a_difference_is_put_into_causes_that_make_as_much(model, capsys) -> None:
+    _, text = run(capsys, model, "--gpu", "t4", "-s", "256", "--json")
+    own = json.loads(text)["trace"]["peak_reserved_bytes"]
+    _, wider = run(capsys, model, "--gpu", "t4", "-s", "2048", "-b", "2", "--json")
+    _, text = run(capsys, model, "--gpu", "t4", "-s", "2048", "--compare",
+                  f"reserved={json.loads(wider)['trace']['peak_reserved_bytes'] / 2**20:.3f}MiB")  # fmt: skip
+    likeliest = text.split("the likeliest first:\n")[1].splitlines()
+    assert "batch" in likeliest[0] and "try: -" in likeliest[1]
+    _, text = run(capsys, model, "--gpu", "t4", "-s", "256", "--compare", f"reserved={own / 2**20:.3f}MiB")
+    assert "That explains it" in text
+
+
+def test_the_answer_in_python_is_typed_and_shows_itself(model) -> None:
+    answer = will_it_fit(model, gpu="t4", sequence_length=64, lora={"rank": 4})
+    assert answer.fits and answer.required_bytes > answer.components["weights_4bit"] > 0
+    assert answer.details["scenario"]["lora"]["rank"] == 4 and str(answer).startswith("FITS")
+    assert "<b>FITS" in answer._repr_html_()
+    tight = will_it_fit(model, gpu="0.55GiB", sequence_length=4096, micro_batch=8, method="lora")
+    assert tight.fits is False and tight.headroom_bytes < 0
+    assert tight.suggestions[0].command.startswith("will-it-fit ")

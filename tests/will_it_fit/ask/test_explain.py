@@ -1,0 +1,57 @@
+"""What is alive at the peak, by name: the parts are the whole, and a person finds each tensor."""
+
+import json
+
+import pytest
+
+from tests.will_it_fit.decoders import DECODERS
+from will_it_fit.ask.explain import explain, main, table
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.scenario import Scenario
+
+
+@pytest.fixture(scope="module")
+def answer():
+    fields = {"sequence_length": 512, "micro_batch": 2, "precision": "bf16"}
+    return explain(Scenario.from_mapping({"model": DECODERS["qwen2"], **fields}), count=100_000)
+
+
+def test_the_tensors_are_the_peak(answer):
+    rounding = answer["components"]["allocator_rounding"]
+    assert sum(row["bytes"] for row in answer["tensors"]) + rounding == answer["peak_allocated_bytes"]
+    sizes = [row["bytes"] for row in answer["tensors"]]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_each_has_shape_dtype_component_module_and_line(answer):
+    mlp = [row for row in answer["tensors"] if row["shape"] == [2, 512, 96] and row["component"] == "activations"]
+    assert mlp and all(row["dtype"] in ("bfloat16", "float32") for row in mlp)
+    assert any(".layers.1.mlp" in row["module"] and ".py:" in row["line"] for row in mlp)
+    weight = next(row for row in answer["tensors"] if row["component"] == "weights_4bit")
+    assert weight["module"].endswith("_proj.base_layer") and weight["operator"] == "weight"
+    adapter = next(row for row in answer["tensors"] if row["component"] == "adapters")
+    assert "lora_" in adapter["module"]
+
+
+def test_layers_that_are_alike_are_one_line():
+    fields = {"sequence_length": 64, "model": DECODERS["qwen2"]}
+    rows = explain(Scenario.from_mapping(fields), layers=True, count=1000)["tensors"]
+    assert {row["times"] for row in rows if row["component"] == "weights_4bit"} == {2}
+    assert any(".layers.*.mlp.down_proj" in row["module"] for row in rows)
+
+
+def test_a_table_for_people_and_json_for_programs(tmp_path, capsys):
+    (tmp_path / "model.json").write_text(json.dumps(DECODERS["qwen2"]))
+    file = tmp_path / "scenario.yaml"
+    file.write_text("model: model.json\nsequence_length: 64\n")
+    assert main([str(file), "--count", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and lines[0].startswith("peak ") and lines[-1].endswith("%")
+    assert main([str(file), "--json", "--count", "4"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tensors"]) == 4
+    with pytest.raises(UserError, match="--count 10"):
+        main([str(file), "--count", "0"])
+
+
+def test_table_names_the_phase(answer):
+    assert f"in the {answer['peak_phase']} phase" in table({**answer, "tensors": answer["tensors"][:2]})

@@ -1,0 +1,323 @@
+"""Other tools' files, key by key: what comes out of them, with the tools' own defaults, and that nothing is dropped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from will_it_fit import readers
+from will_it_fit.ask.question import Options, Question, question
+from will_it_fit.common.errors import UserError
+from will_it_fit.readers.reading import TABLES, keys
+from will_it_fit.scenario.fields import BY_NAME
+
+AXOLOTL = {"base_model": "meta-llama/Llama-3.2-1B", "datasets": [{"path": "x"}]}
+FACTORY = {"model_name_or_path": "meta-llama/Llama-3.2-1B", "stage": "sft", "do_train": True}
+TRL = {"model_name_or_path": "meta-llama/Llama-3.2-1B", "dataset_name": "x"}
+
+
+def asked(folder: Path, content: Any, *others: Any, name: str = "file.yaml", **options: Any) -> Question:
+    paths = []
+    for number, mapping in enumerate((content, *others)):
+        path = folder / (name if number == 0 else f"beside-{number}.yaml")
+        path.write_text(mapping if isinstance(mapping, str) else yaml.safe_dump(mapping), encoding="utf-8")
+        paths.append(path)
+    return question(paths, Options(**options))
+
+
+def said(found: Question, **fields: Any) -> None:
+    mapping = found.scenario.to_mapping()
+    for name, value in fields.items():
+        given = mapping[name]
+        if isinstance(value, dict):
+            given = {key: given[key] for key in value}
+        assert given == value, f"{name}: {mapping[name]}"
+
+
+# --- the tables ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_table_says_each_key_once(path: Path) -> None:
+    table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert table["tool"] and table["version"]
+    assert not set(table["understood"]) & set(table["not_described"])
+    for errs, why in table["not_described"].values():
+        assert errs in ("too high", "too low", "either way") and len(why) > 10
+    listed = table["does_not_matter"].split()
+    assert not {key for key in table["understood"] if key in listed}
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_understood_names_fields_of_the_scenario(path: Path) -> None:
+    later = {"objective", "preference", "activation_offload"}  # fields of newer scenarios
+    for key, sets in yaml.safe_load(path.read_text(encoding="utf-8"))["understood"].items():
+        for name in sets.partition(" (")[0].split(", "):
+            assert name.partition(".")[0] in {*BY_NAME, *later}, f"{key}: {sets}"
+
+
+def test_each_key_is_one_of_four() -> None:
+    table = keys("axolotl")
+    kinds = {
+        key: table.kind(key)
+        for key in ("sequence_len", "tiled_mlp", "wandb_project", "dsv4_bf16_all", "sequence_length")
+    }
+    assert list(kinds.values()) == ["understood", "not described", "harmless", "not described", "unknown"]
+
+
+def test_a_readers_code_asks_only_for_what_its_table_calls_understood() -> None:
+    get, _ = readers.reading.begin(AXOLOTL, keys("axolotl"), Path("x"))
+    with pytest.raises(KeyError, match="wandb_project"):
+        get("wandb_project")
+
+
+# --- axolotl -------------------------------------------------------------------------------------------------------
+
+
+def test_axolotls_defaults_are_its_own(tmp_path: Path) -> None:
+    found = asked(tmp_path, AXOLOTL)
+    said(found, method="full", sequence_length=512, micro_batch=1, precision="bf16", autocast="bf16",
+         gradient_checkpointing=False, optimizer="adamw_fused", loss="full")  # fmt: skip
+    assert "norms, embeddings and head in fp32" in " ".join(map(str, found.reading.remarks))
+
+
+def test_axolotls_qlora(tmp_path: Path) -> None:
+    content = AXOLOTL | {
+        "adapter": "qlora", "load_in_4bit": True, "lora_r": 32, "lora_alpha": 16, "lora_dropout": 0.05,
+        "lora_target_linear": True, "sequence_len": 2048, "micro_batch_size": 2, "sample_packing": True,
+        "gradient_checkpointing": True, "optimizer": "paged_adamw_8bit", "attn_implementation": "flash_attention_2",
+        "plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"],
+    }  # fmt: skip
+    found = asked(tmp_path, content)
+    said(found, method="qlora", quantization={"type": "nf4", "double": True, "storage": "bf16"},
+         lora={"rank": 32, "alpha": 16, "dropout": 0.05, "target_modules": "all-linear"}, sequence_length=2048,
+         micro_batch=2, gradient_checkpointing="reentrant", optimizer="paged_adamw_8bit", attention="flash",
+         loss="chunked", kbit_preparation="none")  # fmt: skip
+    assert not found.reading.unknown
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+         {"gradient_checkpointing": True}),
+        ({"fp16": True, "bf16": False}, {"precision": "fp16", "autocast": "fp16"}),
+        ({"bf16": False}, {"precision": "fp32", "autocast": None}),
+        ({"bf16": "full"}, {"precision": "bf16", "autocast": None}),
+        ({"flash_attention": True}, {"attention": "flash"}),
+        ({"xformers_attention": True}, {"attention": "mem_efficient"}),
+        ({"micro_batch_size": 4}, {"attention_mask": "padding"}),
+        ({"micro_batch_size": 4, "flash_attention": True}, {"attention_mask": "none"}),
+        ({"fsdp": ["full_shard", "auto_wrap"], "fsdp_config": {"fsdp_offload_params": True}, "fsdp_version": 2},
+         {"parallel": {"strategy": "fsdp2", "gpus": 2, "offload": "cpu"}}),
+        ({"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": False}, "world_size": 4},
+         {"parallel": {"strategy": "fsdp2", "gpus": 4, "reshard_after_forward": False}}),
+        ({"adapter": "lora", "lora_target_modules": ["q_proj"], "lora_modules_to_save": ["embed_tokens", "lm_head"]},
+         {"method": "lora", "adapter": {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": ["q_proj"]}}),
+        ({"rl": "dpo"}, {"micro_batch": 1, "objective": "dpo"}),
+        ({"rl": "dpo", "optimizer": "paged_adamw_8bit"}, {"micro_batch": 2, "objective": "sft"}),
+    ],
+)  # fmt: skip
+def test_axolotls_settings(given: dict, fields: dict, tmp_path: Path) -> None:
+    said(asked(tmp_path, AXOLOTL | given), **fields)
+
+
+def test_what_is_not_described_says_which_way_the_answer_errs(tmp_path: Path) -> None:
+    given = {
+        "tiled_mlp": True,
+        "vllm": {"host": "x"},
+        "eval_batch_size": 8,
+        "sequence_lenn": 4096,
+        "lora_o_kernel": False,
+    }
+    found = asked(tmp_path, AXOLOTL | given)
+    errs = {remark.key: remark.errs for remark in found.reading.remarks}
+    assert errs["tiled_mlp"] == "too high" and errs["vllm"] == errs["eval_batch_size"] == "too low"
+    assert "lora_o_kernel" not in errs
+    assert found.reading.unknown == {"sequence_lenn": "sequence_len"}
+
+
+def test_eight_bits_are_llm_int8_and_16_where_it_can_not_be_divided(tmp_path: Path) -> None:
+    eight = AXOLOTL | {"adapter": "lora", "load_in_8bit": True, "lora_target_linear": True}
+    said(asked(tmp_path, eight), method="qlora", quantization={"type": "int8"})
+    found = asked(tmp_path, eight | {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}})
+    said(found, method="lora")
+    assert any(remark.bound == "int8" and remark.errs == "too high" for remark in found.reading.remarks)
+
+
+# --- LLaMA-Factory -------------------------------------------------------------------------------------------------
+
+
+def test_llama_factorys_defaults_are_its_own(tmp_path: Path) -> None:
+    found = asked(tmp_path, FACTORY | {"bf16": True})
+    said(found, method="lora", sequence_length=2048, micro_batch=8, lora={"rank": 8, "alpha": 16, "dropout": 0.0},
+         gradient_checkpointing="reentrant", precision="bf16", autocast="bf16", attention_mask="padding")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({"finetuning_type": "full"}, {"method": "full", "precision": "bf16-mixed"}),
+        ({"finetuning_type": "full", "pure_bf16": True, "bf16": False}, {"precision": "bf16", "autocast": None}),
+        ({"quantization_bit": 4}, {"method": "qlora", "quantization": {"double": True, "storage": "bf16"}}),
+        ({"quantization_bit": 4, "double_quantization": False}, {"quantization": {"double": False}}),
+        ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False}),
+        ({"use_reentrant_gc": False}, {"gradient_checkpointing": True}),
+        ({"flash_attn": "fa2"}, {"attention": "flash"}),
+        ({"lora_target": "q_proj,v_proj"}, {"lora": {"target_modules": ["q_proj", "v_proj"]}}),
+        ({"finetuning_type": "oft"}, {"adapter": {"peft_type": "OFT", "oft_block_size": 32}}),
+        ({"stage": "dpo", "per_device_train_batch_size": 1}, {"micro_batch": 1, "objective": "dpo"}),
+        ({"enable_liger_kernel": True}, {"loss": "liger"}),
+    ],
+)
+def test_llama_factorys_settings(given: dict, fields: dict, tmp_path: Path) -> None:
+    said(asked(tmp_path, FACTORY | {"bf16": True} | given), **fields)
+
+
+def test_llama_factorys_newer_files(tmp_path: Path) -> None:
+    content = {"model": "Qwen/Qwen3-0.6B", "model_class": "llm", "dist_config": {"name": "fsdp2"}, "cutoff_len": 1024,
+               "peft_config": {"name": "lora", "r": 16, "target_modules": "all"},
+               "quant_config": {"name": "bnb", "quantization_bit": 4}}  # fmt: skip
+    said(asked(tmp_path, content), method="qlora", sequence_length=1024, lora={"rank": 16},
+         parallel={"strategy": "fsdp2", "gpus": 2})  # fmt: skip
+
+
+def test_a_file_that_only_merges_is_told(tmp_path: Path) -> None:
+    content = {"model_name_or_path": "x", "template": "llama3", "export_dir": "out", "finetuning_type": "lora"}
+    with pytest.raises(UserError, match="trains nothing"):
+        asked(tmp_path, content)
+
+
+# --- TRL -----------------------------------------------------------------------------------------------------------
+
+
+def test_trls_defaults_are_its_own(tmp_path: Path) -> None:
+    said(asked(tmp_path, TRL), method="full", precision="bf16-mixed", sequence_length=1024, micro_batch=8,
+         gradient_checkpointing=True, loss="chunked", attention_mask="padding")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        ({"use_peft": True, "load_in_4bit": True},
+         {"method": "qlora", "quantization": {"double": False}, "adapter_precision": "bf16", "precision": "fp32",
+          "autocast": "bf16"}),
+        ({"use_peft": True, "dtype": "bfloat16", "lora_target_modules": "all-linear"},
+         {"method": "lora", "precision": "bf16", "lora": {"rank": 16, "dropout": 0.05}}),
+        ({"loss_type": "nll"}, {"loss": "full"}),
+        ({"packing": True}, {"attention_mask": "none"}),
+        ({"attn_implementation": "kernels-community/flash-attn3"}, {"attention": "flash"}),
+        ({"fp16": True}, {"precision": "fp16-mixed"}),
+    ],
+)  # fmt: skip
+def test_trls_settings(given: dict, fields: dict, tmp_path: Path) -> None:
+    said(asked(tmp_path, TRL | given), **fields)
+
+
+def test_accelerates_file_beside_says_how_gpus_are_used(tmp_path: Path) -> None:
+    beside = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP", "num_processes": 4,
+              "mixed_precision": "bf16", "fsdp_config": {"fsdp_version": 2, "fsdp_offload_params": False}}  # fmt: skip
+    said(asked(tmp_path, TRL, beside), parallel={"strategy": "fsdp2", "gpus": 4}, loss="full")
+
+
+def test_deepspeeds_file_is_found_beside_or_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}), encoding="utf-8")
+    for named in ("ds.json", "examples/deepspeed/ds_z3_config.json"):
+        found = asked(tmp_path, FACTORY | {"bf16": True, "deepspeed": named})
+        assert found.scenario.parallel.gpus == 2
+    with pytest.raises(UserError, match="isn't there"):
+        asked(tmp_path, FACTORY | {"deepspeed": "mine.json"})
+
+
+def test_an_adapter_that_is_there(tmp_path: Path) -> None:
+    content = {"peft_type": "LORA", "r": 64, "base_model_name_or_path": "Qwen/Qwen3-0.6B", "target_modules": ["q_proj"]}
+    found = asked(tmp_path, content, name="adapter_config.json")
+    said(found, adapter={"r": 64})
+    assert found.scenario.model["hidden_size"] == 1024
+
+
+# --- programs ------------------------------------------------------------------------------------------------------
+
+UNSLOTH = """
+from unsloth import FastLanguageModel
+import torch
+max_seq_length = 4096
+model, tokenizer = FastLanguageModel.from_pretrained(
+    model_name="unsloth/Llama-3.2-1B-Instruct", max_seq_length=max_seq_length, load_in_4bit=True, dtype=None)
+model = FastLanguageModel.get_peft_model(
+    model, r=32, target_modules=["q_proj", "v_proj"], lora_alpha=16, use_gradient_checkpointing="unsloth")
+trainer = SFTTrainer(model=model, args=SFTConfig(per_device_train_batch_size=2, optim="adamw_8bit", packing=PACK))
+raise SystemExit("this is never run")
+"""
+PLAIN = """
+model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B", torch_dtype=torch.bfloat16,
+    quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_use_double_quant=True))
+model = prepare_model_for_kbit_training(model)
+args = TrainingArguments("out", per_device_train_batch_size=2, bf16=True, gradient_checkpointing=True)
+trainer = SFTTrainer(model, args=args, peft_config=LoraConfig(r=8, target_modules="all-linear"), max_seq_length=512)
+"""
+
+
+def test_a_notebook_of_unsloth_is_read_and_never_run(tmp_path: Path) -> None:
+    lines = "%%capture\n!pip install unsloth\n" + UNSLOTH
+    cells = [{"cell_type": "code", "source": lines.splitlines(keepends=True)}, {"cell_type": "markdown", "source": []}]
+    found = asked(tmp_path, json.dumps({"cells": cells}), name="book.ipynb")
+    said(found, method="qlora", sequence_length=4096, micro_batch=2, lora={"rank": 32}, optimizer="adamw_8bit")
+    remarks = {remark.key: remark for remark in found.reading.remarks}
+    assert remarks["unsloth"].bound == "step" and remarks["packing"].value == "PACK"
+
+
+def test_a_program_of_trl_is_read_by_its_calls(tmp_path: Path) -> None:
+    found = asked(tmp_path, PLAIN, name="train.py")
+    said(found, method="qlora", kbit_preparation="peft", sequence_length=512, micro_batch=2,
+         lora={"rank": 8}, quantization={"double": True}, gradient_checkpointing=True, autocast="bf16")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import torch\n", "trains nothing"),
+        ("SFTTrainer(model=script.model)\n", "names no model"),
+        ("def broken(:\n", "not Python"),
+    ],
+)
+def test_programs_that_say_too_little(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        asked(tmp_path, text, name="train.py")
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "says", "write"),
+    [
+        ({"trainer": "x", "lr": 1}, "No tool is known", "model:"),
+        ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "do_train": True}, "Several tools", "--from"),
+        ({"model_name_or_path": "x", "per_device_train_batch_size": 1, "bf16": True}, "Several tools", "--from"),
+        ({"model_name_or_path": "x", "lora_r": 8, "lora_rank": 8}, "Several tools", "--from"),
+        ("[1, 2]", "holds no keys", "model:"),
+        ("", "holds no keys", "model:"),
+        (AXOLOTL | {"base_model": "./no/such/folder"}, "isn't there", "model:"),
+        (AXOLOTL | {"base_model": "meta-llama/$MODEL"}, "neither the name", "model:"),
+    ],
+)
+def test_files_that_can_not_be_read_say_what_to_write(content: Any, says: str, write: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        asked(tmp_path, content)
+    assert says in caught.value.problem and write in caught.value.write
+
+
+def test_from_decides_between_tools(tmp_path: Path) -> None:
+    content = {"model_name_or_path": "Qwen/Qwen3-0.6B", "per_device_train_batch_size": 1, "do_train": True}
+    assert asked(tmp_path, content, tool="trl").scenario.sequence_length == 1024
+    assert asked(tmp_path, content, tool="llama-factory").scenario.sequence_length == 2048
+
+
+def test_two_questions_at_once_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Two things"):
+        asked(tmp_path, AXOLOTL, TRL)

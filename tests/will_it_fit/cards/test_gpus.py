@@ -1,0 +1,192 @@
+"""The catalogue of cards: plausible, sourced, and found by name."""
+
+import pytest
+
+from will_it_fit.cards.gpus import GIB, MIB, catalogue, find, from_device, holders, tightest, verdict
+from will_it_fit.common.errors import UserError
+
+
+def test_every_card_has_its_figures_and_their_sources() -> None:
+    for card in catalogue().values():
+        assert 10 * GIB < card.total_bytes < 192 * GIB
+        assert 0 < card.context_bytes < GIB
+        assert card.total_source
+        assert card.context_source
+        assert card.usable_bytes == card.total_bytes - card.context_bytes
+
+
+def test_catalogue_spans_12_to_192_gb() -> None:
+    sizes = [card.total_bytes / GIB for card in catalogue().values()]
+    assert min(sizes) < 12
+    assert max(sizes) > 180
+
+
+def test_measured_t4() -> None:
+    card = find("t4")
+    assert (card.total_bytes, card.context_bytes, card.capability) == (14912 * MIB, int(140.875 * MIB), (7, 5))
+
+
+def test_what_is_usable_and_why_it_is_not_all_is_said_in_figures() -> None:
+    assert find("t4").room == "Tesla T4 has 14.42 GiB (14.56 less 0.14 of CUDA context)"
+
+
+def test_a_size_instead_of_a_name() -> None:
+    card = find({"vram_gib": 24})
+    assert card.total_bytes == 24 * GIB
+    assert card.context_source.startswith("assumed")
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "count"),
+    [
+        ("4090", "rtx-4090", 1),
+        (4090, "rtx-4090", 1),  # as YAML reads `gpu: 4090`
+        ("rtx4090", "rtx-4090", 1),
+        ("RTX 3090", "rtx-3090", 1),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", "rtx-4070-ti-super", 1),
+        ("3090 ti", "rtx-3090-ti", 1),
+        ("1080ti", "gtx-1080-ti", 1),
+        ("T4", "t4", 1),
+        ("h100 80gb", "h100-80gb", 1),
+        ("H100", "h100-80gb", 1),
+        ("a100 40", "a100-40gb", 1),
+        ("A100 80G", "a100-80gb", 1),
+        ("L40", "l40", 1),
+        ("L40S", "l40s", 1),
+        ("6000 ada", "rtx-6000-ada", 1),
+        ("2x3090", "rtx-3090", 2),
+        ("8 x H100 80GB", "h100-80gb", 8),
+        ("H100 x 8", "h100-80gb", 8),
+    ],
+)
+def test_cards_are_found_as_people_write_them(written, name, count) -> None:
+    card = find(written)
+    assert (card.name, card.count) == (name, count)
+
+
+@pytest.mark.parametrize(
+    ("written", "gib", "count"),
+    [("24GiB", 24, 1), ("10GB", 9.75, 1), ("2x24GB", 23.4, 2), ("{vram_gib: 10}", 10, 1), ("80 g", 78, 1)],
+)
+def test_sizes_in_gib_are_exact_and_those_in_gb_what_stands_on_the_box(written, gib, count) -> None:
+    card = find(written)
+    assert card.total_bytes == int(gib * GIB)
+    assert card.count == count
+
+
+@pytest.mark.parametrize(
+    ("written", "cards"),
+    [
+        ("A100", ["a100-40gb", "a100-80gb"]),
+        ("v100", ["v100-16gb", "v100-32gb"]),
+        ("4060 ti", ["rtx-4060-ti-16gb", "rtx-4060-ti-8gb"]),
+        ("RTX 6000", ["rtx-6000-ada", "quadro-rtx-6000"]),
+    ],
+)
+def test_a_name_of_several_cards_lists_them(written, cards) -> None:
+    with pytest.raises(UserError) as caught:
+        find(written, "--gpu")
+    assert [part.split(" (")[0] for part in caught.value.allowed.split("; ")] == cards
+    assert caught.value.write == f"gpu: {cards[0]}"
+
+
+@pytest.mark.parametrize(
+    ("written", "write"),
+    [
+        ("rtx-4091", "gpu: rtx-4090"),
+        ("4099", "gpu: rtx-4090"),
+        ("x", "gpu: 12GiB"),
+        ("apple silicon 32gb", "gpu: 32GiB"),
+        ("24", "gpu: 24GiB"),
+        (24, "gpu: {vram_gib: 24}"),
+        ("0x3090", "gpu: 2xrtx-3090"),
+        ("9999GiB", "gpu: 24GiB"),
+        ("{vram_gib: [}", "gpu: {vram_gib: 24}"),
+    ],
+)
+def test_an_unknown_card_says_what_to_write(written, write) -> None:
+    with pytest.raises(UserError) as caught:
+        find(written, "scenario.yaml")
+    assert "scenario.yaml" in str(caught.value)
+    assert caught.value.write == write
+
+
+def test_fits_to_the_byte() -> None:
+    card = find("t4")
+    assert verdict(card.usable_bytes, card) == (True, 0)
+    assert verdict(card.usable_bytes + 1, card) == (False, -1)
+
+
+def test_a_device_is_what_it_says_with_the_catalogues_context() -> None:
+    t4 = find("t4")
+    found = from_device("Tesla T4", 15_000_000_000, (7, 5))
+    assert (found.name, found.total_bytes, found.context_bytes) == ("t4", 15_000_000_000, t4.context_bytes)
+    assert found.capability == (7, 5)
+    unknown = from_device("NVIDIA Something", 10**10, (12, 0))
+    assert unknown.name == "NVIDIA Something" and "assumed" in unknown.context_source
+
+
+def test_what_others_hold_of_a_gpu_is_not_usable() -> None:
+    """Another process holds 20 of 24 GB."""
+    free = 4 * GIB
+    held = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), free, ("python (process 42) (19.50 GiB)",))
+    assert held.usable_bytes == free
+    assert held.held_bytes == 24 * GIB - free - find("rtx-4090").context_bytes
+    assert "held by python (process 42)" in held.room
+    alone = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), 24 * GIB - 300 * MIB, ())
+    assert (alone.held_bytes, alone.context_bytes, alone.holders) == (0, 300 * MIB, ())
+    assert "held" not in alone.room
+
+
+def rtx_3090(held_gib: float = 0, *by: str):
+    """A GPU of 24 GB as torch describes it, with what others hold of it."""
+    free = 24 * GIB - find("rtx-3090").context_bytes - int(held_gib * GIB)
+    return from_device("NVIDIA GeForce RTX 3090", 24 * GIB, (8, 6), free, by)
+
+
+def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
+    """The first is free; another process holds 20 of the second's 24 GB."""
+    least = tightest([rtx_3090(), rtx_3090(20, "python (process 42)"), rtx_3090(1, "Xorg (process 7)")], lambda gpu: 0)
+    assert (least.index, [other.index for other in least.others]) == (1, [0, 2])
+    assert least.room.startswith("GPU 1 (NVIDIA GeForce RTX 3090) has 3.")
+    assert "20.00 held by python (process 42)" in least.room and "of 3 GPUs it has the least" in least.room
+    assert "Xorg" not in least.room and "kinds" not in least.room
+    assert least.to_mapping()["others"][1]["label"] == "GPU 2 (NVIDIA GeForce RTX 3090)"
+
+
+def test_kinds_of_gpus_that_differ_are_judged_each_by_its_own_step_and_said() -> None:
+    t4 = from_device("Tesla T4", 14912 * MIB, (7, 5), 14912 * MIB - find("t4").context_bytes)
+    held = rtx_3090(12, "python (process 42)")
+    assert held.usable_bytes < t4.usable_bytes
+    assert tightest([held, t4], lambda gpu: 0).title == held.title
+    least = tightest([held, t4], lambda gpu: 10 * GIB if gpu.title == "Tesla T4" else 5 * GIB)
+    assert (least.title, least.index) == ("Tesla T4", 1)
+    assert f"of different kinds: GPU 0 (NVIDIA GeForce RTX 3090) has {held.usable_bytes / GIB:.2f} GiB" in least.room
+    alone = tightest([t4], lambda gpu: 0)
+    assert (alone.index, alone.others, alone.label) == (None, (), "Tesla T4")
+
+
+def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    lines = [
+        "GPU-aa, 42, python, 19968",
+        "GPU-aa, 7, /usr/bin/own, 300",
+        "GPU-bb, 43, other, 5",
+        "GPU-aa, 44, w, [N/A]",
+    ]
+    program.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert holders("aa", own=7) == ("python (process 42) (19.50 GiB)", "w (process 44)")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert holders("aa", own=7) == ()
+
+
+def test_several_of_a_kind_are_that_gpu_with_a_count() -> None:
+    two = find({"name": "rtx-3090", "count": 2})
+    assert (two.count, two.usable_bytes, two.name) == (2, find("rtx-3090").usable_bytes, "rtx-3090")
+    assert two.to_mapping()["count"] == 2 and find("rtx-3090").count == 1
+    assert find({"vram_gib": 24, "count": 8}).count == 8
+    assert find({"name": "rtx3090", "count": 2}) == two
+    with pytest.raises(UserError, match=r"gpu\.count"):
+        find({"name": "rtx-3090", "count": 0}, "memory.gate.gpu")

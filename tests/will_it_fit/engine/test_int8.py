@@ -1,0 +1,53 @@
+"""Products with 8-bit weights on ``meta`` against bitsandbytes' own on the CPU, and by hand what they allocate."""
+
+import bitsandbytes
+import torch
+from bitsandbytes.nn import Linear8bitLt
+
+from will_it_fit.engine import Options, on_meta, quantize_8bit, trace_step
+from will_it_fit.engine.int8 import _product, _quantized_rows, products
+
+ROWS, INNER, OUTPUTS = 48, 64, 32
+
+
+def layout(tensors) -> list[tuple]:
+    return [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+
+
+def test_stand_ins_return_what_bitsandbytes_returns_where_no_input_is_large():
+    inputs, weight = torch.rand(ROWS, INNER, dtype=torch.float16), torch.rand(OUTPUTS, INNER, dtype=torch.float16)
+    packed, scales, none = bitsandbytes.functional.int8_vectorwise_quant(inputs, 6.0)
+    real = [packed, scales, none]
+    stood_in = _quantized_rows(inputs.to("meta"), 6.0)
+    assert layout(real) == layout(stood_in) and none.numel() == 0
+    weight_packed, weight_scales, _ = bitsandbytes.functional.int8_vectorwise_quant(weight)
+    arguments = (inputs, packed, weight_packed, scales, weight_scales, none)
+    real = torch.ops.bitsandbytes.int8_mixed_scaled_mm(*arguments)
+    assert layout(real) == layout(_product(*(tensor.to("meta") for tensor in arguments)))
+
+
+def test_what_a_layer_allocates_is_worked_out_by_hand():
+    with on_meta():
+        layer = Linear8bitLt(INNER, OUTPUTS, bias=False, has_fp16_weights=False, threshold=6.0)
+        inputs = torch.empty(ROWS, INNER, dtype=torch.bfloat16, requires_grad=True)
+    quantize_8bit(layer)
+
+    def step() -> None:
+        layer(inputs)
+
+    report = trace_step(layer, None, step, options=Options(steps=1, timeline=False))
+    assert report.components["weights_8bit"] == OUTPUTS * INNER
+    assert report.components["quantization_state"] == OUTPUTS * 4
+    element = ROWS * INNER
+    # In `int8_vectorwise_quant`: bf16 inputs, their fp16 copy; scales, bytes; magnitudes while they are compared.
+    quantizing = element * (2 + 2 + 1 + 2 + 1) + ROWS * 4
+    # In `int8_mm_dequant`: inputs, bytes and scales; 32-bit sums, fp16, bf16.
+    multiplying = element * (2 + 1) + ROWS * 4 + ROWS * OUTPUTS * (4 + 2 + 2)
+    held = report.components["weights_8bit"] + report.components["quantization_state"]
+    peak = report.peak_allocated_bytes - report.components.get("allocator_rounding", 0)
+    assert peak - held in (quantizing, multiplying)
+
+
+def test_nothing_is_exchanged_for_programs_without_bitsandbytes(monkeypatch):
+    monkeypatch.delitem(__import__("sys").modules, "bitsandbytes")
+    assert products("cuda") == products("cpu") == []

@@ -1,0 +1,148 @@
+"""The names that libraries keep to themselves and this project relies on: each is there, and no other is used.
+
+When a new version lacks one, the message says who relied on it. Read in the library's source what took its place, or
+keep `requirements.txt` below that version.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections import defaultdict
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+ROOMS = ("engine", "evaluation", "memory", "merging", "settings", "training")
+
+FSDP, FSDP2, DATA_PARALLEL = "torch.distributed.fsdp", "torch.distributed.fsdp._fully_shard", "torch.nn.parallel"
+ZERO = "deepspeed.runtime.zero"
+# By what they belong to. A name that objects of a class get when they are made counts as the class's.
+RELIED_ON = {
+    "accelerate.state.AcceleratorState": "_reset_state",
+    "accelerate.state.GradientState": "_reset_state",
+    "bitsandbytes.autograd": "_functions",
+    "peft.tuners._buffer_dict": "BufferDict",
+    "peft.tuners.tuners_utils.BaseTunerLayer": "_move_adapter_to_device_of_base_layer",
+    "torch": "_log_softmax _softmax",
+    "torch.Tensor": "_indices _is_view _nnz _values",
+    "torch.UntypedStorage": "_cdata",
+    "torch._C": "DisableTorchFunction _current_autograd_node _current_graph_task_id _get_accelerator",
+    "torch._dynamo.eval_frame": "DynamoStance _callback_from_stance _stance",
+    "torch._C._autograd": "_get_sequence_nr",
+    "torch._guards": "active_fake_mode",
+    "torch._meta_registrations": "_create_grouped_mm_output_tensor _meta_grouped_mm_common",
+    "torch.ops.aten.mm.default": "_overloadpacket _schema",
+    "torch.autograd": "_engine_run_backward",
+    "torch.autograd.graph.Node": "_sequence_nr",
+    "torch.distributed.Backend": "_plugins",
+    f"{FSDP}._flat_param": "_no_dispatch_record_stream",
+    f"{FSDP}._init_utils": "_move_module_to_device",
+    f"{FSDP}._runtime_utils": "_no_dispatch_record_stream",
+    f"{FSDP2}._fsdp_init": "_move_states_to_device",
+    f"{FSDP2}._fsdp_param": "ShardedState",
+    f"{FSDP2}._fsdp_param.FSDPParam": "_init_sharded_param _sharded_param_data all_gather_inputs offload_to_cpu",
+    f"{FSDP2}._fsdp_param_group": "foreach_reduce",
+    f"{FSDP2}._fsdp_param_group.FSDPParamGroup": "_validate_cpu_offload_params _validate_no_meta_params",
+    "torch.distributed.tensor.DTensor": "_local_tensor",
+    "torch.nn.Module": "_parameters",
+    f"{DATA_PARALLEL}.distributed": "_verify_param_shape_across_processes",
+    f"{DATA_PARALLEL}.DistributedDataParallel": "_pre_forward",
+    "torch.ops._c10d_functional": "wait_tensor",
+    "torch.ops.aten": (
+        "_local_scalar_dense _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention"
+        " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _to_copy"
+    ),
+    "torch.optim.optimizer": "_get_capturable_supported_devices",
+    "torch.testing._internal.distributed.fake_pg": "FakeStore _create_fake_pg",
+    "torch.utils._python_dispatch": "TorchDispatchMode _disable_current_modes _get_current_dispatch_mode_stack",
+    "torch.utils._pytree": "tree_flatten tree_leaves tree_map tree_map_only tree_unflatten",
+    "torch.utils._foreach_utils": (
+        "_device_has_foreach_support _get_foreach_kernels_supported_devices _get_fused_kernels_supported_devices"
+    ),
+    "transformers.PreTrainedModel": "_no_split_modules _supports_flash_attn _supports_sdpa",
+    "transformers.TrainingArguments": "_setup_devices",
+    "transformers.modeling_utils": "_is_hf_initialized",
+    "transformers.quantizers.base.HfQuantizer": (
+        "_process_model_after_weight_loading _process_model_before_weight_loading"
+    ),
+    f"{ZERO}.partition_parameters.AllGatherHandle": "_AllGatherHandle__param",
+    f"{ZERO}.partition_parameters.Init": "_all_gather _convert_to_zero_parameters",
+}
+PARTS = {part for owner, names in RELIED_ON.items() for part in [*owner.split("."), *names.split()]}
+# Python's own, and a key of Hugging Face's configuration files.
+ELSEWHERE = {"_asdict", "_getframe", "_name_or_path", "_replace"}
+
+
+@cache
+def uses() -> dict[str, set[str]]:
+    """The private names in the code that are not its own, each with the files that use it."""
+    found, own = defaultdict(set), set()
+    for path in sorted((ROOT / "scripts").rglob("*.py")):
+        place = path.relative_to(ROOT)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            match node:
+                case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
+                    own.add(name)
+                case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=name, ctx=ast.Store()):
+                    own.add(name)
+                case ast.Attribute(attr=name):
+                    names = [name]
+                case ast.Tuple(
+                    elts=[_, ast.Constant(value=str(name)), _]
+                ):  # as will_it_fit/engine/patching.py takes it
+                    names = [name]
+                case ast.Call(func=ast.Name(id="getattr" | "setattr"), args=[_, ast.Constant(value=str(name)), *_]):
+                    names = [name]
+                case ast.ImportFrom(module=str(module), level=0, names=imported) if not module.startswith("scripts"):
+                    names = [*module.split("."), *(one.name for one in imported)]
+                case ast.Import(names=imported):
+                    names = [part for one in imported for part in one.name.split(".")]
+            for name in names if place.parts[1] in ROOMS else []:
+                if re.match(r"_[A-Za-z]", name):
+                    found[name].add(str(place))
+    return {name: places for name, places in found.items() if name not in own | ELSEWHERE}
+
+
+@pytest.mark.parametrize("owner", RELIED_ON)
+def test_the_library_still_has_what_the_project_relies_on(owner: str) -> None:
+    library = owner.partition(".")[0]
+    if not find_spec(library):
+        pytest.skip(f"{library} is not installed here")
+    try:
+        place = resolve_name(owner)
+    except (AttributeError, ImportError) as error:
+        pytest.fail(f"{library} {version(library)} has no {owner} any more ({error})")
+    for name in RELIED_ON[owner].split():
+        written = name.removeprefix(f"_{place.__name__}")  # a class writes its own self.__name without the prefix
+        there = hasattr(place, name) or re.search(rf"\b{written}\b", inspect.getsource(place))
+        users = ", ".join(sorted(uses().get(name, ()))) or "scripts/"
+        assert there, f"{library} {version(library)} has no {owner}.{name} any more; {users} relies on it"
+
+
+def test_every_private_name_in_use_is_listed_here() -> None:
+    unlisted = {name: sorted(places) for name, places in uses().items() if name not in PARTS}
+    assert not unlisted, f"add to RELIED_ON what these belong to: {unlisted}"
+
+
+def test_no_name_is_listed_that_nobody_uses() -> None:
+    private = {part for part in PARTS if re.match(r"_[A-Za-z]", part)}
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*.py"))
+    assert not {name for name in private if not re.search(rf"\b{name}\b", text)}
+
+
+def test_operators_that_the_engine_knows_by_name_are_there() -> None:
+    import bitsandbytes  # noqa: F401, registers its own
+    import torch
+
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scripts" / "engine").glob("*.py"))
+    named = set(re.findall(r'"((?:aten|bitsandbytes)::\w*\w)(?<!_foreach_)(?<!_fused_)"', text))
+    missing = {name for name in named if not hasattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1])}
+    assert len(named) > 8 and not missing, f"torch {torch.__version__} or bitsandbytes lacks {missing}"

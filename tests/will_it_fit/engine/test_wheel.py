@@ -1,0 +1,74 @@
+"""The engine's wheel in an environment that has nothing of this project: loops of four kinds are priced there."""
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from will_it_fit.common.digests import ROOT
+
+pytest.importorskip("trl")
+PROGRAM = """
+import json, sys
+import torch
+from torch.nn import functional
+from step_memory import Options, on_meta, trace_step, trace_trainer
+import trainers
+
+def loop(wrap=lambda *items: items):
+    with on_meta():
+        model, batch = torch.nn.Linear(64, 64), torch.empty(8, 64)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model, optimizer = wrap(model, optimizer)
+
+    def step(batch):
+        model(batch).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return trace_step(model, optimizer, step, batch, Options(capability=(8, 9)))
+
+def accelerated():
+    from accelerate import Accelerator
+    accelerator = Accelerator(cpu=True)
+    return loop(lambda *items: accelerator.prepare(*items, device_placement=[False, False]))
+
+def plain_trainer():
+    return trace_trainer(lambda: trainers.plain("meta", "out"))
+
+def trl_trainer():
+    return trace_trainer(lambda: trainers.sft("meta", "out"))
+
+answers = {each.__name__: each().peak_allocated_bytes for each in (loop, accelerated, plain_trainer, trl_trainer)}
+assert not any(name.split(".")[0] in ("scripts", "tests") for name in sys.modules)
+print(json.dumps(answers))
+"""
+
+
+def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path):
+    source = shutil.copytree(ROOT / "scripts" / "engine", tmp_path / "source", ignore=shutil.ignore_patterns("__py*"))
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("torch_step_memory-*.whl")
+    venv.create(tmp_path / "env", with_pip=False)
+    python = tmp_path / "env" / "bin" / "python"
+    packages = next((tmp_path / "env" / "lib").iterdir()) / "site-packages"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(packages)]
+    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    metadata = next(packages.glob("torch_step_memory-*/METADATA")).read_text()
+    assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist")] == [
+        "Requires-Dist: torch<3,>=2.7"
+    ]
+    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))  # torch and the loops' own libraries
+    shutil.copy(Path(__file__).parent / "trainers.py", tmp_path)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    run = subprocess.run([python, "program.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    answers = json.loads(run.stdout.splitlines()[-1])
+    assert answers["loop"] == answers["accelerated"]
+    assert all(peak > 0 for peak in answers.values())

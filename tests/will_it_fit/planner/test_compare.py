@@ -1,0 +1,72 @@
+"""Four answers side by side, with signed differences."""
+
+from dataclasses import replace
+
+import pytest
+
+from will_it_fit.analytic.estimated import Estimated, estimate
+from will_it_fit.cards.gpus import find
+from will_it_fit.planner.compare import NO_GPU, NOT_MEASURED, compare
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.scenario_trace import Traced
+from will_it_fit.tracing.trace import trace
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 256,
+    "max_position_embeddings": 256,
+}
+
+
+def answers(**fields) -> tuple[Estimated, Traced]:
+    scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64, **fields})
+    return estimate(scenario), Traced(scenario, trace(scenario, timeline=False))
+
+
+def test_differences_are_signed() -> None:
+    estimated, traced = answers()
+    compared = compare(estimated, traced)
+    rule = estimated.rule_of_thumb["peak_allocated_bytes"]
+    peak = traced.trace["peak_allocated_bytes"]
+    assert compared.differences["rule_of_thumb_to_trace"]["bytes"] == rule - peak > 0
+    assert compared.differences["analytic_to_trace"]["share"] == pytest.approx(0, abs=0.03)
+    assert compared.answers["measurement"] is None
+    assert compared.reasons == {"measurement": NOT_MEASURED, "time": NO_GPU}
+
+
+def test_measurement_is_compared_with_the_trace_for_its_device() -> None:
+    estimated, traced = answers()
+    own = {"peak_allocated_bytes": 1000}
+    compared = compare(estimated, traced, {"peak_allocated_bytes": 1001, "trace_on_the_same_device": own})
+    assert compared.differences["measurement_to_trace"] == {"bytes": 1, "share": 0.001}
+
+
+def test_verdict_for_the_card_that_is_named() -> None:
+    estimated, traced = answers(gpu="t4")
+    judged = compare(estimated, traced)
+    assert (judged.verdict.fits, judged.gpu.name) == (True, "t4")
+
+
+@pytest.mark.parametrize(("reserved_share", "warned"), [(0.98, True), (0.96, False)])
+def test_a_card_that_is_nearly_full_is_slower_and_says_so(reserved_share, warned) -> None:
+    estimated, traced = answers(gpu="t4")
+    reserved = int(reserved_share * find("t4").usable_bytes)
+    full = compare(estimated, replace(traced, trace={**traced.trace, "peak_reserved_bytes": reserved}))
+    found = [warning for warning in full.to_mapping()["warnings"] if "of the GPU's memory" in warning]
+    assert bool(found) == warned and (not warned or "the step would reserve 98%" in found[0])
+
+
+def test_architecture_without_an_analytic_estimate() -> None:
+    scenario = Scenario.from_mapping({"model": MODEL, "sequence_length": 64})
+    unknown = scenario.changed(model={"model_type": "bloom", "hidden_size": 64})
+    estimated = estimate(unknown)
+    assert (estimated.analytic, estimated.rule_of_thumb) == (None, None)
+    _, traced = answers()
+    compared = compare(estimated, traced)
+    assert compared.answers["rule_of_thumb"]["exact_count"]["parameters"] == traced.trace["parameters"]
+    assert "analytic_to_trace" not in compared.differences
+    assert "bloom" in compared.reasons["analytic"]

@@ -1,0 +1,175 @@
+"""What is shown as fitting fits: borders against traces, and what lies between traces against a trace there."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from tests.will_it_fit.decoders import LLAMA_3_LAYERS
+from will_it_fit.cards.gpus import GIB, Gpu, find
+from will_it_fit.engine.allocator import required_bytes
+from will_it_fit.engine.cuda_rules import cublas_workspace_bytes
+from will_it_fit.engine.interpolate import Recording, Scaled
+from will_it_fit.planner.calibrated import CalibratedEstimator, alone, anchored, divided
+from will_it_fit.planner.changes import apply, as_method
+from will_it_fit.planner.feasibility import feasibility, largest
+from will_it_fit.planner.largest_fit import Borders, by_kernels, steps
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.trace import Recorder, record
+
+
+def make(**fields) -> Scenario:
+    return Scenario.from_mapping({"model": LLAMA_3_LAYERS, "sequence_length": 256, **fields})
+
+
+def card(usable: int) -> Gpu:
+    return replace(find({"vram_gib": 1}), total_bytes=usable + find({"vram_gib": 1}).context_bytes)
+
+
+RECORDED = Recorder()  # steps of one model share it
+
+
+def required(scenario: Scenario) -> int:
+    return RECORDED(scenario).required_bytes()
+
+
+def test_largest_micro_batch_fits_and_the_next_does_not() -> None:
+    scenario, gpu = make(), card(200 * 2**20)
+    found = largest(scenario, gpu, "micro_batch")
+    assert found["value"] > 1
+    assert required(scenario.changed(micro_batch=found["value"])) == found["required_bytes"] <= gpu.usable_bytes
+    assert required(scenario.changed(micro_batch=found["value"] + 1)) > gpu.usable_bytes
+    assert found["headroom_bytes"] == gpu.usable_bytes - found["required_bytes"] >= 0
+
+
+def test_longest_sequence_ends_at_the_positions() -> None:
+    found = largest(make(), card(4 * GIB), "sequence_length")
+    assert (found["value"], found["limited_by_positions"]) == (1024, True)
+
+
+def test_everything_below_the_longest_sequence_fits() -> None:
+    scenario, gpu = make(), card(80 * 2**20)
+    found = largest(scenario, gpu, "sequence_length")
+    assert 0 < found["value"] < 1024
+    for length in range(64, found["value"] + 1, 64):
+        assert required(scenario.changed(sequence_length=length)) <= gpu.usable_bytes
+
+
+def test_nothing_fits_a_tiny_card() -> None:
+    assert largest(make(), card(2**20), "micro_batch")["value"] == 0
+
+
+def test_a_table_and_a_question_give_one_answer() -> None:
+    cards = [replace(card(size * 2**20), name=str(size)) for size in (60, 200, 400)]
+    bases = {method: apply(make(), as_method(make(), method)) for method in ("lora", "qlora")}
+    rows = feasibility(bases, cards)
+    assert [row["method"] for row in rows] == ["lora"] * 3 + ["qlora"] * 3
+    for row in rows:
+        gpu = next(gpu for gpu in cards if gpu.name == row["gpu"])
+        for field in ("micro_batch", "sequence_length"):
+            value, base = row[f"largest_{field}"], bases[row["method"]]
+            assert value <= row["expandable_segments"][f"largest_{field}"] or value
+            if value:
+                assert required(replace(base, **{field: value})) <= gpu.usable_bytes
+    one = feasibility({"qlora": bases["qlora"]}, [cards[1]], verify=["200"])[0]
+    same = next(row for row in rows if row["method"] == "qlora" and row["gpu"] == "200")
+    assert one["largest_micro_batch"] == same["largest_micro_batch"]
+    assert one["largest_sequence_length"] == same["largest_sequence_length"]
+    assert one["verified"] and not same["verified"]
+
+
+def test_estimates_learn_from_the_table_what_traces_would_say() -> None:
+    """The planner's page once took two traces more for each method. The times are those of steps traced themselves."""
+    base = alone(make(), as_method(make(), "lora"))
+    learned, wanted = CalibratedEstimator(base), anchored(make(), as_method(make(), "lora"))[1]
+    cards = [replace(card(size * 2**20), name=name, compute_capability=8.0) for name, size in (("", 60), ("l40s", 400))]
+    feasibility({"lora": base}, cards, estimates={"lora": learned})
+    assert learned.points == wanted.points
+    seconds, traced = ({tokens: by_gpu["l40s"] for tokens, by_gpu in one.times} for one in (learned, wanted))
+    assert len(seconds) == 2 and min(seconds) in traced  # the ends of the search; the cells without a speed have none
+    assert seconds[min(seconds)] == pytest.approx(traced[min(seconds)])
+    small = CalibratedEstimator(base)  # where nothing fits, the step itself is traced
+    feasibility({"lora": base}, [replace(cards[0], total_bytes=2**20)], estimates={"lora": small})
+    assert small.points == wanted.points
+
+
+def test_the_table_knows_several_cards() -> None:
+    parts = {str(count): base for count, (base, _) in divided(make(), {"method": "full"}).items()}
+    rows = feasibility(parts, [card(40 * 2**20)])
+    assert [row["gpus"] for row in rows] == [2, 4, 8]
+    batches = [row["largest_micro_batch"] for row in rows]
+    assert batches == sorted(batches)
+
+
+@pytest.mark.parametrize("fields", [{}, {"method": "full"}, {"attention": "eager", "gradient_checkpointing": False}])
+def test_between_traces_the_events_are_those_of_a_trace(fields) -> None:
+    scenario = make(**fields)
+    borders = Borders(scenario, "sequence_length", None, [64 * 2**20, 256 * 2**20])
+    for length in (384, 448):
+        between = borders.scaled.at(length)
+        traced = record(scenario.changed(sequence_length=length))
+        assert between.required_bytes() == traced.required_bytes()
+
+
+def scaled_by(sequences) -> tuple[Scaled, list[int]]:
+    """A step whose events are given by its length, and which lengths it was traced at."""
+    asked: list[int] = []
+
+    def recorded(value: int) -> Recording:
+        asked.append(value)
+        return Recording([sequences(value)])
+
+    return Scaled(recorded), asked
+
+
+def test_where_the_events_change_is_looked_for_by_halves() -> None:
+    """A step of a length above the change once took a trace for each length, since the trace below it is another."""
+    scaled, asked = scaled_by(lambda value: [(1, value * 2**20), (2, 2**20), (-1, 0)][: 3 if value < 50 else 2])
+    for value in (10, 40, 1000):
+        scaled.record(value)
+    assert scaled.at(30).sequences == [[(1, 30 * 2**20), (2, 2**20), (-1, 0)]] and asked == [10, 40, 1000]
+    for value in range(60, 1000):
+        assert scaled.at(value).sequences == [[(1, value * 2**20), (2, 2**20)]]
+    assert len(asked) <= 3 + 10
+
+
+def test_records_that_always_have_other_events_give_nothing_between() -> None:
+    scaled, asked = scaled_by(lambda value: [(1 + number, 2**20) for number in range(value)])
+    for value in (10, 40, 90, 70):
+        scaled.record(value)
+    assert scaled.at(60).traced and len(scaled.at(60).sequences[0]) == 60
+    assert asked == [10, 40, 90, 70, 60]
+
+
+def test_gpus_that_differ_in_workspaces_alone_share_traces() -> None:
+    scenario = make()
+    ours, theirs = record(scenario, (8, 0)), record(scenario, (9, 0))
+    assert ours.sequences != theirs.sequences
+    assert ours.with_workspaces(cublas_workspace_bytes((9, 0))).sequences == theirs.sequences
+    (group,) = by_kernels(scenario, [find("h100-80gb"), find("a100-40gb")])
+    assert [gpu.name for gpu in group] == ["a100-40gb", "h100-80gb"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_a_recorder_takes_the_model_that_it_has_built(method) -> None:
+    scenario = apply(make(), as_method(make(), method))
+    again = Recorder()
+    for length in (64, 256, 64):
+        step = scenario.changed(sequence_length=length)
+        assert again(step, (8, 0)).sequences == record(step, (8, 0)).sequences
+
+
+def test_a_fit_by_luck_is_above_the_border(monkeypatch) -> None:
+    """What fits above the first value that does not is not the border."""
+    borders = Borders(make(), "micro_batch", None, [10])
+    monkeypatch.setattr(borders, "_guess", lambda *_: 11)
+    monkeypatch.setattr(borders, "fits", lambda value, capacity, *, expandable: value in (*range(1, 10), 11, 12))
+    monkeypatch.setattr(borders, "_surely_too_large", lambda *_: False)
+    assert borders.largest(10).value == 9
+
+
+def test_steps_are_no_finer_than_needed() -> None:
+    values = steps("sequence_length", 32768)
+    assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
+    assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
+    assert required_bytes([(1, 2**20)]) == 2 * 2**20

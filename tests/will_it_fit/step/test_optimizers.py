@@ -1,0 +1,146 @@
+"""Each optimizer's step: what is predicted is what a CPU measures, to the byte; states survive a checkpoint."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from scripts.common.disk import STATES
+from scripts.training.loop import Checkpoint
+from tests.will_it_fit.decoders import DECODERS
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.scenario import PACKAGES, Scenario
+from will_it_fit.step.model import build_model
+from will_it_fit.step.optimizers import PROJECTED_EVERY, build_optimizer, set_learning_rate
+from will_it_fit.step.step import random_step
+from will_it_fit.tracing.measure import measure
+from will_it_fit.tracing.trace import trace
+
+
+def known(optimizer):
+    """An optimizer, skipped where its package is not installed."""
+    package = PACKAGES.get(optimizer)
+    missing = package is not None and find_spec(package) is None
+    return pytest.param(optimizer, marks=pytest.mark.skipif(missing, reason="`make test-optimizers` runs it"))
+
+
+ON_A_CPU = [known(name) for name in BY_NAME["optimizer"].words if not name.startswith("paged")]
+
+
+def scenario(**fields) -> Scenario:
+    fields = {"model": DECODERS["qwen2"], "method": "full", "precision": "bf16", "sequence_length": 32, **fields}
+    return Scenario.from_mapping(fields)
+
+
+@pytest.mark.parametrize("optimizer", ON_A_CPU)
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_step_is_traced_to_the_byte(method, optimizer):
+    asked = scenario(method=method, optimizer=optimizer)
+    predicted, measured = trace(asked, "cpu", timeline=False), measure(asked, "cpu", timeline=False)
+    assert predicted["phases"] == measured["phases"]
+    assert predicted["components"] == measured["components"]
+
+
+def test_lion_and_adafactor_keep_less_than_adam():
+    states = {
+        optimizer: trace(scenario(optimizer=optimizer), timeline=False)["components"]["optimizer_states"]
+        for optimizer in ("adamw", "adamw_8bit", "lion_8bit", "adafactor", "muon")
+    }
+    assert states["adafactor"] < states["muon"] < states["adamw"]
+    assert states["lion_8bit"] < states["adamw_8bit"] < states["adamw"]
+
+
+def test_muon_takes_the_matrices_of_layers_and_its_states_survive():
+    asked = scenario(optimizer="muon", precision="fp32")
+
+    def two_steps(after_one) -> list[torch.Tensor]:
+        model = build_model(asked, "cpu")
+        optimizer = build_optimizer(model, asked, learning_rate=1e-2)
+        step = random_step(model, optimizer, asked, "cpu", max_grad_norm=None)
+        step()
+        optimizer = after_one(model, optimizer)
+        random_step(model, optimizer, asked, "cpu", max_grad_norm=None)()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    def restored(model, optimizer):
+        new = build_optimizer(model, asked, learning_rate=1e-2)
+        new.load_state_dict(optimizer.state_dict())
+        return new
+
+    def checked(model, optimizer):
+        kinds = {name: set(optimizer.state[parameter]) for name, parameter in model.named_parameters()}
+        muon = {name for name, states in kinds.items() if states == {"momentum_buffer"}}
+        assert muon == {name for name in kinds if "_proj.weight" in name}
+        return optimizer
+
+    for left, right in zip(two_steps(checked), two_steps(restored), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("optimizer", [known("adamw_torchao_8bit"), known("adamw_torchao_4bit")])
+def test_a_compiled_step_is_counted_as_one_kernel_on_a_gpu(optimizer):
+    asked = scenario(optimizer=optimizer)
+    states, plain = trace(asked, timeline=False), trace(scenario(optimizer="adamw_fused"), timeline=False)
+    assert states["components"]["optimizer_states"] < plain["components"]["optimizer_states"]
+    held, least = (found["components_by_phase"]["optimizer"].get("temporaries", 0) for found in (states, plain))
+    assert held == least
+    assert any("single_param_adam is compiled" in text for text in states["warnings"])
+
+
+@pytest.mark.parametrize("optimizer", [known("adamw_torchao_8bit"), known("adamw_torchao_4bit"), known("galore")])
+def test_a_run_is_taken_up_where_it_was_left(optimizer, tmp_path, monkeypatch):
+    """Through a checkpoint's files; torchao's step runs without the compiler, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    asked = scenario(optimizer=optimizer, precision="fp32")
+
+    def two_steps(checkpoint) -> list[torch.Tensor]:
+        model = build_model(asked, "cpu")
+        for number in range(2):
+            if number == 0 or checkpoint:
+                own = build_optimizer(model, asked, largest_steps=False)
+                checkpoint and checkpoint.load(model, own)
+            set_learning_rate(own, 1e-2 / (number + 1))
+            random_step(model, own, asked, "cpu", max_grad_norm=None)()
+            checkpoint and checkpoint.save(number + 1, model, own, [], 1.0)
+        assert all(float(group["lr"]) == pytest.approx(5e-3) for group in own.param_groups)
+        return [parameter.detach() for parameter in model.parameters()]
+
+    for left, right in zip(two_steps(None), two_steps(Checkpoint(tmp_path / "saved")), strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("optimizer", [*map(known, STATES)])
+def test_states_on_the_disk_are_those_of_the_trace(optimizer):
+    wide = DECODERS["qwen2"] | {"hidden_size": 512, "intermediate_size": 1024}
+    found = trace(scenario(model=wide, optimizer=optimizer), timeline=False)
+    per_number = found["components"].get("optimizer_states", 0) / found["trainable_parameters"]
+    assert optimizer.startswith("paged") or per_number == pytest.approx(STATES[optimizer], rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", [known("galore")])
+def test_galore_projects_in_each_predicted_step_and_seldom_in_training(optimizer):
+    asked = scenario(optimizer=optimizer)
+    model = build_model(asked, "meta")
+    gaps = [
+        build_optimizer(model, asked, largest_steps=largest).param_groups[0]["update_proj_gap"]
+        for largest in (True, False)
+    ]
+    assert gaps == [1, PROJECTED_EVERY]
+    assert "cuSOLVER" in " ".join(trace(asked, timeline=False)["notes"])
+
+
+@pytest.mark.parametrize("optimizer", PACKAGES)
+def test_without_its_package_an_optimizer_says_what_to_install(optimizer, monkeypatch):
+    monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
+    for answer in (trace, lambda asked: measure(asked, "cpu")):
+        with pytest.raises(
+            UserError, match=f"optimizer: {optimizer}. needs the package {PACKAGES[optimizer]}"
+        ) as caught:
+            answer(scenario(optimizer=optimizer))
+        assert caught.value.write == "pip install -c constraints.txt -r requirements-optimizers.txt"
+
+
+def test_apollo_is_refused():
+    with pytest.raises(UserError, match="optimizer"):
+        scenario(optimizer="apollo")

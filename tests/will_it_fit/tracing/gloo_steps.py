@@ -1,0 +1,142 @@
+"""Steps on several CPUs, measured: run by test_several_gpus.py as a program of its own, one process for each.
+
+python -m tests.will_it_fit.tracing.gloo_steps FOLDER [zero]
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+STEPS = [("lora", "fsdp2"), ("full", "fsdp2"), ("lora", "ddp"), ("full", "ddp")]
+# Of DeepSpeed's, with the fields that differ; the last word: with DeepSpeed's own sizes of buckets, or small ones.
+ZERO_STEPS = [
+    ("full", "zero2", {}, "own"),
+    ("full", "zero3", {}, "own"),
+    *[(method, strategy, {}, "small") for method in ("full", "lora") for strategy in ("zero2", "zero3")],
+    *[("full", strategy, {"precision": "bf16-mixed"}, "small") for strategy in ("zero2", "zero3")],
+    *[("lora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small") for strategy in ("zero2", "zero3")],
+    *[("qlora", strategy, {"precision": "bf16", "autocast": "bf16"}, "small") for strategy in ("zero2", "zero3")],
+    *[("full", strategy, {"gradient_accumulation": 2}, "small") for strategy in ("zero2", "zero3")],
+]
+
+
+def measured_with_deepspeed() -> list[dict]:
+    """What each of :data:`ZERO_STEPS` takes in this process."""
+    from contextlib import nullcontext
+
+    from torch.nn import functional
+
+    from tests.will_it_fit.tracing.several_gpus import scenario, small_buckets
+    from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step.model import build_model
+    from will_it_fit.step.optimizers import build_optimizer
+    from will_it_fit.step.parallel import parallelize
+    from will_it_fit.step.step import random_step
+    from will_it_fit.tracing.trace import labels
+
+    _deepspeed_on_gloo()
+    measured, linear = [], functional.linear
+    for method, strategy, fields, buckets in ZERO_STEPS:
+        step = scenario(method, strategy, **fields)
+        model = build_model(step, "cpu")
+        optimizer = build_optimizer(model, step, learning_rate=1e-4)
+
+        def begin(model=model, optimizer=optimizer, step=step):
+            engine = parallelize(model, step, "cpu", optimizer)
+            return random_step(engine, optimizer, step, "cpu", max_grad_norm=1.0)
+
+        with small_buckets() if buckets == "small" else nullcontext():
+            report = measure_step(model, optimizer, None, options=Options(label=labels(model), begin=begin))
+        functional.linear = linear  # ZeRO-3 leaves its own there
+        measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})
+    return measured
+
+
+def _deepspeed_on_gloo() -> None:
+    """Let DeepSpeed use gloo alone, which compiles nothing, and let gloo's thread let go of each buffer.
+
+    Gloo has no reduce-scatter: it would reduce a copy of all of it, which NCCL does not make. Here it is done in place.
+    """
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.comm.torch import TorchBackend
+    from torch import distributed as dist
+
+    def settled(function: Callable) -> Callable:
+        def call(*arguments: object, **options: object) -> object:
+            work = function(*arguments, **options)
+            if work is not None:
+                work.wait()
+            time.sleep(0.005)
+            return work
+
+        return call
+
+    def reduce_scatter_tensor(_, output_tensor, input_tensor, op=None, group=None, async_op=False):
+        work = dist.all_reduce(input_tensor, group=group, async_op=async_op)
+        if work is not None:
+            work.wait()
+        output_tensor.copy_(input_tensor.chunk(dist.get_world_size(group))[dist.get_rank(group)])
+        return work
+
+    CPU_Accelerator.create_op_builder = lambda *_: None
+    TorchBackend.reduce_scatter_tensor = reduce_scatter_tensor
+    for name in ("all_gather_into_tensor", "all_reduce", "broadcast", "reduce", "reduce_scatter_tensor"):
+        setattr(TorchBackend, name, settled(getattr(TorchBackend, name)))
+
+
+def main(folder: Path, kind: str = "") -> int:
+    import torch
+    from torch import distributed as dist
+
+    from tests.will_it_fit.tracing.several_gpus import scenario
+    from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step import step as taken
+    from will_it_fit.step.model import build_model
+    from will_it_fit.step.optimizers import build_optimizer
+    from will_it_fit.step.parallel import parallelize
+    from will_it_fit.step.step import random_step
+    from will_it_fit.tracing.trace import labels
+
+    clip = taken.clip_gradients
+
+    def clip_later(*arguments: object) -> object:
+        time.sleep(0.1)  # until gloo's thread has let go of its last buffer
+        return clip(*arguments)
+
+    taken.clip_gradients = clip_later
+    torch.set_num_threads(1)
+    child = os.fork()  # the libraries are loaded once; no thread has been started yet
+    rank = 0 if child else 1
+    store = dist.FileStore(str(folder / "store"), 2)
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE="2", DS_ACCELERATOR="cpu")
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    measured = measured_with_deepspeed() if kind == "zero" else []
+    for method, strategy in STEPS if not kind else ():
+        step = scenario(method, strategy)
+        model = build_model(step, "cpu")
+        label, begin, one_step = labels(model), None, None
+        if strategy == "ddp":
+            optimizer = build_optimizer(model, step, learning_rate=1e-4)
+
+            def begin(model=model, optimizer=optimizer, step=step):
+                wrapped = parallelize(model, step, "cpu")
+                time.sleep(0.1)
+                return random_step(wrapped, optimizer, step, "cpu", max_grad_norm=1.0)
+
+        else:
+            model = parallelize(model, step, "cpu")
+            optimizer = build_optimizer(model, step, learning_rate=1e-4)
+            one_step = random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
+        report = measure_step(model, optimizer, one_step, options=Options(label=label, begin=begin))
+        measured.append({"phases": report.phases, "resident_bytes": report.resident_bytes})
+    (folder / f"{rank}.json").write_text(json.dumps(measured))
+    dist.destroy_process_group()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

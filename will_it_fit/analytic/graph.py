@@ -1,0 +1,305 @@
+"""Automatic differentiation on sizes: tensors without content, and operations that keep what their derivatives need.
+
+An operation allocates its result and puts a node on the tape; the node keeps storages alive, as PyTorch's saved tensors
+do, until the backward pass has used them. Storages are counted by Python's own references: a tensor that nobody holds
+is gone at once, as in PyTorch.
+
+Source of what an operation keeps: PyTorch 2.13, tools/autograd/derivatives.yaml; of checkpointing:
+torch/utils/checkpoint.py (without reentrance: recomputation stops as soon as all that was missing is there).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from will_it_fit.analytic.live_bytes import Ledger, Term
+from will_it_fit.engine.components import ACTIVATIONS, GRADIENTS, LOGITS_AND_LOSS, TEMPORARIES
+
+Backward = Callable[["Tensor"], list]  # the gradient of an operation's result -> one for each input, or None
+
+
+class Storage:
+    """Bytes that are alive as long as this object is; so a backward function must hold none but what is saved."""
+
+    __slots__ = ("_identity", "_ledger", "term")
+
+    def __init__(self, ledger: Ledger, term: Term) -> None:
+        self._ledger, self.term = ledger, term
+        ledger.count(term)
+        self._identity = ledger.allocate(term.size)
+
+    def __del__(self) -> None:
+        self._ledger.free(self._identity)
+        self._ledger.uncount(self.term)
+
+
+class Tensor:
+    """Dimensions on a storage, which views share; ``edge`` is where its gradient goes (None: it needs none)."""
+
+    __slots__ = ("dims", "edge", "storage", "width")
+
+    def __init__(self, storage: Storage, dims: tuple[str, ...], width: int, edge: Any = None) -> None:
+        self.storage, self.dims, self.width, self.edge = storage, dims, width, edge
+
+
+class Parameter:
+    """A weight: accounted for from the start, with a gradient if it is trained."""
+
+    __slots__ = ("dims", "grad", "tied", "trained", "width")
+
+    def __init__(self, dims: tuple[str, ...], width: int, trained: bool, tied: bool = False) -> None:
+        self.dims, self.width, self.trained, self.tied = dims, width, trained, tied
+        self.grad: Tensor | None = None
+
+    @property
+    def edge(self) -> Parameter | None:
+        """Where its gradient goes."""
+        return self if self.trained else None
+
+
+class Node:
+    """An operation of the forward pass, waiting for its backward.
+
+    ``saved`` is what it keeps; None: not known before the checkpointed part it lies in runs again.
+    """
+
+    __slots__ = ("backward", "checkpoint", "edges", "grad", "saved")
+
+    def __init__(
+        self, edges: list, saved: list[Storage] | None, backward: Backward | None, checkpoint: Checkpoint | None = None
+    ) -> None:
+        self.edges, self.saved, self.backward, self.checkpoint = edges, saved, backward, checkpoint
+        self.grad: Tensor | None = None
+
+
+class Checkpoint:
+    """A part of the forward pass that keeps its input alone, and runs again when something else is asked for."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.run, self.storage, self.shape, self.needs = run, x.storage, (x.dims, x.width), x.edge is not None
+        self.nodes: list[Node] = []
+
+
+class _Complete(Exception):
+    """All that a checkpointed part did not keep is there again; what is left of it need not run."""
+
+
+class Graph(Ledger):
+    """Operations on sizes, and their backward pass.
+
+    ``what`` says what new tensors are for; the passes that build layers set it as they go.
+    """
+
+    def __init__(self, symbols: dict[str, int], *, blocks: bool, accumulating: bool, expandable: bool = False) -> None:
+        super().__init__(symbols, blocks=blocks, expandable=expandable)
+        self.accumulating = accumulating  # gradients of micro-batches before this one are there already
+        self.what = "weights"
+        self.nodes: list[Node] = []
+        self.casts: list[Tensor] = []  # autocast's copies of weights, kept until its context ends
+        self._checkpoint: Checkpoint | None = None  # the part that runs
+        self._again: Checkpoint | None = None  # the part that runs again, in the backward pass
+        self._left = self._missing = 0  # its nodes to come, and those of them that miss what they keep
+
+    # --- tensors ---
+
+    def tensor(
+        self, dims: tuple[str, ...], width: int, component: str | None = None, what: str | None = None
+    ) -> Tensor:
+        """A new tensor. Like the trace, whatever is as wide as the vocabulary counts to the logits."""
+        backward = self.phase == "backward" and self._again is None
+        if component is None and dims[-1] == "V":
+            component = LOGITS_AND_LOSS
+        component = component or (TEMPORARIES if backward else ACTIVATIONS)
+        return Tensor(Storage(self, self.term(component, what or self.what, dims, width)), dims, width)
+
+    def like(self, *tensors: Tensor) -> Backward:
+        """The backward of an operation that gives each input a gradient of its own dimensions and nothing more."""
+        shapes = [(x.dims, x.width) for x in tensors]
+        return lambda grad: [self.tensor(*shape) for shape in shapes]
+
+    # --- operations ---
+
+    def operation(
+        self,
+        dims: tuple[str, ...],
+        width: int,
+        inputs: Sequence[Tensor | Parameter],
+        backward: Backward,
+        saved: Sequence[Tensor | Parameter | None] = (),
+        saves_output: bool = False,
+    ) -> Tensor:
+        """A new tensor; its node keeps ``saved`` and turns its gradient into one for each input."""
+        edges = [x.edge for x in inputs]
+        node = None
+        if any(edge is not None for edge in edges):
+            kept = [x.storage for x in saved if isinstance(x, Tensor)]
+            if self._checkpoint is not None:
+                kept = None if kept or saves_output else []
+            node = Node(edges, kept, backward, self._checkpoint)
+            self._record(node)
+        out = self.tensor(dims, width)
+        if node is not None:
+            out.edge = node
+            if saves_output and self._checkpoint is None:
+                node.saved.append(out.storage)
+        return out
+
+    def elementwise(
+        self, x: Tensor, width: int | None = None, saved: Sequence[Tensor] = (), dims: tuple[str, ...] | None = None
+    ) -> Tensor:
+        """One tensor to another, of its dimensions or others (an activation, a scaling, a dtype, a choice of rows)."""
+        return self.operation(dims or x.dims, width or x.width, [x], self.like(x), saved)
+
+    def cast(self, x: Tensor, width: int) -> Tensor:
+        """The tensor with elements of ``width`` bytes; itself if they are."""
+        return x if x.width == width else self.elementwise(x, width)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + y: keeps nothing, and hands its gradient on to both."""
+        widths = (x.width, y.width)
+        backward = lambda grad: [grad if grad.width == w else self.tensor(grad.dims, w) for w in widths]  # noqa: E731
+        return self.operation(x.dims, max(widths), [x, y], backward)
+
+    def multiply(self, x: Tensor, y: Tensor | Parameter) -> Tensor:
+        """x * y, y perhaps smaller and spread over x; each is kept for the gradient of the other."""
+        pair = (x, y)
+        shapes, needs = [(z.dims, z.width) for z in pair], [z.edge is not None for z in pair]
+        saved = [y if needs[0] else None, x if needs[1] else None]
+
+        def backward(grad: Tensor) -> list:
+            full = [
+                self.tensor(grad.dims, max(grad.width, width)) if need else None
+                for need, (_, width) in zip(needs, shapes, strict=True)
+            ]
+            return [
+                wide if wide is None or (wide.dims, wide.width) == shape else self.tensor(*shape)
+                for wide, shape in zip(full, shapes, strict=True)
+            ]
+
+        return self.operation(x.dims, max(x.width, y.width), pair, backward, saved)
+
+    def matmul(
+        self,
+        x: Tensor,
+        weight: Parameter | Tensor,
+        outputs: str,
+        bias: Parameter | None = None,
+        cast: Tensor | None = None,
+    ) -> Tensor:
+        """x times a weight; ``cast``: the copy that is multiplied, where autocast has made one."""
+        dims, shape, width, of_weight = (*x.dims[:-1], outputs), (x.dims, x.width), x.width, weight.dims
+        trained, needs = weight.edge is not None, x.edge is not None
+        computed = isinstance(weight, Tensor)
+        kept = weight if computed else cast
+
+        def backward(grad: Tensor) -> list:
+            grads = [self.tensor(*shape) if needs else None]
+            grads.append(self.gradient(of_weight, width, computed=computed) if trained else None)
+            if bias:
+                grads.append(self.gradient(bias.dims, width) if bias.trained else None)
+            return grads
+
+        inputs = [x, weight] + ([bias] if bias else [])
+        return self.operation(dims, width, inputs, backward, [x if trained else None, kept if needs else None])
+
+    def batched(self, x: Tensor, y: Tensor, dims: tuple[str, ...]) -> Tensor:
+        """x times y, both kept."""
+        return self.operation(dims, x.width, [x, y], self.like(x, y), [x, y])
+
+    def softmax(self, x: Tensor, width: int) -> Tensor:
+        """Keeps its output; its backward makes a product of gradient and output too."""
+        shape = (x.dims, x.width)
+
+        def backward(grad: Tensor) -> list:
+            result = self.tensor(*shape)
+            product = self.tensor(shape[0], width)
+            del product
+            return [result]
+
+        return self.operation(x.dims, width, [x], backward, saves_output=True)
+
+    def tanh(self, x: Tensor) -> Tensor:
+        """Keeps its output."""
+        return self.operation(x.dims, x.width, [x], self.like(x), saves_output=True)
+
+    def split(self, x: Tensor, parts: tuple[str, ...]) -> tuple[Tensor, ...]:
+        """Views of one tensor; their gradients are put together again into one of its size."""
+        edge = None
+        if x.edge is not None:
+            edge = Node([x.edge], [], self.like(x), self._checkpoint)
+            self._record(edge)
+        return tuple(Tensor(x.storage, (*x.dims[:-1], name), x.width, edge) for name in parts)
+
+    def checkpointed(self, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run a part without keeping anything but its input; it runs again in the backward pass."""
+        self._checkpoint = Checkpoint(run, x)
+        out = run(x)
+        self._checkpoint = None
+        return out
+
+    def _record(self, node: Node) -> None:
+        """Put a node on the tape; while a part runs again, only what it keeps is of interest."""
+        if self._again is None:
+            self.nodes.append(node)
+            if self._checkpoint is not None:
+                self._checkpoint.nodes.append(node)
+            return
+        original = self._again.nodes[len(self._again.nodes) - self._left]
+        self._left -= 1
+        if original.saved is None:
+            original.saved = node.saved
+            self._missing -= 1
+            if not self._missing:
+                raise _Complete
+
+    # --- backward ---
+
+    def gradient(self, dims: tuple[str, ...], width: int, *, computed: bool = False) -> Tensor:
+        """The gradient of a weight; of one that was ``computed`` it is a temporary."""
+        return self.tensor(dims, width, None if computed else GRADIENTS, "gradients of weights")
+
+    def backward(self, nodes: list[Node]) -> None:
+        """Run nodes in reverse order, as the autograd engine does."""
+        self.what = "gradients of activations"
+        while nodes:
+            node = nodes.pop()
+            grad, node.grad = node.grad, None
+            if grad is None:
+                node.checkpoint = node.saved = None
+                continue
+            if node.saved is None:
+                self._run_again(node.checkpoint)
+            grads = node.backward(grad)
+            node.checkpoint = node.saved = node.backward = None
+            del grad
+            for edge, new in zip(node.edges, grads, strict=True):
+                self._accumulate(edge, new)
+            del grads, new
+
+    def _run_again(self, part: Checkpoint) -> None:
+        """Recompute a part until everything that its nodes keep is there."""
+        what = self.what
+        self._again, self._left = part, len(part.nodes)
+        self._missing = sum(node.saved is None for node in part.nodes)
+        x = Tensor(part.storage, *part.shape, Node([], [], None) if part.needs else None)
+        with suppress(_Complete):
+            part.run(x)
+        self._again = None
+        self.casts.clear()
+        part.nodes.clear()
+        self.what = what
+
+    def _accumulate(self, edge: Node | Parameter | None, grad: Tensor | None) -> None:
+        """Hand a gradient to the node or parameter it belongs to; a second one is added in place."""
+        if edge is None or grad is None:
+            return
+        parameter = isinstance(edge, Parameter)
+        if parameter and (grad.width != edge.width or grad.storage.term.component != GRADIENTS):
+            grad = self.gradient(edge.dims, edge.width)
+        if edge.grad is not None:
+            if parameter:  # a tied weight's gradients wait for each other, and make a new one
+                edge.grad = self.gradient(edge.dims, edge.width)
+        elif not (parameter and self.accumulating and not edge.tied):
+            edge.grad = grad  # else it is added to what earlier micro-batches left

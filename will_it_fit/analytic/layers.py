@@ -1,0 +1,251 @@
+"""The parts of a decoder layer as transformers computes them, in operations on sizes.
+
+Each function takes the :class:`Network` and a tensor, and says with ``net.what`` what its tensors are for. Names of
+local variables are as long-lived as in the Python code that they describe: a tensor dies when its last name does, and
+``del`` stands where transformers' or PEFT's own code drops it.
+
+Sources: transformers 5.24 (models/*/modeling_*.py), peft 0.21 (tuners/lora/layer.py, bnb.py), bitsandbytes 0.50
+(autograd/_functions.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from will_it_fit.analytic.decoder import Decoder, Matrix
+from will_it_fit.analytic.graph import Graph, Parameter, Tensor
+from will_it_fit.analytic.setting import BLOCKSIZE, Setting
+from will_it_fit.engine.components import TEMPORARIES, WEIGHT_CASTS
+from will_it_fit.scenario.scenario import Scenario
+
+Adapter = tuple[Parameter, Parameter]  # A and B
+
+
+class Network(Graph):
+    """A graph of operations that knows the setting."""
+
+    def __init__(self, setting: Setting, *, blocks: bool) -> None:
+        accumulating = setting.scenario.gradient_accumulation > 1 and not setting.sharded
+        expandable = setting.scenario.allocator.expandable_segments
+        super().__init__(setting.symbols(), blocks=blocks, accumulating=accumulating, expandable=expandable)
+        self.setting = setting
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario whose step this is."""
+        return self.setting.scenario
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder that it trains."""
+        return self.setting.decoder
+
+    @contextmanager
+    def purpose(self, what: str) -> Iterator[None]:
+        """Say what the tensors made inside are for."""
+        before, self.what = self.what, what
+        try:
+            yield
+        finally:
+            self.what = before
+
+    def base_parameter(self, group: str, *dims: str, tied: bool = False) -> Parameter:
+        """A weight of the model that is not packed, of a group of :meth:`Decoder.weight_shapes`."""
+        return Parameter(dims, self.setting.weight_width(group), self.setting.full, tied)
+
+
+@dataclass
+class Linear:
+    """A linear layer's weight, bias and adapter."""
+
+    matrix: Matrix
+    weight: Parameter
+    bias: Parameter | None
+    adapter: Adapter | None
+
+
+class Layer:
+    """The parameters of one decoder layer."""
+
+    def __init__(self, net: Network) -> None:
+        decoder, lora = net.decoder, net.scenario.lora
+        targets = set(decoder.targets(lora)) if lora else set()
+        width = net.setting.adapter_width
+
+        def adapter(name: str, outputs: tuple[str, ...], inputs: tuple[str, ...]) -> Adapter | None:
+            if name not in targets:
+                return None
+            return Parameter(inputs, width, True), Parameter(outputs, width, True)
+
+        def linear(m: Matrix) -> Linear:
+            bias = net.base_parameter("biases", m.outputs) if m.bias else None
+            weight = net.base_parameter("linear", m.outputs, m.inputs)
+            return Linear(m, weight, bias, adapter(m.name, (m.outputs, "r"), ("r", m.inputs)))
+
+        self.attention = [linear(m) for m in decoder.attention]
+        self.mlp = [linear(m) for m in decoder.mlp]
+        self.norms = [net.base_parameter("norms", "h") for _ in range(decoder.family.norms)]
+        self.qk_norms = [net.base_parameter("norms", "d") for _ in range(2 if decoder.qk_norm else 0)]
+        self.parameters = [p for x in self.attention + self.mlp for p in (x.weight, x.bias, *(x.adapter or ())) if p]
+        self.parameters += self.norms + self.qk_norms
+        if decoder.experts:
+            self.router = net.base_parameter("router", "E", "h")
+            self.router_adapter = adapter("gate", ("E", "r"), ("r", "h"))
+            self.up = net.base_parameter("experts", "E", "i+i", "h")
+            self.up_adapter = adapter("gate_up_proj", ("i+i", "r+r", "E"), ("E", "r+r", "h"))
+            self.down = net.base_parameter("experts", "E", "h", "i")
+            self.down_adapter = adapter("down_proj", ("h", "r", "E"), ("E", "r", "i"))
+            self.parameters += [self.router, self.up, self.down]
+            for pair in (self.router_adapter, self.up_adapter, self.down_adapter):
+                self.parameters += pair or ()
+
+
+# --- linear layers ------------------------------------------------------------------------------------------------
+
+
+def linear(net: Network, x: Tensor, layer: Linear) -> Tensor:
+    """A linear layer, 4-bit or not, and B·A·x added in the adapter's precision if it has one."""
+    setting, source = net.setting, x.width
+    if setting.quantized:
+        inner = net.cast(x, setting.dense_width)
+        out = net.cast(product_4bit(net, inner, layer.matrix), source)
+        del inner
+    else:
+        out = product(net, x, layer.weight, layer.matrix.outputs, layer.bias)
+    if layer.adapter is None:
+        return out
+    (a, b), width = layer.adapter, out.width
+    with net.purpose("adapters"):
+        if setting.quantized:
+            out = net.elementwise(out)  # a defensive clone
+        held = x if setting.autocast and setting.quantized else net.cast(x, a.width)
+        inner = dropped(net, held) if net.scenario.lora.dropout else held
+        low = product(net, inner, a, "r")
+        del inner
+        update = net.elementwise(product(net, low, b, layer.matrix.outputs))  # times alpha / rank
+        del low
+        if setting.quantized:
+            update = net.cast(update, width)
+    out = net.add(out, update)
+    del update, held  # PEFT's forward holds its cast input to the end
+    return net.cast(out, width)
+
+
+def product(net: Network, x: Tensor, weight: Parameter, outputs: str, bias: Parameter | None = None) -> Tensor:
+    """x times a dense weight; under autocast both in 16 bits."""
+    copy = None
+    if net.setting.autocast:
+        x = net.cast(x, 2)
+        if weight.width == 4:
+            copy = net.tensor(weight.dims, 2, WEIGHT_CASTS, "16-bit copies of weights")
+            if weight.trained:
+                net.casts.append(copy)
+    return net.matmul(x, weight, outputs, bias, copy)
+
+
+def product_4bit(net: Network, x: Tensor, matrix: Matrix) -> Tensor:
+    """x times a 4-bit weight: keeps nothing; forward and backward unpack the weight, and nested scales twice before."""
+    shape, dims, width = (x.dims, x.width), (matrix.outputs, matrix.inputs), net.setting.dense_width
+    scales = [(f"{matrix.outputs}·{matrix.inputs}/{BLOCKSIZE}",)] * (2 if net.setting.nested else 0)
+
+    def unpacked() -> list[Tensor]:
+        sizes = [*((dims, 4) for dims in scales), (dims, width)]
+        return [net.tensor(*size, TEMPORARIES, "4-bit weight, unpacked") for size in sizes]
+
+    def backward(grad: Tensor) -> list:
+        buffers = unpacked()
+        result = net.tensor(*shape)
+        buffers.clear()
+        return [result]
+
+    buffers = unpacked()
+    out = net.operation((*x.dims[:-1], matrix.outputs), x.width, [x], backward)
+    buffers.clear()
+    return out
+
+
+def dropped(net: Network, x: Tensor) -> Tensor:
+    """Dropout with a probability: keeps a mask of one byte an element."""
+    return net.elementwise(x, saved=[net.tensor(x.dims, 1)])
+
+
+# --- norms --------------------------------------------------------------------------------------------------------
+
+
+def norm(net: Network, x: Tensor, weight: Parameter) -> Tensor:
+    """LayerNorm in one kernel, or RMSNorm step by step in fp32 (Gemma's until after the weight)."""
+    kind, source = net.decoder.family.norm, x.width
+    with net.purpose("norms"):
+        if kind == "layer":
+            return _layer_norm(net, net.cast(x, 4) if net.setting.autocast else x, weight)
+        wide = net.cast(x, 4)
+        square = net.tensor(wide.dims, 4)
+        del square
+        out = net.operation(wide.dims, 4, [wide], lambda grad: _rms_backward(net, grad), [wide])
+        del wide
+        if kind == "rms":
+            return net.multiply(net.cast(out, source), weight)
+        return net.cast(net.multiply(out, Parameter(weight.dims, 4, weight.trained)), source)
+
+
+def _layer_norm(net: Network, x: Tensor, weight: Parameter) -> Tensor:
+    shape = (x.dims, x.width)
+
+    def backward(grad: Tensor) -> list:
+        return [net.tensor(*shape), net.gradient(weight.dims, weight.width) if weight.trained else None]
+
+    return net.operation(x.dims, max(x.width, weight.width), [x, weight], backward, [x])
+
+
+def _rms_backward(net: Network, grad: Tensor) -> list:
+    """x * rsqrt(mean(x * x)): through the product, then through the mean of squares."""
+    direct = net.tensor(grad.dims, 4)
+    through_mean = net.tensor(grad.dims, 4)
+    del through_mean
+    power = net.tensor(grad.dims, 4)
+    doubled = net.tensor(grad.dims, 4)
+    del power
+    times_grad = net.tensor(grad.dims, 4)
+    del doubled, times_grad
+    return [direct]
+
+
+# --- MLP ----------------------------------------------------------------------------------------------------------
+
+
+def activated(net: Network, x: Tensor) -> Tensor:
+    """The MLP's nonlinearity."""
+    if net.decoder.activation not in ("gelu_new", "gelu_fast"):
+        return net.elementwise(x, saved=[x])
+    # Written out in Python: each step's operands are kept.
+    wide = net.cast(x, 4) if net.setting.autocast else x  # powers are in fp32 under autocast
+    cube = net.elementwise(wide, saved=[wide])
+    del wide
+    inner = net.elementwise(net.elementwise(net.add(x, net.elementwise(cube))))
+    del cube
+    one_plus = net.elementwise(net.tanh(inner))
+    del inner
+    return net.multiply(net.elementwise(x), one_plus)
+
+
+def mlp(net: Network, x: Tensor, layer: Layer) -> Tensor:
+    """The feed-forward part: gated or not, gate and up in one matrix or two."""
+    family = net.decoder.family
+    net.what = "MLP"
+    first, *_, last = layer.mlp
+    if family.fused_gate_up:
+        joined = linear(net, x, first)
+        gate, up = net.split(joined, ("i", "i"))
+        del joined
+        out = net.multiply(up, activated(net, gate))
+        del gate, up
+    elif family.gated:
+        gate = activated(net, linear(net, x, first))
+        out = net.multiply(gate, linear(net, x, layer.mlp[1]))
+        del gate
+    else:
+        out = activated(net, linear(net, x, first))
+    out = linear(net, out, last)
+    return dropped(net, out) if net.decoder.residual_dropout else out

@@ -1,0 +1,232 @@
+"""What a scenario decides for the analytic estimate: widths, adapters, the attention kernel; what it can't describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from will_it_fit.analytic.decoder import Decoder, NotDescribed
+from will_it_fit.engine import cuda_rules
+from will_it_fit.engine.components import weights
+from will_it_fit.engine.cuda_rules import WIDTH, Capability
+from will_it_fit.scenario.scenario import Scenario
+
+CHUNK_TOKENS = 256  # will_it_fit/step/step.py: tokens whose logits exist at once with `loss: chunked`
+BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale, scales to a scale of theirs
+
+# Values of a scenario's fields that are described; None: any, or looked at below.
+DESCRIBED: dict[str, tuple | None] = {
+    **dict.fromkeys(("model", "model_name", "lora", "sequence_length", "micro_batch", "gradient_accumulation", "gpu")),
+    **dict.fromkeys(("method", "preference", "precision", "adapter_precision", "attention", "loop")),
+    "autocast": (None, "fp16", "bf16"),
+    "kbit_preparation": ("none", "peft", "trl"),
+    "adapter": (None,),
+    "attention_mask": ("none",),
+    "packing": ("none", "rows", "shared_prefix"),
+    "previous_sequence_length": (None,),
+    "use_cache": (False,),
+    "gradient_checkpointing": (True, False),
+    "activation_offload": (False,),
+    "objective": ("sft",),
+    "images": (None,),
+    "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"),
+    "loss": ("full", "chunked"),
+    "quantization.type": (None, "nf4", "fp4"),
+    "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
+    "quantization.compute": (None,),
+    "versions.bitsandbytes": (None,),
+    "allocator.expandable_segments": None,
+    "parallel.strategy": ("none", "ddp", "fsdp2"),
+    "parallel.offload": ("none",),
+}
+
+
+def check_described(scenario: Scenario) -> None:
+    """Refuse what the estimate would silently get wrong.
+
+    Raises
+    ------
+    NotDescribed
+        For the first field whose value is not described.
+    """
+    values = {field.name: getattr(scenario, field.name) for field in fields(scenario)}
+    for name, described in DESCRIBED.items():
+        field, _, part = name.partition(".")
+        value = getattr(values[field], part, None) if part else values[field]
+        if described is not None and value not in described:
+            value = value.get("peft_type", value) if isinstance(value, dict) else value
+            raise NotDescribed(f"the analytic estimate does not describe {name}: {value}")
+    if scenario.parallel.strategy == "fsdp2" and scenario.autocast_precision is not None:
+        raise NotDescribed("the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A scenario on a decoder and a GPU, by what it means for sizes."""
+
+    decoder: Decoder
+    scenario: Scenario
+    capability: Capability
+
+    @property
+    def full(self) -> bool:
+        """Whether every weight is trained."""
+        return self.scenario.method == "full"
+
+    @property
+    def quantized(self) -> bool:
+        """Whether linear layers are packed to 4 bits."""
+        return self.scenario.method == "qlora"
+
+    @property
+    def nested(self) -> bool:
+        """Whether the scales of 4-bit weights are quantized too."""
+        return self.quantized and self.scenario.quantization.double
+
+    @property
+    def autocast(self) -> bool:
+        """Whether the step runs under autocast, products then in 16 bits."""
+        return self.scenario.autocast_precision is not None
+
+    @property
+    def dtype(self) -> str:
+        """Dtype that the model is loaded in, and that 4-bit products are computed in."""
+        return self.scenario.weight_precision
+
+    @property
+    def dense_width(self) -> int:
+        """Bytes of an element of that dtype."""
+        return WIDTH[self.dtype]
+
+    def weight_width(self, group: str) -> int:
+        """Bytes of an element of weights that are not packed, by group (:meth:`Decoder.weight_shapes`).
+
+        PEFT's k-bit preparation turns all of them to fp32, TRL's norms and biases alone.
+        """
+        prepared = {"none": (), "peft": (group,), "trl": ("norms", "biases")}[self.scenario.kbit_preparation]
+        return 4 if group in prepared else self.dense_width
+
+    def weight_component(self, group: str) -> str:
+        """Component of such weights."""
+        return weights("fp32" if self.weight_width(group) == 4 else self.dtype)
+
+    @property
+    def adapter_width(self) -> int:
+        """Bytes of an element of an adapter."""
+        return WIDTH[self.scenario.adapter_dtype]
+
+    def trained_shapes(self) -> list[tuple[int, int, int]]:
+        """Trained tensors as this GPU has them: (bytes of an element, elements, how many such)."""
+        if self.scenario.lora:
+            shapes = self.decoder.adapter_shapes(self.scenario.lora)
+            return [(self.adapter_width, self.share(elements), times) for _, elements, times in shapes]
+        shapes = self.decoder.weight_shapes()
+        return [(self.dense_width, self.share(elements), times) for _, elements, _, times in shapes]
+
+    # --- several GPUs ---
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights, gradients and optimizer states are divided among GPUs."""
+        return self.scenario.parallel.strategy == "fsdp2"
+
+    @property
+    def packed_sharded(self) -> bool:
+        """Whether 4-bit weights are divided too: FSDP2 leaves those stored as integers whole on each GPU."""
+        return self.sharded and self.quantized and self.scenario.quantization.storage != "uint8"
+
+    def share(self, count: int) -> int:
+        """The first GPU's share of elements that are divided; all of them if none are.
+
+        FSDP2 divides rows, so that the share may be up to a row larger where GPUs don't divide the rows.
+        """
+        return -(-count // self.scenario.parallel.gpus) if self.sharded else count
+
+    # --- attention ---
+
+    @property
+    def windowed(self) -> bool:
+        """Whether attention gets a mask, since some layers might not look back over the whole text.
+
+        Source: transformers masking_utils.py, _ignore_causal_mask_sdpa (a window as long as the text makes one too).
+        """
+        return 0 < self.decoder.window <= self.scenario.sequence_length
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows share a sequence: the batch brings positions of each row, and masks for all layers."""
+        return self.scenario.packing != "none"
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention gets a mask."""
+        return self.packed or self.windowed
+
+    @property
+    def packing_masks(self) -> int:
+        """How many masks a packed batch brings: one, or where layers alternate (Gemma 2, 3) one for each kind.
+
+        Raises
+        ------
+        NotDescribed
+            Where the configuration gives the kind of each layer by numbers that the decoder doesn't keep.
+        """
+        if self.decoder.window and self.scenario.model["model_type"].startswith("qwen"):
+            raise NotDescribed("the analytic estimate does not describe packing where some layers have a window")
+        return 2 if self.decoder.family.post_norms else 1
+
+    @property
+    def mask_width(self) -> int:
+        """Bytes of an element of them: the dtype of queries (will_it_fit.step.packing.mask_dtype)."""
+        if self.scenario.kbit_preparation == "peft" and not self.autocast:
+            return 4
+        return WIDTH[self.scenario.compute_precision]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether several query heads share a key head."""
+        return self.decoder.sizes["H"] != self.decoder.sizes["K"]
+
+    def attention_dtype(self, width: int) -> str:
+        """The dtype that attention computes in on queries whose elements take ``width`` bytes."""
+        return self.scenario.compute_precision if self.autocast or width == 2 else "fp32"
+
+    def attention_kernel(self, width: int) -> str:
+        """What runs on queries whose elements take ``width`` bytes: eager, or a kernel of the fused attention."""
+        if self.scenario.attention != "sdpa":
+            return self.scenario.attention
+        if not self.decoder.family.sdpa:
+            return "eager"
+        head = self.decoder.sizes["d"]
+        return cuda_rules.attention_kernel(
+            self.attention_dtype(width),
+            head,
+            head,
+            grouped=self.grouped and not self.masked,  # with a mask transformers repeats keys and values
+            masked=self.masked,
+            capability=self.capability,
+        )
+
+    def symbols(self) -> dict[str, int]:
+        """The numbers behind the symbols of formulas."""
+        scenario, decoder = self.scenario, self.decoder
+        length, head = scenario.sequence_length, decoder.sizes["d"]
+        learned = scenario.tokens - scenario.micro_batch  # the first token of a row is no target
+        flash_length, flash_head = cuda_rules.flash_padding(length, head)
+        found = {
+            **decoder.sizes,
+            "1": 1,
+            "b": scenario.micro_batch,
+            "s": length,
+            "t": scenario.tokens,
+            "p": decoder.positions,
+            "r": scenario.lora.rank if scenario.lora else 0,
+            "n": learned,
+            "c": min(CHUNK_TOKENS, learned),
+            "s8": cuda_rules.up(length, cuda_rules.BIAS_ALIGNMENT),
+            "s32": cuda_rules.up(length, cuda_rules.LOG_SUM_EXP_ALIGNMENT),
+            "s128": flash_length,
+            "d32": flash_head,
+        }
+        for matrix in decoder.matrices:
+            found[f"{matrix.outputs}·{matrix.inputs}/{BLOCKSIZE}"] = -(-decoder.elements(matrix) // BLOCKSIZE)
+        return found

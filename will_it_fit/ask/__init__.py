@@ -1,0 +1,139 @@
+"""The question from anywhere: one line, a Hub id, another tool's configuration, a Python program, a notebook.
+
+from will_it_fit.ask import Run, will_it_fit
+answer = will_it_fit("Qwen/Qwen3-8B", gpu="4090", sequence_length=2048)
+answer.fits, answer.required_bytes, answer.suggestions
+will_it_fit("Qwen/Qwen3-8B", gpu="4090", run=Run(rows=50_000, epochs=3)).run.hours_range
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from os import PathLike
+from typing import Any
+
+from will_it_fit.hours.run_time import Run, RunTime
+
+__all__ = ["Answer", "Run", "RunTime", "Suggested", "will_it_fit"]
+
+
+@dataclass(frozen=True)
+class Suggested:
+    """A change that makes the step fit: fields of the scenario, as a command line, and what it costs."""
+
+    changes: Mapping[str, Any]
+    command: str
+    cost: str
+    headroom_bytes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a step takes. In a notebook's cell it shows itself.
+
+    Attributes
+    ----------
+    fits, headroom_bytes
+        None where no GPU was named; ``fits`` also where ``quick`` can't decide.
+    peak_allocated_bytes, required_bytes
+        At the step's peak, and the least that the GPU must have (None with ``quick``).
+    components
+        The peak by what it is for.
+    suggestions
+        What would fit, the cheapest first.
+    run
+        Hours, cost and energy; None where nothing was asked about a run or the card's speed is not known.
+    text, details
+        The whole answer for people, and `predict`'s object for programs.
+    """
+
+    fits: bool | None
+    headroom_bytes: int | None
+    peak_allocated_bytes: int | None
+    required_bytes: int | None
+    components: Mapping[str, int]
+    suggestions: Sequence[Suggested]
+    run: RunTime | None
+    text: str
+    details: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        colour = {True: "#2e7d32", False: "#c62828", None: "#616161"}[self.fits]
+        first, _, rest = self.text.partition("\n")
+        return (
+            f'<div style="border-left:4px solid {colour};padding-left:8px"><b>{escape(first)}</b>'
+            f'<pre style="white-space:pre-wrap">{escape(rest)}</pre></div>'
+        )
+
+
+def will_it_fit(
+    what: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    gpu: str | None = None,
+    method: str | None = None,
+    strategy: str | None = None,
+    like: str | None = None,
+    quick: bool = False,
+    run: Run | None = None,
+    **fields: Any,
+) -> Answer:
+    """Whether a fine-tuning step fits a GPU.
+
+    Parameters
+    ----------
+    what
+        A model's name, its id on the Hub, or a file; with files beside it a list (:mod:`will_it_fit.ask.command`).
+    gpu, method, strategy, like
+        As the command line has them.
+    quick
+        The analytic estimate alone, without torch.
+    run
+        Hours, cost and energy of a run are asked too: ``Run(rows=50_000, epochs=3, tokens_per_row=350)``.
+    **fields
+        Any other field of a scenario, ``sequence_length=2048``; mappings give parts, ``lora={"rank": 64}``.
+
+    Raises
+    ------
+    will_it_fit.common.errors.UserError
+        If something is wrong in the question, with what to write.
+    """
+    from will_it_fit.ask.question import Options, question
+    from will_it_fit.ask.run_cost import of_run
+    from will_it_fit.common.schema import yaml_text
+
+    words = [str(what)] if isinstance(what, (str, PathLike)) else [str(one) for one in what]
+    settings = [
+        f"{name}.{part}={yaml_text(item)}" if part else f"{name}={yaml_text(item)}"
+        for name, value in fields.items()
+        for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
+    ]
+    asked = question(words, Options(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like))
+    return answered(of_run(asked, run), words, quick=quick)
+
+
+def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer:
+    """The typed answer to a question that was read."""
+    from will_it_fit.ask import answer, text
+
+    found = answer.quick(asked) if quick else answer.traced(asked)
+    shown = found["trace"] or found["analytic"] or {}
+    suggestions = [
+        Suggested(one["changes"], text.suggested(words, one["changes"]), one["cost"], one["headroom_bytes"])
+        for one in found["suggestions"]
+    ]
+    return Answer(
+        fits=found["fits"],
+        headroom_bytes=found["headroom_bytes"],
+        peak_allocated_bytes=shown.get("peak_allocated_bytes"),
+        required_bytes=shown.get("required_bytes"),
+        components=shown.get("components", {}),
+        suggestions=suggestions,
+        run=RunTime(**found["run"]) if found.get("run") else None,
+        text=text.full_text(asked, found, words),
+        details=found,
+    )

@@ -1,0 +1,192 @@
+"""The answer to a question: what `predict` says, or without torch the analytic estimate alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from will_it_fit.analytic.estimated import estimate
+from will_it_fit.ask.answer_text import UNTRACED
+from will_it_fit.ask.question import Question
+from will_it_fit.cards.gpus import Gpu
+from will_it_fit.common.errors import UserError
+from will_it_fit.hours.run_time import RunTime, order, run_time
+from will_it_fit.hours.step_time import speeds
+from will_it_fit.planner.compare import NOT_MEASURED, nearly_full, scripts_would_take
+from will_it_fit.readers.reading import EITHER, HIGH
+from will_it_fit.scenario.scenario import Scenario
+
+NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
+
+
+# What a tool's own kernels and casts can do and ours can't: by the line that the trace's message says to write, the
+# change that comes nearest, which way the answer then errs, and why.
+_NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
+    "attention: sdpa": (
+        {"attention": "sdpa"},
+        HIGH,
+        "this kernel takes what ours does not; read as sdpa",
+    ),
+    "attention: eager": ({"attention": "eager"}, HIGH, "this architecture's own attention, read as eager"),
+    "autocast: bf16": ({"autocast": "bf16"}, EITHER, "products of different dtypes are cast; counted under autocast"),
+}
+
+
+def traced(asked: Question) -> dict[str, Any]:
+    """`predict`'s object, with another tool's settings and what was assumed."""
+    from will_it_fit.ask.predict import answered, import_quietly
+
+    import_quietly()
+
+    def answer() -> dict[str, Any]:
+        return _more(answered(replace(asked.asked, scenario=asked.scenario), asked.where), asked)
+
+    for _ in _NEAREST:
+        try:
+            return answer()
+        except UserError as error:
+            nearest = _NEAREST.get(error.write or "")
+            if asked.reading is None or nearest is None:
+                raise
+            change, errs, why = nearest
+            (name,) = change
+            asked.reading.errs(name, getattr(asked.scenario, name), errs, why)
+            asked.scenario = asked.scenario.changed(**change)
+    return answer()
+
+
+def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
+    """The same object from the analytic estimate alone. A verdict is given where it is clear, else ``fits`` is None.
+
+    Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each.
+    """
+    found = estimate(asked.scenario, asked.where, blocks=False)
+    peak, gpu = (found.analytic or {}).get("peak_allocated_bytes"), asked.gpu
+    fits = headroom = None
+    if peak is not None and gpu is not None:
+        fits = clear(peak, gpu)
+        headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
+    reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": found.reason}
+    answer = asked.asked.as_said() | {
+        "rule_of_thumb": found.rule_of_thumb,
+        "analytic": found.analytic,
+        "trace": None,
+        "measurement": None,
+        "differences": {},
+        "fits": fits,
+        "headroom_bytes": headroom,
+        "gpu": gpu.to_mapping() if gpu else None,
+        "reasons": {name: reason for name, reason in reasons.items() if reason},
+        "scenario": asked.scenario.to_mapping(),
+        "suggestions": [],
+        "versions": {},
+    }
+    if others:
+        answer["scripts_would_take"] = scripts_would_take(asked.asked, asked.where)
+    return _more(answer, asked)
+
+
+def clear(peak: int, gpu: Gpu) -> bool | None:
+    """The verdict on an estimated peak; None where the estimate is too close to the GPU's memory to tell."""
+    if peak * UNTRACED[1] <= gpu.usable_bytes:
+        return True
+    return False if peak * UNTRACED[0] > gpu.usable_bytes else None
+
+
+def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
+    if asked.run and asked.gpu:
+        time, step = answer.get("time"), asked.run.typical_step(asked.scenario)
+        if time and step != asked.scenario:
+            time = _times(step, asked.gpu.capability, [asked.gpu])[asked.gpu.name]
+        answer["run"] = _run(time, asked.gpu, asked)
+        late = answer["fits"] and (answer["run"] or {}).get("in_time") is False
+        answer["sooner"] = _sooner(answer, asked) if late and asked.scenario.objective == "sft" else []
+    if asked.readings:
+        answer["read"] = [reading.to_mapping() for reading in asked.readings]
+    return answer
+
+
+def _sooner(answer: Mapping[str, Any], asked: Question) -> list[dict[str, Any]]:
+    """What makes the run end in time on this GPU, or at least sooner."""
+    from will_it_fit.planner.calibrated import CalibratedEstimator
+    from will_it_fit.planner.deadline import sooner
+
+    known = answer["trace"] | {"time": answer["time"]}
+    estimate = CalibratedEstimator(asked.scenario, asked.gpu, known)
+    return [item.to_mapping() for item in sooner(asked.scenario, asked.gpu, asked.run, estimate)]
+
+
+def exit_status(answer: Mapping[str, Any]) -> int:
+    """As `predict`'s: 0 fits or no GPU is named, 1 does not fit, or it is too close to call without the trace.
+
+    Also 1: the run that was asked about does not end by its deadline.
+    """
+    if answer["gpu"] is None:
+        return 0
+    return 0 if answer["fits"] and (answer.get("run") or {}).get("in_time") is not False else 1
+
+
+def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
+    """The step on each card of the catalogue, traced once for each compute capability; the best first.
+
+    If a run is asked about, each card has its hours too.
+    """
+    from will_it_fit.ask.predict import import_quietly
+
+    import_quietly()
+    from will_it_fit.cards.gpus import catalogue, verdict
+    from will_it_fit.tracing.trace import trace
+
+    by_capability: dict[Any, list[Gpu]] = {}
+    for card in catalogue().values():
+        by_capability.setdefault(card.capability, []).append(card)
+    traces = {
+        capability: trace(asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards))
+        for capability, cards in by_capability.items()
+    }
+    typical = {}
+    if asked.run and (step := asked.run.typical_step(asked.scenario)) != asked.scenario:
+        typical = {capability: _times(step, capability, cards) for capability, cards in by_capability.items()}
+    rows = []
+    for card in catalogue().values():
+        found = traces[card.capability]
+        judged = verdict(found["required_bytes"], card)
+        row = {
+            "gpu": card.name, "title": card.title, "required_bytes": found["required_bytes"],
+            "usable_bytes": card.usable_bytes, "fits": judged.fits, "headroom_bytes": judged.headroom_bytes,
+        }  # fmt: skip
+        if asked.run:
+            time, full = found["times"][card.name], nearly_full(found, card)
+            row |= {"time": time, "run": _run(typical.get(card.capability, found["times"])[card.name], card, asked)}
+            row["warnings"] = [*(time["warnings"] if time else ()), *([full] if full else ())]
+        rows.append(row)
+    if asked.run:
+        rows.sort(key=lambda row: order(row["fits"], row["run"] and RunTime(**row["run"])))
+    return rows
+
+
+def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[Gpu]) -> Mapping[str, Any]:
+    """The time of a step on cards that are alike to the trace, by their names."""
+    from will_it_fit.tracing.trace import trace
+
+    return trace(step, capability=capability, timeline=False, timed_on=speeds(cards))["times"]
+
+
+def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any] | None:
+    """The run of steps that take so long; None where the card's speed is not known."""
+    return run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time else None
+
+
+def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:
+    """The longest sequence, or the largest micro-batch, that fits the GPU: traced."""
+    if asked.gpu is None:
+        raise UserError(
+            "What fits at most depends on the GPU.", where="the command line", allowed="--gpu", write="--gpu 24GiB"
+        )
+    from will_it_fit.ask.predict import import_quietly
+
+    import_quietly()
+    from will_it_fit.planner.feasibility import largest
+
+    return largest(asked.scenario, asked.gpu, field)

@@ -1,0 +1,98 @@
+"""What is alive at the peak of a scenario's training step: the largest tensors, and what made them.
+
+    python -m will_it_fit.ask.explain SCENARIO.yaml                the ten largest, as a table
+    python -m will_it_fit.ask.explain SCENARIO.yaml --count 30
+    python -m will_it_fit.ask.explain SCENARIO.yaml --json         for programs
+
+Tensors that are alike but for the layer they belong to can be shown as one line with ``--layers``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.common.job import command
+from will_it_fit.cards.gpus import find
+from will_it_fit.common.errors import UserError
+from will_it_fit.readers.request import read_asked
+from will_it_fit.scenario.scenario import Scenario
+
+COLUMNS = ("bytes", "times", "component", "shape", "dtype", "module", "made by")
+
+
+def explain(scenario: Scenario, where: object = "scenario", *, count: int = 10, layers: bool = False) -> dict[str, Any]:
+    """Trace a scenario and name the largest tensors at its peak.
+
+    Parameters
+    ----------
+    scenario
+        The step; the GPU it names decides the kernels.
+    layers
+        Take tensors together that differ in the number of their layer alone; ``times`` says how many they are.
+
+    Returns
+    -------
+    dict
+        ``peak_allocated_bytes``, ``peak_phase``, ``components``, and ``tensors``, the largest first: ``bytes`` (of
+        one), ``times``, ``component``, ``shape``, ``dtype``, ``module``, ``line``, ``operator``.
+    """
+    from will_it_fit.tracing.trace import trace
+
+    gpu = find(scenario.gpu, where) if scenario.gpu is not None else None
+    answer = trace(scenario, capability=gpu.capability if gpu else None, timeline=False, origins=True)
+    found = [{**row, "times": 1} for row in answer["tensors"]]
+    if layers:
+        alike: dict[str, dict[str, Any]] = {}
+        for row in found:
+            module = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", row["module"])
+            key = json.dumps({**row, "module": module}, sort_keys=True)
+            alike.setdefault(key, {**row, "module": module, "times": 0})["times"] += 1
+        found = sorted(alike.values(), key=lambda row: -row["bytes"] * row["times"])
+    kept = {key: answer[key] for key in ("components", "peak_allocated_bytes", "peak_phase")}
+    return {**kept, "tensors": found[:count]}
+
+
+def table(answer: dict[str, Any]) -> str:
+    """The answer as text for a terminal."""
+    peak = answer["peak_allocated_bytes"]
+    rows = [COLUMNS, *(_cells(row) for row in answer["tensors"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = [f"peak {peak:,} bytes ({peak / 2**30:.2f} GiB), in the {answer['peak_phase']} phase"]
+    for row in rows:
+        cells = [cell.rjust(width) if index < 2 else cell.ljust(width) for index, (cell, width) in
+                 enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        lines.append("  ".join(cells).rstrip())
+    shown = sum(row["bytes"] * row["times"] for row in answer["tensors"])
+    lines.append(f"{shown:,} bytes of the peak, {100 * shown / peak:.0f} %")
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    shape = " x ".join(map(str, row["shape"])) or "-"
+    made = ", ".join(filter(None, (row["operator"], row["line"])))
+    return f"{row['bytes']:,}", str(row["times"]), row["component"], shape, row["dtype"], row["module"] or "-", made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m will_it_fit.ask.explain", description=__doc__.splitlines()[0])
+    parser.add_argument("scenario", type=Path, metavar="SCENARIO.yaml")
+    parser.add_argument("--count", type=int, default=10, metavar="N", help="how many tensors (default: 10)")
+    parser.add_argument("--layers", action="store_true", help="one line for tensors that differ in their layer alone")
+    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
+    options = parser.parse_args(arguments)
+    if options.count < 1:
+        raise UserError("There is nothing to show.", found=options.count, allowed="1, 2, 3, ...", write="--count 10")
+    answer = explain(
+        read_asked(options.scenario).scenario, options.scenario, count=options.count, layers=options.layers
+    )
+    print(json.dumps(answer, indent=2, sort_keys=True) if options.json else table(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)

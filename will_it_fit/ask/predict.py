@@ -1,0 +1,147 @@
+"""Predict the memory of training scenarios, before any weight is downloaded and without a GPU.
+
+    python -m will_it_fit.ask.predict SCENARIO.yaml [...]           one JSON object per file
+    python -m will_it_fit.ask.predict --table SCENARIO.yaml [...]   for people
+
+Exit status 0: each fits the GPU it names (or names none); 1: one does not fit; 2: one is wrong, and standard error
+shows the corrected line; 3: there is no answer, since something is missing here or failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import multiprocessing
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scripts.common.job import command
+from will_it_fit.analytic.estimated import estimate
+from will_it_fit.ask.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.packages import STACK
+from will_it_fit.planner.compare import compare, scripts_would_take
+from will_it_fit.readers.request import AskedStep, read_asked
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.scenario_trace import traced
+
+
+def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
+    """What the workflow's rules say about a scenario, one after the other."""
+    return compare(estimate(scenario, where), traced(scenario, where), where=where).to_mapping()
+
+
+def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
+    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts."""
+    answer = predict(asked.scenario, where) | asked.as_said()
+    answer["scripts_would_take"] = scripts_would_take(asked, where)
+    answer["strategies"] = {}
+    if "parallel" in asked.assumed:
+        parallel = {"strategy": "ddp", "gpus": asked.scenario.parallel.gpus}
+        found = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
+        size = found.traced.trace["required_bytes"]
+        answer["strategies"]["ddp"] = {"required_bytes": size, **found.verdict._asdict()}
+    return answer
+
+
+def table(name: str, answer: dict[str, Any]) -> str:
+    """The answer as text for a terminal."""
+    verdict, *lines = [*head(answer), *answers(answer), *time_lines(answer), *other_ways(answer)]
+    trace = answer["trace"]
+    lines += [f"  note: {note}" for note in trace["notes"]]
+    lines += [f"  warning: {warning}" for warning in answer["warnings"]]
+    lines += explanation(answer)
+    return "\n".join([verdict, f"file: {name}", *lines, *suggestions(answer, lambda item: item["write"])])
+
+
+class Outcome(NamedTuple):
+    """A file with the answer for it, or the message that says why there is none; ``status``: what to exit with."""
+
+    path: Path
+    answer: dict[str, Any] | None
+    message: str | None
+    status: int
+
+
+def wrong(path: Path) -> Outcome | None:
+    """The message for a file that is not a scenario, without loading a library; None for a scenario."""
+    try:
+        read_asked(path)
+    except UserError as error:
+        return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
+    return None
+
+
+def outcome(path: Path) -> Outcome:
+    """Read a scenario file and predict."""
+    if known := wrong(path):
+        return known
+    try:
+        answer = answered(read_asked(path), path)
+        return Outcome(path, answer, None, 1 if answer["fits"] is False else 0)
+    except UserError as error:
+        return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
+    except ModuleNotFoundError as error:
+        problem = f"The package {error.name} is not installed; the trace needs {', '.join(STACK)}."
+        return Outcome(path, None, str(UserError(problem, write="pip install -r requirements.txt")), 3)
+    except Exception as error:
+        problem = f"No answer: {type(error).__name__}: {str(error)[:500]}"
+        hint = (
+            "a scenario that this program can trace: another parallel.strategy or attention (eager), without"
+            " gradient_checkpointing or loss: liger, often can be; if this one should, please report message and file"
+        )
+        return Outcome(path, None, str(UserError(problem, where=path, allowed=hint)), 3)
+
+
+def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
+    """Each file's outcome, in order; several files are traced side by side."""
+    if all(known := [wrong(path) for path in paths]):  # said at once
+        yield from known
+        return
+    workers = min(len(paths), os.cpu_count() or 1)
+    try:
+        import_quietly()  # once, before the processes part
+    except ImportError:
+        workers = 1  # each outcome says what is missing
+    if workers == 1 or sys.platform != "linux":
+        yield from map(outcome, paths)
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield from pool.imap(outcome, paths)
+
+
+def import_quietly() -> None:
+    """Import what every trace needs, and keep the libraries' own warnings out of the terminal."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it takes no times on `meta`
+    gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
+    import transformers
+
+    from will_it_fit.tracing.trace import import_libraries
+
+    import_libraries()
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m will_it_fit.ask.predict", description=__doc__.splitlines()[0])
+    parser.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO.yaml")
+    parser.add_argument("--table", action="store_true", help="for people instead of JSON")
+    options = parser.parse_args(arguments)
+    status = 0
+    for path, answer, message, own in outcomes(options.scenarios):
+        status = max(status, own)
+        if answer is None:
+            print(message, file=sys.stderr)
+        else:
+            print(table(str(path), answer) if options.table else json.dumps(answer, sort_keys=True), flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    command(main)

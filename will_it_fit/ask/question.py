@@ -1,0 +1,339 @@
+"""From what was typed to a scenario: a model, a scenario, a run's settings or another tool's file, and options."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from will_it_fit import readers
+from will_it_fit.cards.gpus import Gpu, find
+from will_it_fit.common.errors import UserError
+from will_it_fit.hours.run_time import Run
+from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading
+from will_it_fit.readers.request import AskedStep, asked_for
+from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.model import LIGER_MODELS, configuration, size
+from will_it_fit.scenario.scenario import Scenario
+
+_FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
+_LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
+# Formats of weights that are quantized already, and how they are counted.
+_QUANTIZED = {
+    "mxfp4": (EITHER, "mxfp4 weights are made bf16 for training, and counted so"),
+    "fp8": (HIGH, "8-bit weights are counted as the bf16 that training makes of them"),
+    "gptq": (EITHER, "4-bit weights of GPTQ are counted as NF4"),
+    "awq": (EITHER, "4-bit weights of AWQ are counted as NF4"),
+    "aqlm": (HIGH, "2-bit weights of AQLM are counted as NF4"),
+    "bitsandbytes": (EITHER, ""),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked beside the file or the model; None: as it says, or the defaults."""
+
+    gpu: str | None = None
+    method: str | None = None
+    sequence_length: int | None = None
+    micro_batch: int | None = None
+    strategy: str | None = None
+    settings: Sequence[str] = ()  # field=value
+    tool: str | None = None
+    like: str | None = None
+
+
+@dataclass
+class Question:
+    """A scenario with where it came from; ``asked`` says who decided what of it."""
+
+    asked: AskedStep
+    scenario: Scenario
+    where: str
+    gpu: Gpu | None
+    reading: Reading | None = None
+    beside: list[Reading] = field(default_factory=list)
+    model: str = ""  # as it was asked for
+    run: Run | None = None  # the whole run, where its hours are asked for
+
+    @property
+    def readings(self) -> list[Reading]:
+        return [*([self.reading] if self.reading else []), *self.beside]
+
+
+def question(what: Sequence[str | Path], options: Options) -> Question:
+    """Read what was asked.
+
+    Raises
+    ------
+    UserError
+        For the first thing that is wrong, with what to write.
+    """
+    gpu = find(options.gpu, "--gpu") if options.gpu is not None else None
+    fields, where, reading = _main(str(what[0]), options.tool, gpu)
+    beside = [_beside(Path(other), gpu) for other in what[1:]]
+    for other in beside:
+        _join(fields, other)
+    _apply_options(fields, options, gpu)
+    if not fields.get("model"):
+        raise UserError(
+            "No model is named.", where=where, allowed="a model beside the file, or --set model=NAME",
+            write=f"will-it-fit {what[0]} --set model=Qwen/Qwen3-8B",
+        )  # fmt: skip
+    model = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
+    base = reading or Reading("", "", Path(where))
+    if isinstance(fields["model"], str):
+        _resolve(fields, base, where)
+    if reading or beside:
+        settle(fields, base)
+    found = asked_for(fields, where)
+    if reading is not None:
+        found = replace(found, mapping={}, assumed={})  # what it doesn't name its tool decides
+    scenario = found.scenario
+    own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
+    if reading is None and (base.remarks or base.notes):
+        reading = replace(base, tool="Hub")
+    return Question(found, scenario, where, own, reading, beside, model)
+
+
+def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
+    """The fields that the first argument gives, what to call it, and how it was read."""
+    path = Path(what).expanduser()
+    if path.is_file():
+        return _file(path, tool, gpu)
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            return _file(path / "adapter_config.json", tool, gpu)
+        return {"model": str(path)}, what, None
+    if path.suffix in _FILES or what.startswith((".", "/", "~")):
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = difflib.get_close_matches(path.name, [other.name for other in folder.iterdir()], n=1)
+        raise UserError(
+            "The file isn't there.", where=what, allowed="a file, or a model's name",
+            write=f"will-it-fit {folder / near[0]}" if near else "will-it-fit qwen2.5-coder-7b --gpu 24GiB",
+        )  # fmt: skip
+    return {"model": what}, "the command line", None
+
+
+def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
+    count = gpu.count if gpu and gpu.count > 1 else None
+    if path.suffix in (".py", ".ipynb"):
+        reading = readers.read_program(path, count)
+        return dict(reading.fields), str(path), reading
+    mapping = readers.mapping_of(path)
+    kind = tool or readers.kind_of(mapping, path)
+    if kind == "model":
+        return {"model": str(path)}, str(path), None
+    if kind == "scenario":
+        return dict(mapping), str(path), None
+    if kind == "run":
+        return _run(path), str(path), None
+    reading = readers.read_tool(path, kind, mapping, count)
+    return dict(reading.fields), str(path), reading
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """The training step of a run of this project."""
+    from scripts.runs.configuration import with_defaults
+    from scripts.runs.run_scenarios import gated_scenario
+
+    settings = with_defaults(readers.mapping_of(path))
+    return {**gated_scenario(settings), "model": settings["memory"]["model"]}
+
+
+def _beside(path: Path, gpu: Gpu | None) -> Reading:
+    """A file of accelerate, DeepSpeed or PEFT beside the first."""
+    if not path.is_file():
+        raise UserError("The file isn't there.", where=str(path), allowed="a file of accelerate, DeepSpeed or PEFT")
+    mapping = readers.mapping_of(path)
+    kind = readers.kind_of(mapping, path)
+    if kind not in readers.BESIDE:
+        raise UserError(
+            "Two things were asked about at once.", where=str(path), found=kind,
+            allowed="one model or training file, and beside it files of accelerate, DeepSpeed or PEFT",
+            write=f"will-it-fit {path}",
+        )  # fmt: skip
+    return readers.read_tool(path, kind, mapping, gpu.count if gpu and gpu.count > 1 else None)
+
+
+def _join(fields: dict[str, Any], other: Reading) -> None:
+    """A file beside adds what the first doesn't say; how GPUs are used is its own to say."""
+    for name, value in other.fields.items():
+        if name == "adapter":
+            fields.pop("lora", None)
+        if name == "autocast" and str(fields.get("precision", "")).endswith("-mixed"):
+            continue
+        if name == "parallel" or fields.get(name) is None or (name == "adapter" and other.tool == "PEFT"):
+            fields[name] = value
+
+
+def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) -> None:
+    if options.like is not None:
+        fields["like"] = options.like
+    if options.method is not None:
+        _change_method(fields, options.method)
+    for name in ("sequence_length", "micro_batch"):
+        if (value := getattr(options, name)) is not None:
+            fields[name] = value
+    for text in options.settings:
+        _set(fields, text)
+    if gpu is not None:
+        fields["gpu"] = gpu.setting
+    if options.strategy is not None:
+        _change_strategy(fields, options.strategy, gpu)
+
+
+def _change_strategy(fields: dict[str, Any], strategy: str, gpu: Gpu | None) -> None:
+    before = fields.get("parallel") or {}
+    count = gpu.count if gpu and gpu.count > 1 else before.get("gpus", 1)
+    if strategy == "none":
+        fields["parallel"] = {"strategy": "none", "gpus": 1}
+    elif count < 2:
+        raise UserError(
+            f"`--strategy {strategy}` is for several GPUs, and one was asked for.",
+            where="the command line", found=f"--strategy {strategy}",
+            allowed="--gpu with a count, or no --strategy", write="--gpu 2xrtx-3090",
+        )  # fmt: skip
+    else:
+        kept = before if before.get("strategy") == strategy else {}
+        fields["parallel"] = {**kept, "strategy": strategy, "gpus": count}
+
+
+def _change_method(fields: dict[str, Any], method: str) -> None:
+    """Another method than the file's: what it has no place for goes."""
+    fields["method"] = method
+    if method == "full":
+        for name in ("lora", "adapter", "kbit_preparation", "adapter_precision"):
+            fields.pop(name, None)
+    if method != "qlora":
+        fields.pop("quantization", None)
+        if fields.get("kbit_preparation") == "trl":
+            del fields["kbit_preparation"]
+    elif str(fields.get("precision", "")).endswith("-mixed"):
+        half = fields["precision"].removesuffix("-mixed")
+        fields |= {"precision": half, "autocast": half}
+
+
+def _set(fields: dict[str, Any], text: str) -> None:
+    """``field=value`` or ``field.part=value``, the value as YAML reads it."""
+    import yaml
+
+    name, equals, written = text.partition("=")
+    if not equals or not name.strip():
+        raise UserError("`--set` takes field=value.", where="--set", found=text, write="--set lora.rank=64")
+    first, _, part = name.strip().partition(".")
+    if first not in BY_NAME:
+        near = difflib.get_close_matches(first, BY_NAME, n=1, cutoff=0.4)
+        raise UserError(
+            f"`--set` names a field that a scenario doesn't have: {first}.", where="--set", found=text,
+            allowed=", ".join(sorted(BY_NAME)), write=f"--set {near[0] if near else 'sequence_length'}={written}",
+        )  # fmt: skip
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError:
+        value = written
+    if part:
+        before = fields.get(first)
+        if before is None and first == "lora":
+            fields.pop("adapter", None)
+        fields[first] = {**(before if isinstance(before, Mapping) else {}), part: value}
+    else:
+        fields[first] = value
+
+
+def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
+    """The model's configuration in place of its name; formats that training unpacks are counted as it does."""
+    model, name = configuration(fields["model"], where)
+    quantized = model.get("quantization_config") or (model.get("text_config") or {}).get("quantization_config")
+    method = str((quantized or {}).get("quant_method", "")) if isinstance(quantized, Mapping) else ""
+    if method in _QUANTIZED:
+        model = {key: value for key, value in model.items() if key != "quantization_config"}
+        if isinstance(model.get("text_config"), Mapping):
+            model["text_config"] = {k: v for k, v in model["text_config"].items() if k != "quantization_config"}
+        errs, why = _QUANTIZED[method]
+        if method in ("gptq", "awq", "aqlm", "bitsandbytes") and fields.get("method", "qlora") != "full":
+            fields["method"] = "qlora"
+            if quantized.get("load_in_8bit") and "quantization" not in fields:
+                fields["quantization"] = {"type": "int8"}
+        if why:
+            reading.errs("quantization_config", method, errs, why)
+    fields["model"] = model
+    fields.setdefault("model_name", name)
+    length = fields.get("sequence_length")
+    positions = size(model, "max_position_embeddings")
+    is_file = reading.tool and isinstance(length, int) and positions
+    if is_file and length > positions and model.get("model_type") not in _LEARNED_POSITIONS:
+        model["max_position_embeddings"] = length
+        reading.notes.append(f"{length} tokens are more than the model's {positions} positions; counted all the same")
+
+
+def settle(fields: dict[str, Any], reading: Reading) -> None:
+    """What the tool can do together and a scenario can't say yet: the nearest that it can, and which way that errs."""
+    parallel, model = fields.get("parallel") or {}, fields["model"]
+    strategy = parallel.get("strategy", "none")
+    sharded, zero = strategy in ("fsdp1", "fsdp2"), strategy.startswith("zero")
+    if zero and not _deepspeed_is_there():
+        like = {"strategy": "fsdp2", "gpus": parallel["gpus"], "reshard_after_forward": strategy == "zero3"}
+        fields["parallel"] = like
+        reading.errs("deepspeed", strategy, EITHER, "DeepSpeed is not installed here; read as FSDP2")
+        sharded, zero, strategy = True, False, "fsdp2"
+    if (sharded or zero) and (fields.get("quantization") or {}).get("type") == "int8":
+        fields |= {"method": "lora", "quantization": None}
+        why = "weights of LLM.int8 can't be divided; they are counted in 16 bits"
+        reading.errs("load_in_8bit", True, HIGH, why, "int8")
+    if fields.get("loss") == "liger" and model.get("model_type") not in LIGER_MODELS:
+        fields["loss"] = "chunked"
+        reading.errs("loss", "liger", EITHER, "Liger's fused loss is not known for this model; read as a chunked loss")
+    if fields.get("loss", "full") != "full" and (sharded or strategy == "zero3"):
+        why = "a loss in chunks is not described where weights are divided"
+        reading.errs("loss", fields["loss"], HIGH, why, "logits")
+        fields["loss"] = "full"
+    if "8bit" in str(fields.get("optimizer")) and (sharded or zero):
+        reading.errs("optimizer", fields["optimizer"], HIGH, "8-bit states are not described where they are divided",
+                     "states")  # fmt: skip
+        fields["optimizer"] = "adamw"
+    if strategy == "fsdp1" and parallel.get("offload") == "cpu":
+        fields["parallel"] = {**parallel, "strategy": "fsdp2"}
+        reading.errs("offload", "cpu", EITHER, "offloading is described for FSDP2 alone, as which FSDP1 is read")
+        strategy = "fsdp2"
+    weights = str(fields.get("precision", "bf16")).removesuffix("-mixed")
+    if strategy == "fsdp1" and fields.get("quantization"):
+        fields["quantization"] = {**fields["quantization"], "storage": weights}
+    if strategy == "fsdp1":
+        fields.pop("kbit_preparation", None)
+    compute = fields.get("autocast") or weights
+    if fields.get("attention") == "flash" and compute == "fp32":
+        fields["attention"] = "sdpa"
+        reading.errs("attention", "flash", EITHER, "FlashAttention takes no fp32; read as sdpa")
+    if fields.get("attention") == "flash":
+        fields.pop("attention_mask", None)  # padded rows go through it unpadded
+    if fields.get("autocast") and str(fields.get("precision", "")).endswith("-mixed"):
+        fields.pop("autocast")
+    if fields.get("method") == "full":
+        for name in ("lora", "adapter", "quantization", "kbit_preparation", "adapter_precision"):
+            fields.pop(name, None)
+    _settle_targets(fields, reading)
+
+
+def _settle_targets(fields: dict[str, Any], reading: Reading) -> None:
+    """Adapters on experts, and dropout that PEFT refuses there."""
+    model, lora = fields["model"], fields.get("lora")
+    experts = any(model.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+    if not experts or not lora:
+        return
+    if lora.get("target_modules") == "all-linear":
+        fields["lora"] = {**lora, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+        reading.notes.append("all linear layers are those of attention here: experts are no linear layers")
+    else:
+        kept = [name for name in lora["target_modules"] if name not in ("gate_proj", "up_proj", "down_proj")]
+        if kept and kept != list(lora["target_modules"]) and lora.get("dropout"):
+            fields["lora"] = {**lora, "target_modules": kept}
+            reading.errs("lora_target_modules", "experts", LOW, "adapters of experts take no dropout, and are left out")
+
+
+def _deepspeed_is_there() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("deepspeed") is not None

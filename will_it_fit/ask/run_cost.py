@@ -1,0 +1,214 @@
+"""Hours, cost and energy of a run on the command line: what was asked, and the answer as text."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.ask.question import Question
+from will_it_fit.cards.gpus import find
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.sizes import gib
+from will_it_fit.hours.run_time import LEFT_OUT, Run, RunTime, cheapest
+
+_HOURS = {"m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0}
+
+
+def asked_of(options: argparse.Namespace) -> Run | None:
+    """What was asked about the run; None where nothing was.
+
+    Raises
+    ------
+    UserError
+        For the first thing that is wrong, with what to write.
+    """
+    given = [f"--{name}" for name in ("tokens-per-row", "epochs", "price", "deadline", "grams-per-kwh")
+             if getattr(options, name.replace("-", "_"))]  # fmt: skip
+    if options.rows is None:
+        if given:
+            raise _wrong(f"{given[0]} says something about a run whose rows are not known", None, "--rows 50000")
+        return None
+    other = [f"--{name}" for name in ("quick", "longest", "largest-batch", "serve", "compare", "yaml")
+             if getattr(options, name.replace("-", "_"))]  # fmt: skip
+    if other:
+        raise _wrong(
+            f"--rows and {other[0]} contradict each other: hours come from one traced step", None, "--rows 50000"
+        )
+    prices: dict[str, float] = {}
+    for text in options.price:
+        prices |= _prices(text)
+    deadline, grams, tokens = options.deadline, options.grams_per_kwh, options.tokens_per_row
+    return Run(
+        rows=options.rows,
+        epochs=_number("--epochs", options.epochs or "1", "--epochs 3"),
+        price_per_hour=prices,
+        deadline_hours=None if deadline is None else _deadline(deadline),
+        grams_per_kwh=None if grams is None else _number("--grams-per-kwh", grams, "--grams-per-kwh 380"),
+        tokens_per_row=None if tokens is None else _number("--tokens-per-row", tokens, "--tokens-per-row 350"),
+    )
+
+
+def of_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Question:
+    """The question with the run whose hours are asked for.
+
+    Raises
+    ------
+    UserError
+        If the run can't be one of this step.
+    """
+    if run and gpu_needed and asked.gpu is None:
+        raise UserError(
+            "How long a run takes depends on the GPU.", where="the command line", allowed="--gpu or --all-gpus",
+            write="--gpu a100-80gb",
+        )  # fmt: skip
+    most = asked.scenario.sequence_length
+    if run and (run.tokens_per_row or 0) > most:
+        raise UserError(
+            "Rows can't be longer on average than the longest of them.", where="--tokens-per-row",
+            found=f"{run.tokens_per_row:g}", allowed=f"up to the sequence length of {most}, or a longer sequence",
+            write=f"--tokens-per-row {most}",
+        )  # fmt: skip
+    return dataclasses.replace(asked, run=run)
+
+
+def _wrong(problem: str, found: Any, write: str, where: object = "the command line") -> UserError:
+    return UserError(f"{problem}.", where=where, found=found, write=write)
+
+
+def _number(name: str, text: Any, write: str, where: object = "the command line") -> float:
+    """A number above 0; thousands may be set apart by commas or underscores."""
+    try:
+        value = float(re.sub(r"(?<=\d)[,_](?=\d)", "", text) if isinstance(text, str) else text)
+    except (TypeError, ValueError):
+        value = math.nan
+    if isinstance(text, bool) or not (math.isfinite(value) and value > 0):
+        raise UserError(f"{name} takes a number above 0.", where=where, found=text, allowed="above 0", write=write)
+    return value
+
+
+def _deadline(text: str) -> float:
+    number, unit = re.fullmatch(r"\s*(.*?)\s*(m|min|h|d)?\s*", text).groups()
+    return _number("--deadline", number, "--deadline 24h") * _HOURS[unit or "h"]
+
+
+def _prices(text: str) -> dict[str, float]:
+    """``NAME=PER_HOUR``, or a file of such lines."""
+    name, equals, price = text.partition("=")
+    if equals:
+        return dict([_price(name, price, "--price", f"--price {name.strip()}=1.29")])
+    from will_it_fit.common.files import read_yaml
+
+    if not Path(text).is_file():
+        raise _wrong("--price takes NAME=PER_HOUR or a file with a price for each card", text, "--price a100-80gb=1.29")
+    content = read_yaml(text)
+    if not isinstance(content, Mapping) or not content:
+        raise _wrong("A file of prices has a line for each card", content, "a100-80gb: 1.29", where=text)
+    return dict(_price(str(name), price, text, f"{name}: 1.29") for name, price in content.items())
+
+
+def _price(name: str, price: Any, where: str, write: str) -> tuple[str, float]:
+    try:
+        gpu = find(name.strip(), where)
+    except UserError as error:
+        known = (error.write or "").removeprefix("gpu: ")
+        raise UserError(error.problem, where=where, found=name, allowed=error.allowed,
+                        write=write.replace(name.strip(), known)) from None  # fmt: skip
+    if gpu.count > 1:
+        raise _wrong("A price is that of one card", name, write.replace(name, gpu.name), where)
+    return gpu.name, _number(f"The price of {gpu.name}", price, write, where)
+
+
+def is_late(row: Mapping[str, Any]) -> bool:
+    """Whether the run on a card, a row of the table, ends after the deadline."""
+    return (row.get("run") or {}).get("in_time") is False
+
+
+def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines below a table of cards: warnings, then which is the cheapest, or the nearest to the deadline."""
+    fitting = [row for row in rows if row["fits"]]
+    runs = [RunTime(**row["run"]) for row in fitting if row["run"]]
+    warned: dict[str, list[str]] = {}
+    for row in fitting:
+        for warning in row["warnings"]:
+            warned.setdefault(warning, []).append(row["gpu"])
+    lines = [f"  {', '.join(cards)}: {warning}" for warning, cards in warned.items()]
+    best = cheapest(runs)
+    if runs and all(run.in_time is False for run in runs):
+        nearest = min(runs, key=lambda run: run.hours)
+        lines.append(f"NO CARD that fits ends by the deadline. The nearest is {nearest.gpu}: {_hours(nearest)}")
+    elif best is None:
+        lines += ["no price was given: --price NAME=PER_HOUR ranks by cost"] if runs else []
+    else:
+        by = " that ends by the deadline" if best.in_time else ""
+        lines.append(f"the cheapest{by}: {best.gpu}, {_hours(best)}, {_cost(best)}")
+        sure = cheapest([run for run in runs if run.hours_range])
+        if best.hours_range is None:
+            lines[-1] += ". No step was measured on this card: its hours are an estimate without a range"
+            lines += [f"of cards with measured steps: {sure.gpu}, {_hours(sure)}, {_cost(sure)}"] if sure else []
+    return lines
+
+
+def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
+    """Hours, cost and energy of the run."""
+    if run is None:
+        return ["hours and cost: not known without the time of a step"]
+    found = RunTime(**run)
+    each = f" on each of {found.gpus} cards" if found.gpus > 1 else ""
+    epochs = f"{found.epochs:g} epoch{'s' * (found.epochs != 1)}"
+    length = "on average, without padding"
+    if found.longest:
+        length = "the longest: shorter ones take less (--tokens-per-row 350 for a mean)"
+    lines = [
+        f"the run: {found.rows:,} rows, {epochs}, {found.steps:,} steps: {_hours(found)}",
+        f"  each row counts as {found.tokens_per_row:,.6g} tokens, {length}; {LEFT_OUT}",
+    ]
+    if found.cost is not None:
+        lines.append(f"  {_cost(found)} at {found.price_per_hour:g} an hour{each}")
+    elif asked.price_per_hour:
+        lines.append(f"  cost: not known, since no price of {found.gpu} was given (--price {found.gpu}=1.29)")
+    co2 = "" if found.co2_kg_at_most is None else f", {found.co2_kg_at_most:.2g} kg of CO2"
+    lines.append(f"  at most {found.kwh_at_most:.3g} kWh{co2}, if the boards take all that they can")
+    if found.in_time is not None:
+        word = "ends by the deadline" if found.in_time else "DOES NOT END BY THE DEADLINE"
+        other = "" if found.in_time else "; --all-gpus names the nearest card"
+        lines.append(f"  {word} of {asked.deadline_hours:.3g} hours{other}")
+    return lines
+
+
+def sooner_lines(found: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """What would end in time on the same card; ``shown`` makes the line to type."""
+    if not found:
+        return []
+    runs = [RunTime(**item["run"]) for item in found]
+    lines = ["what would end in time, the mildest change first:"]
+    if not runs[0].in_time:
+        lines = ["no change that fits this card ends in time; the soonest:"]
+    for item, run in zip(found, runs, strict=True):
+        lines.append(f"  {shown(item)}\n      {item['cost']}; {_hours(run)}; {gib(item['headroom_bytes'])} to spare")
+    return lines
+
+
+def cells(run: Mapping[str, Any] | None) -> str:
+    """Hours and cost of a card in a table."""
+    if run is None:
+        return "   time not known"
+    found = RunTime(**run)
+    late = "   too late" if found.in_time is False else ""
+    return f"   {_hours(found)}{'' if found.hours_range else ' (not measured)'}   {_cost(found)}{late}".rstrip()
+
+
+def _hours(run: RunTime) -> str:
+    between = " ({:.3g} to {:.3g})".format(*run.hours_range) if run.hours_range else ""
+    return f"{run.hours:.3g} hours{between}"
+
+
+def _cost(run: RunTime) -> str:
+    if run.cost is None:
+        return ""
+    between = " ({:.2f} to {:.2f})".format(*run.cost_range) if run.cost_range else ""
+    return f"cost {run.cost:.2f}{between}"

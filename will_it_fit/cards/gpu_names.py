@@ -1,0 +1,107 @@
+"""GPUs as people write them: "4090", "RTX 3090", "A100 80GB", "2x24GB", "24GiB", "8 x h100".
+
+A name is a set of words. It means every card whose words contain them; where that is one card it is found, where it is
+several of a size the answer lists them. A size in GB is what stands on the box, of which PyTorch sees a little less; a
+size in GiB is taken as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from will_it_fit.common.errors import UserError
+
+_MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "radeon", "gpu", "gpus", "graphics", "card"}
+_SERIES = {"rtx", "gtx", "ada", "generation", "pcie", "sxm", "sxm2", "sxm4", "hbm3"}
+_COUNT = re.compile(
+    r"^(?:(?P<before>\d{1,3})\s*[x×*]\s*(?P<rest>.+)|(?P<name>.+?)\s*[x×*]\s*(?P<after>\d{1,3}))$", re.I
+)
+_SIZE = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>gib|gb|g)$", re.I)
+_LARGEST_GIB = 4096  # beyond it a number is a slip
+
+
+def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: object) -> dict[str, Any]:
+    """What a text says: ``{name: ...}`` or ``{vram_gib: ...}``, and ``count`` where it says how many.
+
+    Parameters
+    ----------
+    cards
+        The known cards' titles, by name.
+    box_share
+        How much of the size on a box PyTorch sees.
+
+    Raises
+    ------
+    UserError
+        For a name that is unknown or means several cards.
+    """
+    written = " ".join(text.strip().split())
+    if written in cards:
+        return {"name": written}
+    found = _COUNT.match(written)
+    if found and (found["before"] or found["name"] not in cards):
+        count = int(found["before"] or found["after"])
+        kind = read_gpu(found["rest"] or found["name"], cards, box_share, where)
+        if count < 1:
+            raise UserError("There is no such number of GPUs.", where=where, found=text, write="gpu: 2xrtx-3090")
+        return kind | ({"count": count} if count > 1 else {})
+    size = _SIZE.match(written)
+    if size:
+        return {"vram_gib": _gib(float(size["number"]), size["unit"].lower(), box_share, text, where)}
+    meant = _meant(written, cards) or _meant(re.sub(r"\b(\d+)$", r"\1gb", written), cards)  # "a100 40"
+    if len(meant) == 1:
+        return {"name": meant[0]}
+    if meant:
+        raise UserError(
+            f"`gpu` may mean {len(meant)} cards.",
+            where=where,
+            found=text,
+            allowed="; ".join(f"{name} ({cards[name]})" for name in meant),
+            write=f"gpu: {meant[0]}",
+        )
+    raise _unknown(text, cards, where)
+
+
+def _gib(number: float, unit: str, box_share: float, text: str, where: object) -> float:
+    if not 0 < number <= _LARGEST_GIB:
+        raise UserError("No GPU has this much memory.", where=where, found=text, allowed="a size such as 24GiB",
+                        write="gpu: 24GiB")  # fmt: skip
+    return number if unit == "gib" else round(number * box_share, 4)
+
+
+def _meant(written: str, cards: Mapping[str, str]) -> list[str]:
+    """The cards whose words hold all that was written: whole names if there are any, else those of several sizes."""
+    asked = _words(written)
+    rest = {name: _words(name) - asked - _SERIES for name, title in cards.items() if asked <= _words(f"{name} {title}")}
+    if not asked or len(rest) == 1:
+        return list(rest) if asked else []
+    whole = [name for name, left in rest.items() if not left]  # "4090" is a name but for its series
+    return whole or [name for name, left in rest.items() if all(re.fullmatch(r"\d+gb", word) for word in left)]
+
+
+def _words(text: str) -> set[str]:
+    """Words of a name: letters and digits, a size in GB as one word, makers left out."""
+    text = re.sub(r"(\d+)\s*g(?:i?b)?\b", r"\1gb", text.lower())
+    text = re.sub(r"\b(rtx|gtx|tesla|quadro)(?=\d)", r"\1 ", text)  # rtx4090
+    text = re.sub(r"(?<=\d)(ti|super)\b", r" \1", text)  # 4060ti
+    return set(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
+
+
+def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
+    # A slip in a number is nearest to the number alone: "4099" to "4090", which is the rtx-4090.
+    known = {name: name for name in cards} | {re.sub(r"^(rtx|gtx|tesla|quadro)-", "", name): name for name in cards}
+    written = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
+    near = list(dict.fromkeys(known[one] for one in difflib.get_close_matches(written, known, n=3, cutoff=0.55)))
+    size = re.search(r"(\d+)\s*(?:gi?b)?$", text, re.I)
+    own = f"{size[1]}GiB" if size and 4 <= int(size[1]) <= 512 else "12GiB"
+    return UserError(
+        "`gpu` is not known.",
+        where=where,
+        found=text,
+        allowed=f"{', '.join(near or cards)}{' (config/gpus.yaml lists all)' if near else ''}; a size such as {own};"
+        " several, such as 2xrtx-3090",
+        write=f"gpu: {near[0] if near else own}",
+    )

@@ -1,0 +1,91 @@
+"""What this machine computes with, found without torch and before any job starts: CUDA devices, bf16, the allocator."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from pathlib import Path
+
+from scripts.common.job import log
+from will_it_fit.common.errors import UserError
+
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second one in every version of PyTorch
+EXPANDABLE = "expandable_segments"
+
+
+def cuda_devices() -> int:
+    """How many devices the driver shows (CUDA_VISIBLE_DEVICES applies); 0 without a driver.
+
+    ``cuInit`` and ``cuDeviceGetCount`` of the CUDA driver API; both return 0 for success.
+    """
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if ready else 0
+
+
+def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor multiplies matrices faster in bf16 than in fp32, by what the kernel lists of it.
+
+    AMX does, and AMD's AVX512-BF16. Intel's AVX512-BF16 alone does not: one thread of a Xeon without AMX reached 84
+    GFLOPS in bf16 and 162 in fp32 (2048 x 576 x 1536), though PyTorch says of it that bf16 is supported.
+    """
+    try:
+        text = cpuinfo.read_text(errors="replace")
+    except OSError:  # not Linux
+        return False
+    flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    known = set(flags[1].split()) if flags else set()
+    return "amx_bf16" in known or ("avx512_bf16" in known and "AuthenticAMD" in text)
+
+
+def refuse_missing(wanted: str, gpus: int = 1) -> None:
+    """Refuse ``cuda`` on a machine without a GPU, and more GPUs than it has; ``auto`` then means the CPU."""
+    if wanted == "cpu" or (found := cuda_devices()) >= gpus or (wanted == "auto" and not found):
+        return
+    if not found:
+        raise UserError(
+            "No CUDA device was found, and no job was started.",
+            where="training.device in the configuration",
+            found="cuda",
+            allowed="auto, cpu; or cuda on a machine with a GPU and its driver",
+            write="training:\n  device: auto",
+        )
+    raise UserError(
+        f"The training is for {gpus} GPUs, and this machine has {found}.",
+        where="training.parallel.gpus in the configuration",
+        found=gpus,
+        allowed=f"1 to {found} (CUDA_VISIBLE_DEVICES may hide others); or device: cpu, on which processes can share",
+        write=f"parallel: {{strategy: fsdp2, gpus: {found}}}" if found > 1 else "parallel: {strategy: none, gpus: 1}",
+    )
+
+
+def expandable_segments_here(device: str) -> bool:
+    """Whether our own training has the allocator's segments grow: on CUDA, unless the environment says otherwise.
+
+    PyTorch has them on Linux alone. Where ``auto`` finds no GPU the answer is the same, so that a machine that plans
+    and one that trains agree; on the CPU nothing follows from it.
+    """
+    said = " ".join(os.environ.get(name, "") for name in ALLOCATOR_VARIABLES)
+    return device != "cpu" and sys.platform != "win32" and f"{EXPANDABLE}:False" not in said
+
+
+def set_allocator(expandable: bool) -> None:
+    """Let PyTorch's caching allocator work as the trace assumed; before torch is imported.
+
+    What the environment says of expandable segments stays, and is named where it contradicts; its other settings stay
+    beside ours.
+    """
+    wanted = f"{EXPANDABLE}:{expandable}"
+    name = next((name for name in ALLOCATOR_VARIABLES if os.environ.get(name)), ALLOCATOR_VARIABLES[0])
+    given = os.environ.get(name, "")
+    if EXPANDABLE not in given:
+        os.environ[name] = ",".join(filter(None, (given, wanted)))
+    elif wanted not in given:
+        log.warning("%s=%s in the environment; the memory was predicted with %s", name, given, wanted)

@@ -1,0 +1,427 @@
+"""What CUDA's kernels allocate that the meta device's shape functions don't.
+
+The trace sees each operator's outputs. Where a GPU needs memory of its own for an operator, fuses what meta takes in
+two steps, or keeps workspaces, :mod:`will_it_fit.engine.cuda_rules` says how much, and in which source that stands;
+here it is applied to the operators as they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from . import costs, cuda_rules, int8
+from .autocast import attention_operands
+from .cuda_rules import DEFAULT_CAPABILITY, up
+from .errors import AttentionKernelError
+from .patching import patched
+
+_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_BACKENDS = {
+    "flash": (SDPBackend.FLASH_ATTENTION, torch.backends.cuda.flash_sdp_enabled),
+    "mem_efficient": (SDPBackend.EFFICIENT_ATTENTION, torch.backends.cuda.mem_efficient_sdp_enabled),
+    "math": (SDPBackend.MATH, torch.backends.cuda.math_sdp_enabled),
+}
+_BACKWARD_OF_ATTENTION = (
+    "aten::_scaled_dot_product_flash_attention_backward",
+    "aten::_scaled_dot_product_efficient_attention_backward",
+)
+_REDUCED_WHERE_THEY_STAND = (
+    "aten::mse_loss",
+    "aten::smooth_l1_loss",
+    "aten::binary_cross_entropy",
+    "aten::soft_margin_loss",
+)
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
+
+
+class CudaKernels:
+    """The memory that operators need on a card beside their outputs. One object for each trace.
+
+    Parameters
+    ----------
+    capability
+        Compute capability of the card, ``(7, 5)`` for a T4.
+    torch_version
+        Whose kernels: the installed PyTorch's by default.
+    """
+
+    def __init__(self, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__) -> None:
+        self.capability = capability or DEFAULT_CAPABILITY
+        self._keeps_lt = cuda_rules.keeps_cublaslt_workspace(torch_version)
+        self._workspaces: set[tuple[bool, str]] = set()
+
+    def persistent(self, func: Any, args: Sequence, kwargs: dict | None = None) -> list[int]:
+        """Return the bytes that this call is the first to need and that stay until the process ends."""
+        name = func._schema.name
+        if name not in _PRODUCTS:
+            return []
+        backward = torch._C._current_graph_task_id() >= 0  # the autograd thread has a handle of its own
+        needed = [("cublas", cuda_rules.cublas_workspace_bytes(self.capability))]
+        if self._keeps_lt and _has_bias(name, args, kwargs or {}):
+            needed.append(("lt", cuda_rules.CUBLASLT_WORKSPACE_BYTES))
+        new = [(kind, count) for kind, count in needed if (backward, kind) not in self._workspaces]
+        self._workspaces.update((backward, kind) for kind, _ in new)
+        return [count for _, count in new]
+
+    def temporaries(self, func: Any, args: Sequence, kwargs: dict | None = None) -> tuple[list[int], list[int]]:
+        """Return the bytes of what exists while the operator runs: allocated before its outputs, and after them.
+
+        All of it is freed when the operator returns.
+        """
+        name = func._schema.name
+        if name == "aten::_softmax_backward_data":  # a structured kernel: its output is there first
+            return [], [args[0].numel() * args[0].element_size()]
+        if name in _REDUCED_WHERE_THEY_STAND[:2] and (args[2] if len(args) > 2 else 1):  # each element's loss
+            return [], [prod(torch.broadcast_shapes(args[0].shape, args[1].shape)) * args[0].element_size()]
+        if name == "bitsandbytes::gemm_4bit":
+            return _dequantized(args, kwargs or {}), []
+        if name == "aten::embedding_dense_backward":
+            grad, indices, words = args[:3]
+            sizes = cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size())
+            return sizes, []
+        if name in _BACKWARD_OF_ATTENTION:
+            return [], _backward_of_attention(name, args, self.capability)
+        if not self._keeps_lt and _has_bias(name, args, kwargs or {}):
+            return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES]
+        return [], []
+
+
+def device_outputs(func: Any, args: Sequence, output: Any) -> Any:
+    """What an operator returns on every device, where ``meta`` answers otherwise.
+
+    These losses reduce into a tensor that was made for all elements and is then resized, so its storage stays large:
+    ATen ``native/BinaryOps.cpp`` (``TORCH_META_FUNC(mse_loss)``), ``native/cuda/Loss.cu``, ``native/Loss.cpp``.
+    """
+    if func._schema.name not in _REDUCED_WHERE_THEY_STAND or output.dim() or not args[0].dim():
+        return output
+    shape = torch.broadcast_shapes(args[0].shape, args[1].shape)
+    return torch.empty(shape, dtype=output.dtype, device="meta").resize_(())
+
+
+def cpu_outputs(func: Any, args: Sequence, output: Any) -> Any:
+    """What an operator returns on the CPU, where ``meta`` answers as a GPU would.
+
+    Layer normalization keeps mean and deviation in the dtype of input and weight, not in fp32, unless the two differ:
+    ATen ``native/layer_norm.cpp``, ``layer_norm_cpu``, ``param_scalar_type``.
+    """
+    if func._schema.name != "aten::native_layer_norm" or (args[2] is not None and args[2].dtype != args[0].dtype):
+        return device_outputs(func, args, output)
+    normalized, *statistics = output
+    return normalized, *(statistic.to(args[0].dtype) for statistic in statistics)
+
+
+def _has_bias(name: str, args: Sequence, kwargs: dict) -> bool:
+    if name == "bitsandbytes::gemm_4bit":
+        return kwargs.get("bias") is not None or (len(args) > 6 and args[6] is not None)
+    return name == "aten::addmm" and args[0].dim() == 1
+
+
+def _dequantized(args: Sequence, kwargs: dict) -> list[int]:
+    inputs, shape, absmax_8bit = args[0], args[2], kwargs.get("absmax_8bit")
+    scales = 0 if absmax_8bit is None else absmax_8bit.numel()
+    return cuda_rules.dequantization_bytes(prod(shape), inputs.element_size(), scales)
+
+
+@contextmanager
+def dispatch(
+    target: str, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__
+) -> Iterator[None]:
+    """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
+
+    On both: attention, and bitsandbytes' products with 8-bit weights. On CUDA also softmax of half in fp32, dropout
+    and RMSNorm. The functions themselves are exchanged, since a function mode is off in the backward pass, where
+    activation checkpointing runs the forward pass again.
+    """
+    functional = nn.functional
+    shapes = torch._meta_registrations
+    places = [(functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY))]
+    if hasattr(shapes, "_meta_grouped_mm_common"):
+        places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
+    places += int8.products(target)
+    if target == "cuda":
+        places.append((functional, "dropout", _dropout(functional.dropout)))
+        if cuda_rules.fuses_rms_norm(torch_version):
+            places += [(module, "rms_norm", _rms_norm(torch.rms_norm)) for module in (torch, functional)]
+        for module in (torch, functional):
+            for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax)):
+                places.append((module, name, _softmax(getattr(module, name), operator)))
+    with patched(places):
+        yield
+
+
+def _softmax(original: Callable, operator: Callable) -> Callable:
+    def softmax(input: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        direct = _DTYPES.get(input.dtype) in cuda_rules.HALF_TO_FLOAT
+        if kwargs.get("dtype") is torch.float32 and direct and dim is not None:
+            return operator(input, dim, True)
+        return original(input, dim, *args, **kwargs)
+
+    return softmax
+
+
+def _grouped(original: Callable) -> Callable:
+    """The product of groups (experts) in every dtype: its shape function knows bf16 alone.
+
+    In others CPU and CUDA multiply group by group into the same output: ATen ``native/GroupedMMUtils.h``,
+    ``_grouped_mm_fallback``. Autocast leaves all of them as they are.
+    """
+
+    def grouped(mat_a: torch.Tensor, mat_b: torch.Tensor, **more: Any) -> torch.Tensor:
+        if more.get("scale_a") is not None or mat_a.dtype == torch.bfloat16 or mat_a.dtype != mat_b.dtype:
+            return original(mat_a, mat_b, **more)
+        make = torch._meta_registrations._create_grouped_mm_output_tensor
+        return make(mat_a, mat_b, more.get("offs"), more.get("out_dtype"))
+
+    return grouped
+
+
+def _rms_norm(original: Callable) -> Callable:
+    def rms_norm(
+        input: torch.Tensor,
+        normalized_shape: Sequence[int],
+        weight: torch.Tensor | None = None,
+        eps: float | None = None,
+    ) -> torch.Tensor:
+        if weight is not None and weight.dtype != input.dtype:
+            return original(input, list(normalized_shape), weight, eps)
+        return FusedRmsNorm.apply(input, weight, len(normalized_shape))
+
+    return rms_norm
+
+
+class FusedRmsNorm(torch.autograd.Function):
+    """Allocates what ``_fused_rms_norm`` does (ATen ``cuda/layer_norm_kernel.cu``): it keeps a number for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, weight: torch.Tensor | None, dims: int) -> torch.Tensor:
+        output = torch.empty_like(input, memory_format=torch.contiguous_format)
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        scale = input.new_empty((*input.shape[:-dims], *(1,) * dims), dtype=dtype)
+        ctx.save_for_backward(input, weight, scale)
+        costs.memory_kernel("rms_norm", input, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        input, weight, _ = ctx.saved_tensors
+        of_input = torch.empty_like(input) if ctx.needs_input_grad[0] else None
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        costs.memory_kernel("rms_norm_backward", input, grad, input)
+        return of_input, of_weight, None
+
+
+def _dropout(original: Callable) -> Callable:
+    def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        if training and not inplace and 0 < p < 1:
+            return torch.native_dropout(input, p, True)[0]
+        return original(input, p, training, inplace)
+
+    return dropout
+
+
+# --- attention ----------------------------------------------------------------------------------------------------
+
+
+def _attention(target: str, capability: tuple[int, int]) -> Callable:
+    """``scaled_dot_product_attention`` as ``target`` runs it. Shapes: batch, heads, tokens, head size."""
+    formula = nn.functional.scaled_dot_product_attention
+
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **scale_and_groups: Any,
+    ) -> torch.Tensor:
+        query, key, value = attention_operands(query, key, value)
+        if not query.dtype == key.dtype == value.dtype:  # ATen attention.cpp, validate_sdpa_input
+            raise RuntimeError(
+                f"query, key and value differ in dtype ({query.dtype}, {key.dtype}, {value.dtype}), and no autocast is"
+                " on"
+            )
+        mask = attn_mask
+        if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
+        choose = cuda_kernel if target == "cuda" else cpu_kernel
+        kernel = choose(query, key, value, mask, dropout_p, capability)
+        if kernel == SDPBackend.MATH:
+            return formula(query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
+        if target == "cpu":
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale_and_groups.get("scale")
+            )[0]
+        if _policies_decide():
+            if kernel == SDPBackend.FLASH_ATTENTION:
+                return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal)[0]
+            keeps = any(each.requires_grad for each in (query, key, value))
+            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, keeps)[0]
+        if kernel == SDPBackend.FLASH_ATTENTION:
+            return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value)), is_causal).transpose(1, 2)
+        if mask is not None and mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT:
+            mask = nn.functional.pad(mask, (0, -mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT))[..., : mask.shape[-1]]
+        return MemoryEfficientAttention.apply(query, key, value, mask, capability, is_causal)
+
+    return attention
+
+
+def _policies_decide() -> bool:
+    """Whether selective checkpointing looks at each operator, to keep its output or to run it again."""
+    stack = _get_current_dispatch_mode_stack()
+    return len(stack) > 1 and any(type(mode).__module__ == "torch.utils.checkpoint" for mode in stack)
+
+
+def _backward_of_attention(name: str, args: Sequence, capability: tuple[int, int]) -> list[int]:
+    """What the fused kernels need for a backward pass beside the gradients; as the stand-ins below allocate it."""
+    query, key = args[1], args[2]
+    batch, heads, tokens, head = query.shape
+    if "flash" in name:
+        padded, wide = cuda_rules.flash_padding(tokens, head)
+        sizes = [batch * heads * padded * 4, batch * padded * heads * wide * 4]
+        grouped = batch * key.shape[2] * heads * head * key.element_size() if key.shape[1] != heads else 0
+        return sizes + [grouped] * 2 if grouped else sizes
+    keys, dtype = key.shape[2], _DTYPES[query.dtype]
+    workspace = cuda_rules.efficient_workspace_bytes(tokens, keys, head, dtype, capability) * batch * heads
+    return [batch * heads * tokens * 4, *([workspace] if workspace else [])]
+
+
+def cuda_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    capability: tuple[int, int],
+) -> SDPBackend:
+    """Which kernel ``scaled_dot_product_attention`` takes on a GPU, among those that are enabled.
+
+    Raises
+    ------
+    AttentionKernelError
+        If the only kernels that are enabled can't take these tensors.
+    """
+    head = query.shape[-1]
+    chosen = cuda_rules.attention_kernel(
+        _DTYPES[query.dtype],
+        head,
+        value.shape[-1],
+        grouped=query.shape[1] != key.shape[1],
+        masked=mask is not None,
+        capability=capability,
+        enabled=[name for name, (_, enabled) in _BACKENDS.items() if enabled()],
+    )
+    if chosen is not None:
+        return _BACKENDS[chosen][0]
+    raise AttentionKernelError(
+        f"The attention kernel that is asked for can't take this model's tensors: queries of {head} x {query.dtype},"
+        f" values of {value.shape[-1]}, {'a' if mask is not None else 'no'} mask, compute capability"
+        f" {capability[0]}.{capability[1]}.",
+        "Let scaled_dot_product_attention choose among all of its kernels.",
+    )
+
+
+def cpu_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float, capability: Any
+) -> SDPBackend:
+    """Which kernel it takes on the CPU (ATen ``sdp_utils_cpp.cpp``).
+
+    The fused one takes one head size for all, no dropout, and no mask that is learned.
+    """
+    one_size = query.shape[-1] == key.shape[-1] == value.shape[-1]
+    fused = one_size and not dropout and (mask is None or not mask.requires_grad)
+    return SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH
+
+
+class MemoryEfficientAttention(torch.autograd.Function):
+    """Allocates what PyTorch's memory-efficient kernel does. Shapes: batch, heads, tokens, head size."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        capability: tuple[int, int],
+        causal: bool = False,
+    ) -> torch.Tensor:
+        batch, heads, tokens, _ = query.shape
+        out = query.new_empty((batch, tokens, heads, value.shape[-1])).transpose(1, 2)
+        sums = query.new_empty((batch, heads, up(tokens, cuda_rules.LOG_SUM_EXP_ALIGNMENT)), dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, sums, bias)
+        ctx.capability, ctx.causal = capability, causal
+        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=causal, backward=False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        query, key, value, *_, bias = ctx.saved_tensors
+        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=ctx.causal, backward=True)
+        grad = grad.transpose(1, 2).contiguous()
+        grads = [
+            torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
+        ]
+        batch, heads, tokens, _ = query.shape
+        delta = query.new_empty((batch, heads, tokens), dtype=torch.float32)  # noqa: F841
+        head, dtype = query.shape[-1], _DTYPES[query.dtype]
+        size = cuda_rules.efficient_workspace_bytes(tokens, key.shape[-2], head, dtype, ctx.capability)
+        size *= batch * heads
+        workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841
+        of_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
+        return *(x.transpose(1, 2) for x in grads), of_bias, None, None
+
+
+class FlashAttention2(torch.autograd.Function):
+    """Allocates what FlashAttention-2 does, grouped keys and values as they are. Shapes: batch, tokens, heads, head."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = True
+    ) -> torch.Tensor:
+        batch, tokens, heads, _ = query.shape
+        out = torch.empty_like(query)  # laid out as the queries are: flash_api.cpp, mha_fwd
+        sums = query.new_empty((batch, heads, tokens), dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.causal = causal
+        costs.attention("flash", query, key, tokens_dim=1, causal=causal, backward=False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
+        query, key, value, out, _ = ctx.saved_tensors
+        costs.attention("flash", query, key, tokens_dim=1, causal=ctx.causal, backward=True)
+        batch, tokens, heads, head = query.shape
+        grad, out = grad.contiguous(), out.contiguous()  # attention_backward.cu, _flash_attention_backward
+        grads = [torch.empty_like(x) for x in (query, key, value)]
+        padded, wide = cuda_rules.flash_padding(tokens, head)
+        row = query.new_empty((batch, heads, padded), dtype=torch.float32)  # noqa: F841
+        sum_query = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)  # noqa: F841
+        if key.shape[2] != heads:
+            spread = [x.new_empty((batch, x.shape[1], heads, head)) for x in (key, value)]  # noqa: F841
+        return *grads, None
+
+
+def flash_attention_package() -> str:
+    """Register what stands in for the package flash-attn, which takes capped scores too; returns its name."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
+
+    def flash(
+        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        query, key, value = attention_operands(query, key, value)
+        return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))), None
+
+    name = "trace_fa2"  # transformers loads packages for names with "flash"
+    AttentionInterface.register(name, flash)
+    AttentionMaskInterface.register(name, flash_attention_mask)
+    return name

@@ -1,0 +1,431 @@
+"""What a tracker's record means: peaks, phases, components, a timeline, and what is alive at the peak. All in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from statistics import median_low
+from typing import Any, NamedTuple
+
+from .allocator import Event, Replay, replay, required_bytes
+from .components import ROUNDING, WORKSPACES
+from .costs import CostRecorder
+from .cuda_rules import CUBLASLT_WORKSPACE_BYTES
+from .expandable import replay_expandable, required_bytes_expandable
+from .origins import NOWHERE
+from .scaled import Recording
+from .tracker import Tracker
+
+PHASES = ("load", "forward", "backward", "optimizer")
+_OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
+TIMELINE_POINTS = 2000
+# aten/src/ATen/native/cudnn/Conv_v8.cpp: `run_conv_plan` takes the plan's workspace from the allocator for the call;
+# `try_configs` goes on to the next plan where it is out of memory, and `generate_and_filter_plans` (benchmark mode)
+# leaves out what the largest free block can't hold.
+_CUDNN = (
+    "the step runs convolutions, and cuDNN's workspaces for them are not counted: the peak is the least it can be, see"
+    " `peak_allocated_range_bytes`. PyTorch takes a smaller plan where a workspace doesn't fit, so the least that a GPU"
+    " must have stays. CUDNN_CONV_WSCAP_DBG, in MiB, bounds a workspace; `cudnn_workspace_bytes` says it to the trace"
+)
+
+
+class History(NamedTuple):
+    """What happened on the device before the first step.
+
+    Attributes
+    ----------
+    events
+        ``(id, bytes)`` allocates, ``(-id, 0)`` frees, the allocator's ``EMPTY_CACHE`` gives free segments back.
+    ids
+        The id of each storage that the model holds, by ``tensor.untyped_storage()._cdata``.
+    components
+        What ids are for that neither were freed nor belong to the model.
+    """
+
+    events: Sequence[Event] = ()
+    ids: Mapping[int, int] = {}
+    components: Mapping[int, str] = {}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The memory of the last step that was taken, in bytes.
+
+    Attributes
+    ----------
+    peak_allocated_bytes
+        Largest sum of blocks in use: ``torch.cuda.max_memory_allocated``. On the CPU, of live tensors.
+    peak_allocated_range_bytes
+        From no workspaces of cuDNN to as large ones as may be, None where nothing bounds them. Absent (None) where the
+        step runs no convolutions.
+    peak_phase
+        Where that was: ``forward``, ``backward`` or ``optimizer``.
+    components
+        What lived at that moment; they add up to the peak exactly.
+    phases
+        The peak in ``load``, ``forward``, ``backward``, ``optimizer``.
+    components_by_phase
+        What lived at each phase's peak.
+    resident_bytes
+        Before the first step.
+    peak_reserved_bytes
+        Largest sum of segments, ``torch.cuda.max_memory_reserved``, everything before the step included; the median
+        where several histories are possible. None on the CPU.
+    reserved_range_bytes
+        Lowest and highest of them; with several GPUs, from a CPU that is never ahead of the GPU to one that is as far
+        ahead as the program lets it be.
+    required_bytes
+        The least a GPU must have, without its CUDA context: where several histories are possible, for the worst.
+    required_range_bytes
+        Lowest and highest of them.
+    required_bytes_by_allocator
+        Of ``default``, where segments stay as they were made, and of ``expandable_segments``. None: not asked for.
+    events
+        How many allocations and frees were recorded.
+    warnings
+        What a person should know about these figures.
+    orders
+        One mapping for each history where there are several: ``peak_allocated_bytes``, ``peak_reserved_bytes``,
+        ``phases``, ``resident_bytes``.
+    timeline
+        Columns ``event``, ``phase``, ``allocated_bytes``, and ``components`` with one column each. None: not asked for.
+    tensors
+        What is alive at the peak, the largest first: ``bytes``, ``component``, ``shape``, ``dtype``, ``module``,
+        ``line``, ``operator``. None: not asked for.
+    costs
+        The kernels of the step and what each costs; as a mapping their sums by phase and kind, and with
+        ``origins`` ``costs_by_module`` by module and kind. None: not asked for.
+    """
+
+    peak_allocated_bytes: int
+    peak_phase: str
+    components: dict[str, int]
+    phases: dict[str, int]
+    components_by_phase: dict[str, dict[str, int]]
+    resident_bytes: int
+    events: int
+    warnings: tuple[str, ...] = ()
+    peak_allocated_range_bytes: tuple[int, int | None] | None = None
+    peak_reserved_bytes: int | None = None
+    reserved_range_bytes: tuple[int, int] | None = None
+    required_bytes: int | None = None
+    required_range_bytes: tuple[int, int] | None = None
+    required_bytes_by_allocator: dict[str, int] | None = None
+    orders: list[dict[str, Any]] | None = None
+    timeline: dict[str, Any] | None = None
+    tensors: list[dict[str, Any]] | None = None
+    costs: CostRecorder | None = None
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values for JSON, without what is None."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.costs is not None:
+            values["costs"] = self.costs.by_phase()
+            if self.costs.module_now is not None:
+                values["costs_by_module"] = self.costs.by_module()
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if value is not None
+        }
+
+
+def make_report(
+    tracker: Tracker,
+    histories: Sequence[History] = (),
+    *,
+    on_gpu: bool,
+    timeline: bool = True,
+    capacity_bytes: int | None = None,
+    expandable_segments: bool = False,
+    both_allocators: bool = False,
+) -> Report:
+    """Turn a tracker's record of several steps into the figures of the last one.
+
+    Parameters
+    ----------
+    tracker
+        Its events begin with those of the first history.
+    histories
+        What may have happened before the first step; over one where chance decides.
+    on_gpu
+        Whether blocks and segments count, or the bytes of tensors alone.
+    capacity_bytes
+        The GPU's memory without the CUDA context: then reserved memory is that of a GPU which gives cached segments
+        back when it is full. None: memory is plentiful.
+    expandable_segments
+        Whether the allocator runs with ``expandable_segments:True``.
+    both_allocators
+        Whether to say what a GPU must have with and without it.
+    """
+    allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
+    allocator = tuple(partial(each, streams=tracker.streams) for each in allocator)
+    events = tracker.events if on_gpu else [event for event in tracker.events if event[0]]
+    last = tracker.marks[-1][1] - 1  # the mark of the end has a number of its own
+    begin, second = tracker.start(0), tracker.start(last)
+    trail: list[int] = []
+    run = allocator[0](events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
+    allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
+    # allocated[i] is the state before event begin + i, so after event begin + i - 1.
+    spans = _phases(tracker, last)
+    tops = _highest_of_all(tracker, last, spans, allocated, begin)
+    phases = {phase: allocated[top] for phase, top in tops.items()}
+    peak_phase = max(phases, key=lambda phase: phases[phase])
+    by_phase = {}
+    for phase, parts in zip(tops, _components(tracker, events, [begin + top for top in tops.values()]), strict=True):
+        rounding = {ROUNDING: phases[phase] - sum(parts.values())} if on_gpu else {}
+        by_phase[phase] = dict(sorted((parts | rounding).items()))
+    before = run.spans[0].peak_allocated_bytes if run else allocated[0]
+    reserved = _reserved(tracker, histories, events, run, capacity_bytes, *allocator) if run else {}
+    if run and both_allocators:
+        own, other = ("default", "expandable_segments")[:: -1 if expandable_segments else 1]
+        least = recording(tracker, histories).required_bytes(expandable_segments=not expandable_segments)
+        reserved["required_bytes_by_allocator"] = {own: reserved["required_bytes"], other: least}
+    convolving = [allocated[index - begin] for index in tracker.convolutions if index >= second] if on_gpu else []
+    reserved |= _cudnn_range(tracker, convolving, phases[peak_phase], capacity_bytes)
+    return Report(
+        peak_allocated_bytes=phases[peak_phase],
+        peak_phase=peak_phase,
+        components=by_phase[peak_phase],
+        phases={"load": before} | phases,
+        components_by_phase=by_phase,
+        resident_bytes=allocated[0],
+        events=len(events),
+        warnings=tuple(tracker.warnings),
+        timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
+        tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
+        costs=tracker.costs,
+        **reserved,
+    )
+
+
+def _cudnn_range(
+    tracker: Tracker, convolving: Sequence[int], lowest: int, capacity: int | None
+) -> dict[str, tuple[int, int | None]]:
+    """The range of the peak where cuDNN's workspaces may raise it: by the tracker's, or to the card's capacity."""
+    if not convolving:
+        return {}
+    tracker.warn(_CUDNN)
+    workspace = tracker.cudnn_workspace_bytes
+    most = capacity if workspace is None else max(convolving) + workspace
+    return {"peak_allocated_range_bytes": (lowest, None if most is None else max(lowest, most))}
+
+
+def _highest_of_all(
+    tracker: Tracker, last: int, spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int
+) -> dict[str, int]:
+    """Where each phase is highest; with the step's own code, between the phases, where that takes the most."""
+    tops = _highest(spans, allocated, begin)
+    for phase, top in _highest(_phases(tracker, last, _OUTSIDE), allocated, begin).items():
+        if allocated[top] > max(allocated[other] for other in tops.values()):
+            tops[phase] = top
+    return tops
+
+
+def _phases(
+    tracker: Tracker, step: int, named: Mapping[str, str] = dict(zip(PHASES, PHASES, strict=True))
+) -> list[tuple[str, int, int]]:
+    """Names, first events and ends of a step's phases; one of them, the forward pass, if no module was called."""
+    spans = [(named[phase], first, end) for phase, first, end in tracker.spans(step) if phase in named]
+    return spans or [("forward", first, end) for _, first, end in tracker.spans(step)]
+
+
+def _highest(spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int) -> dict[str, int]:
+    """Where each phase has most allocated, the first such place; ``allocated[i]`` is before event ``begin + i``."""
+    tops: dict[str, int] = {}
+    for phase, first, end in spans:
+        top = max(range(first - begin, end - begin + 1), key=lambda index: (allocated[index], -index))
+        if phase not in tops or allocated[top] > allocated[tops[phase]]:
+            tops[phase] = top
+    return tops
+
+
+def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> Recording:
+    """A tracker's record as events alone, to be run through the allocator (:mod:`will_it_fit.engine.interpolate`)."""
+    sequences = [tracker.events]
+    if len(histories) > 1:
+        step = tracker.events[len(histories[0].events) :]
+        sequences = [_after(history, histories[0], step) for history in histories]
+    workspaces = (one for one, component in tracker.components.items() if component == WORKSPACES)
+    sizes = dict(tracker.events)
+    return Recording(
+        sequences,
+        tracker.streams,
+        workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
+        costs=tracker.costs,
+    )
+
+
+def _reserved(
+    tracker: Tracker,
+    histories: Sequence[History],
+    events: Sequence[Event],
+    run: Replay,
+    capacity_bytes: int | None,
+    replay: Callable[..., Replay],
+    required_bytes: Callable[..., int],
+) -> dict[str, Any]:
+    """Segments: of the history that the tracker saw, and of the others."""
+    reserved = run.peak_reserved_bytes
+    if capacity_bytes is not None and reserved > capacity_bytes:
+        reserved = replay(events, capacity_bytes=capacity_bytes, grow=True).peak_reserved_bytes
+    if len(histories) < 2:
+        most, required = reserved, required_bytes(events, run)
+        if tracker.reusable:
+            late = _reused_late(tracker, events)
+            most = max(
+                most, replay(late, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None).peak_reserved_bytes
+            )
+        return {
+            "peak_reserved_bytes": reserved,
+            "reserved_range_bytes": (reserved, most),
+            "required_bytes": required,
+            "required_range_bytes": (required, required),
+        }
+    step = events[len(histories[0].events) :]
+    sequences = [_after(history, histories[0], step) for history in histories]
+    orders = [_peaks(tracker, sequence, capacity_bytes, replay) for sequence in sequences]
+    peaks = [order["peak_reserved_bytes"] for order in orders]
+    needed = [required_bytes(sequence) for sequence in sequences]
+    return {
+        "orders": orders,
+        "peak_reserved_bytes": median_low(peaks),
+        "reserved_range_bytes": (min(peaks), max(peaks)),
+        "required_bytes": max(needed),
+        "required_range_bytes": (min(needed), max(needed)),
+    }
+
+
+def _reused_late(tracker: Tracker, events: Sequence[Event]) -> list[Event]:
+    """The events when the CPU is ahead of the GPU as far as the program lets it be.
+
+    Blocks that another stream uses as well come back only where the program waits for the GPU. A full GPU is waited for
+    (``synchronize_and_free_events``, before segments are given back), so that what it must have is the same.
+    """
+    held: dict[int, list[int]] = {}
+    for identity, moment in tracker.reusable.items():
+        held.setdefault(moment, []).append(-identity)
+    late: list[Event] = []
+    for index, event in enumerate(events):
+        late += [(identity, 0) for identity in held.get(index, ())]
+        if -event[0] not in tracker.reusable or event[0] > 0:
+            late.append(event)
+    return late
+
+
+def _after(history: History, seen: History, step: Sequence[Event]) -> list[Event]:
+    """The steps after another history: where they free a tensor of the model, the id is that history's."""
+    known = {-identity: -history.ids[storage] for storage, identity in seen.ids.items()}
+    return [*history.events, *((known.get(identity, identity), count) for identity, count in step)]
+
+
+def _peaks(
+    tracker: Tracker, events: Sequence[Event], capacity_bytes: int | None, replay: Callable[..., Replay]
+) -> dict[str, Any]:
+    """Figures of the last step for events that are the tracker's but for those before its first mark."""
+    shift = len(events) - len(tracker.events)  # histories may be of different lengths
+    marks = [(phase, index + shift) for phase, _, index in tracker.marks]
+    run = replay(events, marks, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None)
+    last = tracker.marks[-1][1] - 1
+    phases: dict[str, int] = {}
+    for span, (phase, step, _) in zip(run.spans, tracker.marks, strict=True):
+        if step == last and phase in PHASES:
+            phases[phase] = max(phases.get(phase, 0), span.peak_allocated_bytes)
+    return {
+        "peak_allocated_bytes": max(phases.values()),
+        "peak_reserved_bytes": run.peak_reserved_bytes,
+        "phases": phases,
+        "resident_bytes": run.spans[0].start_allocated_bytes,
+    }
+
+
+def alive_after(events: Sequence[Event]) -> dict[int, int]:
+    """Bytes by id of what is allocated and not freed."""
+    alive: dict[int, int] = {}
+    for identity, count in events:
+        if identity > 0:
+            alive[identity] = count
+        else:
+            alive.pop(-identity, None)
+    return alive
+
+
+def _running_sum(events: Sequence[Event]) -> list[int]:
+    """Bytes alive before each event."""
+    sizes, total, sums = {}, 0, []
+    for identity, count in events:
+        sums.append(total)
+        if identity > 0:
+            sizes[identity] = count
+            total += count
+        else:
+            total -= sizes.pop(-identity, 0)
+    sums.append(total)
+    return sums
+
+
+def _components(tracker: Tracker, events: Sequence[Event], moments: Sequence[int]) -> list[dict[str, int]]:
+    """Bytes of each component before the events at some indices."""
+    wanted = sorted(set(moments))
+    found: dict[int, dict[str, int]] = {}
+    totals: dict[str, int] = {}
+    sizes: dict[int, int] = {}
+    position = 0
+    for moment in wanted:
+        for identity, count in events[position:moment]:
+            if identity > 0:
+                component = tracker.components[identity]
+                sizes[identity] = count
+                totals[component] = totals.get(component, 0) + count
+            elif identity < 0 and -identity in sizes:
+                totals[tracker.components[-identity]] -= sizes.pop(-identity)
+        position = moment
+        found[moment] = {component: count for component, count in totals.items() if count}
+    return [found[moment] for moment in moments]
+
+
+def _alive(tracker: Tracker, events: Sequence[Event], moment: int) -> list[dict[str, Any]]:
+    """The tensors before the event at an index, the largest first."""
+    rows = []
+    for identity, count in alive_after(events[:moment]).items():
+        origin = tracker.origins.of.get(identity, NOWHERE)
+        row = {"bytes": count, "component": tracker.components[identity]}
+        rows.append(row | asdict(origin) | {"shape": list(origin.shape)})
+    return sorted(rows, key=lambda row: (-row["bytes"], row["module"], row["operator"]))
+
+
+def _timeline(
+    tracker: Tracker,
+    events: Sequence[Event],
+    allocated: Sequence[int],
+    begin: int,
+    second: int,
+    spans: Sequence[tuple[str, int, int]],
+    on_gpu: bool,
+) -> dict[str, Any]:
+    """The last step, thinned out: of each stretch of events the moment with the most memory."""
+    count = len(events) - second
+    width = max(1, -(-count // TIMELINE_POINTS))
+    total_at: Callable[[int], int] = lambda index: allocated[index - begin]  # noqa: E731
+    moments = [
+        max(range(first, min(first + width, len(events) + 1)), key=total_at)
+        for first in range(second, len(events) + 1, width)
+    ]
+    snapshots = _components(tracker, events, moments)
+    names = sorted({name for snapshot in snapshots for name in snapshot})
+    columns = {name: [snapshot.get(name, 0) for snapshot in snapshots] for name in names}
+    totals = [total_at(moment) for moment in moments]
+    if on_gpu:
+        columns[ROUNDING] = [total - sum(snapshot.values()) for total, snapshot in zip(totals, snapshots, strict=True)]
+    starts = [(first, phase) for phase, first, _ in spans]
+    phase_of = []
+    for moment in moments:
+        past = [phase for first, phase in starts if first < moment]
+        phase_of.append(past[-1] if past else "forward")
+    return {
+        "allocated_bytes": totals,
+        "components": columns,
+        "event": [moment - second for moment in moments],
+        "phase": phase_of,
+    }

@@ -1,0 +1,210 @@
+"""The memory of anybody's training step, known before any weight exists: the step itself, run on ``meta``.
+
+A model, an optimizer and a step go in, a report comes out. Nothing is stored and nothing is computed; the same library
+code decides which tensor lives when, so the bytes are a GPU's::
+
+    with on_meta():
+        model = torch.nn.Sequential(torch.nn.Linear(4096, 4096), torch.nn.ReLU(), torch.nn.Linear(4096, 10))
+        batch = torch.empty(64, 4096), torch.empty(64, dtype=torch.long)
+        optimizer = torch.optim.AdamW(model.parameters())
+
+    def step(batch):
+        inputs, labels = batch
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    report = trace_step(model, optimizer, step, batch, Options(capability=(8, 9)))
+    report.peak_allocated_bytes, report.components, report.warnings
+
+This folder needs PyTorch and nothing else of the project; bitsandbytes and transformers are helped where a program has
+imported them.
+
+Inside :func:`will_it_fit.engine.fake_group.fake_group` the step may be one of several GPUs, wrapped by DDP or FSDP;
+the figures are those of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from .autocast import emulated
+from .building import device_lists
+from .compiled import compiled_functions
+from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
+from .costs import CostRecorder, recording
+from .errors import TraceError
+from .fake_group import active
+from .following import follow_model, vocabulary
+from .kernels import CudaKernels, cpu_outputs, device_outputs, dispatch
+from .older_layers import layers_of
+from .options import Options
+from .origins import Origins
+from .patching import patched, sorted_sets
+from .report import History, Report, make_report
+from .steps import Step, listening, past_operators, take_steps
+from .tracker import Tracker
+from .values import Values
+
+T = TypeVar("T")
+
+
+def trace_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    step: Step | None,
+    batch: Any = None,
+    options: Options | None = None,
+) -> Report:
+    """Predict the memory of a training step.
+
+    Two steps are taken, since the optimizer's states exist only from the first update on; the second is reported. A
+    forward pass alone, in evaluation or generation, is such a step too:
+    ``trace_step(model, None, answer, options=Options(steps=1))``.
+
+    Parameters
+    ----------
+    model
+        On ``meta``. Parameters, buffers and what bitsandbytes hangs on a parameter are counted.
+    optimizer
+        Over the model's parameters; its states are counted. None where the step updates nothing, or makes its own.
+    step
+        One training step: forward, backward, update, as the training loop does it, by whatever library. Called with
+        the batch, or with nothing where none is given. It should drop the batch when its loop would.
+    batch
+        Tensors in any nest. The step gets copies on ``meta`` that count as inputs; of small integer and boolean ones on
+        the CPU it may read the values, of all others only shapes and dtypes are there.
+    options
+        What is asked, :class:`~will_it_fit.engine.options.Options`; None: its defaults.
+
+    Raises
+    ------
+    ValuesNeeded
+        If the step reads the value of a tensor; names the line.
+    StepError
+        If it fails for another reason; names the line.
+    TraceError
+        If the model isn't on ``meta``, or the step runs what ``torch.compile`` has compiled.
+    """
+    options = options or Options()
+    _refuse_values(model, optimizer)
+    on_gpu = options.target == "cuda"
+    tracker, seen = _tracker(model, options, on_gpu)
+    follow_model(tracker, model, seen.ids, options.label)
+    for other in options.beside:
+        follow_model(tracker, other)
+    _follow_states(tracker, optimizer)
+    with ExitStack() as stack:
+        stack.enter_context(dispatch(options.target, options.capability, options.torch_version))
+        stack.enter_context(recording(tracker.costs))
+        stack.enter_context(patched([*device_lists(options.target), *sorted_sets(model)]))
+        stack.enter_context(layers_of(options.bitsandbytes_version))
+        stack.enter_context(compiled_functions(tracker, options.compiled))
+        if on_gpu:
+            stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
+        stack.enter_context(emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
+        take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
+    return options.report(
+        tracker,
+        options.histories,
+        on_gpu=on_gpu,
+        timeline=options.timeline,
+        capacity_bytes=options.capacity_bytes,
+        expandable_segments=options.expandable_segments,
+    )
+
+
+def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker, History]:
+    """A tracker that has seen what happened before the first step, and what that was."""
+    seen = options.histories[0] if options.histories else History()
+    tracker = Tracker(
+        ("meta",) if on_gpu else ("meta", "cpu"),
+        vocabulary=vocabulary(model),
+        kernels=CudaKernels(options.capability, options.torch_version) if on_gpu else None,
+        first_id=max((identity for identity, _ in seen.events), default=0) + 1,
+        outputs=device_outputs if on_gpu else cpu_outputs,
+        device=active(),
+    )
+    tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
+    tracker.cudnn_workspace_bytes = options.cudnn_workspace_bytes
+    if options.origins:
+        tracker.origins = Origins(model)
+    if options.costs:
+        tracker.costs = CostRecorder(options.steps - 1, active().gpus if active() else 1)
+        tracker.costs.module_now = tracker.origins and tracker.origins.module
+    tracker.events += seen.events
+    tracker.components.update({identity: LOADING for identity, _ in seen.events if identity > 0})
+    tracker.components.update(seen.components)
+    return tracker, seen
+
+
+def measure_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    step: Step | None,
+    batch: Any = None,
+    options: Options | None = None,
+) -> Report:
+    """Measure on the CPU what :func:`trace_step` with ``target="cpu"`` predicts: the same tracker over real tensors.
+
+    The parameters are those of :func:`trace_step`; the model holds data, and so does the batch. What
+    ``torch.compile`` has compiled is refused or runs without the compiler here too: under a tracker it can't compile.
+    """
+    options = options or Options()
+    tracker = Tracker(("cpu",), vocabulary=vocabulary(model))
+    tracker.origins = Origins(model) if options.origins else None
+    for followed in (model, *options.beside):
+        follow_model(tracker, followed, label=options.label)
+    _follow_states(tracker, optimizer)
+    with (
+        compiled_functions(tracker, options.compiled),
+        layers_of(options.bitsandbytes_version),
+        patched(sorted_sets(model)),
+    ):
+        take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
+    return make_report(tracker, on_gpu=False, timeline=options.timeline)
+
+
+def _follow_states(tracker: Tracker, optimizer: torch.optim.Optimizer | None) -> None:
+    """States that an optimizer has before its first step, as Adagrad's sums."""
+    for state in optimizer.state.values() if optimizer is not None else ():
+        for value in state.values() if isinstance(state, dict) else ():
+            if isinstance(value, torch.Tensor):
+                tracker.add(value, OPTIMIZER_STATES)
+
+
+def _refuse_values(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """A model, or what an optimizer updates, that is not on ``meta``."""
+    held = [(f"The parameter {name}", parameter) for name, parameter in model.named_parameters()]
+    groups = optimizer.param_groups if optimizer is not None else ()
+    held += [("A parameter of the optimizer", parameter) for group in groups for parameter in group["params"]]
+    for name, parameter in held:
+        if parameter.device.type != "meta":
+            raise TraceError(
+                f"{name} lies on the device {parameter.device}, not on meta.",
+                "Build the model inside `with on_meta():` or `with torch.device('meta'):`, or call `model.to('meta')`,"
+                " and the optimizer after it.",
+            )
+
+
+def recorded(act: Callable[[], T]) -> tuple[T, History]:
+    """Run what allocates on ``meta`` before the first step, such as dividing a model; returns the history of it too.
+
+    It has to leave nothing on the device but what the model holds.
+    """
+    device = active()
+    tracker = Tracker(("meta",), device=device)
+    with ExitStack() as stack:
+        if device is not None:
+            stack.enter_context(listening(tracker, device))
+        stack.enter_context(patched(past_operators(tracker)))
+        stack.enter_context(tracker)
+        result = act()
+    history = History(list(tracker.events), tracker.ids)
+    tracker.close()
+    return result, history

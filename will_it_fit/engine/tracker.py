@@ -1,0 +1,440 @@
+"""Follows every tensor storage from its allocation to its end, and knows what each one is for.
+
+The same tracker runs over the ``meta`` device (where nothing is stored) and over real tensors on the CPU. It writes
+the sequence of allocations and frees that :mod:`will_it_fit.engine.allocator` replays.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch._guards import active_fake_mode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .allocator import EMPTY_CACHE, Event
+from .components import (
+    ACTIVATIONS,
+    COLLECTIVES,
+    INPUTS,
+    LOADING,
+    LOGITS_AND_LOSS,
+    TEMPORARIES,
+    UNSHARDED,
+    WORKSPACES,
+    weights,
+)
+from .costs import CostRecorder
+from .fake_group import FakeDevice
+from .origins import Origins
+from .parts import made_of_others, parts
+from .shapes import Shapes, in_place
+from .values import UNANSWERED, Values
+
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+class Kernels(Protocol):
+    """What :class:`Tracker` asks about each operator (bytes)."""
+
+    def temporaries(self, func: Any, args: tuple, kwargs: dict) -> tuple[Sequence[int], Sequence[int]]: ...
+
+    def persistent(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
+
+
+class _End(weakref.ref):
+    """Calls back with the storage's id when the storage is gone."""
+
+    __slots__ = ("identity", "key")
+
+
+class Tracker(TorchDispatchMode):
+    """A dispatch mode that records allocations and frees of storages on some devices.
+
+    Parameters
+    ----------
+    devices
+        Device types to follow; tensors elsewhere (AdamW's step counters on the CPU) don't count.
+    vocabulary
+        Size of the vocabulary: activations whose last dimension it is are logits.
+    kernels
+        What the device's kernels need beyond what can be seen in their outputs: ``temporaries(func, args, kwargs)``
+        (before and after the outputs are allocated) are freed when the operator returns, ``persistent(func, args,
+        kwargs)`` never.
+    first_id
+        Ids of the events count up from here.
+    outputs
+        Corrects what an operator returns on ``meta``, called as ``outputs(func, args, output)``.
+    device
+        The device of a group of several GPUs; None for one GPU.
+
+    Attributes
+    ----------
+    events
+        ``(id, bytes)`` for an allocation, ``(-id, 0)`` for its end.
+    marks
+        ``(phase, step, index of its first event)`` in order.
+    components
+        What each id is for.
+    warnings
+        What a person should know about the answer.
+    values
+        Values of tensors on ``meta``, as far as they are known; None: the tensors are real.
+    origins, costs
+        Note where each tensor comes from, and what each operator costs; None unless somebody sets them.
+    streams
+        The stream that an id was allocated on, where it is not the one that models compute on.
+    reusable
+        For an id that another stream uses as well, and that is freed: the index of the event before which the GPU has
+        certainly got there.
+    """
+
+    def __init__(
+        self,
+        devices: Iterable[str],
+        *,
+        vocabulary: int = 0,
+        kernels: Kernels | None = None,
+        first_id: int = 1,
+        outputs: Callable[[Any, tuple, Any], Any] | None = None,
+        device: FakeDevice | None = None,
+    ) -> None:
+        super().__init__()
+        self.origins: Origins | None = None
+        self.costs: CostRecorder | None = None
+        self._device = device
+        self.streams: dict[int, int] = {}
+        self.reusable: dict[int, int] = {}
+        self._named: set[int] = set()  # ids that have their component for good
+        self._shared: set[int] = set()  # ids that another stream uses as well
+        self._pending: list[tuple[int, int]] = []  # such ids that are freed, with the index of that event
+        self._host: dict[int, _End] = {}  # what is on `meta` and means the host's memory, by the storage's address
+        self.warnings: dict[str, None] = {}  # in the order in which they were seen
+        self.events: list[Event] = []
+        self.marks: list[tuple[str, int, int]] = []
+        self.components: dict[int, str] = {}
+        self._devices = frozenset(devices)
+        self.on_meta = "meta" in self._devices
+        self._vocabulary = vocabulary
+        self._kernels = kernels
+        self._shapes = Shapes(outputs) if self.on_meta else None
+        self.values = Values() if self.on_meta else None
+        self._next = first_id
+        self._ids: dict[int, int] = {}  # by the storage's address
+        self._ends: dict[int, _End] = {}
+        self._phase = ""
+        self.convolutions: list[int] = []  # indices of the events after which cuDNN runs
+        self.cudnn_workspace_bytes: int | None = None  # what cuDNN may take there; None: what the GPU has left
+        self.expecting = False  # whether tensors may be met that existed before, and belong to no model
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Under a tracker nothing is compiled: what PyTorch wraps each operator in against the compiler is saved."""
+        return False
+
+    def warn(self, text: str) -> None:
+        """Note what a person should know about the answer."""
+        self.warnings.setdefault(text)
+
+    def mark(self, phase: str, step: int = 0) -> None:
+        """Say that a phase of a step begins."""
+        self._phase = phase
+        self.marks.append((phase, step, len(self.events)))
+        if self.costs is not None:
+            self.costs.mark(phase, step)
+
+    def start(self, step: int) -> int:
+        """Index of a step's first event."""
+        return next(index for _, number, index in self.marks if number == step)
+
+    def spans(self, step: int) -> list[tuple[str, int, int]]:
+        """Return the phases of a step in order: name, index of its first event, index after its last."""
+        ends = [index for _, _, index in self.marks[1:]]
+        return [
+            (phase, first, last)
+            for (phase, number, first), last in zip(self.marks, ends, strict=False)
+            if number == step
+        ]
+
+    def allocate(self, count: int, component: str) -> int:
+        """Record an allocation that no tensor stands for, such as a workspace; it lasts until :meth:`drop`."""
+        identity, self._next = self._next, self._next + 1
+        self.components[identity] = component
+        self.events.append((identity, count))
+        if self._device is not None and self._device.stream_now.id:
+            self.streams[identity] = self._device.stream_now.id
+        return identity
+
+    def free(self, identity: int) -> None:
+        """Record the end of what :meth:`hold` began."""
+        self.events.append((-identity, 0))
+
+    def empty_cache(self) -> None:
+        """Record ``torch.cuda.empty_cache()``: free segments go back to the device."""
+        self.events.append(EMPTY_CACHE)
+
+    def add(self, tensor: torch.Tensor, component: str, *, identity: int | None = None) -> None:
+        """Follow a tensor that exists already. With ``identity`` its allocation has been recorded by someone else."""
+        for part in parts(tensor):
+            storage = part.untyped_storage()
+            key = storage._cdata
+            if key in self._ids or key in self._host or part.device.type not in self._devices:
+                continue
+            own = self.allocate(storage.nbytes(), component) if identity is None else identity
+            self.components[own] = component
+            self._follow(storage, key, own)
+            if self.origins is not None:
+                self.origins.note_existing(own, part)
+
+    def label(self, tensor: torch.Tensor, component: str) -> None:
+        """Correct what a followed tensor is for, now that it is known."""
+        for identity in self._identities(tensor):
+            if identity not in self._named:
+                self.components[identity] = component
+
+    def name(self, tensor: torch.Tensor, component: str) -> None:
+        """Say what a followed tensor is for, by those who know: no :meth:`label` corrects it."""
+        for identity in self._identities(tensor):
+            self.components[identity] = component
+            self._named.add(identity)
+
+    def _identities(self, tensor: torch.Tensor) -> list[int]:
+        found = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
+        return [identity for identity in found if identity is not None]
+
+    def leave_on_host(self, tensor: torch.Tensor) -> None:
+        """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""
+        for part in parts(tensor):
+            storage = part.untyped_storage()
+            end = _End(storage, lambda end: self._host.pop(end.key, None))
+            end.identity, end.key = 0, storage._cdata
+            self._host[end.key] = end
+
+    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """Record that a storage gets another size, as FSDP frees and allocates gathered parameters.
+
+        To be called before it is resized.
+        """
+        key = storage._cdata
+        identity = self._ids.get(key)
+        if size == storage.nbytes() or storage.device.type not in self._devices or key in self._host:
+            return
+        if identity is not None:
+            self._free(identity)
+            self.components[identity] = UNSHARDED
+        new = self.allocate(size, UNSHARDED)
+        if identity is None:
+            self._follow(storage, key, new)
+        else:
+            self._ids[key] = new
+            self._ends[new] = self._ends.pop(identity)
+            self._ends[new].identity = new
+
+    def used_by_another_stream(self, tensor: torch.Tensor, stream: int | None = None) -> None:
+        """As ``Tensor.record_stream``: once freed, the block is not reused before the GPU has got there.
+
+        ``stream``: the one that uses it, where that may be its own.
+        """
+        for identity in self._identities(tensor):
+            if stream != self.streams.get(identity, 0):
+                self._shared.add(identity)
+
+    def waited(self, since: int | None = None) -> None:
+        """The program has waited until the GPU has done what came before an event; None: everything."""
+        moment, rest = len(self.events), []
+        for identity, index in self._pending:
+            if since is None or index < since:
+                self.reusable[identity] = moment
+            else:
+                rest.append((identity, index))
+        self._pending = rest
+
+    def arrived(self, tensor: torch.Tensor) -> None:
+        """A tensor on ``meta`` is brought to the device from the host."""
+        for part in parts(tensor):
+            self._host.pop(part.untyped_storage()._cdata, None)
+        self.add(tensor, LOADING)
+
+    def left(self, tensor: torch.Tensor) -> None:
+        """A tensor on ``meta`` is brought from the device to the host."""
+        for part in parts(tensor):
+            identity = self._ids.pop(part.untyped_storage()._cdata, None)
+            if identity is not None:
+                del self._ends[identity]
+                self._free(identity)
+        self.leave_on_host(tensor)
+
+    def now(self) -> int:
+        """Index of the next event."""
+        return len(self.events)
+
+    def launched(self) -> int:
+        """How many kernels the step has launched, where costs are recorded."""
+        return len(self.costs.calls) if self.costs is not None else 0
+
+    def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None:
+        """A stream, or the program (None), waits for what another has been given until so many launches."""
+        if self.costs is not None:
+            self.costs.wait(waiter, stream, launches)
+
+    def _free(self, identity: int) -> None:
+        if identity in self._shared:
+            self._pending.append((identity, len(self.events)))
+        self.events.append((-identity, 0))
+
+    def _follow(self, storage: torch.UntypedStorage, key: int, identity: int) -> None:
+        self._ids[key] = identity
+        end = _End(storage, self._gone)
+        end.identity, end.key = identity, key
+        self._ends[identity] = end
+
+    def _gone(self, end: _End) -> None:
+        self._free(end.identity)
+        del self._ids[end.key], self._ends[end.identity]
+
+    def see(self, tensor: torch.Tensor) -> None:
+        """Follow a tensor that was made of Python's numbers."""
+        self._see(tensor, torch.ops.aten.lift_fresh.default)
+
+    def _see(self, tensor: torch.Tensor, func: Any) -> None:
+        if type(tensor) is not torch.Tensor or tensor.layout is not torch.strided:
+            for part in parts(tensor):
+                self._see_part(part, func)
+        else:
+            self._see_part(tensor, func)
+
+    def _see_part(self, tensor: torch.Tensor, func: Any) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._ids or tensor.device.type not in self._devices or (self._host and key in self._host):
+            return
+        elsewhere = self._device is not None and (
+            self._device.component or (self._device.stream_now.id and COLLECTIVES)
+        )
+        if elsewhere:
+            component = elsewhere
+        elif self._phase == "inputs" or (self._phase == "between" and not tensor.is_floating_point()):
+            component = INPUTS
+        elif self._phase == "between" or self._phase == "optimizer":
+            component = TEMPORARIES
+        elif self._vocabulary and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary:
+            component = LOGITS_AND_LOSS
+        elif self._phase == "backward" and not torch.is_grad_enabled():  # recomputing activations enables it
+            component = TEMPORARIES
+        else:
+            component = ACTIVATIONS
+        identity = self.allocate(storage.nbytes(), component)
+        self._follow(storage, key, identity)
+        if self.origins is not None:
+            self.origins.note(identity, tensor, func)
+
+    def _meet(self, args: Sequence[Any]) -> None:
+        """Count what existed before the first step, and is neither the model nor the batch: another model, a cache."""
+        for item in args:
+            if isinstance(item, (tuple, list)):
+                self._meet(item)
+            elif (
+                isinstance(item, torch.Tensor) and item.device.type in self._devices and (item.layout is torch.strided)
+            ):
+                storage = item.untyped_storage()
+                if storage._cdata in self._ids or storage._cdata in self._host or not storage.nbytes():
+                    continue
+                if hasattr(item, "outside_the_allocator"):  # paged states
+                    self.leave_on_host(item)
+                    continue
+                self.add(item, weights(NAMES.get(item.dtype, "")) if item.is_floating_point() else INPUTS)
+
+    def _seen(self, output: Any, func: Any, *, on_device: str | None = None) -> Any:
+        for item in output if isinstance(output, (tuple, list)) else (output,):
+            if isinstance(item, torch.Tensor) and on_device in (None, item.device.type):
+                self._see(item, func)
+        return output
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if types and any(made_of_others(kind) for kind in types):
+            return NotImplemented  # it comes again with the tensors that they consist of
+        if self._device is not None and (answer := self._of_several_gpus(func, args, kwargs)) is not None:
+            return answer
+        values = self.values
+        if values is not None and (answer := values.before(func, args, kwargs)) is not UNANSWERED:
+            return self._seen(answer, func, on_device="meta")
+        if self.expecting and self._device is None and func is not torch.ops.aten.lift_fresh.default:
+            self._meet(args)
+        held, later = [], ()
+        if self._kernels is not None:
+            for count in self._kernels.persistent(func, args, kwargs):
+                self.allocate(count, WORKSPACES)
+            earlier, later = self._kernels.temporaries(func, args, kwargs)
+            held = [self.allocate(count, TEMPORARIES) for count in earlier]
+        try:
+            func = in_place(func)
+            output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
+        except Exception as error:
+            output = UNANSWERED if values is None else values.failed(func, args, error)
+            if output is UNANSWERED:
+                raise
+        self._seen(output, func)
+        if func in _CONVOLUTIONS:
+            self.convolutions.append(len(self.events))
+        if values is not None:
+            values.after(func, args, kwargs, output)
+        if self.costs is not None and self.costs.on:
+            self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
+        held += [self.allocate(count, TEMPORARIES) for count in later]
+        for identity in held:
+            self.free(identity)
+        return output
+
+    def _of_several_gpus(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """The answer to an operator that isn't for the kernels of this GPU; None: it is."""
+        if active_fake_mode() is not None:  # DTensor works out shapes
+            return func(*args, **kwargs)
+        if func is torch.ops._c10d_functional.wait_tensor.default:  # what it waits for is there; on `meta` it copies
+            return args[0]
+        if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # DDP's sizes of buckets
+            return args[0]
+        copied = _leaves_the_device(func, args, kwargs)
+        tensors = list(_on_meta(args)) if copied or self._host else []
+        if copied and tensors:
+            output = torch.empty_like(tensors[0], dtype=kwargs.get("dtype"))
+        elif tensors and all(tensor.untyped_storage()._cdata in self._host for tensor in tensors):
+            output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
+        else:
+            return None
+        for item in output if isinstance(output, (tuple, list)) else (output,):
+            if isinstance(item, torch.Tensor):
+                self.leave_on_host(item)
+        return output
+
+    @property
+    def ids(self) -> dict[int, int]:
+        """The id of each storage that is followed, by its address."""
+        return dict(self._ids)
+
+    def close(self) -> None:
+        """Stop following what is still alive, so that its later end is not recorded."""
+        self._ends.clear()
+        self._ids.clear()
+        self._host.clear()
+
+
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:
+    """Whether an operator copies a tensor from ``meta`` to the CPU."""
+    if func is not torch.ops.aten._to_copy.default or kwargs.get("device") is None:
+        return False
+    return args[0].device.type == "meta" and torch.device(kwargs["device"]).type == "cpu"
+
+
+def _on_meta(args: Sequence[Any]) -> Iterator[torch.Tensor]:
+    for item in args:
+        if isinstance(item, torch.Tensor):
+            if item.is_meta:
+                yield item
+        elif isinstance(item, (tuple, list)):
+            yield from _on_meta(item)

@@ -1,0 +1,295 @@
+"""How long a step takes on a GPU that is not there: the operators of the traced step, priced on two timelines.
+
+The engine says what each kernel costs (:mod:`will_it_fit.engine.costs`); a GPU's datasheet and a few shares of it say
+how long that takes. A kernel takes the longer of computing and moving bytes. The CPU launches kernels one after the
+other and runs ahead of the GPU; each stream of the GPU runs its own in order, and streams wait for each other where the
+program makes them. What the loop around the step takes, such as loading data, is left out; a trainer's own overhead of
+a step is one constant.
+
+A product of matrices is computed in tiles: the last wave of tiles leaves multiprocessors idle, and each tile begins
+with a prologue, so small and narrow products reach less than large ones. Sizes of tiles are those of CUTLASS's default
+kernels (``docs/cutlass_3x`` there, "efficient GEMM").
+
+What constants were fitted to, and how far off the model is on other rows: ``python -m validation.times``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from will_it_fit.cards.gpus import CATALOGUE, Gpu
+from will_it_fit.common.files import read_yaml
+from will_it_fit.hours.processor import Processor
+
+if TYPE_CHECKING:
+    from will_it_fit.engine.costs import CostRecorder, Operator
+
+NO_SPEED = (
+    "not known: config/gpus.yaml has no speed of this GPU. Name a card that it knows, or add under `speeds`: NAME:"
+    " {bf16_tflops: , fp16_tflops: , fp32_tflops: , memory_gb_s: , cache_mb: , link_gb_s: , multiprocessors: , watts: }"
+)
+# Rows and columns of a tile, and the share of the best rate that it reaches.
+_TILES = ((256, 128, 1.0), (128, 128, 0.95), (128, 64, 0.75), (64, 64, 0.55), (128, 32, 0.95), (128, 16, 0.95))
+_SPLIT_INNER = 256  # the inner dimension is split among idle multiprocessors down to this
+_MANY_WAVES = 8  # from here on the last wave's idle part is spread by the scheduler
+# What a step is limited by, in words.
+LIMITS = {
+    "products": "matrix products",
+    "attention": "attention",
+    "memory": "memory bandwidth",
+    "collectives": "the link between GPUs",
+    "cpu": "the CPU, which launches kernels too slowly for the GPU",
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a card can do, and what of it kernels reach.
+
+    Attributes
+    ----------
+    peak_flops
+        Dense floating-point operations a second by dtype, tensor cores where they are used; fp32 without TF32, which is
+        PyTorch's default.
+    memory_bytes_per_second, link_bytes_per_second
+        Of the card's memory; of its link to other cards, one way.
+    cache_bytes
+        Of the last level that all multiprocessors share.
+    multiprocessors
+        How many tiles of a product are computed at once.
+    board_watts
+        The most that the board takes.
+    emulated
+        Dtypes that the card has no products of: they run at the rate of fp32.
+    product, memory, attention_forward, attention_backward, efficient_attention, link
+        Shares of those figures; ``efficient_attention`` multiplies those of attention for the memory-efficient kernel.
+    cached
+        How many times faster memory is for a kernel whose operands fit into the cache.
+    contention
+        Share of a collective's time that it costs the kernels beside it.
+    prologue
+        What a tile takes before and after its inner loop, in steps of the inner dimension.
+    launch_seconds, collective_seconds
+        The CPU's time to launch a kernel, or a collective.
+    shortest_kernel_seconds
+        What any kernel takes on the GPU.
+    basis
+        ``measured``: on rows of this card; ``measured: ...`` of its architecture; ``assumed``.
+    error
+        Share within which steps of this card's kind were predicted; None where none was measured.
+    """
+
+    peak_flops: Mapping[str, float]
+    memory_bytes_per_second: float
+    link_bytes_per_second: float
+    cache_bytes: float
+    multiprocessors: int
+    board_watts: float
+    emulated: frozenset[str]
+    product: float
+    memory: float
+    attention_forward: float
+    attention_backward: float
+    efficient_attention: float
+    link: float
+    cached: float
+    contention: float
+    prologue: float
+    launch_seconds: float
+    collective_seconds: float
+    shortest_kernel_seconds: float
+    basis: str
+    error: float | None
+
+
+@cache
+def speed_of(name: str) -> Speed | None:
+    """The speed of a card of config/gpus.yaml; None where the file has no peaks for it."""
+    content = read_yaml(CATALOGUE)
+    peaks, shares = content["speeds"].get(name), content["speed_shares"]
+    if peaks is None:
+        return None
+    half = peaks.get("bf16_tflops")
+    flops = {"float16": peaks["fp16_tflops"], "bfloat16": half or peaks["fp32_tflops"], "float32": peaks["fp32_tflops"]}
+    flops["int8"] = flops["float16"]  # at least: no card multiplies bytes more slowly
+    return Speed(
+        peak_flops={dtype: value * 1e12 for dtype, value in flops.items()},
+        memory_bytes_per_second=peaks["memory_gb_s"] * 1e9,
+        link_bytes_per_second=peaks["link_gb_s"] * 1e9,
+        cache_bytes=peaks["cache_mb"] * 1e6,
+        multiprocessors=peaks["multiprocessors"],
+        board_watts=peaks["watts"],
+        emulated=frozenset() if half else frozenset({"bfloat16"}),
+        **{**shares["assumed"], **shares.get(name, {})},
+    )
+
+
+def speeds(gpus: Iterable[Gpu]) -> dict[str, Speed | None]:
+    """The speed of each card by its name."""
+    return {gpu.name: speed_of(gpu.name) for gpu in gpus}
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """How long a step takes.
+
+    Attributes
+    ----------
+    seconds_per_step
+        From one step's beginning to the next one's.
+    range
+        Lowest and highest, by the error that was seen on measured steps of the card's kind; None where no step was
+        measured on it.
+    limited_by
+        What most of the time goes into, in words.
+    shares
+        Of the GPU's time by what limits each kernel, and ``cpu``, when the GPU waits for launches; they add up to 1.
+    tokens_per_second
+        On all GPUs together.
+    basis
+        Where the card's constants come from, in words.
+    warnings
+        What makes this step slow on this card, and what to write instead.
+    seconds_per_micro_batch
+        Of the step's first micro-batch, without the update; of a step with one micro-batch the whole step.
+    """
+
+    seconds_per_step: float
+    range: tuple[float, float] | None
+    limited_by: str
+    shares: Mapping[str, float]
+    tokens_per_second: float | None
+    basis: str
+    warnings: Sequence[str]
+    seconds_per_micro_batch: float
+
+    def to_mapping(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def step_time(
+    costs: CostRecorder, speed: Speed | Processor | None, *, tokens: int | None = None, micro_batches_left_out: int = 0
+) -> StepTime | None:
+    """How long a traced step takes on a card; None without its speed.
+
+    Parameters
+    ----------
+    costs
+        Of the step's trace, with as many GPUs as it has.
+    speed
+        Of the card (:func:`speed_of`), or of this machine's processor.
+    tokens
+        That the step learns from on all GPUs together.
+    micro_batches_left_out
+        A trace takes only the first few micro-batches of a step, since memory repeats; so many more are alike.
+    """
+    if speed is None:
+        return None
+    words = LIMITS | Processor.limits if isinstance(speed, Processor) else LIMITS
+    seconds, busy = simulate(costs, speed)
+    one, micro_batch = costs.first_micro_batch(), seconds
+    if one is not None:
+        micro_batch, busy_more = simulate(one, speed)
+        seconds += micro_batches_left_out * micro_batch
+        busy = {kind: value + micro_batches_left_out * busy_more[kind] for kind, value in busy.items()}
+    total = sum(busy.values())
+    shares = {kind: value / max(seconds, total) for kind, value in busy.items()}
+    shares["cpu"] = max(0.0, 1 - sum(shares.values()))
+    return StepTime(
+        seconds_per_step=seconds,
+        range=None if speed.error is None else (seconds * (1 - speed.error), seconds * (1 + speed.error)),
+        limited_by=words[max(shares, key=lambda kind: shares[kind])],
+        shares={kind: round(value, 4) for kind, value in sorted(shares.items())},
+        tokens_per_second=tokens / seconds if tokens else None,
+        basis=speed.basis,
+        warnings=list(_slow_dtypes(costs, speed)),
+        seconds_per_micro_batch=micro_batch,
+    )
+
+
+def _slow_dtypes(costs: CostRecorder, speed: Speed) -> Iterator[str]:
+    computed = {operator.dtype for operator in costs.operators if operator.kind in ("products", "attention")}
+    for dtype in sorted(computed & speed.emulated):
+        slow, fast = (speed.peak_flops[name] / 1e12 for name in (dtype, "float16"))
+        yield (
+            f"this card has no {dtype} products: they run at the rate of fp32, {slow:g} TFLOPS instead of the"
+            f" {fast:g} of fp16. Write fp16 for bf16 in precision and autocast"
+        )
+
+
+def simulate(costs: CostRecorder, speed: Speed | Processor) -> tuple[float, dict[str, float]]:
+    """Seconds of a step, and the GPU's seconds on the computing stream by what limits each kernel."""
+    if isinstance(speed, Processor):
+        return speed.simulate(costs)
+    priced = [kernel_time(operator, speed) for operator in costs.operators]
+    launch = [
+        speed.collective_seconds if operator.kind == "collectives" else speed.launch_seconds
+        for operator in costs.operators
+    ]
+    busy = dict.fromkeys(("products", "attention", "memory", "collectives"), 0.0)
+    cpu, free = 0.0, {0: 0.0}
+    ended: dict[int, list[tuple[int, float]]] = {}  # by stream: launch and the time of its end
+    waits = list(costs.waits)  # in order already
+    for number, (index, stream) in enumerate(zip(costs.calls, costs.streams, strict=True)):
+        while waits and waits[0][0] <= number:
+            _, waiter, other, launches = waits.pop(0)
+            end = next((end for launched, end in reversed(ended.get(other, ())) if launched < launches), 0.0)
+            if waiter is None:
+                cpu = max(cpu, end)
+            else:
+                free[waiter] = max(free.get(waiter, 0.0), end)
+        seconds, limit = priced[index]
+        cpu += launch[index]
+        free[stream] = max(cpu, free.get(stream, 0.0)) + seconds
+        ended.setdefault(stream, []).append((number, free[stream]))
+        if limit == "collectives" and stream != 0:  # its kernel takes multiprocessors and bandwidth from the others
+            free[0] += seconds * speed.contention
+        if stream == 0:
+            busy[limit] += seconds
+    return max(cpu, *free.values()), busy
+
+
+def kernel_time(operator: Operator, speed: Speed) -> tuple[float, str]:
+    """Seconds of a kernel on the GPU, and what limits it, a key of :data:`LIMITS`."""
+    if operator.kind == "collectives":
+        return operator.bytes / (speed.link_bytes_per_second * speed.link), "collectives"
+    bandwidth = speed.memory_bytes_per_second * speed.memory
+    if operator.bytes < speed.cache_bytes:
+        bandwidth *= speed.cached
+    moving = max(operator.bytes / bandwidth, speed.shortest_kernel_seconds)
+    if operator.kind == "memory":
+        return moving, "memory"
+    peak = speed.peak_flops.get(operator.dtype, 0.0)
+    if not peak:  # products of integers
+        return moving, "memory"
+    if operator.kind == "attention":
+        share = speed.attention_backward if "backward" in operator.name else speed.attention_forward
+        if "efficient" in operator.name and operator.dtype != "float32":  # which uses no tensor cores
+            share *= speed.efficient_attention
+        computing = operator.flops / (peak * share)
+    else:
+        computing = _product_seconds(operator, peak * speed.product, speed)
+    return (computing, operator.kind) if computing > moving else (moving, "memory")
+
+
+def _product_seconds(operator: Operator, flops_per_second: float, speed: Speed) -> float:
+    """The best of the tiles, for a product or its transpose."""
+    if not operator.shape:
+        return operator.flops / flops_per_second
+    matrices, rows, columns, inner = operator.shape
+    parallel = speed.multiprocessors
+    best = float("inf")
+    for height, width, share in _TILES:
+        for down, across in ((rows, columns), (columns, rows)):
+            tiles = matrices * ceil(down / height) * ceil(across / width)
+            split = max(1, min(parallel // tiles, inner // _SPLIT_INNER)) if tiles < parallel else 1
+            waves = tiles * split / parallel
+            if waves < _MANY_WAVES:
+                waves = ceil(waves)
+            tile_flops = 2 * height * width * (inner / split + speed.prologue)
+            best = min(best, waves * tile_flops * parallel / (flops_per_second * share))
+    return best

@@ -1,0 +1,191 @@
+"""What fits which GPU: the longest row and the most rows for each method, every border replayed from traces."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from scripts.common.job import progress
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
+from will_it_fit.hours.step_time import speed_of, step_time
+from will_it_fit.planner.calibrated import ANCHORS, CalibratedEstimator
+from will_it_fit.planner.largest_fit import Border, Borders, Traces, by_kernels, workspace_bytes
+from will_it_fit.scenario.scenario import Scenario
+
+FIELDS = ("sequence_length", "micro_batch")
+CELL = {"micro_batch": "largest_micro_batch", "sequence_length": "largest_sequence_length"}
+
+
+class _Task(NamedTuple):
+    """Borders of one step on GPUs that run the same kernels: what shares traces."""
+
+    name: str
+    scenario: Scenario
+    gpus: tuple[Gpu, ...]
+    verify: tuple[str, ...]  # names of the GPUs whose borders are traced themselves
+    anchors: tuple[int, ...] = ()  # rows of which to say what they need, on the default's kernels; with times then
+
+    def solve(self) -> tuple[_Task, dict[str, dict[str, Any]], dict[int, int]]:
+        """By GPU and field the border, without expandable segments and with them, and what the step itself needs.
+
+        Then the bytes that a GPU must have for the rows of ``anchors``.
+        """
+        import torch
+
+        torch.set_num_threads(1)  # nothing is computed, and idle threads take a core each
+        capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
+        traces = Traces(capability, costs=bool(self.anchors))
+        found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
+        needed: dict[int, int] = {}
+        replayed = not any(gpu.name in self.verify for gpu in self.gpus)
+        for field in FIELDS:
+            shared = Borders(self.scenario, field, capability, capacities, traces)
+            variants: dict[int, Borders] = {}
+            for gpu in sorted(self.gpus, key=lambda gpu: gpu.usable_bytes):
+                borders = variants.setdefault(workspace_bytes(gpu.capability), shared.on(gpu.capability))
+                search = borders.traced if gpu.name in self.verify else borders.largest
+                found[gpu.name][field] = {
+                    "default": search(gpu.usable_bytes),
+                    "expandable_segments": search(gpu.usable_bytes, expandable=True),
+                }
+                if field == "micro_batch" and gpu.capability == DEFAULT_CAPABILITY and not needed:
+                    needed = {rows: self._needed(borders, traces, rows) for rows in self.anchors}
+                if field == "sequence_length" and borders.asked:
+                    found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
+            if field == "sequence_length" and shared.asked and replayed:
+                traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
+        for rows, costs in _ends(traces.costs(self.scenario.sequence_length)):
+            for gpu in self.gpus:
+                if time := step_time(costs, speed_of(gpu.name)):
+                    found[gpu.name].setdefault("seconds", {})[rows] = time.seconds_per_step
+        return self, found, needed
+
+    def _needed(self, borders: Borders, traces: Traces, rows: int) -> int:
+        recording = borders.scaled.at(rows) if borders.asked else traces(borders.at(rows))
+        return recording.required_bytes(expandable_segments=self.scenario.allocator.expandable_segments)
+
+
+def _ends(by_rows: Mapping[int, Any]) -> list[tuple[int, Any]]:
+    """The entries of the fewest rows and of the most, which need not be two."""
+    return [(rows, by_rows[rows]) for rows in sorted({min(by_rows), max(by_rows)})] if by_rows else []
+
+
+def _solve(task: _Task) -> tuple[_Task, dict[str, dict[str, Any]], dict[int, int]]:
+    return task.solve()
+
+
+def feasibility(
+    bases: Mapping[str, Scenario],
+    gpus: Iterable[Gpu] | None = None,
+    *,
+    verify: Sequence[str] = (),
+    estimates: Mapping[str, CalibratedEstimator] | None = None,
+) -> list[dict[str, Any]]:
+    """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
+
+    Parameters
+    ----------
+    bases
+        A step with a micro-batch of 1 by the name of its method.
+    gpus
+        The catalogue's by default.
+    verify
+        Names of GPUs whose borders are traced themselves; those of the others are replayed between traces.
+    estimates
+        By method the estimate of its step, on the default's kernels: it learns what :data:`ANCHORS` need, and the
+        times of traced steps.
+
+    Returns
+    -------
+    list of dict
+        ``method``, ``gpu``, ``gpus`` (how many share the step), ``total_gib``; ``required_bytes`` of a micro-batch of
+        1 (None where the analytic estimate alone says that it is far too large), ``fits``, ``headroom_bytes``;
+        ``largest_micro_batch``, ``largest_sequence_length`` (0: none fits), ``seen_from``: by these names from where
+        on every step of the search was replayed; ``expandable_segments``: the same figures with
+        ``expandable_segments:True``; ``verified``: whether the borders themselves were traced.
+    """
+    gpus = list(catalogue().values()) if gpus is None else list(gpus)
+    tasks = [
+        _Task(name, replace(base, gpu=None), tuple(group), tuple(verify), ANCHORS if estimates else ())
+        for name, base in bases.items()
+        for group in by_kernels(base, gpus)
+    ]
+    solved: dict[tuple[str, str], dict[str, Any]] = {}
+    for task, found, needed in progress(_all(tasks), "what fits which GPU", unit="searches", total=len(tasks)):
+        for gpu, borders in found.items():
+            solved[task.name, gpu] = borders
+            for rows, seconds in borders.get("seconds", {}).items():
+                estimates[task.name].times.append((rows * task.scenario.sequence_length, {gpu: seconds}))
+        for rows, required in needed.items():
+            estimates[task.name].learn(replace(task.scenario, micro_batch=rows), {"required_bytes": required})
+    return [_row(name, base, gpu, solved[name, gpu.name], verify) for name, base in bases.items() for gpu in gpus]
+
+
+def _all(tasks: Sequence[_Task]) -> Iterable[tuple[_Task, dict[str, dict[str, Any]], dict[int, int]]]:
+    """Every task's answer; where processes can share what is imported, on all processors."""
+    workers = min(len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    if workers < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
+        yield from map(_solve, tasks)
+        return
+    import will_it_fit.tracing.trace  # noqa: F401   once, before the processes part
+
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield from pool.imap_unordered(_solve, tasks)
+
+
+def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: Sequence[str]) -> dict[str, Any]:
+    needed = found.get("required", {"default": None, "expandable_segments": None})
+
+    def figures(allocator: str) -> dict[str, Any]:
+        borders: dict[str, Border] = {field: found[field][allocator] for field in FIELDS}
+        required = needed[allocator]
+        judged = {"fits": False, "headroom_bytes": None} if required is None else verdict(required, gpu)._asdict()
+        return {
+            "required_bytes": required,
+            **judged,
+            **{CELL[field]: border.value for field, border in borders.items()},
+            "seen_from": {CELL[field]: border.seen_from for field, border in borders.items()},
+        }
+
+    return {
+        "method": name,
+        "gpu": gpu.name,
+        "gpus": base.parallel.gpus,
+        "total_gib": round(gpu.total_bytes / GIB, 2),
+        **figures("default"),
+        "expandable_segments": figures("expandable_segments"),
+        "verified": gpu.name in verify,
+    }
+
+
+def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
+    """The largest ``micro_batch`` or ``sequence_length`` that fits a GPU, all else being as in the scenario, traced.
+
+    Returns
+    -------
+    dict
+        ``value`` (0: not even the smallest fits), ``required_bytes`` and ``headroom_bytes`` there, ``seen_from``
+        (:class:`~will_it_fit.planner.largest_fit.Border`), ``verified``: always, ``limited_by_positions``: the model's
+        positions end it, not the memory; ``with_other_allocator``: the value, replayed, with expandable segments where
+        the scenario has none, and without them where it has.
+    """
+    borders = Borders(scenario, field, gpu.capability, [gpu.usable_bytes])
+    expandable = scenario.allocator.expandable_segments
+    found = borders.traced(gpu.usable_bytes, expandable=expandable)
+    required = None
+    if found.value:
+        required = borders.scaled.at(found.value).required_bytes(expandable_segments=expandable)
+    return {
+        "value": found.value,
+        "required_bytes": required,
+        "headroom_bytes": None if required is None else gpu.usable_bytes - required,
+        "seen_from": found.seen_from,
+        "verified": True,
+        "with_other_allocator": borders.largest(gpu.usable_bytes, expandable=not expandable).value,
+        "limited_by_positions": field == "sequence_length" and found.limited,
+    }

@@ -1,0 +1,231 @@
+"""What fits which GPU: the largest micro-batch and sequence for each method, over the catalogue, and a sweep.
+
+python -m will_it_fit.planner.plan SCENARIO.yaml [--gpu NAME] [--several] [--table]   for people with --table, else JSON
+python -m will_it_fit.planner.plan [SCENARIO.yaml] --page [--output FILE]     a page to try settings on, in a browser
+
+For the GPU that the scenario or --gpu names each border is traced; over the catalogue borders are replayed between
+traces, and are the same numbers (--verify: each traced too, in minutes). In the sweep and on the page the analytic
+estimate answers, corrected by traces. --several: also for two, four and eight of each GPU, divided with FSDP2.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scripts.common.job import command, job, log
+from scripts.runs.check_configuration import checked_configuration
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, GIB, Gpu, catalogue, find
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_report, write_text
+from will_it_fit.planner.calibrated import CalibratedEstimator, alone, anchored, divided, sweep
+from will_it_fit.planner.changes import COUNTS, as_method
+from will_it_fit.planner.feasibility import feasibility
+from will_it_fit.planner.gpu_counts import becomes_possible
+from will_it_fit.planner.page_data import choices, layout_of
+from will_it_fit.readers.request import asked_for
+from will_it_fit.scenario.scenario import Scenario, read_yaml
+
+METHODS = ("full", "lora", "qlora")
+RANKS = (4, 8, 16, 32, 64)
+LENGTHS = (256, 512, 1024, 2048, 4096)
+MICRO_BATCHES = (1, 2, 4, 8)
+
+Bases = dict[str, tuple[Scenario, CalibratedEstimator]]
+
+
+def corrected_estimates(scenario: Scenario) -> Bases:
+    """Each method's step and its estimate, corrected by traces."""
+    return {method: anchored(scenario, as_method(scenario, method)) for method in METHODS}
+
+
+def plan(
+    scenario: Scenario,
+    gpu: Gpu | None = None,
+    *,
+    verify: bool = False,
+    several: bool = False,
+    swept: bool = True,
+    estimates: Mapping[str, CalibratedEstimator] | None = None,
+) -> dict[str, Any]:
+    """Plan around a scenario; ``swept``: with a sweep; ``estimates``: by method, they learn from the plan's traces.
+
+    Returns
+    -------
+    dict
+        ``scenario``; ``gpu`` and ``largest``, its rows by method, both None without a GPU; ``feasibility``: a row for
+        each method and GPU of the catalogue (:func:`will_it_fit.planner.feasibility.feasibility`), and with ``several``
+        for :data:`COUNTS` of them; ``sweep``: an estimate for each rank, length and micro-batch.
+    """
+    answer: dict[str, Any] = {"gpu": None, "largest": None, "scenario": scenario.to_mapping()}
+    known = catalogue()
+    gpus = [*known.values(), *([gpu] if gpu is not None and known.get(gpu.name) != replace(gpu, count=1) else [])]
+    traced = [one.name for one in gpus] if verify else [gpu.name] if gpu is not None else []
+    steps = {method: alone(scenario, as_method(scenario, method)) for method in METHODS}
+    rows = feasibility(steps, gpus, verify=traced, estimates=estimates)
+    if gpu is not None:
+        answer["gpu"] = gpu.to_mapping()
+        answer["largest"] = {row["method"]: row for row in rows if row["gpu"] == gpu.name}
+    positions = scenario.size("max_position_embeddings") or LENGTHS[-1]
+    lengths = [length for length in LENGTHS if length <= positions]
+    answer["feasibility"] = [row for row in rows if row["gpu"] in known]
+    if several:
+        parts = {method: divided(scenario, as_method(scenario, method)) for method in METHODS}
+        for count in COUNTS:
+            answer["feasibility"] += feasibility({name: found[count][0] for name, found in parts.items() if found})
+    if swept:
+        answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
+    return answer
+
+
+def table(answer: Mapping[str, Any]) -> str:
+    """The plan as text for a terminal."""
+    scenario = answer["scenario"]
+    parallel = scenario["parallel"]
+    spread = f", on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
+    lines = [
+        f"{scenario['model_name'] or scenario['model']['model_type']}, {scenario['precision']}{spread}:"
+        f" the most rows of {scenario['sequence_length']} tokens / the longest row alone; below them everything fits",
+        f"  second line: with {EXPANDABLE_LINE}, set before Python starts",
+    ]
+    if answer["largest"]:
+        gpu = answer["gpu"]
+        lines.append(
+            f"  {gpu['title']}, {gpu['usable_bytes'] / GIB:.2f} GiB usable: these borders are traced themselves"
+        )
+        lines += _rows(gpu["name"], answer["largest"], gpu["total_bytes"] / GIB)
+    lines.append("  All GPUs: borders replayed between traces of each method")
+    lines.append(f"  {'GPU':<22}{'GiB':>7}" + "".join(f"{method:>20}" for method in METHODS))
+    rows: dict[tuple[int, str], dict[str, Mapping[str, Any]]] = {}
+    for row in answer["feasibility"]:
+        rows.setdefault((row["gpus"], row["gpu"]), {})[row["method"]] = row
+    for (count, name), cells in rows.items():
+        label = name if count == 1 else f"{count} x {name}"
+        lines += _rows(label, cells, next(iter(cells.values()))["total_gib"])
+    return "\n".join(lines)
+
+
+def _rows(label: str, cells: Mapping[str, Mapping[str, Any]], total_gib: float) -> list[str]:
+    """A GPU's line, and a second one where expandable segments make a difference."""
+    plain = [_cell(cells[method]) if method in cells else "?" for method in METHODS]
+    grown = [_cell(cells[method]["expandable_segments"]) if method in cells else "?" for method in METHODS]
+    lines = [f"  {label:<22}{total_gib:>7.2f}" + "".join(text.rjust(20) for text in plain)]
+    if grown != plain:
+        lines.append(f"  {'':<29}" + "".join(text.rjust(20) for text in grown))
+    return lines
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if not row["largest_micro_batch"]:
+        return "-" if not row["largest_sequence_length"] else f"- / {row['largest_sequence_length']}"
+    return f"{row['largest_micro_batch']} / {row['largest_sequence_length']}"
+
+
+def page_data(
+    scenario: Scenario,
+    bases: Bases,
+    gpu: Gpu | None = None,
+    *,
+    several: bool = False,
+    rows: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The data of the planner's page (:mod:`will_it_fit.planner.page_data`); ``several``: traced on several GPUs too."""
+    methods = {method: as_method(scenario, method) for method in METHODS}
+    estimates = {
+        (method, layout): estimate
+        for method, (base, estimate) in bases.items()
+        if (layout := layout_of(base.parallel)) is not None
+    }
+    if several:
+        for method, changes in methods.items():
+            parts = divided(scenario, changes)
+            estimates |= {(method, f"fsdp2-{count}"): estimate for count, (_, estimate) in parts.items()}
+    return choices(scenario, methods, estimates, gpu, rows=rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m will_it_fit.planner.plan", description=__doc__.splitlines()[0])
+    parser.add_argument("scenario", type=Path, nargs="?", metavar="SCENARIO.yaml")
+    parser.add_argument("--gpu", help="a name in config/gpus.yaml, instead of the scenario's")
+    parser.add_argument("--table", action="store_true", help="for people instead of JSON")
+    parser.add_argument("--verify", action="store_true", help="trace every cell of the table")
+    parser.add_argument("--several", action="store_true", help="also for 2, 4 and 8 of each GPU, with FSDP2")
+    parser.add_argument("--page", action="store_true", help="write a page to try settings on")
+    parser.add_argument("--output", type=Path, default=Path("planner.html"), help="where to (planner.html)")
+    parser.add_argument("--without-traces", action="store_true", help="a page of the analytic estimate alone, at once")
+    options = parser.parse_args(arguments)
+    scenario = _scenario(options)
+    named = options.gpu or scenario.gpu
+    gpu = find(named, "--gpu" if options.gpu else options.scenario) if named is not None else None
+    if options.page:
+        bases = {} if options.without_traces else corrected_estimates(scenario)
+        from will_it_fit.planner.page import page
+
+        text = page(page_data(scenario, bases, gpu, several=options.several))
+        try:
+            write_text(options.output, text)
+        except OSError as error:
+            raise UserError(
+                f"The page can't be written: {error.strerror}.", where=f"--output {options.output}"
+            ) from None
+        print(f"{options.output}: open it in a browser")
+        return 0
+    answer = plan(scenario, gpu, verify=options.verify, several=options.several, swept=not options.table)
+    print(table(answer) if options.table else json.dumps(answer, sort_keys=True))
+    return 0
+
+
+def _scenario(options: argparse.Namespace) -> Scenario:
+    """The file's; for a page without one, the defaults on the model that the memory profile is about."""
+    if options.scenario is not None:
+        mapping, card = read_yaml(options.scenario), find(options.gpu, "--gpu") if options.gpu else None
+        several = {"gpu": card.setting} if card and card.count > 1 and isinstance(mapping, dict) else {}
+        return asked_for({**mapping, **several} if several else mapping, options.scenario).scenario
+    if not options.page:
+        raise UserError(
+            "A plan is made around a scenario.",
+            where="the command line",
+            allowed="the path of a scenario file; or --page, which can do without",
+            write="python -m will_it_fit.planner.plan mine.yaml",
+        )
+    return Scenario.from_mapping({"model": read_yaml(ROOT / "config" / "config.yaml")["memory"]["model"]})
+
+
+def write_plan(
+    config: str, mapping: Mapping[str, Any], divided_ones: Mapping[str, Mapping[str, Any]], output: str, page: str
+) -> None:
+    """The rule's work; ``divided_ones``: by name what the document asks for on several GPUs."""
+    scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
+    steps = {method: alone(scenario, as_method(scenario, method)) for method in METHODS}
+    bases = {method: (step, CalibratedEstimator(step)) for method, step in steps.items()}
+    own = find(scenario.gpu) if scenario.gpu is not None else None
+    answer = plan(scenario, own, estimates={method: estimate for method, (_, estimate) in bases.items()})
+    if divided_ones:
+        where = "memory.scenarios in the configuration"
+        answer["several_gpus"] = becomes_possible(
+            {
+                name: Scenario.from_mapping({**one, "model": config}, defaults={}, where=where)
+                for name, one in divided_ones.items()
+            }
+        )
+    write_report(output, answer)
+    data = page_data(scenario, bases, own, several=bool(divided_ones), rows=answer["feasibility"])
+    write_report(page, data, indent=None)
+    log.info("%s", table(answer))
+
+
+if __name__ == "__main__":
+    if "snakemake" in globals():
+        with job(snakemake):
+            write_plan(
+                checked_configuration(snakemake.input),
+                snakemake.params.scenario,
+                snakemake.params.several_gpus,
+                snakemake.output.plan,
+                snakemake.output.planner,
+            )
+    else:
+        command(main)

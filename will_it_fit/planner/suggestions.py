@@ -1,0 +1,223 @@
+"""What to change so that a step fits its GPU: the analytic estimate searches, and the trace verifies each answer."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.schema import yaml_text
+from will_it_fit.planner.calibrated import CalibratedEstimator
+from will_it_fit.planner.changes import COUNTS, Changes, Move, apply, moves, spread
+from will_it_fit.planner.largest_fit import Borders
+from will_it_fit.scenario.scenario import Scenario
+
+SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
+PROBES = 8  # traces that one search may take
+EDGE = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Changes that make a step fit.
+
+    Attributes
+    ----------
+    move
+        What identifies it: the name of a :class:`Move`, or several, joined by a plus sign.
+    changes, write
+        Fields of the scenario, and the same as YAML.
+    cost
+        The price in words.
+    slower_share
+        How much longer a row takes on the same card, from two traces; None where its speed is not known.
+    """
+
+    move: str
+    changes: Changes
+    write: str
+    cost: str
+    peak_allocated_bytes: int
+    required_bytes: int
+    headroom_bytes: int
+    slower_share: float | None = None
+
+
+def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[Suggestion]:
+    """The smallest changes that make a scenario fit a GPU, in order of what they cost; the trace verifies each.
+
+    What fits with one change, and before that what fits with several that each cost less. More GPUs of the kind and a
+    bigger one come last.
+    """
+    estimate = CalibratedEstimator(scenario, gpu, traced)
+    fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
+    found: list[Suggestion] = []
+    for move in moves(scenario):
+        if len(found) == SUGGESTIONS:
+            break
+        answer = _verified(scenario, move, gpu, estimate, fits)
+        if answer is not None:
+            found.append(answer)
+    combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0].move if found else None)
+    if combined is not None:
+        found.insert(0, combined)
+    if estimate.timed_on and scenario.objective == "sft":  # no other has a time
+        found = [_timed(item, scenario, gpu, estimate) for item in found]
+    return found + [other for other in (_more_gpus(scenario, gpu), _bigger_gpu(scenario, gpu, estimate)) if other]
+
+
+def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion:
+    """The suggestion with what it saves and what it costs in time, for as many rows."""
+    before, changed = estimate.verify(scenario), apply(scenario, item.changes)
+    after = estimate.verify(changed)["times"][gpu.name]
+
+    def seconds_per_row(step: Scenario, time: Mapping[str, Any]) -> float:
+        return time["seconds_per_step"] / (step.micro_batch * step.gradient_accumulation * step.parallel.gpus)
+
+    slower = seconds_per_row(changed, after) / seconds_per_row(scenario, before["time"]) - 1
+    speed = f"{abs(slower):.0%} {'slower' if slower > 0 else 'faster'}" if abs(slower) >= 0.005 else "as fast"
+    saved = f"saves {(before['required_bytes'] - item.required_bytes) / GIB:.2f} GiB, {speed}"
+    return replace(item, cost=f"{item.cost}; {saved}", slower_share=round(slower, 4))
+
+
+def _verified(
+    scenario: Scenario,
+    move: Move,
+    gpu: Gpu,
+    estimate: CalibratedEstimator,
+    fits: Callable[[Scenario], bool],
+) -> Suggestion | None:
+    """The mildest of a move's changes that fits, by the trace; of lengths the one below which all fit."""
+    with suppress(UserError):  # what can't be traced is no suggestion
+        options = move.options[_mildest(scenario, move, fits) :]
+        if options and "sequence_length" in options[0] and scenario.objective == "sft" and not scenario.images:
+            expandable = scenario.allocator.expandable_segments
+            borders = Borders(scenario, "sequence_length", gpu.capability, [gpu.usable_bytes])
+            longest = borders.traced(gpu.usable_bytes, expandable=expandable).value
+            options = [changes for changes in move.options if changes["sequence_length"] <= longest][:1]
+        for changes in options[:PROBES]:
+            candidate = apply(scenario, changes)
+            traced = estimate.verify(candidate) if fits(candidate) else None
+            if traced and traced["required_bytes"] <= gpu.usable_bytes:
+                return _suggestion(move.name, changes, move.cost, traced, gpu)
+    return None
+
+
+def _mildest(scenario: Scenario, move: Move, fits: Callable[[Scenario], bool]) -> int:
+    """Place of the first of a move's options, each of which needs less memory than the one before, that fits."""
+    return bisect_left(move.options, True, key=lambda changes: fits(apply(scenario, changes)))
+
+
+def _combined(
+    scenario: Scenario,
+    gpu: Gpu,
+    estimate: CalibratedEstimator,
+    fits: Callable[[Scenario], bool],
+    cheaper_than: str | None,
+) -> Suggestion | None:
+    """Several changes together, verified; each trace corrects the estimate, until the search finds the same again."""
+    best: Suggestion | None = None
+    before: list[tuple[Move, Changes]] | None = None
+    for _ in range(PROBES):
+        taken = _cheapest(scenario, estimate, fits, cheaper_than)
+        if taken is None or taken == before:
+            break
+        before = taken
+        traced = estimate.verify(_all(scenario, taken))
+        if traced["required_bytes"] <= gpu.usable_bytes:
+            changes = {key: value for _, step in taken for key, value in step.items()}
+            name, cost = "+".join(move.name for move, _ in taken), "; ".join(move.cost for move, _ in taken)
+            best = _suggestion(name, changes, cost, traced, gpu)
+    return best
+
+
+def _cheapest(
+    scenario: Scenario, estimate: CalibratedEstimator, fits: Callable[[Scenario], bool], cheaper_than: str | None
+) -> list[tuple[Move, Changes]] | None:
+    """The cheapest changes first until it fits, then without those that turn out not to be needed."""
+    taken: list[tuple[Move, Changes]] = []
+    seen: set[str] = set()
+    current = scenario
+    while not fits(current):
+        move = next((move for move in moves(current) if move.name not in seen), None)
+        if move is None or move.name == cheaper_than:
+            return None
+        seen.add(move.name)
+        chosen = move.options[min(_mildest(current, move, fits), len(move.options) - 1)]
+        candidate = apply(current, chosen)
+        if estimate(candidate) < estimate(current):
+            taken.append((move, chosen))
+            current = candidate
+    for item in list(taken):  # where a later change alone is enough, the cheap ones before it are not needed
+        rest = [other for other in taken if other is not item]
+        if fits(_all(scenario, rest)):
+            taken = rest
+    return taken
+
+
+def _all(scenario: Scenario, taken: Iterable[tuple[Move, Changes]]) -> Scenario:
+    for _, changes in taken:
+        scenario = apply(scenario, changes)
+    return scenario
+
+
+def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion | None:
+    """The smallest GPU of the catalogue that the scenario fits as it is."""
+    own = estimate.verify(scenario)
+    known = {estimate.capability: own["required_bytes"]}  # by compute capability, from traces
+    for other in sorted(catalogue().values(), key=lambda other: other.usable_bytes):
+        if other.total_bytes <= gpu.total_bytes:
+            continue
+        required = known.get(other.capability)
+        if required is None:
+            # Another GPU may run other kernels. The analytic estimate knows how the peak differs, but not how well the
+            # blocks fit together: where the peak fits and the estimate doesn't clearly, the trace decides.
+            required = own["required_bytes"]
+            if estimate.described:
+                peak = estimate.on(other).formula(scenario)
+                required += peak - estimate.formula(scenario)
+                doubtful = peak <= other.usable_bytes < required * (1 + EDGE)
+            else:
+                doubtful = required <= other.usable_bytes
+            if doubtful:
+                required = known[other.capability] = CalibratedEstimator(scenario, other).verify(scenario)[
+                    "required_bytes"
+                ]
+        if required <= other.usable_bytes:
+            answer = {"peak_allocated_bytes": own["peak_allocated_bytes"], "required_bytes": required}
+            return _suggestion("bigger_gpu", {"gpu": other.name}, f"another GPU: {other.title}", answer, other)
+    return None
+
+
+def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
+    """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
+    if scenario.parallel.strategy not in ("none", "fsdp2"):
+        return None
+    kind: dict[str, Any] = {"name": gpu.name} if gpu.name in catalogue() else {"vram_gib": gpu.total_bytes / GIB}
+    estimate: CalibratedEstimator | None = None
+    for count in COUNTS:
+        if count <= max(gpu.count, scenario.parallel.gpus):
+            continue
+        changes, price = spread(scenario, count)
+        changes["gpu"] = {**kind, "count": count}
+        try:
+            candidate = apply(scenario, changes)
+        except UserError:  # such as a loss that FSDP has no place for
+            return None
+        estimate = estimate or CalibratedEstimator(candidate, gpu)
+        with suppress(UserError):  # what can't be traced is no suggestion
+            if estimate(candidate) <= gpu.usable_bytes * (1 + EDGE):
+                traced = estimate.verify(candidate)
+                if traced["required_bytes"] <= gpu.usable_bytes:
+                    return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)
+    return None
+
+
+def _suggestion(move: str, changes: Changes, cost: str, traced: Mapping[str, Any], gpu: Gpu) -> Suggestion:
+    peak, required = traced["peak_allocated_bytes"], traced["required_bytes"]
+    write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
+    return Suggestion(move, changes, write, cost, peak, required, verdict(required, gpu).headroom_bytes)

@@ -1,0 +1,144 @@
+"""axolotl's YAML files (will_it_fit/data/readers/axolotl.yaml says which version, and what each key means)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.readers import common
+from will_it_fit.readers.reading import LOW, Reading, Values, begin, keys
+
+TABLE = ("axolotl",)
+_ATTENTION_FLAGS = {
+    "flash_attention": "flash_attention_2",
+    "sdp_attention": "sdpa",
+    "xformers_attention": "xformers",
+    "eager_attention": "eager",
+    "flex_attention": "flex_attention",
+    "sage_attention": "sage",
+}
+_OBJECTIVES = {"dpo": "dpo", "ipo": "dpo", "simpo": "orpo", "orpo": "orpo", "kto": "kto"}  # all others generate
+
+
+def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
+    """The scenario's fields of a file, with axolotl's defaults."""
+    get, reading = begin(mapping, keys(*TABLE), file)
+    revision = get("revision_of_model")
+    reading.set(model=f"{get('base_model')}@{revision}" if revision else get("base_model"))
+    reading.set(
+        sequence_length=get("sequence_len", 512),
+        micro_batch=get("micro_batch_size", 1),
+        gradient_accumulation=get("gradient_accumulation_steps", 1),
+    )
+    _precision(get, reading)
+    _method(get, reading)
+    _checkpointing(get, reading)
+    flag = next((kernel for name, kernel in _ATTENTION_FLAGS.items() if get(name)), None)
+    if kernel := get("attn_implementation", flag):
+        common.attention(reading, "attn_implementation", kernel)
+    packed = get("sample_packing") or get("batch_flattening")
+    if not packed and reading.fields["micro_batch"] > 1:
+        reading.set(attention_mask="padding")
+    common.optimizer(reading, "optimizer", get("optimizer", "adamw_torch_fused"))
+    _loss(get, reading)
+    _parallel(get, reading, gpus)
+    if get("rl"):
+        common.preference(reading, _OBJECTIVES.get(str(get("rl")), "grpo"), "rl", reading.fields["micro_batch"])
+    if get("activation_offloading") or str(get("gradient_checkpointing")).startswith("offload"):
+        common.offloaded(reading, "activation_offloading")
+    if reading.fields["method"] == "full" and reading.fields.get("attention") != "flash" and _is_half(reading):
+        why = "without FlashAttention axolotl keeps norms, embeddings and head in fp32"
+        reading.errs("bf16", get("bf16", "auto"), LOW, why, "head_fp32")
+    return reading
+
+
+def _is_half(reading: Reading) -> bool:
+    return reading.fields.get("precision") in ("bf16", "fp16")
+
+
+def _precision(get: Values, reading: Reading) -> None:
+    """``normalize_config``: bf16 before fp16 before fp32; ``bf16`` and ``fp16`` are autocast as well."""
+    bf16, fp16 = get("bf16", "auto"), get("fp16") or get("float16")
+    if fp16 and bf16 in ("auto", False):
+        reading.set(precision="fp16", autocast="fp16" if get("fp16") else None)
+    elif bf16 or get("bfloat16"):
+        reading.set(precision="bf16", autocast="bf16" if bf16 != "full" else None)
+    elif get("load_in_8bit"):
+        reading.set(precision="fp16")
+    else:
+        reading.set(precision="fp32")
+
+
+def _method(get: Values, reading: Reading) -> None:
+    adapter, weights = get("adapter"), reading.fields["precision"]
+    reading.set(method="full" if not adapter else "lora")
+    if adapter and get("load_in_4bit"):
+        given = {
+            "double": get("bnb_config_kwargs", {}).get("bnb_4bit_use_double_quant", True),
+            "type": get("bnb_config_kwargs", {}).get("bnb_4bit_quant_type", "nf4"),
+            "storage": common.dtype(get("bnb_config_kwargs", {}).get("bnb_4bit_quant_storage", "bfloat16")),
+        }
+        common.quantized(reading, 4, "load_in_4bit", adapter=True, compute=None, **given)
+    elif adapter and get("load_in_8bit"):
+        common.quantized(reading, 8, "load_in_8bit", adapter=True)
+    if not adapter:
+        return
+    targets = get("lora_target_modules")
+    if get("lora_target_linear"):
+        targets = "all-linear"
+    more = {
+        "use_dora": get("peft_use_dora"),
+        "modules_to_save": get("lora_modules_to_save"),
+        "target_parameters": get("lora_target_parameters"),
+        "rank_pattern": get("lora_rank_pattern"),
+        "layers_to_transform": get("peft_layers_to_transform"),
+    }
+    common.adapters(
+        reading,
+        rank=get("lora_r", 8),
+        alpha=get("lora_alpha"),
+        dropout=get("lora_dropout", 0.0),
+        targets=targets,
+        more=more,
+    )
+    if get("peft_autocast_adapter_dtype") is False:
+        reading.set(adapter_precision="base")
+    if not get("lora_dropout") and weights != "fp32":
+        reading.notes.append("without dropout axolotl may turn on its LoRA kernels, which keep less of a layer")
+
+
+def _checkpointing(get: Values, reading: Reading) -> None:
+    value = get("gradient_checkpointing", False)
+    given = get("gradient_checkpointing_kwargs")
+    reentrant = (given or {}).get("use_reentrant", given is None and not get("rl"))
+    reading.set(gradient_checkpointing=("reentrant" if reentrant else True) if value else False)
+
+
+def _loss(get: Values, reading: Reading) -> None:
+    plugins = " ".join(map(str, get("plugins", [])))
+    if get("liger_fused_linear_cross_entropy"):
+        reading.set(loss="liger")
+    elif get("cut_cross_entropy") or "CutCrossEntropy" in plugins:
+        reading.set(loss="chunked")
+        reading.notes.append("cut_cross_entropy is read as `loss: chunked`, which takes a little more")
+    elif get("chunked_cross_entropy"):
+        reading.set(loss="chunked")
+
+
+def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
+    count = gpus or get("world_size") or get("dp_shard_size")
+    count = count if isinstance(count, int) and count > 1 else None if gpus is None else gpus
+    if get("deepspeed"):
+        common.deepspeed(reading, get("deepspeed"), reading.file.parent, count)
+    elif get("fsdp") or get("fsdp_config") or get("fsdp_version"):
+        words = " ".join(map(str, get("fsdp", []))) if isinstance(get("fsdp", []), list) else str(get("fsdp"))
+        version = int(get("fsdp_version") or (get("fsdp_config") or {}).get("fsdp_version") or 1)
+        common.fsdp(reading, get("fsdp_config") or {}, version, count, words if "offload" in words else "")
+    elif (gpus or get("world_size") or 1) > 1 or get("ddp"):
+        common.parallel(reading, "ddp", count)
+
+
+def can_read(mapping: Mapping[str, Any]) -> bool:
+    """Whether a mapping is one of axolotl's files."""
+    return "base_model" in mapping

@@ -1,0 +1,249 @@
+"""What the tools' settings have in common: names of optimizers and kernels, adapters, FSDP and DeepSpeed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_yaml
+from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, allowed, knows
+from will_it_fit.scenario.scenario import PACKAGES
+
+# By the names of transformers' and axolotl's `optim`: our optimizers, the first that the scenario knows is taken, and
+# where it is not the very one, which way the answer errs, and why.
+_STATES = "optimizer states"
+OPTIMIZERS: dict[str, tuple[Sequence[str], str, str]] = {
+    "adamw_torch": (["adamw"], EITHER, ""),
+    "adamw_hf": (["adamw"], EITHER, ""),
+    "adamw": (["adamw"], EITHER, ""),
+    "adamw_torch_fused": (["adamw_fused"], EITHER, ""),
+    "adamw_apex_fused": (["adamw_fused"], EITHER, ""),
+    "adamw_bnb_8bit": (["adamw_8bit"], EITHER, ""),
+    "adamw_8bit": (["adamw_8bit"], EITHER, ""),
+    "paged_adamw_8bit": (["paged_adamw_8bit"], EITHER, ""),
+    "paged_adamw": (["paged_adamw", "adamw"], HIGH, "its states may move to the host"),
+    "paged_adamw_32bit": (["paged_adamw", "adamw"], HIGH, "its states may move to the host"),
+    "adamw_torch_8bit": (["adamw_torchao_8bit", "adamw_8bit"], EITHER, "torchao's states are read as bitsandbytes'"),
+    "adamw_torch_4bit": (["adamw_torchao_4bit", "adamw_8bit"], HIGH, "states in 4 bits are read as in 8"),
+    "ao_adamw_fp8": (["adamw_8bit"], EITHER, "8-bit states of another kind"),
+    "adafactor": (["adafactor", "adamw"], HIGH, "Adafactor keeps rows and columns instead of second moments"),
+    "lion": (["lion", "adamw"], HIGH, "Lion keeps one state a weight instead of two"),
+    "lion_32bit": (["lion", "adamw"], HIGH, "Lion keeps one state a weight instead of two"),
+    "lion_pytorch": (["lion", "adamw"], HIGH, "Lion keeps one state a weight instead of two"),
+    "lion_8bit": (["lion_8bit", "adamw_8bit"], HIGH, "Lion keeps one state a weight instead of two"),
+    "paged_lion_8bit": (["lion_8bit", "paged_adamw_8bit"], HIGH, "Lion keeps one state a weight instead of two"),
+    "paged_lion_32bit": (["lion", "adamw"], HIGH, "Lion keeps one state a weight instead of two"),
+    "sgd": (["sgd", "adamw"], HIGH, "SGD keeps no states"),
+    "adagrad": (["adamw"], HIGH, "Adagrad keeps one state a weight instead of two"),
+    "rmsprop": (["adamw"], HIGH, "RMSprop keeps one state a weight instead of two"),
+    "muon": (["muon", "adamw"], HIGH, "Muon keeps one state a weight instead of two"),
+    "galore_adamw": (["galore", "adamw"], HIGH, "GaLore keeps states of a projection"),
+    "galore_adamw_8bit": (["adamw_8bit"], HIGH, "GaLore keeps states of a projection"),
+    "galore_adafactor": (["adafactor"], HIGH, "GaLore keeps states of a projection"),
+    "apollo_adamw": (["adamw"], HIGH, "APOLLO keeps states of a projection; its package forbids commercial use"),
+    "q_galore_adamw8bit": (["galore", "adamw_8bit"], HIGH, "Q-GaLore keeps 8-bit states of a projection"),
+    "adam_mini": (["adamw"], HIGH, "Adam-mini keeps few second moments"),
+    "came_pytorch": (["adamw"], HIGH, "CAME keeps rows and columns instead of second moments"),
+    "optimi_adamw": (["adamw"], EITHER, "another AdamW"),
+    "adopt_adamw": (["adamw"], EITHER, "another AdamW"),
+    "dion": (["adamw"], HIGH, "Dion keeps states of a projection"),
+    "schedule_free_adamw": (["adamw"], EITHER, "schedule-free AdamW keeps one state more, and one less"),
+}
+_ATTENTION = {
+    "flash_attention_2": "flash", "flash_attention_3": "flash", "fa2": "flash", "fa3": "flash", "flash": "flash",
+    "sage": "flash", "sdpa": "sdpa", "eager": "eager", "disabled": "eager", "xformers": "mem_efficient", "auto": "sdpa",
+}  # fmt: skip
+_DTYPES = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16", "half": "fp16", "float32": "fp32",
+           "fp32": "fp32", "float": "fp32", "auto": "bf16"}  # fmt: skip
+# DeepSpeed's configurations that come with axolotl and LLaMA-Factory, by their names: files that need not lie here.
+_ZERO_BY_NAME = {"zero1": 1, "zero2": 2, "zero3": 3, "ds_z0": 0, "ds_z2": 2, "ds_z3": 3}
+DEFAULT_GPUS = 2  # where a file divides a model and doesn't say among how many
+
+
+def optimizer(reading: Reading, key: str, name: Any) -> None:
+    """Set the optimizer."""
+    base = str(name).removesuffix("_layerwise")
+    families = ("apollo_adamw", "schedule_free_adamw")
+    wanted = OPTIMIZERS.get(next((kind for kind in families if base.startswith(kind)), base))
+    if wanted is None:
+        reading.set(optimizer="adamw")
+        reading.errs(key, name, EITHER, "this optimizer is not known, and is read as AdamW", "states")
+        return
+    ours, errs, why = wanted
+    taken = next(one for one in ours if (allowed("optimizer", one) and _installed(one)) or one == ours[-1])
+    reading.set(optimizer=taken)
+    if str(name).endswith("_layerwise"):
+        reading.errs(key, name, HIGH, "each gradient goes as soon as its layer has stepped", "gradients")
+    if why and (taken != ours[0] or len(ours) == 1):
+        reading.errs(key, name, errs, why, "states")
+
+
+def _installed(optimizer: str) -> bool:
+    return optimizer not in PACKAGES or find_spec(PACKAGES[optimizer]) is not None
+
+
+def attention(reading: Reading, key: str, name: Any) -> None:
+    """Set the attention."""
+    text = str(name)
+    known = _ATTENTION.get(text) or ("flash" if "flash" in text and not text.startswith("paged") else None)
+    reading.set(attention=known or "sdpa")
+    if known is None:
+        reading.errs(key, name, EITHER, "this attention is not known, and is read as sdpa")
+
+
+def dtype(name: Any) -> str | None:
+    """Our name of a dtype, which may come as ``torch.bfloat16``."""
+    return _DTYPES.get(str(name).removeprefix("torch."))
+
+
+def adapters(
+    reading: Reading,
+    *,
+    rank: int,
+    alpha: int | None,
+    dropout: float,
+    targets: Any,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Set LoRA: the short form where it can say all, else a PEFT configuration with ``more``."""
+    more = {key: value for key, value in (more or {}).items() if value}
+    listed = isinstance(targets, (list, tuple))
+    if targets in ("all", "all_linear", "all-linear") or (listed and list(targets) in (["all"], ["all-linear"])):
+        targets, listed = "all-linear", False
+    if isinstance(targets, str) and targets != "all-linear" and not any(sign in targets for sign in "\\[(*.|"):
+        targets, listed = [part.strip() for part in targets.split(",")], True
+    if not more and (listed or targets == "all-linear"):
+        reading.set(lora={"rank": rank, "alpha": alpha or 2 * rank, "dropout": dropout, "target_modules": targets})
+        return
+    adapter = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha or 2 * rank, "lora_dropout": dropout, **more}
+    if targets is not None:
+        # The vision tower is left out, and the language model's layers then lie at the top.
+        targets = [targets] if isinstance(targets, str) else targets
+        targets = [target.replace("language_model.", "") for target in targets]
+        adapter["target_modules"] = targets if listed else targets[0]
+    reading.set(adapter=adapter)
+
+
+def quantized(reading: Reading, bits: int, key: str, *, adapter: bool, **parts: Any) -> None:
+    """Set a quantized base, of 4 bits or of LLM.int8's 8."""
+    if not adapter:
+        reading.errs(key, bits, EITHER, "a quantized base is trained with adapters alone; read as one with LoRA")
+    if bits == 4:
+        reading.set(method="qlora", quantization={key: value for key, value in parts.items() if value is not None})
+    else:
+        reading.set(method="qlora", quantization={"type": "int8"})
+
+
+def parallel(reading: Reading, strategy: str, gpus: int | None, **parts: Any) -> None:
+    """Set how a step is spread over GPUs."""
+    if gpus is None:
+        gpus = DEFAULT_GPUS
+        reading.notes.append(f"the file doesn't say how many GPUs: {gpus} are assumed (--gpu 4x24GiB says four)")
+    if gpus < 2 and strategy != "none":
+        reading.notes.append(f"{strategy} on one GPU divides nothing: read as one GPU")
+        return
+    reading.set(parallel={"strategy": strategy, "gpus": gpus, **parts})
+
+
+def fsdp(reading: Reading, config: Mapping[str, Any], version: int, gpus: int | None, words: str = "") -> None:
+    """FSDP as transformers, accelerate and axolotl write it; their keys may begin with ``fsdp_``."""
+    settings = {str(key).removeprefix("fsdp_"): value for key, value in config.items()}
+    version = int(settings.get("version") or version)
+    sharding = str(settings.get("sharding_strategy") or words or "FULL_SHARD").upper()
+    reshard = settings.get("reshard_after_forward", True)
+    if isinstance(reshard, str):  # of FSDP1 under its new name
+        sharding, reshard = reshard.upper(), True
+    if sharding in ("SHARD_GRAD_OP", "2") or "SHARD_GRAD_OP" in sharding:
+        reshard = False
+    if "NO_SHARD" in sharding or sharding == "3":
+        parallel(reading, "ddp", gpus)
+        return
+    if "HYBRID" in sharding:
+        reading.errs("fsdp_sharding_strategy", sharding, LOW, "weights are divided within a node alone")
+    offload = bool(settings.get("offload_params")) or "offload" in words
+    parallel(reading, f"fsdp{version}", gpus, reshard_after_forward=bool(reshard), offload="cpu" if offload else "none")
+    if settings.get("activation_checkpointing"):
+        reading.set(gradient_checkpointing=True)
+
+
+def deepspeed(reading: Reading, value: Any, beside: Path, gpus: int | None, key: str = "deepspeed") -> None:
+    """DeepSpeed's configuration: a mapping, a file, or the name of one that comes with the tools."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = json.loads(value)
+    if isinstance(value, str):
+        value = _deepspeed_file(value, beside, key)
+    zero = value.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    stage = stage if isinstance(stage, int) else int(str(stage)) if str(stage).isdigit() else 2
+    strategy = {0: "ddp", 1: "zero2", 2: "zero2", 3: "zero3"}[stage]
+    parallel(reading, strategy, gpus)
+    if stage == 1:
+        reading.errs(key, "stage 1", LOW, "ZeRO-1 leaves gradients whole; read as ZeRO-2")
+    for part, what in (("offload_optimizer", "optimizer states"), ("offload_param", "weights")):
+        place = (zero.get(part) or {}).get("device", "none")
+        if place not in ("none", None):
+            reading.errs(f"{key}: {part}", place, HIGH, f"{what} lie on the host", "states" if "opt" in part else None)
+
+
+def _deepspeed_file(text: str, beside: Path, key: str) -> dict[str, Any]:
+    for folder in (beside, *beside.parents[:4], Path()):
+        path = folder / text
+        if path.is_file():
+            return read_yaml(path)  # JSON is YAML
+    stem = Path(text).stem
+    known = next((stage for name, stage in _ZERO_BY_NAME.items() if stem.startswith(name)), None)
+    if known is None:
+        raise UserError(
+            "A file that this configuration names isn't there.",
+            where=f"{beside}: {key}",
+            found=text,
+            allowed="the file, beside this one or in the working directory; DeepSpeed's JSON",
+            write=f"{key}: ds_z3_config.json",
+        )
+    offload = {}
+    if "offload_all" in stem or stem.endswith("_offload_config"):
+        offload = {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    elif "offload_params" in stem:
+        offload = {"offload_param": {"device": "cpu"}}
+    return {"zero_optimization": {"stage": known, **offload}}
+
+
+def offloaded(reading: Reading, key: str) -> None:
+    """Activations that wait on the host."""
+    if knows("activation_offload") and reading.fields.get("objective", "sft") == "sft":
+        reading.set(activation_offload=True)
+    else:
+        reading.errs(key, True, HIGH, "what backward needs waits on the host", "activations")
+
+
+# What TRL's trainers decide themselves, whatever a file says of the step of supervised fine-tuning.
+_TRL_DECIDES = ("loss", "packing", "kbit_preparation", "adapter_precision", "loop", "use_cache")
+
+
+def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:
+    """Whether TRL's own step can be predicted: its package is here, on one GPU, with an optimizer that is known."""
+    strategy = (fields.get("parallel") or {}).get("strategy", "none")
+    optimizer = fields.get("optimizer", "adamw")
+    own = optimizer == "muon" or optimizer in PACKAGES or "paged" in optimizer
+    refused = kind == "grpo" or (kind == "kto" and rows < 2) or own
+    return strategy == "none" and not refused and find_spec("trl") is not None
+
+
+def preference(reading: Reading, kind: str, key: str, rows: int) -> None:
+    """A preference objective: TRL's step where that is predicted, else twice the rows, with what is left out said."""
+    if _is_predicted(reading.fields, kind, rows):
+        for name in _TRL_DECIDES:
+            reading.fields.pop(name, None)
+        reading.set(objective=kind, micro_batch=rows)
+        return
+    if kind in ("dpo", "orpo", "reward"):
+        reading.set(micro_batch=2 * rows)
+        reading.notes.append(f"{kind}: an answer that is preferred and one that is not are two rows of the batch")
+    if kind in ("dpo", "kto", "grpo"):
+        reading.errs(key, kind, LOW, "the logits of the reference model are computed beside", "logits")
+    if kind == "grpo":
+        reading.errs(key, kind, LOW, "answers are generated in training, and their keys and values kept")

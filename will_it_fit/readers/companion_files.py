@@ -1,0 +1,89 @@
+"""Files that lie beside a tool's own: accelerate's, DeepSpeed's and PEFT's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.readers import common
+from will_it_fit.readers.reading import Reading
+
+ACCELERATE = "1.15.0"  # accelerate: commands/config/config_args.py, and the files that `accelerate config` writes
+DEEPSPEED = "0.19"
+PEFT = "0.21.2"
+_HARMLESS = {
+    "compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "machine_rank", "main_process_ip",
+    "main_process_port", "main_training_function", "num_machines", "rdzv_backend", "same_network", "tpu_env",
+    "tpu_use_cluster", "tpu_use_sudo", "use_cpu", "gpu_ids", "dynamo_config",
+}  # fmt: skip
+
+
+def is_accelerate(mapping: Mapping[str, Any]) -> bool:
+    return "distributed_type" in mapping or "compute_environment" in mapping
+
+
+def is_deepspeed(mapping: Mapping[str, Any]) -> bool:
+    return "zero_optimization" in mapping or "train_micro_batch_size_per_gpu" in mapping
+
+
+def is_adapter(mapping: Mapping[str, Any]) -> bool:
+    return isinstance(mapping.get("peft_type"), str)
+
+
+def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
+    """How a step is spread, and mixed precision."""
+    reading = Reading("accelerate", ACCELERATE, file)
+    for key, value in mapping.items():
+        if key in ("distributed_type", "num_processes", "fsdp_config", "deepspeed_config"):
+            reading.understood[key] = "parallel"
+        elif key == "mixed_precision":
+            reading.understood[key] = "autocast"
+        elif key in ("parallelism_config", "fp8_config", "megatron_lm_config") and value:
+            reading.errs(key, value, "either way", "layers or tokens are divided otherwise, or products are in 8 bits")
+        elif key not in _HARMLESS:
+            reading.unknown[key] = None
+    count = gpus or mapping.get("num_processes")
+    kind = str(mapping.get("distributed_type", "NO")).upper()
+    if kind == "FSDP":
+        config = mapping.get("fsdp_config") or {}
+        common.fsdp(reading, config, int(config.get("fsdp_version", 1)), count)
+    elif kind == "DEEPSPEED":
+        config = dict(mapping.get("deepspeed_config") or {})
+        named = config.get("deepspeed_config_file")
+        parts = ("offload_optimizer", "offload_param")
+        offload = {part: {"device": config.get(f"{part}_device", "none")} for part in parts}
+        own = {"zero_optimization": {"stage": config.get("zero_stage", 2), **offload}}
+        common.deepspeed(reading, named or own, file.parent, count, "deepspeed_config")
+    elif kind in ("MULTI_GPU", "MULTI_NPU") and (count or 1) > 1:
+        common.parallel(reading, "ddp", count)
+    mixed = common.dtype(mapping.get("mixed_precision", "no"))
+    if mixed in ("bf16", "fp16"):
+        reading.set(autocast=mixed)
+    return reading
+
+
+def read_deepspeed(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
+    """The stage of ZeRO, and the micro-batch where it is a number."""
+    reading = Reading("DeepSpeed", DEEPSPEED, file)
+    common.deepspeed(reading, mapping, file, gpus)
+    reading.understood["zero_optimization"] = "parallel"
+    rows = mapping.get("train_micro_batch_size_per_gpu")
+    if isinstance(rows, int):
+        reading.set(micro_batch=rows)
+        reading.understood["train_micro_batch_size_per_gpu"] = "micro_batch"
+    for key in ("bf16", "fp16"):
+        if (mapping.get(key) or {}).get("enabled") is True:
+            reading.set(autocast=key)
+            reading.understood[key] = "autocast"
+    return reading
+
+
+def read_adapter(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
+    """An adapter that is there already: its own configuration, and the base that it belongs to."""
+    reading = Reading("PEFT", PEFT, file)
+    reading.set(model=mapping.get("base_model_name_or_path"), adapter=dict(mapping))
+    reading.understood = dict.fromkeys(mapping, "adapter") | {"base_model_name_or_path": "model"}
+    if mapping.get("peft_type") == "LORA":
+        reading.notes.append(f"an adapter of rank {mapping.get('r')} is there; what training one like it takes")
+    return reading

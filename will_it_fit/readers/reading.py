@@ -1,0 +1,171 @@
+"""What a configuration of another tool says about memory, key by key.
+
+A tool's keys stand in ``will_it_fit/data/readers/<tool>.yaml`` with the version that they were read from. Each key of a
+file is one of four: understood (it sets a field of the scenario), not described (it decides memory, and the answer errs
+by it, in a direction that is said), without effect on memory, or unknown. Nothing is dropped without a word.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.common.files import read_yaml
+from will_it_fit.scenario.fields import BY_NAME
+
+TABLES = Path(__file__).resolve().parents[3] / "config" / "readers"
+HIGH, LOW, EITHER = "too high", "too low", "either way"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A setting that decides memory and is not described: which way the answer errs by it, and why."""
+
+    key: str
+    value: Any
+    errs: str  # HIGH, LOW or EITHER
+    why: str
+    bound: str | None = None  # what the answer is wrong by at most, as will_it_fit.ask.bounds knows it
+
+    def __str__(self) -> str:
+        direction = {HIGH: "the answer is too high", LOW: "the answer is too low", EITHER: "either way"}[self.errs]
+        return f"{self.key}: {self.why}; {direction}"
+
+
+@dataclass(frozen=True)
+class Keys:
+    """A tool's table."""
+
+    tool: str
+    version: str
+    understood: Mapping[str, str]  # their key to the scenario's fields
+    not_described: Mapping[str, tuple[str, str]]
+    harmless: tuple[str, ...]  # patterns
+
+    def kind(self, key: str) -> str:
+        """``understood``, ``not described``, ``harmless`` or ``unknown``."""
+        if key in self.understood:
+            return "understood"
+        if self.remark(key):
+            return "not described"
+        return "harmless" if any(fnmatchcase(key, pattern) for pattern in self.harmless) else "unknown"
+
+    def remark(self, key: str) -> tuple[str, str] | None:
+        """Which way the answer errs by a key, and why."""
+        if key in self.not_described:
+            return self.not_described[key]
+        patterns = (pattern for pattern in self.not_described if "*" in pattern and fnmatchcase(key, pattern))
+        return next((self.not_described[pattern] for pattern in patterns), None)
+
+    def nearest(self, key: str) -> str | None:
+        """The known key that a slip may have meant."""
+        known = [*self.understood, *self.not_described]
+        return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.8)), None)
+
+
+@cache
+def keys(*names: str) -> Keys:
+    """The tables of will_it_fit/data/readers/, several as one; tool and version are the first one's."""
+    read = [read_yaml(TABLES / f"{name}.yaml") for name in names]
+    remarks = {key: (errs, why) for table in reversed(read) for key, (errs, why) in table["not_described"].items()}
+    understood = {key: sets for table in reversed(read) for key, sets in table["understood"].items()}
+    return Keys(
+        tool=read[0]["tool"],
+        version=read[0]["version"],
+        understood=understood,
+        not_described={key: remark for key, remark in remarks.items() if key not in understood},
+        harmless=tuple(" ".join(table["does_not_matter"] for table in read).split()),
+    )
+
+
+@dataclass
+class Reading:
+    """A file of another tool, read: the scenario's fields, and what each key was used for."""
+
+    tool: str
+    version: str
+    file: Path
+    fields: dict[str, Any] = field(default_factory=dict)
+    understood: dict[str, str] = field(default_factory=dict)  # their key to the scenario's field
+    remarks: list[Remark] = field(default_factory=list)
+    unknown: dict[str, str | None] = field(default_factory=dict)  # key to the nearest that is known
+    notes: list[str] = field(default_factory=list)
+
+    def errs(self, key: str, value: Any, errs: str, why: str, bound: str | None = None) -> None:
+        """Note a setting that is not described."""
+        self.remarks.append(Remark(key, value, errs, why, bound))
+
+    def set(self, **fields: Any) -> None:
+        """Set fields of the scenario; None is left out."""
+        self.fields |= {name: value for name, value in fields.items() if value is not None}
+
+    def to_mapping(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "tool": self.tool,
+            "version": self.version,
+            "file": str(self.file),
+            "understood": self.understood,
+            "not_described": [
+                {"key": one.key, "value": one.value, "errs": one.errs, "why": one.why} for one in self.remarks
+            ],
+            "unknown": sorted(self.unknown),
+            "notes": self.notes,
+        }
+
+
+class Values:
+    """A file's settings. What is asked for has to be in the table of what is understood."""
+
+    def __init__(self, mapping: Mapping[str, Any], table: Keys) -> None:
+        self.mapping, self.table = mapping, table
+
+    def __call__(self, key: str, default: Any = None) -> Any:
+        """A value, or the default where it is left out or null."""
+        if key not in self.table.understood:
+            raise KeyError(f"{key} is not among what {self.table.tool}'s table calls understood")
+        value = self.mapping.get(key)
+        return default if value is None else value
+
+    def __contains__(self, key: str) -> bool:
+        return self.mapping.get(key) is not None
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        yield from self.mapping.items()
+
+
+def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, Reading]:
+    """Sort a file's keys; the fields are the reader's to set."""
+    reading = Reading(table.tool, table.version, file)
+    for key, value in mapping.items():
+        kind = table.kind(str(key))
+        if kind == "understood" and value is not None:
+            reading.understood[key] = table.understood[key]
+        elif kind == "not described" and is_on(value):
+            reading.errs(key, value, *table.remark(key))
+        elif kind == "unknown":
+            reading.unknown[str(key)] = table.nearest(str(key))
+    return Values(mapping, table), reading
+
+
+def is_on(value: Any) -> bool:
+    """Whether a setting asks for something."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value > 1  # sizes: 1 divides nothing
+    return bool(value) and str(value).lower() not in ("none", "no", "false")
+
+
+def allowed(field_name: str, word: Any) -> bool:
+    """Whether the scenario knows a word for a field."""
+    known = BY_NAME.get(field_name)
+    return known is not None and word in known.words
+
+
+def knows(field_name: str) -> bool:
+    """Whether the scenario has a field."""
+    return field_name in BY_NAME

@@ -1,0 +1,145 @@
+"""A scenario as it was asked for: what was named, what ``like`` set, what was assumed.
+
+``like: trl`` takes what TRL's training takes where its file says nothing, and so do ``peft`` (the scripts of its
+documentation: transformers' Trainer, ``prepare_model_for_kbit_training``, ``--bf16``) and ``axolotl``. The tools' own
+readers say what that is, asked about a file with nothing in it; sizes are not among it. What is named wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_yaml
+from will_it_fit.readers import axolotl, trl
+from will_it_fit.scenario.scenario import Scenario, scenario_defaults
+
+LIKE = ("trl", "peft", "axolotl")
+# What `like` sets: how a step is taken. How large it is stays the file's to say.
+SETS = ("precision", "autocast", "quantization", "kbit_preparation", "adapter_precision", "attention_mask",
+        "gradient_checkpointing", "attention", "optimizer", "loss", "loop")  # fmt: skip
+# Settings that decide memory, for the answer to name where nobody did.
+DECIDING = ("method", "precision", "sequence_length", "micro_batch", "lora", "optimizer", "gradient_checkpointing",
+            "attention", "loss", "kbit_preparation", "autocast", "allocator", "parallel")  # fmt: skip
+_ADAPTERS_ALONE = ("lora", "kbit_preparation", "quantization", "adapter_precision")
+_DIVIDED = ("fsdp1", "fsdp2", "zero3")  # where weights are divided a loss in chunks is not described
+
+
+@dataclass(frozen=True)
+class AskedStep:
+    """A scenario, and who decided what of it.
+
+    Attributes
+    ----------
+    mapping
+        What was named: by a file, or by options.
+    like, set_by_like
+        The tool that the rest was taken from, and the fields that it set.
+    assumed
+        Fields that decide memory and that neither named: this project's defaults.
+    """
+
+    scenario: Scenario
+    mapping: Mapping[str, Any]
+    like: str | None = None
+    set_by_like: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_said(self) -> dict[str, Any]:
+        """For the answer: ``assumed``, and ``like``, None or the ``tool`` with its ``fields``."""
+        like = {"tool": self.like, "fields": dict(self.set_by_like)} if self.like else None
+        return {"assumed": dict(self.assumed), "like": like}
+
+
+def read_asked(path: str | Path) -> AskedStep:
+    """A scenario's file."""
+    return asked_for(read_yaml(path), path)
+
+
+def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedStep:
+    """A scenario's fields, with ``like`` among them or without.
+
+    A GPU with a count and no word of ``parallel`` is all of them, with FSDP2.
+
+    Raises
+    ------
+    UserError
+        For all that is wrong.
+    """
+    if not isinstance(mapping, Mapping):
+        return AskedStep(Scenario.from_mapping(mapping, where=where), {})
+    named = {name: value for name, value in mapping.items() if name != "like"}
+    tool = mapping.get("like")
+    if tool is not None and tool not in LIKE:
+        near = difflib.get_close_matches(str(tool), LIKE, n=1, cutoff=0.3)
+        raise UserError("`like` names tools whose training is known.", where=where, found=tool,
+                        allowed=", ".join(LIKE), write=f"like: {near[0] if near else LIKE[0]}")  # fmt: skip
+    found = like_fields(tool, named) if tool else {}
+    given = {name for name, value in named.items() if value is not None}
+    defaults = {name: value for name, value in found.items() if name not in given}
+    if (count := _count(named.get("gpu"))) > 1 and "parallel" not in given:
+        defaults["parallel"] = {**scenario_defaults()["parallel"], "strategy": "fsdp2", "gpus": count}
+    scenario = Scenario.from_mapping(named, defaults, where)
+    taken = {name: value for name, value in defaults.items() if name != "parallel"}
+    values = {**scenario_defaults(), **defaults}
+    skipped = _ADAPTERS_ALONE if scenario.method == "full" else ("lora",) if scenario.adapter else ()
+    assumed_fields = {
+        name: values.get(name)
+        for name in DECIDING
+        if name not in given and name not in taken and name not in skipped
+        and not (name == "parallel" and name not in defaults)
+    }  # fmt: skip
+    return AskedStep(scenario, named, tool, taken, assumed_fields)
+
+
+def like_fields(tool: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tool's training takes for a method and so many rows, where its file says nothing."""
+    method, rows = named.get("method") or scenario_defaults()["method"], named.get("micro_batch") or 1
+    quantized, place = method == "qlora", Path(tool)
+    if tool == "axolotl":
+        settings = {"base_model": "-", "adapter": None if method == "full" else method, "load_in_4bit": quantized}
+        reading = axolotl.read({**settings, "micro_batch_size": rows}, place)
+    else:
+        settings = {"model_name_or_path": "-", "use_peft": method != "full", "load_in_4bit": quantized}
+        settings |= {"per_device_train_batch_size": rows}
+        if tool == "peft":
+            settings |= {"dtype": "auto", "bf16": True, "gradient_checkpointing": quantized}
+        aim = {"orpo": "dpo"}.get(named.get("objective"), named.get("objective")) or "sft"
+        reading = trl.read(settings, place, trainer="transformers" if tool == "peft" else aim)
+        if tool == "peft" and quantized:
+            reading.set(kbit_preparation="peft")
+    fields = {name: reading.fields[name] for name in SETS if name in reading.fields}
+    if quantized:
+        fields["quantization"] = {**scenario_defaults()["quantization"], **fields["quantization"]}
+    if method == "full":
+        fields = {name: value for name, value in fields.items() if name not in _ADAPTERS_ALONE}
+    elif not quantized:
+        fields.pop("quantization", None)
+    for name in _that_contradict(fields, named):
+        fields.pop(name, None)
+    return fields
+
+
+def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[str]:
+    """Fields of a tool that what is named leaves no place for."""
+    parallel = named.get("parallel")
+    divided = isinstance(parallel, Mapping) and parallel.get("strategy") in _DIVIDED
+    if divided or (parallel is None and _count(named.get("gpu")) > 1):
+        yield "loss"
+    if named.get("attention") == "flash" or named.get("packing", "none") != "none":
+        yield "attention_mask"
+    if str(named.get("precision")).endswith("-mixed"):
+        yield "autocast"
+    if (named.get("objective") or "sft") != "sft":  # its trainer casts adapters itself
+        yield "adapter_precision"
+    if named.get("autocast") and str(fields.get("precision")).endswith("-mixed"):
+        yield "precision"
+
+
+def _count(gpu: Any) -> int:
+    count = gpu.get("count", 1) if isinstance(gpu, Mapping) else 1
+    return count if isinstance(count, int) else 1

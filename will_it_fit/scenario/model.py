@@ -1,0 +1,299 @@
+"""A model's configuration, as a mapping: where it comes from, what its sizes are called, what can't be right in it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.schema import problems
+from will_it_fit.scenario.fields import MOST
+from will_it_fit.scenario.hub import MODELS, HubId, catalogued, fetch_config, nearest
+
+# Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
+ALIASES = {
+    "hidden_size": ("n_embd",),
+    "num_hidden_layers": ("n_layer",),
+    "num_attention_heads": ("n_head",),
+    "max_position_embeddings": ("n_positions",),
+    "intermediate_size": ("n_inner",),
+}
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+# Fields of decoders in transformers 5.24 that read like a misspelt size and are none.
+ALIKE = (
+    "attention_heads",
+    "intermediate_size_mlp",
+    "moe_intermediate_size",
+    "swa_num_attention_heads",
+    "swa_num_key_value_heads",
+    "v_head_dim",
+)
+# Families whose configuration class has a head size of its own, so that hidden_size need not be a multiple of the
+# heads (`head_dim` default in transformers' configuration_*.py).
+OWN_HEAD_DIM = (
+    "qwen3",
+    "qwen3_moe",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "glm",
+    "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "helium",
+    "olmoe",
+)
+MOST_LAYERS = 4096
+# Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
+LIGER_MODELS = (
+    "deepseek_v3",
+    "exaone4",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "glm4",
+    "llama",
+    "ministral",
+    "mistral",
+    "mixtral",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+)
+
+
+def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """Look a size up in a model configuration under its usual name or an older one; None counts as missing."""
+    for key in (name, *ALIASES.get(name, ())):
+        if model.get(key) is not None:
+            return model[key]
+    return default
+
+
+def found_beside(path: str, where: object) -> Path | None:
+    """A file or folder that a scenario names: beside the scenario's own file, else in the working directory."""
+    beside = Path(where).parent if isinstance(where, (str, Path)) else Path()
+    return next((found for found in (beside / path, Path(path)) if found.exists()), None)
+
+
+def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[str, Any], str | None]:
+    """The configuration as a mapping, and a name for it.
+
+    From a mapping, a path, a name in config/models/, or a model's id on the Hub (:mod:`will_it_fit.scenario.hub`).
+    ``whole``: of a multimodal model all parts, instead of its language model.
+    """
+    example = "qwen2.5-coder-7b"
+    if value is None:
+        raise UserError(
+            "`model` is missing.",
+            where=where,
+            allowed="a name in config/models/, an id on the Hub, a path to a config.json, or a configuration itself;"
+            f" names are {', '.join(sorted(path.stem for path in MODELS.glob('*.json')))}",
+            write=f"model: {example}",
+        )
+    if isinstance(value, str):
+        value, name = configuration(value, where)
+    elif isinstance(value, Mapping):
+        name = value.get("_name_or_path") or None
+    else:
+        raise UserError(
+            "`model` must be a mapping, a path, a name or an id on the Hub.",
+            where=where,
+            found=value,
+            write=f"model: {example}",
+        )
+    given = json.loads(json.dumps(dict(value), default=str))
+    model, alone = language_model(given)
+    _check_model(model, where)
+    if whole:
+        return given, name
+    return model, f"{name or value.get('model_type')} (language model alone)" if alone else name
+
+
+def configuration(text: str, where: object) -> tuple[dict[str, Any], str]:
+    """A configuration as its file has it, and what to call the model: of a name, a path or an id on the Hub."""
+    path, name = _file(text, where)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError("The model's configuration is not JSON.", where=f"{path}{line}") from None
+    if not isinstance(value, dict):
+        raise UserError("The model's configuration is not a JSON object.", where=where, found=type(value).__name__)
+    return value, name
+
+
+# What a multimodal model's language model is, where transformers has no class of that type for it alone.
+_LANGUAGE_MODELS = {
+    "gemma3": "gemma3_text",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+_OTHER_PARTS = ("vision_config", "audio_config")
+
+
+def language_model(model: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The language model's configuration of a multimodal one, and whether it was one: its other parts are left out."""
+    text, parts = model.get("text_config"), [part for part in _OTHER_PARTS if model.get(part)]
+    if isinstance(text, Mapping) and parts:
+        shared = {key: model[key] for key in ("tie_word_embeddings", "quantization_config") if key in model}
+        kind = text.get("model_type") or model.get("model_type")
+        return {**shared, **text, "model_type": _LANGUAGE_MODELS.get(kind, kind)}, True
+    kind = model.get("model_type")
+    if parts and kind in _LANGUAGE_MODELS and size(model, "hidden_size"):  # older files: the sizes lie at the top
+        kept = {key: value for key, value in model.items() if key not in _OTHER_PARTS}
+        return {**kept, "model_type": _LANGUAGE_MODELS[kind]}, True
+    return model, False
+
+
+def _file(text: str, where: object) -> tuple[Path, str]:
+    """The file of a configuration, and what to call the model."""
+    path = MODELS / f"{text}.json"
+    if not path.is_file():
+        path = found_beside(text, where)
+    if path is not None and path.is_dir():
+        path = path / "config.json" if (path / "config.json").is_file() else None
+    if path is not None:
+        return path, path.parent.name if path.name == "config.json" else path.stem
+    hub = HubId.read(text)
+    if hub is not None and hub.revision is None and (known := catalogued(hub)):
+        return MODELS / f"{known}.json", hub.short
+    if hub is not None:
+        return fetch_config(hub, where), hub.short
+    if text.startswith(("/", "./", "../", "~")):
+        raise UserError(
+            "`model` names a folder or a file that isn't there.",
+            where=where,
+            found=text,
+            allowed="the folder that holds the model's config.json, or the file itself; or the name or the Hub's id of"
+            " what the model was made from",
+            write="model: qwen2.5-coder-7b",
+        )
+    near = nearest(text)
+    raise UserError(
+        "`model` is neither the name of a known configuration nor a path to a file, nor an id on the Hub.",
+        where=where,
+        found=text,
+        allowed=f"{', '.join(near) + ', ... (' if near else 'a name ('}config/models/ lists"
+        f" {len(list(MODELS.glob('*.json')))}); an id on the Hub, owner/name; or a path to a config.json",
+        write=f"model: {near[0] if near else 'qwen2.5-coder-7b'}",
+    )
+
+
+def _check_model(model: dict[str, Any], where: object) -> None:
+    if not isinstance(model.get("model_type"), str) or not model["model_type"]:
+        raise UserError(
+            "`model.model_type` is missing: it says which architecture the sizes belong to.",
+            where=where,
+            found=model.get("model_type"),
+            allowed="a model_type of transformers: qwen2, qwen3, llama, mistral, gemma2, phi3, gpt2, mixtral, ...",
+            write="model: {model_type: qwen2, ...}",
+        )
+    _refuse_unsupported(model, where)
+    for key, value in model.items():
+        # transformers takes any key and ignores what it does not know: a misspelt size would silently be the default.
+        near = _misspelt(key)
+        if near and near not in model:
+            raise UserError(
+                f"Unknown size `model.{key}`; did you mean `model.{near}`?",
+                where=where,
+                found=key,
+                allowed=", ".join(SIZES),
+                write=f"model: {{{near}: {value}, ...}}",
+            )
+    if wrong := problems(model, _sizes(), where, within="model"):
+        raise UserError.several(wrong)
+    hidden, heads = size(model, "hidden_size"), size(model, "num_attention_heads")
+    groups = model.get("num_key_value_heads")
+    if hidden and heads and not model.get("head_dim") and model["model_type"] not in OWN_HEAD_DIM and hidden % heads:
+        fits = [n for n in range(1, hidden + 1) if hidden % n == 0]
+        near_heads = min(fits, key=lambda n: (abs(n - heads), -n))
+        raise UserError(
+            f"`model.num_attention_heads` does not divide `model.hidden_size` ({hidden}).",
+            where=where,
+            found=heads,
+            allowed=f"a divisor of {hidden}, or a `head_dim` of its own",
+            write=f"model: {{num_attention_heads: {near_heads}, ...}}",
+        )
+    if heads and groups and heads % groups:
+        fits = [n for n in range(1, heads + 1) if heads % n == 0]
+        raise UserError(
+            f"`model.num_key_value_heads` does not divide `model.num_attention_heads` ({heads}).",
+            where=where,
+            found=groups,
+            allowed=", ".join(map(str, fits)),
+            write=f"model: {{num_key_value_heads: {min(fits, key=lambda n: (abs(n - groups), -n))}, ...}}",
+        )
+
+
+@cache
+def _misspelt(key: str) -> str | None:
+    """The size that a key looks like; None where it is a known key, or like nothing."""
+    if key in SIZES or key in ALIKE:
+        return None
+    return next(iter(difflib.get_close_matches(key, SIZES, n=1, cutoff=0.88)), None)
+
+
+def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
+    """Configurations whose answer would be about another model than the one that is asked for."""
+    quantized = model.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "an unnamed method") if isinstance(quantized, Mapping) else quantized
+        raise UserError(
+            f"The model's weights are quantized already ({method}), and only quantizing by bitsandbytes to 4 bits, of"
+            " plain weights, is known.",
+            where=where,
+            found=f"model.quantization_config of {method}",
+            allowed="the configuration of the plain model, a copy of config.json without its quantization_config:"
+            " `method: qlora` quantizes it, the other methods train it in 16 or 32 bits",
+            write="model: plain.json    # made by: jq 'del(.quantization_config)' config.json > plain.json",
+        )
+    for part in ("vision_config", "audio_config"):
+        if model.get(part):
+            raise UserError(
+                f"The model is more than a language model: its configuration has a {part}.",
+                where=where,
+                found=f"model_type {model['model_type']} with {part}",
+                allowed="a model whose configuration has a text_config beside it, whose language model is then taken",
+                write="model: qwen2.5-coder-7b",
+            )
+
+
+@cache
+def _sizes() -> dict[str, Any]:
+    """The schema of a model's sizes."""
+    usual = {"vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "head_dim": 128}
+    return {
+        "properties": {
+            key: {
+                "type": ["integer", "null"],
+                "minimum": 1,
+                "maximum": MOST_LAYERS if name == "num_hidden_layers" else MOST,
+                "examples": [usual.get(name, 28)],
+            }
+            for name in SIZES
+            for key in (name, *ALIASES.get(name, ()))
+        }
+    }

@@ -1,0 +1,303 @@
+"""A scenario: one training step, described completely enough to know its memory before it runs.
+
+It is a value that the memory stage predicts and measures and that the training stage runs::
+
+    model: qwen2.5-coder-7b   # a name in config/models/, a path to a config.json, or the configuration itself
+    method: qlora
+    precision: bf16
+    sequence_length: 512
+
+What each field means and allows stands in :mod:`will_it_fit.scenario.fields`; what a file leaves out comes from
+``scenario_defaults`` in config/config.yaml. Every wrong field is a :class:`UserError` that shows the corrected line.
+Nothing heavier than PyYAML is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from will_it_fit.common.digests import ROOT
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_yaml
+from will_it_fit.common.schema import problems
+from will_it_fit.scenario.contradictions import contradictions
+from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, file_schema
+from will_it_fit.scenario.model import read_model, size
+from will_it_fit.scenario.nested_fields import (
+    PARTS,
+    Allocator,
+    Images,
+    Lora,
+    Parallel,
+    Preference,
+    Quantization,
+    Versions,
+    asks_for_images,
+    checked_adapter,
+    checked_gpu,
+    checked_lora,
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One training step; the fields are those of :data:`will_it_fit.scenario.fields.FIELDS`."""
+
+    model: dict[str, Any]
+    model_name: str | None
+    method: str
+    objective: str
+    preference: Preference
+    precision: str
+    autocast: str | None
+    quantization: Quantization | None  # None unless method is qlora
+    kbit_preparation: str
+    lora: Lora | None  # None when method is full, or an adapter is given
+    adapter: dict[str, Any] | None
+    adapter_precision: str
+    sequence_length: int
+    images: Images | None
+    micro_batch: int
+    gradient_accumulation: int
+    attention_mask: str
+    packing: str  # rows in one sequence (will_it_fit.step.packing): the batch then has positions and a square mask
+    previous_sequence_length: int | None
+    use_cache: bool
+    gradient_checkpointing: bool | str
+    attention: str
+    activation_offload: bool
+    optimizer: str
+    loss: str
+    loop: str
+    allocator: Allocator
+    parallel: Parallel
+    versions: Versions
+    gpu: str | dict[str, float] | None
+
+    @classmethod
+    def from_mapping(
+        cls,
+        mapping: Mapping[str, Any],
+        defaults: Mapping[str, Any] | None = None,
+        where: object = "scenario",
+    ) -> Scenario:
+        """Check a mapping and make the scenario it describes.
+
+        Parameters
+        ----------
+        mapping
+            The fields of a scenario file.
+        defaults
+            Values for the fields that are left out, before the project's ``scenario_defaults``.
+        where
+            What to call the place in messages, usually the file. A relative path in it is looked for beside that file
+            first, then in the working directory.
+
+        Raises
+        ------
+        UserError
+            For all fields that are wrong, each with the corrected line.
+        """
+        if not isinstance(mapping, Mapping):
+            raise UserError(
+                "A scenario is a mapping of fields.",
+                where=where,
+                found=mapping,
+                write="model: qwen2.5-coder-7b",
+            )
+        defaults = {**scenario_defaults(), **(defaults or {})}
+        given = {key: value for key, value in mapping.items() if value is not None}
+        values: dict[str, Any] = {**defaults, **mapping}
+        for field in FIELDS:
+            if field.parts:
+                own, fallback = given.get(field.name), defaults.get(field.name) or {}
+                values[field.name] = {**fallback, **own} if isinstance(own, Mapping) else own or fallback
+        wrong = problems(values, file_schema(), where)
+        method, with_images = values["method"], asks_for_images(values["images"])
+        wrong += _excluded(method, given, where)
+        readers = {
+            "adapter": lambda: checked_adapter(given.get("adapter", defaults.get("adapter")), given, where),
+            "lora": lambda: checked_lora(values["lora"], where) if isinstance(values["lora"], Mapping) else None,
+            "gpu": lambda: checked_gpu(values.get("gpu"), where),
+            "images": lambda: Images.read(values.get("images"), where),
+            "model": lambda: read_model(values.get("model"), where, whole=with_images),
+        }
+        if "model" not in mapping and any(ELSEWHERE.get(str(key)) == "model" for key in mapping):
+            del readers["model"]  # it is there under another tool's name, which `wrong` says
+        for name, read in readers.items():
+            try:
+                values[name] = read()
+            except UserError as error:
+                wrong.append(error)
+        if wrong:
+            raise UserError.several(wrong)
+        whole = _with_values(values)
+        if whole["images"]:
+            whole["images"].check(whole["model"], whole["sequence_length"], where)
+        scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
+        if wrong := list(contradictions(scenario, where)):
+            raise UserError.several(wrong)
+        return scenario
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain, sorted values; ``Scenario.from_mapping`` gives the same scenario back."""
+        values = asdict(self)
+        if self.lora and not isinstance(self.lora.target_modules, str):
+            values["lora"]["target_modules"] = list(self.lora.target_modules)
+        return {key: _sorted(values[key]) for key in sorted(values)}
+
+    def changed(self, **changes: Any) -> Scenario:
+        """The same scenario but for some fields, checked again; a field with parts as a value or as a mapping."""
+        changes = {key: asdict(value) if is_dataclass(value) else value for key, value in changes.items()}
+        return Scenario.from_mapping({**self.to_mapping(), **changes}, where="changed scenario")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one micro-batch."""
+        return self.micro_batch * self.sequence_length
+
+    @property
+    def completion_length(self) -> int:
+        """Tokens of a row that an objective judges; half of the row by default."""
+        return self.preference.completion_length or max(self.sequence_length // 2, 1)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether fp32 weights are used under autocast."""
+        return self.precision.endswith("-mixed")
+
+    @property
+    def weight_precision(self) -> str:
+        """Dtype of the weights that are not quantized: ``fp32``, ``fp16`` or ``bf16``."""
+        return "fp32" if self.mixed else self.precision
+
+    @property
+    def autocast_precision(self) -> str | None:
+        """Dtype that autocast computes in; None without autocast."""
+        return self.precision.removesuffix("-mixed") if self.mixed else self.autocast
+
+    @property
+    def compute_precision(self) -> str:
+        """Dtype that matrix products run in."""
+        return self.autocast_precision or self.weight_precision
+
+    @property
+    def adapter_dtype(self) -> str:
+        """Dtype of the adapters' weights: ``fp32``, ``fp16`` or ``bf16``."""
+        if self.adapter_precision != "base":
+            return self.adapter_precision
+        # PEFT makes adapters in fp32, and casts them to the base's dtype where that is not of integers.
+        return "fp32" if self.quantization and self.quantization.type == "int8" else self.weight_precision
+
+    def size(self, name: str, default: Any = None) -> Any:
+        """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""
+        found = size(self.model, name)
+        return size(self.model.get("text_config") or {}, name, default) if found is None else found
+
+
+def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
+    """Rows whose answers make one optimizer step.
+
+    Without packing it is micro-batch times accumulation times GPUs. A pack holds as many rows as fit, so there it is a
+    setting: steps of as many rows, not of as many packs, are alike. Each GPU takes its share of them.
+    """
+    gpus, packed = step.parallel.gpus, step.packing != "none"
+    product = step.micro_batch * step.gradient_accumulation * gpus
+    rows = loop.get("rows_per_step")
+    if not packed and rows not in (None, product):
+        raise UserError(
+            "`rows_per_step` is not micro_batch x gradient_accumulation x GPUs.",
+            where="training.rows_per_step",
+            found=rows,
+            allowed=f"null, or {product}; another number only with packing, where a pack holds several rows",
+            write="rows_per_step: null",
+        )
+    if packed and rows is None:
+        raise UserError(
+            "With packing a step's number of rows has to be given, for a pack holds as many as fit.",
+            where="training.rows_per_step",
+            allowed="1, 2, 3, ...",
+            write="rows_per_step: 16",
+        )
+    if packed and gpus > rows:
+        raise UserError(
+            f"A step has {rows} rows, fewer than the {gpus} GPUs that are to share them.",
+            where="training.rows_per_step, training.parallel.gpus",
+            found=rows,
+            allowed=f"at least {gpus} rows, or fewer GPUs",
+            write=f"rows_per_step: {gpus}",
+        )
+    return product if rows is None else rows
+
+
+@cache
+def scenario_defaults() -> dict[str, Any]:
+    """``scenario_defaults`` of config/config.yaml."""
+    return read_yaml(ROOT / "config" / "config.yaml")["scenario_defaults"]
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    return value
+
+
+def _with_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked fields with what the method has no place for taken out, and a value for each field with parts."""
+    values, method = dict(values), values["method"]
+    values["model"], name = values["model"]
+    values["model_name"] = values.get("model_name") or name
+    if method != "qlora":
+        values["quantization"] = None
+    if method == "full":
+        values |= {"adapter": None, "adapter_precision": "fp32"}
+    if method == "full" or values["adapter"]:
+        values["lora"] = None
+    if (values["quantization"] or {}).get("type") == "int8":  # which has no scales of scales
+        values["quantization"] = {**values["quantization"], "double": False}
+    for part, kind in PARTS.items():
+        values[part] = values[part] and kind(**values[part])
+    return values
+
+
+def _excluded(method: str, given: Mapping[str, Any], where: object) -> Iterator[UserError]:
+    """Fields that were written down although the method has no place for them."""
+    for field in FIELDS:
+        if field.name in given and given[field.name] != "none" and method in (field.excluded or {}):
+            reason, write = field.excluded[method]
+            yield UserError(
+                f"`{field.name}` and `method: {method}` don't go together: {reason}.",
+                where=where,
+                found=given[field.name],
+                allowed=f"leave `{field.name}` out, or another method",
+                write=write,
+            )
+
+
+# Optional packages, by the optimizers that come with them.
+PACKAGES = {"adamw_torchao_8bit": "torchao", "adamw_torchao_4bit": "torchao", "galore": "galore_torch"}
+
+
+def check_packages(scenario: Scenario, where: object = "scenario") -> None:
+    """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
+    strategy, optimizer, objective = scenario.parallel.strategy, scenario.optimizer, scenario.objective
+    zero = "deepspeed" if scenario.parallel.zero_stage else None
+    needed = (  # field, its value, the package that it needs, what does without, which requirements bring the package
+        ("optimizer", optimizer, PACKAGES.get(optimizer), "an optimizer that needs none", "optimizers"),
+        ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
+         " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
+        ("objective", objective, None if objective == "sft" else "trl", "objective sft", "trl"),
+    )  # fmt: skip
+    for field, value, package, instead, requirements in needed:
+        if package and find_spec(package) is None:
+            raise UserError(
+                f"`{field}: {value}` needs the package {package}, which is not installed.",
+                where=f"{where}: {field}",
+                found=value,
+                allowed=f"the package; or {instead}",
+                write=f"pip install -c constraints.txt -r requirements-{requirements}.txt",
+            )

@@ -1,0 +1,361 @@
+"""The calculator's answers: a choice as JSON in, an answer as JSON out, in a browser as on any machine.
+
+The page shows what stands here and computes nothing itself. The answer is that of ``will-it-fit --quick``. Standard
+library, PyYAML and jsonschema alone: what a browser can load.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.estimate import analytic_estimate
+from will_it_fit.ask import text
+from will_it_fit.ask.answer import clear, quick
+from will_it_fit.ask.answer_text import UNTRACED, WORDS, card, other_ways, smallest, step_line
+from will_it_fit.ask.command import parser, scenario_yaml
+from will_it_fit.ask.question import Options, Question, question
+from will_it_fit.ask.run_cost import asked_of
+from will_it_fit.cards.gpus import Gpu, catalogue
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.schema import yaml_text
+from will_it_fit.common.sizes import gib
+from will_it_fit.engine.components import COLOURS, GROUPS
+from will_it_fit.hours.run_time import Run
+from will_it_fit.hours.step_time import speed_of
+from will_it_fit.planner.changes import apply, moves
+from will_it_fit.planner.compare import scripts_would_take
+from will_it_fit.planner.largest_fit import LONGEST, steps
+from will_it_fit.scenario.hub import FETCH, HubId, explained
+
+MOST_CHANGES = 4
+_STATES = {True: "fits", False: "too-large", None: "close"}
+# What the estimate does not describe, and what comes nearest of what it does.
+_NEAR = (("gradient_checkpointing", "reentrant", True), ("loss", "liger", "chunked"),
+         ("attention_mask", "padding", "none"))  # fmt: skip
+_COLOUR = {component: COLOURS[group] for group, components in GROUPS.items() for component in components}
+# What huggingface_hub calls the Hub's refusals, by the code in its answer.
+_REFUSALS = {"GatedRepo": "GatedRepoError", "RepoNotFound": "RepositoryNotFoundError",
+             "RevisionNotFound": "RevisionNotFoundError", "EntryNotFound": "RemoteEntryNotFoundError"}  # fmt: skip
+EXACTNESS = (
+    f"An estimate. “Should fit” leaves {UNTRACED[1] - 1:.0%} for what the allocator takes beside the peak; “does"
+    f" not fit” is more than {1 - UNTRACED[0]:.0%} too large; between them only the trace can tell."
+)
+_ON_A_PAGE = "save its config.json from the model's page on the Hub, where you are logged in, and paste it here"
+
+
+class _Wanted(Exception):
+    """A configuration that the browser has to fetch first."""
+
+    def __init__(self, hub: HubId) -> None:
+        super().__init__(hub.name)
+        self.hub = hub
+
+
+def reply(request: str) -> str:
+    """Answer a question.
+
+    Parameters
+    ----------
+    request
+        JSON: ``ask`` (``answer``, ``others``, ``gpus``, ``changes``, or ``longest`` with ``rows``), the choice
+        (``model``, or ``file`` with ``name`` and ``text``; ``gpu``, ``gpus``, ``method``, ``sequence_length``,
+        ``micro_batch``, ``strategy``, ``settings``; ``run``, what is asked about hours and cost: ``rows``, ``epochs``,
+        ``price``, ``deadline``, ``grams_per_kwh``), and ``fetched``: what the Hub answered, by id.
+
+    Returns
+    -------
+    str
+        JSON with sorted keys: the answer, or ``fetch`` (an id and the path of its configuration on the Hub), or
+        ``error``: what is wrong and what to write.
+    """
+    asked = json.loads(request)
+    with TemporaryDirectory() as folder:
+        try:
+            found = _reply(asked, Path(folder))
+        except _Wanted as wanted:
+            found = {"fetch": _place(wanted.hub)}
+        except UserError as error:
+            found = {"error": [_error(part) for part in error.parts or (error,)]}
+        return json.dumps(found, sort_keys=True, ensure_ascii=False).replace(f"{folder}/", "")
+
+
+def _error(error: UserError) -> dict[str, Any]:
+    where = None if error.where == "the command line" else error.where  # here it's the form
+    parts = {"problem": error.problem, "where": where, "found": error.found, "allowed": error.allowed,
+             "write": error.write}  # fmt: skip
+    return {name: yaml_text(part) if name == "found" else str(part) for name, part in parts.items() if part is not None}
+
+
+def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    fetched = request.get("fetched") or {}
+    token = FETCH.set(lambda hub, where: _kept(hub, where, fetched, folder))
+    try:
+        words, options = _words(request, folder), _options(request)
+        asked = question([str(folder / words[0]) if request.get("file") else words[0]], options)
+        if request["ask"] == "answer":
+            return _answer(asked, words, _run(request, asked))
+        if request["ask"] == "others":
+            return {"others": other_ways({"scripts_would_take": scripts_would_take(asked.asked, asked.where)})}
+        asked, _ = _nearest(asked)
+        if request["ask"] == "gpus":
+            return {"gpus": _on_all_gpus(asked)}
+        if request["ask"] == "changes":
+            return {"changes": _what_would_fit(asked, words)}
+        return {"longest": _longest(asked, request["rows"])}
+    finally:
+        FETCH.reset(token)
+
+
+def _kept(hub: HubId, where: object, fetched: Mapping[str, Any], folder: Path) -> Path:
+    """The configuration that the browser fetched, or what the Hub answered instead."""
+    place = _place(hub)
+    answer = fetched.get(place["id"])
+    if answer is None:
+        raise _Wanted(hub)
+    if answer["status"] == 200:
+        path = folder / "fetched.json"
+        path.write_text(answer["text"], encoding="utf-8")
+        return path
+    names = {_REFUSALS.get(answer.get("code") or "", "") if answer["status"] else "ConnectionError"}
+    error = explained(names, answer["status"] or None, hub, "the model")
+    raise UserError(error.problem, where="the model", found=error.found, allowed=_ON_A_PAGE, write=error.write)
+
+
+def _place(hub: HubId) -> dict[str, str]:
+    revision = hub.revision or "main"
+    return {"id": f"{hub.name}@{revision}", "path": f"{hub.name}/resolve/{revision}/config.json"}
+
+
+def _options(request: Mapping[str, Any]) -> Options:
+    gpu, count = request.get("gpu") or None, request.get("gpus") or 1
+    settings = request.get("settings") or {}
+    return Options(
+        gpu=f"{count}x{gpu}" if gpu and count > 1 else gpu,
+        method=request.get("method") or None,
+        sequence_length=request.get("sequence_length"),
+        micro_batch=request.get("micro_batch"),
+        strategy=request.get("strategy") or None,
+        settings=[f"{name}={yaml_text(value)}" for name, value in settings.items()],
+    )
+
+
+def _words(request: Mapping[str, Any], folder: Path) -> list[str]:
+    """The command line that asks the same; a pasted file is written first."""
+    file, options = request.get("file"), _options(request)
+    what = (request.get("model") or "").strip()
+    if file:
+        what = _file_name(file)
+        (folder / what).write_text(file["text"], encoding="utf-8")
+    elif not what:
+        raise UserError("No model is named.", allowed="a name, an id on the Hub, or a file", write="Qwen/Qwen3-8B")
+    flags = {"--gpu": options.gpu, "--method": options.method, "-s": options.sequence_length,
+             "-b": options.micro_batch, "--strategy": options.strategy}  # fmt: skip
+    given = [[flag, str(value)] for flag, value in flags.items() if value is not None]
+    return [what, *(word for pair in [*given, *(["--set", one] for one in options.settings)] for word in pair)]
+
+
+def _file_name(file: Mapping[str, str]) -> str:
+    """What to call a file: its own name, or for pasted text what it looks like."""
+    if name := re.sub(r"[^\w.-]+", "-", file.get("name") or "").strip(".-"):
+        return name
+    if file["text"].lstrip().startswith("{"):
+        return "config.json"
+    return "train.py" if re.search(r"^(?:from|import) \w", file["text"], re.MULTILINE) else "config.yaml"
+
+
+def _run(request: Mapping[str, Any], asked: Question) -> list[str]:
+    """What the command line says about the whole run; the price is that of the chosen GPU."""
+    given = dict(request.get("run") or {})
+    if price := given.get("price"):
+        if asked.gpu is None:
+            raise UserError("A price is that of a GPU.", allowed="a GPU of the list", write="rtx-4090")
+        given["price"] = f"{asked.gpu.name}={price}"
+    return [word for name, value in sorted(given.items()) for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _hours(asked: Question, run: Run | None) -> str:
+    """What can be told about hours, cost and energy without the trace, and what the trace adds."""
+    gpu = asked.gpu
+    if gpu is None:
+        return "Hours, cost and energy depend on the GPU: choose one."
+    speed = speed_of(gpu.name)
+    if speed is None:
+        return f"Hours, cost and energy are not known: config/gpus.yaml has no speed of {gpu.name}."
+    held = "No step was measured on this GPU: its hours compare settings, and are not for planning."
+    if speed.error is not None:
+        held = f"On measured steps of this kind of GPU, the predicted time was at most {100 * speed.error:.0f} % off."
+    if run is None:
+        asks = "Fill in the rows of your data, and the command asks for them."
+        return f"Hours, cost and energy come from the traced step. {asks} {held}"
+    steps = run.steps(asked.scenario)
+    kwh = speed.board_watts * asked.scenario.parallel.gpus / 1000
+    known = f"The run has {steps:,} steps, and takes at most {kwh:.3g} kWh in an hour."
+    if run.deadline_hours is not None:
+        seconds = run.deadline_hours * 3600 / steps
+        known += f" It ends by the deadline if a step takes no longer than {seconds:.3g} s."
+    return f"{known} Hours and cost come from the traced step: the command above gives them. {held}"
+
+
+def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str, Any]:
+    found = quick(asked, others=False)
+    near, instead = _nearest(asked)
+    shown = quick(near, others=False) if instead else found
+    run = asked_of(parser().parse_args([*words, *run_words]))
+    rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
+    parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
+    return {
+        "answer": found,
+        "state": _state(found),
+        "verdict": _near_sentence(shown, instead) if instead else _sentence(found),
+        "step": step_line(found["scenario"]),
+        "exactness": EXACTNESS,
+        "rule": f"The rule of thumb, bytes per parameter, says {gib(rule)}." if rule else "",
+        "hours": _hours(asked, run),
+        "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
+        "peak_bytes": shown["analytic"]["peak_allocated_bytes"] if shown["analytic"] else None,
+        "parts": [
+            {"title": WORDS.get(name, name), "bytes": size, "shown": gib(size), "colour": _COLOUR[name]}
+            for name, size in parts
+            if size >= 2**20
+        ],
+        "read": text.reading_lines(asked, found),
+        "command": shlex.join(["will-it-fit", *words, *run_words]),
+        "yaml": scenario_yaml(found["scenario"], asked.model),
+    }
+
+
+def _nearest(asked: Question) -> tuple[Question, list[str]]:
+    """The question; or where its step is not described, a near one that is, and what was put in place of what."""
+    scenario = asked.scenario
+    changes = {name: instead for name, value, instead in _NEAR if getattr(scenario, name) == value}
+    if not changes:
+        return asked, []
+    try:
+        analytic_estimate(scenario, asked.where, blocks=False)
+        return asked, []
+    except NotDescribed:
+        pass
+    try:
+        near = scenario.changed(**changes)
+        analytic_estimate(near, asked.where, blocks=False)
+    except (NotDescribed, UserError):
+        return asked, []
+    values = ((name, yaml_text(changes[name]), yaml_text(getattr(scenario, name))) for name in changes)
+    return replace(asked, scenario=near), [f"{name}: {instead} in place of {value}" for name, instead, value in values]
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    if found["analytic"] is None:
+        return "unknown"
+    if found["gpu"] is None:
+        return "size"
+    return _STATES[found["fits"]]
+
+
+def _sentence(found: Mapping[str, Any]) -> str:
+    """The verdict with its two numbers."""
+    if found["analytic"] is None:
+        return f"No estimate: {found['reasons']['analytic']}. The command below traces the step instead."
+    peak, gpu = found["analytic"]["peak_allocated_bytes"], found["gpu"]
+    if gpu is None:
+        return f"The step needs about {gib(peak)}: {smallest(peak * UNTRACED[1])}."
+    word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[found["fits"]]
+    each = f" on each of {gpu['count']} GPUs" if found["scenario"]["parallel"]["gpus"] > 1 else ""
+    return f"{word}: the step needs about {gib(peak)}{each}. {_room(gpu)}"
+
+
+def _near_sentence(shown: Mapping[str, Any], instead: list[str]) -> str:
+    peak, gpu = shown["analytic"]["peak_allocated_bytes"], shown["gpu"]
+    counted = f"Counted with {' and '.join(instead)}, it needs about {gib(peak)}."
+    room = f" {_room(gpu)}" if gpu else ""
+    return f"No estimate of this very step. {counted}{room} The command below traces the step itself."
+
+
+def _room(gpu: Mapping[str, Any]) -> str:
+    title = card(gpu)
+    return f"{title[0].upper()}{title[1:]} has {gib(gpu['usable_bytes'])} for it."
+
+
+def _peak(asked: Question, gpu: Gpu, **changes: int) -> int:
+    scenario = replace(asked.scenario, **changes)
+    return analytic_estimate(scenario, asked.where, capability=gpu.capability, blocks=False)["peak_allocated_bytes"]
+
+
+def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
+    """The estimate on each GPU of the catalogue, computed once for each compute capability."""
+    peaks: dict[Any, int] = {}
+    rows = []
+    for gpu in catalogue().values():
+        try:
+            if gpu.capability not in peaks:
+                peaks[gpu.capability] = _peak(asked, gpu)
+        except NotDescribed:
+            return []
+        peak = peaks[gpu.capability]
+        rows.append({
+            "name": gpu.name, "title": gpu.title.removeprefix("NVIDIA "), "state": _STATES[clear(peak, gpu)],
+            "peak": gib(peak), "usable": gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
+        })  # fmt: skip
+    return rows
+
+
+def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
+    """Changes by which the step should fit, the cheapest first, as the form takes them."""
+    gpu, found = asked.gpu, []
+    if gpu is None:
+        return []
+    for move in moves(asked.scenario):
+        for changes in move.options:
+            try:
+                fits = clear(_peak(replace(asked, scenario=apply(asked.scenario, changes)), gpu), gpu)
+            except (NotDescribed, UserError):
+                continue
+            if fits:
+                command = text.suggested(words, changes)
+                found.append({"cost": move.cost, "command": command, "choice": _choice(command)})
+                break
+        if len(found) == MOST_CHANGES:
+            break
+    return found
+
+
+def _choice(command: str) -> dict[str, Any]:
+    """A command line as the form's choice."""
+    options = parser().parse_args(shlex.split(command)[1:])
+    settings = dict(setting.split("=", 1) for setting in options.set)
+    return {"model": options.what[0], "gpu": options.gpu, "gpus": 1, "method": options.method or "",
+            "strategy": options.strategy or "", "sequence_length": options.sequence_length,
+            "micro_batch": options.micro_batch, "settings": settings}  # fmt: skip
+
+
+def _longest(asked: Question, rows: int) -> dict[str, Any] | None:
+    """For a micro-batch the longest row that should fit, and the longest that may; None where there is no estimate."""
+    gpu = asked.gpu
+    if gpu is None:
+        return None
+    lengths = steps("sequence_length", asked.scenario.size("max_position_embeddings") or LONGEST)
+
+    def count(low: int, verdicts: tuple[bool | None, ...]) -> int:
+        """How many lengths, from the shortest on, have one of these verdicts; that the first ``low`` do is known."""
+        high = len(lengths)
+        while low < high:
+            middle = (low + high) // 2
+            inside = clear(_peak(asked, gpu, sequence_length=lengths[middle], micro_batch=rows), gpu) in verdicts
+            low, high = (middle + 1, high) if inside else (low, middle)
+        return low
+
+    try:
+        sure = count(0, (True,))
+        most = count(sure, (True, None))
+    except NotDescribed:
+        return None
+    ends = [0, *lengths]
+    return {"rows": rows, "fits": ends[sure], "may_fit": ends[most], "positions": lengths[-1]}

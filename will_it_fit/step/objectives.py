@@ -1,0 +1,202 @@
+"""Other aims than supervised fine-tuning: TRL's own trainers, over a scenario's model and rows of its lengths.
+
+TRL adds the adapters, makes the optimizer and takes the steps: its ``train()`` is what is predicted and measured.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.adapters import peft_config
+from will_it_fit.step.model import build_model
+from will_it_fit.step.step import MICRO_BATCHES
+
+UPDATES = 2  # the first makes the optimizer's states
+_OPTIMIZERS = {"adamw": "adamw_torch", "adamw_fused": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
+_KNOWN_BEFORE = {"dpo": ("ref_chosen_logps", "ref_rejected_logps"), "kto": ("ref_logps", "ref_KL_logps")}
+_WORD, _PAD, _EOS = "w", "<pad>", "<eos>"
+
+
+def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_implementation: str | None = None) -> Any:
+    """Make TRL's trainer for a scenario's objective, ready for ``train()``.
+
+    To be called where trainers take ``device`` for theirs (:func:`will_it_fit.engine.trainer.trace_trainer`).
+    ``folder``: where it may write. Its ``beside`` are the models that it holds beside the one it trains.
+    """
+    for library in ("transformers", "trl", "accelerate"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    model = build_model(scenario, device, attention_implementation=attention_implementation, for_trainer=True)
+    kind, configuration, own = _trainer(scenario)
+    if scenario.method == "full":
+        model.requires_grad_(True)
+    else:
+        own["peft_config"] = _adapters(scenario)
+    reference = _reference(scenario, device, attention_implementation)
+    if reference is not None:
+        own["ref_model"] = reference
+    try:
+        trainer = kind(
+            model=model,
+            args=configuration(**_arguments(scenario, device, folder)),
+            train_dataset=_rows(scenario),
+            processing_class=_tokenizer(folder),
+            **own,
+        )
+    except (ValueError, NotImplementedError, TypeError, AttributeError) as error:  # what it has to say of a model
+        raise UserError(
+            f"TRL's {kind.__name__} refuses this model or its adapters: {' '.join(str(error).split())}",
+            where="objective",
+            found=f"{scenario.objective}, model_type {scenario.model['model_type']}, method {scenario.method}",
+            allowed="what this trainer takes; or objective sft",
+            write="objective: sft",
+        ) from error
+    if scenario.preference.reference == "precomputed":
+        trainer.ref_model = reference = None
+        trainer.precompute_ref_logps = True
+        data = trainer.train_dataset
+        for column in _KNOWN_BEFORE[scenario.objective]:
+            data = data.add_column(column, [0.0] * len(data))
+        trainer.train_dataset = data
+    base = trainer.model
+    if scenario.method != "full":
+        base.adapter_names = frozenset(name for name, p in base.named_parameters() if p.requires_grad)
+    trainer.beside = [] if reference is None else [reference]
+    _silence(trainer)
+    return trainer
+
+
+def _trainer(scenario: Scenario) -> tuple[type, type, dict[str, Any]]:
+    """TRL's trainer, its configuration, and what it takes besides."""
+    import trl
+
+    if scenario.objective == "orpo":
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        return ORPOTrainer, ORPOConfig, {}
+    if scenario.objective == "grpo":
+        return trl.GRPOTrainer, trl.GRPOConfig, {"reward_funcs": _reward, "rollout_func": _rollout(scenario)}
+    name = {"dpo": "DPO", "kto": "KTO", "reward": "Reward"}[scenario.objective]
+    return getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config"), {}
+
+
+def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
+    preference, found = scenario.preference, {}
+    if scenario.objective != "grpo":
+        found["max_length"] = scenario.sequence_length
+    if scenario.objective == "grpo":
+        found |= {"num_generations": preference.generations, "max_completion_length": scenario.completion_length}
+        found["beta"] = 0.0 if preference.reference is None else 0.04
+    accumulated = scenario.gradient_accumulation
+    return found | {
+        "output_dir": str(folder),
+        "max_steps": UPDATES,
+        "per_device_train_batch_size": scenario.micro_batch,
+        "gradient_accumulation_steps": min(accumulated, MICRO_BATCHES) if device == "meta" else accumulated,
+        "gradient_checkpointing": bool(scenario.gradient_checkpointing),
+        "gradient_checkpointing_kwargs": {"use_reentrant": scenario.gradient_checkpointing == "reentrant"},
+        "optim": _OPTIMIZERS.get(scenario.optimizer, scenario.optimizer),
+        "bf16": scenario.autocast_precision == "bf16",
+        "fp16": scenario.autocast_precision == "fp16",
+        "max_grad_norm": 1.0,
+        "use_cpu": True,  # who exchanges the devices says which it is
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+
+
+def _adapters(scenario: Scenario) -> Any:
+    config = peft_config(scenario)
+    if scenario.objective == "reward":
+        config.task_type = "SEQ_CLS"
+        if getattr(config, "modules_to_save", ()) is None:
+            config.modules_to_save = ["score"]  # as TRL recommends: the head of rewards is new
+    return config
+
+
+def _reference(scenario: Scenario, device: str, attention: str | None) -> torch.nn.Module | None:
+    """A second model, where the objective keeps one; without adapters TRL needs one to begin with, come what may."""
+    wanted, dense = scenario.preference.reference, scenario.method == "full"
+    if scenario.objective not in ("dpo", "kto") or not (wanted == "model" or dense):
+        return None
+    model = build_model(scenario, device, attention_implementation=attention, for_trainer=True)
+    return model.requires_grad_(False).eval()
+
+
+def _rows(scenario: Scenario) -> Any:
+    """Texts whose tokens fill the scenario's rows; with ``attention_mask: padding`` one in each batch is shorter."""
+    datasets = import_module("datasets")  # TRL brings it
+    datasets.disable_progress_bars()
+    # Two more than are taken: the loader is then always a batch ahead, as in a long training.
+    count = (UPDATES * scenario.gradient_accumulation + 2) * scenario.micro_batch
+    length, answer = scenario.sequence_length, scenario.completion_length
+    prompt = _text(length - answer)
+    lengths = [
+        (length if scenario.objective == "reward" else answer)
+        - 1  # TRL adds the end of the text
+        - (scenario.attention_mask == "padding" and number % scenario.micro_batch == 0)
+        for number in range(count)
+    ]
+    columns: dict[str, list] = {"prompt": [prompt] * count}
+    if scenario.objective == "kto":
+        columns |= {"completion": list(map(_text, lengths)), "label": [number % 2 == 0 for number in range(count)]}
+    elif scenario.objective != "grpo":
+        columns |= {"chosen": list(map(_text, lengths)), "rejected": list(map(_text, lengths))}
+    if scenario.objective == "reward":
+        del columns["prompt"]
+    return datasets.Dataset.from_dict(columns)
+
+
+def _text(tokens: int) -> str:
+    return " ".join([_WORD] * tokens)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    form = {
+        "version": "1.0",
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": {"type": "WordLevel", "vocab": {_PAD: 0, _EOS: 1, _WORD: 2}, "unk_token": _PAD},
+    }
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(form), encoding="utf-8")
+    return PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=_PAD, eos_token=_EOS)
+
+
+def _rollout(scenario: Scenario) -> Any:
+    """Texts as another process would generate them: generation is a step of its own."""
+    prompt, answer = scenario.sequence_length - scenario.completion_length, scenario.completion_length
+
+    def rollout(prompts: list, trainer: Any) -> Mapping[str, list]:
+        del trainer
+        lengths = [answer - (scenario.attention_mask == "padding" and number == 0) for number in range(len(prompts))]
+        return {
+            "prompt_ids": [[2] * prompt] * len(prompts),
+            "completion_ids": [[2] * length for length in lengths],
+            "logprobs": [[0.0] * length for length in lengths],
+        }
+
+    return rollout
+
+
+def _reward(completions: list, **_: Any) -> list[float]:
+    return [float(number) for number in range(len(completions))]
+
+
+def _silence(trainer: Any) -> None:
+    """Let a trainer's log go nowhere: an answer is printed where it would print."""
+    from transformers import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)

@@ -1,0 +1,340 @@
+"""One model over several GPUs: how training wraps it under a real group of processes, and the trace under a fake one.
+
+:func:`parallelize` needs the default process group to be there (``torch.distributed``): NCCL's or gloo's for training,
+:func:`will_it_fit.engine.fake_group.fake_group` for the trace. It calls what ``accelerate launch`` with the same
+settings would call: accelerate's ``fsdp2_prepare_model``, PyTorch's FSDP1 with PEFT's wrapping policy, PyTorch's DDP,
+accelerate's ``_prepare_deepspeed``. The optimizer is made afterwards, over the parameters that the wrapped model has
+(for DeepSpeed's ZeRO before, since it divides what the optimizer updates). The order::
+
+    model = build_model(scenario, where_to_build(scenario, device), weights=folder)
+    model = parallelize(model, scenario, device)
+    optimizer = build_optimizer(model, scenario, learning_rate=1e-4)
+
+FSDP takes the model from the CPU and brings it to the device unit by unit, so that no GPU ever holds all of it; DDP's
+model is built on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.adapters import DTYPES, adapter_names
+
+
+def where_to_build(scenario: Scenario, device: str) -> str:
+    """The device to build a model on that is to be parallelized on ``device``."""
+    return "cpu" if scenario.parallel.divided and device != "meta" else device
+
+
+def parallelize(
+    model: nn.Module,
+    scenario: Scenario,
+    device: str | torch.device,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> nn.Module:
+    """Wrap a model as its scenario's ``parallel`` says; without a strategy it stays as it is.
+
+    Parameters
+    ----------
+    model
+        From :func:`will_it_fit.step.model.build_model`, on :func:`where_to_build`.
+    device
+        Of this process: ``cuda:0``, ``cpu``, or ``meta`` for the trace.
+    optimizer
+        Over the model's trainable parameters: for ZeRO, whose engine steps it.
+
+    Raises
+    ------
+    UserError
+        If the process group has another size than the scenario says.
+    """
+    strategy, device = scenario.parallel.strategy, torch.device(device)
+    if strategy == "none":
+        return model
+    _check_group(scenario)
+    if scenario.parallel.zero_stage:
+        return _zero(model, scenario, device, optimizer)
+    return {"ddp": _ddp, "fsdp1": _fsdp1, "fsdp2": _fsdp2}[strategy](model, scenario, device)
+
+
+def _check_group(scenario: Scenario) -> None:
+    import torch.distributed as dist
+
+    gpus = scenario.parallel.gpus
+    size = dist.get_world_size() if dist.is_initialized() else 1
+    if size != gpus:
+        raise UserError(
+            f"`parallel.gpus` says {gpus}, and {size} process{'' if size == 1 else 'es'} run{'s' * (size == 1)}.",
+            where="parallel.gpus",
+            found=gpus,
+            allowed=f"{size}, or as many processes as GPUs (accelerate launch --num_processes {gpus})",
+            write=f"parallel: {{strategy: {scenario.parallel.strategy}, gpus: {size}}}",
+        )
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside the wrapper of DDP or FSDP1; FSDP2 wraps none around it."""
+    wrapped = type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel") or _is_engine(model)
+    return model.module if wrapped else model
+
+
+def _is_engine(model: nn.Module) -> bool:
+    return type(model).__name__ == "DeepSpeedEngine"
+
+
+def exchanging(model: nn.Module, *, last: bool) -> AbstractContextManager:
+    """The context of a micro-batch's backward pass; ``last``: of the step.
+
+    DDP exchanges gradients once a step. FSDP does with each micro-batch: until it has, gradients are as large as on one
+    GPU, which is what a divided model is to avoid.
+    """
+    return nullcontext() if last or type(model).__name__ != "DistributedDataParallel" else model.no_sync()
+
+
+def within_forward(
+    model: nn.Module, function: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor], batch: dict
+) -> torch.Tensor:
+    """``function(model, batch)``; with DDP, which prepares its exchange there, inside the wrapped model's forward."""
+    inner = bare(model)
+    if inner is model:
+        return function(model, batch)
+    own = inner.__dict__.get("forward")
+
+    def forward(**batch: torch.Tensor) -> torch.Tensor:
+        restore()
+        return function(inner, batch)
+
+    def restore() -> None:
+        if own is None:
+            inner.__dict__.pop("forward", None)
+        else:
+            inner.forward = own
+
+    inner.forward = forward
+    try:
+        return model(**batch)
+    finally:
+        restore()
+
+
+def backward(model: nn.Module, loss: torch.Tensor, *, last: bool) -> None:
+    """The backward pass of a micro-batch's loss; ``last``: of the step. DeepSpeed's engine runs its own."""
+    if not _is_engine(model):
+        loss.backward()
+        return
+    model.set_gradient_accumulation_boundary(is_boundary=last)
+    model.backward(loss, scale_wrt_gas=False)
+
+
+def engine_step(model: nn.Module, max_norm: float | None) -> bool:
+    """Let DeepSpeed's engine clip, update and drop the gradients; False: the model is no engine of DeepSpeed."""
+    if not _is_engine(model):
+        return False
+    model.optimizer.clip_grad = max_norm or 0.0
+    model.step()
+    return True
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> torch.Tensor:
+    """Clip the gradients' norm over all GPUs to ``max_norm``; returns what it was, shape ()."""
+    if type(model).__name__ == "FullyShardedDataParallel":
+        return model.clip_grad_norm_(max_norm)
+    norm = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], max_norm)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def _ddp(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
+    """As accelerate's ``prepare_model`` without a handler: PyTorch's defaults, buckets of 25 MiB."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(model, device_ids=[device.index or 0] if device.type == "cuda" else None)
+
+
+def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
+    """accelerate's ``fsdp2_prepare_model``, with the plugin that ``accelerate launch`` makes for these settings.
+
+    It asks its accelerator for these attributes alone.
+    """
+    import torch.distributed as dist
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    _statistics_to(model, device)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        reshard_after_forward=scenario.parallel.reshard_after_forward,
+        cpu_offload=scenario.parallel.offload == "cpu",
+        cpu_ram_efficient_loading=False,
+    )
+    if scenario.autocast_precision is not None:
+        plugin.set_mixed_precision(scenario.autocast_precision)
+    mesh = dist.device_mesh.init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("dp_shard",))
+    accelerator = types.SimpleNamespace(
+        device=device,
+        is_main_process=False,  # it would warn of what the scenario's notes say
+        mixed_precision=scenario.autocast_precision or "no",
+        parallelism_config=types.SimpleNamespace(fsdp_dim_names=["dp_shard"]),
+        state=types.SimpleNamespace(fsdp_plugin=plugin),
+        torch_device_mesh=mesh,
+    )
+    model.state_dict = dict  # taken before sharding, and not used: each process has loaded its own weights
+    try:
+        model = fsdp2_prepare_model(accelerator, model)
+    finally:
+        del model.state_dict
+    for parameter in model.parameters():  # packed bytes, which it leaves alone
+        if parameter.device != device and not hasattr(parameter, "device_mesh"):
+            parameter.data = parameter.data.to(device)
+    return model
+
+
+def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Module:
+    """As accelerate's ``prepare_model`` calls FSDP1, with the policy that PEFT gives for models with adapters.
+
+    Trained weights of 16 bits become fp32 under autocast, as accelerate turns them after wrapping.
+    """
+    from torch.distributed.fsdp import BackwardPrefetch, FullyShardedDataParallel, MixedPrecision, ShardingStrategy
+
+    if device.type == "cpu":
+        raise UserError(
+            "`parallel.strategy: fsdp1` needs GPUs: PyTorch's FSDP1 runs on no CPU.",
+            where="parallel.strategy",
+            found="fsdp1 on the CPU",
+            allowed="fsdp2, ddp; or a machine with GPUs",
+            write=f"parallel: {{strategy: fsdp2, gpus: {scenario.parallel.gpus}}}",
+        )
+    dtype = DTYPES.get(scenario.autocast_precision)
+    if dtype is not None:
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
+    _statistics_to(model, device)
+    reshard = scenario.parallel.reshard_after_forward
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # of FSDP1 itself
+            return FullyShardedDataParallel(
+                model,
+                auto_wrap_policy=_wrapping_policy(model),
+                backward_prefetch=BackwardPrefetch.BACKWARD_PRE,
+                device_id=device if device.type == "cuda" else None,
+                limit_all_gathers=True,
+                mixed_precision=None if dtype is None else MixedPrecision(dtype, dtype, dtype),
+                param_init_fn=_leave if device.type == "meta" else None,
+                sharding_strategy=ShardingStrategy.FULL_SHARD if reshard else ShardingStrategy.SHARD_GRAD_OP,
+                use_orig_params=True,
+            )
+    except ValueError as error:
+        if "uniform dtype" not in str(error):
+            raise
+        dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()})
+        raise UserError(
+            "FSDP1 makes one flat tensor of a layer's parameters, and PyTorch refuses this model's: they are of several"
+            " dtypes.",
+            where=f"parallel.strategy, model_type {scenario.model['model_type']}",
+            found=", ".join(dtypes),
+            allowed="fsdp2, which divides each parameter by itself",
+            write=f"parallel: {{strategy: fsdp2, gpus: {scenario.parallel.gpus}}}",
+        ) from None
+
+
+def _zero(
+    model: nn.Module, scenario: Scenario, device: torch.device, optimizer: torch.optim.Optimizer | None
+) -> nn.Module:
+    """DeepSpeed's engine, made as accelerate's ``_prepare_deepspeed`` makes it.
+
+    ZeRO-3 divides weights as transformers' ``from_pretrained`` does inside ``zero.Init``: one after the other, in the
+    precision of the step. Packed 4-bit weights it leaves to the engine, which brings all of them to the GPU first.
+    """
+    import deepspeed
+
+    deepspeed.init_distributed()  # finds the group that is there
+    configuration = zero_configuration(scenario)
+    if scenario.parallel.strategy == "zero3" and scenario.method != "qlora":
+        dtype, added = DTYPES[scenario.autocast_precision or "fp32"], adapter_names(model)
+        for name, parameter in model.named_parameters():
+            if name not in added:
+                parameter.data = parameter.data.to(dtype)
+        deepspeed.zero.Init(module=model, config_dict_or_path=configuration)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=configuration)[0]
+
+
+def zero_configuration(scenario: Scenario) -> dict[str, Any]:
+    """What accelerate's plugin for ``accelerate launch --use_deepspeed --zero_stage N`` tells DeepSpeed.
+
+    It says nothing of the sizes of buckets, so that DeepSpeed's defaults hold (``runtime/zero/config.py``). The rest is
+    what ``_prepare_deepspeed`` (accelerate 1.15, ``accelerator.py``) fills in.
+    """
+    from accelerate.utils import DeepSpeedPlugin
+
+    stage, gpus = scenario.parallel.zero_stage, scenario.parallel.gpus
+    accumulation = scenario.gradient_accumulation
+    plugin = DeepSpeedPlugin(zero_stage=stage, gradient_accumulation_steps=accumulation, zero3_init_flag=stage == 3)
+    plugin.set_mixed_precision(scenario.autocast_precision or "no")
+    plugin.deepspeed_config["zero_allow_untested_optimizer"] = True
+    plugin.deepspeed_config_process(
+        must_match=False,
+        gradient_clipping=1.0,
+        train_micro_batch_size_per_gpu=scenario.micro_batch,
+        train_batch_size=scenario.micro_batch * accumulation * gpus,
+    )
+    return plugin.deepspeed_config
+
+
+def zero_notes(scenario: Scenario) -> list[str]:
+    """What a person should know of the settings that :func:`zero_configuration` takes."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    width = DTYPES[scenario.autocast_precision or "fp32"].itemsize
+    elements, hidden = DeepSpeedZeroConfig().reduce_bucket_size, scenario.size("hidden_size")
+    note = (
+        f"DeepSpeed's own `reduce_bucket_size`, {elements:,} elements, takes {elements * width:,} bytes on each GPU"
+        f" {'while gradients are exchanged' if scenario.parallel.strategy == 'zero2' else 'all the time'}"
+    )
+    if hidden:
+        note += f"; a configuration file that says `auto` makes it {hidden**2:,} elements"
+    notes = [note]
+    if cast := scenario.autocast_precision:
+        notes.append(
+            f"DeepSpeed casts the weights to {cast}, keeps an fp32 copy of what is trained, and runs no autocast"
+        )
+    if scenario.parallel.strategy == "zero2":  # seen with Llama-3.1-8B on four and eight GPUs
+        notes.append("the last of the GPUs is traced; in full fine-tuning others came out up to 7 % higher")
+    return notes
+
+
+def _wrapping_policy(model: nn.Module) -> Callable[..., bool]:
+    """Which modules FSDP1 makes units of: layers, and for adapters each trained layer."""
+    if hasattr(model, "get_base_model"):
+        from peft.utils.other import fsdp_auto_wrap_policy
+
+        return fsdp_auto_wrap_policy(model)
+    from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+    kinds = {type(module) for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())}
+    return functools.partial(transformer_auto_wrap_policy, transformer_layer_cls=kinds)
+
+
+def _leave(module: nn.Module) -> None:
+    """FSDP1 gives modules on ``meta`` their data by this; the trace's have none."""
+
+
+def _statistics_to(model: nn.Module, device: torch.device) -> None:
+    """Bring the statistics of 4-bit weights to the device: FSDP moves parameters and buffers, and they are neither."""
+    if device.type == "meta":
+        return
+    for module in model.modules():
+        state = getattr(module, "quant_state", None)
+        if state is not None:
+            state.to(device)

@@ -1,0 +1,437 @@
+"""What the device sees before the first step: loading, quantizing, preparing, adding adapters.
+
+The blocks that loading leaves behind decide how much the caching allocator counts for the weights (a 16-bit weight
+comes to the device, is quantized into a smaller packed one, and goes; the packed one sits in a block whose rest may
+be too small to be split off) and which holes later allocations find. :func:`loading_history` gives that as
+events for :mod:`will_it_fit.engine.allocator`, in the order of the libraries' code:
+
+======================  =============================================================================================
+what                    source
+======================  =============================================================================================
+one block of the        transformers ``modeling_utils.caching_allocator_warmup``, ``get_total_byte_count``: all
+model's size, freed     parameters once, 0.5 byte for each weight to be quantized (5.0 to 5.24)
+order of the tensors    transformers ``core_model_loading.convert_and_load_state_dict_in_model``: checkpoint keys
+                        sorted by ``dot_natural_key``
+who loads               there: one after the other when quantizing on the fly (from 5.4 on); before that four
+                        threads (``GLOBAL_WORKERS``) that run ahead of the quantization
+cast to the dtype       on the CPU, before the copy: ATen ``native/cuda/Copy.cu``, ``copy_kernel_cuda``
+quantizing              transformers ``integrations/bitsandbytes.py``, ``Bnb4bitQuantize.convert``,
+                        ``Bnb8bitQuantize.convert``; bitsandbytes ``nn/modules.py`` ``Params4bit._quantize``,
+                        ``Int8Params._quantize``, ``functional.py`` ``quantize_4bit``, ``get_4bit_type``,
+                        ``quantize_blockwise``, ``backends/cuda/ops.py``
+experts stored singly   transformers ``core_model_loading.WeightConverter``: ``MergeModulelist``, ``Concatenate``
+``model.to(device)``    torch ``nn/modules/module.py`` ``Module._apply``: children first, parameters, buffers
+16-bit to fp32          peft ``utils/other.py`` ``prepare_model_for_kbit_training``, in the order of the parameters;
+                        from 0.20 on it empties the cache afterwards
+adapters                peft ``tuners/tuners_utils.py`` ``_move_adapter_to_device_of_base_layer`` (in the dtype of the
+                        base layer), then ``cast_adapter_dtype``
+======================  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib.metadata
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from will_it_fit.engine.allocator import EMPTY_CACHE, Event
+from will_it_fit.engine.components import QUANTIZATION_STATE
+from will_it_fit.engine.label_model import quantization_state
+from will_it_fit.engine.report import History, alive_after
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.adapters import adapter_names, unwrapped
+from will_it_fit.step.model import build_model, weight_dtype
+from will_it_fit.step.quantized import quantized_layers, weights_of
+
+_CODE_4BIT = 16 * 4  # bytes of a map of 16 fp32 values; abs() of it is one more, max() a scalar
+_SCALAR = 4
+_DYNAMIC_CODE = 256 * 4  # bytes of bitsandbytes' 8-bit map, made once and kept in `functional.name2qmap`
+_WORKERS = 4  # transformers core_model_loading.GLOBAL_WORKERS
+# How fast the parts of a threaded load are on the machine that feeds the card. Round figures, none fitted: a cast from
+# bf16 to fp16 out of a mapped file ran at 2 GB/s in all, whether one thread or four did it (torch 2.13, two cores);
+# memory that isn't pinned crosses PCIe 3.0 x16 (15.8 GB/s) at less than half its rate.
+_CAST_BYTES_PER_SECOND = 2e9 / _WORKERS  # of each thread
+_COPY_BYTES_PER_SECOND = 6e9  # one copy at a time
+_OVERHEAD_SECONDS = 2e-4  # of a thread for each tensor
+_TURN_SECONDS = 2e-3  # of the main thread for each tensor: quantizing it, setting it in the model, the progress bar
+_VARIATION = 0.3  # standard deviation of the logarithm of each of these times
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How a program brings its model to the device.
+
+    Attributes
+    ----------
+    loaded_on_cpu_first
+        The model is loaded on the CPU and then moved (``model.to``), as scripts without ``device_map`` do.
+    warmup
+        Whether a block of the model's size is allocated and freed first (from transformers 4.50 on).
+    workers
+        Threads that load: 1, one tensor after the other, or 4 that run ahead of the quantization. Then the order
+        differs from run to run, and with it the blocks that remain: up to 8 MiB for one model in the published
+        measurements.
+    dense_workers
+        The same for a model that is not quantized on the way.
+    seed
+        Which of the orders that several threads can come to.
+    empties_cache
+        Whether PEFT's k-bit preparation ends with ``torch.cuda.empty_cache()``.
+    centres_in_place
+        Whether quantizing subtracts the mean of the statistics in place, and one map of 8-bit values serves all layers
+        (bitsandbytes before 0.46).
+    """
+
+    loaded_on_cpu_first: bool = False
+    warmup: bool = True
+    workers: int = 1
+    dense_workers: int = 1
+    empties_cache: bool = True
+    centres_in_place: bool = False
+    seed: int = 0
+
+    def order_is_random(self, model: nn.Module, scenario: Scenario) -> bool:
+        """Whether the order of loading, and with it what blocks remain, differs from run to run.
+
+        Threads take the tensors in order; where nothing is freed on the way, all orders come to the same.
+        """
+        if scenario.method == "qlora":
+            return self.workers > 1
+        experts = any(tensor.dim() == 3 and ".experts." in name for name, tensor in model.named_parameters())
+        return self.dense_workers > 1 and not self.loaded_on_cpu_first and experts
+
+    @classmethod
+    def of(
+        cls, *, transformers: str, peft: str, bitsandbytes: str = "0.50", loaded_on_cpu_first: bool = False
+    ) -> Loader:
+        """Return how these versions load."""
+        return cls(
+            loaded_on_cpu_first=loaded_on_cpu_first,
+            warmup=_version(transformers) >= (4, 50),
+            workers=_WORKERS if (5, 0) <= _version(transformers) < (5, 4) else 1,
+            dense_workers=_WORKERS if _version(transformers) >= (5, 0) else 1,
+            empties_cache=_version(peft) >= (0, 20),
+            centres_in_place=_version(bitsandbytes) < (0, 46),
+        )
+
+    @classmethod
+    def installed(cls) -> Loader:
+        """Return how the installed versions load."""
+        return cls.of(
+            transformers=importlib.metadata.version("transformers"),
+            peft=importlib.metadata.version("peft"),
+            bitsandbytes=importlib.metadata.version("bitsandbytes"),
+        )
+
+
+def loading_history(
+    model: nn.Module,
+    scenario: Scenario,
+    first_id: int = 1,
+    loader: Loader | None = None,
+) -> History:
+    """Return what happens on the device until the model is ready for its first step.
+
+    Parameters
+    ----------
+    loader
+        How it is loaded; the installed versions' way when None.
+    """
+    loader = loader or Loader.installed()
+    device = _Device(first_id)
+    base = _base_tensors(model)
+    if loader.loaded_on_cpu_first and scenario.method != "qlora":
+        for tensor in _in_module_order(model, adapter_names(model)):
+            device.place(tensor, _loaded_bytes(tensor, scenario))
+    else:
+        _load_on_device(device, model, base, scenario, loader)
+    prepared = [tensor for tensor in _dense(model) if _loaded_bytes(tensor, scenario) < tensor.numel() * 4]
+    if scenario.method != "full" and scenario.kbit_preparation != "none":
+        for tensor in prepared:
+            device.replace(tensor, tensor.numel() * 4)
+        if loader.empties_cache:
+            device.events.append(EMPTY_CACHE)
+    _add_adapters(device, model)
+    if scenario.kbit_preparation == "trl":
+        for tensor in prepared:
+            if tensor.dtype != torch.float32:
+                device.replace(tensor, tensor.untyped_storage().nbytes())
+    for tensor in (*model.parameters(), *model.buffers()):  # whatever a model holds beyond all that
+        device.place(tensor, tensor.untyped_storage().nbytes())
+    left = alive_after(device.events).keys() - set(device.ids.values())  # bitsandbytes keeps its map of 8-bit values
+    return History(device.events, device.ids, dict.fromkeys(sorted(left), QUANTIZATION_STATE))
+
+
+class _Device:
+    """Collects events; knows which storage lives under which id."""
+
+    def __init__(self, first_id: int) -> None:
+        self.events: list[Event] = []
+        self.ids: dict[int, int] = {}
+        self.next = first_id
+
+    def allocate(self, count: int) -> int:
+        identity, self.next = self.next, self.next + 1
+        self.events.append((identity, count))
+        return identity
+
+    def free(self, identity: int) -> None:
+        self.events.append((-identity, 0))
+
+    def place(self, tensor: torch.Tensor, count: int) -> None:
+        """Allocate a tensor of the model, once."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self.ids:
+            self.ids[key] = self.allocate(count)
+
+    def replace(self, tensor: torch.Tensor, count: int) -> None:
+        """Exchange a tensor's data for a cast copy: the new one exists before the old one goes."""
+        key = tensor.untyped_storage()._cdata
+        old, self.ids[key] = self.ids[key], self.allocate(count)
+        self.free(old)
+
+
+def _load_on_device(
+    device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: Loader
+) -> None:
+    if loader.warmup:
+        bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
+        total = sum(
+            weights_of(tensor) * bits // 8 if quantization_state(tensor) else _loaded_bytes(tensor, scenario)
+            for tensor in base.values()
+        )
+        device.free(device.allocate(total // 2 * 2))  # torch.empty(byte_count // 2, dtype=float16)
+
+    owners = {id(module.weight): module for module in quantized_layers(model).values()}
+    order = sorted(base.items(), key=lambda item: _natural_key(item[0]))
+    sizes = [_checkpoint_bytes(name, tensor, scenario) for name, tensor in order]
+    arrived: dict[int, list[int]] = {}
+    workers = loader.workers if scenario.method == "qlora" else loader.dense_workers
+    for position, arrives in _turns([sum(parts) for parts in sizes], workers, loader.seed):
+        tensor = order[position][1]
+        if arrives:
+            arrived[position] = [device.allocate(count) for count in sizes[position]]
+            continue
+        parts = arrived.pop(position)
+        if getattr(tensor, "quant_state", None) is not None:
+            _quantize(device, tensor, parts[0], owners[id(tensor)], loader)
+        elif quantization_state(tensor):
+            _quantize_8bit(device, tensor, parts[0])
+        elif len(parts) == 1:
+            device.ids[tensor.untyped_storage()._cdata] = parts[0]
+        else:
+            _merge_experts(device, tensor, parts, _loaded_bytes(tensor, scenario))
+    for tensor in model.buffers():  # _move_missing_keys_from_meta_to_device: not in the checkpoint
+        device.place(tensor, tensor.untyped_storage().nbytes())
+
+
+def _turns(sizes: list[int], workers: int, seed: int) -> list[tuple[int, bool]]:
+    """Return in which order tensors arrive on the device (True) and are quantized or set in the model (False).
+
+    Several threads take the tensors in order. A thread allocates the tensor on the device (ATen ``_to_copy`` does so
+    before it copies), casts it on the CPU, waits until the way to the device is free, and copies. The main thread sets
+    each tensor in the model once it and those before it are there.
+    """
+    if workers == 1:
+        return [(position, arrives) for position in range(len(sizes)) for arrives in (True, False)]
+    draw = random.Random(seed)
+
+    def vary(seconds: float) -> float:
+        return seconds * draw.lognormvariate(0.0, _VARIATION)
+
+    moments: list[tuple[float, int, bool]] = []
+    cast: list[tuple[float, int]] = []  # when each thread has cast its tensor, and which
+    loaded = [0.0] * len(sizes)
+    waiting = iter(enumerate(sizes))
+
+    def take(now: float) -> None:
+        for position, size in waiting:
+            moments.append((now, position, True))
+            heapq.heappush(cast, (now + vary(_OVERHEAD_SECONDS + size / _CAST_BYTES_PER_SECOND), position))
+            return
+
+    for _ in range(workers):
+        take(0.0)
+    free = 0.0  # when the last copy ends
+    while cast:
+        now, position = heapq.heappop(cast)
+        free = loaded[position] = max(now, free) + sizes[position] / _COPY_BYTES_PER_SECOND
+        take(free)
+    now = 0.0
+    for position, moment in enumerate(loaded):
+        now = max(now, moment) + vary(_TURN_SECONDS)
+        moments.append((now, position, False))
+    return [(position, arrives) for _, position, arrives in sorted(moments)]
+
+
+def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module, loader: Loader) -> None:
+    """Quantize a dense weight that lies on the device under the id ``dense``."""
+    count = weight.quant_state.shape.numel()
+    state = quantization_state(weight)
+    copy = None
+    if getattr(module, "source_cls", nn.Linear).__name__ == "Conv1D":  # transposed, so `contiguous()` copies it
+        copy = device.allocate(count * weight.quant_state.dtype.itemsize)
+    blocks = -(-count // weight.quant_state.blocksize)
+    absmax = device.allocate(blocks * 4)
+    device.ids[weight.untyped_storage()._cdata] = device.allocate(weight.untyped_storage().nbytes())
+    device.place(state["code"], _CODE_4BIT)
+    magnitude = device.allocate(_CODE_4BIT)
+    largest = device.allocate(_SCALAR)
+    device.free(magnitude)
+    device.free(largest)
+    if "nested_absmax" in state:
+        device.place(state["offset"], _SCALAR)
+        centred = None if loader.centres_in_place else device.allocate(blocks * 4)
+        if not hasattr(device, "dynamic_code"):
+            device.dynamic_code = device.allocate(_DYNAMIC_CODE)
+        device.place(state["nested_absmax"], state["nested_absmax"].untyped_storage().nbytes())
+        device.place(state["absmax"], state["absmax"].untyped_storage().nbytes())
+        if centred is None:
+            device.ids[state["nested_code"].untyped_storage()._cdata] = device.dynamic_code
+        else:
+            device.place(state["nested_code"], _DYNAMIC_CODE)
+            device.free(centred)
+        device.free(absmax)
+    else:
+        device.ids[state["absmax"].untyped_storage()._cdata] = absmax
+    if copy is not None:
+        device.free(copy)
+    device.free(dense)
+
+
+def _quantize_8bit(device: _Device, weight: torch.Tensor, dense: int) -> None:
+    """The same for LLM.int8: the weight goes to the host and comes back in fp16."""
+    half = device.allocate(weight.numel() * 2)
+    device.place(quantization_state(weight)["scales"], weight.shape[0] * 4)
+    device.place(weight, weight.numel())
+    device.free(half)
+    device.free(dense)
+
+
+def _merge_experts(device: _Device, tensor: torch.Tensor, parts: list[int], total: int) -> None:
+    """Stack the experts of each source, then put gate and up side by side: `MergeModulelist`, `Concatenate`."""
+    experts = tensor.shape[0]
+    sources = [parts[start : start + experts] for start in range(0, len(parts), experts)]
+    stacked = []
+    for source in sources:
+        stacked.append(device.allocate(total // len(sources)))
+        for part in source:
+            device.free(part)
+    if len(stacked) == 1:
+        device.ids[tensor.untyped_storage()._cdata] = stacked[0]
+        return
+    device.ids[tensor.untyped_storage()._cdata] = device.allocate(total)
+    for part in stacked:
+        device.free(part)
+
+
+def _add_adapters(device: _Device, model: nn.Module) -> None:
+    """Move each adapter to the device in its base layer's dtype, then cast all of them to the adapters' dtype."""
+    added = adapter_names(model)
+    moved = {}
+    for prefix, module in model.named_modules():
+        if not hasattr(module, "base_layer"):
+            continue
+        if hasattr(module, "get_param"):  # PEFT's ParamWrapper: adapters of a parameter, such as all experts' weights
+            dtype = module.get_param().dtype
+        else:
+            base = module.get_base_layer()
+            dtype = getattr(base, "compute_dtype", None) or getattr(base, "weight", torch.empty(0)).dtype
+            dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()  # then PEFT leaves theirs
+        for name, tensor in module.named_parameters():
+            if f"{prefix}.{name}" in added and tensor not in moved:
+                width = dtype.itemsize if tensor.is_floating_point() else tensor.element_size()
+                device.place(tensor, tensor.numel() * width)
+                moved[tensor] = width
+    for tensor, width in moved.items():
+        if tensor.element_size() != width:
+            device.replace(tensor, tensor.untyped_storage().nbytes())
+
+
+def _base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters of the model without its adapters, by the name they have without PEFT's wrappers, tied ones once."""
+    added = adapter_names(model)
+    tensors = {}
+    for name, tensor in model.named_parameters():
+        if name not in added:
+            tensors[unwrapped(name) if added else name] = tensor
+    return tensors
+
+
+def _dense(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Floating-point parameters that are neither adapters nor 4-bit, in the model's order."""
+    added = adapter_names(model)
+    for name, tensor in model.named_parameters():
+        if name not in added and not quantization_state(tensor) and tensor.is_floating_point():
+            yield tensor
+
+
+def _in_module_order(module: nn.Module, added: frozenset[str], prefix: str = "") -> Iterator[torch.Tensor]:
+    """Parameters and buffers as ``Module._apply`` meets them, adapters left out."""
+    for name, child in module.named_children():
+        yield from _in_module_order(child, added, f"{prefix}{name}.")
+    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if prefix + name not in added:
+            yield tensor
+
+
+def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
+    """Bytes of a dense tensor as it is loaded: before any preparation casts it."""
+    prepared = scenario.kbit_preparation != "none" and scenario.method != "full"
+    if prepared and isinstance(tensor, nn.Parameter) and tensor.dtype.is_floating_point:
+        return tensor.numel() * weight_dtype(scenario).itemsize
+    return tensor.untyped_storage().nbytes()
+
+
+def _checkpoint_bytes(name: str, tensor: torch.Tensor, scenario: Scenario) -> list[int]:
+    """Bytes of the checkpoint's tensors that make one of the model's: one, or one for each expert and source."""
+    if quantization_state(tensor):
+        return [weights_of(tensor) * weight_dtype(scenario).itemsize]
+    total = _loaded_bytes(tensor, scenario)
+    if tensor.dim() == 3 and ".experts." in name:
+        parts = tensor.shape[0] * (2 if "gate_up" in name else 1)
+        return [total // parts] * parts
+    return [total]
+
+
+def _natural_key(name: str) -> list[tuple]:
+    """Sort key of ``dot_natural_key``: parts between dots, numbers before text and by value."""
+    key: list[tuple] = []
+    for part in name.split("."):
+        text = part.rstrip("0123456789")
+        key.append((0, int(part)) if part.isdigit() else (1, text, int(part[len(text) :] or -1)))
+    return key
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+def built_on_host_bytes(scenario: Scenario, stored: torch.dtype) -> int:
+    """Bytes of host memory of its own that a process takes for a whole model that it builds on the CPU.
+
+    Weights that are kept in the dtype they are stored in count nothing: they are pages of the mapped file, which all
+    processes share and the kernel may drop (safetensors maps, transformers copies only what it casts or quantizes).
+
+    Parameters
+    ----------
+    scenario
+        The step; whether it is divided afterwards makes no difference.
+    stored
+        Dtype of the floating-point weights in the files.
+    """
+    model = build_model(scenario, "meta")
+    added = adapter_names(model)
+
+    def mapped(name: str, tensor: torch.Tensor) -> bool:
+        return tensor.dtype == stored and name not in added and not quantization_state(tensor)
+
+    own = [tensor for name, tensor in model.named_parameters() if not mapped(name, tensor)]
+    own += [*model.buffers(), *(tensor for module in model.modules() for tensor in quantization_state(module).values())]
+    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in own}.values())

@@ -1,0 +1,287 @@
+"""Rule ``measure_memory``: take the training step on this machine and measure what the trace predicts.
+
+On CUDA the caching allocator's own statistics answer; on the CPU, which has none, the trace's tracker follows real
+tensors. Weights are random: their values don't matter to memory.
+"""
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from scripts.common.job import job, log
+from scripts.runs.check_configuration import checked_configuration
+from will_it_fit.common.device import set_allocator
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import read_report, write_report
+from will_it_fit.common.packages import versions
+from will_it_fit.hours.processor import Probes, Processor, one_thread
+from will_it_fit.scenario.scenario import Scenario, check_packages
+
+MOST_TIMED, ENOUGH_SECONDS = 3, 5.0  # steps that are timed: so many, and fewer once they took so long
+
+
+def measure(
+    scenario: Scenario,
+    device: str,
+    *,
+    timeline: bool = True,
+    timed: bool = False,
+) -> dict[str, Any]:
+    """Take a scenario's step twice on a device and measure the second.
+
+    Parameters
+    ----------
+    timeline
+        CPU only: whether to return the timeline of the step.
+    timed
+        CPU only: whether to time steps on one thread, between probes and without the tracker, which slows them.
+
+    Returns
+    -------
+    dict
+        With ``timed`` also ``processor``, what the probes found, and of each step ``taken_seconds``, the process's own,
+        and ``clock_seconds``, in which others used the processor too.
+        ``peak_allocated_bytes``, ``peak_phase``, ``phases`` and ``resident_bytes`` as the trace has them. On the CPU
+        also ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process; on CUDA also
+        ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one step.
+
+    Raises
+    ------
+    UserError
+        If the device is not there or too small.
+    """
+    if scenario.parallel.strategy != "none":
+        raise UserError(
+            "A step on several GPUs can't be measured by one process.",
+            where="parallel",
+            found=asdict(scenario.parallel),
+            allowed="strategy: none; the trace predicts the others",
+            write="parallel: {strategy: none, gpus: 1}",
+        )
+    if scenario.objective != "sft" and device == "cuda":
+        raise UserError(
+            "A step of TRL's trainers is measured on the CPU alone.",
+            where="device",
+            found=device,
+            allowed="cpu; or objective sft",
+            write="device: cpu",
+        )
+    check_packages(scenario)
+    result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
+    from will_it_fit.step.architecture import attention_kernel
+
+    return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
+
+
+def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
+    if scenario.objective != "sft":
+        return _objective_on_cpu(scenario, timeline)
+    from will_it_fit.engine.steps import STEPS
+    from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step.model import build_model, parameter_count
+    from will_it_fit.step.optimizers import build_optimizer
+    from will_it_fit.step.step import random_step
+    from will_it_fit.tracing.trace import compiled_steps, labels
+
+    model = build_model(scenario, "cpu")
+    optimizer = build_optimizer(model, scenario)
+    step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)
+    options = Options(
+        label=labels(model),
+        timeline=timeline,
+        bitsandbytes_version=scenario.versions.bitsandbytes,
+        compiled=compiled_steps(scenario, "cpu"),
+    )
+    started = time.monotonic()
+    report = measure_step(model, optimizer, step, options=options)
+    found = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
+    return found | (_timed(scenario, step) if timed else {})
+
+
+def _timed(scenario: Scenario, step: Callable[[], None]) -> dict[str, Any]:
+    """Seconds of steps, and between them what the processor does in short probes."""
+    taken, clock = [], []
+    with one_thread() as own_seconds:
+        probes = Probes.of(scenario)
+        probes.run()
+        while not taken or (len(taken) < MOST_TIMED and sum(taken) < ENOUGH_SECONDS):
+            started, on_clock = own_seconds(), time.monotonic()
+            step()
+            taken.append(own_seconds() - started)
+            clock.append(time.monotonic() - on_clock)
+            probes.run()
+    return {"processor": probes.found().to_mapping(), "taken_seconds": taken, "clock_seconds": clock}
+
+
+def _of_this_cpu(wall_seconds: float, parameters: int) -> dict[str, Any]:
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
+    return {
+        "device": {"name": platform.processor() or platform.machine(), "type": "cpu"},
+        "parameters": parameters,
+        "peak_resident_set_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "wall_seconds": wall_seconds,
+    }
+
+
+def _objective_on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
+    """A whole ``train()`` of TRL's trainer."""
+    from will_it_fit.engine.trace import Options
+    from will_it_fit.engine.trainer import measure_trainer
+    from will_it_fit.step.model import parameter_count
+    from will_it_fit.step.objectives import UPDATES, build_trainer
+    from will_it_fit.tracing.trace import labels
+
+    found: dict[str, int] = {}
+
+    def complete(trainer: Any, options: Options) -> Options:
+        found["parameters"] = parameter_count(trainer.model)
+        return replace(options, label=labels(trainer.model), beside=trainer.beside)
+
+    started = time.monotonic()
+    with TemporaryDirectory() as folder:
+        options = Options(timeline=timeline)
+        report = measure_trainer(lambda: build_trainer(scenario, "cpu", Path(folder)), options, complete)
+    return report.to_mapping() | _of_this_cpu((time.monotonic() - started) / UPDATES, found["parameters"])
+
+
+def _on_cuda(scenario: Scenario) -> dict[str, Any]:
+    import torch
+
+    from will_it_fit.engine.steps import STEPS, phases
+    from will_it_fit.step.model import build_model, parameter_count
+    from will_it_fit.step.optimizers import build_optimizer
+    from will_it_fit.step.step import random_step
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            "No CUDA device was found.", where="device", found="cuda", allowed="cpu, auto", write="device: auto"
+        )
+    torch.zeros(1, device="cuda")  # makes the context
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    used_by_all = total - free - torch.cuda.memory_reserved()
+    peaks: dict[str, int] = {}
+    reserved = 0
+    phase = "load"
+
+    def enter(upcoming: str) -> None:
+        """Close the books on a phase; peaks of earlier steps are forgotten."""
+        nonlocal phase, reserved
+        torch.cuda.synchronize()
+        peaks[phase] = max(peaks.get(phase, 0), torch.cuda.max_memory_allocated())
+        reserved = max(reserved, torch.cuda.max_memory_reserved())
+        torch.cuda.reset_peak_memory_stats()
+        phase = upcoming
+
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        model = build_model(scenario, "cuda")
+        optimizer = build_optimizer(model, scenario)
+        step = random_step(model, optimizer, scenario, "cuda", max_grad_norm=1.0)
+        enter("inputs")
+        load = peaks["load"]
+        resident = torch.cuda.memory_allocated()
+        with phases(enter) as begin:
+            for _ in range(STEPS):
+                peaks.clear()
+                started = time.monotonic()
+                begin()
+                step()
+                enter("end")
+                wall_seconds = time.monotonic() - started
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The card is too small for this step: {str(error).splitlines()[0]}",
+            where=torch.cuda.get_device_name(),
+            found=f"{torch.cuda.max_memory_reserved()} bytes reserved of {total}",
+            allowed="a smaller scenario; `python -m will_it_fit.ask.predict` says what fits",
+        ) from None
+    by_phase = {name: peaks[name] for name in ("forward", "backward", "optimizer")}
+    peak_phase = max(by_phase, key=lambda name: by_phase[name])
+    return {
+        "context_bytes": used_by_all,  # of every process on the card
+        "device": {
+            "capability": list(torch.cuda.get_device_capability()),
+            "name": torch.cuda.get_device_name(),
+            "total_bytes": total,
+            "type": "cuda",
+        },
+        "parameters": parameter_count(model),
+        "peak_allocated_bytes": by_phase[peak_phase],
+        "peak_phase": peak_phase,
+        "peak_reserved_bytes": reserved,
+        "phases": {"load": load} | by_phase,
+        "resident_bytes": resident,
+        "wall_seconds": wall_seconds,
+    }
+
+
+def time_difference(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds of a step, predicted and taken, and the share by which the prediction is off."""
+    taken = fmean(measured["taken_seconds"])
+    return {
+        "clock_seconds": fmean(measured["clock_seconds"]),
+        "difference": predicted["seconds_per_step"] / taken - 1,
+        "limited_by": predicted["limited_by"],
+        "predicted_seconds": predicted["seconds_per_step"],
+        "shares": predicted["shares"],
+        "steps": len(measured["taken_seconds"]),
+        "taken_seconds": taken,
+    }
+
+
+def time_line(found: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    return (
+        f"a step takes {found['taken_seconds']:.2f} s of one thread; {found['predicted_seconds']:.2f} s were predicted"
+        f" ({100 * found['difference']:+.0f} %) from probes of this processor"
+    )
+
+
+def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
+    """Measure, trace the same step for the same device, and write both."""
+    scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
+    set_allocator(scenario.allocator.expandable_segments)
+    import torch
+
+    from will_it_fit.tracing.trace import trace
+
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    measured = measure(scenario, device, timed=scenario.objective == "sft")
+    capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
+    processor = measured.get("processor")
+    speed = Processor(**processor) if processor else None
+    predicted = trace(scenario, device, capability=capability, timeline=False, timed_on={"": speed})
+    found = predicted.pop("times", {}).get("")
+    if found:
+        measured["time"] = time_difference(found, measured)
+        log.info("%s", time_line(measured["time"]))
+    write_report(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
+    log.info(
+        "measured on this %s: %d bytes at the peak; the trace says %d (%+.3f %%)",
+        device,
+        measured["peak_allocated_bytes"],
+        predicted["peak_allocated_bytes"],
+        100 * (predicted["peak_allocated_bytes"] / measured["peak_allocated_bytes"] - 1),
+    )
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        read_report(snakemake.input.trace)  # on a cluster it has chosen the GPU
+        main(
+            checked_configuration(snakemake.input),
+            snakemake.params.scenario,
+            snakemake.params.device["device"],
+            snakemake.output.measure,
+            snakemake.threads,
+        )

@@ -1,0 +1,430 @@
+"""The memory of a scenario's training step, known before any weight exists.
+
+:func:`prepare` builds what training builds, on ``meta``, with the history of its loading; the core takes the step that
+training takes (:mod:`will_it_fit.engine.trace`). Whoever traces another step of the same model takes what
+:func:`prepare` gives and calls the core.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import nn
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.engine.components import ADAPTERS, HOST
+from will_it_fit.engine.costs import CostRecorder
+from will_it_fit.engine.errors import AttentionKernelError, StepError
+from will_it_fit.engine.fake_deepspeed import fake_deepspeed, name_states
+from will_it_fit.engine.fake_group import active, fake_group
+from will_it_fit.engine.interpolate import Recording
+from will_it_fit.engine.kernels import flash_attention_package
+from will_it_fit.engine.label_model import Label, component_of, quantization_state
+from will_it_fit.engine.patching import patched
+from will_it_fit.engine.report import History, make_report, recording
+from will_it_fit.engine.trace import Options, recorded, trace_step
+from will_it_fit.hours.step_time import Speed, step_time
+from will_it_fit.scenario.scenario import PACKAGES, Scenario, check_packages
+from will_it_fit.step.adapters import adapter_names
+from will_it_fit.step.architecture import attention_kernel, attention_name
+from will_it_fit.step.model import build_model, notes, parameter_count
+from will_it_fit.step.optimizers import build_optimizer
+from will_it_fit.step.parallel import parallelize, zero_notes
+from will_it_fit.step.quantized import assert_quantized
+from will_it_fit.step.step import MICRO_BATCHES, random_step
+from will_it_fit.tracing.loading import Loader, loading_history
+
+ORDERS = 5  # of a loading that chance orders
+_OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scenario on ``meta``, ready for its first step: arguments of :func:`~will_it_fit.engine.trace.trace_step`.
+
+    Attributes
+    ----------
+    model, optimizer, histories, label
+        FSDP's model is divided already; the history says how its parts came to the device.
+    wrap
+        For DDP and DeepSpeed, which wrap the model on its device: gives the wrapped model, and allocates. None: nothing
+        to do.
+    about
+        ``parameters`` of the base model, ``trainable_parameters``, and ``notes`` for people.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    histories: Sequence[History]
+    label: Label
+    wrap: Callable[[], nn.Module] | None
+    about: dict[str, Any]
+
+
+def prepare(
+    scenario: Scenario,
+    target: str = "cuda",
+    *,
+    loader: Loader | None = None,
+    orders: int | None = None,
+    attention_implementation: str | None = None,
+) -> Prepared:
+    """Build a scenario's model and optimizer on ``meta``, and what happens on the device until they are there.
+
+    Parameters
+    ----------
+    loader
+        How the model comes to the device; the installed versions' way when None.
+    orders
+        How many orders of loading to replay. None: several where threads load and chance decides, else one.
+    attention_implementation
+        What transformers calls the attention function that a program took; None: the scenario's.
+
+    For several GPUs the process has to belong to a group of as many (:mod:`will_it_fit.engine.fake_group`), for ZeRO
+    within :mod:`will_it_fit.engine.fake_deepspeed`.
+
+    Raises
+    ------
+    UserError
+        If the model can't be built.
+    """
+    if target not in ("cuda", "cpu"):
+        raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
+    import_libraries()
+    name = attention_implementation or traced_attention(scenario, target)
+    model = build_model(scenario, "meta", attention_implementation=name)
+    _refuse_own_kernels(model, scenario)
+    if scenario.method == "qlora":
+        assert_quantized(model, scenario)
+    about = {
+        "notes": notes(model, scenario) + (zero_notes(scenario) if scenario.parallel.zero_stage else []),
+        "parameters": parameter_count(model),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    label = labels(model)
+    histories: list[History] = []
+    parallel = scenario.parallel
+    if parallel.sharded:
+        with speaking_of(scenario):
+            model, history = recorded(lambda: _divided(model, scenario))
+        histories = [history] if target == "cuda" else []
+        if parallel.offload == "cpu":
+            label = _offloaded(label)
+    optimizer = build_optimizer(model, scenario)
+    if target == "cuda" and not parallel.divided:
+        loader = loader or Loader.installed()
+        orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
+        seeds = range(loader.seed, loader.seed + orders)
+        histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
+    wrap = partial(parallelize, model, scenario, "meta") if parallel.strategy == "ddp" else None
+    if parallel.zero_stage:
+        wrap = partial(_engine, model, scenario, optimizer, component_of(model, label))
+        if target == "cuda":
+            label = _on_host
+    return Prepared(model, optimizer, histories, label, wrap, about)
+
+
+def traced_attention(scenario: Scenario, target: str) -> str:
+    """What transformers calls the attention function that runs on a device."""
+    name = attention_name(scenario, torch.device(target))
+    return flash_attention_package() if name == "flash_attention_2" else name
+
+
+def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
+    """State spaces, recurrences and short convolutions: what they allocate on a GPU only their packages' code says."""
+    own = sorted({type(module).__name__ for module in model.modules() if _OWN_KERNELS.search(type(module).__name__)})
+    if own:
+        raise UserError(
+            "This architecture has layers that run through kernels of packages of their own (mamba-ssm, causal-conv1d,"
+            " flash-linear-attention), whose memory is not known; without the packages it is another one.",
+            where=f"model (model_type {scenario.model['model_type']})",
+            found=", ".join(own[:3]),
+            allowed="an architecture whose layers are attention and linear layers",
+            write="model: qwen2.5-coder-7b",
+        )
+
+
+def labels(model: nn.Module) -> Label:
+    """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
+    added = adapter_names(model)
+    return lambda name, tensor: ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+
+
+def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
+    """FSDP's model; the statistics of 4-bit weights come to the GPU first."""
+    states = [quantization_state(module) for module in model.modules()]
+    active().arrived(tensor for state in states for tensor in state.values())
+    return parallelize(model, scenario, "meta")
+
+
+def traced_rank(scenario: Scenario) -> int:
+    """Which process is followed: with ZeRO-2 the last, whose gradients come first in backward; else all are alike."""
+    return scenario.parallel.gpus - 1 if scenario.parallel.strategy == "zero2" else 0
+
+
+def _engine(
+    model: nn.Module,
+    scenario: Scenario,
+    optimizer: torch.optim.Optimizer,
+    component: Callable[[str, torch.Tensor], str],
+) -> nn.Module:
+    engine = parallelize(model, scenario, "meta", optimizer)
+    name_states(active(), engine, component)
+    return engine
+
+
+def _on_host(name: str, tensor: torch.Tensor) -> str:
+    """DeepSpeed brings the model to the GPU itself."""
+    return HOST
+
+
+def _offloaded(label: Label) -> Label:
+    """What FSDP has divided lies on the host; what it leaves whole, such as packed bytes, on the GPU."""
+    return lambda name, tensor: HOST if hasattr(tensor, "device_mesh") else label(name, tensor)
+
+
+def trace(
+    scenario: Scenario,
+    target: str = "cuda",
+    *,
+    capability: tuple[int, int] | None = None,
+    timeline: bool = True,
+    origins: bool = False,
+    both_allocators: bool = False,
+    timed_on: Mapping[str, Speed | None] | None = None,
+) -> dict[str, Any]:
+    """Predict the memory of a scenario's training step.
+
+    Parameters
+    ----------
+    scenario
+        The step.
+    target
+        ``cuda``: as PyTorch's CUDA allocator would count it. ``cpu``: bytes of live tensors, as
+        :func:`will_it_fit.tracing.measure.measure` counts them on the CPU.
+    capability
+        Compute capability of the GPU, such as (8, 0); decides kernels and the size of workspaces.
+    timeline, origins
+        Whether to return the timeline of the step, and the tensors at its peak.
+    both_allocators
+        Whether to say what a GPU must have with expandable segments and without them.
+    timed_on
+        The speeds by name (:func:`will_it_fit.hours.step_time.speeds`) for which the step's time is asked as well.
+
+    Returns
+    -------
+    dict
+        See :class:`~will_it_fit.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
+        architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
+        and ``target``; with ``timed_on`` also ``times``, by name a :class:`~will_it_fit.hours.step_time.StepTime` or
+        None where the card's speed is not known.
+
+    Raises
+    ------
+    UserError
+        If the model can't be built or its step can't be traced.
+    """
+    report, about = _followed(
+        scenario,
+        target,
+        lambda: prepare(scenario, target),
+        capability=capability,
+        timeline=timeline,
+        origins=origins,
+        costs=bool(timed_on) and any(timed_on.values()),
+        report=partial(make_report, both_allocators=both_allocators),
+    )
+    answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
+    if timed_on:
+        answer["times"] = _times(scenario, report.costs, timed_on)
+    return answer
+
+
+def _times(
+    scenario: Scenario, costs: CostRecorder | None, timed_on: Mapping[str, Speed | None]
+) -> dict[str, dict[str, Any] | None]:
+    """What the step takes on cards, by their names; None where a card's speed is not known."""
+    if scenario.objective != "sft":  # a time of two updates together
+        return dict.fromkeys(timed_on)
+    rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
+    left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
+    tokens = rows * scenario.sequence_length
+    found = {
+        name: step_time(costs, speed, tokens=tokens, micro_batches_left_out=left_out)
+        for name, speed in timed_on.items()
+    }
+    return {name: time.to_mapping() if time else None for name, time in found.items()}
+
+
+class Recorder:
+    """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
+
+    Steps that differ in their length or rows alone take the model that was built for the first. With ``costs`` they say
+    what their operators cost, too.
+    """
+
+    def __init__(self, *, costs: bool = False) -> None:
+        self._prepared: tuple[Scenario, Prepared] | None = None
+        self._settings = {"costs": costs, "report": recording}
+
+    def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
+        prepared = partial(self._prepare, scenario)
+        found, _ = _followed(scenario, "cuda", prepared, capability=capability, **self._settings)
+        return found
+
+    def _prepare(self, scenario: Scenario) -> Prepared:
+        if scenario.parallel.gpus > 1:  # the model is divided within the group that it steps in
+            return prepare(scenario)
+        like = replace(scenario, sequence_length=1, micro_batch=1, gradient_accumulation=1, gpu=None)
+        if self._prepared is None or self._prepared[0] != like:
+            self._prepared = like, prepare(scenario)
+        ready = self._prepared[1]
+        ready.optimizer.zero_grad(set_to_none=True)
+        ready.optimizer.state.clear()
+        return ready
+
+
+def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
+    """The events of one training step, recorded anew."""
+    return Recorder()(scenario, capability)
+
+
+def _followed(
+    scenario: Scenario,
+    target: str,
+    prepared: Callable[[], Prepared],
+    **settings: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model."""
+    gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
+    make_step = partial(random_step, device="meta", max_grad_norm=1.0)
+    check_packages(scenario)
+    if scenario.objective != "sft":
+        return _followed_trainer(scenario, target, **settings)
+    with (
+        fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
+        fake_deepspeed(device, target) if zero else nullcontext(),
+    ):
+        ready = prepared()
+        wrap, optimizer = ready.wrap, ready.optimizer
+        with speaking_of(scenario):
+            answer = trace_step(
+                ready.model,
+                optimizer,
+                make_step(ready.model, optimizer, scenario) if wrap is None else None,
+                options=Options(
+                    target=target,
+                    histories=ready.histories,
+                    label=ready.label,
+                    expandable_segments=scenario.allocator.expandable_segments,
+                    bitsandbytes_version=scenario.versions.bitsandbytes,
+                    compiled=compiled_steps(scenario, target),
+                    begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                    **settings,
+                ),
+            )
+    return answer, ready.about
+
+
+def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """The core's answer for a whole ``train()`` of TRL's trainer, and what is known of its model."""
+    from will_it_fit.engine.trainer import trace_trainer
+    from will_it_fit.step.objectives import build_trainer
+
+    import_libraries()
+    found: dict[str, Any] = {}
+    settings |= {"costs": False}  # of two updates, which a time of one can't be made of
+    options = Options(
+        target=target,
+        expandable_segments=scenario.allocator.expandable_segments,
+        bitsandbytes_version=scenario.versions.bitsandbytes,
+        **settings,
+    )
+
+    def complete(trainer: Any, options: Options) -> Options:
+        model = trainer.model
+        if scenario.method == "qlora":
+            assert_quantized(model, scenario)
+        found["notes"] = [*notes(model, scenario), f"the step is one of trl's {type(trainer).__name__}"]
+        found["parameters"] = parameter_count(model)
+        found["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        histories = [loading_history(model, scenario)] if target == "cuda" else []
+        return replace(options, histories=histories, label=labels(model), beside=trainer.beside)
+
+    with speaking_of(scenario), TemporaryDirectory() as folder:
+        answer = trace_trainer(
+            lambda: build_trainer(
+                scenario, "meta", Path(folder), attention_implementation=traced_attention(scenario, target)
+            ),
+            options,
+            complete,
+        )
+    return answer, found
+
+
+def compiled_steps(scenario: Scenario, target: str) -> str:
+    """How compiled functions are taken, which torchao's optimizers have: a CPU under the tracker can't compile."""
+    if PACKAGES.get(scenario.optimizer) != "torchao":
+        return "refuse"
+    return "fused" if target == "cuda" else "eager"
+
+
+@contextmanager
+def speaking_of(scenario: Scenario) -> Iterator[None]:
+    """Turn the core's errors into those of a scenario, whose fields they name."""
+    try:
+        yield
+    except AttentionKernelError as error:
+        raise UserError(
+            error.problem,
+            where="attention",
+            found=scenario.attention,
+            allowed="sdpa, which takes the kernel that fits, or eager",
+            write="attention: sdpa",
+        ) from error
+    except StepError as error:
+        if "differ in dtype" in str(error):
+            raise UserError(
+                f"The step fails: {error.problem}",
+                where=f"precision, adapter_precision and kbit_preparation; {error.inner or error.line}",
+                found=f"precision {scenario.precision}, adapter_precision {scenario.adapter_precision},"
+                f" kbit_preparation {scenario.kbit_preparation}, autocast {scenario.autocast}",
+                allowed="autocast, which casts the operands, or one dtype for all",
+                write=f"autocast: {'fp16' if scenario.weight_precision == 'fp16' else 'bf16'}",
+            ) from error
+        raise UserError(  # an architecture may ask for values, which meta tensors don't have
+            f"The step of this architecture can't be traced. {error.problem}",
+            where=f"model (model_type {scenario.model['model_type']}), {error.inner or error.line}",
+            allowed="a decoder whose forward pass doesn't depend on the values of its tensors",
+        ) from error
+
+
+def import_libraries() -> None:
+    """Import what traces need without what no trace runs, which takes a second or two.
+
+    That is the compiler, which bitsandbytes loads to decorate kernels, scipy, which transformers loads for a loss of
+    object detection, and the second of two looks into each of transformers' files for the names in it.
+    What is not installed is missed where it is needed.
+    """
+    import transformers.utils
+    from transformers.utils import import_utils
+
+    names_in = import_utils.create_import_structure_from_path  # remembers by path: a folder, or a file for its folder
+    once = lambda path: names_in(Path(path).parent if Path(path).is_file() else path)  # noqa: E731
+    undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
+    places = [(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]
+    with patched([*places, (import_utils, "create_import_structure_from_path", once)]):
+        import transformers.modeling_utils
+
+        for name in ("bitsandbytes", "peft"):
+            with suppress(ImportError):
+                import_module(name)
