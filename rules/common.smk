@@ -1,7 +1,7 @@
 # Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/runs/.
 from will_it_fit.common import files
-from scripts.common import made_from as ledger, locks, outdated
-from scripts.runs import check_configuration as check_run
+from scripts.common import made_from, locks, outdated
+from scripts.runs import check_configuration
 from scripts.runs import configuration, run_scenarios
 from scripts.training import describe_model
 from scripts.runs import around_jobs
@@ -81,7 +81,7 @@ ALL_BEFORE_GATE = 1000
 if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
     known = each_run(JobPaths.stages)(None)
     explained(outdated.refuse_unrecorded, known)
-    explained(ledger.refuse_damaged, sorted({outdated.folder_of(path) for path in known}))
+    explained(made_from.refuse_damaged, sorted({outdated.folder_of(path) for path in known}))
 
 
 def plain(jobs):

@@ -69,12 +69,12 @@ rule trace_memory:
     resources:
         before_gate=1,
     params:
-        code=code("memory/trace_step.py"),
+        code=code("memory/trace.py"),
         scenario=by_job(JobPaths.scenario),
     message:
         "Tracing the training step of {wildcards.scenario} on the meta device"
     script:
-        "../scripts/memory/trace_step.py"
+        "../scripts/memory/trace.py"
 
 
 rule measure_memory:
@@ -122,11 +122,11 @@ rule compare_memory:
     conda:
         "../envs/torch.yaml"
     params:
-        code=code("planner/compare.py"),
+        code=code("memory/compare.py"),
     message:
         "Comparing the answers for {wildcards.scenario}"
     script:
-        "../scripts/planner/compare.py"
+        "../scripts/memory/compare.py"
 
 
 rule gate_memory:
@@ -139,7 +139,7 @@ rule gate_memory:
         gate="results/{run}/memory/training/gate.json",
     log:
         "logs/{run}/memory/training/gate_memory.log",
-    # It may stop the run. After price_run, which says the same of every stage.
+    # It may stop the run. After check_resources, which says the same of every stage.
     priority: FIRST - 1
     conda:
         "../envs/torch.yaml"
@@ -159,7 +159,7 @@ rule gate_memory:
 
 # Not an input of training, or another batch size of the evaluation would train again. It comes before training all the
 # same: its inputs are there no later, its priority is the highest, and on one machine the two share the one GPU.
-rule price_run:
+rule check_resources:
     input:
         trace="results/{run}/memory/training/trace.json",
         config=place(f"{BASE}/config.json"),
@@ -175,9 +175,9 @@ rule price_run:
     output:
         priced="results/{run}/memory/run.json",
     log:
-        "logs/{run}/memory/price_run.log",
+        "logs/{run}/memory/check_resources.log",
     benchmark:
-        "benchmarks/{run}/memory/price_run.tsv"
+        "benchmarks/{run}/memory/check_resources.tsv"
     priority: FIRST
     conda:
         "../envs/torch.yaml"
@@ -185,13 +185,13 @@ rule price_run:
         gpu=gpus_of_this_machine,
         before_gate=1,
     params:
-        code=code("gate/price_run.py"),
+        code=code("gate/check_resources.py"),
         settings=of(run_scenarios.priced_settings),
         cluster=gpus_of_cluster,
     message:
         "Pricing every stage of {wildcards.run}: memory of GPU and host, disk"
     script:
-        "../scripts/gate/price_run.py"
+        "../scripts/gate/check_resources.py"
 
 
 rule plan_memory:
@@ -207,7 +207,7 @@ rule plan_memory:
     conda:
         "../envs/torch.yaml"
     params:
-        code=code("planner/plan.py"),
+        code=code("memory/plan.py"),
         scenario=of(
             lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"], "gpu": chosen["memory"]["gpu"]}
         ),
@@ -215,7 +215,7 @@ rule plan_memory:
     message:
         "Planning: what fits which GPU"
     script:
-        "../scripts/planner/plan.py"
+        "../scripts/memory/plan.py"
 
 
 rule render_planner:
@@ -237,8 +237,8 @@ rule render_planner:
     conda:
         "../envs/light.yaml"
     params:
-        code=code("planner/render_planner.py"),
+        code=code("memory/render_planner.py"),
     message:
         "Writing the planner's page of {wildcards.run}"
     script:
-        "../scripts/planner/render_planner.py"
+        "../scripts/memory/render_planner.py"

@@ -13,10 +13,10 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from scripts.common.job import command, progress
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import command, progress
 from will_it_fit.scenario.scenario import Scenario
 
 # Names in config/models/, and architectures in the size that their configuration classes default to.

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import command, progress
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue
 from will_it_fit.common.files import write_text
+from will_it_fit.common.terminal import command, progress
 from will_it_fit.planner.changes import apply, as_method
 from will_it_fit.planner.feasibility import FIELDS
 from will_it_fit.planner.largest_fit import Borders, Traces, by_kernels

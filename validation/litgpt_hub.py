@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
-from scripts.common.job import command, progress
 from validation.rows import FOLDER
 from will_it_fit.common.files import read_json, read_yaml, write_json
+from will_it_fit.common.terminal import command, progress
 from will_it_fit.engine.building import device_lists, keep_paged_states_outside, quantize_4bit
 from will_it_fit.engine.patching import patched
 from will_it_fit.engine.trace import Options, trace_step

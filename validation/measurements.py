@@ -18,11 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import command, progress
 from validation.rows import FOLDER, MIB, SOURCES, STAGES, Row, read
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, write_json
+from will_it_fit.common.terminal import command, progress
 
 REPORT = FOLDER / "validation.json"
 ORDERS = 9  # how many orders of a threaded loading are replayed; the median counts

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scripts.common.job import command
 from validation.rows import FOLDER, MIB
 from will_it_fit.cards.gpus import find
+from will_it_fit.common.terminal import command
 from will_it_fit.engine.trace import Options, trace_step
 
 TABLE = FOLDER / "modules.csv"

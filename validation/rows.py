@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.files import read_json
 from will_it_fit.common.sizes import MIB
 from will_it_fit.scenario.scenario import Scenario
 
-FOLDER = ROOT / "config" / "measurements"
+FOLDER = Path(__file__).resolve().parent / "data"
 STAGES = ("resident", "forward", "backward", "optimizer", "allocated", "reserved")  # what may have been measured
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _SIZES = (

@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import command, progress
 from validation.timed_rows import TimedRow, read
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, write_json
+from will_it_fit.common.terminal import command, progress
 from will_it_fit.hours.step_time import Speed, simulate, speed_of
 
 REPORT = Path(__file__).resolve().parents[2] / "config" / "measurements" / "times.json"

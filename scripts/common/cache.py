@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import log
 from will_it_fit.common.digests import digest
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_folder, atomic_open, read_report
+from will_it_fit.common.terminal import log
 
 
 class ResultCache:

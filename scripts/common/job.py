@@ -19,27 +19,14 @@ import signal
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from scripts.common import locks
-from scripts.common import made_from as ledger
+from scripts.common import locks, made_from
 from will_it_fit.common.errors import UserError
-
-T = TypeVar("T")
-log = logging.getLogger("securecli")
-
-
-def _to_stderr() -> None:
-    """Messages for people go to standard error; standard output is for results."""
-    log.setLevel(logging.INFO)
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+from will_it_fit.common.terminal import log, messages_to_stderr
 
 
 @contextmanager
@@ -49,7 +36,7 @@ def job(snakemake: Any) -> Iterator[None]:
     The terminal shows what the project says; what libraries print and warn about stays in the log.
     """
     end_with_parent()
-    _to_stderr()
+    messages_to_stderr()
     # Torch's threads meet thousands of times a second. One that spins for long while it waits takes the processor from
     # the one that it waits for when other programs want it too: 8 tokens a second at a load of 8, and 36 where it
     # sleeps after 2,000 turns. On a quiet machine sleeping at once costs a third (178 instead of 282), after 3,000
@@ -86,7 +73,7 @@ def job(snakemake: Any) -> Iterator[None]:
 def _record(snakemake: Any) -> None:
     """Note in the ledger what was made from what; a full disk costs the note, not the work."""
     try:
-        ledger.record(getattr(snakemake, "input", ()), getattr(snakemake, "output", ()))
+        made_from.record(getattr(snakemake, "input", ()), getattr(snakemake, "output", ()))
     except (OSError, UserError) as error:
         log.warning("What the outputs were made from could not be noted: %s", error)
 
@@ -123,32 +110,6 @@ def _output_into(file: logging.FileHandler) -> Iterator[None]:
             terminal.setStream(before or sys.stderr)
 
 
-def command(main: Callable[[], int | None]) -> None:
-    """Run a command line's ``main`` and exit with the status that it returns, 0 for None.
-
-    A :class:`UserError` is status 2 with its message alone. Any other error is the program's own, not an answer:
-    status 3, after the traceback. Announcements of libraries to their developers are not shown.
-    """
-    _to_stderr()
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore", FutureWarning)
-    # Importing it warns, on processors with bf16 instructions, that a package with another CPU kernel is not installed.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        status = main()
-        sys.stdout.flush()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(3)
-    sys.exit(status or 0)
-
-
 def keep_host_memory() -> None:
     """Let glibc keep freed memory instead of returning it to the system: a step on the CPU is then a quarter faster.
 
@@ -163,25 +124,3 @@ def keep_host_memory() -> None:
         return
     for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 * 2**20)):
         mallopt(option, value)
-
-
-def progress(items: Iterable[T], label: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield the items, with a bar on a terminal and a line in the log every few seconds elsewhere."""
-    from tqdm import tqdm
-
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=label, total=total, unit=unit, leave=False)
-        return
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
-    started = last = time.monotonic()
-    for number, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if now - last >= 10:
-            last = now
-            rate = number / (now - started)
-            left = f", about {(total - number) / rate:.0f} s left" if total else ""
-            log.info(
-                "%s: %d%s %s (%.1f %s/s%s)", label, number, f" of {total}" if total else "", unit, rate, unit, left
-            )

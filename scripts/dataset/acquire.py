@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.dataset.rows import COLUMNS, Rows, count, write_rows
 from scripts.dataset.sources import Record, read_file
 from will_it_fit.common.errors import UserError
@@ -20,6 +20,7 @@ from will_it_fit.common.files import (
     write_jsonl,
     write_report,
 )
+from will_it_fit.common.terminal import log
 
 
 def label(source: Mapping[str, Any]) -> str:

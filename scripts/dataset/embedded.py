@@ -21,12 +21,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.common.job import command as command_line
+from scripts.common.code_digests import ROOT
 from scripts.dataset.text import key_number, request_key
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.common.schema import validate
+from will_it_fit.common.terminal import command as command_line
 
 GRAMMAR = ROOT / "config" / "datasets" / "embedded"
 _SCHEMA = GRAMMAR.with_name("embedded.schema.yaml")

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.documents.context import derive
 from scripts.documents.gather import gather
 from scripts.documents.traced_values import MARKS, NUMBER, collect, count_of, mark_sources, plain, sourced
 from scripts.documents.validate import check_card, check_document
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report, write_text
+from will_it_fit.common.terminal import log
 
 SHOWN_CHARACTERS = 240  # of one request or answer
 

@@ -6,10 +6,11 @@ It may say "worse".
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.common.statistics import paired_bootstrap_interval
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
+from will_it_fit.common.terminal import log
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,13 +9,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import job, keep_host_memory, log
+from scripts.common.job import job, keep_host_memory
 from scripts.common.pick_device import pick_device
 from scripts.common.statistics import share
 from scripts.common.tokenizer import read_tokenizer
 from scripts.evaluation.compare import compare
 from scripts.evaluation.evaluate import answered, summarize
 from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_jsonl, write_report
+from will_it_fit.common.terminal import log
 from will_it_fit.scenario.scenario import Scenario
 
 METRICS = ("exact", "loss", "parses", "program")  # that are compared, of those that the evaluation has

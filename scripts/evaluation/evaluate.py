@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common.cache import ResultCache
-from scripts.common.job import job, keep_host_memory, log
+from scripts.common.job import job, keep_host_memory
 from scripts.common.pick_device import pick_device
 from scripts.common.statistics import share
 from scripts.common.syntax import check_syntax, strip_fence
@@ -17,6 +17,7 @@ from scripts.common.tokenizer import read_tokenizer
 from scripts.screen.policy import screen
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_folder, read_jsonl, read_report, write_jsonl, write_report
+from will_it_fit.common.terminal import log
 
 # How models refuse that were taught no line for it.
 _PLAIN_REFUSAL = re.compile(

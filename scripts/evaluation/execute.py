@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.common.statistics import share
 from scripts.common.syntax import strip_fence
 from scripts.evaluation.compare import paired
@@ -19,6 +19,7 @@ from scripts.execution.tasks import LEVELS
 from scripts.screen.policy import screen
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, read_jsonl, read_report, write_jsonl, write_report
+from will_it_fit.common.terminal import log
 
 MODELS = ("base", "tuned")
 NOT_FOUND = re.compile(r"^(?:/bin/bash: line \d+: |\w+: )?([\w./+-]+): command not found$", re.MULTILINE)

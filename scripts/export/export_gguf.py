@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.common.job import command, job, progress
+from scripts.common.job import job
 from will_it_fit.common.chat import render_prompt
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_folder, read_folder, write_report, write_text
 from will_it_fit.common.sizes import gib
+from will_it_fit.common.terminal import command, progress
 
 if TYPE_CHECKING:
     import numpy as np

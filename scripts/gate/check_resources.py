@@ -1,4 +1,4 @@
-"""Rule ``price_run``: what every stage of a run needs, against what there is, before the first of them costs anything.
+"""Rule ``check_resources``: what every stage of a run needs, against what there is, before any of them costs time.
 
 :mod:`scripts.gate.gate_memory` judges the training step. Here the stages around it stand beside it: after training,
 people run out of memory in the evaluation, and then of disk. The evaluation's batches are followed as they will
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.common import disk
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, refusal_of_hours, too_long, training_seconds
 from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
@@ -21,6 +21,7 @@ from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_report
 from will_it_fit.common.sizes import gib
+from will_it_fit.common.terminal import log
 from will_it_fit.hours.run_time import RunHours
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.scenario import Scenario

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.gate.batch_times import Shapes, batch_shapes, refusal_of_hours, too_long, training_seconds
 from will_it_fit.cards.gpus import GIB, Gpu, Verdict, find, from_device, holders, tightest, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
+from will_it_fit.common.terminal import log
 from will_it_fit.hours.run_time import RunHours
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario

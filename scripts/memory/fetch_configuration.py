@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from will_it_fit.common.files import read_json, write_json, write_report
+from will_it_fit.common.terminal import log
 from will_it_fit.scenario.hub import HubId, fetch_config
 from will_it_fit.scenario.model import read_model
 

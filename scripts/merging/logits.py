@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.common.checkpoint import ITEM_BYTES, SAFETENSORS_NAMES, Checkpoint
-from scripts.common.job import progress
 from scripts.merging.adapter import Plan
 from will_it_fit.common.sizes import gib
+from will_it_fit.common.terminal import progress
 
 # Root mean square of the logits' differences that rounding explains, as a share of the logits' standard
 # deviation, by the dtype of the weights and the dtype of the computation. Three to ten times what a 30-layer model

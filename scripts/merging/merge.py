@@ -35,7 +35,7 @@ from scripts.common.checkpoint import (
     require_finite,
     torch_dtype,
 )
-from scripts.common.job import command, job, keep_host_memory, log, progress
+from scripts.common.job import job, keep_host_memory
 from scripts.merging.adapter import CONFIG, WEIGHTS, Plan, Update, open_adapter, plan_merge
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import (
@@ -50,6 +50,7 @@ from will_it_fit.common.files import (
 )
 from will_it_fit.common.packages import versions
 from will_it_fit.common.sizes import gib
+from will_it_fit.common.terminal import command, log, progress
 
 MANIFEST = "manifest.json"
 # Reports in which the workflow's steps recorded digests of what a merge reads: training's lies beside the adapter's

@@ -21,10 +21,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import job, log, progress
-from will_it_fit.common.digests import ROOT
+from scripts.common.code_digests import ROOT
+from scripts.common.job import job
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_reports, sha256_file, write_report, write_text
+from will_it_fit.common.terminal import log, progress
 from will_it_fit.common.version import VERSION
 
 NAME = "SecureCLI-Tuner"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.documents.render import render
 from scripts.documents.traced_values import collect, dump_yaml, sourced
 from will_it_fit.common.errors import UserError
@@ -23,6 +23,7 @@ from will_it_fit.common.files import (
     write_report,
     write_text,
 )
+from will_it_fit.common.terminal import log
 
 SPLITS = ("train", "validation", "test")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")

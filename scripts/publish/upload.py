@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, sha256_file, write_report
 from will_it_fit.common.secrets import without_secrets
+from will_it_fit.common.terminal import log
 
 TYPES = {"adapter": "model", "dataset": "dataset", "merged": "model"}
 MESSAGE = "Publish a run of SecureCLI-Tuner"

@@ -11,14 +11,13 @@ from scripts.common import disk, outdated
 from scripts.common.made_from import Ledger, record
 from scripts.documents import terminal_summary
 from scripts.execution import sandbox
-from scripts.runs import check_configuration as check_run
-from scripts.runs import run_scenarios
+from scripts.runs import check_configuration, run_scenarios
 from scripts.runs.job_paths import EXECUTION, JobPaths
 from scripts.runs.runs import Runs
 from will_it_fit.common import device
 from will_it_fit.common.files import read_json, write_jsonl, write_report
 
-ASK_WHAT_FITS = ("gate_memory", "price_run")  # a laptop may ask them about another machine
+ASK_WHAT_FITS = ("gate_memory", "check_resources")  # a laptop may ask them about another machine
 
 
 class Job(NamedTuple):
@@ -45,7 +44,7 @@ def planned_writes(jobs: Iterable[Job], runs: Runs) -> list[disk.Planned]:
             one[1].append(disk.RULES[job.rule])
             one[2].extend([job.names["type"]] if "type" in job.names else [])
     written = [
-        disk.Planned(name, check_run.sizes(settings), stages, exports)
+        disk.Planned(name, check_configuration.sizes(settings), stages, exports)
         for name, (settings, stages, exports) in found.items()
         if not settings["memory"]["gate"]["override"]
     ]

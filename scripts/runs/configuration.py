@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from will_it_fit.common.digests import ROOT
+from scripts.common.code_digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import allowed, coerced, validate, yaml_lines
 from will_it_fit.scenario import fields
@@ -207,7 +207,7 @@ def _rows(schema: dict, path: str, shown: set[int]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    from scripts.common.job import command
+    from will_it_fit.common.terminal import command
 
     def main() -> None:
         if sys.argv[1:] != ["--write-reference"]:

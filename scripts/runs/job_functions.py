@@ -10,12 +10,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scripts.common import contents
-from scripts.runs import check_configuration as check_run
-from scripts.runs import cluster, configuration, run_scenarios
+from scripts.common import code_digests, contents
+from scripts.runs import check_configuration, cluster, configuration, run_scenarios
 from scripts.runs.job_paths import JobPaths
 from scripts.runs.runs import Runs
-from will_it_fit.common import device, digests
+from will_it_fit.common import device
 from will_it_fit.common.errors import UserError
 
 
@@ -53,7 +52,7 @@ def code(script: str) -> Callable:
 
     ``script`` lies below scripts/. When the job's turn comes its inputs are there, and Snakemake asks once more.
     """
-    value = digests.code_digest(digests.ROOT / "scripts" / script)
+    value = code_digests.code_digest(code_digests.ROOT / "scripts" / script)
     # Not with a parameter named `input`: Snakemake takes such a value for derived and does not compare it.
     return lambda wildcards, **job: contents.job_digest(value, job["input"])
 
@@ -81,7 +80,7 @@ class JobFunctions:
         self._on_this_machine = on_this_machine
         self.runs = Runs(configuration.with_defaults(config))
         for settings in self.runs.named.values():
-            check_run.check(settings)
+            check_configuration.check(settings)
             place, self.publish = settings.pop("cluster"), settings.pop("publish")
         self.container: str | None = place["container"]
         self.gpus = cluster.read_map(place["gpus"]) if place["gpus"] else []

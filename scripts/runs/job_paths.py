@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from scripts.common import contents
+from scripts.common.code_digests import ROOT
 from scripts.runs import configuration, run_scenarios
 from scripts.runs.runs import Runs
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.hub import profiled
 

@@ -13,12 +13,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from scripts.common.code_digests import ROOT
 from scripts.screen.commands import Command, Refused
 from scripts.screen.paths import Places
 from scripts.screen.predicates import Language, Test
 from scripts.screen.programs import Programs, check_pattern
 from scripts.screen.reader import read
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.common.schema import problems, validate

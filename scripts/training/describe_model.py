@@ -12,11 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import job, log
+from scripts.common.job import job
 from scripts.common.tokenizer import read_tokenizer
 from will_it_fit.common.digests import digest
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import copy_own, read_json, write_report
+from will_it_fit.common.terminal import log
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "USE_POLICY*"]

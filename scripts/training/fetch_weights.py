@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from scripts.common.checkpoint import INDEX, SINGLE, checked_digest, open_checkpoint, weight_files
-from scripts.common.job import job, log, progress
+from scripts.common.job import job
 from scripts.training.describe_model import read_once, unreachable
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import WEIGHTS, own_file, read_folder, scratch_folder, write_report
 from will_it_fit.common.sizes import gib
+from will_it_fit.common.terminal import log, progress
 
 
 def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:

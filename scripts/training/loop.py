@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scripts.common.job import log
 from scripts.training.processes import ALONE, Group, divided_like, full_tensor
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
+from will_it_fit.common.terminal import log
 from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 if TYPE_CHECKING:

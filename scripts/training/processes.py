@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import end_with_parent, log
+from scripts.common.job import end_with_parent
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json
+from will_it_fit.common.terminal import log
 
 _PARTS = ("problem", "where", "found", "allowed", "write")  # of a UserError
 
@@ -236,7 +237,7 @@ def _signals_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def _in_project() -> Iterator[None]:
     """Let the processes find the project's modules wherever they start."""
-    from will_it_fit.common.digests import ROOT
+    from scripts.common.code_digests import ROOT
 
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [before])])

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scripts.common.job import keep_host_memory, log
+from scripts.common.job import keep_host_memory
 from scripts.common.tokenizer import read_tokenizer
 from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
 from scripts.training.processes import ALONE, Group, full_tensor, started
@@ -31,6 +31,7 @@ from will_it_fit.common.files import (
     write_report,
 )
 from will_it_fit.common.packages import versions
+from will_it_fit.common.terminal import log
 from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 if TYPE_CHECKING:

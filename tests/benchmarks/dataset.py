@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.common.job import command
+from will_it_fit.common.terminal import command
 
 STEPS = ("acquire", "clean", "screen", "split", "check", "encode")
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import yaml
 
+from scripts.common.code_digests import ROOT
 from scripts.common.wheels import download_wheel
 from scripts.execution.judge import Reference, decidable, judge
 from scripts.execution.sandbox import Sandbox
 from scripts.execution.tasks import read_wheel
-from will_it_fit.common.digests import ROOT
 
 WORKERS = 2
 

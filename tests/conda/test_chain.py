@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.common.code_digests import imported_packages
 from tests.conda.offline_conda import CondaSetup, Unavailable, conda_setup
 from tests.end_to_end import chain
 from tests.unit.test_environments import requirements, rules
-from will_it_fit.common.digests import imported_packages
 
 CACHE = chain.ROOT / ".conda-test"
 # Written into each environment as a .pth file, which Python runs when it starts.

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from will_it_fit.common import digests
+from scripts.common import code_digests
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "tests" / "config" / "tiny.yaml"
@@ -32,7 +32,10 @@ def parsed_modules() -> str:
     """What a Snakemake that has run here before knows of the modules: to parse them takes longer than a plan."""
     sources = {str(path): path.read_bytes() for path in (ROOT / "scripts").rglob("*.py")}
     return json.dumps(
-        {digests.content_key(text): digests.parse(text.decode("utf-8"), path) for path, text in sources.items()}
+        {
+            code_digests.content_key(text): code_digests.parse(text.decode("utf-8"), path)
+            for path, text in sources.items()
+        }
     )
 
 
@@ -55,8 +58,8 @@ def checkout(folder: Path) -> Path:
     text, count = re.subn(r"(?ms)^on_the_page: \[.*?\]", OFFERED, index.read_text(encoding="utf-8"))
     assert count == 1
     index.write_text(text, encoding="utf-8")
-    (folder / digests.STORE).parent.mkdir()
-    (folder / digests.STORE).write_text(parsed_modules(), encoding="utf-8")
+    (folder / code_digests.STORE).parent.mkdir()
+    (folder / code_digests.STORE).write_text(parsed_modules(), encoding="utf-8")
     return folder
 
 

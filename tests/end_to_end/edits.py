@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from will_it_fit.common import digests
+from scripts.common import code_digests
 
 ENDINGS = (".json", ".jsonl")
 PATIENCE_SECONDS = 60
@@ -122,7 +122,9 @@ def main(folder: Path, configuration: Path) -> None:
     import pandas  # noqa: F401
 
     tried = set()  # documents of one script read the same
-    for heavy, job in sorted(((digests.environment_of(script_of(job)), job) for job in jobs(configuration)), key=str):
+    for heavy, job in sorted(
+        ((code_digests.environment_of(script_of(job)), job) for job in jobs(configuration)), key=str
+    ):
         if heavy == "torch":
             import peft  # noqa: F401
         for path in map(Path, job.input):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from will_it_fit.common.digests import absolute_name
+from scripts.common.code_digests import absolute_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "architecture.md"

@@ -14,7 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from will_it_fit.common.digests import imported_packages
+from scripts.common.code_digests import imported_packages
 
 ROOT = Path(__file__).resolve().parents[2]
 RULE_FILES = [ROOT / "Snakefile", *sorted((ROOT / "rules").glob("*.smk"))]

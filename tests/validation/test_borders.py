@@ -4,10 +4,10 @@ import json
 from dataclasses import replace
 from itertools import islice
 
+from scripts.common.code_digests import ROOT
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from validation.borders import cells, judged, text
 from will_it_fit.cards.gpus import find
-from will_it_fit.common.digests import ROOT
 from will_it_fit.planner.largest_fit import Border, Borders
 
 CARD = replace(find({"vram_gib": 1}), name="small", total_bytes=find({"vram_gib": 1}).context_bytes + 90 * 2**20)

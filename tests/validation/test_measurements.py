@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from scripts.common.code_digests import ROOT
 from validation import measurements
 from validation.rows import MIB, SOURCES, STAGES, read
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 
 ROWS = {row.id: row for source in SOURCES for row in read(source)}

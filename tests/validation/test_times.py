@@ -2,9 +2,9 @@
 
 import json
 
+from scripts.common.code_digests import ROOT
 from validation import times
 from validation.timed_rows import read
-from will_it_fit.common.digests import ROOT
 
 ROWS = read()
 REPORT = json.loads(times.REPORT.read_text(encoding="utf-8"))

@@ -156,7 +156,7 @@ def test_nothing_that_costs_comes_before_the_runs_price(project):
     done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=True)
     jobs = [json.loads(line) for line in done.stdout.splitlines()]
     maker = {path: job for job in jobs for path in job["outputs"]}
-    early = [job for job in jobs if job["rule"] in ("price_run", "gate_memory")]
+    early = [job for job in jobs if job["rule"] in ("check_resources", "gate_memory")]
     for job in early:  # grows while it is walked
         early += [maker[path] for path in job["inputs"] if path in maker and maker[path] not in early]
     assert {"acquire_dataset", "describe_model", "encode_dataset", "trace_memory"} <= {job["rule"] for job in early}

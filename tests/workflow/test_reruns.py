@@ -23,7 +23,7 @@ RANKED_MEMORY = {
     "compare_memory",
     "gate_memory",
     "plan_memory",
-    "price_run",
+    "check_resources",
 }
 DOCUMENTS = {
     "draw_memory",
@@ -118,7 +118,7 @@ def test_a_changed_evaluation_does_not_train(plan):
 
 def test_another_sample_of_the_benchmark_is_only_asked_for(plan):
     on_benchmark = {"evaluate_base_on_benchmark", "evaluate_tuned_on_benchmark", "compare_on_benchmark"}
-    assert plan({"dataset": {"benchmark": {"requests": 5}}}) - DOCUMENTS == on_benchmark | {"price_run"}
+    assert plan({"dataset": {"benchmark": {"requests": 5}}}) - DOCUMENTS == on_benchmark | {"check_resources"}
 
 
 def test_answers_are_executed_when_it_is_asked_for_and_nothing_is_answered_again(plan):
@@ -176,7 +176,7 @@ def rewritten(path, old, new):
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected", "spared"),
     [
-        ("config/gpus.yaml", b"24", b"25", {"estimate_memory", "gate_memory", "price_run"}, DATASET | MODEL),
+        ("config/gpus.yaml", b"24", b"25", {"estimate_memory", "gate_memory", "check_resources"}, DATASET | MODEL),
         ("config/screen/exfiltration.yaml", b"level: critical", b"level: medium  ", {"screen_dataset"}, MODEL),
         ("config/templates/MODEL_CARD.md.j2", b"#", b"-", {"render_documents"}, DATASET | MODEL | TRAINED),
     ],

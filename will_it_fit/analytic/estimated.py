@@ -1,17 +1,13 @@
-"""Rule ``estimate_memory``: a scenario's memory from its model's configuration alone, without torch."""
+"""The answers that need no torch, as a value: the analytic estimate and the rule of thumb."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.common.job import job, log
-from scripts.runs.check_configuration import checked_configuration
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.rule_of_thumb import rule_of_thumb
 from will_it_fit.cards.gpus import named
-from will_it_fit.common.files import write_report
-from will_it_fit.common.sizes import gib
 from will_it_fit.scenario.scenario import Scenario
 
 
@@ -46,19 +42,3 @@ def estimate(scenario: Scenario, where: object = "scenario", *, blocks: bool = T
     except NotDescribed as error:
         return Estimated(scenario, None, None, str(error))
     return Estimated(scenario, analytic, rule_of_thumb(scenario, analytic["parameters"]["total"]))
-
-
-def main(config: str, mapping: dict[str, Any], output: str) -> None:
-    where = "the configuration"
-    answer = estimate(Scenario.from_mapping({**mapping, "model": config}, defaults={}, where=where), where)
-    write_report(output, answer.to_mapping())
-    for name, found in (("rule of thumb", answer.rule_of_thumb), ("analytic", answer.analytic)):
-        if found:
-            log.info("%s: %s", name, gib(found["peak_allocated_bytes"]))
-    if answer.reason:
-        log.info("no estimate: %s", answer.reason)
-
-
-if __name__ == "__main__":
-    with job(snakemake):
-        main(checked_configuration(snakemake.input), snakemake.params.scenario, snakemake.output.estimate)

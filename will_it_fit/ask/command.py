@@ -67,13 +67,13 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument("--compare", metavar="nvidia-smi=14.2GiB", help="why something else was measured")
     kinds.add_argument("--serve", action="store_true", help="serving the model instead of training it")
     run = made.add_argument_group("the run", "hours, cost and energy, with --gpu or --all-gpus")
-    run.add_argument("--rows", type=_count, metavar="N", help="rows of the training data")
-    run.add_argument("--tokens-per-row", metavar="N", help="their mean length (all are as long as the longest)")
-    run.add_argument("--epochs", metavar="N", help="how often each is seen (1)")
-    run.add_argument("--price", action="append", default=[], metavar="NAME=PER_HOUR",
+    run_cost.add_argument("--rows", type=_count, metavar="N", help="rows of the training data")
+    run_cost.add_argument("--tokens-per-row", metavar="N", help="their mean length (all are as long as the longest)")
+    run_cost.add_argument("--epochs", metavar="N", help="how often each is seen (1)")
+    run_cost.add_argument("--price", action="append", default=[], metavar="NAME=PER_HOUR",
                      help="of one card an hour, in any currency; or a YAML file with a line for each card")  # fmt: skip
-    run.add_argument("--deadline", metavar="24h", help="the run has to end within it: 90min, 24h, 3d")
-    run.add_argument("--grams-per-kwh", metavar="GRAMS", help="CO2 of the electricity")
+    run_cost.add_argument("--deadline", metavar="24h", help="the run has to end within it: 90min, 24h, 3d")
+    run_cost.add_argument("--grams-per-kwh", metavar="GRAMS", help="CO2 of the electricity")
     serve = made.add_argument_group("with --serve")
     serve.add_argument("--requests", type=_count, default=1, metavar="N", help="requests at once (1)")
     serve.add_argument("--weights", default=None, help="bf16, fp16, nf4, or a GGUF quantization such as q4_k_m")
@@ -224,13 +224,12 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
 
 
 def _print_cards(asked: Any, as_json: bool) -> int:
-    from will_it_fit.ask import answer
-    from will_it_fit.ask import run_cost as run
+    from will_it_fit.ask import answer, run_cost
     from will_it_fit.ask.answer_text import step_line
 
     rows = answer.on_all_gpus(asked)
     fitting = sum(row["fits"] for row in rows)
-    status = 0 if as_json or any(row["fits"] and not run.is_late(row) for row in rows) else 1
+    status = 0 if as_json or any(row["fits"] and not run_cost.is_late(row) for row in rows) else 1
     if as_json:
         print(json.dumps(rows, sort_keys=True))
         return status
@@ -239,10 +238,11 @@ def _print_cards(asked: Any, as_json: bool) -> int:
         word = "fits" if row["fits"] else "does not fit"
         print(
             f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}"
-            f"   {word:<14}{row['headroom_bytes'] / 2**30:+.2f} GiB" + (run.cells(row["run"]) if "run" in row else "")
+            f"   {word:<14}{row['headroom_bytes'] / 2**30:+.2f} GiB"
+            + (run_cost.cells(row["run"]) if "run" in row else "")
         )
     if asked.run:
-        print("\n".join(run.ranked(rows)))
+        print("\n".join(run_cost.ranked(rows)))
     return status
 
 
@@ -275,8 +275,8 @@ def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
     """The scenario as a file; fields as the defaults have them are left out, the model stands by its name if it can."""
     import yaml
 
+    from will_it_fit.scenario.fields import scenario_defaults
     from will_it_fit.scenario.model import read_model
-    from will_it_fit.scenario.scenario import scenario_defaults
 
     defaults = scenario_defaults()
     kept = {name: value for name, value in mapping.items() if value is not None and value != defaults.get(name)}
@@ -292,7 +292,7 @@ def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
 
 def run() -> None:
     """The console script."""
-    from scripts.common.job import command
+    from will_it_fit.common.terminal import command
 
     command(main)
 

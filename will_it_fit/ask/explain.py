@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import command
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import command
 from will_it_fit.readers.request import read_asked
 from will_it_fit.scenario.scenario import Scenario
 

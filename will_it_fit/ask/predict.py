@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.common.job import command
 from will_it_fit.analytic.estimated import estimate
 from will_it_fit.ask.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.packages import STACK
+from will_it_fit.common.terminal import command
 from will_it_fit.planner.compare import compare, scripts_would_take
 from will_it_fit.readers.request import AskedStep, read_asked
 from will_it_fit.scenario.scenario import Scenario

@@ -135,12 +135,14 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """The training step of a run of this project."""
-    from scripts.runs.configuration import with_defaults
-    from scripts.runs.run_scenarios import gated_scenario
-
-    settings = with_defaults(readers.mapping_of(path))
-    return {**gated_scenario(settings), "model": settings["memory"]["model"]}
+    """The training step of a run's settings, by the pipeline that they are for."""
+    if readers.step_of_a_run is None:
+        raise UserError(
+            "These are settings of SecureCLI-Tuner's pipeline, which is not installed with the library.",
+            where=str(path), allowed="a scenario, a model, another tool's file; or the pipeline's command",
+            write=f"python -m scripts.ask {path}",
+        )  # fmt: skip
+    return readers.step_of_a_run(readers.mapping_of(path))
 
 
 def _beside(path: Path, gpu: Gpu | None) -> Reading:

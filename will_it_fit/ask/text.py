@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from will_it_fit.ask import run_cost as run
+from will_it_fit.ask import run_cost
 from will_it_fit.ask.answer_text import answers, head, other_ways, suggestions, time_lines
 from will_it_fit.ask.bounds import bound_bytes
 from will_it_fit.ask.question import Question
@@ -36,8 +36,8 @@ def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
     lines = head(answer)
     lines += [*answers(answer), *time_lines(answer), *other_ways(answer)]
     if asked.run:
-        lines += run.run_lines(answer["run"], asked.run)
-        lines += run.sooner_lines(answer["sooner"], lambda item: suggested(command, item["changes"]))
+        lines += run_cost.run_lines(answer["run"], asked.run)
+        lines += run_cost.sooner_lines(answer["sooner"], lambda item: suggested(command, item["changes"]))
     lines += reading_lines(asked, answer)
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]

@@ -12,13 +12,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from will_it_fit.cards.gpu_names import read_gpu
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.common.sizes import GIB, MIB
+from will_it_fit.data import data_path
 from will_it_fit.scenario.nested_fields import checked_gpu
 
-CATALOGUE = ROOT / "config" / "gpus.yaml"
+CATALOGUE = data_path("gpus.yaml")
 EXPANDABLE_LINE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF
 
 

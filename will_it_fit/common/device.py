@@ -8,8 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-from scripts.common.job import log
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import log
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second one in every version of PyTorch
 EXPANDABLE = "expandable_segments"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .components import ADAPTERS, HOST, QUANTIZATION_STATE, WEIGHTS_4BIT, WEIGHTS_8BIT, WEIGHTS_OTHER, weights
-from .parts import made_of_others, parts
+from .plain_tensors import made_of_others, parts
 from .tracker import NAMES, Tracker
 
 Label = Callable[[str, torch.Tensor], str | None]

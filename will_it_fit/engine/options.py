@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .errors import TraceError
-from .following import Label
+from .label_model import Label
 from .report import History, make_report
 from .steps import STEPS, Step
 

@@ -13,8 +13,8 @@ from .components import ROUNDING, WORKSPACES
 from .costs import CostRecorder
 from .cuda_rules import CUBLASLT_WORKSPACE_BYTES
 from .expandable import replay_expandable, required_bytes_expandable
+from .interpolate import Recording
 from .origins import NOWHERE
-from .scaled import Recording
 from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")

@@ -40,8 +40,9 @@ from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
 from .costs import CostRecorder, recording
 from .errors import TraceError
 from .fake_group import active
-from .following import follow_model, vocabulary
 from .kernels import CudaKernels, cpu_outputs, device_outputs, dispatch
+from .known_values import Values
+from .label_model import follow_model, vocabulary
 from .older_layers import layers_of
 from .options import Options
 from .origins import Origins
@@ -49,7 +50,6 @@ from .patching import patched, sorted_sets
 from .report import History, Report, make_report
 from .steps import Step, listening, past_operators, take_steps
 from .tracker import Tracker
-from .values import Values
 
 T = TypeVar("T")
 

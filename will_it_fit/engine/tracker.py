@@ -28,10 +28,10 @@ from .components import (
 )
 from .costs import CostRecorder
 from .fake_group import FakeDevice
+from .known_values import UNANSWERED, Values
 from .origins import Origins
-from .parts import made_of_others, parts
+from .plain_tensors import made_of_others, parts
 from .shapes import Shapes, in_place
-from .values import UNANSWERED, Values
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 

@@ -4,15 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scripts.common.job import job, log
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.estimated import Estimated
 from will_it_fit.analytic.rule_of_thumb import rule_of_thumb
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.sizes import gib
 from will_it_fit.hours.step_time import NO_SPEED
 from will_it_fit.readers.request import LIKE, AskedStep, asked_for
 from will_it_fit.tracing.scenario_trace import Traced
@@ -152,25 +149,3 @@ def scripts_would_take(asked: AskedStep, where: object = "scenario") -> dict[str
         except (NotDescribed, UserError):  # what was named does not go with the tool's settings
             found[tool] = None
     return found
-
-
-def main(estimate: str, trace: str, measurement: str | None, output: str) -> None:
-    traced, estimated = Traced.read(trace), read_report(estimate)
-    measured = read_report(measurement) if measurement else {}
-    measured.pop("sha256", None)
-    known = {name: estimated[name] for name in ("analytic", "rule_of_thumb", "reason")}
-    found = compare(Estimated(traced.scenario, **known), traced, measured, "the configuration").to_mapping()
-    write_report(output, found)
-    for name in ANSWERS:
-        size = (found[name] or {}).get("peak_allocated_bytes")
-        log.info("%-14s %s", name.replace("_", " "), gib(size) if size else found["reasons"][name])
-
-
-if __name__ == "__main__":
-    with job(snakemake):
-        main(
-            snakemake.input.estimate,
-            snakemake.input.trace,
-            snakemake.input.get("measure"),
-            snakemake.output.comparison,
-        )

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from scripts.common.job import progress
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.common.terminal import progress
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.hours.step_time import speed_of, step_time
 from will_it_fit.planner.calibrated import ANCHORS, CalibratedEstimator

@@ -9,12 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from scripts.common.job import job, log
-from will_it_fit.common.digests import ROOT
-from will_it_fit.common.files import read_report, write_text
+from will_it_fit.data import data_path
 from will_it_fit.engine.components import COLOURS
 
-TEMPLATES = ROOT / "config" / "templates"
+TEMPLATES = data_path("page")
 # Groups of components as the page calls them.
 TITLES = {
     "parameters": "weights",
@@ -56,14 +54,3 @@ def _template(name: str) -> str:
 def _inside_script(value: Any) -> str:
     """JSON that can stand in an HTML script: nothing in it ends the element or begins a comment."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-
-
-def main(data: str, output: str) -> None:
-    text = page(read_report(data))
-    write_text(output, text)
-    log.info("%s: %.1f MB", output, len(text) / 1e6)
-
-
-if __name__ == "__main__":
-    with job(snakemake):
-        main(snakemake.input.planner, snakemake.output[0])

@@ -15,19 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import command, job, log
-from scripts.runs.check_configuration import checked_configuration
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, GIB, Gpu, catalogue, find
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import write_report, write_text
+from will_it_fit.common.files import read_yaml, write_text
+from will_it_fit.common.terminal import command
 from will_it_fit.planner.calibrated import CalibratedEstimator, alone, anchored, divided, sweep
 from will_it_fit.planner.changes import COUNTS, as_method
 from will_it_fit.planner.feasibility import feasibility
-from will_it_fit.planner.gpu_counts import becomes_possible
 from will_it_fit.planner.page_data import choices, layout_of
 from will_it_fit.readers.request import asked_for
-from will_it_fit.scenario.scenario import Scenario, read_yaml
+from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.scenario import Scenario
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)
@@ -132,7 +130,7 @@ def page_data(
     several: bool = False,
     rows: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The data of the planner's page (:mod:`will_it_fit.planner.page_data`); ``several``: traced on several GPUs too."""
+    """The data of the page (:mod:`will_it_fit.planner.page_data`); ``several``: traced on several GPUs too."""
     methods = {method: as_method(scenario, method) for method in METHODS}
     estimates = {
         (method, layout): estimate
@@ -191,41 +189,8 @@ def _scenario(options: argparse.Namespace) -> Scenario:
             allowed="the path of a scenario file; or --page, which can do without",
             write="python -m will_it_fit.planner.plan mine.yaml",
         )
-    return Scenario.from_mapping({"model": read_yaml(ROOT / "config" / "config.yaml")["memory"]["model"]})
-
-
-def write_plan(
-    config: str, mapping: Mapping[str, Any], divided_ones: Mapping[str, Mapping[str, Any]], output: str, page: str
-) -> None:
-    """The rule's work; ``divided_ones``: by name what the document asks for on several GPUs."""
-    scenario = Scenario.from_mapping({**mapping, "model": config}, defaults={}, where="the configuration")
-    steps = {method: alone(scenario, as_method(scenario, method)) for method in METHODS}
-    bases = {method: (step, CalibratedEstimator(step)) for method, step in steps.items()}
-    own = find(scenario.gpu) if scenario.gpu is not None else None
-    answer = plan(scenario, own, estimates={method: estimate for method, (_, estimate) in bases.items()})
-    if divided_ones:
-        where = "memory.scenarios in the configuration"
-        answer["several_gpus"] = becomes_possible(
-            {
-                name: Scenario.from_mapping({**one, "model": config}, defaults={}, where=where)
-                for name, one in divided_ones.items()
-            }
-        )
-    write_report(output, answer)
-    data = page_data(scenario, bases, own, several=bool(divided_ones), rows=answer["feasibility"])
-    write_report(page, data, indent=None)
-    log.info("%s", table(answer))
+    return Scenario.from_mapping({"model": BY_NAME["model"].example})
 
 
 if __name__ == "__main__":
-    if "snakemake" in globals():
-        with job(snakemake):
-            write_plan(
-                checked_configuration(snakemake.input),
-                snakemake.params.scenario,
-                snakemake.params.several_gpus,
-                snakemake.output.plan,
-                snakemake.output.planner,
-            )
-    else:
-        command(main)
+    command(main)

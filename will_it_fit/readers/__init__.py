@@ -12,7 +12,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
-from will_it_fit.readers import axolotl, beside, llama_factory, program, trl
+from will_it_fit.readers import axolotl, companion_files, llama_factory, program, trl
 from will_it_fit.readers.reading import Reading, keys
 from will_it_fit.scenario.fields import BY_NAME
 
@@ -23,10 +23,12 @@ TOOLS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Read]] = {
     "trl": (trl.can_read, trl.read),
 }
 BESIDE: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Read]] = {
-    "accelerate": (beside.is_accelerate, beside.read_accelerate),
-    "deepspeed": (beside.is_deepspeed, beside.read_deepspeed),
-    "peft": (beside.is_adapter, beside.read_adapter),
+    "accelerate": (companion_files.is_accelerate, companion_files.read_accelerate),
+    "deepspeed": (companion_files.is_deepspeed, companion_files.read_deepspeed),
+    "peft": (companion_files.is_adapter, companion_files.read_adapter),
 }
+# How the pipeline's own settings become a step. The pipeline sets it (scripts/ask), since the library knows no run.
+step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 _RUN = {"training", "memory", "dataset", "scenario_defaults", "evaluation", "merging"}  # sections of a run's settings
 
 

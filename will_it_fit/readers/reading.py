@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.files import read_yaml
+from will_it_fit.data import data_path
 from will_it_fit.scenario.fields import BY_NAME
 
-TABLES = Path(__file__).resolve().parents[3] / "config" / "readers"
+TABLES = data_path("readers")
 HIGH, LOW, EITHER = "too high", "too low", "either way"
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.readers import axolotl, trl
-from will_it_fit.scenario.scenario import Scenario, scenario_defaults
+from will_it_fit.scenario.fields import scenario_defaults
+from will_it_fit.scenario.scenario import Scenario
 
 LIKE = ("trl", "peft", "axolotl")
 # What `like` sets: how a step is taken. How large it is stays the file's to say.

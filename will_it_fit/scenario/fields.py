@@ -1,8 +1,7 @@
 """The fields of a scenario: what each says, what it allows, what to write. The one table.
 
-Checks and their messages (:mod:`will_it_fit.scenario.scenario`), the schema of the configuration and its reference
-(:mod:`scripts.runs.configuration`) derive from it; the defaults stand in ``scenario_defaults`` of
-config/config.yaml. Standard library only.
+Checks and their messages (:mod:`will_it_fit.scenario.scenario`), the schema of a configuration and its reference
+derive from it, and so do the defaults. Standard library only.
 """
 
 from __future__ import annotations
@@ -36,6 +35,8 @@ class Field:
         What else it may be, as JSON Schema names types.
     example
         What to write.
+    default
+        The value where nothing is written. A mapping's stand with its parts.
     nullable
         Whether it may be null.
     excluded
@@ -50,6 +51,7 @@ class Field:
     parts: tuple[Field, ...] = ()
     types: tuple[str, ...] = ()
     example: Any = None
+    default: Any = None
     nullable: bool = False
     excluded: Mapping[str, tuple[str, str]] | None = None
 
@@ -88,35 +90,35 @@ FIELDS = (
     Field("model_name", "What to call the model; its file's name when left out.",
           types=("string",), nullable=True, example="Qwen2.5-Coder-7B"),
     Field("method", "`full` trains every weight; `lora`: adapters on a dense base; `qlora`: on a 4-bit or 8-bit base.",
-          words=("full", "lora", "qlora"), example="qlora"),
+          words=("full", "lora", "qlora"), default="qlora", example="qlora"),
     Field("objective",
           "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
           " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
           " (`micro_batch` counts pairs), `kto` single rows, `grpo` generated ones (without their generation).",
-          words=("sft", "dpo", "orpo", "kto", "reward", "grpo"), example="dpo"),
+          words=("sft", "dpo", "orpo", "kto", "reward", "grpo"), default="sft", example="dpo"),
     Field("preference", "What an objective takes beside its rows.", example={"reference": "adapter_off"},
           parts=(
               Field("reference",
                     "What answers are compared with: the model with its adapters off, a second model, or numbers that"
                     " were computed before. `null`: as TRL decides; for `grpo` nothing.",
                     words=("adapter_off", "model", "precomputed"), nullable=True, example="adapter_off"),
-              Field("generations", "`grpo`: answers to a prompt.", least=2, example=8),
+              Field("generations", "`grpo`: answers to a prompt.", least=2, default=8, example=8),
               Field("completion_length", "Tokens of a row that are the answer; `null`: half of them.", least=1,
                     nullable=True, example=256),
           )),
     Field("precision", "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
-          words=(*PRECISIONS, "fp16-mixed", "bf16-mixed"), example="bf16"),
+          words=(*PRECISIONS, "fp16-mixed", "bf16-mixed"), default="bf16", example="bf16"),
     Field("autocast", "Autocast over weights of any dtype, as a trainer's `--bf16` does over a 16-bit or 4-bit base.",
           words=("fp16", "bf16"), nullable=True, example="bf16"),
     Field("quantization", "How a `qlora` base is quantized; ignored for other methods.", nullable=True,
           example={"type": "nf4", "double": True},
           parts=(
               Field("type", "The 4-bit data type; `int8`: 8 bits, as LLM.int8 packs them (`load_in_8bit`).",
-                    words=("nf4", "fp4", "int8"), example="nf4"),
+                    words=("nf4", "fp4", "int8"), default="nf4", example="nf4"),
               Field("double", "Quantize the scales of 4-bit weights too: 0.373 bits a weight less.",
-                    words=(True, False), example=True),
+                    words=(True, False), default=True, example=True),
               Field("storage", "The dtype that packed weights are stored as; `bf16` lets FSDP shard them.",
-                    words=("uint8", *PRECISIONS), example="uint8"),
+                    words=("uint8", *PRECISIONS), default="uint8", example="uint8"),
               Field("compute", "The dtype that 4-bit layers compute in; `null`: the weights' own.",
                     words=PRECISIONS, nullable=True, example="bf16"),
           ),
@@ -129,17 +131,17 @@ FIELDS = (
           "`peft` turns embeddings, head and norms to fp32 as `prepare_model_for_kbit_training` does (on"
           " Qwen2.5-Coder-7B 2.03 GiB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back"
           " to 16 bits; `none` leaves them.",
-          words=("none", "peft", "trl"), example="none",
+          words=("none", "peft", "trl"), default="none", example="none",
           excluded={"full": ("PEFT's k-bit preparation freezes the base, which method full trains",
                              "kbit_preparation: none")}),
     Field("lora", "Low-rank adapters, the short form.", nullable=True,
           example={"rank": 16, "target_modules": "all-linear"},
           parts=(
-              Field("rank", "The rank of both factors.", least=1, example=16),
-              Field("alpha", "The update is scaled by alpha / rank.", least=1, example=32),
-              Field("dropout", "Dropout on the adapter's input while training.", below=1.0, example=0.0),
+              Field("rank", "The rank of both factors.", least=1, default=16, example=16),
+              Field("alpha", "The update is scaled by alpha / rank.", least=1, default=32, example=32),
+              Field("dropout", "Dropout on the adapter's input while training.", below=1.0, default=0.0, example=0.0),
               Field("target_modules", "`all-linear`, or the names of the layers that get an adapter.",
-                    types=("string", "array"), example="all-linear"),
+                    types=("string", "array"), default="all-linear", example="all-linear"),
           ),
           excluded=_NO_ADAPTERS),
     Field("adapter",
@@ -150,8 +152,8 @@ FIELDS = (
     Field("adapter_precision",
           "The dtype of the adapter's weights, gradients and optimizer states. `fp32` and `base` (the base's own) are"
           " what PEFT does with `autocast_adapter_dtype` on and off.",
-          words=("fp32", "base", "fp16", "bf16"), example="fp32"),
-    Field("sequence_length", "Tokens of a row of the batch.", least=1, example=512),
+          words=("fp32", "base", "fp16", "bf16"), default="fp32", example="fp32"),
+    Field("sequence_length", "Tokens of a row of the batch.", least=1, default=512, example=512),
     Field("images",
           "Images in each row of a vision-language model, whose configuration is then taken with its vision tower"
           " (`gemma3`, `llava`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`): predicted, and not trained. Their tokens are"
@@ -163,35 +165,36 @@ FIELDS = (
                     nullable=True, example=896),
               Field("width", "Pixels, likewise.", least=1, nullable=True, example=896),
               Field("trained", "`language`: the vision tower and the projector are frozen and get no adapters. `all`:"
-                    " the method's weights or adapters everywhere.", words=("language", "all"), example="language"),
+                    " the method's weights or adapters everywhere.", words=("language", "all"), default="language",
+                    example="language"),
           )),
     Field("micro_batch",
           "Rows that go through the model at once. This, times the sequence length, decides the activations' memory.",
-          least=1, example=1),
+          least=1, default=1, example=1),
     Field("gradient_accumulation",
           "Micro-batches per optimizer step. The effective batch is micro_batch x gradient_accumulation; the memory is"
-          " a micro-batch's.", least=1, example=1),
+          " a micro-batch's.", least=1, default=1, example=1),
     Field("attention_mask",
           "`padding`: the batch carries a mask, as padded batches do; then fused attention needs more memory.",
-          words=("none", "padding"), example="none"),
+          words=("none", "padding"), default="none", example="none"),
     Field("packing",
           "`rows`: several rows in one sequence, each computed as if alone. `shared_prefix`: what all rows begin with"
           " is computed once. Both are tested on the model before the first step, and refused where they are not"
-          " exact.", words=("none", "rows", "shared_prefix"), example="none"),
+          " exact.", words=("none", "rows", "shared_prefix"), default="none", example="none"),
     Field("previous_sequence_length",
           "Tokens of the batch before, where a manual loop's outputs stay alive until its next forward pass has ended;"
           " `null`: they go when the step ends.", least=1, nullable=True, example=512),
     Field("use_cache", "Keys and values are kept in the forward pass of training.", words=(True, False),
-          example=False),
+          default=False, example=False),
     Field("gradient_checkpointing",
           "Recompute activations in the backward pass: far less memory, about a third more time. `reentrant`: the older"
-          " way of `torch.utils.checkpoint`.", words=(True, False, "reentrant"), example=True),
+          " way of `torch.utils.checkpoint`.", words=(True, False, "reentrant"), default=True, example=True),
     Field("attention", "`eager` keeps the scores of every head; the others do not. `flash` needs Ampere or newer.",
-          words=("eager", "sdpa", "mem_efficient", "flash"), example="sdpa"),
+          words=("eager", "sdpa", "mem_efficient", "flash"), default="sdpa", example="sdpa"),
     Field("activation_offload",
           "What the backward pass needs waits in the host's memory: little of the GPU's, much traffic. As TRL's"
           " `activation_offloading` without its streams; weights and tensors under 1 kB stay.",
-          words=(True, False), example=False),
+          words=(True, False), default=False, example=False),
     Field("optimizer",
           "8-bit states take a quarter of the memory; paged ones move to the CPU under pressure. `lion_8bit` keeps one"
           " state a weight instead of two; `adafactor` (transformers') a row and a column for each matrix; `muon`"
@@ -201,18 +204,18 @@ FIELDS = (
           " commercial use.",
           words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon",
                  "adamw_torchao_8bit", "adamw_torchao_4bit", "galore"),
-          example="adamw"),
+          default="adamw", example="adamw"),
     Field("loss",
           "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."
           " `liger`: the fused loss of the package liger-kernel.",
-          words=("full", "chunked", "liger"), example="full"),
+          words=("full", "chunked", "liger"), default="full", example="full"),
     Field("loop",
           "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"
-          " loops do.", words=("trainer", "manual"), example="trainer"),
+          " loops do.", words=("trainer", "manual"), default="trainer", example="trainer"),
     Field("allocator", "Settings of PyTorch's caching allocator.", example={"expandable_segments": False},
           parts=(
               Field("expandable_segments", "`PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`: less memory unused.",
-                    words=(True, False), example=False),
+                    words=(True, False), default=False, example=False),
           )),
     Field("parallel", "How a step is spread over several GPUs; figures are then those of each.",
           example={"strategy": "fsdp2", "gpus": 2},
@@ -221,13 +224,13 @@ FIELDS = (
                     "`ddp`: the whole model on each GPU. `fsdp2`, and the older `fsdp1`: weights, gradients and states"
                     " divided, each layer gathered while it runs. `zero2`, `zero3`: DeepSpeed's ZeRO, predicted"
                     " where `requirements-deepspeed.txt` is installed, and not trained.",
-                    words=("none", "ddp", "fsdp1", "fsdp2", "zero2", "zero3"), example="fsdp2"),
-              Field("gpus", "How many GPUs.", least=1, example=2),
+                    words=("none", "ddp", "fsdp1", "fsdp2", "zero2", "zero3"), default="none", example="fsdp2"),
+              Field("gpus", "How many GPUs.", least=1, default=1, example=2),
               Field("reshard_after_forward",
                     "FSDP gives gathered weights back after the forward pass; `false`: keeps them until backward, which"
-                    " saves a third of the communication.", words=(True, False), example=True),
+                    " saves a third of the communication.", words=(True, False), default=True, example=True),
               Field("offload", "`cpu`: FSDP keeps divided weights, gradients and states on the host.",
-                    words=("none", "cpu"), example="none"),
+                    words=("none", "cpu"), default="none", example="none"),
           )),
     Field("versions", "Versions of libraries that are meant instead of the installed ones.",
           example={"bitsandbytes": "0.42.0"},
@@ -240,6 +243,16 @@ FIELDS = (
           types=("string", "object"), nullable=True, example="rtx-4090"),
 )  # fmt: skip
 BY_NAME = {field.name: field for field in FIELDS}
+
+
+@cache
+def scenario_defaults() -> dict[str, Any]:
+    """The value of each field that a scenario leaves out; ``model`` and ``model_name`` have none."""
+    return {
+        field.name: {part.name: part.default for part in field.parts} if field.parts else field.default
+        for field in FIELDS
+        if not field.name.startswith("model")
+    }
 
 
 def schema() -> dict[str, dict[str, Any]]:

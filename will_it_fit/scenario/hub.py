@@ -18,8 +18,9 @@ from typing import NamedTuple
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.common.secrets import without_secrets
+from will_it_fit.data import data_path
 
-MODELS = Path(__file__).resolve().parents[2] / "config" / "models"
+MODELS = data_path("models")
 INDEX = MODELS / "index.yaml"
 _ID = re.compile(r"^(?P<id>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?$")
 

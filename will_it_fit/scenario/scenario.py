@@ -7,25 +7,21 @@ It is a value that the memory stage predicts and measures and that the training 
     precision: bf16
     sequence_length: 512
 
-What each field means and allows stands in :mod:`will_it_fit.scenario.fields`; what a file leaves out comes from
-``scenario_defaults`` in config/config.yaml. Every wrong field is a :class:`UserError` that shows the corrected line.
-Nothing heavier than PyYAML is imported here.
+What each field means and allows, and its default, stands in :mod:`will_it_fit.scenario.fields`. Every wrong field is a
+:class:`UserError` that shows the corrected line. Nothing heavier than PyYAML is imported here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.contradictions import contradictions
-from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, file_schema
+from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, file_schema, scenario_defaults
 from will_it_fit.scenario.model import read_model, size
 from will_it_fit.scenario.nested_fields import (
     PARTS,
@@ -92,7 +88,7 @@ class Scenario:
         mapping
             The fields of a scenario file.
         defaults
-            Values for the fields that are left out, before the project's ``scenario_defaults``.
+            Values for the fields that are left out, before those of :mod:`will_it_fit.scenario.fields`.
         where
             What to call the place in messages, usually the file. A relative path in it is looked for beside that file
             first, then in the working directory.
@@ -232,12 +228,6 @@ def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
             write=f"rows_per_step: {gpus}",
         )
     return product if rows is None else rows
-
-
-@cache
-def scenario_defaults() -> dict[str, Any]:
-    """``scenario_defaults`` of config/config.yaml."""
-    return read_yaml(ROOT / "config" / "config.yaml")["scenario_defaults"]
 
 
 def _sorted(value: Any) -> Any:

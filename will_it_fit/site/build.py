@@ -14,22 +14,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scripts.common.job import command
 from will_it_fit.ask.command import METHODS, STRATEGIES
 from will_it_fit.cards.gpus import catalogue
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.files import atomic_folder, read_yaml
 from will_it_fit.common.schema import yaml_text
+from will_it_fit.common.terminal import command
 from will_it_fit.common.version import VERSION
-from will_it_fit.scenario.fields import FIELDS, Field
+from will_it_fit.data import data_path
+from will_it_fit.scenario.fields import FIELDS, Field, scenario_defaults
 from will_it_fit.scenario.hub import MODELS
-from will_it_fit.scenario.scenario import scenario_defaults
 from will_it_fit.site.answer import reply
 from will_it_fit.site.documents import documents
-from will_it_fit.site.python import archive, pyodide
+from will_it_fit.site.python import ROOT, archive, pyodide
 
-SOURCES = ROOT / "config" / "site"
-DRAWING = ROOT / "config" / "templates"  # what a run's planner.html has too
+SOURCES = data_path("site")
+DRAWING = data_path("page")  # what a run's planner.html has too
 CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
           "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
 SWEEP = ROOT / "results" / "tiny-sweep"  # of tests/config/sweep.yaml

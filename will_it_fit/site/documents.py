@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, read_yaml
+from will_it_fit.data import data_path
 from will_it_fit.site import reference
+from will_it_fit.site.python import ROOT
 
-SOURCES = ROOT / "config" / "site"
+SOURCES = data_path("site")
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 CODE = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
 MORE = "More"  # where a document goes that will_it_fit/data/site/pages.yaml doesn't name

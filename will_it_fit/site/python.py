@@ -12,18 +12,20 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
+from modulefinder import ModuleFinder
 from pathlib import Path
 
-from will_it_fit.common.digests import ROOT, imported_modules
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_open
+from will_it_fit.data import data_path
 
 VERSION = "314.0.7"
 INTEGRITY = "sha512-0YvXxEhfEdpLfb/XkM2BFAeMROq0iMUX2bzzH9pOttyMcWkwq+HbE5uyuGD82LN7y2q+SNvi/6V5JEsOlD2R1A=="
 PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip", "pyodide-lock.json")
 # Pure Python, as it is installed here; will_it_fit/data/site/rpds.py stands in for the one that is compiled.
 PACKAGES = ("attr", "attrs", "jsonschema", "jsonschema_specifications", "referencing", "yaml")
-DATA = ("config/config.yaml", "config/gpus.yaml", "config/schema.yaml", "config/models/*", "will_it_fit/data/readers/*")
+ROOT = Path(__file__).resolve().parents[2]  # of the repository: the site is built there, with its documents
+DATA = ("gpus.yaml", "models/*", "readers/*")
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every member of an archive, so that equal files are equal archives
 
 
@@ -79,11 +81,18 @@ def archive() -> bytes:
     return made.getvalue()
 
 
+def project_modules(script: Path) -> set[Path]:
+    """The files of a module of the project and of every project module that it imports, anywhere in it."""
+    finder = ModuleFinder(path=[str(ROOT)])
+    finder.load_file(str(script))
+    return {script} | {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+
+
 def _members() -> Iterator[tuple[str, Path]]:
-    files = {*imported_modules(ROOT / "scripts" / "site" / "answer.py")}
-    files |= {path for pattern in DATA for path in ROOT.glob(pattern)}
+    files = {*project_modules(Path(__file__).with_name("answer.py"))}
+    files |= {path for pattern in DATA for path in data_path().glob(pattern)}
     yield from ((path.relative_to(ROOT).as_posix(), path) for path in files)
-    yield "rpds.py", ROOT / "config" / "site" / "rpds.py"
+    yield "rpds.py", data_path("site", "rpds.py")
     for package in PACKAGES:
         folder = Path(find_spec(package).submodule_search_locations[0])
         for path in folder.rglob("*"):

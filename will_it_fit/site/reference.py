@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from will_it_fit import engine as engine_package
 from will_it_fit.ask.command import parser
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.schema import yaml_text
 from will_it_fit.engine import _WHERE as ENGINE
-from will_it_fit.scenario.fields import FIELDS, Field
-from will_it_fit.scenario.scenario import scenario_defaults
+from will_it_fit.scenario.fields import FIELDS, Field, scenario_defaults
 
 MOST_ON_A_LINE = 60  # characters of parameters
 Defined = ast.FunctionDef | ast.ClassDef
@@ -56,7 +56,7 @@ def engine() -> str:
     """What :mod:`will_it_fit.engine` offers, from its docstrings; the modules are read and not imported."""
     parts = ["# Engine\n\n`from will_it_fit.engine import trace_step`: the memory of any PyTorch training step.\n"]
     for name, module in ENGINE.items():
-        tree = ast.parse((ROOT / "scripts" / "engine" / f"{module}.py").read_text(encoding="utf-8"))
+        tree = ast.parse(Path(engine_package.__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
         node = next(node for node in tree.body if isinstance(node, Defined) and node.name == name)
         parts.append(f"## `{name}`\n\n```python\n{_signature(node)}\n```\n\n{_text(ast.get_docstring(node) or '')}\n")
         methods = (one for one in getattr(node, "body", ()) if isinstance(one, ast.FunctionDef))

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from scripts.common.job import log, progress
 from will_it_fit.common.chat import encode_pairs
+from will_it_fit.common.terminal import log, progress
 from will_it_fit.step.batches import IGNORED, Row, collate
 from will_it_fit.step.packing import attention_masks, common_prefix
 from will_it_fit.step.step import decoder_returns

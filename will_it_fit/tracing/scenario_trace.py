@@ -1,15 +1,12 @@
-"""Rule ``trace_memory``: a scenario's training step on the meta device, with the timeline for a figure."""
+"""The trace of a scenario's step as a value, on the GPU that the scenario names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.common.job import job, log
-from scripts.runs.check_configuration import checked_configuration
 from will_it_fit.cards.gpus import Gpu, named
-from will_it_fit.common.files import read_report, write_report
+from will_it_fit.common.files import read_report
 from will_it_fit.common.packages import versions
-from will_it_fit.common.sizes import gib
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.scenario.scenario import Scenario
@@ -66,20 +63,3 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
     if gpu:
         answer["time"] = answer.pop("times")[gpu.name]
     return Traced(scenario, answer, capability, versions())
-
-
-def main(config: str, mapping: dict[str, Any], output: str) -> None:
-    where = "the configuration"
-    answer = traced(Scenario.from_mapping({**mapping, "model": config}, {}, where), where, timeline=True)
-    write_report(output, answer.to_mapping())
-    log.info(
-        "peak %s in the %s; the GPU must have at least %s",
-        gib(answer.trace["peak_allocated_bytes"]),
-        answer.trace["peak_phase"],
-        gib(answer.trace["required_bytes"]),
-    )
-
-
-if __name__ == "__main__":
-    with job(snakemake):
-        main(checked_configuration(snakemake.input), snakemake.params.scenario, snakemake.output.trace)

@@ -5,13 +5,14 @@ import sys
 
 import pytest
 
-from will_it_fit.common.digests import ROOT
+from scripts.common.code_digests import ROOT
 
 SCRIPT = """
 import os, sys, warnings
 from types import SimpleNamespace
 from will_it_fit.common.errors import UserError
-from scripts.common.job import job, log
+from scripts.common.job import job
+from will_it_fit.common.terminal import log
 
 with job(SimpleNamespace(rule="a_rule", log=["logs/a.log"])):
     warnings.warn("a library's warning", FutureWarning)
@@ -68,6 +69,6 @@ def test_a_failure_is_told_in_both_places(tmp_path, end, words):
     ],
 )
 def test_a_command_that_crashes_gives_no_answer(tmp_path, main, status, words):
-    code = f"from scripts.common.job import command\ncommand({main})"
+    code = f"from will_it_fit.common.terminal import command\ncommand({main})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status and words in done.stderr and (words or not done.stderr)

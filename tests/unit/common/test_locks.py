@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from will_it_fit.common.digests import ROOT
+from scripts.common.code_digests import ROOT
 
 fcntl = pytest.importorskip("fcntl")
 

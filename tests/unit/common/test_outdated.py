@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common import made_from as ledger
-from scripts.common import outdated
+from scripts.common import made_from, outdated
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json, write_report
 
@@ -25,7 +24,7 @@ def made(path, *sources, text=None):
     """A job that writes one file out of others."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text or str(time.perf_counter_ns()))
-    ledger.record(sources, [path])
+    made_from.record(sources, [path])
 
 
 SPLIT, TRAINING = "results/dataset/own/splits/split.json", "results/one-r4/training.json"
@@ -128,14 +127,14 @@ def product():
         (merged / name).write_bytes(name.encode() * 99)
     write_json(merged / "config.json", {})
     write_report(merged / "manifest.json", {}, *merged.iterdir())
-    ledger.record([], [merged / "manifest.json", merged / "config.json"])
+    made_from.record([], [merged / "manifest.json", merged / "config.json"])
     check()
     return merged
 
 
 def check():
     """What happens at each start of Snakemake."""
-    ledger.refuse_damaged(["results/one-r4"])
+    made_from.refuse_damaged(["results/one-r4"])
 
 
 def flip(path):
@@ -155,7 +154,7 @@ def test_a_damaged_product_is_not_up_to_date(product, spoil, name):
     with pytest.raises(UserError, match="pass as up to date") as error:
         check()
     assert f"{product / name}" in str(error.value) and f"{product}/manifest.json" in error.value.write
-    ledger.refuse_damaged(["results/another-r4", "results/one-r"])  # folders that this command is not about
+    made_from.refuse_damaged(["results/another-r4", "results/one-r"])  # folders that this command is not about
     (product / "manifest.json").unlink()  # as the message says: Snakemake makes it again
     check()
 
@@ -188,7 +187,7 @@ def test_a_touch_or_a_copy_is_no_damage(product):
 def test_a_card_may_be_edited_by_hand():
     made(CARD)
     write_report("results/one-r4/documents.json", {}, CARD)
-    ledger.record([], [CARD, "results/one-r4/documents.json"])
+    made_from.record([], [CARD, "results/one-r4/documents.json"])
     Path(CARD).write_text("mine")
     check()
 

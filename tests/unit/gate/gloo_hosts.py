@@ -1,4 +1,4 @@
-"""Host memory of two processes that build a model and divide it: run by test_price_run.py as a program of its own.
+"""Host memory of two processes that build a model and divide it: run by test_check_resources.py as a program.
 
 python -m tests.unit.gate.gloo_hosts FOLDER
 """

@@ -9,14 +9,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scripts.common.code_digests import ROOT
 from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
-from scripts.gate import check_resources as price_run
+from scripts.gate import check_resources
 from scripts.gate.check_resources import GPU, HOST, Price, Results, Room
 from tests.unit.gate import gloo_hosts
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from tests.will_it_fit.tracing.test_evaluation_memory import row
 from will_it_fit.cards.gpus import find, tightest
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.evaluation_memory import Evaluation, trace_evaluation
@@ -57,7 +57,7 @@ def stages(priced: Price) -> dict[str, Stage]:
 
 
 def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
-    priced = price_run.price(**run, room=Room(card(PLENTY), PLENTY))
+    priced = check_resources.price(**run, room=Room(card(PLENTY), PLENTY))
     found = stages(priced)
     assert priced.fits and {stage.verdict for stage in found.values()} == {FITS}
     on_gpu = {name for name, stage in found.items() if stage.place == GPU}
@@ -73,24 +73,24 @@ def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
 
 
 def test_on_the_processor_the_hosts_memory_counts(run) -> None:
-    priced = price_run.price(**run, room=Room(None, 2 * 10**9))
+    priced = check_resources.price(**run, room=Room(None, 2 * 10**9))
     found = stages(priced)
     predicted = trace(run["traced"].scenario, "cpu", timeline=False)
-    needs = predicted["peak_allocated_bytes"] + price_run.PROCESS_BYTES
+    needs = predicted["peak_allocated_bytes"] + check_resources.PROCESS_BYTES
     assert found["training step, as configured"].needs_bytes == needs
     assert not [stage for stage in found.values() if stage.place == GPU]
-    assert stages(price_run.price(**run, room=Room(None, None)))["merging"].verdict == UNCHECKED
+    assert stages(check_resources.price(**run, room=Room(None, None)))["merging"].verdict == UNCHECKED
 
 
 def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
     asked = run["evaluations"][NAME]
     needs = trace_evaluation(asked, "cuda")["required_bytes"]
-    (stage,) = price_run.evaluation_stages(NAME, asked, Room(card(needs - 1), PLENTY))
+    (stage,) = check_resources.evaluation_stages(NAME, asked, Room(card(needs - 1), PLENTY))
     assert (stage.verdict, stage.has_bytes) == (TOO_SMALL, needs - 1)
     size = int(stage.change.removeprefix("evaluation: {batch_size: ").removesuffix("}"))
     assert size in (1, 2, 4, 8, 16)
     assert trace_evaluation(asked._replace(batch_size=size), "cuda")["required_bytes"] < needs
-    error = price_run.refusal(Price([stage], None, override=False))
+    error = check_resources.refusal(Price([stage], None, override=False))
     assert stage.change in str(error) and "memory.gate.override" in str(error)
 
 
@@ -99,7 +99,7 @@ def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
     found = trace_evaluation(asked, "cuda")
     working = found["required_bytes"] - found["weights_bytes"] + 2 * found["largest_module_bytes"]
     room = Room(card(min(found["required_bytes"] - 1, working)), PLENTY)
-    part, rest = price_run.evaluation_stages(NAME, asked, room)
+    part, rest = check_resources.evaluation_stages(NAME, asked, room)
     assert part.verdict == (IN_PART if working < found["required_bytes"] else TOO_SMALL)
     assert rest.place == HOST and "stay in host memory" in part.detail
 
@@ -108,25 +108,25 @@ def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     real = trace(run["longest"], timeline=False)["required_bytes"]
     assert real < run["traced"].trace["required_bytes"]
     small = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
-    priced = price_run.price(**{**run, "evaluations": {NAME: small}}, room=Room(card(real), PLENTY))
+    priced = check_resources.price(**{**run, "evaluations": {NAME: small}}, room=Room(card(real), PLENTY))
     found = stages(priced)
     assert found["training step, as configured"].verdict == NOT_REACHED
     assert found["training step, longest batch"].verdict == FITS
 
 
 def test_the_comparison_is_left_out_where_nothing_has_the_room(run) -> None:
-    stage = price_run.comparison_stage(10**9, "float32", 10**6, 8, Room(card(10**6), 10**6))
+    stage = check_resources.comparison_stage(10**9, "float32", 10**6, 8, Room(card(10**6), 10**6))
     assert (stage.verdict, stage.place) == (NOT_RUN, HOST)
-    stage = price_run.comparison_stage(10**9, "bfloat16", 10**6, 8, Room(card(2 * 10**9), PLENTY))
+    stage = check_resources.comparison_stage(10**9, "bfloat16", 10**6, 8, Room(card(2 * 10**9), PLENTY))
     assert (stage.verdict, stage.place, stage.detail) == (FITS, GPU, "in bfloat16")
 
 
 def test_a_card_that_others_hold(run) -> None:
     """Another process holds 20 of 24 GB."""
     gpu = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42) (20.00 GiB)",))
-    priced = price_run.price(**run, room=Room(gpu, PLENTY))
+    priced = check_resources.price(**run, room=Room(gpu, PLENTY))
     assert not priced.fits
-    text = str(price_run.refusal(priced))
+    text = str(check_resources.refusal(priced))
     assert "held by python (process 42)" in text and "# end python (process 42)" in text
 
 
@@ -134,12 +134,14 @@ def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation
     first = card(PLENTY)
     full = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42)",))
     gpu = tightest([first, full], lambda gpu: run["traced"].trace["required_bytes"])
-    priced = price_run.price(**run, room=Room(gpu, PLENTY), evaluation_room=Room(first, PLENTY))
+    priced = check_resources.price(**run, room=Room(gpu, PLENTY), evaluation_room=Room(first, PLENTY))
     assert {name for name, stage in stages(priced).items() if stage.verdict != FITS} == {
         "training step, as configured",
         "training step, longest batch",
     }
-    assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(price_run.refusal(priced))
+    assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(
+        check_resources.refusal(priced)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +159,12 @@ def test_two_processes_take_the_host_memory_that_is_priced(number, processes) ->
     """What each builds, to 16 MB of 4 to 81; while it divides, no more than is said; in all, no more than the price."""
     step = gloo_hosts.scenario(gloo_hosts.llama(**gloo_hosts.SIZES), *gloo_hosts.CASES[number])
     found = trace(step, "cpu", timeline=False)
-    built = price_run.whole_model_bytes(step, "float32")
+    built = check_resources.whole_model_bytes(step, "float32")
     for process in processes[number]:
         assert process["built"] == pytest.approx(built, abs=16_000_000)
-        assert process["divided"] <= price_run.started_bytes(step, found, "float32") + 16_000_000
+        assert process["divided"] <= check_resources.started_bytes(step, found, "float32") + 16_000_000
         assert process["divided"] >= found["phases"]["load"] - 16_000_000
-    (stage,) = price_run.training_stages(Traced(step, found), step, None, Room(None, PLENTY), "float32")
+    (stage,) = check_resources.training_stages(Traced(step, found), step, None, Room(None, PLENTY), "float32")
     assert sum(process["process"] for process in processes[number]) <= stage.needs_bytes
     assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
 
@@ -174,31 +176,31 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
         step = gloo_hosts.scenario(LLAMA_3_LAYERS, precision, "lora", strategy, gpus)
         (stage,) = (
             stage
-            for stage in price_run.host_stages("hub", 10**9, 10**8, True, rooms, step, "bfloat16")
+            for stage in check_resources.host_stages("hub", 10**9, 10**8, True, rooms, step, "bfloat16")
             if stage.stage == "loading for the GPU"
         )
         return stage
 
     alone, ddp = loading("none", 1, "fp32"), loading("ddp", 4, "fp32")
     assert (alone.processes, ddp.processes, ddp.detail) == (1, 4, "tensor by tensor, in each process")
-    assert ddp.needs_bytes == 4 * alone.needs_bytes + price_run.LAUNCHER_BYTES
+    assert ddp.needs_bytes == 4 * alone.needs_bytes + check_resources.LAUNCHER_BYTES
     cast, mapped = loading("fsdp2", 4, "fp32"), loading("fsdp2", 4, "bf16")
     step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "fsdp2")
-    assert cast.needs_bytes - ddp.needs_bytes == 4 * price_run.whole_model_bytes(step, "bfloat16")
+    assert cast.needs_bytes - ddp.needs_bytes == 4 * check_resources.whole_model_bytes(step, "bfloat16")
     assert mapped.needs_bytes < cast.needs_bytes and "whole model" in cast.detail
 
 
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
     """A results folder on a disk with next to nothing left."""
     allowed = {**run, "settings": {**SETTINGS, "override": True}, "results": Results(5_000_000)}
-    priced = price_run.price(**allowed, room=Room(card(PLENTY), PLENTY))
+    priced = check_resources.price(**allowed, room=Room(card(PLENTY), PLENTY))
     assert not priced.fits and "merged model" in priced.overridden
     with pytest.raises(UserError, match="does not fit: it ends here"):
-        raise price_run.refusal(priced)
+        raise check_resources.refusal(priced)
 
 
 def test_the_table_has_a_line_for_each_stage(run) -> None:
-    lines = table(price_run.price(**run, room=Room(card(PLENTY), None)).stages)
+    lines = table(check_resources.price(**run, room=Room(card(PLENTY), None)).stages)
     assert lines[0].split() == ["stage", "where", "needs", "has", "verdict"]
     assert any(line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits") for line in lines)
     assert any("merging" in line and line.endswith("not checked") for line in lines)
@@ -207,15 +209,15 @@ def test_the_table_has_a_line_for_each_stage(run) -> None:
 
 def test_ddp_sends_no_more_than_there_is() -> None:
     step = gloo_hosts.scenario(LLAMA_3_LAYERS, "fp32", "lora", "ddp")
-    for weights, sent in ((10, 10), (10**9, price_run.DDP_BROADCAST_BYTES)):
-        assert price_run.started_bytes(step, {"phases": {"load": weights}}, "float32") == weights + sent
+    for weights, sent in ((10, 10), (10**9, check_resources.DDP_BROADCAST_BYTES)):
+        assert check_resources.started_bytes(step, {"phases": {"load": weights}}, "float32") == weights + sent
 
 
 def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -> None:
     machine = psutil.virtual_memory().total
-    assert 0 < price_run.host_memory(tmp_path) <= machine  # no container
+    assert 0 < check_resources.host_memory(tmp_path) <= machine  # no container
     (tmp_path / "memory.current").write_text("5000\n")
     for limit, most in (("max\n", machine), (str(10**15), machine), ("12000\n", 7000)):
         (tmp_path / "memory.max").write_text(limit)
-        assert 0 < price_run.host_memory(tmp_path) <= most
-    assert price_run.host_memory(tmp_path) == 7000
+        assert 0 < check_resources.host_memory(tmp_path) <= most
+    assert check_resources.host_memory(tmp_path) == 7000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scripts.common import made_from as ledger
+from scripts.common import made_from
 from scripts.runs.around_jobs import Job, before_the_first, planned_writes, results_of, summary
 from scripts.runs.configuration import with_defaults
 from scripts.runs.runs import Runs
@@ -78,7 +78,7 @@ def test_a_score_whose_answers_are_made_again_is_emptied_and_made_again_on_reque
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(path, [{"answer": "ls"}])
     write_report(score, {"tuned": 3}, f"{score}l")
-    ledger.record([answers], [f"{score}l", score])
+    made_from.record([answers], [f"{score}l", score])
     asked_again = Job("evaluate_tuned_on_benchmark", {"run": RUN}, [answers], False)
     run_again = Job("execute_answers", {"run": RUN}, [f"{score}l", score], False)
     before_the_first([], [], runs(), False)
@@ -89,9 +89,9 @@ def test_a_score_whose_answers_are_made_again_is_emptied_and_made_again_on_reque
     assert "score is dropped" in capsys.readouterr().err and Path(score).stat().st_mtime < Path(answers).stat().st_mtime
     before_the_first([asked_again], [], runs(), False)
     assert not capsys.readouterr().err
-    ledger.refuse_damaged([f"results/{RUN}"])
+    made_from.refuse_damaged([f"results/{RUN}"])
     write_jsonl(answers, [{"answer": "pwd"}])
-    assert score not in ledger.Ledger().outdated([])
+    assert score not in made_from.Ledger().outdated([])
 
 
 def test_only_what_lies_among_the_results_is_a_result() -> None:

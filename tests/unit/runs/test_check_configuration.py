@@ -6,10 +6,9 @@ import pytest
 import yaml
 from snakemake.utils import update_config
 
-from scripts.runs import check_configuration as check_run
-from scripts.runs import run_scenarios
+from scripts.common.code_digests import ROOT
+from scripts.runs import check_configuration, run_scenarios
 from scripts.runs.runs import Runs
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
@@ -43,8 +42,10 @@ def test_a_method_without_a_quantized_base_or_adapters_has_neither():
 
 
 def test_the_default_and_the_7b_configuration_pass():
-    check_run.check(run())
-    check_run.check(run(**yaml.safe_load((ROOT / "config" / "qwen2.5-coder-7b.yaml").read_text(encoding="utf-8"))))
+    check_configuration.check(run())
+    check_configuration.check(
+        run(**yaml.safe_load((ROOT / "config" / "qwen2.5-coder-7b.yaml").read_text(encoding="utf-8")))
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_the_default_and_the_7b_configuration_pass():
 )
 def test_a_wrong_setting_stops_at_the_start_with_the_line_to_write(differences, words):
     with pytest.raises(UserError) as error:
-        check_run.check(run(**differences))
+        check_configuration.check(run(**differences))
     for word in words:
         assert word in str(error.value), str(error.value)
 
@@ -86,9 +87,9 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
     assert rows(run(training={"packing": "none", "rows_per_step": None, "micro_batch": 3})) == 3
     assert rows(run(training={"packing": "rows", "rows_per_step": 24})) == 24
     with pytest.raises(UserError, match="rows_per_step: 16"):
-        check_run.check(run(training={"packing": "rows", "rows_per_step": None}))
+        check_configuration.check(run(training={"packing": "rows", "rows_per_step": None}))
     with pytest.raises(UserError, match="rows_per_step: null"):
-        check_run.check(run(training={"packing": "none", "rows_per_step": 7}))
+        check_configuration.check(run(training={"packing": "none", "rows_per_step": 7}))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
 )
 def test_what_no_training_can_do_stops_at_the_start(training, words):
     with pytest.raises(UserError) as error:
-        check_run.check(run(training=training))
+        check_configuration.check(run(training=training))
     for word in words:
         assert word in str(error.value), str(error.value)
 
@@ -161,10 +162,10 @@ def test_a_profile_that_needs_an_optional_package_stops_at_the_start(monkeypatch
     scenarios = {"memory": {"scenarios": {"divided": divided}}}
     monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
     with pytest.raises(UserError, match="deepspeed, which is not installed") as error:
-        check_run.check(run(**scenarios))
+        check_configuration.check(run(**scenarios))
     assert "memory.scenarios.divided" in str(error.value) and "requirements-deepspeed.txt" in error.value.write
     monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: object())
-    check_run.check(run(**scenarios))
+    check_configuration.check(run(**scenarios))
 
 
 def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
@@ -172,9 +173,9 @@ def test_a_models_folder_that_is_not_there_is_refused(tmp_path, monkeypatch):
     model = {"name": "own", "source": {"type": "folder", "path": "model"}}
     for exists in (False, True):
         with pytest.raises(UserError, match=r"There is no .*folder model") as error:
-            check_run.check(run(model=model))
+            check_configuration.check(run(model=model))
         assert "model.source.path" in str(error.value)
         (tmp_path / "model").mkdir(exist_ok=True)
         assert exists == ("config.json in the" in str(error.value))
     (tmp_path / "model" / "config.json").write_text("{}")
-    check_run.check(run(model=model))
+    check_configuration.check(run(model=model))

@@ -5,8 +5,8 @@ import copy
 import pytest
 import yaml
 
+from scripts.common.code_digests import ROOT
 from scripts.runs import configuration as settings
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from scripts.common.code_digests import ROOT
 from scripts.runs.job_functions import (
     JobFunctions,
     asks_for_execution,
@@ -21,7 +22,6 @@ from scripts.runs.job_functions import (
 )
 from scripts.runs.job_paths import DATASET, JobPaths
 from will_it_fit.common import device
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_report
 

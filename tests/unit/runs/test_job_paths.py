@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.common.code_digests import ROOT
 from scripts.runs.configuration import with_defaults
 from scripts.runs.job_paths import BASE, ENCODED, JobPaths, answer_settings, project_file, project_files
 from scripts.runs.runs import Runs
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 
 RUN = "smollm2-135m-r16"

@@ -2,10 +2,10 @@
 
 import pytest
 
+from scripts.common.code_digests import ROOT
 from scripts.common.statistics import wilson_interval
 from scripts.sweep import draw, render
 from scripts.sweep.summarize import summarize
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scripts.common.code_digests import ROOT
 from will_it_fit.analytic.decoder import FAMILIES, NotDescribed, describe
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.setting import CHUNK_TOKENS, DESCRIBED
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.nested_fields import Lora

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from scripts.common.code_digests import ROOT
 from will_it_fit.analytic import estimated as estimate
 from will_it_fit.ask import predict as prediction
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.files import read_json
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.planner import compare

@@ -2,7 +2,7 @@
 
 import re
 
-from will_it_fit.common.digests import ROOT
+from scripts.common.code_digests import ROOT
 from will_it_fit.common.sizes import gib, size_text
 
 # What quotes the rule of thumb, reads a size that a person typed, or says what stands on a GPU's box.

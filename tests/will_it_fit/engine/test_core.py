@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from will_it_fit.common.digests import ROOT, imported_modules
+from scripts.common.code_digests import ROOT, imported_modules
 from will_it_fit.engine.errors import StepError, TraceError, ValuesNeeded
 from will_it_fit.engine.trace import Options, measure_step, trace_step
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from will_it_fit.common.digests import ROOT
+from scripts.common.code_digests import ROOT
 
 pytest.importorskip("trl")
 PROGRAM = """

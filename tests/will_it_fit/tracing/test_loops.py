@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from scripts.common.code_digests import ROOT
 from tests.will_it_fit.decoders import DECODERS
 from tests.will_it_fit.engine.test_core import batch, perceptron
-from will_it_fit.common.digests import ROOT
 from will_it_fit.engine.trace import Options, measure_step, trace_step
 
 
@@ -142,6 +142,7 @@ def test_the_page_shows_what_runs(block, tmp_path, monkeypatch):
 
 def test_the_page_names_every_method_of_peft():
     from will_it_fit.ask.adapter_methods import methods
+
     from will_it_fit.step.adapters import IMPOSSIBLE
 
     rows = dict(re.findall(r"^\| (\w+) \| (yes|no) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))

@@ -8,9 +8,9 @@ from unittest import mock
 
 import pytest
 
+from scripts.common.code_digests import ROOT
 from tests.will_it_fit.tracing.gloo_steps import STEPS
 from tests.will_it_fit.tracing.several_gpus import scenario
-from will_it_fit.common.digests import ROOT
 from will_it_fit.engine.allocator import MIB, OutOfMemory, replay, required_bytes
 from will_it_fit.engine.expandable import replay_expandable
 from will_it_fit.engine.fake_group import fake_group

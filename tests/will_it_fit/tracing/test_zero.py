@@ -9,9 +9,9 @@ from importlib.util import find_spec
 import pytest
 
 import will_it_fit.tracing.trace
+from scripts.common.code_digests import ROOT
 from tests.will_it_fit.tracing.gloo_steps import ZERO_STEPS
 from tests.will_it_fit.tracing.several_gpus import LLAMA, scenario, small_buckets
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
 from will_it_fit.tracing.trace import trace
 

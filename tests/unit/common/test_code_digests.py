@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from will_it_fit.common import digests
+from scripts.common import code_digests
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "scripts" / "stage").mkdir()
     (tmp_path / "envs").mkdir()
     for name in ("light", "torch"):
-        shutil.copy(digests.ROOT / "envs" / f"{name}.yaml", tmp_path / "envs")
+        shutil.copy(code_digests.ROOT / "envs" / f"{name}.yaml", tmp_path / "envs")
     (tmp_path / "scripts" / "common" / "deep.py").write_text("VALUE = 1\n")
     (tmp_path / "scripts" / "common" / "helper.py").write_text("from scripts.common.deep import VALUE\n")
     (tmp_path / "scripts" / "stage" / "work.py").write_text(
@@ -22,20 +22,20 @@ def project(tmp_path, monkeypatch):
         "    return helper.VALUE  # why\n"
     )
     (tmp_path / "scripts" / "stage" / "other.py").write_text("import json\n")
-    monkeypatch.setattr(digests, "ROOT", tmp_path)
+    monkeypatch.setattr(code_digests, "ROOT", tmp_path)
     return tmp_path
 
 
 def of(project, script="work"):
     for function in (
-        digests._read,
-        digests._module_files,
-        digests._pins,
-        digests.imported_modules,
-        digests.code_digest,
+        code_digests._read,
+        code_digests._module_files,
+        code_digests._pins,
+        code_digests.imported_modules,
+        code_digests.code_digest,
     ):
         function.cache_clear()
-    return digests.code_digest(project / "scripts" / "stage" / f"{script}.py")
+    return code_digests.code_digest(project / "scripts" / "stage" / f"{script}.py")
 
 
 def edit(path, old, new):
@@ -95,13 +95,13 @@ def test_a_changed_pin_counts_and_a_comment_beside_it_does_not(project):
 
 def test_the_environment_follows_from_the_imports(project):
     script = project / "scripts" / "stage" / "other.py"
-    assert digests.environment_of(script) == "light"
+    assert code_digests.environment_of(script) == "light"
     script.write_text("def main():\n    import torch\n")
-    digests._read.cache_clear()
-    digests.imported_modules.cache_clear()
-    assert digests.environment_of(script) == "torch"
+    code_digests._read.cache_clear()
+    code_digests.imported_modules.cache_clear()
+    assert code_digests.environment_of(script) == "torch"
 
 
 def test_digest_of_a_mapping_ignores_the_order_of_keys_but_not_the_keys():
-    assert digests.digest({"rank": 8, "alpha": 16}) == digests.digest({"alpha": 16, "rank": 8})
-    assert digests.digest({"rank": 8, "alpha": 16}) != digests.digest({"rank": 16, "alpha": 8})
+    assert code_digests.digest({"rank": 8, "alpha": 16}) == code_digests.digest({"alpha": 16, "rank": 8})
+    assert code_digests.digest({"rank": 8, "alpha": 16}) != code_digests.digest({"rank": 16, "alpha": 8})

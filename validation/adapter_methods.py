@@ -13,13 +13,14 @@ import re
 import sys
 import warnings
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from scripts.common.job import command, progress
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.terminal import command, progress
 from will_it_fit.scenario.scenario import Scenario
 
+ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "memory-core.md"
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 MODEL = {

@@ -1,0 +1,25 @@
+"""``will-it-fit`` in a checkout: the library's command, which here reads a run's settings too.
+
+python -m scripts.ask config/qwen2.5-coder-7b.yaml --gpu 4090
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from will_it_fit import readers
+from will_it_fit.ask.command import run
+
+
+def step_of_a_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The step that the gate asks about, of the model that the memory profile is about, as fields of a scenario."""
+    from scripts.runs.configuration import with_defaults
+    from scripts.runs.run_scenarios import gated_scenario
+
+    settings = with_defaults(given)
+    return {**gated_scenario(settings), "model": settings["memory"]["model"]}
+
+
+readers.step_of_a_run = step_of_a_run
+
+if __name__ == "__main__":
+    run()

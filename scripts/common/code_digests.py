@@ -1,0 +1,147 @@
+"""What a job's code is, as one number: it changes when, and only when, the code means something else.
+
+Snakemake looks at a script's modification time and never at the modules it imports. Here the digest
+covers the script and every project module that it imports, however deep, without comments, docstrings
+and layout; together with the pins of the environment it runs in. Passed as one param, it makes a
+``touch`` or a fresh checkout rerun nothing and an edited helper rerun exactly the rules that use it.
+
+Standard library and PyYAML only: the Snakefile imports this beside a bare Snakemake.
+"""
+
+from __future__ import annotations
+
+import ast
+import atexit
+import hashlib
+import json
+import os
+import sys
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from will_it_fit.common.digests import digest
+
+OURS = frozenset({"scripts", "validation", "will_it_fit"})  # the project's own packages
+ROOT = Path(__file__).resolve().parents[2]
+STORE = Path(".snakemake", "modules.json")
+# Packages that only the torch environment has, by the names they are imported under.
+TORCH_STACK = frozenset({"accelerate", "bitsandbytes", "gguf", "peft", "safetensors", "torch", "transformers"})
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@cache
+def _module_files(name: str) -> set[Path]:
+    """The files that run when ``scripts.a.b`` is imported: the module's, if it is one, and those of its packages."""
+    path = ROOT.joinpath(*name.split("."))
+    folders = [path, *path.parents[: name.count(".")]]
+    return {file for file in (path.with_suffix(".py"), *(at / "__init__.py" for at in folders)) if file.is_file()}
+
+
+@cache
+def _read(path: Path) -> tuple[str, frozenset[Path], frozenset[str]]:
+    """Digest of a module's meaning, the project modules and the third-party packages it imports (anywhere in it)."""
+    source = path.read_bytes()
+    key = content_key(source)
+    known, used = _remembered()
+    meaning, names, packages = used[key] = known.get(key) or parse(source.decode("utf-8"), str(path))
+    return meaning, frozenset().union(*map(_module_files, names)), frozenset(packages)
+
+
+def content_key(source: bytes) -> str:
+    """What :data:`STORE` knows a module by: its bytes, and the Python that parsed it."""
+    return hashlib.sha256(sys.version.encode() + source).hexdigest()
+
+
+def parse(source: str, filename: str) -> list:
+    """Digest of the meaning, names of imported project modules, names of imported packages."""
+    tree = ast.parse(source, filename=filename)
+    ours: set[str] = set()
+    others: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False):
+            node.body = node.body[1:] or [ast.Pass()]  # a reworded docstring must not retrain a model
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = absolute_name(node, Path(filename))
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            top = name.partition(".")[0]
+            if top in OURS:
+                ours.add(name)
+            elif top not in sys.stdlib_module_names:
+                others.add(top)
+    meaning = ast.unparse(tree)
+    return [hashlib.sha256(meaning.encode()).hexdigest(), sorted(ours), sorted(others)]
+
+
+def absolute_name(node: ast.ImportFrom, path: Path) -> str:
+    """The dotted name that ``from ... import`` in the file ``path`` imports from; a relative one is resolved."""
+    if not node.level:
+        return node.module or ""
+    package = path.resolve().relative_to(ROOT).parts[: -node.level]
+    return ".".join((*package, *([node.module] if node.module else [])))
+
+
+@cache
+def _remembered() -> tuple[dict, dict]:
+    """What :func:`parse` found in files of the same bytes before, and what is used now: a second less at each start.
+
+    Written to :data:`STORE` when the process ends, where Snakemake has made the folder.
+    """
+    store = STORE.absolute()
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there, or cut off
+        known = {}
+    used: dict[str, list] = {}
+
+    def save() -> None:
+        if not used.keys() <= known.keys() and store.parent.is_dir() and os.access(store.parent, os.W_OK):
+            partial = store.with_name(f"modules.{os.getpid()}.partial")
+            partial.write_text(json.dumps(used), encoding="utf-8")
+            partial.replace(store)
+
+    atexit.register(save)
+    return known, used
+
+
+@cache
+def imported_modules(script: Path) -> tuple[Path, ...]:
+    """The script and every project module that it imports, directly or not, sorted by path."""
+    seen: set[Path] = set()
+    todo = [script.resolve()]
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += _read(path)[1]
+    return tuple(sorted(seen))
+
+
+def imported_packages(script: Path) -> frozenset[str]:
+    """Top-level names of the third-party packages that the script or any project module below it imports."""
+    return frozenset().union(*(_read(path)[2] for path in imported_modules(script)))
+
+
+def environment_of(script: Path) -> str:
+    """The smaller of the environments ``light`` and ``torch`` that has what the script imports."""
+    return "torch" if imported_packages(script) & TORCH_STACK else "light"
+
+
+@cache
+def code_digest(script: Path) -> str:
+    """Digest of the script, the project modules below it, and the pins of the environment it runs in."""
+    modules = {path.relative_to(ROOT).as_posix(): _read(path)[0] for path in imported_modules(script)}
+    return digest({"modules": modules, "environment": _pins(environment_of(script))})
+
+
+@cache
+def _pins(environment: str) -> object:
+    return yaml.safe_load((ROOT / "envs" / f"{environment}.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,54 @@
+"""Rule ``measure_memory``: a training step on this machine, beside the trace of the same step for the same device."""
+
+from typing import Any
+
+from scripts.common.job import job
+from scripts.runs.check_configuration import checked_configuration
+from will_it_fit.common.device import set_allocator
+from will_it_fit.common.files import read_report, write_report
+from will_it_fit.common.terminal import log
+from will_it_fit.hours.processor import Processor
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.measure import measure, time_difference, time_line
+
+
+def main(config: str, mapping: dict[str, Any], device: str, output: str, threads: int) -> None:
+    """Measure, trace the same step for the same device, and write both."""
+    scenario = Scenario.from_mapping({**mapping, "model": config}, where="the configuration")
+    set_allocator(scenario.allocator.expandable_segments)
+    import torch
+
+    from will_it_fit.tracing.trace import trace
+
+    torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    measured = measure(scenario, device, timed=scenario.objective == "sft")
+    capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
+    processor = measured.get("processor")
+    speed = Processor(**processor) if processor else None
+    predicted = trace(scenario, device, capability=capability, timeline=False, timed_on={"": speed})
+    found = predicted.pop("times", {}).get("")
+    if found:
+        measured["time"] = time_difference(found, measured)
+        log.info("%s", time_line(measured["time"]))
+    write_report(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
+    log.info(
+        "measured on this %s: %d bytes at the peak; the trace says %d (%+.3f %%)",
+        device,
+        measured["peak_allocated_bytes"],
+        predicted["peak_allocated_bytes"],
+        100 * (predicted["peak_allocated_bytes"] / measured["peak_allocated_bytes"] - 1),
+    )
+
+
+if __name__ == "__main__":
+    with job(snakemake):
+        read_report(snakemake.input.trace)  # on a cluster it has chosen the GPU
+        main(
+            checked_configuration(snakemake.input),
+            snakemake.params.scenario,
+            snakemake.params.device["device"],
+            snakemake.output.measure,
+            snakemake.threads,
+        )

@@ -1,0 +1,1 @@
+"""GPUs: the catalogue, their names as people write them, what is usable and what is free."""

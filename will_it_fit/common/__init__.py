@@ -1,0 +1,1 @@
+"""What every room uses: errors, files, digests, sizes, the terminal; nothing of the domain."""

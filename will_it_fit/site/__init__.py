@@ -1,0 +1,1 @@
+"""The calculator and the documents as static files."""

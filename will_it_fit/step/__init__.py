@@ -1,0 +1,1 @@
+"""What builds and takes a scenario's step: model, adapters, quantized weights, optimizer, objective, batch."""
