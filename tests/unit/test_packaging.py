@@ -73,32 +73,49 @@ def test_the_catalog_entry_says_how_it_is_used() -> None:
     assert entry["usage"]["report"] is True
 
 
-def test_the_wheel_carries_the_command_and_what_it_reads(tmp_path: Path) -> None:
-    """Built as `uvx --from git+...` builds it, and asked where nothing else of the repository is."""
-    source, wheels, place = tmp_path / "source", tmp_path / "wheels", tmp_path / "installed"
-    files = subprocess.run(["git", "ls-files", "scripts", "config", "pyproject.toml", "README.md", "LICENSE"], cwd=ROOT,
-                           capture_output=True, text=True, check=True).stdout.split()  # fmt: skip
-    files.remove("will_it_fit/engine/pyproject.toml")  # of the engine's own wheel
-    for name in files:
+def test_the_wheel_answers_beside_a_project_with_folders_of_the_same_names(tmp_path: Path) -> None:
+    """Built as `pip wheel .` builds it, and asked in a project that has its own `scripts/` and `config/`."""
+    source, wheels, place, project = (tmp_path / name for name in ("source", "wheels", "installed", "project"))
+    names = ["will_it_fit", "pyproject.toml", "README.md", "LICENSE"]
+    files = subprocess.run(["git", "ls-files", *names], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in files.stdout.split():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, source / name)
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", wheels, source]
     subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = wheels.glob("*.whl")
+    (wheel,) = wheels.glob("will_it_fit-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
         entry = next(name for name in held if name.endswith("entry_points.txt"))
         assert "will-it-fit = will_it_fit.ask.command:run" in archive.read(entry).decode()
         archive.extractall(place)
-    wanted = {name for name in files if name.startswith(("scripts/", "config/")) and not name.endswith("/.gitignore")}
+    assert {name.partition("/")[0] for name in held if ".dist-info" not in name} == {"will_it_fit"}
+    wanted = {name for name in files.stdout.split() if name.startswith("will_it_fit/")}
+    wanted.remove("will_it_fit/engine/pyproject.toml")  # of the engine's own wheel
     assert wanted <= held, sorted(wanted - held)[:5]
-    assert not {name for name in held if name.startswith(("tests/", "docs/"))}
-    ask = [sys.executable, "-P", "-m", "will_it_fit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]
-    done = subprocess.run(
-        ask, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(place)}, capture_output=True, text=True
+    for folder in ("scripts", "config"):
+        (project / folder).mkdir(parents=True)
+        (project / folder / "__init__.py").write_text("raise ImportError('of another project')")
+    program = (
+        "import sys, will_it_fit\n"
+        "answer = will_it_fit.will_it_fit('Qwen/Qwen3-8B', gpu='4090', quick=True)\n"
+        "assert answer.fits and 'torch' not in sys.modules\n"
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("SHOULD FIT")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(place)])}
+    for arguments in (["-c", program], ["-m", "will_it_fit.ask", "Qwen/Qwen3-8B", "--gpu", "4090", "--quick"]):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=project, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names_are_there_and_typed() -> None:
+    import will_it_fit
+
+    stub = (ROOT / "will_it_fit" / "__init__.pyi").read_text(encoding="utf-8")
+    assert set(re.findall(r"import .*", stub)) and set(re.findall(r"(\w+) as \1", stub)) == set(will_it_fit.__all__)
+    for name in set(will_it_fit.__all__) - {"StopIfItWontFit", "WontFit"}:  # these load transformers
+        assert getattr(will_it_fit, name) is not None
 
 
 def test_what_the_package_needs_allows_what_is_pinned() -> None:

@@ -67,13 +67,13 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument("--compare", metavar="nvidia-smi=14.2GiB", help="why something else was measured")
     kinds.add_argument("--serve", action="store_true", help="serving the model instead of training it")
     run = made.add_argument_group("the run", "hours, cost and energy, with --gpu or --all-gpus")
-    run_cost.add_argument("--rows", type=_count, metavar="N", help="rows of the training data")
-    run_cost.add_argument("--tokens-per-row", metavar="N", help="their mean length (all are as long as the longest)")
-    run_cost.add_argument("--epochs", metavar="N", help="how often each is seen (1)")
-    run_cost.add_argument("--price", action="append", default=[], metavar="NAME=PER_HOUR",
+    run.add_argument("--rows", type=_count, metavar="N", help="rows of the training data")
+    run.add_argument("--tokens-per-row", metavar="N", help="their mean length (all are as long as the longest)")
+    run.add_argument("--epochs", metavar="N", help="how often each is seen (1)")
+    run.add_argument("--price", action="append", default=[], metavar="NAME=PER_HOUR",
                      help="of one card an hour, in any currency; or a YAML file with a line for each card")  # fmt: skip
-    run_cost.add_argument("--deadline", metavar="24h", help="the run has to end within it: 90min, 24h, 3d")
-    run_cost.add_argument("--grams-per-kwh", metavar="GRAMS", help="CO2 of the electricity")
+    run.add_argument("--deadline", metavar="24h", help="the run has to end within it: 90min, 24h, 3d")
+    run.add_argument("--grams-per-kwh", metavar="GRAMS", help="CO2 of the electricity")
     serve = made.add_argument_group("with --serve")
     serve.add_argument("--requests", type=_count, default=1, metavar="N", help="requests at once (1)")
     serve.add_argument("--weights", default=None, help="bf16, fp16, nf4, or a GGUF quantization such as q4_k_m")
