@@ -45,7 +45,7 @@ test-catalogue: $(VENV)/ready-dev
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready
-	$(VENV)-deepspeed/bin/python -m pytest tests/will_it_fit/engine/test_fake_deepspeed.py tests/will_it_fit/engine/test_private_names.py tests/will_it_fit/tracing/test_zero.py
+	$(VENV)-deepspeed/bin/python -m pytest tests/will_it_fit/engine/test_fake_deepspeed.py tests/unit/test_private_names.py tests/will_it_fit/tracing/test_zero.py
 
 # Where torchao can be imported PEFT and transformers import it.
 test-optimizers: $(VENV)-optimizers/ready

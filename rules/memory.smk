@@ -222,7 +222,7 @@ rule render_planner:
     input:
         template=project_file("will_it_fit/data/page/planner.html.j2"),
         page_script=project_file("will_it_fit/data/page/planner.js"),
-        drawing=[project_file(f"config/templates/drawing.{kind}") for kind in ("css", "js")],
+        drawing=[project_file(f"will_it_fit/data/page/drawing.{kind}") for kind in ("css", "js")],
         planner="results/{run}/memory/planner.json",
     output:
         report(

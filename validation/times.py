@@ -26,7 +26,7 @@ from will_it_fit.common.files import read_json, write_json
 from will_it_fit.common.terminal import command, progress
 from will_it_fit.hours.step_time import Speed, simulate, speed_of
 
-REPORT = Path(__file__).resolve().parents[2] / "config" / "measurements" / "times.json"
+REPORT = Path(__file__).resolve().parent / "data" / "times.json"
 # What each kind was fitted to. On the T4, row 13 stood here instead of row 19 until the unread rows were read. It
 # says nothing of the memory-efficient kernel on long texts, and rows of them came out up to 174 % too slow (40 unread
 # rows: median 12.1 %). Nothing else was changed after reading.

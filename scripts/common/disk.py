@@ -15,17 +15,9 @@ from typing import Any, NamedTuple
 from scripts.common.resource_table import Stage, judged, refused, table
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.sizes import gib, size_text
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
-# Bytes that an optimizer keeps for a number of the adapter. AdamW: two states of the adapter's dtype; in 8 bits two of
-# one byte with an fp32 scale for each 256 of them (bitsandbytes.optim.optimizer.Optimizer2State, torchao's alike), in 4
-# bits with one for each 128. Lion keeps one. Others (Adafactor, Muon, GaLore) are counted as AdamW: mostly less.
-_SCALED = 1 + 4 / 256
-STATES = {
-    **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit", "adamw_torchao_8bit"), 2 * _SCALED),
-    "lion_8bit": _SCALED,
-    "adamw_torchao_4bit": 2 * (0.5 + 4 / 128),
-}
 Q8_0 = 34 / 32  # bytes of a number in blocks of 32 with a scale of 16 bits: gguf.GGML_QUANT_SIZES
 # Tokenizer and licence beside the base and beside the merged model; answers, reports, figures and documents. Of a run
 # with the default model: 3.5 and 7.2 MB (the planner's page and its data are 1.9 of them); one with a larger
@@ -73,7 +65,8 @@ def written(sizes: Sizes, exports: Sequence[str] = ()) -> dict[str, tuple[int, i
         Types of the GGUF files that are asked for: f32, f16, bf16, q8_0.
     """
     adapter = sizes.trainable * sizes.adapter_width
-    states = STATES.get(sizes.optimizer, 2 * sizes.adapter_width)
+    # Adafactor, Muon and GaLore are counted with AdamW's two states: mostly they keep less.
+    states = OPTIMIZERS[sizes.optimizer].state_bytes(sizes.adapter_width)
     checkpoint = adapter + int(sizes.trainable * states)
     merged = sizes.parameters * sizes.merged_width + COMPANIONS_BYTES
     types = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": Q8_0}

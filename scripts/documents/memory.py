@@ -8,6 +8,7 @@ from typing import Any
 from scripts.documents.traced_values import mark_sources, sourced
 from will_it_fit.engine import components
 from will_it_fit.engine.components import grouped
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 # What the groups of memory components are called.
 GROUP_TITLES = {
@@ -161,7 +162,7 @@ def _states(scenario: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str
     """
     rule, traced = (answers[name]["components"].get(components.OPTIMIZER_STATES) for name in ("rule_of_thumb", "trace"))
     sixteen_bits = scenario["method"] == "full" and scenario["precision"] in ("bf16", "fp16")
-    if not sixteen_bits or scenario["optimizer"] not in ("adamw", "adamw_fused") or not rule or not traced:
+    if not sixteen_bits or not OPTIMIZERS[scenario["optimizer"]].elementwise or not rule or not traced:
         return None
     return {"setting_bytes": traced, "count_bytes": rule - 2 * traced}
 

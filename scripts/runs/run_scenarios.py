@@ -11,7 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from will_it_fit.common.device import cuda_devices, expandable_segments_here, multiplies_bf16
-from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.fields import BY_NAME, scenario_defaults
 from will_it_fit.scenario.hub import profiled
 from will_it_fit.scenario.scenario import Scenario
 
@@ -28,7 +28,12 @@ def training_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
     step = own | {key: value for key, value in settings["training"].items() if key in STEP}
     if step["precision"] == "auto":
         step |= {"precision": "fp32", "autocast": step.get("autocast") or autocast_here(settings["training"]["device"])}
-    return _of_method({**settings["scenario_defaults"], **step, "gpu": None, "lora": settings["lora"]})
+    return _of_method({**_defaults(settings), **step, "gpu": None, "lora": settings["lora"]})
+
+
+def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields' own defaults, under those of the configuration."""
+    return {**scenario_defaults(), **settings["scenario_defaults"]}
 
 
 def autocast_here(device: str) -> str | None:
@@ -83,7 +88,7 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     memory = settings["memory"]
     name, hub = profiled(memory["model"])
     model = {"model": f"results/memory/{name}/config.json", "model_name": memory["model"]} if hub else {"model": name}
-    common = {**settings["scenario_defaults"], "gpu": memory["gpu"], "lora": settings["lora"], **model}
+    common = {**_defaults(settings), "gpu": memory["gpu"], "lora": settings["lora"], **model}
     scenarios = {name: _of_method({**common, **differences}) for name, differences in memory["scenarios"].items()}
 
     def cost(item: tuple[str, dict[str, Any]]) -> tuple[int, int, str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scripts.training.processes import ALONE, Group, divided_like, full_tensor
+from scripts.training.processes import ALONE, Group, divided_like
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
 from will_it_fit.common.terminal import log
@@ -109,6 +109,8 @@ class Checkpoint:
         """``step``: how many have been taken, in ``seconds``. Tensors are saved whole, random states one a process."""
         import torch
         from torch.utils._pytree import tree_map
+
+        from will_it_fit.step.parallel import full_tensor
 
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():

@@ -69,11 +69,6 @@ class Group:
 ALONE = Group()
 
 
-def full_tensor(value: Any) -> Any:
-    """All of a tensor that FSDP has divided, on the CPU in each process; anything else as it is."""
-    return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
-
-
 def divided_like(value: Any, example: Any) -> Any:
     """This process's part of a whole tensor, divided as the example of the same shape is; else the value as it is."""
     if not hasattr(example, "full_tensor") or getattr(value, "shape", None) != example.shape:

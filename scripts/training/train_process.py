@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.common.job import keep_host_memory
 from scripts.common.tokenizer import read_tokenizer
 from scripts.training.loop import Checkpoint, Fit, Fitted, check_rows, plan_steps, token_shares, validation_loss
-from scripts.training.processes import ALONE, Group, full_tensor, started
+from scripts.training.processes import ALONE, Group, started
 from will_it_fit.common.device import multiplies_bf16
 from will_it_fit.common.files import (
     atomic_folder,
@@ -103,8 +103,8 @@ def train(work: Work, group: Group = ALONE) -> None:
     """Train, in the one process or in one of several, and write the adapter, the curve and the report."""
     import torch
 
-    from scripts.training.packing_self_test import self_test
     from will_it_fit.step.optimizers import build_optimizer
+    from will_it_fit.step.packing_self_test import self_test
 
     scenario, loop, device = Scenario.from_mapping(work.scenario, where="training"), work.loop, work.device
     description = read_folder(Path(work.base, "description.json"))
@@ -280,7 +280,7 @@ def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> N
     Called by all processes, which each hold a part of a divided adapter; rank 0 writes it.
     """
     from will_it_fit.step.adapters import adapter_names
-    from will_it_fit.step.parallel import bare
+    from will_it_fit.step.parallel import bare, full_tensor
 
     model, tensors = bare(model), None
     if group.size > 1:

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from itertools import islice
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from validation.borders import cells, judged, text
 from will_it_fit.cards.gpus import find
@@ -31,7 +31,7 @@ def test_a_border_that_does_not_fit_is_told(monkeypatch) -> None:
 
 
 def test_every_kept_border_fits() -> None:
-    kept = json.loads((ROOT / "config" / "measurements" / "borders.json").read_text(encoding="utf-8"))
+    kept = json.loads((ROOT / "validation" / "data" / "borders.json").read_text(encoding="utf-8"))
     rows = [row for rows in kept.values() for row in rows]
     assert len(kept["1"]) == 40 and len({row["model"] for row in rows}) > 10 and len({row["gpu"] for row in rows}) > 10
     for row in rows:

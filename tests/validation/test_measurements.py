@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from validation import measurements
 from validation.rows import MIB, SOURCES, STAGES, read
 from will_it_fit.common.errors import UserError

@@ -2,7 +2,7 @@
 
 import json
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from validation import times
 from validation.timed_rows import read
 

@@ -8,6 +8,7 @@ from will_it_fit.analytic.decoder import Decoder, NotDescribed
 from will_it_fit.engine import cuda_rules
 from will_it_fit.engine.components import weights
 from will_it_fit.engine.cuda_rules import WIDTH, Capability
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 
 CHUNK_TOKENS = 256  # will_it_fit/step/step.py: tokens whose logits exist at once with `loss: chunked`
@@ -28,7 +29,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "activation_offload": (False,),
     "objective": ("sft",),
     "images": (None,),
-    "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"),
+    "optimizer": tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
     "loss": ("full", "chunked"),
     "quantization.type": (None, "nf4", "fp4"),
     "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),

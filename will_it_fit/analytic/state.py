@@ -18,6 +18,7 @@ from will_it_fit.engine.components import (
     WEIGHTS_4BIT,
     WORKSPACES,
 )
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 CODE_VALUES = 256  # of bitsandbytes' map of 8-bit numbers; 16 of 4-bit ones
 PAGED_FROM = 100_000  # elements: smaller states stay on the device (bitsandbytes: get_state_buffer)
@@ -149,30 +150,28 @@ def hold_working_set(ledger: Ledger, setting: Setting) -> None:
 
 
 def hold_optimizer_states(ledger: Ledger, setting: Setting) -> None:
-    """Two moments (Lion: one) for each trained tensor: in its dtype, or in 8 bits with a scale for each 256, paged or
-    not.
-    """
-    kind = setting.scenario.optimizer
-    moments = 1 if kind == "lion_8bit" else 2
+    """The moments of each trained tensor: in its dtype, or in 8 bits with a scale for each block, paged or not."""
+    kind = OPTIMIZERS[setting.scenario.optimizer]
+    moments = kind.moments
     for width, elements, times in setting.trained_shapes():
-        if kind in ("adamw", "adamw_fused"):
-            ledger.hold(OPTIMIZER_STATES, "moments", width, elements, 2 * times)
-            if kind == "adamw_fused":
+        if kind.bits is None:
+            ledger.hold(OPTIMIZER_STATES, "moments", width, elements, moments * times)
+            if kind.counts_steps:
                 ledger.hold(OPTIMIZER_STATES, "step counters", 4, 1, times)
         elif elements < EIGHT_BIT_FROM:
             ledger.hold(OPTIMIZER_STATES, "moments", 4, elements, moments * times)
         else:
-            if kind != "paged_adamw_8bit" or elements < PAGED_FROM:
+            if not kind.paged or elements < PAGED_FROM:
                 ledger.hold(OPTIMIZER_STATES, "moments", 1, elements, moments * times)
-            ledger.hold(OPTIMIZER_STATES, "scales of moments", 4, -(-elements // 256), moments * times)
-    if kind not in ("adamw", "adamw_fused"):
+            ledger.hold(OPTIMIZER_STATES, "scales of moments", 4, -(-elements // kind.block), moments * times)
+    if kind.bits is not None:
         ledger.hold(OPTIMIZER_STATES, "maps of 8-bit numbers", 4, CODE_VALUES, moments)
 
 
 def optimizer_step(ledger: Ledger, setting: Setting) -> None:
     """`foreach` AdamW takes the square root of all second moments at once: one more copy of them."""
     ledger.begin("optimizer")
-    if setting.scenario.optimizer == "adamw":
+    if OPTIMIZERS[setting.scenario.optimizer].copies_moments:
         for width, elements, times in setting.trained_shapes():
             ledger.hold(TEMPORARIES, "square roots of second moments", width, elements, times)
     ledger.look()

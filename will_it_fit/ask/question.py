@@ -16,6 +16,7 @@ from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading
 from will_it_fit.readers.request import AskedStep, asked_for
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.model import LIGER_MODELS, configuration, size
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 
 _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
@@ -292,7 +293,8 @@ def settle(fields: dict[str, Any], reading: Reading) -> None:
         why = "a loss in chunks is not described where weights are divided"
         reading.errs("loss", fields["loss"], HIGH, why, "logits")
         fields["loss"] = "full"
-    if "8bit" in str(fields.get("optimizer")) and (sharded or zero):
+    kind = OPTIMIZERS.get(str(fields.get("optimizer")))
+    if kind and kind.bits and (sharded or zero):
         reading.errs("optimizer", fields["optimizer"], HIGH, "8-bit states are not described where they are divided",
                      "states")  # fmt: skip
         fields["optimizer"] = "adamw"

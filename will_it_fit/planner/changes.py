@@ -11,6 +11,7 @@ from will_it_fit.cards.gpus import EXPANDABLE_LINE
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.sizes import gib
 from will_it_fit.planner.largest_fit import steps
+from will_it_fit.scenario.optimizers import EIGHT_BIT, FUSED, OPTIMIZERS, PAGED
 from will_it_fit.scenario.scenario import Scenario
 
 Changes = dict[str, Any]
@@ -66,7 +67,7 @@ def _moves(scenario: Scenario) -> Iterator[Move]:
 
 def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
     """The same numbers, or nearly, at the same speed."""
-    quantization = scenario.quantization
+    quantization, kind = scenario.quantization, OPTIMIZERS[scenario.optimizer]
     if not scenario.allocator.expandable_segments:
         cost = f"free: the same step without gaps in its memory; set {EXPANDABLE_LINE} before Python starts"
         yield Move("expandable_segments", cost, [{"allocator": {"expandable_segments": True}}])
@@ -78,9 +79,9 @@ def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
     if scenario.use_cache:
         cost = "free: training does not read the keys and values that it keeps"
         yield Move("no_cache", cost, [{"use_cache": False}])
-    if scenario.optimizer == "adamw":
+    if kind.copies_moments:
         cost = "free: the same update without a copy of the second moments"
-        yield Move("fused_optimizer", cost, [{"optimizer": "adamw_fused"}])
+        yield Move("fused_optimizer", cost, [{"optimizer": FUSED}])
     unpacked = whole_4bit_bytes(scenario)
     if unpacked:
         cost = f"free: 4-bit weights are divided among GPUs too, {gib(unpacked)} less on each"
@@ -136,11 +137,12 @@ def _moves_for_time(scenario: Scenario) -> Iterator[Move]:
 
 def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:
     """Other numbers: less precise states and weights, smaller adapters, shorter rows, fewer trained weights."""
-    if scenario.optimizer in ("adamw", "adamw_fused"):
-        yield Move("8bit_optimizer", "optimizer states in 8 bits", [{"optimizer": "adamw_8bit"}])
-    if scenario.optimizer != "paged_adamw_8bit":
+    kind = OPTIMIZERS[scenario.optimizer]
+    if kind.bits is None and kind.elementwise:
+        yield Move("8bit_optimizer", "optimizer states in 8 bits", [{"optimizer": EIGHT_BIT}])
+    if not kind.paged:
         cost = "optimizer states in 8 bits that may move to the host, slowly"
-        yield Move("paged_optimizer", cost, [{"optimizer": "paged_adamw_8bit"}])
+        yield Move("paged_optimizer", cost, [{"optimizer": PAGED}])
     if scenario.precision == "fp32" and scenario.method != "qlora":
         yield Move("16bit_weights", "weights in 16 bits", [{"precision": "bf16"}])
     if scenario.mixed:

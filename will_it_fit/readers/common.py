@@ -11,12 +11,13 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, allowed, knows
-from will_it_fit.scenario.scenario import PACKAGES
+from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 # By the names of transformers' and axolotl's `optim`: our optimizers, the first that the scenario knows is taken, and
 # where it is not the very one, which way the answer errs, and why.
 _STATES = "optimizer states"
-OPTIMIZERS: dict[str, tuple[Sequence[str], str, str]] = {
+OPTIM_NAMES: dict[str, tuple[Sequence[str], str, str]] = {
     "adamw_torch": (["adamw"], EITHER, ""),
     "adamw_hf": (["adamw"], EITHER, ""),
     "adamw": (["adamw"], EITHER, ""),
@@ -68,7 +69,7 @@ def optimizer(reading: Reading, key: str, name: Any) -> None:
     """Set the optimizer."""
     base = str(name).removesuffix("_layerwise")
     families = ("apollo_adamw", "schedule_free_adamw")
-    wanted = OPTIMIZERS.get(next((kind for kind in families if base.startswith(kind)), base))
+    wanted = OPTIM_NAMES.get(next((kind for kind in families if base.startswith(kind)), base))
     if wanted is None:
         reading.set(optimizer="adamw")
         reading.errs(key, name, EITHER, "this optimizer is not known, and is read as AdamW", "states")
@@ -83,7 +84,8 @@ def optimizer(reading: Reading, key: str, name: Any) -> None:
 
 
 def _installed(optimizer: str) -> bool:
-    return optimizer not in PACKAGES or find_spec(PACKAGES[optimizer]) is not None
+    package = OPTIMIZERS[optimizer].package
+    return package is None or find_spec(package) is not None
 
 
 def attention(reading: Reading, key: str, name: Any) -> None:
@@ -227,9 +229,8 @@ _TRL_DECIDES = ("loss", "packing", "kbit_preparation", "adapter_precision", "loo
 def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:
     """Whether TRL's own step can be predicted: its package is here, on one GPU, with an optimizer that is known."""
     strategy = (fields.get("parallel") or {}).get("strategy", "none")
-    optimizer = fields.get("optimizer", "adamw")
-    own = optimizer == "muon" or optimizer in PACKAGES or "paged" in optimizer
-    refused = kind == "grpo" or (kind == "kto" and rows < 2) or own
+    known = OPTIMIZERS[fields.get("optimizer", BY_NAME["optimizer"].default)].in_trl is not None
+    refused = kind == "grpo" or (kind == "kto" and rows < 2) or not known
     return strategy == "none" and not refused and find_spec("trl") is not None
 
 

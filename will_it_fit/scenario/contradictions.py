@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.fields import MOST
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 View = SimpleNamespace  # a scenario's fields, and what follows from them
 
@@ -69,7 +70,8 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
 
 
 _APART = "don't go together"
-_ADAMW = ("adamw", "adamw_fused")  # each number for itself, however tensors are cut
+# Where each number is updated for itself tensors may be cut anywhere.
+_CUT_ANYWHERE = ", ".join(name for name, one in OPTIMIZERS.items() if one.elementwise)
 # What TRL's trainers leave no choice about, by field: what goes with them, and why.
 _BY_TRL = {
     "loss": (("full",), "the objective is the loss"),
@@ -79,7 +81,7 @@ _BY_TRL = {
     "activation_offload": ((False,), "TRL's way of it runs on streams of a GPU, which are not followed"),
     "kbit_preparation": (("none",), "TRL's trainers prepare a 4-bit base themselves, or not at all"),
     "adapter_precision": (("fp32",), "TRL casts the adapters itself: bf16 over a 4-bit base, else fp32"),
-    "optimizer": (("adamw", "adamw_fused", "adamw_8bit", "lion_8bit", "adafactor"), "TRL makes the optimizer, and this"
+    "optimizer": (tuple(name for name, one in OPTIMIZERS.items() if one.in_trl), "TRL makes the optimizer, and this"
                   " one is not predicted in its trainers"),
 }  # fmt: skip
 
@@ -243,14 +245,14 @@ STEP = (
         f"`loss: {{loss}}` and `parallel.strategy: {{strategy}}` {_APART}: this loss runs the output head outside the"
         " forward pass in which {strategy_title} has gathered its weights.",
         "full; or strategy ddp", "loss: full"),
-    Row(lambda s: s.divided and s.optimizer not in _ADAMW, "optimizer",
+    Row(lambda s: s.divided and not OPTIMIZERS[s.optimizer].elementwise, "optimizer",
         f"`optimizer: {{optimizer}}` and `parallel.strategy: {{strategy}}` {_APART}: this optimizer takes whole"
         " tensors, and FSDP has divided them.",
-        "adamw, adamw_fused; or strategy ddp", "optimizer: adamw"),
-    Row(lambda s: s.zero and s.optimizer not in _ADAMW, "optimizer",
+        f"{_CUT_ANYWHERE}; or strategy ddp", "optimizer: adamw"),
+    Row(lambda s: s.zero and not OPTIMIZERS[s.optimizer].elementwise, "optimizer",
         "`optimizer: {optimizer}` and `parallel.strategy: {strategy}` are not predicted together: DeepSpeed steps one"
         " flat tensor, in which this optimizer would not find its weights.",
-        "adamw, adamw_fused; or strategy ddp", "optimizer: adamw"),
+        f"{_CUT_ANYWHERE}; or strategy ddp", "optimizer: adamw"),
     Row(lambda s: s.zero and s.storage not in (None, "uint8") and s.cast not in (None, s.storage), "quantization",
         "`parallel.strategy: {strategy}`, `quantization.storage: {storage}` and `{mixed}: {mixed_value}` "
         f"{_APART}: DeepSpeed casts every floating weight to {{cast}}, which breaks 4-bit weights that are packed as"
@@ -286,7 +288,7 @@ TRAINING = (
     Row(lambda s: s.divided and s.cast == "fp16", "mixed",
         "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
-    Row(lambda s: s.device == "cpu" and s.optimizer in ("adamw_8bit", "paged_adamw_8bit", "lion_8bit"), "optimizer",
+    Row(lambda s: s.device == "cpu" and not OPTIMIZERS[s.optimizer].on_cpu, "optimizer",
         f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
     Row(lambda s: s.strategy != "none" and s.on_out_of_memory == "halve", "on_out_of_memory",

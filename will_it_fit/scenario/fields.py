@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from will_it_fit.scenario.optimizers import OPTIMIZERS
+
 PRECISIONS = ("fp32", "fp16", "bf16")
 MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
 
@@ -196,14 +198,10 @@ FIELDS = (
           " `activation_offloading` without its streams; weights and tensors under 1 kB stay.",
           words=(True, False), default=False, example=False),
     Field("optimizer",
-          "8-bit states take a quarter of the memory; paged ones move to the CPU under pressure. `lion_8bit` keeps one"
-          " state a weight instead of two; `adafactor` (transformers') a row and a column for each matrix; `muon`"
-          " (PyTorch's) one state for the matrices of layers, and AdamW's for the others. With"
-          " `requirements-optimizers.txt`: torchao's AdamW of 8 or 4 bits, whose step is compiled, and `galore` (states"
-          " of rank 128 for the matrices of layers). APOLLO is left out: its package's licence (CC BY-NC 4.0) forbids"
-          " commercial use.",
-          words=("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "adafactor", "muon",
-                 "adamw_torchao_8bit", "adamw_torchao_4bit", "galore"),
+          "; ".join(f"`{name}`: {one.about}" for name, one in OPTIMIZERS.items())
+          + ". `requirements-optimizers.txt` brings torchao's and GaLore's. APOLLO is left out: its package's licence"
+          " (CC BY-NC 4.0) forbids commercial use.",
+          words=tuple(OPTIMIZERS),
           default="adamw", example="adamw"),
     Field("loss",
           "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."

@@ -37,6 +37,7 @@ from will_it_fit.scenario.nested_fields import (
     checked_gpu,
     checked_lora,
 )
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
@@ -268,16 +269,12 @@ def _excluded(method: str, given: Mapping[str, Any], where: object) -> Iterator[
             )
 
 
-# Optional packages, by the optimizers that come with them.
-PACKAGES = {"adamw_torchao_8bit": "torchao", "adamw_torchao_4bit": "torchao", "galore": "galore_torch"}
-
-
 def check_packages(scenario: Scenario, where: object = "scenario") -> None:
     """Refuse a scenario whose optional package is not installed here, with the command that installs it."""
     strategy, optimizer, objective = scenario.parallel.strategy, scenario.optimizer, scenario.objective
     zero = "deepspeed" if scenario.parallel.zero_stage else None
     needed = (  # field, its value, the package that it needs, what does without, which requirements bring the package
-        ("optimizer", optimizer, PACKAGES.get(optimizer), "an optimizer that needs none", "optimizers"),
+        ("optimizer", optimizer, OPTIMIZERS[optimizer].package, "an optimizer that needs none", "optimizers"),
         ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
          " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
         ("objective", objective, None if objective == "sft" else "trl", "objective sft", "trl"),

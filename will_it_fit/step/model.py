@@ -16,6 +16,7 @@ from torch import nn
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.building import quantize_4bit, quantize_8bit
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES, adapter_names, add_adapters
 from will_it_fit.step.architecture import attention_name, configuration, model_class, outside_language, unbuildable
@@ -222,7 +223,7 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
         found.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
     if scenario.activation_offload:
         found.append("the time leaves out the copies of activations to the host and back")
-    if scenario.optimizer == "galore":
+    if OPTIMIZERS[scenario.optimizer].package == "galore_torch":
         found.append("figures are those of a step with GaLore's projections, every 200th; cuSOLVER's workspaces for"
                      " their decompositions come on top")  # fmt: skip
     return [*found, *quantization_notes(model, scenario)]

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import peft_config
 from will_it_fit.step.model import build_model
 from will_it_fit.step.step import MICRO_BATCHES
 
 UPDATES = 2  # the first makes the optimizer's states
-_OPTIMIZERS = {"adamw": "adamw_torch", "adamw_fused": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}
 _KNOWN_BEFORE = {"dpo": ("ref_chosen_logps", "ref_rejected_logps"), "kto": ("ref_logps", "ref_KL_logps")}
 _WORD, _PAD, _EOS = "w", "<pad>", "<eos>"
 
@@ -103,7 +103,7 @@ def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": min(accumulated, MICRO_BATCHES) if device == "meta" else accumulated,
         "gradient_checkpointing": bool(scenario.gradient_checkpointing),
         "gradient_checkpointing_kwargs": {"use_reentrant": scenario.gradient_checkpointing == "reentrant"},
-        "optim": _OPTIMIZERS.get(scenario.optimizer, scenario.optimizer),
+        "optim": OPTIMIZERS[scenario.optimizer].in_trl,
         "bf16": scenario.autocast_precision == "bf16",
         "fp16": scenario.autocast_precision == "fp16",
         "max_grad_norm": 1.0,

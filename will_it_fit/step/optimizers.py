@@ -30,12 +30,11 @@ def build_optimizer(
     and measurements want it.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kind, options = scenario.optimizer, {"lr": learning_rate, "weight_decay": weight_decay}
-    if kind == "muon":
-        return _muon(*_matrices_and_others(model, trained), options)
-    if kind == "galore":
-        return _galore(*_matrices_and_others(model, trained), options, 1 if largest_steps else PROJECTED_EVERY)
-    return _KINDS[kind](trained, **options)
+    options = {"lr": learning_rate, "weight_decay": weight_decay}
+    build = BUILDERS[scenario.optimizer]
+    if build in BY_MATRICES:
+        return build(*_matrices_and_others(model, trained), options, largest_steps)
+    return build(trained, **options)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -103,18 +102,6 @@ def _adamw_torchao_4bit(parameters: Parameters, **options: Any) -> torch.optim.O
     return AdamW4bit(parameters, **options)
 
 
-_KINDS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adamw_fused": _adamw_fused,
-    "adamw_8bit": _adamw_8bit,
-    "paged_adamw_8bit": _paged_adamw_8bit,
-    "lion_8bit": _lion_8bit,
-    "adafactor": _adafactor,
-    "adamw_torchao_8bit": _adamw_torchao_8bit,
-    "adamw_torchao_4bit": _adamw_torchao_4bit,
-}
-
-
 def _matrices_and_others(model: nn.Module, trained: Parameters) -> tuple[Parameters, Parameters]:
     """The matrices of layers; vectors, embeddings and the output head, which Muon's and GaLore's authors leave out."""
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -125,8 +112,11 @@ def _matrices_and_others(model: nn.Module, trained: Parameters) -> tuple[Paramet
     return matrices, [parameter for parameter in trained if id(parameter) in left_out]
 
 
-def _muon(matrices: Parameters, others: Parameters, options: Mapping[str, float]) -> torch.optim.Optimizer:
-    """Muon for the matrices of layers, AdamW for the others."""
+def _muon(
+    matrices: Parameters, others: Parameters, options: Mapping[str, float], largest_steps: bool
+) -> torch.optim.Optimizer:
+    """Muon for the matrices of layers, AdamW for the others. All its steps are alike."""
+    del largest_steps
     if not hasattr(torch.optim, "Muon"):
         raise UserError(
             "This PyTorch has no Muon.",
@@ -141,7 +131,7 @@ def _muon(matrices: Parameters, others: Parameters, options: Mapping[str, float]
 
 
 def _galore(
-    matrices: Parameters, others: Parameters, options: Mapping[str, float], projected_every: int
+    matrices: Parameters, others: Parameters, options: Mapping[str, float], largest_steps: bool
 ) -> torch.optim.Optimizer:
     """GaLore's AdamW, with the settings that transformers' Trainer has."""
     from galore_torch import GaLoreAdamW
@@ -157,7 +147,12 @@ def _galore(
                     projector.ortho_matrix = projector.ortho_matrix.to(parameter.device)
 
     torch.serialization.add_safe_globals([GaLoreProjector])  # a checkpoint holds them
-    settings = {"rank": 128, "update_proj_gap": projected_every, "scale": 0.25, "proj_type": "std"}
+    settings = {
+        "rank": 128,
+        "update_proj_gap": 1 if largest_steps else PROJECTED_EVERY,
+        "scale": 0.25,
+        "proj_type": "std",
+    }
     groups = [{"params": matrices, **settings}] if matrices else []
     groups += [{"params": others}] if others else []
     return GaLore(groups, no_deprecation_warning=True, **options)
@@ -175,3 +170,19 @@ class Together(torch.optim.Optimizer):
         for part, group in zip(self.parts, self.param_groups, strict=True):
             part.param_groups, part.state = [group], self.state
             part.step()
+
+
+# In the order of will_it_fit.scenario.optimizers, which says what each keeps.
+BUILDERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_fused": _adamw_fused,
+    "adamw_8bit": _adamw_8bit,
+    "paged_adamw_8bit": _paged_adamw_8bit,
+    "lion_8bit": _lion_8bit,
+    "adafactor": _adafactor,
+    "muon": _muon,
+    "adamw_torchao_8bit": _adamw_torchao_8bit,
+    "adamw_torchao_4bit": _adamw_torchao_4bit,
+    "galore": _galore,
+}
+BY_MATRICES = (_muon, _galore)  # they treat the matrices of layers otherwise than the other parameters

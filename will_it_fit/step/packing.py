@@ -9,7 +9,7 @@ A token attends to the tokens of its own row before it and, where it is shared, 
 position ids go on after the prefix for each row. What the model computes for the prefix depends on the prefix alone, so
 loss and gradients are those of the rows apart, up to rounding. That holds only where attention is all that carries
 something from token to token, and where it takes positions and mask as given:
-:func:`scripts.training.packing_self_test.self_test` makes sure.
+:func:`will_it_fit.step.packing_self_test.self_test` makes sure.
 """
 
 from __future__ import annotations

@@ -82,6 +82,11 @@ def _check_group(scenario: Scenario) -> None:
         )
 
 
+def full_tensor(value: Any) -> Any:
+    """All of a tensor that FSDP has divided, on the CPU in each process; anything else as it is."""
+    return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The model inside the wrapper of DDP or FSDP1; FSDP2 wraps none around it."""
     wrapped = type(model).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel") or _is_engine(model)

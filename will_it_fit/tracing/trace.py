@@ -33,7 +33,8 @@ from will_it_fit.engine.patching import patched
 from will_it_fit.engine.report import History, make_report, recording
 from will_it_fit.engine.trace import Options, recorded, trace_step
 from will_it_fit.hours.step_time import Speed, step_time
-from will_it_fit.scenario.scenario import PACKAGES, Scenario, check_packages
+from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.scenario import Scenario, check_packages
 from will_it_fit.step.adapters import adapter_names
 from will_it_fit.step.architecture import attention_kernel, attention_name
 from will_it_fit.step.model import build_model, notes, parameter_count
@@ -373,7 +374,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
 
 def compiled_steps(scenario: Scenario, target: str) -> str:
     """How compiled functions are taken, which torchao's optimizers have: a CPU under the tracker can't compile."""
-    if PACKAGES.get(scenario.optimizer) != "torchao":
+    if OPTIMIZERS[scenario.optimizer].package != "torchao":
         return "refuse"
     return "fused" if target == "cuda" else "eager"
 

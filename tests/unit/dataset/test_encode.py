@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from scripts.dataset import encode
 from scripts.dataset.embedded import generate
 from scripts.dataset.rows import SPLITS
-from tests.unit.chat_tokenizer import CHATML, make_tokenizer
+from tests.chat_tokenizer import CHATML, make_tokenizer
 from will_it_fit.common.chat import IGNORED, as_data, control_tokens, encode_pairs, render_prompt
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report

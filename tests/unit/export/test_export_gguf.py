@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.export.export_gguf import export, modelfile, pre_tokenizer_name, rope_factors
 from scripts.training import describe_model, fetch_weights
-from tests.unit.chat_tokenizer import CHATML, make_tokenizer
+from tests.chat_tokenizer import CHATML, make_tokenizer
 from will_it_fit.common.chat import render_prompt
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, read_report, write_json, write_report

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from scripts.training import describe_model, fetch_weights
-from tests.unit.chat_tokenizer import CHATML, make_tokenizer
+from tests.chat_tokenizer import CHATML, make_tokenizer
 from will_it_fit.common.chat import encode_pairs
 from will_it_fit.common.files import write_report
 

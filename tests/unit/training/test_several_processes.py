@@ -24,7 +24,7 @@ LOADED = [
     *("accelerate.utils.fsdp_utils", "peft", "torch._inductor", "transformers.models.llama.modeling_llama"),
     *(
         "scripts.training.train_process",
-        "scripts.training.packing_self_test",
+        "will_it_fit.step.packing_self_test",
         "tests.unit.training.test_several_processes",
     ),
 ]

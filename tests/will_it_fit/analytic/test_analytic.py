@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from will_it_fit.analytic.decoder import FAMILIES, NotDescribed, describe
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.setting import CHUNK_TOKENS, DESCRIBED

@@ -2,7 +2,7 @@
 
 import re
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from will_it_fit.common.sizes import gib, size_text
 
 # What quotes the rule of thumb, reads a size that a person typed, or says what stands on a GPU's box.
@@ -21,7 +21,8 @@ def test_sizes():
 def test_no_command_prints_gigabytes_of_ten_to_the_ninth():
     found = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "scripts").rglob("*.py")
+        for house in ("scripts", "will_it_fit", "validation")
+        for path in (ROOT / house).rglob("*.py")
         if re.search(r"1e9[^\n]*\} GB|%\.\df GB", path.read_text(encoding="utf-8"))
     }
     assert found <= MAY_SAY_GB

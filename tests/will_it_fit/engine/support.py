@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.optimization import Adafactor
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from will_it_fit.engine.building import device_lists
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.patching import patched

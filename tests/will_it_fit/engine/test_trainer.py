@@ -7,7 +7,7 @@ from will_it_fit.engine.trace import Options
 from will_it_fit.engine.trainer import measure_trainer, trace_trainer
 
 pytest.importorskip("trl")
-from tests.unit.engine import trainers
+from tests.will_it_fit.engine import trainers
 
 TRAINERS = ("plain", "sft", "dpo", "kto", "orpo", "reward", "grpo")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 
 pytest.importorskip("trl")
 PROGRAM = """
@@ -45,13 +45,15 @@ def trl_trainer():
     return trace_trainer(lambda: trainers.sft("meta", "out"))
 
 answers = {each.__name__: each().peak_allocated_bytes for each in (loop, accelerated, plain_trainer, trl_trainer)}
-assert not any(name.split(".")[0] in ("scripts", "tests") for name in sys.modules)
+assert not any(name.split(".")[0] in ("scripts", "tests", "will_it_fit") for name in sys.modules)
 print(json.dumps(answers))
 """
 
 
 def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path):
-    source = shutil.copytree(ROOT / "scripts" / "engine", tmp_path / "source", ignore=shutil.ignore_patterns("__py*"))
+    source = shutil.copytree(
+        ROOT / "will_it_fit" / "engine", tmp_path / "source", ignore=shutil.ignore_patterns("__py*")
+    )
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("torch_step_memory-*.whl")

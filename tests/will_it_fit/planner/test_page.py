@@ -15,8 +15,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from scripts.common.code_digests import ROOT
 from tests.browser import errors, needs_browser, opened
+from tests.repository import ROOT
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.cards.gpus import catalogue, find
 from will_it_fit.common.errors import UserError

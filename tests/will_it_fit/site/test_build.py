@@ -67,12 +67,12 @@ def test_links_that_leave_the_documents_lead_to_the_code_or_nowhere(
 ) -> None:
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     staged(tmp_path / "plain", "")
-    assert not [path for path in (tmp_path / "plain").rglob("*.md") if "](../config/gpus.yaml)" in path.read_text()]
+    assert not any("](../will_it_fit/" in path.read_text() for path in (tmp_path / "plain").rglob("*.md"))
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://example.org")
     monkeypatch.setenv("GITHUB_REPOSITORY", "own/er")
     staged(tmp_path / "linked", "c0ffee")
     texts = [path.read_text() for path in (tmp_path / "linked").rglob("*.md")]
-    assert any("](https://example.org/own/er/blob/c0ffee/config/gpus.yaml)" in text for text in texts)
+    assert any("](https://example.org/own/er/blob/c0ffee/will_it_fit/data/gpus.yaml)" in text for text in texts)
 
 
 def test_a_finished_run_is_the_example(tmp_path: Path) -> None:

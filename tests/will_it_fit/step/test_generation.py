@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.unit.chat_tokenizer import CHATML, make_tokenizer
+from tests.chat_tokenizer import CHATML, make_tokenizer
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.common.chat import encode_pairs
 from will_it_fit.step import generation as answer

@@ -5,14 +5,13 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from scripts.common.disk import STATES
-from scripts.training.loop import Checkpoint
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.fields import BY_NAME
-from will_it_fit.scenario.scenario import PACKAGES, Scenario
+from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model
-from will_it_fit.step.optimizers import PROJECTED_EVERY, build_optimizer, set_learning_rate
+from will_it_fit.step.optimizers import BUILDERS, PROJECTED_EVERY, build_optimizer
 from will_it_fit.step.step import random_step
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.trace import trace
@@ -20,12 +19,16 @@ from will_it_fit.tracing.trace import trace
 
 def known(optimizer):
     """An optimizer, skipped where its package is not installed."""
-    package = PACKAGES.get(optimizer)
+    package = OPTIMIZERS[optimizer].package
     missing = package is not None and find_spec(package) is None
     return pytest.param(optimizer, marks=pytest.mark.skipif(missing, reason="`make test-optimizers` runs it"))
 
 
 ON_A_CPU = [known(name) for name in BY_NAME["optimizer"].words if not name.startswith("paged")]
+
+
+def test_each_optimizer_has_a_row_and_a_builder():
+    assert list(BUILDERS) == list(OPTIMIZERS)
 
 
 def scenario(**fields) -> Scenario:
@@ -88,34 +91,12 @@ def test_a_compiled_step_is_counted_as_one_kernel_on_a_gpu(optimizer):
     assert any("single_param_adam is compiled" in text for text in states["warnings"])
 
 
-@pytest.mark.parametrize("optimizer", [known("adamw_torchao_8bit"), known("adamw_torchao_4bit"), known("galore")])
-def test_a_run_is_taken_up_where_it_was_left(optimizer, tmp_path, monkeypatch):
-    """Through a checkpoint's files; torchao's step runs without the compiler, which takes a minute."""
-    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    asked = scenario(optimizer=optimizer, precision="fp32")
-
-    def two_steps(checkpoint) -> list[torch.Tensor]:
-        model = build_model(asked, "cpu")
-        for number in range(2):
-            if number == 0 or checkpoint:
-                own = build_optimizer(model, asked, largest_steps=False)
-                checkpoint and checkpoint.load(model, own)
-            set_learning_rate(own, 1e-2 / (number + 1))
-            random_step(model, own, asked, "cpu", max_grad_norm=None)()
-            checkpoint and checkpoint.save(number + 1, model, own, [], 1.0)
-        assert all(float(group["lr"]) == pytest.approx(5e-3) for group in own.param_groups)
-        return [parameter.detach() for parameter in model.parameters()]
-
-    for left, right in zip(two_steps(None), two_steps(Checkpoint(tmp_path / "saved")), strict=True):
-        assert torch.equal(left, right)
-
-
-@pytest.mark.parametrize("optimizer", [*map(known, STATES)])
-def test_states_on_the_disk_are_those_of_the_trace(optimizer):
+@pytest.mark.parametrize("optimizer", [known(name) for name, one in OPTIMIZERS.items() if one.bits])
+def test_the_bytes_of_a_state_are_those_of_the_trace(optimizer):
     wide = DECODERS["qwen2"] | {"hidden_size": 512, "intermediate_size": 1024}
     found = trace(scenario(model=wide, optimizer=optimizer), timeline=False)
     per_number = found["components"].get("optimizer_states", 0) / found["trainable_parameters"]
-    assert optimizer.startswith("paged") or per_number == pytest.approx(STATES[optimizer], rel=0.05)
+    assert optimizer.startswith("paged") or per_number == pytest.approx(OPTIMIZERS[optimizer].state_bytes(2), rel=0.05)
 
 
 @pytest.mark.parametrize("optimizer", [known("galore")])
@@ -130,12 +111,12 @@ def test_galore_projects_in_each_predicted_step_and_seldom_in_training(optimizer
     assert "cuSOLVER" in " ".join(trace(asked, timeline=False)["notes"])
 
 
-@pytest.mark.parametrize("optimizer", PACKAGES)
+@pytest.mark.parametrize("optimizer", [name for name, one in OPTIMIZERS.items() if one.package])
 def test_without_its_package_an_optimizer_says_what_to_install(optimizer, monkeypatch):
     monkeypatch.setattr("will_it_fit.scenario.scenario.find_spec", lambda name: None)
     for answer in (trace, lambda asked: measure(asked, "cpu")):
         with pytest.raises(
-            UserError, match=f"optimizer: {optimizer}. needs the package {PACKAGES[optimizer]}"
+            UserError, match=f"optimizer: {optimizer}. needs the package {OPTIMIZERS[optimizer].package}"
         ) as caught:
             answer(scenario(optimizer=optimizer))
         assert caught.value.write == "pip install -c constraints.txt -r requirements-optimizers.txt"

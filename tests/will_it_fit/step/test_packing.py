@@ -5,14 +5,14 @@ import random
 import pytest
 import torch
 
-from scripts.training import packing_self_test as exactness
-from scripts.training.packing_self_test import self_test
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step import packing_self_test as exactness
 from will_it_fit.step.batches import IGNORED, Row, answer_tokens
 from will_it_fit.step.model import build_model
 from will_it_fit.step.packing import collate_packs, common_prefix, micro_batches, pack_lengths
+from will_it_fit.step.packing_self_test import self_test
 from will_it_fit.step.step import forward_backward
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.trace import trace

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from tests.will_it_fit.decoders import DECODERS
 from tests.will_it_fit.engine.test_core import batch, perceptron
 from will_it_fit.engine.trace import Options, measure_step, trace_step

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from tests.will_it_fit.tracing.gloo_steps import STEPS
 from tests.will_it_fit.tracing.several_gpus import scenario
 from will_it_fit.engine.allocator import MIB, OutOfMemory, replay, required_bytes

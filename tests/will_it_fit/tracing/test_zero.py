@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 import will_it_fit.tracing.trace
-from scripts.common.code_digests import ROOT
+from tests.repository import ROOT
 from tests.will_it_fit.tracing.gloo_steps import ZERO_STEPS
 from tests.will_it_fit.tracing.several_gpus import LLAMA, scenario, small_buckets
 from will_it_fit.common.errors import UserError

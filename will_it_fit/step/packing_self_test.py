@@ -8,13 +8,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from scripts.training.processes import full_tensor
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.batches import IGNORED, Row
 from will_it_fit.step.model import autocast_dtype, weight_dtype
 from will_it_fit.step.packing import Pack, collate_packs, refusal
-from will_it_fit.step.parallel import bare
+from will_it_fit.step.parallel import bare, full_tensor
 from will_it_fit.step.quantized import without_noise
 from will_it_fit.step.step import forward_backward
 

@@ -13,13 +13,13 @@ from collections import defaultdict
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from pkgutil import resolve_name
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-ROOMS = ("engine", "evaluation", "memory", "merging", "settings", "training")
+from tests.repository import ROOT
+
+HOUSES = ("will_it_fit", "scripts")
 
 FSDP, FSDP2, DATA_PARALLEL = "torch.distributed.fsdp", "torch.distributed.fsdp._fully_shard", "torch.nn.parallel"
 ZERO = "deepspeed.runtime.zero"
@@ -84,7 +84,7 @@ ELSEWHERE = {"_asdict", "_getframe", "_name_or_path", "_replace"}
 def uses() -> dict[str, set[str]]:
     """The private names in the code that are not its own, each with the files that use it."""
     found, own = defaultdict(set), set()
-    for path in sorted((ROOT / "scripts").rglob("*.py")):
+    for path in sorted(path for house in HOUSES for path in (ROOT / house).rglob("*.py")):
         place = path.relative_to(ROOT)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
@@ -95,17 +95,15 @@ def uses() -> dict[str, set[str]]:
                     own.add(name)
                 case ast.Attribute(attr=name):
                     names = [name]
-                case ast.Tuple(
-                    elts=[_, ast.Constant(value=str(name)), _]
-                ):  # as will_it_fit/engine/patching.py takes it
+                case ast.Tuple(elts=[_, ast.Constant(value=str(name)), _]):  # as engine/patching.py takes it
                     names = [name]
                 case ast.Call(func=ast.Name(id="getattr" | "setattr"), args=[_, ast.Constant(value=str(name)), *_]):
                     names = [name]
-                case ast.ImportFrom(module=str(module), level=0, names=imported) if not module.startswith("scripts"):
+                case ast.ImportFrom(module=str(module), level=0, names=imported) if module.split(".")[0] not in HOUSES:
                     names = [*module.split("."), *(one.name for one in imported)]
                 case ast.Import(names=imported):
                     names = [part for one in imported for part in one.name.split(".")]
-            for name in names if place.parts[1] in ROOMS else []:
+            for name in names:
                 if re.match(r"_[A-Za-z]", name):
                     found[name].add(str(place))
     return {name: places for name, places in found.items() if name not in own | ELSEWHERE}
@@ -123,7 +121,7 @@ def test_the_library_still_has_what_the_project_relies_on(owner: str) -> None:
     for name in RELIED_ON[owner].split():
         written = name.removeprefix(f"_{place.__name__}")  # a class writes its own self.__name without the prefix
         there = hasattr(place, name) or re.search(rf"\b{written}\b", inspect.getsource(place))
-        users = ", ".join(sorted(uses().get(name, ()))) or "scripts/"
+        users = ", ".join(sorted(uses().get(name, ()))) or "the project"
         assert there, f"{library} {version(library)} has no {owner}.{name} any more; {users} relies on it"
 
 
@@ -134,7 +132,7 @@ def test_every_private_name_in_use_is_listed_here() -> None:
 
 def test_no_name_is_listed_that_nobody_uses() -> None:
     private = {part for part in PARTS if re.match(r"_[A-Za-z]", part)}
-    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scripts").rglob("*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for house in HOUSES for path in (ROOT / house).rglob("*.py"))
     assert not {name for name in private if not re.search(rf"\b{name}\b", text)}
 
 
@@ -142,7 +140,7 @@ def test_operators_that_the_engine_knows_by_name_are_there() -> None:
     import bitsandbytes  # noqa: F401, registers its own
     import torch
 
-    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "scripts" / "engine").glob("*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "will_it_fit" / "engine").glob("*.py"))
     named = set(re.findall(r'"((?:aten|bitsandbytes)::\w*\w)(?<!_foreach_)(?<!_fused_)"', text))
     missing = {name for name in named if not hasattr(getattr(torch.ops, name.split("::")[0]), name.split("::")[1])}
     assert len(named) > 8 and not missing, f"torch {torch.__version__} or bitsandbytes lacks {missing}"
