@@ -1,9 +1,9 @@
 """What a job's code is, as one number: it changes when, and only when, the code means something else.
 
-Snakemake looks at a script's modification time and never at the modules it imports. Here the digest
-covers the script and every project module that it imports, however deep, without comments, docstrings
-and layout; together with the pins of the environment it runs in. Passed as one param, it makes a
-``touch`` or a fresh checkout rerun nothing and an edited helper rerun exactly the rules that use it.
+Snakemake looks at a script's modification time and never at the modules it imports. Here the digest covers the script
+and every project module that it imports, however deep, together with the pins of the environment it runs in. Comments,
+docstrings, layout and the texts that only people read are left out. Passed as one param, it makes a ``touch`` or a
+fresh checkout rerun nothing, a reworded message too, and an edited helper rerun exactly the rules that use it.
 
 Standard library and PyYAML only: the Snakefile imports this beside a bare Snakemake.
 """
@@ -30,6 +30,19 @@ STORE = Path(".snakemake", "modules.json")
 TORCH_STACK = frozenset({"accelerate", "bitsandbytes", "gguf", "peft", "safetensors", "torch", "transformers"})
 
 
+# Calls whose texts people read and no result holds: messages, and descriptions in tables. By the name that is called,
+# the arguments that are texts, by position or keyword; ALL where the call is a message and nothing else.
+ALL = ("*",)
+TEXTS: dict[str, tuple[int | str, ...]] = {
+    "UserError": ALL,
+    **dict.fromkeys(("debug", "info", "warning", "error"), ALL),  # of a logger
+    "Field": (1, "about"),
+    "Excluded": (0, 1),
+    "Only": (1,),
+    "Optimizer": (0, "about"),
+    "Contradiction": (2, 3, 4),
+    "add_argument": ("help",),
+}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -52,8 +65,8 @@ def _read(path: Path) -> tuple[str, frozenset[Path], frozenset[str]]:
 
 
 def content_key(source: bytes) -> str:
-    """What :data:`STORE` knows a module by: its bytes, and the Python that parsed it."""
-    return hashlib.sha256(sys.version.encode() + source).hexdigest()
+    """What :data:`STORE` knows a module by: its bytes, and the Python and the code that parsed it."""
+    return hashlib.sha256(sys.version.encode() + Path(__file__).read_bytes() + source).hexdigest()
 
 
 def parse(source: str, filename: str) -> list:
@@ -64,6 +77,8 @@ def parse(source: str, filename: str) -> list:
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False):
             node.body = node.body[1:] or [ast.Pass()]  # a reworded docstring must not retrain a model
+        if isinstance(node, ast.Call):
+            _drop_texts(node)
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -79,6 +94,17 @@ def parse(source: str, filename: str) -> list:
                 others.add(top)
     meaning = ast.unparse(tree)
     return [hashlib.sha256(meaning.encode()).hexdigest(), sorted(ours), sorted(others)]
+
+
+def _drop_texts(call: ast.Call) -> None:
+    """Take the texts that only people read out of a call."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
+    texts = TEXTS.get(name, ())
+    if texts == ALL:
+        call.args, call.keywords = [], []
+        return
+    call.args = [ast.Constant("") if place in texts else argument for place, argument in enumerate(call.args)]
+    call.keywords = [one for one in call.keywords if one.arg not in texts]
 
 
 def absolute_name(node: ast.ImportFrom, path: Path) -> str:

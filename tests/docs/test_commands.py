@@ -108,7 +108,9 @@ def test_pages_name_files_that_are_there() -> None:
         folder = (ROOT / page).parent
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
             assert (folder / link).exists(), f"{page} links to {link}"
-        for path in re.findall(r"`((?:scripts|rules|config|docs|tests|envs|profiles)/[\w./-]+\w)`", text):
+        for path in re.findall(
+            r"`((?:will_it_fit|validation|scripts|rules|config|docs|tests|envs|profiles)/[\w./-]+\w)`", text
+        ):
             assert (ROOT / path).exists() or any((ROOT / path).parent.glob(Path(path).name + "*")), (
                 f"{page} names {path}"
             )

@@ -30,7 +30,8 @@ PROFILED, LAYERS, OFFERED = ("qwen2.5-coder-0.5b", "qwen2.5-coder-7b"), 2, "on_t
 @cache
 def parsed_modules() -> str:
     """What a Snakemake that has run here before knows of the modules: to parse them takes longer than a plan."""
-    sources = {str(path): path.read_bytes() for path in (ROOT / "scripts").rglob("*.py")}
+    houses = (ROOT / "scripts", ROOT / "will_it_fit")
+    sources = {str(path): path.read_bytes() for house in houses for path in house.rglob("*.py")}
     return json.dumps(
         {
             code_digests.content_key(text): code_digests.parse(text.decode("utf-8"), path)
@@ -48,8 +49,8 @@ def checkout(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     for name in ("Snakefile", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
-    for name in ("rules", "scripts", "config", "envs", "profiles", "tests/config"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("rules", "scripts", "will_it_fit", "validation", "config", "envs", "profiles", "tests/config"):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PROFILED:
         path = folder / "config" / "models" / f"{name}.json"
         shallow = json.loads(path.read_text(encoding="utf-8")) | {"num_hidden_layers": LAYERS}

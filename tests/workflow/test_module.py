@@ -70,7 +70,7 @@ def test_from_a_git_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     work.mkdir()
     for name in ("Snakefile", "requirements.txt"):
         shutil.copy(ROOT / name, work)
-    for name in ("rules", "scripts", "config", "envs"):
+    for name in ("rules", "scripts", "will_it_fit", "config", "envs"):
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
     git("init", "-b", "main", work)
     git("-C", work, "add", ".")

@@ -18,8 +18,15 @@ from will_it_fit.scenario.optimizers import OPTIMIZERS
 View = SimpleNamespace  # a scenario's fields, and what follows from them
 
 
-class Row(NamedTuple):
-    """A contradiction: ``field`` is the one to change, under which its value is shown."""
+class Only(NamedTuple):
+    """What goes with something, and why nothing else does."""
+
+    allowed: Any
+    why: str
+
+
+class Contradiction(NamedTuple):
+    """``field`` is the one to change, under which its value is shown."""
 
     wrong: Callable[[View], Any]
     field: str
@@ -74,22 +81,24 @@ _APART = "don't go together"
 _CUT_ANYWHERE = ", ".join(name for name, one in OPTIMIZERS.items() if one.elementwise)
 # What TRL's trainers leave no choice about, by field: what goes with them, and why.
 _BY_TRL = {
-    "loss": (("full",), "the objective is the loss"),
-    "packing": (("none",), "its rows are not packed"),
-    "loop": (("trainer",), "TRL's trainer is the loop"),
-    "use_cache": ((False,), "TRL's trainers keep no keys and values"),
-    "activation_offload": ((False,), "TRL's way of it runs on streams of a GPU, which are not followed"),
-    "kbit_preparation": (("none",), "TRL's trainers prepare a 4-bit base themselves, or not at all"),
-    "adapter_precision": (("fp32",), "TRL casts the adapters itself: bf16 over a 4-bit base, else fp32"),
-    "optimizer": (tuple(name for name, one in OPTIMIZERS.items() if one.in_trl), "TRL makes the optimizer, and this"
-                  " one is not predicted in its trainers"),
+    "loss": Only(("full",), "the objective is the loss"),
+    "packing": Only(("none",), "its rows are not packed"),
+    "loop": Only(("trainer",), "TRL's trainer is the loop"),
+    "use_cache": Only((False,), "TRL's trainers keep no keys and values"),
+    "activation_offload": Only((False,), "TRL's way of it runs on streams of a GPU, which are not followed"),
+    "kbit_preparation": Only(("none",), "TRL's trainers prepare a 4-bit base themselves, or not at all"),
+    "adapter_precision": Only(("fp32",), "TRL casts the adapters itself: bf16 over a 4-bit base, else fp32"),
+    "optimizer": Only(
+        tuple(name for name, one in OPTIMIZERS.items() if one.in_trl),
+        "TRL makes the optimizer, and this one is not predicted in its trainers",
+    ),
 }  # fmt: skip
 
 
-def _by_trl(field: str) -> Row:
+def _by_trl(field: str) -> Contradiction:
     allowed, why = _BY_TRL[field]
     words = ", ".join(str(word).lower() for word in allowed)
-    return Row(
+    return Contradiction(
         lambda s: s.objective != "sft" and getattr(s, field) not in allowed,
         field,
         f"`objective: {{objective}}` and `{field}: {{{field}}}` {_APART}: {why}.",
@@ -100,17 +109,17 @@ def _by_trl(field: str) -> Row:
 
 # What goes with images in the rows.
 _WITH_IMAGES = {
-    "loss": ("full", "the model's own loss is the one that is known with images"),
-    "packing": ("none", "packed rows hold text"),
-    "objective": ("sft", "TRL's trainers would prepare the images themselves, which is not predicted"),
-    "previous_sequence_length": (None, "each row has its images"),
+    "loss": Only("full", "the model's own loss is the one that is known with images"),
+    "packing": Only("none", "packed rows hold text"),
+    "objective": Only("sft", "TRL's trainers would prepare the images themselves, which is not predicted"),
+    "previous_sequence_length": Only(None, "each row has its images"),
 }
 
 
-def _with_images(field: str) -> Row:
+def _with_images(field: str) -> Contradiction:
     allowed, why = _WITH_IMAGES[field]
     word = "null" if allowed is None else allowed
-    return Row(
+    return Contradiction(
         lambda s: s.images and getattr(s, field) != allowed,
         field,
         f"`images` and `{field}: {{{field}}}` {_APART}: {why}.",
@@ -123,182 +132,185 @@ def _with_images(field: str) -> Row:
 STEP = (
     *map(_by_trl, _BY_TRL),
     *map(_with_images, _WITH_IMAGES),
-    Row(lambda s: s.images and s.strategy != "none", "parallel",
+    Contradiction(lambda s: s.images and s.strategy != "none", "parallel",
         "`images` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or images null", "parallel: {{strategy: none, gpus: 1}}"),
-    Row(lambda s: s.objective != "sft" and s.strategy != "none", "parallel",
+    Contradiction(lambda s: s.objective != "sft" and s.strategy != "none", "parallel",
         "`objective: {objective}` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or objective sft", "parallel: {{strategy: none, gpus: 1}}"),
-    Row(lambda s: s.reference == "adapter_off" and s.method == "full", "preference",
+    Contradiction(lambda s: s.reference == "adapter_off" and s.method == "full", "preference",
         f"`preference.reference: adapter_off` and `method: full` {_APART}: there is no adapter to turn off.",
         "model, precomputed, null", "preference: {{reference: model}}"),
-    Row(lambda s: s.reference and s.objective in ("sft", "orpo", "reward"), "preference",
+    Contradiction(lambda s: s.reference and s.objective in ("sft", "orpo", "reward"), "preference",
         f"`preference.reference: {{reference}}` and `objective: {{objective}}` {_APART}: it compares with nothing.",
         "null; or objective dpo, kto", "preference: {{reference: null}}"),
-    Row(lambda s: s.reference == "precomputed" and s.objective == "grpo", "preference",
+    Contradiction(lambda s: s.reference == "precomputed" and s.objective == "grpo", "preference",
         f"`preference.reference: precomputed` and `objective: grpo` {_APART}: its answers are new in each step.",
         "adapter_off, null", "preference: {{reference: null}}"),
-    Row(lambda s: s.reference == "model" and s.objective == "grpo", "preference",
+    Contradiction(lambda s: s.reference == "model" and s.objective == "grpo", "preference",
         "`preference.reference: model` is not predicted for `objective: grpo`: TRL loads that model itself, by its id.",
         "adapter_off with adapters, null", "preference: {{reference: null}}"),
-    Row(lambda s: s.objective != "sft" and s.answer >= s.sequence_length, "preference",
+    Contradiction(lambda s: s.objective != "sft" and s.answer >= s.sequence_length, "preference",
         "`preference.completion_length: {answer}` leaves no token of `sequence_length: {sequence_length}` for the"
         " prompt.",
         "1 to sequence_length - 1, or null", "preference: {{completion_length: {half_length}}}"),
-    Row(lambda s: s.objective == "kto" and s.micro_batch < 2, "micro_batch",
+    Contradiction(lambda s: s.objective == "kto" and s.micro_batch < 2, "micro_batch",
         "TRL refuses `objective: kto` with one row at a time: its term of comparison needs other rows.",
         "2 or more", "micro_batch: 2"),
-    Row(lambda s: s.objective == "grpo" and s.micro_batch * s.gradient_accumulation % s.generations, "micro_batch",
+    Contradiction(lambda s: s.objective == "grpo" and s.micro_batch * s.gradient_accumulation % s.generations,
+        "micro_batch",
         "TRL refuses `objective: grpo` where `preference.generations: {generations}` doesn't divide `micro_batch` times"
         " `gradient_accumulation`: an answer is judged beside all others to its prompt.",
         "a multiple of {generations}", "micro_batch: {generations}"),
-    Row(lambda s: s.method == "qlora" and s.is_mixed, "precision",
+    Contradiction(lambda s: s.method == "qlora" and s.is_mixed, "precision",
         f"`precision: {{precision}}` and `method: qlora` {_APART}: mixed precision casts fp32 weights in each step, and"
         " a quantized base has none. The precision is that of the weights that are not quantized; `autocast` may be set"
         " besides.",
         "fp32, fp16, bf16", "precision: {half}"),
-    Row(lambda s: s.is_mixed and s.autocast not in (None, s.half), "autocast",
+    Contradiction(lambda s: s.is_mixed and s.autocast not in (None, s.half), "autocast",
         "`precision: {precision}` and `autocast: {autocast}` contradict each other.",
         "autocast: {half}, or leave it out", "autocast: {half}"),
-    Row(lambda s: s.attention == "flash" and s.compute == "fp32", "attention",
+    Contradiction(lambda s: s.attention == "flash" and s.compute == "fp32", "attention",
         f"`attention: flash` and `precision: fp32` {_APART}: the flash kernels take 16-bit tensors only.",
         "eager, sdpa, mem_efficient; or precision bf16", "attention: mem_efficient"),
-    Row(lambda s: s.packing != "none" and s.attention == "flash", "attention",
+    Contradiction(lambda s: s.packing != "none" and s.attention == "flash", "attention",
         f"`packing: {{packing}}` and `attention: flash` {_APART}: the flash kernels take no mask.",
         "eager, sdpa, mem_efficient; or packing none", "attention: sdpa"),
-    Row(lambda s: s.packing == "shared_prefix" and s.dropout, "lora",
+    Contradiction(lambda s: s.packing == "shared_prefix" and s.dropout, "lora",
         f"`packing: shared_prefix` and `lora.dropout` {_APART}: all rows of a pack would share the noise on their"
         " prefix.",
         "lora.dropout 0.0; or packing rows, where each row has its own", "packing: rows"),
-    Row(lambda s: s.packing != "none" and s.attention_mask == "padding", "attention_mask",
+    Contradiction(lambda s: s.packing != "none" and s.attention_mask == "padding", "attention_mask",
         f"`packing: {{packing}}` and `attention_mask: padding` {_APART}: a pack has a mask of its own.",
         "none; or packing none", "attention_mask: none"),
-    Row(lambda s: s.attention_mask == "padding" and s.attention == "flash", "attention",
+    Contradiction(lambda s: s.attention_mask == "padding" and s.attention == "flash", "attention",
         f"`attention_mask: padding` and `attention: flash` {_APART}: PyTorch's flash kernel takes no mask.",
         "eager, sdpa, mem_efficient", "attention: sdpa"),
-    Row(lambda s: s.previous_sequence_length is not None and s.loop == "trainer", "previous_sequence_length",
+    Contradiction(lambda s: s.previous_sequence_length is not None and s.loop == "trainer", "previous_sequence_length",
         "`previous_sequence_length` is the length of the outputs of the batch before, and `loop: trainer` keeps none.",
         "loop: manual, or leave previous_sequence_length out", "loop: manual"),
-    Row(lambda s: s.previous_sequence_length is not None and s.loss == "chunked", "previous_sequence_length",
+    Contradiction(lambda s: s.previous_sequence_length is not None and s.loss == "chunked", "previous_sequence_length",
         "`previous_sequence_length` is the length of the outputs of the batch before, and `loss: chunked` has none.",
         "loss: full, or leave previous_sequence_length out", "previous_sequence_length: null"),
-    Row(lambda s: s.activation_offload and (s.divided or s.zero), "activation_offload",
+    Contradiction(lambda s: s.activation_offload and (s.divided or s.zero), "activation_offload",
         "`activation_offload` and `parallel.strategy: {strategy}` are not predicted together: gathered weights would go"
         " to the host too.",
         "activation_offload: false; or strategy ddp", "activation_offload: false"),
-    Row(lambda s: s.bitsandbytes and not re.fullmatch(r"\d+(\.\d+){1,2}", s.bitsandbytes), "versions",
+    Contradiction(lambda s: s.bitsandbytes and not re.fullmatch(r"\d+(\.\d+){1,2}", s.bitsandbytes), "versions",
         "`versions.bitsandbytes: {bitsandbytes}` is no version.",
         "two or three numbers, such as 0.42.0", "versions: {{bitsandbytes: 0.42.0}}"),
-    Row(lambda s: s.bitsandbytes and s.method != "qlora", "versions",
+    Contradiction(lambda s: s.bitsandbytes and s.method != "qlora", "versions",
         f"`versions.bitsandbytes` and `method: {{method}}` {_APART}: only 4-bit layers differ between its versions.",
         "null; or method qlora", "versions: {{bitsandbytes: null}}"),
-    Row(lambda s: s.use_cache and s.loss == "chunked", "use_cache",
+    Contradiction(lambda s: s.use_cache and s.loss == "chunked", "use_cache",
         f"`use_cache` and `loss: chunked` {_APART}: the chunked loss keeps no outputs of the decoder.",
         "use_cache: false, or loss: full", "use_cache: false"),
-    Row(lambda s: s.strategy == "none" and s.gpus > 1, "parallel",
+    Contradiction(lambda s: s.strategy == "none" and s.gpus > 1, "parallel",
         "`parallel.strategy: none` uses one GPU, and `gpus` says {gpus}.",
         "ddp (a whole model on each), fsdp1, fsdp2 (the model divided); or gpus: 1",
         "parallel: {{strategy: fsdp2, gpus: {several}}}"),
-    Row(lambda s: s.strategy != "none" and s.gpus == 1, "parallel",
+    Contradiction(lambda s: s.strategy != "none" and s.gpus == 1, "parallel",
         "`parallel.strategy: {strategy}` is for several GPUs, and `gpus` says 1.",
         "gpus: 2, 3, ...; or strategy: none", "parallel: {{strategy: {strategy}, gpus: 2}}"),
-    Row(lambda s: s.offload != "none" and not s.divided, "parallel",
+    Contradiction(lambda s: s.offload != "none" and not s.divided, "parallel",
         f"`parallel.offload: {{offload}}` and `parallel.strategy: {{strategy}}` {_APART}: on the host lies what FSDP"
         " has divided.",
         "offload: none; or strategy fsdp1, fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}, offload: none}}"),
-    Row(lambda s: s.offload != "none" and s.strategy == "fsdp1", "parallel",
+    Contradiction(lambda s: s.offload != "none" and s.strategy == "fsdp1", "parallel",
         "`parallel.offload: cpu` is predicted for FSDP2 alone, not for `parallel.strategy: fsdp1`.",
         "strategy: fsdp2; or offload: none", "parallel: {{strategy: fsdp2, gpus: {several}, offload: cpu}}"),
-    Row(lambda s: not s.reshard_after_forward and s.zero, "parallel",
+    Contradiction(lambda s: not s.reshard_after_forward and s.zero, "parallel",
         f"`parallel.reshard_after_forward: false` and `parallel.strategy: {{strategy}}` {_APART}: ZeRO-3 gives gathered"
         " weights back, and ZeRO-2 does not divide them.",
         "reshard_after_forward: true; or strategy zero2, or fsdp2", "parallel: {{strategy: zero2, gpus: {gpus}}}"),
-    Row(lambda s: not s.reshard_after_forward and not s.divided and not s.zero, "parallel",
+    Contradiction(lambda s: not s.reshard_after_forward and not s.divided and not s.zero, "parallel",
         f"`parallel.reshard_after_forward: false` and `parallel.strategy: {{strategy}}` {_APART}: nothing is divided,"
         " so nothing is gathered that could be given back.",
         "reshard_after_forward: true; or strategy fsdp1, fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
-    Row(lambda s: s.gpus > s.gpu_count, "gpu",
+    Contradiction(lambda s: s.gpus > s.gpu_count, "gpu",
         "`parallel.gpus: {gpus}` is more than `gpu` has.",
         "a count of {gpus} or more, or fewer `parallel.gpus`", "gpu: {{{gpu_kind}, count: {gpus}}}"),
-    Row(lambda s: s.divided and s.gpus > s.rows, "parallel",
+    Contradiction(lambda s: s.divided and s.gpus > s.rows, "parallel",
         "`parallel.gpus: {gpus}` is more than the {rows} rows of a layer's weights, by which FSDP divides them: the"
         " GPUs beyond would hold nothing.",
         "2 to {rows}", "parallel: {{strategy: {strategy}, gpus: {rows}}}"),
-    Row(lambda s: s.int8 and s.of_4bit, "quantization",
+    Contradiction(lambda s: s.int8 and s.of_4bit, "quantization",
         "`storage` and `compute` are for 4-bit weights; those of LLM.int8 are stored as bytes, and compute in the dtype"
         " of their inputs.",
         "{{type: int8, storage: uint8, compute: null}}, or type nf4, fp4",
         "quantization: {{type: int8, storage: uint8, compute: null}}"),
-    Row(lambda s: s.int8 and (s.divided or s.zero), "quantization",
+    Contradiction(lambda s: s.int8 and (s.divided or s.zero), "quantization",
         f"`quantization.type: int8` and `parallel.strategy: {{strategy}}` {_APART}: LLM.int8 keeps each weight whole"
         " beside the parameter that {strategy_title} would divide.",
         "strategy ddp; or type nf4, fp4", "quantization: {{type: nf4}}"),
-    Row(lambda s: s.strategy == "fsdp1" and not s.int8 and s.storage not in (None, s.weights), "quantization",
+    Contradiction(lambda s: s.strategy == "fsdp1" and not s.int8 and s.storage not in (None, s.weights), "quantization",
         f"`parallel.strategy: fsdp1` and `quantization.storage: {{storage}}` {_APART}: FSDP1 puts all weights of a"
         " layer into one tensor, so that packed weights have to be stored in the dtype of the others.",
         "storage: {weights}; or strategy fsdp2", "quantization: {{storage: {weights}}}"),
-    Row(lambda s: s.strategy == "fsdp1" and s.kbit_preparation != "none" and s.weights != "fp32", "kbit_preparation",
+    Contradiction(lambda s: s.strategy == "fsdp1" and s.kbit_preparation != "none" and s.weights != "fp32",
+        "kbit_preparation",
         f"`parallel.strategy: fsdp1` and `kbit_preparation: {{kbit_preparation}}` {_APART}: FSDP1 puts all weights of a"
         " layer into one tensor, so that they need one dtype.",
         "none; or strategy fsdp2", "kbit_preparation: none"),
-    Row(lambda s: (s.divided or s.zero == 3) and s.loss != "full", "loss",
+    Contradiction(lambda s: (s.divided or s.zero == 3) and s.loss != "full", "loss",
         f"`loss: {{loss}}` and `parallel.strategy: {{strategy}}` {_APART}: this loss runs the output head outside the"
         " forward pass in which {strategy_title} has gathered its weights.",
         "full; or strategy ddp", "loss: full"),
-    Row(lambda s: s.divided and not OPTIMIZERS[s.optimizer].elementwise, "optimizer",
+    Contradiction(lambda s: s.divided and not OPTIMIZERS[s.optimizer].elementwise, "optimizer",
         f"`optimizer: {{optimizer}}` and `parallel.strategy: {{strategy}}` {_APART}: this optimizer takes whole"
         " tensors, and FSDP has divided them.",
         f"{_CUT_ANYWHERE}; or strategy ddp", "optimizer: adamw"),
-    Row(lambda s: s.zero and not OPTIMIZERS[s.optimizer].elementwise, "optimizer",
+    Contradiction(lambda s: s.zero and not OPTIMIZERS[s.optimizer].elementwise, "optimizer",
         "`optimizer: {optimizer}` and `parallel.strategy: {strategy}` are not predicted together: DeepSpeed steps one"
         " flat tensor, in which this optimizer would not find its weights.",
         f"{_CUT_ANYWHERE}; or strategy ddp", "optimizer: adamw"),
-    Row(lambda s: s.zero and s.storage not in (None, "uint8") and s.cast not in (None, s.storage), "quantization",
+    Contradiction(lambda s: s.zero and s.storage not in (None, "uint8") and s.cast not in (None, s.storage),
+        "quantization",
         "`parallel.strategy: {strategy}`, `quantization.storage: {storage}` and `{mixed}: {mixed_value}` "
         f"{_APART}: DeepSpeed casts every floating weight to {{cast}}, which breaks 4-bit weights that are packed as"
         " {storage}.",
         "uint8, {cast}", "quantization: {{storage: {cast}}}"),
-    Row(lambda s: s.zero == 3 and s.method != "qlora" and s.cast is None and s.weights != "fp32", "precision",
+    Contradiction(lambda s: s.zero == 3 and s.method != "qlora" and s.cast is None and s.weights != "fp32", "precision",
         "`parallel.strategy: zero3` makes fp32 of `precision: {precision}`: transformers loads weights so inside"
         " DeepSpeed's `zero.Init` without mixed precision.",
         "autocast: {weights}, which `--{weights}` is; or precision: fp32", "autocast: {weights}"),
-    Row(lambda s: s.method == "lora" and s.kbit_preparation == "trl", "kbit_preparation",
+    Contradiction(lambda s: s.method == "lora" and s.kbit_preparation == "trl", "kbit_preparation",
         "`kbit_preparation: trl` belongs to a quantized base: TRL casts embeddings and head only there.",
         "none, peft; or method qlora", "kbit_preparation: none"),
-    Row(lambda s: s.limit and s.length > s.limit, "longest",
+    Contradiction(lambda s: s.limit and s.length > s.limit, "longest",
         "`{longest}` is beyond the {limit} positions of the model.", "1 to {limit}", "{longest}: {limit}"),
 )  # fmt: skip
 # What can be predicted, and not trained.
 TRAINING = (
-    Row(lambda s: s.images, "images", "A step with images can be predicted, and is not trained here.", "null",
+    Contradiction(lambda s: s.images, "images", "A step with images can be predicted, and is not trained here.", "null",
         "images: null"),
-    Row(lambda s: s.bitsandbytes, "versions",
+    Contradiction(lambda s: s.bitsandbytes, "versions",
         "A training takes the bitsandbytes that is installed; another version's layers can be predicted.",
         "null", "versions: {{bitsandbytes: null}}"),
-    Row(lambda s: s.objective != "sft", "objective",
+    Contradiction(lambda s: s.objective != "sft", "objective",
         "A step with `objective: {objective}` can be predicted. Supervised fine-tuning can be trained here, and TRL"
         " trains the others.",
         "sft", "objective: sft"),
-    Row(lambda s: s.strategy == "fsdp1" or s.zero, "parallel",
+    Contradiction(lambda s: s.strategy == "fsdp1" or s.zero, "parallel",
         "The memory of {strategy_title} can be predicted. FSDP2 and DDP can be trained.",
         "fsdp2, which divides the same; ddp", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
-    Row(lambda s: s.offload != "none", "parallel",
+    Contradiction(lambda s: s.offload != "none", "parallel",
         "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
         "offload: none", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
-    Row(lambda s: s.divided and s.cast == "fp16", "mixed",
+    Contradiction(lambda s: s.divided and s.cast == "fp16", "mixed",
         "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
-    Row(lambda s: s.device == "cpu" and not OPTIMIZERS[s.optimizer].on_cpu, "optimizer",
+    Contradiction(lambda s: s.device == "cpu" and not OPTIMIZERS[s.optimizer].on_cpu, "optimizer",
         f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
-    Row(lambda s: s.strategy != "none" and s.on_out_of_memory == "halve", "on_out_of_memory",
+    Contradiction(lambda s: s.strategy != "none" and s.on_out_of_memory == "halve", "on_out_of_memory",
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",
         "stop; or one GPU", "on_out_of_memory: stop"),
 )  # fmt: skip
 
 
 def contradictions(
-    scenario: Any, where: object, rows: Sequence[Row] = STEP, loop: Mapping[str, Any] | None = None
+    scenario: Any, where: object, rows: Sequence[Contradiction] = STEP, loop: Mapping[str, Any] | None = None
 ) -> Iterator[UserError]:
     """Contradictions of a scenario; with the settings of a training's ``loop``, ``where`` names each field."""
     view = _view(scenario, loop or {})

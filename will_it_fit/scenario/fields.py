@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
+
+
+class Excluded(NamedTuple):
+    """Why a method has no place for a field, and what to write instead."""
+
+    reason: str
+    write: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Field:
     nullable
         Whether it may be null.
     excluded
-        Methods that have no place for the field, each with the reason and what to write instead.
+        Methods that have no place for the field.
     """
 
     name: str
@@ -55,7 +62,7 @@ class Field:
     example: Any = None
     default: Any = None
     nullable: bool = False
-    excluded: Mapping[str, tuple[str, str]] | None = None
+    excluded: Mapping[str, Excluded] | None = None
 
     @property
     def is_boolean(self) -> bool:
@@ -84,7 +91,7 @@ class Field:
         return schema | {"examples": [self.example]}
 
 
-_NO_ADAPTERS = {"full": ("method full trains every weight and has no adapters", "method: lora")}
+_NO_ADAPTERS = {"full": Excluded("method full trains every weight and has no adapters", "method: lora")}
 FIELDS = (
     Field("model", "The model: a name in `config/models/`, its id on the Hub (`Qwen/Qwen3-8B`, `owner/name@revision`:"
           " its `config.json` alone is fetched), a path to a `config.json`, or the configuration itself.",
@@ -125,8 +132,8 @@ FIELDS = (
                     words=PRECISIONS, nullable=True, example="bf16"),
           ),
           excluded={
-              "full": ("method full trains every weight, and 4-bit weights can't be trained", "method: qlora"),
-              "lora": ("method lora keeps the base in the precision; a quantized base is method qlora",
+              "full": Excluded("method full trains every weight, and 4-bit weights can't be trained", "method: qlora"),
+              "lora": Excluded("method lora keeps the base in the precision; a quantized base is method qlora",
                        "method: qlora"),
           }),
     Field("kbit_preparation",
@@ -134,7 +141,7 @@ FIELDS = (
           " Qwen2.5-Coder-7B 2.03 GiB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back"
           " to 16 bits; `none` leaves them.",
           words=("none", "peft", "trl"), default="none", example="none",
-          excluded={"full": ("PEFT's k-bit preparation freezes the base, which method full trains",
+          excluded={"full": Excluded("PEFT's k-bit preparation freezes the base, which method full trains",
                              "kbit_preparation: none")}),
     Field("lora", "Low-rank adapters, the short form.", nullable=True,
           example={"rank": 16, "target_modules": "all-linear"},
