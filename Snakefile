@@ -26,7 +26,7 @@ include: PROJECT / "rules/common.smk"
 # Of a key that stands twice Snakemake takes the last, and all below the first would be lost without a word.
 for given in workflow.configfiles:
     if not str(given).endswith(".json"):
-        explained(files.read_yaml, given)
+        exit_on_user_error(files.read_yaml, given)
 
 
 include: PROJECT / "rules/dataset.smk"

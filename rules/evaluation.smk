@@ -32,9 +32,9 @@ rule evaluate_base:
         runtime=240,
     params:
         code=code("evaluation/evaluate.py"),
-        evaluation=of(answer_settings),
-        prompt=section("prompt"),
-        device=of(lambda chosen: {"device": chosen["training"]["device"]}),
+        evaluation=from_settings(answer_settings),
+        prompt=settings_section("prompt"),
+        device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
         "Evaluating the base model {wildcards.model}"
     script:
@@ -44,12 +44,12 @@ rule evaluate_base:
 use rule evaluate_base as evaluate_tuned with:
     input:
         weights="results/{run}/merged/manifest.json",
-        tokenizer=place(f"{BASE}/tokenizer.json"),
-        description=place(f"{BASE}/description.json"),
-        split=place(f"{DATASET}/splits/split.json"),
-        test=place(f"{DATASET}/splits/test.jsonl"),
-        acquire=place(f"{DATASET}/acquire.json"),
-        harmful=place(f"{DATASET}/harmful.jsonl"),
+        tokenizer=path_of(f"{BASE}/tokenizer.json"),
+        description=path_of(f"{BASE}/description.json"),
+        split=path_of(f"{DATASET}/splits/split.json"),
+        test=path_of(f"{DATASET}/splits/test.jsonl"),
+        acquire=path_of(f"{DATASET}/acquire.json"),
+        harmful=path_of(f"{DATASET}/harmful.jsonl"),
         policy=POLICY,
     output:
         answers="results/{run}/evaluation/answers.jsonl",
@@ -64,9 +64,9 @@ use rule evaluate_base as evaluate_tuned with:
 
 rule compare_models:
     input:
-        base=place(f"{BASE_EVALUATION}/answers.jsonl"),
+        base=path_of(f"{BASE_EVALUATION}/answers.jsonl"),
         tuned="results/{run}/evaluation/answers.jsonl",
-        base_metrics=place(f"{BASE_EVALUATION}/metrics.json"),
+        base_metrics=path_of(f"{BASE_EVALUATION}/metrics.json"),
         tuned_metrics="results/{run}/evaluation/metrics.json",
     output:
         comparison="results/{run}/evaluation/comparison.json",
@@ -101,9 +101,9 @@ use rule evaluate_base as evaluate_base_on_benchmark with:
         "benchmarks/evaluation/{dataset}/{model}/evaluate_base_on_benchmark.tsv"
     params:
         code=code("evaluation/evaluate.py"),
-        evaluation=of(lambda chosen: answer_settings(chosen, benchmark=True)),
-        prompt=section("prompt"),
-        device=of(lambda chosen: {"device": chosen["training"]["device"]}),
+        evaluation=from_settings(lambda chosen: answer_settings(chosen, benchmark=True)),
+        prompt=settings_section("prompt"),
+        device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
         "Evaluating the base model {wildcards.model} on the benchmark"
 
@@ -111,12 +111,12 @@ use rule evaluate_base as evaluate_base_on_benchmark with:
 use rule evaluate_base_on_benchmark as evaluate_tuned_on_benchmark with:
     input:
         weights="results/{run}/merged/manifest.json",
-        tokenizer=place(f"{BASE}/tokenizer.json"),
-        description=place(f"{BASE}/description.json"),
-        split=place(f"{BENCHMARK}/benchmark.json"),
-        test=place(f"{BENCHMARK}/tasks.jsonl"),
-        acquire=place(f"{DATASET}/acquire.json"),
-        harmful=place(f"{DATASET}/harmful.jsonl"),
+        tokenizer=path_of(f"{BASE}/tokenizer.json"),
+        description=path_of(f"{BASE}/description.json"),
+        split=path_of(f"{BENCHMARK}/benchmark.json"),
+        test=path_of(f"{BENCHMARK}/tasks.jsonl"),
+        acquire=path_of(f"{DATASET}/acquire.json"),
+        harmful=path_of(f"{DATASET}/harmful.jsonl"),
         policy=POLICY,
     output:
         answers="results/{run}/evaluation/benchmark/answers.jsonl",
@@ -131,9 +131,9 @@ use rule evaluate_base_on_benchmark as evaluate_tuned_on_benchmark with:
 
 use rule compare_models as compare_on_benchmark with:
     input:
-        base=place(f"{BASE_EVALUATION}/benchmark/answers.jsonl"),
+        base=path_of(f"{BASE_EVALUATION}/benchmark/answers.jsonl"),
         tuned="results/{run}/evaluation/benchmark/answers.jsonl",
-        base_metrics=place(f"{BASE_EVALUATION}/benchmark/metrics.json"),
+        base_metrics=path_of(f"{BASE_EVALUATION}/benchmark/metrics.json"),
         tuned_metrics="results/{run}/evaluation/benchmark/metrics.json",
     output:
         comparison="results/{run}/evaluation/benchmark/comparison.json",
@@ -145,9 +145,9 @@ use rule compare_models as compare_on_benchmark with:
 
 rule compare_merged:
     input:
-        description=place(f"{BASE}/description.json"),
-        tokenizer=place(f"{BASE}/tokenizer.json"),
-        weights=place(f"{BASE}/weights.json"),
+        description=path_of(f"{BASE}/description.json"),
+        tokenizer=path_of(f"{BASE}/tokenizer.json"),
+        weights=path_of(f"{BASE}/weights.json"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",
@@ -172,8 +172,8 @@ rule compare_merged:
         runtime=240,
     params:
         code=code("evaluation/compare_merged.py"),
-        asked=of(lambda chosen: {"requests": chosen["merging"]["compare_requests"]}),
-        device=of(lambda chosen: {"device": chosen["training"]["device"]}),
+        asked=from_settings(lambda chosen: {"requests": chosen["merging"]["compare_requests"]}),
+        device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
         "Asking {wildcards.run} as it was trained, to see what merging changed"
     script:

@@ -6,9 +6,9 @@
 rule execute_answers:
     input:
         **rules.compare_on_benchmark.input,
-        benchmark=place(f"{BENCHMARK}/benchmark.json"),
-        tasks=place(f"{BENCHMARK}/tasks.jsonl"),
-        states=place(f"{BENCHMARK}/states.json"),
+        benchmark=path_of(f"{BENCHMARK}/benchmark.json"),
+        tasks=path_of(f"{BENCHMARK}/tasks.jsonl"),
+        states=path_of(f"{BENCHMARK}/states.json"),
         policy=POLICY,
     output:
         answers="results/{run}/evaluation/execution.jsonl",

@@ -21,7 +21,7 @@ rule export_gguf:
         "../envs/torch.yaml"
     params:
         code=code("export/export_gguf.py"),
-        prompt=section("prompt"),
+        prompt=settings_section("prompt"),
     message:
         "Writing the merged model {wildcards.run} as GGUF, {wildcards.type}"
     script:

@@ -23,7 +23,7 @@ rule fetch_configuration:
         before_gate=1,
     params:
         code=code("memory/fetch_configuration.py"),
-        model=of(lambda chosen: chosen["memory"]["model"]),
+        model=from_settings(lambda chosen: chosen["memory"]["model"]),
     message:
         "Fetching the config.json of {params.model} from the Hub"
     script:
@@ -32,7 +32,7 @@ rule fetch_configuration:
 
 rule estimate_memory:
     input:
-        unpack(by_job(JobPaths.scenario_model)),
+        unpack(from_job(JobPaths.scenario_model)),
         gpus=project_file("config/gpus.yaml"),
     output:
         estimate="results/{place}/{scenario}/estimate.json",
@@ -45,7 +45,7 @@ rule estimate_memory:
         "../envs/light.yaml"
     params:
         code=code("memory/estimate.py"),
-        scenario=by_job(JobPaths.scenario),
+        scenario=from_job(JobPaths.scenario),
     message:
         "Estimating {wildcards.scenario}: rule of thumb and analytic estimate"
     script:
@@ -54,7 +54,7 @@ rule estimate_memory:
 
 rule trace_memory:
     input:
-        unpack(by_job(JobPaths.scenario_model)),
+        unpack(from_job(JobPaths.scenario_model)),
         gpus=project_file("config/gpus.yaml"),
     output:
         trace="results/{place}/{scenario}/trace.json",
@@ -70,7 +70,7 @@ rule trace_memory:
         before_gate=1,
     params:
         code=code("memory/trace.py"),
-        scenario=by_job(JobPaths.scenario),
+        scenario=from_job(JobPaths.scenario),
     message:
         "Tracing the training step of {wildcards.scenario} on the meta device"
     script:
@@ -79,8 +79,8 @@ rule trace_memory:
 
 rule measure_memory:
     input:
-        config=place(f"{BASE}/config.json"),
-        description=place(f"{BASE}/description.json"),
+        config=path_of(f"{BASE}/config.json"),
+        description=path_of(f"{BASE}/description.json"),
         trace="results/{run}/memory/training/trace.json",
     output:
         measure="results/{run}/memory/training/measure.json",
@@ -98,8 +98,8 @@ rule measure_memory:
         runtime=30,
     params:
         code=code("memory/measure.py"),
-        scenario=of(run_scenarios.training_scenario),
-        device=of(lambda chosen: {"device": chosen["training"]["device"]}),
+        scenario=from_settings(run_scenarios.training_scenario),
+        device=from_settings(lambda chosen: {"device": chosen["training"]["device"]}),
     message:
         "Measuring the training step of {wildcards.run} on this machine"
     script:
@@ -108,7 +108,7 @@ rule measure_memory:
 
 rule compare_memory:
     input:
-        unpack(by_job(JobPaths.measurement)),
+        unpack(from_job(JobPaths.measurement)),
         estimate="results/{place}/{scenario}/estimate.json",
         trace="results/{place}/{scenario}/trace.json",
         gpus=project_file("config/gpus.yaml"),
@@ -132,8 +132,8 @@ rule compare_memory:
 rule gate_memory:
     input:
         trace="results/{run}/memory/training/trace.json",
-        encoded=place(f"{ENCODED}/encode.json"),
-        train=place(f"{ENCODED}/train.parquet"),
+        encoded=path_of(f"{ENCODED}/encode.json"),
+        train=path_of(f"{ENCODED}/train.parquet"),
         gpus=project_file("config/gpus.yaml"),
     output:
         gate="results/{run}/memory/training/gate.json",
@@ -148,8 +148,8 @@ rule gate_memory:
         before_gate=1,
     params:
         code=code("gate/gate_memory.py"),
-        gate=section("memory", "gate"),
-        loop=of(run_scenarios.meeting_rows),
+        gate=settings_section("memory", "gate"),
+        loop=from_settings(run_scenarios.step_grouping),
         cluster=gpus_of_cluster,
     message:
         "Asking whether the training step of {wildcards.run} fits the GPU"
@@ -162,15 +162,15 @@ rule gate_memory:
 rule check_resources:
     input:
         trace="results/{run}/memory/training/trace.json",
-        config=place(f"{BASE}/config.json"),
-        description=place(f"{BASE}/description.json"),
-        tokenizer=place(f"{BASE}/tokenizer.json"),
-        encoded=place(f"{ENCODED}/encode.json"),
-        train=place(f"{ENCODED}/train.parquet"),
-        split=place(f"{DATASET}/splits/split.json"),
-        test=place(f"{DATASET}/splits/test.jsonl"),
-        benchmark=by_job(JobPaths.on_benchmark, f"{BENCHMARK}/benchmark.json"),
-        tasks=by_job(JobPaths.on_benchmark, f"{BENCHMARK}/tasks.jsonl"),
+        config=path_of(f"{BASE}/config.json"),
+        description=path_of(f"{BASE}/description.json"),
+        tokenizer=path_of(f"{BASE}/tokenizer.json"),
+        encoded=path_of(f"{ENCODED}/encode.json"),
+        train=path_of(f"{ENCODED}/train.parquet"),
+        split=path_of(f"{DATASET}/splits/split.json"),
+        test=path_of(f"{DATASET}/splits/test.jsonl"),
+        benchmark=from_job(JobPaths.on_benchmark, f"{BENCHMARK}/benchmark.json"),
+        tasks=from_job(JobPaths.on_benchmark, f"{BENCHMARK}/tasks.jsonl"),
         gpus=project_file("config/gpus.yaml"),
     output:
         priced="results/{run}/memory/run.json",
@@ -186,7 +186,7 @@ rule check_resources:
         before_gate=1,
     params:
         code=code("gate/check_resources.py"),
-        settings=of(run_scenarios.priced_settings),
+        settings=from_settings(run_scenarios.resource_settings),
         cluster=gpus_of_cluster,
     message:
         "Pricing every stage of {wildcards.run}: memory of GPU and host, disk"
@@ -196,7 +196,7 @@ rule check_resources:
 
 rule plan_memory:
     input:
-        unpack(by_job(JobPaths.profiled_model)),
+        unpack(from_job(JobPaths.profiled_model)),
         gpus=project_file("config/gpus.yaml"),
         models=project_files("config/models/*.json"),
     output:
@@ -208,10 +208,10 @@ rule plan_memory:
         "../envs/torch.yaml"
     params:
         code=code("memory/plan.py"),
-        scenario=of(
+        scenario=from_settings(
             lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"], "gpu": chosen["memory"]["gpu"]}
         ),
-        several_gpus=of(run_scenarios.divided_scenarios),
+        several_gpus=from_settings(run_scenarios.divided_scenarios),
     message:
         "Planning: what fits which GPU"
     script:

@@ -5,10 +5,10 @@
 
 rule merge_adapter:
     input:
-        base=place(f"{BASE}/config.json"),
-        description=place(f"{BASE}/description.json"),
-        tokenizer=place(f"{BASE}/tokenizer.json"),
-        weights=place(f"{BASE}/weights.json"),
+        base=path_of(f"{BASE}/config.json"),
+        description=path_of(f"{BASE}/description.json"),
+        tokenizer=path_of(f"{BASE}/tokenizer.json"),
+        weights=path_of(f"{BASE}/weights.json"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",
@@ -28,7 +28,7 @@ rule merge_adapter:
         mem_mb=2000,
     params:
         code=code("merging/merge.py"),
-        merge=of(lambda chosen: {"dtype": chosen["merging"]["dtype"]}),
+        merge=from_settings(lambda chosen: {"dtype": chosen["merging"]["dtype"]}),
     message:
         "Merging the adapter {wildcards.run} into its base"
     script:
@@ -37,16 +37,16 @@ rule merge_adapter:
 
 rule verify_merge:
     input:
-        base=place(f"{BASE}/config.json"),
-        description=place(f"{BASE}/description.json"),
-        weights=place(f"{BASE}/weights.json"),
+        base=path_of(f"{BASE}/config.json"),
+        description=path_of(f"{BASE}/description.json"),
+        weights=path_of(f"{BASE}/weights.json"),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",
         manifest="results/{run}/merged/manifest.json",
         config="results/{run}/merged/config.json",
-        prompts=place(f"{DATASET}/splits/test.jsonl"),
-        split=place(f"{DATASET}/splits/split.json"),
+        prompts=path_of(f"{DATASET}/splits/test.jsonl"),
+        split=path_of(f"{DATASET}/splits/split.json"),
     output:
         report="results/{run}/merged-verification.json",
     log:
@@ -58,7 +58,7 @@ rule verify_merge:
     threads: THREADS
     params:
         code=code("merging/verify.py"),
-        verify=of(lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}),
+        verify=from_settings(lambda chosen: {**chosen["merging"]["verify"], "system": chosen["prompt"]["system"]}),
     message:
         "Comparing the merged model {wildcards.run} with base plus adapter"
     script:

@@ -4,13 +4,13 @@
 
 rule record_provenance:
     input:
-        sources=place(
+        sources=path_of(
             f"{DATASET}/acquire.json",
             f"{DATASET}/raw.jsonl",
             f"{BASE}/description.json",
             f"{BASE}/weights.json",
         ),
-        results=place(
+        results=path_of(
             f"{DATASET}/splits/check.json",
             f"{ENCODED}/encode.json",
             f"{BASE_EVALUATION}/metrics.json",
@@ -26,7 +26,7 @@ rule record_provenance:
             "results/{run}/evaluation/comparison.json",
             "results/{run}/evaluation/metrics.json",
         ),
-        on_request=by_job(JobPaths.more_evaluations, EXECUTE, PREFIXED),
+        on_request=from_job(JobPaths.more_evaluations, EXECUTE, PREFIXED),
     output:
         provenance=report(
             "results/{run}/provenance.json",

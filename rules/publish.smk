@@ -8,10 +8,10 @@ rule prepare_publication:
         templates=[project_file(f"config/templates/{name}_CARD.md.j2") for name in ("ADAPTER", "DATASET")],
         card="results/{run}/MODEL_CARD.md",
         documents="results/{run}/documents.json",
-        acquire=place(f"{DATASET}/acquire.json"),
-        description=place(f"{BASE}/description.json"),
-        split=place(f"{DATASET}/splits/split.json"),
-        splits=place(*(f"{DATASET}/splits/{name}.jsonl" for name in ("train", "validation", "test"))),
+        acquire=path_of(f"{DATASET}/acquire.json"),
+        description=path_of(f"{BASE}/description.json"),
+        split=path_of(f"{DATASET}/splits/split.json"),
+        splits=path_of(*(f"{DATASET}/splits/{name}.jsonl" for name in ("train", "validation", "test"))),
         adapter="results/{run}/adapter/adapter_model.safetensors",
         settings="results/{run}/adapter/adapter_config.json",
         training="results/{run}/training.json",
@@ -26,7 +26,7 @@ rule prepare_publication:
         "../envs/publish.yaml"
     params:
         code=code("publish/prepare.py"),
-        settings=by_job(
+        settings=from_job(
             lambda paths: {
                 "about": {"dataset": paths.settings["dataset"]["name"], "run": paths.names["run"]},
                 "publish": {key: value for key, value in PUBLISH.items() if key != "upload"},

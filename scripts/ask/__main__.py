@@ -13,10 +13,10 @@ from will_it_fit.ask.command import run
 def step_of_a_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """The step that the gate asks about, of the model that the memory profile is about, as fields of a scenario."""
     from scripts.runs.configuration import with_defaults
-    from scripts.runs.run_scenarios import gated_scenario
+    from scripts.runs.run_scenarios import training_step_as_gated
 
     settings = with_defaults(given)
-    return {**gated_scenario(settings), "model": settings["memory"]["model"]}
+    return {**training_step_as_gated(settings), "model": settings["memory"]["model"]}
 
 
 readers.step_of_a_run = step_of_a_run

@@ -26,7 +26,7 @@ except ImportError:  # not on Windows
 FOLDER = Path(".snakemake")
 
 
-class Living:
+class WorkingDirectoryLock:
     """A lock on the working directory, which this Snakemake holds until its process ends."""
 
     def __init__(self) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from scripts.common.disk import Sizes
 from scripts.runs.run_scenarios import (
-    gated_scenario,
     profile_scenarios,
     training_loop,
     training_scenario,
+    training_step_as_gated,
 )
 from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.cards.gpus import find
@@ -72,7 +72,7 @@ def check(settings: Mapping[str, Any]) -> None:
         model = read_json(Path("results", "models", settings["model"]["name"], "config.json"))
     except UserError:  # not there yet; or broken, which the rule that reads it explains
         model = _ANY_MODEL
-    step = {**gated_scenario(settings), "model": model}
+    step = {**training_step_as_gated(settings), "model": model}
     scenario = _check_scenario(step, "training (and scenario_defaults, lora) in the configuration")
     rows_in_a_step(scenario, training_loop(settings))
     if wrong := list(contradictions(scenario, "training", TRAINING, training_loop(settings))):

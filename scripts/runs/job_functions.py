@@ -18,7 +18,7 @@ from will_it_fit.common import device
 from will_it_fit.common.errors import UserError
 
 
-def explained(function: Callable, *arguments: Any, **named: Any) -> Any:
+def exit_on_user_error(function: Callable, *arguments: Any, **named: Any) -> Any:
     """Call a function of the project; an error for people ends Snakemake with the message alone.
 
     Not with an error of Snakemake's own kind: while it looks for the rule that makes a file it takes such an error
@@ -85,31 +85,33 @@ class JobFunctions:
         self.container: str | None = place["container"]
         self.gpus = cluster.read_map(place["gpus"]) if place["gpus"] else []
 
-    def by_job(self, method: Callable, *arguments: Any) -> Callable:
+    def from_job(self, method: Callable, *arguments: Any) -> Callable:
         """A function of wildcards for inputs and params: what a method of JobPaths returns for them."""
-        return lambda wildcards: explained(lambda: method(JobPaths.of(self.runs, dict(wildcards.items())), *arguments))
+        return lambda wildcards: exit_on_user_error(
+            lambda: method(JobPaths.of(self.runs, dict(wildcards.items())), *arguments)
+        )
 
-    def of(self, pick: Callable[[Mapping[str, Any]], Any]) -> Callable:
+    def from_settings(self, pick: Callable[[Mapping[str, Any]], Any]) -> Callable:
         """The same for a function of the settings that the wildcards name."""
-        return self.by_job(lambda paths: pick(paths.settings))
+        return self.from_job(lambda paths: pick(paths.settings))
 
-    def section(self, *names: str) -> Callable:
-        """The same for a section of the configuration: ``section("memory", "gate")``."""
+    def settings_section(self, *names: str) -> Callable:
+        """The same for a section of the configuration: ``settings_section("memory", "gate")``."""
 
         def pick(chosen: Mapping[str, Any]) -> Any:
             for name in names:
                 chosen = chosen[name]
             return chosen
 
-        return self.of(pick)
+        return self.from_settings(pick)
 
-    def place(self, *patterns: str) -> Callable:
+    def path_of(self, *patterns: str) -> Callable:
         """An input function: the path, or the paths, with what their run is about filled in."""
-        return self.by_job(lambda paths: paths.fill(*patterns) if len(patterns) > 1 else paths.fill(*patterns)[0])
+        return self.from_job(lambda paths: paths.fill(*patterns) if len(patterns) > 1 else paths.fill(*patterns)[0])
 
     def each_run(self, find: str | Callable) -> Callable:
         """An input function for targets: a pattern, or a method of JobPaths, for each run of the configuration."""
-        fill = self.place(find) if isinstance(find, str) else self.by_job(find)
+        fill = self.path_of(find) if isinstance(find, str) else self.from_job(find)
 
         def paths(_: object) -> list[str]:
             filled = [fill({"run": run}) for run in self.runs.named]
@@ -142,12 +144,12 @@ class JobFunctions:
         and where the map leaves the field out.
         """
         return lambda wildcards, input: (
-            explained(lambda: cluster.smallest(needed(input), self.gpus)).get(field) if self.gpus else None
+            exit_on_user_error(lambda: cluster.smallest(needed(input), self.gpus)).get(field) if self.gpus else None
         )
 
     def minutes_of_training(self, wildcards: Any, input: Any) -> int:
         """On one machine nothing ends a job by its time, and a damaged gate is the job's to explain."""
-        return explained(cluster.training_minutes, input.gate) if self.gpus else 12 * 60
+        return exit_on_user_error(cluster.training_minutes, input.gate) if self.gpus else 12 * 60
 
     def gpus_of_cluster(self, wildcards: Any, input: Any) -> list[Any]:
         """The GPUs that jobs may get on the cluster; it takes `input`, so that another cluster reruns nothing."""
@@ -177,7 +179,7 @@ class JobFunctions:
             small = settings["model"]["source"]["type"] == "wheel"
             return 0 if small and (processor or place == "cpu") else wanted(settings)
 
-        return self.of(count)
+        return self.from_settings(count)
 
 
 def needed_by_step(input: Any) -> int:

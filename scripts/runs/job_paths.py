@@ -164,7 +164,7 @@ class JobPaths:
         """
         name, scenarios = self.names["scenario"], self.profile()
         if name == "training":
-            return run_scenarios.gated_scenario(self.settings)
+            return run_scenarios.training_step_as_gated(self.settings)
         if name not in scenarios:
             raise UserError(
                 f"The memory profile has no scenario of this name: {name}.",

@@ -42,7 +42,7 @@ def autocast_here(device: str) -> str | None:
     return "bf16" if on_processor and multiplies_bf16() else None
 
 
-def gated_scenario(settings: Mapping[str, Any]) -> dict[str, Any]:
+def training_step_as_gated(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The training step with the GPU that the gate is told about; with ``auto`` none, since it is found later."""
     gpu = settings["memory"]["gate"]["gpu"]
     return {**training_scenario(settings), "gpu": None if gpu == "auto" else gpu}
@@ -53,13 +53,13 @@ def training_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings["training"].items() if key not in STEP}
 
 
-def meeting_rows(settings: Mapping[str, Any]) -> dict[str, Any]:
+def step_grouping(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides, with the step, which rows meet in a batch."""
     loop = {key: settings["training"][key] for key in ("epochs", "max_steps", "rows_per_step")}
     return {**loop, "seed": settings["run"]["seed"]}
 
 
-def priced_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+def resource_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What decides, with the step, what the stages of a run need."""
     benchmark = settings["dataset"]["benchmark"]
     return {
@@ -67,7 +67,7 @@ def priced_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         "device": settings["training"]["device"],
         "evaluation": {key: settings["evaluation"][key] for key in ("batch_size", "max_new_tokens", "requests")},
         "gate": settings["memory"]["gate"],
-        "loop": meeting_rows(settings),
+        "loop": step_grouping(settings),
         "merging": {key: settings["merging"][key] for key in ("dtype", "verify")},
         "prompt": settings["prompt"],
         "source": {key: settings["model"]["source"][key] for key in ("dtype", "type")},

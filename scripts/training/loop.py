@@ -50,7 +50,7 @@ def planned_steps(rows: list[Row], scenario: Scenario, loop: dict, seed: int, pr
         if step % per_epoch == 0:
             steps = epoch_batches(rows, count, seed, step // per_epoch, by_length=scenario.packing == "none")
         rows_by_rank = [steps[step % per_epoch][rank::gpus] for rank in range(gpus)]
-        yield [micro_batches(hand, scenario, prefix) if hand else [] for hand in rows_by_rank]
+        yield [micro_batches(rank_rows, scenario, prefix) if rank_rows else [] for rank_rows in rows_by_rank]
 
 
 def check_rows(rows: list[Row], held_out: list[Row], scenario: Scenario, loop: dict, seed: int, prefix: int) -> None:

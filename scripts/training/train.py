@@ -15,7 +15,7 @@ from scripts.common.job import job
 from scripts.common.pick_device import pick_device
 from scripts.training.loop import Checkpoint
 from scripts.training.processes import launch
-from scripts.training.train_process import Work, about_base, base_name, train
+from scripts.training.train_process import TrainingJob, about_base, base_name, train
 from will_it_fit.common.device import set_allocator
 from will_it_fit.common.digests import digest
 from will_it_fit.common.files import read_folder, read_json, read_report, write_json, write_report
@@ -65,7 +65,7 @@ def main(base: Path, settings: Settings, inputs: dict[str, str], outputs: dict[s
         return
     read_folder(inputs["weights"])
     checkpoint = Checkpoint(folder.parent / "checkpoints" / digest(state))
-    work = Work(
+    work = TrainingJob(
         base=str(base),
         checkpoint=str(checkpoint.folder),
         device=device,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingJob:
     """What a process is given, as JSON has it.
 
     Attributes
@@ -84,7 +84,7 @@ class Data:
     shared: int  # tokens of the prefix that rows share in a pack
 
     @classmethod
-    def read(cls, work: Work, scenario: Scenario) -> Data:
+    def read(cls, work: TrainingJob, scenario: Scenario) -> Data:
         """Read the encoded splits; refuse what can be known to go wrong later."""
         from will_it_fit.step.batches import read_rows
         from will_it_fit.step.packing import common_prefix
@@ -99,7 +99,7 @@ class Data:
         return cls(rows, held_out, padding, prefix, shared)
 
 
-def train(work: Work, group: Group = ALONE) -> None:
+def train(work: TrainingJob, group: Group = ALONE) -> None:
     """Train, in the one process or in one of several, and write the adapter, the curve and the report."""
     import torch
 
@@ -152,7 +152,7 @@ def train(work: Work, group: Group = ALONE) -> None:
     write_report(Path(work.outputs["report"]), report, *adapter, curve_path)
 
 
-def _set_up(work: Work) -> None:
+def _set_up(work: TrainingJob) -> None:
     """Let torch compute the same numbers in each run."""
     import torch
 
@@ -186,13 +186,13 @@ def warn_of_slow_bf16(scenario: Scenario, device: str) -> None:
     )
 
 
-def _steps(work: Work, scenario: Scenario, data: Data) -> tuple[int, int]:
+def _steps(work: TrainingJob, scenario: Scenario, data: Data) -> tuple[int, int]:
     """Steps in an epoch, and in all."""
     rows_per_step = rows_in_a_step(scenario, work.loop)
     return plan_steps(len(data.rows), rows_per_step, work.loop["epochs"], work.loop["max_steps"])
 
 
-def _log_plan(work: Work, scenario: Scenario, data: Data, group: Group) -> None:
+def _log_plan(work: TrainingJob, scenario: Scenario, data: Data, group: Group) -> None:
     per_epoch, total = _steps(work, scenario, data)
     forms = {"none": "padded", "rows": "packed", "shared_prefix": f"packed behind {data.shared} shared tokens"}
     log.info(
@@ -204,7 +204,7 @@ def _log_plan(work: Work, scenario: Scenario, data: Data, group: Group) -> None:
     )
 
 
-def _model(work: Work, scenario: Scenario, title: str) -> tuple[Any, dict[str, Any]]:
+def _model(work: TrainingJob, scenario: Scenario, title: str) -> tuple[Any, dict[str, Any]]:
     """The model on its device, divided where it is; and what the report says of it."""
     import torch
 
@@ -239,7 +239,7 @@ def _order_buckets(model: Any, scenario: Scenario, data: Data, device: str) -> N
     model.zero_grad(set_to_none=True)
 
 
-def _report(work: Work, scenario: Scenario, data: Data, fitted: Fitted) -> dict[str, Any]:
+def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -> dict[str, Any]:
     """What the report says of the steps and of the rows."""
     import torch
 
@@ -313,4 +313,4 @@ def about_base(description: Mapping[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with started(Path(sys.argv[1])) as (given, own_group):
-        train(Work(**given), own_group)
+        train(TrainingJob(**given), own_group)

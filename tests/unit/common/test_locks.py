@@ -14,15 +14,15 @@ fcntl = pytest.importorskip("fcntl")
 # A Snakemake as far as its lock goes: reads the Snakefile, locks, tells that it is there, and waits to be killed.
 HOLDER = """
 import pathlib, sys, time
-from scripts.common.locks import Living, at_work
-living = Living()
+from scripts.common.locks import WorkingDirectoryLock, at_work
+living = WorkingDirectoryLock()
 pathlib.Path(".snakemake/locks").mkdir(parents=True, exist_ok=True)
 pathlib.Path(".snakemake/locks/0.output.lock").write_text("results/a")
 {record}
 print("ready", flush=True)
 {work}
 """
-START = "from scripts.common.locks import Living; Living()"
+START = "from scripts.common.locks import WorkingDirectoryLock; WorkingDirectoryLock()"
 
 
 def holder(folder, record="living.record()", work="time.sleep(60)"):

@@ -150,7 +150,7 @@ def test_training_on_cuda_and_its_gate_have_expandable_segments_and_nobody_else(
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     settings = run(training=training)
-    for made in (run_scenarios.training_scenario, run_scenarios.gated_scenario):
+    for made in (run_scenarios.training_scenario, run_scenarios.training_step_as_gated):
         step = Scenario.from_mapping({**made(settings), "model": {"model_type": "any"}}, {})
         assert step.allocator.expandable_segments == expandable
     profiled = run_scenarios.profile_scenarios(settings).values()

@@ -15,7 +15,7 @@ from scripts.runs.job_functions import (
     JobFunctions,
     asks_for_execution,
     code,
-    explained,
+    exit_on_user_error,
     needed_by_evaluation,
     needed_by_step,
     threads_beside,
@@ -44,11 +44,11 @@ def on_a_cluster(folder: Path) -> JobFunctions:
 
 def test_wildcards_name_paths_settings_and_sections() -> None:
     asked = functions()
-    assert asked.place(f"{DATASET}/acquire.json")(WILDCARDS) == "results/dataset/embedded/acquire.json"
-    assert asked.place("{run}/a", "{run}/b")(WILDCARDS) == [f"{RUN}/a", f"{RUN}/b"]
-    assert asked.of(lambda settings: settings["lora"]["rank"])(WILDCARDS) == 16
-    assert asked.section("memory", "gate")(WILDCARDS) == asked.runs.named[RUN]["memory"]["gate"]
-    assert asked.by_job(JobPaths.on_benchmark, "results/{run}/x.json")(WILDCARDS) == f"results/{RUN}/x.json"
+    assert asked.path_of(f"{DATASET}/acquire.json")(WILDCARDS) == "results/dataset/embedded/acquire.json"
+    assert asked.path_of("{run}/a", "{run}/b")(WILDCARDS) == [f"{RUN}/a", f"{RUN}/b"]
+    assert asked.from_settings(lambda settings: settings["lora"]["rank"])(WILDCARDS) == 16
+    assert asked.settings_section("memory", "gate")(WILDCARDS) == asked.runs.named[RUN]["memory"]["gate"]
+    assert asked.from_job(JobPaths.on_benchmark, "results/{run}/x.json")(WILDCARDS) == f"results/{RUN}/x.json"
 
 
 def test_where_jobs_run_and_files_go_is_no_part_of_a_run() -> None:
@@ -74,9 +74,9 @@ def test_one_run_is_published_at_a_time() -> None:
 
 def test_an_error_for_people_ends_snakemake_with_the_message_alone() -> None:
     with pytest.raises(SystemExit, match="no run of this name: other-r1"):
-        functions().place("{run}")({"run": "other-r1"})
+        functions().path_of("{run}")({"run": "other-r1"})
     with pytest.raises(SystemExit, match=r"memory\.model is not a model"):
-        explained(functions, "memory: {model: qwen}")
+        exit_on_user_error(functions, "memory: {model: qwen}")
 
 
 @pytest.mark.parametrize(

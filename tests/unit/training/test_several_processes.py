@@ -56,7 +56,7 @@ def work_as(rank, size, port, path):
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
     os.environ["WORLD_SIZE"] = str(size)
     with processes.started(path) as (work, group):
-        worker.train(worker.Work(**work), group)
+        worker.train(worker.TrainingJob(**work), group)
 
 
 @pytest.fixture
