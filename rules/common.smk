@@ -80,7 +80,8 @@ ALL_BEFORE_GATE = 1000
 if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
     known = each_run(JobPaths.stages)(None)
     explained(outdated.refuse_unrecorded, known)
-    explained(ledger.refuse_damaged, sorted({outdated.folder_of(path) for path in known}))
+    explained(ledger.refuse_unrecorded, known)
+    around_jobs.name_edited(explained(ledger.refuse_damaged, sorted({outdated.folder_of(path) for path in known})))
 
 
 def plain(jobs):
@@ -108,6 +109,9 @@ def after_an_error():
 
 
 def after_the_last_job():
+    if workflow.is_main_process:
+        ended = workflow.dag.needrun_jobs(exclude_finished=False)
+        around_jobs.record_unrecorded([(job.input, job.output) for job in ended], workflow.touch)
     if workflow.is_main_process and not workflow.touch:
         around_jobs.name_outdated(around_jobs.results_of(plain(workflow.dag.needrun_jobs(exclude_finished=False))))
         # Inputs too: a score that is kept is no job's output.
