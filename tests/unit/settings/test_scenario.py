@@ -251,6 +251,13 @@ WRONG = {
     "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
     "an objective with a loss": ({"objective": "dpo", "loss": "chunked"}, "the objective is the loss", "loss: full"),
     "an objective in packs": ({"objective": "orpo", "packing": "rows"}, "are not packed", "packing: none"),
+    "kept outputs, in a trainer": ({"keeps_outputs": True}, "keeps no outputs", "loop: manual"),
+    "kept outputs, in chunks": (
+        {"keeps_outputs": True, "loop": "manual", "loss": "chunked"},
+        "has none",
+        "keeps_outputs: false",
+    ),
+    "flash on Windows": ({"platform": "windows", "attention": "flash"}, "without FlashAttention", "attention: sdpa"),
     "an objective's own loop": ({"objective": "kto", "loop": "manual"}, "is the loop", "loop: trainer"),
     "an objective with a cache": ({"objective": "dpo", "use_cache": True}, "keep no keys", "use_cache: false"),
     "an objective on the host": (
