@@ -322,6 +322,22 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("folder", ["transformer", "pipeline"])
+def test_a_diffusion_model_is_sent_to_the_engine(tmp_path, folder) -> None:
+    """Its configuration has no model_type: the message spoke of sizes, and of no way to ask."""
+    files = {
+        "transformer": ("config.json", {"_class_name": "FluxTransformer2DModel", "num_layers": 19}),
+        "pipeline": ("model_index.json", {"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"],
+                                          "transformer": ["diffusers", "FluxTransformer2DModel"]}),
+    }  # fmt: skip
+    name, content = files[folder]
+    (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="a model of diffusers") as caught:
+        make(model=str(tmp_path))
+    assert "memory-core.md" in caught.value.allowed and "A diffusion model" in caught.value.allowed
+    assert caught.value.write.startswith("model = diffusers.FluxTransformer2DModel.from_config(config)")
+
+
 @pytest.mark.parametrize(("fields", "names", "write"), WRONG.values(), ids=WRONG)
 def test_wrong_field_is_named_with_the_corrected_line(fields, names, write) -> None:
     with pytest.raises(UserError) as caught:
