@@ -82,7 +82,9 @@ ALL_BEFORE_GATE = 1000
 if workflow.is_main_process and not {"--touch", "-t"} & set(sys.argv):
     known = each_run(JobPaths.stages)(None)
     exit_on_user_error(outdated.refuse_unrecorded, known)
-    exit_on_user_error(made_from.refuse_damaged, sorted({outdated.folder_of(path) for path in known}))
+    exit_on_user_error(made_from.refuse_unrecorded, known)
+    folders = sorted({outdated.folder_of(path) for path in known})
+    around_jobs.name_edited(exit_on_user_error(made_from.refuse_damaged, folders))
 
 
 def plain(jobs):
@@ -110,6 +112,9 @@ def after_an_error():
 
 
 def after_the_last_job():
+    if workflow.is_main_process:
+        ended = workflow.dag.needrun_jobs(exclude_finished=False)
+        around_jobs.record_unrecorded([(job.input, job.output) for job in ended], workflow.touch)
     if workflow.is_main_process and not workflow.touch:
         around_jobs.name_outdated(around_jobs.results_of(plain(workflow.dag.needrun_jobs(exclude_finished=False))))
         # Inputs too: a score that is kept is no job's output.

@@ -2,8 +2,9 @@
 
 Snakemake compares times and settings, and only of what a command asks for. The ledger knows the rest: a card that was
 made from a training that another command has since replaced, a split that a second run with the same dataset has
-written anew, a shard that somebody has removed from a merged model. A record lies in ``.snakemake/made-from/`` and is
-written by the job itself, after its outputs. Standard library only.
+written anew, a shard that somebody has removed from a merged model, a figure with a flipped byte. A record lies in
+``.snakemake/made-from/`` and is written by the job itself, after its outputs. Results without a readable record are
+refused: damage to them could not be seen. Standard library only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json, sealed_files
 
 HOME = Path(".snakemake")
+FOLDER = "made-from"
 RESULTS = "results/"
 BY_HAND = (".md", ".html")  # documents, which a person may go on with
 
@@ -37,9 +39,9 @@ class Record:
     inputs
         Digests of the files below ``results/`` that it read, by path.
     sealed
-        Digests of the files that its reports vouch for, and of these reports, by path.
+        Digests by path: of the files that its reports list, of these reports, and of its other outputs.
     reports
-        For each of the sealed files the report that lists it.
+        For each of the sealed files the report that lists it; the file itself where none does.
     """
 
     outputs: tuple[str, ...]
@@ -49,21 +51,32 @@ class Record:
     written_nanoseconds: int
 
 
-def record(inputs: Iterable[object], outputs: Iterable[object]) -> None:
-    """Note what a job that has just ended has made from what; outputs that are not results are left out."""
+def record(inputs: Iterable[object], outputs: Iterable[object], *, adopted: bool = False) -> None:
+    """Note what a job that has just ended has made from what; outputs that are not results are left out.
+
+    ``adopted``: the files were there before, and somebody says that they are this version's (``--touch``). Then only
+    what their reports list is sealed.
+    """
     made = [str(path) for path in outputs if str(path).startswith(RESULTS)]
     if not made or not HOME.is_dir():
         return
     sealed: dict[str, str] = {}
     reports: dict[str, str] = {}
-    for report in (path for path in made if path.endswith(".json")):
-        for path, digest in sealed_files(report, made).items():
-            if path.endswith(BY_HAND):
-                continue
+    for report in (path for path in made if path.endswith(".json") and os.path.exists(path)):
+        try:
+            listed = sealed_files(report, made)
+        except UserError:
+            if not adopted:
+                raise
+            continue
+        for path, digest in listed.items():
             remember(path, digest)
             sealed[path], reports[path] = digest, report
         sealed[report] = content_digest(report) or ""
         reports[report] = report
+    for path in () if adopted else made:
+        if path not in sealed and (digest := content_digest(path)):
+            sealed[path], reports[path] = digest, path
     read = {str(path): content_digest(path) for path in inputs if str(path).startswith(RESULTS)}
     value = {"inputs": read, "outputs": made, "reports": reports, "sealed": sealed}
     target = _place(made[0])
@@ -77,7 +90,8 @@ class Ledger:
     """All records of a working directory, as they are now."""
 
     def __init__(self) -> None:
-        self.records = sorted(_read_all(), key=lambda record: record.written_nanoseconds)
+        self.unreadable: list[str] = []
+        self.records = sorted(self._read_all(), key=lambda record: record.written_nanoseconds)
 
     @cached_property
     def maker(self) -> dict[str, Record]:
@@ -117,8 +131,27 @@ class Ledger:
     def damaged(self, folders: Iterable[str]) -> dict[str, list[str]]:
         """Files of these folders that are gone or not what the step that made them has written, by their reports.
 
-        What Snakemake makes again by itself is left out: outputs that are missing, and jobs that were killed.
+        What Snakemake makes again by itself is left out: outputs that are missing, and jobs that were killed. So are
+        documents: see :meth:`edited`.
         """
+        return {
+            report: kept
+            for report, paths in self._changed(folders).items()
+            if (kept := [path for path in paths if not path.endswith(BY_HAND)])
+        }
+
+    def edited(self, folders: Iterable[str]) -> list[str]:
+        """Documents of these folders that somebody has gone on with, or that were damaged."""
+        changed = [path for paths in self._changed(folders).values() for path in paths]
+        return sorted(path for path in changed if path.endswith(BY_HAND) and os.path.exists(path))
+
+    def unrecorded(self, paths: Iterable[str]) -> list[str]:
+        """Those of these files that are there, and that no readable record names."""
+        return [
+            path for path in paths if path not in self.maker and os.path.exists(path) and not self._incomplete(path)
+        ]
+
+    def _changed(self, folders: Iterable[str]) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         folders = tuple(f"{folder}/" for folder in folders)
         for record in self.records:
@@ -135,18 +168,30 @@ class Ledger:
                     found.setdefault(report, []).append(path)
         return found
 
+    def _read_all(self) -> Iterator[Record]:
+        for path in sorted((HOME / FOLDER).glob("*.json")):
+            try:
+                value = read_json(path)
+                yield Record(
+                    tuple(value["outputs"]), value["inputs"], value["sealed"], value["reports"], path.stat().st_mtime_ns
+                )
+            except (UserError, KeyError, TypeError, OSError):  # cut off by a full disk: as if there were none
+                self.unreadable.append(str(path))
+
     def _incomplete(self, path: str) -> bool:
         return (HOME / "incomplete" / base64.urlsafe_b64encode(path.encode()).decode()).exists()
 
 
-def refuse_damaged(folders: Iterable[str]) -> None:
+def refuse_damaged(folders: Iterable[str]) -> list[str]:
     """Raise where a product of these folders is missing or damaged, though Snakemake would call all up to date.
 
-    Existence, and where size or times have changed the contents.
+    Existence, and where size or times have changed the contents. Returns the documents that differ from what was
+    written: a person may go on with these.
     """
-    damaged = Ledger().damaged(folders)
+    folders, ledger = list(folders), Ledger()
+    damaged = ledger.damaged(folders)
     if not damaged:
-        return
+        return ledger.edited(folders)
     paths = [path for some in damaged.values() for path in some]
     gone = [path for path in paths if not os.path.exists(path)]
     remove = dict.fromkeys([*(path for path in paths if path not in gone), *damaged])
@@ -160,17 +205,24 @@ def refuse_damaged(folders: Iterable[str]) -> None:
     )
 
 
+def refuse_unrecorded(paths: Iterable[str]) -> None:
+    """Raise where no readable record says what a result was made from: damage to it could not be seen."""
+    ledger = Ledger()
+    unknown = ledger.unrecorded(paths)
+    if not unknown:
+        return
+    places = [str(_place(path)) for path in unknown]
+    cut = [place for place in places if place in ledger.unreadable] or ledger.unreadable
+    raise UserError(
+        "Nothing records what a result was made from, so damage to it could not be seen.",
+        where=", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
+        found=f"a record that can't be read: {', '.join(cut[:5])}" if cut else f"no record in {HOME / FOLDER}",
+        allowed=f"results together with the {HOME} of the runs that made them; or the steps run again",
+        write=f"rm {' '.join(unknown)}    # then the same command again; if they are this version's and whole:"
+        " snakemake --cores 1 --touch --forceall",
+    )
+
+
 def _place(output: str) -> Path:
     """Where the record of a job lies, by its first output; names of files end at 255 bytes."""
-    return HOME / "made-from" / f"{hashlib.sha256(output.encode()).hexdigest()[:32]}.json"
-
-
-def _read_all() -> Iterator[Record]:
-    for path in sorted((HOME / "made-from").glob("*.json")):
-        try:
-            value = read_json(path)
-            yield Record(
-                tuple(value["outputs"]), value["inputs"], value["sealed"], value["reports"], path.stat().st_mtime_ns
-            )
-        except (UserError, KeyError, TypeError, OSError):  # cut off by a full disk: as if there were none
-            continue
+    return HOME / FOLDER / f"{hashlib.sha256(output.encode()).hexdigest()[:32]}.json"

@@ -96,6 +96,24 @@ def drop_scores(planned: Collection[str], runs: Runs) -> list[str]:
     return dropped
 
 
+def record_unrecorded(jobs: Iterable[tuple[Iterable[object], Iterable[object]]], touched: bool) -> None:
+    """Note what jobs have made from what, where they could not themselves: on another machine, or only touched."""
+    known = Ledger()
+    for inputs, outputs in jobs:
+        made = [str(path) for path in outputs if str(path).startswith("results/")]
+        if touched or known.unrecorded(made):
+            record(inputs, made, adopted=True)
+
+
+def name_edited(documents: Sequence[str]) -> None:
+    """Print which documents are not as they were written; a person may go on with one, so it is no error."""
+    if documents:
+        names = ", ".join(documents[:5]) + (f" and {len(documents) - 5} more" if len(documents) > 5 else "")
+        print(
+            f"Edited since they were written, or damaged: {names}. `rm` one to have it written again.", file=sys.stderr
+        )
+
+
 def name_outdated(made: Collection[str] = ()) -> None:
     """Bring the lists of outdated files up to date, and print where they are."""
     for mark in outdated.after(made):

@@ -12,10 +12,10 @@ from scripts.screen.commands import Refused
 
 PRIVATE = re.compile("[\ue000-\ue00f]")
 _LONG = 2048  # characters
-# The grammar's scanner (tree-sitter-bash 0.25) looks characters up in C's table of 256 and reads beyond its end for
-# others, up to a crash of the process. What they are does not matter to the screen: a letter stands for each.
+# The scanner of tree-sitter-bash 0.25 reads beyond C's table of 256 characters, up to a crash: a letter for each other.
 _BEYOND = re.compile("[^\x00-\xff\ue000-\ue00f]")
 _WITHIN = re.compile(r"(?<=[\w}/.-])\$([A-Za-z_]\w*)")  # the grammar cuts rm$IFS-rf$IFS/ into words, and ${IFS} not
+_AFTER_IFS = re.compile(r"(?<=[\w}/.-])\$(?:IFS|\{IFS\})\$(?:(\d)|\{(\d)\})")  # rm$IFS$9-rf: $9 only ends the name
 # Valid Bash that the grammar takes for an error, and a spelling with the same meaning for the screen that it reads.
 # Tried only when parsing fails; shfmt then decides whether the original was valid.
 _SPELLINGS: tuple[tuple[re.Pattern[str], Any], ...] = (
@@ -42,7 +42,8 @@ def _parser() -> Any:
 
 def _tree(text: str) -> Any:
     """Root of the syntax tree, or None where there is an error in it."""
-    root = _parser().parse(_BEYOND.sub("\xff", _WITHIN.sub(r"${\1}", text)).encode()).root_node
+    spelt = _WITHIN.sub(r"${\1}", _AFTER_IFS.sub(r"${IFS}${\1\2-}", text))
+    root = _parser().parse(_BEYOND.sub("\xff", spelt).encode()).root_node
     return None if root.has_error else root
 
 
@@ -58,11 +59,9 @@ def parse(text: str) -> Any:
     changed = text
     for pattern, spelling in _SPELLINGS if root is None else ():
         again = pattern.sub(spelling, changed)
-        if again != changed and len(text) < _LONG:
-            changed, root = again, _tree(again)
-            if root is not None:
-                root = root if _valid_bash(text) else None
-                break
+        if again != changed and len(text) < _LONG and (root := _tree(changed := again)) is not None:
+            root = root if _valid_bash(text) else None
+            break
     if root is None:
         raise Refused("not parsable as Bash")
     return root

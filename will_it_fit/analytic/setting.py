@@ -24,6 +24,8 @@ DESCRIBED: dict[str, tuple | None] = {
     "attention_mask": ("none",),
     "packing": ("none", "rows", "shared_prefix"),
     "previous_sequence_length": (None,),
+    "keeps_outputs": (False,),
+    "platform": ("linux", "windows"),
     "use_cache": (False,),
     "gradient_checkpointing": (True, False),
     "activation_offload": (False,),
@@ -205,6 +207,7 @@ class Setting:
             grouped=self.grouped and not self.masked,  # with a mask transformers repeats keys and values
             masked=self.masked,
             capability=self.capability,
+            enabled=cuda_rules.PLATFORMS[self.scenario.platform],
         )
 
     def symbols(self) -> dict[str, int]:

@@ -36,6 +36,12 @@ FlashAttention-2                output, fp32 log-sum-exp; backward: gradients, f
                                 the length padded to 128 and the head to 32, keys' and values' gradients for every
                                 query head when they are grouped: ATen ``native/transformers/cuda/flash_attn/
                                 flash_api.cpp``, ``mha_fwd``, ``mha_bwd``; the package flash-attn has the same
+                                None for Windows: CMakeLists.txt, ``USE_FLASH_ATTENTION`` (``NOT MSVC``)
+``_fft_c2c``, ``_fft_r2c``,     the plan's work area, for the call: ATen ``native/cuda/SpectralOps.cpp``,
+``_fft_c2r``                    ``_exec_fft``; cuFFT alone knows its size, at most 8 complex numbers for each of the
+                                signals: cuFFT API reference, "Fourier Transform Setup". A range, as with cuDNN
+``_softmax``, ``_log_softmax``  before 1.11 kept their input besides their output: ``tools/autograd/derivatives.yaml``
+                                of 1.10, ``_softmax_backward_data(grad, result, dim, self)``
 ==============================  ==================================================================================
 """
 
@@ -49,6 +55,9 @@ Capability = tuple[int, int]
 DEFAULT_CAPABILITY: Capability = (8, 0)  # of a GPU that the scenario doesn't name
 WIDTH = {"fp32": 4, "fp16": 2, "bf16": 2}  # bytes of an element
 KERNELS = ("flash", "mem_efficient", "math")  # of scaled_dot_product_attention, the one that is preferred first
+PLATFORMS = {"linux": KERNELS, "windows": ("mem_efficient", "math")}  # which of them PyTorch is built with
+READ_IN = ("2.4", "2.14")  # the oldest and the newest PyTorch whose source the rules were read in
+CUFFT_WORST_NUMBERS = 8  # complex numbers of work area for each element of the signals
 CUBLASLT_WORKSPACE_BYTES = MIB
 LOG_SUM_EXP_ALIGNMENT = 32  # kAlignLSE: queries of the memory-efficient kernel's log-sum-exp
 HALF_TO_FLOAT = ("fp16",)  # whose softmax with its result in fp32 is one kernel, without a cast before it
@@ -65,14 +74,39 @@ def cublas_workspace_bytes(capability: Capability) -> int:
     return 32 * MIB if capability == (9, 0) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
 
+def minor_version(torch_version: str) -> tuple[int, ...]:
+    """Major and minor number of a version of PyTorch."""
+    return tuple(int(part) for part in torch_version.split(".")[:2])
+
+
 def keeps_cublaslt_workspace(torch_version: str) -> bool:
     """Whether a version of PyTorch keeps the workspace of cublasLt, or takes a new one for each product."""
-    return tuple(int(part) for part in torch_version.split(".")[:2]) >= (2, 7)
+    return minor_version(torch_version) >= (2, 7)
 
 
 def fuses_rms_norm(torch_version: str) -> bool:
     """Whether ``functional.rms_norm`` is one kernel where input and weight have one dtype (pytorch, pull 153666)."""
-    return tuple(int(part) for part in torch_version.split(".")[:2]) >= (2, 9)
+    return minor_version(torch_version) >= (2, 9)
+
+
+def softmax_keeps_its_input(torch_version: str) -> bool:
+    """Whether softmax keeps its input for the backward pass, and not its output alone (pytorch 1.11 stopped that)."""
+    return minor_version(torch_version) < (1, 11)
+
+
+def older_than_the_rules(torch_version: str) -> str | None:
+    """A warning where a version of PyTorch is older than those whose source the rules were read in; else None."""
+    if minor_version(torch_version) >= minor_version(READ_IN[0]):
+        return None
+    return (
+        f"the rules of CUDA's kernels were read in PyTorch {READ_IN[0]} to {READ_IN[1]}; {torch_version} is older, and"
+        " its kernels may take more or less"
+    )
+
+
+def cufft_worst_bytes(elements: int, complex_width: int) -> int:
+    """The largest work area that cuFFT takes for signals of so many ``elements``, each complex number so wide."""
+    return CUFFT_WORST_NUMBERS * elements * complex_width
 
 
 def dequantization_bytes(elements: int, width: int, scales: int) -> list[int]:

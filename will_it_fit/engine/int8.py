@@ -13,25 +13,44 @@ Sources: bitsandbytes 0.50 ``autograd/_functions.py``, ``MatMul8bitLt`` and ``Ma
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 from typing import Any
 
 import torch
 
 from . import costs
+from .errors import TraceError
 
 
 def products(target: str) -> list[tuple[Any, str, Any]]:
-    """What to exchange so that 8-bit layers on ``meta`` run as on ``cuda`` or ``cpu``; nothing without bitsandbytes."""
+    """What to exchange so that 8-bit layers on ``meta`` run as on ``cuda`` or ``cpu``; nothing without bitsandbytes.
+
+    Older versions of it lack the functions that are exchanged. Their 8-bit layers are refused, and all else is traced.
+    """
     package = sys.modules.get("bitsandbytes")
     if package is None or not hasattr(package, "matmul"):
         return []
+    place, name = {
+        "cpu": (sys.modules.get("bitsandbytes.autograd._functions"), "MatMul8bitFp"),
+        "cuda": (package.functional, "int8_vectorwise_quant"),
+    }[target]
+    if not hasattr(place, name):
+        return [(package, "matmul", _refused)]
     if target == "cpu":
         return [(package, "matmul", _on_cpu(package))]
     return [
         (package.functional, "int8_vectorwise_quant", _quantized_rows),
         (torch.ops.bitsandbytes, "int8_mixed_scaled_mm", _product),
     ]
+
+
+def _refused(*arguments: Any, **named: Any) -> None:
+    version = importlib.metadata.version("bitsandbytes")
+    raise TraceError(
+        f"The 8-bit layers of bitsandbytes {version} have functions of their own, which this trace does not know.",
+        "Install bitsandbytes 0.49 or newer, or quantize to 4 bits.",
+    )
 
 
 def _on_cpu(package: Any) -> Any:

@@ -7,6 +7,7 @@ here it is applied to the operators as they run.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -39,6 +40,7 @@ _REDUCED_WHERE_THEY_STAND = (
     "aten::binary_cross_entropy",
     "aten::soft_margin_loss",
 )
+_SOFTMAX = ("aten::_softmax", "aten::_log_softmax")
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "bitsandbytes::gemm_4bit")
 
 
@@ -56,6 +58,7 @@ class CudaKernels:
     def __init__(self, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__) -> None:
         self.capability = capability or DEFAULT_CAPABILITY
         self._keeps_lt = cuda_rules.keeps_cublaslt_workspace(torch_version)
+        self._softmax_keeps_input = cuda_rules.softmax_keeps_its_input(torch_version)
         self._workspaces: set[tuple[bool, str]] = set()
 
     def persistent(self, func: Any, args: Sequence, kwargs: dict | None = None) -> list[int]:
@@ -92,6 +95,15 @@ class CudaKernels:
         if not self._keeps_lt and _has_bias(name, args, kwargs or {}):
             return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES]
         return [], []
+
+    def keep(self, func: Any, args: Sequence, output: Any) -> None:
+        """Hold what the backward pass needs besides what autograd saves, as long as the output is there."""
+        if self._softmax_keeps_input and func._schema.name in _SOFTMAX and args[0].requires_grad:
+            weakref.finalize(output.untyped_storage(), _let_go, args[0].detach())
+
+
+def _let_go(tensor: torch.Tensor) -> None:
+    """Called when nothing needs the tensor any more."""
 
 
 def device_outputs(func: Any, args: Sequence, output: Any) -> Any:
@@ -132,7 +144,10 @@ def _dequantized(args: Sequence, kwargs: dict) -> list[int]:
 
 @contextmanager
 def dispatch(
-    target: str, capability: tuple[int, int] | None = None, torch_version: str = torch.__version__
+    target: str,
+    capability: tuple[int, int] | None = None,
+    torch_version: str = torch.__version__,
+    platform: str = "linux",
 ) -> Iterator[None]:
     """Let functions on ``meta`` run the operators that ATen dispatches them to on ``cuda`` or ``cpu``.
 
@@ -142,7 +157,9 @@ def dispatch(
     """
     functional = nn.functional
     shapes = torch._meta_registrations
-    places = [(functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY))]
+    places = [
+        (functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY, platform))
+    ]
     if hasattr(shapes, "_meta_grouped_mm_common"):
         places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
     places += int8.products(target)
@@ -230,7 +247,7 @@ def _dropout(original: Callable) -> Callable:
 # --- attention ----------------------------------------------------------------------------------------------------
 
 
-def _attention(target: str, capability: tuple[int, int]) -> Callable:
+def _attention(target: str, capability: tuple[int, int], platform: str) -> Callable:
     """``scaled_dot_product_attention`` as ``target`` runs it. Shapes: batch, heads, tokens, head size."""
     formula = nn.functional.scaled_dot_product_attention
 
@@ -252,8 +269,10 @@ def _attention(target: str, capability: tuple[int, int]) -> Callable:
         mask = attn_mask
         if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
-        choose = cuda_kernel if target == "cuda" else cpu_kernel
-        kernel = choose(query, key, value, mask, dropout_p, capability)
+        if target == "cuda":
+            kernel = cuda_kernel(query, key, value, mask, capability, platform)
+        else:
+            kernel = cpu_kernel(query, key, value, mask, dropout_p)
         if kernel == SDPBackend.MATH:
             return formula(query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
         if target == "cpu":
@@ -299,10 +318,10 @@ def cuda_kernel(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    dropout: float,
     capability: tuple[int, int],
+    platform: str = "linux",
 ) -> SDPBackend:
-    """Which kernel ``scaled_dot_product_attention`` takes on a GPU, among those that are enabled.
+    """Which kernel ``scaled_dot_product_attention`` takes on a GPU, among those that are built in and enabled.
 
     Raises
     ------
@@ -317,21 +336,19 @@ def cuda_kernel(
         grouped=query.shape[1] != key.shape[1],
         masked=mask is not None,
         capability=capability,
-        enabled=[name for name, (_, enabled) in _BACKENDS.items() if enabled()],
+        enabled=[name for name in cuda_rules.PLATFORMS[platform] if _BACKENDS[name][1]()],
     )
     if chosen is not None:
         return _BACKENDS[chosen][0]
     raise AttentionKernelError(
         f"The attention kernel that is asked for can't take this model's tensors: queries of {head} x {query.dtype},"
         f" values of {value.shape[-1]}, {'a' if mask is not None else 'no'} mask, compute capability"
-        f" {capability[0]}.{capability[1]}.",
+        f" {capability[0]}.{capability[1]}{', PyTorch for Windows' if platform == 'windows' else ''}.",
         "Let scaled_dot_product_attention choose among all of its kernels.",
     )
 
 
-def cpu_kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float, capability: Any
-) -> SDPBackend:
+def cpu_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float) -> SDPBackend:
     """Which kernel it takes on the CPU (ATen ``sdp_utils_cpp.cpp``).
 
     The fused one takes one head size for all, no dropout, and no mask that is learned.

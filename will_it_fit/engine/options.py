@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .cuda_rules import PLATFORMS
 from .errors import TraceError
 from .label_model import Label
 from .report import History, make_report
@@ -30,7 +31,10 @@ class Options:
     capability
         Compute capability of the GPU, such as ``(8, 0)``; decides kernels and the size of workspaces.
     torch_version
-        Whose CUDA kernels are meant, such as ``2.4.1``; the installed PyTorch's by default.
+        Whose CUDA kernels are meant, such as ``2.4.1``; the installed PyTorch's by default. One that is older than the
+        rules (:data:`~will_it_fit.engine.cuda_rules.READ_IN`) is a warning.
+    platform
+        ``linux`` or ``windows``, whose PyTorch is built without FlashAttention.
     bitsandbytes_version
         Whose 4-bit layers are meant, such as ``0.42.0``; None: the installed one's.
     capacity_bytes
@@ -78,6 +82,7 @@ class Options:
     target: str = "cuda"
     capability: tuple[int, int] | None = None
     torch_version: str = torch.__version__
+    platform: str = "linux"
     bitsandbytes_version: str | None = None
     capacity_bytes: int | None = None
     cudnn_workspace_bytes: int | None = None
@@ -97,7 +102,8 @@ class Options:
     report: Callable[..., Any] = make_report
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("target", self.target, TARGETS), ("compiled", self.compiled, COMPILED)):
+        choices = (("target", self.target, TARGETS), ("compiled", self.compiled, COMPILED))
+        for name, value, allowed in (*choices, ("platform", self.platform, tuple(PLATFORMS))):
             if value not in allowed:
                 words = " or ".join(f"{name}={word!r}" for word in allowed)
                 raise TraceError(f"Unknown {name} of the trace: {value!r}.", f"Write {words}.")

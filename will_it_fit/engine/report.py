@@ -28,6 +28,10 @@ _CUDNN = (
     " `peak_allocated_range_bytes`. PyTorch takes a smaller plan where a workspace doesn't fit, so the least that a GPU"
     " must have stays. CUDNN_CONV_WSCAP_DBG, in MiB, bounds a workspace; `cudnn_workspace_bytes` says it to the trace"
 )
+_CUFFT = (
+    "the step runs Fourier transforms, and cuFFT's work areas for them are not counted: the peak is the least it can"
+    " be, see `peak_allocated_range_bytes`. A transform whose work area doesn't fit fails: a GPU must have as much more"
+)
 
 
 class History(NamedTuple):
@@ -57,8 +61,8 @@ class Report:
     peak_allocated_bytes
         Largest sum of blocks in use: ``torch.cuda.max_memory_allocated``. On the CPU, of live tensors.
     peak_allocated_range_bytes
-        From no workspaces of cuDNN to as large ones as may be, None where nothing bounds them. Absent (None) where the
-        step runs no convolutions.
+        From no workspaces of cuDNN and cuFFT to as large ones as may be, None where nothing bounds them. Absent (None)
+        where the step runs neither convolutions nor Fourier transforms.
     peak_phase
         Where that was: ``forward``, ``backward`` or ``optimizer``.
     components
@@ -182,8 +186,10 @@ def make_report(
         own, other = ("default", "expandable_segments")[:: -1 if expandable_segments else 1]
         least = recording(tracker, histories).required_bytes(expandable_segments=not expandable_segments)
         reserved["required_bytes_by_allocator"] = {own: reserved["required_bytes"], other: least}
-    convolving = [allocated[index - begin] for index in tracker.convolutions if index >= second] if on_gpu else []
-    reserved |= _cudnn_range(tracker, convolving, phases[peak_phase], capacity_bytes)
+    if on_gpu:
+        convolving = [allocated[index - begin] for index in tracker.convolutions if index >= second]
+        transforming = [allocated[index - begin] + most for index, most in tracker.transforms if index >= second]
+        reserved |= _workspace_range(tracker, convolving, transforming, phases[peak_phase], capacity_bytes)
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,
@@ -200,16 +206,23 @@ def make_report(
     )
 
 
-def _cudnn_range(
-    tracker: Tracker, convolving: Sequence[int], lowest: int, capacity: int | None
+def _workspace_range(
+    tracker: Tracker, convolving: Sequence[int], transforming: Sequence[int], lowest: int, capacity: int | None
 ) -> dict[str, tuple[int, int | None]]:
-    """The range of the peak where cuDNN's workspaces may raise it: by the tracker's, or to the card's capacity."""
-    if not convolving:
+    """The range of the peak where workspaces may raise it that only cuDNN and cuFFT know.
+
+    cuDNN's by the tracker's, or to the card's capacity; cuFFT's by the most that its reference names.
+    """
+    if not convolving and not transforming:
         return {}
-    tracker.warn(_CUDNN)
-    workspace = tracker.cudnn_workspace_bytes
-    most = capacity if workspace is None else max(convolving) + workspace
-    return {"peak_allocated_range_bytes": (lowest, None if most is None else max(lowest, most))}
+    most: list[int | None] = [lowest, *transforming]
+    if transforming:
+        tracker.warn(_CUFFT)
+    if convolving:
+        tracker.warn(_CUDNN)
+        workspace = tracker.cudnn_workspace_bytes
+        most.append(capacity if workspace is None else max(convolving) + workspace)
+    return {"peak_allocated_range_bytes": (lowest, None if None in most else max(most))}
 
 
 def _highest_of_all(

@@ -38,6 +38,7 @@ from .building import device_lists
 from .compiled import compiled_functions
 from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
 from .costs import CostRecorder, recording
+from .cuda_rules import older_than_the_rules
 from .errors import TraceError
 from .fake_group import active
 from .kernels import CudaKernels, cpu_outputs, device_outputs, dispatch
@@ -100,7 +101,7 @@ def trace_step(
         follow_model(tracker, other)
     _follow_states(tracker, optimizer)
     with ExitStack() as stack:
-        stack.enter_context(dispatch(options.target, options.capability, options.torch_version))
+        stack.enter_context(dispatch(options.target, options.capability, options.torch_version, options.platform))
         stack.enter_context(recording(tracker.costs))
         stack.enter_context(patched([*device_lists(options.target), *sorted_sets(model)]))
         stack.enter_context(layers_of(options.bitsandbytes_version))
@@ -132,6 +133,8 @@ def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker,
     )
     tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
     tracker.cudnn_workspace_bytes = options.cudnn_workspace_bytes
+    if on_gpu and (warning := older_than_the_rules(options.torch_version)):
+        tracker.warn(warning)
     if options.origins:
         tracker.origins = Origins(model)
     if options.costs:

@@ -27,6 +27,7 @@ from .components import (
     weights,
 )
 from .costs import CostRecorder
+from .cuda_rules import cufft_worst_bytes
 from .fake_group import FakeDevice
 from .known_values import UNANSWERED, Values
 from .origins import Origins
@@ -40,8 +41,8 @@ class Kernels(Protocol):
     """What :class:`Tracker` asks about each operator (bytes)."""
 
     def temporaries(self, func: Any, args: tuple, kwargs: dict) -> tuple[Sequence[int], Sequence[int]]: ...
-
     def persistent(self, func: Any, args: tuple, kwargs: dict) -> Sequence[int]: ...
+    def keep(self, func: Any, args: tuple, output: Any) -> None: ...
 
 
 class _End(weakref.ref):
@@ -126,6 +127,7 @@ class Tracker(TorchDispatchMode):
         self._ends: dict[int, _End] = {}
         self._phase = ""
         self.convolutions: list[int] = []  # indices of the events after which cuDNN runs
+        self.transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
         self.cudnn_workspace_bytes: int | None = None  # what cuDNN may take there; None: what the GPU has left
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
@@ -377,8 +379,14 @@ class Tracker(TorchDispatchMode):
             if output is UNANSWERED:
                 raise
         self._seen(output, func)
+        if self._kernels is not None:
+            self._kernels.keep(func, args, output)
         if func in _CONVOLUTIONS:
             self.convolutions.append(len(self.events))
+        elif func in _TRANSFORMS:
+            number = args[0] if args[0].is_complex() else output
+            elements = max(args[0].numel(), output.numel())
+            self.transforms.append((len(self.events), cufft_worst_bytes(elements, number.element_size())))
         if values is not None:
             values.after(func, args, kwargs, output)
         if self.costs is not None and self.costs.on:
@@ -422,6 +430,7 @@ class Tracker(TorchDispatchMode):
 
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+_TRANSFORMS = (torch.ops.aten._fft_c2c.default, torch.ops.aten._fft_r2c.default, torch.ops.aten._fft_c2r.default)
 
 
 def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:

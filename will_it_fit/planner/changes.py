@@ -74,7 +74,7 @@ def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
     if scenario.attention == "eager":
         yield Move("fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}])
     if scenario.loop == "manual":
-        dropped = {"previous_sequence_length": None} if scenario.previous_sequence_length else {}
+        dropped = {"previous_sequence_length": None, "keeps_outputs": False} if scenario.holds_outputs else {}
         yield Move("trainer_loop", "free: the logits may go before backward begins", [{"loop": "trainer", **dropped}])
     if scenario.use_cache:
         cost = "free: training does not read the keys and values that it keeps"

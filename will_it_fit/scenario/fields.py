@@ -191,8 +191,8 @@ FIELDS = (
           " is computed once. Both are tested on the model before the first step, and refused where they are not"
           " exact.", words=("none", "rows", "shared_prefix"), default="none", example="none"),
     Field("previous_sequence_length",
-          "Tokens of the batch before, where a manual loop's outputs stay alive until its next forward pass has ended;"
-          " `null`: they go when the step ends.", least=1, nullable=True, example=512),
+          "Tokens of the batch before, where a manual loop's outputs stay alive until its next forward pass has ended"
+          " (`keeps_outputs`) and it was of another length; `null`: of the same.", least=1, nullable=True, example=512),
     Field("use_cache", "Keys and values are kept in the forward pass of training.", words=(True, False),
           default=False, example=False),
     Field("gradient_checkpointing",
@@ -217,11 +217,18 @@ FIELDS = (
     Field("loop",
           "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"
           " loops do.", words=("trainer", "manual"), default="trainer", example="trainer"),
+    Field("keeps_outputs",
+          "A manual loop's outputs stay alive until its next forward pass has ended, as where `outputs = model(...)`"
+          " stands in the loop itself and not in a function of its own.", words=(True, False), default=False,
+          example=True),
     Field("allocator", "Settings of PyTorch's caching allocator.", example={"expandable_segments": False},
           parts=(
               Field("expandable_segments", "`PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`: less memory unused.",
                     words=(True, False), default=False, example=False),
           )),
+    Field("platform",
+          "What the GPU's PyTorch is built for. `windows`: without FlashAttention, so that grouped keys take the plain"
+          " formula.", words=("linux", "windows"), default="linux", example="windows"),
     Field("parallel", "How a step is spread over several GPUs; figures are then those of each.",
           example={"strategy": "fsdp2", "gpus": 2},
           parts=(

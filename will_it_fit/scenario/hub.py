@@ -153,8 +153,9 @@ _MEANINGS: tuple[tuple[str | int, str, str], ...] = (
     ),
     (
         "RemoteEntryNotFoundError",
-        "The repository has no config.json: it holds no model of transformers (an adapter, perhaps, or GGUF files).",
-        "the model that it was made from",
+        "The repository has no config.json: it holds no model of transformers (an adapter, perhaps, GGUF files, or a"
+        " diffusion model).",
+        'the model that it was made from; for one of diffusers the engine: docs/memory-core.md, "A diffusion model"',
     ),
     (
         429,

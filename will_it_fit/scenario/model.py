@@ -173,6 +173,8 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     path = MODELS / f"{text}.json"
     if not path.is_file():
         path = found_beside(text, where)
+    if path is not None and (path / _PIPELINE).is_file():
+        _refuse_diffusion(json.loads((path / _PIPELINE).read_text(encoding="utf-8")), where)
     if path is not None and path.is_dir():
         path = path / "config.json" if (path / "config.json").is_file() else None
     if path is not None:
@@ -202,7 +204,25 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     )
 
 
+_PIPELINE = "model_index.json"  # of a folder of diffusers, whose models lie in folders of their own
+
+
+def _refuse_diffusion(model: Mapping[str, Any], where: object) -> None:
+    """A configuration of diffusers, whose models are traced by a program and not by a scenario."""
+    if isinstance(kind := model.get("_class_name"), str):
+        parts = (model.get(part) for part in ("transformer", "unet"))  # of a pipeline: library and class
+        trained = next((part[1] for part in parts if isinstance(part, list) and len(part) == 2), kind)
+        raise UserError(
+            "This is a model of diffusers. A scenario is about models that continue a text.",
+            where=where,
+            found=kind,
+            allowed='the engine, with the step of your own program: docs/memory-core.md, "A diffusion model"',
+            write=f"model = diffusers.{trained}.from_config(config)  # in `with on_meta():`, for trace_step(...)",
+        )
+
+
 def _check_model(model: dict[str, Any], where: object) -> None:
+    _refuse_diffusion(model, where)
     if not isinstance(model.get("model_type"), str) or not model["model_type"]:
         raise UserError(
             "`model.model_type` is missing: it says which architecture the sizes belong to.",

@@ -70,7 +70,9 @@ class Scenario:
     optimizer: str
     loss: str
     loop: str
+    keeps_outputs: bool
     allocator: Allocator
+    platform: str
     parallel: Parallel
     versions: Versions
     gpu: str | dict[str, float] | None
@@ -156,6 +158,11 @@ class Scenario:
     def tokens(self) -> int:
         """Tokens in one micro-batch."""
         return self.micro_batch * self.sequence_length
+
+    @property
+    def holds_outputs(self) -> bool:
+        """Whether outputs live until the next ones are there."""
+        return self.keeps_outputs or self.previous_sequence_length is not None
 
     @property
     def completion_length(self) -> int:

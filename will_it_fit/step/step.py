@@ -130,7 +130,9 @@ def random_step(
     image_token = getattr(config, "image_token_id", None) if scenario.images else None
     before = scenario.previous_sequence_length
     lengths = chain([before or scenario.sequence_length], repeat(scenario.sequence_length))
-    held: list[object] | None = None if before is None else []  # outputs that live until the next ones are there
+    held: list[object] | None = (
+        [] if scenario.holds_outputs else None
+    )  # outputs that live until the next ones are there
     count = min(scenario.gradient_accumulation, MICRO_BATCHES if device == "meta" else scenario.gradient_accumulation)
 
     def step() -> None:

@@ -328,6 +328,7 @@ def _followed(
                     label=ready.label,
                     expandable_segments=scenario.allocator.expandable_segments,
                     bitsandbytes_version=scenario.versions.bitsandbytes,
+                    platform=scenario.platform,
                     compiled=compiled_steps(scenario, target),
                     begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
                     **settings,
@@ -348,6 +349,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
         target=target,
         expandable_segments=scenario.allocator.expandable_segments,
         bitsandbytes_version=scenario.versions.bitsandbytes,
+        platform=scenario.platform,
         **settings,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.common import made_from, outdated
+from scripts.runs import around_jobs
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json, write_report
 
@@ -184,12 +185,64 @@ def test_a_touch_or_a_copy_is_no_damage(product):
     check()
 
 
-def test_a_card_may_be_edited_by_hand():
+def test_a_card_may_be_edited_by_hand_and_the_start_says_so(capsys):
     made(CARD)
     write_report("results/one-r4/documents.json", {}, CARD)
     made_from.record([], [CARD, "results/one-r4/documents.json"])
+    assert made_from.refuse_damaged(["results/one-r4"]) == []
     Path(CARD).write_text("mine")
+    assert made_from.refuse_damaged(["results/one-r4"]) == [CARD]
+    around_jobs.name_edited([CARD])
+    assert f"or damaged: {CARD}. `rm` one" in capsys.readouterr().err
+    Path(CARD).unlink()  # Snakemake makes it again
+    assert made_from.refuse_damaged(["results/one-r4"]) == []
+
+
+def test_a_figure_that_no_report_lists_is_sealed_too():
+    figure = "results/one-r4/figures/memory.png"
+    made(figure, text="a picture" * 9)
     check()
+    flip(Path(figure))
+    with pytest.raises(UserError, match="pass as up to date") as error:
+        check()
+    assert error.value.write.startswith(f"rm {figure} ")
+
+
+# --- records that are missing or can't be read ------------------------------------------------------------
+
+NO_RECORD = {"gone": Path.unlink, "cut": lambda path: path.write_text(path.read_text()[:300])}
+
+
+@pytest.mark.parametrize("spoil", NO_RECORD.values(), ids=NO_RECORD)
+def test_a_product_without_a_readable_record_is_refused(product, spoil):
+    """Its damage would pass in silence: 64 inverted bytes of the merged model did."""
+    manifest = str(product / "manifest.json")
+    made_from.refuse_unrecorded([manifest, "results/one-r4/not-made-yet.json"])
+    (record,) = Path(".snakemake/made-from").iterdir()
+    spoil(record)
+    flip(product / "a.safetensors")
+    check()  # sees nothing
+    with pytest.raises(UserError, match="damage to it could not be seen") as error:
+        made_from.refuse_unrecorded([manifest])
+    assert error.value.where == manifest and f"rm {manifest} " in error.value.write
+    assert (str(record) in error.value.found) == record.exists()
+    (product / "manifest.json").unlink()  # as the message says
+    made_from.refuse_unrecorded([manifest])
+
+
+def test_what_is_adopted_has_a_record_and_what_its_reports_list_is_sealed(product):
+    """After `--touch`, and for jobs whose machine has no made_from."""
+    (record,) = Path(".snakemake/made-from").iterdir()
+    record.unlink()
+    manifest, empty = str(product / "manifest.json"), "results/one-r4/figures/memory.json"
+    Path(empty).parent.mkdir()
+    Path(empty).touch()
+    around_jobs.record_unrecorded([([], [manifest]), ([manifest], [empty])], touched=False)
+    made_from.refuse_unrecorded([manifest, empty])
+    check()
+    flip(product / "a.safetensors")
+    with pytest.raises(UserError, match="pass as up to date"):
+        check()
 
 
 # --- results of unknown origin ------------------------------------------------------------------------------

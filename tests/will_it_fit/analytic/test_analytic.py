@@ -118,6 +118,7 @@ UNDESCRIBED = {
     "adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []},
     "attention_mask": "padding",
     "previous_sequence_length": 64,
+    "keeps_outputs": True,
     "use_cache": True,
     "gradient_checkpointing": "reentrant",
     "loss": "liger",
@@ -128,12 +129,17 @@ UNDESCRIBED = {
 @pytest.mark.parametrize("field", UNDESCRIBED)
 def test_a_setting_that_is_not_described_is_named(field) -> None:
     fields = {field: UNDESCRIBED[field]}
-    if field == "previous_sequence_length":
+    if field in ("previous_sequence_length", "keeps_outputs"):
         fields["loop"] = "manual"
     if field == "use_cache":
         fields["gradient_checkpointing"] = False
     with pytest.raises(NotDescribed, match=field):
         analytic_estimate(make(**fields))
+
+
+def test_on_windows_grouped_keys_take_the_formula() -> None:
+    plain, windows = (peak(make(platform=platform, sequence_length=2048)) for platform in ("linux", "windows"))
+    assert windows > plain
 
 
 def test_every_field_of_a_scenario_is_described_or_refused() -> None:

@@ -1,10 +1,14 @@
 """Products with 8-bit weights on ``meta`` against bitsandbytes' own on the CPU, and by hand what they allocate."""
 
+import sys
+
 import bitsandbytes
+import pytest
 import torch
 from bitsandbytes.nn import Linear8bitLt
 
 from will_it_fit.engine import Options, on_meta, quantize_8bit, trace_step
+from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.int8 import _product, _quantized_rows, products
 
 ROWS, INNER, OUTPUTS = 48, 64, 32
@@ -51,3 +55,24 @@ def test_what_a_layer_allocates_is_worked_out_by_hand():
 def test_nothing_is_exchanged_for_programs_without_bitsandbytes(monkeypatch):
     monkeypatch.delitem(__import__("sys").modules, "bitsandbytes")
     assert products("cuda") == products("cpu") == []
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "name"),
+    [
+        ("cuda", "bitsandbytes.functional", "int8_vectorwise_quant"),
+        ("cpu", "bitsandbytes.autograd._functions", "MatMul8bitFp"),
+    ],
+)
+def test_an_older_bitsandbytes_costs_its_8_bit_layers_and_nothing_else(monkeypatch, target, place, name):
+    """As 0.43.3, which the A100's rows were measured with: every trace ended in an AttributeError."""
+    monkeypatch.delattr(sys.modules[place], name)
+    with on_meta():
+        model = torch.nn.Linear(INNER, OUTPUTS)
+        inputs = torch.empty(ROWS, INNER)
+        layer = Linear8bitLt(INNER, OUTPUTS, bias=False, has_fp16_weights=False, threshold=6.0)
+    quantize_8bit(layer)
+    options = Options(target=target, steps=1)
+    assert trace_step(model, None, lambda: model(inputs).sum().backward(), options=options).peak_allocated_bytes
+    with pytest.raises(TraceError, match="8-bit layers of bitsandbytes"):
+        trace_step(layer, None, lambda: layer(inputs), options=options)

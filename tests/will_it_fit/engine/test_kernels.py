@@ -191,7 +191,7 @@ def test_which_kernel_a_card_takes(capability, dtype, heads, keys, head, values,
     query, key = meta(1, heads, 64, head, dtype=dtype), meta(1, keys, 64, head, dtype=dtype)
     value = meta(1, keys, 64, values, dtype=dtype)
     mask = meta(1, 1, 64, 64, dtype=dtype) if masked else None
-    assert cuda_kernel(query, key, value, mask, 0.0, capability).name == kernel
+    assert cuda_kernel(query, key, value, mask, capability).name == kernel
 
 
 def test_a_kernel_that_is_asked_for_and_can_not_run_is_refused():
@@ -200,14 +200,14 @@ def test_a_kernel_that_is_asked_for_and_can_not_run_is_refused():
         sdpa_kernel(SDPBackend.FLASH_ATTENTION),
         pytest.raises(AttentionKernelError, match="a mask, compute"),
     ):
-        cuda_kernel(query, query, query, meta(1, 1, 64, 64), 0.0, (8, 0))
+        cuda_kernel(query, query, query, meta(1, 1, 64, 64), (8, 0))
 
 
 def test_which_kernel_a_cpu_takes():
     query, value = meta(1, 8, 64, 128), meta(1, 8, 64, 64)
-    assert cpu_kernel(query, query, query, None, 0.0, None) == SDPBackend.FLASH_ATTENTION
-    assert cpu_kernel(query, query, query, None, 0.1, None) == SDPBackend.MATH
-    assert cpu_kernel(query, query, value, None, 0.0, None) == SDPBackend.MATH
+    assert cpu_kernel(query, query, query, None, 0.0) == SDPBackend.FLASH_ATTENTION
+    assert cpu_kernel(query, query, query, None, 0.1) == SDPBackend.MATH
+    assert cpu_kernel(query, query, value, None, 0.0) == SDPBackend.MATH
 
 
 def test_a_mask_is_kept_for_the_backward_pass_and_padded_to_eight():

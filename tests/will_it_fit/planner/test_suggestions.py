@@ -132,6 +132,7 @@ def test_bigger_card_is_the_smallest_that_holds_it() -> None:
 
 ODD = [
     {"loop": "manual", "previous_sequence_length": 64},
+    {"loop": "manual", "keeps_outputs": True},
     {"use_cache": True, "gradient_checkpointing": False},
     {"adapter": {"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []}},
     {"kbit_preparation": "trl", "autocast": "bf16"},

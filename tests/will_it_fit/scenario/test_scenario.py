@@ -251,6 +251,13 @@ WRONG = {
     "heads": ({"model": {**SMALL, "num_attention_heads": 5}}, "num_attention_heads", "num_attention_heads: 4"),
     "an objective with a loss": ({"objective": "dpo", "loss": "chunked"}, "the objective is the loss", "loss: full"),
     "an objective in packs": ({"objective": "orpo", "packing": "rows"}, "are not packed", "packing: none"),
+    "kept outputs, in a trainer": ({"keeps_outputs": True}, "keeps no outputs", "loop: manual"),
+    "kept outputs, in chunks": (
+        {"keeps_outputs": True, "loop": "manual", "loss": "chunked"},
+        "has none",
+        "keeps_outputs: false",
+    ),
+    "flash on Windows": ({"platform": "windows", "attention": "flash"}, "without FlashAttention", "attention: sdpa"),
     "an objective's own loop": ({"objective": "kto", "loop": "manual"}, "is the loop", "loop: trainer"),
     "an objective with a cache": ({"objective": "dpo", "use_cache": True}, "keep no keys", "use_cache: false"),
     "an objective on the host": (
@@ -313,6 +320,22 @@ WRONG = {
     ),
     "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
 }
+
+
+@pytest.mark.parametrize("folder", ["transformer", "pipeline"])
+def test_a_diffusion_model_is_sent_to_the_engine(tmp_path, folder) -> None:
+    """Its configuration has no model_type: the message spoke of sizes, and of no way to ask."""
+    files = {
+        "transformer": ("config.json", {"_class_name": "FluxTransformer2DModel", "num_layers": 19}),
+        "pipeline": ("model_index.json", {"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"],
+                                          "transformer": ["diffusers", "FluxTransformer2DModel"]}),
+    }  # fmt: skip
+    name, content = files[folder]
+    (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match="a model of diffusers") as caught:
+        make(model=str(tmp_path))
+    assert "memory-core.md" in caught.value.allowed and "A diffusion model" in caught.value.allowed
+    assert caught.value.write.startswith("model = diffusers.FluxTransformer2DModel.from_config(config)")
 
 
 @pytest.mark.parametrize(("fields", "names", "write"), WRONG.values(), ids=WRONG)

@@ -127,10 +127,11 @@ PAGE = ROOT / "docs" / "memory-core.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["plain", "accelerate", "TRL"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["plain", "accelerate", "diffusers", "TRL"])
 def test_the_page_shows_what_runs(block, tmp_path, monkeypatch):
-    if "from trl" in block:
-        pytest.importorskip("trl")
+    for package in ("trl", "diffusers"):
+        if f"from {package}" in block:
+            pytest.importorskip(package)
     _forget()
     monkeypatch.chdir(tmp_path)
     names: dict = {}
