@@ -1,4 +1,4 @@
-"""The documents stay easy to read: short sentences, plain words, and what a sentence affirms before what it denies."""
+"""The documents stay easy to read: short sentences and plain words."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ UNPLAIN = re.compile(
     r"|what became of|all the same|nobody knows|and how far|so that it is)\b",
     re.IGNORECASE,
 )
-DENIES_FIRST = re.compile(r"(?:Not|No|Nothing|None|Nobody|Neither|Never)\b")
 # What is no prose: metadata, fenced code, comments and tags, images; then lines of tables and headings.
 _BLOCKS = re.compile(
     r"\A---\n.*?\n---\n|^(`{3,})[^\n]*\n.*?^\1$|<!--.*?-->|</?\w+[^>\n]*>|!\[.*?\]\(.*?\)", re.M | re.S
@@ -48,7 +47,6 @@ def complaints(text: str) -> list[str]:
         plain = sentence.lstrip("*_\"'(")
         found += [f"{count} words: {sentence}"] if count > WORDS else []
         found += [f"{phrase[0]!r}: {sentence}" for phrase in UNPLAIN.finditer(plain)]
-        found += [f"begins with what it denies: {sentence}"] if DENIES_FIRST.match(plain) else []
     return found
 
 
@@ -66,8 +64,7 @@ def test_a_tired_reader_understands_each_sentence(page: Path) -> None:
         ("| " + "word " * 40 + "|", []),
         ("```\n" + "word " * 40 + "\n```\n", []),
         ("The machine is none that works.", ["'is none'"]),
-        ("It works. Nothing of this was tried.", ["begins with what it denies"]),
-        ("**Not** tried.", ["begins with what it denies"]),
+        ("No row was read. **Not** tried.", []),
     ],
 )
 def test_what_counts(text: str, found: list[str]) -> None:
