@@ -20,7 +20,7 @@ from scripts.gate.batch_times import batch_shapes, evaluation_seconds, refusal_o
 from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
 from scripts.memory import disk
 from scripts.memory.cluster import evaluation_bytes
-from scripts.memory.gpus import Gpu
+from scripts.memory.gpus import Gpu, verdict
 from scripts.memory.run_time import RunHours
 from scripts.memory.step_time import Speed, speed_of
 from scripts.memory.trace_step import Traced
@@ -97,7 +97,9 @@ class Room(NamedTuple):
 
     def needed(self, found: Mapping[str, Any]) -> int:
         """Of what a trace found: from the GPU's allocator, or from the host with the process around the tensors."""
-        return found["required_bytes"] if self.gpu else found["peak_allocated_bytes"] + PROCESS_BYTES
+        if self.gpu is None:
+            return found["peak_allocated_bytes"] + PROCESS_BYTES
+        return self.gpu.usable_bytes - verdict(found, self.gpu).headroom_bytes
 
     def lacks(self, needed: int) -> bool:
         return self.has_bytes is not None and needed > self.has_bytes
@@ -136,7 +138,8 @@ def training_stages(
         elif rows and step == configured:
             continue  # the longest batch is as long as the configuration allows
         else:
-            found = trace(step, room.target, capability=room.gpu and room.gpu.capability, timeline=False)
+            sizes = [room.gpu.usable_bytes] if room.gpu else ()
+            found = trace(step, room.target, capability=room.gpu and room.gpu.capability, timeline=False, sizes=sizes)
         size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", room.needed(found)
         if processes > 1:
             size += " in each process"

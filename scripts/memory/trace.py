@@ -8,7 +8,7 @@ training takes (:mod:`scripts.engine.trace`). Whoever traces another step of the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,8 +30,9 @@ from scripts.engine.following import Label, component_of, quantization_state
 from scripts.engine.kernels import flash_attention_package
 from scripts.engine.patching import patched
 from scripts.engine.report import History, make_report, recording
-from scripts.engine.scaled import Recording
+from scripts.engine.scaled import Asked, Recording
 from scripts.engine.trace import Options, recorded, trace_step
+from scripts.memory.gpus import usable_sizes
 from scripts.memory.loading import Loader, loading_history
 from scripts.memory.step_time import Speed, step_time
 from scripts.settings.scenario import PACKAGES, Scenario, check_packages
@@ -201,6 +202,7 @@ def trace(
     origins: bool = False,
     both_allocators: bool = False,
     timed_on: Mapping[str, Speed | None] | None = None,
+    sizes: Collection[int] = (),
 ) -> dict[str, Any]:
     """Predict the memory of a scenario's training step.
 
@@ -219,6 +221,9 @@ def trace(
         Whether to say what a GPU must have with expandable segments and without them.
     timed_on
         The speeds by name (:func:`scripts.memory.step_time.speeds`) for which the step's time is asked as well.
+    sizes
+        Usable bytes of GPUs that are asked about, beside those of the catalogue with the same kernels: the replay says
+        of each whether it suffices (:func:`scripts.memory.gpus.verdict`).
 
     Returns
     -------
@@ -241,7 +246,7 @@ def trace(
         timeline=timeline,
         origins=origins,
         costs=bool(timed_on) and any(timed_on.values()),
-        report=partial(make_report, both_allocators=both_allocators),
+        report=partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
     )
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
     if timed_on:
