@@ -76,14 +76,18 @@ def judged(cell: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     exact = Traces(gpu.capability)
     place = borders.values.index(shown.value) if shown.value else -1
-    answers: dict[int, int] = {}
+    answers: dict[int, bool] = {}
     for index in range(max(place, 0), len(borders.values)):
         step = exact(borders.at(borders.values[index]))
-        answers[index] = step.required_bytes(expandable_segments=expandable)
-        if answers[index] > gpu.usable_bytes:
+        answers[index] = step.fits(gpu.usable_bytes, expandable_segments=expandable)
+        if not answers[index]:
             break
     first_bad = max(answers)
-    fits = shown.value == 0 or answers[place] <= gpu.usable_bytes
+    fits = shown.value == 0 or answers[place]
+    required = None
+    if shown.value:
+        step = exact(borders.at(shown.value))
+        required = step.required_bytes(expandable_segments=expandable, sizes=[gpu.usable_bytes])
     largest = borders.values[first_bad - 1] if first_bad > max(place, 0) else (shown.value if fits else None)
     below = 0
     if largest and largest != shown.value:
@@ -95,7 +99,7 @@ def judged(cell: Mapping[str, Any]) -> dict[str, Any] | None:
         "field": field,
         "expandable_segments": expandable,
         "shown": shown.value,
-        "required_bytes": answers.get(place),
+        "required_bytes": required,
         "usable_bytes": gpu.usable_bytes,
         "fits": fits,
         "largest": largest,

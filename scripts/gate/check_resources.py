@@ -17,7 +17,7 @@ from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMA
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, refusal_of_hours, too_long, training_seconds
 from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
 from scripts.runs.cluster import evaluation_bytes
-from will_it_fit.cards.gpus import Gpu
+from will_it_fit.cards.gpus import Gpu, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_report
 from will_it_fit.common.sizes import gib
@@ -98,7 +98,9 @@ class Room(NamedTuple):
 
     def needed(self, found: Mapping[str, Any]) -> int:
         """Of what a trace found: from the GPU's allocator, or from the host with the process around the tensors."""
-        return found["required_bytes"] if self.gpu else found["peak_allocated_bytes"] + PROCESS_BYTES
+        if self.gpu is None:
+            return found["peak_allocated_bytes"] + PROCESS_BYTES
+        return self.gpu.usable_bytes - verdict(found, self.gpu).headroom_bytes
 
     def lacks(self, needed: int) -> bool:
         return self.has_bytes is not None and needed > self.has_bytes
@@ -137,7 +139,8 @@ def training_stages(
         elif rows and step == configured:
             continue  # the longest batch is as long as the configuration allows
         else:
-            found = trace(step, room.target, capability=room.gpu and room.gpu.capability, timeline=False)
+            sizes = [room.gpu.usable_bytes] if room.gpu else ()
+            found = trace(step, room.target, capability=room.gpu and room.gpu.capability, timeline=False, sizes=sizes)
         size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", room.needed(found)
         if processes > 1:
             size += " in each process"

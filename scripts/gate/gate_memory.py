@@ -139,12 +139,12 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
     if gpu is not None:
         how = " with expandable segments, which training sets" if scenario.allocator.expandable_segments else ""
         reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.room}"
-        fits = verdict(step["required_bytes"], gpu).fits
+        fits = verdict(step, gpu).fits
         if not fits and longest is not None and longest != scenario:
             from will_it_fit.tracing.trace import trace
 
-            real = trace(longest, capability=gpu.capability, timeline=False)
-            if verdict(real["required_bytes"], gpu).fits:
+            real = trace(longest, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
+            if verdict(real, gpu).fits:
                 reason = (
                     f"at the longest batch of the data, {longest.micro_batch} x {longest.sequence_length} tokens, the"
                     f" step needs {real['required_bytes'] / GIB:.2f} GiB ({step['required_bytes'] / GIB:.2f} as"
@@ -156,7 +156,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
 
             suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step)]
     effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
-    judged = verdict(step["required_bytes"], gpu)
+    judged = verdict(step, gpu)
     return Decision(gpu, judged, reason, effective_batch, step, configured, override, suggestions)
 
 
@@ -178,7 +178,7 @@ def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
             cost="nothing of this run",
             peak_allocated_bytes=step["peak_allocated_bytes"],
             required_bytes=step["required_bytes"],
-            headroom_bytes=verdict(step["required_bytes"], gpu).headroom_bytes + gpu.held_bytes,
+            headroom_bytes=verdict(step, gpu).headroom_bytes + gpu.held_bytes,
         )
     ]
 

@@ -151,7 +151,7 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     rows = []
     for card in catalogue().values():
         found = traces[card.capability]
-        judged = verdict(found["required_bytes"], card)
+        judged = verdict(found, card)
         row = {
             "gpu": card.name, "title": card.title, "required_bytes": found["required_bytes"],
             "usable_bytes": card.usable_bytes, "fits": judged.fits, "headroom_bytes": judged.headroom_bytes,

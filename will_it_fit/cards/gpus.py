@@ -16,6 +16,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.common.sizes import GIB, MIB
 from will_it_fit.data import data_path
+from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.scenario.nested_fields import checked_gpu
 
 CATALOGUE = data_path("gpus.yaml")
@@ -235,16 +236,43 @@ def holders(uuid: str, own: int) -> tuple[str, ...]:
     return tuple(found)
 
 
+def usable_sizes(capability: tuple[int, int] | None) -> list[int]:
+    """Usable bytes of the catalogue's GPUs that run the same kernels."""
+    like = capability or DEFAULT_CAPABILITY
+    return sorted({gpu.usable_bytes for gpu in catalogue().values() if (gpu.capability or DEFAULT_CAPABILITY) == like})
+
+
 class Verdict(NamedTuple):
-    """Whether a step fits a GPU, and by how much; None and None where no GPU is named."""
+    """Whether a step fits a GPU, and by how much; None and None where no GPU is named.
+
+    ``headroom_bytes`` where it fits: by how much smaller the GPU might be so that every size between suffices. Where it
+    does not, negative: what the least lacks from which on every size suffices.
+    """
 
     fits: bool | None
     headroom_bytes: int | None
 
 
-def verdict(required_bytes: int, gpu: Gpu | None) -> Verdict:
-    """The verdict on a step that needs ``required_bytes`` from the allocator."""
+def verdict(needed: Mapping[str, Any], gpu: Gpu | None) -> Verdict:
+    """The verdict on a step for a GPU.
+
+    Parameters
+    ----------
+    needed
+        What a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals below
+        it that suffice as well (:mod:`will_it_fit.engine.capacities`).
+    """
     if gpu is None:
         return Verdict(None, None)
-    headroom = gpu.usable_bytes - required_bytes
-    return Verdict(headroom >= 0, headroom)
+    usable, least = gpu.usable_bytes, needed["required_bytes"]
+    for low, high in needed.get("also_fits_bytes", ()):
+        if low <= usable < high:
+            least = low
+    return Verdict(usable >= least, usable - least)
+
+
+def was_asked(trace: Mapping[str, Any], gpu: Gpu) -> bool:
+    """Whether a trace's figures hold for a GPU's very size: it was replayed, or is beyond what chance decides."""
+    usable = gpu.usable_bytes
+    sure = usable >= trace["reserved_range_bytes"][1] or usable < trace["resident_bytes"]
+    return sure or usable in trace["asked_bytes"]

@@ -8,7 +8,7 @@ A tracker of tensors knows what was *requested*. A card gives more, for two reas
   ``torch.cuda.max_memory_reserved`` counts segments.
 
 So one sequence has three answers: the blocks in use at its peak, the segments held when memory is plentiful, and
-the least a card must have when free segments are given back under pressure (:func:`required_bytes`).
+the least a card must have when free segments are given back under pressure (:mod:`will_it_fit.engine.capacities`).
 
 Source of every rule: ``c10/cuda/CUDACachingAllocator.cpp``, class ``DeviceCachingAllocator``, with its constants in
 that file up to PyTorch 2.8 and in ``c10/core/AllocatorConfig.h`` (``kMinBlockSize``, ``kSmallSize``,
@@ -30,7 +30,7 @@ order ``max_memory_reserved`` of 29 among 30 published runs that leave nothing e
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ EMPTY_CACHE: Event = (0, 0)  # torch.cuda.empty_cache(): gives free segments bac
 # the free lists are plain sorted lists; addresses stay below 2**48 as CUDA's do.
 _ADDRESS_BITS = 48
 _ADDRESS_MASK = (1 << _ADDRESS_BITS) - 1
-_PLENTY = 1 << 62  # a capacity that nothing exceeds
+PLENTY = 1 << 62  # a capacity that nothing exceeds
 
 
 class OutOfMemory(Exception):
@@ -155,10 +155,44 @@ def typical_block(requested: int) -> int:
     return size + (rest // count if rest <= SMALL < size else 0)
 
 
-class _Allocator:
+class Watched:
+    """What an allocator's state remembers of how its capacity decided (:mod:`will_it_fit.engine.capacities`).
+
+    Attributes
+    ----------
+    capacity
+        What segments may take together, in bytes.
+    risen
+        The largest sums of segments that were asked for and are not beyond the capacity, as they rose, and the event
+        that asked for each: with less than the last one another history begins.
+    sums
+        All that were asked for, within the capacity or beyond it, since somebody began to listen; None: nobody does.
+    released
+        Called with the index of the event, where free segments were given back because one was beyond the capacity.
+    """
+
+    def __init__(self) -> None:
+        self.capacity = PLENTY
+        self.risen: list[tuple[int, int]] = [(0, 0)]
+        self.sums: list[int] | None = None
+        self.released: Callable[[int], None] | None = None
+
+    def within(self, total: int, index: int) -> bool:
+        """Whether segments of so many bytes, which an event asks for, are within the capacity."""
+        if self.sums is not None:
+            self.sums.append(total)
+        if total > self.capacity:
+            return False
+        if total > self.risen[-1][0]:
+            self.risen.append((total, index))
+        return True
+
+
+class Allocator(Watched):
     """Segments cut into blocks, free or in use, and the largest sums of both since the last mark."""
 
     def __init__(self, streams: Mapping[int, int] | None = None) -> None:
+        super().__init__()
         self.streams = streams or {}  # by id; 0 where it isn't there
         self.pools: dict[int, tuple[list[int], list[int]]] = {0: ([], [])}  # by stream: the small and the large pool,
         # each the keys of its free blocks, ascending
@@ -169,12 +203,12 @@ class _Allocator:
         self.allocated = self.requested = self.reserved = 0
         self.peaks = (0, 0, 0)  # allocated, requested, reserved
         self.retries = 0
-        self.capacity = _PLENTY
 
-    def copy(self) -> _Allocator:
+    def copy(self) -> Allocator:
         """The same state once more, for another future."""
-        other = _Allocator()
+        other = Allocator()
         other.__dict__.update(self.__dict__)
+        other.risen = list(self.risen)
         other.pools = {stream: (list(small), list(large)) for stream, (small, large) in self.pools.items()}
         pools = {
             id(pool): twin
@@ -195,6 +229,20 @@ class _Allocator:
         other.used = {identity: twins[block.address] for identity, block in self.used.items()}
         return other
 
+    def signature(self) -> int:
+        """What is held, by pool in the order of addresses: two states with the same one serve events alike.
+
+        Right after segments were given back, when each has a block in use, which says what pool it is of.
+        """
+        held: dict[int, list[tuple[int, int, int, bool]]] = {
+            id(pool): [] for pair in self.pools.values() for pool in pair
+        }
+        for identity, block in self.used.items():
+            held[id(block.pool)].append((block.address, identity, block.size, block.previous is None))
+        for block in self.free.values():
+            held[id(block.pool)].append((block.address, 0, block.size, block.previous is None))
+        return hash(tuple(tuple(block[1:] for block in sorted(blocks)) for blocks in held.values()))
+
     def release(self) -> None:
         """Give back the segments that are free as a whole (``release_blocks``)."""
         free = self.free
@@ -211,10 +259,12 @@ class _Allocator:
     def make_segment(self, size: int, pool: list[int], index: int, grow: bool) -> _Block:
         """A new segment as one block (``alloc_block``); under pressure free segments are given back first."""
         segment = segment_size(size)
-        if self.reserved + segment > self.capacity:
+        if not self.within(self.reserved + segment, index):
             self.retries += 1
             self.release()
-            if self.reserved + segment > self.capacity:
+            if self.released is not None:
+                self.released(index)
+            if not self.within(self.reserved + segment, index):
                 if not grow:
                     raise OutOfMemory(index, self.reserved + segment, self.capacity)
                 self.capacity = self.reserved + segment
@@ -236,18 +286,13 @@ class _Allocator:
         last: int,
         *,
         grow: bool = False,
-        stop: bool = False,
         trail: list[int] | None = None,
-    ) -> int:
-        """Serve events from index ``first`` to before ``last``; returns the index of the first that was not served.
-
-        With ``stop`` that is the first one that would need a segment beyond the capacity.
-        """
+    ) -> None:
+        """Serve events from index ``first`` to before ``last``."""
         free, used, streams, pools = self.free, self.used, self.streams, self.pools
         small, large = pools[0]
         allocated, requested = self.allocated, self.requested
         peak_allocated, peak_requested, peak_reserved = self.peaks
-        index = first
         for index in range(first, last):
             identity, count = events[index]
             if trail is not None:
@@ -293,8 +338,6 @@ class _Allocator:
                 block = free.pop(pool.pop(place) & _ADDRESS_MASK)
                 block.free = False
             else:
-                if stop and self.reserved + segment_size(size) > self.capacity:
-                    break
                 block = self.make_segment(size, pool, index, grow)
                 if self.reserved > peak_reserved:
                     peak_reserved = self.reserved
@@ -318,11 +361,8 @@ class _Allocator:
                 peak_allocated = allocated
             if requested > peak_requested:
                 peak_requested = requested
-        else:
-            index = last
         self.allocated, self.requested = allocated, requested
         self.peaks = (peak_allocated, peak_requested, peak_reserved)
-        return index
 
 
 def replay(
@@ -364,7 +404,7 @@ def replay(
         ``malloc``: ``get_free_block``, ``alloc_block``, ``release_cached_blocks``, ``alloc_block``
         (``release_available_cached_blocks`` does nothing unless ``max_split_size_mb`` is set).
     """
-    return run_through(_Allocator(streams), events, marks, capacity_bytes, grow=grow, trail=trail)
+    return run_through(Allocator(streams), events, marks, capacity_bytes, grow=grow, trail=trail)
 
 
 def run_through(
@@ -400,38 +440,3 @@ def run_through(
         capacity_bytes=None if capacity_bytes is None else state.capacity,
         retries=state.retries,
     )
-
-
-def required_bytes(
-    events: Sequence[Event], plenty: Replay | None = None, streams: Mapping[int, int] | None = None
-) -> int:
-    """Return the least a GPU must have for the events, in bytes, without its CUDA context.
-
-    Below that capacity some request fails even after every free segment has been given back; at it, all are served.
-    Found by bisection in steps of 2 MiB (all segments are multiples of it), between the blocks in use at the peak and
-    what a run reserves that never runs short. All capacities from ``too_little`` on have the same history until
-    segments first take more than that: it is run once, and each probe goes on from there.
-
-    Parameters
-    ----------
-    plenty
-        The replay of the events without a capacity, if it is known.
-    streams
-        As :func:`replay` has them.
-    """
-    plenty = plenty or replay(events, streams=streams)
-    too_little = (plenty.peak_allocated_bytes - 1) // ROUND_LARGE  # in steps of 2 MiB
-    enough = plenty.peak_reserved_bytes // ROUND_LARGE
-    history, index = _Allocator(streams), 0
-    while enough - too_little > 1:
-        history.capacity = too_little * ROUND_LARGE
-        index = history.run(events, index, len(events), stop=True)
-        middle = (too_little + enough) // 2
-        state = history.copy()
-        state.capacity = middle * ROUND_LARGE
-        try:
-            state.run(events, index, len(events))
-            enough = middle
-        except OutOfMemory:
-            too_little = middle
-    return enough * ROUND_LARGE

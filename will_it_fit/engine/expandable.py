@@ -12,7 +12,7 @@ large as its range), ``should_split``, ``find_expandable_block``, ``try_allocate
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .allocator import (
@@ -23,6 +23,7 @@ from .allocator import (
     Event,
     OutOfMemory,
     Replay,
+    Watched,
     round_size,
     run_through,
 )
@@ -40,6 +41,21 @@ class _Range:
         self.free: list[tuple[int, int]] = []  # (size, address) of what is mapped and free, sorted
         self.unmapped: list[int] = [0]  # addresses, sorted
         self._free: set[int] = set()
+
+    def copy(self) -> _Range:
+        """The same addresses once more."""
+        other = _Range(self.piece)
+        other.size, other.before = dict(self.size), dict(self.before)
+        other.free, other.unmapped, other._free = list(self.free), list(self.unmapped), set(self._free)
+        return other
+
+    def held(self, owners: Mapping[int, int]) -> tuple[tuple[int, int, int], ...]:
+        """Address, size and owner (by address; 0: free, -1: not mapped) of each block."""
+        unmapped = set(self.unmapped)
+        return tuple(
+            (address, size, owners.get(address, -1 if address in unmapped else 0))
+            for address, size in sorted(self.size.items())
+        )
 
     def take(self, size: int) -> int | None:
         """Cut a block out of what is mapped; its address, or None."""
@@ -59,8 +75,8 @@ class _Range:
             self._add(address + size)
         return address
 
-    def grow(self, size: int, room: int) -> tuple[int, int] | None:
-        """Map what a block of ``size`` lacks, if it is ``room`` bytes at most: its address and the bytes mapped."""
+    def grow(self, size: int, within: Callable[[int], bool]) -> tuple[int, int] | None:
+        """Map what a block of ``size`` lacks, if there is room for so many bytes: its address and the bytes mapped."""
         for start in self.unmapped:
             first = self.before.get(start, -1)
             first = first if first in self._free else start
@@ -78,7 +94,7 @@ class _Range:
                 needed += extent
             have += extent
             address += self.size[address]
-        if needed > room:
+        if not within(needed):
             return None
         address = first
         have = 0
@@ -184,16 +200,37 @@ class _Range:
         del self.free[bisect_left(self.free, key)]
 
 
-class _Expandable:
+class ExpandableAllocator(Watched):
     """Ranges of each stream's pools, and the largest sums of what is used and mapped since the last mark."""
 
     def __init__(self, streams: Mapping[int, int] | None = None) -> None:
+        super().__init__()
         self.streams = streams or {}
         self.pools: dict[int, tuple[_Range, _Range]] = {}
         self.used: dict[int, tuple[_Range, int, int]] = {}
         self.allocated = self.requested = self.reserved = self.retries = 0
         self.peaks = (0, 0, 0)
-        self.capacity = _ENDLESS
+
+    def copy(self) -> ExpandableAllocator:
+        """The same state once more, for another future."""
+        other = ExpandableAllocator()
+        other.__dict__.update(self.__dict__)
+        other.risen = list(self.risen)
+        other.pools = {stream: (small.copy(), large.copy()) for stream, (small, large) in self.pools.items()}
+        twins = {
+            id(one): twin
+            for stream, pair in self.pools.items()
+            for one, twin in zip(pair, other.pools[stream], strict=True)
+        }
+        other.used = {identity: (twins[id(pool)], *rest) for identity, (pool, *rest) in self.used.items()}
+        return other
+
+    def signature(self) -> int:
+        """What is held, by pool in the order of addresses: two states with the same one serve events alike."""
+        owners: dict[int, dict[int, int]] = {id(pool): {} for pair in self.pools.values() for pool in pair}
+        for identity, (pool, address, _) in self.used.items():
+            owners[id(pool)][address] = identity
+        return hash(tuple(pool.held(owners[id(pool)]) for pair in self.pools.values() for pool in pair))
 
     def release(self) -> None:
         """Unmap what is free."""
@@ -239,13 +276,16 @@ class _Expandable:
 
     def _map(self, pool: _Range, size: int, index: int, grow: bool) -> int:
         """A block on memory that is mapped now; under pressure what is free is unmapped first."""
-        found = pool.grow(size, self.capacity - self.reserved)
+        within = lambda more: self.within(self.reserved + more, index)  # noqa: E731
+        found = pool.grow(size, within)
         if found is None:
             self.retries += 1
             self.release()
-            found = pool.grow(size, self.capacity - self.reserved)
+            if self.released is not None:
+                self.released(index)
+            found = pool.grow(size, within)
         if found is None:
-            found = pool.grow(size, _ENDLESS)
+            found = pool.grow(size, lambda _: True)
             if not grow:
                 raise OutOfMemory(index, self.reserved + found[1], self.capacity)
             self.capacity = self.reserved + found[1]
@@ -262,36 +302,7 @@ def replay_expandable(
     **how: Any,
 ) -> Replay:
     """Run events through the allocator; arguments, result and errors are those of ``allocator.replay``."""
-    return run_through(_Expandable(streams), events, marks, capacity_bytes, **how)
-
-
-def required_bytes_expandable(
-    events: Sequence[Event], plenty: Replay | None = None, streams: Mapping[int, int] | None = None
-) -> int:
-    """Return the least a GPU must have for the events, in bytes, without its CUDA context, to 2 MiB.
-
-    Blocks fit together nearly without rests here, so the search begins at the blocks in use at the peak and asks each
-    time for what was missing; where the step before the answer would do as well, bisection goes on from there.
-    """
-    peak = plenty.peak_allocated_bytes if plenty else peak_blocks(events)
-
-    def missing(steps: int) -> int:
-        """The steps that would have sufficed where so many of 2 MiB don't; 0: they do."""
-        try:
-            replay_expandable(events, capacity_bytes=steps * SMALL_SEGMENT, streams=streams)
-        except OutOfMemory as error:
-            return -(-error.needed_bytes // SMALL_SEGMENT)
-        return 0
-
-    low, high = 0, -(-peak // SMALL_SEGMENT)
-    while needed := missing(high):
-        low, high = high, max(needed, high + 1)
-    low = max(low, (peak - 1) // SMALL_SEGMENT)
-    middle = high - 1
-    while high - low > 1:
-        low, high = (middle, high) if missing(middle) else (low, middle)
-        middle = (low + high) // 2
-    return high * SMALL_SEGMENT
+    return run_through(ExpandableAllocator(streams), events, marks, capacity_bytes, **how)
 
 
 def peak_blocks(events: Iterable[Event]) -> int:

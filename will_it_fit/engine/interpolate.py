@@ -13,17 +13,28 @@ taken from between them: the step is traced there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any, NamedTuple
 
 import torch
 
-from .allocator import MIN_BLOCK, Event, OutOfMemory, replay, required_bytes
+from .allocator import MIN_BLOCK, PLENTY, Event
+from .capacities import Capacities, capacities, served_at
 from .costs import CostRecorder
-from .expandable import replay_expandable, required_bytes_expandable
 
 PIECES = 3  # with more kinds of records than this there is no place where the events change: they always do
+
+
+class Asked(NamedTuple):
+    """What is asked about GPUs: usable bytes of some, and whether with and without expandable segments."""
+
+    sizes: Collection[int] = ()
+    both_allocators: bool = False
+
+
+NOTHING_ASKED = Asked()
 
 
 @dataclass(frozen=True)
@@ -56,20 +67,53 @@ class Recording:
         sequences = [[(one, count if one in ids else size) for one, size in events] for events in self.sequences]
         return replace(self, sequences=sequences)
 
+    def served_at(self, capacity_bytes: int, *, expandable_segments: bool = False) -> tuple[int, int, bool]:
+        """Whether the allocator gets through with so many bytes, whatever the order of loading.
+
+        Before that, between which numbers of bytes the answer is the same: from the first, to before the second.
+        """
+        lowest, highest = 0, PLENTY
+        for events in self.sequences:
+            low, high, fits = served_at(capacity_bytes, events, self.streams, expandable_segments=expandable_segments)
+            if not fits:
+                return low, high, False
+            lowest, highest = max(lowest, low), min(highest, high)
+        return lowest, highest, True
+
     def fits(self, capacity_bytes: int, *, expandable_segments: bool = False) -> bool:
         """Whether the allocator gets through with so many bytes, whatever the order of loading."""
-        run = replay_expandable if expandable_segments else replay
-        try:
-            for events in self.sequences:
-                run(events, capacity_bytes=capacity_bytes, streams=self.streams)
-        except OutOfMemory:
-            return False
-        return True
+        return self.served_at(capacity_bytes, expandable_segments=expandable_segments)[2]
 
-    def required_bytes(self, *, expandable_segments: bool = False) -> int:
-        """The least a GPU must have, without its CUDA context, in the worst order of loading."""
-        least = required_bytes_expandable if expandable_segments else required_bytes
-        return max(least(events, streams=self.streams) for events in self.sequences)
+    def capacities(self, *, expandable_segments: bool = False, sizes: Collection[int] = ()) -> list[Capacities]:
+        """What GPUs must have, without their CUDA context, by the order of loading; ``sizes`` are asked about."""
+        return [
+            capacities(events, self.streams, expandable_segments=expandable_segments, sizes=sizes)
+            for events in self.sequences
+        ]
+
+    def required_bytes(self, *, expandable_segments: bool = False, sizes: Collection[int] = ()) -> int:
+        """The size from which on every GPU suffices, whatever the order of loading."""
+        found = self.capacities(expandable_segments=expandable_segments, sizes=sizes)
+        return max(each.required_bytes for each in found)
+
+    def needs(self, asked: Asked, *, expandable_segments: bool = False) -> dict[str, Any]:
+        """What GPUs must have, as :class:`~will_it_fit.engine.report.Report` has it."""
+        found = self.capacities(expandable_segments=expandable_segments, sizes=asked.sizes)
+        needed = [each.required_bytes for each in found]
+        own = Capacities.of_all(found)
+        answer: dict[str, Any] = {
+            "required_bytes": own.required_bytes,
+            "required_range_bytes": (min(needed), max(needed)),
+            "also_fits_bytes": own.also_fits,
+            "asked_bytes": tuple(sorted(set(asked.sizes))),
+        }
+        if asked.both_allocators:
+            other = self.capacities(expandable_segments=not expandable_segments, sizes=asked.sizes)
+            names = ("default", "expandable_segments")[:: -1 if expandable_segments else 1]
+            both = dict(zip(names, (own, Capacities.of_all(other)), strict=True))
+            answer["required_bytes_by_allocator"] = {name: each.required_bytes for name, each in both.items()}
+            answer["also_fits_bytes_by_allocator"] = {name: each.also_fits for name, each in both.items()}
+        return answer
 
 
 class Scaled:

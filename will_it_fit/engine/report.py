@@ -8,12 +8,13 @@ from functools import partial
 from statistics import median_low
 from typing import Any, NamedTuple
 
-from .allocator import Event, Replay, replay, required_bytes
+from .allocator import Event, Replay, replay
+from .capacities import Interval
 from .components import ROUNDING, WORKSPACES
 from .costs import CostRecorder
 from .cuda_rules import CUBLASLT_WORKSPACE_BYTES
-from .expandable import replay_expandable, required_bytes_expandable
-from .interpolate import Recording
+from .expandable import replay_expandable
+from .interpolate import NOTHING_ASKED, Asked, Recording
 from .origins import NOWHERE
 from .tracker import Tracker
 
@@ -80,10 +81,15 @@ class Report:
         Lowest and highest of them; with several GPUs, from a CPU that is never ahead of the GPU to one that is as far
         ahead as the program lets it be.
     required_bytes
-        The least a GPU must have, without its CUDA context: where several histories are possible, for the worst.
+        What a GPU must have, without its CUDA context: from there on every size suffices
+        (:mod:`will_it_fit.engine.capacities`), where several histories are possible for the worst.
     required_range_bytes
         Lowest and highest of them.
-    required_bytes_by_allocator
+    also_fits_bytes
+        Intervals of sizes below it, around those that were asked about, that suffice as well: from, to before.
+    asked_bytes
+        The sizes that were asked about. Both figures hold for these very sizes.
+    required_bytes_by_allocator, also_fits_bytes_by_allocator
         Of ``default``, where segments stay as they were made, and of ``expandable_segments``. None: not asked for.
     events
         How many allocations and frees were recorded.
@@ -115,7 +121,10 @@ class Report:
     reserved_range_bytes: tuple[int, int] | None = None
     required_bytes: int | None = None
     required_range_bytes: tuple[int, int] | None = None
+    also_fits_bytes: tuple[Interval, ...] | None = None
+    asked_bytes: tuple[int, ...] | None = None
     required_bytes_by_allocator: dict[str, int] | None = None
+    also_fits_bytes_by_allocator: dict[str, tuple[Interval, ...]] | None = None
     orders: list[dict[str, Any]] | None = None
     timeline: dict[str, Any] | None = None
     tensors: list[dict[str, Any]] | None = None
@@ -128,11 +137,16 @@ class Report:
             values["costs"] = self.costs.by_phase()
             if self.costs.module_now is not None:
                 values["costs_by_module"] = self.costs.by_module()
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in values.items()
-            if value is not None
-        }
+        return {key: _plain(value) for key, value in values.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, those within a tuple or a mapping too."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict) and any(isinstance(one, tuple) for one in value.values()):
+        return {key: _plain(one) for key, one in value.items()}
+    return value
 
 
 def make_report(
@@ -143,7 +157,7 @@ def make_report(
     timeline: bool = True,
     capacity_bytes: int | None = None,
     expandable_segments: bool = False,
-    both_allocators: bool = False,
+    asked: Asked = NOTHING_ASKED,
 ) -> Report:
     """Turn a tracker's record of several steps into the figures of the last one.
 
@@ -160,16 +174,15 @@ def make_report(
         back when it is full. None: memory is plentiful.
     expandable_segments
         Whether the allocator runs with ``expandable_segments:True``.
-    both_allocators
-        Whether to say what a GPU must have with and without it.
+    asked
+        GPUs that are asked about, and whether both of the allocator's settings are.
     """
-    allocator = (replay_expandable, required_bytes_expandable) if expandable_segments else (replay, required_bytes)
-    allocator = tuple(partial(each, streams=tracker.streams) for each in allocator)
+    replayed = partial(replay_expandable if expandable_segments else replay, streams=tracker.streams)
     events = tracker.events if on_gpu else [event for event in tracker.events if event[0]]
     last = tracker.marks[-1][1] - 1  # the mark of the end has a number of its own
     begin, second = tracker.start(0), tracker.start(last)
     trail: list[int] = []
-    run = allocator[0](events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
+    run = replayed(events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
     allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = _phases(tracker, last)
@@ -181,11 +194,9 @@ def make_report(
         rounding = {ROUNDING: phases[phase] - sum(parts.values())} if on_gpu else {}
         by_phase[phase] = dict(sorted((parts | rounding).items()))
     before = run.spans[0].peak_allocated_bytes if run else allocated[0]
-    reserved = _reserved(tracker, histories, events, run, capacity_bytes, *allocator) if run else {}
-    if run and both_allocators:
-        own, other = ("default", "expandable_segments")[:: -1 if expandable_segments else 1]
-        least = recording(tracker, histories).required_bytes(expandable_segments=not expandable_segments)
-        reserved["required_bytes_by_allocator"] = {own: reserved["required_bytes"], other: least}
+    reserved = _reserved(tracker, histories, events, run, capacity_bytes, replayed) if run else {}
+    if run:
+        reserved |= recording(tracker, histories).needs(asked, expandable_segments=expandable_segments)
     if on_gpu:
         convolving = [allocated[index - begin] for index in tracker.convolutions if index >= second]
         transforming = [allocated[index - begin] + most for index, most in tracker.transforms if index >= second]
@@ -277,36 +288,27 @@ def _reserved(
     run: Replay,
     capacity_bytes: int | None,
     replay: Callable[..., Replay],
-    required_bytes: Callable[..., int],
 ) -> dict[str, Any]:
     """Segments: of the history that the tracker saw, and of the others."""
     reserved = run.peak_reserved_bytes
     if capacity_bytes is not None and reserved > capacity_bytes:
         reserved = replay(events, capacity_bytes=capacity_bytes, grow=True).peak_reserved_bytes
     if len(histories) < 2:
-        most, required = reserved, required_bytes(events, run)
+        most = reserved
         if tracker.reusable:
             late = _reused_late(tracker, events)
             most = max(
                 most, replay(late, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None).peak_reserved_bytes
             )
-        return {
-            "peak_reserved_bytes": reserved,
-            "reserved_range_bytes": (reserved, most),
-            "required_bytes": required,
-            "required_range_bytes": (required, required),
-        }
+        return {"peak_reserved_bytes": reserved, "reserved_range_bytes": (reserved, most)}
     step = events[len(histories[0].events) :]
     sequences = [_after(history, histories[0], step) for history in histories]
     orders = [_peaks(tracker, sequence, capacity_bytes, replay) for sequence in sequences]
     peaks = [order["peak_reserved_bytes"] for order in orders]
-    needed = [required_bytes(sequence) for sequence in sequences]
     return {
         "orders": orders,
         "peak_reserved_bytes": median_low(peaks),
         "reserved_range_bytes": (min(peaks), max(peaks)),
-        "required_bytes": max(needed),
-        "required_range_bytes": (min(needed), max(needed)),
     }
 
 

@@ -42,6 +42,7 @@ class CalibratedEstimator:
 
     def __init__(self, scenario: Scenario, gpu: Gpu | None = None, traced: Mapping[str, Any] | None = None) -> None:
         self.capability = gpu.capability if gpu else None
+        self.sizes = [gpu.usable_bytes] if gpu else []  # that traces are asked about
         self.points: list[tuple[int, int]] = []  # (analytic estimate's peak, required above it), in order
         self.expandable_points: list[tuple[int, int]] = []  # the same with expandable segments
         self._traced: dict[tuple, Mapping[str, Any]] = {}  # by capability and scenario
@@ -74,7 +75,7 @@ class CalibratedEstimator:
         What is traced for it is known to all GPUs of its compute capability.
         """
         other = copy(self)
-        other.capability = gpu.capability
+        other.capability, other.sizes = gpu.capability, [gpu.usable_bytes]
         other.points, other.expandable_points = list(self.points), list(self.expandable_points)
         return other
 
@@ -84,7 +85,8 @@ class CalibratedEstimator:
         if known is None:
             from will_it_fit.tracing.trace import trace
 
-            known = trace(scenario, capability=self.capability, timeline=False, timed_on=self.timed_on)
+            how = {"capability": self.capability, "timed_on": self.timed_on, "sizes": self.sizes}
+            known = trace(scenario, timeline=False, **how)
             self.learn(scenario, known)
         return known
 

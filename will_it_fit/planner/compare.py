@@ -10,6 +10,7 @@ from will_it_fit.analytic.estimated import Estimated
 from will_it_fit.analytic.rule_of_thumb import rule_of_thumb
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.sizes import gib
 from will_it_fit.hours.step_time import NO_SPEED
 from will_it_fit.readers.request import LIKE, AskedStep, asked_for
 from will_it_fit.tracing.scenario_trace import Traced
@@ -17,6 +18,7 @@ from will_it_fit.tracing.scenario_trace import Traced
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
 NO_GPU = "no GPU is named, and the time of a step depends on it"
 NEARLY_FULL = 0.97  # share of a GPU's usable memory; measured steps with more of it reserved took up to a third longer
+BY_LUCK = "it fits this very size, {}, and not every larger one: free memory lies in fragments; from {} on all fit"
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 
@@ -46,17 +48,20 @@ class Comparison:
     @property
     def allocators(self) -> dict[str, Any]:
         """What the step needs with expandable segments and without them, each with its verdict; what to type for it."""
-        write = {"default": None, "expandable_segments": EXPANDABLE_LINE}
-        return {
-            name: {"required_bytes": size, "write": write[name], **verdict(size, self.gpu)._asdict()}
-            for name, size in self.traced.trace.get("required_bytes_by_allocator", {}).items()
-        }
+        write, trace = {"default": None, "expandable_segments": EXPANDABLE_LINE}, self.traced.trace
+        found = {}
+        for name, size in trace.get("required_bytes_by_allocator", {}).items():
+            needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
+            found[name] = {"required_bytes": size, "write": write[name], **verdict(needed, self.gpu)._asdict()}
+        return found
 
     @property
     def warnings(self) -> list[str]:
-        """What the trace warns of, and what makes the step slower on this GPU."""
+        """What the trace warns of, what makes the step slower on this GPU, and whether it fits by luck."""
         trace = self.traced.trace
         found = [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
+        if self.gpu and self.verdict.fits and self.gpu.usable_bytes < trace["required_bytes"]:
+            found.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
         if self.gpu and self.verdict.fits and (full := nearly_full(trace, self.gpu)):
             found.append(full)
         return found
@@ -116,7 +121,7 @@ def compare(
         {name: reason for name, reason in reasons.items() if answers[name] is None} | untimed,
         differences,
         gpu,
-        verdict(trace["required_bytes"], gpu),
+        verdict(traced.on(gpu), gpu),
     )
 
 

@@ -104,11 +104,11 @@ def _largest(
             if tried == PROBES or estimate(candidate) > gpu.usable_bytes:
                 continue
             tried += 1
-            required = estimate.verify(candidate)["required_bytes"]
-            if required <= gpu.usable_bytes:
+            traced = estimate.verify(candidate)
+            required, (fits, room) = traced["required_bytes"], verdict(traced, gpu)
+            if fits:
                 run = _hours(candidate, gpu, asked, estimate)
                 write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
-                room = verdict(required, gpu).headroom_bytes
                 found = Sooner("+".join(names), changes, write, "; ".join(costs), required, room, run)
                 return found if run.hours < own.hours else None
     return None

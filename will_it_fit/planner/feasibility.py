@@ -139,14 +139,14 @@ def _all(tasks: Sequence[_Task]) -> Iterable[tuple[_Task, dict[str, dict[str, An
 
 
 def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: Sequence[str]) -> dict[str, Any]:
-    needed = found.get("required", {"default": None, "expandable_segments": None})
+    needed = found.get("required", {"default": None, "expandable_segments": None})  # by the allocator's setting
 
     def figures(allocator: str) -> dict[str, Any]:
         borders: dict[str, Border] = {field: found[field][allocator] for field in FIELDS}
-        required = needed[allocator]
-        judged = {"fits": False, "headroom_bytes": None} if required is None else verdict(required, gpu)._asdict()
+        own = needed[allocator]
+        judged = {"fits": False, "headroom_bytes": None} if own is None else verdict(own, gpu)._asdict()
         return {
-            "required_bytes": required,
+            "required_bytes": own and own["required_bytes"],
             **judged,
             **{CELL[field]: border.value for field, border in borders.items()},
             "seen_from": {CELL[field]: border.seen_from for field, border in borders.items()},
@@ -177,13 +177,13 @@ def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
     borders = Borders(scenario, field, gpu.capability, [gpu.usable_bytes])
     expandable = scenario.allocator.expandable_segments
     found = borders.traced(gpu.usable_bytes, expandable=expandable)
-    required = None
+    needed = None
     if found.value:
-        required = borders.scaled.at(found.value).required_bytes(expandable_segments=expandable)
+        needed = borders.required(found.value)["expandable_segments" if expandable else "default"]
     return {
         "value": found.value,
-        "required_bytes": required,
-        "headroom_bytes": None if required is None else gpu.usable_bytes - required,
+        "required_bytes": needed and needed["required_bytes"],
+        "headroom_bytes": needed and verdict(needed, gpu).headroom_bytes,
         "seen_from": found.seen_from,
         "verified": True,
         "with_other_allocator": borders.largest(gpu.usable_bytes, expandable=not expandable).value,

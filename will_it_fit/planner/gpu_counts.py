@@ -7,10 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import COUNTS, apply, spread
 from will_it_fit.scenario.scenario import Scenario
+
+NEAR = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
 
 
 def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
@@ -42,11 +45,7 @@ def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
             for count in steps
         ]
         for kind, gpu in zip(kinds, catalogue().values(), strict=True):
-            fitting = (
-                count
-                for count, step in steps.items()
-                if _on_another(step, estimates[count], traced[count], gpu) <= gpu.usable_bytes
-            )
+            fitting = (count for count, step in steps.items() if _fits(step, estimates[count], traced[count], gpu))
             kind["first"][name] = next(fitting, None)
     first = {}
     for name in scenarios:
@@ -59,9 +58,14 @@ def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
     return {"counts": [1, *COUNTS], "scenarios": needs, "gpus": kinds, "first": first}
 
 
-def _on_another(scenario: Scenario, estimate: CalibratedEstimator, traced: Mapping[str, Any], gpu: Gpu) -> int:
-    """Required bytes of a traced step on a GPU with perhaps other kernels."""
+def _fits(scenario: Scenario, estimate: CalibratedEstimator, traced: Mapping[str, Any], gpu: Gpu) -> bool:
+    """Whether a traced step fits a GPU. Where that runs other kernels and it is close, the step is traced on it."""
+    if (gpu.capability or DEFAULT_CAPABILITY) == DEFAULT_CAPABILITY:
+        return verdict(traced, gpu).fits
     try:
-        return traced["required_bytes"] + estimate.on(gpu).formula(scenario) - estimate.formula(scenario)
+        required = traced["required_bytes"] + estimate.on(gpu).formula(scenario) - estimate.formula(scenario)
+        if abs(required / gpu.usable_bytes - 1) > NEAR:
+            return required <= gpu.usable_bytes
     except NotDescribed:
-        return CalibratedEstimator(scenario, gpu).verify(scenario)["required_bytes"]
+        pass
+    return verdict(CalibratedEstimator(scenario, gpu).verify(scenario), gpu).fits

@@ -122,10 +122,11 @@ class Borders:
         positions = scenario.size("max_position_embeddings") or LONGEST
         self.values = steps(field, positions if field == "sequence_length" else MOST)
         self._capacities = sorted(capacities)
-        self._verdicts: dict[tuple[int, bool], tuple[int, int]] = {}  # (most that failed, least that fitted)
+        # By value and allocator: between which capacities the verdict is the same, and which it is.
+        self._verdicts: dict[tuple[int, bool], list[tuple[int, int, bool]]] = {}
         self._shares = {False: FIRST_GUESS, True: FRAGMENTS_EXPANDABLE}  # that fragments took at the last border
         self._peaks: dict[int, int] = {}
-        self._required: dict[int, dict[str, int]] = {}
+        self._required: dict[int, dict[str, dict[str, Any]]] = {}
         self._traces = traces
         self._steps: Scaled | None = None
         self._source: Borders | None = None
@@ -170,27 +171,32 @@ class Borders:
         """The step at a value of the field."""
         return replace(self.scenario, **{self.field: value})
 
-    def required(self, value: int) -> dict[str, int]:
-        """The least a GPU must have at a value, by the allocator's setting."""
+    def required(self, value: int) -> dict[str, dict[str, Any]]:
+        """What a GPU must have at a value, by the allocator's setting, as the verdict reads it."""
         if value not in self._required:
+            from will_it_fit.engine.capacities import Capacities
+
             step = self.scaled.at(value)
-            names = {"default": False, "expandable_segments": True}
             self._required[value] = {
-                name: step.required_bytes(expandable_segments=expandable) for name, expandable in names.items()
+                name: Capacities.of_all(
+                    step.capacities(expandable_segments=expandable, sizes=self._capacities)
+                ).to_mapping()
+                for name, expandable in {"default": False, "expandable_segments": True}.items()
             }
         return self._required[value]
 
     def fits(self, value: int, capacity: int, *, expandable: bool) -> bool:
-        """Whether the step fits; more memory never hurts."""
-        failed, fitted = self._verdicts.get((value, expandable), (-1, 1 << 62))
-        if capacity <= failed:
-            return False
-        if capacity < fitted:
-            answer = self.scaled.least_bytes(value) <= capacity
-            answer = answer and self.scaled.at(value).fits(capacity, expandable_segments=expandable)
-            failed, fitted = (failed, capacity) if answer else (capacity, fitted)
-            self._verdicts[value, expandable] = failed, fitted
-        return capacity >= fitted
+        """Whether the step fits so many bytes. That it does says nothing of more."""
+        known = self._verdicts.setdefault((value, expandable), [])
+        for low, high, fits in known:
+            if low <= capacity < high:
+                return fits
+        least = self.scaled.least_bytes(value)
+        if capacity < least:
+            known.append((0, least, False))
+        else:
+            known.append(self.scaled.at(value).served_at(capacity, expandable_segments=expandable))
+        return known[-1][2]
 
     def largest(self, capacity: int, *, expandable: bool = False) -> Border:
         """The border on a GPU with so many usable bytes."""

@@ -102,7 +102,7 @@ def _verified(
         for changes in options[:PROBES]:
             candidate = apply(scenario, changes)
             traced = estimate.verify(candidate) if fits(candidate) else None
-            if traced and traced["required_bytes"] <= gpu.usable_bytes:
+            if traced and verdict(traced, gpu).fits:
                 return _suggestion(move.name, changes, move.cost, traced, gpu)
     return None
 
@@ -128,7 +128,7 @@ def _combined(
             break
         before = taken
         traced = estimate.verify(_all(scenario, taken))
-        if traced["required_bytes"] <= gpu.usable_bytes:
+        if verdict(traced, gpu).fits:
             changes = {key: value for _, step in taken for key, value in step.items()}
             name, cost = "+".join(move.name for move, _ in taken), "; ".join(move.cost for move, _ in taken)
             best = _suggestion(name, changes, cost, traced, gpu)
@@ -168,27 +168,21 @@ def _all(scenario: Scenario, taken: Iterable[tuple[Move, Changes]]) -> Scenario:
 def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion | None:
     """The smallest GPU of the catalogue that the scenario fits as it is."""
     own = estimate.verify(scenario)
-    known = {estimate.capability: own["required_bytes"]}  # by compute capability, from traces
+    known = {estimate.capability: own}  # by compute capability
     for other in sorted(catalogue().values(), key=lambda other: other.usable_bytes):
         if other.total_bytes <= gpu.total_bytes:
             continue
-        required = known.get(other.capability)
-        if required is None:
+        if other.capability not in known:
             # Another GPU may run other kernels. The analytic estimate knows how the peak differs, but not how well the
-            # blocks fit together: where the peak fits and the estimate doesn't clearly, the trace decides.
-            required = own["required_bytes"]
+            # blocks fit together: where the peak fits, the trace decides.
+            peak = own["peak_allocated_bytes"]
             if estimate.described:
-                peak = estimate.on(other).formula(scenario)
-                required += peak - estimate.formula(scenario)
-                doubtful = peak <= other.usable_bytes < required * (1 + EDGE)
-            else:
-                doubtful = required <= other.usable_bytes
-            if doubtful:
-                required = known[other.capability] = CalibratedEstimator(scenario, other).verify(scenario)[
-                    "required_bytes"
-                ]
-        if required <= other.usable_bytes:
-            answer = {"peak_allocated_bytes": own["peak_allocated_bytes"], "required_bytes": required}
+                peak += estimate.on(other).formula(scenario) - estimate.formula(scenario)
+            if peak > other.usable_bytes:
+                continue
+            known[other.capability] = CalibratedEstimator(scenario, other).verify(scenario)
+        answer = known[other.capability]
+        if verdict(answer, other).fits:
             return _suggestion("bigger_gpu", {"gpu": other.name}, f"another GPU: {other.title}", answer, other)
     return None
 
@@ -212,7 +206,7 @@ def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
         with suppress(UserError):  # what can't be traced is no suggestion
             if estimate(candidate) <= gpu.usable_bytes * (1 + EDGE):
                 traced = estimate.verify(candidate)
-                if traced["required_bytes"] <= gpu.usable_bytes:
+                if verdict(traced, gpu).fits:
                     return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)
     return None
 
@@ -220,4 +214,4 @@ def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
 def _suggestion(move: str, changes: Changes, cost: str, traced: Mapping[str, Any], gpu: Gpu) -> Suggestion:
     peak, required = traced["peak_allocated_bytes"], traced["required_bytes"]
     write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
-    return Suggestion(move, changes, write, cost, peak, required, verdict(required, gpu).headroom_bytes)
+    return Suggestion(move, changes, write, cost, peak, required, verdict(traced, gpu).headroom_bytes)

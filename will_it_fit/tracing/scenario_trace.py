@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from will_it_fit.cards.gpus import Gpu, named
+from will_it_fit.cards.gpus import Gpu, named, was_asked
 from will_it_fit.common.files import read_report
 from will_it_fit.common.packages import versions
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
@@ -44,12 +44,13 @@ class Traced:
         return {**vars(self), "scenario": self.scenario.to_mapping()}
 
     def on(self, gpu: Gpu | None) -> Mapping[str, Any]:
-        """The trace of the step for a GPU: this one, or another for a GPU that runs other kernels."""
-        if gpu is None or (gpu.capability or DEFAULT_CAPABILITY) == (self.capability or DEFAULT_CAPABILITY):
+        """The trace for a GPU: this one, or another where kernels differ or its size was not asked about."""
+        alike = gpu is None or (gpu.capability or DEFAULT_CAPABILITY) == (self.capability or DEFAULT_CAPABILITY)
+        if alike and (gpu is None or was_asked(self.trace, gpu)):
             return self.trace
         from will_it_fit.tracing.trace import trace
 
-        return trace(self.scenario, capability=gpu.capability, timeline=False)
+        return trace(self.scenario, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
 
 
 def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = False) -> Traced:
@@ -59,7 +60,14 @@ def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = F
     gpu = named(scenario.gpu, where)
     capability = gpu.capability if gpu else None
     timed_on = speeds([gpu] if gpu else [])
-    answer = trace(scenario, capability=capability, timeline=timeline, timed_on=timed_on, both_allocators=True)
+    answer = trace(
+        scenario,
+        capability=capability,
+        timeline=timeline,
+        timed_on=timed_on,
+        both_allocators=True,
+        sizes=[gpu.usable_bytes] if gpu else (),
+    )
     if gpu:
         answer["time"] = answer.pop("times")[gpu.name]
     return Traced(scenario, answer, capability, versions())

@@ -8,7 +8,7 @@ training takes (:mod:`will_it_fit.engine.trace`). Whoever traces another step of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from will_it_fit.cards.gpus import usable_sizes
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.components import ADAPTERS, HOST
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.errors import AttentionKernelError, StepError
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed, name_states
 from will_it_fit.engine.fake_group import active, fake_group
-from will_it_fit.engine.interpolate import Recording
+from will_it_fit.engine.interpolate import Asked, Recording
 from will_it_fit.engine.kernels import flash_attention_package
 from will_it_fit.engine.label_model import Label, component_of, quantization_state
 from will_it_fit.engine.patching import patched
@@ -202,6 +203,7 @@ def trace(
     origins: bool = False,
     both_allocators: bool = False,
     timed_on: Mapping[str, Speed | None] | None = None,
+    sizes: Collection[int] = (),
 ) -> dict[str, Any]:
     """Predict the memory of a scenario's training step.
 
@@ -220,6 +222,9 @@ def trace(
         Whether to say what a GPU must have with expandable segments and without them.
     timed_on
         The speeds by name (:func:`will_it_fit.hours.step_time.speeds`) for which the step's time is asked as well.
+    sizes
+        Usable bytes of GPUs that are asked about, beside those of the catalogue with the same kernels: the replay says
+        of each whether it suffices (:func:`will_it_fit.cards.gpus.verdict`).
 
     Returns
     -------
@@ -242,7 +247,7 @@ def trace(
         timeline=timeline,
         origins=origins,
         costs=bool(timed_on) and any(timed_on.values()),
-        report=partial(make_report, both_allocators=both_allocators),
+        report=partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
     )
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
     if timed_on:

@@ -113,8 +113,8 @@ def test_an_unknown_card_says_what_to_write(written, write) -> None:
 
 def test_fits_to_the_byte() -> None:
     card = find("t4")
-    assert verdict(card.usable_bytes, card) == (True, 0)
-    assert verdict(card.usable_bytes + 1, card) == (False, -1)
+    assert verdict({"required_bytes": card.usable_bytes}, card) == (True, 0)
+    assert verdict({"required_bytes": card.usable_bytes + 1}, card) == (False, -1)
 
 
 def test_a_device_is_what_it_says_with_the_catalogues_context() -> None:

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from will_it_fit.engine.allocator import EMPTY_CACHE, MIB, OutOfMemory
-from will_it_fit.engine.expandable import replay_expandable, required_bytes_expandable
+from will_it_fit.engine.capacities import capacities
+from will_it_fit.engine.expandable import replay_expandable
 
 
 def test_memory_is_mapped_in_pieces_of_its_pool():
@@ -42,7 +43,10 @@ def test_a_full_gpu_gives_free_pieces_back_before_it_fails():
     small = [(1, 40 * MIB), (2, 512), (-1, 0), *((number, 1000) for number in range(3, 5000))]
     run = replay_expandable(small, capacity_bytes=42 * MIB)
     assert run.retries == 1
-    assert replay_expandable(events, capacity_bytes=0, grow=True).capacity_bytes >= required_bytes_expandable(events)
+    assert (
+        replay_expandable(events, capacity_bytes=0, grow=True).capacity_bytes
+        >= capacities(events, expandable_segments=True).required_bytes
+    )
 
 
 def test_random_sequences_lose_nothing():
@@ -64,7 +68,7 @@ def test_random_sequences_lose_nothing():
         assert run.peak_requested_bytes == biggest <= run.peak_allocated_bytes <= run.peak_reserved_bytes
         assert run.requested_bytes == sum(alive.values())
         assert max(span.peak_allocated_bytes for span in run.spans) == run.peak_allocated_bytes
-        needed = required_bytes_expandable(events)
+        needed = capacities(events, expandable_segments=True).required_bytes
         assert run.peak_allocated_bytes <= needed <= run.peak_reserved_bytes
         everything = [*events, *((-identity, 0) for identity in alive), EMPTY_CACHE]
         assert replay_expandable(everything).reserved_bytes == 0

@@ -7,7 +7,7 @@ import pytest
 
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.cards.gpus import GIB, Gpu, find
-from will_it_fit.engine.allocator import required_bytes
+from will_it_fit.engine.capacities import capacities
 from will_it_fit.engine.cuda_rules import cublas_workspace_bytes
 from will_it_fit.engine.interpolate import Recording, Scaled
 from will_it_fit.planner.calibrated import CalibratedEstimator, alone, anchored, divided
@@ -172,4 +172,4 @@ def test_steps_are_no_finer_than_needed() -> None:
     values = steps("sequence_length", 32768)
     assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
     assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
-    assert required_bytes([(1, 2**20)]) == 2 * 2**20
+    assert capacities([(1, 2**20)]).required_bytes == 2 * 2**20

@@ -11,7 +11,8 @@ import pytest
 from tests.repository import ROOT
 from tests.will_it_fit.tracing.gloo_steps import STEPS
 from tests.will_it_fit.tracing.several_gpus import scenario
-from will_it_fit.engine.allocator import MIB, OutOfMemory, replay, required_bytes
+from will_it_fit.engine.allocator import MIB, OutOfMemory, replay
+from will_it_fit.engine.capacities import capacities
 from will_it_fit.engine.expandable import replay_expandable
 from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.kernels import dispatch
@@ -131,7 +132,7 @@ def test_streams_share_no_blocks_and_one_capacity():
         two = run(events, streams={2: 7})
         assert two.peak_reserved_bytes == pytest.approx(60 * MIB, abs=20 * MIB)
         assert two.peak_allocated_bytes == 30 * MIB
-    assert required_bytes(events, streams={2: 7}) == 30 * MIB  # a full GPU gives the other stream's segment back
+    assert capacities(events, {2: 7}).required_bytes == 30 * MIB  # a full GPU gives the other stream's segment back
     assert replay(events, streams={2: 7}, capacity_bytes=30 * MIB).retries == 2
     with pytest.raises(OutOfMemory):
         replay([(1, 30 * MIB), (2, 30 * MIB)], streams={2: 7}, capacity_bytes=50 * MIB)
@@ -142,7 +143,7 @@ def test_all_on_one_other_stream_is_as_on_the_first():
     events = prepare(step).histories[0].events
     streams = {identity: 3 for identity, _ in events if identity > 0}
     assert replay(events, streams=streams) == replay(events)
-    assert required_bytes(events, streams=streams) == required_bytes(events)
+    assert capacities(events, streams) == capacities(events)
 
 
 def test_the_page_shows_what_runs():
