@@ -20,16 +20,12 @@ from scripts.settings.scenario import Scenario
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
 
 
-# What a tool's own kernels and casts can do and ours can't: by the line that the trace's message says to write, the
-# change that comes nearest, which way the answer then errs, and why.
-_NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
-    "attention: sdpa": (
-        {"attention": "sdpa"},
-        HIGH,
-        "this kernel takes what ours does not; read as sdpa",
-    ),
-    "attention: eager": ({"attention": "eager"}, HIGH, "this architecture's own attention, read as eager"),
-    "autocast: bf16": ({"autocast": "bf16"}, EITHER, "products of different dtypes are cast; counted under autocast"),
+# What a tool's own kernels and casts can do and ours can't: the change that the trace's error asks for, which way the
+# answer then errs, and why.
+_NEAREST: dict[tuple[str, Any], tuple[str, str]] = {
+    ("attention", "sdpa"): (HIGH, "this kernel takes what ours does not; read as sdpa"),
+    ("attention", "eager"): (HIGH, "this architecture's own attention, read as eager"),
+    ("autocast", "bf16"): (EITHER, "products of different dtypes are cast; counted under autocast"),
 }
 
 
@@ -46,13 +42,12 @@ def traced(asked: Question) -> dict[str, Any]:
         try:
             return answer()
         except UserError as error:
-            nearest = _NEAREST.get(error.write or "")
-            if asked.reading is None or nearest is None:
+            name, value = next(iter((error.change or {"": None}).items()))
+            if asked.reading is None or (name, value) not in _NEAREST:
                 raise
-            change, errs, why = nearest
-            (name,) = change
+            errs, why = _NEAREST[name, value]
             asked.reading.errs(name, getattr(asked.scenario, name), errs, why)
-            asked.scenario = asked.scenario.changed(**change)
+            asked.scenario = asked.scenario.changed(**{name: value})
     return answer()
 
 
@@ -182,8 +177,9 @@ def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:
     """The longest sequence, or the largest micro-batch, that fits the GPU: traced."""
     if asked.gpu is None:
         raise UserError(
-            "What fits at most depends on the GPU.", where="the command line", allowed="--gpu", write="--gpu 24GiB"
-        )
+            "--longest and --largest-batch need --gpu.", where="the command line", allowed="a GPU, or its size",
+            change={"gpu": "24GiB"},
+        )  # fmt: skip
     from scripts.memory.predict import import_quietly
 
     import_quietly()

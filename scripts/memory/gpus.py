@@ -152,7 +152,7 @@ def _mapping(text: str, where: object) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError("`gpu` is not YAML.", where=where, found=text, write="gpu: {vram_gib: 24}") from None
+        raise UserError("`gpu` is not YAML.", where=where, found=text, change={"gpu": {"vram_gib": 24}}) from None
 
 
 def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu | None:

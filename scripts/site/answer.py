@@ -17,7 +17,7 @@ from typing import Any
 
 from scripts.ask import text
 from scripts.ask.answer import clear, quick
-from scripts.ask.command import parser, scenario_yaml
+from scripts.ask.command import parse, scenario_yaml
 from scripts.ask.question import Options, Question, question
 from scripts.ask.run import asked_of
 from scripts.common.errors import UserError
@@ -208,7 +208,7 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
     found = quick(asked, others=False)
     near, instead = _nearest(asked)
     shown = quick(near, others=False) if instead else found
-    run = asked_of(parser().parse_args([*words, *run_words]))
+    run = asked_of(parse([*words, *run_words]))
     rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
     parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
     return {
@@ -329,7 +329,7 @@ def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
 
 def _choice(command: str) -> dict[str, Any]:
     """A command line as the form's choice."""
-    options = parser().parse_args(shlex.split(command)[1:])
+    options = parse(shlex.split(command)[1:])
     settings = dict(setting.split("=", 1) for setting in options.set)
     return {"model": options.what[0], "gpu": options.gpu, "gpus": 1, "method": options.method or "",
             "strategy": options.strategy or "", "sequence_length": options.sequence_length,

@@ -319,5 +319,5 @@ def test_from_decides_between_tools(tmp_path: Path) -> None:
 
 
 def test_two_questions_at_once_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Two things"):
+    with pytest.raises(UserError, match="Give one model or training file"):
         asked(tmp_path, AXOLOTL, TRL)

@@ -101,7 +101,7 @@ def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is
 @pytest.mark.parametrize(
     ("run", "gpu", "words"),
     [
-        ({"epochs": "3"}, "l4", "rows are not known"),
+        ({"epochs": "3"}, "l4", "--epochs needs --rows"),
         ({"rows": "50000", "deadline": "soon"}, "l4", "--deadline takes a number"),
         ({"rows": "50000", "price": "1.29"}, "", "A price is that of a GPU"),
         ({"rows": "0"}, "l4", "whole number of at least 1"),
