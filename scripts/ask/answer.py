@@ -173,8 +173,11 @@ def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str,
     return run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time else None
 
 
-def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:
-    """The longest sequence, or the largest micro-batch, that fits the GPU: traced."""
+def largest_that_fits(asked: Question, field: str, alone: Question | None = None) -> dict[str, Any]:
+    """The longest sequence, or the largest micro-batch, that fits the GPU: traced.
+
+    ``alone``: the same step of a single row, where that differs in more than its rows: it carries no mask of padding.
+    """
     if asked.gpu is None:
         raise UserError(
             "--longest and --largest-batch need --gpu.", where="the command line", allowed="a GPU, or its size",
@@ -185,4 +188,9 @@ def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:
     import_quietly()
     from scripts.planner.feasibility import largest
 
-    return largest(asked.scenario, asked.gpu, field)
+    found = largest(asked.scenario, asked.gpu, field)
+    if found["value"] > 1 or alone is None or alone.scenario.attention_mask == asked.scenario.attention_mask:
+        return found
+    single = largest(alone.scenario, asked.gpu, field, most=1)
+    asked.scenario = alone.scenario
+    return single

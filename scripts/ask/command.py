@@ -117,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.yaml:
             print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
             return 0
-        return _answer(asked, options, words)
+        alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if options.largest_batch else None
+        return _answer(asked, options, words, alone)
     except UserError as error:
         raise as_typed(error, words, given) from None
     except ModuleNotFoundError as error:
@@ -129,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
 
 
-def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str]) -> int:
-    """Answer in the form that was asked for."""
+def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], alone: Question | None) -> int:
+    """Answer in the form that was asked for; ``alone``: the step of one row, where the largest batch is asked for."""
     if options.serve:
         from scripts.ask.serve import serve
 
@@ -138,7 +139,7 @@ def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str]) 
     if options.all_gpus:
         return _print_cards(asked, options.json)
     if options.longest or options.largest_batch:
-        return _print_largest(asked, "sequence_length" if options.longest else "micro_batch", options.json)
+        return _print_largest(asked, "sequence_length" if options.longest else "micro_batch", options.json, alone)
     return _print_answer(asked, options, words)
 
 
@@ -221,12 +222,12 @@ def _print_cards(asked: Any, as_json: bool) -> int:
     return status
 
 
-def _print_largest(asked: Any, field: str, as_json: bool) -> int:
+def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None) -> int:
     from scripts.ask import answer
     from scripts.memory.answer_text import card, step_line
     from scripts.memory.gpus import EXPANDABLE_LINE
 
-    found = answer.largest_that_fits(asked, field)
+    found = answer.largest_that_fits(asked, field, alone)
     if as_json:
         print(json.dumps({"field": field, **found}, sort_keys=True))
         return 0 if found["value"] else 1
@@ -242,7 +243,7 @@ def _print_largest(asked: Any, field: str, as_json: bool) -> int:
     print(f"{found['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
     print(f"for: {step}")
     if not (grown or end):
-        print(f"everything below fits as well; if more {what} fit, it is by luck: what is free lies in fragments")
+        print(f"everything below fits as well; more {what} may fit by chance, depending on fragmentation")
     return 0
 
 

@@ -12,7 +12,7 @@ from scripts.ask import readers
 from scripts.ask.readers.asked import AskedStep, asked_for
 from scripts.ask.readers.reading import EITHER, HIGH, LOW, Reading
 from scripts.ask.typed import meant
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, yaml_text
 from scripts.common.files import yaml_value
 from scripts.memory.gpus import Gpu, find
 from scripts.memory.run_time import Run
@@ -157,6 +157,22 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
         return _run(path), str(path), None
     reading = readers.read_tool(path, kind, mapping, count)
     return dict(reading.fields), str(path), reading
+
+
+def said_by(path: Path) -> dict[str, str]:
+    """The fields that a file says something about, ``lora.rank`` for a part, each as the file has it: ``lora_r: 16``.
+
+    Other tools' files by their keys, and scenarios by their fields; a model's configuration says no more than that.
+    """
+    fields, _, reading = _file(path, None, None)
+    if reading is None:
+        return {name: f"{name}: {yaml_text(value)}" for name, value in fields.items() if name != "model_name"}
+    own = reading.own
+    return {
+        field: f"{key}: {yaml_text(own[key])}" if key in own else key
+        for key, said in reversed(reading.understood.items())
+        for field in said.partition(" (")[0].split(", ")
+    }
 
 
 def _run(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from scripts.memory.estimate import Estimated
 from scripts.memory.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
 from scripts.memory.step_time import NO_SPEED
 from scripts.memory.trace_step import Traced
+from scripts.settings.scenario import Scenario
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
 NO_GPU = "no GPU is named, and the time of a step depends on it"
@@ -104,7 +105,7 @@ def compare(
         "measurement": dict(measurement) if measurement else None,
     }
     reasons = {"analytic": estimated.reason or "", "measurement": NOT_MEASURED}
-    untimed = {} if trace.get("time") else {"time": NO_GPU if scenario.gpu is None else NO_SPEED}
+    untimed = {} if trace.get("time") else {"time": untimed_because(scenario)}
     # A measurement on the CPU is compared with the trace of the same step on the CPU.
     own = (measurement or {}).get("trace_on_the_same_device")
     differences = {
@@ -121,6 +122,15 @@ def compare(
         gpu,
         verdict(trace["required_bytes"], gpu),
     )
+
+
+def untimed_because(scenario: Scenario) -> str:
+    """Why the time of a step is not known."""
+    if scenario.gpu is None:
+        return NO_GPU
+    if scenario.objective != "sft":
+        return f"not known: only steps of supervised fine-tuning are timed, and this objective is {scenario.objective}"
+    return NO_SPEED
 
 
 def nearly_full(trace: Mapping[str, Any], gpu: Gpu) -> str | None:

@@ -95,6 +95,7 @@ class Reading:
     remarks: list[Remark] = field(default_factory=list)
     unknown: dict[str, str | None] = field(default_factory=dict)  # key to the nearest that is known
     notes: list[str] = field(default_factory=list)
+    own: Mapping[str, Any] = field(default_factory=dict)  # the file's keys and values
     pads: bool = False  # whether the tool pads the rows of a batch, which then carries a mask
 
     def pad(self, fields: dict[str, Any]) -> None:
@@ -152,7 +153,7 @@ class Values:
 
 def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, Reading]:
     """Sort a file's keys; the fields are the reader's to set."""
-    reading = Reading(table.tool, table.version, file)
+    reading = Reading(table.tool, table.version, file, own=mapping)
     for key, value in mapping.items():
         kind = table.kind(str(key))
         if kind == "understood" and value is not None:

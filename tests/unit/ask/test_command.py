@@ -17,9 +17,11 @@ from scripts.ask.command import main
 from scripts.ask.difference import measured
 from scripts.ask.run import ranked
 from scripts.common.errors import UserError
-from scripts.memory.gpus import GIB, find
+from scripts.memory.answer_text import smallest
+from scripts.memory.gpus import GIB, find, known
 from scripts.memory.predict import predict
 from scripts.memory.run_time import run_time
+from scripts.planner.compare import untimed_because
 from scripts.settings.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -128,9 +130,37 @@ def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
     assert found["with_other_allocator"] > 0
     lines = run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "--longest")[1].splitlines()
     assert lines[1] == f"{found['with_other_allocator']:,} tokens with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-    assert (
-        found["limited_by_positions"] or "everything below fits as well; if more tokens fit, it is by luck" in lines[3]
-    )
+    assert found["limited_by_positions"] or "everything below fits as well; more tokens may fit by chance" in lines[3]
+
+
+def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
+    """Rows of a batch are padded and carry a mask, which a row alone does not: the search has it too."""
+    words = (model, "--gpu", "0.6GiB", "--like", "trl", "-s", "512", "--set", "loss=full")
+    status, text = run(capsys, *words, "--largest-batch", "--json")
+    rows = json.loads(text)["value"]
+    assert status == 0 and rows > 1
+    assert run(capsys, *words, "-b", str(rows))[0] == 0
+    assert run(capsys, *words, "-b", str(rows + 1))[0] == 1
+    tight = (model, "--gpu", "0.515GiB", "--like", "trl", "-s", "64", "--set", "loss=full")
+    alone = json.loads(run(capsys, *tight, "--largest-batch", "--json")[1])["value"]
+    assert run(capsys, *tight, "-b", str(max(alone, 1)))[0] == (0 if alone else 1)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_the_time_of_another_objective_has_its_own_reason(objective) -> None:
+    scenario = Scenario.from_mapping({
+        "model": TINY, "gpu": "rtx-4090", "objective": objective, "micro_batch": 8, "sequence_length": 64,
+    })  # fmt: skip
+    assert untimed_because(scenario).endswith(f"this objective is {objective}")
+    assert "no speed of this GPU" in untimed_because(Scenario.from_mapping({"model": TINY, "gpu": "24GiB"}))
+
+
+def test_the_smallest_gpu_is_the_smallest_of_all_that_are_known() -> None:
+    assert "--gpu rtx-4060)" in smallest(6.75 * GIB)
+    sizes = sorted(card.usable_bytes for card in known().values())
+    for size in sizes:
+        name = re.search(r"--gpu ([\w-]+)", smallest(size))[1]
+        assert known()[name].usable_bytes == size
 
 
 def test_all_gpus_are_answered(model, capsys) -> None:
