@@ -279,13 +279,13 @@ class Decoder:
             problem = "PEFT has no dropout for adapters of experts, which are parameters and no layers."
         if problem:
             near = [n for name in wanted for n in difflib.get_close_matches(name, sorted(names), n=1)]
-            write = "[" + ", ".join(dict.fromkeys(near)) + "]" if near and not found else "all-linear"
+            targets = list(dict.fromkeys(near)) if near and not found else "all-linear"
             raise UserError(
                 problem,
                 where=where,
                 found=lora.target_modules if not lora.dropout else {"dropout": lora.dropout},
                 allowed=f"all-linear, or a list of {', '.join(sorted(names))}",
-                write=f"lora: {{target_modules: {write}}}",
+                change={"lora": {"target_modules": targets}},
             )
         return found
 
@@ -432,6 +432,6 @@ def described(scenario: Scenario, where: object = "scenario") -> Decoder:
             where=where,
             found=scenario.sequence_length,
             allowed=f"1 to {decoder.positions}",
-            write=f"sequence_length: {decoder.positions}",
+            change={"sequence_length": decoder.positions},
         )
     return decoder

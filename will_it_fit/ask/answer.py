@@ -20,16 +20,12 @@ from will_it_fit.scenario.scenario import Scenario
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
 
 
-# What a tool's own kernels and casts can do and ours can't: by the line that the trace's message says to write, the
-# change that comes nearest, which way the answer then errs, and why.
-_NEAREST: dict[str, tuple[dict[str, Any], str, str]] = {
-    "attention: sdpa": (
-        {"attention": "sdpa"},
-        HIGH,
-        "this kernel takes what ours does not; read as sdpa",
-    ),
-    "attention: eager": ({"attention": "eager"}, HIGH, "this architecture's own attention, read as eager"),
-    "autocast: bf16": ({"autocast": "bf16"}, EITHER, "products of different dtypes are cast; counted under autocast"),
+# What a tool's own kernels and casts can do and ours can't: the change that the trace's error asks for, which way the
+# answer then errs, and why.
+_NEAREST: dict[tuple[str, Any], tuple[str, str]] = {
+    ("attention", "sdpa"): (HIGH, "this kernel takes what ours does not; read as sdpa"),
+    ("attention", "eager"): (HIGH, "this architecture's own attention, read as eager"),
+    ("autocast", "bf16"): (EITHER, "products of different dtypes are cast; counted under autocast"),
 }
 
 
@@ -46,13 +42,12 @@ def traced(asked: Question) -> dict[str, Any]:
         try:
             return answer()
         except UserError as error:
-            nearest = _NEAREST.get(error.write or "")
-            if asked.reading is None or nearest is None:
+            name, value = next(iter((error.change or {"": None}).items()))
+            if asked.reading is None or (name, value) not in _NEAREST:
                 raise
-            change, errs, why = nearest
-            (name,) = change
+            errs, why = _NEAREST[name, value]
             asked.reading.errs(name, getattr(asked.scenario, name), errs, why)
-            asked.scenario = asked.scenario.changed(**change)
+            asked.scenario = asked.scenario.changed(**{name: value})
     return answer()
 
 
@@ -178,15 +173,24 @@ def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str,
     return run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time else None
 
 
-def largest_that_fits(asked: Question, field: str) -> dict[str, Any]:
-    """The longest sequence, or the largest micro-batch, that fits the GPU: traced."""
+def largest_that_fits(asked: Question, field: str, alone: Question | None = None) -> dict[str, Any]:
+    """The longest sequence, or the largest micro-batch, that fits the GPU: traced.
+
+    ``alone``: the same step of a single row, where that differs in more than its rows: it carries no mask of padding.
+    """
     if asked.gpu is None:
         raise UserError(
-            "What fits at most depends on the GPU.", where="the command line", allowed="--gpu", write="--gpu 24GiB"
-        )
+            "--longest and --largest-batch need --gpu.", where="the command line", allowed="a GPU, or its size",
+            change={"gpu": "24GiB"},
+        )  # fmt: skip
     from will_it_fit.ask.predict import import_quietly
 
     import_quietly()
     from will_it_fit.planner.feasibility import largest
 
-    return largest(asked.scenario, asked.gpu, field)
+    found = largest(asked.scenario, asked.gpu, field)
+    if found["value"] > 1 or alone is None or alone.scenario.attention_mask == asked.scenario.attention_mask:
+        return found
+    single = largest(alone.scenario, asked.gpu, field, most=1)
+    asked.scenario = alone.scenario
+    return single

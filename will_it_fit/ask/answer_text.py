@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from will_it_fit.cards.gpus import EXPANDABLE_LINE, catalogue
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, known
 from will_it_fit.common.schema import yaml_text
 from will_it_fit.common.sizes import gib
-from will_it_fit.hours.step_time import NO_SPEED
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip
@@ -76,8 +75,8 @@ def _quick_verdict(answer: Mapping[str, Any]) -> str:
 
 
 def smallest(required: float) -> str:
-    """The smallest card of the catalogue that has so much."""
-    cards = sorted(catalogue().values(), key=lambda card: card.usable_bytes)
+    """The smallest of all cards that are known that has so much."""
+    cards = sorted(known().values(), key=lambda card: card.usable_bytes)
     found = next((card for card in cards if card.usable_bytes >= required), None)
     return f"the smallest GPU known that has it is the {found.title} (--gpu {found.name})" if found else (
         "no GPU known has it; --gpu 2xh100-80gb divides it"
@@ -173,14 +172,15 @@ def time_lines(answer: Mapping[str, Any]) -> list[str]:
     """How long a step takes."""
     time = answer.get("time")
     if time is None:
-        return [f"time of a step: {answer['reasons']['time']}"] if answer["reasons"].get("time") == NO_SPEED else []
+        reason = answer["reasons"].get("time")
+        return [f"time of a step: {reason}"] if answer["gpu"] and reason else []
     between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ""
     lines = [
         f"time of a step: {time['seconds_per_step']:.3g} s{between}, {time['tokens_per_second']:,.0f} tokens a second;"
         f" limited by {time['limited_by']}"
     ]
     if not time["range"]:
-        lines.append("  no step was measured on this card: compare settings by it, and do not plan by it")
+        lines.append("  not validated on this GPU: use it to compare settings, not to plan")
     return lines
 
 

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from will_it_fit.ask.typed import as_typed, check, whole_number, without
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.sizes import gib
 
@@ -37,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(
-            f"The command line is wrong: {message}.", where="will-it-fit",
+            f"The command line is wrong: {message}.", where="the command line",
             allowed="will-it-fit --help lists all options", write="will-it-fit qwen2.5-coder-7b --gpu 4090",
         )  # fmt: skip
 
@@ -49,72 +51,76 @@ def parser() -> argparse.ArgumentParser:
     step = made.add_argument_group("the step")
     step.add_argument("--gpu", help="4090, 'A100 80GB', 2x3090, 24GiB, ...")
     step.add_argument("--method", choices=METHODS)
-    step.add_argument("-s", "--sequence-length", type=_count, metavar="TOKENS")
-    step.add_argument("-b", "--micro-batch", type=_count, metavar="ROWS")
+    step.add_argument("-s", "--sequence-length", type=whole_number, metavar="TOKENS")
+    step.add_argument("-b", "--micro-batch", type=whole_number, metavar="ROWS")
     step.add_argument("--strategy", choices=STRATEGIES, help="how several GPUs are used (fsdp2 if --gpu names several)")
-    step.add_argument("--like", choices=("trl", "peft", "axolotl"), help="what is not named as such scripts have it")
+    step.add_argument("--like", choices=("trl", "peft", "axolotl"), help="take unset fields from this tool's defaults")
     step.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field of a scenario")
-    step.add_argument("--from", dest="tool", choices=("axolotl", "llama-factory", "trl"), help="who wrote the file")
+    step.add_argument(
+        "--from", dest="tool", choices=("axolotl", "llama-factory", "trl"), help="tool that the file belongs to"
+    )
     form = made.add_argument_group("the answer")
     form.add_argument("--json", action="store_true", help="for programs: the object of will_it_fit.ask.predict")
-    form.add_argument("--yaml", action="store_true", help="the scenario that the question means, to keep")
+    form.add_argument("--yaml", action="store_true", help="print the scenario as YAML and exit")
     form.add_argument("--quick", action="store_true", help="the analytic estimate alone, at once and without torch")
     form.add_argument("--explain", action="store_true", help="what is alive at the peak")
     kinds = made.add_mutually_exclusive_group()
     kinds.add_argument("--longest", action="store_true", help="the longest sequence that fits")
     kinds.add_argument("--largest-batch", action="store_true", help="the largest micro-batch that fits")
     kinds.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
-    kinds.add_argument("--compare", metavar="nvidia-smi=14.2GiB", help="why something else was measured")
+    kinds.add_argument("--compare", metavar="nvidia-smi=14.2GiB", help="explain the gap to your own measurement")
     kinds.add_argument("--serve", action="store_true", help="serving the model instead of training it")
     run = made.add_argument_group("the run", "hours, cost and energy, with --gpu or --all-gpus")
-    run.add_argument("--rows", type=_count, metavar="N", help="rows of the training data")
-    run.add_argument("--tokens-per-row", metavar="N", help="their mean length (all are as long as the longest)")
-    run.add_argument("--epochs", metavar="N", help="how often each is seen (1)")
-    run.add_argument("--price", action="append", default=[], metavar="NAME=PER_HOUR",
-                     help="of one card an hour, in any currency; or a YAML file with a line for each card")  # fmt: skip
+    run.add_argument("--rows", type=whole_number, metavar="N", help="rows of the training data")
+    run.add_argument("--tokens-per-row", metavar="N", help="mean row length (default: the sequence length)")
+    run.add_argument("--epochs", metavar="N", help="number of epochs (default: 1)")
+    run.add_argument("--price", action="append", default=[], metavar="PER_HOUR",
+                     help="price per GPU-hour, any currency: a number, NAME=1.29, or a YAML file of them")  # fmt: skip
     run.add_argument("--deadline", metavar="24h", help="the run has to end within it: 90min, 24h, 3d")
     run.add_argument("--grams-per-kwh", metavar="GRAMS", help="CO2 of the electricity")
     serve = made.add_argument_group("with --serve")
-    serve.add_argument("--requests", type=_count, default=1, metavar="N", help="requests at once (1)")
+    serve.add_argument("--requests", type=whole_number, default=1, metavar="N", help="requests at once (1)")
     serve.add_argument("--weights", default=None, help="bf16, fp16, nf4, or a GGUF quantization such as q4_k_m")
     return made
 
 
-def _count(text: str) -> int:
-    try:
-        value = int(text.replace(",", "").replace("_", ""))
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return value
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line.
+
+    Raises
+    ------
+    UserError
+        For all words that are wrong, with the whole line as it was meant.
+    """
+    made = parser()
+    check(words, made)
+    _refuse_contradictions(words, made)
+    return made.parse_args(words)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(words)
-    _refuse_contradictions(options)
-    from will_it_fit.ask.question import Options, question
-    from will_it_fit.ask.run_cost import asked_of, of_run
+    options = parse(words)
+    given: list[str] = []
+    try:
+        from will_it_fit.ask.question import Options, question
+        from will_it_fit.ask.run_cost import asked_of, of_run
 
-    run = asked_of(options)
-    try:
-        asked = question(
-            options.what,
-            Options(
-                gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
-                micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
-                like=options.like,
-            ),
+        run = asked_of(options)
+        asking = Options(
+            gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
+            micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
+            like=options.like, least_rows=2 if options.largest_batch else 1,
         )  # fmt: skip
+        given = asking.given
+        asked = of_run(question(options.what, asking), run, gpu_needed=not options.all_gpus)
+        if options.yaml:
+            print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
+            return 0
+        alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if options.largest_batch else None
+        return _answer(asked, options, words, alone)
     except UserError as error:
-        raise _of_the_command_line(error) from None
-    asked = of_run(asked, run, gpu_needed=not options.all_gpus)
-    if options.yaml:
-        print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
-        return 0
-    try:
-        return _answer(asked, options, words)
+        raise as_typed(error, words, given) from None
     except ModuleNotFoundError as error:
         problem = f"The package {error.name} is not installed, which the trace needs."
         print(UserError(problem, allowed="--quick, which does without", write=_INSTALL), file=sys.stderr)
@@ -124,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
 
 
-def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str]) -> int:
-    """Answer in the form that was asked for."""
+def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], alone: Question | None) -> int:
+    """Answer in the form that was asked for; ``alone``: the step of one row, where the largest batch is asked for."""
     if options.serve:
         from will_it_fit.ask.serve import serve
 
@@ -133,62 +139,33 @@ def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str]) 
     if options.all_gpus:
         return _print_cards(asked, options.json)
     if options.longest or options.largest_batch:
-        return _print_largest(asked, "sequence_length" if options.longest else "micro_batch", options.json)
+        return _print_largest(asked, "sequence_length" if options.longest else "micro_batch", options.json, alone)
     return _print_answer(asked, options, words)
 
 
-def _refuse_contradictions(options: argparse.Namespace) -> None:
-    chosen = [f"--{name}" for name in ("json", "yaml", "explain") if getattr(options, name)]
-    special = next((name for name in ("longest", "largest_batch", "all_gpus", "serve") if getattr(options, name)), None)
-    problems = (
-        (len(chosen) > 1, f"{' and '.join(chosen)} are several forms of one answer", chosen[:1]),
-        (options.quick and special in ("longest", "largest_batch", "all_gpus"),
-         f"--quick and --{(special or '').replace('_', '-')} contradict each other: what is shown as fitting is traced",
-         [f"--{(special or '').replace('_', '-')}"]),
-        (options.all_gpus and options.gpu is not None, "--all-gpus and --gpu contradict each other", ["--all-gpus"]),
-        (options.quick and options.compare, "--quick and --compare contradict each other: the trace is compared",
-         ["--compare", str(options.compare)]),
-    )  # fmt: skip
-    for wrong, problem, write in problems:
-        if wrong:
+_FORMS = ("--json", "--yaml", "--explain")  # of one answer
+_KINDS = ("--longest", "--largest-batch", "--all-gpus", "--compare", "--serve")  # of question
+# Options that exclude each other, and why; the second goes.
+_APART = (
+    ("--longest", "--quick", "what is shown as fitting is traced"),
+    ("--largest-batch", "--quick", "what is shown as fitting is traced"),
+    ("--all-gpus", "--quick", "what is shown as fitting is traced"),
+    ("--compare", "--quick", "the trace is compared"),
+    ("--all-gpus", "--gpu", "the one asks about every card, the other about one"),
+    *((one, other, "they are two forms of one answer") for one, other in combinations(_FORMS, 2)),
+    *((one, other, "they are two questions") for one, other in combinations(_KINDS, 2)),
+)  # fmt: skip
+
+
+def _refuse_contradictions(words: Sequence[str], made: argparse.ArgumentParser) -> None:
+    named = {word.partition("=")[0] for word in words}
+    for kept, other, why in _APART:
+        if kept in named and other in named:
+            write = " ".join(["will-it-fit", *map(shlex.quote, without(words, made, other))])
             raise UserError(
-                f"{problem}.", where="the command line", allowed="one of them",
-                write=" ".join(["will-it-fit", *options.what, *write]),
+                f"{other} and {kept} contradict each other: {why}.", where="the command line", allowed="one of them",
+                write=write,
             )  # fmt: skip
-
-
-def _of_the_command_line(error: UserError) -> UserError:
-    """An error of a scenario's field as one of the option that set it."""
-    if error.parts:
-        return UserError.several([_of_the_command_line(part) for part in error.parts])
-    write = error.write or ""
-    if str(error.where) == "--gpu" and write.startswith("gpu: "):
-        write = f"--gpu {write.removeprefix('gpu: ')}"
-    elif str(error.where) == "the command line" and re.match(r"\w+:\s", write):
-        write = _as_options(write)
-    return UserError(error.problem, where=error.where, found=error.found, allowed=error.allowed, write=write or None)
-
-
-def _as_options(line: str) -> str:
-    """A line of a scenario as options."""
-    import yaml
-
-    try:
-        given = yaml.safe_load(line)
-    except yaml.YAMLError:
-        return line
-    if not isinstance(given, dict):
-        return line
-    flags = {"model": "will-it-fit", "sequence_length": "-s", "micro_batch": "-b", "method": "--method", "gpu": "--gpu"}
-    words = []
-    for name, value in given.items():
-        if name in flags and not isinstance(value, dict):
-            words.append(f"{flags[name]} {value}")
-        elif isinstance(value, dict):
-            words += [f"--set {name}.{part}={json.dumps(item).strip(chr(34))}" for part, item in value.items()]
-        else:
-            words.append(f"--set {name}={json.dumps(value).strip(chr(34))}")
-    return " ".join(words)
 
 
 def _print(found: Any, as_json: bool) -> int:
@@ -246,12 +223,12 @@ def _print_cards(asked: Any, as_json: bool) -> int:
     return status
 
 
-def _print_largest(asked: Any, field: str, as_json: bool) -> int:
+def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None) -> int:
     from will_it_fit.ask import answer
     from will_it_fit.ask.answer_text import card, step_line
     from will_it_fit.cards.gpus import EXPANDABLE_LINE
 
-    found = answer.largest_that_fits(asked, field)
+    found = answer.largest_that_fits(asked, field, alone)
     if as_json:
         print(json.dumps({"field": field, **found}, sort_keys=True))
         return 0 if found["value"] else 1
@@ -267,7 +244,7 @@ def _print_largest(asked: Any, field: str, as_json: bool) -> int:
     print(f"{found['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
     print(f"for: {step}")
     if not (grown or end):
-        print(f"everything below fits as well; if more {what} fit, it is by luck: what is free lies in fragments")
+        print(f"everything below fits as well; more {what} may fit by chance, depending on fragmentation")
     return 0
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit import readers
+from will_it_fit.ask.typed import meant
 from will_it_fit.cards.gpus import Gpu, find
-from will_it_fit.common.errors import UserError
+from will_it_fit.common.errors import UserError, yaml_text
+from will_it_fit.common.files import yaml_value
 from will_it_fit.hours.run_time import Run
 from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading
 from will_it_fit.readers.request import AskedStep, asked_for
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.model import LIGER_MODELS, configuration, size
+from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 
@@ -44,6 +47,15 @@ class Options:
     settings: Sequence[str] = ()  # field=value
     tool: str | None = None
     like: str | None = None
+    least_rows: int = 1  # that a search for the largest batch begins with: rows of a batch may be padded, one is not
+
+    @property
+    def given(self) -> list[str]:
+        """The fields that options set, ``lora.rank`` for a part."""
+        named = ("gpu", "method", "sequence_length", "micro_batch", "like")
+        fields = [name for name in named if getattr(self, name) is not None]
+        parallel = ["parallel"] if self.strategy is not None else []
+        return [*fields, *parallel, *(text.partition("=")[0].strip() for text in self.settings)]
 
 
 @dataclass
@@ -72,15 +84,17 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     UserError
         For the first thing that is wrong, with what to write.
     """
-    gpu = find(options.gpu, "--gpu") if options.gpu is not None else None
+    gpu = _gpu(options)
     fields, where, reading = _main(str(what[0]), options.tool, gpu)
     beside = [_beside(Path(other), gpu) for other in what[1:]]
     for other in beside:
         _join(fields, other)
     _apply_options(fields, options, gpu)
+    if reading and "attention_mask" not in options.given:
+        reading.pad(fields)
     if not fields.get("model"):
         raise UserError(
-            "No model is named.", where=where, allowed="a model beside the file, or --set model=NAME",
+            "The file names no model.", where=where, allowed="a model in the file, or --set model=NAME",
             write=f"will-it-fit {what[0]} --set model=Qwen/Qwen3-8B",
         )  # fmt: skip
     model = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
@@ -97,6 +111,17 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(found, scenario, where, own, reading, beside, model)
+
+
+def _gpu(options: Options) -> Gpu | None:
+    """The GPU that options name: --gpu, or --set gpu=."""
+    if options.gpu is not None:
+        return find(options.gpu, "--gpu")
+    given: dict[str, Any] = {}
+    for text in options.settings:
+        if text.partition("=")[0].strip().partition(".")[0] == "gpu":
+            _set(given, text)
+    return find(given["gpu"], "--set gpu") if given.get("gpu") is not None else None
 
 
 def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any], str, Reading | None]:
@@ -135,6 +160,22 @@ def _file(path: Path, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any]
     return dict(reading.fields), str(path), reading
 
 
+def said_by(path: Path) -> dict[str, str]:
+    """The fields that a file says something about, ``lora.rank`` for a part, each as the file has it: ``lora_r: 16``.
+
+    Other tools' files by their keys, and scenarios by their fields; a model's configuration says no more than that.
+    """
+    fields, _, reading = _file(path, None, None)
+    if reading is None:
+        return {name: f"{name}: {yaml_text(value)}" for name, value in fields.items() if name != "model_name"}
+    own = reading.own
+    return {
+        field: f"{key}: {yaml_text(own[key])}" if key in own else key
+        for key, said in reversed(reading.understood.items())
+        for field in said.partition(" (")[0].split(", ")
+    }
+
+
 def _run(path: Path) -> dict[str, Any]:
     """The training step of a run's settings, by the pipeline that they are for."""
     if readers.step_of_a_run is None:
@@ -154,8 +195,8 @@ def _beside(path: Path, gpu: Gpu | None) -> Reading:
     kind = readers.kind_of(mapping, path)
     if kind not in readers.BESIDE:
         raise UserError(
-            "Two things were asked about at once.", where=str(path), found=kind,
-            allowed="one model or training file, and beside it files of accelerate, DeepSpeed or PEFT",
+            "Give one model or training file; only accelerate, DeepSpeed or PEFT files may follow it.",
+            where=str(path), found=kind, allowed="one of the two",
             write=f"will-it-fit {path}",
         )  # fmt: skip
     return readers.read_tool(path, kind, mapping, gpu.count if gpu and gpu.count > 1 else None)
@@ -182,6 +223,8 @@ def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) ->
             fields[name] = value
     for text in options.settings:
         _set(fields, text)
+    if options.least_rows > 1 and (fields.get("micro_batch") or 1) in range(options.least_rows):
+        fields["micro_batch"] = options.least_rows
     if gpu is not None:
         fields["gpu"] = gpu.setting
     if options.strategy is not None:
@@ -190,18 +233,28 @@ def _apply_options(fields: dict[str, Any], options: Options, gpu: Gpu | None) ->
 
 def _change_strategy(fields: dict[str, Any], strategy: str, gpu: Gpu | None) -> None:
     before = fields.get("parallel") or {}
-    count = gpu.count if gpu and gpu.count > 1 else before.get("gpus", 1)
+    count = gpu.count if gpu and gpu.count > 1 else max(before.get("gpus", 1), gpu_count(fields.get("gpu")))
     if strategy == "none":
         fields["parallel"] = {"strategy": "none", "gpus": 1}
     elif count < 2:
         raise UserError(
             f"`--strategy {strategy}` is for several GPUs, and one was asked for.",
             where="the command line", found=f"--strategy {strategy}",
-            allowed="--gpu with a count, or no --strategy", write="--gpu 2xrtx-3090",
+            allowed="--gpu with a count, or no --strategy",
+            change={"gpu": f"2x{_kind(gpu, fields.get('gpu'))}"},
         )  # fmt: skip
     else:
         kept = before if before.get("strategy") == strategy else {}
         fields["parallel"] = {**kept, "strategy": strategy, "gpus": count}
+
+
+def _kind(gpu: Gpu | None, given: Any) -> str:
+    """A GPU's name on the command line, without a count; an example where none is named."""
+    if gpu is None and given is None:
+        return "rtx-3090"
+    kind = (gpu or find(given)).setting
+    kind = kind.get("name") or f"{kind['vram_gib']:g}GiB" if isinstance(kind, Mapping) else kind
+    return str(kind)
 
 
 def _change_method(fields: dict[str, Any], method: str) -> None:
@@ -220,27 +273,31 @@ def _change_method(fields: dict[str, Any], method: str) -> None:
 
 
 def _set(fields: dict[str, Any], text: str) -> None:
-    """``field=value`` or ``field.part=value``, the value as YAML reads it."""
-    import yaml
-
+    """``field=value`` or ``field.part=value``, the value as a YAML file would have it."""
     name, equals, written = text.partition("=")
     if not equals or not name.strip():
-        raise UserError("`--set` takes field=value.", where="--set", found=text, write="--set lora.rank=64")
+        raise UserError("`--set` takes field=value.", where="--set", found=text, field=name.strip(),
+                        change={"lora": {"rank": 64}})  # fmt: skip
     first, _, part = name.strip().partition(".")
     if first not in BY_NAME:
-        near = difflib.get_close_matches(first, BY_NAME, n=1, cutoff=0.4)
+        change = meant(name.strip(), written)
         raise UserError(
             f"`--set` names a field that a scenario doesn't have: {first}.", where="--set", found=text,
-            allowed=", ".join(sorted(BY_NAME)), write=f"--set {near[0] if near else 'sequence_length'}={written}",
+            allowed=", ".join(sorted(BY_NAME)), field=name.strip(), change=change or {"sequence_length": 2048},
         )  # fmt: skip
     try:
-        value = yaml.safe_load(written)
-    except yaml.YAMLError:
-        value = written
+        value = yaml_value(written, "--set")
+    except UserError as error:
+        plain = written.strip().lstrip("0") or "0"
+        value = int(plain) if plain.isdigit() else BY_NAME[first].example
+        raise error.with_values(where="--set", found=text, field=name.strip(), write=None,
+                                change={first: {part: value} if part else value}) from None  # fmt: skip
     if part:
         before = fields.get(first)
         if before is None and first == "lora":
             fields.pop("adapter", None)
+        if first == "gpu" and isinstance(before, str):
+            before = {"name": before}
         fields[first] = {**(before if isinstance(before, Mapping) else {}), part: value}
     else:
         fields[first] = value
@@ -300,7 +357,7 @@ def settle(fields: dict[str, Any], reading: Reading) -> None:
         fields["optimizer"] = "adamw"
     if strategy == "fsdp1" and parallel.get("offload") == "cpu":
         fields["parallel"] = {**parallel, "strategy": "fsdp2"}
-        reading.errs("offload", "cpu", EITHER, "offloading is described for FSDP2 alone, as which FSDP1 is read")
+        reading.errs("offload", "cpu", EITHER, "CPU offload is modelled for FSDP2 only, so FSDP1 is read as FSDP2")
         strategy = "fsdp2"
     weights = str(fields.get("precision", "bf16")).removesuffix("-mixed")
     if strategy == "fsdp1" and fields.get("quantization"):
@@ -334,7 +391,9 @@ def _settle_targets(fields: dict[str, Any], reading: Reading) -> None:
         kept = [name for name in lora["target_modules"] if name not in ("gate_proj", "up_proj", "down_proj")]
         if kept and kept != list(lora["target_modules"]) and lora.get("dropout"):
             fields["lora"] = {**lora, "target_modules": kept}
-            reading.errs("lora_target_modules", "experts", LOW, "adapters of experts take no dropout, and are left out")
+            reading.errs(
+                "lora_target_modules", "experts", LOW, "PEFT refuses dropout on expert adapters; they are left out"
+            )
 
 
 def _deepspeed_is_there() -> bool:

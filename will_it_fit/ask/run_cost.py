@@ -31,25 +31,22 @@ def asked_of(options: argparse.Namespace) -> Run | None:
              if getattr(options, name.replace("-", "_"))]  # fmt: skip
     if options.rows is None:
         if given:
-            raise _wrong(f"{given[0]} says something about a run whose rows are not known", None, "--rows 50000")
+            raise _wrong(f"{given[0]} needs --rows", None, {"--rows": 50000})
         return None
     other = [f"--{name}" for name in ("quick", "longest", "largest-batch", "serve", "compare", "yaml")
              if getattr(options, name.replace("-", "_"))]  # fmt: skip
     if other:
         raise _wrong(
-            f"--rows and {other[0]} contradict each other: hours come from one traced step", None, "--rows 50000"
+            f"--rows and {other[0]} contradict each other: hours come from one traced step", None, {other[0]: None}
         )
-    prices: dict[str, float] = {}
-    for text in options.price:
-        prices |= _prices(text)
     deadline, grams, tokens = options.deadline, options.grams_per_kwh, options.tokens_per_row
     return Run(
         rows=options.rows,
-        epochs=_number("--epochs", options.epochs or "1", "--epochs 3"),
-        price_per_hour=prices,
+        epochs=_number("--epochs", options.epochs or "1", 3),
+        price_per_hour=_prices(options.price),
         deadline_hours=None if deadline is None else _deadline(deadline),
-        grams_per_kwh=None if grams is None else _number("--grams-per-kwh", grams, "--grams-per-kwh 380"),
-        tokens_per_row=None if tokens is None else _number("--tokens-per-row", tokens, "--tokens-per-row 350"),
+        grams_per_kwh=None if grams is None else _number("--grams-per-kwh", grams, 380),
+        tokens_per_row=None if tokens is None else _number("--tokens-per-row", tokens, 350),
     )
 
 
@@ -63,64 +60,93 @@ def of_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Ques
     """
     if run and gpu_needed and asked.gpu is None:
         raise UserError(
-            "How long a run takes depends on the GPU.", where="the command line", allowed="--gpu or --all-gpus",
-            write="--gpu a100-80gb",
+            "--rows needs --gpu or --all-gpus.", where="the command line", allowed="one of them",
+            change={"gpu": "a100-80gb"},
+        )  # fmt: skip
+    if run and asked.gpu is None and not isinstance(run.price_per_hour, Mapping):
+        raise UserError(
+            "--price names no card, and no single one is asked about.", where="the command line",
+            found=f"{run.price_per_hour:g}", allowed="NAME=PER_HOUR; or a number, with --gpu",
+            change={"--price": f"a100-80gb={run.price_per_hour:g}"},
         )  # fmt: skip
     most = asked.scenario.sequence_length
     if run and (run.tokens_per_row or 0) > most:
         raise UserError(
-            "Rows can't be longer on average than the longest of them.", where="--tokens-per-row",
-            found=f"{run.tokens_per_row:g}", allowed=f"up to the sequence length of {most}, or a longer sequence",
-            write=f"--tokens-per-row {most}",
+            f"--tokens-per-row is larger than the sequence length ({most}).", where="--tokens-per-row",
+            found=f"{run.tokens_per_row:g}", allowed=f"up to {most}, or a longer sequence",
+            change={"--tokens-per-row": most},
         )  # fmt: skip
     return dataclasses.replace(asked, run=run)
 
 
-def _wrong(problem: str, found: Any, write: str, where: object = "the command line") -> UserError:
-    return UserError(f"{problem}.", where=where, found=found, write=write)
+def _wrong(problem: str, found: Any, change: Mapping[str, Any], where: object = "the command line") -> UserError:
+    return UserError(f"{problem}.", where=where, found=found, change=change)
 
 
-def _number(name: str, text: Any, write: str, where: object = "the command line") -> float:
-    """A number above 0; thousands may be set apart by commas or underscores."""
+def _number(name: str, text: Any, example: Any, where: object = "the command line", key: str | None = None) -> float:
+    """A number above 0; thousands may be set apart by commas or underscores. ``key``: where to write it."""
     try:
         value = float(re.sub(r"(?<=\d)[,_](?=\d)", "", text) if isinstance(text, str) else text)
     except (TypeError, ValueError):
         value = math.nan
     if isinstance(text, bool) or not (math.isfinite(value) and value > 0):
-        raise UserError(f"{name} takes a number above 0.", where=where, found=text, allowed="above 0", write=write)
+        change = {key or name: example}
+        raise UserError(f"{name} takes a number above 0.", where=where, found=text, allowed="above 0", change=change)
     return value
 
 
 def _deadline(text: str) -> float:
     number, unit = re.fullmatch(r"\s*(.*?)\s*(m|min|h|d)?\s*", text).groups()
-    return _number("--deadline", number, "--deadline 24h") * _HOURS[unit or "h"]
+    value = re.sub(r"(?<=\d)[,_](?=\d)", "", number)
+    try:
+        hours = float(value) * _HOURS[unit or "h"]
+    except ValueError:
+        hours = math.nan
+    if not (math.isfinite(hours) and hours > 0):
+        raise UserError("--deadline takes a number above 0 of minutes, hours or days.", where="the command line",
+                        found=text, allowed="90min, 24h, 3d", change={"--deadline": "24h"})  # fmt: skip
+    return hours
 
 
-def _prices(text: str) -> dict[str, float]:
-    """``NAME=PER_HOUR``, or a file of such lines."""
-    name, equals, price = text.partition("=")
-    if equals:
-        return dict([_price(name, price, "--price", f"--price {name.strip()}=1.29")])
+def _prices(texts: Sequence[str]) -> dict[str, float] | float:
+    """``NAME=PER_HOUR``, or files of ``NAME: PER_HOUR``; or a number alone, for the card that is asked about."""
+    if len(texts) == 1 and re.match(r"[-+.\d]", texts[0]) and "=" not in texts[0] and not Path(texts[0]).is_file():
+        return _number("--price", texts[0], 1.29)
+    prices: dict[str, float] = {}
+    for text in texts:
+        name, equals, price = text.partition("=")
+        prices |= dict([_price(name, price, "--price")]) if equals else _price_file(text)
+    return prices
+
+
+def _price_file(path: str) -> dict[str, float]:
     from will_it_fit.common.files import read_yaml
 
-    if not Path(text).is_file():
-        raise _wrong("--price takes NAME=PER_HOUR or a file with a price for each card", text, "--price a100-80gb=1.29")
-    content = read_yaml(text)
+    if not Path(path).is_file():
+        raise UserError(
+            "--price takes a number, NAME=PER_HOUR, or a file with a price for each card.", where="the command line",
+            found=path, change={"--price": "a100-80gb=1.29"},
+        )  # fmt: skip
+    content = read_yaml(path)
     if not isinstance(content, Mapping) or not content:
-        raise _wrong("A file of prices has a line for each card", content, "a100-80gb: 1.29", where=text)
-    return dict(_price(str(name), price, text, f"{name}: 1.29") for name, price in content.items())
+        raise UserError("A price file must map GPU names to prices, one per line.", where=path, found=content,
+                        write="a100-80gb: 1.29")  # fmt: skip
+    return dict(_price(str(name), price, path) for name, price in content.items())
 
 
-def _price(name: str, price: Any, where: str, write: str) -> tuple[str, float]:
+def _price(name: str, price: Any, where: str) -> tuple[str, float]:
+    def change(gpu: str) -> dict[str, Any]:
+        return {"--price": f"{gpu}=1.29"} if where == "--price" else {gpu: 1.29}
+
     try:
         gpu = find(name.strip(), where)
     except UserError as error:
-        known = (error.write or "").removeprefix("gpu: ")
         raise UserError(error.problem, where=where, found=name, allowed=error.allowed,
-                        write=write.replace(name.strip(), known)) from None  # fmt: skip
+                        change=change(str((error.change or {}).get("gpu", "a100-80gb")))) from None  # fmt: skip
     if gpu.count > 1:
-        raise _wrong("A price is that of one card", name, write.replace(name, gpu.name), where)
-    return gpu.name, _number(f"The price of {gpu.name}", price, write, where)
+        raise _wrong("A price is for one GPU: leave the count out", name, change(gpu.name), where)
+    ((key, example),) = change(gpu.name).items()
+    return gpu.name, _number(f"The price of {gpu.name}", price, example, where, key)
 
 
 def is_late(row: Mapping[str, Any]) -> bool:

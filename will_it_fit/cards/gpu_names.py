@@ -13,13 +13,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.scenario.nested_fields import counted
 
 _MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "radeon", "gpu", "gpus", "graphics", "card"}
 _SERIES = {"rtx", "gtx", "ada", "generation", "pcie", "sxm", "sxm2", "sxm4", "hbm3"}
-_COUNT = re.compile(
-    r"^(?:(?P<before>\d{1,3})\s*[x×*]\s*(?P<rest>.+)|(?P<name>.+?)\s*[x×*]\s*(?P<after>\d{1,3}))$", re.I
-)
 _SIZE = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>gib|gb|g)$", re.I)
+# Machines of Apple, whose GPUs run no CUDA.
+_APPLE = re.compile(r"\b(?:mac(?:book|mini|os)?|imac|apple|mps|m[1-5](?: (?:pro|max|ultra))?)\b", re.I)
+# Hosts of notebooks, and cards that they are known to give, the free one first; which it is, is theirs to say.
+_HOSTS = {"colab": ("t4", "l4", "a100-40gb"), "kaggle": ("2xt4", "p100")}
+_FAMOUS = ("rtx-4090", "rtx-3060-12gb", "t4", "a100-80gb", "h100-80gb")
 _LARGEST_GIB = 4096  # beyond it a number is a slip
 
 
@@ -41,12 +44,11 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
     written = " ".join(text.strip().split())
     if written in cards:
         return {"name": written}
-    found = _COUNT.match(written)
-    if found and (found["before"] or found["name"] not in cards):
-        count = int(found["before"] or found["after"])
-        kind = read_gpu(found["rest"] or found["name"], cards, box_share, where)
+    name, count = counted(written)
+    if count is not None:
+        kind = read_gpu(name, cards, box_share, where)
         if count < 1:
-            raise UserError("There is no such number of GPUs.", where=where, found=text, write="gpu: 2xrtx-3090")
+            raise UserError("There is no such number of GPUs.", where=where, found=text, change={"gpu": f"2x{name}"})
         return kind | ({"count": count} if count > 1 else {})
     size = _SIZE.match(written)
     if size:
@@ -60,7 +62,7 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
             where=where,
             found=text,
             allowed="; ".join(f"{name} ({cards[name]})" for name in meant),
-            write=f"gpu: {meant[0]}",
+            change={"gpu": meant[0]},
         )
     raise _unknown(text, cards, where)
 
@@ -68,7 +70,7 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
 def _gib(number: float, unit: str, box_share: float, text: str, where: object) -> float:
     if not 0 < number <= _LARGEST_GIB:
         raise UserError("No GPU has this much memory.", where=where, found=text, allowed="a size such as 24GiB",
-                        write="gpu: 24GiB")  # fmt: skip
+                        change={"gpu": "24GiB"})  # fmt: skip
     return number if unit == "gib" else round(number * box_share, 4)
 
 
@@ -91,6 +93,19 @@ def _words(text: str) -> set[str]:
 
 
 def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
+    if _APPLE.search(text):
+        return UserError(
+            "A Mac's GPU runs no CUDA, whose allocator and kernels this answer is about.", where=where, found=text,
+            allowed="a CUDA card, or its size (24GiB); without a GPU the answer says how much the step needs",
+            change={"gpu": None},
+        )  # fmt: skip
+    host = next((name for name in _HOSTS if name in text.lower()), None)
+    if host:
+        given = [gpu for gpu in _HOSTS[host] if counted(gpu)[0] in cards]
+        return UserError(
+            f"{host.capitalize()} is no GPU: it gives one of several.", where=where, found=text,
+            allowed=", ".join(given or cards), change={"gpu": (given or ["24GiB"])[0]},
+        )  # fmt: skip
     # A slip in a number is nearest to the number alone: "4099" to "4090", which is the rtx-4090.
     known = {name: name for name in cards} | {re.sub(r"^(rtx|gtx|tesla|quadro)-", "", name): name for name in cards}
     written = "-".join(re.findall(r"[a-z0-9]+", text.lower()))
@@ -101,7 +116,7 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
         "`gpu` is not known.",
         where=where,
         found=text,
-        allowed=f"{', '.join(near or cards)}{' (config/gpus.yaml lists all)' if near else ''}; a size such as {own};"
+        allowed=f"{', '.join(near or _FAMOUS)}, ... (config/gpus.yaml lists {len(cards)}); a size such as {own};"
         " several, such as 2xrtx-3090",
-        write=f"gpu: {near[0] if near else own}",
+        change={"gpu": near[0] if near else own},
     )

@@ -88,6 +88,11 @@ def catalogue() -> dict[str, Gpu]:
     return _catalogue("gpus")
 
 
+def known() -> dict[str, Gpu]:
+    """All GPUs of config/gpus.yaml, those too that no table shows."""
+    return _catalogue("gpus", "others")
+
+
 @cache
 def _catalogue(*sections: str) -> dict[str, Gpu]:
     content = read_yaml(CATALOGUE)
@@ -130,12 +135,12 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     if isinstance(gpu, str) and gpu.lstrip().startswith("{"):
         gpu = _mapping(gpu, where)
     gpu = checked_gpu(gpu, where)
-    known = _catalogue("gpus", "others")
-    if isinstance(gpu, str) and gpu not in known:
+    cards = known()
+    if isinstance(gpu, str) and gpu not in cards:
         assumptions = read_yaml(CATALOGUE)["assumptions"]
-        gpu = read_gpu(gpu, {name: card.title for name, card in known.items()}, assumptions["total_share"], where)
+        gpu = read_gpu(gpu, {name: card.title for name, card in cards.items()}, assumptions["total_share"], where)
     if isinstance(gpu, str):
-        return known[gpu]
+        return cards[gpu]
     if "count" in gpu:
         kind = {key: value for key, value in gpu.items() if key != "count"}
         return replace(find(kind.get("name", kind), where), count=gpu["count"])
@@ -153,7 +158,7 @@ def _mapping(text: str, where: object) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UserError("`gpu` is not YAML.", where=where, found=text, write="gpu: {vram_gib: 24}") from None
+        raise UserError("`gpu` is not YAML.", where=where, found=text, change={"gpu": {"vram_gib": 24}}) from None
 
 
 def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu | None:
@@ -178,10 +183,10 @@ def from_device(
     holders
         Names of those others.
     """
-    known = next((gpu for gpu in catalogue().values() if gpu.title == title), None)
+    listed = next((gpu for gpu in catalogue().values() if gpu.title == title), None)
     compute_capability = float(f"{capability[0]}.{capability[1]}")
-    if known:
-        context, source = known.context_bytes, known.context_source
+    if listed:
+        context, source = listed.context_bytes, listed.context_source
     else:
         mib, source = _assumed_context(compute_capability, read_yaml(CATALOGUE)["assumptions"])
         context = int(mib * MIB)
@@ -189,7 +194,7 @@ def from_device(
     if free_bytes is not None:
         held = max(0, total_bytes - free_bytes - context)
         context = total_bytes - free_bytes - held
-    name = known.name if known else title
+    name = listed.name if listed else title
     measured = "torch.cuda.get_device_properties"
     return Gpu(name, title, total_bytes, measured, context, source, compute_capability, held, holders if held else ())
 

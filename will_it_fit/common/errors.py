@@ -1,14 +1,21 @@
-"""The one error that a person is meant to read."""
+"""The one error that a person is meant to read: values, made into text at the edge."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# What steers a terminal: C0 and C1 but for line breaks and tabs, and the marks that turn text round.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
     """Something that the user can put right: what is wrong, where, what is allowed, what to write.
 
-    Command lines print it without a traceback and exit with status 2; rules print it and fail.
+    Command lines print it without a traceback and exit with status 2; rules print it and fail. Whoever shows it in
+    other words (a command line, another tool's file) takes its values, and never reads its text.
 
     Parameters
     ----------
@@ -21,7 +28,12 @@ class UserError(Exception):
     allowed
         What would have been accepted, in words.
     write
-        The corrected line, ready to be copied.
+        The corrected line, ready to be copied; made of ``change`` where it is left out.
+    field
+        The scenario's field that is wrong, as it was given: ``lora.rank``.
+    change
+        Fields of the scenario with the values that would be right, those with parts as mappings; or options of the
+        command line, ``--rows``.
     """
 
     def __init__(
@@ -32,8 +44,16 @@ class UserError(Exception):
         found: object = None,
         allowed: str | None = None,
         write: str | None = None,
+        field: str | None = None,
+        change: Mapping[str, Any] | None = None,
     ) -> None:
+        if write is None and change:
+            write = "\n".join(
+                f"{name} {value}" if name.startswith("-") else f"{name}: {yaml_text(value)}"
+                for name, value in change.items()
+            )
         self.problem, self.where, self.found, self.allowed, self.write = problem, where, found, allowed, write
+        self.field, self.change = field or next(iter(change or ()), None), change
         self.parts: tuple[UserError, ...] = ()  # of several errors in one
         lines = [problem]
         if where is not None:
@@ -44,7 +64,7 @@ class UserError(Exception):
             lines.append(f"  allowed: {allowed}")
         if write is not None:
             lines.append("  write:   " + write.rstrip().replace("\n", "\n           "))
-        super().__init__("\n".join(lines))
+        super().__init__(printable("\n".join(lines)))
 
     @classmethod
     def several(cls, errors: Sequence[UserError]) -> UserError:
@@ -59,6 +79,25 @@ class UserError(Exception):
 
     def at(self, where: object) -> UserError:
         """The same error, or errors, in a place with another name."""
+        return self.with_values(where=where)
+
+    def with_values(self, **values: Any) -> UserError:
+        """The same error, or errors, with some of its values replaced."""
         if self.parts:
-            return UserError.several([part.at(where) for part in self.parts])
-        return UserError(self.problem, where=where, found=self.found, allowed=self.allowed, write=self.write)
+            return UserError.several([part.with_values(**values) for part in self.parts])
+        names = ("problem", "where", "found", "allowed", "write", "field", "change")
+        return UserError(**{**{name: getattr(self, name) for name in names}, **values})
+
+
+def yaml_text(value: Any) -> str:
+    """A value as it would stand in a YAML file, on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(yaml_text, value)) + "]"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def printable(text: str) -> str:
+    """A text that may come from a file, for a terminal: what would steer it is shown as an escape."""
+    return _CONTROLS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)

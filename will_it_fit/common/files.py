@@ -136,6 +136,40 @@ def read_yaml(path: str | os.PathLike) -> Any:
     """Read a YAML file; a :class:`UserError` names the file and the line where it is broken or says a key twice."""
     import yaml
 
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return _yaml(handle, path)
+    except FileNotFoundError:
+        raise UserError("The file does not exist.", where=path) from None
+    except OSError as error:
+        raise UserError(f"The file can't be read: {error.strerror}.", where=path) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or error
+        place = f"{path}, line {mark.line + 1}" if mark else path
+        raise UserError(f"This is not YAML: {problem}.", where=place) from None
+
+
+def yaml_value(text: str, where: object) -> Any:
+    """A value that came as text, such as an option's, as a YAML file would have it; what is no YAML stays text.
+
+    Raises
+    ------
+    UserError
+        For a number that does not say what it means, such as 010.
+    """
+    import yaml
+
+    try:
+        return _yaml(text, where)
+    except (yaml.YAMLError, RecursionError):
+        return text
+
+
+def _yaml(source: IO[str] | str, where: object) -> Any:
+    """The value of YAML text; a :class:`UserError` says where a key stands twice, or a number is not what it seems."""
+    import yaml
+
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
         """The safe loader, which else takes the last of two equal keys without a word."""
 
@@ -149,7 +183,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
                 if name in found:
                     raise UserError(
                         f"The key {name!r} stands here twice.",
-                        where=f"{path}, lines {found[name]} and {line}",
+                        where=f"{where}, lines {found[name]} and {line}",
                         allowed="each key once",
                     )
                 found[name] = line
@@ -164,7 +198,7 @@ def read_yaml(path: str | os.PathLike) -> Any:
             if ":" in plain or re.fullmatch(r"0\d+", plain):
                 raise UserError(
                     f"YAML reads {node.value} as {value}: {'sixties' if ':' in plain else 'a number to the base 8'}.",
-                    where=f"{path}, line {node.start_mark.line + 1}",
+                    where=f"{where}, line {node.start_mark.line + 1}",
                     found=node.value,
                     allowed="a number without leading zeros and colons; text in quotes",
                     write=f"{value}    # or, as text, '{node.value}'" if ":" in plain else f"{plain.lstrip('0') or 0}",
@@ -173,20 +207,9 @@ def read_yaml(path: str | os.PathLike) -> Any:
 
     for kind in ("int", "float"):
         Loader.add_constructor(f"tag:yaml.org,2002:{kind}", Loader.construct_number)
-    try:
-        with open(path, encoding="utf-8") as handle:
-            value = yaml.load(handle, Loader)
-        _refuse_endless(value, path)
-        return value
-    except FileNotFoundError:
-        raise UserError("The file does not exist.", where=path) from None
-    except OSError as error:
-        raise UserError(f"The file can't be read: {error.strerror}.", where=path) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or error
-        place = f"{path}, line {mark.line + 1}" if mark else path
-        raise UserError(f"This is not YAML: {problem}.", where=place) from None
+    value = yaml.load(source, Loader)
+    _refuse_endless(value, where)
+    return value
 
 
 def _refuse_endless(value: Any, path: object) -> None:
@@ -200,7 +223,7 @@ def _refuse_endless(value: Any, path: object) -> None:
         if id(value) in above or count > MOST_YAML_VALUES:
             problem = "A value of this file refers to itself."
             raise UserError(
-                problem if id(value) in above else "This file has no end of references.",
+                problem if id(value) in above else "This YAML file's anchors refer to themselves.",
                 where=path,
                 allowed=f"references (*name) to what stands before them; at most {MOST_YAML_VALUES:,} values in all",
                 write="# the value itself in place of the *name",

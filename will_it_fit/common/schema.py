@@ -8,7 +8,6 @@ brings is imported: PyYAML and jsonschema.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from will_it_fit.common.errors import UserError
+from will_it_fit.common.errors import UserError, yaml_text
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
 _SMALL = 3  # keys: so small a mapping is shown whole
@@ -150,13 +149,16 @@ def _explained(error: Any, value: Any, where: object) -> Iterator[UserError]:
                 found=unknown,
                 allowed=", ".join(known),
                 write=yaml_lines([*path, *parents], key, meant) if key else "nothing here: remove the key",
+                field=".".join([*path, str(unknown)]),
+                change=_nested([*path, *parents, key], meant) if key else None,
             )
     elif rule == "required":
         for missing in (key for key in schema["required"] if key not in found):
             form = schema["properties"][missing]
             write = yaml_lines(path, missing, form.get("examples", ["..."])[0])
             problem = f"A key is missing: {'.'.join([*path, missing])}."
-            yield UserError(problem, where=where, allowed=allowed(form), write=write)
+            change = _nested([*path, missing], form.get("examples", ["..."])[0])
+            yield UserError(problem, where=where, allowed=allowed(form), write=write, change=change)
     else:
         yield _wrong_value(error, value, where)
 
@@ -196,8 +198,16 @@ def _wrong_value(error: Any, value: Any, where: object) -> UserError:
     if not path:
         return UserError(problem, where=where, found=found, allowed=expected)
     return UserError(
-        problem, where=where, found=found, allowed=expected, write=_corrected(error.absolute_path, example, value)
-    )
+        problem, where=where, found=found, allowed=expected, write=_corrected(error.absolute_path, example, value),
+        field=name, change=_nested(path, example),
+    )  # fmt: skip
+
+
+def _nested(path: list[str], value: Any) -> dict[str, Any] | None:
+    """A value under its keys; None for a place in a list, which has no key."""
+    if any(name.isdigit() for name in path):
+        return None
+    return reduce(lambda inner, name: {name: inner}, reversed(path), value)
 
 
 def _example(schema: dict) -> Any:
@@ -241,13 +251,6 @@ def coerced(value: Any, schema: dict) -> Any:
     if "number" in _types(schema) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
-
-
-def yaml_text(value: Any) -> str:
-    """A value as it would stand in a YAML file, on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def yaml_lines(path: list[str], key: str, value: Any) -> str:

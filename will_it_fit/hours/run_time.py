@@ -94,14 +94,14 @@ class Run:
     tokens_per_row
         On average; None: not known, so that each row counts as the longest.
     price_per_hour
-        Of one card, by its name in config/gpus.yaml.
+        Of one card, by its name in config/gpus.yaml; a number alone is that of the one card that is asked about.
     deadline_hours, grams_per_kwh
         None: not asked for. Grams of CO2.
     """
 
     rows: int
     epochs: float = 1.0
-    price_per_hour: Mapping[str, float] = field(default_factory=dict)
+    price_per_hour: Mapping[str, float] | float = field(default_factory=dict)
     deadline_hours: float | None = None
     grams_per_kwh: float | None = None
     tokens_per_row: float | None = None
@@ -111,8 +111,15 @@ class Run:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"{name} has to be above 0.", where="the run", found=value, write=f"{name}=1")
-        prices = {find(name, "price_per_hour").name: price for name, price in self.price_per_hour.items()}
-        object.__setattr__(self, "price_per_hour", prices)
+        prices = self.price_per_hour
+        if isinstance(prices, Mapping):
+            prices = {find(name, "price_per_hour").name: price for name, price in prices.items()}
+            object.__setattr__(self, "price_per_hour", prices)
+
+    def price_of(self, gpu: Gpu) -> float | None:
+        """The price of a card; None where none was given."""
+        prices = self.price_per_hour
+        return prices.get(gpu.name) if isinstance(prices, Mapping) else prices
 
     def typical_step(self, scenario: Scenario) -> Scenario:
         """The step whose time counts: a batch's time grows with its tokens, so the mean length gives the mean time.
@@ -180,7 +187,7 @@ def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Run) 
     gpus, steps = scenario.parallel.gpus, asked.steps(scenario)
     whole = RunHours.of(steps, steps * time["seconds_per_step"], None, speed_of(gpu.name), gpus)
     hours, ends, kwh = whole.hours, whole.hours_range, whole.kwh_at_most
-    price, grams, deadline = asked.price_per_hour.get(gpu.name), asked.grams_per_kwh, asked.deadline_hours
+    price, grams, deadline = asked.price_of(gpu), asked.grams_per_kwh, asked.deadline_hours
     return RunTime(
         gpu=gpu.name,
         gpus=gpus,

@@ -13,6 +13,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.sizes import gib
 from will_it_fit.hours.step_time import NO_SPEED
 from will_it_fit.readers.request import LIKE, AskedStep, asked_for
+from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import Traced
 
 NOT_MEASURED = "not measured: the model is profiled by its configuration alone"
@@ -106,7 +107,7 @@ def compare(
         "measurement": dict(measurement) if measurement else None,
     }
     reasons = {"analytic": estimated.reason or "", "measurement": NOT_MEASURED}
-    untimed = {} if trace.get("time") else {"time": NO_GPU if scenario.gpu is None else NO_SPEED}
+    untimed = {} if trace.get("time") else {"time": untimed_because(scenario)}
     # A measurement on the CPU is compared with the trace of the same step on the CPU.
     own = (measurement or {}).get("trace_on_the_same_device")
     differences = {
@@ -123,6 +124,15 @@ def compare(
         gpu,
         verdict(traced.on(gpu), gpu),
     )
+
+
+def untimed_because(scenario: Scenario) -> str:
+    """Why the time of a step is not known."""
+    if scenario.gpu is None:
+        return NO_GPU
+    if scenario.objective != "sft":
+        return f"not known: only steps of supervised fine-tuning are timed, and this objective is {scenario.objective}"
+    return NO_SPEED
 
 
 def nearly_full(trace: Mapping[str, Any], gpu: Gpu) -> str | None:

@@ -163,8 +163,10 @@ def _row(name: str, base: Scenario, gpu: Gpu, found: Mapping[str, Any], verify: 
     }
 
 
-def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
+def largest(scenario: Scenario, gpu: Gpu, field: str, most: int | None = None) -> dict[str, Any]:
     """The largest ``micro_batch`` or ``sequence_length`` that fits a GPU, all else being as in the scenario, traced.
+
+    ``most``: no value above it is tried.
 
     Returns
     -------
@@ -175,6 +177,7 @@ def largest(scenario: Scenario, gpu: Gpu, field: str) -> dict[str, Any]:
         the scenario has none, and without them where it has.
     """
     borders = Borders(scenario, field, gpu.capability, [gpu.usable_bytes])
+    borders.values = [value for value in borders.values if most is None or value <= most] or borders.values[:1]
     expandable = scenario.allocator.expandable_segments
     found = borders.traced(gpu.usable_bytes, expandable=expandable)
     needed = None

@@ -236,12 +236,17 @@ class Borders:
         return 0, border
 
     def traced(self, capacity: int, *, expandable: bool = False) -> Border:
-        """The border, with the step itself traced there: where its trace refutes the replays, they are corrected."""
+        """The border, and the first value that does not fit, both traced: what refutes the replays corrects them."""
         while True:
             found = self.largest(capacity, expandable=expandable)
-            if not found.value or self.scaled.at(found.value).traced:
+            if not found.value:
                 return found
-            self.scaled.record(found.value)
+            above = bisect_right(self.values, found.value)
+            around = [found.value, *self.values[above : above + 1]]
+            untraced = [value for value in around if not self.scaled.at(value).traced]
+            if not untraced:
+                return found
+            self.scaled.record(untraced[0])
             self._verdicts.clear()
 
     def _seen_enough(self, border: int, index: int) -> bool:

@@ -37,9 +37,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     flag = next((kernel for name, kernel in _ATTENTION_FLAGS.items() if get(name)), None)
     if kernel := get("attn_implementation", flag):
         common.attention(reading, "attn_implementation", kernel)
-    packed = get("sample_packing") or get("batch_flattening")
-    if not packed and reading.fields["micro_batch"] > 1:
-        reading.set(attention_mask="padding")
+    reading.pads = not (get("sample_packing") or get("batch_flattening"))
     common.optimizer(reading, "optimizer", get("optimizer", "adamw_torch_fused"))
     _loss(get, reading)
     _parallel(get, reading, gpus)
@@ -50,6 +48,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if reading.fields["method"] == "full" and reading.fields.get("attention") != "flash" and _is_half(reading):
         why = "without FlashAttention axolotl keeps norms, embeddings and head in fp32"
         reading.errs("bf16", get("bf16", "auto"), LOW, why, "head_fp32")
+    reading.pad(reading.fields)
     return reading
 
 

@@ -51,9 +51,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     off = get("disable_gradient_checkpointing")
     reading.set(gradient_checkpointing=False if off else ("reentrant" if reentrant else True))
     common.attention(reading, "flash_attn", get("flash_attn", "auto"))
-    packed = get("packing", get("stage", "sft") == "pt")
-    if not packed and reading.fields["micro_batch"] > 1 and reading.fields["attention"] != "flash":
-        reading.set(attention_mask="padding")
+    reading.pads = not get("packing", get("stage", "sft") == "pt")
     flag = next((name for key, name in _OPTIMIZER_FLAGS.items() if get(key)), None)
     common.optimizer(reading, "optim", flag or get("optim", "adamw_torch_fused"))
     if get("enable_liger_kernel"):
@@ -63,6 +61,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if stage in _OBJECTIVES:
         objective = "orpo" if get("pref_loss") in ("orpo", "simpo") else _OBJECTIVES[stage]
         common.preference(reading, objective, "stage", reading.fields["micro_batch"])
+    reading.pad(reading.fields)
     return reading
 
 

@@ -96,6 +96,18 @@ class Reading:
     remarks: list[Remark] = field(default_factory=list)
     unknown: dict[str, str | None] = field(default_factory=dict)  # key to the nearest that is known
     notes: list[str] = field(default_factory=list)
+    own: Mapping[str, Any] = field(default_factory=dict)  # the file's keys and values
+    pads: bool = False  # whether the tool pads the rows of a batch, which then carries a mask
+
+    def pad(self, fields: dict[str, Any]) -> None:
+        """Give a step the mask of padded rows: a batch of several rows has one, a row alone and FlashAttention none."""
+        if not self.pads:
+            return
+        rows = fields.get("micro_batch")
+        if isinstance(rows, int) and rows > 1 and fields.get("attention") != "flash":
+            fields["attention_mask"] = "padding"
+        else:
+            fields.pop("attention_mask", None)
 
     def errs(self, key: str, value: Any, errs: str, why: str, bound: str | None = None) -> None:
         """Note a setting that is not described."""
@@ -142,7 +154,7 @@ class Values:
 
 def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, Reading]:
     """Sort a file's keys; the fields are the reader's to set."""
-    reading = Reading(table.tool, table.version, file)
+    reading = Reading(table.tool, table.version, file, own=mapping)
     for key, value in mapping.items():
         kind = table.kind(str(key))
         if kind == "understood" and value is not None:

@@ -17,6 +17,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.readers import axolotl, trl
 from will_it_fit.scenario.fields import scenario_defaults
+from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
 
 LIKE = ("trl", "peft", "axolotl")
@@ -82,7 +83,7 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedSt
     found = like_fields(tool, named) if tool else {}
     given = {name for name, value in named.items() if value is not None}
     defaults = {name: value for name, value in found.items() if name not in given}
-    if (count := _count(named.get("gpu"))) > 1 and "parallel" not in given:
+    if (count := gpu_count(named.get("gpu"))) > 1 and "parallel" not in given:
         defaults["parallel"] = {**scenario_defaults()["parallel"], "strategy": "fsdp2", "gpus": count}
     scenario = Scenario.from_mapping(named, defaults, where)
     taken = {name: value for name, value in defaults.items() if name != "parallel"}
@@ -129,7 +130,7 @@ def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Ite
     """Fields of a tool that what is named leaves no place for."""
     parallel = named.get("parallel")
     divided = isinstance(parallel, Mapping) and parallel.get("strategy") in _DIVIDED
-    if divided or (parallel is None and _count(named.get("gpu")) > 1):
+    if divided or (parallel is None and gpu_count(named.get("gpu")) > 1):
         yield "loss"
     if named.get("attention") == "flash" or named.get("packing", "none") != "none":
         yield "attention_mask"
@@ -139,8 +140,3 @@ def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Ite
         yield "adapter_precision"
     if named.get("autocast") and str(fields.get("precision")).endswith("-mixed"):
         yield "precision"
-
-
-def _count(gpu: Any) -> int:
-    count = gpu.get("count", 1) if isinstance(gpu, Mapping) else 1
-    return count if isinstance(count, int) else 1

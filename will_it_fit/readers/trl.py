@@ -49,9 +49,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     kernel = get("attn_implementation") or (init.get("attn_implementation") if isinstance(init, Mapping) else None)
     if kernel:
         common.attention(reading, "attn_implementation", kernel)
-    free = get("packing") or get("padding_free")
-    if not free and reading.fields["micro_batch"] > 1 and reading.fields.get("attention") != "flash":
-        reading.set(attention_mask="padding")
+    reading.pads = not (get("packing") or get("padding_free"))
     common.optimizer(reading, "optim", get("optim", "adamw_torch_fused"))
     if get("use_liger_kernel"):
         reading.set(loss="liger")
@@ -64,6 +62,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     if trainer in ("dpo", "reward", "kto", "grpo", "rloo"):
         kind = "grpo" if trainer == "rloo" else trainer
         common.preference(reading, kind, "trainer", reading.fields["micro_batch"])
+    reading.pad(reading.fields)
     return reading
 
 

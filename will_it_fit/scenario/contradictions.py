@@ -1,6 +1,7 @@
 """Fields of a scenario that don't go together: what excludes what, why, and what to write. The one table.
 
-A row's ``wrong`` takes a :class:`View`. Where it holds, the row's texts are made, with the view's values for ``{...}``.
+A row's ``wrong`` takes a :class:`View`. Where it holds, the row's texts are made, with the view's values for ``{...}``;
+``change`` is the YAML of the fields that would be right.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+
+import yaml
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.fields import MOST
@@ -32,7 +35,7 @@ class Contradiction(NamedTuple):
     field: str
     problem: str
     allowed: str
-    write: str
+    change: str
 
 
 def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
@@ -333,5 +336,5 @@ def contradictions(
                 where=where if loop is None else f"{where}.{field}",
                 found=asdict(found) if is_dataclass(found) else found,
                 allowed=row.allowed.format(**shown),
-                write=row.write.format(**shown),
+                change=yaml.safe_load(row.change.format(**shown)),
             )

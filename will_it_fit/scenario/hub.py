@@ -215,5 +215,5 @@ def explained(
         where=where,
         found=f"{hub.name}@{hub.revision}" if hub.revision else hub.name,
         allowed=allowed.format(**words),
-        write=f"model: {near[0] if near else 'config.json'}",
+        change={"model": near[0] if near else "config.json"},
     )

@@ -107,7 +107,7 @@ def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[
             where=where,
             allowed="a name in config/models/, an id on the Hub, a path to a config.json, or a configuration itself;"
             f" names are {', '.join(sorted(path.stem for path in MODELS.glob('*.json')))}",
-            write=f"model: {example}",
+            change={"model": example},
         )
     if isinstance(value, str):
         value, name = configuration(value, where)
@@ -118,7 +118,7 @@ def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[
             "`model` must be a mapping, a path, a name or an id on the Hub.",
             where=where,
             found=value,
-            write=f"model: {example}",
+            change={"model": example},
         )
     given = json.loads(json.dumps(dict(value), default=str))
     model, alone = language_model(given)
@@ -191,7 +191,7 @@ def _file(text: str, where: object) -> tuple[Path, str]:
             found=text,
             allowed="the folder that holds the model's config.json, or the file itself; or the name or the Hub's id of"
             " what the model was made from",
-            write="model: qwen2.5-coder-7b",
+            change={"model": "qwen2.5-coder-7b"},
         )
     near = nearest(text)
     raise UserError(
@@ -200,7 +200,7 @@ def _file(text: str, where: object) -> tuple[Path, str]:
         found=text,
         allowed=f"{', '.join(near) + ', ... (' if near else 'a name ('}config/models/ lists"
         f" {len(list(MODELS.glob('*.json')))}); an id on the Hub, owner/name; or a path to a config.json",
-        write=f"model: {near[0] if near else 'qwen2.5-coder-7b'}",
+        change={"model": near[0] if near else "qwen2.5-coder-7b"},
     )
 
 
@@ -297,7 +297,7 @@ def _refuse_unsupported(model: Mapping[str, Any], where: object) -> None:
                 where=where,
                 found=f"model_type {model['model_type']} with {part}",
                 allowed="a model whose configuration has a text_config beside it, whose language model is then taken",
-                write="model: qwen2.5-coder-7b",
+                change={"model": "qwen2.5-coder-7b"},
             )
 
 

@@ -6,6 +6,7 @@ Every wrong part is a :class:`UserError` that shows the corrected line. Nothing 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,7 @@ def checked_lora(value: Mapping[str, Any], where: object) -> Lora:
             where=where,
             found=value["target_modules"],
             allowed="all-linear, or a list such as [q_proj, v_proj]",
-            write=f"lora: {{target_modules: [{', '.join(listed)}]}}",
+            change={"lora": {"target_modules": listed}},
         )
     return Lora(value["rank"], value["alpha"], value["dropout"], targets)
 
@@ -120,21 +121,21 @@ def checked_adapter(value: Any, given: Mapping[str, Any], where: object) -> dict
     """A PEFT configuration as a mapping; what its fields mean only PEFT knows (:mod:`will_it_fit.step.adapters`)."""
     if value is None:
         return None
-    example = "adapter: {peft_type: LORA, r: 16, target_modules: all-linear}"
+    example = {"adapter": {"peft_type": "LORA", "r": 16, "target_modules": "all-linear"}}
     if "lora" in given:
         raise UserError(
             "`lora` and `adapter` both say what the adapters are.",
             where=where,
             found={"adapter": value, "lora": given["lora"]},
             allowed="one of them: `lora` is the short form of an `adapter` with peft_type LORA",
-            write=example,
+            change=example,
         )
     if isinstance(value, str):
         path = found_beside(value, where)
         if path is None:
             raise UserError(
                 "`adapter` is not a path to a file.", where=where, found=value,
-                allowed="an adapter_config.json, its folder, or the configuration as a mapping", write=example,
+                allowed="an adapter_config.json, its folder, or the configuration as a mapping", change=example,
             )  # fmt: skip
         path = path / "adapter_config.json" if path.is_dir() else path
         try:
@@ -147,9 +148,31 @@ def checked_adapter(value: Any, given: Mapping[str, Any], where: object) -> dict
             where=where,
             found=value,
             allowed="a PEFT configuration as adapter_config.json writes it",
-            write=example,
+            change=example,
         )
     return json.loads(json.dumps(dict(value), default=str))
+
+
+# Several of a kind as people write it: "8 x h100", "h100 x8".
+_SEVERAL = re.compile(
+    r"^\s*(?:(?P<before>\d{1,3})\s*[x×*]\s*(?P<rest>.+?)|(?P<name>.+?)\s*[x×*]\s*(?P<after>\d{1,3}))\s*$", re.I
+)
+
+
+def counted(text: str) -> tuple[str, int | None]:
+    """A GPU's name without the number of GPUs in front of it or behind, and that number; None: the text says none."""
+    match = _SEVERAL.match(text)
+    if not match:
+        return text, None
+    return match["rest"] or match["name"], int(match["before"] or match["after"])
+
+
+def gpu_count(value: Any) -> int:
+    """How many GPUs a scenario's ``gpu`` means, as text or as a mapping; 1 where it does not say."""
+    if isinstance(value, str):
+        return counted(value)[1] or 1
+    count = (value.get("count") or gpu_count(value.get("name"))) if isinstance(value, Mapping) else 1
+    return count if isinstance(count, int) else 1
 
 
 _GPU = {
@@ -176,28 +199,44 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     UserError
         With the line to write.
     """
-    if value is None or (isinstance(value, str) and value):
+    if value is None:
         return value
+    if isinstance(value, str) and value:
+        return _counted_gpu({"name": value}, where)
     if isinstance(value, int) and not isinstance(value, bool) and 1000 <= value < 10_000:
         return str(value)  # a card's number, `gpu: 4090`, which YAML reads as one
     if isinstance(value, Mapping) and ("name" in value) != ("vram_gib" in value):
         if wrong := problems(value, _GPU, where, within="gpu"):
             raise UserError.several(wrong)
         size = {"vram_gib": float(value["vram_gib"])} if "vram_gib" in value else {}
-        return value["name"] if list(value) == ["name"] else {**value, **size}
+        return _counted_gpu({**value, **size}, where)
     gib = value if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else 24
     raise UserError(
         "`gpu` must be a name or a size.",
         where=where,
         found=value,
         allowed="a name in config/gpus.yaml, {vram_gib: number}, {name: rtx-3090, count: 2} for several, or null",
-        write=f"gpu: {{vram_gib: {gib if gib < 1000 else 24}}}",
+        change={"gpu": {"vram_gib": gib if gib < 1000 else 24}},
     )
+
+
+def _counted_gpu(gpu: dict[str, Any], where: object) -> str | dict[str, Any]:
+    """A checked GPU whose count, where its name says one, stands beside the name."""
+    name, count = counted(gpu.get("name", ""))
+    if count is not None:
+        if count < 1 or gpu.get("count", count) != count:
+            raise UserError(
+                "`gpu` says two numbers of GPUs." if count else "There is no such number of GPUs.",
+                where=where, found=gpu if "count" in gpu else gpu["name"], allowed="one number, of at least 1",
+                change={"gpu": f"{gpu.get('count') or 2}x{name}"},
+            )  # fmt: skip
+        gpu = {"name": name, "count": count} if count > 1 else {"name": name}
+    return gpu["name"] if list(gpu) == ["name"] else gpu
 
 
 # --- images: how many tokens each becomes, and what the batch holds for it ---------------------------
 
-_IMAGES = "images: {count: 1, height: 896, width: 896, trained: language}"
+_IMAGES = {"images": {"count": 1, "height": 896, "width": 896, "trained": "language"}}
 # By families, after transformers' processors and `modeling_*.py` of each.
 # A picture of one size becomes a square grid of patches; the default size is that of transformers' configuration.
 _FIXED = ("gemma3", "llava")
@@ -240,7 +279,7 @@ class Images:
                 where=where,
                 found={part: given for part, given in value.items() if given is not None},
                 allowed="pixels, as the model's processor hands them on",
-                write=_IMAGES,
+                change=_IMAGES,
             )
         return cls(**{**value, "count": value["count"] or 1})
 
@@ -255,7 +294,8 @@ class Images:
                 found=f"model_type {kind}",
                 allowed=f"a configuration with its vision_config, of {', '.join(FAMILIES)}; or images null, which gives"
                 " the language model alone",
-                write="images: null",
+                field="images",
+                change={"images": None},
             )
         height, width = self._nearest(model)
         if (height, width) != (self.height, self.width):
@@ -264,7 +304,7 @@ class Images:
                 where=where,
                 found=f"{self.height} x {self.width}",
                 allowed=f"{height} x {width}" if kind in _FIXED else f"multiples of {self._step(model)}",
-                write=f"images: {{count: {self.count}, height: {height}, width: {width}, trained: {self.trained}}}",
+                change={"images": {"count": self.count, "height": height, "width": width, "trained": self.trained}},
             )
         needed = 1 + self.count * (self.tokens(model) + 1)
         if needed > sequence_length:
@@ -273,7 +313,7 @@ class Images:
                 where=where,
                 found=f"{self.count} x {self.tokens(model)} tokens, with a token between images",
                 allowed=f"{needed} or more; fewer or smaller images",
-                write=f"sequence_length: {needed}",
+                change={"sequence_length": needed},
             )
 
     def tokens(self, model: Mapping[str, Any]) -> int:

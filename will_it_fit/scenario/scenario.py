@@ -106,7 +106,7 @@ class Scenario:
                 "A scenario is a mapping of fields.",
                 where=where,
                 found=mapping,
-                write="model: qwen2.5-coder-7b",
+                change={"model": "qwen2.5-coder-7b"},
             )
         defaults = {**scenario_defaults(), **(defaults or {})}
         given = {key: value for key, value in mapping.items() if value is not None}
@@ -273,6 +273,8 @@ def _excluded(method: str, given: Mapping[str, Any], where: object) -> Iterator[
                 found=given[field.name],
                 allowed=f"leave `{field.name}` out, or another method",
                 write=write,
+                field=field.name,
+                change={field.name: None},
             )
 
 

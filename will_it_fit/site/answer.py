@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +20,8 @@ from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.ask import text
 from will_it_fit.ask.answer import clear, quick
 from will_it_fit.ask.answer_text import UNTRACED, WORDS, card, other_ways, smallest, step_line
-from will_it_fit.ask.command import parser, scenario_yaml
-from will_it_fit.ask.question import Options, Question, question
+from will_it_fit.ask.command import parse, scenario_yaml
+from will_it_fit.ask.question import Options, Question, question, said_by
 from will_it_fit.ask.run_cost import asked_of
 from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
@@ -66,7 +66,8 @@ def reply(request: str) -> str:
     ----------
     request
         JSON: ``ask`` (``answer``, ``others``, ``gpus``, ``changes``, or ``longest`` with ``rows``), the choice
-        (``model``, or ``file`` with ``name`` and ``text``; ``gpu``, ``gpus``, ``method``, ``sequence_length``,
+        (``model``, or ``file`` with ``name`` and ``text``, and ``over``: names of what the page changed, which alone
+        wins over the file; ``gpu``, ``gpus``, ``method``, ``sequence_length``,
         ``micro_batch``, ``strategy``, ``settings``; ``run``, what is asked about hours and cost: ``rows``, ``epochs``,
         ``price``, ``deadline``, ``grams_per_kwh``), and ``fetched``: what the Hub answered, by id.
 
@@ -98,10 +99,11 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     fetched = request.get("fetched") or {}
     token = FETCH.set(lambda hub, where: _kept(hub, where, fetched, folder))
     try:
+        request, added = _beside_the_file(request, folder)
         words, options = _words(request, folder), _options(request)
         asked = question([str(folder / words[0]) if request.get("file") else words[0]], options)
         if request["ask"] == "answer":
-            return _answer(asked, words, _run(request, asked))
+            return _answer(asked, words, _run(request, asked)) | {"added": added}
         if request["ask"] == "others":
             return {"others": other_ways({"scripts_would_take": scripts_would_take(asked.asked, asked.where)})}
         asked, _ = _nearest(asked)
@@ -112,6 +114,44 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return {"longest": _longest(asked, request["rows"])}
     finally:
         FETCH.reset(token)
+
+
+def _beside_the_file(request: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """A choice with a file: what the file says wins over the form, but for changes that the page itself offered.
+
+    Returns
+    -------
+    tuple
+        The choice without what the file says, and a sentence for each field of the form: added to the file, in place
+        of its value, or left aside.
+    """
+    if not request.get("file"):
+        return request, []
+    path = folder / _file_name(request["file"])
+    path.write_text(request["file"]["text"], encoding="utf-8")
+    said = said_by(path)
+    settings = dict(request.get("settings") or {})
+    form = {name: request.get(name) for name in ("gpu", "method", "strategy", "sequence_length", "micro_batch")}
+    form |= settings
+    kept, added = dict(request), []
+    for name, value in form.items():
+        field = {"strategy": "parallel"}.get(name, name)
+        if value in (None, ""):
+            continue
+        text, own = f"{name}: {yaml_text(value)}", said.get(field, said.get(field.partition(".")[0]))
+        if own is None:
+            added.append(f"the form adds {text}")
+        elif name in (request.get("over") or ()):
+            added.append(f"in place of what the file says, {text}")
+        else:
+            added.append(f"the file says {own}, and the form's {text} is left aside")
+            if name in settings:
+                del settings[name]
+            else:
+                kept[name] = None
+            if name == "gpu":
+                kept["gpus"] = 1
+    return kept | {"settings": settings}, added
 
 
 def _kept(hub: HubId, where: object, fetched: Mapping[str, Any], folder: Path) -> Path:
@@ -176,7 +216,7 @@ def _run(request: Mapping[str, Any], asked: Question) -> list[str]:
     given = dict(request.get("run") or {})
     if price := given.get("price"):
         if asked.gpu is None:
-            raise UserError("A price is that of a GPU.", allowed="a GPU of the list", write="rtx-4090")
+            raise UserError("A price needs a GPU: choose one.", allowed="a GPU of the list", write="rtx-4090")
         given["price"] = f"{asked.gpu.name}={price}"
     return [word for name, value in sorted(given.items()) for word in (f"--{name.replace('_', '-')}", str(value))]
 
@@ -208,12 +248,13 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
     found = quick(asked, others=False)
     near, instead = _nearest(asked)
     shown = quick(near, others=False) if instead else found
-    run = asked_of(parser().parse_args([*words, *run_words]))
+    run = asked_of(parse([*words, *run_words]))
     rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
     parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
     return {
         "answer": found,
         "state": _state(found),
+        "tight": bool(shown["gpu"]) and shown["fits"] is not True,
         "verdict": _near_sentence(shown, instead) if instead else _sentence(found),
         "step": step_line(found["scenario"]),
         "exactness": EXACTNESS,
@@ -320,16 +361,28 @@ def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
                 continue
             if fits:
                 command = text.suggested(words, changes)
-                found.append({"cost": move.cost, "command": command, "choice": _choice(command)})
+                fields = [f"{name}.{part}" if part else name for name, part in _named(changes)]
+                found.append({"cost": move.cost, "command": command, "choice": _choice(command), "fields": fields})
                 break
         if len(found) == MOST_CHANGES:
             break
     return found
 
 
+def _named(changes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The fields of a change as the form names them, with their parts."""
+    for name, value in changes.items():
+        if name == "parallel":
+            yield "strategy", ""
+        elif isinstance(value, Mapping) and name != "gpu":
+            yield from ((name, part) for part in value)
+        else:
+            yield name, ""
+
+
 def _choice(command: str) -> dict[str, Any]:
     """A command line as the form's choice."""
-    options = parser().parse_args(shlex.split(command)[1:])
+    options = parse(shlex.split(command)[1:])
     settings = dict(setting.split("=", 1) for setting in options.set)
     return {"model": options.what[0], "gpu": options.gpu, "gpus": 1, "method": options.method or "",
             "strategy": options.strategy or "", "sequence_length": options.sequence_length,

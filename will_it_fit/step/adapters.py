@@ -94,7 +94,7 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
             where=_where(scenario),
             found=scenario.adapter,
             allowed="a configuration without inference_mode, whose target modules the model has",
-            write="adapter: {peft_type: LORA, r: 16, target_modules: all-linear}",
+            change={"adapter": {"peft_type": "LORA", "r": 16, "target_modules": "all-linear"}},
         )
     return model
 
@@ -107,7 +107,7 @@ def _leave_out(config: Any, modules: list[str], scenario: Scenario) -> None:
             where=_where(scenario),
             found=config.peft_type.value,
             allowed="a method with exclude_modules, such as LORA; or images.trained all",
-            write="adapter: {peft_type: LORA, r: 16, target_modules: all-linear}",
+            change={"adapter": {"peft_type": "LORA", "r": 16, "target_modules": "all-linear"}},
         )
     if config.exclude_modules is None:
         config.exclude_modules = modules
@@ -266,9 +266,9 @@ def _refusal(model: nn.Module, scenario: Scenario, kind: str, error: Exception) 
             where="lora.target_modules" if scenario.lora else "adapter.target_modules",
             found=list(targets) if isinstance(targets, tuple) else targets,
             allowed=f"all-linear, or a list of {', '.join(sorted(set(linear)))}",
-            write="lora: {target_modules: all-linear}"
+            change={"lora": {"target_modules": "all-linear"}}
             if scenario.lora
-            else f"adapter: {{peft_type: {kind}, target_modules: all-linear, ...}}",
+            else {"adapter": {"peft_type": kind, "target_modules": "all-linear"}},
         )
     if _needs_values(error):
         return UserError(

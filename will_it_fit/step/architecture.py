@@ -111,7 +111,7 @@ def attention_kernel(scenario: Scenario) -> str:
         where=f"model (model_type {scenario.model['model_type']})",
         found=f"attention: {scenario.attention}",
         allowed="eager",
-        write="attention: eager",
+        change={"attention": "eager"},
     )
 
 

@@ -39,7 +39,7 @@ def use_liger(model: nn.Module) -> None:
             where=f"loss, model (model_type {kind})",
             found="loss: liger",
             allowed=f"loss: chunked, or one of {', '.join(LIGER_MODELS)}",
-            write="loss: chunked",
+            change={"loss": "chunked"},
         )
     if next(model.parameters()).device.type == "cuda":
         _package()

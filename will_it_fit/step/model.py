@@ -121,7 +121,7 @@ def _checkpoint_activations(model: nn.Module, scenario: Scenario) -> None:
         raise UserError(
             f"This architecture has no activation checkpointing: {error}",
             found=scenario.model.get("model_type"),
-            write="gradient_checkpointing: false",
+            change={"gradient_checkpointing": False},
         ) from None
     if scenario.gradient_checkpointing == "reentrant" and scenario.method != "full":
         model.enable_input_require_grads()  # as the Trainer does: this way of checkpointing looks at the inputs alone
@@ -186,7 +186,7 @@ def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
             where=f"model (model_type {scenario.model['model_type']})",
             found=f"attention: {scenario.attention}",
             allowed="eager",
-            write="attention: eager",
+            change={"attention": "eager"},
         ) from None
     except Exception as error:  # whatever an architecture makes of sizes that don't go together
         raise unbuildable(scenario.model["model_type"], error) from None

@@ -57,7 +57,7 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
             where="objective",
             found=f"{scenario.objective}, model_type {scenario.model['model_type']}, method {scenario.method}",
             allowed="what this trainer takes; or objective sft",
-            write="objective: sft",
+            change={"objective": "sft"},
         ) from error
     if scenario.preference.reference == "precomputed":
         trainer.ref_model = reference = None

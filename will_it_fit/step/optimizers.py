@@ -69,7 +69,7 @@ def _paged_adamw_8bit(parameters: Parameters, **options: Any) -> torch.optim.Opt
             "Paged optimizer states need a GPU: they lie in CUDA's managed memory.",
             found="paged_adamw_8bit",
             allowed="adamw, adamw_fused, adamw_8bit",
-            write="optimizer: adamw_8bit",
+            change={"optimizer": "adamw_8bit"},
         )
     optimizer = PagedAdamW8bit(parameters, **options)
     if device == "meta":
@@ -123,7 +123,7 @@ def _muon(
             where=f"torch {torch.__version__}",
             found="optimizer: muon",
             allowed="torch 2.9 or newer; or another optimizer",
-            write="optimizer: adamw",
+            change={"optimizer": "adamw"},
         )
     parts = [torch.optim.Muon(matrices, **options)] if matrices else []
     parts += [torch.optim.AdamW(others, **options)] if others else []

@@ -205,5 +205,5 @@ def refusal(architecture: str, reason: str) -> UserError:
         f"Rows can't be packed for this model: {reason}.",
         where=f"training.packing (model_type {architecture})",
         allowed="none: each row in a line of its own, padded",
-        write="packing: none",
+        change={"packing": "none"},
     )

@@ -78,7 +78,7 @@ def _check_group(scenario: Scenario) -> None:
             where="parallel.gpus",
             found=gpus,
             allowed=f"{size}, or as many processes as GPUs (accelerate launch --num_processes {gpus})",
-            write=f"parallel: {{strategy: {scenario.parallel.strategy}, gpus: {size}}}",
+            change={"parallel": {"strategy": scenario.parallel.strategy, "gpus": size}},
         )
 
 
@@ -217,7 +217,7 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
             where="parallel.strategy",
             found="fsdp1 on the CPU",
             allowed="fsdp2, ddp; or a machine with GPUs",
-            write=f"parallel: {{strategy: fsdp2, gpus: {scenario.parallel.gpus}}}",
+            change={"parallel": {"strategy": "fsdp2", "gpus": scenario.parallel.gpus}},
         )
     dtype = DTYPES.get(scenario.autocast_precision)
     if dtype is not None:
@@ -250,7 +250,7 @@ def _fsdp1(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
             where=f"parallel.strategy, model_type {scenario.model['model_type']}",
             found=", ".join(dtypes),
             allowed="fsdp2, which divides each parameter by itself",
-            write=f"parallel: {{strategy: fsdp2, gpus: {scenario.parallel.gpus}}}",
+            change={"parallel": {"strategy": "fsdp2", "gpus": scenario.parallel.gpus}},
         ) from None
 
 

@@ -148,7 +148,7 @@ def assert_quantized(model: nn.Module, scenario: Scenario) -> dict[str, int]:
                 where=f"model (model_type {scenario.model['model_type']}), transformers {transformers.__version__}",
                 found="method: qlora",
                 allowed="full, lora",
-                write="method: lora",
+                change={"method": "lora"},
             )
         wrong = [
             name for name in dense if name not in skipped and unwrapped(f"{name}.weight").split(".")[-2] not in skipped

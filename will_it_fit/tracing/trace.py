@@ -151,7 +151,7 @@ def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
             where=f"model (model_type {scenario.model['model_type']})",
             found=", ".join(own[:3]),
             allowed="an architecture whose layers are attention and linear layers",
-            write="model: qwen2.5-coder-7b",
+            change={"model": "qwen2.5-coder-7b"},
         )
 
 
@@ -397,7 +397,7 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
             where="attention",
             found=scenario.attention,
             allowed="sdpa, which takes the kernel that fits, or eager",
-            write="attention: sdpa",
+            change={"attention": "sdpa"},
         ) from error
     except StepError as error:
         if "differ in dtype" in str(error):
@@ -407,7 +407,7 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
                 found=f"precision {scenario.precision}, adapter_precision {scenario.adapter_precision},"
                 f" kbit_preparation {scenario.kbit_preparation}, autocast {scenario.autocast}",
                 allowed="autocast, which casts the operands, or one dtype for all",
-                write=f"autocast: {'fp16' if scenario.weight_precision == 'fp16' else 'bf16'}",
+                change={"autocast": "fp16" if scenario.weight_precision == "fp16" else "bf16"},
             ) from error
         raise UserError(  # an architecture may ask for values, which meta tensors don't have
             f"The step of this architecture can't be traced. {error.problem}",

@@ -13,13 +13,15 @@ import pytest
 import yaml
 
 from will_it_fit.ask import Run, will_it_fit
+from will_it_fit.ask.answer_text import smallest
 from will_it_fit.ask.command import main
 from will_it_fit.ask.explain_measurement import measured
 from will_it_fit.ask.predict import predict
 from will_it_fit.ask.run_cost import ranked
-from will_it_fit.cards.gpus import GIB, find
+from will_it_fit.cards.gpus import GIB, find, known
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import run_time
+from will_it_fit.planner.compare import untimed_because
 from will_it_fit.scenario.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -128,9 +130,37 @@ def test_the_longest_sequence_is_one_that_fits(model, capsys) -> None:
     assert found["with_other_allocator"] > 0
     lines = run(capsys, model, "--gpu", "0.6GiB", "--method", "full", "--longest")[1].splitlines()
     assert lines[1] == f"{found['with_other_allocator']:,} tokens with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-    assert (
-        found["limited_by_positions"] or "everything below fits as well; if more tokens fit, it is by luck" in lines[3]
-    )
+    assert found["limited_by_positions"] or "everything below fits as well; more tokens may fit by chance" in lines[3]
+
+
+def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
+    """Rows of a batch are padded and carry a mask, which a row alone does not: the search has it too."""
+    words = (model, "--gpu", "0.6GiB", "--like", "trl", "-s", "512", "--set", "loss=full")
+    status, text = run(capsys, *words, "--largest-batch", "--json")
+    rows = json.loads(text)["value"]
+    assert status == 0 and rows > 1
+    assert run(capsys, *words, "-b", str(rows))[0] == 0
+    assert run(capsys, *words, "-b", str(rows + 1))[0] == 1
+    tight = (model, "--gpu", "0.515GiB", "--like", "trl", "-s", "64", "--set", "loss=full")
+    alone = json.loads(run(capsys, *tight, "--largest-batch", "--json")[1])["value"]
+    assert run(capsys, *tight, "-b", str(max(alone, 1)))[0] == (0 if alone else 1)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_the_time_of_another_objective_has_its_own_reason(objective) -> None:
+    scenario = Scenario.from_mapping({
+        "model": TINY, "gpu": "rtx-4090", "objective": objective, "micro_batch": 8, "sequence_length": 64,
+    })  # fmt: skip
+    assert untimed_because(scenario).endswith(f"this objective is {objective}")
+    assert "no speed of this GPU" in untimed_because(Scenario.from_mapping({"model": TINY, "gpu": "24GiB"}))
+
+
+def test_the_smallest_gpu_is_the_smallest_of_all_that_are_known() -> None:
+    assert "--gpu rtx-4060)" in smallest(6.75 * GIB)
+    sizes = sorted(card.usable_bytes for card in known().values())
+    for size in sizes:
+        name = re.search(r"--gpu ([\w-]+)", smallest(size))[1]
+        assert known()[name].usable_bytes == size
 
 
 def test_all_gpus_are_answered(model, capsys) -> None:
@@ -148,6 +178,12 @@ def test_a_run_has_hours_cost_energy_and_its_bounds(model, capsys) -> None:
     answer = json.loads(found)
     hours = 150_000 * answer["time"]["seconds_per_step"] / 3600
     assert answer["run"]["hours"] == pytest.approx(hours) and answer["run"]["cost"] == pytest.approx(2 * hours)
+
+
+def test_a_price_without_a_name_is_that_of_the_card_named(model, capsys) -> None:
+    words = (model, "--gpu", "a100-80gb", "-s", "64", "--rows", "50,000", "--json")
+    named, plain = (json.loads(run(capsys, *words, "--price", price)[1])["run"] for price in ("a100-80gb=1.29", "1.29"))
+    assert plain == named and plain["cost"] > 0
 
 
 def test_a_mean_length_takes_less_than_the_longest(model, capsys) -> None:
@@ -203,40 +239,50 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("words", "says", "write"),
     [
-        (["qwen2.5-coder-7b", "--gup", "4090"], "unrecognized arguments", "will-it-fit"),
-        (["qwen2.5-coder-7b", "-s", "0"], "no whole number", "will-it-fit"),
+        (["qwen2.5-coder-7b", "--gup", "4090"], "no option `--gup`", "will-it-fit qwen2.5-coder-7b --gpu 4090"),
+        (["qwen2.5-coder-7b", "-s", "0"], "takes a whole number", "will-it-fit qwen2.5-coder-7b -s 2048"),
         (["qwen2.5-coder-7b", "--gpu", "x"], "not known", "--gpu 12GiB"),
         (["qwen2.5-coder-7b", "--gpu", "A100"], "may mean 2 cards", "--gpu a100-40gb"),
         (["qwen3-9b"], "neither the name", "will-it-fit qwen3-8b"),
         (["nothere.yaml"], "isn't there", "will-it-fit"),
         (["qwen2.5-coder-7b", "--set", "lora.rang=4"], "did you mean `lora.rank`", "--set lora.rank=4"),
-        (["qwen2.5-coder-7b", "--set", "sequence=4"], "doesn't have: sequence", "--set sequence_length=4"),
+        (["qwen2.5-coder-7b", "--set", "sequence=4"], "doesn't have: sequence", "will-it-fit qwen2.5-coder-7b -s 4"),
         (["qwen2.5-coder-7b", "--set", "rank"], "field=value", "--set lora.rank=64"),
         (["qwen2.5-coder-7b", "-s", "99999"], "beyond the 32768 positions", "-s 32768"),
         (["qwen2.5-coder-7b", "--strategy", "fsdp2"], "for several GPUs", "--gpu 2xrtx-3090"),
-        (["qwen2.5-coder-7b", "--longest"], "depends on the GPU", "--gpu 24GiB"),
+        (["qwen2.5-coder-7b", "--longest"], "need --gpu", "--longest --gpu 24GiB"),
         (["qwen2.5-coder-7b", "--quick", "--longest"], "contradict", "--longest"),
-        (["qwen2.5-coder-7b", "--json", "--yaml"], "several forms", "--json"),
+        (["qwen2.5-coder-7b", "--json", "--yaml"], "two forms of one answer", "--json"),
         (["qwen2.5-coder-7b", "--all-gpus", "--gpu", "t4"], "contradict", "--all-gpus"),
         (
             ["qwen2.5-coder-7b", "--method", "full", "--set", "quantization.double=true"],
             "don't go together",
             "--method",
         ),
-        (["qwen2.5-coder-7b", "--epochs", "3"], "rows are not known", "--rows 50000"),
-        (["qwen2.5-coder-7b", "--rows", "9"], "depends on the GPU", "--gpu a100-80gb"),
-        (["qwen2.5-coder-7b", "--tokens-per-row", "9"], "rows are not known", "--rows 50000"),
+        (["qwen2.5-coder-7b", "--epochs", "3"], "--epochs needs --rows", "--epochs 3 --rows 50000"),
+        (["qwen2.5-coder-7b", "--rows", "9"], "--rows needs --gpu", "--rows 9 --gpu a100-80gb"),
+        (["qwen2.5-coder-7b", "--tokens-per-row", "9"], "needs --rows", "--rows 50000"),
         (
             ["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "-s", "64", "--tokens-per-row", "65"],
-            "longer on average",
+            "larger than the sequence length",
             "--tokens-per-row 64",
         ),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--quick"], "contradict", "--rows"),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "t4=0"], "above 0", "--price t4=1.29"),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 cards", "--price a100-40gb="),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "2xt4=1"], "of one card", "--price t4=1.29"),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "no.yaml"], "or a file", "--price a100-80gb"),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "2xt4=1"], "for one GPU", "--price t4=1.29"),
+        (
+            ["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "no.yaml"],
+            "or a file",
+            "--price a100-80gb=1.29",
+        ),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--deadline", "soon"], "above 0", "--deadline 24h"),
+        (
+            ["qwen2.5-coder-7b", "--rows", "9", "--all-gpus", "--price", "1.29"],
+            "names no card",
+            "--price a100-80gb=1.29",
+        ),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "-1"], "above 0", "--price 1.29"),
         (["qwen2.5-coder-7b", "--serve", "--weights", "q9"], "not known", "--weights q4_k_m"),
     ],
 )
@@ -249,7 +295,7 @@ def test_a_wrong_question_says_what_to_write(words, says, write) -> None:
 def test_a_wrong_option_is_answered_before_anything_is_imported() -> None:
     program = "import sys\nfrom will_it_fit.ask.command import run\nsys.argv = ['will-it-fit', 'x', '--gup']\nrun()"
     done = subprocess.run([sys.executable, "-X", "importtime", "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "unrecognized" in done.stderr
+    assert done.returncode == 2 and "no option `--gup`" in done.stderr
     assert not {"torch", "transformers", "numpy", "huggingface_hub"} & set(
         re.findall(r"\\| +(\\w+)$", done.stderr, re.M)
     )

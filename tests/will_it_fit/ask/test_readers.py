@@ -319,5 +319,44 @@ def test_from_decides_between_tools(tmp_path: Path) -> None:
 
 
 def test_two_questions_at_once_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Two things"):
+    with pytest.raises(UserError, match="Give one model or training file"):
         asked(tmp_path, AXOLOTL, TRL)
+
+
+@pytest.mark.parametrize(
+    ("tool", "content"),
+    [
+        ("axolotl", {"base_model": "smollm2-135m", "micro_batch_size": 1, "flash_attention": False}),
+        ("trl", {"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 1, "use_peft": True}),
+        ("llama-factory", {"model_name_or_path": "smollm2-135m", "stage": "sft", "per_device_train_batch_size": 1}),
+    ],
+)
+def test_a_file_of_one_row_asked_about_with_several_carries_the_mask_of_padded_rows(tool, content, tmp_path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+    def mask(**options) -> str:
+        return question([path], Options(tool=tool, **options)).scenario.attention_mask
+
+    assert [mask(), mask(micro_batch=4), mask(least_rows=2)] == ["none", "padding", "padding"]
+    assert mask(micro_batch=4, settings=["attention_mask=none"]) == "none"
+
+
+def test_a_gpu_as_text_keeps_its_count(tmp_path) -> None:
+    words = ["qwen2.5-coder-7b"]
+    asked = [
+        question(words, Options(gpu="8xh100-80gb")),
+        question(words, Options(settings=["gpu=8xh100-80gb"])),
+        question(words, Options(settings=["gpu=h100-80gb x 8"])),
+        question(words, Options(settings=["gpu={name: h100-80gb, count: 8}"])),
+        question(words, Options(settings=["gpu.name=h100-80gb", "gpu.count=8"])),
+    ]
+    path = tmp_path / "step.yaml"
+    path.write_text("model: qwen2.5-coder-7b\ngpu: 8xh100-80gb\n", encoding="utf-8")
+    asked.append(question([path], Options()))
+    for one in asked:
+        assert one.gpu.count == 8 and one.scenario == asked[0].scenario and one.scenario.parallel.gpus == 8
+    with pytest.raises(UserError, match="more than `gpu` has"):
+        question(words, Options(settings=["gpu=2xh100-80gb", "parallel={strategy: fsdp2, gpus: 8}"]))
+    with pytest.raises(UserError, match="two numbers of GPUs"):
+        question(words, Options(settings=["gpu={name: 2xh100-80gb, count: 8}"]))

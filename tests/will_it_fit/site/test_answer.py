@@ -101,9 +101,9 @@ def test_hours_come_from_the_command_that_traces_and_what_is_known_without_it_is
 @pytest.mark.parametrize(
     ("run", "gpu", "words"),
     [
-        ({"epochs": "3"}, "l4", "rows are not known"),
+        ({"epochs": "3"}, "l4", "--epochs needs --rows"),
         ({"rows": "50000", "deadline": "soon"}, "l4", "--deadline takes a number"),
-        ({"rows": "50000", "price": "1.29"}, "", "A price is that of a GPU"),
+        ({"rows": "50000", "price": "1.29"}, "", "A price needs a GPU"),
         ({"rows": "0"}, "l4", "whole number of at least 1"),
     ],
 )
@@ -123,14 +123,47 @@ def test_what_would_fit_is_a_choice_that_fits() -> None:
 
 
 def test_a_file_is_read_and_named_in_the_command() -> None:
-    found = pasted(AXOLOTL, "my axolotl.yaml", method="qlora")
-    assert found["command"].startswith("will-it-fit my-axolotl.yaml --gpu rtx-4090 --method qlora")
+    found = pasted(AXOLOTL, "my axolotl.yaml", over=["method"], method="qlora")
+    assert found["command"] == "will-it-fit my-axolotl.yaml --gpu rtx-4090 --method qlora -b 1"
     assert found["answer"]["scenario"]["lora"]["rank"] == 16 and "read as axolotl" in found["read"][0]
     assert "/tmp" not in json.dumps(found)
     assert pasted(CONFIG)["command"].startswith("will-it-fit config.json ")
     program = "from trl import SFTConfig, SFTTrainer\nmodel = AutoModelForCausalLM.from_pretrained('Qwen/Qwen3-8B')\n"
     program += "SFTTrainer(model, args=SFTConfig(max_length=512)).train()\n"
     assert pasted(program, sequence_length=None)["answer"]["scenario"]["sequence_length"] == 512
+
+
+LLAMA_FACTORY = (
+    "model_name_or_path: Qwen/Qwen3-8B\nstage: sft\nfinetuning_type: lora\ncutoff_len: 51974\nlora_rank: 8\n"
+)
+
+
+def test_a_pasted_file_wins_over_the_form_and_the_page_lists_what_the_form_added() -> None:
+    found = pasted(LLAMA_FACTORY, settings={"lora.rank": 64, "loss": "chunked"})
+    scenario = found["answer"]["scenario"]
+    assert (scenario["sequence_length"], scenario["micro_batch"], scenario["lora"]["rank"]) == (51974, 1, 8)
+    assert found["command"] == "will-it-fit config.yaml --gpu rtx-4090 -b 1 --set loss=chunked"
+    assert found["added"] == [
+        "the form adds gpu: rtx-4090",
+        "the file says cutoff_len: 51974, and the form's sequence_length: 2048 is left aside",
+        "the form adds micro_batch: 1",
+        "the file says lora_rank: 8, and the form's lora.rank: 64 is left aside",
+        "the form adds loss: chunked",
+    ]
+    assert ask()["added"] == []
+
+
+def test_what_the_page_offers_wins_over_a_file() -> None:
+    (change, *_) = pasted(LLAMA_FACTORY, ask="changes")["changes"]
+    assert change["fields"] == ["sequence_length"]
+    found = pasted(LLAMA_FACTORY, over=change["fields"], **change["choice"] | {"model": ""})
+    assert found["answer"]["scenario"]["sequence_length"] == change["choice"]["sequence_length"]
+    assert not found["tight"] and pasted(LLAMA_FACTORY)["tight"]
+
+
+def test_changes_are_offered_only_where_the_step_does_not_surely_fit() -> None:
+    assert not pasted(LLAMA_FACTORY.replace("51974", "512"))["tight"] and not ask()["tight"]
+    assert ask(gpu="t4", method="full")["tight"] and not ask(gpu="")["tight"]
 
 
 def test_the_browser_fetches_what_is_not_listed() -> None:

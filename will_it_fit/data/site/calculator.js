@@ -8,6 +8,7 @@ const ROWS = JSON.parse($("first").textContent).rows; // micro-batches whose lon
 const fetched = {}; // what the Hub answered, by id
 const waiting = new Map(); // number of a question to who waits for its answer
 let worker, latest = 0, number = 0, fileName = "", shown = "";
+let over = []; // what a click on the page changed of a file, which alone wins over it
 
 // --- Python ------------------------------------------------------------------------------------------------------
 
@@ -63,7 +64,7 @@ function choice() {
   const byFile = document.forms.form.source.value === "file";
   return {
     model: byFile ? "" : $("model").value.trim(),
-    file: byFile ? { name: fileName, text: $("text").value } : null,
+    file: byFile ? { name: fileName, text: $("text").value } : null, over: byFile ? over : [],
     method: $("method").value, gpu: $("gpu").value.trim(), gpus: whole("count") ?? 1, strategy: $("strategy").value,
     sequence_length: whole("length"), micro_batch: whole("rows"), settings, run,
   };
@@ -80,6 +81,7 @@ async function toAddress(chosen) {
   for (const [name, value] of Object.entries(chosen.settings)) words.set(`set.${name}`, value);
   for (const [name, value] of Object.entries(chosen.run)) words.set(`run.${name}`, value);
   if (chosen.file) words.set("file", await packed(chosen.file.text)), words.set("name", chosen.file.name);
+  if (chosen.file && chosen.over?.length) words.set("over", chosen.over.join(" "));
   return `#${words}`;
 }
 
@@ -93,6 +95,7 @@ async function fromAddress() {
   for (const field of document.querySelectorAll("[data-set]")) field.value = words.get(`set.${field.dataset.set}`) ?? "";
   for (const field of runFields) field.value = words.get(`run.${field.dataset.run}`) ?? "";
   if (words.has("file")) $("text").value = await unpacked(words.get("file")), fileName = words.get("name") ?? "";
+  over = (words.get("over") ?? "").split(" ").filter(Boolean);
   document.forms.form.source.value = words.has("file") ? "file" : "model";
   return true;
 }
@@ -137,12 +140,11 @@ async function answer(mayFetch) {
 }
 
 async function details(chosen, mine, found) {
-  const tight = found.state !== "fits" && found.state !== "size";
   const asked = async (kind, more = {}) => JSON.parse(await ask({ ...chosen, ask: kind, ...more }));
-  const { changes = [] } = tight ? await asked("changes") : {};
+  const { changes = [] } = found.tight ? await asked("changes") : {};
   if (mine === latest) await showChanges(changes, chosen);
   const { others } = await asked("others");
-  if (mine === latest) showRead([...found.read, ...others]);
+  if (mine === latest) showRead([...found.added, ...found.read, ...others]);
   const { gpus = [] } = await asked("gpus");
   if (mine === latest) showCards(gpus, found.answer.gpu?.name);
   const bands = [];
@@ -201,7 +203,7 @@ function show(found) {
   for (const id of ["exactness", "rule", "hours"]) $(id).textContent = found[id];
   $("command").textContent = found.command;
   $("yaml").textContent = found.yaml;
-  showRead(found.read);
+  showRead([...found.added, ...found.read]);
   for (const id of ["parts-block", "border-block", "cards-block"]) $(id).hidden = !found.peak_bytes;
   for (const id of ["border-block", "cards-block"]) $(id).classList.add("old"); // until details() has the new ones
   $("changes-block").hidden = true; // details() shows it again
@@ -238,14 +240,16 @@ function showBorder(bands, { sequence_length: length, micro_batch: rows }) {
   drawing.borderTable($("longest").tBodies[0], shown);
 }
 
+const FIELD = { gpu: "gpu", length: "sequence_length", rows: "micro_batch" }; // of the form's inputs
+
 function choose(fields) {
-  for (const [id, value] of Object.entries(fields)) $(id).value = value;
+  for (const [id, value] of Object.entries(fields)) $(id).value = value, over.push(FIELD[id]);
   answer(true);
 }
 
-async function showChanges(changes, { file, run }) {
-  const items = changes.map(async ({ cost, command, choice: changed }) => {
-    const href = await toAddress({ ...changed, run, file, model: file ? "" : changed.model });
+async function showChanges(changes, { file, run, over: before }) {
+  const items = changes.map(async ({ cost, command, choice: changed, fields }) => {
+    const href = await toAddress({ ...changed, run, file, over: [...before, ...fields], model: file ? "" : changed.model });
     return made("li", [made("a", made("code", command), { href }), made("span", ` ${cost}`, { className: "note" })]);
   });
   $("changes").replaceChildren(...(await Promise.all(items)));
@@ -264,14 +268,14 @@ function listen() {
   let later;
   form.addEventListener("submit", (event) => (event.preventDefault(), answer(true)));
   form.addEventListener("input", ({ target }) => {
-    if (target.id === "text") fileName = "";
+    if (target.id === "text") fileName = "", over = [];
     clearTimeout(later);
     later = setTimeout(answer, 150, false);
   });
   $("model").addEventListener("change", () => answer(true));
   $("text").addEventListener("change", () => answer(true));
   $("file").addEventListener("change", async ({ target: { files: [file] } }) => {
-    if (file) $("text").value = await file.text(), fileName = file.name, answer(true);
+    if (file) $("text").value = await file.text(), fileName = file.name, over = [], answer(true);
   });
   $("copy-command").addEventListener("click", () => copy($("command").textContent, "The command"));
   $("copy-link").addEventListener("click", () => copy(location.href, "The link"));
@@ -282,7 +286,7 @@ const linked = await fromAddress();
 if (!linked) { // the answer to what stands in the form, made with the page
   const first = JSON.parse($("first").textContent);
   show(first);
-  showRead([...first.read, ...first.others]);
+  showRead([...first.added, ...first.read, ...first.others]);
   showCards(first.gpus, first.answer.gpu.name);
   showBorder(first.longest, first.answer.scenario);
 }
