@@ -223,7 +223,7 @@ def started_bytes(step: Scenario, found: Mapping[str, Any], stored: str) -> int:
     Under FSDP that is the whole model and its share of it; under DDP the model, and rank 0's weights beside it.
     """
     left = found["phases"]["load"]
-    if step.parallel.strategy == "ddp":
+    if step.parallel.kind.replicates:
         return left + min(left, DDP_BROADCAST_BYTES)
     return left + whole_model_bytes(step, stored)
 

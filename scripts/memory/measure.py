@@ -23,7 +23,7 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured = measure(scenario, device, timed=scenario.objective == "sft")
+    measured = measure(scenario, device, timed=scenario.aim.trainer is None)
     capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
     processor = measured.get("processor")
     speed = Processor(**processor) if processor else None

@@ -115,7 +115,7 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     _log_plan(work, scenario, data, group)
     began = time.monotonic()
     model, about = _model(work, scenario, description["title"])
-    if scenario.parallel.strategy == "ddp":
+    if scenario.parallel.kind.replicates:
         _order_buckets(model, scenario, data, device)
     if group.rank:  # dropout draws other numbers in each process; the adapters are the same in all
         torch.manual_seed(work.seed + group.rank)

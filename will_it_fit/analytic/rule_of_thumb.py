@@ -15,6 +15,7 @@ from math import ceil
 from typing import Any
 
 from will_it_fit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
+from will_it_fit.scenario import strategies
 from will_it_fit.scenario.scenario import Scenario
 
 GB = 10**9
@@ -26,8 +27,11 @@ LORA_SHARE = Fraction(3, 1000)  # "LoRA trains about 0.3 % of the parameters", w
 LORA_BYTES = 2 + 2 + ADAM_STATES  # 16-bit weight and gradient, fp32 states
 # What is said to be divided by the number of GPUs; DDP divides nothing. Source: Rajbhandari et al., "ZeRO: Memory
 # Optimizations Toward Training Trillion Parameter Models", 2020, figure 1; FSDP is quoted as ZeRO's third stage.
-STATES = (WEIGHTS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES)
-DIVIDED = {"fsdp1": STATES, "fsdp2": STATES, "zero3": STATES, "zero2": (GRADIENTS, OPTIMIZER_STATES)}
+PARTS = {
+    strategies.WEIGHTS: (WEIGHTS, ADAPTERS),
+    strategies.GRADIENTS: (GRADIENTS,),
+    strategies.STATES: (OPTIMIZER_STATES,),
+}
 
 
 def components(method: str, width: int, parameters: int, bits: int = 4) -> dict[str, int]:
@@ -55,7 +59,7 @@ def components(method: str, width: int, parameters: int, bits: int = 4) -> dict[
 
 def on_each(parts: Mapping[str, int], strategy: str, gpus: int) -> dict[str, int]:
     """One GPU's share of the memory by component."""
-    divided = DIVIDED.get(strategy, ())
+    divided = [name for part in strategies.STRATEGIES[strategy].divides for name in PARTS[part]]
     return {name: ceil(Fraction(size, gpus)) if name in divided else size for name, size in parts.items()}
 
 

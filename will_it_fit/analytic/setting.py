@@ -8,8 +8,10 @@ from will_it_fit.analytic.decoder import Decoder, NotDescribed
 from will_it_fit.engine import cuda_rules
 from will_it_fit.engine.components import weights
 from will_it_fit.engine.cuda_rules import WIDTH, Capability
+from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import STRATEGIES
 
 CHUNK_TOKENS = 256  # will_it_fit/step/step.py: tokens whose logits exist at once with `loss: chunked`
 BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale, scales to a scale of theirs
@@ -29,7 +31,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "use_cache": (False,),
     "gradient_checkpointing": (True, False),
     "activation_offload": (False,),
-    "objective": ("sft",),
+    "objective": (SUPERVISED,),
     "images": (None,),
     "optimizer": tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
     "loss": ("full", "chunked"),
@@ -38,7 +40,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "quantization.compute": (None,),
     "versions.bitsandbytes": (None,),
     "allocator.expandable_segments": None,
-    "parallel.strategy": ("none", "ddp", "fsdp2"),
+    "parallel.strategy": tuple(name for name, one in STRATEGIES.items() if one.in_closed_form),
     "parallel.offload": ("none",),
 }
 
@@ -58,7 +60,7 @@ def check_described(scenario: Scenario) -> None:
         if described is not None and value not in described:
             value = value.get("peft_type", value) if isinstance(value, dict) else value
             raise NotDescribed(f"the analytic estimate does not describe {name}: {value}")
-    if scenario.parallel.strategy == "fsdp2" and scenario.autocast_precision is not None:
+    if scenario.parallel.sharded and scenario.autocast_precision is not None:
         raise NotDescribed("the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast")
 
 
@@ -130,7 +132,7 @@ class Setting:
     @property
     def sharded(self) -> bool:
         """Whether weights, gradients and optimizer states are divided among GPUs."""
-        return self.scenario.parallel.strategy == "fsdp2"
+        return self.scenario.parallel.sharded
 
     @property
     def packed_sharded(self) -> bool:

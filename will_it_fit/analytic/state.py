@@ -44,7 +44,7 @@ def hold_weights(ledger: Ledger, setting: Setting) -> None:
 
 def _buckets(setting: Setting) -> list[tuple[int, int, int]]:
     """What DDP sends gradients in: as much as they are, from its construction on."""
-    return setting.trained_shapes() if setting.scenario.parallel.strategy == "ddp" else []
+    return setting.trained_shapes() if setting.scenario.parallel.kind.replicates else []
 
 
 def _packed(elements: int, *, nested: bool) -> list[tuple[str, int, int]]:

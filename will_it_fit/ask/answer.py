@@ -96,7 +96,7 @@ def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
             time = _times(step, asked.gpu.capability, [asked.gpu])[asked.gpu.name]
         answer["run"] = _run(time, asked.gpu, asked)
         late = answer["fits"] and (answer["run"] or {}).get("in_time") is False
-        answer["sooner"] = _sooner(answer, asked) if late and asked.scenario.objective == "sft" else []
+        answer["sooner"] = _sooner(answer, asked) if late and asked.scenario.aim.trainer is None else []
     if asked.readings:
         answer["read"] = [reading.to_mapping() for reading in asked.readings]
     return answer

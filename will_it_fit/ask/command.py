@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from will_it_fit.ask.typed import as_typed, check, whole_number, without
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.sizes import gib
+from will_it_fit.scenario.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from will_it_fit.ask.question import Question
 
 METHODS = ("full", "lora", "qlora")
-STRATEGIES = ("none", "ddp", "fsdp1", "fsdp2", "zero2", "zero3")
 
 
 class _Parser(argparse.ArgumentParser):

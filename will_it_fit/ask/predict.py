@@ -28,6 +28,7 @@ from will_it_fit.common.terminal import command
 from will_it_fit.planner.compare import compare, scripts_would_take
 from will_it_fit.readers.request import AskedStep, read_asked
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import REPLICATED
 from will_it_fit.tracing.scenario_trace import traced
 
 
@@ -42,10 +43,10 @@ def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
     answer["scripts_would_take"] = scripts_would_take(asked, where)
     answer["strategies"] = {}
     if "parallel" in asked.assumed:
-        parallel = {"strategy": "ddp", "gpus": asked.scenario.parallel.gpus}
+        parallel = {"strategy": REPLICATED, "gpus": asked.scenario.parallel.gpus}
         found = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
         size = found.traced.trace["required_bytes"]
-        answer["strategies"]["ddp"] = {"required_bytes": size, **found.verdict._asdict()}
+        answer["strategies"][REPLICATED] = {"required_bytes": size, **found.verdict._asdict()}
     return answer
 
 

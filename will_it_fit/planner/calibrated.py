@@ -19,7 +19,9 @@ from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.changes import COUNTS, Changes, apply, spread
+from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.scenario import Parallel, Scenario
+from will_it_fit.scenario.strategies import DIVIDED, REPLICATED, WEIGHTS
 
 ANCHORS = (1, 16)  # micro-batches that are traced to correct the estimate
 
@@ -133,15 +135,15 @@ def _described(scenario: Scenario) -> Scenario:
     """
     if scenario.images:
         scenario = scenario.changed(images=None)
-    if scenario.objective != "sft":
-        rows = scenario.micro_batch * (1 if scenario.objective in ("kto", "grpo") else 2)
-        scenario = scenario.changed(objective="sft", preference={"reference": None}, micro_batch=rows)
+    if scenario.aim.trainer:
+        rows = scenario.micro_batch * scenario.aim.texts_in_a_row
+        scenario = scenario.changed(objective=SUPERVISED, preference={"reference": None}, micro_batch=rows)
     parallel = scenario.parallel
     if not parallel.zero_stage:
         return scenario
-    like = Parallel("fsdp2", parallel.gpus, reshard_after_forward=parallel.strategy == "zero3")
+    like = Parallel(DIVIDED, parallel.gpus, reshard_after_forward=WEIGHTS in parallel.kind.divides)
     if scenario.loss != "full":
-        like = Parallel("ddp", parallel.gpus)
+        like = Parallel(REPLICATED, parallel.gpus)
     precision = scenario.autocast_precision or scenario.weight_precision
     return scenario.changed(parallel=like, precision=precision, autocast=None)
 

@@ -13,6 +13,7 @@ from will_it_fit.common.sizes import gib
 from will_it_fit.planner.largest_fit import steps
 from will_it_fit.scenario.optimizers import EIGHT_BIT, FUSED, OPTIMIZERS, PAGED
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import DIVIDED, NONE
 
 Changes = dict[str, Any]
 COUNTS = (2, 4, 8)  # of GPUs of a kind
@@ -108,14 +109,14 @@ def _moves_among_gpus(scenario: Scenario) -> Iterator[Move]:
     if not parallel.reshard_after_forward:
         cost = "half as much again of communication"
         yield Move("reshard_after_forward", cost, with_parallel(reshard_after_forward=True))
-    if parallel.strategy == "ddp":
+    if parallel.kind.replicates:
         cost = "more communication: weights, gradients and states are divided, and gathered layer by layer"
-        yield Move("fsdp2", cost, with_parallel(strategy="fsdp2"))
-    if parallel.strategy == "zero2":
+        yield Move("fsdp2", cost, with_parallel(strategy=DIVIDED))
+    if parallel.kind.zero == 2:
         cost = "more communication: weights are divided too, and gathered layer by layer"
         yield Move("zero3", cost, with_parallel(strategy="zero3"))
     count = scenario.gpu.get("count", 1) if isinstance(scenario.gpu, Mapping) else 1
-    if parallel.strategy == "none" and count > 1:
+    if parallel.strategy == NONE and count > 1:
         changes, cost = spread(scenario, count)
         yield Move("spread", cost, [changes])
 
@@ -194,8 +195,8 @@ def _moves_for_speed(scenario: Scenario, capability: tuple[int, int] | None) -> 
 
 def spread(scenario: Scenario, gpus: int) -> tuple[Changes, str]:
     """What to change to divide a step among GPUs with FSDP2, and its price: the effective batch stays if it can."""
-    kept = asdict(scenario.parallel) if scenario.parallel.strategy == "fsdp2" else {}
-    changes: Changes = {"parallel": {**kept, "strategy": "fsdp2", "gpus": gpus}, **_divisible(scenario)}
+    kept = asdict(scenario.parallel) if scenario.parallel.strategy == DIVIDED else {}
+    changes: Changes = {"parallel": {**kept, "strategy": DIVIDED, "gpus": gpus}, **_divisible(scenario)}
     price = f"the model is divided among {gpus} GPUs, and gathered layer by layer"
     price += "; a base of 4 bits, since one of 8 can't be divided" if "quantization" in changes else ""
     before, rows, steps = scenario.parallel.gpus, scenario.micro_batch, scenario.gradient_accumulation
@@ -222,7 +223,7 @@ def whole_4bit_bytes(scenario: Scenario) -> int:
     0 where nothing is to be saved so, or nothing is known of the architecture.
     """
     quantization, parallel = scenario.quantization, scenario.parallel
-    if quantization is None or quantization.storage != "uint8" or parallel.strategy != "fsdp2":
+    if quantization is None or quantization.storage != "uint8" or parallel.kind.fsdp != 2:
         return 0
     try:
         packed = describe(scenario.model).parameter_counts()["linear"] // 2
@@ -249,7 +250,7 @@ def as_method(scenario: Scenario, method: str) -> Changes:
     precision = scenario.precision.removesuffix("-mixed")
     if method == "qlora" and scenario.mixed:
         changes["precision"] = precision
-    if method == "qlora" and scenario.parallel.strategy == "fsdp1" and not scenario.quantization:
+    if method == "qlora" and scenario.parallel.kind.fsdp == 1 and not scenario.quantization:
         changes["quantization"] = {"storage": precision}
     if method != "qlora" and scenario.kbit_preparation == "trl":
         changes["kbit_preparation"] = "none"

@@ -26,13 +26,14 @@ from will_it_fit.scenario.hub import on_the_page
 from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import DIVIDED, REPLICATED
 
 TITLES = {"full": "Full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}
 # How many GPUs: memory under DDP does not depend on their number.
 LAYOUTS: dict[str, tuple[str, str, int]] = {
     "1": ("one GPU", "none", 1),
-    "ddp": ("several, the whole model on each (DDP)", "ddp", 2),
-    **{f"fsdp2-{count}": (f"{count}, the model divided (FSDP2)", "fsdp2", count) for count in COUNTS},
+    "ddp": ("several, the whole model on each (DDP)", REPLICATED, 2),
+    **{f"fsdp2-{count}": (f"{count}, the model divided (FSDP2)", DIVIDED, count) for count in COUNTS},
 }
 # Of the peak: the most that a GPU had to have above it at a border, over the catalogue (Qwen2.5-Coder-7B, 512 tokens).
 WIDEST = {"full": 0.20, "lora": 0.15, "qlora": 0.30}
@@ -42,7 +43,7 @@ CHOSEN = ("model", "model_name", "method", "sequence_length", "micro_batch", "pa
 
 def layout_of(parallel: Parallel) -> str | None:
     """The layout that a scenario's ``parallel`` is; None for a number of GPUs that the page does not have."""
-    own = ("ddp", 2) if parallel.strategy == "ddp" else (parallel.strategy, parallel.gpus)
+    own = (REPLICATED, 2) if parallel.kind.replicates else (parallel.strategy, parallel.gpus)
     return next((name for name, (_, *layout) in LAYOUTS.items() if tuple(layout) == own), None)
 
 
@@ -119,9 +120,9 @@ def choices(
 
 def _parallels(scenario: Scenario) -> dict[str, dict[str, Any]]:
     """By layout what a scenario says of several GPUs; for FSDP2 with what this scenario chose of it."""
-    kept = asdict(scenario.parallel) if scenario.parallel.strategy == "fsdp2" else {}
+    kept = asdict(scenario.parallel) if scenario.parallel.strategy == DIVIDED else {}
     return {
-        name: {**(kept if strategy == "fsdp2" else {}), "strategy": strategy, "gpus": count}
+        name: {**(kept if strategy == DIVIDED else {}), "strategy": strategy, "gpus": count}
         for name, (_, strategy, count) in LAYOUTS.items()
     }
 
@@ -187,7 +188,7 @@ def _borders(scenario: Scenario, rows: Iterable[Mapping[str, Any]]) -> dict[str,
     found = {}
     for row in rows:
         own = row["gpus"] == scenario.parallel.gpus
-        layout = layout_of(scenario.parallel if own else Parallel("fsdp2", row["gpus"]))
+        layout = layout_of(scenario.parallel if own else Parallel(DIVIDED, row["gpus"]))
         steps = (scenario.sequence_length, row["largest_micro_batch"]), (row["largest_sequence_length"], 1)
         if layout is not None:
             found[f"{row['method']}|{layout}|{row['gpu']}"] = [step for step in steps if all(step)]

@@ -15,6 +15,7 @@ from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import COUNTS, Changes, Move, apply, moves, spread
 from will_it_fit.planner.largest_fit import Borders
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import DIVIDED, NONE
 
 SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
 PROBES = 8  # traces that one search may take
@@ -65,7 +66,7 @@ def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = Non
     combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0].move if found else None)
     if combined is not None:
         found.insert(0, combined)
-    if estimate.timed_on and scenario.objective == "sft":  # no other has a time
+    if estimate.timed_on and scenario.aim.trainer is None:  # no other has a time
         found = [_timed(item, scenario, gpu, estimate) for item in found]
     return found + [other for other in (_more_gpus(scenario, gpu), _bigger_gpu(scenario, gpu, estimate)) if other]
 
@@ -94,7 +95,7 @@ def _verified(
     """The mildest of a move's changes that fits, by the trace; of lengths the one below which all fit."""
     with suppress(UserError):  # what can't be traced is no suggestion
         options = move.options[_mildest(scenario, move, fits) :]
-        if options and "sequence_length" in options[0] and scenario.objective == "sft" and not scenario.images:
+        if options and "sequence_length" in options[0] and scenario.aim.trainer is None and not scenario.images:
             expandable = scenario.allocator.expandable_segments
             borders = Borders(scenario, "sequence_length", gpu.capability, [gpu.usable_bytes])
             longest = borders.traced(gpu.usable_bytes, expandable=expandable).value
@@ -189,7 +190,7 @@ def _bigger_gpu(scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> 
 
 def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
     """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
-    if scenario.parallel.strategy not in ("none", "fsdp2"):
+    if scenario.parallel.strategy not in (NONE, DIVIDED):
         return None
     kind: dict[str, Any] = {"name": gpu.name} if gpu.name in catalogue() else {"vram_gib": gpu.total_bytes / GIB}
     estimate: CalibratedEstimator | None = None

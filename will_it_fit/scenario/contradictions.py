@@ -16,7 +16,9 @@ import yaml
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.fields import MOST
+from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.strategies import NONE
 
 View = SimpleNamespace  # a scenario's fields, and what follows from them
 
@@ -74,7 +76,10 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         rows=scenario.size("hidden_size") or MOST,
         gpu_kind=next((f"{key}: {value}" for key, value in gpu.items() if key != "count"), ""),
         gpu_count=gpu.get("count", parallel.gpus),
-        strategy_title={"fsdp1": "FSDP1", "fsdp2": "FSDP", "zero3": "ZeRO-3"}.get(parallel.strategy, "ZeRO"),
+        strategy_title=parallel.kind.title,
+        fsdp=parallel.kind.fsdp,
+        trained=parallel.kind.trained,
+        aim=scenario.aim,
         **{key: loop.get(key) for key in ("device", "on_out_of_memory")},
     )
 
@@ -102,7 +107,7 @@ def _by_trl(field: str) -> Contradiction:
     allowed, why = _BY_TRL[field]
     words = ", ".join(str(word).lower() for word in allowed)
     return Contradiction(
-        lambda s: s.objective != "sft" and getattr(s, field) not in allowed,
+        lambda s: s.aim.trainer and getattr(s, field) not in allowed,
         field,
         f"`objective: {{objective}}` and `{field}: {{{field}}}` {_APART}: {why}.",
         f"{words}; or objective sft",
@@ -114,7 +119,7 @@ def _by_trl(field: str) -> Contradiction:
 _WITH_IMAGES = {
     "loss": Only("full", "the model's own loss is the one that is known with images"),
     "packing": Only("none", "packed rows hold text"),
-    "objective": Only("sft", "TRL's trainers would prepare the images themselves, which is not predicted"),
+    "objective": Only(SUPERVISED, "TRL's trainers would prepare the images themselves, which is not predicted"),
     "previous_sequence_length": Only(None, "each row has its images"),
 }
 
@@ -135,32 +140,32 @@ def _with_images(field: str) -> Contradiction:
 STEP = (
     *map(_by_trl, _BY_TRL),
     *map(_with_images, _WITH_IMAGES),
-    Contradiction(lambda s: s.images and s.strategy != "none", "parallel",
+    Contradiction(lambda s: s.images and s.strategy != NONE, "parallel",
         "`images` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or images null", "parallel: {{strategy: none, gpus: 1}}"),
-    Contradiction(lambda s: s.objective != "sft" and s.strategy != "none", "parallel",
+    Contradiction(lambda s: s.aim.trainer and s.strategy != NONE, "parallel",
         "`objective: {objective}` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or objective sft", "parallel: {{strategy: none, gpus: 1}}"),
     Contradiction(lambda s: s.reference == "adapter_off" and s.method == "full", "preference",
         f"`preference.reference: adapter_off` and `method: full` {_APART}: there is no adapter to turn off.",
         "model, precomputed, null", "preference: {{reference: model}}"),
-    Contradiction(lambda s: s.reference and s.objective in ("sft", "orpo", "reward"), "preference",
+    Contradiction(lambda s: s.reference and not s.aim.references, "preference",
         f"`preference.reference: {{reference}}` and `objective: {{objective}}` {_APART}: it compares with nothing.",
         "null; or objective dpo, kto", "preference: {{reference: null}}"),
-    Contradiction(lambda s: s.reference == "precomputed" and s.objective == "grpo", "preference",
+    Contradiction(lambda s: s.reference == "precomputed" and s.aim.generates, "preference",
         f"`preference.reference: precomputed` and `objective: grpo` {_APART}: its answers are new in each step.",
         "adapter_off, null", "preference: {{reference: null}}"),
-    Contradiction(lambda s: s.reference == "model" and s.objective == "grpo", "preference",
+    Contradiction(lambda s: s.reference == "model" and s.aim.generates, "preference",
         "`preference.reference: model` is not predicted for `objective: grpo`: TRL loads that model itself, by its id.",
         "adapter_off with adapters, null", "preference: {{reference: null}}"),
-    Contradiction(lambda s: s.objective != "sft" and s.answer >= s.sequence_length, "preference",
+    Contradiction(lambda s: s.aim.trainer and s.answer >= s.sequence_length, "preference",
         "`preference.completion_length: {answer}` leaves no token of `sequence_length: {sequence_length}` for the"
         " prompt.",
         "1 to sequence_length - 1, or null", "preference: {{completion_length: {half_length}}}"),
-    Contradiction(lambda s: s.objective == "kto" and s.micro_batch < 2, "micro_batch",
+    Contradiction(lambda s: s.micro_batch < s.aim.least_rows, "micro_batch",
         "TRL refuses `objective: kto` with one row at a time: its term of comparison needs other rows.",
         "2 or more", "micro_batch: 2"),
-    Contradiction(lambda s: s.objective == "grpo" and s.micro_batch * s.gradient_accumulation % s.generations,
+    Contradiction(lambda s: s.aim.generates and s.micro_batch * s.gradient_accumulation % s.generations,
         "micro_batch",
         "TRL refuses `objective: grpo` where `preference.generations: {generations}` doesn't divide `micro_batch` times"
         " `gradient_accumulation`: an answer is judged beside all others to its prompt.",
@@ -228,7 +233,7 @@ STEP = (
         f"`parallel.offload: {{offload}}` and `parallel.strategy: {{strategy}}` {_APART}: on the host lies what FSDP"
         " has divided.",
         "offload: none; or strategy fsdp1, fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}, offload: none}}"),
-    Contradiction(lambda s: s.offload != "none" and s.strategy == "fsdp1", "parallel",
+    Contradiction(lambda s: s.offload != "none" and s.fsdp == 1, "parallel",
         "`parallel.offload: cpu` is predicted for FSDP2 alone, not for `parallel.strategy: fsdp1`.",
         "strategy: fsdp2; or offload: none", "parallel: {{strategy: fsdp2, gpus: {several}, offload: cpu}}"),
     Contradiction(lambda s: not s.reshard_after_forward and s.zero, "parallel",
@@ -255,11 +260,11 @@ STEP = (
         f"`quantization.type: int8` and `parallel.strategy: {{strategy}}` {_APART}: LLM.int8 keeps each weight whole"
         " beside the parameter that {strategy_title} would divide.",
         "strategy ddp; or type nf4, fp4", "quantization: {{type: nf4}}"),
-    Contradiction(lambda s: s.strategy == "fsdp1" and not s.int8 and s.storage not in (None, s.weights), "quantization",
+    Contradiction(lambda s: s.fsdp == 1 and not s.int8 and s.storage not in (None, s.weights), "quantization",
         f"`parallel.strategy: fsdp1` and `quantization.storage: {{storage}}` {_APART}: FSDP1 puts all weights of a"
         " layer into one tensor, so that packed weights have to be stored in the dtype of the others.",
         "storage: {weights}; or strategy fsdp2", "quantization: {{storage: {weights}}}"),
-    Contradiction(lambda s: s.strategy == "fsdp1" and s.kbit_preparation != "none" and s.weights != "fp32",
+    Contradiction(lambda s: s.fsdp == 1 and s.kbit_preparation != "none" and s.weights != "fp32",
         "kbit_preparation",
         f"`parallel.strategy: fsdp1` and `kbit_preparation: {{kbit_preparation}}` {_APART}: FSDP1 puts all weights of a"
         " layer into one tensor, so that they need one dtype.",
@@ -299,11 +304,11 @@ TRAINING = (
     Contradiction(lambda s: s.bitsandbytes, "versions",
         "A training takes the bitsandbytes that is installed; another version's layers can be predicted.",
         "null", "versions: {{bitsandbytes: null}}"),
-    Contradiction(lambda s: s.objective != "sft", "objective",
+    Contradiction(lambda s: s.aim.trainer, "objective",
         "A step with `objective: {objective}` can be predicted. Supervised fine-tuning can be trained here, and TRL"
         " trains the others.",
         "sft", "objective: sft"),
-    Contradiction(lambda s: s.strategy == "fsdp1" or s.zero, "parallel",
+    Contradiction(lambda s: not s.trained, "parallel",
         "The memory of {strategy_title} can be predicted. FSDP2 and DDP can be trained.",
         "fsdp2, which divides the same; ddp", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
     Contradiction(lambda s: s.offload != "none", "parallel",
@@ -315,7 +320,7 @@ TRAINING = (
     Contradiction(lambda s: s.device == "cpu" and not OPTIMIZERS[s.optimizer].on_cpu, "optimizer",
         f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
-    Contradiction(lambda s: s.strategy != "none" and s.on_out_of_memory == "halve", "on_out_of_memory",
+    Contradiction(lambda s: s.strategy != NONE and s.on_out_of_memory == "halve", "on_out_of_memory",
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",
         "stop; or one GPU", "on_out_of_memory: stop"),
 )  # fmt: skip

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+from will_it_fit.scenario.objectives import OBJECTIVES, REFERENCES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.strategies import DIVIDED, NONE, STRATEGIES
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
@@ -104,13 +106,13 @@ FIELDS = (
           "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
           " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
           " (`micro_batch` counts pairs), `kto` single rows, `grpo` generated ones (without their generation).",
-          words=("sft", "dpo", "orpo", "kto", "reward", "grpo"), default="sft", example="dpo"),
+          words=tuple(OBJECTIVES), default=SUPERVISED, example="dpo"),
     Field("preference", "What an objective takes beside its rows.", example={"reference": "adapter_off"},
           parts=(
               Field("reference",
                     "What answers are compared with: the model with its adapters off, a second model, or numbers that"
                     " were computed before. `null`: as TRL decides; for `grpo` nothing.",
-                    words=("adapter_off", "model", "precomputed"), nullable=True, example="adapter_off"),
+                    words=REFERENCES, nullable=True, example="adapter_off"),
               Field("generations", "`grpo`: answers to a prompt.", least=2, default=8, example=8),
               Field("completion_length", "Tokens of a row that are the answer; `null`: half of them.", least=1,
                     nullable=True, example=256),
@@ -230,13 +232,13 @@ FIELDS = (
           "What the GPU's PyTorch is built for. `windows`: without FlashAttention, so that grouped keys take the plain"
           " formula.", words=("linux", "windows"), default="linux", example="windows"),
     Field("parallel", "How a step is spread over several GPUs; figures are then those of each.",
-          example={"strategy": "fsdp2", "gpus": 2},
+          example={"strategy": DIVIDED, "gpus": 2},
           parts=(
               Field("strategy",
                     "`ddp`: the whole model on each GPU. `fsdp2`, and the older `fsdp1`: weights, gradients and states"
                     " divided, each layer gathered while it runs. `zero2`, `zero3`: DeepSpeed's ZeRO, predicted"
                     " where `requirements-deepspeed.txt` is installed, and not trained.",
-                    words=("none", "ddp", "fsdp1", "fsdp2", "zero2", "zero3"), default="none", example="fsdp2"),
+                    words=tuple(STRATEGIES), default=NONE, example=DIVIDED),
               Field("gpus", "How many GPUs.", least=1, default=1, example=2),
               Field("reshard_after_forward",
                     "FSDP gives gathered weights back after the forward pass; `false`: keeps them until backward, which"
@@ -285,9 +287,9 @@ ELSEWHERE = {
 }
 # What a training aims at, which `method` does not say.
 _AIM = "this is what a training aims at, and `method` says which weights it trains"
-OBJECTIVES = {
+NO_METHODS = {
     **dict.fromkeys(("pt", "ipo", "simpo", "cpo", "rloo", "ppo", "rm"), f"{_AIM}; an aim is the field `objective`."),
-    **{word: f"{_AIM}: write `objective: {word}`." for word in BY_NAME["objective"].words},
+    **{word: f"{_AIM}: write `objective: {word}`." for word in OBJECTIVES},
 }
 
 
@@ -296,5 +298,5 @@ def file_schema() -> dict[str, Any]:
     """The schema of a scenario with its defaults; its model, adapter and GPU have checks of their own."""
     own = {key: {} for key in ("model", "adapter", "gpu")}
     form = {"type": "object", "additionalProperties": False, "properties": schema() | own, "x-elsewhere": ELSEWHERE}
-    form["properties"]["method"] = {**form["properties"]["method"], "x-confused": OBJECTIVES}
+    form["properties"]["method"] = {**form["properties"]["method"], "x-confused": NO_METHODS}
     return form

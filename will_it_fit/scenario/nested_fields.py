@@ -15,6 +15,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.fields import MOST
 from will_it_fit.scenario.model import found_beside
+from will_it_fit.scenario.strategies import STRATEGIES, Strategy
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,19 @@ class Parallel:
     offload: str = "none"
 
     @property
+    def kind(self) -> Strategy:
+        """What the strategy does with the model."""
+        return STRATEGIES[self.strategy]
+
+    @property
     def sharded(self) -> bool:
         """Whether FSDP, the one or the other, divides weights, gradients and optimizer states."""
-        return self.strategy in ("fsdp1", "fsdp2")
+        return self.kind.fsdp > 0
 
     @property
     def zero_stage(self) -> int:
         """The stage of DeepSpeed's ZeRO; 0 without it."""
-        return {"zero2": 2, "zero3": 3}.get(self.strategy, 0)
+        return self.kind.zero
 
     @property
     def divided(self) -> bool:

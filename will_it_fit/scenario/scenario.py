@@ -37,6 +37,7 @@ from will_it_fit.scenario.nested_fields import (
     checked_gpu,
     checked_lora,
 )
+from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 
@@ -153,6 +154,11 @@ class Scenario:
         """The same scenario but for some fields, checked again; a field with parts as a value or as a mapping."""
         changes = {key: asdict(value) if is_dataclass(value) else value for key, value in changes.items()}
         return Scenario.from_mapping({**self.to_mapping(), **changes}, where="changed scenario")
+
+    @property
+    def aim(self) -> Objective:
+        """What the objective takes."""
+        return OBJECTIVES[self.objective]
 
     @property
     def tokens(self) -> int:
@@ -286,7 +292,7 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("optimizer", optimizer, OPTIMIZERS[optimizer].package, "an optimizer that needs none", "optimizers"),
         ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
          " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
-        ("objective", objective, None if objective == "sft" else "trl", "objective sft", "trl"),
+        ("objective", objective, scenario.aim.trainer and "trl", "objective sft", "trl"),
     )  # fmt: skip
     for field, value, package, instead, requirements in needed:
         if package and find_spec(package) is None:

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.ask.command import METHODS, STRATEGIES
+from will_it_fit.ask.command import METHODS
 from will_it_fit.cards.gpus import catalogue
 from will_it_fit.common.files import atomic_folder, read_yaml
 from will_it_fit.common.schema import yaml_text
@@ -23,6 +23,7 @@ from will_it_fit.common.version import VERSION
 from will_it_fit.data import data_path
 from will_it_fit.scenario.fields import FIELDS, Field, scenario_defaults
 from will_it_fit.scenario.hub import MODELS
+from will_it_fit.scenario.strategies import STRATEGIES
 from will_it_fit.site.answer import reply
 from will_it_fit.site.documents import documents
 from will_it_fit.site.python import ROOT, archive, pyodide
@@ -98,7 +99,7 @@ def page() -> str:
         methods=METHODS,
         models=sorted(path.stem for path in MODELS.glob("*.json")),
         settings=list(_settings(FIELDS, defaults)),
-        strategies=STRATEGIES,
+        strategies=list(STRATEGIES),
         version=VERSION,
     )
 

@@ -39,7 +39,7 @@ def model_class(scenario: Scenario) -> type:
     """transformers' class that makes the model: with images that of the whole model."""
     if scenario.images is not None:
         return transformers.AutoModelForImageTextToText
-    if scenario.objective == "reward":
+    if scenario.aim.scores:
         return transformers.AutoModelForSequenceClassification
     return transformers.AutoModelForCausalLM
 

@@ -171,7 +171,7 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
 def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
     """The model on ``meta``, its linear layers exchanged for quantized ones where the method says so (unpacked)."""
     config, kind = configuration(scenario), model_class(scenario)
-    if scenario.objective == "reward":
+    if scenario.aim.scores:
         config.num_labels, config.pad_token_id = 1, 0
     try:
         with torch.device("meta"):

@@ -82,17 +82,17 @@ def _trainer(scenario: Scenario) -> tuple[type, type, dict[str, Any]]:
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
         return ORPOTrainer, ORPOConfig, {}
-    if scenario.objective == "grpo":
+    if scenario.aim.generates:
         return trl.GRPOTrainer, trl.GRPOConfig, {"reward_funcs": _reward, "rollout_func": _rollout(scenario)}
-    name = {"dpo": "DPO", "kto": "KTO", "reward": "Reward"}[scenario.objective]
+    name = scenario.aim.trainer
     return getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config"), {}
 
 
 def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
     preference, found = scenario.preference, {}
-    if scenario.objective != "grpo":
+    if not scenario.aim.generates:
         found["max_length"] = scenario.sequence_length
-    if scenario.objective == "grpo":
+    else:
         found |= {"num_generations": preference.generations, "max_completion_length": scenario.completion_length}
         found["beta"] = 0.0 if preference.reference is None else 0.04
     accumulated = scenario.gradient_accumulation
@@ -117,7 +117,7 @@ def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
 
 def _adapters(scenario: Scenario) -> Any:
     config = peft_config(scenario)
-    if scenario.objective == "reward":
+    if scenario.aim.scores:
         config.task_type = "SEQ_CLS"
         if getattr(config, "modules_to_save", ()) is None:
             config.modules_to_save = ["score"]  # as TRL recommends: the head of rewards is new
@@ -127,7 +127,7 @@ def _adapters(scenario: Scenario) -> Any:
 def _reference(scenario: Scenario, device: str, attention: str | None) -> torch.nn.Module | None:
     """A second model, where the objective keeps one; without adapters TRL needs one to begin with, come what may."""
     wanted, dense = scenario.preference.reference, scenario.method == "full"
-    if scenario.objective not in ("dpo", "kto") or not (wanted == "model" or dense):
+    if "model" not in scenario.aim.references or not (wanted == "model" or dense):
         return None
     model = build_model(scenario, device, attention_implementation=attention, for_trainer=True)
     return model.requires_grad_(False).eval()
@@ -142,7 +142,7 @@ def _rows(scenario: Scenario) -> Any:
     length, answer = scenario.sequence_length, scenario.completion_length
     prompt = _text(length - answer)
     lengths = [
-        (length if scenario.objective == "reward" else answer)
+        (length if scenario.aim.scores else answer)
         - 1  # TRL adds the end of the text
         - (scenario.attention_mask == "padding" and number % scenario.micro_batch == 0)
         for number in range(count)
@@ -150,9 +150,9 @@ def _rows(scenario: Scenario) -> Any:
     columns: dict[str, list] = {"prompt": [prompt] * count}
     if scenario.objective == "kto":
         columns |= {"completion": list(map(_text, lengths)), "label": [number % 2 == 0 for number in range(count)]}
-    elif scenario.objective != "grpo":
+    elif not scenario.aim.generates:
         columns |= {"chosen": list(map(_text, lengths)), "rejected": list(map(_text, lengths))}
-    if scenario.objective == "reward":
+    if scenario.aim.scores:
         del columns["prompt"]
     return datasets.Dataset.from_dict(columns)
 

@@ -64,7 +64,8 @@ def parallelize(
     _check_group(scenario)
     if scenario.parallel.zero_stage:
         return _zero(model, scenario, device, optimizer)
-    return {"ddp": _ddp, "fsdp1": _fsdp1, "fsdp2": _fsdp2}[strategy](model, scenario, device)
+    wrap = _ddp if scenario.parallel.kind.replicates else (_fsdp1, _fsdp2)[scenario.parallel.kind.fsdp - 1]
+    return wrap(model, scenario, device)
 
 
 def _check_group(scenario: Scenario) -> None:
@@ -266,7 +267,7 @@ def _zero(
 
     deepspeed.init_distributed()  # finds the group that is there
     configuration = zero_configuration(scenario)
-    if scenario.parallel.strategy == "zero3" and scenario.method != "qlora":
+    if scenario.parallel.zero_stage == 3 and scenario.method != "qlora":
         dtype, added = DTYPES[scenario.autocast_precision or "fp32"], adapter_names(model)
         for name, parameter in model.named_parameters():
             if name not in added:
@@ -314,7 +315,7 @@ def zero_notes(scenario: Scenario) -> list[str]:
         notes.append(
             f"DeepSpeed casts the weights to {cast}, keeps an fp32 copy of what is trained, and runs no autocast"
         )
-    if scenario.parallel.strategy == "zero2":  # seen with Llama-3.1-8B on four and eight GPUs
+    if scenario.parallel.zero_stage == 2:  # seen with Llama-3.1-8B on four and eight GPUs
         notes.append("the last of the GPUs is traced; in full fine-tuning others came out up to 7 % higher")
     return notes
 

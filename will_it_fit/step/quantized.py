@@ -210,7 +210,7 @@ def quantization_notes(model: nn.Module, scenario: Scenario) -> Iterator[str]:
                 " `gradient_checkpointing: reentrant` spares that"
             )
     whole = [layer.weight for layer in layers if not layer.weight.is_floating_point()]
-    if scenario.parallel.strategy == "fsdp2" and whole:
+    if scenario.parallel.kind.fsdp == 2 and whole:
         gpus, size = scenario.parallel.gpus, sum(weight.numel() * weight.element_size() for weight in whole)
         yield (
             f"the 4-bit weights are stored as {scenario.quantization.storage}, which FSDP does not divide: each GPU"

@@ -61,7 +61,7 @@ def measure(
             allowed="strategy: none; the trace predicts the others",
             write="parallel: {strategy: none, gpus: 1}",
         )
-    if scenario.objective != "sft" and device == "cuda":
+    if scenario.aim.trainer and device == "cuda":
         raise UserError(
             "A step of TRL's trainers is measured on the CPU alone.",
             where="device",
@@ -77,7 +77,7 @@ def measure(
 
 
 def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
-    if scenario.objective != "sft":
+    if scenario.aim.trainer:
         return _objective_on_cpu(scenario, timeline)
     from will_it_fit.engine.steps import STEPS
     from will_it_fit.engine.trace import Options, measure_step

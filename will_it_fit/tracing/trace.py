@@ -127,7 +127,7 @@ def prepare(
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
         seeds = range(loader.seed, loader.seed + orders)
         histories = [loading_history(model, scenario, 1, replace(loader, seed=seed)) for seed in seeds]
-    wrap = partial(parallelize, model, scenario, "meta") if parallel.strategy == "ddp" else None
+    wrap = partial(parallelize, model, scenario, "meta") if parallel.kind.replicates else None
     if parallel.zero_stage:
         wrap = partial(_engine, model, scenario, optimizer, component_of(model, label))
         if target == "cuda":
@@ -170,7 +170,7 @@ def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
 
 def traced_rank(scenario: Scenario) -> int:
     """Which process is followed: with ZeRO-2 the last, whose gradients come first in backward; else all are alike."""
-    return scenario.parallel.gpus - 1 if scenario.parallel.strategy == "zero2" else 0
+    return scenario.parallel.gpus - 1 if scenario.parallel.zero_stage == 2 else 0
 
 
 def _engine(
@@ -259,7 +259,7 @@ def _times(
     scenario: Scenario, costs: CostRecorder | None, timed_on: Mapping[str, Speed | None]
 ) -> dict[str, dict[str, Any] | None]:
     """What the step takes on cards, by their names; None where a card's speed is not known."""
-    if scenario.objective != "sft":  # a time of two updates together
+    if scenario.aim.trainer:  # a time of two updates together
         return dict.fromkeys(timed_on)
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
@@ -314,7 +314,7 @@ def _followed(
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
     make_step = partial(random_step, device="meta", max_grad_norm=1.0)
     check_packages(scenario)
-    if scenario.objective != "sft":
+    if scenario.aim.trainer:
         return _followed_trainer(scenario, target, **settings)
     with (
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,

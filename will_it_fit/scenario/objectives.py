@@ -1,0 +1,49 @@
+"""What a training aims at: one row each, with what every module asks about one. Standard library only.
+
+All but supervised fine-tuning are steps of TRL's trainers: :mod:`will_it_fit.step.objectives`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REFERENCES = ("adapter_off", "model", "precomputed")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an objective takes.
+
+    Attributes
+    ----------
+    trainer
+        TRL's trainer, by its name without ``Trainer``; None: the step is the pipeline's own.
+    texts_in_a_row
+        Texts that go through the model for each row of the micro-batch: a pair has two.
+    references
+        What its answers may be compared with, of :data:`REFERENCES`; without one, what TRL does by default.
+    least_rows
+        Of a micro-batch.
+    generates
+        Its rows are answers that the model itself has generated.
+    scores
+        A head of one number replaces the output head.
+    """
+
+    trainer: str | None = None
+    texts_in_a_row: int = 1
+    references: tuple[str, ...] = ()
+    least_rows: int = 1
+    generates: bool = False
+    scores: bool = False
+
+
+SUPERVISED = "sft"
+OBJECTIVES = {
+    SUPERVISED: Objective(),
+    "dpo": Objective("DPO", texts_in_a_row=2, references=REFERENCES),
+    "orpo": Objective("ORPO", texts_in_a_row=2),
+    "kto": Objective("KTO", references=REFERENCES, least_rows=2),
+    "reward": Objective("Reward", texts_in_a_row=2, scores=True),
+    "grpo": Objective("GRPO", references=("adapter_off",), generates=True),
+}

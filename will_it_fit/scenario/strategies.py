@@ -1,0 +1,52 @@
+"""The ways to use several GPUs: one row each, with what every module asks about one. Standard library only.
+
+How a model is wrapped: :mod:`will_it_fit.step.parallel`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WEIGHTS, GRADIENTS, STATES = "weights", "gradients", "optimizer states"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a strategy does with the model.
+
+    Attributes
+    ----------
+    title
+        As people call it.
+    divides
+        What each GPU holds a part of: :data:`WEIGHTS`, :data:`GRADIENTS`, :data:`STATES`.
+    replicates
+        Each GPU holds the whole model, and gradients are averaged.
+    fsdp
+        The version of PyTorch's FSDP; 0: another library's.
+    zero
+        The stage of DeepSpeed's ZeRO; 0: another library's.
+    in_closed_form
+        The analytic estimate describes it.
+    trained
+        The pipeline trains with it.
+    """
+
+    title: str
+    divides: tuple[str, ...] = ()
+    replicates: bool = False
+    fsdp: int = 0
+    zero: int = 0
+    in_closed_form: bool = False
+    trained: bool = False
+
+
+NONE, REPLICATED, DIVIDED = "none", "ddp", "fsdp2"  # what is proposed
+STRATEGIES = {
+    NONE: Strategy("one GPU", in_closed_form=True, trained=True),
+    REPLICATED: Strategy("DDP", replicates=True, in_closed_form=True, trained=True),
+    "fsdp1": Strategy("FSDP1", (WEIGHTS, GRADIENTS, STATES), fsdp=1),
+    DIVIDED: Strategy("FSDP", (WEIGHTS, GRADIENTS, STATES), fsdp=2, in_closed_form=True, trained=True),
+    "zero2": Strategy("ZeRO-2", (GRADIENTS, STATES), zero=2),
+    "zero3": Strategy("ZeRO-3", (WEIGHTS, GRADIENTS, STATES), zero=3),
+}
