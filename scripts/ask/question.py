@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.ask import readers
-from scripts.ask.readers.asked import AskedStep, asked_for
+from scripts.ask.readers.asked import DECIDING, AskedStep, asked_for
 from scripts.ask.readers.reading import EITHER, HIGH, LOW, Reading
 from scripts.ask.typed import meant
 from scripts.common.errors import UserError, yaml_text
@@ -104,7 +104,11 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         settle(fields, base)
     found = asked_for(fields, where)
     if reading is not None:
-        found = replace(found, mapping={}, assumed={})  # what it doesn't name its tool decides
+        named = {one.partition(".")[0] for said in reading.understood.values() for one in said.split(", ")}
+        named |= {one.partition(".")[0] for one in options.given}
+        mapping = found.scenario.to_mapping()
+        assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
+        found = replace(found, mapping={}, assumed=assumed, assumed_by=reading.tool)
     scenario = found.scenario
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if reading is None and (base.remarks or base.notes):

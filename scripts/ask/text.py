@@ -32,7 +32,7 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
 
 def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
     """The whole answer."""
-    lines = head(answer)
+    lines = head(answer, "--like ")
     lines += [*answers(answer), *time_lines(answer), *other_ways(answer)]
     if asked.run:
         lines += run.run_lines(answer["run"], asked.run)

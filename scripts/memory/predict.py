@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.ask.readers.asked import AskedStep, read_asked
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, printable
 from scripts.common.job import command
 from scripts.common.packages import STACK
 from scripts.memory.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
@@ -51,12 +51,12 @@ def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer as text for a terminal."""
-    verdict, *lines = [*head(answer), *answers(answer), *time_lines(answer), *other_ways(answer)]
+    lines = [*head(answer, file=name), *answers(answer), *time_lines(answer), *other_ways(answer)]
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
     lines += [f"  warning: {warning}" for warning in answer["warnings"]]
     lines += explanation(answer)
-    return "\n".join([verdict, f"file: {name}", *lines, *suggestions(answer, lambda item: item["write"])])
+    return printable("\n".join([*lines, *suggestions(answer, lambda item: item["write"])]))
 
 
 class Outcome(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any
 from scripts.ask.readers import axolotl, trl
 from scripts.common.errors import UserError
 from scripts.common.files import read_yaml
+from scripts.settings.fields import BY_NAME, UNSAID
 from scripts.settings.parts import gpu_count
 from scripts.settings.scenario import Scenario, scenario_defaults
 
@@ -23,9 +24,9 @@ LIKE = ("trl", "peft", "axolotl")
 # What `like` sets: how a step is taken. How large it is stays the file's to say.
 SETS = ("precision", "autocast", "quantization", "kbit_preparation", "adapter_precision", "attention_mask",
         "gradient_checkpointing", "attention", "optimizer", "loss", "loop")  # fmt: skip
-# Settings that decide memory, for the answer to name where nobody did.
-DECIDING = ("method", "precision", "sequence_length", "micro_batch", "lora", "optimizer", "gradient_checkpointing",
-            "attention", "loss", "kbit_preparation", "autocast", "allocator", "parallel")  # fmt: skip
+# Settings that decide memory or time, for the answer to name where nobody did; the sizes first.
+_SIZES = ("sequence_length", "micro_batch")
+DECIDING = (*_SIZES, *(name for name in BY_NAME if name not in (*_SIZES, *UNSAID, "model_name", "adapter", "images")))
 _ADAPTERS_ALONE = ("lora", "kbit_preparation", "quantization", "adapter_precision")
 _DIVIDED = ("fsdp1", "fsdp2", "zero3")  # where weights are divided a loss in chunks is not described
 
@@ -41,7 +42,7 @@ class AskedStep:
     like, set_by_like
         The tool that the rest was taken from, and the fields that it set.
     assumed
-        Fields that decide memory and that neither named: this project's defaults.
+        Fields that decide memory and that neither named: this project's defaults, or those of ``assumed_by``.
     """
 
     scenario: Scenario
@@ -49,11 +50,12 @@ class AskedStep:
     like: str | None = None
     set_by_like: Mapping[str, Any] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
+    assumed_by: str | None = None
 
     def as_said(self) -> dict[str, Any]:
-        """For the answer: ``assumed``, and ``like``, None or the ``tool`` with its ``fields``."""
+        """For the answer: ``assumed`` (by whom), and ``like``, None or the ``tool`` with its ``fields``."""
         like = {"tool": self.like, "fields": dict(self.set_by_like)} if self.like else None
-        return {"assumed": dict(self.assumed), "like": like}
+        return {"assumed": dict(self.assumed), "assumed_by": self.assumed_by, "like": like}
 
 
 def read_asked(path: str | Path) -> AskedStep:
@@ -93,6 +95,8 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedSt
         for name in DECIDING
         if name not in given and name not in taken and name not in skipped
         and not (name == "parallel" and name not in defaults)
+        and not (name == "quantization" and scenario.method != "qlora")
+        and not (name == "preference" and scenario.objective == "sft")
     }  # fmt: skip
     return AskedStep(scenario, named, tool, taken, assumed_fields)
 

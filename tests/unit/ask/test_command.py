@@ -48,10 +48,25 @@ def test_the_verdict_comes_first_with_the_two_numbers_that_decide_it(model, caps
     status, text = run(capsys, model, "--gpu", "t4", "-s", "64")
     first = text.splitlines()[0]
     assert status == 0
-    assert re.match(r"FITS: the step needs [\d.]+ GiB, the Tesla T4 has 14.42 GiB for it; [\d.]+ GiB to spare$", first)
-    assert "assumed, since nothing says otherwise: method qlora" in text
+    assert re.match(r"FITS: the step needs [\d.]+ GiB, the Tesla T4 has 14.42 GiB usable; [\d.]+ GiB to spare$", first)
+    tools, about, defaults = text.splitlines()[1:4]
+    assert re.match(r"With TRL [\d.]+, PEFT [\d.]+, axolotl [\d.]+ GiB at the peak", tools) and "--like trl" in tools
+    assert about.startswith("for: tiny; QLoRA of rank 16 on all linear layers; ")
+    assert defaults.startswith("defaults used: 1 row a micro-batch, method qlora, precision bf16, ")
     for name in ("rule of thumb", "analytic estimate", "trace of the step", "measurement"):
         assert name in text
+
+
+def test_defaults_that_nobody_named_stand_in_a_line_of_their_own(model, tmp_path, capsys) -> None:
+    _, text = run(capsys, model, "--gpu", "t4", "--quick")
+    (defaults,) = (line for line in text.splitlines() if line.startswith("defaults used"))
+    assert defaults.startswith("defaults used: 512 tokens a row, 1 row a micro-batch, method qlora")
+    assert "lora {rank: 16" in defaults and "none" not in defaults.partition("lora")[0]
+    path = tmp_path / "axolotl.yaml"
+    path.write_text(f"base_model: {model}\nadapter: lora\nlora_r: 8\n", encoding="utf-8")
+    _, text = run(capsys, str(path), "--gpu", "t4", "-b", "2")
+    (defaults,) = (line for line in text.splitlines() if line.startswith("defaults "))
+    assert defaults.startswith("defaults of axolotl used: 512 tokens a row, ") and "micro-batch" not in defaults
 
 
 def test_json_is_predicts_object(model, capsys) -> None:
@@ -156,7 +171,7 @@ def test_the_time_of_another_objective_has_its_own_reason(objective) -> None:
 
 
 def test_the_smallest_gpu_is_the_smallest_of_all_that_are_known() -> None:
-    assert "--gpu rtx-4060)" in smallest(6.75 * GIB)
+    assert known()[re.search(r"--gpu ([\w-]+)", smallest(6.75 * GIB))[1]].usable_bytes < 8 * GIB
     sizes = sorted(card.usable_bytes for card in known().values())
     for size in sizes:
         name = re.search(r"--gpu ([\w-]+)", smallest(size))[1]
