@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,16 +36,35 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
     return compare(estimate(scenario, where), traced(scenario, where), where=where).to_mapping()
 
 
-def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
-    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts."""
-    answer = predict(asked.scenario, where) | asked.as_said()
+def answered(
+    asked: AskedStep,
+    where: object = "scenario",
+    shown: Callable[[dict[str, Any]], None] | None = None,
+    watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
+
+    Parameters
+    ----------
+    shown
+        Called with the answer as soon as its verdict stands, before what takes traces of its own.
+    watch
+        Hears of each search for a suggestion (:func:`scripts.planner.suggestions.suggest`).
+    """
+    found = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
+    answer = found.to_mapping(suggested=False) | asked.as_said()
     answer["scripts_would_take"] = scripts_would_take(asked, where)
     answer["strategies"] = {}
+    if shown:
+        shown(answer)
     if "parallel" in asked.assumed:
+        if watch:
+            watch("DDP in place of FSDP2", 0, [])
         parallel = {"strategy": "ddp", "gpus": asked.scenario.parallel.gpus}
-        found = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
-        size = found.traced.trace["required_bytes"]
-        answer["strategies"]["ddp"] = {"required_bytes": size, **found.verdict._asdict()}
+        other = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
+        size = other.traced.trace["required_bytes"]
+        answer["strategies"]["ddp"] = {"required_bytes": size, **other.verdict._asdict()}
+    answer["suggestions"] = found.suggestions(watch)
     return answer
 
 

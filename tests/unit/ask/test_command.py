@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,35 @@ def test_suggestions_are_command_lines_that_fit(model, capsys) -> None:
     assert lines
     status, _ = run(capsys, *shlex.split(lines[0])[1:])
     assert status == 0
+
+
+def _asked(*words: str) -> subprocess.Popen:
+    program = [sys.executable, "-m", "scripts.ask", *words]
+    return subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+TOO_LARGE = ("--gpu", "0.66GiB", "-s", "4096", "-b", "8", "--method", "lora")
+
+
+def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(model) -> None:
+    asked = _asked(model, *TOO_LARGE)
+    first = asked.stdout.readline()
+    assert first.startswith("DOES NOT FIT") and asked.poll() is None  # the searches go on
+    progress = asked.stderr.readline()
+    assert re.match(r"looking for what would fit: .+; \d+ more to try", progress)
+    asked.send_signal(signal.SIGINT)
+    out, err = asked.stdout.read(), asked.stderr.read()
+    assert asked.wait(60) == 1 and "Traceback" not in err and "stopped" in err
+    assert "for: tiny; LoRA" in out
+
+
+def test_json_is_one_object_and_the_progress_of_a_pipe_is_silent(model) -> None:
+    asked = _asked(model, *TOO_LARGE, "--json")
+    out, err = asked.communicate(timeout=120)
+    found = json.loads(out)
+    assert asked.returncode == 1 and err == "" and found["suggestions"]
+    changes = [item for item in found["suggestions"] if item["move"] not in ("more_gpus", "bigger_gpu")]
+    assert len(changes) <= 3
 
 
 def test_the_scenario_to_keep_gives_the_same_answer(tmp_path, capsys) -> None:
