@@ -84,6 +84,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
+        "warnings": list(asked.asked.warnings),
     }
     if others:
         answer["scripts_would_take"] = scripts_would_take(asked.asked, asked.where)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.ask import readers
-from scripts.ask.readers.asked import DECIDING, AskedStep, asked_for
+from scripts.ask.readers.asked import DECIDING, AskedStep, asked_for, left_out
 from scripts.ask.readers.reading import EITHER, HIGH, LOW, Reading
 from scripts.ask.typed import meant
 from scripts.common.errors import UserError, yaml_text
@@ -98,11 +98,14 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         )  # fmt: skip
     model = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
     base = reading or Reading("", "", Path(where))
-    if isinstance(fields["model"], str):
-        _resolve(fields, base, where)
-    if reading or beside:
-        settle(fields, base)
-    found = asked_for(fields, where)
+    try:
+        if isinstance(fields["model"], str):
+            _resolve(fields, base, where)
+        if reading or beside:
+            settle(fields, base)
+        found = asked_for(fields, where)
+    except UserError as error:
+        raise _of_the_file(error, reading, options) from None
     if reading is not None:
         named = {one.partition(".")[0] for said in reading.understood.values() for one in said.split(", ")}
         named |= {one.partition(".")[0] for one in options.given}
@@ -110,10 +113,20 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
         found = replace(found, mapping={}, assumed=assumed, assumed_by=reading.tool)
     scenario = found.scenario
+    if model and not found.warnings:
+        found = replace(found, warnings=left_out(model, scenario, where))
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(found, scenario, where, own, reading, beside, model)
+
+
+def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
+    """An error as one of another tool's file, where a key of that and no option decides the field."""
+    given = {name.partition(".")[0] for name in options.given}
+    if reading is None or reading.file.suffix in (".py", ".ipynb") or (error.field or "").partition(".")[0] in given:
+        return error
+    return reading.in_own_words(error)
 
 
 def _gpu(options: Options) -> Gpu | None:

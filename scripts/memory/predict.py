@@ -54,6 +54,7 @@ def answered(
     found = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
     answer = found.to_mapping(suggested=False) | asked.as_said()
     answer["scripts_would_take"] = scripts_would_take(asked, where)
+    answer["warnings"] = [*asked.warnings, *answer["warnings"]]
     answer["strategies"] = {}
     if shown:
         shown(answer)

@@ -142,7 +142,8 @@ def _images(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
     if not value or not value.get("height"):
         return ""
     trained = "the vision tower trained too" if value["trained"] == "all" else "the vision tower frozen"
-    return f"{value['count'] or 1} images of {value['height']} x {value['width']} in a row, {trained}"
+    many = "s" if (value["count"] or 1) > 1 else ""
+    return f"{value['count'] or 1} image{many} of {value['height']} x {value['width']} in a row, {trained}"
 
 
 def _parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.ask.readers import axolotl, trl
-from scripts.common.errors import UserError
+from scripts.common.errors import UserError, yaml_text
 from scripts.common.files import read_yaml
 from scripts.settings.fields import BY_NAME, UNSAID
-from scripts.settings.parts import gpu_count
+from scripts.settings.model import language_model_only
+from scripts.settings.parts import Images, gpu_count
 from scripts.settings.scenario import Scenario, scenario_defaults
 
 LIKE = ("trl", "peft", "axolotl")
@@ -43,6 +44,8 @@ class AskedStep:
         The tool that the rest was taken from, and the fields that it set.
     assumed
         Fields that decide memory and that neither named: this project's defaults, or those of ``assumed_by``.
+    warnings
+        What of the model the answer leaves out.
     """
 
     scenario: Scenario
@@ -51,6 +54,7 @@ class AskedStep:
     set_by_like: Mapping[str, Any] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
     assumed_by: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def as_said(self) -> dict[str, Any]:
         """For the answer: ``assumed`` (by whom), and ``like``, None or the ``tool`` with its ``fields``."""
@@ -98,7 +102,29 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedSt
         and not (name == "quantization" and scenario.method != "qlora")
         and not (name == "preference" and scenario.objective == "sft")
     }  # fmt: skip
-    return AskedStep(scenario, named, tool, taken, assumed_fields)
+    return AskedStep(
+        scenario, named, tool, taken, assumed_fields, warnings=left_out(named.get("model"), scenario, where)
+    )
+
+
+def left_out(model: Any, scenario: Scenario, where: object) -> tuple[str, ...]:
+    """What to say of a model that reads images where none were asked about: the answer is its language model's."""
+    if scenario.images:
+        return ()
+    whole = language_model_only(model, where)
+    if whole is None:
+        return ()
+    text = "the answer covers the language model alone, of a model that reads images too"
+    if not whole:
+        text += "; for images ask about its whole config.json, as its page on the Hub has it"
+    elif example := Images.example(whole):
+        needed = example.pop("tokens") + 2
+        if needed > scenario.sequence_length:
+            example["sequence_length"] = needed
+        fields = {key: yaml_text(value) for key, value in example.items()}
+        options = " ".join(f"--set '{key}={value}'" for key, value in fields.items())
+        text += f"; for an image in each row add {', '.join(f'{key}: {fields[key]}' for key in fields)} ({options})"
+    return (text,)
 
 
 def like_fields(tool: str, named: Mapping[str, Any]) -> dict[str, Any]:
