@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,14 +29,22 @@ _NEAREST: dict[tuple[str, Any], tuple[str, str]] = {
 }
 
 
-def traced(asked: Question) -> dict[str, Any]:
-    """`predict`'s object, with another tool's settings and what was assumed."""
+def traced(
+    asked: Question,
+    shown: Callable[[Mapping[str, Any]], None] | None = None,
+    watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+) -> dict[str, Any]:
+    """`predict`'s object, with another tool's settings and what was assumed.
+
+    ``shown`` is called with it as soon as the verdict stands, ``watch`` hears of each search for a suggestion.
+    """
     from will_it_fit.ask.predict import answered, import_quietly
 
     import_quietly()
 
     def answer() -> dict[str, Any]:
-        return _more(answered(replace(asked.asked, scenario=asked.scenario), asked.where), asked)
+        step = replace(asked.asked, scenario=asked.scenario)
+        return _more(answered(step, asked.where, shown, watch), asked)
 
     for _ in _NEAREST:
         try:
@@ -76,6 +84,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
+        "warnings": list(asked.asked.warnings),
     }
     if others:
         answer["scripts_would_take"] = scripts_would_take(asked.asked, asked.where)

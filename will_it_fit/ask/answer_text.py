@@ -7,7 +7,8 @@ from typing import Any
 
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, known
 from will_it_fit.common.schema import yaml_text
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.sizes import GIB, gib
+from will_it_fit.scenario.fields import BY_NAME, goes_without_saying, line
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip
@@ -56,12 +57,12 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
         return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
     parallel = answer["scenario"]["parallel"]
     each = f" on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
-    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} for it"
+    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
     if gpu["count"] > parallel["gpus"]:
         has += f" (of {gpu['count']} cards the step uses {parallel['gpus']})"
     if answer["fits"]:
         return f"FITS: {need}{each}, {has}; {gib(answer['headroom_bytes'])} to spare"
-    return f"DOES NOT FIT: {need}{each}, {has}; {gib(-answer['headroom_bytes'])} too few"
+    return f"DOES NOT FIT: {need}{each}, {has}; short by {gib(-answer['headroom_bytes'])}"
 
 
 def _quick_verdict(answer: Mapping[str, Any]) -> str:
@@ -85,52 +86,46 @@ def smallest(required: float) -> str:
 
 def step_line(scenario: Mapping[str, Any]) -> str:
     """What the answer is for, on one line."""
-    lora, parallel, quantization = scenario["lora"], scenario["parallel"], scenario["quantization"]
-    method = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[scenario["method"]]
-    parts = [scenario["model_name"] or scenario["model"]["model_type"], method]
-    if scenario.get("objective", "sft") != "sft":
-        parts[-1] = f"{scenario['objective'].upper()}, {parts[-1]}"
-    if lora:
-        targets = lora["target_modules"]
-        on = "all linear layers" if targets == "all-linear" else ", ".join(targets)
-        parts[-1] += f" of rank {lora['rank']} on {on}"
-    if quantization:
-        int8 = quantization["type"] == "int8"
-        parts[-1] = parts[-1].replace("QLoRA", "LoRA") if int8 else parts[-1]
-        kind = "on a base of LLM.int8" if int8 else quantization["type"]
-        parts.append(f"{kind}{' double-quantized' if quantization.get('double') else ''}")
-    cast = f"under {scenario['autocast']} autocast" if scenario["autocast"] else "without autocast"
-    parts.append(
-        scenario["precision"] if scenario["precision"].endswith("-mixed") else f"{scenario['precision']} {cast}"
-    )
-    if scenario["method"] != "full":
-        kind = {"peft": "PEFT's", "trl": "TRL's"}.get(scenario["kbit_preparation"], "no")
-        parts.append(f"{kind} k-bit preparation")
-    parts.append(f"{scenario['micro_batch']} x {scenario['sequence_length']:,} tokens")
-    if scenario["attention_mask"] != "none":
-        parts.append("padded")
-    checkpointing = scenario["gradient_checkpointing"]
-    parts.append({True: "checkpointing", False: "no checkpointing"}.get(checkpointing, "reentrant checkpointing"))
-    parts += [scenario["optimizer"], f"{scenario['attention']} attention"]
-    if scenario["loss"] != "full":
-        parts.append(f"{scenario['loss']} loss")
-    if scenario.get("activation_offload"):
-        parts.append("activations wait on the host")
-    if scenario["allocator"]["expandable_segments"]:
-        parts.append("expandable segments")
-    if parallel["gpus"] > 1:
-        parts.append(f"{parallel['strategy']} on {parallel['gpus']} GPUs")
-    return "; ".join(parts)
+    return line(scenario)
 
 
-def head(answer: Mapping[str, Any]) -> list[str]:
-    """The verdict, what it is for, what `like` set, and what was assumed."""
-    lines = [verdict_line(answer), f"for: {step_line(answer['scenario'])}"]
+def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = None) -> list[str]:
+    """The verdict, what other tools' scripts take, what the answer is for, what `like` set, and which defaults it took.
+
+    ``like``: how a tool is named where this is shown; ``file``: what was asked about.
+    """
+    about = [f"file: {file}"] if file else []
+    lines = [verdict_line(answer), *other_tools(answer, like), *about, f"for: {step_line(answer['scenario'])}"]
     if answer.get("like"):
         lines.append(f"as {answer['like']['tool']} has it: {_fields(answer['like']['fields'])}")
-    if taken := _fields(answer.get("assumed") or {}):
-        lines.append(f"assumed, since nothing says otherwise: {taken}")
+    if defaults := defaults_used(answer):
+        lines.append(defaults)
     return lines
+
+
+def other_tools(answer: Mapping[str, Any], like: str) -> list[str]:
+    """What the step takes with other tools' defaults, which is the step that most people run."""
+    titles = {"trl": "TRL", "peft": "PEFT", "axolotl": "axolotl"}
+    found = {tool: size for tool, size in (answer.get("scripts_would_take") or {}).items() if size}
+    if not found:
+        return []
+    sizes = ", ".join(f"{titles.get(tool, tool)} {size / GIB:.2f}" for tool, size in found.items())
+    return [f"With {sizes} GiB at the peak: the same by their scripts' defaults, estimated ({like}{next(iter(found))})"]
+
+
+def defaults_used(answer: Mapping[str, Any]) -> str | None:
+    """The settings that nobody named and that decide, the sizes first; None: all are named."""
+    scenario, assumed = answer["scenario"], answer.get("assumed") or {}
+    sizes = {"sequence_length": "{:,} tokens a row", "micro_batch": "{} row a micro-batch"}
+    parts = [text.format(assumed[name]) for name, text in sizes.items() if assumed.get(name)]
+    others = {
+        name: value
+        for name, value in assumed.items()
+        if name not in sizes and not goes_without_saying(BY_NAME[name], value, scenario)
+    }
+    parts += [_fields(others)] if others else []
+    tool = answer.get("assumed_by")
+    return f"defaults {f'of {tool} ' if tool else ''}used: {', '.join(parts)}" if parts else None
 
 
 def _fields(values: Mapping[str, Any]) -> str:
@@ -145,13 +140,13 @@ def answers(answer: Mapping[str, Any]) -> list[str]:
         if found is None:
             lines.append(f"  {title:<20}{answer['reasons'].get(name, 'not asked for')}")
             continue
-        line = f"  {title:<20}{gib(found['peak_allocated_bytes']):>10} at the peak"
+        text = f"  {title:<20}{gib(found['peak_allocated_bytes']):>10} at the peak"
         if name == "trace":
-            line += f", {gib(found['peak_reserved_bytes'])} reserved by the allocator where memory is plentiful"
-        lines.append(line)
+            text += f", {gib(found['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
+        lines.append(text)
         if name == "trace":
-            lines.append(f"  {'least that works':<20}{gib(found['required_bytes']):>10} the GPU must have: where it is"
-                         " full, the allocator first gives back what lies free")  # fmt: skip
+            lines.append(f"  {'required':<20}{gib(found['required_bytes']):>10} of usable GPU memory (a full allocator"
+                         " frees cached blocks first)")  # fmt: skip
             lines += allocators(answer)
     return lines
 
@@ -185,17 +180,11 @@ def time_lines(answer: Mapping[str, Any]) -> list[str]:
 
 
 def other_ways(answer: Mapping[str, Any]) -> list[str]:
-    """The other way to use several GPUs, and what other tools' scripts would take instead."""
+    """The other way to use several GPUs."""
     lines = []
     for strategy, found in (answer.get("strategies") or {}).items():
         word = {True: ", which fits", False: ", which does not fit", None: ""}[found["fits"]]
         lines.append(f"  {'with ' + strategy.upper():<20}{gib(found['required_bytes']):>10} on each GPU{word}")
-    others = {tool: size for tool, size in (answer.get("scripts_would_take") or {}).items() if size}
-    if others:
-        said = ", ".join(f"{tool} {gib(size)}" for tool, size in others.items())
-        lines.append(
-            f"  other tools' scripts  {said} at the peak, by the analytic estimate (like: {next(iter(others))})"
-        )
     return lines
 
 

@@ -18,13 +18,13 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from will_it_fit.ask.typed import as_typed, check, whole_number, without
-from will_it_fit.common.errors import UserError
+from will_it_fit.common.errors import UserError, printable
 from will_it_fit.common.sizes import gib
 from will_it_fit.scenario.strategies import STRATEGIES
 
@@ -174,29 +174,96 @@ def _print(found: Any, as_json: bool) -> int:
     return 1 if found.fits is False else 0
 
 
+class _Progress:
+    """One line on standard error about the searches after the verdict: on a terminal always the same one."""
+
+    def __init__(self, speaks: bool = True) -> None:
+        self.speaks, self.found, self._width = speaks, [], 0
+
+    def __call__(self, what: str, left: int, found: Sequence[Any]) -> None:
+        self.found = found
+        more = f"; {left} more to try" if left else ""
+        stand = f", {len(found)} found" if found else ""
+        self._write(f"looking for what would fit: {what.replace('_', ' ')}{more}{stand} (Ctrl-C stops)")
+
+    def _write(self, text: str) -> None:
+        if not self.speaks:
+            return
+        if sys.stderr.isatty():
+            print(f"\r{text:<{self._width}}", end="", file=sys.stderr, flush=True)
+            self._width = len(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self.speaks and self._width:
+            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+
+
 def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
+    from will_it_fit.ask import answer, text
+
+    if options.quick:
+        return _print_quick(asked, options, words)
+    if options.json or options.compare:
+        progress = _Progress(sys.stderr.isatty())
+        found = answer.traced(asked, watch=progress)
+        progress.end()
+        if options.compare:
+            from will_it_fit.ask.explain_measurement import difference
+
+            print(difference(asked, found, options.compare))
+            return 0
+        print(json.dumps(found, sort_keys=True))
+        return answer.exit_status(found)
+    return _print_as_it_comes(asked, options, words, text)
+
+
+def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from will_it_fit.ask import answer, text
     from will_it_fit.ask.answer_text import explanation, verdict_line
 
-    if not (options.quick or options.json) and sys.stderr.isatty():
-        first = answer.quick(replace(asked, run=None), others=False)
-        line = verdict_line(first) if first["analytic"] else "No estimate of this step"
-        print(f"{line}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
-    found = answer.quick(asked) if options.quick else answer.traced(asked)
-    if options.quick and found["analytic"] is None:
-        print("\n".join([verdict_line(found), *text.reading_lines(asked, found)]), file=sys.stderr)
+    found = answer.quick(asked)
+    if found["analytic"] is None:
+        print(printable("\n".join([verdict_line(found), *text.reading_lines(asked, found)])), file=sys.stderr)
         return 3
-    if options.compare:
-        from will_it_fit.ask.explain_measurement import difference
-
-        print(difference(asked, found, options.compare))
-        return 0
     if options.json:
         print(json.dumps(found, sort_keys=True))
     else:
-        print(text.full_text(asked, found, words))
-        if options.explain:
-            print("\n".join(explanation(found)))
+        print("\n".join([text.full_text(asked, found, words), *(explanation(found) if options.explain else ())]))
+    return answer.exit_status(found)
+
+
+def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[str], text: Any) -> int:
+    """The verdict as soon as it stands, then what is found after it; Ctrl-C ends the searches, not the verdict."""
+    from will_it_fit.ask import answer
+    from will_it_fit.ask.answer_text import explanation, verdict_line
+
+    if sys.stderr.isatty():
+        first = answer.quick(replace(asked, run=None), others=False)
+        line = verdict_line(first) if first["analytic"] else "No estimate of this step"
+        print(f"{printable(line)}\nTracing the step itself, which takes some seconds ...", file=sys.stderr, flush=True)
+    progress, verdict = _Progress(), {}
+
+    def shown(stands: Mapping[str, Any]) -> None:
+        verdict.update(stands)
+        print(
+            "\n".join([text.first_text(asked, stands), *(explanation(stands) if options.explain else ())]), flush=True
+        )
+
+    try:
+        found = answer.traced(asked, shown, progress)
+        progress.end()
+    except KeyboardInterrupt:
+        if not verdict:
+            raise
+        progress.end()
+        print("stopped: what is shown was found until now", file=sys.stderr)
+        found = verdict | {"suggestions": [asdict(item) for item in progress.found]}
+        asked = replace(asked, run=None)
+    if rest := text.rest_text(asked, found, words):
+        print(rest)
     return answer.exit_status(found)
 
 

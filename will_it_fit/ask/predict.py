@@ -16,13 +16,13 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from will_it_fit.analytic.estimated import estimate
 from will_it_fit.ask.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
-from will_it_fit.common.errors import UserError
+from will_it_fit.common.errors import UserError, printable
 from will_it_fit.common.packages import STACK
 from will_it_fit.common.terminal import command
 from will_it_fit.planner.compare import compare, scripts_would_take
@@ -37,27 +37,47 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
     return compare(estimate(scenario, where), traced(scenario, where), where=where).to_mapping()
 
 
-def answered(asked: AskedStep, where: object = "scenario") -> dict[str, Any]:
-    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts."""
-    answer = predict(asked.scenario, where) | asked.as_said()
+def answered(
+    asked: AskedStep,
+    where: object = "scenario",
+    shown: Callable[[dict[str, Any]], None] | None = None,
+    watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
+
+    Parameters
+    ----------
+    shown
+        Called with the answer as soon as its verdict stands, before what takes traces of its own.
+    watch
+        Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
+    """
+    found = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
+    answer = found.to_mapping(suggested=False) | asked.as_said()
     answer["scripts_would_take"] = scripts_would_take(asked, where)
+    answer["warnings"] = [*asked.warnings, *answer["warnings"]]
     answer["strategies"] = {}
+    if shown:
+        shown(answer)
     if "parallel" in asked.assumed:
+        if watch:
+            watch("DDP in place of FSDP2", 0, [])
         parallel = {"strategy": REPLICATED, "gpus": asked.scenario.parallel.gpus}
-        found = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
-        size = found.traced.trace["required_bytes"]
-        answer["strategies"][REPLICATED] = {"required_bytes": size, **found.verdict._asdict()}
+        other = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
+        size = other.traced.trace["required_bytes"]
+        answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
+    answer["suggestions"] = found.suggestions(watch)
     return answer
 
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer as text for a terminal."""
-    verdict, *lines = [*head(answer), *answers(answer), *time_lines(answer), *other_ways(answer)]
+    lines = [*head(answer, file=name), *answers(answer), *time_lines(answer), *other_ways(answer)]
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
     lines += [f"  warning: {warning}" for warning in answer["warnings"]]
     lines += explanation(answer)
-    return "\n".join([verdict, f"file: {name}", *lines, *suggestions(answer, lambda item: item["write"])])
+    return printable("\n".join([*lines, *suggestions(answer, lambda item: item["write"])]))
 
 
 class Outcome(NamedTuple):

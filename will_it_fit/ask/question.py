@@ -15,7 +15,7 @@ from will_it_fit.common.errors import UserError, yaml_text
 from will_it_fit.common.files import yaml_value
 from will_it_fit.hours.run_time import Run
 from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading
-from will_it_fit.readers.request import AskedStep, asked_for
+from will_it_fit.readers.request import DECIDING, AskedStep, asked_for, left_out
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.model import LIGER_MODELS, configuration, size
 from will_it_fit.scenario.nested_fields import gpu_count
@@ -99,18 +99,35 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         )  # fmt: skip
     model = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
     base = reading or Reading("", "", Path(where))
-    if isinstance(fields["model"], str):
-        _resolve(fields, base, where)
-    if reading or beside:
-        settle(fields, base)
-    found = asked_for(fields, where)
+    try:
+        if isinstance(fields["model"], str):
+            _resolve(fields, base, where)
+        if reading or beside:
+            settle(fields, base)
+        found = asked_for(fields, where)
+    except UserError as error:
+        raise _of_the_file(error, reading, options) from None
     if reading is not None:
-        found = replace(found, mapping={}, assumed={})  # what it doesn't name its tool decides
+        named = {one.partition(".")[0] for said in reading.understood.values() for one in said.split(", ")}
+        named |= {one.partition(".")[0] for one in options.given}
+        mapping = found.scenario.to_mapping()
+        assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
+        found = replace(found, mapping={}, assumed=assumed, assumed_by=reading.tool)
     scenario = found.scenario
+    if model and not found.warnings:
+        found = replace(found, warnings=left_out(model, scenario, where))
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
     return Question(found, scenario, where, own, reading, beside, model)
+
+
+def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
+    """An error as one of another tool's file, where a key of that and no option decides the field."""
+    given = {name.partition(".")[0] for name in options.given}
+    if reading is None or reading.file.suffix in (".py", ".ipynb") or (error.field or "").partition(".")[0] in given:
+        return error
+    return reading.in_own_words(error)
 
 
 def _gpu(options: Options) -> Gpu | None:

@@ -77,7 +77,7 @@ class Serving:
             first = f"{need[0].upper()}{need[1:]}: {smallest(self.total_bytes)}"
         else:
             word = "FITS" if self.fits else "DOES NOT FIT"
-            first = f"{word}: {need}, {card(self.gpu.to_mapping())} has {gib(self.gpu.usable_bytes)} for it"
+            first = f"{word}: {need}, {card(self.gpu.to_mapping())} has {gib(self.gpu.usable_bytes)} usable"
         of = f"{self.requests} request{'s' if self.requests > 1 else ''} of {self.tokens:,} tokens"
         lines = [
             first,

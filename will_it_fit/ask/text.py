@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from will_it_fit.ask import run_cost
 from will_it_fit.ask.answer_text import answers, head, other_ways, suggestions, time_lines
 from will_it_fit.ask.bounds import bound_bytes
 from will_it_fit.ask.question import Question
 from will_it_fit.ask.typed import suggested
+from will_it_fit.common.errors import printable
 from will_it_fit.common.sizes import gib
 
 
@@ -30,15 +30,25 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
-    """The whole answer."""
-    lines = head(answer)
-    lines += [*answers(answer), *time_lines(answer), *other_ways(answer)]
-    if asked.run:
-        lines += run_cost.run_lines(answer["run"], asked.run)
-        lines += run_cost.sooner_lines(answer["sooner"], lambda item: suggested(command, item["changes"]))
-    lines += reading_lines(asked, answer)
+def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
+    """The verdict, and how it came about: all that stands as soon as the step is traced."""
+    lines = [*head(answer, "--like "), *answers(answer), *time_lines(answer), *reading_lines(asked, answer)]
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]
     lines += [f"  warning: {warning}" for warning in answer.get("warnings") or []]
-    return "\n".join(lines + suggestions(answer, lambda item: suggested(command, item["changes"])))
+    return printable("\n".join(lines))
+
+
+def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
+    """What takes traces of its own: the other way to use several GPUs, the run, and what would fit; "" for nothing."""
+    lines = other_ways(answer)
+    if asked.run:
+        lines += run_cost.run_lines(answer.get("run"), asked.run)
+        lines += run_cost.sooner_lines(answer.get("sooner") or [], lambda item: suggested(command, item["changes"]))
+    lines += suggestions(answer, lambda item: suggested(command, item["changes"]))
+    return printable("\n".join(lines))
+
+
+def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
+    """The whole answer."""
+    return "\n".join(filter(None, (first_text(asked, answer), rest_text(asked, answer, command))))

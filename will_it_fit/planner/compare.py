@@ -1,6 +1,6 @@
 """Rule ``compare_memory``: a scenario's answers side by side, the verdict for its GPU, and what would fit instead."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,16 +67,16 @@ class Comparison:
             found.append(full)
         return found
 
-    def suggestions(self) -> list[dict[str, Any]]:
-        """What to change where the step does not fit its GPU."""
+    def suggestions(self, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> list[dict[str, Any]]:
+        """What to change where the step does not fit its GPU; ``watch`` hears of each search that begins."""
         if self.verdict.fits is not False:
             return []
         from will_it_fit.planner.suggestions import suggest
 
-        return [asdict(item) for item in suggest(self.traced.scenario, self.gpu, self.traced.trace)]
+        return [asdict(item) for item in suggest(self.traced.scenario, self.gpu, self.traced.trace, watch)]
 
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+    def to_mapping(self, suggested: bool = True) -> dict[str, Any]:
+        """Plain values for JSON; the suggestions, which take traces of their own, only if they are asked for."""
         return {
             **self.answers,
             **self.verdict._asdict(),
@@ -85,7 +85,7 @@ class Comparison:
             "gpu": self.gpu.to_mapping() if self.gpu else None,
             "reasons": self.reasons,
             "scenario": self.traced.scenario.to_mapping(),
-            "suggestions": self.suggestions(),
+            "suggestions": self.suggestions() if suggested else [],
             "time": self.traced.trace.get("time"),
             "versions": self.traced.versions,
             "warnings": self.warnings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,7 @@ from will_it_fit.planner.largest_fit import Borders
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, NONE
 
-SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
+SUGGESTIONS = 3  # changes of the step to show, beside more GPUs and a bigger one
 PROBES = 8  # traces that one search may take
 EDGE = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
 
@@ -35,7 +35,7 @@ class Suggestion:
     cost
         The price in words.
     slower_share
-        How much longer a row takes on the same card, from two traces; None where its speed is not known.
+        How much longer a token takes on the same card, from two traces; None where its speed is not known.
     """
 
     move: str
@@ -48,39 +48,72 @@ class Suggestion:
     slower_share: float | None = None
 
 
-def suggest(scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None) -> list[Suggestion]:
-    """The smallest changes that make a scenario fit a GPU, in order of what they cost; the trace verifies each.
+Watch = Callable[[str, int, Sequence[Suggestion]], None]
 
-    What fits with one change, and before that what fits with several that each cost less. More GPUs of the kind and a
-    bigger one come last.
+
+def suggest(
+    scenario: Scenario, gpu: Gpu, traced: Mapping[str, Any] | None = None, watch: Watch | None = None
+) -> list[Suggestion]:
+    """Changes that make a scenario fit a GPU, in order of what they cost; the trace verifies each.
+
+    At most :data:`SUGGESTIONS` changes of the step, then more GPUs of the kind and a bigger one. What takes one trace
+    is tried first, the mildest change before the others; then several changes together; and a shorter length, whose
+    border takes several traces, only where fewer stand.
+
+    Parameters
+    ----------
+    watch
+        Called before each search, with what is tried, how many searches are left at most after it, and what was found.
     """
     estimate = CalibratedEstimator(scenario, gpu, traced)
     fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
+    possible = list(moves(scenario))
+    quick = [move for move in possible if "sequence_length" not in move.options[0]]
+    long = [move for move in possible if move not in quick]
+    order = {move.name: place for place, move in enumerate(possible)}
     found: list[Suggestion] = []
-    for move in moves(scenario):
-        if len(found) == SUGGESTIONS:
-            break
-        answer = _verified(scenario, move, gpu, estimate, fits)
-        if answer is not None:
+
+    def mildest() -> str | None:
+        return min((item.move for item in found), key=lambda name: order.get(name, 0), default=None)
+
+    def one(move: Move) -> Callable[[], Suggestion | None]:
+        return lambda: _verified(scenario, move, gpu, estimate, fits)
+
+    searches: list[tuple[str, Callable[[], Suggestion | None]]] = [
+        *((move.name, one(move)) for move in quick),
+        ("several changes", lambda: _combined(scenario, gpu, estimate, fits, cheaper_than=mildest())),
+        *((move.name, one(move)) for move in long),
+    ]
+    others = [("more GPUs", lambda: _more_gpus(scenario, gpu)),
+              ("a bigger GPU", lambda: _bigger_gpu(scenario, gpu, estimate))]  # fmt: skip
+    places = {"more_gpus": len(order), "bigger_gpu": len(order) + 1}
+    while searches or others:
+        changes_only = [item for item in found if item.move not in places]
+        name, search = (searches if searches and len(changes_only) < SUGGESTIONS else others).pop(0)
+        if len(changes_only) == SUGGESTIONS:
+            searches.clear()
+        if watch:
+            watch(name, len(searches) + len(others), found)
+        answer = search()
+        if answer and estimate.timed_on and scenario.aim.trainer is None and answer.move not in places:
+            answer = _timed(answer, scenario, gpu, estimate)  # no other objective has a time
+        if answer:
             found.append(answer)
-    combined = _combined(scenario, gpu, estimate, fits, cheaper_than=found[0].move if found else None)
-    if combined is not None:
-        found.insert(0, combined)
-    if estimate.timed_on and scenario.aim.trainer is None:  # no other has a time
-        found = [_timed(item, scenario, gpu, estimate) for item in found]
-    return found + [other for other in (_more_gpus(scenario, gpu), _bigger_gpu(scenario, gpu, estimate)) if other]
+            found.sort(key=lambda item: order.get(item.move, places.get(item.move, -1)))
+    return found
 
 
 def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion:
-    """The suggestion with what it saves and what it costs in time, for as many rows."""
+    """The suggestion with what it saves and what it costs in time, for as many tokens."""
     before, changed = estimate.verify(scenario), apply(scenario, item.changes)
     after = estimate.verify(changed)["times"][gpu.name]
 
-    def seconds_per_row(step: Scenario, time: Mapping[str, Any]) -> float:
-        return time["seconds_per_step"] / (step.micro_batch * step.gradient_accumulation * step.parallel.gpus)
+    def seconds_per_token(step: Scenario, time: Mapping[str, Any]) -> float:
+        return time["seconds_per_step"] / (step.tokens * step.gradient_accumulation * step.parallel.gpus)
 
-    slower = seconds_per_row(changed, after) / seconds_per_row(scenario, before["time"]) - 1
+    slower = seconds_per_token(changed, after) / seconds_per_token(scenario, before["time"]) - 1
     speed = f"{abs(slower):.0%} {'slower' if slower > 0 else 'faster'}" if abs(slower) >= 0.005 else "as fast"
+    speed += " a token" if changed.sequence_length != scenario.sequence_length else ""
     saved = f"saves {(before['required_bytes'] - item.required_bytes) / GIB:.2f} GiB, {speed}"
     return replace(item, cost=f"{item.cost}; {saved}", slower_share=round(slower, 4))
 

@@ -41,7 +41,7 @@ def mapping_of(path: Path) -> Mapping[str, Any]:
         If it is neither, or no mapping.
     """
     if path.suffix in (".jinja", ".j2"):
-        raise UserError("This is a template, not a configuration.", where=path, allowed="the file that it makes")
+        raise UserError("This is a template, not a configuration.", where=path, allowed="the rendered file")
     content = read_yaml(path)
     if not isinstance(content, Mapping):
         raise UserError(
@@ -106,10 +106,27 @@ def _by_keys_of_their_own(mapping: Mapping[str, Any], tools: list[str]) -> list[
 
 
 def read_tool(path: Path, tool: str, mapping: Mapping[str, Any], gpus: int | None) -> Reading:
-    """Read a file of a tool."""
-    return {**TOOLS, **BESIDE}[tool][1](mapping, path, gpus)
+    """Read a file of a tool.
+
+    Raises
+    ------
+    UserError
+        If a value is not of the kind that the tool takes for its key.
+    """
+    return _without_traceback(lambda: {**TOOLS, **BESIDE}[tool][1](mapping, path, gpus), path, tool)
+
+
+def _without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Reading:
+    """What a reader read; a value inside a key that it could make nothing of is an error of the file's."""
+    try:
+        return read()
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise UserError(
+            f"A value in this file is not of a kind that {tool} takes: {error}.", where=path,
+            allowed="for each key the kind of value that the tool documents",
+        ) from None  # fmt: skip
 
 
 def read_program(path: Path, gpus: int | None) -> Reading:
     """Read a Python program or a notebook."""
-    return program.read(path, gpus)
+    return _without_traceback(lambda: program.read(path, gpus), path, "the program's trainer")

@@ -132,7 +132,7 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
         common.deepspeed(reading, get("deepspeed"), reading.file.parent, count)
     elif get("fsdp") or get("fsdp_config") or get("fsdp_version"):
         words = " ".join(map(str, get("fsdp", []))) if isinstance(get("fsdp", []), list) else str(get("fsdp"))
-        version = int(get("fsdp_version") or (get("fsdp_config") or {}).get("fsdp_version") or 1)
+        version = get("fsdp_version") or 1
         common.fsdp(reading, get("fsdp_config") or {}, version, count, words if "offload" in words else "")
     elif (gpus or get("world_size") or 1) > 1 or get("ddp"):
         common.parallel(reading, "ddp", count)

@@ -10,7 +10,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
-from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, allowed, knows
+from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, allowed, checked, knows
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
@@ -154,7 +154,12 @@ def parallel(reading: Reading, strategy: str, gpus: int | None, **parts: Any) ->
 def fsdp(reading: Reading, config: Mapping[str, Any], version: int, gpus: int | None, words: str = "") -> None:
     """FSDP as transformers, accelerate and axolotl write it; their keys may begin with ``fsdp_``."""
     settings = {str(key).removeprefix("fsdp_"): value for key, value in config.items()}
-    version = int(settings.get("version") or version)
+    where = f"{reading.file}: fsdp_config"
+    version = checked("version", settings.get("version"), where, "a whole number") or version
+    if version not in (1, 2):
+        raise UserError(
+            "FSDP has the versions 1 and 2.", where=where, found=version, allowed="1, 2", write="version: 2"
+        )
     sharding = str(settings.get("sharding_strategy") or words or "FULL_SHARD").upper()
     reshard = settings.get("reshard_after_forward", True)
     if isinstance(reshard, str):  # of FSDP1 under its new name
@@ -174,19 +179,33 @@ def fsdp(reading: Reading, config: Mapping[str, Any], version: int, gpus: int | 
 
 def deepspeed(reading: Reading, value: Any, beside: Path, gpus: int | None, key: str = "deepspeed") -> None:
     """DeepSpeed's configuration: a mapping, a file, or the name of one that comes with the tools."""
+    where = reading.file
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = json.loads(value)
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"DeepSpeed's settings are not JSON: {error}.",
+                where=f"{where}: {key}",
+                found=value[:80],
+                allowed="JSON, or the path of such a file",
+                write=f"{key}: ds_z3_config.json",
+            ) from None
     if isinstance(value, str):
         value = _deepspeed_file(value, beside, key)
-    zero = value.get("zero_optimization") or {}
+    value = checked(key, value, where, "keys below it")
+    zero = checked("zero_optimization", value.get("zero_optimization"), where) or {}
     stage = zero.get("stage", 0)
-    stage = stage if isinstance(stage, int) else int(str(stage)) if str(stage).isdigit() else 2
+    stage = 2 if stage == "auto" else checked("stage", stage, where, "a whole number") or 0
+    if stage not in range(4):
+        raise UserError("DeepSpeed's ZeRO has the stages 0 to 3.", where=f"{where}: {key}: zero_optimization",
+                        found=stage, allowed="0, 1, 2, 3", write="stage: 3")  # fmt: skip
     strategy = {0: "ddp", 1: "zero2", 2: "zero2", 3: "zero3"}[stage]
     parallel(reading, strategy, gpus)
     if stage == 1:
         reading.errs(key, "stage 1", LOW, "ZeRO-1 leaves gradients whole; read as ZeRO-2")
     for part, what in (("offload_optimizer", "optimizer states"), ("offload_param", "weights")):
-        place = (zero.get(part) or {}).get("device", "none")
+        place = (checked(part, zero.get(part), where, "keys below it") or {}).get("device", "none")
         if place not in ("none", None):
             reading.errs(f"{key}: {part}", place, HIGH, f"{what} lie on the host", "states" if "opt" in part else None)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common
-from will_it_fit.readers.reading import Reading
+from will_it_fit.readers.reading import Reading, checked
 
 ACCELERATE = "1.15.0"  # accelerate: commands/config/config_args.py, and the files that `accelerate config` writes
 DEEPSPEED = "0.19"
@@ -33,7 +33,8 @@ def is_adapter(mapping: Mapping[str, Any]) -> bool:
 
 def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """How a step is spread, and mixed precision."""
-    reading = Reading("accelerate", ACCELERATE, file)
+    reading = Reading("accelerate", ACCELERATE, file, own=mapping)
+    mapping = {key: checked(str(key), value, file) for key, value in mapping.items()}
     for key, value in mapping.items():
         if key in ("distributed_type", "num_processes", "fsdp_config", "deepspeed_config"):
             reading.understood[key] = "parallel"
@@ -47,7 +48,7 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
     kind = str(mapping.get("distributed_type", "NO")).upper()
     if kind == "FSDP":
         config = mapping.get("fsdp_config") or {}
-        common.fsdp(reading, config, int(config.get("fsdp_version", 1)), count)
+        common.fsdp(reading, config, 1, count)
     elif kind == "DEEPSPEED":
         config = dict(mapping.get("deepspeed_config") or {})
         named = config.get("deepspeed_config_file")
@@ -73,7 +74,7 @@ def read_deepspeed(mapping: Mapping[str, Any], file: Path, gpus: int | None = No
         reading.set(micro_batch=rows)
         reading.understood["train_micro_batch_size_per_gpu"] = "micro_batch"
     for key in ("bf16", "fp16"):
-        if (mapping.get(key) or {}).get("enabled") is True:
+        if (checked(key, mapping.get(key), file, "keys below it") or {}).get("enabled") is True:
             reading.set(autocast=key)
             reading.understood[key] = "autocast"
     return reading

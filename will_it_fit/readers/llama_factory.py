@@ -40,8 +40,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     if "deepspeed" in get:
         common.deepspeed(reading, get("deepspeed"), file.parent, gpus)
     elif get("fsdp"):
-        version = int((get("fsdp_config") or {}).get("version", 1))
-        common.fsdp(reading, get("fsdp_config") or {}, version, gpus, str(get("fsdp")))
+        common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, str(get("fsdp")))
     elif (gpus or 1) > 1:
         common.parallel(reading, "ddp", gpus)
     _method(get, reading)

@@ -8,6 +8,8 @@ by it, in a direction that is said), without effect on memory, or unknown. Nothi
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from will_it_fit.common.errors import UserError, yaml_text
 from will_it_fit.common.files import read_yaml
 from will_it_fit.data import data_path
 from will_it_fit.scenario.fields import BY_NAME
@@ -97,6 +100,7 @@ class Reading:
     unknown: dict[str, str | None] = field(default_factory=dict)  # key to the nearest that is known
     notes: list[str] = field(default_factory=list)
     own: Mapping[str, Any] = field(default_factory=dict)  # the file's keys and values
+    table: Keys | None = None
     pads: bool = False  # whether the tool pads the rows of a batch, which then carries a mask
 
     def pad(self, fields: dict[str, Any]) -> None:
@@ -108,6 +112,29 @@ class Reading:
             fields["attention_mask"] = "padding"
         else:
             fields.pop("attention_mask", None)
+
+    def in_own_words(self, error: UserError) -> UserError:
+        """An error of a scenario's field as one of the file's key that set it, with the line to write there."""
+        if error.parts:
+            return UserError.several([self.in_own_words(part) for part in error.parts])
+        key = self.key_of(error.field) if error.field else None
+        if key is None:
+            return error
+        value: Any = error.change
+        for part in (error.field or "").split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        plain = isinstance(value, (int, float, list)) and not isinstance(value, bool)
+        write = f"{key}: {yaml_text(value)}" if plain or error.field == "model" else None
+        return error.with_values(where=f"{self.file}: {key}", write=write)
+
+    def key_of(self, field: str) -> str | None:
+        """The file's key that sets a field; one that its tool has, where the file has none."""
+        known = {**(self.table.understood if self.table else {}), **self.understood}
+        for keys_of in (self.understood, known):
+            for key, said in keys_of.items():
+                if field in said.partition(" (")[0].split(", "):
+                    return key
+        return None
 
     def errs(self, key: str, value: Any, errs: str, why: str, bound: str | None = None) -> None:
         """Note a setting that is not described."""
@@ -141,7 +168,7 @@ class Values:
     def __call__(self, key: str, default: Any = None) -> Any:
         """A value, or the default where it is left out or null."""
         if key not in self.table.understood:
-            raise KeyError(f"{key} is not among what {self.table.tool}'s table calls understood")
+            raise LookupError(f"{key} is not among what {self.table.tool}'s table calls understood")
         value = self.mapping.get(key)
         return default if value is None else value
 
@@ -154,7 +181,7 @@ class Values:
 
 def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, Reading]:
     """Sort a file's keys; the fields are the reader's to set."""
-    reading = Reading(table.tool, table.version, file, own=mapping)
+    reading = Reading(table.tool, table.version, file, own=mapping, table=table)
     for key, value in mapping.items():
         kind = table.kind(str(key))
         if kind == "understood" and value is not None:
@@ -163,7 +190,68 @@ def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, 
             reading.errs(key, value, *table.remark(key))
         elif kind == "unknown":
             reading.unknown[str(key)] = table.nearest(str(key))
-    return Values(mapping, table), reading
+    return Values({key: checked(str(key), value, file) for key, value in mapping.items()}, table), reading
+
+
+# What kind of value the tools take for their keys.
+_WHOLE = """sequence_len micro_batch_size gradient_accumulation_steps lora_r lora_alpha world_size dp_shard_size
+    fsdp_version cutoff_len per_device_train_batch_size quantization_bit lora_rank oft_rank oft_block_size max_length
+    global_batch_size max_seq_length num_generations max_completion_length max_prompt_length num_processes""".split()
+_MAPPINGS = """bnb_config_kwargs gradient_checkpointing_kwargs fsdp_config peft_config quant_config dist_config
+    kernel_config optim_config lora_rank_pattern deepspeed_config zero_optimization""".split()
+_TEXTS = """base_model model_name_or_path model adapter finetuning_type stage optimizer optim attn_implementation
+    flash_attn pref_loss loss_type rl oft_target bnb_4bit_quant_type quantization_type quantization_method
+    revision_of_model model_revision distributed_type""".split()
+_NAMES = "lora_target_modules lora_target plugins fsdp lora_modules_to_save additional_target".split()
+KINDS = {
+    **dict.fromkeys(_WHOLE, "a whole number"),
+    **dict.fromkeys(("lora_dropout", "module_dropout"), "a number"),
+    **dict.fromkeys(_MAPPINGS, "keys below it"),
+    **dict.fromkeys(_TEXTS, "text"),
+    **dict.fromkeys(_NAMES, "text, or a list of texts"),
+}
+_EXAMPLES = {
+    "a whole number": 1,
+    "a number": 0.05,
+    "text": "...",
+    "keys below it": "{...}",
+    "text, or a list of texts": "...",
+}
+_LENGTHS = ("sequence_len", "cutoff_len", "max_length", "max_seq_length")
+# Keys that may also be switched off, or on, instead of being given a value.
+_SWITCHES = {"loss_type", "rl", "fsdp", "deepspeed", "adapter", "optimizer"}
+
+
+def checked(key: str, value: Any, file: object, kind: str | None = None) -> Any:
+    """A tool's value, a number that stands there as text as one.
+
+    Raises
+    ------
+    UserError
+        If the value is not of the kind that the key takes.
+    """
+    kind = kind or KINDS.get(key)
+    if value is None or kind is None or (key in _SWITCHES and value is False):
+        return value
+    if kind == "a whole number" and isinstance(value, str) and re.fullmatch(r"\s*-?\d+\s*", value):
+        return int(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    texts = isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    if {
+        "a whole number": number and value == int(value),
+        "a number": number,
+        "keys below it": isinstance(value, Mapping),
+        "text": isinstance(value, str),
+        "text, or a list of texts": texts,
+    }[kind]:
+        return int(value) if kind == "a whole number" else value
+    raise UserError(
+        f"`{key}` takes {kind}.",
+        where=f"{file}: {key}",
+        found=value,
+        allowed=kind,
+        write=f"{key}: {2048 if key in _LENGTHS else _EXAMPLES[kind]}",
+    )
 
 
 def is_on(value: Any) -> bool:

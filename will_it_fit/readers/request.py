@@ -13,20 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.errors import UserError
+from will_it_fit.common.errors import UserError, yaml_text
 from will_it_fit.common.files import read_yaml
 from will_it_fit.readers import axolotl, trl
-from will_it_fit.scenario.fields import scenario_defaults
-from will_it_fit.scenario.nested_fields import gpu_count
+from will_it_fit.scenario.fields import BY_NAME, UNSAID, scenario_defaults
+from will_it_fit.scenario.model import language_model_only
+from will_it_fit.scenario.nested_fields import Images, gpu_count
 from will_it_fit.scenario.scenario import Scenario
 
 LIKE = ("trl", "peft", "axolotl")
 # What `like` sets: how a step is taken. How large it is stays the file's to say.
 SETS = ("precision", "autocast", "quantization", "kbit_preparation", "adapter_precision", "attention_mask",
         "gradient_checkpointing", "attention", "optimizer", "loss", "loop")  # fmt: skip
-# Settings that decide memory, for the answer to name where nobody did.
-DECIDING = ("method", "precision", "sequence_length", "micro_batch", "lora", "optimizer", "gradient_checkpointing",
-            "attention", "loss", "kbit_preparation", "autocast", "allocator", "parallel")  # fmt: skip
+# Settings that decide memory or time, for the answer to name where nobody did; the sizes first.
+_SIZES = ("sequence_length", "micro_batch")
+DECIDING = (*_SIZES, *(name for name in BY_NAME if name not in (*_SIZES, *UNSAID, "model_name", "adapter", "images")))
 _ADAPTERS_ALONE = ("lora", "kbit_preparation", "quantization", "adapter_precision")
 _DIVIDED = ("fsdp1", "fsdp2", "zero3")  # where weights are divided a loss in chunks is not described
 
@@ -42,7 +43,9 @@ class AskedStep:
     like, set_by_like
         The tool that the rest was taken from, and the fields that it set.
     assumed
-        Fields that decide memory and that neither named: this project's defaults.
+        Fields that decide memory and that neither named: this project's defaults, or those of ``assumed_by``.
+    warnings
+        What of the model the answer leaves out.
     """
 
     scenario: Scenario
@@ -50,11 +53,13 @@ class AskedStep:
     like: str | None = None
     set_by_like: Mapping[str, Any] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
+    assumed_by: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def as_said(self) -> dict[str, Any]:
-        """For the answer: ``assumed``, and ``like``, None or the ``tool`` with its ``fields``."""
+        """For the answer: ``assumed`` (by whom), and ``like``, None or the ``tool`` with its ``fields``."""
         like = {"tool": self.like, "fields": dict(self.set_by_like)} if self.like else None
-        return {"assumed": dict(self.assumed), "like": like}
+        return {"assumed": dict(self.assumed), "assumed_by": self.assumed_by, "like": like}
 
 
 def read_asked(path: str | Path) -> AskedStep:
@@ -94,8 +99,32 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedSt
         for name in DECIDING
         if name not in given and name not in taken and name not in skipped
         and not (name == "parallel" and name not in defaults)
+        and not (name == "quantization" and scenario.method != "qlora")
+        and not (name == "preference" and scenario.objective == "sft")
     }  # fmt: skip
-    return AskedStep(scenario, named, tool, taken, assumed_fields)
+    return AskedStep(
+        scenario, named, tool, taken, assumed_fields, warnings=left_out(named.get("model"), scenario, where)
+    )
+
+
+def left_out(model: Any, scenario: Scenario, where: object) -> tuple[str, ...]:
+    """What to say of a model that reads images where none were asked about: the answer is its language model's."""
+    if scenario.images:
+        return ()
+    whole = language_model_only(model, where)
+    if whole is None:
+        return ()
+    text = "the answer covers the language model alone, of a model that reads images too"
+    if not whole:
+        text += "; for images ask about its whole config.json, as its page on the Hub has it"
+    elif example := Images.example(whole):
+        needed = example.pop("tokens") + 2
+        if needed > scenario.sequence_length:
+            example["sequence_length"] = needed
+        fields = {key: yaml_text(value) for key, value in example.items()}
+        options = " ".join(f"--set '{key}={value}'" for key, value in fields.items())
+        text += f"; for an image in each row add {', '.join(f'{key}: {fields[key]}' for key in fields)} ({options})"
+    return (text,)
 
 
 def like_fields(tool: str, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,7 +123,6 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
         common.deepspeed(reading, get("deepspeed"), reading.file.parent, gpus)
     elif get("fsdp"):
         words = get("fsdp") if isinstance(get("fsdp"), str) else " ".join(map(str, get("fsdp")))
-        version = int((get("fsdp_config") or {}).get("version", 1))
-        common.fsdp(reading, get("fsdp_config") or {}, version, gpus, words if "offload" in words else "")
+        common.fsdp(reading, get("fsdp_config") or {}, 1, gpus, words if "offload" in words else "")
     elif (gpus or 1) > 1:
         common.parallel(reading, "ddp", gpus)

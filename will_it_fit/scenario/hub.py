@@ -80,6 +80,11 @@ def catalogued(hub: HubId) -> str | None:
     return copies.get(short)
 
 
+def is_language_model_alone(name: str) -> bool:
+    """Whether the file of a name in config/models/ leaves the other parts of its model out."""
+    return bool(read_yaml(INDEX)["models"].get(name, {}).get("language_model"))
+
+
 def nearest(text: str) -> list[str]:
     """Names and Hub ids of the catalogue that are most like a text."""
     names, _, _ = _index()

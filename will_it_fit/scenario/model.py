@@ -12,7 +12,7 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.fields import MOST
-from will_it_fit.scenario.hub import MODELS, HubId, catalogued, fetch_config, nearest
+from will_it_fit.scenario.hub import MODELS, HubId, catalogued, fetch_config, is_language_model_alone, nearest
 
 # Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
 ALIASES = {
@@ -154,18 +154,63 @@ _LANGUAGE_MODELS = {
 _OTHER_PARTS = ("vision_config", "audio_config")
 
 
+def _text_positions(model: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose rotary positions are those of text: of three equal axes, `mrope` is the usual kind."""
+    changed = dict(model)
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = model.get(key)
+        if isinstance(rope, Mapping) and "mrope" in (rope.get("type"), rope.get("rope_type")):
+            kept = {name: value for name, value in rope.items() if name not in ("type", "mrope_section")}
+            changed[key] = {**kept, "rope_type": "default"}
+    return changed
+
+
 def language_model(model: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The language model's configuration of a multimodal one, and whether it was one: its other parts are left out."""
     text, parts = model.get("text_config"), [part for part in _OTHER_PARTS if model.get(part)]
     if isinstance(text, Mapping) and parts:
         shared = {key: model[key] for key in ("tie_word_embeddings", "quantization_config") if key in model}
         kind = text.get("model_type") or model.get("model_type")
-        return {**shared, **text, "model_type": _LANGUAGE_MODELS.get(kind, kind)}, True
+        return _text_positions({**shared, **text, "model_type": _LANGUAGE_MODELS.get(kind, kind)}), True
     kind = model.get("model_type")
     if parts and kind in _LANGUAGE_MODELS and size(model, "hidden_size"):  # older files: the sizes lie at the top
         kept = {key: value for key, value in model.items() if key not in _OTHER_PARTS}
-        return {**kept, "model_type": _LANGUAGE_MODELS[kind]}, True
+        return _text_positions({**kept, "model_type": _LANGUAGE_MODELS[kind]}), True
     return model, False
+
+
+_FOLDER = (
+    "the folder that holds the model's config.json, or the file itself; or the name or the Hub's id of what the model"
+    " was made from"
+)
+# What folders for a training's own output are called, and no account of the Hub that is known.
+_OUTPUTS = ("checkpoint", "checkpoints", "ckpt", "ckpts", "model", "models", "out", "output", "outputs", "result",
+            "results", "run", "runs", "saves")  # fmt: skip
+
+
+def _is_local(text: str, where: object) -> bool:
+    """Whether a name can only be one of a folder here: by how it begins, or since its first part is one."""
+    first = text.split("/")[0]
+    return (
+        text.startswith(("/", "./", "../", "~")) or "\\" in text or text.endswith(("/", ".json"))
+        or (text.count("/") > 1 and "@" not in text)
+        or ("/" in text and (first.lower() in _OUTPUTS or (found_beside(first, where) or Path("?")).is_dir()))
+    )  # fmt: skip
+
+
+def language_model_only(value: Any, where: object) -> Mapping[str, Any] | None:
+    """The configuration of a multimodal model of which an answer without images covers the language model alone.
+
+    None: the model has no other part. {}: it has one, and the catalogue's file, that of the language model, is all that
+    is here.
+    """
+    if isinstance(value, str):
+        hub = HubId.read(value)
+        name = catalogued(hub) if hub and hub.revision is None else value
+        if name and (MODELS / f"{name}.json").is_file():
+            return {} if is_language_model_alone(name) else None
+        value = configuration(value, where)[0]
+    return value if isinstance(value, Mapping) and language_model(dict(value))[1] else None
 
 
 def _file(text: str, where: object) -> tuple[Path, str]:
@@ -176,21 +221,25 @@ def _file(text: str, where: object) -> tuple[Path, str]:
     if path is not None and (path / _PIPELINE).is_file():
         _refuse_diffusion(json.loads((path / _PIPELINE).read_text(encoding="utf-8")), where)
     if path is not None and path.is_dir():
-        path = path / "config.json" if (path / "config.json").is_file() else None
+        if not (path / "config.json").is_file():
+            raise UserError(
+                "`model` names a folder that holds no config.json.", where=where, found=text, allowed=_FOLDER,
+                change={"model": "qwen2.5-coder-7b"},
+            )  # fmt: skip
+        path = path / "config.json"
     if path is not None:
         return path, path.parent.name if path.name == "config.json" else path.stem
     hub = HubId.read(text)
     if hub is not None and hub.revision is None and (known := catalogued(hub)):
         return MODELS / f"{known}.json", hub.short
-    if hub is not None:
+    if hub is not None and not _is_local(text, where):
         return fetch_config(hub, where), hub.short
-    if text.startswith(("/", "./", "../", "~")):
+    if _is_local(text, where):
         raise UserError(
             "`model` names a folder or a file that isn't there.",
             where=where,
             found=text,
-            allowed="the folder that holds the model's config.json, or the file itself; or the name or the Hub's id of"
-            " what the model was made from",
+            allowed=_FOLDER,
             change={"model": "qwen2.5-coder-7b"},
         )
     near = nearest(text)

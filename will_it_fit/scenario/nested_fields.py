@@ -249,6 +249,7 @@ _FIXED = ("gemma3", "llava")
 _FIXED_SIZE, _FIXED_PATCH = 224, 14
 # A picture of any size becomes patches, of which merge x merge together are a token; the usual patch.
 _GRIDS = {"qwen2_vl": 14, "qwen2_5_vl": 14, "qwen3_vl": 16}
+_EXAMPLE_SIZE = 448  # pixels: few enough tokens for rows of 512
 _MERGE, _FRAMES = 2, 2  # a picture counts as two frames
 FAMILIES = (*_FIXED, *_GRIDS)
 
@@ -321,6 +322,14 @@ class Images:
                 allowed=f"{needed} or more; fewer or smaller images",
                 change={"sequence_length": needed},
             )
+
+    @classmethod
+    def example(cls, model: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Fields that add an image to each row of a model, whose size it takes; None where its images are not known."""
+        if model.get("model_type") not in FAMILIES or not isinstance(model.get("vision_config"), Mapping):
+            return None
+        one = cls(1, *cls(1, _EXAMPLE_SIZE, _EXAMPLE_SIZE, "language")._nearest(model), "language")
+        return {"images": {"count": 1, "height": one.height, "width": one.width}, "tokens": one.tokens(model)}
 
     def tokens(self, model: Mapping[str, Any]) -> int:
         """Tokens that one image takes in a row."""

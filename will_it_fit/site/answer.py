@@ -19,7 +19,7 @@ from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.ask import text
 from will_it_fit.ask.answer import clear, quick
-from will_it_fit.ask.answer_text import UNTRACED, WORDS, card, other_ways, smallest, step_line
+from will_it_fit.ask.answer_text import UNTRACED, WORDS, card, other_tools, smallest, step_line
 from will_it_fit.ask.command import parse, scenario_yaml
 from will_it_fit.ask.question import Options, Question, question, said_by
 from will_it_fit.ask.run_cost import asked_of
@@ -105,7 +105,9 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if request["ask"] == "answer":
             return _answer(asked, words, _run(request, asked)) | {"added": added}
         if request["ask"] == "others":
-            return {"others": other_ways({"scripts_would_take": scripts_would_take(asked.asked, asked.where)})}
+            return {
+                "others": other_tools({"scripts_would_take": scripts_would_take(asked.asked, asked.where)}, "--like ")
+            }
         asked, _ = _nearest(asked)
         if request["ask"] == "gpus":
             return {"gpus": _on_all_gpus(asked)}
@@ -322,7 +324,7 @@ def _near_sentence(shown: Mapping[str, Any], instead: list[str]) -> str:
 
 def _room(gpu: Mapping[str, Any]) -> str:
     title = card(gpu)
-    return f"{title[0].upper()}{title[1:]} has {gib(gpu['usable_bytes'])} for it."
+    return f"{title[0].upper()}{title[1:]} has {gib(gpu['usable_bytes'])} usable."
 
 
 def _peak(asked: Question, gpu: Gpu, **changes: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +49,25 @@ def test_the_verdict_comes_first_with_the_two_numbers_that_decide_it(model, caps
     status, text = run(capsys, model, "--gpu", "t4", "-s", "64")
     first = text.splitlines()[0]
     assert status == 0
-    assert re.match(r"FITS: the step needs [\d.]+ GiB, the Tesla T4 has 14.42 GiB for it; [\d.]+ GiB to spare$", first)
-    assert "assumed, since nothing says otherwise: method qlora" in text
+    assert re.match(r"FITS: the step needs [\d.]+ GiB, the Tesla T4 has 14.42 GiB usable; [\d.]+ GiB to spare$", first)
+    tools, about, defaults = text.splitlines()[1:4]
+    assert re.match(r"With TRL [\d.]+, PEFT [\d.]+, axolotl [\d.]+ GiB at the peak", tools) and "--like trl" in tools
+    assert about.startswith("for: tiny; QLoRA of rank 16 on all linear layers; ")
+    assert defaults.startswith("defaults used: 1 row a micro-batch, method qlora, precision bf16, ")
     for name in ("rule of thumb", "analytic estimate", "trace of the step", "measurement"):
         assert name in text
+
+
+def test_defaults_that_nobody_named_stand_in_a_line_of_their_own(model, tmp_path, capsys) -> None:
+    _, text = run(capsys, model, "--gpu", "t4", "--quick")
+    (defaults,) = (line for line in text.splitlines() if line.startswith("defaults used"))
+    assert defaults.startswith("defaults used: 512 tokens a row, 1 row a micro-batch, method qlora")
+    assert "lora {rank: 16" in defaults and "none" not in defaults.partition("lora")[0]
+    path = tmp_path / "axolotl.yaml"
+    path.write_text(f"base_model: {model}\nadapter: lora\nlora_r: 8\n", encoding="utf-8")
+    _, text = run(capsys, str(path), "--gpu", "t4", "-b", "2")
+    (defaults,) = (line for line in text.splitlines() if line.startswith("defaults "))
+    assert defaults.startswith("defaults of axolotl used: 512 tokens a row, ") and "micro-batch" not in defaults
 
 
 def test_json_is_predicts_object(model, capsys) -> None:
@@ -71,6 +87,35 @@ def test_suggestions_are_command_lines_that_fit(model, capsys) -> None:
     assert lines
     status, _ = run(capsys, *shlex.split(lines[0])[1:])
     assert status == 0
+
+
+def _asked(*words: str) -> subprocess.Popen:
+    program = [sys.executable, "-m", "will_it_fit.ask", *words]
+    return subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+TOO_LARGE = ("--gpu", "0.66GiB", "-s", "4096", "-b", "8", "--method", "lora")
+
+
+def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(model) -> None:
+    asked = _asked(model, *TOO_LARGE)
+    first = asked.stdout.readline()
+    assert first.startswith("DOES NOT FIT") and asked.poll() is None  # the searches go on
+    progress = asked.stderr.readline()
+    assert re.match(r"looking for what would fit: .+; \d+ more to try", progress)
+    asked.send_signal(signal.SIGINT)
+    out, err = asked.stdout.read(), asked.stderr.read()
+    assert asked.wait(60) == 1 and "Traceback" not in err and "stopped" in err
+    assert "for: tiny; LoRA" in out
+
+
+def test_json_is_one_object_and_the_progress_of_a_pipe_is_silent(model) -> None:
+    asked = _asked(model, *TOO_LARGE, "--json")
+    out, err = asked.communicate(timeout=120)
+    found = json.loads(out)
+    assert asked.returncode == 1 and err == "" and found["suggestions"]
+    changes = [item for item in found["suggestions"] if item["move"] not in ("more_gpus", "bigger_gpu")]
+    assert len(changes) <= 3
 
 
 def test_the_scenario_to_keep_gives_the_same_answer(tmp_path, capsys) -> None:
@@ -156,7 +201,7 @@ def test_the_time_of_another_objective_has_its_own_reason(objective) -> None:
 
 
 def test_the_smallest_gpu_is_the_smallest_of_all_that_are_known() -> None:
-    assert "--gpu rtx-4060)" in smallest(6.75 * GIB)
+    assert known()[re.search(r"--gpu ([\w-]+)", smallest(6.75 * GIB))[1]].usable_bytes < 8 * GIB
     sizes = sorted(card.usable_bytes for card in known().values())
     for size in sizes:
         name = re.search(r"--gpu ([\w-]+)", smallest(size))[1]

@@ -85,22 +85,22 @@ def test_verdicts(answered) -> None:
 def test_table_for_people(tmp_path, capsys) -> None:
     assert prediction.main(["--table", str(write(tmp_path, "one", SMALL + "gpu: rtx-4090\n"))]) == 0
     shown = capsys.readouterr().out
-    first, second, head, assumed, *_ = shown.splitlines()
+    first, tools, second, head, assumed, *_ = shown.splitlines()
     assert re.fullmatch(
-        r"FITS: the step needs [\d.]+ GiB, the NVIDIA GeForce RTX 4090 has 23.14 GiB for it; [\d.]+ GiB to spare", first
+        r"FITS: the step needs [\d.]+ GiB, the NVIDIA GeForce RTX 4090 has 23.14 GiB usable; [\d.]+ GiB to spare", first
     )
     assert second == f"file: {tmp_path / 'one.yaml'}"
     for words in ("QLoRA of rank 16", "without autocast", "no k-bit preparation", "checkpointing", "adamw", "sdpa"):
         assert words in head
-    assert assumed.startswith("assumed, since nothing says otherwise: method qlora") and "micro_batch 1" in assumed
-    assert "sequence_length" not in assumed  # the file says it
+    assert tools.startswith("With TRL 0.02, PEFT 0.02, axolotl 0.02 GiB at the peak") and "like: trl" in tools
+    assert assumed.startswith("defaults used: 1 row a micro-batch, method qlora")
+    assert "tokens" not in assumed  # the file says it
     for words in (
         "rule of thumb",
         "analytic estimate",
         "trace of the step",
-        "GiB the GPU must have: where it is full",
+        "GiB of usable GPU memory (a full allocator frees cached blocks first)",
         "with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True, which fits",
-        "other tools' scripts  trl 0.02 GiB, peft 0.02 GiB, axolotl 0.02 GiB at the peak",
         "logits and loss",
     ):
         assert words in shown

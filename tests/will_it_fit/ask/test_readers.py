@@ -71,7 +71,7 @@ def test_each_key_is_one_of_four() -> None:
 
 def test_a_readers_code_asks_only_for_what_its_table_calls_understood() -> None:
     get, _ = readers.reading.begin(AXOLOTL, keys("axolotl"), Path("x"))
-    with pytest.raises(KeyError, match="wandb_project"):
+    with pytest.raises(LookupError, match="wandb_project"):
         get("wandb_project")
 
 
