@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from will_it_fit.ask import run_cost
 from will_it_fit.ask.answer_text import answers, head, other_ways, suggestions, time_lines
 from will_it_fit.ask.bounds import bound_bytes
 from will_it_fit.ask.question import Question

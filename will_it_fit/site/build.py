@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.ask.command import METHODS
+from will_it_fit.ask.options import METHODS
 from will_it_fit.cards.gpus import catalogue
 from will_it_fit.common.files import atomic_folder, read_yaml
 from will_it_fit.common.schema import yaml_text

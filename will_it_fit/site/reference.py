@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from will_it_fit import engine as engine_package
-from will_it_fit.ask.command import parser
+from will_it_fit.ask.options import parser
 from will_it_fit.common.schema import yaml_text
 from will_it_fit.engine import _WHERE as ENGINE
 from will_it_fit.scenario.fields import FIELDS, Field, scenario_defaults

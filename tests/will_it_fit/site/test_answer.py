@@ -12,7 +12,7 @@ import pytest
 import typing_extensions
 
 from will_it_fit.ask import will_it_fit
-from will_it_fit.ask.command import parser
+from will_it_fit.ask.options import parser
 from will_it_fit.ask.run_cost import asked_of
 from will_it_fit.hours.run_time import Run
 from will_it_fit.scenario.hub import MODELS
