@@ -3,6 +3,7 @@
 # make test-conda   the chain in conda environments
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
 # make test-catalogue   each model of config/models/ traced whole (minutes)
+# make test-drift   a published row of each source with the versions that were measured, three timed rows (minutes)
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv; make test-optimizers   torchao's and GaLore's
 # make site   the calculator and the documents as static files in site/; make test-site   its tests, in a browser
 # make example   the default run, a small sweep, and the site with both
@@ -16,7 +17,7 @@ CORES ?= all
 WORKERS ?= logical
 
 .DELETE_ON_ERROR:
-.PHONY: run test test-conda test-slurm test-catalogue test-deepspeed test-optimizers site example test-site lint lock clean
+.PHONY: run test test-conda test-slurm test-catalogue test-drift test-deepspeed test-optimizers site example test-site lint lock clean
 
 run: $(VENV)/ready
 	$(BIN)/snakemake --cores $(CORES)
@@ -41,7 +42,19 @@ test-slurm: $(VENV)/ready-dev
 	$(BIN)/python -m pytest tests/slurm
 
 test-catalogue: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py
+
+# Each environment of envs/validation-*.yaml has its versions beside .venv's packages; rows of others are skipped there.
+VALIDATED := $(patsubst envs/validation-%.yaml,$(VENV)-validation-%,$(wildcard envs/validation-*.yaml))
+
+test-drift: $(VENV)/ready-dev $(VALIDATED:%=%/ready)
+	for place in $(VENV) $(VALIDATED); do $$place/bin/python -m pytest tests/nightly/test_drift.py || exit 1; done
+
+$(VENV)-validation-%/ready: envs/validation-%.yaml $(VENV)/ready-dev
+	$(PYTHON) -m venv --without-pip $(VENV)-validation-$*
+	$(BIN)/python -c '$(PACKAGES)' > "$$($(VENV)-validation-$*/bin/python -c '$(PACKAGES)')/project.pth"
+	$(BIN)/python -m pip --python $(VENV)-validation-$*/bin/python install --quiet --disable-pip-version-check $$(sed -n 's/^      - \([a-z]*==[^ ]*\).*/\1/p' $<)
+	@touch $@
 
 # DeepSpeed has an environment of its own: where it can be imported accelerate behaves otherwise. All else is .venv's.
 test-deepspeed: $(VENV)-deepspeed/ready

@@ -35,6 +35,7 @@ SESSIONS = {
     "t4-notebook": {"transformers": "5.17.0", "peft": "0.20.0"},  # states 5.0.0 and 0.19.1
 }
 TORCH_OF_THE_A100 = "2.4.1"
+CANIFINETUNE = {"transformers": "5.8.1", "peft": "0.19.1", "bitsandbytes": "0.49.2"}
 
 
 def fitcheck(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
@@ -184,6 +185,44 @@ def peft_comparison(row: Row, orders: int = 1, *, costs: bool = False) -> Report
     )
 
 
+def canifinetune(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
+    """``src/canifinetune/bench/runner.py`` of canifinetune, on Windows.
+
+    A loop in a function: batch, outputs and loss live until the next ones are there. Its mask of ones is left out, as
+    transformers leaves it out where it hides nothing. Quantized models are loaded to the GPU, others moved to it.
+    """
+    scenario = row.scenario
+    loader = Loader.of(**CANIFINETUNE, loaded_on_cpu_first=scenario.method != "qlora")
+    prepared = prepare(scenario, loader=loader, orders=1)
+    model, optimizer = prepared.model, prepared.optimizer
+    kept: dict[str, Any] = {}
+
+    def step() -> None:
+        shape = (scenario.micro_batch, scenario.sequence_length)
+        names = ("input_ids", "attention_mask", "labels")
+        kept["batch"] = {name: torch.empty(shape, dtype=torch.long, device="meta") for name in names}
+        kept["outputs"] = model(input_ids=kept["batch"]["input_ids"], labels=kept["batch"]["labels"])
+        kept["loss"] = kept["outputs"].loss
+        kept["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return trace_step(
+        model,
+        optimizer,
+        step,
+        options=Options(
+            capability=(8, 9),
+            torch_version="2.6.0",
+            platform=scenario.platform,
+            steps=row.settings["steps"],
+            histories=prepared.histories,
+            label=prepared.label,
+            costs=costs,
+        ),
+    )
+
+
 def torchtitan(row: Row, orders: int = 1, *, costs: bool = False) -> Report:
     """See :mod:`validation.torchtitan`."""
     from validation.torchtitan import step_of_torchtitan
@@ -209,6 +248,7 @@ PROGRAMS: dict[str, Callable[..., Report]] = {
     "fitcheck": fitcheck,
     "trainer": trainer,
     "peft_comparison": peft_comparison,
+    "canifinetune": canifinetune,
     "torchtitan": torchtitan,
 }
 

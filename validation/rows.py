@@ -118,6 +118,23 @@ SOURCES = {
         unread=True,
         changed="no, but the row of OSF was completed after it was read",
     ),
+    "canifinetune": Source(
+        "RTX 4080 on Windows, canifinetune",
+        "canifinetune.csv",
+        ("canifinetune",),
+        "no",
+        "validation-canifinetune.yaml",
+        unread=True,
+        changed="no, but the program was written anew",
+    ),
+    "unread-fp16": Source(
+        "A100 80 GB, full fp16 fine-tuning of Mistral-7B",
+        "unread-fp16.csv",
+        ("unread-fp16",),
+        "no",
+        "validation-a100.yaml",
+        unread=True,
+    ),
     "unread-llama-2-70b": Source(
         "2 x A100 80 GB, FSDP, Llama-2-70B",
         "unread-fsdp.csv",
@@ -180,7 +197,7 @@ def read(source: str) -> list[Row]:
     path, sessions = FOLDER / SOURCES[source].file, SOURCES[source].sessions
     if path.suffix == ".json":
         return _peft(path)
-    make = {"a100": _a100, "fsdp": _a100, "unread-fsdp": _a100, "torchtitan": _torchtitan}.get(path.stem, _t4)
+    make = _TABLES.get(path.stem, _a100)
     with open(path, encoding="utf-8", newline="") as handle:
         rows = csv.DictReader(handle)
         return [make(row, path) for row in rows if any(row["id"].startswith(f"{name}-") for name in sessions)]
@@ -278,6 +295,44 @@ def _torchtitan(row: Mapping[str, str], path: Path) -> Row:
         program="torchtitan",
         measured_bytes={"reserved": round(float(row["peak_reserved_gib"]) * 2**30)},
     )
+
+
+# What tiny-gpt2 is: its dropout is GPT-2's.
+_TINY_GPT2 = {"model_type": "gpt2", "n_embd": 2, "n_head": 2, "n_layer": 2, "n_positions": 1024, "vocab_size": 50257}
+
+
+def _canifinetune(row: Mapping[str, str], path: Path) -> Row:
+    """A run of canifinetune's ``bench``; measured columns end in ``_gib``."""
+    quantized = row["method"] == "qlora"
+    checkpointing = row["gradient_checkpointing"] == "True"
+    scenario: dict[str, Any] = {
+        "model": row["configuration"] or _TINY_GPT2,
+        "method": row["method"],
+        "precision": "bf16",
+        "lora": {"rank": int(row["lora_rank"]), "target_modules": row["lora_targets"].split()},
+        "kbit_preparation": "peft" if quantized else "none",
+        "sequence_length": int(row["sequence_length"]),
+        "micro_batch": int(row["micro_batch"]),
+        "gradient_checkpointing": checkpointing,
+        "use_cache": not checkpointing,  # the model's default, which checkpointing turns off
+        "optimizer": "paged_adamw_8bit",
+        "loop": "manual",
+        "keeps_outputs": True,
+        "platform": "windows",
+    }
+    if quantized:
+        scenario["quantization"] = {"type": "nf4", "double": row["quantization"] == "nf4-double"}
+    columns = {"resident": "resident_gib", "allocated": "peak_allocated_gib", "reserved": "peak_reserved_gib"}
+    return _row(
+        row,
+        scenario=Scenario.from_mapping(scenario, where=f"{path.name}, row {row['id']}"),
+        program="canifinetune",
+        settings={"steps": int(row["steps"])},
+        measured_bytes={stage: round(float(row[name]) * 2**30) for stage, name in columns.items()},
+    )
+
+
+_TABLES = {"public": _t4, "held-out": _t4, "torchtitan": _torchtitan, "canifinetune": _canifinetune}
 
 
 def _peft(path: Path) -> list[Row]:

@@ -1,0 +1,31 @@
+"""Steps that were traced once: each try is kept, and the documents say how they came out, the worst of them too."""
+
+from validation import other_rows
+from will_it_fit.scenario.scenario import ROOT
+
+TRIES = other_rows.read()
+PAGE = (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_try_has_a_source_a_licence_and_a_figure():
+    assert {tried.group for tried in TRIES} == set(other_rows.TITLES)
+    for tried in TRIES:
+        assert tried.source and tried.licence in ("Apache-2.0", "BSD-3-Clause") and float(tried.measured) > 0
+        assert tried.attempt in other_rows.TRIES
+    refused = {tried.id for tried in TRIES if tried.error_percent is None}
+    assert refused == {"flux-frod-default"}
+
+
+def test_no_second_try_stands_without_its_first():
+    known = {(tried.id, tried.what) for tried in TRIES if tried.attempt == "first"}
+    assert {(tried.id, tried.what) for tried in TRIES} == known
+
+
+def test_the_page_shows_the_tables_and_readme_the_worst():
+    assert other_rows.overview(TRIES) in PAGE
+    for group in other_rows.TITLES:
+        assert other_rows.table(TRIES, group) in PAGE
+    for figures in ("30 traced | 1.2 %, 35.2 % (at the second try 1.0 %, 9.7 %)", "9 | 5.3 %, 15.4 %"):
+        assert figures in README
+    assert "| 30 of 31 | 1.24 % | +35.15 % (psoft-default) |" in PAGE and "-9.65 % (fourierft-default)" in PAGE

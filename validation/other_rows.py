@@ -1,0 +1,110 @@
+"""Steps of others that were traced once, by programs that are not here: what came out, at the first try and later.
+
+    python -m validation.other_rows     the tables of docs/memory-validation.md
+
+``validation/data/unread-others.csv`` has a line for each try. These rows say how steps come out that nobody here
+had thought of; since their programs were not kept, nothing computes them again.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from scripts.common.job import command
+from validation.rows import FOLDER
+
+TABLE = FOLDER / "unread-others.csv"
+TITLES = {
+    "flux": "L40S, diffusion: FLUX.2-klein with PEFT's methods",
+    "bert": "V100, BERT-large in torch 1.10",
+    "torchao": "RTX 4070 Ti SUPER, ViT-giant in bf16",
+}
+TRIES = {"first": "first try", "second": "second try"}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One try at one figure of a row; ``error_percent``: None where it could not be traced."""
+
+    id: str
+    source: str
+    licence: str
+    gpu: str
+    settings: str
+    what: str
+    unit: str
+    measured: str
+    predicted: str
+    attempt: str
+    note: str
+
+    @property
+    def group(self) -> str:
+        """Which of :data:`TITLES` it belongs to."""
+        return self.id.partition("-")[0]
+
+    @property
+    def error_percent(self) -> float | None:
+        return 100 * (float(self.predicted) / float(self.measured) - 1) if self.predicted else None
+
+
+def read() -> list[Tried]:
+    """All tries, in the order of the file."""
+    with open(TABLE, encoding="utf-8", newline="") as handle:
+        return [Tried(**row) for row in csv.DictReader(handle)]
+
+
+def overview(tries: Iterable[Tried]) -> str:
+    """Median and worst error of each group, figure and try, as Markdown."""
+    groups: dict[tuple[str, str, str], list[Tried]] = {}
+    for tried in tries:
+        groups.setdefault((tried.group, tried.what, tried.attempt), []).append(tried)
+    lines = ["| measured on | figure | | rows | median error | worst |", "| --- | --- | --- | ---: | ---: | --- |"]
+    for (group, what, attempt), found in groups.items():
+        errors = {tried.id: error for tried in found if (error := tried.error_percent) is not None}
+        worst = max(errors, key=lambda name: abs(errors[name]))
+        median = statistics.median(map(abs, errors.values()))
+        lines.append(
+            f"| {TITLES[group]} | {what} | {TRIES[attempt]} | {len(errors)} of {len(found)} | {median:.2f} % |"
+            f" {errors[worst]:+.2f} % ({worst.removeprefix(f'{group}-')}) |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def table(tries: Iterable[Tried], group: str) -> str:
+    """The rows of a group, each with its tries, as Markdown."""
+    rows: dict[tuple[str, str], dict[str, Tried]] = {}
+    for tried in tries:
+        if tried.group == group:
+            rows.setdefault((tried.id, tried.what), {})[tried.attempt] = tried
+    lines = ["| row | figure | measured | first try | error | second try | error |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for (identity, what), found in rows.items():
+        first = found["first"]
+        name = first.settings or identity
+        cells = [name, what, f"{first.measured} {first.unit}", *_cells(first), *_cells(found.get("second"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(tried: Tried | None) -> Iterator[str]:
+    if tried is None:
+        yield from ("", "")
+    elif tried.error_percent is None:
+        yield from ("not traced", "")
+    else:
+        yield from (tried.predicted, f"{tried.error_percent:+.2f} %")
+
+
+def main() -> None:
+    tries = read()
+    print(overview(tries))
+    for group, title in TITLES.items():
+        print(f"### {title}\n\n{table(tries, group)}")
+
+
+if __name__ == "__main__":
+    command(main)
