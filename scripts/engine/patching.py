@@ -23,12 +23,12 @@ def patched(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
         for place, name, original, own in originals:
             if own:
                 setattr(place, name, original)
-            else:  # a class had it from its base, a module from the language
+            else:  # a class had it from its base, a module from the language, or nobody had it
                 delattr(place, name)
 
 
 def _current(place: Any, name: str) -> Any:
-    return getattr(place, name) if hasattr(place, name) else getattr(builtins, name)
+    return getattr(place, name) if hasattr(place, name) else getattr(builtins, name, None)
 
 
 class _Sorted(set):

@@ -116,6 +116,7 @@ class Report:
     timeline: dict[str, Any] | None = None
     tensors: list[dict[str, Any]] | None = None
     costs: CostRecorder | None = None
+    triton_kernels: dict[str, int] | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON, without what is None."""
@@ -196,6 +197,7 @@ def make_report(
         timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
         tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
         costs=tracker.costs,
+        triton_kernels=dict(sorted(tracker.kernels_run.items())) or None,
         **reserved,
     )
 

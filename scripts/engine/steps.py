@@ -125,11 +125,14 @@ def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     tensor made of Python's numbers is no operator's output, and what Python reads whole has to be on the CPU first.
     """
 
+    def one(tensor: torch.Tensor) -> bool:  # packages with kernels of their own ask whether a gradient is 1
+        return tracker.on_card is not None and tensor.numel() == 1
+
     def made(function: Callable) -> Callable:
         def make(data: Any, *args: Any, **kwargs: Any) -> Any:
             tensor = function(data, *args, **kwargs)
             tracker.see(tensor)
-            if tensor.is_meta and not isinstance(data, torch.Tensor) and carried(tensor):
+            if tensor.is_meta and not isinstance(data, torch.Tensor) and (carried(tensor) or one(tensor)):
                 with _disable_current_modes():
                     tracker.values.remember(tensor, function(data, dtype=tensor.dtype, device="cpu"))
             return tensor

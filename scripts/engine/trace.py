@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -35,9 +36,11 @@ from torch import nn
 
 from .autocast import emulated
 from .building import device_lists
+from .card import active_simulation
 from .compiled import compiled_functions
 from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
 from .costs import CostRecorder, recording
+from .custom import on_card
 from .errors import TraceError
 from .fake_group import active
 from .following import follow_model, vocabulary
@@ -92,6 +95,8 @@ def trace_step(
         If the model isn't on ``meta``, or the step runs what ``torch.compile`` has compiled.
     """
     options = options or Options()
+    if options.capability is None and (simulation := active_simulation()):
+        options = replace(options, capability=simulation.card.capability)
     _refuse_values(model, optimizer)
     on_gpu = options.target == "cuda"
     tracker, seen = _tracker(model, options, on_gpu)
@@ -131,6 +136,8 @@ def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker,
         device=active(),
     )
     tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
+    if active_simulation() is not None:
+        tracker.on_card, tracker.values.carrying = on_card, True  # packages ask whether a gradient is 1
     tracker.cudnn_workspace_bytes = options.cudnn_workspace_bytes
     if options.origins:
         tracker.origins = Origins(model)

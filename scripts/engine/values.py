@@ -11,7 +11,7 @@ shapes, as those on ``meta``.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,11 @@ ANSWERS: Mapping[str, bool] = {
     "deepspeed.runtime.zero.stage3:has_overflow": False,
     "peft.tuners.vblora.layer": False,  # logits that inference has thrown away
     "peft.tuners.waveft.layer": True,  # indices lie within the padded matrix
+    # Whether a gradient is exactly 1: where its value isn't known, something has scaled it.
+    "liger_kernel.ops.cross_entropy:cross_entropy_backward": False,
+    "liger_kernel.ops.fused_linear_cross_entropy:fused_linear_cross_entropy_backward": False,
+    "liger_kernel.ops.jsd:jsd_backward": False,
+    "liger_kernel.ops.tvd:tv_distance_backward": False,
 }
 _DYNAMIC = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 _aten = torch.ops.aten
@@ -152,6 +157,8 @@ class Values:
             return UNANSWERED
         if func is _aten._local_scalar_dense.default:
             return self._number(func, args[0].dtype)
+        if func is _aten.equal.default and (answer := self._answer()) is not None:
+            return answer
         if func in (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default) and self._answer():
             return func(args[0], _without_masks(args[1]), *args[2:])
         raise NoValues(func._schema.name) from error
@@ -172,6 +179,11 @@ class Values:
             self._known[storage._cdata] = value.detach()
         self.carrying = True
         self._until_its_end(storage, self._ends, self._known)
+
+    def forget(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Values of tensors that something unknown may have written into are not known any more."""
+        for tensor in tensors:
+            self._known.pop(tensor.untyped_storage()._cdata, None)
 
     def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """A tensor's values on the CPU; None: nobody knows them."""

@@ -28,12 +28,20 @@ RELIED_ON = {
     "accelerate.state.AcceleratorState": "_reset_state",
     "accelerate.state.GradientState": "_reset_state",
     "bitsandbytes.autograd": "_functions",
+    "subprocess.Popen": "_child_created",
     "peft.tuners._buffer_dict": "BufferDict",
     "peft.tuners.tuners_utils.BaseTunerLayer": "_move_adapter_to_device_of_base_layer",
-    "torch": "_log_softmax _softmax",
     "torch.Tensor": "_indices _is_view _nnz _values",
     "torch.UntypedStorage": "_cdata",
-    "torch._C": "DisableTorchFunction _current_autograd_node _current_graph_task_id _get_accelerator",
+    "torch._C": (
+        "DisableTorchFunction _current_autograd_node _current_graph_task_id _get_accelerator _only_lift_cpu_tensors"
+        " _set_only_lift_cpu_tensors"
+    ),
+    "torch": "_disable_dynamo _library _log_softmax _softmax",
+    "torch._library.custom_ops": "OPDEFS",
+    "torch._library.custom_ops.CustomOpDef": "_backend_fns",
+    "torch.utils._device": "_device_constructors",
+    "triton.runtime.driver.driver": "_active",
     "torch._dynamo.eval_frame": "DynamoStance _callback_from_stance _stance",
     "torch._C._autograd": "_get_sequence_nr",
     "torch._guards": "active_fake_mode",
@@ -58,6 +66,7 @@ RELIED_ON = {
     "torch.ops.aten": (
         "_local_scalar_dense _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention"
         " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _to_copy"
+        " _pin_memory"
     ),
     "torch.optim.optimizer": "_get_capturable_supported_devices",
     "torch.testing._internal.distributed.fake_pg": "FakeStore _create_fake_pg",
@@ -76,8 +85,8 @@ RELIED_ON = {
     f"{ZERO}.partition_parameters.Init": "_all_gather _convert_to_zero_parameters",
 }
 PARTS = {part for owner, names in RELIED_ON.items() for part in [*owner.split("."), *names.split()]}
-# Python's own, and a key of Hugging Face's configuration files.
-ELSEWHERE = {"_asdict", "_getframe", "_name_or_path", "_replace"}
+# Python's own, a key of Hugging Face's configuration files, and what a PyTorch without CUDA lacks and is lent.
+ELSEWHERE = {"_cuda_getCurrentRawStream", "_asdict", "_getframe", "_name_or_path", "_replace"}
 
 
 @cache
