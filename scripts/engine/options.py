@@ -15,7 +15,7 @@ from .report import History, make_report
 from .steps import STEPS, Step
 
 TARGETS = ("cuda", "cpu")
-COMPILED = ("refuse", "eager", "fused")
+COMPILED = ("refuse", "eager", "fused", "follow")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,9 @@ class Options:
         What ``if tensor`` gives in a function of a library, by ``module:function`` or ``module``, where the value
         decides about what is allocated: beside :data:`~scripts.engine.values.ANSWERS`.
     compiled
-        How functions that ``torch.compile`` has compiled are taken: refused, or traced with a warning: as they would
-        run without the compiler, ``eager``, or without the tensors that it makes and drops, ``fused``.
+        How functions that ``torch.compile`` has compiled are taken: refused; followed through the compiler, ``follow``,
+        for a GPU where its card is simulated (:func:`~scripts.engine.simulation.simulated`); or traced with a warning,
+        as they would run without the compiler, ``eager``, or without the tensors that it makes and drops, ``fused``.
     timeline
         Whether the report has a timeline.
     origins

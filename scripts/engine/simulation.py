@@ -82,7 +82,7 @@ def simulated(card: Card, choose: Callable[[str, list], int] | None = None, pads
     with ExitStack() as stack:
         stack.enter_context(_forgotten_answers())
         stack.enter_context(patched(answers_of(card)))
-        stack.enter_context(patched(_tensors()))
+        stack.enter_context(patched(_tensors(), hidden=True))
         stack.enter_context(patched(_programs(simulation)))
         if find_spec("triton") is not None:
             stack.enter_context(no_launches(simulation))

@@ -59,6 +59,8 @@ def take_steps(
     def updated(optimizer: torch.optim.Optimizer) -> None:
         for value in (item for state in optimizer.state.values() for item in state.values()):
             if isinstance(value, torch.Tensor):
+                if not hasattr(value, "outside_the_allocator"):  # Dynamo makes states while it compiles, unseen
+                    tracker.add(value, OPTIMIZER_STATES)
                 tracker.label(value, OPTIMIZER_STATES)
 
     copy, enabled = partial(_copy, tracker), gc.isenabled()
@@ -70,7 +72,7 @@ def take_steps(
             if device is not None:
                 stack.enter_context(listening(tracker, device))
             new_step = stack.enter_context(phases(enter, updated, updating))
-            stack.enter_context(patched(past_operators(tracker)))
+            stack.enter_context(patched(past_operators(tracker), hidden=True))
             stack.enter_context(tracker)
             if begin is not None:
                 tracker.mark("load", -1)
@@ -202,6 +204,7 @@ def phases(
     """
     current, engine = "", torch.autograd._engine_run_backward
     depth = 0  # of backward passes: reentrant checkpointing runs one inside another
+    inside = False  # an optimizer's step: what is compiled there is no forward pass
 
     def go(phase: str) -> None:
         nonlocal current
@@ -238,9 +241,24 @@ def phases(
         if module in sys.modules:
             place = getattr(sys.modules[module], owner)
             places.append((place, name, first_of_update(getattr(place, name))))
+
+    def forward(module: nn.Module | None, *_: Any) -> None:  # None: a function that is compiled
+        if module is not None or not inside:
+            go("forward")
+
+    def step_begins(*_: Any) -> None:
+        nonlocal inside
+        go("optimizer")
+        inside = True
+
+    def step_ends(*_: Any) -> None:
+        nonlocal inside
+        inside = False
+
     handles = [
-        register_module_forward_pre_hook(lambda *_: go("forward")),
-        register_optimizer_step_pre_hook(lambda *_: go("optimizer")),
+        register_module_forward_pre_hook(forward),
+        register_optimizer_step_pre_hook(step_begins),
+        register_optimizer_step_post_hook(step_ends),
     ]
     for hook, register in ((updating, register_optimizer_step_pre_hook), (updated, register_optimizer_step_post_hook)):
         if hook is not None:

@@ -107,12 +107,20 @@ def trace_step(
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability, options.torch_version))
         stack.enter_context(recording(tracker.costs))
-        stack.enter_context(patched([*device_lists(options.target), *sorted_sets(model)]))
+        stack.enter_context(patched(device_lists(options.target), hidden=True))
+        stack.enter_context(patched(sorted_sets(model)))
         stack.enter_context(layers_of(options.bitsandbytes_version))
-        stack.enter_context(compiled_functions(tracker, options.compiled))
+        if options.compiled != "follow":
+            stack.enter_context(compiled_functions(tracker, options.compiled))
         if on_gpu:
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
+        if options.compiled == "follow":
+            from .inductor import followed  # the compiler takes seconds to import
+
+            if options.torch_version != torch.__version__:
+                tracker.warn(f"what the compiler makes is the installed PyTorch's, {torch.__version__}")
+            stack.enter_context(followed(tracker, options.target))
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
     return options.report(
         tracker,

@@ -131,6 +131,7 @@ class Tracker(TorchDispatchMode):
         self.cudnn_workspace_bytes: int | None = None  # what cuDNN may take there; None: what the GPU has left
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
         self.kernels_run: Counter[str] = Counter()  # Triton's, by name
+        self.compiled: Any = None  # what the compiler took, where a compiled step is followed: `inductor.Compiled`
         self._operators: set[Any] = set()  # that were met
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
