@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -160,7 +161,13 @@ def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
         return read
 
-    found: list = [(torch.UntypedStorage, "resize_", resize_)]
+    run = threading.Thread.run
+
+    def in_thread(thread: threading.Thread) -> None:  # a mode belongs to a thread, and weights are loaded by some
+        with tracker:
+            run(thread)
+
+    found: list = [(torch.UntypedStorage, "resize_", resize_), (threading.Thread, "run", in_thread)]
     found += [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
     if tracker.on_meta:
         found += [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor")]

@@ -157,6 +157,8 @@ class Values:
             return UNANSWERED
         if func is _aten._local_scalar_dense.default:
             return self._number(func, args[0].dtype)
+        if not self.carrying and (answer := self._dynamic(func, args, {})) is not UNANSWERED:  # masks without elements
+            return answer
         if func is _aten.equal.default and (answer := self._answer()) is not None:
             return answer
         if func in (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default) and self._answer():
@@ -187,6 +189,8 @@ class Values:
 
     def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """A tensor's values on the CPU; None: nobody knows them."""
+        if tensor.is_meta and not tensor.numel():
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
         held = self._known.get(tensor.untyped_storage()._cdata) if tensor.is_meta else None
         return None if held is None else self._view(held, tensor)
 
@@ -312,7 +316,7 @@ class Values:
             if not tensor.is_meta:
                 if self._stands_in(tensor):
                     return None
-            elif tensor.untyped_storage()._cdata not in self._known:
+            elif tensor.numel() and tensor.untyped_storage()._cdata not in self._known:
                 return None
         return tree_map_only(torch.Tensor, lambda item: self.known(item) if item.is_meta else item, (args, kwargs))
 

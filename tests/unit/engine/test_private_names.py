@@ -89,7 +89,9 @@ RELIED_ON = {
         " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _to_copy"
         " _pin_memory _scaled_dot_product_attention_math"
     ),
-    "torch.optim.optimizer": "_get_capturable_supported_devices _global_optimizer_post_hooks _global_optimizer_pre_hooks",
+    "torch.optim.optimizer": (
+        "_get_capturable_supported_devices _global_optimizer_post_hooks _global_optimizer_pre_hooks"
+    ),
     "torch.testing._internal.distributed.fake_pg": "FakeStore _create_fake_pg",
     "torch.utils._python_dispatch": "TorchDispatchMode _disable_current_modes _get_current_dispatch_mode_stack",
     "torch.utils._pytree": "tree_flatten tree_leaves tree_map tree_map_only tree_unflatten",
