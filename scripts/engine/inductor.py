@@ -267,9 +267,8 @@ def _with_generator(tracker: Tracker, *args: Any, saving: bool, **kwargs: Any) -
     """An operator and the state of its generator, which is a tensor of the host: as it was, or as it is given."""
     operator, *args = args if saving else args[1:]
     with tracker:
-        state = (
-            torch.empty(_STATE_BYTES["cpu" in tracker._devices], dtype=torch.uint8, device="cpu") if saving else None
-        )
+        size = _STATE_BYTES["cpu" in tracker._devices]
+        state = torch.empty(size, dtype=torch.uint8, device="cpu")  # where one is given, that of now is kept meanwhile
         output = operator(*args, **kwargs)
     return (state, output) if saving else output
 

@@ -259,6 +259,8 @@ class Values:
     # --- operators on known values -------------------------------------------------------------------------------
 
     def _dynamic(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if not any(tensor.is_meta for tensor in _tensors(args, kwargs)):  # of the host's own, as a mesh of devices
+            return UNANSWERED
         known = self._arguments(args, kwargs)
         if known is not None:
             value = func(*known[0], **known[1])

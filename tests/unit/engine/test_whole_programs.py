@@ -28,6 +28,19 @@ def test_a_mask_without_elements_picks_nothing(carrying):
     trace_step(model, None, step, torch.arange(8) if carrying else torch.empty(8))
 
 
+def test_tensors_of_the_host_stay_there_while_values_are_carried():
+    with torch.device("meta"):
+        model = nn.Linear(4, 4)
+    ranks = torch.arange(4, device="cpu")
+
+    def step(ids):
+        assert ids.sum().item() == 28  # values are carried
+        assert (ranks == 2).nonzero()[0].tolist() == [2]
+        model(torch.empty(2, 4, device="meta"))
+
+    trace_step(model, None, step, torch.arange(8))
+
+
 @pytest.mark.parametrize("gpus", [1, 2])
 def test_a_number_is_copied_into_a_tensor(gpus):
     with torch.device("meta"):
