@@ -41,6 +41,7 @@ OPTIONAL = {
     "deepspeed": "requirements-deepspeed.txt",
     "trl": "requirements-trl.txt",
     **dict.fromkeys(("torchao", "galore_torch"), "requirements-optimizers.txt"),
+    **dict.fromkeys(("triton", "liger_kernel"), "requirements-kernels.txt"),
 }
 
 

@@ -28,13 +28,42 @@ RELIED_ON = {
     "accelerate.state.AcceleratorState": "_reset_state",
     "accelerate.state.GradientState": "_reset_state",
     "bitsandbytes.autograd": "_functions",
+    "subprocess.Popen": "_child_created",
     "peft.tuners._buffer_dict": "BufferDict",
     "peft.tuners.tuners_utils.BaseTunerLayer": "_move_adapter_to_device_of_base_layer",
-    "torch": "_log_softmax _softmax",
     "torch.Tensor": "_indices _is_view _nnz _values",
     "torch.UntypedStorage": "_cdata",
-    "torch._C": "DisableTorchFunction _current_autograd_node _current_graph_task_id _get_accelerator",
-    "torch._dynamo.eval_frame": "DynamoStance _callback_from_stance _stance",
+    "torch._C": (
+        "DisableTorchFunction _GLIBCXX_USE_CXX11_ABI _current_autograd_node _current_graph_task_id _get_accelerator"
+        " _get_function_stack_at _len_torch_function_stack _nn _only_lift_cpu_tensors _pop_torch_function_stack"
+        " _push_on_torch_function_stack _set_only_lift_cpu_tensors"
+    ),
+    "torch": "_disable_dynamo _library _log_softmax _softmax",
+    # What follows the compiler (inductor.py, frames.py), seen in torch 2.13:
+    "torch._dynamo.convert_frame": "CatchErrorsWrapper add_skip_reason format_error_msg",
+    "torch._dynamo.device_interface": "CudaInterface get_interface_for_device",
+    "torch._dynamo.trace_rules": "add clear_lru_cache lookup",
+    "torch._dynamo.utils": "graph_break_reasons",
+    "torch._dynamo.variables.streams": "SymbolicStreamState",
+    "torch._functorch.config": "enable_autograd_cache fake_tensor_allow_meta graphsafe_rng_functionalization",
+    "torch._inductor.async_compile": "AsyncCompile",
+    "torch._inductor.codecache.PyCodeCache": "load_by_key_path",
+    "torch._inductor.compile_fx": "compile_fx compile_fx_inner",
+    "torch._inductor.fx_passes.joint_graph": "UniformValueConstantFolder lazy_init",
+    "torch._inductor.fx_passes.pad_mm": "get_cached_should_pad",
+    "torch._inductor.runtime.cache_dir_utils": "cache_dir",
+    "torch._inductor.runtime.hints": "DeviceProperties",
+    "torch._inductor.utils": "get_max_num_sms",
+    "torch._prims.rng_prims": "run_and_save_rng_state run_with_rng_state",
+    "torch._subclasses.fake_tensor": "init_gpu_context",
+    "torch._subclasses.meta_utils": "MetaTensorDescriber",
+    "torch.utils._triton": "has_triton_package",
+    "torch.nn.modules.module": "_global_forward_hooks _global_forward_pre_hooks",
+    "torch._library.custom_ops": "OPDEFS",
+    "torch._library.custom_ops.CustomOpDef": "_backend_fns",
+    "torch.utils._device": "_device_constructors",
+    "triton.runtime.driver.driver": "_active",
+    "torch._dynamo.eval_frame": "DynamoStance _callback_from_stance _maybe_set_eval_frame _stance",
     "torch._C._autograd": "_get_sequence_nr",
     "torch._guards": "active_fake_mode",
     "torch._meta_registrations": "_create_grouped_mm_output_tensor _meta_grouped_mm_common",
@@ -58,8 +87,11 @@ RELIED_ON = {
     "torch.ops.aten": (
         "_local_scalar_dense _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention"
         " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _to_copy"
+        " _pin_memory _scaled_dot_product_attention_math"
     ),
-    "torch.optim.optimizer": "_get_capturable_supported_devices",
+    "torch.optim.optimizer": (
+        "_get_capturable_supported_devices _global_optimizer_post_hooks _global_optimizer_pre_hooks"
+    ),
     "torch.testing._internal.distributed.fake_pg": "FakeStore _create_fake_pg",
     "torch.utils._python_dispatch": "TorchDispatchMode _disable_current_modes _get_current_dispatch_mode_stack",
     "torch.utils._pytree": "tree_flatten tree_leaves tree_map tree_map_only tree_unflatten",
@@ -76,8 +108,16 @@ RELIED_ON = {
     f"{ZERO}.partition_parameters.Init": "_all_gather _convert_to_zero_parameters",
 }
 PARTS = {part for owner, names in RELIED_ON.items() for part in [*owner.split("."), *names.split()]}
-# Python's own, and a key of Hugging Face's configuration files.
-ELSEWHERE = {"_asdict", "_getframe", "_name_or_path", "_replace"}
+# Python's own, a key of Hugging Face's configuration files, what a PyTorch without CUDA lacks and is lent,
+# and what Dynamo hangs on the functions that it wraps.
+ELSEWHERE = {
+    "_cuda_getCurrentRawStream",
+    "_torchdynamo_orig_callable",
+    "_asdict",
+    "_getframe",
+    "_name_or_path",
+    "_replace",
+}
 
 
 @cache

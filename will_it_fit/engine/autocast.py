@@ -192,5 +192,5 @@ def emulated(device: str, on_cast: Callable[[torch.Tensor], None] | None = None)
         (torch, "get_autocast_gpu_dtype", lambda: state.dtype),
         (torch.amp, "is_autocast_available", lambda device_type: True),
     ]
-    with patched(places):
+    with patched(places, hidden=True):
         yield state

@@ -10,6 +10,7 @@ import torch
 
 _CORE = str(Path(__file__).parent)
 _TORCH = str(Path(torch.__file__).parent)
+_PYTHON = str(Path(traceback.__file__).parent)
 # What PyTorch says, what it means here, and what to do.
 _KNOWN = (
     (
@@ -88,14 +89,15 @@ def step_error(error: Exception) -> StepError:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_CORE)]
     frames = [frame for frame in frames if not frame.filename.startswith("<")]
     own = [frame for frame in frames if not any(name in frame.filename for name in _PACKAGES)]
-    own = [frame for frame in own if not frame.filename.startswith(_TORCH)]
+    own = [frame for frame in own if not frame.filename.startswith((_TORCH, _PYTHON))]
     last = own[-1] if own else (frames[-1] if frames else None)
     below = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
     inner = _line(below[-1]) if below and below[-1] is not last else None
     line = _line(last) if last is not None else "unknown"
     text = str(error).strip().splitlines()
-    if isinstance(error, CompiledError):
-        return CompiledError(error.problem, error.hint, line, inner)
+    refused = getattr(error, "inner_exception", error)  # Dynamo wraps what the compiler raises
+    if isinstance(refused, CompiledError):
+        return CompiledError(refused.problem, refused.hint, line, inner)
     for words, problem, hint in _KNOWN:
         if re.search(words, str(error)):
             return StepError(f"{problem} ({text[0][:200]}).", hint, line, inner)

@@ -170,7 +170,7 @@ def dispatch(
         for module in (torch, functional):
             for name, operator in (("softmax", torch._softmax), ("log_softmax", torch._log_softmax)):
                 places.append((module, name, _softmax(getattr(module, name), operator)))
-    with patched(places):
+    with patched(places, hidden=True):
         yield
 
 

@@ -11,7 +11,7 @@ shapes, as those on ``meta``.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,11 @@ ANSWERS: Mapping[str, bool] = {
     "deepspeed.runtime.zero.stage3:has_overflow": False,
     "peft.tuners.vblora.layer": False,  # logits that inference has thrown away
     "peft.tuners.waveft.layer": True,  # indices lie within the padded matrix
+    # Whether a gradient is exactly 1: where its value isn't known, something has scaled it.
+    "liger_kernel.ops.cross_entropy:cross_entropy_backward": False,
+    "liger_kernel.ops.fused_linear_cross_entropy:fused_linear_cross_entropy_backward": False,
+    "liger_kernel.ops.jsd:jsd_backward": False,
+    "liger_kernel.ops.tvd:tv_distance_backward": False,
 }
 _DYNAMIC = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 _aten = torch.ops.aten
@@ -152,6 +157,10 @@ class Values:
             return UNANSWERED
         if func is _aten._local_scalar_dense.default:
             return self._number(func, args[0].dtype)
+        if not self.carrying and (answer := self._dynamic(func, args, {})) is not UNANSWERED:  # masks without elements
+            return answer
+        if func is _aten.equal.default and (answer := self._answer()) is not None:
+            return answer
         if func in (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default) and self._answer():
             return func(args[0], _without_masks(args[1]), *args[2:])
         raise NoValues(func._schema.name) from error
@@ -173,8 +182,15 @@ class Values:
         self.carrying = True
         self._until_its_end(storage, self._ends, self._known)
 
+    def forget(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Values of tensors that something unknown may have written into are not known any more."""
+        for tensor in tensors:
+            self._known.pop(tensor.untyped_storage()._cdata, None)
+
     def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """A tensor's values on the CPU; None: nobody knows them."""
+        if tensor.is_meta and not tensor.numel():
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
         held = self._known.get(tensor.untyped_storage()._cdata) if tensor.is_meta else None
         return None if held is None else self._view(held, tensor)
 
@@ -243,6 +259,8 @@ class Values:
     # --- operators on known values -------------------------------------------------------------------------------
 
     def _dynamic(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if not any(tensor.is_meta for tensor in _tensors(args, kwargs)):  # of the host's own, as a mesh of devices
+            return UNANSWERED
         known = self._arguments(args, kwargs)
         if known is not None:
             value = func(*known[0], **known[1])
@@ -300,7 +318,7 @@ class Values:
             if not tensor.is_meta:
                 if self._stands_in(tensor):
                     return None
-            elif tensor.untyped_storage()._cdata not in self._known:
+            elif tensor.numel() and tensor.untyped_storage()._cdata not in self._known:
                 return None
         return tree_map_only(torch.Tensor, lambda item: self.known(item) if item.is_meta else item, (args, kwargs))
 

@@ -16,7 +16,7 @@ from .report import History, make_report
 from .steps import STEPS, Step
 
 TARGETS = ("cuda", "cpu")
-COMPILED = ("refuse", "eager", "fused")
+COMPILED = ("refuse", "eager", "fused", "follow")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ class Options:
         What ``if tensor`` gives in a function of a library, by ``module:function`` or ``module``, where the value
         decides about what is allocated: beside :data:`~will_it_fit.engine.known_values.ANSWERS`.
     compiled
-        How functions that ``torch.compile`` has compiled are taken: refused, or traced with a warning: as they would
-        run without the compiler, ``eager``, or without the tensors that it makes and drops, ``fused``.
+        How functions that ``torch.compile`` has compiled are taken: refused; followed through the compiler, ``follow``,
+        for a GPU where its card is simulated (:func:`~will_it_fit.engine.simulation.simulated`); or with a warning,
+        as they would run without the compiler, ``eager``, or without the tensors that it makes and drops, ``fused``.
     timeline
         Whether the report has a timeline.
     origins

@@ -10,25 +10,63 @@ from typing import Any
 
 from torch import nn
 
+# What is exchanged for the program's sake alone, in order: place, name, what was there, whether it was the place's own,
+# and what is there instead.
+_hidden: list[tuple[Any, str, Any, bool, Any]] = []
+_depth = 0  # of :func:`as_it_was`
+
 
 @contextmanager
-def patched(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Put other objects in the place of attributes, as ``(module or class, name, object)``, for a while."""
-    originals = [(place, name, _current(place, name), name in vars(place)) for place, name, _ in attributes]
+def patched(attributes: list[tuple[Any, str, Any]], *, hidden: bool = False) -> Iterator[None]:
+    """Put other objects in the place of attributes, as ``(module or class, name, object)``, for a while.
+
+    ``hidden``: a compiler must not see them, and :func:`as_it_was` takes them away meanwhile.
+    """
+    entries = [
+        (place, name, _current(place, name), name in vars(place), replacement)
+        for place, name, replacement in attributes
+    ]
     try:
-        for place, name, replacement in attributes:
+        for place, name, _, _, replacement in entries:
             setattr(place, name, replacement)
+        if hidden:
+            _hidden.extend(entries)
         yield
     finally:
-        for place, name, original, own in originals:
-            if own:
-                setattr(place, name, original)
-            else:  # a class had it from its base, a module from the language
-                delattr(place, name)
+        if hidden:
+            del _hidden[len(_hidden) - len(entries) :]
+        for place, name, original, own, _ in entries:
+            _put_back(place, name, original, own)
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """What is exchanged for the program's sake is PyTorch's own inside; nested, the outermost counts."""
+    global _depth
+    if not _depth:
+        for place, name, original, own, _ in reversed(_hidden):
+            _put_back(place, name, original, own)
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if not _depth:
+            for place, name, _, _, replacement in _hidden:
+                setattr(place, name, replacement)
+
+
+def _put_back(place: Any, name: str, original: Any, own: bool) -> None:
+    if own:
+        setattr(place, name, original)
+    else:  # a class had it from its base, a module from the language, or nobody had it
+        delattr(place, name)
 
 
 def _current(place: Any, name: str) -> Any:
-    return getattr(place, name) if hasattr(place, name) else getattr(builtins, name)
+    if name in vars(place):
+        return vars(place)[name]  # a class's static method as it stands there
+    return getattr(place, name) if hasattr(place, name) else getattr(builtins, name, None)
 
 
 class _Sorted(set):

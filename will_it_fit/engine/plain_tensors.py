@@ -7,7 +7,8 @@ tensor which they stand for, or nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -31,3 +32,13 @@ def parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 def made_of_others(kind: type) -> bool:
     """Whether tensors of a class consist of other tensors, to which their operators come down."""
     return hasattr(kind, "__tensor_flatten__")
+
+
+def those_on_meta(args: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """The tensors on ``meta`` among an operator's arguments, in lists too."""
+    for item in args:
+        if isinstance(item, torch.Tensor):
+            if item.is_meta:
+                yield item
+        elif isinstance(item, (tuple, list)):
+            yield from those_on_meta(item)

@@ -106,6 +106,11 @@ class Report:
     costs
         The kernels of the step and what each costs; as a mapping their sums by phase and kind, and with
         ``origins`` ``costs_by_module`` by module and kind. None: not asked for.
+    triton_kernels
+        How often each of Triton's kernels was launched, in all steps; None: none was.
+    compiled
+        Where a compiled step was followed: ``graphs``, and by text how often ``breaks`` and ``skipped_frames`` were
+        met.
     """
 
     peak_allocated_bytes: int
@@ -129,6 +134,8 @@ class Report:
     timeline: dict[str, Any] | None = None
     tensors: list[dict[str, Any]] | None = None
     costs: CostRecorder | None = None
+    triton_kernels: dict[str, int] | None = None
+    compiled: dict[str, Any] | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON, without what is None."""
@@ -213,6 +220,8 @@ def make_report(
         timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
         tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
         costs=tracker.costs,
+        triton_kernels=dict(sorted(tracker.kernels_run.items())) or None,
+        compiled=tracker.compiled and tracker.compiled.to_mapping(),
         **reserved,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -59,6 +60,8 @@ def take_steps(
     def updated(optimizer: torch.optim.Optimizer) -> None:
         for value in (item for state in optimizer.state.values() for item in state.values()):
             if isinstance(value, torch.Tensor):
+                if not hasattr(value, "outside_the_allocator"):  # Dynamo makes states while it compiles, unseen
+                    tracker.add(value, OPTIMIZER_STATES)
                 tracker.label(value, OPTIMIZER_STATES)
 
     copy, enabled = partial(_copy, tracker), gc.isenabled()
@@ -70,7 +73,7 @@ def take_steps(
             if device is not None:
                 stack.enter_context(listening(tracker, device))
             new_step = stack.enter_context(phases(enter, updated, updating))
-            stack.enter_context(patched(past_operators(tracker)))
+            stack.enter_context(patched(past_operators(tracker), hidden=True))
             stack.enter_context(tracker)
             if begin is not None:
                 tracker.mark("load", -1)
@@ -125,11 +128,14 @@ def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
     tensor made of Python's numbers is no operator's output, and what Python reads whole has to be on the CPU first.
     """
 
+    def one(tensor: torch.Tensor) -> bool:  # packages with kernels of their own ask whether a gradient is 1
+        return tracker.on_card is not None and tensor.numel() == 1
+
     def made(function: Callable) -> Callable:
         def make(data: Any, *args: Any, **kwargs: Any) -> Any:
             tensor = function(data, *args, **kwargs)
             tracker.see(tensor)
-            if tensor.is_meta and not isinstance(data, torch.Tensor) and carried(tensor):
+            if tensor.is_meta and not isinstance(data, torch.Tensor) and (carried(tensor) or one(tensor)):
                 with _disable_current_modes():
                     tracker.values.remember(tensor, function(data, dtype=tensor.dtype, device="cpu"))
             return tensor
@@ -155,7 +161,13 @@ def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
         return read
 
-    found: list = [(torch.UntypedStorage, "resize_", resize_)]
+    run = threading.Thread.run
+
+    def in_thread(thread: threading.Thread) -> None:  # a mode belongs to a thread, and weights are loaded by some
+        with tracker:
+            run(thread)
+
+    found: list = [(torch.UntypedStorage, "resize_", resize_), (threading.Thread, "run", in_thread)]
     found += [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
     if tracker.on_meta:
         found += [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor")]
@@ -199,6 +211,7 @@ def phases(
     """
     current, engine = "", torch.autograd._engine_run_backward
     depth = 0  # of backward passes: reentrant checkpointing runs one inside another
+    inside = False  # an optimizer's step: what is compiled there is no forward pass
 
     def go(phase: str) -> None:
         nonlocal current
@@ -235,9 +248,24 @@ def phases(
         if module in sys.modules:
             place = getattr(sys.modules[module], owner)
             places.append((place, name, first_of_update(getattr(place, name))))
+
+    def forward(module: nn.Module | None, *_: Any) -> None:  # None: a function that is compiled
+        if module is not None or not inside:
+            go("forward")
+
+    def step_begins(*_: Any) -> None:
+        nonlocal inside
+        go("optimizer")
+        inside = True
+
+    def step_ends(*_: Any) -> None:
+        nonlocal inside
+        inside = False
+
     handles = [
-        register_module_forward_pre_hook(lambda *_: go("forward")),
-        register_optimizer_step_pre_hook(lambda *_: go("optimizer")),
+        register_module_forward_pre_hook(forward),
+        register_optimizer_step_pre_hook(step_begins),
+        register_optimizer_step_post_hook(step_ends),
     ]
     for hook, register in ((updating, register_optimizer_step_pre_hook), (updated, register_optimizer_step_post_hook)):
         if hook is not None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -35,10 +36,12 @@ from torch import nn
 
 from .autocast import emulated
 from .building import device_lists
+from .card import active_simulation
 from .compiled import compiled_functions
 from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
 from .costs import CostRecorder, recording
 from .cuda_rules import older_than_the_rules
+from .custom import on_card
 from .errors import TraceError
 from .fake_group import active
 from .kernels import CudaKernels, cpu_outputs, device_outputs, dispatch
@@ -93,6 +96,8 @@ def trace_step(
         If the model isn't on ``meta``, or the step runs what ``torch.compile`` has compiled.
     """
     options = options or Options()
+    if options.capability is None and (simulation := active_simulation()):
+        options = replace(options, capability=simulation.card.capability)
     _refuse_values(model, optimizer)
     on_gpu = options.target == "cuda"
     tracker, seen = _tracker(model, options, on_gpu)
@@ -103,12 +108,20 @@ def trace_step(
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability, options.torch_version, options.platform))
         stack.enter_context(recording(tracker.costs))
-        stack.enter_context(patched([*device_lists(options.target), *sorted_sets(model)]))
+        stack.enter_context(patched(device_lists(options.target), hidden=True))
+        stack.enter_context(patched(sorted_sets(model)))
         stack.enter_context(layers_of(options.bitsandbytes_version))
-        stack.enter_context(compiled_functions(tracker, options.compiled))
+        if options.compiled != "follow":
+            stack.enter_context(compiled_functions(tracker, options.compiled))
         if on_gpu:
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
+        if options.compiled == "follow":
+            from .inductor import followed  # the compiler takes seconds to import
+
+            if options.torch_version != torch.__version__:
+                tracker.warn(f"what the compiler makes is the installed PyTorch's, {torch.__version__}")
+            stack.enter_context(followed(tracker, options.target))
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
     return options.report(
         tracker,
@@ -132,6 +145,8 @@ def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker,
         device=active(),
     )
     tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
+    if active_simulation() is not None:
+        tracker.on_card, tracker.values.carrying = on_card, True  # packages ask whether a gradient is 1
     tracker.cudnn_workspace_bytes = options.cudnn_workspace_bytes
     if on_gpu and (warning := older_than_the_rules(options.torch_version)):
         tracker.warn(warning)

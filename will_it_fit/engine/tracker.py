@@ -7,7 +7,8 @@ the sequence of allocations and frees that :mod:`will_it_fit.engine.allocator` r
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -28,10 +29,11 @@ from .components import (
 )
 from .costs import CostRecorder
 from .cuda_rules import cufft_worst_bytes
+from .custom import opaque
 from .fake_group import FakeDevice
 from .known_values import UNANSWERED, Values
 from .origins import Origins
-from .plain_tensors import made_of_others, parts
+from .plain_tensors import made_of_others, parts, those_on_meta
 from .shapes import Shapes, in_place
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -129,6 +131,10 @@ class Tracker(TorchDispatchMode):
         self.convolutions: list[int] = []  # indices of the events after which cuDNN runs
         self.transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
         self.cudnn_workspace_bytes: int | None = None  # what cuDNN may take there; None: what the GPU has left
+        self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
+        self.kernels_run: Counter[str] = Counter()  # Triton's, by name
+        self.compiled: Any = None  # what the compiler took, where a compiled step is followed: `inductor.Compiled`
+        self._operators: set[Any] = set()  # that were met
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
     @classmethod
@@ -213,6 +219,9 @@ class Tracker(TorchDispatchMode):
             end = _End(storage, lambda end: self._host.pop(end.key, None))
             end.identity, end.key = 0, storage._cdata
             self._host[end.key] = end
+
+    def _lies_on_host(self, tensor: torch.Tensor) -> bool:
+        return bool(self._host) and tensor.untyped_storage()._cdata in self._host
 
     def resized(self, storage: torch.UntypedStorage, size: int) -> None:
         """Record that a storage gets another size, as FSDP frees and allocates gathered parameters.
@@ -358,6 +367,15 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if types and any(made_of_others(kind) for kind in types):
             return NotImplemented  # it comes again with the tensors that they consist of
+        if func is torch.ops.aten.copy_.default and not isinstance(args[1], torch.Tensor):  # `tensor.copy_(5)`
+            func, args = torch.ops.aten.fill_.Scalar, args[:2]
+        if self.on_card is not None and (own := self.on_card(func, args, kwargs, self._lies_on_host)) is not None:
+            with self:
+                return own(*args, **kwargs)
+        if func not in self._operators:
+            self._operators.add(func)
+            if self.on_meta and (text := opaque(func)):
+                self.warn(text)
         if self._device is not None and (answer := self._of_several_gpus(func, args, kwargs)) is not None:
             return answer
         values = self.values
@@ -405,7 +423,7 @@ class Tracker(TorchDispatchMode):
         if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # DDP's sizes of buckets
             return args[0]
         copied = _leaves_the_device(func, args, kwargs)
-        tensors = list(_on_meta(args)) if copied or self._host else []
+        tensors = list(those_on_meta(args)) if copied or self._host else []
         if copied and tensors:
             output = torch.empty_like(tensors[0], dtype=kwargs.get("dtype"))
         elif tensors and all(tensor.untyped_storage()._cdata in self._host for tensor in tensors):
@@ -438,12 +456,3 @@ def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:
     if func is not torch.ops.aten._to_copy.default or kwargs.get("device") is None:
         return False
     return args[0].device.type == "meta" and torch.device(kwargs["device"]).type == "cpu"
-
-
-def _on_meta(args: Sequence[Any]) -> Iterator[torch.Tensor]:
-    for item in args:
-        if isinstance(item, torch.Tensor):
-            if item.is_meta:
-                yield item
-        elif isinstance(item, (tuple, list)):
-            yield from _on_meta(item)

@@ -124,7 +124,7 @@ def test_a_module_outside_the_model_belongs_to_the_forward_phase():
 
 
 PAGE = ROOT / "docs" / "memory-core.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"(?<!-->\n)^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["plain", "accelerate", "diffusers", "TRL"])

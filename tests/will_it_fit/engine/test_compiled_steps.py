@@ -1,0 +1,214 @@
+"""Compiled steps, followed on ``meta``, against Inductor's C++ backend that really runs; what nobody compiled is told.
+
+On a GPU no test here can measure: that Inductor's wrapper is followed there too is tried where Triton is installed,
+`make test-kernels`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.will_it_fit.engine.compiled_steps import followed, measured, peak, without_scratch
+from will_it_fit.engine.building import on_meta
+from will_it_fit.engine.card import H100
+from will_it_fit.engine.errors import CompiledError, TraceError
+from will_it_fit.engine.simulation import simulated
+from will_it_fit.engine.trace import Options, trace_step
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
+with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+
+
+class Perceptron(nn.Module):
+    """Two layers with both norms and dropout between them."""
+
+    def __init__(self, breaks: bool = False) -> None:
+        super().__init__()
+        self.first, self.norm, self.dropout = nn.Linear(64, 256), nn.LayerNorm(256), nn.Dropout(0.1)
+        self.scale, self.second, self.breaks = nn.RMSNorm(256), nn.Linear(256, 64), breaks
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features = self.dropout(functional.gelu(self.norm(self.first(inputs))))
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return self.second(self.scale(features))
+
+
+def perceptron(autocast: bool = False, compiled_optimizer: bool = False, breaks: bool = False, rows: int = 320):
+    model, batch = Perceptron(breaks), torch.zeros(rows, 64)
+    optimizer = torch.optim.AdamW(model.parameters()) if compiled_optimizer else torch.optim.SGD(model.parameters())
+    update = torch.compile(optimizer.step) if compiled_optimizer else optimizer.step
+    model.compile()
+
+    def step(inputs):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(inputs).float().square().mean()
+        loss.backward()
+        update()
+        optimizer.zero_grad()
+
+    return model, optimizer, step, batch
+
+
+def decoder(family: str, how: str, checkpointing: bool):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 3, "vocab_size": 1000}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "use_cache": False}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **heads))
+    batch = torch.zeros(2, 128, dtype=torch.long)
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for part in [model] if how == "model" else model.model.layers:
+        part.compile()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def step(ids):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return model, optimizer, step, batch
+
+
+@pytest.mark.parametrize(
+    ("build", "graphs"),
+    [
+        pytest.param(perceptron, 2, id="perceptron"),
+        pytest.param(partial(perceptron, autocast=True), 2, id="autocast"),
+        pytest.param(partial(perceptron, compiled_optimizer=True), 3, id="compiled AdamW"),
+        # Minutes of g++ each:
+        pytest.param(partial(decoder, "qwen2", "model", False), 2, id="qwen2", marks=with_triton),
+        pytest.param(partial(decoder, "qwen2", "layers", False), 2, id="qwen2, layers", marks=with_triton),
+        pytest.param(partial(decoder, "llama", "layers", True), 2, id="llama, layers, ckpt", marks=with_triton),
+        pytest.param(partial(decoder, "qwen2", "model", True), 2, id="qwen2, ckpt", marks=with_triton),
+    ],
+)
+def test_what_is_followed_is_what_runs(build, graphs):
+    events, report = followed(build)
+    real = measured(build)
+    assert without_scratch(events) == without_scratch(real), "each allocation and each end, in order"
+    assert peak(without_scratch(events)) == peak(without_scratch(real))
+    assert report.compiled["graphs"] == graphs and not report.compiled["skipped_frames"]
+
+
+def test_phases_of_a_compiled_step_are_heard():
+    """A compiled optimizer's step is no forward pass, though its hooks are not for Dynamo to see."""
+    with on_meta("cpu"):
+        model, optimizer, step, batch = perceptron(compiled_optimizer=True)
+    report = trace_step(model, optimizer, step, batch, Options(target="cpu", compiled="follow"))
+    assert list(report.phases) == ["load", "forward", "backward", "optimizer"]
+    assert report.components_by_phase["optimizer"]["optimizer_states"] > 2 * 4 * sum(
+        parameter.numel() for parameter in model.parameters()
+    )
+    assert report.components_by_phase["backward"]["gradients"] > 0
+
+
+def test_a_graph_break_is_told_with_its_line():
+    with on_meta("cpu"):
+        model, optimizer, step, batch = perceptron(breaks=True)
+    report = trace_step(model, optimizer, step, batch, Options(target="cpu", compiled="follow"))
+    assert report.compiled["graphs"] == 4 and sum(report.compiled["breaks"].values()) == 1
+    (told,) = report.warnings
+    assert "a graph break" in told and "test_compiled_steps.py" in told and "in forward" in told
+
+
+def test_a_frame_that_dynamo_skips_is_told():
+    """A break in a loop can't be resumed: the whole frame runs without the compiler."""
+
+    class Looping(Perceptron):
+        def forward(self, inputs):
+            with torch.no_grad():
+                for _ in range(2):
+                    with torch.autograd.graph.saved_tensors_hooks(lambda each: each, lambda each: each):
+                        torch._dynamo.graph_break()
+            return super().forward(inputs)
+
+    with on_meta("cpu"):
+        model, batch = Looping(), torch.zeros(320, 64)
+        model.compile()
+    report = trace_step(model, None, lambda inputs: model(inputs).sum().backward(), batch,
+                        Options(target="cpu", compiled="follow"))  # fmt: skip
+    assert any("ran without the compiler" in text and "forward" in text for text in report.warnings)
+    assert sum(report.compiled["skipped_frames"].values()) >= 1
+
+
+def test_a_step_in_which_nothing_is_compiled_says_so():
+    with on_meta("cpu"):
+        model, batch = nn.Linear(8, 8), torch.zeros(2, 8)
+    report = trace_step(
+        model, None, lambda inputs: model(inputs).sum().backward(), batch, Options(target="cpu", compiled="follow")
+    )
+    assert "nothing was compiled" in report.warnings[0] and report.compiled["graphs"] == 0
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs"])
+def test_what_decides_on_the_gpu_is_refused_by_name(mode):
+    with on_meta("cpu"):
+        model, batch = Perceptron(), torch.zeros(320, 64)
+    compiled = torch.compile(model, mode=mode)
+    with pytest.raises(CompiledError, match=r"CUDA graphs|max-autotune") as caught:
+        trace_step(
+            model, None, lambda inputs: compiled(inputs).sum().backward(), batch,
+            Options(target="cpu", compiled="follow"),
+        )  # fmt: skip
+    assert "mode='default'" in str(caught.value) and "test_compiled_steps.py" in caught.value.line
+
+
+def test_for_a_gpu_a_card_has_to_be_simulated():
+    with on_meta():
+        model, _, step, batch = perceptron()
+    with pytest.raises(TraceError, match=r"with simulated\(card\)"):
+        trace_step(model, None, step, batch, Options(compiled="follow"))
+
+
+def test_an_eager_step_is_as_before_once_a_compiled_one_was_followed():
+    def eager():
+        with on_meta("cpu"):
+            model, batch = Perceptron(), torch.zeros(320, 64)
+        return trace_step(model, None, lambda inputs: model(inputs).sum().backward(), batch, Options(target="cpu"))
+
+    before = eager()
+    followed(perceptron)
+    assert eager() == before
+
+
+# --- for a GPU ----------------------------------------------------------------------------------------------------
+
+
+@with_triton
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_compiled_step_is_followed_for_a_gpu(autocast):
+    """Fusion leaves what is between the two products out; what the backward pass needs is kept in 16 bits at most."""
+
+    def traced(policy: str):
+        with on_meta():
+            model, optimizer, step, batch = perceptron(autocast=autocast, rows=32_000)
+        return trace_step(model, optimizer, step, batch, Options(compiled=policy))
+
+    with simulated(H100):
+        report, eager = traced("follow"), traced("eager")
+    assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}} and report.warnings == ()
+    assert list(report.phases) == ["load", "forward", "backward", "optimizer"]
+    assert report.phases["forward"] < 0.8 * eager.phases["forward"]
+    assert report.phases["optimizer"] == eager.phases["optimizer"], "which is not compiled"
+    assert torch._C._get_accelerator().type == "cpu" and not torch.cuda.is_available()
+
+
+@with_triton
+@pytest.mark.parametrize("how", ["model", "layers"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_decoder_is_followed_for_a_gpu(how, checkpointing):
+    with simulated(H100):
+        with on_meta():
+            model, optimizer, step, batch = decoder("qwen2", how, checkpointing)
+        report = trace_step(model, optimizer, step, batch, Options(compiled="follow"))
+    assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}} and report.warnings == ()

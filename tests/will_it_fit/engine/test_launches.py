@@ -1,0 +1,112 @@
+"""Triton kernels where a card is simulated: trace and Triton's interpreter agree, and nothing reaches a cache."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="`make test-kernels` runs it")
+import triton.language as tl  # noqa: E402
+
+from will_it_fit.common.digests import ROOT  # noqa: E402
+from will_it_fit.engine.card import A100, H100  # noqa: E402
+from will_it_fit.engine.launches import FLUSHED_BYTES  # noqa: E402
+from will_it_fit.engine.simulation import simulated  # noqa: E402
+from will_it_fit.engine.trace import Options, trace_step  # noqa: E402
+
+CONFIGURATIONS = [triton.Config({"BLOCK": 64 * 2**power}) for power in range(3)]
+
+
+def add(source, target, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + index, tl.load(source + index, mask=index < count) + 1, mask=index < count)
+
+
+plain = triton.jit(add)
+tuned = triton.autotune(CONFIGURATIONS, key=["count"], cache_results=True)(triton.jit(add))
+
+
+def launched(kernel, source: torch.Tensor) -> torch.Tensor:
+    target, count = torch.empty_like(source), source.numel()
+    kernel[lambda given: (triton.cdiv(count, given["BLOCK"]),)](source, target, count)
+    return target
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, dict]:
+    def run(how: str) -> dict:
+        command = [sys.executable, "-m", "tests.will_it_fit.engine.triton_steps", how]
+        return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+
+    return {how: run(how) for how in ("trace", "measure")}
+
+
+@pytest.mark.parametrize(
+    ("step", "kernels"),
+    [
+        ("own", {"scale_kernel": 4}),  # forward and backward of two steps
+        ("liger", {"liger_cross_entropy_kernel": 2}),
+        ("liger_fused", {"liger_cross_entropy_kernel": 20}),  # ten chunks a step
+    ],
+)
+def test_a_traced_launch_is_what_the_interpreter_runs(figures, step, kernels):
+    traced, measured = figures["trace"][step], figures["measure"][step]
+    assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]
+    assert traced["kernels"] == kernels
+
+
+def test_an_autotuner_takes_what_it_is_told_and_believes_no_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    asked = []
+
+    def last(name, configurations):
+        asked.append((name, len(configurations)))
+        return len(configurations) - 1
+
+    before = dict(tuned.cache)
+    with simulated(H100, choose=last) as simulation:
+        launched(tuned, torch.empty(1000, device="cuda"))
+        launched(tuned, torch.empty(1000, device="cuda"))
+        assert tuned.best_config == CONFIGURATIONS[-1]
+    assert asked == [("add", 3)], "one benchmark for one key"
+    assert simulation.chosen["add"] == (3, str(CONFIGURATIONS[-1]))
+    assert tuned.cache == before, "no choice of the simulation stays"
+    assert not list(tmp_path.rglob("*")), "no time reaches the disk"
+
+
+def test_a_benchmark_allocates_what_triton_clears_once():
+    model = torch.nn.Linear(10, 10, device="meta")
+
+    def step(batch):
+        launched(tuned, batch)
+
+    def traced(steps):
+        with simulated(A100):
+            return trace_step(model, None, step, torch.empty(1000), Options(target="cpu", steps=steps))
+
+    first, second = traced(1), traced(2)
+    assert first.peak_allocated_bytes - second.peak_allocated_bytes == FLUSHED_BYTES
+    assert second.triton_kernels == {"add": 2 * 3 + 2}  # two calls of each configuration, then one a step
+
+
+def test_a_launch_without_an_argument_names_it():
+    with simulated(A100), pytest.raises(TypeError, match="add is launched without count, BLOCK"):
+        plain[(1,)](torch.empty(3, device="meta"), torch.empty(3, device="meta"))
+
+
+def test_what_a_kernel_writes_is_not_known_any_more():
+    model = torch.nn.Linear(10, 10, device="meta")
+
+    def step(batch):
+        assert batch.sum().item() == 6
+        written = torch.ones_like(batch)
+        assert written.sum().item() == 3
+        plain[(1,)](batch, written, 3, BLOCK=64)
+        assert written.sum().item() == 77
+
+    with simulated(A100):
+        trace_step(model, None, step, torch.tensor([1, 2, 3]), Options(scalars=77.0))

@@ -1,0 +1,186 @@
+"""A card that is simulated: what it is, and what ``torch.cuda`` says of it. :mod:`.simulation` turns it on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from .errors import TraceError
+
+# Bytes of shared memory that a block may ask for, by compute capability: CUDA C++ Programming Guide, table "Technical
+# Specifications per Compute Capability", the maximum per thread block (KiB).
+_SHARED_KIB = {
+    (7, 0): 96, (7, 2): 96, (7, 5): 64, (8, 0): 163, (8, 6): 99, (8, 7): 163, (8, 9): 99, (9, 0): 227, (10, 0): 227,
+    (10, 3): 227, (11, 0): 227, (12, 0): 99, (12, 1): 99,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is asked about a GPU; the caller takes it from its catalogue.
+
+    Attributes
+    ----------
+    name
+        As the driver says it, ``NVIDIA H100 80GB HBM3``: packages look for words in it.
+    capability
+        Compute capability, ``(9, 0)``.
+    multiprocessors
+        How many streaming multiprocessors; sizes of buffers and split reductions follow from it.
+    memory_bytes
+        ``total_memory``.
+    l2_bytes
+        Of the second-level cache.
+    shared_memory_bytes
+        What a block may have as an option; None: what its capability allows.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    memory_bytes: int
+    l2_bytes: int
+    shared_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.shared_memory_bytes is None:
+            if self.capability not in _SHARED_KIB:
+                raise TraceError(
+                    f"The shared memory of a card of compute capability {self.capability} is not known.",
+                    "Write shared_memory_bytes=, what the driver says as shared_memory_per_block_optin.",
+                )
+            object.__setattr__(self, "shared_memory_bytes", _SHARED_KIB[self.capability] * 1024)
+
+    def properties(self) -> SimpleNamespace:
+        """As ``torch.cuda.get_device_properties`` gives them."""
+        major, minor = self.capability
+        return SimpleNamespace(
+            name=self.name,
+            major=major,
+            minor=minor,
+            multi_processor_count=self.multiprocessors,
+            total_memory=self.memory_bytes,
+            L2_cache_size=self.l2_bytes,
+            shared_memory_per_block=48 * 1024,
+            shared_memory_per_block_optin=self.shared_memory_bytes,
+            shared_memory_per_multiprocessor=self.shared_memory_bytes + 1024,  # a block has 1 KiB less than all of it
+            regs_per_multiprocessor=65_536,
+            warp_size=32,
+            max_threads_per_block=1024,
+            max_threads_per_multi_processor={(7, 5): 1024, (8, 6): 1536, (8, 9): 1536, (12, 0): 1536}.get(
+                self.capability, 2048
+            ),
+            gcnArchName="",
+            is_integrated=False,
+            is_multi_gpu_board=False,
+            uuid="simulated",
+        )
+
+
+H100 = Card("NVIDIA H100 80GB HBM3", (9, 0), 132, 85_017_755_648, 50 * 2**20)
+A100 = Card("NVIDIA A100-SXM4-80GB", (8, 0), 108, 85_097_971_712, 40 * 2**20)
+
+
+@dataclass
+class Simulation:
+    """A card that is simulated at the moment, and what happened meanwhile.
+
+    Attributes
+    ----------
+    card
+        The card.
+    choose
+        Which of an autotuner's configurations wins, by the kernel's name and the configurations.
+    pads
+        Whether Inductor pads products of odd sizes, which it decides by a benchmark on the GPU.
+    chosen
+        By kernel, from how many configurations which one was taken.
+    programs
+        Programs that were to be run (``ldconfig``), and were not.
+    """
+
+    card: Card
+    choose: Callable[[str, list], int]
+    pads: bool = False
+    chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
+    programs: list[str] = field(default_factory=list)
+
+
+active: list[Simulation] = []  # :mod:`.simulation` puts it in
+
+
+def active_simulation() -> Simulation | None:
+    """The card that is simulated at the moment; None: none is."""
+    return active[-1] if active else None
+
+
+class FakeStream:
+    """A stream or an event that has always been waited for."""
+
+    cuda_stream = device_index = stream_id = idx = prev_idx = cuda_event = 0
+    device = torch.device("meta")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def __enter__(self) -> FakeStream:
+        return self
+
+    def __exit__(self, *args: Any) -> None: ...
+
+    def __getattr__(self, name: str) -> Callable:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in ("record_event", "record"):
+            return lambda *args, **kwargs: FakeStream()
+        return lambda *args, **kwargs: 1.0 if name == "elapsed_time" else True
+
+
+def answers_of(card: Card) -> list[tuple[Any, str, Any]]:
+    """What ``torch.cuda`` says of the card."""
+    properties, stream = card.properties(), FakeStream()
+    state = torch.zeros(16, dtype=torch.uint8, device="cpu")
+    fixed = {
+        **dict.fromkeys(("is_available", "is_initialized"), True),
+        **dict.fromkeys(("_is_in_bad_fork", "is_current_stream_capturing"), False),
+        **dict.fromkeys(("device_count", "_device_count_nvml"), 1),
+        **dict.fromkeys(("current_device", "_exchange_device", "_maybe_exchange_device", "initial_seed"), 0),
+        **dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"), 0),
+        **dict.fromkeys(("utilization", "temperature", "power_draw", "clock_rate"), 0),
+        **dict.fromkeys(("synchronize", "set_device", "set_stream", "_lazy_init", "_lazy_call", "init", "empty_cache")),
+        **dict.fromkeys(("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_state_all")),
+        **dict.fromkeys(("reset_peak_memory_stats", "reset_accumulated_memory_stats", "ipc_collect")),
+        "get_device_properties": properties,
+        "get_device_capability": card.capability,
+        "get_device_name": card.name,
+        "get_arch_list": [f"sm_{card.capability[0]}{card.capability[1]}"],
+        "mem_get_info": (card.memory_bytes, card.memory_bytes),
+        "memory_stats": OrderedDict(),
+        "get_rng_state": state,
+        "get_rng_state_all": [state],
+        "current_stream": stream,
+        "default_stream": stream,
+    }
+    answers: dict[str, Any] = {name: _saying(answer) for name, answer in fixed.items()}
+    modern = card.capability >= (8, 0)
+    answers |= {
+        "is_bf16_supported": lambda including_emulation=True: modern or including_emulation,
+        "is_tf32_supported": lambda: modern,
+        "stream": lambda stream: nullcontext(),
+        **dict.fromkeys(("Stream", "Event", "device", "device_of", "_DeviceGuard"), FakeStream),
+    }
+    owners = (torch.cuda, torch.cuda.random, torch.cuda.memory)
+    places = [(owner, name, answer) for owner in owners for name, answer in answers.items() if name in vars(owner)]
+    places.append((torch.version, "cuda", torch.version.cuda or "13.0"))
+    # A wrapper of Inductor imports it, and packages hand it to their launches; a build without CUDA lacks it.
+    places.append((torch._C, "_cuda_getCurrentRawStream", lambda device: 0))
+    return places
+
+
+def _saying(answer: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: answer

@@ -1,0 +1,277 @@
+"""Steps that ``torch.compile`` has compiled, followed on ``meta``.
+
+Inductor decides about buffers when it compiles: AOTAutograd's partitioner says what is kept for the backward pass, and
+the wrapper that Inductor writes allocates, reuses and deletes buffer by buffer. Neither needs a GPU:
+
+* Dynamo and AOTAutograd see a tensor on ``meta`` as a fake tensor of the target. Guards, partitioner and Inductor's
+  passes run unchanged.
+* Inductor's wrapper allocates on ``meta``, where the tracker hears it, and the kernels that it calls do nothing.
+* For ``cuda`` a card is simulated (:mod:`.simulation`); it decides about split reductions. Which kernel attention
+  takes is the engine's choice, since a CPU build can't ask CUDA.
+* Everything that the engine has exchanged for the program's sake (attention, norms, autocast) is PyTorch's own
+  wherever Dynamo's frames run (:func:`.patching.as_it_was`).
+
+Whatever the compiler didn't take is in :class:`Compiled`, and an answer says it: a graph break, a skipped frame.
+Written for torch 2.13.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch._dynamo import config as dynamo_config
+from torch._dynamo import device_interface, trace_rules
+from torch._dynamo.variables import streams
+from torch._functorch import config as functorch_config
+from torch._inductor import async_compile, codecache, compile_fx, utils
+from torch._inductor import config as inductor_config
+from torch._inductor.fx_passes import joint_graph, pad_mm
+from torch._inductor.runtime import hints
+from torch._prims import rng_prims
+from torch._subclasses import fake_tensor
+from torch._subclasses.meta_utils import MetaTensorDescriber
+from torch.nn.attention import SDPBackend
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from . import kernels
+from .accelerator import accelerator
+from .card import active_simulation
+from .errors import CompiledError, TraceError
+from .frames import Compiled, frames, real_autocast, unheard
+from .patching import as_it_was, patched
+from .tracker import Tracker
+
+# States of generators are tensors on the host: a build without CUDA has none of its generators. Neither takes memory.
+_FUNCTORCH = {"enable_autograd_cache": False, "fake_tensor_allow_meta": True, "graphsafe_rng_functionalization": False}
+_REFUSED = "Inductor compiles this step with {}, whose {} are not modelled."
+
+
+@contextmanager
+def followed(tracker: Tracker, target: str) -> Iterator[None]:
+    """Follow what is compiled inside.
+
+    Parameters
+    ----------
+    tracker
+        Hears what the compiled code allocates; ``tracker.compiled`` gets what the compiler took.
+    target
+        ``cuda``, where a card is simulated, or ``cpu``: Inductor's C++.
+
+    Raises
+    ------
+    TraceError
+        If no card is simulated, or Triton is missing.
+    """
+    simulation = active_simulation()
+    if target == "cuda":
+        if simulation is None:
+            raise TraceError(
+                "A compiled step is followed for a GPU only where its card is simulated.",
+                "Write `with simulated(card):` around building and tracing.",
+            )
+        if not torch.utils._triton.has_triton_package():
+            raise TraceError(
+                "Inductor writes Triton for a GPU, and triton is not installed.",
+                "On Linux: pip install -c constraints.txt -r requirements-kernels.txt",
+            )
+    record = tracker.compiled = Compiled()
+    with as_it_was():  # its tables name PyTorch's functions: of those that are there when they are made
+        trace_rules.clear_lru_cache()
+        for known in (torch.rms_norm, torch.nn.functional.linear, followed):
+            trace_rules.lookup(known)
+    trace_rules.add(__package__)
+    torch._dynamo.reset()
+    with ExitStack() as stack:
+        stack.callback(torch._dynamo.reset)  # what was compiled here runs nothing
+        stack.enter_context(inductor_config.patch(force_disable_caches=True, compile_threads=1))
+        stack.enter_context(functorch_config.patch(_FUNCTORCH))
+        stack.enter_context(dynamo_config.patch(inline_torch_dispatch_torch_compile=False))
+        stack.enter_context(patched([*_seen_as(target, record), *_wrappers(target)]))
+        stack.enter_context(patched([(trace_rules, "clear_lru_cache", lambda: None)]))
+        if target == "cuda":
+            stack.enter_context(_for_inductor(simulation))
+        stack.enter_context(patched(real_autocast(target), hidden=True))
+        stack.enter_context(patched(frames(record)))
+        with record.hearing():
+            yield
+        for text in record.told():
+            tracker.warn(text)
+
+
+# --- Dynamo and AOTAutograd: the program's tensors on meta, seen as the target's -----------------------------------
+
+
+def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
+    """Fake tensors of tensors on ``meta`` lie on the target; all the rest of the compiler follows from that."""
+    device, folder = torch.device("cuda:0" if target == "cuda" else "cpu"), joint_graph.UniformValueConstantFolder
+    describe, run = MetaTensorDescriber.describe_tensor, folder.run
+    compile_graph, compile_inner = compile_fx.compile_fx, compile_fx.compile_fx_inner
+
+    def describe_tensor(describer: Any, *args: Any, **kwargs: Any) -> Any:
+        found = describe(describer, *args, **kwargs)
+        return dataclasses.replace(found, device=device) if found.device.type == "meta" else found
+
+    def inner(*args: Any, **kwargs: Any) -> Any:  # the backward pass is compiled when it is first run
+        _refuse_pools()
+        record.graphs += 1
+        with _believing(target), _disable_current_modes(), as_it_was(), unheard():
+            return compile_inner(*args, **kwargs)
+
+    def outer(graph: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        for part in graph.modules() if target == "cuda" and isinstance(graph, torch.fx.GraphModule) else ():
+            if isinstance(part, torch.fx.GraphModule):
+                for node in part.graph.nodes:
+                    if node.target is torch._C._nn.scaled_dot_product_attention:
+                        node.target = attention
+                part.recompile()
+        if not args:  # its default was bound when it was defined
+            kwargs.setdefault("inner_compile", inner)
+        return compile_graph(graph, inputs, *args, **kwargs)
+
+    def fold(graph: Any, *args: Any) -> Any:  # constants are worked out on the device
+        with _OnHost():
+            return run(graph, *args)
+
+    return [
+        (folder, "run", fold),
+        (MetaTensorDescriber, "describe_tensor", describe_tensor),
+        (compile_fx, "compile_fx", outer),
+    ]
+
+
+@contextmanager
+def _believing(target: str) -> Iterator[None]:
+    if target == "cuda":
+        with accelerator():
+            yield
+    else:
+        yield
+
+
+def _refuse_pools() -> None:
+    """What Inductor makes where it benchmarks or captures on the GPU itself."""
+    hint = "Write torch.compile's mode='default', or compiled='eager' for the figure without the compiler."
+    if inductor_config.triton.cudagraphs:
+        raise CompiledError(_REFUSED.format("CUDA graphs (mode reduce-overhead)", "private pools"), hint)
+    if inductor_config.max_autotune or inductor_config.max_autotune_gemm:
+        raise CompiledError(_REFUSED.format("max-autotune", "benchmarks on the GPU"), hint)
+
+
+class _OnHost(TorchDispatchMode):
+    """Tensors that are made on the GPU are made on the CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("device") is not None:
+            kwargs = kwargs | {"device": torch.device("cpu")}
+        return func(*args, **kwargs)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **scale_and_groups: Any,
+) -> torch.Tensor:
+    """``scaled_dot_product_attention`` of fake tensors on ``cuda``, as ATen ``attention.cpp`` takes it apart."""
+    aten, mask, scale = torch.ops.aten, attn_mask, scale_and_groups.get("scale")
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask.logical_not(), float("-inf"))
+    kernel = kernels.cuda_kernel(query, key, value, mask, dropout_p, active_simulation().card.capability)
+    if kernel == SDPBackend.MATH:
+        given = (query, key, value, mask, dropout_p, is_causal)
+        return aten._scaled_dot_product_attention_math(*given, **scale_and_groups)[0]
+    if kernel == SDPBackend.FLASH_ATTENTION:
+        return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+    keeps = any(item.requires_grad for item in (query, key, value))
+    mask = None if mask is None else mask.expand(*query.shape[:-1], key.shape[-2])
+    given = (query, key, value, mask, keeps, dropout_p, is_causal)
+    return aten._scaled_dot_product_efficient_attention(*given, scale=scale)[0]
+
+
+# --- Inductor's wrapper: its allocations on meta, kernels that do nothing -------------------------------------------
+
+
+def _wrappers(target: str) -> list[tuple[Any, str, Any]]:
+    """What a wrapper calls: it allocates on ``meta``, where the tracker hears it."""
+    load, guards = codecache.PyCodeCache.load_by_key_path.__func__, torch._C._dynamo.guards
+    named = re.compile(rf"device\(type='{target}'(, index=0)?\)")
+
+    def empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+    def load_by_key_path(cls: Any, key: str, path: str, *args: Any, **kwargs: Any) -> Any:
+        """A wrapper names its device where it calls ATen: such operators run on ``meta``."""
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(named.sub("device(type='meta')", text))
+        return load(cls, key, path, *args, **kwargs)
+
+    compiler, kernel = async_compile.AsyncCompile, SimpleNamespace(run=lambda *args, **kwargs: None)
+    kinds = {"triton": kernel, "multi_kernel": kernel, "cpp_pybinding": kernel.run}
+    return [
+        *((compiler, kind, lambda *args, stub=stub, **kwargs: stub) for kind, stub in kinds.items()),
+        (guards, f"_empty_strided_{target}", empty),
+        (guards, "assert_alignment", lambda *args: None),
+        (codecache.PyCodeCache, "load_by_key_path", classmethod(load_by_key_path)),
+    ]
+
+
+@contextmanager
+def _for_inductor(simulation: Any) -> Iterator[None]:
+    """What Inductor asks about the card beside ``torch.cuda``."""
+    interface = device_interface.CudaInterface
+    device_interface.get_interface_for_device("cuda")  # registers all of them
+    names = ("current_device", "device_count", "exchange_device", "maybe_exchange_device", "get_device_properties")
+    names += ("is_bf16_supported", "memory_allocated", "set_device", "synchronize")
+    asked = {"exchange_device": "_exchange_device", "maybe_exchange_device": "_maybe_exchange_device"}
+    places = [(interface, name, staticmethod(getattr(torch.cuda, asked.get(name, name)))) for name in names]
+    properties = simulation.card.properties()
+    places += [
+        (interface, "get_raw_stream", staticmethod(lambda index: 0)),
+        (interface.Worker, "get_device_properties", staticmethod(lambda device=None: properties)),
+        (interface.Worker, "current_device", staticmethod(lambda: 0)),
+        (fake_tensor.FakeTensorMode, "avoid_device_init", True),
+        (fake_tensor, "init_gpu_context", lambda device: None),
+        (streams.SymbolicStreamState, "__init__", lambda state: setattr(state, "cur_stream_stack", deque())),
+        (pad_mm, "get_cached_should_pad", lambda key: simulation.pads),
+    ]
+    caches = (hints.DeviceProperties.create, utils.get_max_num_sms)
+    with patched(places):
+        for function in caches:
+            function.cache_clear()
+        with accelerator(), _disable_current_modes(), as_it_was(), unheard():
+            for device in (torch.device("cuda", 0), None):  # patterns make constants, elsewhere than here on the GPU
+                joint_graph.lazy_init(device)
+        yield
+    for function in caches:
+        function.cache_clear()
+
+
+_STATE_BYTES = {False: 16, True: 5056}  # of a generator of CUDA (seed and offset), and of the CPU's (Mersenne twister)
+
+
+def _with_generator(tracker: Tracker, *args: Any, saving: bool, **kwargs: Any) -> Any:
+    """An operator and the state of its generator, which is a tensor of the host: as it was, or as it is given."""
+    operator, *args = args if saving else args[1:]
+    with tracker:
+        size = _STATE_BYTES["cpu" in tracker._devices]
+        state = torch.empty(size, dtype=torch.uint8, device="cpu")  # where one is given, that of now is kept meanwhile
+        output = operator(*args, **kwargs)
+    return (state, output) if saving else output
+
+
+rng_prims.run_and_save_rng_state.py_impl(Tracker)(partial(_with_generator, saving=True))
+rng_prims.run_with_rng_state.py_impl(Tracker)(partial(_with_generator, saving=False))
