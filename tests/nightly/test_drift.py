@@ -8,9 +8,9 @@ import re
 
 import pytest
 
+from tests.repository import ROOT
 from validation import environments, measurements, timed_rows, times
 from validation.rows import SOURCES, read
-from will_it_fit.common.digests import ROOT
 from will_it_fit.common.files import read_json
 from will_it_fit.hours.step_time import simulate
 

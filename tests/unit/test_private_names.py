@@ -25,6 +25,7 @@ FSDP, FSDP2, DATA_PARALLEL = "torch.distributed.fsdp", "torch.distributed.fsdp._
 ZERO = "deepspeed.runtime.zero"
 # By what they belong to. A name that objects of a class get when they are made counts as the class's.
 RELIED_ON = {
+    "argparse.ArgumentParser": "_actions",
     "accelerate.state.AcceleratorState": "_reset_state",
     "accelerate.state.GradientState": "_reset_state",
     "bitsandbytes.autograd": "_functions",
@@ -85,7 +86,7 @@ RELIED_ON = {
     f"{DATA_PARALLEL}.DistributedDataParallel": "_pre_forward",
     "torch.ops._c10d_functional": "wait_tensor",
     "torch.ops.aten": (
-        "_local_scalar_dense _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention"
+        "_fft_c2c _fft_c2r _fft_r2c _local_scalar_dense _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention"
         " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _to_copy"
         " _pin_memory _scaled_dot_product_attention_math"
     ),

@@ -1,7 +1,7 @@
 """Steps that were traced once: each try is kept, and the documents say how they came out, the worst of them too."""
 
+from tests.repository import ROOT
 from validation import other_rows
-from will_it_fit.scenario.scenario import ROOT
 
 TRIES = other_rows.read()
 PAGE = (ROOT / "docs" / "memory-validation.md").read_text(encoding="utf-8")
