@@ -86,7 +86,8 @@ RELIED_ON = {
     f"{DATA_PARALLEL}.DistributedDataParallel": "_pre_forward",
     "torch.ops._c10d_functional": "wait_tensor",
     "torch.ops.aten": (
-        "_fft_c2c _fft_c2r _fft_r2c _local_scalar_dense _scaled_dot_product_efficient_attention _scaled_dot_product_flash_attention"
+        "_fft_c2c _fft_c2r _fft_r2c _local_scalar_dense _scaled_dot_product_efficient_attention"
+        " _scaled_dot_product_flash_attention"
         " _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _to_copy"
         " _pin_memory _scaled_dot_product_attention_math"
     ),

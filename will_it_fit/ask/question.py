@@ -14,12 +14,12 @@ from will_it_fit.cards.gpus import Gpu, find
 from will_it_fit.common.errors import UserError, yaml_text
 from will_it_fit.common.files import yaml_value
 from will_it_fit.hours.run_time import Run
-from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading
+from will_it_fit.readers.approximations import approximate
+from will_it_fit.readers.reading import EITHER, HIGH, Reading
 from will_it_fit.readers.request import DECIDING, AskedStep, asked_for, left_out
 from will_it_fit.scenario.fields import BY_NAME
-from will_it_fit.scenario.model import LIGER_MODELS, configuration, size
+from will_it_fit.scenario.model import configuration, size
 from will_it_fit.scenario.nested_fields import gpu_count
-from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 
 _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
@@ -103,7 +103,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         if isinstance(fields["model"], str):
             _resolve(fields, base, where)
         if reading or beside:
-            settle(fields, base)
+            fields = approximate(fields, base)
         found = asked_for(fields, where)
     except UserError as error:
         raise _of_the_file(error, reading, options) from None
@@ -344,76 +344,3 @@ def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
     if is_file and length > positions and model.get("model_type") not in _LEARNED_POSITIONS:
         model["max_position_embeddings"] = length
         reading.notes.append(f"{length} tokens are more than the model's {positions} positions; counted all the same")
-
-
-def settle(fields: dict[str, Any], reading: Reading) -> None:
-    """What the tool can do together and a scenario can't say yet: the nearest that it can, and which way that errs."""
-    parallel, model = fields.get("parallel") or {}, fields["model"]
-    strategy = parallel.get("strategy", "none")
-    sharded, zero = strategy in ("fsdp1", "fsdp2"), strategy.startswith("zero")
-    if zero and not _deepspeed_is_there():
-        like = {"strategy": "fsdp2", "gpus": parallel["gpus"], "reshard_after_forward": strategy == "zero3"}
-        fields["parallel"] = like
-        reading.errs("deepspeed", strategy, EITHER, "DeepSpeed is not installed here; read as FSDP2")
-        sharded, zero, strategy = True, False, "fsdp2"
-    if (sharded or zero) and (fields.get("quantization") or {}).get("type") == "int8":
-        fields |= {"method": "lora", "quantization": None}
-        why = "weights of LLM.int8 can't be divided; they are counted in 16 bits"
-        reading.errs("load_in_8bit", True, HIGH, why, "int8")
-    if fields.get("loss") == "liger" and model.get("model_type") not in LIGER_MODELS:
-        fields["loss"] = "chunked"
-        reading.errs("loss", "liger", EITHER, "Liger's fused loss is not known for this model; read as a chunked loss")
-    if fields.get("loss", "full") != "full" and (sharded or strategy == "zero3"):
-        why = "a loss in chunks is not described where weights are divided"
-        reading.errs("loss", fields["loss"], HIGH, why, "logits")
-        fields["loss"] = "full"
-    kind = OPTIMIZERS.get(str(fields.get("optimizer")))
-    if kind and kind.bits and (sharded or zero):
-        reading.errs("optimizer", fields["optimizer"], HIGH, "8-bit states are not described where they are divided",
-                     "states")  # fmt: skip
-        fields["optimizer"] = "adamw"
-    if strategy == "fsdp1" and parallel.get("offload") == "cpu":
-        fields["parallel"] = {**parallel, "strategy": "fsdp2"}
-        reading.errs("offload", "cpu", EITHER, "CPU offload is modelled for FSDP2 only, so FSDP1 is read as FSDP2")
-        strategy = "fsdp2"
-    weights = str(fields.get("precision", "bf16")).removesuffix("-mixed")
-    if strategy == "fsdp1" and fields.get("quantization"):
-        fields["quantization"] = {**fields["quantization"], "storage": weights}
-    if strategy == "fsdp1":
-        fields.pop("kbit_preparation", None)
-    compute = fields.get("autocast") or weights
-    if fields.get("attention") == "flash" and compute == "fp32":
-        fields["attention"] = "sdpa"
-        reading.errs("attention", "flash", EITHER, "FlashAttention takes no fp32; read as sdpa")
-    if fields.get("attention") == "flash":
-        fields.pop("attention_mask", None)  # padded rows go through it unpadded
-    if fields.get("autocast") and str(fields.get("precision", "")).endswith("-mixed"):
-        fields.pop("autocast")
-    if fields.get("method") == "full":
-        for name in ("lora", "adapter", "quantization", "kbit_preparation", "adapter_precision"):
-            fields.pop(name, None)
-    _settle_targets(fields, reading)
-
-
-def _settle_targets(fields: dict[str, Any], reading: Reading) -> None:
-    """Adapters on experts, and dropout that PEFT refuses there."""
-    model, lora = fields["model"], fields.get("lora")
-    experts = any(model.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
-    if not experts or not lora:
-        return
-    if lora.get("target_modules") == "all-linear":
-        fields["lora"] = {**lora, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]}
-        reading.notes.append("all linear layers are those of attention here: experts are no linear layers")
-    else:
-        kept = [name for name in lora["target_modules"] if name not in ("gate_proj", "up_proj", "down_proj")]
-        if kept and kept != list(lora["target_modules"]) and lora.get("dropout"):
-            fields["lora"] = {**lora, "target_modules": kept}
-            reading.errs(
-                "lora_target_modules", "experts", LOW, "PEFT refuses dropout on expert adapters; they are left out"
-            )
-
-
-def _deepspeed_is_there() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("deepspeed") is not None

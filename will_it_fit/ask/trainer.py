@@ -16,9 +16,10 @@ from typing import Any
 from transformers import TrainerCallback
 
 from will_it_fit.ask import Answer, answered
-from will_it_fit.ask.question import Question, settle
+from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, find, from_device
 from will_it_fit.readers import trl
+from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import keys
 from will_it_fit.readers.request import AskedStep
 from will_it_fit.scenario.scenario import Scenario
@@ -88,7 +89,7 @@ def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | 
     fields["model_name"] = base.config.name_or_path or base.config.model_type
     if card is not None:
         fields["gpu"] = card.name if card.name in catalogue() else {"vram_gib": card.total_bytes / GIB}
-    settle(fields, reading)
+    fields = approximate(fields, reading)
     scenario = Scenario.from_mapping(fields, where="the trainer")
     return Question(AskedStep(scenario, {}), scenario, "the trainer", card, reading, model=fields["model_name"])
 

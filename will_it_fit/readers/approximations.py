@@ -1,0 +1,174 @@
+"""What tools can do together and a scenario can't say yet: the nearest that it can, and which way that errs. One table.
+
+Each row's change makes its own condition false and no other row's true again, so that the order of rows does not
+matter (tests/will_it_fit/ask/test_approximations.py applies them in many orders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, Remark
+from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.model import LIGER_MODELS
+from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.strategies import DIVIDED, NONE, STRATEGIES, WEIGHTS, Strategy
+
+Fields = Mapping[str, Any]
+GONE = object()  # the value of a field that goes
+_OF_ADAPTERS = ("lora", "adapter", "quantization", "kbit_preparation", "adapter_precision")
+_OF_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
+
+
+class Approximation(NamedTuple):
+    """A row: where it ``holds``, what to ``change``, and what to say: key, what was found, which way it errs, why."""
+
+    holds: Callable[[Fields], Any]
+    change: Callable[[Fields], dict[str, Any]]
+    key: str = ""
+    found: Callable[[Fields], Any] = lambda fields: None
+    errs: str = ""  # "": nothing is said, since nothing changes
+    why: str = ""
+    bound: str | None = None
+
+
+def _strategy(fields: Fields) -> Strategy:
+    return STRATEGIES[(fields.get("parallel") or {}).get("strategy", NONE)]
+
+
+def _value(fields: Fields, name: str) -> Any:
+    return fields.get(name, BY_NAME[name].default)
+
+
+def _half(fields: Fields) -> str:
+    return str(_value(fields, "precision")).removesuffix("-mixed")
+
+
+def _as_fsdp2(fields: Fields) -> dict[str, Any]:
+    parallel = fields["parallel"]
+    reshard = WEIGHTS in _strategy(fields).divides
+    return {"parallel": {"strategy": DIVIDED, "gpus": parallel["gpus"], "reshard_after_forward": reshard}}
+
+
+def _divides(fields: Fields) -> bool:
+    return bool(_strategy(fields).divides)
+
+
+def _optimizer_in_few_bits(fields: Fields) -> bool:
+    kind = OPTIMIZERS.get(str(_value(fields, "optimizer")))
+    return kind is not None and kind.bits is not None
+
+
+def _has_experts(fields: Fields) -> bool:
+    return any(fields["model"].get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+
+
+def _targets(fields: Fields) -> Any:
+    return (fields.get("lora") or {}).get("target_modules") if _has_experts(fields) else None
+
+
+def _without_experts(fields: Fields) -> list[str]:
+    return [name for name in _targets(fields) if name not in _OF_EXPERTS]
+
+
+def _drops_on_experts(fields: Fields) -> bool:
+    targets = _targets(fields)
+    if not isinstance(targets, Sequence) or isinstance(targets, str) or not fields["lora"].get("dropout"):
+        return False
+    kept = _without_experts(fields)
+    return bool(kept) and kept != list(targets)
+
+
+TABLE = (
+    Approximation(
+        lambda f: _strategy(f).zero and find_spec("deepspeed") is None, _as_fsdp2,
+        "deepspeed", lambda f: f["parallel"]["strategy"], EITHER, "DeepSpeed is not installed here; read as FSDP2",
+    ),
+    Approximation(
+        lambda f: _divides(f) and f.get("method") != "full" and (f.get("quantization") or {}).get("type") == "int8",
+        lambda f: {"method": "lora", "quantization": None},
+        "load_in_8bit", lambda f: True, HIGH, "weights of LLM.int8 can't be divided; they are counted in 16 bits",
+        "int8",
+    ),
+    Approximation(
+        lambda f: _value(f, "loss") == "liger" and f["model"].get("model_type") not in LIGER_MODELS,
+        lambda f: {"loss": "chunked"},
+        "loss", lambda f: "liger", EITHER, "Liger's fused loss is not known for this model; read as a chunked loss",
+    ),
+    Approximation(
+        lambda f: _value(f, "loss") != "full" and WEIGHTS in _strategy(f).divides, lambda f: {"loss": "full"},
+        "loss", lambda f: f["loss"], HIGH, "a loss in chunks is not described where weights are divided", "logits",
+    ),
+    Approximation(
+        lambda f: _optimizer_in_few_bits(f) and _divides(f), lambda f: {"optimizer": BY_NAME["optimizer"].default},
+        "optimizer", lambda f: f["optimizer"], HIGH, "8-bit states are not described where they are divided", "states",
+    ),
+    Approximation(
+        lambda f: _strategy(f).fsdp == 1 and f["parallel"].get("offload") == "cpu",
+        lambda f: {"parallel": {**f["parallel"], "strategy": DIVIDED}},
+        "offload", lambda f: "cpu", EITHER, "CPU offload is modelled for FSDP2 only, so FSDP1 is read as FSDP2",
+    ),
+    Approximation(
+        lambda f: _strategy(f).fsdp == 1 and f["parallel"].get("offload") != "cpu" and f.get("quantization")
+        and f["quantization"].get("storage") != _half(f),
+        lambda f: {"quantization": {**f["quantization"], "storage": _half(f)}},
+    ),
+    Approximation(
+        lambda f: _strategy(f).fsdp == 1 and f["parallel"].get("offload") != "cpu" and "kbit_preparation" in f,
+        lambda f: {"kbit_preparation": GONE},
+    ),
+    Approximation(
+        lambda f: _value(f, "attention") == "flash" and (f.get("autocast") or _half(f)) == "fp32",
+        lambda f: {"attention": "sdpa"},
+        "attention", lambda f: "flash", EITHER, "FlashAttention takes no fp32; read as sdpa",
+    ),
+    # Padded rows go through FlashAttention unpadded.
+    Approximation(
+        lambda f: _value(f, "attention") == "flash" and (f.get("autocast") or _half(f)) != "fp32"
+        and "attention_mask" in f,
+        lambda f: {"attention_mask": GONE},
+    ),
+    Approximation(
+        lambda f: f.get("autocast") and _half(f) != _value(f, "precision"), lambda f: {"autocast": GONE},
+    ),
+    *(
+        Approximation(lambda f, name=name: f.get("method") == "full" and name in f, lambda f, name=name: {name: GONE})
+        for name in _OF_ADAPTERS
+    ),
+    Approximation(
+        lambda f: f.get("method") != "full" and _targets(f) == "all-linear",
+        lambda f: {"lora": {**f["lora"], "target_modules": list(_OF_ATTENTION)}},
+        why="all linear layers are those of attention here: experts are no linear layers",
+    ),
+    Approximation(
+        lambda f: f.get("method") != "full" and _drops_on_experts(f),
+        lambda f: {"lora": {**f["lora"], "target_modules": _without_experts(f)}},
+        "lora_target_modules", lambda f: "experts", LOW, "PEFT refuses dropout on expert adapters; they are left out",
+    ),
+)  # fmt: skip
+
+
+def approximated(fields: Fields, table: Sequence[Approximation] = TABLE) -> tuple[dict[str, Any], list[Approximation]]:
+    """The fields with the nearest that a scenario can say, and the rows that changed them, each once.
+
+    ``fields`` stay as they are. A row's ``found`` is then a value.
+    """
+    now, applied = dict(fields), []
+    while row := next((row for row in table if row.holds(now)), None):
+        applied.append(row._replace(found=row.found(now)))
+        now = {name: value for name, value in {**now, **row.change(now)}.items() if value is not GONE}
+    return now, applied
+
+
+def approximate(fields: dict[str, Any], reading: Reading) -> dict[str, Any]:
+    """The same, with what is approximated noted in a reading."""
+    now, applied = approximated(fields)
+    for row in applied:
+        if row.errs:
+            reading.remarks.append(Remark(row.key, row.found, row.errs, row.why, row.bound))
+        elif row.why:
+            reading.notes.append(row.why)
+    return now
