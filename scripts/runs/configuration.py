@@ -39,12 +39,16 @@ SOURCE_KEYS = {
 
 @cache
 def read_schema() -> dict:
-    """The schema as a mapping, the fields of scenarios put in where a section names ``x-fields-without``."""
+    """The schema as a mapping, with the fields of scenarios where a section says ``x-fields: training`` or ``all``."""
     schema = yaml.load(SCHEMA.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     for section in schema["properties"].values():
-        if "x-fields-without" in section:
+        if kind := section.get("x-fields"):
             own = section.get("properties", {})
-            step = {name: form for name, form in fields.schema().items() if name not in section["x-fields-without"]}
+            step = {
+                one.name: one.schema()
+                for one in fields.FIELDS
+                if (one.in_training if kind == "training" else not one.name.startswith("model"))
+            }
             section["properties"] = {name: {**form, **own.get(name, {})} for name, form in step.items()} | {
                 name: form for name, form in own.items() if name not in step
             }

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from will_it_fit.analytic.decoder import Decoder, NotDescribed
 from will_it_fit.engine import cuda_rules
 from will_it_fit.engine.components import weights
 from will_it_fit.engine.cuda_rules import WIDTH, Capability
-from will_it_fit.scenario.objectives import SUPERVISED
-from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.fields import FIELDS
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.scenario.strategies import STRATEGIES
 
 CHUNK_TOKENS = 256  # will_it_fit/step/step.py: tokens whose logits exist at once with `loss: chunked`
 BLOCKSIZE, NESTED_BLOCKSIZE = 64, 256  # bitsandbytes: 4-bit weights to a scale, scales to a scale of theirs
-
-# Values of a scenario's fields that are described; None: any, or looked at below.
-DESCRIBED: dict[str, tuple | None] = {
-    **dict.fromkeys(("model", "model_name", "lora", "sequence_length", "micro_batch", "gradient_accumulation", "gpu")),
-    **dict.fromkeys(("method", "preference", "precision", "adapter_precision", "attention", "loop")),
-    "autocast": (None, "fp16", "bf16"),
-    "kbit_preparation": ("none", "peft", "trl"),
-    "adapter": (None,),
-    "attention_mask": ("none",),
-    "packing": ("none", "rows", "shared_prefix"),
-    "previous_sequence_length": (None,),
-    "keeps_outputs": (False,),
-    "platform": ("linux", "windows"),
-    "use_cache": (False,),
-    "gradient_checkpointing": (True, False),
-    "activation_offload": (False,),
-    "objective": (SUPERVISED,),
-    "images": (None,),
-    "optimizer": tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
-    "loss": ("full", "chunked"),
-    "quantization.type": (None, "nf4", "fp4"),
-    "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
-    "quantization.compute": (None,),
-    "versions.bitsandbytes": (None,),
-    "allocator.expandable_segments": None,
-    "parallel.strategy": tuple(name for name, one in STRATEGIES.items() if one.in_closed_form),
-    "parallel.offload": ("none",),
-}
 
 
 def check_described(scenario: Scenario) -> None:
@@ -53,13 +23,15 @@ def check_described(scenario: Scenario) -> None:
     NotDescribed
         For the first field whose value is not described.
     """
-    values = {field.name: getattr(scenario, field.name) for field in fields(scenario)}
-    for name, described in DESCRIBED.items():
-        field, _, part = name.partition(".")
-        value = getattr(values[field], part, None) if part else values[field]
-        if described is not None and value not in described:
+    for field in FIELDS:
+        value = getattr(scenario, field.name)
+        if not field.in_closed_form(value):
             value = value.get("peft_type", value) if isinstance(value, dict) else value
-            raise NotDescribed(f"the analytic estimate does not describe {name}: {value}")
+            raise NotDescribed(f"the analytic estimate does not describe {field.name}: {value}")
+        for part in field.parts if value is not None else ():
+            own = getattr(value, part.name)
+            if not part.in_closed_form(own):
+                raise NotDescribed(f"the analytic estimate does not describe {field.name}.{part.name}: {own}")
     if scenario.parallel.sharded and scenario.autocast_precision is not None:
         raise NotDescribed("the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast")
 

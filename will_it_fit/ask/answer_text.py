@@ -8,7 +8,8 @@ from typing import Any
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, known
 from will_it_fit.common.schema import yaml_text
 from will_it_fit.common.sizes import GIB, gib
-from will_it_fit.scenario.fields import BY_NAME, goes_without_saying, line
+from will_it_fit.scenario.description import goes_without_saying
+from will_it_fit.scenario.fields import BY_NAME, line
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
          "measurement": "measurement"}  # fmt: skip

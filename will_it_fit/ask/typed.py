@@ -16,7 +16,8 @@ from will_it_fit.ask.options import parser, whole_number
 from will_it_fit.common.errors import UserError, yaml_text
 from will_it_fit.common.schema import closest
 from will_it_fit.readers.common import dtype
-from will_it_fit.scenario.fields import BY_NAME, ELSEWHERE, Field
+from will_it_fit.scenario.description import Field
+from will_it_fit.scenario.fields import BY_NAME, ELSEWHERE
 
 FLAGS = {"sequence_length": "-s", "micro_batch": "-b", "method": "--method", "gpu": "--gpu", "like": "--like"}
 _LONG = {"-s": "--sequence-length", "-b": "--micro-batch"}

@@ -24,7 +24,7 @@ from will_it_fit.planner.changes import COUNTS, Changes, apply
 from will_it_fit.planner.largest_fit import LENGTH_STEP, MOST
 from will_it_fit.scenario.hub import on_the_page
 from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.nested_fields import Parallel
+from will_it_fit.scenario.parts import Parallel
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, REPLICATED
 

@@ -17,8 +17,9 @@ from will_it_fit.common.errors import UserError, yaml_text
 from will_it_fit.common.files import read_yaml
 from will_it_fit.readers import axolotl, trl
 from will_it_fit.scenario.fields import BY_NAME, UNSAID, scenario_defaults
+from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import language_model_only
-from will_it_fit.scenario.nested_fields import Images, gpu_count
+from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
 
 LIKE = ("trl", "peft", "axolotl")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.scenario.fields import MOST
+from will_it_fit.scenario.description import MOST
 from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import NONE

@@ -11,7 +11,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
-from will_it_fit.scenario.fields import MOST
+from will_it_fit.scenario.description import MOST
 from will_it_fit.scenario.hub import MODELS, HubId, catalogued, fetch_config, is_language_model_alone, nearest
 
 # Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).

@@ -14,69 +14,24 @@ What each field means and allows, and its default, stands in :mod:`will_it_fit.s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from importlib.util import find_spec
 from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.contradictions import contradictions
-from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, file_schema, scenario_defaults
+from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, Fields, file_schema, scenario_defaults
+from will_it_fit.scenario.images import Images, asks_for_images
 from will_it_fit.scenario.model import read_model, size
-from will_it_fit.scenario.nested_fields import (
-    PARTS,
-    Allocator,
-    Images,
-    Lora,
-    Parallel,
-    Preference,
-    Quantization,
-    Versions,
-    asks_for_images,
-    checked_adapter,
-    checked_gpu,
-    checked_lora,
-)
+from will_it_fit.scenario.nested_fields import checked_adapter, checked_gpu, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.parts import PARTS
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """One training step; the fields are those of :data:`will_it_fit.scenario.fields.FIELDS`."""
-
-    model: dict[str, Any]
-    model_name: str | None
-    method: str
-    objective: str
-    preference: Preference
-    precision: str
-    autocast: str | None
-    quantization: Quantization | None  # None unless method is qlora
-    kbit_preparation: str
-    lora: Lora | None  # None when method is full, or an adapter is given
-    adapter: dict[str, Any] | None
-    adapter_precision: str
-    sequence_length: int
-    images: Images | None
-    micro_batch: int
-    gradient_accumulation: int
-    attention_mask: str
-    packing: str  # rows in one sequence (will_it_fit.step.packing): the batch then has positions and a square mask
-    previous_sequence_length: int | None
-    use_cache: bool
-    gradient_checkpointing: bool | str
-    attention: str
-    activation_offload: bool
-    optimizer: str
-    loss: str
-    loop: str
-    keeps_outputs: bool
-    allocator: Allocator
-    platform: str
-    parallel: Parallel
-    versions: Versions
-    gpu: str | dict[str, float] | None
+class Scenario(Fields):
+    """One training step, checked."""
 
     @classmethod
     def from_mapping(

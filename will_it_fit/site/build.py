@@ -21,7 +21,8 @@ from will_it_fit.common.schema import yaml_text
 from will_it_fit.common.terminal import command
 from will_it_fit.common.version import VERSION
 from will_it_fit.data import data_path
-from will_it_fit.scenario.fields import FIELDS, Field, scenario_defaults
+from will_it_fit.scenario.description import Field
+from will_it_fit.scenario.fields import FIELDS, scenario_defaults
 from will_it_fit.scenario.hub import MODELS
 from will_it_fit.scenario.strategies import STRATEGIES
 from will_it_fit.site.answer import reply

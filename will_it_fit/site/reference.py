@@ -11,7 +11,8 @@ from will_it_fit import engine as engine_package
 from will_it_fit.ask.options import parser
 from will_it_fit.common.schema import yaml_text
 from will_it_fit.engine import _WHERE as ENGINE
-from will_it_fit.scenario.fields import FIELDS, Field, scenario_defaults
+from will_it_fit.scenario.description import Field
+from will_it_fit.scenario.fields import FIELDS, scenario_defaults
 
 MOST_ON_A_LINE = 60  # characters of parameters
 Defined = ast.FunctionDef | ast.ClassDef

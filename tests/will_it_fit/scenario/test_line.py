@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from will_it_fit.scenario.fields import FIELDS, UNSAID, Field, line, said
+from will_it_fit.scenario.description import Field, said
+from will_it_fit.scenario.fields import FIELDS, UNSAID, line
 from will_it_fit.scenario.scenario import Scenario
 
 MODEL = "qwen2.5-coder-7b"
