@@ -21,6 +21,7 @@ TITLES = {
     "flux": "L40S, diffusion: FLUX.2-klein with PEFT's methods",
     "bert": "V100, BERT-large in torch 1.10",
     "torchao": "RTX 4070 Ti SUPER, ViT-giant in bf16",
+    "canifinetune": "RTX 4080 on Windows, canifinetune",
 }
 TRIES = {"first": "first try", "second": "second try"}
 

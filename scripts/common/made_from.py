@@ -212,13 +212,14 @@ def refuse_unrecorded(paths: Iterable[str]) -> None:
     if not unknown:
         return
     places = [str(_place(path)) for path in unknown]
+    remove = f"rm {' '.join(unknown)}" if len(unknown) <= 5 else "mv results results.before"
     cut = [place for place in places if place in ledger.unreadable] or ledger.unreadable
     raise UserError(
         "Nothing records what a result was made from, so damage to it could not be seen.",
         where=", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""),
         found=f"a record that can't be read: {', '.join(cut[:5])}" if cut else f"no record in {HOME / FOLDER}",
         allowed=f"results together with the {HOME} of the runs that made them; or the steps run again",
-        write=f"rm {' '.join(unknown)}    # then the same command again; if they are this version's and whole:"
+        write=f"{remove}    # then the same command again; if they are this version's and whole:"
         " snakemake --cores 1 --touch --forceall",
     )
 

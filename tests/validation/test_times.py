@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "time.md").read_text(encoding="utf-8")
 
 
 def test_every_row_has_a_source_a_licence_and_a_speed():
-    assert len(ROWS) == 244 and len({row.id for row in ROWS}) == 244
+    assert len(ROWS) == 293 and len({row.id for row in ROWS}) == 293
     assert all(row.source and row.licence and row.step_seconds > 0 for row in ROWS)
     assert all(times.speed_of_row(row).memory_bytes_per_second for row in ROWS)
 
@@ -33,6 +33,14 @@ def test_a_row_is_compared_with_what_was_measured():
     (row,) = [row for row in ROWS if row.id == "time-mistral-main-011"]
     compared = times.compare(row, 2 * row.step_seconds)
     assert (compared["error_percent"], compared["fitted"]) == (100.0, True)
+
+
+def test_peft_s_other_methods_were_all_unread_and_the_worst_is_told():
+    (found,) = (item for item in REPORT["summaries"] if item["kind"] == "L40S, other methods")
+    assert (found["rows"], found["unread"], found["worst_percent"]) == (46, True, -72.53)
+    rows = [row for row in REPORT["rows"] if row["kind"] == "L40S, other methods"]
+    assert len(rows) == 49 and sum(abs(row.get("error_percent", 99)) <= 30 for row in rows) == 43
+    assert "-72.5 %" in PAGE and "43 of the 46" in PAGE
 
 
 def test_the_page_shows_the_report():
