@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from scripts.ask.options import parser, whole_number
 from scripts.ask.readers.common import dtype
 from scripts.common.errors import UserError, yaml_text
 from scripts.common.schema import closest
@@ -48,12 +49,6 @@ _EXAMPLE = "qwen2.5-coder-7b"
 _QUANTIZED = {"4bit": "nf4", "4": "nf4", "int4": "nf4", "4-bit": "nf4", "bnb": "nf4", "8bit": "int8", "8": "int8",
               "8-bit": "int8"}  # fmt: skip
 _THOUSANDS = {"": 1, "k": 1024, "m": 1024**2}
-
-
-def whole_number(text: str) -> int | None:
-    """A count as it is written on a command line, thousands set apart or not; None for anything else."""
-    plain = re.sub(r"(?<=\d)[,_](?=\d{3})", "", text.strip())
-    return int(plain) if re.fullmatch(r"[1-9]\d*", plain) else None
 
 
 def suggested(command: Sequence[str], changes: Mapping[str, Any], *, instead_of: str | None = None) -> str:
@@ -148,8 +143,6 @@ def options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 def _positions(words: Sequence[str]) -> Iterator[int]:
     """Places of the words that are no option and no option's value."""
-    from scripts.ask.command import parser
-
     table, skip = options(parser()), False
     for at, word in enumerate(words):
         if skip:
