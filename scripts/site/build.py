@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from scripts.ask.command import METHODS, STRATEGIES
+from scripts.ask.options import METHODS, STRATEGIES
 from scripts.common.digests import ROOT
 from scripts.common.files import atomic_folder, read_yaml
 from scripts.common.job import command
