@@ -16,12 +16,14 @@ import yaml
 from scripts.ask import Run, will_it_fit
 from scripts.ask.command import main
 from scripts.ask.difference import measured
+from scripts.ask.question import Options, question
 from scripts.ask.run import ranked
 from scripts.common.errors import UserError
 from scripts.memory.answer_text import smallest
 from scripts.memory.gpus import GIB, find, known
 from scripts.memory.predict import predict
 from scripts.memory.run_time import run_time
+from scripts.memory.trace import trace
 from scripts.planner.compare import untimed_because
 from scripts.settings.scenario import Scenario
 
@@ -184,11 +186,13 @@ def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
     status, text = run(capsys, *words, "--largest-batch", "--json")
     rows = json.loads(text)["value"]
     assert status == 0 and rows > 1
-    assert run(capsys, *words, "-b", str(rows))[0] == 0
-    assert run(capsys, *words, "-b", str(rows + 1))[0] == 1
-    tight = (model, "--gpu", "0.515GiB", "--like", "trl", "-s", "64", "--set", "loss=full")
-    alone = json.loads(run(capsys, *tight, "--largest-batch", "--json")[1])["value"]
-    assert run(capsys, *tight, "-b", str(max(alone, 1)))[0] == (0 if alone else 1)
+
+    def fits(rows: int) -> bool:
+        asked = question([model], Options("0.6GiB", None, 512, rows, settings=["loss=full"], like="trl"))
+        assert asked.scenario.attention_mask == ("padding" if rows > 1 else "none")
+        return trace(asked.scenario, timeline=False)["required_bytes"] <= asked.gpu.usable_bytes
+
+    assert fits(rows) and not fits(rows + 1)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "grpo"])
