@@ -104,7 +104,7 @@ def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(
     first = asked.stdout.readline()
     assert first.startswith("DOES NOT FIT") and asked.poll() is None  # the searches go on
     progress = asked.stderr.readline()
-    assert re.match(r"looking for what would fit: .+; \d+ more to try", progress)
+    assert re.match(r"tracing alternatives: .+; \d+ more to try", progress)
     asked.send_signal(signal.SIGINT)
     out, err = asked.stdout.read(), asked.stderr.read()
     assert asked.wait(60) == 1 and "Traceback" not in err and "stopped" in err
