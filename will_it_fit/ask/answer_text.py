@@ -130,7 +130,12 @@ def defaults_used(answer: Mapping[str, Any]) -> str | None:
 
 
 def _fields(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {yaml_text(value)}" for name, value in values.items() if value is not None)
+    def shown(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: item for key, item in value.items() if item is not None}
+        return value
+
+    return ", ".join(f"{name} {yaml_text(shown(value))}" for name, value in values.items() if value is not None)
 
 
 def answers(answer: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,4 @@
-"""The command line: what was typed becomes a question, and its answer is printed.
-
-:mod:`will_it_fit.ask.options` holds the options.
-"""
+"""``will-it-fit``: the command line, whose options :mod:`will_it_fit.ask.options` lists, and what it prints."""
 
 from __future__ import annotations
 
@@ -123,7 +120,7 @@ class _Progress:
         self.found = found
         more = f"; {left} more to try" if left else ""
         stand = f", {len(found)} found" if found else ""
-        self._write(f"looking for what would fit: {what.replace('_', ' ')}{more}{stand} (Ctrl-C stops)")
+        self._write(f"tracing alternatives: {what.replace('_', ' ')}{more}{stand} (Ctrl-C stops)")
 
     def _write(self, text: str) -> None:
         if not self.speaks:

@@ -61,7 +61,7 @@ def answered(
         shown(answer)
     if "parallel" in asked.assumed:
         if watch:
-            watch("DDP in place of FSDP2", 0, [])
+            watch("the same with DDP", 0, [])
         parallel = {"strategy": REPLICATED, "gpus": asked.scenario.parallel.gpus}
         other = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
         size = other.traced.trace["required_bytes"]

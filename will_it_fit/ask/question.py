@@ -94,8 +94,8 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
         reading.pad(fields)
     if not fields.get("model"):
         raise UserError(
-            "The file names no model.", where=where, allowed="a model in the file, or --set model=NAME",
-            write=f"will-it-fit {what[0]} --set model=Qwen/Qwen3-8B",
+            "The file names no model.", where="the command line", found=where,
+            allowed="a model in the file, or --set model=NAME", change={"--set": "model=Qwen/Qwen3-8B"},
         )  # fmt: skip
     model = fields["model"] if isinstance(fields["model"], str) else str(fields.get("model_name") or "")
     base = reading or Reading("", "", Path(where))
@@ -154,8 +154,8 @@ def _main(what: str, tool: str | None, gpu: Gpu | None) -> tuple[dict[str, Any],
         folder = path.parent if path.parent.is_dir() else Path()
         near = difflib.get_close_matches(path.name, [other.name for other in folder.iterdir()], n=1)
         raise UserError(
-            "The file isn't there.", where=what, allowed="a file, or a model's name",
-            write=f"will-it-fit {folder / near[0]}" if near else "will-it-fit qwen2.5-coder-7b --gpu 24GiB",
+            "The file isn't there.", where="the command line", found=what, allowed="a file, or a model's name",
+            change={"model": str(folder / near[0]) if near else "qwen2.5-coder-7b"},
         )  # fmt: skip
     return {"model": what}, "the command line", None
 

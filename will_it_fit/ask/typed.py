@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from will_it_fit.ask.options import parser, whole_number
 from will_it_fit.common.errors import UserError, yaml_text
 from will_it_fit.common.schema import closest
-from will_it_fit.readers.common import dtype
+from will_it_fit.readers.common import dtype, kernel, optimizer_of
 from will_it_fit.scenario.description import Field
 from will_it_fit.scenario.fields import BY_NAME, ELSEWHERE
 
@@ -47,6 +47,7 @@ _SWITCHES: dict[str, dict[str, Any]] = {
     **{word: {"objective": word} for word in ("dpo", "orpo", "kto", "grpo")},
 }
 _EXAMPLE = "qwen2.5-coder-7b"
+_STRATEGIES = {"fsdp": "fsdp2", "deepspeed": "zero3", "zero": "zero3", "dp": "ddp", "single": "none"}
 _QUANTIZED = {"4bit": "nf4", "4": "nf4", "int4": "nf4", "4-bit": "nf4", "bnb": "nf4", "8bit": "int8", "8": "int8",
               "8-bit": "int8"}  # fmt: skip
 _THOUSANDS = {"": 1, "k": 1024, "m": 1024**2}
@@ -73,6 +74,8 @@ def _changed(words: list[str], name: str, value: Any, instead_of: str | None) ->
     if name == "model" and isinstance(value, str):
         at = next(iter(_positions(words)), None)
         return [value, *words] if at is None else [*words[:at], value, *words[at + 1 :]]
+    if name == "--set":
+        return [*words, "--set", str(value)]
     flag = name if name.startswith("--") else FLAGS.get(name)
     olds = {old for old in (instead_of, name) if old}
     if flag:
@@ -192,8 +195,11 @@ def check(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
         return
     kept = list(words)
     for slip in reversed(slips):
-        meant = {name: value for name, value in (slip.changes or {}).items() if name != "--count"}
+        meant = {name: value for name, value in (slip.changes or {}).items() if name not in ("--count", "model")}
         kept[slip.at : slip.at + slip.count] = shlex.split(suggested((), meant))[1:]
+    for slip in slips:
+        if model := (slip.changes or {}).get("model"):
+            kept = _changed(kept, "model", model, None)
     if count := next((slip.changes["--count"] for slip in slips if "--count" in (slip.changes or {})), None):
         own = next((words[at + 1] for at in range(len(words) - 1) if words[at] == "--gpu"), "24GiB")
         kept = _replaced(kept, ["--gpu", f"{count}x{own}" if str(count).isdigit() else str(count)], {"--gpu"}, ())
@@ -302,7 +308,8 @@ def _value(form: Field, value: str | None) -> Any:
     if form.words:
         words = {yaml_text(word): word for word in form.words}
         text = value.lower()
-        near = text if text in words else dtype(text) if dtype(text) in words else closest(text, words)
+        theirs = {"attention": kernel, "optimizer": optimizer_of}.get(form.name, dtype)(text)
+        near = text if text in words else theirs if theirs in words else closest(text, words)
         return words[near] if near else form.example
     if form.least is not None:
         return counted(value) or form.example
@@ -338,7 +345,8 @@ def _wrong(at: int, count: int, typed: str, action: argparse.Action, value: str)
     name = action.option_strings[-1]
     if action.choices and value not in action.choices:
         changes = _of_method(value) if name == "--method" else None
-        near = closest(value, action.choices)
+        near = _STRATEGIES.get(value.lower()) if name == "--strategy" else None
+        near = near or closest(value, action.choices)
         changes = changes or {name: near or next(iter(action.choices))}
         why = f": {_AIM}" if "objective" in changes else "."
         return _Slip(at, count, f"`{typed}` does not take {value}{why}", ", ".join(action.choices), changes)

@@ -294,10 +294,14 @@ class Borders:
         return max(ROUNDED, value // ROUNDED * ROUNDED) if self.values[-1] >= ROUNDED else self.values[-1]
 
     def _peak(self, value: int) -> int | None:
-        """The analytic estimate's peak; None where there is none."""
+        """The analytic estimate's peak; None where there is none.
+
+        The mask of padded rows is not described, and adds little: without it a search would begin with the most rows.
+        """
         if value not in self._peaks:
             try:
-                form = analytic_estimate(self.at(value), capability=self.capability, blocks=False)
+                scenario = replace(self.at(value), attention_mask="none")
+                form = analytic_estimate(scenario, capability=self.capability, blocks=False)
                 self._peaks[value] = form["peak_allocated_bytes"]
             except NotDescribed:
                 self._peaks[value] = 0

@@ -88,10 +88,20 @@ def _installed(optimizer: str) -> bool:
     return package is None or find_spec(package) is not None
 
 
+def kernel(name: Any) -> str | None:
+    """Our name of a tool's attention; None where it is not known."""
+    text = str(name)
+    return _ATTENTION.get(text) or ("flash" if "flash" in text and not text.startswith("paged") else None)
+
+
+def optimizer_of(name: str) -> str | None:
+    """The nearest of our optimizers to one of transformers' or axolotl's; None where it is not known."""
+    return OPTIMIZERS[name][0][-1] if name in OPTIMIZERS else None
+
+
 def attention(reading: Reading, key: str, name: Any) -> None:
     """Set the attention."""
-    text = str(name)
-    known = _ATTENTION.get(text) or ("flash" if "flash" in text and not text.startswith("paged") else None)
+    known = kernel(name)
     reading.set(attention=known or "sdpa")
     if known is None:
         reading.errs(key, name, EITHER, "this attention is not known, and is read as sdpa")

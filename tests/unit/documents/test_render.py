@@ -852,9 +852,21 @@ def test_the_card_says_that_answers_were_run_and_what_the_score_is_worth(write: 
 
 def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[..., str]) -> None:
     content = inputs.files()
-    assert "tokens per second, in FP32. The loss" in write("MODEL_CARD.md", content)
+    assert "It computed in FP32. The loss" in write("MODEL_CARD.md", content)
     content["training"]["scenario"]["autocast"] = "bf16"
     assert "in BF16 where autocast allows it, FP32 elsewhere. The loss" in write("MODEL_CARD.md", content)
+
+
+def test_the_card_answers_what_its_figures_make_readers_doubt(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    card, details, training = write("MODEL_CARD.md", content), write("docs/details.md", content), content["training"]
+    times = training["times"]
+    rows = times["rows_per_second"] * times["train_wall_seconds"]
+    assert f"It saw {rows:,.0f} rows, {training['epochs']:.2f} epochs of the {training['train_rows']:,} that" in card
+    own, computed = (f"{times[name]:,.0f}" for name in ("tokens_per_second", "computed_tokens_per_second"))
+    assert f"These hold {own} tokens for each second, of which the model computed {computed}:" in card
+    assert f"{computed} tokens and" in details and f"it is {own} tokens in a second" in details
+    assert "With expandable segments the allocator splits blocks more finely" in card
 
 
 def test_a_score_of_earlier_answers_is_not_shown(write: Callable[..., str]) -> None:

@@ -58,6 +58,20 @@ def test_the_default_and_the_7b_configuration_pass():
         ({"memory": {"model": "nosuch"}}, ["memory.model", "qwen2.5-coder-7b", "model: "]),
         ({"memory": {"gpu": "nosuch"}}, ["memory.gpu", "'nosuch'", "rtx-4090", "gpu: "]),
         ({"memory": {"gate": {"gpu": "rtx-4091"}}}, ["memory.gate.gpu", "gpu: rtx-4090"]),
+        *(
+            (
+                {
+                    "memory": {"gate": {"gpu": gpu}},
+                    "training": {
+                        "device": "cuda",
+                        "on_out_of_memory": "stop",
+                        "parallel": {"strategy": "ddp", "gpus": 8},
+                    },
+                },
+                ["`parallel.gpus: 8` is more than `gpu` has", "count: 8"],
+            )
+            for gpu in ({"name": "rtx-3090", "count": 2}, "2xrtx-3090", "rtx-3090 x 2")
+        ),
         ({"scenario_defaults": {"foo": 1}}, ["foo", "scenario_defaults", "sequence_length"]),
         ({"scenario_defaults": {"optimizer": "adamw8bit"}}, ["optimizer: adamw_8bit"]),
         ({"lora": {"target_modules": ["nosuch_proj"]}}, ["nosuch_proj", "q_proj", "write:"]),

@@ -18,12 +18,14 @@ from will_it_fit.ask.answer_text import smallest
 from will_it_fit.ask.command import main
 from will_it_fit.ask.explain_measurement import measured
 from will_it_fit.ask.predict import predict
+from will_it_fit.ask.question import Options, question
 from will_it_fit.ask.run_cost import ranked
 from will_it_fit.cards.gpus import GIB, find, known
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import run_time
 from will_it_fit.planner.compare import untimed_because
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.trace import trace
 
 ROOT = Path(__file__).resolve().parents[3]
 TINY = {
@@ -102,7 +104,7 @@ def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(
     first = asked.stdout.readline()
     assert first.startswith("DOES NOT FIT") and asked.poll() is None  # the searches go on
     progress = asked.stderr.readline()
-    assert re.match(r"looking for what would fit: .+; \d+ more to try", progress)
+    assert re.match(r"tracing alternatives: .+; \d+ more to try", progress)
     asked.send_signal(signal.SIGINT)
     out, err = asked.stdout.read(), asked.stderr.read()
     assert asked.wait(60) == 1 and "Traceback" not in err and "stopped" in err
@@ -184,11 +186,13 @@ def test_the_largest_batch_is_one_that_is_confirmed(model, capsys) -> None:
     status, text = run(capsys, *words, "--largest-batch", "--json")
     rows = json.loads(text)["value"]
     assert status == 0 and rows > 1
-    assert run(capsys, *words, "-b", str(rows))[0] == 0
-    assert run(capsys, *words, "-b", str(rows + 1))[0] == 1
-    tight = (model, "--gpu", "0.515GiB", "--like", "trl", "-s", "64", "--set", "loss=full")
-    alone = json.loads(run(capsys, *tight, "--largest-batch", "--json")[1])["value"]
-    assert run(capsys, *tight, "-b", str(max(alone, 1)))[0] == (0 if alone else 1)
+
+    def fits(rows: int) -> bool:
+        asked = question([model], Options("0.6GiB", None, 512, rows, settings=["loss=full"], like="trl"))
+        assert asked.scenario.attention_mask == ("padding" if rows > 1 else "none")
+        return trace(asked.scenario, timeline=False)["required_bytes"] <= asked.gpu.usable_bytes
+
+    assert fits(rows) and not fits(rows + 1)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "grpo"])

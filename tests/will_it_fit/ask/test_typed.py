@@ -48,6 +48,12 @@ def corrected(line: str) -> str:
         ("--grad-accum 8 --optim adamw_8bit", "--set gradient_accumulation=8 --set optimizer=adamw_8bit"),
         ("--gpu 3090 --strategy ddp -s 64", "--gpu 2xrtx-3090 --strategy ddp -s 64"),
         ("--gpu", "--gpu 4090"),
+        ("--gpu 4090 --attention flash_attention_2", "--gpu 4090 --set attention=flash"),
+        ("--gpu 4090 --optim adamw_bnb_8bit", "--gpu 4090 --set optimizer=adamw_8bit"),
+        ("--gpu 2x4090 --strategy deepspeed", "--gpu 2x4090 --strategy zero3"),
+        ("--gpu 4090 --context 4k --bf16", "--gpu 4090 -s 4096 --set precision=bf16"),
+        ("--vram 24 -b 2", "--gpu 24GiB -b 2"),
+        ("--gpu 4090 --lora 32", "--gpu 4090 --set lora.rank=32"),
         ("-s 64 --longest --largest-batch --gpu 8GiB", "-s 64 --longest --gpu 8GiB"),
         ("-s 99999 --gpu 4090", "-s 32768 --gpu 4090"),
     ],
@@ -67,6 +73,9 @@ def test_every_slip_of_a_line_is_put_right_at_once() -> None:
 
 def test_a_model_that_is_misspelt_or_missing_keeps_the_rest() -> None:
     assert corrected("--gpu 4090 qwen3-9b -s 2048") == "will-it-fit --gpu 4090 qwen3-8b -s 2048"
+    assert corrected("--gpu 4090 --model qwen3-8b -s 2048") == "will-it-fit qwen3-8b --gpu 4090 -s 2048"
+    assert corrected("qwen2.5-3b --gpu 4090 --model qwen3-8b") == "will-it-fit qwen3-8b --gpu 4090"
+    assert corrected("nothere.yaml --gpu 4090") == "will-it-fit qwen2.5-coder-7b --gpu 4090"
     assert corrected("--gpu 4090 -s 2048") == "will-it-fit qwen2.5-coder-7b --gpu 4090 -s 2048"
 
 

@@ -173,3 +173,13 @@ def test_steps_are_no_finer_than_needed() -> None:
     assert values[:3] == [64, 128, 192] and values[-1] == 32768 and 8192 in values and 16384 in values
     assert all(later / value - 1 <= 1 / 64 for value, later in pairwise(values) if value >= 4096)
     assert capacities([(1, 2**20)]).required_bytes == 2 * 2**20
+
+
+@pytest.mark.parametrize("packing", ["none", "rows"])
+def test_the_border_and_the_first_value_above_it_are_traced_themselves(packing) -> None:
+    scenario, capacity = make(packing=packing), 90 * 2**20
+    borders = Borders(scenario, "sequence_length", (8, 0), [capacity])
+    value = borders.traced(capacity).value
+    above = borders.values[borders.values.index(value) + 1]
+    assert borders.scaled.at(value).traced and borders.scaled.at(above).traced
+    assert borders.scaled.at(value).fits(capacity) and not borders.scaled.at(above).fits(capacity)
