@@ -54,7 +54,7 @@ test-optimizers: $(VENV)-optimizers/ready
 
 # Where triton can be imported PyTorch and packages take other ways.
 test-kernels: $(VENV)-kernels/ready
-	$(VENV)-kernels/bin/python -m pytest tests/unit/engine/test_launches.py tests/unit/engine/test_card.py tests/unit/engine/test_compiled_steps.py
+	$(VENV)-kernels/bin/python -m pytest tests/unit/engine/test_launches.py tests/unit/engine/test_card.py tests/unit/engine/test_compiled_steps.py tests/unit/memory/test_simulated_card.py
 
 site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m scripts.site.build

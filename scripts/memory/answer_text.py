@@ -115,6 +115,8 @@ def step_line(scenario: Mapping[str, Any]) -> str:
     parts += [scenario["optimizer"], f"{scenario['attention']} attention"]
     if scenario["loss"] != "full":
         parts.append(f"{scenario['loss']} loss")
+    if scenario.get("compile", "none") != "none":
+        parts.append({"model": "compiled", "layers": "compiled layer by layer"}[scenario["compile"]])
     if scenario.get("activation_offload"):
         parts.append("activations wait on the host")
     if scenario["allocator"]["expandable_segments"]:

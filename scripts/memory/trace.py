@@ -33,6 +33,7 @@ from scripts.engine.report import History, make_report, recording
 from scripts.engine.scaled import Recording
 from scripts.engine.trace import Options, recorded, trace_step
 from scripts.memory.loading import Loader, loading_history
+from scripts.memory.simulated_card import compile_parts, for_compiler
 from scripts.memory.step_time import Speed, step_time
 from scripts.settings.scenario import PACKAGES, Scenario, check_packages
 from scripts.training.adapters import adapter_names
@@ -119,6 +120,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
+    compile_parts(model, scenario.compile)
     optimizer = build_optimizer(model, scenario)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
@@ -253,7 +255,7 @@ def _times(
     scenario: Scenario, costs: CostRecorder | None, timed_on: Mapping[str, Speed | None]
 ) -> dict[str, dict[str, Any] | None]:
     """What the step takes on cards, by their names; None where a card's speed is not known."""
-    if scenario.objective != "sft":  # a time of two updates together
+    if scenario.objective != "sft" or scenario.compile != "none":  # two updates together; kernels that are not priced
         return dict.fromkeys(timed_on)
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
@@ -310,7 +312,9 @@ def _followed(
     check_packages(scenario)
     if scenario.objective != "sft":
         return _followed_trainer(scenario, target, **settings)
+    import_libraries()  # before a card is simulated: they would believe in it
     with (
+        for_compiler(scenario, target, settings.get("capability")),
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
         fake_deepspeed(device, target) if zero else nullcontext(),
     ):
@@ -372,7 +376,10 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
 
 
 def compiled_steps(scenario: Scenario, target: str) -> str:
-    """How compiled functions are taken, which torchao's optimizers have: a CPU under the tracker can't compile."""
+    """How compiled functions are taken: followed where the scenario says so. torchao's optimizers have some too, and a
+    CPU under the tracker can't compile."""
+    if scenario.compile != "none":
+        return "follow"
     if PACKAGES.get(scenario.optimizer) != "torchao":
         return "refuse"
     return "fused" if target == "cuda" else "eager"

@@ -206,6 +206,10 @@ FIELDS = (
           "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."
           " `liger`: the fused loss of the package liger-kernel.",
           words=("full", "chunked", "liger"), example="full"),
+    Field("compile",
+          "`torch.compile`: `model`, the whole model; `layers`, layer by layer, which compiles one for all of them."
+          " Predicted through the compiler itself where `requirements-kernels.txt` is installed (Linux), and not"
+          " trained.", words=("none", "layers", "model"), example="layers"),
     Field("loop",
           "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"
           " loops do.", words=("trainer", "manual"), example="trainer"),

@@ -72,6 +72,7 @@ class Scenario:
     activation_offload: bool
     optimizer: str
     loss: str
+    compile: str
     loop: str
     allocator: Allocator
     parallel: Parallel
@@ -291,6 +292,7 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
          " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
         ("objective", objective, None if objective == "sft" else "trl", "objective sft", "trl"),
+        ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "kernels"),
     )  # fmt: skip
     for field, value, package, instead, requirements in needed:
         if package and find_spec(package) is None:

@@ -30,6 +30,7 @@ DESCRIBED: dict[str, tuple | None] = {
     "images": (None,),
     "optimizer": ("adamw", "adamw_fused", "adamw_8bit", "paged_adamw_8bit", "lion_8bit"),
     "loss": ("full", "chunked"),
+    "compile": ("none",),
     "quantization.type": (None, "nf4", "fp4"),
     "quantization.storage": (None, "uint8", "bf16", "fp16", "fp32"),
     "quantization.compute": (None,),
