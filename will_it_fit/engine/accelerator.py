@@ -83,7 +83,8 @@ def accelerator() -> Iterator[None]:
         library.simulate(True)
     _depth += 1
     try:
-        yield
+        with torch.autograd.set_multithreading_enabled(False):  # there is no thread for the card that isn't
+            yield
     finally:
         _depth -= 1
         if not _depth:

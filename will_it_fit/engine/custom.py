@@ -2,7 +2,8 @@
 
 A shape function of ``torch.library.custom_op`` says what comes out, and nothing of what is made and dropped inside. In
 one program that was 4.6 GiB. Where a card is simulated, the operator's Python code for CUDA runs in its place; an
-operator without such code is opaque, and an answer names it.
+operator without such code is opaque, and an answer names it. Whoever defines an operator that allocates nothing beside
+its outputs says so by an attribute of the definition, ``one_kernel = True``.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ FOLLOWED = frozenset(
 )
 
 
-def body_of(func: Any, args: tuple) -> Body | None:
-    """The Python code of a custom operator for CUDA; None: there is none."""
-    definition = torch._library.custom_ops.OPDEFS.get(func._schema.name) if hasattr(func, "_schema") else None
-    if definition is None:
+def body_of(func: Any) -> Body | None:
+    """The Python code of a custom operator for CUDA; None: there is none, or it stands for one kernel."""
+    definition = _definition(func)
+    if definition is None or getattr(definition, "one_kernel", False):
         return None
     functions = definition._backend_fns
     return functions.get("cuda") or functions.get(None)
@@ -33,8 +34,15 @@ def opaque(func: Any) -> str | None:
     """What to say of an operator of which only the shape function is known; None: nothing."""
     if func.namespace in FOLLOWED or not hasattr(func, "_schema"):
         return None
+    if getattr(_definition(func), "one_kernel", False):
+        return None
     name = func._schema.name
     return f"the operator {name} is opaque: its outputs are counted, and what it makes and drops inside is not"
+
+
+def _definition(func: Any) -> Any:
+    """A custom operator as Python has defined it."""
+    return torch._library.custom_ops.OPDEFS.get(func._schema.name) if hasattr(func, "_schema") else None
 
 
 def on_card(func: Any, args: tuple, kwargs: dict, host: Callable[[torch.Tensor], bool] | None = None) -> Body | None:
@@ -51,4 +59,4 @@ def on_card(func: Any, args: tuple, kwargs: dict, host: Callable[[torch.Tensor],
         return lambda *args, **kwargs: func(*args, **{**kwargs, "device": torch.device("meta")})
     if func in (torch.ops.aten.is_pinned.default, torch.ops.aten._pin_memory.default):
         return lambda *args, **kwargs: False if func is torch.ops.aten.is_pinned.default else args[0]
-    return None if func.namespace in FOLLOWED else body_of(func, args)
+    return None if func.namespace in FOLLOWED else body_of(func)

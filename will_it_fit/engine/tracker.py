@@ -367,7 +367,7 @@ class Tracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if types and any(made_of_others(kind) for kind in types):
             return NotImplemented  # it comes again with the tensors that they consist of
-        if func is torch.ops.aten.copy_.default and not isinstance(args[1], torch.Tensor):  # `tensor.copy_(5)`
+        if func is _COPY and not isinstance(args[1], torch.Tensor):  # `tensor.copy_(5)`
             func, args = torch.ops.aten.fill_.Scalar, args[:2]
         if self.on_card is not None and (own := self.on_card(func, args, kwargs, self._lies_on_host)) is not None:
             with self:
@@ -447,6 +447,7 @@ class Tracker(TorchDispatchMode):
         self._host.clear()
 
 
+_COPY = torch.ops.aten.copy_.default
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 _TRANSFORMS = (torch.ops.aten._fft_c2c.default, torch.ops.aten._fft_r2c.default, torch.ops.aten._fft_c2r.default)
 

@@ -43,6 +43,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     _parallel(get, reading, gpus)
     if get("rl"):
         common.preference(reading, _OBJECTIVES.get(str(get("rl")), "grpo"), "rl", reading.fields["micro_batch"])
+    common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     if get("activation_offloading") or str(get("gradient_checkpointing")).startswith("offload"):
         common.offloaded(reading, "activation_offloading")
     if reading.fields["method"] == "full" and reading.fields.get("attention") != "flash" and _is_half(reading):

@@ -96,7 +96,7 @@ def kernel(name: Any) -> str | None:
 
 def optimizer_of(name: str) -> str | None:
     """The nearest of our optimizers to one of transformers' or axolotl's; None where it is not known."""
-    return OPTIMIZERS[name][0][-1] if name in OPTIMIZERS else None
+    return OPTIM_NAMES[name][0][-1] if name in OPTIM_NAMES else None
 
 
 def attention(reading: Reading, key: str, name: Any) -> None:
@@ -249,6 +249,22 @@ def offloaded(reading: Reading, key: str) -> None:
         reading.set(activation_offload=True)
     else:
         reading.errs(key, True, HIGH, "what backward needs waits on the host", "activations")
+
+
+def compiled(reading: Reading, torch_compile: Any, mode: Any) -> None:
+    """``torch_compile`` of a trainer, which compiles the whole model; to be called when objective and GPUs are set."""
+    if not torch_compile:
+        return
+    fields = reading.fields
+    alone = (fields.get("parallel") or {}).get("strategy", "none") in ("none", "ddp")
+    known = alone and fields.get("objective", "sft") == "sft" and mode in (None, "default")
+    if known and find_spec("triton") is not None:
+        reading.set(compile="model")
+        return
+    why = "compiled code fuses operations, and needs some memory for its own buffers"
+    if known:
+        why += "; with requirements-kernels.txt it is followed"
+    reading.errs("torch_compile", torch_compile, HIGH, why)
 
 
 # What TRL's trainers decide themselves, whatever a file says of the step of supervised fine-tuning.

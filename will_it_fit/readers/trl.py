@@ -62,6 +62,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     if trainer in ("dpo", "reward", "kto", "grpo", "rloo"):
         kind = "grpo" if trainer == "rloo" else trainer
         common.preference(reading, kind, "trainer", reading.fields["micro_batch"])
+    common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     reading.pad(reading.fields)
     return reading
 

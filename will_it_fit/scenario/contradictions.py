@@ -140,6 +140,9 @@ def _with_images(field: str) -> Contradiction:
 STEP = (
     *map(_by_trl, _BY_TRL),
     *map(_with_images, _WITH_IMAGES),
+    Contradiction(lambda s: s.compile != "none" and (s.divided or s.zero or s.aim.trainer), "compile",
+        "`compile: {compile}` is predicted for supervised fine-tuning on one GPU and with DDP.",
+        "none; or objective sft and strategy none or ddp", "compile: none"),
     Contradiction(lambda s: s.images and s.strategy != NONE, "parallel",
         "`images` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or images null", "parallel: {{strategy: none, gpus: 1}}"),
@@ -299,6 +302,8 @@ STEP = (
 )  # fmt: skip
 # What can be predicted, and not trained.
 TRAINING = (
+    Contradiction(lambda s: s.compile != "none", "compile", "A compiled step can be predicted, and is not trained here.", "none",
+        "compile: none"),
     Contradiction(lambda s: s.images, "images", "A step with images can be predicted, and is not trained here.", "null",
         "images: null"),
     Contradiction(lambda s: s.bitsandbytes, "versions",

@@ -240,6 +240,15 @@ class Fields:
         said={"full": "", "chunked": "chunked loss", "liger": "liger loss"},
         closed_form=("full", "chunked"),
     )
+    compile: str = described(
+        "`torch.compile`: `model`, the whole model; `layers`, layer by layer, which compiles one for all of them."
+        " Predicted through the compiler itself where `requirements-kernels.txt` is installed (Linux), and not"
+        " trained.",
+        words=("none", "layers", "model"),
+        default="none",
+        example="layers",
+        said={"none": "", "model": "compiled", "layers": "compiled layer by layer"},
+    )
     loop: str = described(
         "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"
         " loops do.",

@@ -248,6 +248,7 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
          " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
         ("objective", objective, scenario.aim.trainer and "trl", "objective sft", "trl"),
+        ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "kernels"),
     )  # fmt: skip
     for field, value, package, instead, requirements in needed:
         if package and find_spec(package) is None:

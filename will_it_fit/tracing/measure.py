@@ -69,6 +69,14 @@ def measure(
             allowed="cpu; or objective sft",
             write="device: cpu",
         )
+    if scenario.compile != "none":
+        raise UserError(
+            "A compiled step isn't measured here: the measurement hears operators, and compiled code has none.",
+            where="compile",
+            found=scenario.compile,
+            allowed="none; the trace predicts the others",
+            write="compile: none",
+        )
     check_packages(scenario)
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
     from will_it_fit.step.architecture import attention_kernel

@@ -44,6 +44,7 @@ from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.loading import Loader, loading_history
+from will_it_fit.tracing.simulated_card import compile_parts, for_compiler
 
 ORDERS = 5  # of a loading that chance orders
 _OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
@@ -121,6 +122,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
+    compile_parts(model, scenario.compile)
     optimizer = build_optimizer(model, scenario)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
@@ -259,7 +261,7 @@ def _times(
     scenario: Scenario, costs: CostRecorder | None, timed_on: Mapping[str, Speed | None]
 ) -> dict[str, dict[str, Any] | None]:
     """What the step takes on cards, by their names; None where a card's speed is not known."""
-    if scenario.aim.trainer:  # a time of two updates together
+    if scenario.aim.trainer or scenario.compile != "none":  # two updates together; kernels that are not priced
         return dict.fromkeys(timed_on)
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
@@ -316,7 +318,9 @@ def _followed(
     check_packages(scenario)
     if scenario.aim.trainer:
         return _followed_trainer(scenario, target, **settings)
+    import_libraries()  # before a card is simulated: they would believe in it
     with (
+        for_compiler(scenario, target, settings.get("capability")),
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
         fake_deepspeed(device, target) if zero else nullcontext(),
     ):
@@ -380,7 +384,10 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
 
 
 def compiled_steps(scenario: Scenario, target: str) -> str:
-    """How compiled functions are taken, which torchao's optimizers have: a CPU under the tracker can't compile."""
+    """How compiled functions are taken: followed where the scenario says so. torchao's optimizers have some too, and a
+    CPU under the tracker can't compile."""
+    if scenario.compile != "none":
+        return "follow"
     if OPTIMIZERS[scenario.optimizer].package != "torchao":
         return "refuse"
     return "fused" if target == "cuda" else "eager"

@@ -123,6 +123,7 @@ UNDESCRIBED = {
     "use_cache": True,
     "gradient_checkpointing": "reentrant",
     "loss": "liger",
+    "compile": "layers",
     "quantization": {"compute": "fp32"},
 }
 

@@ -75,6 +75,27 @@ def test_a_readers_code_asks_only_for_what_its_table_calls_understood() -> None:
         get("wandb_project")
 
 
+@pytest.mark.parametrize("given", ["axolotl", "factory", "trl"])
+@pytest.mark.parametrize(
+    ("more", "triton", "compile", "hint"),
+    [
+        ({}, True, "model", None),
+        ({}, False, "none", "requirements-kernels.txt"),
+        ({"torch_compile_mode": "reduce-overhead"}, True, "none", "its own buffers"),
+    ],
+)
+def test_torch_compile_is_followed_where_it_can_be(given, more, triton, compile, hint, tmp_path, monkeypatch):
+    found_before = readers.common.find_spec
+    monkeypatch.setattr(
+        readers.common, "find_spec", lambda name: (triton or None) if name == "triton" else found_before(name)
+    )
+    file = {"axolotl": AXOLOTL, "factory": FACTORY, "trl": TRL}[given]
+    found = asked(tmp_path, file | {"torch_compile": True} | more)
+    said(found, compile=compile)
+    told = [str(remark) for remark in found.reading.remarks if remark.key == "torch_compile"]
+    assert not told if hint is None else hint in told[0] and "too high" in told[0]
+
+
 # --- axolotl -------------------------------------------------------------------------------------------------------
 
 

@@ -145,6 +145,13 @@ def test_a_custom_operators_own_code_runs_where_a_card_is_simulated():
     assert followed == without + 64 * 64 * 256 * 4
 
 
+def test_an_operator_that_is_one_kernel_is_neither_followed_nor_told(monkeypatch):
+    expected, _ = forward_peak(simulates=False)
+    monkeypatch.setattr(scratch, "one_kernel", True, raising=False)
+    for simulates in (False, True):
+        assert forward_peak(simulates) == (expected, ())
+
+
 def test_the_cards_capability_is_the_traces():
     """cuBLAS takes 32 MiB on an H100, 8.1 MiB on an A100: `cuda_rules.cublas_workspace_bytes`."""
     found = {}

@@ -19,6 +19,7 @@ from tests.will_it_fit.engine.compiled_steps import followed, measured, peak, wi
 from will_it_fit.engine.building import on_meta
 from will_it_fit.engine.card import H100
 from will_it_fit.engine.errors import CompiledError, TraceError
+from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.engine.trace import Options, trace_step
 
@@ -212,3 +213,56 @@ def test_a_decoder_is_followed_for_a_gpu(how, checkpointing):
             model, optimizer, step, batch = decoder("qwen2", how, checkpointing)
         report = trace_step(model, optimizer, step, batch, Options(compiled="follow"))
     assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}} and report.warnings == ()
+
+
+class Flex(nn.Module):
+    """FlexAttention over 4,096 tokens, whose scores would take 32 MiB a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(256, 768, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        heads = self.project(inputs).view(1, 4096, 3, 4, 64).permute(2, 0, 3, 1, 4)
+        return flex_attention(*heads).square().mean()
+
+
+@with_triton
+def test_flex_attention_is_followed_without_its_scores():
+    with simulated(H100):
+        with on_meta():
+            model, batch = Flex().to(torch.bfloat16), torch.empty(1, 4096, 256, dtype=torch.bfloat16)
+            model.compile()
+        report = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow"))
+    assert report.compiled["graphs"] == 2 and report.warnings == ()
+    scores = 4 * 4096 * 4096 * 2
+    assert report.peak_allocated_bytes - report.components["workspaces"] < scores
+
+
+@with_triton
+def test_a_custom_operator_in_a_compiled_graph_runs_its_own_code():
+    from tests.will_it_fit.engine.test_card import Scratch
+
+    with simulated(H100):
+        with on_meta():
+            model, batch = Scratch(), torch.empty(64, 64)
+            model.compile()
+        report = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow"))
+    assert report.compiled["graphs"] == 2 and report.warnings == ()
+    assert report.phases["forward"] > 64 * 64 * 256 * 4
+
+
+@with_triton
+def test_ddps_buckets_split_the_graph_and_nothing_is_told():
+    with simulated(H100), fake_group(2):
+        with on_meta():
+            model, batch = nn.Sequential(*(nn.Linear(512, 512) for _ in range(6))), torch.empty(32, 512)
+
+        def begin():
+            wrapped = nn.parallel.DistributedDataParallel(torch.compile(model), bucket_cap_mb=2)
+            return lambda inputs: wrapped(inputs).sum().backward()
+
+        report = trace_step(model, None, None, batch, Options(compiled="follow", begin=begin))
+    assert report.compiled["graphs"] > 2 and report.warnings == ()

@@ -13,6 +13,7 @@ triton = pytest.importorskip("triton", reason="`make test-kernels` runs it")
 import triton.language as tl  # noqa: E402
 
 from will_it_fit.common.digests import ROOT  # noqa: E402
+from will_it_fit.engine.building import on_meta  # noqa: E402
 from will_it_fit.engine.card import A100, H100  # noqa: E402
 from will_it_fit.engine.launches import FLUSHED_BYTES  # noqa: E402
 from will_it_fit.engine.simulation import simulated  # noqa: E402
@@ -57,6 +58,33 @@ def test_a_traced_launch_is_what_the_interpreter_runs(figures, step, kernels):
     traced, measured = figures["trace"][step], figures["measure"][step]
     assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]
     assert traced["kernels"] == kernels
+
+
+@pytest.mark.parametrize("trained_head", [True, False])
+@pytest.mark.parametrize("tokens", [2048, 4096])
+def test_the_hand_written_copy_of_ligers_loss_is_the_packages(trained_head, tokens):
+    """Where Triton isn't, `loss: liger` is traced by a copy. The package's bookkeeping of some scalars differs."""
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+    from will_it_fit.step.liger import fused_linear_cross_entropy
+
+    def traced(loss):
+        with on_meta():
+            head = torch.nn.Linear(1024, 32_000, bias=False, dtype=torch.bfloat16)
+            hidden = torch.empty(tokens, 1024, dtype=torch.bfloat16)
+        head.weight.requires_grad_(trained_head)
+
+        def step(batch):
+            loss(batch[0].requires_grad_(), head.weight, batch[1]).backward()
+
+        return trace_step(head, None, step, (hidden, torch.empty(tokens, dtype=torch.long)))
+
+    with simulated(H100):
+        copied, package = traced(fused_linear_cross_entropy), traced(liger_fused_linear_cross_entropy)
+    assert package.triton_kernels["liger_cross_entropy_kernel"] > 0 and copied.triton_kernels is None
+    assert copied.warnings == package.warnings == ()
+    for phase in ("forward", "backward"):
+        assert abs(package.phases[phase] - copied.phases[phase]) <= 16 * 1024, phase
 
 
 def test_an_autotuner_takes_what_it_is_told_and_believes_no_time(tmp_path, monkeypatch):

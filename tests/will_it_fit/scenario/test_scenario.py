@@ -318,6 +318,12 @@ WRONG = {
         "gathered weights would go",
         "activation_offload: false",
     ),
+    "a compiled step over divided weights": (
+        {"compile": "layers", "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "on one GPU and with DDP",
+        "compile: none",
+    ),
+    "an unknown way to compile": ({"compile": "blocks"}, "none, layers", "compile: layers"),
     "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
 }
 
