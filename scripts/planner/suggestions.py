@@ -10,6 +10,7 @@ from typing import Any
 
 from scripts.common.errors import UserError
 from scripts.common.schema import yaml_text
+from scripts.memory.analytic.certainty import OTHER_KERNELS
 from scripts.memory.gpus import GIB, Gpu, catalogue, verdict
 from scripts.planner.border import Borders
 from scripts.planner.calibrated import CalibratedEstimator
@@ -18,7 +19,6 @@ from scripts.settings.scenario import Scenario
 
 SUGGESTIONS = 4  # alternatives to show, beside a bigger GPU
 PROBES = 8  # traces that one search may take
-EDGE = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
             return None
         estimate = estimate or CalibratedEstimator(candidate, gpu)
         with suppress(UserError):  # what can't be traced is no suggestion
-            if estimate(candidate) <= gpu.usable_bytes * (1 + EDGE):
+            if estimate(candidate) <= gpu.usable_bytes * (1 + OTHER_KERNELS):
                 traced = estimate.verify(candidate)
                 if verdict(traced, gpu).fits:
                     return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)

@@ -23,7 +23,10 @@ INTEGRITY = "sha512-0YvXxEhfEdpLfb/XkM2BFAeMROq0iMUX2bzzH9pOttyMcWkwq+HbE5uyuGD8
 PYODIDE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip", "pyodide-lock.json")
 # Pure Python, as it is installed here; config/site/rpds.py stands in for the one that is compiled.
 PACKAGES = ("attr", "attrs", "jsonschema", "jsonschema_specifications", "referencing", "yaml")
-DATA = ("config/config.yaml", "config/gpus.yaml", "config/schema.yaml", "config/models/*", "config/readers/*")
+DATA = (
+    "config/closed_form_errors.csv", "config/config.yaml", "config/gpus.yaml", "config/schema.yaml", "config/models/*",
+    "config/readers/*",
+)  # fmt: skip
 _TIME = (1980, 1, 1, 0, 0, 0)  # of every member of an archive, so that equal files are equal archives
 
 

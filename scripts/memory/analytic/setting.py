@@ -55,6 +55,9 @@ def check_described(scenario: Scenario) -> None:
         if described is not None and value not in described:
             value = value.get("peft_type", value) if isinstance(value, dict) else value
             raise NotDescribed(f"the analytic estimate does not describe {name}: {value}")
+    cast, own = scenario.autocast_precision, scenario.weight_precision
+    if cast is not None and own not in ("fp32", cast):  # products cast both operands, which have the same width
+        raise NotDescribed(f"the analytic estimate does not describe autocast to {cast} over weights in {own}")
     if scenario.parallel.strategy == "fsdp2" and scenario.autocast_precision is not None:
         raise NotDescribed("the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast")
 

@@ -6,6 +6,8 @@ libraries' way of loading in every detail, with its sources: scripts/memory/load
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scripts.engine import cuda_rules
 from scripts.engine.components import (
     ADAPTERS,
@@ -78,7 +80,11 @@ def load(ledger: Ledger, setting: Setting) -> None:
             once.append((name, elements, packed, times, group))
         else:
             each.append((name, elements, packed, times // layers, group))
-    order = sorted(once, key=lambda item: item[0] != "output head") + sorted(each) * layers
+    # By the modules' names: `mlp` comes before `self_attn`, and GPT's `attn` and `attention` before `mlp`.
+    attention = {matrix.name for matrix in setting.decoder.attention}
+    first = setting.scenario.model["model_type"].startswith("gpt")
+    each.sort(key=lambda item: ((item[0].removesuffix(" bias") in attention) != first, item))
+    order = sorted(once, key=lambda item: item[0] != "output head") + each * layers
     ledger.free(
         ledger.allocate(sum((elements // 2 if packed else elements * dense) * n for _, elements, packed, n, _ in order))
     )
@@ -145,16 +151,16 @@ def hold_working_set(ledger: Ledger, setting: Setting) -> None:
     if any(m.bias for m in setting.decoder.matrices) or setting.decoder.family.head_bias:
         threads = 2 if setting.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
         ledger.hold(WORKSPACES, "of cublasLt", 1, cuda_rules.CUBLASLT_WORKSPACE_BYTES, threads)
-    hold_optimizer_states(ledger, setting)
+    hold_optimizer_states(ledger, setting, setting.trained_shapes())
 
 
-def hold_optimizer_states(ledger: Ledger, setting: Setting) -> None:
+def hold_optimizer_states(ledger: Ledger, setting: Setting, shapes: Sequence[tuple[int, int, int]]) -> None:
     """Two moments (Lion: one) for each trained tensor: in its dtype, or in 8 bits with a scale for each 256, paged or
-    not.
+    not. ``shapes`` as :meth:`Setting.trained_shapes` has them.
     """
     kind = setting.scenario.optimizer
     moments = 1 if kind == "lion_8bit" else 2
-    for width, elements, times in setting.trained_shapes():
+    for width, elements, times in shapes:
         if kind in ("adamw", "adamw_fused"):
             ledger.hold(OPTIMIZER_STATES, "moments", width, elements, 2 * times)
             if kind == "adamw_fused":

@@ -100,12 +100,16 @@ class TrainingStep(Network):
     # --- forward ---
 
     def forward(self) -> None:
+        """From ids to the loss, where earlier micro-batches have left their gradients."""
+        if self.scenario.gradient_accumulation > 1:
+            for width, elements, times in self.setting.trained_shapes():
+                self.hold(GRADIENTS, "gradients of weights", width, elements, times)
+        self.micro_batch()
+
+    def micro_batch(self) -> None:
         """From ids to the loss."""
         decoder, checkpointing = self.decoder, self.scenario.gradient_checkpointing
         sharding = self.sharding
-        if self.scenario.gradient_accumulation > 1:  # the gradients of the micro-batches before this one
-            for width, elements, times in self.setting.trained_shapes():
-                self.hold(GRADIENTS, "gradients of weights", width, elements, times)
         first = self.units[0 if not decoder.tied else -1] if sharding else None
         if sharding:
             sharding.before_forward(first)

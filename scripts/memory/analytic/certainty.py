@@ -1,0 +1,142 @@
+"""How wrong the closed form may be: all that anything says of it stands here.
+
+The form's peak lies within :data:`PEAK` of the trace's for what it describes. What a GPU must have is more than the
+peak, by what lies free in fragments. Two things are known of that, both from ``config/closed_form_errors.csv``, whose
+rows ``scripts/validation/quick_verdicts.py`` measures on traces:
+
+* how far it lies above the form's peak, by method, allocator and use of several GPUs. Beyond that range a verdict takes
+  milliseconds (:func:`over_peak`);
+* how far it lies beside what the allocator's model makes of the form's own allocations and of variations of them
+  (:mod:`scripts.memory.analytic.allocations`). Inside the first range those are replayed at the GPU's own size, and
+  where they don't agree it is too close to call (:func:`over_variations`).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, cached_property
+from typing import NamedTuple
+
+from scripts.common.digests import ROOT
+from scripts.engine.capacities import capacities, served_at
+from scripts.engine.cuda_rules import Capability
+from scripts.memory.analytic.allocations import form_events, variations
+from scripts.settings.scenario import Scenario
+
+ROWS = ROOT / "config" / "closed_form_errors.csv"
+PEAK = 0.04  # the form's peak is not further from the trace's, for architectures and settings that it describes
+WIDER = 1.5  # than what the rows show: other steps may lie beside them
+LEAST = 0.004  # of what is needed: the least that is left to either side
+FIRST_GUESS = 0.06  # of the peak: what fragments take, until something of the step is known
+FIRST_GUESS_EXPANDABLE = 0.01  # the same with expandable segments
+FEW = 8  # rows of a kind, with fewer of which all methods' count
+OTHER_KERNELS = 0.03  # of a GPU: that near, other kernels are traced and not reckoned
+
+
+class Share(NamedTuple):
+    """What is needed as shares of what the form says: the least and the most."""
+
+    low: float
+    high: float
+
+
+Kind = tuple[str, str, bool]  # method; none, ddp or fsdp2; whether segments are expandable
+
+
+def kind_of(scenario: Scenario) -> Kind:
+    """What decides how wrong the form may be."""
+    return scenario.method, scenario.parallel.strategy, scenario.allocator.expandable_segments
+
+
+@cache
+def _rows() -> tuple[Mapping[str, str], ...]:
+    with ROWS.open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def rows_of(kind: Kind) -> Iterator[Mapping[str, str]]:
+    """The measured rows of a kind."""
+    method, strategy, expandable = kind
+    for row in _rows():
+        if (row["method"], row["strategy"], row["expandable"]) == (method, strategy, str(int(expandable))):
+            yield row
+
+
+@cache
+def over_peak(kind: Kind) -> Share:
+    """What is needed over the form's peak."""
+    return _spread(kind, "peak_form", "peak_form")
+
+
+@cache
+def over_variations(kind: Kind) -> Share:
+    """What is needed over the least, and over the most, that the form's variations say."""
+    return _spread(kind, "lowest_form", "highest_form")
+
+
+def _spread(kind: Kind, lowest: str, highest: str) -> Share:
+    """The range of a kind's rows, wider by :data:`WIDER`; where there are few, of all methods' alike."""
+    rows = list(rows_of(kind))
+    if len(rows) < FEW:
+        rows = [row for method in ("full", "lora", "qlora") for row in rows_of((method, *kind[1:]))]
+    low = min(int(row["least_trace"]) / int(row[lowest]) for row in rows)
+    high = max(int(row["required_trace"]) / int(row[highest]) for row in rows)
+    return Share(1 - max(WIDER * (1 - low), LEAST), 1 + max(WIDER * (high - 1), LEAST))
+
+
+class Needs:
+    """What a step needs of a GPU, by the closed form.
+
+    Parameters
+    ----------
+    peak_bytes
+        Of the analytic estimate for the scenario on a GPU of this compute capability.
+    """
+
+    def __init__(self, scenario: Scenario, peak_bytes: int, capability: Capability | None) -> None:
+        self.scenario, self.peak_bytes, self.capability = scenario, peak_bytes, capability
+        self._expandable = scenario.allocator.expandable_segments
+
+    @cached_property
+    def _variations(self) -> list[list[tuple[int, int]]]:
+        return list(variations(form_events(self.scenario, capability=self.capability)))
+
+    @cached_property
+    def about_bytes(self) -> int:
+        """What is most likely needed, in bytes."""
+        return capacities(self._variations[0], expandable_segments=self._expandable).required_bytes
+
+    def smallest(self, sizes: Iterable[int]) -> int | None:
+        """The least of some numbers of bytes that suffices for all that the form can tell; None: none does."""
+        return next((size for size in sorted(sizes) if self.fits(size)), None)
+
+    def roughly(self, usable_bytes: int) -> bool | None:
+        """Whether so many bytes suffice, by the peak alone; None: that can't tell."""
+        share = over_peak(kind_of(self.scenario))
+        if usable_bytes >= self.peak_bytes * share.high:
+            return True
+        return False if usable_bytes < self.peak_bytes * share.low else None
+
+    def required_bytes(self, usable_bytes: int) -> int:
+        """What is most likely needed; where the peak alone tells, the end of its range that is nearer to a GPU's."""
+        rough = self.roughly(usable_bytes)
+        if rough is None:
+            return self.about_bytes
+        share = over_peak(kind_of(self.scenario))
+        return round(self.peak_bytes * (share.high if rough else share.low))
+
+    def fits(self, usable_bytes: int) -> bool | None:
+        """Whether so many bytes suffice; None: too close to call."""
+        rough = self.roughly(usable_bytes)
+        if rough is not None:
+            return rough
+        share = over_variations(kind_of(self.scenario))
+        sizes = int(usable_bytes / share.high), int(usable_bytes / share.low)
+        verdict: bool | None = None
+        for events in self._variations:
+            served = [served_at(size, events, expandable_segments=self._expandable)[2] for size in sizes]
+            if served[0] != served[1] or (verdict is not None and verdict != served[0]):
+                return None
+            verdict = served[0]
+        return verdict
