@@ -17,12 +17,12 @@ from scripts.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
 from scripts.memory.analytic import state
 from scripts.memory.analytic.decoder import described
 from scripts.memory.analytic.graph import Parameter
-from scripts.memory.analytic.setting import Setting, check_described
+from scripts.memory.analytic.setting import CHUNK_TOKENS, Setting, check_described
 from scripts.memory.analytic.step import TrainingStep
 from scripts.settings.scenario import Scenario
 
 VARIATIONS = 8
-VARIED = 0.05  # of the tensors over 1 MiB, in each of two ways
+VARIED = 0.03  # of the tensors over 1 MiB, in each of two ways
 BRIEF = 8  # events
 
 
@@ -85,6 +85,13 @@ class _TwoSteps(TrainingStep):
             if (self.phase, kind) not in self._workspaces:
                 self._workspaces.add((self.phase, kind))
                 self.allocate(size)
+
+    def _chunks(self) -> list[str]:
+        """All of them, the last with what is left."""
+        whole, rest = divmod(self.value("n"), CHUNK_TOKENS)
+        if rest:
+            self.symbols["rest"] = rest
+        return ["c"] * whole + ["rest"] * bool(rest)
 
     def events_of_two(self) -> list[Event]:
         """The events."""

@@ -14,7 +14,7 @@ rows ``scripts/validation/quick_verdicts.py`` measures on traces:
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ WIDER = 1.5  # than what the rows show: other steps may lie beside them
 LEAST = 0.004  # of what is needed: the least that is left to either side
 FIRST_GUESS = 0.06  # of the peak: what fragments take, until something of the step is known
 FIRST_GUESS_EXPANDABLE = 0.01  # the same with expandable segments
+METHODS = ("full", "lora", "qlora")
 FEW = 8  # rows of a kind, with fewer of which all methods' count
 OTHER_KERNELS = 0.03  # of a GPU: that near, other kernels are traced and not reckoned
 
@@ -49,6 +50,19 @@ def kind_of(scenario: Scenario) -> Kind:
     return scenario.method, scenario.parallel.strategy, scenario.allocator.expandable_segments
 
 
+def follows_allocations(scenario: Scenario) -> bool:
+    """Whether the form knows allocations one by one. Else its peak alone is used."""
+    autocast = scenario.autocast_precision is not None
+    return _followed(scenario.method, scenario.parallel.strategy, scenario.loss, autocast)
+
+
+def _followed(method: str, strategy: str, loss: str, autocast: bool) -> bool:
+    """It knows neither DDP's buckets under accumulation nor, where the output head is trained under autocast, the one
+    copy of it that all chunks of a loss share.
+    """
+    return strategy != "ddp" and not (loss == "chunked" and method == "full" and autocast)
+
+
 @cache
 def _rows() -> tuple[Mapping[str, str], ...]:
     with ROWS.open(newline="", encoding="utf-8") as file:
@@ -66,20 +80,27 @@ def rows_of(kind: Kind) -> Iterator[Mapping[str, str]]:
 @cache
 def over_peak(kind: Kind) -> Share:
     """What is needed over the form's peak."""
-    return _spread(kind, "peak_form", "peak_form")
+    return _spread(kind, "peak_form", "peak_form", lambda row: True)
 
 
 @cache
 def over_variations(kind: Kind) -> Share:
     """What is needed over the least, and over the most, that the form's variations say."""
-    return _spread(kind, "lowest_form", "highest_form")
+
+    def followed(row: Mapping[str, str]) -> bool:
+        autocast = "mixed" in row["precision"] or "+" in row["precision"]
+        return _followed(row["method"], row["strategy"], row["loss"], autocast)
+
+    return _spread(kind, "lowest_form", "highest_form", followed)
 
 
-def _spread(kind: Kind, lowest: str, highest: str) -> Share:
-    """The range of a kind's rows, wider by :data:`WIDER`; where there are few, of all methods' alike."""
-    rows = list(rows_of(kind))
+def _spread(kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str, str]], bool]) -> Share:
+    """The range of a kind's rows that count, wider by :data:`WIDER`; where there are few, of all methods' alike."""
+    rows = [row for row in rows_of(kind) if counts(row)]
     if len(rows) < FEW:
-        rows = [row for method in ("full", "lora", "qlora") for row in rows_of((method, *kind[1:]))]
+        rows = [row for method in METHODS for row in rows_of((method, *kind[1:])) if counts(row)]
+    if not rows:  # such as segments that grow, under a strategy of several GPUs
+        rows = [row for row in _rows() if row["strategy"] == kind[1]]
     low = min(int(row["least_trace"]) / int(row[lowest]) for row in rows)
     high = max(int(row["required_trace"]) / int(row[highest]) for row in rows)
     return Share(1 - max(WIDER * (1 - low), LEAST), 1 + max(WIDER * (high - 1), LEAST))
@@ -131,6 +152,8 @@ class Needs:
         rough = self.roughly(usable_bytes)
         if rough is not None:
             return rough
+        if not follows_allocations(self.scenario):
+            return None
         share = over_variations(kind_of(self.scenario))
         sizes = int(usable_bytes / share.high), int(usable_bytes / share.low)
         verdict: bool | None = None

@@ -31,6 +31,7 @@ class Network(Graph):
         expandable = setting.scenario.allocator.expandable_segments
         super().__init__(setting.symbols(), blocks=blocks, accumulating=accumulating, expandable=expandable)
         self.setting = setting
+        self.scores: list[Tensor] = []  # of eager attention, which a layer has a name for until it returns
 
     @property
     def scenario(self) -> Scenario:
@@ -126,7 +127,7 @@ def linear(net: Network, x: Tensor, layer: Linear) -> Tensor:
         del inner
         update = net.elementwise(product(net, low, b, layer.matrix.outputs))  # times alpha / rank
         del low
-        if setting.quantized:
+        if setting.quantized and not setting.autocast:  # PEFT's `requires_conversion`
             update = net.cast(update, width)
     out = net.add(out, update)
     del update, held  # PEFT's forward holds its cast input to the end

@@ -88,19 +88,30 @@ def load(ledger: Ledger, setting: Setting) -> None:
     ledger.free(
         ledger.allocate(sum((elements // 2 if packed else elements * dense) * n for _, elements, packed, n, _ in order))
     )
+    whole: list[tuple[int, int, str]] = []  # what is not packed: how to free it, its elements and group
     for _, elements, packed, times, group in order:
         for _ in range(times):
             arrived = ledger.allocate(elements * dense)
             if packed:
                 _quantize(ledger, setting, elements)
                 ledger.free(arrived)
-            elif setting.weight_width(group) != dense:
-                ledger.allocate(elements * setting.weight_width(group))
-                ledger.free(arrived)
+            else:
+                whole.append((arrived, elements, group))
+    preparation = setting.scenario.kbit_preparation
+    if preparation != "none" and dense < 4:
+        for place, (arrived, elements, group) in enumerate(whole):
+            whole[place] = ledger.allocate(elements * 4), elements, group
+            ledger.free(arrived)
+        ledger.empty_cache()
     if setting.scenario.lora:
         for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
             for _ in range(times):
                 ledger.allocate(elements * setting.adapter_width)
+    if preparation == "trl":  # what is no norm and no bias back to 16 bits
+        for arrived, elements, group in whole:
+            if setting.weight_width(group) < 4:
+                ledger.allocate(elements * setting.weight_width(group))
+                ledger.free(arrived)
     for width, elements, times in _buckets(setting):
         for _ in range(times):
             ledger.allocate(elements * width)

@@ -253,11 +253,16 @@ class TrainingStep(Network):
         if self.value("n") <= CHUNK_TOKENS:
             self._loss = run(x).edge
             return
-        self._loss = Node([], [], lambda grad: [grad, grad])
-        for chunk in self.split(x, ("h", "h")):  # two are run for all chunks: each adds to the same gradients
-            part = Tensor(chunk.storage, ("c", "h"), chunk.width, chunk.edge)
+        tokens = self._chunks()
+        self._loss = Node([], [], lambda grad: [grad] * len(tokens))
+        for symbol, chunk in zip(tokens, self.split(x, ("h",) * len(tokens)), strict=True):
+            part = Tensor(chunk.storage, (symbol, "h"), chunk.width, chunk.edge)
             self._loss.edges.append(self.checkpointed(run, part).edge)
         self.nodes.append(self._loss)
+
+    def _chunks(self) -> list[str]:
+        """Chunks by the symbol of their tokens; two are run for all, since each adds to the same gradients."""
+        return ["c", "c"]
 
     # --- backward ---
 
@@ -305,6 +310,13 @@ class TrainingStep(Network):
 
 
 def decoder_layer(net: Network, x: Tensor, layer: Layer) -> Tensor:
+    """A layer, and what goes when it returns."""
+    out = _layer(net, x, layer)
+    net.scores.clear()
+    return out
+
+
+def _layer(net: Network, x: Tensor, layer: Layer) -> Tensor:
     """Norm, attention, norm, MLP, each added to the residual stream (or both at once: Phi)."""
     family, norms, width = net.decoder.family, layer.norms, x.width
     normed = norm(net, x, norms[0])

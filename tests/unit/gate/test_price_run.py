@@ -16,6 +16,7 @@ from scripts.gate import price_run
 from scripts.gate.price_run import GPU, HOST, Price, Results, Room
 from scripts.memory.evaluation_memory import Evaluation, trace_evaluation
 from scripts.memory.gpus import find, tightest
+from scripts.memory.step_time import speed_of
 from scripts.memory.trace import trace
 from scripts.memory.trace_step import Traced
 from scripts.settings.scenario import Scenario
@@ -219,3 +220,19 @@ def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -
         (tmp_path / "memory.max").write_text(limit)
         assert 0 < price_run.host_memory(tmp_path) <= most
     assert price_run.host_memory(tmp_path) == 7000
+
+
+def test_an_evaluation_takes_the_time_of_base_and_tuned(run) -> None:
+    speed = speed_of("a100-80gb")
+    (stage,) = price_run.evaluation_stages(NAME, run["evaluations"][NAME], Room(find("a100-80gb"), PLENTY, speed))
+    once = trace_evaluation(run["evaluations"][NAME], "cuda", (8, 0), speed)["seconds_at_most"]
+    assert stage.seconds_at_most == 2 * once > 0
+
+
+def test_what_a_step_needs_is_judged_at_the_gpus_own_size(run) -> None:
+    usable = 10**9
+    needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 7, usable + 1]]}
+    room = Room(card(usable), PLENTY)
+    assert room.needed(needed) == usable - 7 and not room.lacks(room.needed(needed))
+    assert room.needed({"required_bytes": usable + 100}) == usable + 100
+    assert room.lacks(usable + 1) and not room.lacks(usable)
