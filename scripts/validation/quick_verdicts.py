@@ -15,6 +15,7 @@ import argparse
 import csv
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,10 +39,10 @@ MOST_BYTES = 180 * 2**30  # steps beyond this are drawn anew: no GPU known has i
 NEAR = 0.25  # powers of two to either side of what is needed
 SPOTS = 8  # sizes below the border of which each row says whether they suffice
 COLUMNS = (
-    "seed", "model", "layers", "parameters", "method", "strategy", "gpus", "precision", "optimizer", "expandable",
-    "micro_batch", "sequence_length", "gradient_accumulation", "loss", "checkpointing", "attention", "kbit_preparation",
-    "capability", "peak_form", "required_form", "lowest_form",
-    "highest_form", "peak_trace", "required_trace", "least_trace",
+    "seed", "model", "layers", "experts", "parameters", "method", "strategy", "gpus", "precision", "optimizer",
+    "expandable", "micro_batch", "sequence_length", "gradient_accumulation", "loss", "checkpointing", "attention",
+    "kbit_preparation", "capability", "peak_form", "required_form", "lowest_form", "highest_form", "peak_trace",
+    "required_trace", "least_trace",
 )  # fmt: skip
 
 
@@ -126,6 +127,7 @@ def measured(seed: int, question: Drawn) -> dict[str, Any] | None:
         "seed": seed,
         "model": scenario.model_name,
         "layers": scenario.size("num_hidden_layers"),
+        "experts": describe(scenario.model).experts or 0,
         "parameters": describe(scenario.model).parameter_counts()["total"],
         "method": scenario.method,
         "strategy": parallel.strategy,
@@ -181,10 +183,10 @@ def judged(question: Drawn) -> Judged | None:
 def judge(questions: Iterator[Drawn], count: int) -> int:
     """Print verdicts by method, and those that the trace refutes; exit status 1 if there is one."""
     found: list[Judged] = []
-    for _ in progress(range(count), "questions", total=count, unit="questions"):
-        one = None
-        while one is None:
-            one = judged(next(questions))
+    for question in progress(islice(questions, count), "questions", total=count, unit="questions"):
+        one = judged(question)
+        if one is None:
+            continue
         found.append(one)
         if one.says not in (None, one.fits):
             print(f"refuted: {one.says} of {one.what}", flush=True)
@@ -205,10 +207,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--skip", type=int, default=0, help="questions of the seed to pass over, for several processes")
     parser.add_argument("--append", type=Path, metavar="FILE", help="where rows of the closed form's errors go, as CSV")
     parser.add_argument("--judge", action="store_true", help="verdicts instead, against the trace")
     options = parser.parse_args(arguments)
-    questions = drawn(options.seed)
+    questions = islice(drawn(options.seed), options.skip, None)
     if options.judge:
         return judge(questions, options.count)
     with options.append.open("a", newline="", encoding="utf-8") as file:

@@ -153,7 +153,6 @@ def eager(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         del weights
         if decoder.attention_dropout:
             soft = dropped(net, soft)
-        net.scores.append(soft)
         soft, v = net.cast(soft, compute), net.cast(v, compute)
     out = net.batched(soft, v, ("t", "a"))
     del soft

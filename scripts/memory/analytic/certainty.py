@@ -14,7 +14,7 @@ rows ``scripts/validation/quick_verdicts.py`` measures on traces:
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from typing import NamedTuple
 
@@ -22,16 +22,16 @@ from scripts.common.digests import ROOT
 from scripts.engine.capacities import capacities, served_at
 from scripts.engine.cuda_rules import Capability
 from scripts.memory.analytic.allocations import form_events, variations
+from scripts.memory.analytic.decoder import describe
 from scripts.settings.scenario import Scenario
 
 ROWS = ROOT / "config" / "closed_form_errors.csv"
-PEAK = 0.04  # the form's peak is not further from the trace's, for architectures and settings that it describes
+PEAK = 0.1  # the form's peak is not further above the trace's: 0.04 but where chunks of a loss train an output head
 WIDER = 1.5  # than what the rows show: other steps may lie beside them
 LEAST = 0.004  # of what is needed: the least that is left to either side
 FIRST_GUESS = 0.06  # of the peak: what fragments take, until something of the step is known
 FIRST_GUESS_EXPANDABLE = 0.01  # the same with expandable segments
-METHODS = ("full", "lora", "qlora")
-FEW = 8  # rows of a kind, with fewer of which all methods' count
+FEW = 8  # rows of a kind: with fewer those of more kinds count
 OTHER_KERNELS = 0.03  # of a GPU: that near, other kernels are traced and not reckoned
 
 
@@ -52,29 +52,21 @@ def kind_of(scenario: Scenario) -> Kind:
 
 def follows_allocations(scenario: Scenario) -> bool:
     """Whether the form knows allocations one by one. Else its peak alone is used."""
-    autocast = scenario.autocast_precision is not None
-    return _followed(scenario.method, scenario.parallel.strategy, scenario.loss, autocast)
+    experts = bool(describe(scenario.model).experts)
+    return _followed(scenario.parallel.strategy, scenario.method, scenario.loss, experts)
 
 
-def _followed(method: str, strategy: str, loss: str, autocast: bool) -> bool:
-    """It knows neither DDP's buckets under accumulation nor, where the output head is trained under autocast, the one
-    copy of it that all chunks of a loss share.
+def _followed(strategy: str, method: str, loss: str, experts: bool) -> bool:
+    """It knows neither DDP's buckets under accumulation, nor each buffer of experts, nor what the chunks of a loss share
+    where the output head is trained.
     """
-    return strategy != "ddp" and not (loss == "chunked" and method == "full" and autocast)
+    return strategy != "ddp" and not (loss == "chunked" and method == "full") and not experts
 
 
 @cache
 def _rows() -> tuple[Mapping[str, str], ...]:
     with ROWS.open(newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
-
-
-def rows_of(kind: Kind) -> Iterator[Mapping[str, str]]:
-    """The measured rows of a kind."""
-    method, strategy, expandable = kind
-    for row in _rows():
-        if (row["method"], row["strategy"], row["expandable"]) == (method, strategy, str(int(expandable))):
-            yield row
 
 
 @cache
@@ -88,19 +80,22 @@ def over_variations(kind: Kind) -> Share:
     """What is needed over the least, and over the most, that the form's variations say."""
 
     def followed(row: Mapping[str, str]) -> bool:
-        autocast = "mixed" in row["precision"] or "+" in row["precision"]
-        return _followed(row["method"], row["strategy"], row["loss"], autocast)
+        return _followed(row["strategy"], row["method"], row["loss"], row["experts"] != "0")
 
     return _spread(kind, "lowest_form", "highest_form", followed)
 
 
 def _spread(kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str, str]], bool]) -> Share:
-    """The range of a kind's rows that count, wider by :data:`WIDER`; where there are few, of all methods' alike."""
-    rows = [row for row in rows_of(kind) if counts(row)]
-    if len(rows) < FEW:
-        rows = [row for method in METHODS for row in rows_of((method, *kind[1:])) if counts(row)]
-    if not rows:  # such as segments that grow, under a strategy of several GPUs
-        rows = [row for row in _rows() if row["strategy"] == kind[1]]
+    """The range of a kind's rows that count, wider by :data:`WIDER`; where there are few, of more kinds together."""
+    strategy, expandable = kind[1:]
+    wider = (
+        lambda row: (row["method"], row["strategy"], row["expandable"]) == (kind[0], strategy, str(int(expandable))),
+        lambda row: (row["strategy"], row["expandable"]) == (strategy, str(int(expandable))),
+        lambda row: row["strategy"] == strategy,
+        lambda row: True,
+    )
+    choices = ([row for row in _rows() if alike(row) and counts(row)] for alike in wider)
+    rows = next(found for found in choices if len(found) >= FEW)
     low = min(int(row["least_trace"]) / int(row[lowest]) for row in rows)
     high = max(int(row["required_trace"]) / int(row[highest]) for row in rows)
     return Share(1 - max(WIDER * (1 - low), LEAST), 1 + max(WIDER * (high - 1), LEAST))

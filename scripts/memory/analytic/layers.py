@@ -31,7 +31,6 @@ class Network(Graph):
         expandable = setting.scenario.allocator.expandable_segments
         super().__init__(setting.symbols(), blocks=blocks, accumulating=accumulating, expandable=expandable)
         self.setting = setting
-        self.scores: list[Tensor] = []  # of eager attention, which a layer has a name for until it returns
 
     @property
     def scenario(self) -> Scenario:

@@ -310,13 +310,6 @@ class TrainingStep(Network):
 
 
 def decoder_layer(net: Network, x: Tensor, layer: Layer) -> Tensor:
-    """A layer, and what goes when it returns."""
-    out = _layer(net, x, layer)
-    net.scores.clear()
-    return out
-
-
-def _layer(net: Network, x: Tensor, layer: Layer) -> Tensor:
     """Norm, attention, norm, MLP, each added to the residual stream (or both at once: Phi)."""
     family, norms, width = net.decoder.family, layer.norms, x.width
     normed = norm(net, x, norms[0])
