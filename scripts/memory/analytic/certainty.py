@@ -19,6 +19,7 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 from scripts.common.digests import ROOT
+from scripts.engine.allocator import LARGE_SEGMENT
 from scripts.engine.capacities import capacities, served_at
 from scripts.engine.cuda_rules import Capability
 from scripts.memory.analytic.allocations import form_events, variations
@@ -57,8 +58,8 @@ def follows_allocations(scenario: Scenario) -> bool:
 
 
 def _followed(strategy: str, method: str, loss: str, experts: bool) -> bool:
-    """It knows neither DDP's buckets under accumulation, nor each buffer of experts, nor what the chunks of a loss share
-    where the output head is trained.
+    """It knows neither DDP's buckets under accumulation, nor each buffer of experts, nor what the chunks of a loss
+    share where the output head is trained.
     """
     return strategy != "ddp" and not (loss == "chunked" and method == "full") and not experts
 
@@ -143,14 +144,14 @@ class Needs:
         return round(self.peak_bytes * (share.high if rough else share.low))
 
     def fits(self, usable_bytes: int) -> bool | None:
-        """Whether so many bytes suffice; None: too close to call."""
+        """Whether so many bytes suffice; None: too close to call. One segment counts on either side."""
         rough = self.roughly(usable_bytes)
         if rough is not None:
             return rough
         if not follows_allocations(self.scenario):
             return None
         share = over_variations(kind_of(self.scenario))
-        sizes = int(usable_bytes / share.high), int(usable_bytes / share.low)
+        sizes = int(usable_bytes / share.high) - LARGE_SEGMENT, int(usable_bytes / share.low) + LARGE_SEGMENT
         verdict: bool | None = None
         for events in self._variations:
             served = [served_at(size, events, expandable_segments=self._expandable)[2] for size in sizes]
