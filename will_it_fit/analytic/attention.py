@@ -22,9 +22,9 @@ def attention(net: Network, x: Tensor, layer: Layer, hidden_width: int) -> Tenso
         q, k, v = net.split(joined, ("a", "k", "k"))
         del joined
     else:
-        q, k, v = (linear(net, x, projection) for projection in projections)
-    if layer.qk_norms:
-        q, k = norm(net, q, layer.qk_norms[0]), norm(net, k, layer.qk_norms[1])
+        q = normed(net, linear(net, x, projections[0]), layer, 0)
+        k = normed(net, linear(net, x, projections[1]), layer, 1)
+        v = linear(net, x, projections[2])
     q, k = rotated(net, q, hidden_width), rotated(net, k, hidden_width)
     kernel = net.setting.attention_kernel(q.width)
     run = {"eager": eager, "math": formula}.get(kernel, fused)
@@ -32,13 +32,36 @@ def attention(net: Network, x: Tensor, layer: Layer, hidden_width: int) -> Tenso
     return dropped(net, out) if net.decoder.residual_dropout else out
 
 
+def normed(net: Network, x: Tensor, layer: Layer, index: int) -> Tensor:
+    """Queries (0) or keys (1) through their norm, where the model has one."""
+    return norm(net, x, layer.qk_norms[index]) if layer.qk_norms else x
+
+
 def rotated(net: Network, x: Tensor, width: int) -> Tensor:
     """Rotary position embedding: x * cos + rotate_half(x) * sin; keeps cos and sin alone."""
     if not net.decoder.rotary:
         return x
     wide = max(x.width, width)
-    out = net.add(net.elementwise(x, wide), net.elementwise(net.elementwise(x), wide))
+    out = net.add(net.elementwise(x, wide), net.elementwise(half_turned(net, x), wide))
     return net.elementwise(out) if net.decoder.rotary < 1 else out  # put together with the part not rotated
+
+
+def half_turned(net: Network, x: Tensor) -> Tensor:
+    """rotate_half: one half of each head negated, and put before the other."""
+    shape = (x.dims, x.width)
+    negated = net.tensor(x.dims, x.width // 2)
+
+    def backward(grad: Tensor) -> list:
+        negated = net.tensor(shape[0], shape[1] // 2)
+        result = net.tensor(*shape)  # each half's gradient as one of the whole
+        del negated
+        other = net.tensor(*shape)
+        del other
+        return [result]
+
+    out = net.operation(*shape, [x], backward)
+    del negated
+    return out
 
 
 def expanded(net: Network, x: Tensor) -> Tensor:
@@ -79,7 +102,8 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             scratch += [net.tensor(("t", "a"), width) for _ in range(2 if setting.grouped else 0)]
         else:
             scratch = [net.tensor(("H", "t"), 4), net.tensor(("H", "b", "W"), 1)]
-        scratch.clear()
+        while scratch:
+            del scratch[0]
         return grads
 
     return net.operation(("t", "a"), width, [q, k, v], backward, [q, k, v, sums, *bias], saves_output=True)

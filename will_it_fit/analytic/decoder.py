@@ -334,6 +334,14 @@ def _asked(lora: Lora) -> set[str]:
     return {name.rsplit(".", 1)[-1] for name in listed}
 
 
+def _window(model: Mapping[str, Any], read: Callable[[str], Any]) -> int:
+    """Tokens that attention looks back in some layers; 0: all. A window of null is none, not the class's default."""
+    used = model.get("use_sliding_window", not str(model["model_type"]).startswith("qwen"))
+    if not used or model.get("sliding_window", 1) is None:
+        return 0
+    return read("sliding_window") or 0
+
+
 def describe(model: Mapping[str, Any]) -> Decoder:
     """Describe a decoder from its transformers configuration.
 
@@ -395,7 +403,7 @@ def describe(model: Mapping[str, Any]) -> Decoder:
         residual_dropout=dropout[1],
         attention_dropout=float(attention_dropout),
         positions=read("max_position_embeddings") if family.positions else 0,
-        window=(read("sliding_window") or 0) if model.get("use_sliding_window", not kind.startswith("qwen")) else 0,
+        window=_window(model, read),
         experts=experts,
     )
 

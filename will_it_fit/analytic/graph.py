@@ -129,22 +129,30 @@ class Graph(Ledger):
         backward: Backward,
         saved: Sequence[Tensor | Parameter | None] = (),
         saves_output: bool = False,
+        after: Callable[[], Sequence[Tensor]] | None = None,
     ) -> Tensor:
-        """A new tensor; its node keeps ``saved`` and turns its gradient into one for each input."""
+        """A new tensor; its node keeps ``saved`` and turns its gradient into one for each input.
+
+        ``after`` makes what comes after the result and is kept too.
+        """
         edges = [x.edge for x in inputs]
         node = None
         if any(edge is not None for edge in edges):
             kept = [x.storage for x in saved if isinstance(x, Tensor)]
             if self._checkpoint is not None:
-                kept = None if kept or saves_output else []
+                kept = None if kept or saves_output or after else []
             node = Node(edges, kept, backward, self._checkpoint)
             self._record(node)
         out = self.tensor(dims, width)
+        later = [x.storage for x in after()] if after else []
         if node is not None:
             out.edge = node
-            if saves_output and self._checkpoint is None:
-                node.saved.append(out.storage)
+            if self._checkpoint is None:
+                node.saved += [out.storage, *later] if saves_output else later
         return out
+
+    def multiplies(self, *, bias: bool = False) -> None:
+        """Called before each product of matrices: the first one on a thread takes a workspace."""
 
     def elementwise(
         self, x: Tensor, width: int | None = None, saved: Sequence[Tensor] = (), dims: tuple[str, ...] | None = None
@@ -195,17 +203,20 @@ class Graph(Ledger):
         kept = weight if computed else cast
 
         def backward(grad: Tensor) -> list:
+            self.multiplies()
             grads = [self.tensor(*shape) if needs else None]
             grads.append(self.gradient(of_weight, width, computed=computed) if trained else None)
             if bias:
                 grads.append(self.gradient(bias.dims, width) if bias.trained else None)
             return grads
 
+        self.multiplies(bias=bias is not None)
         inputs = [x, weight] + ([bias] if bias else [])
         return self.operation(dims, width, inputs, backward, [x if trained else None, kept if needs else None])
 
     def batched(self, x: Tensor, y: Tensor, dims: tuple[str, ...]) -> Tensor:
         """x times y, both kept."""
+        self.multiplies()
         return self.operation(dims, x.width, [x, y], self.like(x, y), [x, y])
 
     def softmax(self, x: Tensor, width: int) -> Tensor:
@@ -272,8 +283,8 @@ class Graph(Ledger):
             if node.saved is None:
                 self._run_again(node.checkpoint)
             grads = node.backward(grad)
+            del grad  # before what was saved, as `call_function` has it (torch/csrc/autograd/engine.cpp)
             node.checkpoint = node.saved = node.backward = None
-            del grad
             for edge, new in zip(node.edges, grads, strict=True):
                 self._accumulate(edge, new)
             del grads, new
@@ -292,7 +303,7 @@ class Graph(Ledger):
         self.what = what
 
     def _accumulate(self, edge: Node | Parameter | None, grad: Tensor | None) -> None:
-        """Hand a gradient to the node or parameter it belongs to; a second one is added in place."""
+        """Hand a gradient to the node or parameter it belongs to; a second one is added to it."""
         if edge is None or grad is None:
             return
         parameter = isinstance(edge, Parameter)
@@ -301,5 +312,7 @@ class Graph(Ledger):
         if edge.grad is not None:
             if parameter:  # a tied weight's gradients wait for each other, and make a new one
                 edge.grad = self.gradient(edge.dims, edge.width)
+            else:  # a sum beside both (InputBuffer::accumulate)
+                edge.grad = self.tensor(grad.dims, max(grad.width, edge.grad.width))
         elif not (parameter and self.accumulating and not edge.tied):
             edge.grad = grad  # else it is added to what earlier micro-batches left

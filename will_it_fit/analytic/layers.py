@@ -126,7 +126,7 @@ def linear(net: Network, x: Tensor, layer: Linear) -> Tensor:
         del inner
         update = net.elementwise(product(net, low, b, layer.matrix.outputs))  # times alpha / rank
         del low
-        if setting.quantized:
+        if setting.quantized and not setting.autocast:  # PEFT's `requires_conversion`
             update = net.cast(update, width)
     out = net.add(out, update)
     del update, held  # PEFT's forward holds its cast input to the end
@@ -156,11 +156,13 @@ def product_4bit(net: Network, x: Tensor, matrix: Matrix) -> Tensor:
 
     def backward(grad: Tensor) -> list:
         buffers = unpacked()
+        net.multiplies()
         result = net.tensor(*shape)
         buffers.clear()
         return [result]
 
     buffers = unpacked()
+    net.multiplies()
     out = net.operation((*x.dims[:-1], matrix.outputs), x.width, [x], backward)
     buffers.clear()
     return out
@@ -168,7 +170,7 @@ def product_4bit(net: Network, x: Tensor, matrix: Matrix) -> Tensor:
 
 def dropped(net: Network, x: Tensor) -> Tensor:
     """Dropout with a probability: keeps a mask of one byte an element."""
-    return net.elementwise(x, saved=[net.tensor(x.dims, 1)])
+    return net.operation(x.dims, x.width, [x], net.like(x), after=lambda: [net.tensor(x.dims, 1)])
 
 
 # --- norms --------------------------------------------------------------------------------------------------------
@@ -183,8 +185,9 @@ def norm(net: Network, x: Tensor, weight: Parameter) -> Tensor:
         wide = net.cast(x, 4)
         square = net.tensor(wide.dims, 4)
         del square
-        out = net.operation(wide.dims, 4, [wide], lambda grad: _rms_backward(net, grad), [wide])
-        del wide
+        root = net.operation(("t",), 4, [wide], lambda grad, dims=wide.dims: _through_the_mean(net, dims), [wide])
+        out = net.operation(wide.dims, 4, [wide, root], lambda grad: _through_the_product(net, grad), [wide, root])
+        del wide, root
         if kind == "rms":
             return net.multiply(net.cast(out, source), weight)
         return net.cast(net.multiply(out, Parameter(weight.dims, 4, weight.trained)), source)
@@ -199,17 +202,22 @@ def _layer_norm(net: Network, x: Tensor, weight: Parameter) -> Tensor:
     return net.operation(x.dims, max(x.width, weight.width), [x, weight], backward, [x])
 
 
-def _rms_backward(net: Network, grad: Tensor) -> list:
-    """x * rsqrt(mean(x * x)): through the product, then through the mean of squares."""
+def _through_the_product(net: Network, grad: Tensor) -> list:
+    """The backward of x * rsqrt(mean(x * x)), of its outer product: for x, and for the root by one of x's size."""
     direct = net.tensor(grad.dims, 4)
-    through_mean = net.tensor(grad.dims, 4)
-    del through_mean
-    power = net.tensor(grad.dims, 4)
-    doubled = net.tensor(grad.dims, 4)
-    del power
-    times_grad = net.tensor(grad.dims, 4)
-    del doubled, times_grad
-    return [direct]
+    other = net.tensor(grad.dims, 4)
+    del other
+    return [direct, net.tensor(("t",), 4)]
+
+
+def _through_the_mean(net: Network, dims: tuple[str, ...]) -> list:
+    """And of the root of the mean of squares."""
+    spread = net.tensor(dims, 4)
+    power = net.tensor(dims, 4)
+    doubled = net.tensor(dims, 4)
+    result = net.tensor(dims, 4)
+    del doubled, power, spread
+    return [result]
 
 
 # --- MLP ----------------------------------------------------------------------------------------------------------

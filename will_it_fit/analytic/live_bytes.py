@@ -10,7 +10,7 @@ from collections import Counter
 from math import prod
 from typing import NamedTuple
 
-from will_it_fit.engine.allocator import Event, replay, round_size, typical_block
+from will_it_fit.engine.allocator import EMPTY_CACHE, Event, replay, round_size, typical_block
 from will_it_fit.engine.components import ROUNDING
 from will_it_fit.engine.expandable import replay_expandable
 
@@ -122,6 +122,11 @@ class Ledger:
         """Tell the allocator of a tensor's end."""
         if self.events is not None:
             self.events.append((-identity, 0))
+
+    def empty_cache(self) -> None:
+        """Tell the allocator to give back what is free."""
+        if self.events is not None:
+            self.events.append(EMPTY_CACHE)
 
     def make_blocks(self) -> None:
         """Run the allocations through the allocator: what its blocks take beyond the tensors is a term of its own."""

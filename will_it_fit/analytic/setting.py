@@ -32,6 +32,9 @@ def check_described(scenario: Scenario) -> None:
             own = getattr(value, part.name)
             if not part.in_closed_form(own):
                 raise NotDescribed(f"the analytic estimate does not describe {field.name}.{part.name}: {own}")
+    cast, own = scenario.autocast_precision, scenario.weight_precision
+    if cast is not None and own not in ("fp32", cast):  # products cast both operands, which have the same width
+        raise NotDescribed(f"the analytic estimate does not describe autocast to {cast} over weights in {own}")
     if scenario.parallel.sharded and scenario.autocast_precision is not None:
         raise NotDescribed("the analytic estimate does not describe FSDP2 under autocast, which gathers weights cast")
 

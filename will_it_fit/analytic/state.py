@@ -6,6 +6,8 @@ libraries' way of loading in every detail, with its sources: will_it_fit/tracing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from will_it_fit.analytic.live_bytes import Ledger
 from will_it_fit.analytic.setting import BLOCKSIZE, NESTED_BLOCKSIZE, Setting
 from will_it_fit.engine import cuda_rules
@@ -79,23 +81,38 @@ def load(ledger: Ledger, setting: Setting) -> None:
             once.append((name, elements, packed, times, group))
         else:
             each.append((name, elements, packed, times // layers, group))
-    order = sorted(once, key=lambda item: item[0] != "output head") + sorted(each) * layers
+    # By the modules' names: `mlp` comes before `self_attn`, and GPT's `attn` and `attention` before `mlp`.
+    attention = {matrix.name for matrix in setting.decoder.attention}
+    first = setting.scenario.model["model_type"].startswith("gpt")
+    each.sort(key=lambda item: ((item[0].removesuffix(" bias") in attention) != first, item))
+    order = sorted(once, key=lambda item: item[0] != "output head") + each * layers
     ledger.free(
         ledger.allocate(sum((elements // 2 if packed else elements * dense) * n for _, elements, packed, n, _ in order))
     )
+    whole: list[tuple[int, int, str]] = []  # what is not packed: how to free it, its elements and group
     for _, elements, packed, times, group in order:
         for _ in range(times):
             arrived = ledger.allocate(elements * dense)
             if packed:
                 _quantize(ledger, setting, elements)
                 ledger.free(arrived)
-            elif setting.weight_width(group) != dense:
-                ledger.allocate(elements * setting.weight_width(group))
-                ledger.free(arrived)
+            else:
+                whole.append((arrived, elements, group))
+    preparation = setting.scenario.kbit_preparation
+    if preparation != "none" and dense < 4:
+        for place, (arrived, elements, group) in enumerate(whole):
+            whole[place] = ledger.allocate(elements * 4), elements, group
+            ledger.free(arrived)
+        ledger.empty_cache()
     if setting.scenario.lora:
         for _, elements, times in setting.decoder.adapter_shapes(setting.scenario.lora):
             for _ in range(times):
                 ledger.allocate(elements * setting.adapter_width)
+    if preparation == "trl":  # what is no norm and no bias back to 16 bits
+        for arrived, elements, group in whole:
+            if setting.weight_width(group) < 4:
+                ledger.allocate(elements * setting.weight_width(group))
+                ledger.free(arrived)
     for width, elements, times in _buckets(setting):
         for _ in range(times):
             ledger.allocate(elements * width)
@@ -146,14 +163,17 @@ def hold_working_set(ledger: Ledger, setting: Setting) -> None:
     if any(m.bias for m in setting.decoder.matrices) or setting.decoder.family.head_bias:
         threads = 2 if setting.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
         ledger.hold(WORKSPACES, "of cublasLt", 1, cuda_rules.CUBLASLT_WORKSPACE_BYTES, threads)
-    hold_optimizer_states(ledger, setting)
+    hold_optimizer_states(ledger, setting, setting.trained_shapes())
 
 
-def hold_optimizer_states(ledger: Ledger, setting: Setting) -> None:
-    """The moments of each trained tensor: in its dtype, or in 8 bits with a scale for each block, paged or not."""
+def hold_optimizer_states(ledger: Ledger, setting: Setting, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """The moments of each trained tensor: in its dtype, or in 8 bits with a scale for each block, paged or not.
+
+    ``shapes`` as :meth:`Setting.trained_shapes` has them.
+    """
     kind = OPTIMIZERS[setting.scenario.optimizer]
     moments = kind.moments
-    for width, elements, times in setting.trained_shapes():
+    for width, elements, times in shapes:
         if kind.bits is None:
             ledger.hold(OPTIMIZER_STATES, "moments", width, elements, moments * times)
             if kind.counts_steps:

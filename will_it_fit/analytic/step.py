@@ -100,12 +100,16 @@ class TrainingStep(Network):
     # --- forward ---
 
     def forward(self) -> None:
+        """From ids to the loss, where earlier micro-batches have left their gradients."""
+        if self.scenario.gradient_accumulation > 1:
+            for width, elements, times in self.setting.trained_shapes():
+                self.hold(GRADIENTS, "gradients of weights", width, elements, times)
+        self.micro_batch()
+
+    def micro_batch(self) -> None:
         """From ids to the loss."""
         decoder, checkpointing = self.decoder, self.scenario.gradient_checkpointing
         sharding = self.sharding
-        if self.scenario.gradient_accumulation > 1:  # the gradients of the micro-batches before this one
-            for width, elements, times in self.setting.trained_shapes():
-                self.hold(GRADIENTS, "gradients of weights", width, elements, times)
         first = self.units[0 if not decoder.tied else -1] if sharding else None
         if sharding:
             sharding.before_forward(first)
@@ -249,11 +253,16 @@ class TrainingStep(Network):
         if self.value("n") <= CHUNK_TOKENS:
             self._loss = run(x).edge
             return
-        self._loss = Node([], [], lambda grad: [grad, grad])
-        for chunk in self.split(x, ("h", "h")):  # two are run for all chunks: each adds to the same gradients
-            part = Tensor(chunk.storage, ("c", "h"), chunk.width, chunk.edge)
+        tokens = self._chunks()
+        self._loss = Node([], [], lambda grad: [grad] * len(tokens))
+        for symbol, chunk in zip(tokens, self.split(x, ("h",) * len(tokens)), strict=True):
+            part = Tensor(chunk.storage, (symbol, "h"), chunk.width, chunk.edge)
             self._loss.edges.append(self.checkpointed(run, part).edge)
         self.nodes.append(self._loss)
+
+    def _chunks(self) -> list[str]:
+        """Chunks by the symbol of their tokens; two are run for all, since each adds to the same gradients."""
+        return ["c", "c"]
 
     # --- backward ---
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from will_it_fit.analytic.certainty import Needs
 from will_it_fit.analytic.estimated import estimate
-from will_it_fit.ask.answer_text import UNTRACED
 from will_it_fit.ask.question import Question
-from will_it_fit.cards.gpus import Gpu
+from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
@@ -62,18 +62,25 @@ def traced(
 def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     """The same object from the analytic estimate alone. A verdict is given where it is clear, else ``fits`` is None.
 
+    ``analytic`` has ``required_bytes`` too, where that is near what the GPU has, and without a GPU ``enough_bytes``,
+    what the smallest GPU known has that surely suffices (None: none does).
     Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each.
     """
     found = estimate(asked.scenario, asked.where, blocks=False)
-    peak, gpu = (found.analytic or {}).get("peak_allocated_bytes"), asked.gpu
-    fits = headroom = None
-    if peak is not None and gpu is not None:
-        fits = clear(peak, gpu)
-        headroom = round(gpu.usable_bytes - peak * UNTRACED[1])
+    gpu, analytic, fits, headroom = asked.gpu, found.analytic, None, None
+    needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
+    if needs and gpu is None:
+        analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
+    if needs and gpu:
+        fits = needs.fits(gpu.usable_bytes)
+        required = needs.required_bytes(gpu.usable_bytes)
+        headroom = gpu.usable_bytes - required
+        if needs.roughly(gpu.usable_bytes) is None:  # else it lies far from what the GPU has, and only a bound is known
+            analytic = {**analytic, "required_bytes": required}
     reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": found.reason}
     answer = asked.asked.as_said() | {
         "rule_of_thumb": found.rule_of_thumb,
-        "analytic": found.analytic,
+        "analytic": analytic,
         "trace": None,
         "measurement": None,
         "differences": {},
@@ -89,13 +96,6 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     if others:
         answer["scripts_would_take"] = scripts_would_take(asked.asked, asked.where)
     return _more(answer, asked)
-
-
-def clear(peak: int, gpu: Gpu) -> bool | None:
-    """The verdict on an estimated peak; None where the estimate is too close to the GPU's memory to tell."""
-    if peak * UNTRACED[1] <= gpu.usable_bytes:
-        return True
-    return False if peak * UNTRACED[0] > gpu.usable_bytes else None
 
 
 def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _sooner(answer: Mapping[str, Any], asked: Question) -> list[dict[str, Any]]:
 
 
 def exit_status(answer: Mapping[str, Any]) -> int:
-    """As `predict`'s: 0 fits or no GPU is named, 1 does not fit, or it is too close to call without the trace.
+    """As `predict`'s: 0 fits or no GPU is named, 1 does not fit, or without the trace it is too close to call.
 
     Also 1: the run that was asked about does not end by its deadline.
     """
@@ -139,7 +139,7 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     from will_it_fit.ask.predict import import_quietly
 
     import_quietly()
-    from will_it_fit.cards.gpus import catalogue, verdict
+    from will_it_fit.cards.gpus import verdict
     from will_it_fit.tracing.trace import trace
 
     by_capability: dict[Any, list[Gpu]] = {}

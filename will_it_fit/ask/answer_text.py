@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, known
@@ -36,9 +37,6 @@ WORDS = {
     "allocator_rounding": "rounding of blocks",
     "overhead": "overhead",
 }
-# Where the analytic estimate decides alone: required bytes lie above the peak by up to so much (the traced border cells
-# of the memory profile: 2 to 10 %), and the peak itself is within 3 %.
-UNTRACED = (0.97, 1.12)
 
 
 def card(gpu: Mapping[str, Any]) -> str:
@@ -61,16 +59,20 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
     if gpu["count"] > parallel["gpus"]:
         has += f" (of {gpu['count']} cards the step uses {parallel['gpus']})"
+    if answer["fits"] and gpu["usable_bytes"] < trace["required_bytes"]:
+        return f"FITS at this very size: {has}{each}; only from {gib(trace['required_bytes'])} on does every size fit"
     if answer["fits"]:
         return f"FITS: {need}{each}, {has}; {gib(answer['headroom_bytes'])} to spare"
     return f"DOES NOT FIT: {need}{each}, {has}; short by {gib(-answer['headroom_bytes'])}"
 
 
 def _quick_verdict(answer: Mapping[str, Any]) -> str:
-    peak, gpu = answer["analytic"]["peak_allocated_bytes"], answer["gpu"]
-    need = f"about {gib(peak)} at the peak, by the analytic estimate"
+    analytic, gpu = answer["analytic"], answer["gpu"]
+    need = f"about {gib(analytic['peak_allocated_bytes'])} at the peak, by the analytic estimate"
+    if "required_bytes" in analytic:
+        need = f"about {gib(analytic['required_bytes'])} needed, by the analytic estimate"
     if gpu is None:
-        return f"{need[0].upper()}{need[1:]}: {smallest(peak * UNTRACED[1])}"
+        return f"{need[0].upper()}{need[1:]}: {smallest(analytic['enough_bytes'] or inf)}"
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])}"
     word = {True: "SHOULD FIT", False: "DOES NOT FIT", None: "TOO CLOSE TO CALL"}[answer["fits"]]
     return f"{word}: {need}; {has}" + ("; ask without --quick" if answer["fits"] is None else "")

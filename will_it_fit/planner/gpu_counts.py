@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from will_it_fit.analytic.certainty import OTHER_KERNELS
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import COUNTS, apply, spread
 from will_it_fit.scenario.scenario import Scenario
-
-NEAR = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
 
 
 def becomes_possible(scenarios: Mapping[str, Scenario]) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def _fits(scenario: Scenario, estimate: CalibratedEstimator, traced: Mapping[str
         return verdict(traced, gpu).fits
     try:
         required = traced["required_bytes"] + estimate.on(gpu).formula(scenario) - estimate.formula(scenario)
-        if abs(required / gpu.usable_bytes - 1) > NEAR:
+        if abs(required / gpu.usable_bytes - 1) > OTHER_KERNELS:
             return required <= gpu.usable_bytes
     except NotDescribed:
         pass

@@ -15,6 +15,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from will_it_fit.analytic.certainty import FIRST_GUESS, FIRST_GUESS_EXPANDABLE, PEAK
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.surface import LONGEST, kernels_of
@@ -31,9 +32,6 @@ LENGTH_STEP = 64  # of a search for a length, up to 64 steps to a doubling
 ROUNDED = 128  # what attention kernels round a length up to
 SEEN_BELOW = 0.1  # share of a border, of which every step below is replayed
 SPOTS_BELOW = (0.8, 0.65, 0.5)  # shares of it that are replayed too
-FIRST_GUESS = 0.06  # of the peak: what fragments take, until a border is known
-FRAGMENTS_EXPANDABLE = 0.01  # of the peak, with expandable segments
-UNSURE = 0.04  # the analytic estimate is not further from the trace, for architectures that it describes
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,7 @@ class Borders:
         self._capacities = sorted(capacities)
         # By value and allocator: between which capacities the verdict is the same, and which it is.
         self._verdicts: dict[tuple[int, bool], list[tuple[int, int, bool]]] = {}
-        self._shares = {False: FIRST_GUESS, True: FRAGMENTS_EXPANDABLE}  # that fragments took at the last border
+        self._shares = {False: FIRST_GUESS, True: FIRST_GUESS_EXPANDABLE}  # that fragments took at the last border
         self._peaks: dict[int, int] = {}
         self._required: dict[int, dict[str, dict[str, Any]]] = {}
         self._traces = traces
@@ -284,7 +282,7 @@ class Borders:
             return self.values[0], self.values[min(len(self.values), 64) - 1]
         least = self.values[self._guess(possible[0], 0.15, self._about)] * SPOTS_BELOW[-1]
         low = self.values[max(0, bisect_right(self.values, least) - 1)]
-        high = self.values[min(self._guess(possible[-1], -UNSURE, self._about) + 1, len(self.values) - 1)]
+        high = self.values[min(self._guess(possible[-1], -PEAK, self._about) + 1, len(self.values) - 1)]
         return low, high
 
     def _unrounded(self, value: int) -> int:
@@ -324,7 +322,7 @@ class Borders:
 
     def _surely_too_large(self, value: int, capacity: int) -> bool:
         peak = self._peak(value)
-        return peak is not None and peak * (1 - UNSURE) > capacity
+        return peak is not None and peak * (1 - PEAK) > capacity
 
 
 def workspace_bytes(capability: tuple[int, int] | None) -> int:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from itertools import product
 from typing import Any
 
+from will_it_fit.analytic.certainty import over_peak
 from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.analytic.surface import kernels_of, surface
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue
@@ -35,8 +36,6 @@ LAYOUTS: dict[str, tuple[str, str, int]] = {
     "ddp": ("several, the whole model on each (DDP)", REPLICATED, 2),
     **{f"fsdp2-{count}": (f"{count}, the model divided (FSDP2)", DIVIDED, count) for count in COUNTS},
 }
-# Of the peak: the most that a GPU had to have above it at a border, over the catalogue (Qwen2.5-Coder-7B, 512 tokens).
-WIDEST = {"full": 0.20, "lora": 0.15, "qlora": 0.30}
 SHOWN = ("precision", "lora", "gradient_checkpointing", "attention", "optimizer", "loss", "adapter_precision")
 CHOSEN = ("model", "model_name", "method", "sequence_length", "micro_batch", "parallel", "gpu")
 
@@ -81,7 +80,7 @@ def choices(
         ``model|method|layout|capability``; ``reasons`` by ``model|method|layout`` where there is none; ``traced`` by
         the same: points of (estimate's peak, required bytes above it); ``borders`` by ``model|method|layout|gpu``:
         (length, rows) of the largest steps that fit by the trace; ``seconds`` by the same: (tokens, seconds) of traced
-        steps; ``limits`` has ``widest``, :data:`WIDEST`.
+        steps; ``limits`` has ``over_peak``, by ``method|strategy`` the least and most needed over the peak.
     """
     if models is None:
         models = {name: read_json(MODELS / f"{name}.json") for name in on_the_page()}
@@ -107,7 +106,7 @@ def choices(
             for name, (title, strategy, count) in LAYOUTS.items()
         ],
         "borders": {f"{own}|{key}": steps for key, steps in _borders(scenario, rows).items()},
-        "limits": {"length_step": LENGTH_STEP, "most_rows": MOST, "widest": WIDEST},
+        "limits": {"length_step": LENGTH_STEP, "most_rows": MOST, "over_peak": _over_peak(methods)},
         "methods": [{"name": name, "title": TITLES[name], **_settings(scenario, methods[name])} for name in methods],
         "seconds": _seconds(own, estimates),
         **{"models": [], "reasons": {}, "surface_of": {}, "surfaces": []},
@@ -116,6 +115,12 @@ def choices(
     }
     _add_models(found, scenario, methods, parallels, models, gpus.values())
     return found
+
+
+def _over_peak(methods: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """What is needed over the estimate's peak: the least and the most, by method and use of several GPUs."""
+    strategies = dict.fromkeys(strategy for _, strategy, _ in LAYOUTS.values())
+    return {f"{method}|{one}": tuple(over_peak((method, one, False))) for method in methods for one in strategies}
 
 
 def _parallels(scenario: Scenario) -> dict[str, dict[str, Any]]:

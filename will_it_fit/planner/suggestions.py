@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from will_it_fit.analytic.certainty import OTHER_KERNELS
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import yaml_text
@@ -19,7 +20,6 @@ from will_it_fit.scenario.strategies import DIVIDED, NONE
 
 SUGGESTIONS = 3  # changes of the step to show, beside more GPUs and a bigger one
 PROBES = 8  # traces that one search may take
-EDGE = 0.03  # share of a GPU within which another GPU's kernels are traced, not estimated
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
             return None
         estimate = estimate or CalibratedEstimator(candidate, gpu)
         with suppress(UserError):  # what can't be traced is no suggestion
-            if estimate(candidate) <= gpu.usable_bytes * (1 + EDGE):
+            if estimate(candidate) <= gpu.usable_bytes * (1 + OTHER_KERNELS):
                 traced = estimate.verify(candidate)
                 if verdict(traced, gpu).fits:
                     return _suggestion("more_gpus", changes, f"{count} such GPUs: {price}", traced, gpu)

@@ -302,9 +302,8 @@ STEP = (
 )  # fmt: skip
 # What can be predicted, and not trained.
 TRAINING = (
-    Contradiction(lambda s: s.compile != "none", "compile", "A compiled step can be predicted, and is not trained here.",
-        "none",
-        "compile: none"),
+    Contradiction(lambda s: s.compile != "none", "compile",
+        "A compiled step can be predicted, and is not trained here.", "none", "compile: none"),
     Contradiction(lambda s: s.images, "images", "A step with images can be predicted, and is not trained here.", "null",
         "images: null"),
     Contradiction(lambda s: s.bitsandbytes, "versions",

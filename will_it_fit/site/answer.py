@@ -11,15 +11,18 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from will_it_fit.analytic.certainty import Needs
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
+from will_it_fit.analytic.surface import kernels_of
 from will_it_fit.ask import text
-from will_it_fit.ask.answer import clear, quick
-from will_it_fit.ask.answer_text import UNTRACED, WORDS, card, other_tools, smallest, step_line
+from will_it_fit.ask.answer import quick
+from will_it_fit.ask.answer_text import WORDS, card, other_tools, smallest, step_line
 from will_it_fit.ask.command import parse, scenario_yaml
 from will_it_fit.ask.question import Options, Question, question, said_by
 from will_it_fit.ask.run_cost import asked_of
@@ -45,8 +48,8 @@ _COLOUR = {component: COLOURS[group] for group, components in GROUPS.items() for
 _REFUSALS = {"GatedRepo": "GatedRepoError", "RepoNotFound": "RepositoryNotFoundError",
              "RevisionNotFound": "RevisionNotFoundError", "EntryNotFound": "RemoteEntryNotFoundError"}  # fmt: skip
 EXACTNESS = (
-    f"An estimate. “Should fit” leaves {UNTRACED[1] - 1:.0%} for what the allocator takes beside the peak; “does"
-    f" not fit” is more than {1 - UNTRACED[0]:.0%} too large; between them only the trace can tell."
+    "An estimate. Near the border it replays what the estimate knows of allocations on a GPU of this very size. Where"
+    " that hangs on details, it is too close to call, and only the trace can tell."
 )
 _ON_A_PAGE = "save its config.json from the model's page on the Hub, where you are logged in, and paste it here"
 
@@ -307,12 +310,17 @@ def _sentence(found: Mapping[str, Any]) -> str:
     """The verdict with its two numbers."""
     if found["analytic"] is None:
         return f"No estimate: {found['reasons']['analytic']}. The command below traces the step instead."
-    peak, gpu = found["analytic"]["peak_allocated_bytes"], found["gpu"]
+    analytic, gpu = found["analytic"], found["gpu"]
     if gpu is None:
-        return f"The step needs about {gib(peak)}: {smallest(peak * UNTRACED[1])}."
+        return f"At its peak the step takes about {gib(analytic['peak_allocated_bytes'])}: {_enough(analytic)}."
+    needed = analytic.get("required_bytes", analytic["peak_allocated_bytes"])
     word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[found["fits"]]
     each = f" on each of {gpu['count']} GPUs" if found["scenario"]["parallel"]["gpus"] > 1 else ""
-    return f"{word}: the step needs about {gib(peak)}{each}. {_room(gpu)}"
+    return f"{word}: the step needs about {gib(needed)}{each}. {_room(gpu)}"
+
+
+def _enough(analytic: Mapping[str, Any]) -> str:
+    return smallest(analytic["enough_bytes"] or inf)
 
 
 def _near_sentence(shown: Mapping[str, Any], instead: list[str]) -> str:
@@ -327,24 +335,27 @@ def _room(gpu: Mapping[str, Any]) -> str:
     return f"{title[0].upper()}{title[1:]} has {gib(gpu['usable_bytes'])} usable."
 
 
-def _peak(asked: Question, gpu: Gpu, **changes: int) -> int:
+def _needs(asked: Question, gpu: Gpu, **changes: int) -> Needs:
     scenario = replace(asked.scenario, **changes)
-    return analytic_estimate(scenario, asked.where, capability=gpu.capability, blocks=False)["peak_allocated_bytes"]
+    form = analytic_estimate(scenario, asked.where, capability=gpu.capability, blocks=False)
+    return Needs(scenario, form["peak_allocated_bytes"], gpu.capability)
 
 
 def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
-    """The estimate on each GPU of the catalogue, computed once for each compute capability."""
-    peaks: dict[Any, int] = {}
+    """The estimate on each GPU of the catalogue, computed once for all that run the same kernels."""
+    known: dict[Any, Needs] = {}
     rows = []
     for gpu in catalogue().values():
         try:
-            if gpu.capability not in peaks:
-                peaks[gpu.capability] = _peak(asked, gpu)
+            kernels = kernels_of(asked.scenario, gpu.capability)
+            if kernels not in known:
+                known[kernels] = _needs(asked, gpu)
         except NotDescribed:
             return []
-        peak = peaks[gpu.capability]
+        needs = known[kernels]
+        peak, state = needs.peak_bytes, _STATES[needs.fits(gpu.usable_bytes)]
         rows.append({
-            "name": gpu.name, "title": gpu.title.removeprefix("NVIDIA "), "state": _STATES[clear(peak, gpu)],
+            "name": gpu.name, "title": gpu.title.removeprefix("NVIDIA "), "state": state,
             "peak": gib(peak), "usable": gib(gpu.usable_bytes), "share": round(peak / gpu.usable_bytes, 3),
         })  # fmt: skip
     return rows
@@ -358,7 +369,8 @@ def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
     for move in moves(asked.scenario):
         for changes in move.options:
             try:
-                fits = clear(_peak(replace(asked, scenario=apply(asked.scenario, changes)), gpu), gpu)
+                changed = replace(asked, scenario=apply(asked.scenario, changes))
+                fits = _needs(changed, gpu).fits(gpu.usable_bytes)
             except (NotDescribed, UserError):
                 continue
             if fits:
@@ -403,7 +415,8 @@ def _longest(asked: Question, rows: int) -> dict[str, Any] | None:
         high = len(lengths)
         while low < high:
             middle = (low + high) // 2
-            inside = clear(_peak(asked, gpu, sequence_length=lengths[middle], micro_batch=rows), gpu) in verdicts
+            needs = _needs(asked, gpu, sequence_length=lengths[middle], micro_batch=rows)
+            inside = needs.roughly(gpu.usable_bytes) in verdicts  # at once: the map asks for dozens
             low, high = (middle + 1, high) if inside else (low, middle)
         return low
 

@@ -18,6 +18,7 @@ from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from tests.will_it_fit.tracing.test_evaluation_memory import row
 from will_it_fit.cards.gpus import find, tightest
 from will_it_fit.common.errors import UserError
+from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.evaluation_memory import Evaluation, trace_evaluation
 from will_it_fit.tracing.scenario_trace import Traced
@@ -221,3 +222,19 @@ def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -
         (tmp_path / "memory.max").write_text(limit)
         assert 0 < check_resources.host_memory(tmp_path) <= most
     assert check_resources.host_memory(tmp_path) == 7000
+
+
+def test_an_evaluation_takes_the_time_of_base_and_tuned(run) -> None:
+    speed = speed_of("a100-80gb")
+    (stage,) = check_resources.evaluation_stages(NAME, run["evaluations"][NAME], Room(find("a100-80gb"), PLENTY, speed))
+    once = trace_evaluation(run["evaluations"][NAME], "cuda", (8, 0), speed)["seconds_at_most"]
+    assert stage.seconds_at_most == 2 * once > 0
+
+
+def test_what_a_step_needs_is_judged_at_the_gpus_own_size(run) -> None:
+    usable = 10**9
+    needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 7, usable + 1]]}
+    room = Room(card(usable), PLENTY)
+    assert room.needed(needed) == usable - 7 and not room.lacks(room.needed(needed))
+    assert room.needed({"required_bytes": usable + 100}) == usable + 100
+    assert room.lacks(usable + 1) and not room.lacks(usable)

@@ -200,3 +200,42 @@ def test_the_longest_pack_counts_the_shared_prefix_once(tmp_path) -> None:
     loop = {"epochs": 1, "max_steps": None, "rows_per_step": 3}
     longest = longest_of(tmp_path, Scenario.from_mapping(fields), loop)
     assert (longest.micro_batch, longest.sequence_length) == (1, len(prefix) + sum(own))
+
+
+def gated(folder, traced, usable: int, lengths: list[int]) -> dict:
+    """What the rule writes for rows of such lengths."""
+    import pandas
+
+    rows = [{"input_ids": [1] * n, "labels": [-100] * (n - 2) + [1, 2]} for n in lengths]
+    pandas.DataFrame(rows).to_parquet(folder / "train.parquet")
+    write_report(folder / "trace.json", traced.to_mapping())
+    write_report(folder / "encode.json", {"rows": len(rows)}, folder / "train.parquet")
+    size = (usable + find({"vram_gib": 1}).context_bytes) / 2**30
+    gate.main(
+        str(folder / "trace.json"),
+        {"gpu": {"vram_gib": size}, "hours": None, "override": False},
+        str(folder / "gate.json"),
+        encoded=str(folder / "encode.json"),
+        train=str(folder / "train.parquet"),
+        loop={"epochs": 1, "max_steps": None, "rows_per_step": None, "seed": 1},
+    )
+    return read_report(folder / "gate.json")
+
+
+def test_the_longest_batch_of_the_data_decides_where_the_configured_step_does_not_fit(traced, tmp_path) -> None:
+    need, lengths = traced.trace["required_bytes"], [30] * 16
+    tight = gated(tmp_path, traced, need - 2**21, lengths)
+    assert tight["fits"] and tight["required_bytes"] < need == tight["configured"]["required_bytes"]
+    assert "at the longest batch of the data, 8 x 30 tokens" in tight["reason"]
+    wide = gated(tmp_path, traced, need + 2**21, lengths)
+    assert wide["fits"] and wide["required_bytes"] == need and "longest batch" not in wide["reason"]
+
+
+def test_the_gate_replays_at_the_very_size_that_is_free(traced) -> None:
+    """A trace that was asked about other sizes is taken again; by luck is a verdict too."""
+    usable = traced.trace["required_bytes"] - 2**20
+    lucky = {**traced.trace, "asked_bytes": [usable], "also_fits_bytes": [[usable - 10, usable + 1]]}
+    by_luck = gate.decide(replace(traced, trace=lucky), card(usable), override=False)
+    assert by_luck.verdict == (True, 10)
+    again = gate.decide(replace(traced, trace={**lucky, "asked_bytes": []}), card(usable), override=False)
+    assert again.verdict.fits is False and usable in again.step["asked_bytes"]

@@ -2,7 +2,18 @@
 
 import pytest
 
-from will_it_fit.cards.gpus import GIB, MIB, catalogue, find, from_device, holders, tightest, verdict
+from will_it_fit.cards.gpus import (
+    GIB,
+    MIB,
+    catalogue,
+    find,
+    from_device,
+    holders,
+    tightest,
+    usable_sizes,
+    verdict,
+    was_asked,
+)
 from will_it_fit.common.errors import UserError
 
 
@@ -194,3 +205,39 @@ def test_several_of_a_kind_are_that_gpu_with_a_count() -> None:
     assert find({"name": "rtx3090", "count": 2}) == two
     with pytest.raises(UserError, match=r"gpu\.count"):
         find({"name": "rtx-3090", "count": 0}, "memory.gate.gpu")
+
+
+@pytest.mark.parametrize(("capability", "mib"), [(None, 512), (7.5, 320), (8.0, 512), (8.6, 512), (9.0, 512)])
+def test_a_context_that_nobody_measured_is_assumed_by_the_compute_capability(capability, mib) -> None:
+    """config/gpus.yaml's assumptions: 512 MiB from 8.0 on and for a size without a name, 320 MiB before."""
+    if capability is None:
+        assert find({"vram_gib": 24}).context_bytes == mib * MIB
+        return
+    major, minor = divmod(round(capability * 10), 10)
+    assert from_device("NVIDIA Something", 10**10, (major, minor)).context_bytes == mib * MIB
+
+
+def test_what_fits_below_what_is_required_fits_by_luck() -> None:
+    card = find({"vram_gib": 1})
+    usable = card.usable_bytes
+    needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 50, usable], [usable - 7, usable + 1]]}
+    assert verdict(needed, card) == (True, 7)
+    assert verdict({**needed, "also_fits_bytes": [[usable - 50, usable]]}, card) == (False, -100)
+    assert verdict({**needed, "also_fits_bytes": [[usable, usable + 1]]}, card) == (True, 0)
+    assert verdict(needed, None) == (None, None)
+
+
+def test_a_size_was_asked_about_or_needs_no_asking() -> None:
+    card = find({"vram_gib": 1})
+    usable = card.usable_bytes
+    trace = {"reserved_range_bytes": [1, usable + 1], "resident_bytes": usable, "asked_bytes": [5]}
+    assert not was_asked(trace, card)
+    assert was_asked({**trace, "asked_bytes": [5, usable]}, card)
+    assert was_asked({**trace, "reserved_range_bytes": [1, usable]}, card)  # it never runs short
+    assert was_asked({**trace, "resident_bytes": usable + 1}, card)
+
+
+def test_the_sizes_of_cards_with_the_same_kernels_are_asked_about() -> None:
+    assert find("rtx-4090").usable_bytes in usable_sizes((8, 9))
+    assert find("rtx-4090").usable_bytes not in usable_sizes((8, 0))
+    assert usable_sizes(None) == usable_sizes((8, 0)) and find("a100-80gb").usable_bytes in usable_sizes(None)

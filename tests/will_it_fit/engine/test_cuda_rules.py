@@ -130,3 +130,20 @@ def test_the_memory_efficient_kernel_sums_keys_and_values_of_wide_heads_on_old_g
 )
 def test_the_workspace_of_cublaslt_stays_from_torch_2_7_on(version, keeps) -> None:
     assert keeps_cublaslt_workspace(version) is keeps
+
+
+@pytest.mark.parametrize(
+    ("head", "capability", "count"),
+    [
+        (96, (8, 9), 16 + 128 * 64 * 4),  # one block of 128 queries and 64 values, twice: 96 of them
+        (96, (8, 6), 16 + 128 * 64 * 4),
+        (96, (12, 0), 2 * (16 + 64 * 64 * 4)),
+        (64, (12, 0), 2 * (16 + 64 * 64 * 4)),
+    ],
+)
+def test_the_memory_efficient_kernels_block_follows_the_shared_memory(head, capability, count):
+    """cutlassB.h: with 99 KB the block of 128 x 64 serves heads up to 96 on 8.6 and 8.9, and on 12.0 none."""
+    expected = count * -(-head // 64)
+    if capability == (12, 0) and head > 64:  # keys and values don't stay in registers
+        expected += 2 * 128 * 128 * 4
+    assert efficient_workspace_bytes(128, 128, head, "bf16", capability) == expected

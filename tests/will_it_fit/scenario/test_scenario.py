@@ -10,7 +10,7 @@ from will_it_fit.readers.request import read_asked
 from will_it_fit.scenario.fields import FIELDS, scenario_defaults
 from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.parts import Quantization
-from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 SMALL = {
     "model_type": "qwen2",
@@ -466,3 +466,24 @@ def test_a_model_under_another_tools_name_is_told_once() -> None:
         Scenario.from_mapping({"model_name_or_path": "Qwen/Qwen3-8B", "foo": 1})
     assert "2 things are wrong" in str(error.value) and "model: Qwen/Qwen3-8B" in str(error.value)
     assert "is missing" not in str(error.value) and "nothing here: remove the key" in str(error.value)
+
+
+@pytest.mark.parametrize(("gpus", "count", "fits"), [(2, 2, True), (2, 3, True), (3, 2, False), (4, 3, False)])
+def test_a_step_takes_no_more_gpus_than_there_are_cards(gpus, count, fits) -> None:
+    fields = {"model": "smollm2-135m", "parallel": {"strategy": "ddp", "gpus": gpus}}
+    fields["gpu"] = {"name": "rtx-3090", "count": count}
+    if fits:
+        assert Scenario.from_mapping(fields).parallel.gpus == gpus
+        return
+    with pytest.raises(UserError) as caught:
+        Scenario.from_mapping(fields)
+    assert caught.value.write == f"gpu: {{name: rtx-3090, count: {gpus}}}"
+
+
+def test_the_rows_of_a_step_are_those_of_all_gpus() -> None:
+    fields = {"model": "smollm2-135m", "micro_batch": 2, "gradient_accumulation": 3}
+    step = Scenario.from_mapping(fields | {"parallel": {"strategy": "ddp", "gpus": 4}})
+    assert rows_in_a_step(step, {"rows_per_step": None}) == rows_in_a_step(step, {"rows_per_step": 24}) == 24
+    assert rows_in_a_step(Scenario.from_mapping(fields), {}) == 6
+    with pytest.raises(UserError, match="rows_per_step"):
+        rows_in_a_step(step, {"rows_per_step": 6})

@@ -112,20 +112,8 @@ function needed(choice) {
   return { ...found, above: more, required: found.peak + more, traces: points ? points.length : 0 };
 }
 
-// The largest peak that surely fits: that of the smaller of the steps at the traced borders, unless the model's positions
-// or the search end it. Where none was traced, the GPU less what fragments took at the worst of the borders that were.
-const surelyKnown = new Map();
-function surePeak(choice) {
-  const key = keyOf(choice) + "|" + choice.gpu, borders = data.borders[key];
-  if (!surelyKnown.has(key)) {
-    const ended = ([length, rows]) => length >= positions(choice.model) || rows >= data.limits.most_rows;
-    const peaks = (borders ?? []).filter((step) => !ended(step))
-      .map(([length, rows]) => evaluate(surfaceOf(choice), length, rows).peak);
-    surelyKnown.set(key, peaks.length ? Math.min(...peaks) : borders && !borders.length ? 0
-      : Math.floor(GPUS[choice.gpu].usable_bytes / (1 + data.limits.widest[choice.method])));
-  }
-  return surelyKnown.get(key);
-}
+// What is needed over the peak, the least and the most: closed_form_errors.csv, by method and use of several GPUs.
+const overPeak = (choice) => data.limits.over_peak[`${choice.method}|${LAYOUTS[choice.layout].strategy}`];
 const within = (choice) => (data.borders[keyOf(choice) + "|" + choice.gpu] ?? [])
   .some(([length, rows]) => choice.sequence_length <= length && choice.micro_batch <= rows);
 
@@ -143,12 +131,11 @@ const spoken = (seconds) => seconds < 3600 ? `${(seconds / 60).toPrecision(2)} m
 
 const FITS = "fits", CLOSE = "close", FITS_NOT = "too-large"; // as drawing.js and the styles name them
 const WORDS = { [FITS]: "fits", [CLOSE]: "too close to call", [FITS_NOT]: "does not fit" };
-// The peak alone is more than the GPU has: it does not fit. Between that and what surely fits, fragments decide.
+// At and below a replayed border it fits. Else what the peak can't tell is too close to call: fragments decide.
 function verdictOf(choice, found) {
-  const usable = GPUS[choice.gpu].usable_bytes;
-  if (within(choice)) return FITS;
-  if (found.peak > usable) return FITS_NOT;
-  return found.peak <= Math.min(surePeak(choice), usable) ? FITS : CLOSE;
+  const usable = GPUS[choice.gpu].usable_bytes, [least, most] = overPeak(choice);
+  if (within(choice) || found.peak * most <= usable) return FITS;
+  return found.peak * least > usable ? FITS_NOT : CLOSE;
 }
 
 // The largest of 1 .. limit for which a falling test is true; 0 if there is none.

@@ -1,0 +1,161 @@
+"""How wrong the closed form may be: all that anything says of it stands here.
+
+The form's peak lies within :data:`PEAK` of the trace's for what it describes. What a GPU must have is more than the
+peak, by what lies free in fragments. Two things are known of that, both from ``will_it_fit/data/closed_form_errors.csv``, whose
+rows ``validation/quick_verdicts.py`` measures on traces:
+
+* how far it lies above the form's peak, by method, allocator and use of several GPUs. Beyond that range a verdict takes
+  milliseconds (:func:`over_peak`);
+* how far it lies beside what the allocator's model makes of the form's own allocations and of variations of them
+  (:mod:`will_it_fit.analytic.allocations`). Inside the first range those are replayed at the GPU's own size, and
+  where they don't agree it is too close to call (:func:`over_variations`).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, cached_property
+from typing import NamedTuple
+
+from will_it_fit.analytic.allocations import form_events, variations
+from will_it_fit.analytic.decoder import describe
+from will_it_fit.data import data_path
+from will_it_fit.engine.allocator import LARGE_SEGMENT
+from will_it_fit.engine.capacities import capacities, served_at
+from will_it_fit.engine.cuda_rules import Capability
+from will_it_fit.scenario.scenario import Scenario
+
+ROWS = data_path("closed_form_errors.csv")
+PEAK = 0.1  # the form's peak is not further above the trace's: 0.04 but where chunks of a loss train an output head
+WIDER = 1.5  # than what the rows show: other steps may lie beside them
+LEAST = 0.004  # of what is needed: the least that is left to either side
+FIRST_GUESS = 0.06  # of the peak: what fragments take, until something of the step is known
+FIRST_GUESS_EXPANDABLE = 0.01  # the same with expandable segments
+FEW = 8  # rows of a kind: with fewer those of more kinds count
+OTHER_KERNELS = 0.03  # of a GPU: that near, other kernels are traced and not reckoned
+
+
+class Share(NamedTuple):
+    """What is needed as shares of what the form says: the least and the most."""
+
+    low: float
+    high: float
+
+
+Kind = tuple[str, str, bool]  # method; none, ddp or fsdp2; whether segments are expandable
+
+
+def kind_of(scenario: Scenario) -> Kind:
+    """What decides how wrong the form may be."""
+    return scenario.method, scenario.parallel.strategy, scenario.allocator.expandable_segments
+
+
+def follows_allocations(scenario: Scenario) -> bool:
+    """Whether the form knows allocations one by one. Else its peak alone is used."""
+    experts = bool(describe(scenario.model).experts)
+    return _followed(scenario.parallel.strategy, scenario.method, scenario.loss, experts)
+
+
+def _followed(strategy: str, method: str, loss: str, experts: bool) -> bool:
+    """It knows neither DDP's buckets under accumulation, nor each buffer of experts, nor what the chunks of a loss
+    share where the output head is trained.
+    """
+    return strategy != "ddp" and not (loss == "chunked" and method == "full") and not experts
+
+
+@cache
+def _rows() -> tuple[Mapping[str, str], ...]:
+    with ROWS.open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+@cache
+def over_peak(kind: Kind) -> Share:
+    """What is needed over the form's peak."""
+    return _spread(kind, "peak_form", "peak_form", lambda row: True)
+
+
+@cache
+def over_variations(kind: Kind) -> Share:
+    """What is needed over the least, and over the most, that the form's variations say."""
+
+    def followed(row: Mapping[str, str]) -> bool:
+        return _followed(row["strategy"], row["method"], row["loss"], row["experts"] != "0")
+
+    return _spread(kind, "lowest_form", "highest_form", followed)
+
+
+def _spread(kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str, str]], bool]) -> Share:
+    """The range of a kind's rows that count, wider by :data:`WIDER`; where there are few, of more kinds together."""
+    strategy, expandable = kind[1:]
+    wider = (
+        lambda row: (row["method"], row["strategy"], row["expandable"]) == (kind[0], strategy, str(int(expandable))),
+        lambda row: (row["strategy"], row["expandable"]) == (strategy, str(int(expandable))),
+        lambda row: row["strategy"] == strategy,
+        lambda row: True,
+    )
+    choices = ([row for row in _rows() if alike(row) and counts(row)] for alike in wider)
+    rows = next(found for found in choices if len(found) >= FEW)
+    low = min(int(row["least_trace"]) / int(row[lowest]) for row in rows)
+    high = max(int(row["required_trace"]) / int(row[highest]) for row in rows)
+    return Share(1 - max(WIDER * (1 - low), LEAST), 1 + max(WIDER * (high - 1), LEAST))
+
+
+class Needs:
+    """What a step needs of a GPU, by the closed form.
+
+    Parameters
+    ----------
+    peak_bytes
+        Of the analytic estimate for the scenario on a GPU of this compute capability.
+    """
+
+    def __init__(self, scenario: Scenario, peak_bytes: int, capability: Capability | None) -> None:
+        self.scenario, self.peak_bytes, self.capability = scenario, peak_bytes, capability
+        self._expandable = scenario.allocator.expandable_segments
+
+    @cached_property
+    def _variations(self) -> list[list[tuple[int, int]]]:
+        return list(variations(form_events(self.scenario, capability=self.capability)))
+
+    @cached_property
+    def about_bytes(self) -> int:
+        """What is most likely needed, in bytes."""
+        return capacities(self._variations[0], expandable_segments=self._expandable).required_bytes
+
+    def smallest(self, sizes: Iterable[int]) -> int | None:
+        """The least of some numbers of bytes that suffices for all that the form can tell; None: none does."""
+        return next((size for size in sorted(sizes) if self.fits(size)), None)
+
+    def roughly(self, usable_bytes: int) -> bool | None:
+        """Whether so many bytes suffice, by the peak alone; None: that can't tell."""
+        share = over_peak(kind_of(self.scenario))
+        if usable_bytes >= self.peak_bytes * share.high:
+            return True
+        return False if usable_bytes < self.peak_bytes * share.low else None
+
+    def required_bytes(self, usable_bytes: int) -> int:
+        """What is most likely needed; where the peak alone tells, the end of its range that is nearer to a GPU's."""
+        rough = self.roughly(usable_bytes)
+        if rough is None:
+            return self.about_bytes
+        share = over_peak(kind_of(self.scenario))
+        return round(self.peak_bytes * (share.high if rough else share.low))
+
+    def fits(self, usable_bytes: int) -> bool | None:
+        """Whether so many bytes suffice; None: too close to call. One segment counts on either side."""
+        rough = self.roughly(usable_bytes)
+        if rough is not None:
+            return rough
+        if not follows_allocations(self.scenario):
+            return None
+        share = over_variations(kind_of(self.scenario))
+        sizes = int(usable_bytes / share.high) - LARGE_SEGMENT, int(usable_bytes / share.low) + LARGE_SEGMENT
+        verdict: bool | None = None
+        for events in self._variations:
+            served = [served_at(size, events, expandable_segments=self._expandable)[2] for size in sizes]
+            if served[0] != served[1] or (verdict is not None and verdict != served[0]):
+                return None
+            verdict = served[0]
+        return verdict
