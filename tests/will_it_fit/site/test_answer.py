@@ -63,7 +63,7 @@ def test_it_is_the_answer_of_the_command_line() -> None:
 def test_a_verdict_has_its_two_numbers(choice: dict, state: str) -> None:
     found = ask(**choice)
     assert found["state"] == state, found
-    numbers = found["verdict"].replace("12 GiB", "").count("GiB")  # which is that GPU's name
+    numbers = found["verdict"].replace("13 GiB", "").count("GiB")  # which is that GPU's name
     assert numbers == {"unknown": 0, "size": 1}.get(state, 2)
 
 
