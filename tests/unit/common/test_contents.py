@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.common.contents import job_digest
+from scripts.common import contents
+from scripts.common.contents import folder_digest, job_digest
 
 
 def test_a_job_is_told_by_its_code_by_what_it_is_given_and_by_what_is_missing(
@@ -22,3 +23,31 @@ def test_a_job_is_told_by_its_code_by_what_it_is_given_and_by_what_is_missing(
     second = job_digest("code", ["given.yaml", "results/made.json"])
     assert first != second and first.startswith("code, reads ")
     assert job_digest("code", ["results/gone.json"]) == "code, without results/gone.json"
+
+
+def test_a_file_that_may_change_within_the_same_tick_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "settled.txt"
+    path.write_text("a")
+    now = max(path.stat().st_mtime_ns, path.stat().st_ctime_ns)
+    kept = contents._remembered(contents.STORE.absolute())
+    monkeypatch.setattr(contents.time, "time_ns", lambda: now + contents.UNSETTLED_NANOSECONDS)
+    contents.content_digest(path)
+    assert str(path) not in kept
+    monkeypatch.setattr(contents.time, "time_ns", lambda: now + contents.UNSETTLED_NANOSECONDS + 1)
+    contents.content_digest(path)
+    assert str(path) in kept
+
+
+def test_weights_of_another_size_are_others_although_every_sample_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "SAMPLES", 1)
+    monkeypatch.setattr(contents, "SAMPLE_BYTES", 8)
+    digests = []
+    for size in (64, 65):
+        (tmp_path / "model.safetensors").write_bytes(b"x" * size)
+        digests.append(folder_digest(tmp_path, ["*.safetensors"]))
+    assert digests[0] != digests[1]

@@ -15,7 +15,7 @@ from scripts.training import describe_model, download_gguf, fetch_weights
 from tests.unit.merging.models import edit_weights
 from tests.unit.training.prepared import describe, save_model
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_folder
+from will_it_fit.common.files import own_file, read_folder
 
 
 def test_a_wheel_without_the_file_is_refused(tmp_path):
@@ -132,6 +132,15 @@ def test_a_link_out_of_the_models_folder_is_not_followed(tmp_path):
     with pytest.raises(UserError, match="link to somewhere outside"):
         describe(source, tmp_path / "base")
     assert not (tmp_path / "base" / "notes.txt").exists()
+
+
+def test_blobs_beside_a_folder_that_is_no_snapshot_are_not_its_own(tmp_path):
+    model = save_model(tmp_path / "models" / "mine")
+    (tmp_path / "blobs").mkdir()
+    (model / "config.json").rename(tmp_path / "blobs" / "123")
+    (model / "config.json").symlink_to(tmp_path / "blobs" / "123")
+    with pytest.raises(UserError, match="link to somewhere outside its folder"):
+        own_file(model / "config.json")
 
 
 def test_a_snapshot_of_the_hubs_cache_may_link_to_its_blobs(tmp_path):
