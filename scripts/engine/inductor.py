@@ -91,10 +91,11 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
     torch._dynamo.reset()
     with ExitStack() as stack:
         stack.callback(torch._dynamo.reset)  # what was compiled here runs nothing
+        stack.enter_context(_out_variants())
         stack.enter_context(inductor_config.patch(force_disable_caches=True, compile_threads=1))
         stack.enter_context(functorch_config.patch(_FUNCTORCH))
         stack.enter_context(dynamo_config.patch(inline_torch_dispatch_torch_compile=False))
-        stack.enter_context(patched([*_seen_as(target, record), *_wrappers(target)]))
+        stack.enter_context(patched([*_seen_as(target, record), *_wrappers(tracker, target)]))
         stack.enter_context(patched([(trace_rules, "clear_lru_cache", lambda: None)]))
         if target == "cuda":
             stack.enter_context(_for_inductor(simulation))
@@ -203,13 +204,23 @@ def attention(
 # --- Inductor's wrapper: its allocations on meta, kernels that do nothing -------------------------------------------
 
 
-def _wrappers(target: str) -> list[tuple[Any, str, Any]]:
+def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
     """What a wrapper calls: it allocates on ``meta``, where the tracker hears it."""
     load, guards = codecache.PyCodeCache.load_by_key_path.__func__, torch._C._dynamo.guards
+    check = guards.assert_size_stride
     named = re.compile(rf"device\(type='{target}'(, index=0)?\)")
 
     def empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+    def compared(tensor: torch.Tensor, size: Any, stride: Any, *name: Any) -> None:
+        """A custom operator's outputs may be laid out otherwise than its shape function says: as large, and told."""
+        try:
+            check(tensor, size, stride, *name)
+        except AssertionError as error:
+            if tuple(tensor.shape) != tuple(size):
+                raise
+            tracker.warn(f"{' '.join(map(str, name)) or 'an operator'}: {str(error).splitlines()[0]}")
 
     def load_by_key_path(cls: Any, key: str, path: str, *args: Any, **kwargs: Any) -> Any:
         """A wrapper names its device where it calls ATen: such operators run on ``meta``."""
@@ -225,8 +236,20 @@ def _wrappers(target: str) -> list[tuple[Any, str, Any]]:
         *((compiler, kind, lambda *args, stub=stub, **kwargs: stub) for kind, stub in kinds.items()),
         (guards, f"_empty_strided_{target}", empty),
         (guards, "assert_alignment", lambda *args: None),
+        (guards, "assert_size_stride", compared),
         (codecache.PyCodeCache, "load_by_key_path", classmethod(load_by_key_path)),
     ]
+
+
+@contextmanager
+def _out_variants() -> Iterator[None]:
+    """Give ``meta`` the products in float8 that write where they are told, which a wrapper calls."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_scaled_mm.out", lambda *args, out, **kwargs: out, "Meta")
+    try:
+        yield
+    finally:
+        library._destroy()
 
 
 @contextmanager

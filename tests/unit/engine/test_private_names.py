@@ -60,6 +60,7 @@ RELIED_ON = {
     "torch.utils._triton": "has_triton_package",
     "torch.nn.modules.module": "_global_forward_hooks _global_forward_pre_hooks",
     "torch._library.custom_ops": "OPDEFS",
+    "torch.library.Library": "_destroy",
     "torch._library.custom_ops.CustomOpDef": "_backend_fns",
     "torch.utils._device": "_device_constructors",
     "triton.runtime.driver.driver": "_active",
