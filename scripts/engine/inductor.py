@@ -38,6 +38,7 @@ from torch._inductor.runtime import hints
 from torch._prims import rng_prims
 from torch._subclasses import fake_tensor
 from torch._subclasses.meta_utils import MetaTensorDescriber
+from torch.fx.experimental import proxy_tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -167,13 +168,26 @@ def _refuse_pools() -> None:
 
 
 class _OnHost(TorchDispatchMode):
-    """Tensors that are made on the GPU are made on the CPU."""
+    """Tensors that are made on the GPU, or brought there, are made on the CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if kwargs.get("device") is not None:
-            kwargs = kwargs | {"device": torch.device("cpu")}
+        args = tuple(_CPU if isinstance(each, torch.device) else each for each in args)
+        kwargs = {name: _CPU if isinstance(each, torch.device) else each for name, each in (kwargs or {}).items()}
         return func(*args, **kwargs)
+
+
+_CPU = torch.device("cpu")
+
+
+def _constants(unset: Any) -> Any:
+    """In the place of ``unset_fake_temporarily``, in which constants are worked out: on the device, but for this."""
+
+    @contextmanager
+    def unset_fake() -> Iterator[Any]:
+        with unset() as mode, _OnHost():
+            yield mode
+
+    return unset_fake
 
 
 def attention(
@@ -270,6 +284,7 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         (fake_tensor, "init_gpu_context", lambda device: None),
         (streams.SymbolicStreamState, "__init__", lambda state: setattr(state, "cur_stream_stack", deque())),
         (pad_mm, "get_cached_should_pad", lambda key: simulation.pads),
+        (proxy_tensor, "unset_fake_temporarily", _constants(proxy_tensor.unset_fake_temporarily)),
     ]
     caches = (hints.DeviceProperties.create, utils.get_max_num_sms)
     with patched(places):

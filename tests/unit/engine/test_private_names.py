@@ -56,6 +56,7 @@ RELIED_ON = {
     "torch._inductor.utils": "get_max_num_sms",
     "torch._prims.rng_prims": "run_and_save_rng_state run_with_rng_state",
     "torch._subclasses.fake_tensor": "init_gpu_context",
+    "torch.fx.experimental.proxy_tensor": "unset_fake_temporarily",
     "torch._subclasses.meta_utils": "MetaTensorDescriber",
     "torch.utils._triton": "has_triton_package",
     "torch.nn.modules.module": "_global_forward_hooks _global_forward_pre_hooks",
