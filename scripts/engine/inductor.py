@@ -179,6 +179,22 @@ class _OnHost(TorchDispatchMode):
 _CPU = torch.device("cpu")
 
 
+def _moved(dispatch: Any) -> Any:
+    """In the place of ``FakeTensorMode.dispatch``, which would move a constant to the card where ``to`` comes whole.
+
+    So it comes in the code of custom operators, below autograd, which takes it apart elsewhere.
+    """
+    whole = {getattr(torch.ops.aten.to, name) for name in torch.ops.aten.to.overloads() if name != "other"}
+
+    def dispatched(mode: Any, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func not in whole:
+            return dispatch(mode, func, types, args, kwargs or {})
+        with mode:
+            return func.decompose(*args, **(kwargs or {}))
+
+    return dispatched
+
+
 def _constants(unset: Any) -> Any:
     """In the place of ``unset_fake_temporarily``, in which constants are worked out: on the device, but for this."""
 
@@ -281,6 +297,7 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         (interface.Worker, "get_device_properties", staticmethod(lambda device=None: properties)),
         (interface.Worker, "current_device", staticmethod(lambda: 0)),
         (fake_tensor.FakeTensorMode, "avoid_device_init", True),
+        (fake_tensor.FakeTensorMode, "dispatch", _moved(fake_tensor.FakeTensorMode.dispatch)),
         (fake_tensor, "init_gpu_context", lambda device: None),
         (streams.SymbolicStreamState, "__init__", lambda state: setattr(state, "cur_stream_stack", deque())),
         (pad_mm, "get_cached_should_pad", lambda key: simulation.pads),
