@@ -13,6 +13,8 @@ _WHERE = {
     "Options": "options",
     "Report": "report",
     "History": "report",
+    "Card": "card",
+    "simulated": "simulation",
     "on_meta": "building",
     "quantize_4bit": "building",
     "quantize_8bit": "building",

@@ -38,6 +38,7 @@ from torch._inductor.runtime import hints
 from torch._prims import rng_prims
 from torch._subclasses import fake_tensor
 from torch._subclasses.meta_utils import MetaTensorDescriber
+from torch.fx.experimental import proxy_tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -91,10 +92,11 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
     torch._dynamo.reset()
     with ExitStack() as stack:
         stack.callback(torch._dynamo.reset)  # what was compiled here runs nothing
+        stack.enter_context(_out_variants())
         stack.enter_context(inductor_config.patch(force_disable_caches=True, compile_threads=1))
         stack.enter_context(functorch_config.patch(_FUNCTORCH))
         stack.enter_context(dynamo_config.patch(inline_torch_dispatch_torch_compile=False))
-        stack.enter_context(patched([*_seen_as(target, record), *_wrappers(target)]))
+        stack.enter_context(patched([*_seen_as(target, record), *_wrappers(tracker, target)]))
         stack.enter_context(patched([(trace_rules, "clear_lru_cache", lambda: None)]))
         if target == "cuda":
             stack.enter_context(_for_inductor(simulation))
@@ -166,13 +168,42 @@ def _refuse_pools() -> None:
 
 
 class _OnHost(TorchDispatchMode):
-    """Tensors that are made on the GPU are made on the CPU."""
+    """Tensors that are made on the GPU, or brought there, are made on the CPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        if kwargs.get("device") is not None:
-            kwargs = kwargs | {"device": torch.device("cpu")}
+        args = tuple(_CPU if isinstance(each, torch.device) else each for each in args)
+        kwargs = {name: _CPU if isinstance(each, torch.device) else each for name, each in (kwargs or {}).items()}
         return func(*args, **kwargs)
+
+
+_CPU = torch.device("cpu")
+
+
+def _moved(dispatch: Any) -> Any:
+    """In the place of ``FakeTensorMode.dispatch``, which would move a constant to the card where ``to`` comes whole.
+
+    So it comes in the code of custom operators, below autograd, which takes it apart elsewhere.
+    """
+    whole = {getattr(torch.ops.aten.to, name) for name in torch.ops.aten.to.overloads() if name != "other"}
+
+    def dispatched(mode: Any, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func not in whole:
+            return dispatch(mode, func, types, args, kwargs or {})
+        with mode:
+            return func.decompose(*args, **(kwargs or {}))
+
+    return dispatched
+
+
+def _constants(unset: Any) -> Any:
+    """In the place of ``unset_fake_temporarily``, in which constants are worked out: on the device, but for this."""
+
+    @contextmanager
+    def unset_fake() -> Iterator[Any]:
+        with unset() as mode, _OnHost():
+            yield mode
+
+    return unset_fake
 
 
 def attention(
@@ -203,13 +234,23 @@ def attention(
 # --- Inductor's wrapper: its allocations on meta, kernels that do nothing -------------------------------------------
 
 
-def _wrappers(target: str) -> list[tuple[Any, str, Any]]:
+def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
     """What a wrapper calls: it allocates on ``meta``, where the tracker hears it."""
     load, guards = codecache.PyCodeCache.load_by_key_path.__func__, torch._C._dynamo.guards
+    check = guards.assert_size_stride
     named = re.compile(rf"device\(type='{target}'(, index=0)?\)")
 
     def empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+    def compared(tensor: torch.Tensor, size: Any, stride: Any, *name: Any) -> None:
+        """A custom operator's outputs may be laid out otherwise than its shape function says: as large, and told."""
+        try:
+            check(tensor, size, stride, *name)
+        except AssertionError as error:
+            if tuple(tensor.shape) != tuple(size):
+                raise
+            tracker.warn(f"{' '.join(map(str, name)) or 'an operator'}: {str(error).splitlines()[0]}")
 
     def load_by_key_path(cls: Any, key: str, path: str, *args: Any, **kwargs: Any) -> Any:
         """A wrapper names its device where it calls ATen: such operators run on ``meta``."""
@@ -225,8 +266,20 @@ def _wrappers(target: str) -> list[tuple[Any, str, Any]]:
         *((compiler, kind, lambda *args, stub=stub, **kwargs: stub) for kind, stub in kinds.items()),
         (guards, f"_empty_strided_{target}", empty),
         (guards, "assert_alignment", lambda *args: None),
+        (guards, "assert_size_stride", compared),
         (codecache.PyCodeCache, "load_by_key_path", classmethod(load_by_key_path)),
     ]
+
+
+@contextmanager
+def _out_variants() -> Iterator[None]:
+    """Give ``meta`` the products in float8 that write where they are told, which a wrapper calls."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_scaled_mm.out", lambda *args, out, **kwargs: out, "Meta")
+    try:
+        yield
+    finally:
+        library._destroy()
 
 
 @contextmanager
@@ -244,9 +297,11 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         (interface.Worker, "get_device_properties", staticmethod(lambda device=None: properties)),
         (interface.Worker, "current_device", staticmethod(lambda: 0)),
         (fake_tensor.FakeTensorMode, "avoid_device_init", True),
+        (fake_tensor.FakeTensorMode, "dispatch", _moved(fake_tensor.FakeTensorMode.dispatch)),
         (fake_tensor, "init_gpu_context", lambda device: None),
         (streams.SymbolicStreamState, "__init__", lambda state: setattr(state, "cur_stream_stack", deque())),
         (pad_mm, "get_cached_should_pad", lambda key: simulation.pads),
+        (proxy_tensor, "unset_fake_temporarily", _constants(proxy_tensor.unset_fake_temporarily)),
     ]
     caches = (hints.DeviceProperties.create, utils.get_max_num_sms)
     with patched(places):

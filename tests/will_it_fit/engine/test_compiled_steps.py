@@ -241,6 +241,66 @@ def test_flex_attention_is_followed_without_its_scores():
     assert report.peak_allocated_bytes - report.components["workspaces"] < scores
 
 
+class Scaled(nn.Module):
+    """A number that is made on the device, and multiplies."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.features, self.how = nn.Linear(64, 64), how
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        number = torch.tensor(3.0, device=inputs.device) if self.how == "tensor" else inputs.new_tensor(3.0)
+        return (self.features(inputs) * number).sum()
+
+
+@with_triton
+@pytest.mark.parametrize("how", ["tensor", "new_tensor"])
+def test_constants_that_the_compiler_works_out_on_the_device_are_worked_out_here(how):
+    with simulated(H100):
+        with on_meta():
+            model, batch = Scaled(how), torch.empty(32, 64)
+            model.compile()
+        report = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow"))
+    assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}}
+
+
+@torch.library.custom_op("steptest::scaled", mutates_args=())
+def scaled(inputs: torch.Tensor, factor: float) -> torch.Tensor:
+    @torch.compile
+    def own(inputs):
+        return inputs * inputs.new_tensor(1 / factor)
+
+    return own(inputs)
+
+
+@scaled.register_fake
+def _(inputs, factor):
+    return torch.empty_like(inputs)
+
+
+scaled.register_autograd(lambda ctx, grad: (grad, None))
+
+
+class Outer(nn.Module):
+    """A custom operator whose code is compiled itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Linear(64, 64)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return scaled(self.features(inputs), 3.0).sum()
+
+
+@with_triton
+def test_a_custom_operators_compiled_code_is_followed_too():
+    with simulated(H100):
+        with on_meta():
+            model, batch = Outer(), torch.empty(32, 64)
+        report = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, Options(compiled="follow"))
+    assert report.compiled == {"graphs": 1, "breaks": {}, "skipped_frames": {}} and report.warnings == ()
+
+
 @with_triton
 def test_a_custom_operator_in_a_compiled_graph_runs_its_own_code():
     from tests.will_it_fit.engine.test_card import Scratch
