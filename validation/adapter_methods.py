@@ -1,7 +1,7 @@
 """Which of PEFT's methods can be traced, and why not the others: each is tried on a small decoder.
 
-    python -m will_it_fit.ask.adapter_methods             print the table
-    python -m will_it_fit.ask.adapter_methods --write     put it into docs/memory-core.md
+    python -m validation.adapter_methods             print the table
+    python -m validation.adapter_methods --write     put it into docs/memory-core.md
 
 A method that can be traced is also trained for two steps on the CPU and measured, to the byte.
 """
@@ -90,9 +90,7 @@ def table() -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m will_it_fit.ask.adapter_methods", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m validation.adapter_methods", description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"renew the table in {PAGE.relative_to(ROOT)}")
     options = parser.parse_args()
     text = table()
