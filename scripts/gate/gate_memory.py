@@ -188,7 +188,7 @@ def refusal(decision: Decision) -> UserError:
     options = [f"{item.write}   # {item.cost}" for item in decision.suggestions]
     missing = -decision.verdict.headroom_bytes
     return UserError(
-        f"The training step does not fit: {decision.reason}, {missing / GIB:.2f} GiB too few.",
+        f"The training step does not fit: {decision.reason}, short by {missing / GIB:.2f} GiB.",
         where="training (and memory.gate.gpu) in the configuration",
         allowed="one of these, the cheapest first (the effective batch stays"
         f" {decision.effective_batch}); or memory.gate.override: true, which the model card will mention",

@@ -149,7 +149,7 @@ def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
     if own:
         raise UserError(
             "This architecture has layers that run through kernels of packages of their own (mamba-ssm, causal-conv1d,"
-            " flash-linear-attention), whose memory is not known; without the packages it is another one.",
+            " flash-linear-attention), whose memory is not known.",
             where=f"model (model_type {scenario.model['model_type']})",
             found=", ".join(own[:3]),
             allowed="an architecture whose layers are attention and linear layers",

@@ -791,7 +791,7 @@ def test_a_figure_changed_by_hand_is_noticed_and_the_file_to_delete_is_named(tmp
     with pytest.raises(UserError, match=r"(?s)comparison\.json is not what the step that made it.*rm "):
         gather({"comparison": str(path)})
     write_json(path, {key: value for key, value in json.loads(text).items() if key != "sha256"})
-    with pytest.raises(UserError, match=r"(?s)None of the reports.*rm .*comparison\.json"):
+    with pytest.raises(UserError, match=r"(?s)No report lists.*rm .*comparison\.json"):
         gather({"comparison": str(path)})
 
 

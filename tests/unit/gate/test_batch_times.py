@@ -56,7 +56,7 @@ def test_shapes_are_those_of_the_batches(train) -> None:
 
 def test_rows_of_a_step_that_need_more_batches_than_were_traced_are_refused_before_the_weights_come(train) -> None:
     packed = replace(STEP, packing="rows", micro_batch=1)
-    with pytest.raises(UserError, match="take 3 micro-batches") as error:
+    with pytest.raises(UserError, match="need 3 micro-batches") as error:
         batch_shapes(train, packed, {**LOOP, "rows_per_step": 5})
     assert error.value.write == "gradient_accumulation: 3"
     enough = batch_shapes(train, replace(packed, gradient_accumulation=3), {**LOOP, "rows_per_step": 5})
