@@ -7,9 +7,9 @@ from pathlib import Path
 
 from will_it_fit.ask.explain import explain, table
 from will_it_fit.ask.options import whole_number
+from will_it_fit.ask.question import Options, question
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.terminal import command, moved
-from will_it_fit.readers.request import read_asked
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     moved("scripts.memory.explain", f"will_it_fit.ask {options.scenario} --explain --count {options.count or 10}")
     if options.count is None:
         raise UserError("There is nothing to show.", where="--count", allowed="1, 2, 3, ...", write="--count 10")
-    scenario = read_asked(options.scenario).scenario
+    scenario = question([options.scenario], Options()).scenario
     tensors = explain(scenario, options.scenario, count=options.count, layers=options.layers)
     print(json.dumps(tensors, indent=2, sort_keys=True) if options.json else table(tensors))
     return 0

@@ -267,7 +267,7 @@ def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Cal
     assert said in write("docs/details.md", content)
     content["training"]["resumed_from_step"] = 2  # only the rest was timed
     assert "the prediction was" not in write("MODEL_CARD.md", content)
-    content["priced"]["hours"] = None
+    content["resources"]["hours"] = None
     assert "How long the run takes was not predicted" in write("docs/details.md", content)
 
 
