@@ -112,7 +112,7 @@ use rule render_memory_profile as render_documents with:
         validation=VALIDATION,
         training_memory="results/{run}/memory/training/compare.json",
         gate="results/{run}/memory/training/gate.json",
-        priced="results/{run}/memory/run.json",
+        resources="results/{run}/memory/run.json",
         training="results/{run}/training.json",
         manifest="results/{run}/merged/manifest.json",
         verification="results/{run}/merged-verification.json",

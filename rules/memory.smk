@@ -173,7 +173,7 @@ rule check_resources:
         tasks=from_job(JobPaths.on_benchmark, f"{BENCHMARK}/tasks.jsonl"),
         gpus=project_file("config/gpus.yaml"),
     output:
-        priced="results/{run}/memory/run.json",
+        resources="results/{run}/memory/run.json",
     log:
         "logs/{run}/memory/check_resources.log",
     benchmark:

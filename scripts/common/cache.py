@@ -44,7 +44,7 @@ class ResultCache:
         try:
             read_report(self.folder / self.report.name, *(self.folder / path.name for path in self.others))
         except UserError as error:
-            log.warning("What was kept in %s is not used: %s", self.folder, error.problem)
+            log.warning("Ignoring the kept result in %s: %s", self.folder, error.problem)
             return False
         for path in (*self.others, self.report):
             with open(self.folder / path.name, "rb") as source, atomic_open(path, "wb") as target:

@@ -75,7 +75,7 @@ def _record(snakemake: Any) -> None:
     try:
         made_from.record(getattr(snakemake, "input", ()), getattr(snakemake, "output", ()))
     except (OSError, UserError) as error:
-        log.warning("What the outputs were made from could not be noted: %s", error)
+        log.warning("Could not record what the outputs were made from: %s", error)
 
 
 def end_with_parent() -> None:

@@ -197,7 +197,7 @@ def refuse_damaged(folders: Iterable[str]) -> list[str]:
     remove = dict.fromkeys([*(path for path in paths if path not in gone), *damaged])
     problem = "missing" if gone else "not what the steps that made them have written"
     raise UserError(
-        f"Files of finished steps are {problem}, and all would pass as up to date.",
+        f"Files of finished steps are {problem}, but Snakemake would take these steps as up to date.",
         where=", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else ""),
         found="missing" if len(gone) == len(paths) else "changed since, or damaged",
         allowed="the files as they were written, put back; or the steps run again",

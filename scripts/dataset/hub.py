@@ -12,48 +12,24 @@ from typing import Any
 
 from scripts.dataset.sources import Record, check_columns, to_record
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.secrets import without_secrets
+from will_it_fit.common.hub_errors import Failure, meaning
 from will_it_fit.common.terminal import log
 
 # A connection that breaks off is taken up again so often by `datasets` (its default is 20), each time after
 # five attempts of huggingface_hub's own, 25 s apart from first to last.
 _READ_RETRIES = 1
-_WORDS = {
-    401: ("The Hub wants to know who you are (401).", "HF_TOKEN in the environment, of an account that may read it"),
-    403: (
-        "The Hub does not let you read this dataset (403).",
-        "HF_TOKEN in the environment, of an account that has accepted the dataset's terms on its page",
-    ),
-    404: ("The Hub has no such dataset, revision or file (404).", "owner/name and a revision as on the dataset's page"),
-    429: ("The Hub is asked too often (429).", "another try, later"),
-}
+_NOT_READ = (
+    "The dataset can't be read from the Hub.",
+    "a config and split that the repository has, in files that `datasets` reads by itself",
+)
 
 
 def explain(error: BaseException, source: Mapping[str, Any]) -> UserError:
     """An error of the libraries as one that says what to do."""
-    chain = [error]
-    while (step := chain[-1].__cause__ or chain[-1].__context__) and step not in chain:
-        chain.append(step)
-    statuses = (getattr(getattr(one, "response", None), "status_code", None) for one in chain)
-    status = next(filter(None, statuses), None)
-    names = {name.__name__ for one in chain for name in type(one).__mro__}
-    if "GatedRepoError" in names and status != 401:
-        status = 403
-    if status in _WORDS:
-        problem, allowed = _WORDS[status]
-    elif status:
-        problem, allowed = f"The Hub answers with an error ({status}).", "another try, later"
-    elif names & {"TimeoutException", "TimeoutError", "ReadTimeout"}:
-        problem = "The Hub does not answer in time."
-        allowed = "another try, later; or more seconds in HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
-    elif names & {"TransportError", "ConnectionError", "ProtocolError", "LocalEntryNotFoundError", "ClientError"}:
-        problem = "The connection to the Hub failed or broke off. Nothing was written: run again."
-        allowed = "a network that reaches the Hub (or the mirror that HF_ENDPOINT names)"
-    else:
-        problem = "The dataset can't be read from the Hub."
-        allowed = "a config and split that the repository has, in files that `datasets` reads by itself"
-    message = without_secrets((str(error).strip().splitlines() or [""])[0])
-    found = f"{source['repository']} at {source.get('revision', 'main')}: {type(error).__name__}: {message}"[:400]
+    failure = Failure.of(error)
+    again = "another try, since nothing was written"
+    problem, allowed = meaning(failure, "dataset", source["repository"], instead=again, own={"": _NOT_READ})
+    found = f"{source['repository']} at {source.get('revision', 'main')}: {type(error).__name__}: {failure.message}"
     return UserError(problem, where="dataset.sources", found=found, allowed=allowed)
 
 

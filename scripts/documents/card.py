@@ -24,7 +24,7 @@ PROVENANCE = {
     "Training Data": ("acquire", "clean", "screen", "split", "splits_check", "encode"),
     "Training Procedure": ("training", "encode"),
     "Evaluation": ("comparison", "base_answers", "tuned_answers", "benchmark_comparison", "execution"),
-    "Memory": ("training_memory", "profile", "gate", "priced", "validation"),
+    "Memory": ("training_memory", "profile", "gate", "resources", "validation"),
     "Merge Verification": ("verification", "manifest", "merging"),
     "Technical Specifications": ("description", "training"),
     "Reproduction": ("record", "description", "weights", "acquire", "manifest"),
@@ -42,7 +42,7 @@ def read(
     if "training" in files:
         found["scenario"] = files["training"]["scenario"]
         found["hyperparameters"] = hyperparameters(files["training"])
-        found["hours"] = hours(files["priced"]["hours"], files["training"]) if "priced" in files else None
+        found["hours"] = hours(files["resources"]["hours"], files["training"]) if "resources" in files else None
     if "configuration" in settings:
         from markupsafe import Markup
 

@@ -311,7 +311,7 @@ def render(template: Path, context: Mapping[str, Any]) -> tuple[str, list[dict[s
         text = environment(template.parent, html).get_template(template.name).render(**context)
     except (TemplateError, TypeError) as error:
         raise UserError(
-            f"The template asks for what is not there: {error}",
+            f"The template uses an undefined name: {error}",
             where=_template_line(error, template),
             allowed="names that the JSON inputs of the rule have",
         ) from error
@@ -395,7 +395,7 @@ def write_documents(
     write_report(listed, {"documents": numbers}, *documents)
     for name, found in numbers.items():
         if lost := [entry for entry in found if not entry["from"]]:
-            log.warning("%s, line %d: nobody knows where %s came from", name, lost[0]["line"], lost[0]["shown"])
+            log.warning("%s, line %d: no source recorded for %s", name, lost[0]["line"], lost[0]["shown"])
 
 
 def main(inputs: Mapping[str, Any], settings: Mapping[str, Any], outputs: Sequence[str]) -> None:

@@ -38,9 +38,9 @@ def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> li
     if gate:
         word = {True: "fits", False: "does not fit", None: f"{gib(gate['required_bytes'])} needed"}[gate["fits"]]
         lines.append(f"gate              {word}{', overridden' if gate['overridden'] else ''}: {gate['reason']}")
-    if priced := read(f"{folder}/memory/run.json"):
-        lines += [f"  {line}" for line in table([Stage(**stage) for stage in priced["stages"]])]
-        lines += [f"{'hours':<17} the run {priced['hours']['line']}"] if priced["hours"] else []
+    if resources := read(f"{folder}/memory/run.json"):
+        lines += [f"  {line}" for line in table([Stage(**stage) for stage in resources["stages"]])]
+        lines += [f"{'hours':<17} the run {resources['hours']['line']}"] if resources["hours"] else []
     if compared := read(f"{folder}/evaluation/comparison.json"):
         lines += quality_lines(compared)
     if compared := read(f"{folder}/evaluation/benchmark/comparison.json"):

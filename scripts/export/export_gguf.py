@@ -55,8 +55,8 @@ def refuse_architecture(config: Any, where: Path) -> None:
     for name, value in other.items():
         if value:
             raise UserError(
-                "llama.cpp would compute this model otherwise.", where=where, found=f"{name}: {value}", allowed="silu,"
-                " no sliding window, and positions that are plain or (llama) scaled as linear or llama3",
+                "llama.cpp does not support this setting of the model.", where=where, found=f"{name}: {value}",
+                allowed="silu, no sliding window, and positions that are plain or (llama) scaled as linear or llama3",
             )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def entries(folder: Path, config: Any, type_name: str) -> list[Entry]:
         for key, shape in sorted(shapes.items()):
             name = names.get_name(key, try_suffixes=(".weight", ".bias"))
             if name is None:
-                raise UserError("GGUF has no place for a tensor of the model.", where=path, found=key)
+                raise UserError("GGUF has no name for this tensor of the model.", where=path, found=key)
             kind = GGMLQuantizationType[type_name.upper() if len(shape) > 1 else "F32"]
             if shape[-1] % GGML_QUANT_SIZES[kind][0]:
                 kind = GGMLQuantizationType.F16  # rows that are no whole number of blocks: as llama.cpp does
@@ -289,7 +289,9 @@ def modelfile(tokenizer: Any, system: str) -> str:
     for mark, variable in zip(ADD_LATER, ("{{ .System }}", "{{ .Prompt }}"), strict=True):
         if template.count(mark) != 1 or "{{" in template.replace("{{ .System }}", ""):
             raise UserError(
-                "The chat template can't be used in Ollama's words.", where="the model's chat template", found=template
+                "The chat template can't be translated to Ollama's template language.",
+                where="the model's chat template",
+                found=template,
             )
         template = template.replace(mark, variable)
     for text in (template, system):

@@ -40,7 +40,7 @@ NO_HOURS = "how long the run takes is not known: nothing is known of the speed o
 
 
 @dataclass(frozen=True)
-class Price:
+class RunCheck:
     """Every stage of a run; ``override``: as configured, what does not fit runs all the same."""
 
     stages: Sequence[Stage]
@@ -161,7 +161,7 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
     from will_it_fit.engine.errors import TraceError
     from will_it_fit.tracing.evaluation_memory import trace_evaluation
 
-    def priced(size: int, speed: Speed | None = None) -> dict[str, Any]:
+    def traced_at(size: int, speed: Speed | None = None) -> dict[str, Any]:
         capability = room.gpu.capability if room.gpu else None
         return trace_evaluation(evaluation._replace(batch_size=size), room.target, capability, speed)
 
@@ -169,12 +169,12 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
         size = evaluation.batch_size
         while size > 1:
             size //= 2
-            if fits(priced(size)):
+            if fits(traced_at(size)):
                 return f"evaluation: {{batch_size: {size}}}"
         return None
 
     try:
-        found = priced(evaluation.batch_size, room.speed)
+        found = traced_at(evaluation.batch_size, room.speed)
     except TraceError as error:
         reason = f"not traced: {str(error).splitlines()[0]}"
         return [judged(name, room.place, None, room.has_bytes, "traced", reason)]
@@ -262,7 +262,7 @@ def host_stages(
     return [*rows, judged("merging", HOST, MERGE_BYTES, room.host_bytes, "estimated", "block by block")]
 
 
-def price(
+def check_run(
     traced: Traced,
     longest: Scenario,
     evaluations: Mapping[str, Any],
@@ -271,8 +271,8 @@ def price(
     *,
     results: Results,
     evaluation_room: Room | None = None,
-) -> Price:
-    """Price the stages of a run.
+) -> RunCheck:
+    """Check the stages of a run against what there is.
 
     Parameters
     ----------
@@ -305,14 +305,14 @@ def price(
         *(stage for name, evaluation in evaluations.items() for stage in evaluation_stages(name, evaluation, alone)),
         *disk.stages(sizes, results.free_bytes, results.there),
     ]
-    return Price(found, room.gpu, settings["override"])
+    return RunCheck(found, room.gpu, settings["override"])
 
 
-def refusal(priced: Price) -> UserError:
+def refusal(checked: RunCheck) -> UserError:
     """The message of a run with a stage that does not fit; its table stands above it."""
-    short, gpu = refused(priced.stages), priced.gpu
+    short, gpu = refused(checked.stages), checked.gpu
     if not short:
-        return refusal_of_hours(priced.hours, priced.limit_hours)
+        return refusal_of_hours(checked.hours, checked.limit_hours)
     found = [f"{stage.stage}: {gib(stage.needs_bytes)} of {gib(stage.has_bytes)} ({stage.place})" for stage in short]
     for one in (gpu, *gpu.others) if gpu else ():
         if one.held_bytes:
@@ -336,7 +336,7 @@ INPUTS = ("benchmark", "config", "description", "encoded", "split", "tasks", "te
 
 
 def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequence[Any], output: str) -> None:
-    """Price the run, write the table and show it; refuse what does not fit."""
+    """Check the run, write the table and show it; refuse what does not fit."""
     from scripts.common.tokenizer import read_tokenizer
     from will_it_fit.common.chat import encode_pairs
     from will_it_fit.step.batches import Row
@@ -366,7 +366,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
         evaluations["evaluation on the benchmark"] = evaluation(inputs["tasks"], settings["benchmark"]["requests"])
     shapes = batch_shapes(inputs["train"], traced.scenario, settings["loop"])
     room = Room(gpu, host, gpu and speed_of(gpu.name))
-    priced = price(
+    checked = check_run(
         traced,
         longest_batch(shapes, traced.scenario),
         evaluations,
@@ -379,14 +379,14 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
     if room.speed:
         training = training_seconds(shapes, traced.scenario, room.speed, room.target, gpu and gpu.capability)
         gpus = traced.scenario.parallel.gpus
-        hours = RunHours.of(len(shapes), training, evaluation_seconds(priced.stages), room.speed, gpus)
-    priced = replace(priced, hours=hours, limit_hours=settings["gate"]["hours"])
-    for line in [*table(priced.stages), f"the run {hours.line}" if hours else NO_HOURS]:
+        hours = RunHours.of(len(shapes), training, evaluation_seconds(checked.stages), room.speed, gpus)
+    checked = replace(checked, hours=hours, limit_hours=settings["gate"]["hours"])
+    for line in [*table(checked.stages), f"the run {hours.line}" if hours else NO_HOURS]:
         log.info("%s", line)
-    if not priced.fits and not priced.override:
-        raise refusal(priced)
-    write_report(output, priced.to_mapping())
-    for name in priced.overridden:
+    if not checked.fits and not checked.override:
+        raise refusal(checked)
+    write_report(output, checked.to_mapping())
+    for name in checked.overridden:
         log.warning("OVERRIDDEN: %s does not fit", name)
 
 
@@ -396,5 +396,5 @@ if __name__ == "__main__":
             {name: snakemake.input[name] for name in INPUTS},
             snakemake.params.settings,
             snakemake.params.cluster,
-            snakemake.output.priced,
+            snakemake.output.resources,
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scripts.common.job import job
 from scripts.gate.batch_times import Shapes, batch_shapes, refusal_of_hours, too_long, training_seconds
-from will_it_fit.cards.gpus import GIB, Gpu, Verdict, find, from_device, holders, tightest, verdict
+from will_it_fit.cards.gpus import GIB, Gpu, Verdict, find, from_device, least_free, processes_on, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
 from will_it_fit.common.terminal import log
@@ -40,7 +40,7 @@ def found_in_machine(gpus: int = 1) -> list[Gpu]:
     for index in range(min(gpus, torch.cuda.device_count() if torch.cuda.is_available() else 0)):
         properties = torch.cuda.get_device_properties(index)
         free_bytes, total_bytes = torch.cuda.mem_get_info(index)  # makes this process's context, which is then not free
-        capability, held_by = (properties.major, properties.minor), holders(str(properties.uuid), os.getpid())
+        capability, held_by = (properties.major, properties.minor), processes_on(str(properties.uuid), os.getpid())
         found.append(from_device(properties.name, total_bytes, capability, free_bytes, held_by))
     return found
 
@@ -58,7 +58,7 @@ def chosen_gpu(
         return find(setting, "memory.gate.gpu")
     if not cluster:
         found = found_in_machine(traced.scenario.parallel.gpus if traced else 1)
-        return tightest(found, lambda gpu: traced.on(gpu)["required_bytes"]) if found else None
+        return least_free(found, lambda gpu: traced.on(gpu)["required_bytes"]) if found else None
     gpus = sorted((find(gpu, "cluster.gpus") for gpu in cluster), key=lambda gpu: gpu.usable_bytes)
     return next((gpu for gpu in gpus if gpu.usable_bytes >= required_bytes), gpus[-1])
 
@@ -138,7 +138,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
     step, suggestions, reason = configured, [], NOTHING_TO_GATE
     if gpu is not None:
         how = " with expandable segments, which training sets" if scenario.allocator.expandable_segments else ""
-        reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.room}"
+        reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.capacity_line}"
         fits = verdict(step, gpu).fits
         if not fits and longest is not None and longest != scenario:
             from will_it_fit.tracing.trace import trace
@@ -148,7 +148,7 @@ def decide(traced: Traced, gpu: Gpu | None, override: bool, longest: Scenario | 
                 reason = (
                     f"at the longest batch of the data, {longest.micro_batch} x {longest.sequence_length} tokens, the"
                     f" step needs {real['required_bytes'] / GIB:.2f} GiB ({step['required_bytes'] / GIB:.2f} as"
-                    f" configured); {gpu.room}"
+                    f" configured); {gpu.capacity_line}"
                 )
                 fits, step = True, real
         if not fits:
@@ -188,7 +188,7 @@ def refusal(decision: Decision) -> UserError:
     options = [f"{item.write}   # {item.cost}" for item in decision.suggestions]
     missing = -decision.verdict.headroom_bytes
     return UserError(
-        f"The training step does not fit: {decision.reason}, {missing / GIB:.2f} GiB too few.",
+        f"The training step does not fit: {decision.reason}, short by {missing / GIB:.2f} GiB.",
         where="training (and memory.gate.gpu) in the configuration",
         allowed="one of these, the cheapest first (the effective batch stays"
         f" {decision.effective_batch}); or memory.gate.override: true, which the model card will mention",

@@ -42,11 +42,11 @@ def read_map(path: str | Path) -> list[Entry]:
     for number, entry in enumerate(content, 1):
         where = f"{path}, entry {number}"
         if not isinstance(entry, Mapping) or "gpu" not in entry:
-            raise UserError("An entry says which GPU it is about.", where=where, found=entry, write=EXAMPLE)
+            raise UserError("Each entry needs `gpu`.", where=where, found=entry, write=EXAMPLE)
         validate(entry, SCHEMA, where)
         if not entry.get("partition") and not entry.get("gres"):
             raise UserError(
-                "An entry says how the cluster calls this GPU.",
+                "Each entry needs `partition` or `gres`, the cluster's own names of the GPU.",
                 where=where,
                 found=dict(entry),
                 allowed="partition, gres, or both",

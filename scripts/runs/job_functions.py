@@ -170,7 +170,8 @@ class JobFunctions:
     def _gpus(self, wanted: Callable[[Mapping[str, Any]], int]) -> Callable:
         """As many as wanted; 0 where a small model computes on the processor, so that two jobs may share its cores.
 
-        A model inside a wheel is small. Of others two may not fit the host's memory, which is priced for one at a time.
+        A model inside a wheel is small. Of others two may not fit the host's memory, which is checked
+        for one at a time.
         """
 
         def count(settings: Mapping[str, Any]) -> int:

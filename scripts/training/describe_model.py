@@ -17,6 +17,7 @@ from scripts.common.tokenizer import read_tokenizer
 from will_it_fit.common.digests import digest
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import copy_own, read_json, write_report
+from will_it_fit.common.hub_errors import Failure, meaning
 from will_it_fit.common.terminal import log
 
 # What a model repository may hold beside its weights; the rest (other formats' weights, images) stays away.
@@ -64,14 +65,15 @@ def from_gguf(gguf: str, license: str, folder: Path, dtype: str) -> dict:
 
 def unreachable(error: Exception, repository: str, revision: str) -> UserError:
     """Why a model could not be had from the Hub, and how to go on without it."""
-    said = next(iter(str(error).strip().splitlines()), "no reason given")
+    failure = Failure.of(error)
+    copy = 'a copy of the folder, fetched where there is a network (docs/first-hour.md, "No model hub")'
+    problem, allowed = meaning(failure, "model", repository, instead=copy)
     folder = f"/models/{repository.rpartition('/')[2]}"
     return UserError(
-        f"The model could not be read from the Hub: {type(error).__name__}: {said[:300]}",
+        problem,
         where="model.source in the configuration",
-        found=f"{repository} at {revision}",
-        allowed="a repository that exists and that HF_TOKEN (if it is gated) may read, and a Hub that can be reached;"
-        ' or, without one, a copy of the folder, fetched where there is a network (docs/first-hour.md, "No model hub")',
+        found=f"{repository} at {revision}: {type(error).__name__}: {failure.message}",
+        allowed=allowed,
         write=f"model:\n  source: {{type: folder, path: {folder}}}"
         f"    # made by: hf download {repository} --revision {revision} --local-dir {folder}",
     )

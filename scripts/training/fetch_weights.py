@@ -62,8 +62,9 @@ def download_weights(repository: str, commit: str, folder: Path) -> None:
         broken = unreachable(error, repository, commit)
         broken_off = f"run the same command again, which keeps what has arrived; or {broken.allowed}"
         raise UserError(
-            broken.problem.replace("The model could not be read from the Hub", "The download broke off"),
+            f"The download did not end: {broken.problem}",
             where=f"{repository} at {commit}",
+            found=broken.found,
             allowed=broken_off,
             write=broken.write,
         ) from None

@@ -91,10 +91,11 @@ def refuse_more_batches(most: int, scenario: Scenario, loop: Mapping[str, Any]) 
     """
     if scenario.packing != "none" and most > scenario.gradient_accumulation:
         raise UserError(
-            f"The rows of one step take {most} micro-batches; the memory was predicted for fewer.",
+            f"A step's rows need {most} micro-batches, but gradient_accumulation allows"
+            f" {scenario.gradient_accumulation}.",
             where="training",
             found=f"gradient_accumulation: {scenario.gradient_accumulation}, rows_per_step: {loop['rows_per_step']}",
-            allowed="more of them, longer packs (sequence_length), or fewer rows in a step",
+            allowed="more micro-batches, longer packs (sequence_length), or fewer rows in a step",
             write=f"gradient_accumulation: {most}",
         )
 

@@ -96,16 +96,16 @@ def test_the_card_says_what_the_files_say(finished: tuple[Path, str]) -> None:
     assert not missing
 
 
-def test_the_disk_was_priced_to_a_hundredth(finished: tuple[Path, str]) -> None:
+def test_the_disk_was_computed_to_a_hundredth(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    priced = {row["stage"]: row for row in read(folder, "memory/run.json")["stages"] if row["place"] == "disk"}
-    needed = sum(priced[name]["needs_bytes"] for name in ("merged model", "evaluation and documents"))
+    needed_by = {row["stage"]: row for row in read(folder, "memory/run.json")["stages"] if row["place"] == "disk"}
+    needed = sum(needed_by[name]["needs_bytes"] for name in ("merged model", "evaluation and documents"))
     files = [path for path in (folder / RUN).rglob("*") if path.is_file()]
     written = sum(path.stat().st_size for path in files if "kept" not in path.parts)
     adapter = (folder / RUN / "adapter" / "adapter_model.safetensors").stat().st_size
     assert needed + adapter == pytest.approx(written, rel=0.01)
     # What training takes at most: two checkpoints, each with two states for a weight of the adapter.
-    assert priced["training"]["needs_bytes"] == pytest.approx(6 * adapter, rel=0.02)
+    assert needed_by["training"]["needs_bytes"] == pytest.approx(6 * adapter, rel=0.02)
 
 
 def test_the_same_configuration_gives_the_same_adapter_and_card(finished: tuple[Path, str], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
-from will_it_fit.planner.compare import NOT_MEASURED, nearly_full, scripts_would_take
+from will_it_fit.planner.compare import NOT_MEASURED, nearly_full, peaks_with_tool_defaults
 from will_it_fit.readers.reading import EITHER, HIGH
 from will_it_fit.scenario.scenario import Scenario
 
@@ -94,7 +94,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "warnings": list(asked.asked.warnings),
     }
     if others:
-        answer["scripts_would_take"] = scripts_would_take(asked.asked, asked.where)
+        answer["scripts_would_take"] = peaks_with_tool_defaults(asked.asked, asked.where)
     return _more(answer, asked)
 
 

@@ -74,6 +74,13 @@ def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], 
         return _print(serve(asked, options.requests, options.weights), options.json)
     if options.all_gpus:
         return _print_cards(asked, options.json)
+    tensors = options.count is not None or options.layers
+    if tensors and not (options.explain or options.json):
+        words = [*words, "--explain"]
+        raise UserError(
+            "--count and --layers list tensors of --explain or --json.", where="the command line",
+            write=shlex.join(["will-it-fit", *words]),
+        )  # fmt: skip
     if options.longest or options.largest_batch:
         return _print_largest(asked, "sequence_length" if options.longest else "micro_batch", options.json, alone)
     return _print_answer(asked, options, words)
@@ -87,6 +94,8 @@ _APART = (
     ("--largest-batch", "--quick", "what is shown as fitting is traced"),
     ("--all-gpus", "--quick", "what is shown as fitting is traced"),
     ("--compare", "--quick", "the trace is compared"),
+    ("--count", "--quick", "tensors are traced"),
+    ("--layers", "--quick", "tensors are traced"),
     ("--all-gpus", "--gpu", "the one asks about every card, the other about one"),
     *((one, other, "they are two forms of one answer") for one, other in combinations(_FORMS, 2)),
     *((one, other, "they are two questions") for one, other in combinations(_KINDS, 2)),
@@ -151,9 +160,18 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
 
             print(difference(asked, found, options.compare))
             return 0
-        print(json.dumps(found, sort_keys=True))
+        print(json.dumps(found | _tensors(asked, options), sort_keys=True))
         return answer.exit_status(found)
     return _print_as_it_comes(asked, options, words, text)
+
+
+def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """The largest tensors at the peak, where they are asked for; else nothing."""
+    if options.count is None and not options.layers:
+        return {}
+    from will_it_fit.ask.explain import explain
+
+    return explain(asked.scenario, asked.where, count=options.count or 10, layers=options.layers)
 
 
 def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
@@ -184,9 +202,12 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
 
     def shown(stands: Mapping[str, Any]) -> None:
         verdict.update(stands)
-        print(
-            "\n".join([text.first_text(asked, stands), *(explanation(stands) if options.explain else ())]), flush=True
-        )
+        lines = [text.first_text(asked, stands), *(explanation(stands) if options.explain else ())]
+        if tensors := _tensors(asked, options):
+            from will_it_fit.ask.explain import table
+
+            lines.append(table(tensors))
+        print("\n".join(lines), flush=True)
 
     try:
         found = answer.traced(asked, shown, progress)

@@ -1,25 +1,15 @@
 """What is alive at the peak of a scenario's training step: the largest tensors, and what made them.
 
-    python -m will_it_fit.ask.explain SCENARIO.yaml                the ten largest, as a table
-    python -m will_it_fit.ask.explain SCENARIO.yaml --count 30
-    python -m will_it_fit.ask.explain SCENARIO.yaml --json         for programs
-
-Tensors that are alike but for the layer they belong to can be shown as one line with ``--layers``.
+``will-it-fit WHAT --explain --count 30`` and ``--layers`` print it; with ``--json`` the answer has ``tensors``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from will_it_fit.cards.gpus import find
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.terminal import command
-from will_it_fit.readers.request import read_asked
 from will_it_fit.scenario.scenario import Scenario
 
 COLUMNS = ("bytes", "times", "component", "shape", "dtype", "module", "made by")
@@ -76,23 +66,3 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     shape = " x ".join(map(str, row["shape"])) or "-"
     made = ", ".join(filter(None, (row["operator"], row["line"])))
     return f"{row['bytes']:,}", str(row["times"]), row["component"], shape, row["dtype"], row["module"] or "-", made
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m will_it_fit.ask.explain", description=__doc__.splitlines()[0])
-    parser.add_argument("scenario", type=Path, metavar="SCENARIO.yaml")
-    parser.add_argument("--count", type=int, default=10, metavar="N", help="how many tensors (default: 10)")
-    parser.add_argument("--layers", action="store_true", help="one line for tensors that differ in their layer alone")
-    parser.add_argument("--json", action="store_true", help="JSON instead of a table")
-    options = parser.parse_args(arguments)
-    if options.count < 1:
-        raise UserError("There is nothing to show.", found=options.count, allowed="1, 2, 3, ...", write="--count 10")
-    answer = explain(
-        read_asked(options.scenario).scenario, options.scenario, count=options.count, layers=options.layers
-    )
-    print(json.dumps(answer, indent=2, sort_keys=True) if options.json else table(answer))
-    return 0
-
-
-if __name__ == "__main__":
-    command(main)

@@ -54,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--yaml", action="store_true", help="print the scenario as YAML and exit")
     form.add_argument("--quick", action="store_true", help="the analytic estimate alone, at once and without torch")
     form.add_argument("--explain", action="store_true", help="what is alive at the peak")
+    form.add_argument("--count", type=whole_number, metavar="N", help="with --explain or --json: the N largest tensors")
+    form.add_argument("--layers", action="store_true", help="the same, one line for tensors alike in all layers")
     kinds = made.add_mutually_exclusive_group()
     kinds.add_argument("--longest", action="store_true", help="the longest sequence that fits")
     kinds.add_argument("--largest-batch", action="store_true", help="the largest micro-batch that fits")

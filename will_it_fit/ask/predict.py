@@ -25,7 +25,7 @@ from will_it_fit.ask.answer_text import answers, explanation, head, other_ways, 
 from will_it_fit.common.errors import UserError, printable
 from will_it_fit.common.packages import STACK
 from will_it_fit.common.terminal import command
-from will_it_fit.planner.compare import compare, scripts_would_take
+from will_it_fit.planner.compare import compare, peaks_with_tool_defaults
 from will_it_fit.readers.request import AskedStep, read_asked
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import REPLICATED
@@ -54,7 +54,7 @@ def answered(
     """
     found = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
     answer = found.to_mapping(suggested=False) | asked.as_said()
-    answer["scripts_would_take"] = scripts_would_take(asked, where)
+    answer["scripts_would_take"] = peaks_with_tool_defaults(asked, where)
     answer["warnings"] = [*asked.warnings, *answer["warnings"]]
     answer["strategies"] = {}
     if shown:

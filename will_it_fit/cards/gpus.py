@@ -50,19 +50,19 @@ class Gpu:
         return self.total_bytes - self.context_bytes - self.held_bytes
 
     @property
-    def room(self) -> str:
+    def capacity_line(self) -> str:
         """What is usable, and why it is not all, in words."""
         left_out = f"{self.total_bytes / GIB:.2f} less {self.context_bytes / GIB:.2f} of CUDA context"
         if self.held_bytes:
             named = f" by {', '.join(self.holders)}" if self.holders else " by other processes"
             left_out += f" and {self.held_bytes / GIB:.2f} held{named}"
-        room = f"{self.label} has {self.usable_bytes / GIB:.2f} GiB ({left_out})"
+        line = f"{self.label} has {self.usable_bytes / GIB:.2f} GiB ({left_out})"
         if self.others:
-            room += f", and of {len(self.others) + 1} GPUs it has the least left beside the step"
+            line += f", and of {len(self.others) + 1} GPUs it has the least left beside the step"
         if any(other.title != self.title for other in self.others):
             kinds = [f"{other.label} has {other.usable_bytes / GIB:.2f} GiB" for other in self.others]
-            room += f"; the GPUs are of different kinds: {', '.join(kinds)}"
-        return room
+            line += f"; the GPUs are of different kinds: {', '.join(kinds)}"
+        return line
 
     @property
     def setting(self) -> str | dict[str, Any]:
@@ -199,7 +199,7 @@ def from_device(
     return Gpu(name, title, total_bytes, measured, context, source, compute_capability, held, holders if held else ())
 
 
-def tightest(found: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
+def least_free(found: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
     """Of GPUs that share a training, the one with the least memory left beside the step; ``others`` has the rest.
 
     Parameters
@@ -216,7 +216,7 @@ def tightest(found: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
     return replace(least, others=tuple(gpu for gpu in numbered if gpu is not least))
 
 
-def holders(uuid: str, own: int) -> tuple[str, ...]:
+def processes_on(uuid: str, own: int) -> tuple[str, ...]:
     """Who has memory on a GPU, as ``nvidia-smi`` says it; () where it can't be asked.
 
     Parameters

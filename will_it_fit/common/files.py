@@ -370,7 +370,7 @@ def read_reports(paths: Iterable[str | os.PathLike]) -> dict[str, dict]:
             above = [report for report in knows if report.parent in path.parents]
             if not above:
                 raise UserError(
-                    "None of the reports that are read says what this file was when it was written.",
+                    "No report lists this file, so it can't be verified.",
                     where=path,
                     allowed="a report, or a file that one of them records",
                     write=f"rm {shlex.quote(str(path))}    # then the same command again: the step writes it again",

@@ -1,4 +1,4 @@
-"""How long a step takes on this machine's processor: its operators one after the other, priced by short probes.
+"""How long a step takes on this machine's processor: its operators one after the other, timed by short probes.
 
 A processor has no datasheet that a program could look up, and others may be using it. So a few small programs are timed
 beside the step: a product of matrices, a copy, a copy into new memory, 4-bit weights unpacked, an operator on next to
@@ -84,10 +84,10 @@ class Processor:
 
     def simulate(self, costs: CostRecorder) -> tuple[float, dict[str, float]]:
         """Seconds of a step, and what of it is products, attention and memory; the rest is between operators."""
-        priced = [(operator.kind, self.seconds(operator)) for operator in costs.operators]
+        timed = [(operator.kind, self.seconds(operator)) for operator in costs.operators]
         busy = dict.fromkeys(("products", "attention", "memory", "collectives"), 0.0)
         for index in costs.calls:
-            kind, seconds = priced[index]
+            kind, seconds = timed[index]
             busy[kind] += seconds
         between = (len(costs.calls) + costs.without_kernel) * self.launch_seconds
         return sum(busy.values()) + between, busy

@@ -1,4 +1,4 @@
-"""How long a step takes on a GPU that is not there: the operators of the traced step, priced on two timelines.
+"""How long a step takes on a GPU that is not there: the operators of the traced step, timed on two timelines.
 
 The engine says what each kernel costs (:mod:`will_it_fit.engine.costs`); a GPU's datasheet and a few shares of it say
 how long that takes. A kernel takes the longer of computing and moving bytes. The CPU launches kernels one after the
@@ -225,7 +225,7 @@ def simulate(costs: CostRecorder, speed: Speed | Processor) -> tuple[float, dict
     """Seconds of a step, and the GPU's seconds on the computing stream by what limits each kernel."""
     if isinstance(speed, Processor):
         return speed.simulate(costs)
-    priced = [kernel_time(operator, speed) for operator in costs.operators]
+    timed = [kernel_time(operator, speed) for operator in costs.operators]
     launch = [
         speed.collective_seconds if operator.kind == "collectives" else speed.launch_seconds
         for operator in costs.operators
@@ -242,7 +242,7 @@ def simulate(costs: CostRecorder, speed: Speed | Processor) -> tuple[float, dict
                 cpu = max(cpu, end)
             else:
                 free[waiter] = max(free.get(waiter, 0.0), end)
-        seconds, limit = priced[index]
+        seconds, limit = timed[index]
         cpu += launch[index]
         free[stream] = max(cpu, free.get(stream, 0.0)) + seconds
         ended.setdefault(stream, []).append((number, free[stream]))

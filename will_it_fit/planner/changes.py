@@ -21,7 +21,7 @@ BF16_FROM = (8, 0)  # compute capability of the first GPUs with bf16 products (C
 
 
 class Move(NamedTuple):
-    """One way to need less: what identifies it, its price in words, and the changes; for memory from mild to strong."""
+    """One way to need less: its name, what it costs in words, and the changes; for memory from mild to strong."""
 
     name: str
     cost: str

@@ -152,7 +152,7 @@ def difference(answer: Mapping[str, Any], to: Mapping[str, Any]) -> dict[str, fl
     return {"bytes": size - base, "share": round(size / base - 1, 6)}
 
 
-def scripts_would_take(asked: AskedStep, where: object = "scenario") -> dict[str, int | None]:
+def peaks_with_tool_defaults(asked: AskedStep, where: object = "scenario") -> dict[str, int | None]:
     """The peak with the settings of each tool's scripts, by the analytic estimate; None: not described."""
     found: dict[str, int | None] = {}
     gpu = named(asked.scenario.gpu, where)

@@ -29,7 +29,7 @@ class Sooner:
     changes, write
         Fields of the scenario, and the same as YAML.
     cost
-        The price in words.
+        What it costs, in words.
     """
 
     move: str

@@ -184,7 +184,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         return asked_for({**mapping, **several} if several else mapping, options.scenario).scenario
     if not options.page:
         raise UserError(
-            "A plan is made around a scenario.",
+            "A plan needs a scenario.",
             where="the command line",
             allowed="the path of a scenario file; or --page, which can do without",
             write="python -m will_it_fit.planner.plan mine.yaml",

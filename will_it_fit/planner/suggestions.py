@@ -33,7 +33,7 @@ class Suggestion:
     changes, write
         Fields of the scenario, and the same as YAML.
     cost
-        The price in words.
+        What it costs, in words.
     slower_share
         How much longer a token takes on the same card, from two traces; None where its speed is not known.
     """

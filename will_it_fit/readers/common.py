@@ -12,6 +12,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, allowed, checked, knows
 from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 # By the names of transformers' and axolotl's `optim`: our optimizers, the first that the scenario knows is taken, and
@@ -275,7 +276,8 @@ def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:
     """Whether TRL's own step can be predicted: its package is here, on one GPU, with an optimizer that is known."""
     strategy = (fields.get("parallel") or {}).get("strategy", "none")
     known = OPTIMIZERS[fields.get("optimizer", BY_NAME["optimizer"].default)].in_trl is not None
-    refused = kind == "grpo" or (kind == "kto" and rows < 2) or not known
+    aim = OBJECTIVES[kind]
+    refused = aim.generates or rows < aim.least_rows or not known
     return strategy == "none" and not refused and find_spec("trl") is not None
 
 
@@ -286,10 +288,11 @@ def preference(reading: Reading, kind: str, key: str, rows: int) -> None:
             reading.fields.pop(name, None)
         reading.set(objective=kind, micro_batch=rows)
         return
-    if kind in ("dpo", "orpo", "reward"):
+    aim = OBJECTIVES[kind]
+    if aim.texts_in_a_row == 2:
         reading.set(micro_batch=2 * rows)
         reading.notes.append(f"{kind}: an answer that is preferred and one that is not are two rows of the batch")
-    if kind in ("dpo", "kto", "grpo"):
+    if aim.references:
         reading.errs(key, kind, LOW, "the logits of the reference model are computed beside", "logits")
-    if kind == "grpo":
+    if aim.generates:
         reading.errs(key, kind, LOW, "answers are generated in training, and their keys and values kept")

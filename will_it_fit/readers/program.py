@@ -66,7 +66,7 @@ def read(path: Path, gpus: int | None = None) -> Reading:
     found = _Calls(tree)
     if not found.settings and not found.trainer:
         raise UserError(
-            "The program trains nothing that is known.",
+            "No trainer that will-it-fit knows was found in this program.",
             where=path,
             allowed=f"calls of {', '.join([*_ARGUMENTS][:7])}, LoraConfig, BitsAndBytesConfig,"
             " AutoModelForCausalLM.from_pretrained, FastLanguageModel.from_pretrained",

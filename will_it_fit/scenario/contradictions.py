@@ -153,7 +153,8 @@ STEP = (
         f"`preference.reference: adapter_off` and `method: full` {_APART}: there is no adapter to turn off.",
         "model, precomputed, null", "preference: {{reference: model}}"),
     Contradiction(lambda s: s.reference and not s.aim.references, "preference",
-        f"`preference.reference: {{reference}}` and `objective: {{objective}}` {_APART}: it compares with nothing.",
+        f"`preference.reference: {{reference}}` and `objective: {{objective}}` {_APART}: this objective has"
+        " no reference.",
         "null; or objective dpo, kto", "preference: {{reference: null}}"),
     Contradiction(lambda s: s.reference == "precomputed" and s.aim.generates, "preference",
         f"`preference.reference: precomputed` and `objective: grpo` {_APART}: its answers are new in each step.",
@@ -166,7 +167,7 @@ STEP = (
         " prompt.",
         "1 to sequence_length - 1, or null", "preference: {{completion_length: {half_length}}}"),
     Contradiction(lambda s: s.micro_batch < s.aim.least_rows, "micro_batch",
-        "TRL refuses `objective: kto` with one row at a time: its term of comparison needs other rows.",
+        "TRL refuses `objective: kto` with one row at a time: it estimates its KL term from the other rows.",
         "2 or more", "micro_batch: 2"),
     Contradiction(lambda s: s.aim.generates and s.micro_batch * s.gradient_accumulation % s.generations,
         "micro_batch",
@@ -233,8 +234,8 @@ STEP = (
         "`parallel.strategy: {strategy}` is for several GPUs, and `gpus` says 1.",
         "gpus: 2, 3, ...; or strategy: none", "parallel: {{strategy: {strategy}, gpus: 2}}"),
     Contradiction(lambda s: s.offload != "none" and not s.divided, "parallel",
-        f"`parallel.offload: {{offload}}` and `parallel.strategy: {{strategy}}` {_APART}: on the host lies what FSDP"
-        " has divided.",
+        f"`parallel.offload: {{offload}}` and `parallel.strategy: {{strategy}}` {_APART}: only FSDP can keep its"
+        " shards in the CPU's memory.",
         "offload: none; or strategy fsdp1, fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}, offload: none}}"),
     Contradiction(lambda s: s.offload != "none" and s.fsdp == 1, "parallel",
         "`parallel.offload: cpu` is predicted for FSDP2 alone, not for `parallel.strategy: fsdp1`.",
@@ -251,8 +252,8 @@ STEP = (
         "`parallel.gpus: {gpus}` is more than `gpu` has.",
         "a count of {gpus} or more, or fewer `parallel.gpus`", "gpu: {{{gpu_kind}, count: {gpus}}}"),
     Contradiction(lambda s: s.divided and s.gpus > s.rows, "parallel",
-        "`parallel.gpus: {gpus}` is more than the {rows} rows of a layer's weights, by which FSDP divides them: the"
-        " GPUs beyond would hold nothing.",
+        "`parallel.gpus: {gpus}` is too many: FSDP shards weights by rows, and this model's have {rows}, so"
+        " further GPUs would stay empty.",
         "2 to {rows}", "parallel: {{strategy: {strategy}, gpus: {rows}}}"),
     Contradiction(lambda s: s.int8 and s.of_4bit, "quantization",
         "`storage` and `compute` are for 4-bit weights; those of LLM.int8 are stored as bytes, and compute in the dtype"
@@ -291,8 +292,8 @@ STEP = (
         " {storage}.",
         "uint8, {cast}", "quantization: {{storage: {cast}}}"),
     Contradiction(lambda s: s.zero == 3 and s.method != "qlora" and s.cast is None and s.weights != "fp32", "precision",
-        "`parallel.strategy: zero3` makes fp32 of `precision: {precision}`: transformers loads weights so inside"
-        " DeepSpeed's `zero.Init` without mixed precision.",
+        "Under `parallel.strategy: zero3` transformers loads the weights in fp32 instead of `precision: {precision}`,"
+        " unless mixed precision is on.",
         "autocast: {weights}, which `--{weights}` is; or precision: fp32", "autocast: {weights}"),
     Contradiction(lambda s: s.method == "lora" and s.kbit_preparation == "trl", "kbit_preparation",
         "`kbit_preparation: trl` belongs to a quantized base: TRL casts embeddings and head only there.",

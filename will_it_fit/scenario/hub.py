@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
-from will_it_fit.common.secrets import without_secrets
+from will_it_fit.common.hub_errors import Failure, meaning
 from will_it_fit.data import data_path
 
 MODELS = data_path("models")
@@ -136,89 +136,35 @@ def _download(hub: HubId, where: object) -> Path:
         cached = library.try_to_load_from_cache(**place)
         if isinstance(cached, str):
             return Path(cached)
-        raise _explained(error, hub, where) from None
+        raise explained(Failure.of(error), hub, where) from None
 
 
 # Who fetches. Where this code runs in a web page, the browser does.
 FETCH: ContextVar[Callable[[HubId, object], Path]] = ContextVar("FETCH", default=_download)
 
 
-# What the libraries' errors mean, the first that matches: name of an error or status, what to say, what to do.
-_TERMS = (
-    "HF_TOKEN in the environment, of an account that has accepted the terms on {page}; or an open copy of the model"
-)
-_NO_NETWORK = ("The Hub can't be reached.", "a network that reaches it, or a mirror in HF_ENDPOINT; or {file}")
-_MEANINGS: tuple[tuple[str | int, str, str], ...] = (
-    ("GatedRepoError", "The model is gated: its owner wants to know who reads it.", _TERMS),
-    ("RevisionNotFoundError", "The repository has no such revision.", "a branch, a tag or a commit of {page}"),
-    (
-        "RepositoryNotFoundError",
-        "The Hub has no such model, or it is private.",
-        "owner/name as on the model's page{nearest}; for a private one HF_TOKEN in the environment",
-    ),
-    (
-        "RemoteEntryNotFoundError",
-        "The repository has no config.json: it holds no model of transformers (an adapter, perhaps, GGUF files, or a"
-        " diffusion model).",
-        'the model that it was made from; for one of diffusers the engine: docs/memory-core.md, "A diffusion model"',
-    ),
-    (
-        429,
-        "The Hub is asked too often (429).",
-        "another try in some minutes; HF_TOKEN, which raises the limit; or {file}",
-    ),
-    (401, "The Hub wants to know who you are (401).", "a valid HF_TOKEN in the environment, or none"),
-    (
-        "OfflineModeIsEnabled",
-        "HF_HUB_OFFLINE is set, so the Hub is not asked, and the configuration is not in the cache.",
-        "HF_HUB_OFFLINE=0; or {file}",
-    ),
-    ("HFValidationError", "This can't be the id of a model.", "owner/name as on the model's page{nearest}"),
-    *((name, *_NO_NETWORK) for name in ("TransportError", "LocalEntryNotFoundError", "ConnectionError", "OSError")),
+_NO_MODEL = (
+    "The repository has no config.json: it holds no model of transformers (an adapter, perhaps, GGUF files, or a"
+    " diffusion model).",
+    'the model that it was made from; for one of diffusers the engine: docs/memory-core.md, "A diffusion model"',
 )
 
 
-def _explained(error: BaseException, hub: HubId, where: object) -> UserError:
-    """What went wrong with the Hub, by what huggingface_hub raised."""
-    chain = [error]
-    while (step := chain[-1].__cause__ or chain[-1].__context__) and step not in chain:
-        chain.append(step)
-    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    status = next(filter(None, (getattr(getattr(one, "response", None), "status_code", None) for one in chain)), None)
-    message = without_secrets((str(error).strip().splitlines() or [""])[0])[:200]
-    return explained(names, status, hub, where, message)
-
-
-def explained(
-    names: Collection[str], status: int | None, hub: HubId, where: object, message: str = "it was not fetched"
-) -> UserError:
-    """What went wrong with the Hub, in words that say what to do.
-
-    Parameters
-    ----------
-    names
-        What huggingface_hub calls the errors.
-    status
-        The HTTP status, if an answer came.
-    """
+def explained(failure: Failure, hub: HubId, where: object) -> UserError:
+    """Why a model's configuration could not be had, in words that say what to do."""
     near = nearest(hub.name)
-    words = {
-        "page": f"https://huggingface.co/{hub.name}",
-        "file": f"the path of a config.json, saved from https://huggingface.co/{hub.name}/raw/main/config.json",
-        "nearest": f"; nearest: {', '.join(near)}" if near else "",
-    }
-    problem = f"The Hub answers with an error ({status})." if status else f"No configuration: {message}"
-    allowed = "another try, later; or {file}"
-    for meaning, said, todo in _MEANINGS:
-        if meaning in names or meaning == status:
-            problem, allowed = said, todo
-            break
-        if status and meaning == "HFValidationError":  # an answer came, so the network is there
-            break
+    problem, allowed = meaning(
+        failure,
+        "model",
+        hub.name,
+        instead=f"the path of a config.json, saved from https://huggingface.co/{hub.name}/raw/main/config.json",
+        nearest=", ".join(near),
+        own={"RemoteEntryNotFoundError": _NO_MODEL},
+    )
     return UserError(
         problem,
         where=where,
         found=f"{hub.name}@{hub.revision}" if hub.revision else hub.name,
-        allowed=allowed.format(**words),
+        allowed=allowed,
         change={"model": near[0] if near else "config.json"},
     )

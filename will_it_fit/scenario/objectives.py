@@ -28,6 +28,10 @@ class Objective:
         Its rows are answers that the model itself has generated.
     scores
         A head of one number replaces the output head.
+    judged
+        Each row is one answer with a mark, good or bad, instead of two that are compared.
+    module
+        Where TRL keeps the trainer.
     """
 
     trainer: str | None = None
@@ -36,14 +40,16 @@ class Objective:
     least_rows: int = 1
     generates: bool = False
     scores: bool = False
+    judged: bool = False
+    module: str = "trl"
 
 
 SUPERVISED = "sft"
 OBJECTIVES = {
     SUPERVISED: Objective(),
     "dpo": Objective("DPO", texts_in_a_row=2, references=REFERENCES),
-    "orpo": Objective("ORPO", texts_in_a_row=2),
-    "kto": Objective("KTO", references=REFERENCES, least_rows=2),
+    "orpo": Objective("ORPO", texts_in_a_row=2, module="trl.experimental.orpo"),
+    "kto": Objective("KTO", references=REFERENCES, least_rows=2, judged=True),
     "reward": Objective("Reward", texts_in_a_row=2, scores=True),
     "grpo": Objective("GRPO", references=("adapter_off",), generates=True),
 }

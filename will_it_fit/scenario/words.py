@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from will_it_fit.common.errors import yaml_text
+from will_it_fit.scenario.objectives import OBJECTIVES
 
 # Adapters' settings that take neither memory nor time.
 IDLE = {"peft_type", "lora_alpha", "base_model_name_or_path", "inference_mode", "auto_mapping", "revision",
@@ -94,7 +95,7 @@ PACKED = {"none": "", "rows": "packed rows", "shared_prefix": "packed rows with 
 
 
 def generations(value: int, scenario: Mapping[str, Any]) -> str:
-    return f"{value} answers to a prompt" if scenario["objective"] == "grpo" else ""
+    return f"{value} answers to a prompt" if OBJECTIVES[scenario["objective"]].generates else ""
 
 
 def accumulated(value: int, _: Mapping[str, Any]) -> str:

@@ -28,13 +28,14 @@ from will_it_fit.ask.question import Options, Question, question, said_by
 from will_it_fit.ask.run_cost import asked_of
 from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.hub_errors import Failure
 from will_it_fit.common.schema import yaml_text
 from will_it_fit.common.sizes import gib
 from will_it_fit.engine.components import COLOURS, GROUPS
 from will_it_fit.hours.run_time import Run
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.planner.changes import apply, moves
-from will_it_fit.planner.compare import scripts_would_take
+from will_it_fit.planner.compare import peaks_with_tool_defaults
 from will_it_fit.planner.largest_fit import LONGEST, steps
 from will_it_fit.scenario.hub import FETCH, HubId, explained
 
@@ -109,7 +110,9 @@ def _reply(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             return _answer(asked, words, _run(request, asked)) | {"added": added}
         if request["ask"] == "others":
             return {
-                "others": other_tools({"scripts_would_take": scripts_would_take(asked.asked, asked.where)}, "--like ")
+                "others": other_tools(
+                    {"scripts_would_take": peaks_with_tool_defaults(asked.asked, asked.where)}, "--like "
+                )
             }
         asked, _ = _nearest(asked)
         if request["ask"] == "gpus":
@@ -170,7 +173,7 @@ def _kept(hub: HubId, where: object, fetched: Mapping[str, Any], folder: Path) -
         path.write_text(answer["text"], encoding="utf-8")
         return path
     names = {_REFUSALS.get(answer.get("code") or "", "") if answer["status"] else "ConnectionError"}
-    error = explained(names, answer["status"] or None, hub, "the model")
+    error = explained(Failure(names, answer["status"] or None), hub, "the model")
     raise UserError(error.problem, where="the model", found=error.found, allowed=_ON_A_PAGE, write=error.write)
 
 

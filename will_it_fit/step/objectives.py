@@ -76,16 +76,9 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
 
 def _trainer(scenario: Scenario) -> tuple[type, type, dict[str, Any]]:
     """TRL's trainer, its configuration, and what it takes besides."""
-    import trl
-
-    if scenario.objective == "orpo":
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-        return ORPOTrainer, ORPOConfig, {}
-    if scenario.aim.generates:
-        return trl.GRPOTrainer, trl.GRPOConfig, {"reward_funcs": _reward, "rollout_func": _rollout(scenario)}
-    name = scenario.aim.trainer
-    return getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config"), {}
+    module, name = import_module(scenario.aim.module), scenario.aim.trainer
+    more = {"reward_funcs": _reward, "rollout_func": _rollout(scenario)} if scenario.aim.generates else {}
+    return getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config"), more
 
 
 def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
@@ -148,7 +141,7 @@ def _rows(scenario: Scenario) -> Any:
         for number in range(count)
     ]
     columns: dict[str, list] = {"prompt": [prompt] * count}
-    if scenario.objective == "kto":
+    if scenario.aim.judged:
         columns |= {"completion": list(map(_text, lengths)), "label": [number % 2 == 0 for number in range(count)]}
     elif not scenario.aim.generates:
         columns |= {"chosen": list(map(_text, lengths)), "rejected": list(map(_text, lengths))}

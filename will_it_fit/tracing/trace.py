@@ -149,7 +149,7 @@ def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
     if own:
         raise UserError(
             "This architecture has layers that run through kernels of packages of their own (mamba-ssm, causal-conv1d,"
-            " flash-linear-attention), whose memory is not known; without the packages it is another one.",
+            " flash-linear-attention), whose memory is not known.",
             where=f"model (model_type {scenario.model['model_type']})",
             found=", ".join(own[:3]),
             allowed="an architecture whose layers are attention and linear layers",
@@ -261,7 +261,7 @@ def _times(
     scenario: Scenario, costs: CostRecorder | None, timed_on: Mapping[str, Speed | None]
 ) -> dict[str, dict[str, Any] | None]:
     """What the step takes on cards, by their names; None where a card's speed is not known."""
-    if scenario.aim.trainer or scenario.compile != "none":  # two updates together; kernels that are not priced
+    if scenario.aim.trainer or scenario.compile != "none":  # two updates together; kernels that are not timed
         return dict.fromkeys(timed_on)
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)

@@ -210,9 +210,9 @@ def files() -> dict[str, Any]:
         change(step, {"fits": False, "headroom_bytes": -(10**11)})
     content["verification"]["checks"]["answers"] = dict(NO_ANSWERS)
     content["verification"]["complete"] = False
-    change(next(stage for stage in content["priced"]["stages"] if stage["stage"] == "merged model"), MERGED_STAGE)
-    change(content["priced"]["stages"][0], {"processes": 2})
-    change(content["priced"], {"hours": HOURS})
+    change(next(stage for stage in content["resources"]["stages"] if stage["stage"] == "merged model"), MERGED_STAGE)
+    change(content["resources"]["stages"][0], {"processes": 2})
+    change(content["resources"], {"hours": HOURS})
     for row in content["tuned_answers"]:
         row |= {"answer": row["command"], "exact": True}
     # Comes with the project; no rule writes it.

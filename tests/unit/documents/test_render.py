@@ -267,7 +267,7 @@ def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Cal
     assert said in write("docs/details.md", content)
     content["training"]["resumed_from_step"] = 2  # only the rest was timed
     assert "the prediction was" not in write("MODEL_CARD.md", content)
-    content["priced"]["hours"] = None
+    content["resources"]["hours"] = None
     assert "How long the run takes was not predicted" in write("docs/details.md", content)
 
 
@@ -791,7 +791,7 @@ def test_a_figure_changed_by_hand_is_noticed_and_the_file_to_delete_is_named(tmp
     with pytest.raises(UserError, match=r"(?s)comparison\.json is not what the step that made it.*rm "):
         gather({"comparison": str(path)})
     write_json(path, {key: value for key, value in json.loads(text).items() if key != "sha256"})
-    with pytest.raises(UserError, match=r"(?s)None of the reports.*rm .*comparison\.json"):
+    with pytest.raises(UserError, match=r"(?s)No report lists.*rm .*comparison\.json"):
         gather({"comparison": str(path)})
 
 

@@ -240,7 +240,7 @@ def test_a_leading_token_is_written_once():
 
 
 def test_template_or_prompt_that_ollama_cannot_say():
-    with pytest.raises(UserError, match="Ollama's words"):
+    with pytest.raises(UserError, match="Ollama's template language"):
         modelfile(make_tokenizer("{{ messages[0].content }}{{ messages[0].content }}{{ messages[1].content }}"), SYSTEM)
     with pytest.raises(UserError, match="no way to write"):
         modelfile(make_tokenizer(CHATML), 'say """')

@@ -10,7 +10,7 @@ import pytest
 from scripts.common.resource_table import judged
 from scripts.gate import check_resources, gate_memory
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, training_seconds
-from scripts.gate.check_resources import Price
+from scripts.gate.check_resources import RunCheck
 from scripts.runs.cluster import training_minutes
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.cards.gpus import find
@@ -56,7 +56,7 @@ def test_shapes_are_those_of_the_batches(train) -> None:
 
 def test_rows_of_a_step_that_need_more_batches_than_were_traced_are_refused_before_the_weights_come(train) -> None:
     packed = replace(STEP, packing="rows", micro_batch=1)
-    with pytest.raises(UserError, match="take 3 micro-batches") as error:
+    with pytest.raises(UserError, match="need 3 micro-batches") as error:
         batch_shapes(train, packed, {**LOOP, "rows_per_step": 5})
     assert error.value.write == "gradient_accumulation: 3"
     enough = batch_shapes(train, replace(packed, gradient_accumulation=3), {**LOOP, "rows_per_step": 5})
@@ -113,12 +113,12 @@ def test_without_a_limit_nothing_is_traced_for_the_hours(train) -> None:
     assert training_minutes(str(Path(train).parent / "gate.json")) == 720
 
 
-def test_the_price_of_a_run_refuses_what_takes_too_long() -> None:
+def test_the_check_of_a_run_refuses_what_takes_too_long() -> None:
     hours = RunHours.of(10, 36000.0, None, T4, gpus=1)
-    priced = Price([], find("t4"), override=False, hours=hours, limit_hours=9.0)
-    assert not priced.fits and "takes too long" in str(check_resources.refusal(priced))
-    assert replace(priced, override=True).overridden == ["the run within 9 hours"]
-    assert not replace(priced, limit_hours=11.0).fits  # it may take longer: the upper end of the range is 13.5
-    assert replace(priced, limit_hours=14.0).fits and replace(priced, hours=None).fits
-    assert "hours: 14" in check_resources.refusal(priced).write
-    assert priced.to_mapping()["hours"]["line"].startswith("takes 10.0 hours (6.5 hours to 13.5 hours)")
+    checked = RunCheck([], find("t4"), override=False, hours=hours, limit_hours=9.0)
+    assert not checked.fits and "takes too long" in str(check_resources.refusal(checked))
+    assert replace(checked, override=True).overridden == ["the run within 9 hours"]
+    assert not replace(checked, limit_hours=11.0).fits  # it may take longer: the upper end of the range is 13.5
+    assert replace(checked, limit_hours=14.0).fits and replace(checked, hours=None).fits
+    assert "hours: 14" in check_resources.refusal(checked).write
+    assert checked.to_mapping()["hours"]["line"].startswith("takes 10.0 hours (6.5 hours to 13.5 hours)")

@@ -12,11 +12,11 @@ import pytest
 from scripts.common.code_digests import ROOT
 from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
 from scripts.gate import check_resources
-from scripts.gate.check_resources import GPU, HOST, Price, Results, Room
+from scripts.gate.check_resources import GPU, HOST, Results, Room, RunCheck
 from tests.unit.gate import gloo_hosts
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from tests.will_it_fit.tracing.test_evaluation_memory import row
-from will_it_fit.cards.gpus import find, tightest
+from will_it_fit.cards.gpus import find, least_free
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario
@@ -53,14 +53,14 @@ def card(usable: int):
     return replace(size, total_bytes=usable + size.context_bytes)
 
 
-def stages(priced: Price) -> dict[str, Stage]:
-    return {stage.stage: stage for stage in priced.stages}
+def stages(checked: RunCheck) -> dict[str, Stage]:
+    return {stage.stage: stage for stage in checked.stages}
 
 
 def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
-    priced = check_resources.price(**run, room=Room(card(PLENTY), PLENTY))
-    found = stages(priced)
-    assert priced.fits and {stage.verdict for stage in found.values()} == {FITS}
+    checked = check_resources.check_run(**run, room=Room(card(PLENTY), PLENTY))
+    found = stages(checked)
+    assert checked.fits and {stage.verdict for stage in found.values()} == {FITS}
     on_gpu = {name for name, stage in found.items() if stage.place == GPU}
     assert on_gpu == {
         "training step, as configured",
@@ -74,13 +74,13 @@ def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
 
 
 def test_on_the_processor_the_hosts_memory_counts(run) -> None:
-    priced = check_resources.price(**run, room=Room(None, 2 * 10**9))
-    found = stages(priced)
+    checked = check_resources.check_run(**run, room=Room(None, 2 * 10**9))
+    found = stages(checked)
     predicted = trace(run["traced"].scenario, "cpu", timeline=False)
     needs = predicted["peak_allocated_bytes"] + check_resources.PROCESS_BYTES
     assert found["training step, as configured"].needs_bytes == needs
     assert not [stage for stage in found.values() if stage.place == GPU]
-    assert stages(check_resources.price(**run, room=Room(None, None)))["merging"].verdict == UNCHECKED
+    assert stages(check_resources.check_run(**run, room=Room(None, None)))["merging"].verdict == UNCHECKED
 
 
 def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
@@ -91,7 +91,7 @@ def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
     size = int(stage.change.removeprefix("evaluation: {batch_size: ").removesuffix("}"))
     assert size in (1, 2, 4, 8, 16)
     assert trace_evaluation(asked._replace(batch_size=size), "cuda")["required_bytes"] < needs
-    error = check_resources.refusal(Price([stage], None, override=False))
+    error = check_resources.refusal(RunCheck([stage], None, override=False))
     assert stage.change in str(error) and "memory.gate.override" in str(error)
 
 
@@ -109,8 +109,8 @@ def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     real = trace(run["longest"], timeline=False)["required_bytes"]
     assert real < run["traced"].trace["required_bytes"]
     small = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
-    priced = check_resources.price(**{**run, "evaluations": {NAME: small}}, room=Room(card(real), PLENTY))
-    found = stages(priced)
+    checked = check_resources.check_run(**{**run, "evaluations": {NAME: small}}, room=Room(card(real), PLENTY))
+    found = stages(checked)
     assert found["training step, as configured"].verdict == NOT_REACHED
     assert found["training step, longest batch"].verdict == FITS
 
@@ -125,23 +125,23 @@ def test_the_comparison_is_left_out_where_nothing_has_the_room(run) -> None:
 def test_a_card_that_others_hold(run) -> None:
     """Another process holds 20 of 24 GB."""
     gpu = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42) (20.00 GiB)",))
-    priced = check_resources.price(**run, room=Room(gpu, PLENTY))
-    assert not priced.fits
-    text = str(check_resources.refusal(priced))
+    checked = check_resources.check_run(**run, room=Room(gpu, PLENTY))
+    assert not checked.fits
+    text = str(check_resources.refusal(checked))
     assert "held by python (process 42)" in text and "# end python (process 42)" in text
 
 
 def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation_against_the_first(run) -> None:
     first = card(PLENTY)
     full = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42)",))
-    gpu = tightest([first, full], lambda gpu: run["traced"].trace["required_bytes"])
-    priced = check_resources.price(**run, room=Room(gpu, PLENTY), evaluation_room=Room(first, PLENTY))
-    assert {name for name, stage in stages(priced).items() if stage.verdict != FITS} == {
+    gpu = least_free([first, full], lambda gpu: run["traced"].trace["required_bytes"])
+    checked = check_resources.check_run(**run, room=Room(gpu, PLENTY), evaluation_room=Room(first, PLENTY))
+    assert {name for name, stage in stages(checked).items() if stage.verdict != FITS} == {
         "training step, as configured",
         "training step, longest batch",
     }
     assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(
-        check_resources.refusal(priced)
+        check_resources.refusal(checked)
     )
 
 
@@ -156,7 +156,7 @@ def processes(tmp_path_factory) -> list:
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux, which says who has which page")
 @pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
-def test_two_processes_take_the_host_memory_that_is_priced(number, processes) -> None:
+def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -> None:
     """What each builds, to 16 MB of 4 to 81; while it divides, no more than is said; in all, no more than the price."""
     step = gloo_hosts.scenario(gloo_hosts.llama(**gloo_hosts.SIZES), *gloo_hosts.CASES[number])
     found = trace(step, "cpu", timeline=False)
@@ -194,14 +194,14 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
     """A results folder on a disk with next to nothing left."""
     allowed = {**run, "settings": {**SETTINGS, "override": True}, "results": Results(5_000_000)}
-    priced = check_resources.price(**allowed, room=Room(card(PLENTY), PLENTY))
-    assert not priced.fits and "merged model" in priced.overridden
+    checked = check_resources.check_run(**allowed, room=Room(card(PLENTY), PLENTY))
+    assert not checked.fits and "merged model" in checked.overridden
     with pytest.raises(UserError, match="does not fit: it ends here"):
-        raise check_resources.refusal(priced)
+        raise check_resources.refusal(checked)
 
 
 def test_the_table_has_a_line_for_each_stage(run) -> None:
-    lines = table(check_resources.price(**run, room=Room(card(PLENTY), None)).stages)
+    lines = table(check_resources.check_run(**run, room=Room(card(PLENTY), None)).stages)
     assert lines[0].split() == ["stage", "where", "needs", "has", "verdict"]
     assert any(line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits") for line in lines)
     assert any("merging" in line and line.endswith("not checked") for line in lines)

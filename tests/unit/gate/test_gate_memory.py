@@ -7,7 +7,7 @@ import pytest
 from scripts.gate import gate_memory as gate
 from scripts.gate.batch_times import batch_shapes
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
-from will_it_fit.cards.gpus import find, tightest
+from will_it_fit.cards.gpus import find, least_free
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
 from will_it_fit.scenario.scenario import Scenario
@@ -142,15 +142,15 @@ def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
     free, held = card(need + 5), replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
     fuller = replace(held, held_bytes=need // 2 + 1, holders=("python (process 43)",))
     needs = lambda gpu: need  # noqa: E731
-    assert gate.decide(traced, tightest([free, card(need)], needs), override=False).verdict.fits is True
-    one = gate.decide(traced, tightest([free, held], needs), override=False)
+    assert gate.decide(traced, least_free([free, card(need)], needs), override=False).verdict.fits is True
+    one = gate.decide(traced, least_free([free, held], needs), override=False)
     assert (one.verdict.fits, one.verdict.headroom_bytes, one.gpu.index) == (False, -(need // 2), 1)
     assert one.suggestions[0].write == "# end python (process 42)"
     assert "GPU 1 (a GPU of this size)" in str(gate.refusal(one))
-    both = gate.decide(traced, tightest([held, fuller, free], needs), override=False)
+    both = gate.decide(traced, least_free([held, fuller, free], needs), override=False)
     assert both.gpu.index == 1
     assert both.suggestions[0].write == "# end python (process 43), python (process 42)"
-    hopeless = gate.decide(traced, tightest([held, card(need // 2)], needs), override=False)
+    hopeless = gate.decide(traced, least_free([held, card(need // 2)], needs), override=False)
     assert not [item for item in hopeless.suggestions if item.write.startswith("# end")]
 
 

@@ -48,8 +48,8 @@ def test_nothing_known_is_large_enough(tmp_path: Path) -> None:
     [
         ("", "is a list"),
         ("gpu: t4", "is a list"),
-        ("- t4", "says which GPU"),
-        ("- {gpu: t4}", "how the cluster calls"),
+        ("- t4", "needs `gpu`"),
+        ("- {gpu: t4}", "needs `partition` or `gres`"),
         ("- {gpu: nosuch, gres: x}", "is not known"),
         ("- {gpu: t4, gress: x}", "did you mean `gres`"),
     ],

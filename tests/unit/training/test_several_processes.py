@@ -202,5 +202,5 @@ def test_what_all_processes_refuse_is_said_once(place, tmp_path, forked):
             several({**LORA, "packing": "rows", "micro_batch": 1}, "ddp"),
             {**LOOP, "rows_per_step": 8},
         )
-    assert error.value.problem.startswith("The rows of one step take 2 micro-batches")
+    assert error.value.problem.startswith("A step's rows need 2 micro-batches")
     assert error.value.write == "gradient_accumulation: 2"

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tests.will_it_fit.decoders import DECODERS
-from will_it_fit.ask.explain import explain, main, table
+from will_it_fit.ask.command import main
+from will_it_fit.ask.explain import explain, table
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 
@@ -44,13 +45,17 @@ def test_a_table_for_people_and_json_for_programs(tmp_path, capsys):
     (tmp_path / "model.json").write_text(json.dumps(DECODERS["qwen2"]))
     file = tmp_path / "scenario.yaml"
     file.write_text("model: model.json\nsequence_length: 64\n")
-    assert main([str(file), "--count", "3"]) == 0
+    assert main([str(file), "--explain", "--count", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and lines[0].startswith("peak ") and lines[-1].endswith("%")
-    assert main([str(file), "--json", "--count", "4"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["tensors"]) == 4
-    with pytest.raises(UserError, match="--count 10"):
-        main([str(file), "--count", "0"])
+    begin = next(number for number, line in enumerate(lines) if line.startswith("peak ") and "phase" in line)
+    assert lines[begin + 5].endswith("%") and lines[begin + 1].split()[:2] == ["bytes", "times"]
+    assert main([str(file), "--json", "--layers"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["tensors"]) == 10 and any(row["times"] == 2 for row in answer["tensors"])
+    for wrong, write in ((["--count", "3"], "--explain"), (["--explain", "--layers", "--quick"], "--explain --layers")):
+        with pytest.raises(UserError) as caught:
+            main([str(file), *wrong])
+        assert caught.value.write.endswith(write)
 
 
 def test_table_names_the_phase(answer):

@@ -314,7 +314,7 @@ def test_a_program_of_trl_is_read_by_its_calls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("import torch\n", "trains nothing"),
+        ("import torch\n", "No trainer that will-it-fit knows"),
         ("SFTTrainer(model=script.model)\n", "names no model"),
         ("def broken(:\n", "not Python"),
     ],

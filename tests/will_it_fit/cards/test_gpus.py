@@ -8,8 +8,8 @@ from will_it_fit.cards.gpus import (
     catalogue,
     find,
     from_device,
-    holders,
-    tightest,
+    least_free,
+    processes_on,
     usable_sizes,
     verdict,
     was_asked,
@@ -38,7 +38,7 @@ def test_measured_t4() -> None:
 
 
 def test_what_is_usable_and_why_it_is_not_all_is_said_in_figures() -> None:
-    assert find("t4").room == "Tesla T4 has 14.42 GiB (14.56 less 0.14 of CUDA context)"
+    assert find("t4").capacity_line == "Tesla T4 has 14.42 GiB (14.56 less 0.14 of CUDA context)"
 
 
 def test_a_size_instead_of_a_name() -> None:
@@ -147,10 +147,10 @@ def test_what_others_hold_of_a_gpu_is_not_usable() -> None:
     held = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), free, ("python (process 42) (19.50 GiB)",))
     assert held.usable_bytes == free
     assert held.held_bytes == 24 * GIB - free - find("rtx-4090").context_bytes
-    assert "held by python (process 42)" in held.room
+    assert "held by python (process 42)" in held.capacity_line
     alone = from_device("NVIDIA GeForce RTX 4090", 24 * GIB, (8, 9), 24 * GIB - 300 * MIB, ())
     assert (alone.held_bytes, alone.context_bytes, alone.holders) == (0, 300 * MIB, ())
-    assert "held" not in alone.room
+    assert "held" not in alone.capacity_line
 
 
 def rtx_3090(held_gib: float = 0, *by: str):
@@ -161,11 +161,16 @@ def rtx_3090(held_gib: float = 0, *by: str):
 
 def test_of_several_gpus_the_one_with_the_least_room_decides() -> None:
     """The first is free; another process holds 20 of the second's 24 GB."""
-    least = tightest([rtx_3090(), rtx_3090(20, "python (process 42)"), rtx_3090(1, "Xorg (process 7)")], lambda gpu: 0)
+    least = least_free(
+        [rtx_3090(), rtx_3090(20, "python (process 42)"), rtx_3090(1, "Xorg (process 7)")], lambda gpu: 0
+    )
     assert (least.index, [other.index for other in least.others]) == (1, [0, 2])
-    assert least.room.startswith("GPU 1 (NVIDIA GeForce RTX 3090) has 3.")
-    assert "20.00 held by python (process 42)" in least.room and "of 3 GPUs it has the least" in least.room
-    assert "Xorg" not in least.room and "kinds" not in least.room
+    assert least.capacity_line.startswith("GPU 1 (NVIDIA GeForce RTX 3090) has 3.")
+    assert (
+        "20.00 held by python (process 42)" in least.capacity_line
+        and "of 3 GPUs it has the least" in least.capacity_line
+    )
+    assert "Xorg" not in least.capacity_line and "kinds" not in least.capacity_line
     assert least.to_mapping()["others"][1]["label"] == "GPU 2 (NVIDIA GeForce RTX 3090)"
 
 
@@ -173,11 +178,14 @@ def test_kinds_of_gpus_that_differ_are_judged_each_by_its_own_step_and_said() ->
     t4 = from_device("Tesla T4", 14912 * MIB, (7, 5), 14912 * MIB - find("t4").context_bytes)
     held = rtx_3090(12, "python (process 42)")
     assert held.usable_bytes < t4.usable_bytes
-    assert tightest([held, t4], lambda gpu: 0).title == held.title
-    least = tightest([held, t4], lambda gpu: 10 * GIB if gpu.title == "Tesla T4" else 5 * GIB)
+    assert least_free([held, t4], lambda gpu: 0).title == held.title
+    least = least_free([held, t4], lambda gpu: 10 * GIB if gpu.title == "Tesla T4" else 5 * GIB)
     assert (least.title, least.index) == ("Tesla T4", 1)
-    assert f"of different kinds: GPU 0 (NVIDIA GeForce RTX 3090) has {held.usable_bytes / GIB:.2f} GiB" in least.room
-    alone = tightest([t4], lambda gpu: 0)
+    assert (
+        f"of different kinds: GPU 0 (NVIDIA GeForce RTX 3090) has {held.usable_bytes / GIB:.2f} GiB"
+        in least.capacity_line
+    )
+    alone = least_free([t4], lambda gpu: 0)
     assert (alone.index, alone.others, alone.label) == (None, (), "Tesla T4")
 
 
@@ -192,9 +200,9 @@ def test_who_holds_it_is_what_nvidia_smi_says(tmp_path, monkeypatch) -> None:
     program.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert holders("aa", own=7) == ("python (process 42) (19.50 GiB)", "w (process 44)")
+    assert processes_on("aa", own=7) == ("python (process 42) (19.50 GiB)", "w (process 44)")
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert holders("aa", own=7) == ()
+    assert processes_on("aa", own=7) == ()
 
 
 def test_several_of_a_kind_are_that_gpu_with_a_count() -> None:

@@ -162,7 +162,7 @@ WRONG = {
     ),
     "zero offloads": (
         {"parallel": {"strategy": "zero3", "gpus": 2, "offload": "cpu"}},
-        "FSDP has divided",
+        "only FSDP can keep",
         "parallel: {strategy: zero3, gpus: 2, offload: none}",
     ),
     "a loss outside the forward pass of zero3": (
@@ -182,19 +182,19 @@ WRONG = {
     ),
     "zero3 without mixed precision": (
         {"method": "lora", "precision": "bf16", "parallel": {"strategy": "zero3", "gpus": 2}},
-        "makes fp32 of",
+        "loads the weights in fp32",
         "autocast: bf16",
     ),
     "no gpus": ({"parallel": {"strategy": "ddp", "gpus": 0}}, "parallel.gpus", "gpus: 2"),
     "more gpus than rows": (
         {"parallel": {"strategy": "fsdp2", "gpus": 65}},
-        "more than the 64 rows",
+        "this model's have 64",
         "parallel: {strategy: fsdp2, gpus: 64}",
     ),
     "offload": ({"parallel": {"offload": "cpu"}}, "offload", "offload: none"),
     "offload with ddp": (
         {"parallel": {"strategy": "ddp", "gpus": 2, "offload": "cpu"}},
-        "FSDP has divided",
+        "only FSDP can keep",
         "parallel: {strategy: ddp, gpus: 2, offload: none}",
     ),
     "resharding with ddp": (
@@ -288,7 +288,7 @@ WRONG = {
     ),
     "a reference for nothing": (
         {"objective": "orpo", "preference": {"reference": "model"}},
-        "compares with nothing",
+        "has no reference",
         "preference: {reference: null}",
     ),
     "generated answers compared before": (
