@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 from validation import analytic
@@ -24,6 +24,7 @@ from will_it_fit.analytic.allocations import form_events, variations
 from will_it_fit.analytic.certainty import Needs
 from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.analytic.estimate import analytic_estimate
+from will_it_fit.cards.gpus import catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json
 from will_it_fit.common.terminal import command, progress
@@ -56,7 +57,7 @@ class Drawn(NamedTuple):
 
 def drawn(seed: int) -> Iterator[Drawn]:
     """Questions without end."""
-    draw = random.Random(seed)
+    draw = Random(seed)
     names = sorted(path.stem for path in MODELS.glob("*.json"))
     while True:
         model, method = read_json(MODELS / f"{(name := draw.choice(names))}.json"), draw.choice(METHODS)
@@ -162,14 +163,20 @@ class Judged(NamedTuple):
     what: str
 
 
-def judged(question: Drawn) -> Judged | None:
-    """Ask the closed form about a GPU, and then the trace; None where the step can't be traced."""
+def judged(question: Drawn, cards: Random | None = None) -> Judged | None:
+    """Ask the closed form about a GPU, and then the trace; None where the step can't be traced.
+
+    With ``cards`` the GPU is one of the catalogue, drawn from them, and not one near the border.
+    """
     from will_it_fit.tracing.trace import record
 
     scenario, capability, size = question
+    if cards:
+        card = cards.choice(list(catalogue().values()))
+        capability = card.capability
     peak = analytic_estimate(scenario, capability=capability, blocks=False)["peak_allocated_bytes"]
     needs = Needs(scenario, peak, capability)
-    usable = round(needs.about_bytes * size)
+    usable = card.usable_bytes if cards else round(needs.about_bytes * size)
     says = needs.fits(usable)
     try:
         fits = record(scenario, capability).fits(usable, expandable_segments=scenario.allocator.expandable_segments)
@@ -180,11 +187,11 @@ def judged(question: Drawn) -> Judged | None:
     return Judged(scenario.method, says, fits, what)
 
 
-def judge(questions: Iterator[Drawn], count: int) -> int:
+def judge(questions: Iterator[Drawn], count: int, cards: Random | None) -> int:
     """Print verdicts by method, and those that the trace refutes; exit status 1 if there is one."""
     found: list[Judged] = []
     for question in progress(islice(questions, count), "questions", total=count, unit="questions"):
-        one = judged(question)
+        one = judged(question, cards)
         if one is None:
             continue
         found.append(one)
@@ -208,10 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--skip", type=int, default=0, help="questions of the seed to pass over, for several processes")
     parser.add_argument("--append", type=Path, metavar="FILE", help="where rows of the closed form's errors go, as CSV")
     parser.add_argument("--judge", action="store_true", help="verdicts instead, against the trace")
+    parser.add_argument("--cards", action="store_true", help="with GPUs of the catalogue, not those near the border")
     options = parser.parse_args(arguments)
     questions = islice(drawn(options.seed), options.skip, None)
     if options.judge:
-        return judge(questions, options.count)
+        return judge(questions, options.count, Random(options.skip) if options.cards else None)
     with options.append.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if not file.tell():

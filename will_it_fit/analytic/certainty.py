@@ -1,7 +1,7 @@
 """How wrong the closed form may be: all that anything says of it stands here.
 
 The form's peak lies within :data:`PEAK` of the trace's for what it describes. What a GPU must have is more than the
-peak, by what lies free in fragments. Two things are known of that, both from ``will_it_fit/data/closed_form_errors.csv``, whose
+peak, by what lies free in fragments. Two things are known of that, both from ``data/closed_form_errors.csv``, whose
 rows ``validation/quick_verdicts.py`` measures on traces:
 
 * how far it lies above the form's peak, by method, allocator and use of several GPUs. Beyond that range a verdict takes

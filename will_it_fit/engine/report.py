@@ -21,18 +21,6 @@ from .tracker import Tracker
 PHASES = ("load", "forward", "backward", "optimizer")
 _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
 TIMELINE_POINTS = 2000
-# aten/src/ATen/native/cudnn/Conv_v8.cpp: `run_conv_plan` takes the plan's workspace from the allocator for the call;
-# `try_configs` goes on to the next plan where it is out of memory, and `generate_and_filter_plans` (benchmark mode)
-# leaves out what the largest free block can't hold.
-_CUDNN = (
-    "the step runs convolutions, and cuDNN's workspaces for them are not counted: the peak is the least it can be, see"
-    " `peak_allocated_range_bytes`. PyTorch takes a smaller plan where a workspace doesn't fit, so the least that a GPU"
-    " must have stays. CUDNN_CONV_WSCAP_DBG, in MiB, bounds a workspace; `cudnn_workspace_bytes` says it to the trace"
-)
-_CUFFT = (
-    "the step runs Fourier transforms, and cuFFT's work areas for them are not counted: the peak is the least it can"
-    " be, see `peak_allocated_range_bytes`. A transform whose work area doesn't fit fails: a GPU must have as much more"
-)
 
 
 class History(NamedTuple):
@@ -205,9 +193,8 @@ def make_report(
     if run:
         reserved |= recording(tracker, histories).needs(asked, expandable_segments=expandable_segments)
     if on_gpu:
-        convolving = [allocated[index - begin] for index in tracker.convolutions if index >= second]
-        transforming = [allocated[index - begin] + most for index, most in tracker.transforms if index >= second]
-        reserved |= _workspace_range(tracker, convolving, transforming, phases[peak_phase], capacity_bytes)
+        before_event = lambda at: allocated[at - begin]  # noqa: E731
+        reserved |= tracker.workspaces.range_of(phases[peak_phase], before_event, second, capacity_bytes, tracker.warn)
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,
@@ -224,25 +211,6 @@ def make_report(
         compiled=tracker.compiled and tracker.compiled.to_mapping(),
         **reserved,
     )
-
-
-def _workspace_range(
-    tracker: Tracker, convolving: Sequence[int], transforming: Sequence[int], lowest: int, capacity: int | None
-) -> dict[str, tuple[int, int | None]]:
-    """The range of the peak where workspaces may raise it that only cuDNN and cuFFT know.
-
-    cuDNN's by the tracker's, or to the card's capacity; cuFFT's by the most that its reference names.
-    """
-    if not convolving and not transforming:
-        return {}
-    most: list[int | None] = [lowest, *transforming]
-    if transforming:
-        tracker.warn(_CUFFT)
-    if convolving:
-        tracker.warn(_CUDNN)
-        workspace = tracker.cudnn_workspace_bytes
-        most.append(capacity if workspace is None else max(convolving) + workspace)
-    return {"peak_allocated_range_bytes": (lowest, None if None in most else max(most))}
 
 
 def _highest_of_all(

@@ -147,7 +147,7 @@ def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker,
     tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
     if active_simulation() is not None:
         tracker.on_card, tracker.values.carrying = on_card, True  # packages ask whether a gradient is 1
-    tracker.cudnn_workspace_bytes = options.cudnn_workspace_bytes
+    tracker.workspaces.cudnn_bytes = options.cudnn_workspace_bytes
     if on_gpu and (warning := older_than_the_rules(options.torch_version)):
         tracker.warn(warning)
     if options.origins:

@@ -28,13 +28,13 @@ from .components import (
     weights,
 )
 from .costs import CostRecorder
-from .cuda_rules import cufft_worst_bytes
 from .custom import opaque
 from .fake_group import FakeDevice
 from .known_values import UNANSWERED, Values
 from .origins import Origins
 from .plain_tensors import made_of_others, parts, those_on_meta
 from .shapes import Shapes, in_place
+from .workspaces import Workspaces
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -128,9 +128,7 @@ class Tracker(TorchDispatchMode):
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
         self._phase = ""
-        self.convolutions: list[int] = []  # indices of the events after which cuDNN runs
-        self.transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
-        self.cudnn_workspace_bytes: int | None = None  # what cuDNN may take there; None: what the GPU has left
+        self.workspaces = Workspaces()
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
         self.kernels_run: Counter[str] = Counter()  # Triton's, by name
         self.compiled: Any = None  # what the compiler took, where a compiled step is followed: `inductor.Compiled`
@@ -399,12 +397,7 @@ class Tracker(TorchDispatchMode):
         self._seen(output, func)
         if self._kernels is not None:
             self._kernels.keep(func, args, output)
-        if func in _CONVOLUTIONS:
-            self.convolutions.append(len(self.events))
-        elif func in _TRANSFORMS:
-            number = args[0] if args[0].is_complex() else output
-            elements = max(args[0].numel(), output.numel())
-            self.transforms.append((len(self.events), cufft_worst_bytes(elements, number.element_size())))
+        self.workspaces.note(func, args, output, len(self.events))
         if values is not None:
             values.after(func, args, kwargs, output)
         if self.costs is not None and self.costs.on:
@@ -448,8 +441,6 @@ class Tracker(TorchDispatchMode):
 
 
 _COPY = torch.ops.aten.copy_.default
-_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
-_TRANSFORMS = (torch.ops.aten._fft_c2c.default, torch.ops.aten._fft_r2c.default, torch.ops.aten._fft_c2r.default)
 
 
 def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:

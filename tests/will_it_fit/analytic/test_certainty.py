@@ -9,7 +9,7 @@ from will_it_fit.analytic.allocations import BRIEF, form_events, variations
 from will_it_fit.analytic.certainty import Needs, follows_allocations, kind_of, over_peak, over_variations
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.engine.allocator import LARGE_SEGMENT, SMALL
+from will_it_fit.engine.allocator import LARGE_SEGMENT, MIB, SMALL
 from will_it_fit.engine.capacities import capacities, served_at
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import record
@@ -86,6 +86,19 @@ def test_the_smallest_size_that_surely_suffices() -> None:
     assert needs.smallest(sizes) == 2 * about
     assert needs.smallest([about // 2]) is None
     assert needs.required_bytes(2 * about) > needs.peak_bytes > needs.required_bytes(about // 2) * 0.9
+
+
+def test_variations_that_disagree_leave_it_open() -> None:
+    """Even where each of them is sure at this size."""
+    needs = needs_of(scenario())
+    between = [[(1, 700 * MIB)], [(1, 900 * MIB)]]
+    needs.__dict__["_variations"] = between
+    needs.peak_bytes = 750 * MIB
+    assert needs.roughly(800 * MIB) is None and needs.fits(800 * MIB) is None
+    needs.__dict__["_variations"] = between[:1]
+    assert needs.fits(800 * MIB) is True
+    needs.__dict__["_variations"] = between[1:]
+    assert needs.fits(800 * MIB) is False
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_terminal_shows_the_estimate_while_the_step_is_traced(model, capsys, m
 
 
 @pytest.mark.parametrize(
-    ("gpu", "word", "status"), [("24GiB", "SHOULD FIT", 0), ("8.9GiB", "TOO CLOSE", 1), ("4GiB", "DOES NOT", 1)]
+    ("gpu", "word", "status"), [("24GiB", "SHOULD FIT", 0), ("8.47GiB", "TOO CLOSE", 1), ("4GiB", "DOES NOT", 1)]
 )
 def test_quick_says_where_it_can_not_decide(gpu, word, status, capsys) -> None:
     found, text = run(capsys, "qwen2.5-coder-7b", "-s", "1024", "--gpu", gpu, "--quick")

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from will_it_fit.engine.allocator import MIB, OutOfMemory, replay
-from will_it_fit.engine.capacities import Capacities, capacities, served_at
+from will_it_fit.engine.capacities import APART, Capacities, capacities, served_at
 from will_it_fit.engine.expandable import peak_blocks, replay_expandable
 from will_it_fit.engine.interpolate import Recording
 
@@ -147,3 +147,44 @@ def test_of_several_orders_all_have_to_be_served():
 def test_nothing_takes_nothing():
     assert capacities([]) == Capacities(0)
     assert capacities([(1, 0), (-1, 0)]).fits(0)
+
+
+def test_between_two_steps_of_the_search_the_border_is_found_to_the_segment():
+    """Of 2 GiB a step is 4 MiB: 2,080 MiB is one, and 2,078 suffice, where the small segment is given back."""
+    events = [(1, 2048 * MIB), (2, 512), (-2, 0), (3, 30 * MIB)]
+    assert capacities(events) == Capacities(2078 * MIB)
+
+
+def test_a_size_that_is_asked_about_counts_between_two_steps_of_the_search():
+    """Of 8 GiB a step is 16 MiB, and passes over the 6 MiB in which this fails."""
+    odd = [(2, 6), (-2, 0), (3, 24), (4, 10), (-3, 0), (5, 30)]
+    events = [(1, 8198 * MIB), *((identity, size * MIB) for identity, size in odd)]
+    assert capacities(events) == Capacities(8238 * MIB)
+    assert capacities(events, sizes=[8244 * MIB]) == Capacities(8248 * MIB)
+    found = capacities(events, sizes=[8244 * MIB, 8240 * MIB])
+    assert found == Capacities(8248 * MIB, ((8238 * MIB, 8242 * MIB),))
+    assert [found.fits(size * MIB) for size in (8237, 8238, 8241, 8242, 8244, 8248)] == [
+        False, True, True, False, False, True,
+    ]  # fmt: skip
+
+
+def test_long_histories_go_on_from_copies():
+    draw, events, alive = random.Random(5), [], []
+    for identity in range(1, 9000):
+        while alive and draw.random() < 0.5 and len(alive) > 12:
+            events.append((-alive.pop(draw.randrange(len(alive))), 0))
+        alive.append(identity)
+        events.append((identity, draw.choice((1, 2, 6, 10, 14, 24)) * MIB - draw.randrange(2) * 700 * 1024))
+        if len(alive) > 30:
+            events += [(-one, 0) for one in alive]
+            alive.clear()
+    assert len(events) > 3 * APART
+    for expandable in (False, True):
+        sizes = range(peak_blocks(events) // STEP * STEP, top(events, expandable=expandable) + STEP, 3 * STEP)
+        found = capacities(events, expandable_segments=expandable, sizes=sizes)
+        assert [found.fits(size) for size in sizes] == [
+            is_served(events, size, expandable=expandable) for size in sizes
+        ]
+        assert not is_served(events, found.required_bytes - 512, expandable=expandable)
+        low, _, fits = served_at(sizes[2], events, expandable_segments=expandable)
+        assert is_served(events, low, expandable=expandable) is fits

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from will_it_fit.analytic.estimated import Estimated, estimate
-from will_it_fit.cards.gpus import find
+from will_it_fit.ask.answer_text import verdict_line
+from will_it_fit.cards.gpus import GIB, MIB, find
 from will_it_fit.planner.compare import NO_GPU, NOT_MEASURED, compare
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.scenario_trace import Traced
+from will_it_fit.tracing.scenario_trace import Traced, traced
 from will_it_fit.tracing.trace import trace
 
 MODEL = {
@@ -70,3 +71,24 @@ def test_architecture_without_an_analytic_estimate() -> None:
     assert compared.answers["rule_of_thumb"]["exact_count"]["parameters"] == traced.trace["parameters"]
     assert "analytic_to_trace" not in compared.differences
     assert "bloom" in compared.reasons["analytic"]
+
+
+def test_the_verdict_is_a_replay_at_the_gpus_own_size() -> None:
+    """241 MiB serve this step and 243 do not: more memory is not always better."""
+    llama = {
+        **{"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 4000, "max_position_embeddings": 8192},
+    }
+    fields = {"model": llama, "method": "qlora", "sequence_length": 637, "micro_batch": 6}
+    context = find({"vram_gib": 1}).context_bytes
+    found = {}
+    for usable in (239, 241, 243, 245):
+        scenario = Scenario.from_mapping({**fields, "gpu": {"vram_gib": (usable * MIB + context) / GIB}})
+        found[usable] = compare(estimate(scenario), traced(scenario))
+    assert {usable: one.verdict.fits for usable, one in found.items()} == {239: False, 241: True, 243: False, 245: True}
+    by_luck = found[241]
+    assert by_luck.verdict.headroom_bytes == MIB and by_luck.traced.trace["required_bytes"] == 244 * MIB
+    assert [warning for warning in by_luck.warnings if "not every larger one" in warning]
+    assert not [warning for warning in found[245].warnings if "not every larger one" in warning]
+    line = verdict_line(by_luck.to_mapping())
+    assert line.startswith("FITS at this very size") and "0.24 GiB" in line

@@ -55,7 +55,7 @@ def test_it_is_the_answer_of_the_command_line() -> None:
     [
         ({"gpu": "t4", "method": "full"}, "too-large"),
         ({"gpu": "", "method": "lora"}, "size"),
-        ({"gpu": "12GiB", "sequence_length": 3072}, "close"),
+        ({"gpu": "12GiB", "sequence_length": 2560}, "close"),
         ({"gpu": "rtx-3090", "gpus": 4, "method": "lora", "strategy": "fsdp2"}, "fits"),
         ({"settings": {"use_cache": True, "gradient_checkpointing": False}, "model": "gpt-oss-20b"}, "unknown"),
     ],
@@ -63,7 +63,7 @@ def test_it_is_the_answer_of_the_command_line() -> None:
 def test_a_verdict_has_its_two_numbers(choice: dict, state: str) -> None:
     found = ask(**choice)
     assert found["state"] == state, found
-    numbers = found["verdict"].replace("12 GiB", "").count("GiB")  # which is that GPU's name
+    numbers = found["verdict"].replace("13 GiB", "").count("GiB")  # which is that GPU's name
     assert numbers == {"unknown": 0, "size": 1}.get(state, 2)
 
 

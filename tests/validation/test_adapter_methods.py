@@ -1,0 +1,12 @@
+"""The table of PEFT's methods in docs/memory-core.md names every one."""
+
+import re
+
+from validation.adapter_methods import PAGE, methods
+from will_it_fit.step.adapters import IMPOSSIBLE
+
+
+def test_the_page_names_every_method_of_peft():
+    rows = dict(re.findall(r"^\| (\w+) \| (yes|no) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+    assert sorted(rows) == methods(), "renew the table: python -m validation.adapter_methods --write"
+    assert {method for method, traced in rows.items() if traced == "no"} >= set(IMPOSSIBLE)
