@@ -1,7 +1,7 @@
 """What is known of a shell command once it is read: its words, redirections and input, and where each came from.
 
 What is not known stays visible in the words, as marks of Unicode's private use area: :data:`UNKNOWN` encloses the name
-of a variable, :data:`OUTPUT` the number of a substitution in ``Reading.outputs``.
+of a variable, :data:`OUTPUT` the number of a substitution in ``Parsed.outputs``.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Command:
     script: Feed | None = None  # what is known about the file that it executes
     hidden: bool = False  # its output is known text, changed beyond what is followed
     assignments: dict[str, str] = field(default_factory=dict)
-    reading: Reading = None  # type: ignore[assignment]
+    reading: Parsed = None  # type: ignore[assignment]
     memo: dict[str, Any] = field(default_factory=dict)  # what was worked out about it once
 
     def options(self) -> tuple[str, list[str], list[str]]:
@@ -113,7 +113,7 @@ class Command:
 
 
 @dataclass(slots=True)
-class Reading:
+class Parsed:
     """All that was noted about a text."""
 
     commands: list[Command] = field(default_factory=list)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.screen.commands import HOME, MARK, MAX_TEXT, UNKNOWN, Command, Feed, Reading, Redirect, Refused
+from scripts.screen.commands import HOME, MARK, MAX_TEXT, UNKNOWN, Command, Feed, Parsed, Redirect, Refused
 from scripts.screen.loops import endless_condition, endless_for, grows, many_turns
 from scripts.screen.parsing import PRIVATE, parse
 from scripts.screen.programs import Programs, program_name
@@ -27,7 +27,7 @@ MAX_NESTED = 10  # texts inside texts: sh -c "sh -c '...'"
 MAX_COMMANDS = 200  # commands noted; judging them takes time that grows with the square
 
 
-def read(text: str, programs: Programs) -> Reading:
+def read(text: str, programs: Programs) -> Parsed:
     """Read a text of shell commands, with the facts about programs that say what starts what.
 
     :class:`Refused` where it can't be parsed, or is longer, deeper or busier than the limits above allow.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scripts.screen.commands import HOME, MARK, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, Reading, Refused, ansi, tilde
+from scripts.screen.commands import HOME, MARK, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, Parsed, Refused, ansi, tilde
 from scripts.screen.programs import Programs
 
 MAX_FIELDS = 512  # words that one word may expand to
@@ -39,7 +39,7 @@ class State:
 
     def __init__(self, programs: Programs) -> None:
         self.programs = programs
-        self.reading = Reading()
+        self.reading = Parsed()
         self.variables: dict[str, str] = {**ENVIRONMENT, "IFS": " \t\n"}
         self.functions: dict[str, Any] = {}
         self.called: set[str] = set()

@@ -3,13 +3,13 @@
 import pytest
 
 from scripts.screen import reader
-from scripts.screen.commands import Reading, Refused, unknown_names
+from scripts.screen.commands import Parsed, Refused, unknown_names
 from scripts.screen.paths import deletes, writes
 from scripts.screen.policy import default
 from scripts.screen.reader import MAX_CHARACTERS
 
 
-def read(text: str) -> Reading:
+def read(text: str) -> Parsed:
     return reader.read(text, default().programs)
 
 
