@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -123,10 +125,35 @@ class _Progress:
     """One line on standard error about the searches after the verdict: on a terminal always the same one."""
 
     def __init__(self, speaks: bool = True) -> None:
-        self.speaks, self.found, self._width = speaks, [], 0
+        self.speaks, self.found, self._width, self._stopped = speaks, [], 0, False
+
+    @contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Let Ctrl-C raise :class:`KeyboardInterrupt` once, wherever it comes.
+
+        Python drops an exception that is raised while an object is deleted. Then the next search does not begin.
+        """
+
+        def stop(*_: Any) -> None:
+            self._stopped = True
+            raise KeyboardInterrupt
+
+        def unraisable(dropped: Any) -> None:
+            if not isinstance(dropped.exc_value, KeyboardInterrupt):
+                hook(dropped)
+
+        hook, before = sys.unraisablehook, signal.signal(signal.SIGINT, stop)
+        sys.unraisablehook = unraisable
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            sys.unraisablehook = hook
 
     def __call__(self, what: str, left: int, found: Sequence[Any]) -> None:
         self.found = found
+        if self._stopped:
+            raise KeyboardInterrupt
         more = f"; {left} more to try" if left else ""
         stand = f", {len(found)} found" if found else ""
         self._write(f"tracing alternatives: {what.replace('_', ' ')}{more}{stand} (Ctrl-C stops)")
@@ -210,7 +237,8 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
         print("\n".join(lines), flush=True)
 
     try:
-        found = answer.traced(asked, shown, progress)
+        with progress.stoppable():
+            found = answer.traced(asked, shown, progress)
         progress.end()
     except KeyboardInterrupt:
         if not verdict:

@@ -15,7 +15,7 @@ import yaml
 
 from will_it_fit.ask import Run, will_it_fit
 from will_it_fit.ask.answer_text import smallest
-from will_it_fit.ask.command import main
+from will_it_fit.ask.command import _Progress, main
 from will_it_fit.ask.explain_measurement import measured
 from will_it_fit.ask.predict import predict
 from will_it_fit.ask.question import Options, question
@@ -109,6 +109,20 @@ def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(
     out, err = asked.stdout.read(), asked.stderr.read()
     assert asked.wait(60) == 1 and "Traceback" not in err and "stopped" in err
     assert "for: tiny; LoRA" in out
+
+
+def test_an_interruption_that_python_drops_ends_the_searches_before_the_next(capsys) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    progress, before = _Progress(), signal.getsignal(signal.SIGINT)
+    with progress.stoppable():
+        progress("a change", 2, [])
+        Deleted()  # the exception is dropped where it is raised
+        with pytest.raises(KeyboardInterrupt):
+            progress("another", 1, [])
+    assert "Traceback" not in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is before
 
 
 def test_json_is_one_object_and_the_progress_of_a_pipe_is_silent(model) -> None:

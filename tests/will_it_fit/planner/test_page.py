@@ -94,7 +94,7 @@ def test_a_page_is_one_file_that_asks_for_nothing(browser, file) -> None:
     assert browser.execute_script("return performance.getEntriesByType('resource').map(({name}) => name)") == []
     text = file.read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "unsafe-eval" not in text
-    drawn_alike = (ROOT / "config" / "templates" / "drawing.js").read_text(encoding="utf-8")
+    drawn_alike = (ROOT / "will_it_fit" / "data" / "page" / "drawing.js").read_text(encoding="utf-8")
     assert drawn_alike in text  # tests/site looks for it in the calculator
 
 
@@ -185,7 +185,7 @@ def test_a_changed_choice_changes_the_picture(browser) -> None:
 @pytest.mark.parametrize("width", [1400, 420])
 def test_between_a_traced_border_and_the_peak_it_is_too_close_to_call(scenario, tmp_path, width) -> None:
     gpu = replace(find({"vram_gib": 2}), name="small")
-    row = {"method": "qlora", "gpu": "small", "gpus": 1, "largest_micro_batch": 40, "largest_sequence_length": 1024}
+    row = {"method": "qlora", "gpu": "small", "gpus": 1, "largest_micro_batch": 90, "largest_sequence_length": 1024}
     methods = {method: as_method(scenario, method) for method in ("lora", "qlora")}
     data = choices(
         scenario, methods, {}, gpu, models={}, rows=[row, {**row, "method": "lora", "largest_micro_batch": 0}]
@@ -201,9 +201,9 @@ def test_between_a_traced_border_and_the_peak_it_is_too_close_to_call(scenario, 
             return text(browser, "word").partition(" ")[0]
 
         sure, most = browser.execute_script("const {sure, most} = answer(state); return [sure, most]")
-        assert sure["micro_batch"] == 40 < most["micro_batch"] and sure["sequence_length"] == 1024
-        assert word(micro_batch=40) == "Fits" and not browser.find_element(By.ID, "close").is_displayed()
-        for rows in (41, most["micro_batch"]):
+        assert sure["micro_batch"] == 90 < most["micro_batch"] and sure["sequence_length"] == 1024
+        assert word(micro_batch=90) == "Fits" and not browser.find_element(By.ID, "close").is_displayed()
+        for rows in (91, most["micro_batch"]):
             assert word(micro_batch=rows) == "Too"
         assert "will_it_fit.ask.predict --table mine.yaml" in text(browser, "close")
         assert "expandable_segments:True" in text(browser, "close")
