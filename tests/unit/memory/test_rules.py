@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from scripts.memory import compare, estimate, trace
+from scripts.memory import compare, estimate, measure, trace
+from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.ask.predict import predict
 from will_it_fit.common.files import read_json
 from will_it_fit.scenario.model import MODELS
@@ -59,3 +60,15 @@ def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
     by_rule = read_json(paths["compare"])
     del by_rule["trace"]["timeline"], by_rule["sha256"]  # the rule's alone: the timeline, the seal
     assert by_rule == json.loads(json.dumps(predict(scenario)))
+
+
+def test_rule_writes_measurement_and_trace(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DECODERS["qwen2"]))
+    mapping = {"method": "qlora", "precision": "fp32", "sequence_length": 32}
+    measure.main(str(tmp_path / "config.json"), mapping, "cpu", str(tmp_path / "measure.json"), 1)
+    written = json.loads((tmp_path / "measure.json").read_text())
+    assert written["trace_on_the_same_device"]["peak_allocated_bytes"] == written["peak_allocated_bytes"]
+    assert written["scenario"]["model"]["model_type"] == "qwen2"
+    time = written["time"]
+    assert time["difference"] == pytest.approx(time["predicted_seconds"] / time["taken_seconds"] - 1)
+    assert written["processor"]["unpacked_bytes_per_second"] > 0 and len(written["taken_seconds"]) == time["steps"]

@@ -8,8 +8,8 @@ from tests.will_it_fit.decoders import DECODERS, SIZES
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.label_model import quantization_state
 from will_it_fit.readers.request import read_asked
-from will_it_fit.scenario.fields import BY_NAME
-from will_it_fit.scenario.scenario import PACKAGES, Scenario
+from will_it_fit.scenario.optimizers import OPTIMIZERS
+from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.architecture import attention_kernel, configuration
 from will_it_fit.step.model import (
     build_model,
@@ -242,7 +242,7 @@ def test_a_folder_without_a_model(tmp_path):
         build_model(scenario(), "cpu", weights=tmp_path)
 
 
-@pytest.mark.parametrize("optimizer", [name for name in BY_NAME["optimizer"].words if name not in PACKAGES])
+@pytest.mark.parametrize("optimizer", [name for name, one in OPTIMIZERS.items() if one.package is None])
 def test_optimizers_on_meta_hold_only_trained_parameters(optimizer):
     asked = scenario(optimizer=optimizer)
     model = build_model(asked, "meta")

@@ -1,13 +1,11 @@
 """On the CPU the trace and the measurement of one step are the same to the byte."""
 
-import json
-
 import pytest
 
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.measure import main, measure
+from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.trace import trace
 
 QWEN2 = DECODERS["qwen2"]
@@ -121,18 +119,6 @@ def test_measurement_says_where_and_with_what():
     assert sum(measured["components"].values()) == measured["peak_allocated_bytes"]
     assert max(measured["timeline"]["allocated_bytes"]) == measured["peak_allocated_bytes"]
     assert set(measured["versions"]) == {"bitsandbytes", "peft", "python", "torch", "transformers"}
-
-
-def test_rule_writes_measurement_and_trace(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(QWEN2))
-    mapping = {"method": "qlora", "precision": "fp32", "sequence_length": 32}
-    main(str(tmp_path / "config.json"), mapping, "cpu", str(tmp_path / "measure.json"), 1)
-    written = json.loads((tmp_path / "measure.json").read_text())
-    assert written["trace_on_the_same_device"]["peak_allocated_bytes"] == written["peak_allocated_bytes"]
-    assert written["scenario"]["model"]["model_type"] == "qwen2"
-    time = written["time"]
-    assert time["difference"] == pytest.approx(time["predicted_seconds"] / time["taken_seconds"] - 1)
-    assert written["processor"]["unpacked_bytes_per_second"] > 0 and len(written["taken_seconds"]) == time["steps"]
 
 
 def test_cuda_without_a_card_is_refused():
