@@ -335,7 +335,7 @@ def _asked(lora: Lora) -> set[str]:
 
 
 def _window(model: Mapping[str, Any], read: Callable[[str], Any]) -> int:
-    """Tokens that attention looks back in some layers; 0: all. A window of null is none, not the class's default."""
+    """Tokens that attention looks back in some layers; 0: all. A window of null means all, not the class's default."""
     used = model.get("use_sliding_window", not str(model["model_type"]).startswith("qwen"))
     if not used or model.get("sliding_window", 1) is None:
         return 0

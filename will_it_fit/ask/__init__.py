@@ -1,6 +1,6 @@
 """The question from anywhere: one line, a Hub id, another tool's configuration, a Python program, a notebook.
 
-from will_it_fit.ask import Run, will_it_fit
+from will_it_fit import Run, will_it_fit
 answer = will_it_fit("Qwen/Qwen3-8B", gpu="4090", sequence_length=2048)
 answer.fits, answer.required_bytes, answer.suggestions
 will_it_fit("Qwen/Qwen3-8B", gpu="4090", run=Run(rows=50_000, epochs=3)).run.hours_range

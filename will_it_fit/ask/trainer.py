@@ -1,6 +1,6 @@
 """A callback that stops a Trainer before its first step when the step won't fit.
 
-    from will_it_fit.ask.trainer import StopIfItWontFit
+    from will_it_fit import StopIfItWontFit
     trainer = SFTTrainer(..., callbacks=[StopIfItWontFit()])
     trainer.train()          # raises WontFit, whose text is the answer, instead of running out of memory at step 900
 

@@ -244,7 +244,7 @@ def _unknown(
     at: int, count: int, name: str, value: str | None, switch: Mapping[str, Any] | None,
     table: Mapping[str, argparse.Action],
 ) -> _Slip:  # fmt: skip
-    """An option that there is none of: what it may have meant."""
+    """An option that does not exist: what it may have meant."""
     meant = None if switch else _meaning(name, table)
     changes = switch or (meant and _change(meant, value))
     shown = suggested((), changes).removeprefix("will-it-fit ") if changes and "--count" not in changes else None
@@ -317,7 +317,7 @@ def _value(form: Field, value: str | None) -> Any:
 
 
 def counted(text: str) -> int | None:
-    """A count that may be written with k or m, ``2k`` for 2,048; None for what is none."""
+    """A count that may be written with k or m, ``2k`` for 2,048; None for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([km]?)", text.strip().lower().replace(",", "").replace("_", ""))
     value = round(float(match[1]) * _THOUSANDS[match[2]]) if match else 0
     return value or None
@@ -354,7 +354,7 @@ def _wrong(at: int, count: int, typed: str, action: argparse.Action, value: str)
         field = {"--sequence-length": "sequence_length", "--micro-batch": "micro_batch"}.get(name)
         read = counted(value)
         example = read or {"sequence_length": 2048, "micro_batch": 1}.get(field or "", 50000)
-        return _Slip(at, count, f"`{typed}` takes a whole number of at least 1, and {value} is none.",
+        return _Slip(at, count, f"`{typed}` takes a whole number of at least 1, not {value}.",
                      "1, 2, 3, ...; thousands may be set apart, as in 2,048", {field or name: example})  # fmt: skip
     return None
 
