@@ -134,8 +134,9 @@ def attacked(request, host):
         return attacks.run(facts)
     if os.geteuid() != 0 or not os.access("/usr/bin/python3", os.X_OK):
         pytest.skip("needs root, and a Python in /usr/bin")
-    for name in ("scripts/common", "scripts/execution", "tests/unit/execution"):
+    for name in ("scripts/common", "scripts/execution", "tests/unit/execution", "will_it_fit/common"):
         shutil.copytree(ROOT / name, folder / "project" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "will_it_fit" / "__init__.py", folder / "project" / "will_it_fit")
     shutil.copytree(Path(tqdm.__file__).parent, folder / "project" / "tqdm")
     done = subprocess.run(
         ["/usr/bin/python3", "-m", "tests.unit.execution.attacks", json.dumps(facts)],

@@ -55,7 +55,7 @@ def test_it_is_the_answer_of_the_command_line() -> None:
     [
         ({"gpu": "t4", "method": "full"}, "too-large"),
         ({"gpu": "", "method": "lora"}, "size"),
-        ({"gpu": "12GiB", "sequence_length": 2560}, "close"),
+        ({"gpu": "13GiB", "sequence_length": 3072}, "close"),
         ({"gpu": "rtx-3090", "gpus": 4, "method": "lora", "strategy": "fsdp2"}, "fits"),
         ({"settings": {"use_cache": True, "gradient_checkpointing": False}, "model": "gpt-oss-20b"}, "unknown"),
     ],
