@@ -57,13 +57,6 @@ def take_steps(
     def updating(optimizer: torch.optim.Optimizer) -> None:
         label_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
 
-    def updated(optimizer: torch.optim.Optimizer) -> None:
-        for value in (item for state in optimizer.state.values() for item in state.values()):
-            if isinstance(value, torch.Tensor):
-                if not hasattr(value, "outside_the_allocator"):  # Dynamo makes states while it compiles, unseen
-                    tracker.add(value, OPTIMIZER_STATES)
-                tracker.label(value, OPTIMIZER_STATES)
-
     copy, enabled = partial(_copy, tracker), gc.isenabled()
     gc.disable()
     try:
@@ -72,7 +65,7 @@ def take_steps(
                 stack.enter_context(tracker.origins.following())
             if device is not None:
                 stack.enter_context(listening(tracker, device))
-            new_step = stack.enter_context(phases(enter, updated, updating))
+            new_step = stack.enter_context(phases(enter, partial(_label_states, tracker), updating))
             stack.enter_context(patched(past_operators(tracker), hidden=True))
             stack.enter_context(tracker)
             if begin is not None:
@@ -100,6 +93,15 @@ def take_steps(
         tracker.close()
         if enabled:
             gc.enable()
+
+
+def _label_states(tracker: Tracker, optimizer: torch.optim.Optimizer) -> None:
+    """Say of an optimizer's states what they are."""
+    for value in (item for state in optimizer.state.values() for item in state.values()):
+        if isinstance(value, torch.Tensor):
+            if not hasattr(value, "outside_the_allocator"):  # Dynamo makes states while it compiles, unseen
+                tracker.add(value, OPTIMIZER_STATES)
+            tracker.label(value, OPTIMIZER_STATES)
 
 
 def _collected_after_imports(known: int) -> int:
@@ -191,6 +193,67 @@ _UPDATES = (
 )
 
 
+class _Heard:
+    """Which phase a step is in, by what is called."""
+
+    def __init__(self, enter: Callable[[str], None]) -> None:
+        self._enter, self._phase, self._engine = enter, "", torch.autograd._engine_run_backward
+        self._depth = 0  # of backward passes: reentrant checkpointing runs one inside another
+        self._inside = False  # an optimizer's step: what is compiled there is no forward pass
+
+    def _go(self, phase: str) -> None:
+        if phase != self._phase and not self._depth:
+            self._phase = phase
+            self._enter(phase)
+
+    def begin(self) -> None:
+        """A step begins, perhaps in the phase in which the one before ended."""
+        self._phase = ""
+        self._go("inputs")
+
+    def forward(self, module: nn.Module | None, *_: Any) -> None:
+        """A module is called; None: a function that is compiled."""
+        if module is not None or not self._inside:
+            self._go("forward")
+
+    def backward(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the autograd engine."""
+        self._go("backward")
+        self._depth += 1
+        try:
+            return self._engine(*args, **kwargs)
+        finally:
+            self._depth -= 1
+            self._go("between")
+
+    def step_begins(self, *_: Any) -> None:
+        """An optimizer steps."""
+        self._go("optimizer")
+        self._inside = True
+
+    def step_ends(self, *_: Any) -> None:
+        """It has stepped."""
+        self._inside = False
+
+    def _first_of_update(self, function: Callable) -> Callable:
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            self._go("optimizer")
+            return function(*args, **kwargs)
+
+        return heard
+
+    def places(self) -> list[tuple[Any, str, Callable]]:
+        """What is exchanged so that backward passes and updates are heard."""
+        clip = self._first_of_update(nn.utils.clip_grad_norm_)
+        places = [(torch.autograd, "_engine_run_backward", self.backward)]
+        places += [(place, "clip_grad_norm_", clip) for place in (nn.utils, nn.utils.clip_grad)]
+        for module, owner, name in _UPDATES:  # of what is imported already
+            if module in sys.modules:
+                place = getattr(sys.modules[module], owner)
+                places.append((place, name, self._first_of_update(getattr(place, name))))
+        return places
+
+
 @contextmanager
 def phases(
     enter: Callable[[str], None],
@@ -209,70 +272,18 @@ def phases(
 
     Yields what is to be called at the beginning of each step.
     """
-    current, engine = "", torch.autograd._engine_run_backward
-    depth = 0  # of backward passes: reentrant checkpointing runs one inside another
-    inside = False  # an optimizer's step: what is compiled there is no forward pass
-
-    def go(phase: str) -> None:
-        nonlocal current
-        if phase != current and not depth:
-            current = phase
-            enter(phase)
-
-    def begin() -> None:
-        nonlocal current
-        current = ""  # a step may begin in the phase in which the one before ended
-        go("inputs")
-
-    def backward(*args: Any, **kwargs: Any) -> Any:
-        nonlocal depth
-        go("backward")
-        depth += 1
-        try:
-            return engine(*args, **kwargs)
-        finally:
-            depth -= 1
-            go("between")
-
-    def first_of_update(function: Callable) -> Callable:
-        def heard(*args: Any, **kwargs: Any) -> Any:
-            go("optimizer")
-            return function(*args, **kwargs)
-
-        return heard
-
-    clip = first_of_update(nn.utils.clip_grad_norm_)
-    places = [(torch.autograd, "_engine_run_backward", backward)]
-    places += [(place, "clip_grad_norm_", clip) for place in (nn.utils, nn.utils.clip_grad)]
-    for module, owner, name in _UPDATES:  # of what is imported already
-        if module in sys.modules:
-            place = getattr(sys.modules[module], owner)
-            places.append((place, name, first_of_update(getattr(place, name))))
-
-    def forward(module: nn.Module | None, *_: Any) -> None:  # None: a function that is compiled
-        if module is not None or not inside:
-            go("forward")
-
-    def step_begins(*_: Any) -> None:
-        nonlocal inside
-        go("optimizer")
-        inside = True
-
-    def step_ends(*_: Any) -> None:
-        nonlocal inside
-        inside = False
-
+    heard = _Heard(enter)
     handles = [
-        register_module_forward_pre_hook(forward),
-        register_optimizer_step_pre_hook(step_begins),
-        register_optimizer_step_post_hook(step_ends),
+        register_module_forward_pre_hook(heard.forward),
+        register_optimizer_step_pre_hook(heard.step_begins),
+        register_optimizer_step_post_hook(heard.step_ends),
     ]
     for hook, register in ((updating, register_optimizer_step_pre_hook), (updated, register_optimizer_step_post_hook)):
         if hook is not None:
             handles.append(register(lambda optimizer, *_, hook=hook: hook(optimizer)))
     try:
-        with patched(places):
-            yield begin
+        with patched(heard.places()):
+            yield heard.begin
     finally:
         for handle in handles:
             handle.remove()

@@ -27,7 +27,7 @@ the figures are those of one of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -117,11 +117,7 @@ def trace_step(
             stack.enter_context(patched([(torch.cuda, "empty_cache", tracker.empty_cache)]))
         stack.enter_context(emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
         if options.compiled == "follow":
-            from .inductor import followed  # the compiler takes seconds to import
-
-            if options.torch_version != torch.__version__:
-                tracker.warn(f"what the compiler makes is the installed PyTorch's, {torch.__version__}")
-            stack.enter_context(followed(tracker, options.target))
+            stack.enter_context(_through_the_compiler(tracker, options))
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
     return options.report(
         tracker,
@@ -131,6 +127,14 @@ def trace_step(
         capacity_bytes=options.capacity_bytes,
         expandable_segments=options.expandable_segments,
     )
+
+
+def _through_the_compiler(tracker: Tracker, options: Options) -> AbstractContextManager[Any]:
+    from .inductor import followed  # the compiler takes seconds to import
+
+    if options.torch_version != torch.__version__:
+        tracker.warn(f"what the compiler makes is the installed PyTorch's, {torch.__version__}")
+    return followed(tracker, options.target)
 
 
 def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker, History]:
