@@ -224,7 +224,7 @@ def test_the_rows_of_a_run_are_in_the_command_and_in_the_link(page: Any) -> None
                       for name in ("command", "hours"))  # fmt: skip
     assert command.endswith("--price l40s=0.86 --rows 50000") and "50,000 steps" in hours
     assert "run.rows=50000" in page.current_url
-    assert "--epochs needs --rows" in verdict(page, **{**choice, "run.rows": ""})
+    assert "--price needs --rows" in verdict(page, **{**choice, "run.rows": ""})
     verdict(page, model="qwen3-8b", gpu="l40s", gpus="1")  # the page is every test's
 
 
