@@ -19,7 +19,7 @@ _KNOWN = (
         "Make it where the batch is, as `torch.ones(3, device=batch.device)` does, or hand it over in the batch.",
     ),
     (
-        # The second is what a build without CUDA says once a card was simulated: PyTorch asks for CUDA's start only once.
+        # The second is what a build without CUDA says once a card was simulated: PyTorch starts CUDA only once.
         "not compiled with CUDA|with arguments from the 'CUDA' backend|NVIDIA driver|[Nn]o CUDA|CUDA is not available"
         "|(requires?|needs?|must be on|only supports?) (a )?(CUDA|cuda|GPU)",
         "The step, or its optimizer, asks for CUDA itself, and a traced step runs on `meta`",
