@@ -1,4 +1,4 @@
-"""Steps of others that were traced once, by programs that are not here: what came out, at the first try and later.
+"""Other people's steps, traced once by programs that are not here: the results at the first try and later.
 
     python -m validation.other_rows     the tables of docs/memory-validation.md
 

@@ -81,7 +81,7 @@ def table(name: str, answer: dict[str, Any]) -> str:
 
 
 class Outcome(NamedTuple):
-    """A file with the answer for it, or the message that says why there is none; ``status``: what to exit with."""
+    """A file with its answer, or with the message that says why it got no answer; ``status``: what to exit with."""
 
     path: Path
     answer: dict[str, Any] | None
