@@ -188,7 +188,7 @@ rule check_resources:
         settings=from_settings(run_scenarios.resource_settings),
         cluster=gpus_of_cluster,
     message:
-        "Pricing every stage of {wildcards.run}: memory of GPU and host, disk"
+        "Checking every stage of {wildcards.run}: memory of GPU and host, disk"
     script:
         "../scripts/gate/check_resources.py"
 
