@@ -14,11 +14,11 @@ def main(estimate: str, trace: str, measurement: str | None, output: str) -> Non
     measured = read_report(measurement) if measurement else {}
     measured.pop("sha256", None)
     known = {name: estimated[name] for name in ("analytic", "rule_of_thumb", "reason")}
-    found = compare(Estimated(traced.scenario, **known), traced, measured, "the configuration").to_mapping()
-    write_report(output, found)
+    comparison = compare(Estimated(traced.scenario, **known), traced, measured, "the configuration").to_mapping()
+    write_report(output, comparison)
     for name in ANSWERS:
-        size = (found[name] or {}).get("peak_allocated_bytes")
-        log.info("%-14s %s", name.replace("_", " "), gib(size) if size else found["reasons"][name])
+        size = (comparison[name] or {}).get("peak_allocated_bytes")
+        log.info("%-14s %s", name.replace("_", " "), gib(size) if size else comparison["reasons"][name])
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ def main(config: str, mapping: dict[str, Any], output: str) -> None:
     where = "the configuration"
     answer = estimate(Scenario.from_mapping({**mapping, "model": config}, defaults={}, where=where), where)
     write_report(output, answer.to_mapping())
-    for name, found in (("rule of thumb", answer.rule_of_thumb), ("analytic", answer.analytic)):
-        if found:
-            log.info("%s: %s", name, gib(found["peak_allocated_bytes"]))
+    for name, given in (("rule of thumb", answer.rule_of_thumb), ("analytic", answer.analytic)):
+        if given:
+            log.info("%s: %s", name, gib(given["peak_allocated_bytes"]))
     if answer.reason:
         log.info("no estimate: %s", answer.reason)
 

@@ -28,9 +28,9 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     processor = measured.get("processor")
     speed = Processor(**processor) if processor else None
     predicted = trace(scenario, device, capability=capability, timeline=False, timed_on={"": speed})
-    found = predicted.pop("times", {}).get("")
-    if found:
-        measured["time"] = time_difference(found, measured)
+    time = predicted.pop("times", {}).get("")
+    if time:
+        measured["time"] = time_difference(time, measured)
         log.info("%s", time_line(measured["time"]))
     write_report(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
     log.info(

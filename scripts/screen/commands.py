@@ -89,18 +89,18 @@ class Command:
 
     def values(self, *options: str) -> list[str]:
         """All values of the options given as ``-o v``, ``-ov``, ``-xo v``, ``--opt v``, ``--opt=v`` or ``opt=v``."""
-        found = []
+        words = []
         for position, word in enumerate(self.argv[1:], 1):
             for option in options:
                 after = word[len(option) :] if word.startswith(option) else None
                 letter = len(option) == 2 and word[:1] == "-" != word[1:2]
                 if after == "" and option[-1] != "=":
-                    found.extend(self.argv[position + 1 : position + 2])
+                    words.extend(self.argv[position + 1 : position + 2])
                 elif after and (option[-1] == "=" or after[0] == "=" or letter):
-                    found.append(after.removeprefix("="))
+                    words.append(after.removeprefix("="))
                 elif letter and word[-1] == option[1] and word[1:].isalpha():
-                    found.extend(self.argv[position + 1 : position + 2])
-        return found
+                    words.extend(self.argv[position + 1 : position + 2])
+        return words
 
     @property
     def said(self) -> list[str]:

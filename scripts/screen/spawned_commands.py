@@ -82,8 +82,8 @@ def _by_table(walk: Any, command: Command, facts: Facts) -> Stream:
         given += map("=".join, pairwise(argv[1:])) if facts.pairs else []
         for source in (*argv[1:], *given):
             for match in facts.escape.finditer(source[:4096]):
-                found = next((group for group in match.groups()[::-1] if group), "")
-                add(walk.try_nested(found.lstrip("!; "), None, name))
+                matched = next((group for group in match.groups()[::-1] if group), "")
+                add(walk.try_nested(matched.lstrip("!; "), None, name))
     rest = argv[1:]
     if facts.after:
         position = next((at for at, word in enumerate(rest) if word in facts.after), len(rest))
@@ -297,7 +297,7 @@ def _xargs(walk: Any, command: Command) -> Stream:
 
 
 def _find(walk: Any, command: Command) -> Stream:
-    commands, found = [command], paths.found(command)
+    commands, paths_found = [command], paths.found(command)
     execs = (
         ("-x", "-X", "--exec", "--exec-batch") if command.name[:2] == "fd" else ("-exec", "-execdir", "-ok", "-okdir")
     )
@@ -306,9 +306,9 @@ def _find(walk: Any, command: Command) -> Stream:
             rest = command.argv[position + 1 :]
             end = next((at for at, part in enumerate(rest) if part in (";", "+")), len(rest))
             # {} stands for the first thing found; with nothing else in the word, for all of it.
-            words = [[*found] if part == "{}" else [part.replace("{}", found[0])] for part in rest[:end]]
+            words = [[*paths_found] if part == "{}" else [part.replace("{}", paths_found[0])] for part in rest[:end]]
             commands.extend(walk.inside(command, [one for part in words for one in part]).commands[1:])
-    return Stream(tuple(commands), "\n".join(found) + "\n")
+    return Stream(tuple(commands), "\n".join(paths_found) + "\n")
 
 
 _SPECIAL = {

@@ -373,15 +373,15 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
     """The allocator's figures beside the trace's, and what to change."""
     import torch
 
-    found = [str(error).splitlines()[0]]
+    lines = [str(error).splitlines()[0]]
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        found.append(
+        lines.append(
             f"the allocator had {torch.cuda.max_memory_allocated()} bytes in use and {torch.cuda.max_memory_reserved()}"
             f" reserved at most; {free} of the device's {total} are free, the rest is this process's and others'"
         )
     if predicted:
-        found.append(
+        lines.append(
             f"the trace said {predicted['peak_allocated_bytes']} in use, and a device with"
             f" {predicted['required_bytes']} free"
         )
@@ -390,7 +390,7 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
     return UserError(
         "The training step does not fit the device's memory.",
         where="training; `nvidia-smi` names the other processes on the device",
-        found="; ".join(found),
+        found="; ".join(lines),
         allowed="a smaller micro-batch (on_out_of_memory: halve does it by itself), or what `python -m"
         " will_it_fit.ask.predict` says fits; with more required than allocated, allocator.expandable_segments",
         write=f"training:\n  {smaller}",
