@@ -5,7 +5,7 @@
     python -m validation.times --table      the kept report as Markdown, nothing is traced
 
 Each row of ``validation/data/times.csv`` is traced with the versions that are installed here, priced with the
-shares of its card (``speed_shares`` in config/gpus.yaml), and compared. The rows that shares were
+shares of its GPU (``speed_shares`` in config/gpus.yaml), and compared. The rows that shares were
 fitted to are named and left out of every summary. While the model was made, only rows with ``unread: false`` were
 looked at; the others were read once, at its end.
 """
@@ -41,12 +41,12 @@ _MEMORY_OF_TORCHTITAN = 2.4e12
 
 
 def speed_of_row(row: TimedRow) -> Speed:
-    """The speed of a row's card."""
+    """The speed of a row's GPU."""
     if row.gpu == "h100-96gb-500w":
         return replace(speed_of("h100-80gb"), memory_bytes_per_second=_MEMORY_OF_TORCHTITAN)
     speed = speed_of(row.gpu)
     if speed is None:
-        raise UserError("No speed is known of a row's card.", where=row.id, found=row.gpu, write="a line in `speeds`")
+        raise UserError("No speed is known of a row's GPU.", where=row.id, found=row.gpu, write="a line in `speeds`")
     return speed
 
 

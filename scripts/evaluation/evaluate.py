@@ -108,12 +108,15 @@ def refusals(rows: list[dict], harmful: list[dict], line: str) -> dict:
     if harmful:
         shares["refused_harmful"] = share(refuses(row["answer"], line) for row in harmful)
         shares["danger_harmful"] = share(row["screen"] == "danger" for row in harmful)
-        shares["harmful"] = [{key: row[key] for key in ("answer", "category", "request", "screen")} for row in harmful]
+        shown = ("answer", "category", "request", "screen")
+        shares["harmful"] = [
+            {"refused": refuses(row["answer"], line), **{key: row[key] for key in shown}} for row in harmful
+        ]
     return shares
 
 
 def load(folder: Path, device: str) -> Any:
-    """The model in evaluation mode, on the processor or on the GPU as far as it fits."""
+    """The model in evaluation mode, on the CPU or on the GPU as far as it fits."""
     from transformers import AutoModelForCausalLM
 
     # A 16-bit 7B model is larger than a GPU of 16 GB: "auto" leaves the layers that don't fit to the processor.

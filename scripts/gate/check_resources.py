@@ -50,11 +50,11 @@ def to_mapping(decision: Decision) -> dict[str, Any]:
 
 
 class Machine(NamedTuple):
-    """What there is: the GPU (None: the stages run on the processor), and bytes of host memory (None: not known)."""
+    """What there is: the GPU (None: the stages run on the CPU), and bytes of host memory (None: not known)."""
 
     gpu: Gpu | None
     host_bytes: int | None
-    speed: Speed | None = None  # of the GPU, or the processor
+    speed: Speed | None = None  # of the GPU, or the CPU
 
     @property
     def place(self) -> str:
@@ -104,7 +104,7 @@ def training_stages(
     from will_it_fit.tracing.trace import trace
 
     configured, rows = traced.scenario, []
-    processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the processor they share
+    processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the CPU they share
     for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
         if decision and machine.gpu and step == configured:
             traced_step = decision.configured
@@ -192,7 +192,7 @@ def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int,
 
 
 def started_bytes(step: Scenario, traced_step: Mapping[str, Any], stored: str) -> int:
-    """Tensors that each process of several holds on the processor until its model is divided, or the same in all.
+    """Tensors that each process of several holds on the CPU until its model is divided, or the same in all.
 
     Under FSDP that is the whole model and its share of it; under DDP the model, and rank 0's weights beside it.
     """

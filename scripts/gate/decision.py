@@ -4,7 +4,7 @@ Two rules ask. ``gate_memory`` judges the training step, before a weight is down
 stage. Both take the same GPU, the same judgement of the step, the same hours, and the same way past a refusal:
 ``memory.gate.override``, which is recorded, so that the model card says so.
 
-What counts is the memory that is free, not what the card says in its name. The step is judged as the configuration
+What counts is the memory that is free, not what the GPU says in its name. The step is judged as the configuration
 allows it at most; where that does not fit, at the longest batch that the data really have. Nothing is changed in
 silence.
 """
