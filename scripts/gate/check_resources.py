@@ -192,7 +192,7 @@ def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int,
 
 
 def started_bytes(step: Scenario, traced_step: Mapping[str, Any], stored: str) -> int:
-    """Tensors that each process of several holds on the CPU until its model is divided, or the same in all.
+    """Tensors that each process of several holds on the CPU until its model is sharded, or the same in all.
 
     Under FSDP that is the whole model and its share of it; under DDP the model, and rank 0's weights beside it.
     """
@@ -226,7 +226,7 @@ def host_stages(
         needs, detail = PROCESS_BYTES + 2 * largest_bytes, "tensor by tensor"
         if step.parallel.sharded:
             needs += whole_model_bytes(step, stored)
-            detail = "the whole model, before it is divided"
+            detail = "the whole model, before it is sharded"
         if processes > 1:
             needs = processes * needs + LAUNCHER_BYTES
             detail += ", in each process"

@@ -205,7 +205,7 @@ def _log_plan(work: TrainingJob, scenario: Scenario, data: Data, group: Group) -
 
 
 def _model(work: TrainingJob, scenario: Scenario, title: str) -> tuple[Any, dict[str, Any]]:
-    """The model on its device, divided where it is; and what the report says of it."""
+    """The model on its device, sharded where it is; and what the report says of it."""
     import torch
 
     from will_it_fit.step.model import build_model
@@ -277,7 +277,7 @@ def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -
 def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes for the same adapter.
 
-    Called by all processes, which each hold a part of a divided adapter; rank 0 writes it.
+    Called by all processes, which each hold a part of a sharded adapter; rank 0 writes it.
     """
     from will_it_fit.step.adapters import adapter_names
     from will_it_fit.step.parallel import bare, full_tensor
