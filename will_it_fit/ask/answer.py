@@ -38,9 +38,10 @@ def traced(
 
     ``shown`` is called with it as soon as the verdict stands, ``watch`` hears of each search for a suggestion.
     """
-    from will_it_fit.ask.predict import answered, import_quietly
+    from will_it_fit.ask.predict import answered
+    from will_it_fit.tracing.imports import import_quietly
 
-    import_quietly()
+    import_quietly(asked.scenario)
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
@@ -136,9 +137,9 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
 
     If a run is asked about, each card has its hours too.
     """
-    from will_it_fit.ask.predict import import_quietly
+    from will_it_fit.tracing.imports import import_quietly
 
-    import_quietly()
+    import_quietly(asked.scenario)
     from will_it_fit.cards.gpus import verdict
     from will_it_fit.tracing.trace import trace
 
@@ -192,9 +193,9 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
             "--longest and --largest-batch need --gpu.", where="the command line", allowed="a GPU, or its size",
             change={"gpu": "24GiB"},
         )  # fmt: skip
-    from will_it_fit.ask.predict import import_quietly
+    from will_it_fit.tracing.imports import import_quietly
 
-    import_quietly()
+    import_quietly(asked.scenario)
     from will_it_fit.planner.feasibility import largest
 
     found = largest(asked.scenario, asked.gpu, field)

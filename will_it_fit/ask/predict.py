@@ -10,12 +10,10 @@ shows the corrected line; 3: there is no answer, since something is missing here
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,14 +117,17 @@ def outcome(path: Path) -> Outcome:
         return Outcome(path, None, str(UserError(problem, where=path, allowed=hint)), 3)
 
 
-def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
-    """Each file's outcome, in order; several files are traced side by side."""
+def outcomes(paths: Sequence[Path], *, ends: bool = False) -> Iterator[Outcome]:
+    """Each file's outcome, in order; several files are traced side by side. ``ends``: the process ends with them."""
     if all(known := [wrong(path) for path in paths]):  # said at once
         yield from known
         return
     workers = min(len(paths), os.cpu_count() or 1)
     try:
-        import_quietly()  # once, before the processes part
+        from will_it_fit.tracing.imports import import_quietly
+
+        first = next(path for path, refused in zip(paths, known, strict=True) if refused is None)
+        import_quietly(read_asked(first).scenario, alone=ends)  # once, before the processes part
     except ImportError:
         workers = 1  # each outcome says what is missing
     if workers == 1 or sys.platform != "linux":
@@ -136,26 +137,13 @@ def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
         yield from pool.imap(outcome, paths)
 
 
-def import_quietly() -> None:
-    """Import what every trace needs, and keep the libraries' own warnings out of the terminal."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it takes no times on `meta`
-    gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
-    import transformers
-
-    from will_it_fit.tracing.trace import import_libraries
-
-    import_libraries()
-    transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m will_it_fit.ask.predict", description=__doc__.splitlines()[0])
     parser.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO.yaml")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     options = parser.parse_args(arguments)
     status = 0
-    for path, answer, message, own in outcomes(options.scenarios):
+    for path, answer, message, own in outcomes(options.scenarios, ends=arguments is None):
         status = max(status, own)
         if answer is None:
             print(message, file=sys.stderr)
