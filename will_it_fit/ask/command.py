@@ -45,16 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given: list[str] = []
     try:
         from will_it_fit.ask.question import Options, question
-        from will_it_fit.ask.run_cost import asked_of, of_run
+        from will_it_fit.ask.run_cost import parse_run_options, with_run
 
-        run = asked_of(options)
+        run = parse_run_options(options)
         asking = Options(
             gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
             micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
             like=options.like, least_rows=2 if options.largest_batch else 1,
         )  # fmt: skip
         given = asking.given
-        asked = of_run(question(options.what, asking), run, gpu_needed=not options.all_gpus)
+        asked = with_run(question(options.what, asking), run, gpu_needed=not options.all_gpus)
         if options.yaml:
             print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
             return 0

@@ -24,7 +24,7 @@ from will_it_fit.common.errors import UserError, printable
 from will_it_fit.common.packages import STACK
 from will_it_fit.common.terminal import command
 from will_it_fit.planner.compare import compare, peaks_with_tool_defaults
-from will_it_fit.readers.request import AskedStep, read_asked
+from will_it_fit.readers.request import ScenarioRequest, read_request
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import REPLICATED
 from will_it_fit.tracing.scenario_trace import traced
@@ -36,7 +36,7 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
 
 
 def answered(
-    asked: AskedStep,
+    asked: ScenarioRequest,
     where: object = "scenario",
     shown: Callable[[dict[str, Any]], None] | None = None,
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
@@ -51,7 +51,7 @@ def answered(
         Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
     """
     found = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
-    answer = found.to_mapping(suggested=False) | asked.as_said()
+    answer = found.to_mapping(suggested=False) | asked.origin_fields()
     answer["scripts_would_take"] = peaks_with_tool_defaults(asked, where)
     answer["warnings"] = [*asked.warnings, *answer["warnings"]]
     answer["strategies"] = {}
@@ -90,7 +90,7 @@ class Outcome(NamedTuple):
 def wrong(path: Path) -> Outcome | None:
     """The message for a file that is not a scenario, without loading a library; None for a scenario."""
     try:
-        read_asked(path)
+        read_request(path)
     except UserError as error:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
     return None
@@ -101,7 +101,7 @@ def outcome(path: Path) -> Outcome:
     if known := wrong(path):
         return known
     try:
-        answer = answered(read_asked(path), path)
+        answer = answered(read_request(path), path)
         return Outcome(path, answer, None, 1 if answer["fits"] is False else 0)
     except UserError as error:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
@@ -127,7 +127,7 @@ def outcomes(paths: Sequence[Path], *, ends: bool = False) -> Iterator[Outcome]:
         from will_it_fit.tracing.imports import import_quietly
 
         first = next(path for path, refused in zip(paths, known, strict=True) if refused is None)
-        import_quietly(read_asked(first).scenario, alone=ends)  # once, before the processes part
+        import_quietly(read_request(first).scenario, alone=ends)  # once, before the processes part
     except ImportError:
         workers = 1  # each outcome says what is missing
     if workers == 1 or sys.platform != "linux":

@@ -23,7 +23,7 @@ from will_it_fit.planner.calibrated import CalibratedEstimator, alone, anchored,
 from will_it_fit.planner.changes import COUNTS, as_method
 from will_it_fit.planner.feasibility import feasibility
 from will_it_fit.planner.page_data import choices, layout_of
-from will_it_fit.readers.request import asked_for
+from will_it_fit.readers.request import parse_request
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.scenario import Scenario
 
@@ -181,7 +181,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
     if options.scenario is not None:
         mapping, card = read_yaml(options.scenario), find(options.gpu, "--gpu") if options.gpu else None
         several = {"gpu": card.setting} if card and card.count > 1 and isinstance(mapping, dict) else {}
-        return asked_for({**mapping, **several} if several else mapping, options.scenario).scenario
+        return parse_request({**mapping, **several} if several else mapping, options.scenario).scenario
     if not options.page:
         raise UserError(
             "A plan needs a scenario.",
