@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
             return 0
         alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if options.largest_batch else None
-        answer = partial(_answer, asked, options, words, alone, ends=arguments is None)
+        answer = partial(_answer, asked, options, words, alone)
         return answer() if options.quick else _kept(words, [asked, alone], answer, fresh=options.fresh)
     except _Stopped as stopped:
         return stopped.status
@@ -90,17 +90,8 @@ class _Stopped(Exception):
         self.status = status
 
 
-def _answer(
-    asked: Question, options: argparse.Namespace, words: Sequence[str], alone: Question | None, *, ends: bool
-) -> int:
-    """Answer in the form that was asked for.
-
-    ``alone``: the step of one row, where the largest batch is asked for. ``ends``: whether the process ends with it.
-    """
-    if not options.quick:
-        from will_it_fit.tracing.imports import import_quietly
-
-        import_quietly(asked.scenario, alone=ends)
+def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], alone: Question | None) -> int:
+    """Answer in the form that was asked for; ``alone``: the step of one row, where the largest batch is asked for."""
     if options.serve:
         from will_it_fit.ask.serve import serve
 
@@ -355,7 +346,9 @@ def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
 def run() -> None:
     """The console script."""
     from will_it_fit.common.terminal import command
+    from will_it_fit.tracing import imports
 
+    imports.ends_with_its_answer = True
     command(main)
 
 

@@ -27,6 +27,7 @@ from will_it_fit.planner.compare import compare, peaks_with_tool_defaults
 from will_it_fit.readers.request import ScenarioRequest, read_request
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import REPLICATED
+from will_it_fit.tracing import imports
 from will_it_fit.tracing.scenario_trace import traced
 
 
@@ -117,17 +118,15 @@ def outcome(path: Path) -> Outcome:
         return Outcome(path, None, str(UserError(problem, where=path, allowed=hint)), 3)
 
 
-def outcomes(paths: Sequence[Path], *, ends: bool = False) -> Iterator[Outcome]:
-    """Each file's outcome, in order; several files are traced side by side. ``ends``: the process ends with them."""
+def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
+    """Each file's outcome, in order; several files are traced side by side."""
     if all(known := [wrong(path) for path in paths]):  # said at once
         yield from known
         return
     workers = min(len(paths), os.cpu_count() or 1)
     try:
-        from will_it_fit.tracing.imports import import_quietly
-
         first = next(path for path, refused in zip(paths, known, strict=True) if refused is None)
-        import_quietly(read_request(first).scenario, alone=ends)  # once, before the processes part
+        imports.import_quietly(read_request(first).scenario)  # once, before the processes part
     except ImportError:
         workers = 1  # each outcome says what is missing
     if workers == 1 or sys.platform != "linux":
@@ -142,8 +141,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO.yaml")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     options = parser.parse_args(arguments)
+    imports.ends_with_its_answer = arguments is None
     status = 0
-    for path, answer, message, own in outcomes(options.scenarios, ends=arguments is None):
+    for path, answer, message, own in outcomes(options.scenarios):
         status = max(status, own)
         if answer is None:
             print(message, file=sys.stderr)

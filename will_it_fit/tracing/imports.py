@@ -21,6 +21,9 @@ from typing import Any
 from will_it_fit.scenario.scenario import Scenario
 
 COMPILER, SHARDED_TENSORS = "torch._dynamo", "torch.distributed.tensor"
+# Whether the process answers one question and ends: command lines say so before they ask. Then a step on one GPU that
+# is not compiled goes without the compiler and sharded tensors: stand-ins answer for both until a step needs them.
+ends_with_its_answer = False
 _DISABLED = "__dynamo_disable"  # where torch/_compile.py keeps what the compiler made of a function
 
 
@@ -38,18 +41,11 @@ def import_libraries(scenario: Scenario) -> None:
     _import_transformers([])
 
 
-def import_quietly(scenario: Scenario, *, alone: bool = False) -> None:
-    """The same, and keep the libraries' own warnings out of the terminal.
-
-    Parameters
-    ----------
-    alone
-        The process answers one question and ends. Then a step on one GPU that is not compiled goes without the compiler
-        and sharded tensors: stand-ins answer for both until a step needs them.
-    """
+def import_quietly(scenario: Scenario) -> None:
+    """The same, and keep the libraries' own warnings out of the terminal."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it takes no times on `meta`
     gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
-    if alone and _is_plain(scenario) and "transformers" not in sys.modules:
+    if ends_with_its_answer and _is_plain(scenario) and "transformers" not in sys.modules:
         _import_with_stand_ins()
     import_libraries(scenario)
     import transformers
@@ -79,6 +75,7 @@ def _import_with_stand_ins() -> None:
 
 def _import_transformers(more: list[tuple[Any, str, Any]]) -> None:
     import torch
+    import transformers  # by itself, so that an error names it
     import transformers.utils
     from transformers.utils import import_utils
 

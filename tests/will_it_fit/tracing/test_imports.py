@@ -12,13 +12,13 @@ ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import json, sys
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.tracing.imports import import_quietly
+from will_it_fit.tracing import imports
 
 model = {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 1000,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
-alone = json.loads(sys.argv[1])
 step = Scenario.from_mapping({"model": model, "method": "lora", "sequence_length": 64})
-import_quietly(step, alone=alone)
+imports.ends_with_its_answer = json.loads(sys.argv[1])
+imports.import_quietly(step)
 before = "torch._dynamo.convert_frame" in sys.modules
 from will_it_fit.tracing.trace import trace
 answers = [trace(step), *(trace(step.changed(**changes)) for changes in json.loads(sys.argv[2])), trace(step)]
@@ -26,8 +26,8 @@ print(json.dumps([before, "torch._dynamo.convert_frame" in sys.modules, answers]
 """
 
 
-def _answers(alone: bool, *changes: dict) -> tuple[bool, bool, list]:
-    program = [sys.executable, "-c", PROGRAM, json.dumps(alone), json.dumps(changes)]
+def _answers(ends: bool, *changes: dict) -> tuple[bool, bool, list]:
+    program = [sys.executable, "-c", PROGRAM, json.dumps(ends), json.dumps(changes)]
     made = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     return tuple(json.loads(made.stdout.splitlines()[-1]))
