@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end import chain
+from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
@@ -81,11 +82,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_block_runs(block: Block, folders: dict[str, Path]) -> None:
     if block.how == "not run":
         pytest.skip(f"{block.page}, line {block.line}: {block.why}")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    places = (launchers(environment), str(Path(sys.executable).parent), os.environ["PATH"])
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", block.commands],
         cwd=folders[block.page],
-        env=environment,
+        env={**environment, "PATH": os.pathsep.join(places)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
