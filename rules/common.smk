@@ -1,4 +1,6 @@
 # Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/runs/.
+import re
+
 from will_it_fit.common import files
 from scripts.common import made_from, locks, outdated
 from scripts.runs import check_configuration
@@ -32,6 +34,7 @@ from scripts.runs.job_paths import (
 LOCK = locks.WorkingDirectoryLock() if workflow.is_main_process else None
 ASKED = exit_on_user_error(JobFunctions, config, lambda: bool(workflow.local_exec))
 RUNS, PUBLISH = ASKED.runs, ASKED.publish
+WITH_RANK, WITHOUT_RANK = exit_on_user_error(ASKED.names_in_profile)
 if ASKED.container:
 
     container: ASKED.container
@@ -41,13 +44,14 @@ wildcard_constraints:
     run=RUN_NAME,
     dataset=FOLDER_NAME,
     model=FOLDER_NAME,
+    # Those of the profile are made by a job that makes all of them.
+    scenario="".join(f"(?!{re.escape(name)}/)" for name in (*WITH_RANK, *WITHOUT_RANK)) + FOLDER_NAME,
 
 
 # --- from wildcards to settings and paths -----------------------------------------------------------
 
 from_job, from_settings, settings_section = ASKED.from_job, ASKED.from_settings, ASKED.settings_section
 path_of = ASKED.path_of
-WITH_RANK, WITHOUT_RANK = exit_on_user_error(ASKED.names_in_profile)
 each_run, publication = ASKED.each_run, ASKED.publication
 settings_of = from_settings(lambda settings: settings)
 on_cluster, gpus_of_cluster = ASKED.on_cluster, ASKED.gpus_of_cluster

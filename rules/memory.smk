@@ -76,15 +76,15 @@ if WITHOUT_RANK:
             "../scripts/memory/profile.py"
 
 
+# The scenario is training, the run's own step; any other that is no part of the profile is explained.
 rule trace_memory:
     input:
-        config=path_of(f"{BASE}/config.json"),
-        description=path_of(f"{BASE}/description.json"),
+        unpack(from_job(JobPaths.step_model)),
         gpus=project_file("config/gpus.yaml"),
     output:
-        trace="results/{run}/memory/training/trace.json",
+        trace="results/{run}/memory/{scenario}/trace.json",
     log:
-        "logs/{run}/memory/training/trace_memory.log",
+        "logs/{run}/memory/{scenario}/trace_memory.log",
     priority: FIRST
     conda:
         "../envs/torch.yaml"

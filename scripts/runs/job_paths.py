@@ -15,6 +15,7 @@ from scripts.common import contents
 from scripts.common.code_digests import ROOT
 from scripts.runs import configuration, run_scenarios
 from scripts.runs.runs import Runs
+from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.hub import profiled
 
 # Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
@@ -154,6 +155,32 @@ class JobPaths:
             for name, scenario in self.profile().items()
             if (scenario["lora"] is not None) == with_rank
         }
+
+    def unread_answers(self) -> list[str]:
+        """Answers that no job reads, as inputs, so that a missing one is made again."""
+        folders = [os.path.dirname(path) for path in self.profile_comparisons()]
+        own = self.fill("results/{run}/memory/training/estimate.json")
+        return [f"{folder}/{kind}.json" for folder in folders for kind in ("estimate", "trace")] + own
+
+    def step_model(self) -> dict[str, str]:
+        """The configuration of the prepared base model (sealed), for the run's own training step.
+
+        Raises
+        ------
+        UserError
+            If the job's scenario is another one: no job makes those of the memory profile alone.
+        """
+        name = self.names["scenario"]
+        if name != "training":
+            raise UserError(
+                f"The memory profile has no scenario of this name: {name}.",
+                where="memory.scenarios in the configuration",
+                found=name,
+                allowed=", ".join(self.profile()),
+                write=f"memory:\n  scenarios:\n    {name}: {{method: qlora, precision: bf16}}",
+            )
+        config, description = self.fill(f"{BASE}/config.json", f"{BASE}/description.json")
+        return {"config": config, "description": description}
 
     def profiled_model(self) -> dict[str, str]:
         """The configuration of the model that the memory profile is about: of config/models/, or the Hub's (sealed)."""

@@ -63,6 +63,12 @@ def test_the_profile_divides_into_scenarios_with_a_rank_and_without() -> None:
     assert with_rank["qlora"]["lora"]["rank"] == 16 and "model" not in with_rank["qlora"]
 
 
+def test_an_unknown_scenario_is_refused_with_those_that_there_are() -> None:
+    assert set(paths(run=RUN, scenario="training").step_model()) == {"config", "description"}
+    with pytest.raises(UserError, match="full-fp32, full-bf16, qlora"):
+        paths(run=RUN, scenario="another").step_model()
+
+
 def test_only_a_step_of_one_process_is_measured() -> None:
     assert paths(run=RUN).measurement() == {"measure": f"results/{RUN}/memory/training/measure.json"}
     assert paths("training: {parallel: {strategy: ddp, gpus: 2}}", run=RUN).measurement() == {}
