@@ -31,6 +31,7 @@ SET_BY_JOBS = {"GOMP_SPINCOUNT": "3000", "TQDM_DISABLE": "1"}
 HEAVY = ("bitsandbytes", "matplotlib.figure", "pandas", "peft", "pyarrow.parquet", "sacrebleu")
 HEAVY += ("transformers.models.llama.modeling_llama", "transformers.trainer")
 LONGEST = 2**20  # bytes of a request
+HERE = hasattr(os, "pidfd_open")  # Linux; elsewhere each command is a process of its own
 
 
 # --- the launcher: the standard library's smallest modules alone, since it starts for each command --------------------
@@ -44,7 +45,7 @@ def launch(name: str, address: str, python: str, environment: dict[str, str]) ->
         os.environ["PYTHONPATH"] = ROOT
     rest = arguments[1:] if arguments[:1] == ["-P"] else arguments
     known = rest[:1] == ["-m"] or (rest and rest[0].endswith(".py"))
-    if not known or read_at_import({**SET_BY_JOBS, **os.environ}) != environment:
+    if not known or not HERE or read_at_import({**SET_BY_JOBS, **os.environ}) != environment:
         os.execv(python, [python, *arguments])
     request = {"arguments": arguments, "environ": dict(os.environ), "folder": os.getcwd()}
     with socket.socket(socket.AF_UNIX) as server:
@@ -241,6 +242,9 @@ def launchers(environ: dict[str, str] | None = None) -> str:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(LAUNCHER.format(folder=os.path.dirname(os.path.abspath(__file__)), **values))
             os.chmod(path, 0o755)
+        _started[key] = folder
+        if not HERE:
+            return folder
         with open(address + ".said", "w", encoding="utf-8") as said:
             process = subprocess.Popen(
                 [sys.executable, "-P", os.path.abspath(__file__), address],
@@ -253,7 +257,6 @@ def launchers(environ: dict[str, str] | None = None) -> str:
             )
         assert process.stdout.readline() == "ready\n"
         atexit.register(_end, process, folder)
-        _started[key] = folder
     return _started[key]
 
 
