@@ -17,11 +17,11 @@ def main(trace: str, measurement: str | None, estimate_output: str, output: str)
     write_report(estimate_output, estimated.to_mapping())
     measured = read_report(measurement) if measurement else {}
     measured.pop("sha256", None)
-    found = compare(estimated, traced, measured, where).to_mapping()
-    write_report(output, found)
+    comparison = compare(estimated, traced, measured, where).to_mapping()
+    write_report(output, comparison)
     for name in ANSWERS:
-        size = (found[name] or {}).get("peak_allocated_bytes")
-        log.info("%-14s %s", name.replace("_", " "), gib(size) if size else found["reasons"][name])
+        size = (comparison[name] or {}).get("peak_allocated_bytes")
+        log.info("%-14s %s", name.replace("_", " "), gib(size) if size else comparison["reasons"][name])
 
 
 if __name__ == "__main__":
