@@ -275,17 +275,15 @@ def _times(
 class Recorder:
     """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
 
-    Steps that differ in their length or rows alone take the model that was built for the first. With ``costs`` they say
-    what their operators cost, too.
+    Steps that differ in their length or rows alone take the model that was built for the first.
     """
 
-    def __init__(self, *, costs: bool = False) -> None:
+    def __init__(self) -> None:
         self._prepared: tuple[Scenario, Prepared] | None = None
-        self._settings = {"costs": costs, "report": recording}
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         prepared = partial(self._prepare, scenario)
-        found, _ = _followed(scenario, "cuda", prepared, capability=capability, **self._settings)
+        found, _ = _followed(scenario, "cuda", prepared, capability=capability, costs=False, report=recording)
         return found
 
     def _prepare(self, scenario: Scenario) -> Prepared:
