@@ -10,7 +10,7 @@ go over it behind the third record. Who calls this has to know that a step has n
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .periods import Periods, Unlike
 from .record import Record
 
 _ALLOCATED, _FREED, _EMPTIED = 1, 2, 0
-_MOST_VARYING = 64  # allocations whose size grows with the layers: a sum of norms, the block that loading begins with
+_SMALL = 4096  # bytes: what a few layers' numbers take together is less
 
 
 _Columns = tuple[list[int], list[int], list[int], list[tuple[str, int]], list[int]]
@@ -54,23 +54,11 @@ class _Events:
             self.about.append(about)
             self.reused.append(reused)
 
-    def owner(self, place: int) -> int | None:
-        """Where that was allocated which an event allocates or frees; None: nothing is."""
-        if place == len(self.kinds) or self.kinds[place] == _EMPTIED:
-            return None
-        return place if self.targets[place] < 0 else self.targets[place]
-
-    def tokens(self, fixed: set[int], varying: Mapping[int, int]) -> list[Hashable]:
-        """What each event is; ``fixed``: sizes that tell, ``varying``: places of those that don't, with a number."""
+    def tokens(self, fixed: set[int]) -> list[Hashable]:
+        """What each event is: what it is about, and the size if that is one of the ``fixed`` ones."""
         found: list[Hashable] = []
-        for place, (kind, size, about) in enumerate(zip(self.kinds, self.sizes, self.about, strict=True)):
-            target = self.targets[place]
-            if target >= 0:
-                found.append((_FREED, found[target]))
-            elif place in varying:
-                found.append((kind, about, "varying", varying[place]))
-            else:
-                found.append((kind, about, size if size in fixed else None))
+        for kind, size, target, about in zip(self.kinds, self.sizes, self.targets, self.about, strict=True):
+            found.append((_FREED, found[target]) if target >= 0 else (kind, about, size if size in fixed else None))
         return found
 
 
@@ -185,21 +173,17 @@ def _refuse(shorter: Record, longer: Record) -> None:
 
 
 def _aligned(shorter: _Events, longer: _Events) -> Periods:
-    """Which events correspond. Where a size grows with the layers, the tokens of that allocation say no size."""
+    """Which events correspond.
+
+    Sizes tell that are in both records. But where a small one grows with the layers, such as that of all norms
+    together, it may be another tensor's in the other record: then small ones tell nothing.
+    """
     fixed = {*shorter.sizes} & {*longer.sizes}
-    marked: tuple[dict[int, int], dict[int, int]] = {}, {}
-    while True:
-        try:
-            return Periods(shorter.tokens(fixed, marked[0]), longer.tokens(fixed, marked[1]))
-        except Unlike as problem:
-            if problem.places is None or len(marked[0]) == _MOST_VARYING:
-                raise
-            here, there = (each.owner(place) for each, place in zip((shorter, longer), problem.places, strict=True))
-            if here is None or there is None or here in marked[0] or there in marked[1]:
-                raise
-            if shorter.about[here] != longer.about[there]:
-                raise
-            marked[0][here] = marked[1][there] = len(marked[0])
+    try:
+        return Periods(shorter.tokens(fixed), longer.tokens(fixed))
+    except Unlike:
+        large = {size for size in fixed if size >= _SMALL}
+        return Periods(shorter.tokens(large), longer.tokens(large))
 
 
 def _told(costs: CostRecorder | None) -> Any:

@@ -18,17 +18,7 @@ ALIKE = 3  # elements that have to agree behind a stretch that is left out
 
 
 class Unlike(Exception):
-    """The sequences do not differ in repeats alone.
-
-    Attributes
-    ----------
-    places
-        Of the elements from which on nothing fits, in the shorter and the longer sequence; None: it isn't that.
-    """
-
-    def __init__(self, what: str, places: tuple[int, int] | None = None) -> None:
-        super().__init__(what)
-        self.places = places
+    """The sequences do not differ in repeats alone."""
 
 
 class Run(NamedTuple):
@@ -175,7 +165,7 @@ def _left_out(
         if same > most:
             best, most = length, same
     if not best:
-        raise Unlike("nothing repeats", (here, there))
+        raise Unlike(f"nothing repeats at {here} of {len(shorter)}, {there} of {len(longer)}")
     return best
 
 

@@ -1,8 +1,9 @@
 """Which shallow models a deep model's step can be composed from: its layers repeat, as the built modules say.
 
-The skeleton of the whole model is built on ``meta``, which takes a twentieth of a second. Layers are alike if all their
-modules, tensors and plain attributes are, whatever the configuration calls what sets them apart. The models with fewer
-layers are built in the same way, and have to be what is left of the whole one without some periods in the middle.
+The whole model is built on ``meta`` without weights to quantize or adapters, and its forward pass runs once. Layers are
+alike if all their modules, tensors and plain attributes are, and if their forward passes allocate the same. So it does
+not matter what sets two layers apart, or whether the configuration names it. The models with fewer layers are built in
+the same way, and have to be what is left of the whole one without some periods in the middle.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.engine.components import WORKSPACES
 from will_it_fit.engine.composed import Composer
+from will_it_fit.engine.errors import TraceError
+from will_it_fit.engine.options import Options
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
+from will_it_fit.engine.trace import trace_step
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model, notes, skeleton
 
@@ -29,7 +35,7 @@ _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 # parts of the next layer, so are their neighbours.
 _LEAST, _LEAST_UNCHECKPOINTED, _LEAST_DIVIDED = 3, 4, 5
 SHALLOW = range(3)  # periods that the shallow models have more than the first of them
-WORTH = 0.75  # of the layers: composing pays if the shallow models have fewer together
+WORTH = 0.65  # of the layers: composing pays if the shallow models have fewer together
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,10 @@ class Depths:
         return replace(scenario, model={**model, self.key: layers})
 
 
-def depths(scenario: Scenario) -> Depths | None:
+def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     """How a scenario's step is composed; None: it has to be traced whole.
+
+    ``often``: at many sizes, so that the proof counts little.
 
     DDP sends gradients in buckets, and ZeRO divides all weights together: both add up over layers. FSDP1 frees in an
     order of its own.
@@ -83,18 +91,19 @@ def depths(scenario: Scenario) -> Depths | None:
     if key is None:
         return None
     whole = scenario.model[key]
-    with suppress(UserError):  # who traces the whole model says what is wrong
-        layers = _layers(scenario, whole)
+    with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
+        layers = _layers(scenario, whole, allocating=True)
         least = _LEAST_DIVIDED if parallel.divided else _LEAST if scenario.gradient_checkpointing else 0
         found = layers and _period(layers, least or _LEAST_UNCHECKPOINTED)
         if not found:
             return None
         period, first = found
         plan = Depths(whole, first, period, key)
-        if sum(plan.shallow) > WORTH * whole:
+        if sum(plan.shallow[: 2 if often else 3]) > WORTH * whole or plan.shallow[-1] > whole:
             return None
         for depth in plan.shallow:
-            if _layers(plan.at(scenario, depth), depth) != [*layers[: depth - 1], layers[-1]]:
+            own = [consists for consists, _ in (*layers[: depth - 1], layers[-1])]
+            if [consists for consists, _ in _layers(plan.at(scenario, depth), depth) or ()] != own:
                 return None
         return plan
     return None
@@ -113,8 +122,11 @@ def _period(layers: Sequence[Hashable], least: int) -> tuple[int, int] | None:
     return (period, first) if first < whole else None
 
 
-def _layers(scenario: Scenario, count: int) -> list[Hashable] | None:
-    """What each layer of a scenario's model consists of; None: the model has no list of so many."""
+def _layers(scenario: Scenario, count: int, *, allocating: bool = False) -> list[tuple[Hashable, Hashable]] | None:
+    """What each layer of a scenario's model consists of and, if that is asked, allocates.
+
+    None: the model has no list of so many layers, or they share weights.
+    """
     model = build_model(scenario, "meta") if _names_layers(scenario) else skeleton(scenario)
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
     owners: dict[int, int] = {}
@@ -124,8 +136,40 @@ def _layers(scenario: Scenario, count: int) -> list[Hashable] | None:
                 return None
     if not lists:
         return None
-    found = [tuple(_described(part[index]) for part in lists) for index in range(count)]
-    return _without_index(found)
+    consist = _without_index([tuple(_described(part[index]) for part in lists) for index in range(count)])
+    allocates = _allocating(model, scenario, lists) if allocating else [None] * count
+    return list(zip(consist, allocates, strict=True))
+
+
+def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleList]) -> list[Hashable]:
+    """By layer, the bytes of each allocation of its forward pass in order.
+
+    Raises
+    ------
+    TraceError
+        If the forward pass can't be followed.
+    """
+    spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(lists[0]))}
+    begun: list[int] = []
+
+    def begin(*_: Any) -> None:
+        begun.append(_get_current_dispatch_mode().now())
+
+    def end(index: int) -> None:
+        spans[index].append((begun.pop(), _get_current_dispatch_mode().now()))
+
+    for layers in lists:
+        for index, layer in enumerate(layers):
+            layer.register_forward_pre_hook(begin)
+            layer.register_forward_hook(lambda *_, index=index: end(index))
+    shape = scenario.micro_batch, scenario.sequence_length
+    step = lambda: model(torch.empty(shape, dtype=torch.long, device="meta"), use_cache=False) and None  # noqa: E731
+    record = trace_step(model, None, step, options=Options(steps=1, report=lambda tracker, *_, **__: tracker))
+    tensors = {identity for identity, component in record.components.items() if component != WORKSPACES}
+    return [
+        tuple(size for first, last in found for identity, size in record.events[first:last] if identity in tensors)
+        for found in spans.values()
+    ]
 
 
 def _names_layers(scenario: Scenario) -> bool:
@@ -174,9 +218,16 @@ def size_apart(scenario: Scenario) -> Scenario:
 
 
 class Composed:
-    """Records of one step at whatever length and number of rows, composed from shallow models where that is proven."""
+    """Records of one step at whatever length and number of rows, composed from shallow models where that is proven.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    often
+        Whether many sizes will be asked.
+    """
+
+    def __init__(self, *, often: bool = False) -> None:
+        self._often = often
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
 
@@ -192,7 +243,7 @@ class Composed:
         """
         like = size_apart(scenario)
         if self._plan is None or self._plan[0] != like:
-            self._plan, self._proven = (like, depths(scenario)), {}
+            self._plan, self._proven = (like, depths(scenario, often=self._often)), {}
         plan = self._plan[1]
         if plan is None:
             return None

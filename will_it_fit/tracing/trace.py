@@ -286,7 +286,7 @@ class Recorder:
 
     def __init__(self, *, costs: bool = False) -> None:
         self._prepared: list[tuple[Scenario, Prepared]] = []
-        self._composed = Composed()
+        self._composed = Composed(often=True)
         self._settings = {"costs": costs, "report": recording}
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
