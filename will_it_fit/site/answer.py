@@ -19,7 +19,7 @@ from typing import Any
 from will_it_fit.analytic.certainty import Needs
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.surface import kernels_of
+from will_it_fit.analytic.kernels import kernels_of
 from will_it_fit.ask import text
 from will_it_fit.ask.answer import quick
 from will_it_fit.ask.answer_text import WORDS, card, other_tools, smallest, step_line
