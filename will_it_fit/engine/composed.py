@@ -54,6 +54,11 @@ class _Events:
             self.about.append(about)
             self.reused.append(reused)
 
+    @property
+    def structure(self) -> int:
+        """What is the same in steps whose events differ in size alone."""
+        return hash((tuple(self.kinds), tuple(self.targets), tuple(self.about)))
+
     def tokens(self, fixed: set[int]) -> list[Hashable]:
         """What each event is: what it is about, and the size if that is one of the ``fixed`` ones."""
         found: list[Hashable] = []
@@ -72,6 +77,11 @@ class Composer:
     like
         A composer that was proven by other sizes of the same step: the events correspond as its do.
 
+    Attributes
+    ----------
+    structure
+        What is the same in steps whose events differ in size alone.
+
     Raises
     ------
     Unlike
@@ -81,17 +91,11 @@ class Composer:
     def __init__(self, shorter: Record, longer: Record, like: Composer | None = None) -> None:
         _refuse(shorter, longer)
         self.shorter, self.longer = _Events(shorter), _Events(longer)
+        self.structure = self.shorter.structure, self.longer.structure
         if like is not None and like.structure != self.structure:
             raise Unlike("the events are others")
         self._periods = like._periods if like is not None else _aligned(self.shorter, self.longer)
         self._costs = _Costs(shorter.costs, longer.costs) if shorter.costs and longer.costs else None
-
-    @property
-    def structure(self) -> tuple[int, int]:
-        """What is the same in steps whose events differ in size alone."""
-        return tuple(
-            hash((tuple(each.kinds), tuple(each.targets), tuple(each.about))) for each in (self.shorter, self.longer)
-        )
 
     def proven_by(self, record: Record) -> bool:
         """Whether the model with one period of layers more has the record that is composed for it."""
