@@ -21,7 +21,7 @@ from will_it_fit.common.terminal import command
 from will_it_fit.planner.calibrated import alone, sharded, sweep
 from will_it_fit.planner.changes import COUNTS, as_method
 from will_it_fit.planner.feasibility import feasibility
-from will_it_fit.readers.request import asked_for
+from will_it_fit.readers.request import parse_request
 from will_it_fit.scenario.scenario import Scenario
 
 METHODS = ("full", "lora", "qlora")
@@ -146,7 +146,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         )
     mapping, card = read_yaml(options.scenario), find(options.gpu, "--gpu") if options.gpu else None
     several = {"gpu": card.setting} if card and card.count > 1 and isinstance(mapping, dict) else {}
-    return asked_for({**mapping, **several} if several else mapping, options.scenario).scenario
+    return parse_request({**mapping, **several} if several else mapping, options.scenario).scenario
 
 
 if __name__ == "__main__":
