@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from will_it_fit.analytic.certainty import Needs
-from will_it_fit.analytic.estimated import estimate
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError

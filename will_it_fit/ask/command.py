@@ -225,7 +225,7 @@ def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from will_it_fit.ask import answer, text
-    from will_it_fit.ask.answer_text import explanation, verdict_line
+    from will_it_fit.ask.text import explanation, verdict_line
 
     found = answer.quick(asked)
     if found["analytic"] is None:
@@ -241,7 +241,7 @@ def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) 
 def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[str], text: Any) -> int:
     """The verdict as soon as it stands, then what is found after it; Ctrl-C ends the searches, not the verdict."""
     from will_it_fit.ask import answer
-    from will_it_fit.ask.answer_text import explanation, verdict_line
+    from will_it_fit.ask.text import explanation, verdict_line
 
     if sys.stderr.isatty():
         first = answer.quick(replace(asked, run=None), others=False)
@@ -278,7 +278,7 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
 
 def _print_cards(asked: Any, as_json: bool) -> int:
     from will_it_fit.ask import answer, run_cost
-    from will_it_fit.ask.answer_text import step_line
+    from will_it_fit.ask.text import step_line
 
     rows = answer.on_all_gpus(asked)
     fitting = sum(row["fits"] for row in rows)
@@ -301,7 +301,7 @@ def _print_cards(asked: Any, as_json: bool) -> int:
 
 def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None) -> int:
     from will_it_fit.ask import answer
-    from will_it_fit.ask.answer_text import card, step_line
+    from will_it_fit.ask.text import card, step_line
     from will_it_fit.cards.gpus import EXPANDABLE_LINE
 
     found = answer.largest_that_fits(asked, field, alone)

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from will_it_fit.analytic.estimated import estimate
-from will_it_fit.ask.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
+from will_it_fit.analytic.estimate import estimate
+from will_it_fit.ask.text import answers, explanation, head, other_ways, suggestions, time_lines
 from will_it_fit.common.errors import UserError, printable
 from will_it_fit.common.packages import STACK
 from will_it_fit.common.terminal import command

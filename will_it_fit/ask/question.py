@@ -210,7 +210,7 @@ def _beside(path: Path, gpu: Gpu | None) -> Reading:
         raise UserError("The file isn't there.", where=str(path), allowed="a file of accelerate, DeepSpeed or PEFT")
     mapping = readers.mapping_of(path)
     kind = readers.kind_of(mapping, path)
-    if kind not in readers.BESIDE:
+    if kind not in readers.READERS or not readers.READERS[kind].beside:
         raise UserError(
             "Give one model or training file; only accelerate, DeepSpeed or PEFT files may follow it.",
             where=str(path), found=kind, allowed="one of the two",

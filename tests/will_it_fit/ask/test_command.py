@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from will_it_fit.ask import Run, will_it_fit
-from will_it_fit.ask.answer_text import smallest
 from will_it_fit.ask.command import _Progress, main
 from will_it_fit.ask.explain_measurement import measured
 from will_it_fit.ask.predict import predict
 from will_it_fit.ask.question import Options, question
 from will_it_fit.ask.run_cost import ranked
+from will_it_fit.ask.text import smallest
 from will_it_fit.cards.gpus import GIB, find, known
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import run_time

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.repository import ROOT
-from will_it_fit.analytic.estimated import estimate
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.ask import predict as prediction
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.scenario.model import MODELS
