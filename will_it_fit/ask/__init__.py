@@ -44,7 +44,7 @@ class Answer:
     suggestions
         What would fit, the cheapest first.
     run
-        Hours, cost and energy; None where nothing was asked about a run or the card's speed is not known.
+        Hours, cost and energy; None where nothing was asked about a run or the GPU's speed is not known.
     text, details
         The whole answer for people, and `predict`'s object for programs.
     """

@@ -133,9 +133,9 @@ def exit_status(answer: Mapping[str, Any]) -> int:
 
 
 def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
-    """The step on each card of the catalogue, traced once for each compute capability; the best first.
+    """The step on each GPU of the catalogue, traced once for each compute capability; the best first.
 
-    If a run is asked about, each card has its hours too.
+    If a run is asked about, each GPU has its hours too.
     """
     from will_it_fit.tracing.imports import import_quietly
 
@@ -172,14 +172,14 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
 
 
 def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[Gpu]) -> Mapping[str, Any]:
-    """The time of a step on cards that are alike to the trace, by their names."""
+    """The time of a step on GPUs that are alike to the trace, by their names."""
     from will_it_fit.tracing.trace import trace
 
     return trace(step, capability=capability, timeline=False, timed_on=speeds(cards))["times"]
 
 
 def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any] | None:
-    """The run of steps that take so long; None where the card's speed is not known."""
+    """The run of steps that take so long; None where the GPU's speed is not known."""
     return run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time else None
 
 

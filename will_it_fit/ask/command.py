@@ -120,7 +120,7 @@ _APART = (
     ("--compare", "--quick", "the trace is compared"),
     ("--count", "--quick", "tensors are traced"),
     ("--layers", "--quick", "tensors are traced"),
-    ("--all-gpus", "--gpu", "the one asks about every card, the other about one"),
+    ("--all-gpus", "--gpu", "the one asks about every GPU, the other about one"),
     *((one, other, "they are two forms of one answer") for one, other in combinations(_FORMS, 2)),
     *((one, other, "they are two questions") for one, other in combinations(_KINDS, 2)),
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """Why something else was measured: the difference put into the causes that the project knows, the likeliest first.
 
-``nvidia-smi=14.2GiB``: what the process, or the whole card, was shown with. ``allocated=``, ``reserved=``: what
+``nvidia-smi=14.2GiB``: what the process, or the whole GPU, was shown with. ``allocated=``, ``reserved=``: what
 ``torch.cuda.max_memory_allocated`` and ``max_memory_reserved`` said. ``oom=``: what the out-of-memory message calls
 "allocated by PyTorch".
 """

@@ -64,7 +64,7 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     each = f" on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
     if gpu["count"] > parallel["gpus"]:
-        has += f" (of {gpu['count']} cards the step uses {parallel['gpus']})"
+        has += f" (of {gpu['count']} GPUs the step uses {parallel['gpus']})"
     if answer["fits"] and gpu["usable_bytes"] < trace["required_bytes"]:
         return f"FITS at this very size: {has}{each}; only from {gib(trace['required_bytes'])} on does every size fit"
     if answer["fits"]:
@@ -85,7 +85,7 @@ def _quick_verdict(answer: Mapping[str, Any]) -> str:
 
 
 def smallest(required: float) -> str:
-    """The smallest of all cards that are known that has so much."""
+    """The smallest of all GPUs that are known that has so much."""
     cards = sorted(known().values(), key=lambda card: card.usable_bytes)
     found = next((card for card in cards if card.usable_bytes >= required), None)
     return f"the smallest GPU known that has it is the {found.title} (--gpu {found.name})" if found else (

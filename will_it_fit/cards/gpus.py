@@ -130,7 +130,7 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     Raises
     ------
     UserError
-        If the name is unknown, if it means several cards, or if the count is less than 1.
+        If the name is unknown, if it means several GPUs, or if the count is less than 1.
     """
     if isinstance(gpu, str) and gpu.lstrip().startswith("{"):
         gpu = _mapping(gpu, where)

@@ -324,7 +324,7 @@ TRAINING = (
         "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
     Contradiction(lambda s: s.device == "cpu" and not OPTIMIZERS[s.optimizer].on_cpu, "optimizer",
-        f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
+        f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for the CPU.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
     Contradiction(lambda s: s.strategy != NONE and s.on_out_of_memory == "halve", "on_out_of_memory",
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",

@@ -32,7 +32,7 @@ SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# Fields of decoders in transformers 5.24 that read like a misspelt size and are none.
+# Fields of decoders in transformers 5.24 that look like a misspelt size but are settings of their own.
 ALIKE = (
     "attention_heads",
     "intermediate_size_mlp",

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.repository import ROOT
+from tests.will_it_fit.decoders import T4, TINY
 from will_it_fit.analytic.estimate import estimate
 from will_it_fit.ask import predict as prediction
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
-from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import traced
 
@@ -209,25 +209,6 @@ def test_a_failure_says_which_file_and_what(tmp_path) -> None:
     found = prediction.outcome(path)
     assert (found.status, found.answer) == (3, None)
     assert str(path) in found.message and "OverflowError" in found.message
-
-
-TINY = {
-    "model_type": "qwen2",
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 1000,
-    "max_position_embeddings": 512,
-}
-T4 = {
-    "model": str(MODELS / "qwen2.5-coder-7b.json"),
-    "precision": "fp16",
-    "sequence_length": 1024,
-    "gradient_checkpointing": False,
-    "gpu": "t4",
-}
 
 
 def test_another_gpu_is_answered_by_its_own_kernels() -> None:

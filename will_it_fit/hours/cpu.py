@@ -1,6 +1,6 @@
-"""How long a step takes on this machine's processor: its operators one after the other, timed by short probes.
+"""How long a step takes on this machine's CPU: its operators one after the other, timed by short probes.
 
-A processor has no datasheet that a program could look up, and others may be using it. So a few small programs are timed
+A CPU has no datasheet that a program could look up, and others may be using it. So a few small programs are timed
 beside the step: a product of matrices, a copy, a copy into new memory, 4-bit weights unpacked, an operator on next to
 nothing. The rest follows from what operators do:
 
@@ -13,7 +13,7 @@ nothing. The rest follows from what operators do:
 Only attention has constants: a share of the product's rate, timed on the kernel alone (64 to 1,024 tokens, heads of 64
 and 128, PyTorch 2.13), not on a step.
 
-Probes and steps take one thread and count its own time: what it takes where nothing else wants the processor. By the
+Probes and steps take one thread and count its own time: what it takes where nothing else wants the CPU. By the
 clock it takes longer where others do, and several threads wait for each other then.
 """
 
@@ -39,7 +39,7 @@ _SMALL_PAIRS = 200  # operators forward, and as many backward
 
 @contextmanager
 def one_thread() -> Iterator[Callable[[], float]]:
-    """Let PyTorch use the calling thread alone; gives a clock of the processor time that the process takes."""
+    """Let PyTorch use the calling thread alone; gives a clock of the CPU time that the process takes."""
     import torch
 
     threads = torch.get_num_threads()
@@ -51,7 +51,7 @@ def one_thread() -> Iterator[Callable[[], float]]:
 
 
 @dataclass(frozen=True)
-class Processor:
+class Cpu:
     """What the probes found; a speed as :class:`will_it_fit.hours.step_time.Speed` is one.
 
     Attributes
@@ -73,7 +73,7 @@ class Processor:
     new_bytes_per_second: float
     unpacked_bytes_per_second: float | None
     launch_seconds: float
-    basis: str = "found by short probes on this processor: a product, copies, an unpacking, small operators"
+    basis: str = "found by short probes on this CPU: a product, copies, an unpacking, small operators"
     error: float | None = 0.25
     board_watts: None = None
     emulated: ClassVar[frozenset[str]] = frozenset()
@@ -164,11 +164,11 @@ class Probes:
                 self._taken[name].append(now - started - spent)
                 spent = now - started
 
-    def found(self) -> Processor:
+    def found(self) -> Cpu:
         """The rates in the middle of what was timed."""
         each = {name: median(times) for name, times in self._taken.items()}
         rate = {name: work / each[name] for name, (_, work) in self._work.items()}
-        return Processor(
+        return Cpu(
             product_flops={dtype: rate[f"product {dtype}"] for dtype in self.dtypes},
             copied_bytes_per_second=rate["copy"],
             new_bytes_per_second=_COPY_BYTES / max(each["new"] - each["copy"], 1e-9),
