@@ -120,20 +120,20 @@ def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer
     """The typed answer to a question that was read."""
     from will_it_fit.ask import answer, text
 
-    found = answer.quick(asked) if quick else answer.traced(asked)
-    shown = found["trace"] or found["analytic"] or {}
+    details = answer.quick(asked) if quick else answer.traced(asked)
+    shown = details["trace"] or details["analytic"] or {}
     suggestions = [
         Suggested(one["changes"], text.suggested(words, one["changes"]), one["cost"], one["headroom_bytes"])
-        for one in found["suggestions"]
+        for one in details["suggestions"]
     ]
     return Answer(
-        fits=found["fits"],
-        headroom_bytes=found["headroom_bytes"],
+        fits=details["fits"],
+        headroom_bytes=details["headroom_bytes"],
         peak_allocated_bytes=shown.get("peak_allocated_bytes"),
         required_bytes=shown.get("required_bytes"),
         components=shown.get("components", {}),
         suggestions=suggestions,
-        run=RunTime(**found["run"]) if found.get("run") else None,
-        text=text.full_text(asked, found, words),
-        details=found,
+        run=RunTime(**details["run"]) if details.get("run") else None,
+        text=text.full_text(asked, details, words),
+        details=details,
     )

@@ -67,8 +67,8 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     what the smallest GPU known has that surely suffices (None: none does).
     Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each.
     """
-    found = estimate(asked.scenario, asked.where, blocks=False)
-    gpu, analytic, fits, headroom = asked.gpu, found.analytic, None, None
+    estimated = estimate(asked.scenario, asked.where, blocks=False)
+    gpu, analytic, fits, headroom = asked.gpu, estimated.analytic, None, None
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
@@ -78,9 +78,9 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         headroom = gpu.usable_bytes - required
         if needs.roughly(gpu.usable_bytes) is None:  # else it lies far from what the GPU has, and only a bound is known
             analytic = {**analytic, "required_bytes": required}
-    reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": found.reason}
+    reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": estimated.reason}
     answer = asked.asked.origin_fields() | {
-        "rule_of_thumb": found.rule_of_thumb,
+        "rule_of_thumb": estimated.rule_of_thumb,
         "analytic": analytic,
         "trace": None,
         "measurement": None,
@@ -155,15 +155,18 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
         typical = {capability: _times(step, capability, cards) for capability, cards in by_capability.items()}
     rows = []
     for card in catalogue().values():
-        found = traces[card.capability]
-        judged = verdict(found, card)
+        step_trace = traces[card.capability]
+        judged = verdict(step_trace, card)
         row = {
-            "gpu": card.name, "title": card.title, "required_bytes": found["required_bytes"],
+            "gpu": card.name, "title": card.title, "required_bytes": step_trace["required_bytes"],
             "usable_bytes": card.usable_bytes, "fits": judged.fits, "headroom_bytes": judged.headroom_bytes,
         }  # fmt: skip
         if asked.run:
-            time, full = found["times"][card.name], nearly_full(found, card)
-            row |= {"time": time, "run": _run(typical.get(card.capability, found["times"])[card.name], card, asked)}
+            time, full = step_trace["times"][card.name], nearly_full(step_trace, card)
+            row |= {
+                "time": time,
+                "run": _run(typical.get(card.capability, step_trace["times"])[card.name], card, asked),
+            }
             row["warnings"] = [*(time["warnings"] if time else ()), *([full] if full else ())]
         rows.append(row)
     if asked.run:
@@ -198,9 +201,9 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     import_quietly(asked.scenario)
     from will_it_fit.planner.feasibility import largest
 
-    found = largest(asked.scenario, asked.gpu, field)
-    if found["value"] > 1 or alone is None or alone.scenario.attention_mask == asked.scenario.attention_mask:
-        return found
+    largest_fit = largest(asked.scenario, asked.gpu, field)
+    if largest_fit["value"] > 1 or alone is None or alone.scenario.attention_mask == asked.scenario.attention_mask:
+        return largest_fit
     single = largest(alone.scenario, asked.gpu, field, most=1)
     asked.scenario = alone.scenario
     return single

@@ -51,8 +51,8 @@ def answered(
     watch
         Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
     """
-    found = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
-    answer = found.to_mapping(suggested=False) | asked.origin_fields()
+    compared = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
+    answer = compared.to_mapping(suggested=False) | asked.origin_fields()
     answer["scripts_would_take"] = peaks_with_tool_defaults(asked, where)
     answer["warnings"] = [*asked.warnings, *answer["warnings"]]
     answer["strategies"] = {}
@@ -65,7 +65,7 @@ def answered(
         other = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
         size = other.traced.trace["required_bytes"]
         answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
-    answer["suggestions"] = found.suggestions(watch)
+    answer["suggestions"] = compared.suggestions(watch)
     return answer
 
 

@@ -183,38 +183,38 @@ def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
     """Hours, cost and energy of the run."""
     if run is None:
         return ["hours and cost: not known without the time of a step"]
-    found = RunTime(**run)
-    each = f" on each of {found.gpus} GPUs" if found.gpus > 1 else ""
-    epochs = f"{found.epochs:g} epoch{'s' * (found.epochs != 1)}"
+    time = RunTime(**run)
+    each = f" on each of {time.gpus} GPUs" if time.gpus > 1 else ""
+    epochs = f"{time.epochs:g} epoch{'s' * (time.epochs != 1)}"
     length = "on average, without padding"
-    if found.longest:
+    if time.longest:
         length = "the longest: shorter ones take less (--tokens-per-row 350 for a mean)"
     lines = [
-        f"the run: {found.rows:,} rows, {epochs}, {found.steps:,} steps: {_hours(found)}",
-        f"  each row counts as {found.tokens_per_row:,.6g} tokens, {length}; {LEFT_OUT}",
+        f"the run: {time.rows:,} rows, {epochs}, {time.steps:,} steps: {_hours(time)}",
+        f"  each row counts as {time.tokens_per_row:,.6g} tokens, {length}; {LEFT_OUT}",
     ]
-    if found.cost is not None:
-        lines.append(f"  {_cost(found)} at {found.price_per_hour:g} an hour{each}")
+    if time.cost is not None:
+        lines.append(f"  {_cost(time)} at {time.price_per_hour:g} an hour{each}")
     elif asked.price_per_hour:
-        lines.append(f"  cost: not known, since no price of {found.gpu} was given (--price {found.gpu}=1.29)")
-    co2 = "" if found.co2_kg_at_most is None else f", {found.co2_kg_at_most:.2g} kg of CO2"
-    lines.append(f"  at most {found.kwh_at_most:.3g} kWh{co2}, if the boards take all that they can")
-    if found.in_time is not None:
-        word = "ends by the deadline" if found.in_time else "DOES NOT END BY THE DEADLINE"
-        other = "" if found.in_time else "; --all-gpus names the nearest GPU"
+        lines.append(f"  cost: not known, since no price of {time.gpu} was given (--price {time.gpu}=1.29)")
+    co2 = "" if time.co2_kg_at_most is None else f", {time.co2_kg_at_most:.2g} kg of CO2"
+    lines.append(f"  at most {time.kwh_at_most:.3g} kWh{co2}, if the boards take all that they can")
+    if time.in_time is not None:
+        word = "ends by the deadline" if time.in_time else "DOES NOT END BY THE DEADLINE"
+        other = "" if time.in_time else "; --all-gpus names the nearest GPU"
         lines.append(f"  {word} of {asked.deadline_hours:.3g} hours{other}")
     return lines
 
 
-def sooner_lines(found: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
+def sooner_lines(changes: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
     """What would end in time on the same GPU; ``shown`` makes the line to type."""
-    if not found:
+    if not changes:
         return []
-    runs = [RunTime(**item["run"]) for item in found]
+    runs = [RunTime(**item["run"]) for item in changes]
     lines = ["what would end in time, the mildest change first:"]
     if not runs[0].in_time:
         lines = ["no change that fits this GPU ends in time; the soonest:"]
-    for item, run in zip(found, runs, strict=True):
+    for item, run in zip(changes, runs, strict=True):
         lines.append(f"  {shown(item)}\n      {item['cost']}; {_hours(run)}; {gib(item['headroom_bytes'])} to spare")
     return lines
 
@@ -223,9 +223,9 @@ def cells(run: Mapping[str, Any] | None) -> str:
     """Hours and cost of a GPU in a table."""
     if run is None:
         return "   time not known"
-    found = RunTime(**run)
-    late = "   too late" if found.in_time is False else ""
-    return f"   {_hours(found)}{'' if found.hours_range else ' (not measured)'}   {_cost(found)}{late}".rstrip()
+    time = RunTime(**run)
+    late = "   too late" if time.in_time is False else ""
+    return f"   {_hours(time)}{'' if time.hours_range else ' (not measured)'}   {_cost(time)}{late}".rstrip()
 
 
 def _hours(run: RunTime) -> str:

@@ -86,11 +86,11 @@ def _quick_verdict(answer: Mapping[str, Any]) -> str:
 
 def smallest(required: float) -> str:
     """The smallest of all GPUs that are known that has so much."""
-    cards = sorted(known().values(), key=lambda card: card.usable_bytes)
-    found = next((card for card in cards if card.usable_bytes >= required), None)
-    return f"the smallest GPU known that has it is the {found.title} (--gpu {found.name})" if found else (
-        "no GPU known has it; --gpu 2xh100-80gb divides it"
-    )  # fmt: skip
+    gpus = sorted(known().values(), key=lambda gpu: gpu.usable_bytes)
+    gpu = next((gpu for gpu in gpus if gpu.usable_bytes >= required), None)
+    if gpu is None:
+        return "no GPU known has it; --gpu 2xh100-80gb divides it"
+    return f"the smallest GPU known that has it is the {gpu.title} (--gpu {gpu.name})"
 
 
 def step_line(scenario: Mapping[str, Any]) -> str:
@@ -115,11 +115,11 @@ def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = Non
 def other_tools(answer: Mapping[str, Any], like: str) -> list[str]:
     """What the step takes with other tools' defaults, which is the step that most people run."""
     titles = {"trl": "TRL", "peft": "PEFT", "axolotl": "axolotl"}
-    found = {tool: size for tool, size in (answer.get("scripts_would_take") or {}).items() if size}
-    if not found:
+    peaks = {tool: size for tool, size in (answer.get("scripts_would_take") or {}).items() if size}
+    if not peaks:
         return []
-    sizes = ", ".join(f"{titles.get(tool, tool)} {size / GIB:.2f}" for tool, size in found.items())
-    return [f"With {sizes} GiB at the peak: the same by their scripts' defaults, estimated ({like}{next(iter(found))})"]
+    sizes = ", ".join(f"{titles.get(tool, tool)} {size / GIB:.2f}" for tool, size in peaks.items())
+    return [f"With {sizes} GiB at the peak: the same by their scripts' defaults, estimated ({like}{next(iter(peaks))})"]
 
 
 def defaults_used(answer: Mapping[str, Any]) -> str | None:
@@ -150,16 +150,16 @@ def answers(answer: Mapping[str, Any]) -> list[str]:
     """The four answers, one a line."""
     lines = []
     for name, title in NAMES.items():
-        found = answer[name]
-        if found is None:
+        peak = answer[name]
+        if peak is None:
             lines.append(f"  {title:<20}{answer['reasons'].get(name, 'not asked for')}")
             continue
-        text = f"  {title:<20}{gib(found['peak_allocated_bytes']):>10} at the peak"
+        text = f"  {title:<20}{gib(peak['peak_allocated_bytes']):>10} at the peak"
         if name == "trace":
-            text += f", {gib(found['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
+            text += f", {gib(peak['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
         lines.append(text)
         if name == "trace":
-            lines.append(f"  {'required':<20}{gib(found['required_bytes']):>10} of usable GPU memory (a full allocator"
+            lines.append(f"  {'required':<20}{gib(peak['required_bytes']):>10} of usable GPU memory (a full allocator"
                          " frees cached blocks first)")  # fmt: skip
             lines += allocators(answer)
     return lines
@@ -196,9 +196,9 @@ def time_lines(answer: Mapping[str, Any]) -> list[str]:
 def other_ways(answer: Mapping[str, Any]) -> list[str]:
     """The other way to use several GPUs."""
     lines = []
-    for strategy, found in (answer.get("strategies") or {}).items():
-        word = {True: ", which fits", False: ", which does not fit", None: ""}[found["fits"]]
-        lines.append(f"  {'with ' + strategy.upper():<20}{gib(found['required_bytes']):>10} on each GPU{word}")
+    for strategy, other in (answer.get("strategies") or {}).items():
+        word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
+        lines.append(f"  {'with ' + strategy.upper():<20}{gib(other['required_bytes']):>10} on each GPU{word}")
     return lines
 
 

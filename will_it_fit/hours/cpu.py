@@ -120,9 +120,9 @@ class Probes:
     def of(cls, scenario: Scenario) -> Probes:
         """What a scenario's step computes in and unpacks."""
         dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-        found = {dtypes.get(name) for name in (scenario.autocast_precision, scenario.weight_precision)} - {None}
+        used = {dtypes.get(name) for name in (scenario.autocast_precision, scenario.weight_precision)} - {None}
         packed = scenario.quantization.type if scenario.quantization else None
-        return cls(sorted({"float32", *found}), packed if packed != "int8" else None)
+        return cls(sorted({"float32", *used}), packed if packed != "int8" else None)
 
     def __post_init__(self) -> None:
         import torch

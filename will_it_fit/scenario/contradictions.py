@@ -341,11 +341,11 @@ def contradictions(
     for row in rows:
         if row.wrong(view):
             field = shown[row.field] if row.field in ("longest", "mixed") else row.field
-            found = shown[field]
+            value = shown[field]
             yield UserError(
                 row.problem.format(**shown),
                 where=where if loop is None else f"{where}.{field}",
-                found=asdict(found) if is_dataclass(found) else found,
+                found=asdict(value) if is_dataclass(value) else value,
                 allowed=row.allowed.format(**shown),
                 change=yaml.safe_load(row.change.format(**shown)),
             )
