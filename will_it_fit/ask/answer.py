@@ -13,11 +13,56 @@ from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
-from will_it_fit.planner.compare import NOT_MEASURED, nearly_full, peaks_with_tool_defaults
+from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full, peaks_with_tool_defaults
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH
+from will_it_fit.readers.request import ScenarioRequest
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import REPLICATED
+from will_it_fit.tracing import scenario_trace
 
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
+
+
+def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
+    """What the workflow's rules say about a scenario, one after the other."""
+    return _compared(scenario, where).to_mapping()
+
+
+def _compared(scenario: Scenario, where: object) -> Comparison:
+    return compare(estimate(scenario, where), scenario_trace.traced(scenario, where), where=where)
+
+
+def whole_answer(
+    request: ScenarioRequest,
+    where: object = "scenario",
+    shown: Callable[[dict[str, Any]], None] | None = None,
+    watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
+
+    Parameters
+    ----------
+    shown
+        Called with the answer as soon as its verdict stands, before what takes traces of its own.
+    watch
+        Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
+    """
+    compared = _compared(request.scenario, where)
+    answer = compared.to_mapping(suggested=False) | request.origin_fields()
+    answer["scripts_would_take"] = peaks_with_tool_defaults(request, where)
+    answer["warnings"] = [*request.warnings, *answer["warnings"]]
+    answer["strategies"] = {}
+    if shown:
+        shown(answer)
+    if "parallel" in request.assumed:
+        if watch:
+            watch("the same with DDP", 0, [])
+        parallel = {"strategy": REPLICATED, "gpus": request.scenario.parallel.gpus}
+        other = _compared(request.scenario.changed(parallel=parallel), where)
+        size = other.traced.trace["required_bytes"]
+        answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
+    answer["suggestions"] = compared.suggestions(watch)
+    return answer
 
 
 # What a tool's own kernels and casts can do and ours can't: the change that the trace's error asks for, which way the
@@ -38,14 +83,13 @@ def traced(
 
     ``shown`` is called with it as soon as the verdict stands, ``watch`` hears of each search for a suggestion.
     """
-    from will_it_fit.ask.predict import answered
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(asked.scenario)
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
-        return _more(answered(step, asked.where, shown, watch), asked)
+        return _more(whole_answer(step, asked.where, shown, watch), asked)
 
     for _ in _NEAREST:
         try:

@@ -223,6 +223,16 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def table(name: str, answer: dict[str, Any]) -> str:
+    """The answer to a scenario's file as text for a terminal."""
+    lines = [*head(answer, file=name), *answers(answer), *time_lines(answer), *other_ways(answer)]
+    trace = answer["trace"]
+    lines += [f"  note: {note}" for note in trace["notes"]]
+    lines += [f"  warning: {warning}" for warning in answer["warnings"]]
+    lines += explanation(answer)
+    return printable("\n".join([*lines, *suggestions(answer, lambda item: item["write"])]))
+
+
 # --- the answer to a question ---------------------------------------------------------------------------
 
 

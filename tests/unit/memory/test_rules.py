@@ -6,7 +6,7 @@ import pytest
 
 from scripts.memory import compare, estimate, measure, trace
 from tests.will_it_fit.decoders import DECODERS, T4, TINY
-from will_it_fit.ask.predict import predict
+from will_it_fit.ask.answer import predict
 from will_it_fit.common.files import read_json
 from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.scenario import Scenario

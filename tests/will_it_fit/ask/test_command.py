@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from will_it_fit.ask import Run, will_it_fit
+from will_it_fit.ask.answer import predict
 from will_it_fit.ask.command import _Progress, main
 from will_it_fit.ask.explain_measurement import measured
-from will_it_fit.ask.predict import predict
 from will_it_fit.ask.question import Options, question
 from will_it_fit.ask.run_cost import ranked
 from will_it_fit.ask.text import smallest

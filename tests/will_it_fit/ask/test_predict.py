@@ -12,6 +12,7 @@ from tests.repository import ROOT
 from tests.will_it_fit.decoders import T4, TINY
 from will_it_fit.analytic.estimate import estimate
 from will_it_fit.ask import predict as prediction
+from will_it_fit.ask.text import table
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import traced
@@ -139,7 +140,7 @@ def test_several_cards_are_all_of_them(tmp_path) -> None:
     assert found.status == 0 and found.answer["scenario"]["parallel"]["strategy"] == "fsdp2"
     assert found.answer["assumed"]["parallel"]["gpus"] == 2
     assert found.answer["strategies"]["ddp"]["required_bytes"] > 0
-    text = prediction.table("two.yaml", found.answer)
+    text = table("two.yaml", found.answer)
     assert "on each of 2 GPUs with FSDP2" in text.splitlines()[0] and "fsdp2 on 2 GPUs" in text and "with DDP" in text
 
 
@@ -225,4 +226,4 @@ def test_a_card_that_the_step_does_not_use_is_told(tmp_path) -> None:
     one = "gpu: {name: rtx-3090, count: 2}\nparallel: {strategy: none, gpus: 1}\n"
     found = prediction.outcome(write(tmp_path, "one", SMALL + one)).answer
     assert found["strategies"] == {} and found["scenario"]["parallel"]["gpus"] == 1
-    assert "(of 2 cards the step uses 1)" in prediction.table("one.yaml", found).splitlines()[0]
+    assert "(of 2 GPUs the step uses 1)" in table("one.yaml", found).splitlines()[0]
