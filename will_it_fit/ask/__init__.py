@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from os import PathLike
 from typing import Any
 
@@ -63,6 +62,8 @@ class Answer:
         return self.text
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         colour = {True: "#2e7d32", False: "#c62828", None: "#616161"}[self.fits]
         first, _, rest = self.text.partition("\n")
         return (

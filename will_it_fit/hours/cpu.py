@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from mmap import mmap
-from statistics import median
 from time import process_time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -166,6 +165,8 @@ class Probes:
 
     def found(self) -> Cpu:
         """The rates in the middle of what was timed."""
+        from statistics import median
+
         each = {name: median(times) for name, times in self._taken.items()}
         rate = {name: work / each[name] for name, (_, work) in self._work.items()}
         return Cpu(
