@@ -337,7 +337,7 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
         ),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--quick"], "contradict", "--rows"),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "t4=0"], "above 0", "--price t4=1.29"),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 cards", "--price a100-40gb="),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 GPUs", "--price a100-40gb="),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "2xt4=1"], "for one GPU", "--price t4=1.29"),
         (
             ["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "no.yaml"],
