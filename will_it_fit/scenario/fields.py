@@ -130,9 +130,7 @@ class Fields:
         said=words.of_adapters(words.ADAPTERS_IN),
         closed_form=ANY,
     )
-    sequence_length: int = described(
-        "Tokens of a row of the batch.", least=1, default=512, example=512, said=words.tokens
-    )
+    sequence_length: int = described("Tokens of a row of the batch.", least=1, default=512, said=words.tokens)
     images: Images | None = described(
         "Images in each row of a vision-language model, whose configuration is then taken with its vision tower"
         " (`gemma3`, `llava`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`): predicted, and not trained. Their tokens are"

@@ -16,9 +16,9 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 class Lora:
     """Low-rank adapters: B (out x rank) times A (rank x in), scaled by alpha / rank, beside each target module."""
 
-    rank: int = described("The rank of both factors.", least=1, default=16, example=16)
-    alpha: int = described("The update is scaled by alpha / rank.", least=1, default=32, example=32)
-    dropout: float = described("Dropout on the adapter's input while training.", below=1.0, default=0.0, example=0.0)
+    rank: int = described("The rank of both factors.", least=1, default=16)
+    alpha: int = described("The update is scaled by alpha / rank.", least=1, default=32)
+    dropout: float = described("Dropout on the adapter's input while training.", below=1.0, default=0.0)
     target_modules: str | tuple[str, ...] = described(
         "`all-linear`, or the names of the layers that get an adapter.",
         types=("string", "array"),
@@ -70,7 +70,7 @@ class Preference:
         said="reference {}",
         closed_form=ANY,
     )
-    generations: int = described("`grpo`: answers to a prompt.", least=2, default=8, example=8, said=words.generations)
+    generations: int = described("`grpo`: answers to a prompt.", least=2, default=8, said=words.generations)
     completion_length: int | None = described(
         "Tokens of a row that are the answer; `null`: half of them.",
         least=1,
