@@ -154,7 +154,7 @@ def _stand_ins() -> list[tuple[Any, str, Any]]:
     def formatted(tensor: torch.Tensor, form: str) -> str:
         return format(tensor.item(), form) if tensor.is_meta and not tensor.dim() else shown(tensor, form)
 
-    # Old names of collectives warn since PyTorch 2.13, and Dynamo breaks at the warning's line, not at the collective's.
+    # Old names of collectives warn since PyTorch 2.13, where Dynamo then breaks and can't go on.
     renamed = {"all_gather_into_tensor": "all_gather_single", "reduce_scatter_tensor": "reduce_scatter_single"}
     nothing: Callable[..., None] = lambda *args, **options: None  # noqa: E731
     return [
