@@ -3,7 +3,6 @@
 #   results/memory/<model>/<scenario>/     full fine-tuning of the profiled model: no rank in it
 #   results/<run>/memory/<scenario>/       scenarios with adapters of this rank
 #   results/<run>/memory/training/         the run's own training step: also measured, and gated
-#   results/<run>/planner.html             what fits which GPU, to try settings on
 # in each: estimate.json . trace.json . [measure.json] -> compare.json (-> gate.json)
 #   results/<run>/memory/run.json          the whole run: every stage, what it needs and what there is
 
@@ -189,7 +188,7 @@ rule check_resources:
         settings=from_settings(run_scenarios.resource_settings),
         cluster=gpus_of_cluster,
     message:
-        "Pricing every stage of {wildcards.run}: memory of GPU and host, disk"
+        "Checking every stage of {wildcards.run}: memory of GPU and host, disk"
     script:
         "../scripts/gate/check_resources.py"
 
@@ -198,10 +197,8 @@ rule plan_memory:
     input:
         unpack(from_job(JobPaths.profiled_model)),
         gpus=project_file("config/gpus.yaml"),
-        models=project_files("config/models/*.json"),
     output:
         plan="results/{run}/memory/plan.json",
-        planner="results/{run}/memory/planner.json",
     log:
         "logs/{run}/memory/plan_memory.log",
     conda:
@@ -216,29 +213,3 @@ rule plan_memory:
         "Planning: what fits which GPU"
     script:
         "../scripts/memory/plan.py"
-
-
-rule render_planner:
-    input:
-        template=project_file("will_it_fit/data/page/planner.html.j2"),
-        page_script=project_file("will_it_fit/data/page/planner.js"),
-        drawing=[project_file(f"will_it_fit/data/page/drawing.{kind}") for kind in ("css", "js")],
-        planner="results/{run}/memory/planner.json",
-    output:
-        report(
-            "results/{run}/planner.html",
-            caption="report/planner.rst",
-            category="Memory",
-            subcategory="{run}",
-            labels={"figure": "Planner"},
-        ),
-    log:
-        "logs/{run}/render_planner.log",
-    conda:
-        "../envs/light.yaml"
-    params:
-        code=code("memory/render_planner.py"),
-    message:
-        "Writing the planner's page of {wildcards.run}"
-    script:
-        "../scripts/memory/render_planner.py"

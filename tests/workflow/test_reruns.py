@@ -31,7 +31,6 @@ DOCUMENTS = {
     "record_provenance",
     "render_documents",
     "render_memory_profile",
-    "render_planner",
 }
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
 TRAINED |= {"evaluate_tuned_on_benchmark", "compare_on_benchmark", "compare_merged"}

@@ -11,7 +11,7 @@ from tests.workflow.plan import make_believe, planned_jobs, snakemake
 RANKED = {
     *("estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
     *("train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models", "record_provenance"),
-    *("compare_merged", "compare_on_benchmark", "evaluate_tuned_on_benchmark", "check_resources", "render_planner"),
+    *("compare_merged", "compare_on_benchmark", "evaluate_tuned_on_benchmark", "check_resources"),
     *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
 }
 SWEPT = {"summarize_sweep", "draw_sweep", "render_sweep"}

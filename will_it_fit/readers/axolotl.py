@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common
-from will_it_fit.readers.reading import HIGH, LOW, Reading, Values, begin, keys
+from will_it_fit.readers.reading import TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
 
 TABLE = ("axolotl",)
 _ATTENTION_FLAGS = {
@@ -48,7 +48,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         common.offloaded(reading, "activation_offloading")
     if reading.fields["method"] == "full" and reading.fields.get("attention") != "flash" and _is_half(reading):
         why = "without FlashAttention axolotl keeps norms, embeddings and head in fp32"
-        reading.errs("bf16", get("bf16", "auto"), LOW, why, "head_fp32")
+        reading.approximates("bf16", get("bf16", "auto"), TOO_LOW, why, "head_fp32")
     reading.pad(reading.fields)
     return reading
 
@@ -122,8 +122,9 @@ def _loss(get: Values, reading: Reading) -> None:
     if get("liger_fused_linear_cross_entropy") and len(fused) == len(parts):
         common.liger(reading)
         fused = []
+    why = "one of Liger's kernels alone is read as transformers' own, which keeps more"
     for part in fused:
-        reading.errs(part, True, HIGH, "one of Liger's kernels alone is read as transformers' own, which keeps more")
+        reading.approximates(part, True, TOO_HIGH, why)
     if get("liger_fused_linear_cross_entropy"):
         reading.set(loss="liger")
     elif get("cut_cross_entropy") or "CutCrossEntropy" in plugins:

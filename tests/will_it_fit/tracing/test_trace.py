@@ -8,7 +8,7 @@ from tests.will_it_fit.decoders import DECODERS
 from tests.will_it_fit.pairwise import pairwise
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine import tracker as tracker_module
-from will_it_fit.readers.request import read_asked
+from will_it_fit.readers.request import read_request
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.loading import Loader
 from will_it_fit.tracing.trace import ORDERS, record, trace
@@ -131,7 +131,7 @@ def test_autocast_keeps_casts_of_the_weights():
 def test_components_of_the_7b_model(tmp_path):
     """Sizes that follow from the configuration: see the facts in the documentation of the analytic estimate."""
     (tmp_path / "scenario.yaml").write_text("model: qwen2.5-coder-7b\n")
-    asked = read_asked(tmp_path / "scenario.yaml").scenario
+    asked = read_request(tmp_path / "scenario.yaml").scenario
     answer = trace(asked)
     check(answer)
     linear, blocks = 6_525_288_448, 6_525_288_448 // 64
