@@ -49,8 +49,12 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     flag = next((name for key, name in _OPTIMIZER_FLAGS.items() if get(key)), None)
     common.optimizer(reading, "optim", flag or get("optim", "adamw_torch_fused"))
     if get("enable_liger_kernel"):
-        reading.set(loss="liger")
-        reading.approximates("enable_liger_kernel", True, TOO_HIGH, "Liger's fused norms and MLP keep less")
+        common.liger(reading)
+    elif get("use_unsloth"):
+        reading.set(kernels="unsloth")
+        reading.approximates(
+            "use_unsloth", True, TOO_HIGH, "Unsloth's kernels keep less, and move activations to the host"
+        )
     stage = get("stage", "sft")
     if stage in _OBJECTIVES:
         objective = "orpo" if get("pref_loss") in ("orpo", "simpo") else _OBJECTIVES[stage]
@@ -171,6 +175,6 @@ def _newer(get: Values, reading: Reading, gpus: int | None) -> None:
     elif name == "deepspeed":
         common.deepspeed(reading, distributed["config_file"], reading.file.parent, gpus, "dist_config.config_file")
     if "liger" in str(kernels.get("name", "")):
-        reading.set(loss="liger")
+        common.liger(reading)
     if get("optim_config"):
         common.optimizer(reading, "optim_config", get("optim_config").get("name", "adamw_torch"))

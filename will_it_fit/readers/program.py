@@ -210,7 +210,7 @@ def _unsloth(reading: Reading, offloads: bool) -> None:
         reading.approximates(
             "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"
         )
-    reading.set(loss="chunked")  # unsloth_zoo: the loss is computed in chunks
+    reading.set(kernels="unsloth", loss="chunked")  # unsloth_zoo: the loss is computed in chunks
 
 
 def _last(node: ast.AST) -> str:

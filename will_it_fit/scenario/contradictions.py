@@ -16,6 +16,7 @@ import yaml
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.description import MOST
+from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import NONE
@@ -143,6 +144,27 @@ STEP = (
     Contradiction(lambda s: s.compile != "none" and (s.divided or s.zero or s.aim.trainer), "compile",
         "`compile: {compile}` is predicted for supervised fine-tuning on one GPU and with DDP.",
         "none; or objective sft and strategy none or ddp", "compile: none"),
+    Contradiction(lambda s: s.compile_mode != "default" and s.compile == "none", "compile_mode",
+        "`compile_mode: {compile_mode}` and `compile: none` don't go together: nothing is compiled.",
+        "default; or compile model, layers", "compile_mode: default"),
+    Contradiction(lambda s: s.compile_mode in ("reduce-overhead", "max-autotune"), "compile_mode",
+        "`compile_mode: {compile_mode}` captures CUDA graphs, whose private pools keep memory that is not modelled.",
+        "default, max-autotune-no-cudagraphs", "compile_mode: default"),
+    Contradiction(lambda s: s.packages and s.kernels != "packages", "packages",
+        "`packages` says which kernels `kernels: packages` takes, and `kernels: {kernels}` takes none of them.",
+        "kernels: packages; or no packages", "packages: []"),
+    Contradiction(lambda s: s.kernels == "packages" and not s.packages, "packages",
+        "`kernels: packages` needs the names of the packages that the target machine has.",
+        f"a list of {', '.join(KERNEL_PACKAGES)}", "packages: [fla]"),
+    Contradiction(lambda s: set(s.packages) - set(KERNEL_PACKAGES), "packages",
+        "`packages` names a package whose kernels are not known here.",
+        f"a list of {', '.join(KERNEL_PACKAGES)}", "packages: [fla]"),
+    Contradiction(lambda s: s.kernels == "liger" and s.loss != "liger", "loss",
+        "`kernels: liger` and `loss: {loss}` don't go together: Liger's patch brings its fused loss.",
+        "liger; or kernels transformers", "loss: liger"),
+    Contradiction(lambda s: s.kernels != "transformers" and (s.aim.trainer or s.images or s.divided or s.zero),
+        "kernels", "`kernels: {kernels}` is predicted for supervised fine-tuning on text, on one GPU and with DDP.",
+        "transformers; or objective sft and strategy none or ddp", "kernels: transformers"),
     Contradiction(lambda s: s.images and s.strategy != NONE, "parallel",
         "`images` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or images null", "parallel: {{strategy: none, gpus: 1}}"),
@@ -305,6 +327,9 @@ STEP = (
 TRAINING = (
     Contradiction(lambda s: s.compile != "none", "compile",
         "A compiled step can be predicted, and is not trained here.", "none", "compile: none"),
+    Contradiction(lambda s: s.kernels != "transformers", "kernels",
+        "A step with `kernels: {kernels}` can be predicted, and is not trained here.", "transformers",
+        "kernels: transformers"),
     Contradiction(lambda s: s.images, "images", "A step with images can be predicted, and is not trained here.", "null",
         "images: null"),
     Contradiction(lambda s: s.bitsandbytes, "versions",

@@ -14,6 +14,7 @@ from typing import Any
 from will_it_fit.scenario import words
 from will_it_fit.scenario.description import ANY, SAID_BY_OTHERS, Excluded, described, fields_of, said, switch
 from will_it_fit.scenario.images import Images
+from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.parts import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
@@ -228,6 +229,35 @@ class Fields:
         default="none",
         example="layers",
         said={"none": "", "model": "compiled", "layers": "compiled layer by layer"},
+    )
+    compile_mode: str = described(
+        "`torch.compile`'s mode. `max-autotune-no-cudagraphs` gives a range: a benchmark on the GPU chooses between"
+        " cuBLAS and Inductor's own products, into which more is fused. `reduce-overhead` and `max-autotune` are"
+        " refused: the private pools of their CUDA graphs are not modelled.",
+        words=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        default="default",
+        example="default",
+        said=lambda value, _: "" if value == "default" else f"mode {value}",
+    )
+    kernels: str = described(
+        "Whose kernels the model runs. `packages`: those that `packages` names, where transformers finds them."
+        " `liger`: the model as liger-kernel patches it, with `loss: liger`. `unsloth`: as Unsloth patches it, which"
+        " can't be followed, so the answer is a range. Predicted, and not trained.",
+        words=("transformers", "packages", "liger", "unsloth"),
+        default="transformers",
+        example="liger",
+        said={"transformers": "", "packages": "", "liger": "Liger's kernels", "unsloth": "Unsloth's kernels"},
+        closed_form=("transformers", "unsloth"),  # of Unsloth's step the upper end
+    )
+    packages: tuple[str, ...] = described(
+        "Packages with kernels that the target machine has: "
+        + ", ".join(f"`{name}`" for name in KERNEL_PACKAGES)
+        + ". A trace needs them installed too (`requirements-kernels.txt`), and runs their own code.",
+        types=("array",),
+        default=(),
+        example=["fla"],
+        said=lambda value, _: f"with {', '.join(value)}" if value else "",
+        closed_form=((),),
     )
     loop: str = described(
         "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"

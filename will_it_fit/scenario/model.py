@@ -58,6 +58,8 @@ OWN_HEAD_DIM = (
     "olmoe",
 )
 MOST_LAYERS = 4096
+# Packages whose kernels transformers takes where it can import them: as pip and as Python name them.
+KERNEL_PACKAGES = {"causal-conv1d": "causal_conv1d", "fla": "fla", "mamba-ssm": "mamba_ssm"}
 # Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
 LIGER_MODELS = (
     "deepseek_v3",
@@ -78,6 +80,11 @@ LIGER_MODELS = (
     "qwen3_moe",
     "smollm3",
 )
+
+
+# Of these, models whose norms, MLPs and rotation will_it_fit/step/liger.py has: RMSNorm as Llama's, SwiGLU of two
+# projections, the whole head rotated.
+LIGER_WRITTEN_OUT = ("llama", "ministral", "mistral", "qwen2", "qwen3", "smollm3")
 
 
 def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:

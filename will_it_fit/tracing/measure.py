@@ -77,6 +77,14 @@ def measure(
             allowed="none; the trace predicts the others",
             write="compile: none",
         )
+    if scenario.kernels in ("packages", "unsloth") or (scenario.kernels != "transformers" and device == "cuda"):
+        raise UserError(
+            "A step with kernels of packages isn't measured here; Liger's are written out for the CPU alone.",
+            where="kernels",
+            found=scenario.kernels,
+            allowed="transformers; liger with device cpu; the trace predicts the others",
+            write="kernels: transformers",
+        )
     check_packages(scenario)
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
     from will_it_fit.step.architecture import attention_kernel
@@ -89,6 +97,7 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
         return _objective_on_cpu(scenario, timeline)
     from will_it_fit.engine.steps import STEPS
     from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step.liger import rotating
     from will_it_fit.step.model import build_model, parameter_count
     from will_it_fit.step.optimizers import build_optimizer
     from will_it_fit.step.step import random_step
@@ -104,7 +113,8 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
         compiled=compiled_steps(scenario, "cpu"),
     )
     started = time.monotonic()
-    report = measure_step(model, optimizer, step, options=options)
+    with rotating(model):
+        report = measure_step(model, optimizer, step, options=options)
     found = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
     return found | (_timed(scenario, step) if timed else {})
 
