@@ -67,7 +67,7 @@ def compare(row: Row, report: Mapping[str, Any] | str) -> dict[str, Any]:
     ----------
     report
         A :class:`~will_it_fit.engine.report.Report` as a mapping, with ``orders`` where several are possible; or why
-        there is none.
+        the row was not traced.
 
     Returns
     -------

@@ -327,9 +327,7 @@ def test_a_step_that_was_timed_stands_beside_its_prediction(write: Callable[...,
     content = inputs.files()
     measured = content["training_memory"]["measurement"]
     measured["time"] = {"difference": -0.05, "predicted_seconds": 4.37, "taken_seconds": 4.6}
-    said = (
-        "On one thread of the CPU the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %)."
-    )
+    said = "On one thread of the CPU the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %)."
     assert said in write("MODEL_CARD.md", content)
     del measured["time"]
     assert "On one thread of the CPU" not in write("MODEL_CARD.md", content)
