@@ -14,11 +14,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each worker; jobs of a chain set their own number
 
 # A worker takes whole files. What takes minutes begins first, so that no worker is left with it at the end; the chain
-# first of all, and what reads it later, when it is finished.
+# first of all, and what reads it later, when it is finished. One worker after the other takes what is next.
 FIRST = (
     "tests/end_to_end/test_chain.py",
     "tests/workflow",
-    "tests/docs",
+    "tests/docs/test_commands.py",
+    "tests/end_to_end/test_same_again.py",
     "tests/end_to_end",
     "tests/will_it_fit/tracing",
     "tests/will_it_fit/step",

@@ -4,7 +4,7 @@ from typing import Any
 
 from scripts.common.job import job
 from scripts.runs.check_configuration import checked_configuration
-from will_it_fit.analytic.estimated import estimate
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.common.files import write_report
 from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import log

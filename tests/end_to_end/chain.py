@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from scripts.common import code_digests
+from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "tests" / "config" / "tiny.yaml"
@@ -64,10 +64,21 @@ def linked(project: Path, folder: Path) -> Path:
 
 
 def snakemake(
-    project: Path, *arguments: str | Path, python: Path | str = sys.executable, environ: dict[str, str] | None = None
+    project: Path, *arguments: str | Path, python: Path | str | None = None, environ: dict[str, str] | None = None
 ) -> str:
-    """Run the tiny configuration in a checkout; returns all that Snakemake said. Fails with it when it fails."""
-    command = [python, "-m", "snakemake", "--cores", "2", "--configfile", CONFIGURATION.relative_to(ROOT)]
+    """Run the tiny configuration in a checkout; returns all that Snakemake said. Fails with it when it fails.
+
+    With the Python that is named; else Snakemake and its jobs are forked from a server that has imported the packages.
+    """
+    command = [
+        python or Path(launchers(environ), "python"),
+        "-m",
+        "snakemake",
+        "--cores",
+        "2",
+        "--configfile",
+        CONFIGURATION.relative_to(ROOT),
+    ]
     done = subprocess.run(
         [str(part) for part in (*command, *arguments)],
         cwd=project,

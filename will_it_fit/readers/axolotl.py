@@ -145,8 +145,3 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
         common.fsdp(reading, get("fsdp_config") or {}, version, count, words if "offload" in words else "")
     elif (gpus or get("world_size") or 1) > 1 or get("ddp"):
         common.parallel(reading, "ddp", count)
-
-
-def can_read(mapping: Mapping[str, Any]) -> bool:
-    """Whether a mapping is one of axolotl's files."""
-    return "base_model" in mapping

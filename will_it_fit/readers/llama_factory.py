@@ -14,12 +14,7 @@ TABLE = ("llama-factory", "transformers")
 _OPTIMIZER_FLAGS = {"use_muon": "muon", "use_galore": "galore_adamw", "use_apollo": "apollo_adamw",
                     "use_adam_mini": "adam_mini"}  # fmt: skip
 _OBJECTIVES = {"dpo": "dpo", "kto": "kto", "rm": "reward", "ppo": "grpo"}
-_NEWER_HINTS = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
-
-
-def can_read(mapping: Mapping[str, Any]) -> bool:
-    """Whether a mapping is one of LLaMA-Factory's files."""
-    return "model_name_or_path" in mapping or ("model" in mapping and any(key in mapping for key in _NEWER_HINTS))
+NEWER_HINTS = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:

@@ -12,11 +12,6 @@ from will_it_fit.readers.reading import Reading, Values, begin, keys
 TABLE = ("trl", "transformers")
 
 
-def can_read(mapping: Mapping[str, Any]) -> bool:
-    """Whether a mapping is a file of TRL's command line."""
-    return "model_name_or_path" in mapping
-
-
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, trainer: str = "sft") -> Reading:
     """The scenario's fields, with TRL's defaults.
 

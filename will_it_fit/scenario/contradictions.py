@@ -349,7 +349,7 @@ TRAINING = (
         "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
     Contradiction(lambda s: s.device == "cpu" and not OPTIMIZERS[s.optimizer].on_cpu, "optimizer",
-        f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
+        f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for the CPU.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
     Contradiction(lambda s: s.strategy != NONE and s.on_out_of_memory == "halve", "on_out_of_memory",
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",
@@ -366,11 +366,11 @@ def contradictions(
     for row in rows:
         if row.wrong(view):
             field = shown[row.field] if row.field in ("longest", "mixed") else row.field
-            found = shown[field]
+            value = shown[field]
             yield UserError(
                 row.problem.format(**shown),
                 where=where if loop is None else f"{where}.{field}",
-                found=asdict(found) if is_dataclass(found) else found,
+                found=asdict(value) if is_dataclass(value) else value,
                 allowed=row.allowed.format(**shown),
                 change=yaml.safe_load(row.change.format(**shown)),
             )

@@ -32,7 +32,7 @@ SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# Fields of decoders in transformers 5.24 that read like a misspelt size and are none.
+# Fields of decoders in transformers 5.24 that look like a misspelt size but are settings of their own.
 ALIKE = (
     "attention_heads",
     "intermediate_size_mlp",
@@ -98,7 +98,7 @@ def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:
 def found_beside(path: str, where: object) -> Path | None:
     """A file or folder that a scenario names: beside the scenario's own file, else in the working directory."""
     beside = Path(where).parent if isinstance(where, (str, Path)) else Path()
-    return next((found for found in (beside / path, Path(path)) if found.exists()), None)
+    return next((file for file in (beside / path, Path(path)) if file.exists()), None)
 
 
 def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[str, Any], str | None]:

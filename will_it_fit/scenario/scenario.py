@@ -161,8 +161,8 @@ class Scenario(Fields):
 
     def size(self, name: str, default: Any = None) -> Any:
         """A size of the model under its usual name, whatever its configuration calls it (None counts as missing)."""
-        found = size(self.model, name)
-        return size(self.model.get("text_config") or {}, name, default) if found is None else found
+        own = size(self.model, name)
+        return size(self.model.get("text_config") or {}, name, default) if own is None else own
 
 
 def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
