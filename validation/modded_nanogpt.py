@@ -5,17 +5,22 @@ model, optimizers, validation. Only the number of updates is lowered, to three, 
 
     git clone https://github.com/KellerJordan/modded-nanogpt
     python -m validation.modded_nanogpt modded-nanogpt 2025-01-04_SoftCap      # traces
-    python -m validation.modded_nanogpt modded-nanogpt --published 2025-01-04_SoftCap   # reads what its logs end with
+    python -m validation.modded_nanogpt --published modded-nanogpt 2025-01-04_SoftCap   # reads what its logs end with
+
+    python -m validation.modded_nanogpt --draw modded-nanogpt                  # which ten were drawn unread
+    python -m validation.modded_nanogpt --table                                # the rows that are kept
 
 Nothing is fetched. The programs are other people's: each runs in a process and a folder of its own, without a GPU.
-Needs `requirements-kernels.txt` (Linux). ``validation/data/modded_nanogpt.csv`` keeps the rows.
+Needs `requirements-kernels.txt` (Linux). ``validation/data/compiled.csv`` keeps the rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
+import random
 import re
 import runpy
 import subprocess
@@ -29,6 +34,17 @@ import numpy as np
 
 COMMIT = "f411b3d346aa52d3504324ca93c230fd84c6c07f"
 GPUS = 8
+# Records whose logs were read while this was developed; ten others were drawn from the folders' names alone.
+OPENED = (
+    "2024-12-10_MFUTweaks",
+    "2024-12-17_SparsifyEmbeds",
+    "2025-01-04_SoftCap",
+    "2025-01-13_Fp8LmHead",
+    "2025-01-16_Sub3Min",
+    "2025-01-26_BatchSize",
+)
+SEED, DRAWN = 33, 10
+ROWS = Path(__file__).parent / "data" / "compiled.csv"
 UPDATES = 3  # the second is like all that follow; then comes the last validation
 _END_OF_SOURCE = re.compile(r"^={80,}$", re.MULTILINE)
 _HEADING = re.compile(r"^-{40}\n# (\w+\.py)\n-{40}\n", re.MULTILINE)
@@ -58,6 +74,11 @@ class Checkout:
     def find(self, name: str) -> str:
         """A record's folder by its last part."""
         return next(folder for folder in self.records() if folder.endswith(f"/{name}"))
+
+    def drawn(self) -> list[str]:
+        """Ten records that nobody had opened, in the order in which they were drawn."""
+        closed = [folder for folder in self.records() if not folder.endswith(OPENED)]
+        return random.Random(SEED).sample(closed, DRAWN)
 
     def _logs(self, record: str) -> list[str]:
         names = self._git("ls-tree", "-r", "--name-only", COMMIT, f"{record}/").splitlines()
@@ -188,6 +209,32 @@ def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def table() -> str:
+    """The kept rows as Markdown: what was traced beside what was published."""
+    lines = [
+        "| step | rows | traced, allocated, MiB | published | | traced, reserved, MiB | published |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    with ROWS.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            cells = [row["id"], row["known"]]
+            if row["refused"]:
+                cells += [f"refused: {row['refused']}", "not read", "", "", ""]
+            else:
+                traced, published = row["traced_allocated_mib"], row["published_allocated_mib"]
+                cells += [_number(traced), _number(published)]
+                reserved = row["traced_reserved_mib"], row["published_reserved_mib"]
+                compared = (traced, published) if published else reserved
+                cells.append(f"{100 * (float(compared[0]) / float(compared[1]) - 1):+.3f} %")
+                cells += map(_number, reserved)
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _number(text: str) -> str:
+    return f"{float(text):,.1f}".removesuffix(".0") if text else ""
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -195,11 +242,18 @@ def main() -> None:
     parser.add_argument("records", nargs="*")
     parser.add_argument("--published", action="store_true", help="read the peaks of the logs; trace nothing")
     parser.add_argument("--program", type=Path, help="run one program here")
+    parser.add_argument("--draw", action="store_true", help="name the ten records that were drawn")
+    parser.add_argument("--table", action="store_true", help="print the rows that are kept")
     asked = parser.parse_args()
+    if asked.table:
+        print(table())
+        return
     if asked.program:
         print(json.dumps(run_program(asked.program)))
         return
     checkout = Checkout(asked.checkout)
+    if asked.draw:
+        print("\n".join(checkout.drawn()))
     for name in asked.records:
         record = checkout.find(name)
         print(name, json.dumps(checkout.published(record) if asked.published else trace_record(checkout, record)))

@@ -42,7 +42,7 @@ from torch.fx.experimental import proxy_tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from . import kernels
+from . import costs, kernels
 from .accelerator import accelerator
 from .card import active_simulation
 from .errors import CompiledError, TraceError
@@ -260,15 +260,28 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
             file.write(named.sub("device(type='meta')", text))
         return load(cls, key, path, *args, **kwargs)
 
-    compiler, kernel = async_compile.AsyncCompile, SimpleNamespace(run=lambda *args, **kwargs: None)
-    kinds = {"triton": kernel, "multi_kernel": kernel, "cpp_pybinding": kernel.run}
+    def named_kernel(compiler: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        return SimpleNamespace(run=_touching(name))
+
+    compiler = async_compile.AsyncCompile
     return [
-        *((compiler, kind, lambda *args, stub=stub, **kwargs: stub) for kind, stub in kinds.items()),
+        (compiler, "triton", named_kernel),
+        (compiler, "multi_kernel", named_kernel),
+        (compiler, "cpp_pybinding", lambda compiler, *args, **kwargs: _touching("cpp")),
         (guards, f"_empty_strided_{target}", empty),
         (guards, "assert_alignment", lambda *args: None),
         (guards, "assert_size_stride", compared),
         (codecache.PyCodeCache, "load_by_key_path", classmethod(load_by_key_path)),
     ]
+
+
+def _touching(name: str) -> Any:
+    """A kernel of Inductor's that does nothing, and costs what it reads and writes: each of its tensors once."""
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        costs.memory_kernel(f"inductor::{name}", *(each for each in args if isinstance(each, torch.Tensor)))
+
+    return run
 
 
 @contextmanager

@@ -36,8 +36,12 @@ def package_runs(device: torch.device) -> bool:
     """Whether the package's own code is what runs for tensors on a device."""
     if device.type == "cuda":
         return True
-    simulated = device.type == "meta" and active_simulation() is not None
-    return simulated and find_spec("triton") is not None and find_spec("liger_kernel") is not None
+    return device.type == "meta" and active_simulation() is not None and package_installed()
+
+
+def package_installed() -> bool:
+    """Whether liger-kernel can be imported where a card is simulated."""
+    return find_spec("triton") is not None and find_spec("liger_kernel") is not None
 
 
 def use_liger(model: nn.Module, *, kernels: bool = False) -> None:

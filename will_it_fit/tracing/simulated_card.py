@@ -21,6 +21,7 @@ from will_it_fit.engine.simulation import simulated
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.liger import package_installed
 
 UNNAMED = "a100-80gb"  # the card of a scenario that names none: of the capability that the engine assumes then
 
@@ -61,7 +62,8 @@ def _asked_card(scenario: Scenario, capability: tuple[int, int] | None) -> Card:
 
 def needs_card(scenario: Scenario) -> bool:
     """Whether the step asks for the card: it is compiled, or runs kernels of packages, Liger's or others'."""
-    return scenario.compile != "none" or scenario.kernels in ("packages", "liger") or scenario.loss == "liger"
+    by_package = scenario.loss == "liger" and package_installed()
+    return scenario.compile != "none" or scenario.kernels in ("packages", "liger") or by_package
 
 
 @contextmanager
