@@ -97,7 +97,7 @@ def build_model(
     if scenario.loss == "liger":
         from will_it_fit.step.liger import use_liger
 
-        use_liger(model)
+        use_liger(model, kernels=scenario.kernels == "liger")
     if scenario.method != "full" and scenario.kbit_preparation != "none":
         from peft import prepare_model_for_kbit_training
 

@@ -27,6 +27,7 @@ from will_it_fit.engine.record import Record
 from will_it_fit.engine.trace import trace_step
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model, notes, skeleton
+from will_it_fit.tracing.simulated_card import needs_card
 
 _DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as configurations write it
 _LONGEST_PERIOD = 8
@@ -80,11 +81,11 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
 
     ``often``: at many sizes, so that the proof counts little.
 
-    DDP sends gradients in buckets, and ZeRO divides all weights together: both add up over layers. FSDP1 frees in an
-    order of its own.
+    A compiler and packages' kernels ask for the card: their steps are traced whole. DDP sends gradients in buckets, and
+    ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own.
     """
     parallel = scenario.parallel
-    if scenario.images or scenario.aim.trainer or scenario.compile != "none":
+    if scenario.images or scenario.aim.trainer or needs_card(scenario):
         return None
     if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1:
         return None

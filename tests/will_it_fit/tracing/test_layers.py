@@ -206,7 +206,7 @@ def test_a_wrong_scenario_says_what_a_whole_trace_says():
 
 def test_many_sizes_are_proven_once():
     """A recorder takes one proof for all sizes with the same events, and its recordings are the whole steps'."""
-    recorder, stepped = Recorder(costs=True), []
+    recorder, stepped = Recorder(), []
     original = recorder._prepare
     recorder._prepare = lambda each: stepped.append(each.model["num_hidden_layers"]) or original(each)
     sizes = [(128, 2), (256, 2), (128, 5)]
@@ -216,9 +216,8 @@ def test_many_sizes_are_proven_once():
         given.append(recorder(step, (8, 9)))
     assert stepped == [3, 4, 5, 3, 4, 3, 4]
     with mock.patch.object(layers, "depths", return_value=None):
-        whole = Recorder(costs=True)
+        whole = Recorder()
         for (length, rows), own in zip(sizes, given, strict=True):
             step = scenario(method="qlora", sequence_length=length, micro_batch=rows)
             other = whole(step, (8, 9))
             assert own.sequences == other.sequences and own.workspaces == other.workspaces
-            assert own.costs.by_phase() == other.costs.by_phase()
