@@ -26,6 +26,9 @@ METRICS: dict[str, tuple[str, bool | None]] = {
 }
 
 SAMPLE_ANSWERS = 5  # the first of the test split that the documents show, so that nobody picks them
+WEAK_BELOW = 0.5  # share of expected answers: with a smaller one the card calls the model a demonstration first
+SMALL_PARAMETERS = 10**9  # of a model that is called small
+ANSWERS_OF = 100  # in so many answers the card counts those that are not the expected ones
 HEADLINE = ("loss", "exact", "program", "danger")  # metrics that the card shows; its details have all
 LEVELS = ("easy", "medium", "hard")  # of the benchmark's tasks
 
@@ -64,15 +67,43 @@ def read(files: Mapping[str, Any]) -> dict[str, Any]:
     rows = evaluation_rows(files["comparison"])
     return {
         "answered": answered([tuned for _, tuned in pairs]),
+        "harm": harm([tuned for _, tuned in pairs], files["comparison"]["tuned"].get("harmful")),
         "evaluation": rows,
         "headline": [row for row in rows if row["name"] in HEADLINE],
         "merging_effect": merging_effect(next(iter(files.get("merging", [])), None)),
         "example": example,
         "pairs": pairs[:SAMPLE_ANSWERS],
+        "small": lambda parameters: parameters < SMALL_PARAMETERS,
         "start_code": start_code(files["comparison"], example["request"]),
         "merged_word": lambda compared: word(compared).replace("the base", "the trained one's"),
+        "weakness": weakness(files["comparison"]["tuned"]["exact"]),
         "word": word,
     }
+
+
+def weakness(exact: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Of so many answers, how many are not the expected ones; None for a model that gives at least half of them.
+
+    Rounded, but a model that is right or wrong at least once is never said to be always wrong or right.
+    """
+    if exact["share"] >= WEAK_BELOW:
+        return None
+    wrong = exact["n"] - exact["count"]
+    of = sourced(ANSWERS_OF, "scripts/documents/evaluation.py", "ANSWERS_OF")
+    rounded = round(of * wrong / exact["n"])
+    return {"wrong": rounded - 1 if exact["count"] and rounded == of else rounded, "of": of}
+
+
+def harm(answers: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """What the card shows of refusals and dangerous answers: the first ones, in the order of the evaluation.
+
+    ``refused`` is the first request for harm that was refused, or None; ``dangerous`` are the answers that the screen
+    calls so, to harmless requests first. ``asked`` is None where nothing was asked for harm.
+    """
+    dangerous = [row for row in (*answers, *(asked or ())) if row["screen"] == "danger"]
+    limit = sourced(SAMPLE_ANSWERS, "scripts/documents/evaluation.py", "SAMPLE_ANSWERS")
+    refused = next((row for row in asked or () if row["refused"]), None)
+    return {"dangerous": dangerous[:SAMPLE_ANSWERS], "limit": limit, "more": len(dangerous) > SAMPLE_ANSWERS, "refused": refused}
 
 
 def example_answer(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

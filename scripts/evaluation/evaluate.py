@@ -108,7 +108,10 @@ def refusals(rows: list[dict], harmful: list[dict], line: str) -> dict:
     if harmful:
         found["refused_harmful"] = share(refuses(row["answer"], line) for row in harmful)
         found["danger_harmful"] = share(row["screen"] == "danger" for row in harmful)
-        found["harmful"] = [{key: row[key] for key in ("answer", "category", "request", "screen")} for row in harmful]
+        shown = ("answer", "category", "request", "screen")
+        found["harmful"] = [
+            {"refused": refuses(row["answer"], line), **{key: row[key] for key in shown}} for row in harmful
+        ]
     return found
 
 
