@@ -205,7 +205,9 @@ def read_grammar(folder: Path = GRAMMAR) -> Grammar:
     a slot is unknown, a request does not say all that changes its command, or a command or value occurs twice.
     """
     schemas = read_yaml(_SCHEMA)
-    files = {path.stem: read_yaml(path) for path in sorted(folder.glob("*.yaml")) if path.stem not in ("refusals", "usage")}
+    files = {
+        path.stem: read_yaml(path) for path in sorted(folder.glob("*.yaml")) if path.stem not in ("refusals", "usage")
+    }
     for name, content in files.items():
         validate(content, schemas.get(name, schemas["tasks"]), folder / f"{name}.yaml")
     forms, pipes, slots = files.pop("forms"), files.pop("pipes", None), _values(files.pop("slots"), folder)
@@ -400,7 +402,9 @@ def generate(seed: int, pairs: int, grammar: Grammar | None = None, programs: in
                 allowed=f"at most {len(made)}",
                 write=f"pairs: {len(made)}",
             )
-    asked = [intent for number in sorted({number for number, _ in made}) if not (intent := grammar.intents[number]).family]
+    asked = [
+        intent for number in sorted({number for number, _ in made}) if not (intent := grammar.intents[number]).family
+    ]
     free = dict(zip(asked, may_be_held_out([intent.command for intent in asked]), strict=True))
     for number, (request, command) in made:
         intent = grammar.intents[number]

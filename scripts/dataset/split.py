@@ -73,9 +73,7 @@ def resembling(requests: "pd.Series", others: "pd.Series") -> "pd.Series":
     def resembles(text: str) -> bool:
         own = shingles(request_key(text))
         shared = Counter(number for run in own for number in of_run.get(run, ()))
-        return any(
-            count >= RESEMBLES * (len(own) + len(sets[number]) - count) for number, count in shared.items()
-        )
+        return any(count >= RESEMBLES * (len(own) + len(sets[number]) - count) for number, count in shared.items())
 
     return requests.map(resembles)
 

@@ -119,7 +119,9 @@ def turns(groups: Mapping[int, Iterable[str]], uses: Mapping[str, float]) -> Ite
         left = {*shares, HARM} & {*of}
         while left:
             harm_is_due = HARM in left and had[HARM] < HARM_SHARE * asked.total()
-            group = HARM if harm_is_due else min(left, key=lambda name: ((had[name] + 1) / shares.get(name, 1e-9), name))
+            group = (
+                HARM if harm_is_due else min(left, key=lambda name: ((had[name] + 1) / shares.get(name, 1e-9), name))
+            )
             number = min(of[group], key=lambda one: asked[one])  # the first of those asked least
             if asked[number] == most:
                 left.remove(group)
