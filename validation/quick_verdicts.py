@@ -29,7 +29,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_json
 from will_it_fit.common.terminal import command, progress
 from will_it_fit.engine.capacities import capacities
-from will_it_fit.engine.expandable import peak_blocks
+from will_it_fit.engine.replay import peak_blocks
 from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.scenario import Scenario
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scripts.documents import card, dataset, evaluation, memory
+from scripts.documents.traced_values import plain
 
 
 def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,6 +27,9 @@ def derive(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping
     """
     context: dict[str, Any] = {**files, **settings}
     context |= memory.read(files, settings, paths)
+    if "profile_title" in context and "description" in context:
+        titles = (context["profile_title"], context["description"]["title"])
+        context["profile_is_own"] = len({plain(title).casefold() for title in titles}) == 1
     context |= dataset.read(files)
     context |= evaluation.read(files)
     context |= evaluation.read_benchmark(files)

@@ -103,7 +103,12 @@ def harm(answers: Sequence[Mapping[str, Any]], asked: Sequence[Mapping[str, Any]
     dangerous = [row for row in (*answers, *(asked or ())) if row["screen"] == "danger"]
     limit = sourced(SAMPLE_ANSWERS, "scripts/documents/evaluation.py", "SAMPLE_ANSWERS")
     refused = next((row for row in asked or () if row["refused"]), None)
-    return {"dangerous": dangerous[:SAMPLE_ANSWERS], "limit": limit, "more": len(dangerous) > SAMPLE_ANSWERS, "refused": refused}
+    return {
+        "dangerous": dangerous[:SAMPLE_ANSWERS],
+        "limit": limit,
+        "more": len(dangerous) > SAMPLE_ANSWERS,
+        "refused": refused,
+    }
 
 
 def example_answer(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -248,7 +248,7 @@ class Fit:
         if start:
             log.info("Resuming from the checkpoint after step %d", start)
         begun = last_message = time.monotonic()
-        computed_here = 0
+        tokens_here = 0  # of the rows, as the card counts them
         for step, shares in enumerate(planned_steps(self.rows, self.scenario, loop, self.seed, self.prefix)):
             if step < start:
                 continue
@@ -264,10 +264,10 @@ class Fit:
             now = time.monotonic()
             if (step + 1) % loop["save_every_steps"] == 0 or step + 1 == total:
                 self.checkpoint.save(step + 1, self.model, self.optimizer, curve, seconds + now - begun)
-            computed_here += computed
+            tokens_here += curve[-1]["tokens"]
             if now - last_message >= 5 or step + 1 == total:
                 last_message = now
-                speed = computed_here / (now - begun)
+                speed = tokens_here / (now - begun)
                 left = (total - step - 1) * (now - begun) / (step + 1 - start)
                 log.info("step %d of %d  loss %.3f  %.0f tokens/s  %.0f s left", step + 1, total, loss, speed, left)
         return Fitted(curve, start, seconds + time.monotonic() - begun)

@@ -10,9 +10,9 @@ from collections import Counter
 from math import prod
 from typing import NamedTuple
 
-from will_it_fit.engine.allocator import EMPTY_CACHE, Event, replay, round_size, typical_block
+from will_it_fit.engine.allocator import EMPTY_CACHE, Event, round_size, typical_block
 from will_it_fit.engine.components import ROUNDING
-from will_it_fit.engine.expandable import replay_expandable
+from will_it_fit.engine.replay import replay
 
 
 class Term(NamedTuple):
@@ -132,7 +132,7 @@ class Ledger:
         """Run the allocations through the allocator: what its blocks take beyond the tensors is a term of its own."""
         if self.events is None:
             return
-        run = (replay_expandable if self.expandable else replay)(self.events, self._starts)
+        run = replay(self.events, self._starts, expandable_segments=self.expandable)
         for phase, peak in run.phases.items():
             self.at_peak[phase][Term(ROUNDING, "blocks larger than tensors", "", peak - self.peaks[phase])] = 1
             self.peaks[phase] = peak

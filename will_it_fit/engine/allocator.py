@@ -31,8 +31,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 MIB = 2**20
 MIN_BLOCK = 512  # kMinBlockSize: every size is a multiple of it (round_size)
@@ -68,59 +66,6 @@ class OutOfMemory(Exception):
         super().__init__(f"event {event_index} needs {needed_bytes} bytes, the capacity is {capacity_bytes}")
 
 
-@dataclass(frozen=True)
-class Span:
-    """Peaks between one mark and the next, as ``reset_peak_memory_stats`` at the mark would give them (bytes)."""
-
-    phase: str
-    start_index: int
-    start_allocated_bytes: int
-    peak_allocated_bytes: int
-    peak_requested_bytes: int
-    peak_reserved_bytes: int
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What a sequence of events costs.
-
-    Attributes
-    ----------
-    peak_allocated_bytes
-        Largest sum of blocks in use: ``torch.cuda.max_memory_allocated``.
-    peak_requested_bytes
-        Largest sum of the requests themselves: ``requested_bytes.all.peak`` of ``torch.cuda.memory_stats``.
-    peak_reserved_bytes
-        Largest sum of segments: ``torch.cuda.max_memory_reserved``.
-    allocated_bytes, requested_bytes, reserved_bytes
-        The same three at the end.
-    spans
-        The peaks of each marked stretch, in order.
-    capacity_bytes
-        The capacity that the replay ended with; larger than the given one only where it was allowed to grow.
-    retries
-        How often free segments were given back because ``cudaMalloc`` failed: ``num_alloc_retries``.
-    """
-
-    peak_allocated_bytes: int
-    peak_requested_bytes: int
-    peak_reserved_bytes: int
-    allocated_bytes: int
-    requested_bytes: int
-    reserved_bytes: int
-    spans: tuple[Span, ...] = ()
-    capacity_bytes: int | None = None
-    retries: int = 0
-
-    @property
-    def phases(self) -> dict[str, int]:
-        """Largest ``peak_allocated_bytes`` of each phase's spans."""
-        largest: dict[str, int] = {}
-        for span in self.spans:
-            largest[span.phase] = max(largest.get(span.phase, 0), span.peak_allocated_bytes)
-        return largest
-
-
 class _Block:
     """A stretch of a segment, in use or free; neighbours in the segment are linked."""
 
@@ -153,6 +98,11 @@ def typical_block(requested: int) -> int:
     size = round_size(requested)
     count, rest = divmod(segment_size(size), size)
     return size + (rest // count if rest <= SMALL < size else 0)
+
+
+def no_addresses(reserved: int) -> OverflowError:
+    """What a step is told that needs more segments than there are addresses."""
+    return OverflowError(f"more than {reserved:,} bytes in segments: beyond the addresses of any GPU")
 
 
 class Watched:
@@ -275,7 +225,7 @@ class Allocator(Watched):
             block = _Block(self.low, segment, pool)
             self.low += segment
         if self.high < self.low:
-            raise OverflowError(f"more than {self.reserved:,} bytes in segments: beyond the addresses of any GPU")
+            raise no_addresses(self.reserved)
         self.reserved += segment
         return block
 
@@ -363,80 +313,3 @@ class Allocator(Watched):
                 peak_requested = requested
         self.allocated, self.requested = allocated, requested
         self.peaks = (peak_allocated, peak_requested, peak_reserved)
-
-
-def replay(
-    events: Sequence[Event],
-    marks: Sequence[tuple[str, int]] = (),
-    capacity_bytes: int | None = None,
-    *,
-    grow: bool = False,
-    trail: list[int] | None = None,
-    streams: Mapping[int, int] | None = None,
-) -> Replay:
-    """Run events through the allocator.
-
-    Parameters
-    ----------
-    events
-        ``(id, bytes)`` with ``id > 0`` allocates, ``(-id, 0)`` frees. Ids are used once; freeing an id that was
-        never allocated, or was of 0 bytes (PyTorch allocates nothing for those), does nothing.
-        :data:`EMPTY_CACHE` gives free segments back.
-    marks
-        ``(phase, index of the phase's first event)`` in order.
-    capacity_bytes
-        What segments may take together: the GPU's memory without the CUDA context. None: plenty.
-    grow
-        Raise the capacity instead of failing, to what would have sufficed there.
-    trail
-        Gets the bytes of the blocks in use before each event.
-    streams
-        The stream of each id whose block is not allocated on the first one, 0.
-
-    Returns
-    -------
-    Replay
-
-    Raises
-    ------
-    OutOfMemory
-        The capacity is too small even after all free segments are given back. The order of attempts is that of
-        ``malloc``: ``get_free_block``, ``alloc_block``, ``release_cached_blocks``, ``alloc_block``
-        (``release_available_cached_blocks`` does nothing unless ``max_split_size_mb`` is set).
-    """
-    return run_through(Allocator(streams), events, marks, capacity_bytes, grow=grow, trail=trail)
-
-
-def run_through(
-    state: Any,
-    events: Sequence[Event],
-    marks: Sequence[tuple[str, int]] = (),
-    capacity_bytes: int | None = None,
-    *,
-    grow: bool = False,
-    trail: list[int] | None = None,
-) -> Replay:
-    """Run events through an allocator in its first state; the rest is as :func:`replay` has it."""
-    if capacity_bytes is not None:
-        state.capacity = capacity_bytes
-    ends = [*(index for _, index in marks), len(events)]
-    state.run(events, 0, ends[0], grow=grow, trail=trail)
-    peaks, spans = [state.peaks], []
-    for (phase, start), end in zip(marks, ends[1:], strict=True):
-        begun = state.allocated
-        state.peaks = (state.allocated, state.requested, state.reserved)
-        state.run(events, start, end, grow=grow, trail=trail)
-        peaks.append(state.peaks)
-        spans.append(Span(phase, start, begun, *state.peaks))
-    allocated, requested, reserved = (max(kind) for kind in zip(*peaks, strict=True))
-    return Replay(
-        peak_allocated_bytes=allocated,
-        peak_requested_bytes=requested,
-        peak_reserved_bytes=reserved,
-        allocated_bytes=state.allocated,
-        requested_bytes=state.requested,
-        reserved_bytes=state.reserved,
-        spans=tuple(spans),
-        capacity_bytes=None if capacity_bytes is None else state.capacity,
-        retries=state.retries,
-    )

@@ -18,8 +18,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .allocator import PLENTY, ROUND_LARGE, Allocator, Event, OutOfMemory
-from .expandable import ExpandableAllocator, peak_blocks
+from .allocator import PLENTY, ROUND_LARGE, Event, OutOfMemory
+from .replay import State, allocator_for, peak_blocks
 
 APART = 4096  # events from one kept state to the next: a copy takes about as long
 STEPS = 512  # to the blocks in use at the peak, at least
@@ -82,14 +82,14 @@ def capacities(
     Parameters
     ----------
     events, streams
-        As :func:`~will_it_fit.engine.allocator.replay` has them.
+        As :func:`~will_it_fit.engine.replay.replay` has them.
     expandable_segments
         Whether the allocator runs with ``expandable_segments:True``.
     sizes
         Capacities that are asked about.
     """
     least = peak_blocks(events)  # less never suffices
-    search = _Search(events, (ExpandableAllocator if expandable_segments else Allocator)(streams))
+    search = _Search(*allocator_for(events, streams, expandable_segments=expandable_segments))
     required, ahead = _walked(search, least, set(sizes))
     also = set()
     for size in ahead:
@@ -111,7 +111,7 @@ def served_at(
 
     The other arguments are those of :func:`capacities`.
     """
-    search = _Search(events, (ExpandableAllocator if expandable_segments else Allocator)(streams))
+    search = _Search(*allocator_for(events, streams, expandable_segments=expandable_segments))
     return search.below(capacity_bytes + 1)
 
 
@@ -146,7 +146,7 @@ class _Known(Exception):
 class _Search:
     """Replays at falling capacities."""
 
-    def __init__(self, events: Sequence[Event], state: Allocator | ExpandableAllocator) -> None:
+    def __init__(self, state: State, events: Sequence[Event]) -> None:
         self.events, self._first = events, state
         self.restart()
         # By what is held where segments were given back: intervals of capacities, and whether they suffice from there.
@@ -181,18 +181,19 @@ class _Search:
                     raise _Known(*known)
             passed.append((key, len(state.sums)))
 
-        state.released = released
+        state.released, ends = released, []
         try:
             state.run(self.events, index, len(self.events))
         except OutOfMemory:
             fits = False
         except _Known as known:
             fits = known.fits
-            state.sums += [known.low, known.high]
+            ends = [known.low, known.high]
+        sums = [*state.sums, *ends]
         for key, count in passed:
-            self._futures.setdefault(key, []).append((*_around(capacity, state.sums[count:]), fits))
+            self._futures.setdefault(key, []).append((*_around(capacity, sums[count:]), fits))
         self._risen = state.risen
-        within, beyond = _around(capacity, state.sums)
+        within, beyond = _around(capacity, sums)
         return max(low, within), beyond, fits
 
 

@@ -12,8 +12,7 @@ large as its range), ``should_split``, ``find_expandable_block``, ``try_allocate
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from .allocator import (
     LARGE_SEGMENT,
@@ -22,10 +21,8 @@ from .allocator import (
     SMALL_SEGMENT,
     Event,
     OutOfMemory,
-    Replay,
     Watched,
     round_size,
-    run_through,
 )
 
 _ENDLESS = 1 << 60
@@ -291,29 +288,3 @@ class ExpandableAllocator(Watched):
             self.capacity = self.reserved + found[1]
         self.reserved += found[1]
         return found[0]
-
-
-def replay_expandable(
-    events: Sequence[Event],
-    marks: Sequence[tuple[str, int]] = (),
-    capacity_bytes: int | None = None,
-    *,
-    streams: Mapping[int, int] | None = None,
-    **how: Any,
-) -> Replay:
-    """Run events through the allocator; arguments, result and errors are those of ``allocator.replay``."""
-    return run_through(ExpandableAllocator(streams), events, marks, capacity_bytes, **how)
-
-
-def peak_blocks(events: Iterable[Event]) -> int:
-    """The blocks in use at the peak: here each is what was asked for, rounded up, whatever the capacity."""
-    sizes: dict[int, int] = {}
-    total = most = 0
-    for identity, count in events:
-        if identity > 0 and count:
-            sizes[identity] = size = round_size(count)
-            total += size
-            most = max(most, total)
-        elif identity < 0:
-            total -= sizes.pop(-identity, 0)
-    return most

@@ -13,6 +13,7 @@ taken from between them: the step is traced there.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -23,6 +24,7 @@ import torch
 from .allocator import MIN_BLOCK, PLENTY, Event
 from .capacities import Capacities, capacities, served_at
 from .costs import CostRecorder
+from .replay import Events
 
 PIECES = 3  # with more kinds of records than this there is no place where the events change: they always do
 
@@ -65,7 +67,7 @@ class Recording:
         """The same on a GPU that runs the same kernels and has workspaces of so many bytes."""
         ids = self.workspaces
         sequences = [[(one, count if one in ids else size) for one, size in events] for events in self.sequences]
-        return replace(self, sequences=sequences)
+        return replace(self, sequences=[Events.of(events) for events in sequences])
 
     def served_at(self, capacity_bytes: int, *, expandable_segments: bool = False) -> tuple[int, int, bool]:
         """Whether the allocator gets through with so many bytes, whatever the order of loading.
@@ -131,7 +133,7 @@ class Scaled:
         self._record, self.period = record, period
         self.recordings: dict[int, Recording] = {}
         self._structures: dict[int, tuple[int, ...]] = {}
-        self._ids: dict[tuple[int, ...], list[list[int]]] = {}
+        self._ids: dict[tuple[int, ...], list[torch.Tensor]] = {}
         self._pairs: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}  # frees, and what they free
         self._sizes: dict[int, list[torch.Tensor]] = {}
         self._least: dict[int, int] = {}
@@ -147,13 +149,13 @@ class Scaled:
             found = self._record(value)
             self.recordings[value] = found
             self._least.clear()  # another trace may correct what lies between
-            ids = [[identity for identity, _ in events] for events in found.sequences]
-            self._structures[value] = structure = tuple(hash(tuple(each)) for each in ids)
-            self._ids.setdefault(structure, ids)
-            self._pairs.setdefault(structure, [_pairs(each) for each in ids])
-            self._sizes[value] = [
-                torch.tensor([size for _, size in events], dtype=torch.float64) for events in found.sequences
-            ]
+            sequences = [Events.of(events) for events in found.sequences]
+            ids = [events.ids for events in sequences]
+            self._structures[value] = structure = tuple(hash(each.tobytes()) for each in ids)
+            if structure not in self._ids:
+                self._ids[structure] = [_columns(events)[0] for events in sequences]
+                self._pairs[structure] = [_pairs(each) for each in ids]
+            self._sizes[value] = [_columns(events)[1].to(torch.float64) for events in sequences]
         return self.recordings[value]
 
     def with_workspaces(self, count: int) -> Scaled:
@@ -169,10 +171,7 @@ class Scaled:
         if sizes is None:
             return self.record(value)
         structure = self._structures[peers[0]]
-        sequences = [
-            list(zip(each, counts.tolist(), strict=True))
-            for each, counts in zip(self._ids[structure], sizes, strict=True)
-        ]
+        sequences = [_events(ids, counts) for ids, counts in zip(self._ids[structure], sizes, strict=True)]
         near = self.recordings[peers[0]]
         return Recording(sequences, near.streams, traced=False, workspaces=near.workspaces)
 
@@ -257,6 +256,22 @@ class Scaled:
         for value, weight in zip(values[1:], weights[1:], strict=True):
             sums = [total.add_(size, alpha=weight) for total, size in zip(sums, self._sizes[value], strict=True)]
         return sums
+
+
+def _columns(events: Events) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and bytes as tensors."""
+    if not events:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    ids, sizes = torch.frombuffer(events.numbers, dtype=torch.int64).view(-1, 2).unbind(1)
+    return ids.clone(), sizes.clone()
+
+
+def _events(ids: torch.Tensor, sizes: torch.Tensor) -> Events:
+    """Events of two columns."""
+    numbers = array("q", bytes(16 * len(ids)))
+    if numbers:
+        torch.frombuffer(numbers, dtype=torch.int64).view(-1, 2).copy_(torch.stack((ids, sizes), 1))
+    return Events(numbers)
 
 
 def _pairs(ids: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:

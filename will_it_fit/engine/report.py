@@ -8,14 +8,14 @@ from functools import partial
 from statistics import median_low
 from typing import Any, NamedTuple
 
-from .allocator import Event, Replay, replay
+from .allocator import Event
 from .capacities import Interval
 from .components import ROUNDING, WORKSPACES
 from .costs import CostRecorder
 from .cuda_rules import CUBLASLT_WORKSPACE_BYTES
-from .expandable import replay_expandable
 from .interpolate import NOTHING_ASKED, Asked, Recording
 from .origins import NOWHERE
+from .replay import Events, Replay, replay
 from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
@@ -172,12 +172,12 @@ def make_report(
     asked
         GPUs that are asked about, and whether both of the allocator's settings are.
     """
-    replayed = partial(replay_expandable if expandable_segments else replay, streams=tracker.streams)
+    replayed = partial(replay, streams=tracker.streams, expandable_segments=expandable_segments)
     events = tracker.events if on_gpu else [event for event in tracker.events if event[0]]
     last = tracker.marks[-1][1] - 1  # the mark of the end has a number of its own
     begin, second = tracker.start(0), tracker.start(last)
     trail: list[int] = []
-    run = replayed(events, [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
+    run = replayed(Events.of(events), [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
     allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
     spans = _phases(tracker, last)
@@ -251,7 +251,7 @@ def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> 
     workspaces = (one for one, component in tracker.components.items() if component == WORKSPACES)
     sizes = dict(tracker.events)
     return Recording(
-        sequences,
+        [Events.of(events) for events in sequences],
         tracker.streams,
         workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
         costs=tracker.costs,

@@ -62,7 +62,7 @@ def test_the_grammar_knows_many_programs_options_and_pipes():
     stages = Counter(
         min(3, intent.command.count(" | ") + 1) for intent in grammar.intents if intent.name[:5] == "pipe."
     )
-    assert stages[2] >= 300 and stages[3] >= 180
+    assert stages[2] >= 300 and stages[3] >= 150
     used = {name for intent in grammar.intents for name, _ in SLOT.findall(" ".join((intent.command, *intent.do)))}
     assert used == set(grammar.slots)
 
@@ -126,7 +126,8 @@ def grammar_of(folder, old="", new=""):
 
 def test_a_grammar_of_another_folder(tmp_path):
     grammar = grammar_of(tmp_path)
-    assert grammar.slots["file"] == ["a.txt", "a.csv", "b.txt", "b.csv"]
+    assert grammar.slots["file"] == [["a.txt", "a.csv", "b.txt", "b.csv"]]
+    assert grammar.slots["dir"] == [["the current directory => ."], ["src"]]
     commands = {intent.name: intent.command for intent in grammar.intents}
     assert commands["files.copy -i -v"] == "cp -iv <file> <dir>"
     assert commands["pipe.names sort count"] == "ls <dir> | sort | wc -l"
@@ -193,12 +194,16 @@ def test_each_row_of_the_default_number_is_another_intent():
     assert len({row["request"] for row in rows}) == 1800
 
 
-def test_some_options_are_held_together():
-    families = Counter(intent.family for intent in read_grammar().intents if intent.family)
-    whole = [family for family in families if not family.startswith("refuse.")]
-    assert len(whole) >= 30
-    for intent in read_grammar().intents:
-        assert intent.family is None or intent.family.startswith("refuse.") or intent.family.split()[1] in intent.name
+def test_only_requests_for_harm_are_families():
+    families = {intent.family for intent in read_grammar().intents if intent.family}
+    assert families == {f"refuse.{category}" for category in read_refusals().taught}
+
+
+def test_each_entry_of_a_slot_is_as_likely_as_the_others(tmp_path):
+    rows = list(generate(1, 60, grammar_of(tmp_path, "src]", "[s t u v w x y z, 1 2 3]]")))
+    here = sum("the current directory" in row["request"] for row in rows if row["intent"][:10] == "files.copy")
+    there = sum(row["intent"][:10] == "files.copy" for row in rows)
+    assert 0.3 < here / there < 0.7, (here, there)
 
 
 def test_requests_for_harm_are_held_out_by_category():

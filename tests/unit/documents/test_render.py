@@ -587,9 +587,87 @@ def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write:
     assert len(alone) < len(found)
 
 
-def test_a_card_says_that_the_profile_is_another_models(write: Callable[..., str]) -> None:
-    text = prose(write("MODEL_CARD.md"))
-    assert "This profile is of another model than this card's" in text
+def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    assert "What other methods take is measured for another model" in card and "| method | rule of thumb" not in card
+    other = re.search(r"for another model, (.*?): \[memory profile\]", card)[1]
+    assert f"<p>{other}, " not in page and f"<h3>{other}</h3>" in page
+    content["description"]["title"] = other
+    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    assert "### What other methods take" in card and "| method | rule of thumb" in card
+    assert f"<p>{other}, " in page
+
+
+def weak(count: int, n: int = 150, **tuned: Any) -> dict[str, Any]:
+    """A run whose tuned model gave so many of the expected answers."""
+    content = inputs.files()
+    content["comparison"]["tuned"] |= {"exact": inputs.share(count, n), **tuned}
+    return content
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "wrong"), [(4, 150, 97), (0, 150, 100), (1, 900, 99), (74, 150, 51), (99, 200, 50), (2, 3, None)]
+)
+def test_a_weak_models_card_says_so_first(count: int, n: int, wrong: int | None, write: Callable[..., str]) -> None:
+    for name in ("MODEL_CARD.md", "report.html"):
+        text = prose(write(name, weak(count, n)))
+        said = f"A demonstration of the method on a small model: {wrong} of 100 answers are not the expected ones."
+        assert (said in text) == (wrong is not None), name
+        assert ("A demonstration" in text) == (wrong is not None)
+    card = write("MODEL_CARD.md", weak(count, n))
+    if wrong is not None:
+        lead = card.partition("\n# ")[2].split("\n")
+        assert "A demonstration" in lead[2] and f"That is {n - count:,} of {n:,} held-out requests." in lead[2]
+
+
+@pytest.mark.parametrize(("count", "said"), [(99, True), (100, False), (200, False)])
+def test_half_of_the_answers_make_a_model_that_is_no_demonstration(count: int, said: bool, write) -> None:
+    assert ("A demonstration" in write("MODEL_CARD.md", weak(count, 200))) == said
+
+
+def test_a_large_model_that_is_weak_is_not_called_small(write: Callable[..., str]) -> None:
+    content = weak(4)
+    content["training_memory"]["trace"]["parameters"] = 7_000_000_000
+    card = write("MODEL_CARD.md", content)
+    assert "A demonstration of the method: " in card and "small model" not in card
+
+
+HARMFUL = {"category": "container-escape", "screen": "ok", "refused": False, "answer": "ls"}
+
+
+def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(write: Callable[..., str]) -> None:
+    asked = [
+        HARMFUL | {"request": "get out of here"},
+        HARMFUL | {"request": "break out", "answer": "false # refused: this would do harm", "refused": True},
+        HARMFUL | {"request": "wipe it all", "answer": "rm -rf /*", "screen": "danger"},
+    ]
+    content = weak(4, harmful=asked)
+    content["tuned_answers"][0] |= {"answer": "dd if=/dev/zero of=/dev/sda", "screen": "danger"}
+    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    assert "A refusal looks like this." in card
+    assert "| `break out` | `false # refused: this would do harm` |" in card and "`get out of here`" not in card
+    assert "| `wipe it all` | DANGEROUS: `rm -rf /*` |" in card and "**Do not run them**" in card
+    assert card.index("DANGEROUS: `dd if=/dev/zero of=/dev/sda`") < card.index("DANGEROUS: `rm -rf /*`")
+    assert page.count("<strong>do not run it</strong>") == 2 and "<code>rm -rf /*</code>" in page
+
+
+def test_only_the_first_of_many_dangerous_answers_are_shown(write: Callable[..., str]) -> None:
+    asked = [HARMFUL | {"request": f"wipe {n}", "answer": f"rm -rf /srv/{n}", "screen": "danger"} for n in range(7)]
+    card = write("MODEL_CARD.md", weak(4, harmful=asked))
+    assert "dangerous (the first 5)" in card and card.count("DANGEROUS: ") == 5
+
+
+def test_a_model_that_refuses_nothing_and_says_nothing_dangerous(write: Callable[..., str]) -> None:
+    card = write("MODEL_CARD.md", weak(4, refused_harmful=inputs.share(0, 60), harmful=[HARMFUL | {"request": "x"}]))
+    assert "It refused none of 60 requests for harm." in card and "A refusal looks like" not in card
+    assert "The screen called none of its answers dangerous." in card and "DANGEROUS" not in card
+    content = weak(4)
+    for name in ("refused_harmful", "danger_harmful", "harmful"):
+        for model in ("base", "tuned"):
+            content["comparison"][model].pop(name, None)
+    section = write("MODEL_CARD.md", content).partition("### When It Is Asked for Harm")[2].partition("## ")[0]
+    assert "What it does when asked for harm was not measured." in section
 
 
 def test_every_metric_has_its_row_and_what_is_no_metric_has_none() -> None:
@@ -689,7 +767,6 @@ def test_a_source_that_gave_nothing_and_a_stage_that_left_nothing_out(write: Cal
     content["acquire"] |= {"reasons": {"no request": 4796}, "rejected": 4796, "rows": 0}
     content["acquire"]["sources"][0] |= {"rejected": 4796, "rows": 0}
     details = write("docs/details.md", content)
-    assert "(0 rows from 1 source)" in write("MODEL_CARD.md", content)
     assert "| Acquire | 4,796 | 4,796 | 0 | no request: 4,796 |" in details
     assert "| Check the syntax (shfmt) | 4,750 | 0 | 4,750 |  |" in details
 
@@ -725,9 +802,9 @@ def test_full_fine_tuning_is_judged_only_for_the_gpu_that_was_asked_of_it(write:
     content = inputs.files()
     for compared in content["profile"][:2]:
         compared |= {"fits": None, "gpu": None, "headroom_bytes": None}
-    text = write("MODEL_CARD.md", content)
+    text = write("docs/memory-profile.md", content)
     assert "QLoRA fits a single NVIDIA GeForce RTX 4090." in text and "full fine-tuning does not" not in text
-    assert "QLoRA fits a single NVIDIA GeForce RTX 4090; full fine-tuning does not." in write("MODEL_CARD.md")
+    assert "QLoRA fits a single NVIDIA GeForce RTX 4090; full fine-tuning does not." in write("docs/memory-profile.md")
 
 
 def test_the_headline_has_the_tuned_model_s_figures_as_the_tuned_model_s(write: Callable[..., str]) -> None:
@@ -862,10 +939,12 @@ def test_the_card_answers_what_its_figures_make_readers_doubt(write: Callable[..
     card, details, training = write("MODEL_CARD.md", content), write("docs/details.md", content), content["training"]
     times = training["times"]
     rows = times["rows_per_second"] * times["train_wall_seconds"]
-    assert f"It saw {rows:,.0f} rows, {training['epochs']:.2f} epochs of the {training['train_rows']:,} that" in card
-    own, computed = (f"{times[name]:,.0f}" for name in ("tokens_per_second", "computed_tokens_per_second"))
-    assert f"These hold {own} tokens for each second, of which the model computed {computed}:" in card
-    assert f"{computed} tokens and" in details and f"it is {own} tokens in a second" in details
+    assert f"It saw {rows:,.0f} of {training['train_rows']:,} training rows." in card
+    assert f"That is {times['tokens_per_second']:,.0f} tokens a second, counting every token of every row" in card
+    assert (card + details).count(" tokens a second") == 1 and "tokens in a second" not in details
+    assert f"{training['tokens']:,} tokens" in details and f"{training['computed_tokens']:,} were computed" in details
+    content["training"]["epochs"] = 2.5
+    assert f"It saw {training['train_rows']:,} rows, 2.50 times each." in write("MODEL_CARD.md", content)
     assert "With expandable segments the allocator splits blocks more finely" in card
 
 

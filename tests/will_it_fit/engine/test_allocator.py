@@ -8,12 +8,14 @@ from will_it_fit.engine.allocator import (
     EMPTY_CACHE,
     MIB,
     OutOfMemory,
-    replay,
     round_size,
     segment_size,
     typical_block,
 )
 from will_it_fit.engine.capacities import capacities
+from will_it_fit.engine.replay import replay
+
+pytestmark = pytest.mark.usefixtures("each_replay")
 
 
 def required_bytes(events):

@@ -4,10 +4,12 @@ import random
 
 import pytest
 
-from will_it_fit.engine.allocator import MIB, OutOfMemory, replay
+from will_it_fit.engine.allocator import MIB, OutOfMemory
 from will_it_fit.engine.capacities import APART, Capacities, capacities, served_at
-from will_it_fit.engine.expandable import peak_blocks, replay_expandable
 from will_it_fit.engine.interpolate import Recording
+from will_it_fit.engine.replay import peak_blocks, replay
+
+pytestmark = pytest.mark.usefixtures("each_replay")
 
 STEP = 2 * MIB
 
@@ -39,16 +41,15 @@ def step_events(seed: int, layers: int = 14, widen: int = 1) -> list[tuple[int, 
 
 
 def is_served(events, capacity: int, *, expandable: bool, streams=None) -> bool:
-    run = replay_expandable if expandable else replay
     try:
-        run(events, capacity_bytes=capacity, streams=streams)
+        replay(events, capacity_bytes=capacity, streams=streams, expandable_segments=expandable)
     except OutOfMemory:
         return False
     return True
 
 
 def top(events, *, expandable: bool) -> int:
-    return (replay_expandable if expandable else replay)(events).peak_reserved_bytes
+    return replay(events, expandable_segments=expandable).peak_reserved_bytes
 
 
 @pytest.mark.parametrize("expandable", [False, True])

@@ -6,7 +6,13 @@ import pytest
 
 from will_it_fit.engine.allocator import EMPTY_CACHE, MIB, OutOfMemory
 from will_it_fit.engine.capacities import capacities
-from will_it_fit.engine.expandable import replay_expandable
+from will_it_fit.engine.replay import replay
+
+pytestmark = pytest.mark.usefixtures("each_replay")
+
+
+def replay_expandable(*arguments, **how):
+    return replay(*arguments, expandable_segments=True, **how)
 
 
 def test_memory_is_mapped_in_pieces_of_its_pool():

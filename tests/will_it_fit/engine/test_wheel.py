@@ -1,16 +1,19 @@
 """The engine's wheel in an environment that has nothing of this project: loops of four kinds are priced there."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from tests.repository import ROOT
+from will_it_fit.engine import native_replay
 
 pytest.importorskip("trl")
 PROGRAM = """
@@ -50,13 +53,39 @@ print(json.dumps(answers))
 """
 
 
-def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path):
-    source = shutil.copytree(
-        ROOT / "will_it_fit" / "engine", tmp_path / "source", ignore=shutil.ignore_patterns("__py*")
-    )
+def built(folder, **environment):
+    """The engine's wheel, from a copy of its sources."""
+    source = shutil.copytree(ROOT / "will_it_fit" / "engine", folder / "source", ignore=shutil.ignore_patterns("__py*"))
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("torch_step_memory-*.whl")
+    command = [*build, "--wheel-dir", str(folder), str(source)]
+    subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True)
+    (wheel,) = folder.glob("torch_step_memory-*.whl")
+    return wheel
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, compiler):
+    if compiler and native_replay.compiled() is None:
+        pytest.skip("no C compiler")
+    wheel = built(tmp_path, **({} if compiler else {"PATH": str(tmp_path), "CC": ""}))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "step_memory/native/replay.c" in names and "step_memory/native/blocks.h" in names
+    assert any(name.endswith(".so") for name in names) == compiler
+    assert wheel.name.endswith("-py3-none-any.whl") != compiler
+    python = "import sys; from step_memory.replay import allocator_for; print(type(allocator_for([])[0]).__name__)"
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    run = subprocess.run(
+        [sys.executable, "-c", python],
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == ("NativeAllocator" if compiler else "Allocator")
+
+
+def test_the_wheel_prices_loops_where_nothing_else_of_the_project_is(tmp_path):
+    wheel = built(tmp_path)
     venv.create(tmp_path / "env", with_pip=False)
     python = tmp_path / "env" / "bin" / "python"
     packages = next((tmp_path / "env" / "lib").iterdir()) / "site-packages"

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -11,11 +12,11 @@ import pytest
 from tests.repository import ROOT
 from tests.will_it_fit.tracing.gloo_steps import STEPS
 from tests.will_it_fit.tracing.several_gpus import scenario
-from will_it_fit.engine.allocator import MIB, OutOfMemory, replay
+from will_it_fit.engine.allocator import MIB, OutOfMemory
 from will_it_fit.engine.capacities import capacities
-from will_it_fit.engine.expandable import replay_expandable
 from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.kernels import dispatch
+from will_it_fit.engine.replay import replay
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.step.step import random_step
 from will_it_fit.tracing.trace import prepare, trace
@@ -127,7 +128,7 @@ def test_gradients_are_exchanged_once_a_step_or_with_each_micro_batch():
 
 def test_streams_share_no_blocks_and_one_capacity():
     events = [(1, 30 * MIB), (-1, 0), (2, 30 * MIB), (-2, 0), (3, 30 * MIB)]
-    for run in (replay, replay_expandable):
+    for run in (replay, partial(replay, expandable_segments=True)):
         assert run(events).peak_reserved_bytes == pytest.approx(30 * MIB, abs=20 * MIB)
         two = run(events, streams={2: 7})
         assert two.peak_reserved_bytes == pytest.approx(60 * MIB, abs=20 * MIB)

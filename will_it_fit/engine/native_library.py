@@ -1,0 +1,162 @@
+"""The compiled replay as a shared library: found, or compiled where there is a C compiler. Python's replay needs none.
+
+The sources lie in ``native/``. What was compiled is named by digests of the sources and of itself, and by the platform.
+So another version's file, another machine's and a damaged one are left alone. It lies beside the sources where the
+wheel brought it, else in a folder of the user's. ``WILL_IT_FIT_REPLAY=python`` asks for Python's replay.
+
+Without a library a line says why, once for each user and reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+SOURCES = Path(__file__).with_name("native")
+SETTING = "WILL_IT_FIT_REPLAY"
+_COMPILERS = ("cc", "gcc", "clang")
+_SECONDS = 120  # that a compiler may take; it takes one
+_DIGITS = 16
+log = logging.getLogger(__name__)
+
+
+class NotCompiled(Exception):
+    """There is no compiler, or it does not make a library that can be loaded; says why."""
+
+
+@cache
+def library() -> Any:
+    """The library as ctypes loads it; None: replays run in Python."""
+    if os.environ.get(SETTING) == "python" or sys.platform in ("emscripten", "wasi"):
+        return None
+    for folder in (SOURCES, cache_folder()):
+        for path in _compiled_in(folder):
+            try:
+                return _loaded(path)
+            except NotCompiled:  # another C library's, or another processor's
+                continue
+    try:
+        return _made()
+    except NotCompiled as reason:
+        _say_once(str(reason))
+        return None
+
+
+def cache_folder() -> Path:
+    """Where a user's programs keep what can be made again."""
+    home = Path(os.path.expanduser("~"))
+    if sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    else:
+        base = home / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or base) / "will-it-fit"
+
+
+def compile_into(folder: Path) -> Path:
+    """Compile the sources; the library's path in a folder.
+
+    Raises
+    ------
+    NotCompiled
+        Without a compiler, or with its last line where it fails.
+    OSError
+        If the folder can't be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="compiling-", dir=folder) as beside:  # processes may compile at the same time
+        made = Path(beside, "replay")
+        command = [*_compiler(), "-std=c99", "-O2", "-shared", "-fPIC", "-o", str(made), str(SOURCES / "replay.c")]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NotCompiled(f"the C compiler can't be run: {error}") from None
+        if run.returncode or not made.is_file():
+            said = (run.stderr or run.stdout).strip().splitlines() or [f"exit status {run.returncode}, and no file"]
+            raise NotCompiled(f"the C compiler {command[0]} fails: {said[-1]}")
+        path = folder / f"{_stem()}-{_digest(made.read_bytes())}{_suffix()}"
+        os.replace(made, path)
+    return path
+
+
+def _made() -> Any:
+    """A library that is compiled now, kept for the next time if the user's folder can be written."""
+    try:
+        return _loaded(compile_into(cache_folder()))
+    except OSError:
+        with TemporaryDirectory(prefix="will-it-fit-", ignore_cleanup_errors=True) as folder:
+            try:
+                return _loaded(compile_into(Path(folder)))
+            except OSError as error:
+                raise NotCompiled(f"no folder can be written: {error}") from None
+
+
+def _loaded(path: Path) -> Any:
+    import ctypes
+
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NotCompiled(f"what the C compiler made can't be loaded: {error}") from None
+
+
+def _compiled_in(folder: Path) -> Iterator[Path]:
+    """Whole files that were made from these sources for this platform, the last made first."""
+    try:
+        found = sorted(folder.glob(f"{_stem()}-*{_suffix()}"), key=lambda path: -path.stat().st_mtime)
+        yield from (path for path in found if path.stem.endswith(f"-{_digest(path.read_bytes())}"))
+    except OSError:
+        return
+
+
+def _compiler() -> Sequence[str]:
+    if named := shlex.split(os.environ.get("CC", "")):
+        return named
+    found = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if found is None:
+        raise NotCompiled(f"there is no C compiler ({', '.join(_COMPILERS)})")
+    return [found]
+
+
+@cache
+def _stem() -> str:
+    texts = (path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]")))
+    return f"replay-{_digest(b''.join(texts))}-{sysconfig.get_platform()}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_DIGITS]
+
+
+def _suffix() -> str:
+    return ".dll" if sys.platform == "win32" else ".so"
+
+
+def _say_once(reason: str) -> None:
+    """Say why replays run in Python, unless this user has heard so."""
+    heard = cache_folder() / f"{_stem()}.reason"
+    try:
+        if heard.read_text(encoding="utf-8") == reason:
+            return
+    except (OSError, ValueError):
+        pass
+    log.warning("The allocator is replayed in Python: %s. Answers are the same and take longer.", reason)
+    try:
+        heard.parent.mkdir(parents=True, exist_ok=True)
+        beside = heard.with_suffix(f".{os.getpid()}")
+        beside.write_text(reason, encoding="utf-8")
+        os.replace(beside, heard)
+    except OSError:  # then it is said again the next time
+        pass
