@@ -29,10 +29,10 @@ from will_it_fit.common.errors import UserError
 ROOT = Path(__file__).resolve().parents[3]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.
 ROWS = {
-    (42, 1800): "76f974629e5232b1ce69e32a9a0eca84d3ffaa3d6b14396b530377fe0ec63220",
-    (42, 300): "fdf7ed59378f2dad67b8b2bcee54b2ec3870d1d206beba7bc575e8046bb1c9b1",
-    (7, 500): "c99cfd64804ccbf1a802f39011dbfcc5d340f0313b85f53f4e900d394162d3c3",
-    (1, 20000): "14a1f4c96c19442aff1bc4cd30fd1f8a919d924b24fb1ca266dd87a615c59b42",
+    (42, 1800): "50a2af9e03bb61974b4999227837be3fe72fe361aec810ab3fef8aed00067a2f",
+    (42, 300): "2ea6fc7db3c50ff1e900ed4a4f25c6fa0850c377477ae5ff6b7a80a714c4c6d9",
+    (7, 500): "a70ef2ff0047ae163ce69d356adeac182ff8155b922b34202cc137a47fe0e0b4",
+    (1, 20000): "3b6007c8a6f9c5a62a77b74fddb68736888a4ef23091f79e679d129e11f8d6e8",
 }
 
 
@@ -73,7 +73,7 @@ def test_each_intent_is_said_in_eight_forms_at_least():
     assert len(places) >= 30
     for intent in grammar.intents[::4]:
         rng = random.Random(1)
-        said = [sentence(intent, grammar, rng) for _ in range(100)]
+        said = [sentence(intent, grammar, rng) for _ in range(300)]
         assert {"imperative", "polite", "question", "situation", "terse", "typo"} <= {kind for _, kind in said}
         own = len(intent.do) + len(intent.asks) + len(intent.nouns)
         assert len({(kind, text.split()[0]) for text, kind in said}) + own >= 9, intent.name
@@ -256,8 +256,11 @@ def test_requests_are_phrased_in_many_ways(pairs):
 
 
 def test_the_seed_decides_and_a_smaller_number_is_a_beginning(pairs):
-    assert list(generate(seed=42, pairs=300)) == pairs[:300]
-    assert list(generate(seed=43, pairs=300)) != pairs[:300]
+    def asked(rows):  # without what may be held out, which depends on all rows
+        return [(row["request"], row["command"]) for row in rows]
+
+    assert asked(generate(seed=42, pairs=300)) == asked(pairs[:300])
+    assert asked(generate(seed=43, pairs=300)) != asked(pairs[:300])
 
 
 def test_equal_bytes_in_two_processes():
