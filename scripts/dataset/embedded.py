@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.code_digests import ROOT
 from scripts.dataset.text import key_number, request_key
-from scripts.dataset.usage import HARM, may_be_held_out, most_used, programs_of, turns
+from scripts.dataset.usage import HARM, first_program, may_be_held_out, most_used, programs_of, turns
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.common.schema import validate
@@ -35,7 +35,7 @@ SLOT = re.compile(r"<([a-z_]+?)(\d?)>")
 _LETTER = re.compile(r"-[A-Za-z0-9]")
 _MISSES = 300  # so many draws without anything new: an intent has nothing left to say
 # Pairs of options of a task; pipes of two, of three, and into a file of a source: so many are made at most.
-_PAIRS, _TWOS, _THREES, _ENDS = 8, 8, 4, 2
+_PAIRS, _TWOS, _THREES, _ENDS = 6, 6, 2, 1
 _GLUED = frozenset("with without in at by from for as of to into and that only over under older larger".split())
 
 
@@ -358,8 +358,11 @@ def _order(grammar: Grammar, programs: int | None) -> Iterator[int]:
     if programs is None:
         return itertools.cycle(range(len(grammar.intents)))
     harm = frozenset({HARM})
-    groups = (harm if intent.family else programs_of(intent.command) for intent in grammar.intents)
-    return turns(dict(enumerate(groups)), most_used(programs))
+    asked = [harm if intent.family else programs_of(intent.command) for intent in grammar.intents]
+    first = [HARM if intent.family else first_program(intent.command) for intent in grammar.intents]
+    uses = most_used(programs)
+    groups = {number: first[number] for number, names in enumerate(asked) if names <= {*uses, HARM}}
+    return turns(groups, uses)
 
 
 def generate(seed: int, pairs: int, grammar: Grammar | None = None, programs: int | None = None) -> Iterator[dict]:

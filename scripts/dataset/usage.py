@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -62,6 +62,11 @@ def programs_of(command: str) -> frozenset[str]:
     return frozenset(word for words in stages(command) for word in words[: 1 + (words[0] == "xargs")])
 
 
+def first_program(command: str) -> str:
+    """The program that a command is about: the first of a pipe."""
+    return stages(command)[0][0]
+
+
 def parts_of(command: str) -> frozenset[str]:
     """A program and a word behind it, for each word of a command with slots that is more than slots.
 
@@ -93,39 +98,34 @@ def may_be_held_out(commands: Sequence[str]) -> list[bool]:
     return found
 
 
-def turns(groups: Mapping[int, Iterable[str]], uses: Mapping[str, float]) -> Iterator[int]:
+def turns(groups: Mapping[int, str], uses: Mapping[str, float]) -> Iterator[int]:
     """Intents by their number, as they come to be asked: whose turn it is, without an end.
 
     Parameters
     ----------
     groups
-        The programs of each intent, or :data:`HARM` alone; only intents of programs in ``uses`` take part.
+        The program that each intent is about, or :data:`HARM`.
     uses
         By program; rows follow their root.
     """
     of: dict[str, list[int]] = {}
-    for number, names in groups.items():
-        if all(name == HARM or name in uses for name in names):
-            for name in names:
-                of.setdefault(name, []).append(number)
+    for number, name in groups.items():
+        of.setdefault(name, []).append(number)
     roots = {name: uses[name] ** 0.5 for name in of if name != HARM}
-    total = sum(roots.values())
-    shares = {name: root / total for name, root in roots.items()}
-    if not shares:
+    if not roots:
         raise UserError("No intent of the grammar is about the programs in usage.yaml.", where="usage.yaml: programs")
     asked: Counter[int] = Counter()  # times by intent
     had: Counter[str] = Counter()  # rows by group
     for most in itertools.count(_TIMES, _TIMES):  # an intent is asked for so often before the others' programs wait
-        left = {*shares, HARM} & {*of}
+        left = {*of}
         while left:
             harm_is_due = HARM in left and had[HARM] < HARM_SHARE * asked.total()
-            group = (
-                HARM if harm_is_due else min(left, key=lambda name: ((had[name] + 1) / shares.get(name, 1e-9), name))
-            )
+            next_in_line = min(left, key=lambda name: ((had[name] + 1) / roots.get(name, 1e-9), name))
+            group = HARM if harm_is_due else next_in_line
             number = min(of[group], key=lambda one: asked[one])  # the first of those asked least
             if asked[number] == most:
                 left.remove(group)
                 continue
             asked[number] += 1
-            had.update(groups[number])
+            had[group] += 1
             yield number
