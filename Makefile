@@ -2,7 +2,7 @@
 # make test  linters, unit tests, dry runs, the whole chain; on all cores, WORKERS=1 for one
 # make test-conda   the chain in conda environments
 # make test-slurm   a sweep on a real one-node Slurm, a job killed and requeued
-# make test-catalogue   each model of config/models/ traced whole (minutes)
+# make test-catalogue   each model of config/models/ traced whole, each published size of a module (minutes)
 # make test-drift   a published row of each source with the versions that were measured, three timed rows (minutes)
 # make test-deepspeed   ZeRO, in an environment of its own beside .venv; make test-optimizers   torchao's and GaLore's
 # make test-kernels   Triton kernels and Liger's package, in an environment of its own
@@ -44,7 +44,7 @@ test-slurm: $(VENV)/ready-dev
 	$(BIN)/python -m pytest tests/slurm
 
 test-catalogue: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py
 
 # Each environment of envs/validation-*.yaml has its versions beside .venv's packages; rows of others are skipped there.
 VALIDATED := $(patsubst envs/validation-%.yaml,$(VENV)-validation-%,$(wildcard envs/validation-*.yaml))

@@ -66,6 +66,7 @@ rule dataset:
 rule memory:
     input:
         each_run(JobPaths.profile_comparisons),
+        each_run(JobPaths.unread_answers),
         each_run("results/{run}/memory/training/compare.json"),
     localrule: True
 

@@ -1,4 +1,6 @@
 # Functions and names for the rule files; no rules. What needs Snakemake's names is here, the rest in scripts/runs/.
+import re
+
 from will_it_fit.common import files
 from scripts.common import made_from, locks, outdated
 from scripts.runs import check_configuration
@@ -21,7 +23,6 @@ from scripts.runs.job_paths import (
     DATASET,
     ENCODED,
     FOLDER_NAME,
-    MEMORY_PLACE,
     RUN_NAME,
     JobPaths,
     answer_settings,
@@ -33,6 +34,7 @@ from scripts.runs.job_paths import (
 LOCK = locks.WorkingDirectoryLock() if workflow.is_main_process else None
 ASKED = exit_on_user_error(JobFunctions, config, lambda: bool(workflow.local_exec))
 RUNS, PUBLISH = ASKED.runs, ASKED.publish
+WITH_RANK, WITHOUT_RANK = exit_on_user_error(ASKED.names_in_profile)
 if ASKED.container:
 
     container: ASKED.container
@@ -42,8 +44,8 @@ wildcard_constraints:
     run=RUN_NAME,
     dataset=FOLDER_NAME,
     model=FOLDER_NAME,
-    # Not the run's own training step, which has rules of its own.
-    scenario=f"(?!training$){FOLDER_NAME}",
+    # Those of the profile are made by a job that makes all of them.
+    scenario="".join(f"(?!{re.escape(name)}/)" for name in (*WITH_RANK, *WITHOUT_RANK)) + FOLDER_NAME,
 
 
 # --- from wildcards to settings and paths -----------------------------------------------------------
@@ -55,6 +57,13 @@ settings_of = from_settings(lambda settings: settings)
 on_cluster, gpus_of_cluster = ASKED.on_cluster, ASKED.gpus_of_cluster
 minutes_of_training, gpus_of_this_machine = ASKED.minutes_of_training, ASKED.gpus_of_this_machine
 gpus_of_training, one_gpu = ASKED.gpus_of_training, ASKED.gpu
+
+
+def profile_outputs(folder, names):
+    """The answers for each scenario of the memory profile below a folder."""
+    return {kind: [f"{folder}/{name}/{kind}.json" for name in names] for kind in ("estimate", "trace", "compare")}
+
+
 # For what computes with a model beside training, which takes all cores. A cluster's job has the cores that it asked for.
 THREADS = threads_beside(workflow.resource_settings.cores if workflow.is_main_process else None)
 
@@ -75,6 +84,10 @@ EXECUTES = EXECUTE or not workflow.is_main_process or ASKED.executes()
 # the download of the weights takes all of them, and so comes after the verdict, however many cores there are.
 FIRST = 100
 ALL_BEFORE_GATE = 1000
+
+# Then the longest chain of jobs: weights, training, the merge, its evaluation and what waits for that. Whatever else can
+# be computed fills the cores that these leave.
+LONGEST = 50
 
 # --- before and after the jobs -----------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 # Figures and documents: from JSON, by templates, and nothing else.
 #   results/<run>/figures/               drawn from the JSON of the stages before
 #   results/<run>/MODEL_CARD.md          the card, at the run's top
+#   results/<run>/planner.html           what fits which GPU, as the plan traced it
 #   results/<run>/docs/                  the memory profile (needs no weight and no training), the card's details, the article
 #   results/<run>/report.html            all of it on one page
 #   results/<run>/documents.json         each number in them, with the files and keys that it came from
@@ -69,7 +70,7 @@ use rule draw_memory as draw_figures with:
 
 rule render_memory_profile:
     input:
-        templates=[project_file("config/templates/memory-profile.md.j2")],
+        templates=[project_file(f"config/templates/{name}.j2") for name in ("memory-profile.md", "planner.html")],
         macros=project_file("config/templates/macros.j2"),
         profile=from_job(JobPaths.profile_comparisons),
         plan="results/{run}/memory/plan.json",
@@ -77,6 +78,13 @@ rule render_memory_profile:
         figures=rules.draw_memory.output,
     output:
         "results/{run}/docs/memory-profile.md",
+        report(
+            "results/{run}/planner.html",
+            caption="report/planner.rst",
+            category="Memory",
+            subcategory="{run}",
+            labels={"figure": "What fits which GPU"},
+        ),
         "results/{run}/docs/memory-profile.json",
     log:
         "logs/{run}/render_memory_profile.log",
@@ -86,7 +94,7 @@ rule render_memory_profile:
         code=code("documents/render.py"),
         settings=from_job(lambda paths: {"scenarios": list(paths.profile())}),
     message:
-        "Writing the memory profile of {wildcards.run}"
+        "Writing the memory profile of {wildcards.run}, and what fits which GPU"
     script:
         "../scripts/documents/render.py"
 

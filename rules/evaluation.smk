@@ -58,6 +58,7 @@ use rule evaluate_base as evaluate_tuned with:
         "logs/{run}/evaluate_tuned.log",
     benchmark:
         "benchmarks/{run}/evaluate_tuned.tsv"
+    priority: LONGEST
     message:
         "Evaluating the tuned model {wildcards.run}"
 
@@ -161,6 +162,7 @@ rule compare_merged:
         "logs/{run}/compare_merged.log",
     benchmark:
         "benchmarks/{run}/compare_merged.tsv"
+    priority: LONGEST
     conda:
         "../envs/torch.yaml"
     threads: THREADS

@@ -3,8 +3,7 @@
 #   results/memory/<model>/<scenario>/     full fine-tuning of the profiled model: no rank in it
 #   results/<run>/memory/<scenario>/       scenarios with adapters of this rank
 #   results/<run>/memory/training/         the run's own training step: also measured, and gated
-#   results/<run>/planner.html             what fits which GPU, to try settings on
-# in each: estimate.json . trace.json . [measure.json] -> compare.json (-> gate.json)
+# in each: trace.json . [measure.json] -> estimate.json . compare.json (-> gate.json)
 #   results/<run>/memory/run.json          the whole run: every stage, what it needs and what there is
 
 
@@ -30,39 +29,61 @@ rule fetch_configuration:
         "../scripts/memory/fetch_configuration.py"
 
 
-rule estimate_memory:
-    input:
-        unpack(from_job(JobPaths.scenario_model)),
-        gpus=project_file("config/gpus.yaml"),
-    output:
-        estimate="results/{place}/{scenario}/estimate.json",
-    log:
-        "logs/{place}/{scenario}/estimate_memory.log",
-    wildcard_constraints:
-        place=MEMORY_PLACE,
-        scenario=FOLDER_NAME,
-    conda:
-        "../envs/light.yaml"
-    params:
-        code=code("memory/estimate.py"),
-        scenario=from_job(JobPaths.scenario),
-    message:
-        "Estimating {wildcards.scenario}: rule of thumb and analytic estimate"
-    script:
-        "../scripts/memory/estimate.py"
+# All scenarios of the profile that carry a rank in one job, and in another those that carry none: most of what a job
+# with one of them would compute is Python importing PyTorch and transformers. The gate waits for neither.
+if WITH_RANK:
+
+    rule profile_adapters:
+        input:
+            unpack(from_job(JobPaths.profiled_model)),
+            gpus=project_file("config/gpus.yaml"),
+        output:
+            **profile_outputs("results/{run}/memory", WITH_RANK),
+        log:
+            "logs/{run}/memory/profile_adapters.log",
+        conda:
+            "../envs/torch.yaml"
+        params:
+            code=code("memory/profile.py"),
+            scenarios=from_job(JobPaths.scenarios_of_profile, True),
+        message:
+            "Profiling steps of {wildcards.run}: estimated, traced and compared"
+        script:
+            "../scripts/memory/profile.py"
 
 
+if WITHOUT_RANK:
+
+    rule profile_full:
+        input:
+            unpack(from_job(JobPaths.profiled_model)),
+            gpus=project_file("config/gpus.yaml"),
+        output:
+            **profile_outputs("results/memory/{profiled}", WITHOUT_RANK),
+        log:
+            "logs/memory/{profiled}/profile_full.log",
+        wildcard_constraints:
+            profiled=FOLDER_NAME,
+        conda:
+            "../envs/torch.yaml"
+        params:
+            code=code("memory/profile.py"),
+            scenarios=from_job(JobPaths.scenarios_of_profile, False),
+        message:
+            "Profiling full fine-tuning of {wildcards.profiled}: estimated, traced and compared"
+        script:
+            "../scripts/memory/profile.py"
+
+
+# The scenario is training, the run's own step; any other that is no part of the profile is explained.
 rule trace_memory:
     input:
-        unpack(from_job(JobPaths.scenario_model)),
+        unpack(from_job(JobPaths.step_model)),
         gpus=project_file("config/gpus.yaml"),
     output:
-        trace="results/{place}/{scenario}/trace.json",
+        trace="results/{run}/memory/{scenario}/trace.json",
     log:
-        "logs/{place}/{scenario}/trace_memory.log",
-    wildcard_constraints:
-        place=MEMORY_PLACE,
-        scenario=FOLDER_NAME,
+        "logs/{run}/memory/{scenario}/trace_memory.log",
     priority: FIRST
     conda:
         "../envs/torch.yaml"
@@ -70,9 +91,9 @@ rule trace_memory:
         before_gate=1,
     params:
         code=code("memory/trace.py"),
-        scenario=from_job(JobPaths.scenario),
+        scenario=from_settings(run_scenarios.training_step_as_gated),
     message:
-        "Tracing the training step of {wildcards.scenario} on the meta device"
+        "Tracing the training step of {wildcards.run} on the meta device"
     script:
         "../scripts/memory/trace.py"
 
@@ -109,22 +130,19 @@ rule measure_memory:
 rule compare_memory:
     input:
         unpack(from_job(JobPaths.measurement)),
-        estimate="results/{place}/{scenario}/estimate.json",
-        trace="results/{place}/{scenario}/trace.json",
+        trace="results/{run}/memory/training/trace.json",
         gpus=project_file("config/gpus.yaml"),
     output:
-        comparison="results/{place}/{scenario}/compare.json",
+        estimate="results/{run}/memory/training/estimate.json",
+        comparison="results/{run}/memory/training/compare.json",
     log:
-        "logs/{place}/{scenario}/compare_memory.log",
-    wildcard_constraints:
-        place=MEMORY_PLACE,
-        scenario=FOLDER_NAME,
+        "logs/{run}/memory/training/compare_memory.log",
     conda:
         "../envs/torch.yaml"
     params:
         code=code("memory/compare.py"),
     message:
-        "Comparing the answers for {wildcards.scenario}"
+        "Comparing the answers for the training step of {wildcards.run}"
     script:
         "../scripts/memory/compare.py"
 
@@ -189,7 +207,7 @@ rule check_resources:
         settings=from_settings(run_scenarios.resource_settings),
         cluster=gpus_of_cluster,
     message:
-        "Pricing every stage of {wildcards.run}: memory of GPU and host, disk"
+        "Checking every stage of {wildcards.run}: memory of GPU and host, disk"
     script:
         "../scripts/gate/check_resources.py"
 
@@ -198,10 +216,8 @@ rule plan_memory:
     input:
         unpack(from_job(JobPaths.profiled_model)),
         gpus=project_file("config/gpus.yaml"),
-        models=project_files("config/models/*.json"),
     output:
         plan="results/{run}/memory/plan.json",
-        planner="results/{run}/memory/planner.json",
     log:
         "logs/{run}/memory/plan_memory.log",
     conda:
@@ -216,29 +232,3 @@ rule plan_memory:
         "Planning: what fits which GPU"
     script:
         "../scripts/memory/plan.py"
-
-
-rule render_planner:
-    input:
-        template=project_file("will_it_fit/data/page/planner.html.j2"),
-        page_script=project_file("will_it_fit/data/page/planner.js"),
-        drawing=[project_file(f"will_it_fit/data/page/drawing.{kind}") for kind in ("css", "js")],
-        planner="results/{run}/memory/planner.json",
-    output:
-        report(
-            "results/{run}/planner.html",
-            caption="report/planner.rst",
-            category="Memory",
-            subcategory="{run}",
-            labels={"figure": "Planner"},
-        ),
-    log:
-        "logs/{run}/render_planner.log",
-    conda:
-        "../envs/light.yaml"
-    params:
-        code=code("memory/render_planner.py"),
-    message:
-        "Writing the planner's page of {wildcards.run}"
-    script:
-        "../scripts/memory/render_planner.py"

@@ -21,6 +21,7 @@ rule merge_adapter:
         "logs/{run}/merge_adapter.log",
     benchmark:
         "benchmarks/{run}/merge_adapter.tsv"
+    priority: LONGEST
     conda:
         "../envs/torch.yaml"
     threads: THREADS

@@ -27,6 +27,8 @@ rule record_provenance:
             "results/{run}/evaluation/metrics.json",
         ),
         on_request=from_job(JobPaths.more_evaluations, EXECUTE, PREFIXED),
+        # Asked for here so that they are made again when they are missing; nobody else reads them.
+        unread=from_job(JobPaths.unread_answers),
     output:
         provenance=report(
             "results/{run}/provenance.json",

@@ -59,6 +59,7 @@ rule fetch_weights:
         "logs/models/{model}/fetch_weights.log",
     benchmark:
         "benchmarks/models/{model}/fetch_weights.tsv"
+    priority: LONGEST
     conda:
         "../envs/torch.yaml"
     resources:
@@ -96,6 +97,7 @@ rule train_adapter:
         "logs/{run}/train_adapter.log",
     benchmark:
         "benchmarks/{run}/train_adapter.tsv"
+    priority: LONGEST
     conda:
         "../envs/torch.yaml"
     threads: 8

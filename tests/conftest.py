@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end import chain
-
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # before torch is imported; scripts/common/job.py says why
+os.environ["WILL_IT_FIT_CACHE"] = ""  # each test asks anew; tests of kept answers name a folder
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each worker; jobs of a chain set their own number
 
 # A worker takes whole files. What takes minutes begins first, so that no worker is left with it at the end; the chain
-# first of all, and what reads it later, when it is finished.
+# first of all, and what reads it later, when it is finished. One worker after the other takes what is next.
 FIRST = (
     "tests/end_to_end/test_chain.py",
     "tests/workflow",
-    "tests/docs",
+    "tests/docs/test_commands.py",
+    "tests/end_to_end/test_same_again.py",
     "tests/end_to_end",
     "tests/will_it_fit/tracing",
     "tests/will_it_fit/step",
@@ -47,6 +47,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
     All workers of a session share it: read it, or edit a copy.
     """
+    from tests.end_to_end import chain  # here, so that the library's tests run where no Snakemake is
+
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent

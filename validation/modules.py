@@ -13,7 +13,7 @@ sum.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -341,9 +341,9 @@ def peak_bytes(row: Mapping[str, str]) -> int:
     ).peak_allocated_bytes
 
 
-def results() -> Iterator[dict[str, Any]]:
-    """For each row what was measured, what the trace says, and the difference."""
-    for row in read():
+def results(rows: Iterable[Mapping[str, str]] | None = None) -> Iterator[dict[str, Any]]:
+    """For each row, of all unless some are named, what was measured, what the trace says, and the difference."""
+    for row in read() if rows is None else rows:
         measured, traced = int(row["peak_allocated_bytes"]), peak_bytes(row)
         yield {
             "id": row["id"],

@@ -20,9 +20,8 @@ from will_it_fit.scenario.optimizers import OPTIMIZERS
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number
 Q8_0 = 34 / 32  # bytes of a number in blocks of 32 with a scale of 16 bits: gguf.GGML_QUANT_SIZES
 # Tokenizer and licence beside the base and beside the merged model; answers, reports, figures and documents. Of a run
-# with the default model: 3.5 and 7.2 MB (the planner's page and its data are 1.9 of them); one with a larger
-# vocabulary or test split has some MB more.
-COMPANIONS_BYTES, DOCUMENTS_BYTES = 3_600_000, 7_300_000
+# with the default model: 3.5 and 5.3 MB; one with a larger vocabulary or test split has some MB more.
+COMPANIONS_BYTES, DOCUMENTS_BYTES = 3_600_000, 5_400_000
 STAGES = ("base model", "training", "merged model", "evaluation and documents", "export")
 # Which rule writes which.
 RULES = dict(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import log2
 from typing import Any
 
 from scripts.documents.traced_values import mark_sources, sourced
@@ -30,6 +31,7 @@ LARGEST_TERMS = 10  # of the analytic estimate, that documents show
 MEASURED_ON = {"cpu": "CPU"}  # else the GPU's name
 
 ROWS = sourced(10_000, "scripts/documents/memory.py", "ROWS")  # that hours are given for
+TICKS = sourced(tuple(64 * 4**power for power in range(9)), "scripts/documents/memory.py", "TICKS")  # tokens of a row
 ANSWERS = ("rule_of_thumb", "analytic", "trace", "measurement")
 
 WEIGHTS = sourced(
@@ -64,6 +66,7 @@ def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[s
             "sections": sections(profile),
             "profile_title": model_title(first["model_name"], first["model"]),
             "feasibility": feasibility(files["plan"]) if "plan" in files else None,
+            "longest_rows": longest_rows(files["plan"]) if "plan" in files else None,
             "lora_or_qlora": lora_or_qlora(files["plan"], files["profile"][0].get("gpu")) if "plan" in files else None,
             "several_gpus": several_gpus(files.get("plan", {}).get("several_gpus"), profile),
             "validation": next(iter(files.get("validation", [])), None),  # a list of one report or none
@@ -218,6 +221,37 @@ def feasibility(plan: Mapping[str, Any]) -> dict[str, Any]:
         "ranks": [row for row in plan["sweep"] if (row["sequence_length"], row["micro_batch"]) == same],
         "scenario": scenario,
         "verified": all(row["verified"] for row in plan["feasibility"]),
+    }
+
+
+def longest_rows(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The planner's rows as a map: by method, for each GPU how far along an axis of lengths a row fits.
+
+    ``end``: the longest row of all, where the axis ends; ``ticks``: lengths with their place on it; ``own``: what was
+    traced for the profile's own GPU; by method ``cells``, each with its planner's ``row``, and ``too_small``, the rows
+    of GPUs that hold no row at all. Places are shares of the axis in per cent, on a logarithmic scale from the first of
+    :data:`TICKS`: ``fits``, and ``expandable``, as much further as a row fits with expandable segments alone.
+    """
+    rows = plan["feasibility"]
+    reached = [(row["largest_sequence_length"], row["expandable_segments"]["largest_sequence_length"]) for row in rows]
+    end = max([4 * TICKS[0], *map(max, reached)])
+
+    def place(length: int) -> float:
+        return 100 * log2(length / TICKS[0]) / log2(end / TICKS[0]) if length > TICKS[0] else 0.0
+
+    methods: dict[str, dict[str, Any]] = {}
+    for row, (plain, expandable) in zip(rows, reached, strict=True):
+        method = methods.setdefault(row["method"], {"title": METHODS[row["method"]], "cells": [], "too_small": []})
+        if not plain and not expandable:
+            method["too_small"].append(row)
+            continue
+        more = max(place(expandable) - place(plain), 0.0)
+        method["cells"].append({"row": row, "fits": place(plain), "expandable": more})
+    return {
+        "end": end,
+        "methods": methods,
+        "own": list((plan["largest"] or {}).items()),
+        "ticks": [(tick, place(tick)) for tick in TICKS if tick <= end],
     }
 
 

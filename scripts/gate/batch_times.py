@@ -1,4 +1,4 @@
-"""How long a run's steps take on its card, by the lengths that its batches really have; and when that is too long.
+"""How long a run's steps take on its GPU, by the lengths that its batches really have.
 
 A batch's time depends on its tokens. Of the batches' shapes the smallest, the middle and the largest are traced; the
 others lie between them.
@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 from scripts.common.resource_table import Stage
-from will_it_fit.common.errors import UserError
-from will_it_fit.hours.run_time import RunHours
 from will_it_fit.hours.step_time import Speed
 from will_it_fit.scenario.scenario import Scenario
 
@@ -54,6 +51,12 @@ def batch_shapes(train: str, scenario: Scenario, loop: Mapping[str, Any]) -> Sha
     return shapes
 
 
+def longest_batch(shapes: Shapes, scenario: Scenario) -> Scenario:
+    """The step at the longest micro-batch of the whole training: as many rows or packs, as many tokens."""
+    counts, lengths = zip(*(shape for shares in shapes for share in shares for shape in share), strict=True)
+    return replace(scenario, micro_batch=max(counts), sequence_length=max(lengths))
+
+
 def training_seconds(
     shapes: Shapes, scenario: Scenario, speed: Speed, target: str = "cuda", capability: tuple[int, int] | None = None
 ) -> float:
@@ -77,23 +80,6 @@ def training_seconds(
     return sum(
         max(sum(seconds[rows * tokens] for rows, tokens in share) for share in shares) + max(update, 0.0)
         for shares in shapes
-    )
-
-
-def too_long(hours: RunHours | None, limit: float | None) -> bool:
-    """Whether a run may take longer than ``memory.gate.hours``; False where nobody knows or nobody asks."""
-    return hours is not None and limit is not None and hours.hours_at_most > limit
-
-
-def refusal_of_hours(hours: RunHours, limit: float) -> UserError:
-    """The message of a run that takes too long."""
-    return UserError(
-        "This run takes too long: it ends here, before it trains.",
-        where="memory.gate.hours",
-        found=f"{limit:g} hours; the run {hours.line}",
-        allowed="fewer epochs, training.max_steps, another card; or memory.gate.override: true, which the model card"
-        " will mention",
-        write=f"memory: {{gate: {{hours: {max(1, ceil(hours.hours_at_most)):g}}}}}",
     )
 
 

@@ -1,28 +1,25 @@
 """Rule ``check_resources``: what every stage of a run needs, against what there is, before any of them costs time.
 
-:mod:`scripts.gate.gate_memory` judges the training step. Here the stages around it stand beside it: after training,
-people run out of memory in the evaluation, and then of disk. The evaluation's batches are followed as they will
-run; the rest is computed or estimated, and says so. A stage that does not fit ends the run, with the smallest change
-that would, unless ``memory.gate.override`` lets it through.
+Beside the training step stand the stages around it: after training, people run out of memory in the evaluation, and
+then of disk. The evaluation's batches are followed as they will run; the rest is computed or estimated, and says so.
+:mod:`scripts.gate.decision` decides: a stage that does not fit ends the run, with the smallest change that would.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from scripts.common import disk
 from scripts.common.job import job
 from scripts.common.resource_table import IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, Stage, judged, refused, table
-from scripts.gate.batch_times import batch_shapes, evaluation_seconds, refusal_of_hours, too_long, training_seconds
-from scripts.gate.gate_memory import Decision, chosen_gpu, decide, longest_batch
+from scripts.gate.batch_times import batch_shapes, evaluation_seconds, longest_batch
+from scripts.gate.decision import Decision, StepDecision, chosen_gpu, decide_step, hours_of
 from scripts.runs.cluster import evaluation_bytes
 from will_it_fit.cards.gpus import Gpu, verdict
-from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_report
 from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import log
-from will_it_fit.hours.run_time import RunHours
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import Traced
@@ -39,45 +36,20 @@ GPU, HOST = "GPU", "host memory"
 NO_HOURS = "how long the run takes is not known: nothing is known of the speed of what it runs on"
 
 
-@dataclass(frozen=True)
-class RunCheck:
-    """Every stage of a run; ``override``: as configured, what does not fit runs all the same."""
-
-    stages: Sequence[Stage]
-    gpu: Gpu | None
-    override: bool
-    hours: RunHours | None = None  # None: the speed of the card is not known
-    limit_hours: float | None = None
-
-    @property
-    def too_long(self) -> bool:
-        return too_long(self.hours, self.limit_hours)
-
-    @property
-    def fits(self) -> bool:
-        return not refused(self.stages) and not self.too_long
-
-    @property
-    def overridden(self) -> list[str]:
-        """Names of what does not fit and runs all the same."""
-        names = [stage.stage for stage in refused(self.stages)]
-        names += [f"the run within {self.limit_hours:g} hours"] if self.too_long else []
-        return names if self.override else []
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "fits": self.fits,
-            "gpu": self.gpu.to_mapping() if self.gpu else None,
-            "hours": self.hours.to_mapping() if self.hours else None,
-            "limit_hours": self.limit_hours,
-            "overridden": self.overridden,
-            "override": self.override,
-            "stages": [asdict(stage) for stage in self.stages],
-        }
+def to_mapping(decision: Decision) -> dict[str, Any]:
+    """What run.json holds of a decision about every stage of a run."""
+    return {
+        "fits": decision.fits,
+        "gpu": decision.step.gpu.to_mapping() if decision.step.gpu else None,
+        "hours": decision.hours.to_mapping() if decision.hours else None,
+        "limit_hours": decision.limit_hours,
+        "overridden": decision.overridden,
+        "override": decision.override,
+        "stages": [asdict(stage) for stage in decision.stages],
+    }
 
 
-class Room(NamedTuple):
+class Machine(NamedTuple):
     """What there is: the GPU (None: the stages run on the processor), and bytes of host memory (None: not known)."""
 
     gpu: Gpu | None
@@ -126,26 +98,28 @@ def host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def training_stages(
-    traced: Traced, longest: Scenario, decision: Decision | None, room: Room, stored: str
+    traced: Traced, longest: Scenario, decision: StepDecision | None, machine: Machine, stored: str
 ) -> list[Stage]:
     """The training step as configured, and at the longest batch of the data; without a GPU there is no decision."""
     from will_it_fit.tracing.trace import trace
 
     configured, rows = traced.scenario, []
-    processes = 1 if room.gpu else configured.parallel.gpus  # each has a GPU of its own; on the processor they share
+    processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the processor they share
     for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
-        if decision and room.gpu and step == configured:
+        if decision and machine.gpu and step == configured:
             found = decision.configured
         elif rows and step == configured:
             continue  # the longest batch is as long as the configuration allows
         else:
-            sizes = [room.gpu.usable_bytes] if room.gpu else ()
-            found = trace(step, room.target, capability=room.gpu and room.gpu.capability, timeline=False, sizes=sizes)
-        size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", room.needed(found)
+            sizes = [machine.gpu.usable_bytes] if machine.gpu else ()
+            found = trace(
+                step, machine.target, capability=machine.gpu and machine.gpu.capability, timeline=False, sizes=sizes
+            )
+        size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", machine.needed(found)
         if processes > 1:
             size += " in each process"
             needs = processes * max(needs, PROCESS_BYTES + started_bytes(step, found, stored)) + LAUNCHER_BYTES
-        rows.append(judged(name, room.place, needs, room.has_bytes, "traced", size, processes=processes))
+        rows.append(judged(name, machine.place, needs, machine.has_bytes, "traced", size, processes=processes))
     if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
         rows[0] = replace(rows[0], verdict=NOT_REACHED)
     first = next(iter(decision.suggestions), None) if decision else None
@@ -156,14 +130,14 @@ def training_stages(
     return [replace(row, change=change) if row.verdict == TOO_SMALL else row for row in rows]
 
 
-def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
+def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stage]:
     """The batch of the evaluation that needs the most; where it does not fit, the largest batch size that would."""
     from will_it_fit.engine.errors import TraceError
     from will_it_fit.tracing.evaluation_memory import trace_evaluation
 
     def traced_at(size: int, speed: Speed | None = None) -> dict[str, Any]:
-        capability = room.gpu.capability if room.gpu else None
-        return trace_evaluation(evaluation._replace(batch_size=size), room.target, capability, speed)
+        capability = machine.gpu.capability if machine.gpu else None
+        return trace_evaluation(evaluation._replace(batch_size=size), machine.target, capability, speed)
 
     def smaller(fits: Callable[[dict[str, Any]], bool]) -> str | None:
         size = evaluation.batch_size
@@ -174,45 +148,45 @@ def evaluation_stages(name: str, evaluation: Any, room: Room) -> list[Stage]:
         return None
 
     try:
-        found = traced_at(evaluation.batch_size, room.speed)
+        found = traced_at(evaluation.batch_size, machine.speed)
     except TraceError as error:
         reason = f"not traced: {str(error).splitlines()[0]}"
-        return [judged(name, room.place, None, room.has_bytes, "traced", reason)]
+        return [judged(name, machine.place, None, machine.has_bytes, "traced", reason)]
     detail = f"{found['rows']} requests at once, answers of up to {evaluation.max_new_tokens} tokens"
     if not found["exact"]:
         detail += "; answers as one pass over rows of full length"
-    needs = room.needed(found)
+    needs = machine.needed(found)
     seconds = found["seconds_at_most"] and 2 * found["seconds_at_most"]  # of base and tuned
-    row = judged(name, room.place, needs, room.has_bytes, "traced", detail, seconds_at_most=seconds)
-    if not room.lacks(needs):
+    row = judged(name, machine.place, needs, machine.has_bytes, "traced", detail, seconds_at_most=seconds)
+    if not machine.lacks(needs):
         return [row]
-    change = smaller(lambda other: not room.lacks(room.needed(other)))
-    if change or room.gpu is None:
+    change = smaller(lambda other: not machine.lacks(machine.needed(other)))
+    if change or machine.gpu is None:
         return [replace(row, change=change)]
     # Weights that are larger than the GPU: `device_map="auto"` keeps some of them in host memory and copies them for
     # each pass. Then keys, values and logits have to fit beside the largest part and the next.
     weights, parts = found["weights_bytes"], 2 * found["largest_module_bytes"]
-    outside = needs + parts - room.has_bytes
+    outside = needs + parts - machine.has_bytes
     detail += f"; {gib(outside)} of the weights stay in host memory and are copied for each pass: slow"
     row = replace(row, detail=detail, verdict=IN_PART, seconds_at_most=None)
-    if room.lacks(needs - weights + parts):
-        change = smaller(lambda other: not room.lacks(room.needed(other) - weights + parts))
+    if machine.lacks(needs - weights + parts):
+        change = smaller(lambda other: not machine.lacks(machine.needed(other) - weights + parts))
         row = replace(row, verdict=TOO_SMALL, change=change)
     rest = "the weights that the GPU does not hold"
-    return [row, judged(name, HOST, outside + PROCESS_BYTES, room.host_bytes, "estimated", rest)]
+    return [row, judged(name, HOST, outside + PROCESS_BYTES, machine.host_bytes, "estimated", rest)]
 
 
-def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int, room: Room) -> Stage:
+def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int, machine: Machine) -> Stage:
     """The comparison after the merge: in the first place that has the room, and left out where none has."""
     from scripts.merging.logits import choose_device, comparison_bytes
 
     name, sizes = "comparison after the merge", comparison_bytes(stored, dtype, adapter_bytes)
-    free = {GPU: room.gpu and room.gpu.usable_bytes, HOST: room.host_bytes}
+    free = {GPU: machine.gpu and machine.gpu.usable_bytes, HOST: machine.host_bytes}
     free = {place: size for place, size in free.items() if size is not None}
     chosen = choose_device(sizes, free)
     if not requests or chosen is None:
         reason = "no requests asked for" if not requests else "no room: logits and answers will not be compared"
-        return judged(name, HOST, sizes[dtype], room.host_bytes, "computed", reason, verdict=NOT_RUN)
+        return judged(name, HOST, sizes[dtype], machine.host_bytes, "computed", reason, verdict=NOT_RUN)
     place, computed_in = chosen
     return judged(name, place, sizes[computed_in], free[place], "computed", f"in {computed_in}")
 
@@ -238,7 +212,7 @@ def whole_model_bytes(step: Scenario, stored: str) -> int:
 
 
 def host_stages(
-    source: str, base_bytes: int, largest_bytes: int, there: bool, room: Room, step: Scenario, stored: str
+    source: str, base_bytes: int, largest_bytes: int, there: bool, machine: Machine, step: Scenario, stored: str
 ) -> list[Stage]:
     """What fetching, loading and merging take of the host's memory."""
     rows = []
@@ -246,8 +220,8 @@ def host_stages(
         whole = source == "wheel"  # a GGUF file is unpacked in memory
         needs = PROCESS_BYTES + (base_bytes if whole else 0)
         detail = "the whole model, unpacked" if whole else "as it arrives"
-        rows.append(judged("fetching the base", HOST, needs, room.host_bytes, "estimated", detail))
-    if room.gpu is not None:
+        rows.append(judged("fetching the base", HOST, needs, machine.host_bytes, "estimated", detail))
+    if machine.gpu is not None:
         processes = step.parallel.gpus
         needs, detail = PROCESS_BYTES + 2 * largest_bytes, "tensor by tensor"
         if step.parallel.sharded:
@@ -257,9 +231,9 @@ def host_stages(
             needs = processes * needs + LAUNCHER_BYTES
             detail += ", in each process"
         rows.append(
-            judged("loading for the GPU", HOST, needs, room.host_bytes, "estimated", detail, processes=processes)
+            judged("loading for the GPU", HOST, needs, machine.host_bytes, "estimated", detail, processes=processes)
         )
-    return [*rows, judged("merging", HOST, MERGE_BYTES, room.host_bytes, "estimated", "block by block")]
+    return [*rows, judged("merging", HOST, MERGE_BYTES, machine.host_bytes, "estimated", "block by block")]
 
 
 def check_run(
@@ -267,27 +241,27 @@ def check_run(
     longest: Scenario,
     evaluations: Mapping[str, Any],
     settings: Mapping[str, Any],
-    room: Room,
+    machine: Machine,
     *,
     results: Results,
-    evaluation_room: Room | None = None,
-) -> RunCheck:
-    """Check the stages of a run against what there is.
+    evaluation_machine: Machine | None = None,
+) -> Decision:
+    """Hold the stages of a run against what there is.
 
     Parameters
     ----------
     longest
-        The step at the longest batch of the data (:func:`scripts.gate.gate_memory.longest_batch`).
+        The step at the longest batch of the data (:func:`scripts.gate.batch_times.longest_batch`).
     evaluations
         By the stage's name, each a :class:`will_it_fit.tracing.evaluation_memory.Evaluation`.
     settings
         ``override``, ``source`` of the model, ``merging``.
-    room, evaluation_room
+    machine, evaluation_machine
         What there is; the evaluation and the comparison, which use one GPU, may have another.
     results
         The disk that the results lie on.
     """
-    decision = decide(traced, room.gpu, settings["override"], longest)
+    decision = decide_step(traced, machine.gpu, longest)
     model = traced.scenario
     base, merged = settings["source"]["dtype"], settings["merging"]["dtype"] or settings["source"]["dtype"]
     counts = traced.trace["parameters"], traced.trace["trainable_parameters"]
@@ -295,41 +269,17 @@ def check_run(
     base_bytes = sizes.parameters * sizes.base_width
     stored = sizes.parameters * max(sizes.base_width, sizes.merged_width)
     embedding = model.size("vocab_size") * model.size("hidden_size") * sizes.base_width  # the largest tensor
-    alone, there = evaluation_room or room, "base model" in results.there
-    found = [
-        *host_stages(settings["source"]["type"], base_bytes, embedding, there, room, model, base),
-        *training_stages(traced, longest, decision, room, base),
+    alone, there = evaluation_machine or machine, "base model" in results.there
+    stages = [
+        *host_stages(settings["source"]["type"], base_bytes, embedding, there, machine, model, base),
+        *training_stages(traced, longest, decision, machine, base),
         comparison_stage(
             stored, merged, sizes.trainable * sizes.adapter_width, settings["merging"]["verify"]["prompts"], alone
         ),
         *(stage for name, evaluation in evaluations.items() for stage in evaluation_stages(name, evaluation, alone)),
         *disk.stages(sizes, results.free_bytes, results.there),
     ]
-    return RunCheck(found, room.gpu, settings["override"])
-
-
-def refusal(checked: RunCheck) -> UserError:
-    """The message of a run with a stage that does not fit; its table stands above it."""
-    short, gpu = refused(checked.stages), checked.gpu
-    if not short:
-        return refusal_of_hours(checked.hours, checked.limit_hours)
-    found = [f"{stage.stage}: {gib(stage.needs_bytes)} of {gib(stage.has_bytes)} ({stage.place})" for stage in short]
-    for one in (gpu, *gpu.others) if gpu else ():
-        if one.held_bytes:
-            named = ", ".join(one.holders) or "other processes"
-            found.append(f"{gib(one.held_bytes)} of {one.label} are held by {named}")
-    changes: dict[str, list[str]] = {}
-    for stage in short:
-        if stage.change:
-            changes.setdefault(stage.change, []).append(stage.stage)
-    return UserError(
-        "This run does not fit: it ends here, before it trains.",
-        where="the stages that say so above",
-        found="; ".join(found),
-        allowed="the smallest changes that fit; or memory.gate.override: true, which the model card will mention",
-        write="\n".join(f"{change}   # {', '.join(names)}" for change, names in changes.items())
-        or "memory: {gate: {override: true}}",
-    )
+    return Decision(decision, settings["override"], stages)
 
 
 INPUTS = ("benchmark", "config", "description", "encoded", "split", "tasks", "test", "trace", "train")
@@ -353,41 +303,34 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
         weights = traced.trace["parameters"] * disk.WIDTHS[settings["source"]["dtype"]]
         evaluation_gpu = chosen_gpu(named, cluster, evaluation_bytes(weights))  # of a machine's the first
     host = None if cluster else host_memory()
-    asked, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
+    answers, tokenizer, config = settings["evaluation"], read_tokenizer(base), read_json(inputs["config"])
 
     def evaluation(path: str, requests: int | None) -> Evaluation:
         pairs = [(pair["request"], pair["command"]) for pair in read_jsonl(path)][:requests]
         rows = [Row(*row) for row in encode_pairs(tokenizer, settings["prompt"]["system"], pairs)]
-        return Evaluation(config, settings["source"]["dtype"], rows, asked["batch_size"], asked["max_new_tokens"])
+        return Evaluation(config, settings["source"]["dtype"], rows, answers["batch_size"], answers["max_new_tokens"])
 
-    evaluations = {"evaluation of base and tuned": evaluation(inputs["test"], asked["requests"])}
+    evaluations = {"evaluation of base and tuned": evaluation(inputs["test"], answers["requests"])}
     if settings["benchmark"]:
         read_report(inputs["benchmark"], inputs["tasks"])
         evaluations["evaluation on the benchmark"] = evaluation(inputs["tasks"], settings["benchmark"]["requests"])
     shapes = batch_shapes(inputs["train"], traced.scenario, settings["loop"])
-    room = Room(gpu, host, gpu and speed_of(gpu.name))
+    machine = Machine(gpu, host, gpu and speed_of(gpu.name))
     checked = check_run(
         traced,
         longest_batch(shapes, traced.scenario),
         evaluations,
         {**settings, "override": settings["gate"]["override"]},
-        room,
-        evaluation_room=Room(evaluation_gpu, host, evaluation_gpu and speed_of(evaluation_gpu.name)),
+        machine,
+        evaluation_machine=Machine(evaluation_gpu, host, evaluation_gpu and speed_of(evaluation_gpu.name)),
         results=Results(disk.free_bytes(output), ["base model"] if (base / "weights.json").is_file() else []),
     )
-    hours = None
-    if room.speed:
-        training = training_seconds(shapes, traced.scenario, room.speed, room.target, gpu and gpu.capability)
-        gpus = traced.scenario.parallel.gpus
-        hours = RunHours.of(len(shapes), training, evaluation_seconds(checked.stages), room.speed, gpus)
+    hours = hours_of(shapes, traced.scenario, machine.speed, gpu, evaluation_seconds(checked.stages))
     checked = replace(checked, hours=hours, limit_hours=settings["gate"]["hours"])
     for line in [*table(checked.stages), f"the run {hours.line}" if hours else NO_HOURS]:
         log.info("%s", line)
-    if not checked.fits and not checked.override:
-        raise refusal(checked)
-    write_report(output, checked.to_mapping())
-    for name in checked.overridden:
-        log.warning("OVERRIDDEN: %s does not fit", name)
+    checked.enforce()
+    write_report(output, to_mapping(checked))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from typing import Any
 from scripts.common.job import job
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, sha256_file, write_report
+from will_it_fit.common.hub_errors import Failure, meaning
 from will_it_fit.common.secrets import without_secrets
 from will_it_fit.common.terminal import log
 
 TYPES = {"adapter": "model", "dataset": "dataset", "merged": "model"}
+NO_RIGHT = {403: ("The token may not write there (403).", "HF_TOKEN of an account that may, with the right to write")}
 MESSAGE = "Publish a run of SecureCLI-Tuner"
 
 
@@ -88,14 +90,15 @@ def _broken_off(kind: str, repositories: dict[str, Any], done: dict[str, Any]) -
     try:
         yield
     except Exception as error:
+        problem, allowed = meaning(Failure.of(error), TYPES[kind], repositories[kind]["repository"], own=NO_RIGHT)
         published = ", ".join(f"{one['repository']} at {one['commit']}" for one in done.values()) or "nothing"
         left = ", ".join(f"{name} ({one['repository']})" for name, one in repositories.items() if name not in done)
         raise UserError(
             f"The upload to {repositories[kind]['repository']} broke off."
             f" Published: {published}. Not published: {left}.",
             where=f"publish.{kind}",
-            found=f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}"[:400],
-            allowed="a network that reaches the Hub, and a token that may write there",
+            found=f"{problem} {type(error).__name__}: {without_secrets(' '.join(str(error).split()))}"[:400],
+            allowed=allowed,
             write="the same command again: it goes on, and what the Hub has already is not sent again",
         ) from None
 

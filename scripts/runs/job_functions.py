@@ -119,6 +119,30 @@ class JobFunctions:
 
         return paths
 
+    def names_in_profile(self) -> tuple[list[str], list[str]]:
+        """Names of the memory profile's scenarios with a rank, and of those without: a rule's outputs.
+
+        Raises
+        ------
+        UserError
+            If they are not the same in each run.
+        """
+        known: dict[str, tuple[list[str], list[str]]] = {}
+        for name in self.runs.named:
+            paths = JobPaths.of(self.runs, {"run": name})
+            known[name] = tuple(list(paths.scenarios_of_profile(with_rank)) for with_rank in (True, False))
+        first, *others = known
+        for other in others:
+            if [set(names) for names in known[other]] != [set(names) for names in known[first]]:
+                raise UserError(
+                    "Two runs of the sweep have other scenarios in their memory profile.",
+                    where="sweep in the configuration",
+                    found=f"{first}: {known[first]}; {other}: {known[other]}",
+                    allowed="scenarios of the same names, with adapters in each run or in none",
+                    write="a second --configfile for the runs with another memory.scenarios",
+                )
+        return known[first]
+
     def publication(self, paths: JobPaths) -> str:
         """The last file of a publication: the list of what would be published, or with `upload: true` the report."""
         if len(self.runs.named) > 1:

@@ -21,8 +21,6 @@ from will_it_fit.scenario.hub import profiled
 # Names of folders, never paths. The rank ends a run's name, so results/dataset/... can never be taken for a run.
 FOLDER_NAME = r"[a-z0-9][a-z0-9._-]*"
 RUN_NAME = rf"{FOLDER_NAME}-r[1-9]\d*"
-# The folder that holds scenarios; the run in it keeps its own constraint.
-MEMORY_PLACE = f"memory/{FOLDER_NAME}|{RUN_NAME}/memory"
 
 BASE = "results/models/{model}"
 DATASET = "results/dataset/{dataset}"
@@ -81,14 +79,10 @@ class JobPaths:
         UserError
             If the configuration has no such run, dataset or model.
         """
-        known = names
-        if "place" in names:  # of a scenario: in a run, or in the folder of the model that is profiled
-            first, _, second = names["place"].partition("/")
-            known = {"profiled": second} if first == "memory" else {"run": first}
-        if "run" in known:
-            return cls(names, runs.of_run(known["run"]))
+        if "run" in names:
+            return cls(names, runs.of_run(names["run"]))
         shared = ("dataset", "model", "profiled")
-        return cls(names, runs.having(**{kind: known[kind] for kind in shared if kind in known}))
+        return cls(names, runs.having(**{kind: names[kind] for kind in shared if kind in names}))
 
     def fill(self, *patterns: str) -> list[str]:
         """Paths with the wildcards filled in, and the run's dataset, model and sequence length."""
@@ -154,32 +148,37 @@ class JobPaths:
         ranked = [name for name, scenario in scenarios.items() if scenario["lora"] is not None]
         return self.profile_comparison((ranked or list(scenarios))[-1])
 
-    def scenario(self) -> dict[str, Any]:
-        """The scenario of the job, without its model: the run's own training step, or one of the memory profile.
+    def scenarios_of_profile(self, with_rank: bool) -> dict[str, dict[str, Any]]:
+        """The profile's scenarios with adapters, and so a rank, or those without, by name and without their model."""
+        return {
+            name: {key: value for key, value in scenario.items() if key != "model"}
+            for name, scenario in self.profile().items()
+            if (scenario["lora"] is not None) == with_rank
+        }
+
+    def unread_answers(self) -> list[str]:
+        """Answers that no job reads, as inputs, so that a missing one is made again."""
+        folders = [os.path.dirname(path) for path in self.profile_comparisons()]
+        own = self.fill("results/{run}/memory/training/estimate.json")
+        return [f"{folder}/{kind}.json" for folder in folders for kind in ("estimate", "trace")] + own
+
+    def step_model(self) -> dict[str, str]:
+        """The configuration of the prepared base model (sealed), for the run's own training step.
 
         Raises
         ------
         UserError
-            If the memory profile has no such scenario.
+            If the job's scenario is another one: no job makes those of the memory profile alone.
         """
-        name, scenarios = self.names["scenario"], self.profile()
-        if name == "training":
-            return run_scenarios.training_step_as_gated(self.settings)
-        if name not in scenarios:
+        name = self.names["scenario"]
+        if name != "training":
             raise UserError(
                 f"The memory profile has no scenario of this name: {name}.",
                 where="memory.scenarios in the configuration",
                 found=name,
-                allowed=", ".join(scenarios),
+                allowed=", ".join(self.profile()),
                 write=f"memory:\n  scenarios:\n    {name}: {{method: qlora, precision: bf16}}",
             )
-        return {key: value for key, value in scenarios[name].items() if key != "model"}
-
-    def scenario_model(self) -> dict[str, str]:
-        """The configuration of the scenario's model: the profiled one's, or the prepared base model's (sealed)."""
-        self.scenario()  # raises for one that the configuration does not have
-        if self.names["scenario"] != "training":
-            return self.profiled_model()
         config, description = self.fill(f"{BASE}/config.json", f"{BASE}/description.json")
         return {"config": config, "description": description}
 
@@ -191,9 +190,9 @@ class JobPaths:
         return {"config": project_file(self.fill("config/models/{profiled}.json")[0])}
 
     def measurement(self) -> dict[str, str]:
-        """The measurement, where there is one: of the run's own training step, if one process can take it."""
-        if self.names["scenario"] == "training" and run_scenarios.gpus_of_training(self.settings) == 1:
-            return {"measure": f"results/{self.names['place']}/training/measure.json"}
+        """The measurement of the run's own training step, if one process can take it."""
+        if run_scenarios.gpus_of_training(self.settings) == 1:
+            return {"measure": self.fill("results/{run}/memory/training/measure.json")[0]}
         return {}
 
     # --- what the configuration may leave out ------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Every command block of README and its companions is run, as a person would: in a checkout, one page after the other.
+"""Every command block of README and its companions is run, as a person would: in one checkout, page after page.
 
 Above a block that can't run whole here, a comment says what a person's machine has and this one may not::
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end import chain
+from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (
@@ -61,31 +62,25 @@ ALL = [block for page in PAGES for block in blocks(page)]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkout for each page, made when its first block runs; the environment is the one that runs the tests."""
-    made: dict[str, Path] = {}
-
-    class Checkouts(dict):
-        def __missing__(self, page: str) -> Path:
-            folder = chain.checkout(tmp_path_factory.mktemp("page"))
-            for name in ("Makefile", "requirements-dev.txt", "constraints.txt", "pyproject.toml"):
-                (folder / name).write_bytes((ROOT / name).read_bytes())
-            (folder / ".venv").symlink_to(Path(sys.prefix))
-            self[page] = folder
-            return folder
-
-    return Checkouts(made)
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout, as a person has one for all pages; the environment is the one that runs the tests."""
+    folder = chain.checkout(tmp_path_factory.mktemp("pages"))
+    for name in ("Makefile", "requirements-dev.txt", "constraints.txt", "pyproject.toml"):
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    (folder / ".venv").symlink_to(Path(sys.prefix))
+    return folder
 
 
 @pytest.mark.parametrize("block", ALL, ids=lambda block: f"{block.page}:{block.line}")
-def test_block_runs(block: Block, folders: dict[str, Path]) -> None:
+def test_block_runs(block: Block, project: Path) -> None:
     if block.how == "not run":
         pytest.skip(f"{block.page}, line {block.line}: {block.why}")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    places = (launchers(environment), str(Path(sys.executable).parent), os.environ["PATH"])
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", block.commands],
-        cwd=folders[block.page],
-        env=environment,
+        cwd=project,
+        env={**environment, "PATH": os.pathsep.join(places)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

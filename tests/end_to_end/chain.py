@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ from typing import Any
 import yaml
 
 from scripts.common import code_digests
+from tests.warm import launchers
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "tests" / "config" / "tiny.yaml"
 SETTINGS = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))
 RUN = f"results/{SETTINGS['run']['name']}-r{SETTINGS['lora']['rank']}"
 NOTHING = "Nothing to be done"
-# What traces and plans cost grows with the layers; two are enough of the models whose memory is profiled. What the
-# planner's page costs grows with the models that it offers beside them: one is enough.
-PROFILED, LAYERS, OFFERED = ("qwen2.5-coder-0.5b", "qwen2.5-coder-7b"), 2, "on_the_page: [mistral-7b-v0.1]"
+# What traces and plans cost grows with the layers; two are enough of the models whose memory is profiled.
+PROFILED, LAYERS = ("qwen2.5-coder-0.5b", "qwen2.5-coder-7b"), 2
 
 
 @cache
@@ -43,8 +42,7 @@ def parsed_modules() -> str:
 def checkout(folder: Path) -> Path:
     """Copy the project's files, without results, into an empty folder; a test may edit them there.
 
-    The models of the memory profile have :data:`LAYERS` layers there, however many they have in truth, and the
-    planner's page offers one model beside them.
+    The models of the memory profile have :data:`LAYERS` layers there, however many they have in truth.
     """
     folder.mkdir(exist_ok=True)
     for name in ("Snakefile", "requirements.txt"):
@@ -55,10 +53,6 @@ def checkout(folder: Path) -> Path:
         path = folder / "config" / "models" / f"{name}.json"
         shallow = json.loads(path.read_text(encoding="utf-8")) | {"num_hidden_layers": LAYERS}
         path.write_text(json.dumps(shallow), encoding="utf-8")
-    index = folder / "config" / "models" / "index.yaml"
-    text, count = re.subn(r"(?ms)^on_the_page: \[.*?\]", OFFERED, index.read_text(encoding="utf-8"))
-    assert count == 1
-    index.write_text(text, encoding="utf-8")
     (folder / code_digests.STORE).parent.mkdir()
     (folder / code_digests.STORE).write_text(parsed_modules(), encoding="utf-8")
     return folder
@@ -70,10 +64,21 @@ def linked(project: Path, folder: Path) -> Path:
 
 
 def snakemake(
-    project: Path, *arguments: str | Path, python: Path | str = sys.executable, environ: dict[str, str] | None = None
+    project: Path, *arguments: str | Path, python: Path | str | None = None, environ: dict[str, str] | None = None
 ) -> str:
-    """Run the tiny configuration in a checkout; returns all that Snakemake said. Fails with it when it fails."""
-    command = [python, "-m", "snakemake", "--cores", "2", "--configfile", CONFIGURATION.relative_to(ROOT)]
+    """Run the tiny configuration in a checkout; returns all that Snakemake said. Fails with it when it fails.
+
+    With the Python that is named; else Snakemake and its jobs are forked from a server that has imported the packages.
+    """
+    command = [
+        python or Path(launchers(environ), "python"),
+        "-m",
+        "snakemake",
+        "--cores",
+        "2",
+        "--configfile",
+        CONFIGURATION.relative_to(ROOT),
+    ]
     done = subprocess.run(
         [str(part) for part in (*command, *arguments)],
         cwd=project,

@@ -52,6 +52,8 @@ WITHOUT_TORCH = (
     "will_it_fit/site",
 )
 
+# The disk's sizes are compared with the files that a real step leaves.
+BUILDS_A_STEP = {"test_disk.py": {"will_it_fit/step"}}
 OF_A_LIBRARY = {"trainer.py"}  # its class is one of transformers'
 
 
@@ -110,6 +112,16 @@ def test_the_library_knows_nothing_of_the_pipeline() -> None:
         house = path.relative_to(ROOT).parts[0]
         assert house == "validation" or "validation" not in below, path
         assert house != "will_it_fit" or below <= {"will_it_fit"}, path
+
+
+@pytest.mark.parametrize("room", sorted(room for room in ROOMS if room.startswith("scripts/")))
+def test_tests_of_a_pipelines_room_use_of_the_library_what_the_room_may_use(room: str) -> None:
+    """So a test of the pipeline does not look into the engine behind the library's back."""
+    for path in (ROOT / "tests" / "unit" / room.removeprefix("scripts/")).glob("*.py"):
+        files = (module_file(name) or module_file(name.rpartition(".")[0]) for name in imported(path))
+        used = {room_of(file) for file in files if file and file.is_relative_to(ROOT / "will_it_fit")}
+        beyond = used - ROOMS[room] - BUILDS_A_STEP.get(path.name, set())
+        assert not beyond, f"{path.relative_to(ROOT)} imports {beyond}; docs/architecture.md doesn't let {room} do so"
 
 
 def test_no_circle() -> None:

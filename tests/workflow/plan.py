@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import atexit
 import base64
 import json
-import os
 import re
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
-from tests.workflow.warm import ROOT
+from tests.warm import launchers
 
 TARGETS = {"all", "dataset", "execute", "gate", "memory", "merge", "publish", "sweep", "train"}
 STATS = re.compile(r"^job +count\n-+ +-+\n(.*?)^total ", re.MULTILINE | re.DOTALL)
 
 
-@cache
-def _warm() -> subprocess.Popen:
-    """The process that has loaded Snakemake, of this process of tests."""
-    command = [sys.executable, "-m", "tests.workflow.warm"]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(process.communicate)
-    return process
-
-
 def snakemake(project: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
     """Run Snakemake in a checkout, with this environment's packages."""
-    command = ["snakemake", "--cores", "2", *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as folder:
-        said = {name: str(Path(folder, name)) for name in ("stdout", "stderr")}
-        request = {"command": command, "folder": str(project), "environ": dict(os.environ), **said}
-        warm = _warm()
-        warm.stdin.write(json.dumps(request) + "\n")
-        warm.stdin.flush()
-        status = int(warm.stdout.readline())
-        texts = {name: Path(path).read_text(encoding="utf-8") for name, path in said.items()}
-    return subprocess.CompletedProcess(command, status, **texts)
+    command = [str(Path(launchers(), "snakemake")), "--cores", "2", *map(str, arguments)]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True)
 
 
 def planned_text(project: Path, *arguments: str | Path) -> str:

@@ -32,7 +32,7 @@ def test_the_default_run_plans_the_whole_chain(project):
     assert {
         *("acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits", "encode_dataset"),
         *("download_gguf", "describe_model", "fetch_weights"),
-        *("estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory"),
+        *("profile_adapters", "profile_full", "trace_memory", "measure_memory", "compare_memory", "gate_memory"),
         *("train_adapter", "merge_adapter", "verify_merge"),
         *("evaluate_base", "evaluate_tuned", "compare_merged", "compare_models"),
         *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
@@ -162,7 +162,9 @@ def test_nothing_that_costs_comes_before_the_runs_price(project):
     assert {"acquire_dataset", "describe_model", "encode_dataset", "trace_memory"} <= {job["rule"] for job in early}
     assert not [job for job in early if job["priority"] < 99 or job["before_gate"] != 1]
     late = [job for job in jobs if job["rule"] in ("evaluate_base", "fetch_weights", "measure_memory", "train_adapter")]
-    assert len(late) == 4 and not [job for job in late if job["priority"]]
+    assert len(late) == 4 and not [job for job in late if job["priority"] >= 99]
+    priority = {job["rule"]: job["priority"] for job in jobs}
+    assert priority["fetch_weights"] == priority["train_adapter"] > priority["evaluate_base"] == priority["plan_memory"]
     (download,) = [job["before_gate"] for job in late if job["rule"] == "fetch_weights"]
     profile = yaml.safe_load((project / "profiles/default/config.yaml").read_text(encoding="utf-8"))
     assert f"before_gate={download}" in profile["resources"]
@@ -244,7 +246,11 @@ def test_every_file_is_asked_for_by_a_rule_or_is_what_the_run_is_for(made):
         ("all", "results/dataset/tiny/raw.rejected.jsonl", {"acquire_dataset", "check_splits"}),
         ("gate", f"{chain.RUN}/memory/training/trace.json", {"trace_memory", "gate_memory"}),
         ("merge", f"{chain.RUN}/adapter/adapter_model.safetensors", {"train_adapter", "merge_adapter"}),
-        (f"{chain.RUN}/MODEL_CARD.md", f"{chain.RUN}/memory/qlora/trace.json", {"compare_memory", "render_documents"}),
+        (
+            f"{chain.RUN}/MODEL_CARD.md",
+            f"{chain.RUN}/memory/qlora/trace.json",
+            {"profile_adapters", "render_documents"},
+        ),
     ],
 )
 def test_what_a_failed_job_has_taken_away_is_missed_by_each_target(made, target, missing, rules):

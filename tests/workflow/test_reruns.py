@@ -17,7 +17,7 @@ from tests.workflow.plan import edited, make_believe, planned, snakemake
 DATASET = {"acquire_dataset", "clean_dataset", "screen_dataset", "split_dataset", "check_splits"}
 MODEL = {"download_gguf", "describe_model", "fetch_weights"}
 RANKED_MEMORY = {
-    "estimate_memory",
+    "profile_adapters",
     "trace_memory",
     "measure_memory",
     "compare_memory",
@@ -31,7 +31,6 @@ DOCUMENTS = {
     "record_provenance",
     "render_documents",
     "render_memory_profile",
-    "render_planner",
 }
 TRAINED = {"train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models"}
 TRAINED |= {"evaluate_tuned_on_benchmark", "compare_on_benchmark", "compare_merged"}
@@ -176,7 +175,13 @@ def rewritten(path, old, new):
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected", "spared"),
     [
-        ("config/gpus.yaml", b"24", b"25", {"estimate_memory", "gate_memory", "check_resources"}, DATASET | MODEL),
+        (
+            "config/gpus.yaml",
+            b"24",
+            b"25",
+            {"profile_full", "profile_adapters", "gate_memory", "check_resources"},
+            DATASET | MODEL,
+        ),
         ("config/screen/exfiltration.yaml", b"level: critical", b"level: medium  ", {"screen_dataset"}, MODEL),
         ("config/templates/MODEL_CARD.md.j2", b"#", b"-", {"render_documents"}, DATASET | MODEL | TRAINED),
     ],
@@ -250,7 +255,7 @@ def test_a_comment_in_a_script_runs_nothing(plan, project):
             "CHUNK_TOKENS = 256",
             "CHUNK_TOKENS = 128",
             # The evaluation packs its rows as the step does.
-            {"trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
+            {"profile_full", "trace_memory", "measure_memory", "train_adapter", "evaluate_base"},
             DATASET | MODEL | {"encode_dataset"},
         ),
         (

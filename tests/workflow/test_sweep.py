@@ -9,9 +9,9 @@ from tests.end_to_end import chain
 from tests.workflow.plan import make_believe, planned_jobs, snakemake
 
 RANKED = {
-    *("estimate_memory", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
+    *("profile_adapters", "trace_memory", "measure_memory", "compare_memory", "gate_memory", "plan_memory"),
     *("train_adapter", "merge_adapter", "verify_merge", "evaluate_tuned", "compare_models", "record_provenance"),
-    *("compare_merged", "compare_on_benchmark", "evaluate_tuned_on_benchmark", "check_resources", "render_planner"),
+    *("compare_merged", "compare_on_benchmark", "evaluate_tuned_on_benchmark", "check_resources"),
     *("draw_memory", "draw_figures", "render_documents", "render_memory_profile"),
 }
 SWEPT = {"summarize_sweep", "draw_sweep", "render_sweep"}
@@ -44,12 +44,11 @@ def test_three_ranks_make_the_dataset_and_the_base_evaluation_once(made):
         "evaluate_base_on_benchmark",
         "fetch_benchmark",
         "fetch_examples",
+        "profile_full",
         *SWEPT,
     }
     assert {plan[rule] for rule in once} == {1}
-    assert {plan[rule] for rule in RANKED - {"estimate_memory", "trace_memory", "compare_memory"}} == {3}
-    # Two scenarios of each rank, and two of full fine-tuning that know no rank.
-    assert plan["trace_memory"] == plan["estimate_memory"] == plan["compare_memory"] == 3 * 2 + 2
+    assert {plan[rule] for rule in RANKED} == {3}
 
 
 def test_nothing_to_do_and_one_rank_alone_is_nothing_to_do_either(made):
@@ -63,8 +62,7 @@ def test_a_fourth_rank_plans_its_own_jobs_and_the_sweeps_documents(made):
     four = configuration(project, "four", lora={"rank": [4, 8, 16, 32]})
     plan = planned_jobs(project, "--configfile", four)
     assert plan.keys() == RANKED | SWEPT
-    two = {"estimate_memory", "trace_memory", "compare_memory"}  # the profile's adapter and the training step
-    assert plan == {rule: 2 if rule in two else 1 for rule in RANKED | SWEPT}
+    assert plan == dict.fromkeys(RANKED | SWEPT, 1)
 
 
 def test_a_swept_learning_rate_shares_the_dataset_and_the_base(made):

@@ -103,7 +103,7 @@ def will_it_fit(
         If something is wrong in the question, with what to write.
     """
     from will_it_fit.ask.question import Options, question
-    from will_it_fit.ask.run_cost import of_run
+    from will_it_fit.ask.run_cost import with_run
     from will_it_fit.common.schema import yaml_text
 
     words = [str(what)] if isinstance(what, (str, PathLike)) else [str(one) for one in what]
@@ -113,7 +113,7 @@ def will_it_fit(
         for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
     ]
     asked = question(words, Options(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like))
-    return answered(of_run(asked, run), words, quick=quick)
+    return answered(with_run(asked, run), words, quick=quick)
 
 
 def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer:

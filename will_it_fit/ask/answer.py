@@ -14,7 +14,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.compare import NOT_MEASURED, nearly_full, peaks_with_tool_defaults
-from will_it_fit.readers.reading import EITHER, HIGH
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH
 from will_it_fit.scenario.scenario import Scenario
 
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
@@ -23,9 +23,9 @@ NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
 # What a tool's own kernels and casts can do and ours can't: the change that the trace's error asks for, which way the
 # answer then errs, and why.
 _NEAREST: dict[tuple[str, Any], tuple[str, str]] = {
-    ("attention", "sdpa"): (HIGH, "this kernel takes what ours does not; read as sdpa"),
-    ("attention", "eager"): (HIGH, "this architecture's own attention, read as eager"),
-    ("autocast", "bf16"): (EITHER, "products of different dtypes are cast; counted under autocast"),
+    ("attention", "sdpa"): (TOO_HIGH, "this kernel takes what ours does not; read as sdpa"),
+    ("attention", "eager"): (TOO_HIGH, "this architecture's own attention, read as eager"),
+    ("autocast", "bf16"): (EITHER_WAY, "products of different dtypes are cast; counted under autocast"),
 }
 
 
@@ -38,9 +38,10 @@ def traced(
 
     ``shown`` is called with it as soon as the verdict stands, ``watch`` hears of each search for a suggestion.
     """
-    from will_it_fit.ask.predict import answered, import_quietly
+    from will_it_fit.ask.predict import answered
+    from will_it_fit.tracing.imports import import_quietly
 
-    import_quietly()
+    import_quietly(asked.scenario)
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
@@ -54,7 +55,7 @@ def traced(
             if asked.reading is None or (name, value) not in _NEAREST:
                 raise
             errs, why = _NEAREST[name, value]
-            asked.reading.errs(name, getattr(asked.scenario, name), errs, why)
+            asked.reading.approximates(name, getattr(asked.scenario, name), errs, why)
             asked.scenario = asked.scenario.changed(**{name: value})
     return answer()
 
@@ -78,7 +79,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         if needs.roughly(gpu.usable_bytes) is None:  # else it lies far from what the GPU has, and only a bound is known
             analytic = {**analytic, "required_bytes": required}
     reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": found.reason}
-    answer = asked.asked.as_said() | {
+    answer = asked.asked.origin_fields() | {
         "rule_of_thumb": found.rule_of_thumb,
         "analytic": analytic,
         "trace": None,
@@ -136,9 +137,9 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
 
     If a run is asked about, each card has its hours too.
     """
-    from will_it_fit.ask.predict import import_quietly
+    from will_it_fit.tracing.imports import import_quietly
 
-    import_quietly()
+    import_quietly(asked.scenario)
     from will_it_fit.cards.gpus import verdict
     from will_it_fit.tracing.trace import trace
 
@@ -192,9 +193,9 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
             "--longest and --largest-batch need --gpu.", where="the command line", allowed="a GPU, or its size",
             change={"gpu": "24GiB"},
         )  # fmt: skip
-    from will_it_fit.ask.predict import import_quietly
+    from will_it_fit.tracing.imports import import_quietly
 
-    import_quietly()
+    import_quietly(asked.scenario)
     from will_it_fit.planner.feasibility import largest
 
     found = largest(asked.scenario, asked.gpu, field)

@@ -7,9 +7,10 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -39,24 +40,29 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(words)
+    if options.fresh:  # which is no part of the question, and of no line to type next
+        words = [word for word in words if not (word.startswith("--fre") and "--fresh".startswith(word))]
     given: list[str] = []
     try:
         from will_it_fit.ask.question import Options, question
-        from will_it_fit.ask.run_cost import asked_of, of_run
+        from will_it_fit.ask.run_cost import parse_run_options, with_run
 
-        run = asked_of(options)
+        run = parse_run_options(options)
         asking = Options(
             gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
             micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
             like=options.like, least_rows=2 if options.largest_batch else 1,
         )  # fmt: skip
         given = asking.given
-        asked = of_run(question(options.what, asking), run, gpu_needed=not options.all_gpus)
+        asked = with_run(question(options.what, asking), run, gpu_needed=not options.all_gpus)
         if options.yaml:
             print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
             return 0
         alone = question(options.what, replace(asking, least_rows=1, micro_batch=1)) if options.largest_batch else None
-        return _answer(asked, options, words, alone)
+        answer = partial(_answer, asked, options, words, alone)
+        return answer() if options.quick else _kept(words, [asked, alone], answer, fresh=options.fresh)
+    except _Stopped as stopped:
+        return stopped.status
     except UserError as error:
         raise as_typed(error, words, given) from None
     except ModuleNotFoundError as error:
@@ -66,6 +72,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"
+
+
+def _kept(words: Sequence[str], asked: Sequence[Question | None], answer: Callable[[], int], *, fresh: bool) -> int:
+    """Print the kept answer, unless a fresh one is asked for or none is kept; a fresh one is kept."""
+    from will_it_fit.ask.kept import KeptAnswer
+
+    kept = KeptAnswer(words, asked)
+    status = None if fresh else kept.show()
+    return kept.give(answer) if status is None else status
+
+
+class _Stopped(Exception):
+    """Ctrl-C ended the searches after the verdict: the answer stands as far as it goes, and is not kept."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
 
 
 def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], alone: Question | None) -> int:
@@ -246,7 +268,9 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
         progress.end()
         print("stopped: what is shown was found until now", file=sys.stderr)
         found = verdict | {"suggestions": [asdict(item) for item in progress.found]}
-        asked = replace(asked, run=None)
+        if rest := text.rest_text(replace(asked, run=None), found, words):
+            print(rest)
+        raise _Stopped(answer.exit_status(found)) from None
     if rest := text.rest_text(asked, found, words):
         print(rest)
     return answer.exit_status(found)
@@ -322,7 +346,9 @@ def scenario_yaml(mapping: dict[str, Any], asked: str) -> str:
 def run() -> None:
     """The console script."""
     from will_it_fit.common.terminal import command
+    from will_it_fit.tracing import imports
 
+    imports.ends_with_its_answer = True
     command(main)
 
 

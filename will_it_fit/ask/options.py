@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="for programs: the object of will_it_fit.ask.predict")
     form.add_argument("--yaml", action="store_true", help="print the scenario as YAML and exit")
     form.add_argument("--quick", action="store_true", help="the analytic estimate alone, at once and without torch")
+    form.add_argument("--fresh", action="store_true", help="ask anew, though an answer is kept from an earlier time")
     form.add_argument("--explain", action="store_true", help="what is alive at the peak")
     form.add_argument("--count", type=whole_number, metavar="N", help="with --explain or --json: the N largest tensors")
     form.add_argument("--layers", action="store_true", help="the same, one line for tensors alike in all layers")

@@ -10,12 +10,10 @@ shows the corrected line; 3: there is no answer, since something is missing here
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +24,10 @@ from will_it_fit.common.errors import UserError, printable
 from will_it_fit.common.packages import STACK
 from will_it_fit.common.terminal import command
 from will_it_fit.planner.compare import compare, peaks_with_tool_defaults
-from will_it_fit.readers.request import AskedStep, read_asked
+from will_it_fit.readers.request import ScenarioRequest, read_request
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import REPLICATED
+from will_it_fit.tracing import imports
 from will_it_fit.tracing.scenario_trace import traced
 
 
@@ -38,7 +37,7 @@ def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
 
 
 def answered(
-    asked: AskedStep,
+    asked: ScenarioRequest,
     where: object = "scenario",
     shown: Callable[[dict[str, Any]], None] | None = None,
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
@@ -53,7 +52,7 @@ def answered(
         Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
     """
     found = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
-    answer = found.to_mapping(suggested=False) | asked.as_said()
+    answer = found.to_mapping(suggested=False) | asked.origin_fields()
     answer["scripts_would_take"] = peaks_with_tool_defaults(asked, where)
     answer["warnings"] = [*asked.warnings, *answer["warnings"]]
     answer["strategies"] = {}
@@ -92,7 +91,7 @@ class Outcome(NamedTuple):
 def wrong(path: Path) -> Outcome | None:
     """The message for a file that is not a scenario, without loading a library; None for a scenario."""
     try:
-        read_asked(path)
+        read_request(path)
     except UserError as error:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
     return None
@@ -103,7 +102,7 @@ def outcome(path: Path) -> Outcome:
     if known := wrong(path):
         return known
     try:
-        answer = answered(read_asked(path), path)
+        answer = answered(read_request(path), path)
         return Outcome(path, answer, None, 1 if answer["fits"] is False else 0)
     except UserError as error:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)
@@ -126,7 +125,8 @@ def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
         return
     workers = min(len(paths), os.cpu_count() or 1)
     try:
-        import_quietly()  # once, before the processes part
+        first = next(path for path, refused in zip(paths, known, strict=True) if refused is None)
+        imports.import_quietly(read_request(first).scenario)  # once, before the processes part
     except ImportError:
         workers = 1  # each outcome says what is missing
     if workers == 1 or sys.platform != "linux":
@@ -136,24 +136,12 @@ def outcomes(paths: Sequence[Path]) -> Iterator[Outcome]:
         yield from pool.imap(outcome, paths)
 
 
-def import_quietly() -> None:
-    """Import what every trace needs, and keep the libraries' own warnings out of the terminal."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it takes no times on `meta`
-    gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
-    import transformers
-
-    from will_it_fit.tracing.trace import import_libraries
-
-    import_libraries()
-    transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m will_it_fit.ask.predict", description=__doc__.splitlines()[0])
     parser.add_argument("scenarios", nargs="+", type=Path, metavar="SCENARIO.yaml")
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     options = parser.parse_args(arguments)
+    imports.ends_with_its_answer = arguments is None
     status = 0
     for path, answer, message, own in outcomes(options.scenarios):
         status = max(status, own)

@@ -15,8 +15,8 @@ from will_it_fit.common.errors import UserError, yaml_text
 from will_it_fit.common.files import yaml_value
 from will_it_fit.hours.run_time import Run
 from will_it_fit.readers.approximations import approximate
-from will_it_fit.readers.reading import EITHER, HIGH, Reading
-from will_it_fit.readers.request import DECIDING, AskedStep, asked_for, left_out
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading
+from will_it_fit.readers.request import DECIDING, ScenarioRequest, left_out, parse_request
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.model import configuration, size
 from will_it_fit.scenario.nested_fields import gpu_count
@@ -26,12 +26,12 @@ _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
 # Formats of weights that are quantized already, and how they are counted.
 _QUANTIZED = {
-    "mxfp4": (EITHER, "mxfp4 weights are made bf16 for training, and counted so"),
-    "fp8": (HIGH, "8-bit weights are counted as the bf16 that training makes of them"),
-    "gptq": (EITHER, "4-bit weights of GPTQ are counted as NF4"),
-    "awq": (EITHER, "4-bit weights of AWQ are counted as NF4"),
-    "aqlm": (HIGH, "2-bit weights of AQLM are counted as NF4"),
-    "bitsandbytes": (EITHER, ""),
+    "mxfp4": (EITHER_WAY, "mxfp4 weights are made bf16 for training, and counted so"),
+    "fp8": (TOO_HIGH, "8-bit weights are counted as the bf16 that training makes of them"),
+    "gptq": (EITHER_WAY, "4-bit weights of GPTQ are counted as NF4"),
+    "awq": (EITHER_WAY, "4-bit weights of AWQ are counted as NF4"),
+    "aqlm": (TOO_HIGH, "2-bit weights of AQLM are counted as NF4"),
+    "bitsandbytes": (EITHER_WAY, ""),
 }
 
 
@@ -62,7 +62,7 @@ class Options:
 class Question:
     """A scenario with where it came from; ``asked`` says who decided what of it."""
 
-    asked: AskedStep
+    asked: ScenarioRequest
     scenario: Scenario
     where: str
     gpu: Gpu | None
@@ -104,7 +104,7 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
             _resolve(fields, base, where)
         if reading or beside:
             fields = approximate(fields, base)
-        found = asked_for(fields, where)
+        found = parse_request(fields, where)
     except UserError as error:
         raise _of_the_file(error, reading, options) from None
     if reading is not None:
@@ -335,7 +335,7 @@ def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
             if quantized.get("load_in_8bit") and "quantization" not in fields:
                 fields["quantization"] = {"type": "int8"}
         if why:
-            reading.errs("quantization_config", method, errs, why)
+            reading.approximates("quantization_config", method, errs, why)
     fields["model"] = model
     fields.setdefault("model_name", name)
     length = fields.get("sequence_length")

@@ -19,7 +19,7 @@ from will_it_fit.hours.run_time import LEFT_OUT, Run, RunTime, cheapest
 _HOURS = {"m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0}
 
 
-def asked_of(options: argparse.Namespace) -> Run | None:
+def parse_run_options(options: argparse.Namespace) -> Run | None:
     """What was asked about the run; None where nothing was.
 
     Raises
@@ -50,7 +50,7 @@ def asked_of(options: argparse.Namespace) -> Run | None:
     )
 
 
-def of_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Question:
+def with_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Question:
     """The question with the run whose hours are asked for.
 
     Raises

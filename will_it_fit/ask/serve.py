@@ -13,7 +13,6 @@ from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.ask.answer_text import card, smallest
-from will_it_fit.ask.predict import import_quietly
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
@@ -134,11 +133,13 @@ def _step(scenario: Scenario, sizes: Mapping[str, int]) -> tuple[int, str]:
     """What the forward pass of one request needs beside weights and cache: traced where torch is there."""
     tokens = scenario.sequence_length
     try:
-        import_quietly()
         import torch
 
         from will_it_fit.engine.trace import Options, trace_step
         from will_it_fit.tracing.evaluation_memory import Evaluation, build
+        from will_it_fit.tracing.imports import import_quietly
+
+        import_quietly(scenario)
     except ImportError:
         return tokens * (4 * sizes["h"] + 3 * sizes["i"]) * 2 + 6 * sizes["V"], "estimated"
     dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[scenario.weight_precision]

@@ -21,7 +21,7 @@ from will_it_fit.cards.gpus import GIB, Gpu, catalogue, find, from_device
 from will_it_fit.readers import trl
 from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import keys
-from will_it_fit.readers.request import AskedStep
+from will_it_fit.readers.request import ScenarioRequest
 from will_it_fit.scenario.scenario import Scenario
 
 _KINDS = {"SFTConfig": "sft", "DPOConfig": "dpo", "RewardConfig": "reward", "KTOConfig": "kto", "GRPOConfig": "grpo"}
@@ -91,7 +91,7 @@ def question_of(args: Any, model: Any, card: Gpu | None, sequence_length: int | 
         fields["gpu"] = card.name if card.name in catalogue() else {"vram_gib": card.total_bytes / GIB}
     fields = approximate(fields, reading)
     scenario = Scenario.from_mapping(fields, where="the trainer")
-    return Question(AskedStep(scenario, {}), scenario, "the trainer", card, reading, model=fields["model_name"])
+    return Question(ScenarioRequest(scenario, {}), scenario, "the trainer", card, reading, model=fields["model_name"])
 
 
 def _device() -> Gpu | None:

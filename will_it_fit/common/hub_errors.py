@@ -74,7 +74,7 @@ def meaning(
     *,
     instead: str = "",
     nearest: str = "",
-    own: Mapping[str, tuple[str, str]] | None = None,
+    own: Mapping[str | int, tuple[str, str]] | None = None,
 ) -> tuple[str, str]:
     """What to say of a failure, and what would do.
 
@@ -87,7 +87,7 @@ def meaning(
     nearest
         Names like the one that was asked for.
     own
-        By the name of an error, what only this caller can say; ``""`` for an error that nothing else explains.
+        By the name of an error or a status, what only this caller can say; ``""`` for what nothing else explains.
     """
     own = own or {}
     words = {
@@ -97,7 +97,7 @@ def meaning(
         "nearest": f"; nearest: {nearest}" if nearest else "",
     }
     for name, (said, todo) in own.items():
-        if name in failure.names:
+        if name in failure.names or name == failure.status:
             return said, todo
     for name, said, todo in (*_ANSWERED, *(() if failure.status else _UNANSWERED)):
         if name in failure.names or name == failure.status:

@@ -15,7 +15,7 @@ from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.cards.gpus import Gpu, catalogue
+from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.changes import COUNTS, Changes, apply, spread
@@ -23,8 +23,6 @@ from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.parts import Parallel
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, REPLICATED, WEIGHTS
-
-ANCHORS = (1, 16)  # micro-batches that are traced to correct the estimate
 
 
 class CalibratedEstimator:
@@ -57,7 +55,6 @@ class CalibratedEstimator:
             self.described = False
         # Where the scenario's time is known, that of the others is asked for as well.
         self.timed_on = speeds([gpu]) if gpu and traced and traced.get("time") else {}
-        self.times: list[tuple[int, Mapping[str, float]]] = []  # of traced steps: tokens, and seconds by GPU
         if traced is not None:
             self.learn(scenario, traced)
 
@@ -104,9 +101,6 @@ class CalibratedEstimator:
     def learn(self, scenario: Scenario, traced: Mapping[str, Any]) -> None:
         """Take what a trace showed of a scenario, or a replay of recorded events, which says the same."""
         self._traced[self.capability, _key(scenario)] = traced
-        if traced.get("times"):
-            seconds = {name: time["seconds_per_step"] for name, time in traced["times"].items() if time}
-            self.times.append((scenario.micro_batch * scenario.sequence_length, seconds))
         with suppress(NotDescribed):
             peak = self.formula(scenario)
             insort(self._points_of(scenario), (peak, traced["required_bytes"] - peak))
@@ -158,34 +152,16 @@ def alone(scenario: Scenario, changes: Changes) -> Scenario:
     return apply(scenario, {**changes, "micro_batch": 1, "gradient_accumulation": 1, "gpu": None})
 
 
-def anchored(scenario: Scenario, changes: Changes) -> tuple[Scenario, CalibratedEstimator]:
-    """A method's step with a micro-batch of 1, and its estimate, corrected by traces of :data:`ANCHORS`.
+def sharded(scenario: Scenario, changes: Changes) -> dict[int, Scenario]:
+    """A method's step with a micro-batch of 1 on several GPUs with FSDP2, by their number.
 
-    They are timed as well, on the GPUs of the catalogue that run the traced kernels.
-    """
-    base = alone(scenario, changes)
-    estimate = CalibratedEstimator(base)
-    estimate.timed_on = speeds(gpu for gpu in catalogue().values() if (gpu.capability or (8, 0)) >= (8, 0))
-    for batch in ANCHORS:
-        estimate.verify(replace(base, micro_batch=batch))
-    return base, estimate
-
-
-def divided(scenario: Scenario, changes: Changes) -> dict[int, tuple[Scenario, CalibratedEstimator]]:
-    """A method's step on several GPUs with FSDP2, by their number, with estimates that share two traces.
-
-    The traces are the ends: the most GPUs with a micro-batch of the first of :data:`ANCHORS`, the fewest with the last.
     Empty where FSDP2 has no place for a setting.
     """
     base = alone(scenario, changes)
     try:
-        bases = {count: apply(base, spread(base, count)[0]) for count in COUNTS}
+        return {count: apply(base, spread(base, count)[0]) for count in COUNTS}
     except UserError:
         return {}
-    estimate = CalibratedEstimator(bases[COUNTS[0]])
-    for count, batch in zip((COUNTS[-1], COUNTS[0]), ANCHORS, strict=True):
-        estimate.verify(replace(bases[count], micro_batch=batch))
-    return {count: (base, estimate) for count, base in bases.items()}
 
 
 def sweep(

@@ -11,9 +11,6 @@ from typing import Any, NamedTuple
 
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
 from will_it_fit.common.terminal import progress
-from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
-from will_it_fit.hours.step_time import speed_of, step_time
-from will_it_fit.planner.calibrated import ANCHORS, CalibratedEstimator
 from will_it_fit.planner.largest_fit import Border, Borders, Traces, by_kernels, workspace_bytes
 from will_it_fit.scenario.scenario import Scenario
 
@@ -28,20 +25,15 @@ class _Task(NamedTuple):
     scenario: Scenario
     gpus: tuple[Gpu, ...]
     verify: tuple[str, ...]  # names of the GPUs whose borders are traced themselves
-    anchors: tuple[int, ...] = ()  # rows of which to say what they need, on the default's kernels; with times then
 
-    def solve(self) -> tuple[_Task, dict[str, dict[str, Any]], dict[int, int]]:
-        """By GPU and field the border, without expandable segments and with them, and what the step itself needs.
-
-        Then the bytes that a GPU must have for the rows of ``anchors``.
-        """
+    def solve(self) -> tuple[_Task, dict[str, dict[str, Any]]]:
+        """By GPU and field the border, without expandable segments and with them, and what the step itself needs."""
         import torch
 
         torch.set_num_threads(1)  # nothing is computed, and idle threads take a core each
         capability, capacities = self.gpus[0].capability, [gpu.usable_bytes for gpu in self.gpus]
-        traces = Traces(capability, costs=bool(self.anchors))
+        traces = Traces(capability)
         found: dict[str, dict[str, Any]] = {gpu.name: {} for gpu in self.gpus}
-        needed: dict[int, int] = {}
         replayed = not any(gpu.name in self.verify for gpu in self.gpus)
         for field in FIELDS:
             shared = Borders(self.scenario, field, capability, capacities, traces)
@@ -53,29 +45,14 @@ class _Task(NamedTuple):
                     "default": search(gpu.usable_bytes),
                     "expandable_segments": search(gpu.usable_bytes, expandable=True),
                 }
-                if field == "micro_batch" and gpu.capability == DEFAULT_CAPABILITY and not needed:
-                    needed = {rows: self._needed(borders, traces, rows) for rows in self.anchors}
                 if field == "sequence_length" and borders.asked:
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
             if field == "sequence_length" and shared.asked and replayed:
                 traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
-        for rows, costs in _ends(traces.costs(self.scenario.sequence_length)):
-            for gpu in self.gpus:
-                if time := step_time(costs, speed_of(gpu.name)):
-                    found[gpu.name].setdefault("seconds", {})[rows] = time.seconds_per_step
-        return self, found, needed
-
-    def _needed(self, borders: Borders, traces: Traces, rows: int) -> int:
-        recording = borders.scaled.at(rows) if borders.asked else traces(borders.at(rows))
-        return recording.required_bytes(expandable_segments=self.scenario.allocator.expandable_segments)
+        return self, found
 
 
-def _ends(by_rows: Mapping[int, Any]) -> list[tuple[int, Any]]:
-    """The entries of the fewest rows and of the most, which need not be two."""
-    return [(rows, by_rows[rows]) for rows in sorted({min(by_rows), max(by_rows)})] if by_rows else []
-
-
-def _solve(task: _Task) -> tuple[_Task, dict[str, dict[str, Any]], dict[int, int]]:
+def _solve(task: _Task) -> tuple[_Task, dict[str, dict[str, Any]]]:
     return task.solve()
 
 
@@ -84,7 +61,6 @@ def feasibility(
     gpus: Iterable[Gpu] | None = None,
     *,
     verify: Sequence[str] = (),
-    estimates: Mapping[str, CalibratedEstimator] | None = None,
 ) -> list[dict[str, Any]]:
     """For each method and GPU the largest micro-batch at the scenario's length, and the longest sequence of one.
 
@@ -96,9 +72,6 @@ def feasibility(
         The catalogue's by default.
     verify
         Names of GPUs whose borders are traced themselves; those of the others are replayed between traces.
-    estimates
-        By method the estimate of its step, on the default's kernels: it learns what :data:`ANCHORS` need, and the
-        times of traced steps.
 
     Returns
     -------
@@ -111,23 +84,19 @@ def feasibility(
     """
     gpus = list(catalogue().values()) if gpus is None else list(gpus)
     tasks = [
-        _Task(name, replace(base, gpu=None), tuple(group), tuple(verify), ANCHORS if estimates else ())
+        _Task(name, replace(base, gpu=None), tuple(group), tuple(verify))
         for name, base in bases.items()
         for group in by_kernels(base, gpus)
     ]
     solved: dict[tuple[str, str], dict[str, Any]] = {}
-    for task, found, needed in progress(_all(tasks), "what fits which GPU", unit="searches", total=len(tasks)):
+    for task, found in progress(_all(tasks), "what fits which GPU", unit="searches", total=len(tasks)):
         for gpu, borders in found.items():
             solved[task.name, gpu] = borders
-            for rows, seconds in borders.get("seconds", {}).items():
-                estimates[task.name].times.append((rows * task.scenario.sequence_length, {gpu: seconds}))
-        for rows, required in needed.items():
-            estimates[task.name].learn(replace(task.scenario, micro_batch=rows), {"required_bytes": required})
     return [_row(name, base, gpu, solved[name, gpu.name], verify) for name, base in bases.items() for gpu in gpus]
 
 
-def _all(tasks: Sequence[_Task]) -> Iterable[tuple[_Task, dict[str, dict[str, Any]], dict[int, int]]]:
-    """Every task's answer; where processes can share what is imported, on all processors."""
+def _all(tasks: Sequence[_Task]) -> Iterable[tuple[_Task, dict[str, dict[str, Any]]]]:
+    """Every task's answer; where processes can share what is imported, on all CPU cores."""
     workers = min(len(tasks), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     if workers < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
         yield from map(_solve, tasks)

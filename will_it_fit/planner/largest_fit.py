@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 from will_it_fit.analytic.certainty import FIRST_GUESS, FIRST_GUESS_EXPANDABLE, PEAK
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.surface import LONGEST, kernels_of
+from will_it_fit.analytic.kernels import LONGEST, kernels_of
 from will_it_fit.cards.gpus import Gpu
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY, cublas_workspace_bytes
 from will_it_fit.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
-    from will_it_fit.engine.costs import CostRecorder
     from will_it_fit.engine.interpolate import Recording, Scaled
 
 MOST = 2**16  # where a search for rows ends
@@ -66,10 +65,10 @@ def steps(field: str, limit: int) -> list[int]:
 class Traces:
     """Recordings of a step at any length and number of rows, for GPUs that run the same kernels: each traced once."""
 
-    def __init__(self, capability: tuple[int, int] | None, *, costs: bool = False) -> None:
+    def __init__(self, capability: tuple[int, int] | None) -> None:
         from will_it_fit.tracing.trace import Recorder
 
-        self.capability, self._record = capability, Recorder(costs=costs)
+        self.capability, self._record = capability, Recorder()
         self._known: dict[tuple[int, int], Recording] = {}
 
     def __call__(self, scenario: Scenario) -> Recording:
@@ -77,14 +76,6 @@ class Traces:
         if key not in self._known:
             self._known[key] = self._record(scenario, self.capability)
         return self._known[key]
-
-    def costs(self, length: int) -> dict[int, CostRecorder]:
-        """What the operators of the steps of so long rows cost that were traced themselves, by their number of rows."""
-        return {
-            rows: recording.costs
-            for (own, rows), recording in sorted(self._known.items())
-            if own == length and recording.costs is not None
-        }
 
     def known(self, scenario: Scenario, recording: Recording) -> None:
         """Take a recording that was come by in another way."""

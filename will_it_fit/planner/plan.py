@@ -1,43 +1,33 @@
 """What fits which GPU: the largest micro-batch and sequence for each method, over the catalogue, and a sweep.
 
 python -m will_it_fit.planner.plan SCENARIO.yaml [--gpu NAME] [--several] [--table]   for people with --table, else JSON
-python -m will_it_fit.planner.plan [SCENARIO.yaml] --page [--output FILE]     a page to try settings on, in a browser
 
 For the GPU that the scenario or --gpu names each border is traced; over the catalogue borders are replayed between
-traces, and are the same numbers (--verify: each traced too, in minutes). In the sweep and on the page the analytic
-estimate answers, corrected by traces. --several: also for two, four and eight of each GPU, divided with FSDP2.
+traces, and are the same numbers (--verify: each traced too, in minutes). In the sweep the analytic estimate answers,
+corrected by a trace. --several: also for two, four and eight of each GPU, sharded with FSDP2.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, GIB, Gpu, catalogue, find
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_yaml, write_text
+from will_it_fit.common.files import read_yaml
 from will_it_fit.common.terminal import command
-from will_it_fit.planner.calibrated import CalibratedEstimator, alone, anchored, divided, sweep
+from will_it_fit.planner.calibrated import alone, sharded, sweep
 from will_it_fit.planner.changes import COUNTS, as_method
 from will_it_fit.planner.feasibility import feasibility
-from will_it_fit.planner.page_data import choices, layout_of
-from will_it_fit.readers.request import asked_for
-from will_it_fit.scenario.fields import BY_NAME
+from will_it_fit.readers.request import parse_request
 from will_it_fit.scenario.scenario import Scenario
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)
 LENGTHS = (256, 512, 1024, 2048, 4096)
 MICRO_BATCHES = (1, 2, 4, 8)
-
-Bases = dict[str, tuple[Scenario, CalibratedEstimator]]
-
-
-def corrected_estimates(scenario: Scenario) -> Bases:
-    """Each method's step and its estimate, corrected by traces."""
-    return {method: anchored(scenario, as_method(scenario, method)) for method in METHODS}
 
 
 def plan(
@@ -47,9 +37,8 @@ def plan(
     verify: bool = False,
     several: bool = False,
     swept: bool = True,
-    estimates: Mapping[str, CalibratedEstimator] | None = None,
 ) -> dict[str, Any]:
-    """Plan around a scenario; ``swept``: with a sweep; ``estimates``: by method, they learn from the plan's traces.
+    """Plan around a scenario; ``swept``: with a sweep.
 
     Returns
     -------
@@ -63,7 +52,7 @@ def plan(
     gpus = [*known.values(), *([gpu] if gpu is not None and known.get(gpu.name) != replace(gpu, count=1) else [])]
     traced = [one.name for one in gpus] if verify else [gpu.name] if gpu is not None else []
     steps = {method: alone(scenario, as_method(scenario, method)) for method in METHODS}
-    rows = feasibility(steps, gpus, verify=traced, estimates=estimates)
+    rows = feasibility(steps, gpus, verify=traced)
     if gpu is not None:
         answer["gpu"] = gpu.to_mapping()
         answer["largest"] = {row["method"]: row for row in rows if row["gpu"] == gpu.name}
@@ -71,9 +60,9 @@ def plan(
     lengths = [length for length in LENGTHS if length <= positions]
     answer["feasibility"] = [row for row in rows if row["gpu"] in known]
     if several:
-        parts = {method: divided(scenario, as_method(scenario, method)) for method in METHODS}
+        by_method = {method: sharded(scenario, as_method(scenario, method)) for method in METHODS}
         for count in COUNTS:
-            answer["feasibility"] += feasibility({name: found[count][0] for name, found in parts.items() if found})
+            answer["feasibility"] += feasibility({name: steps[count] for name, steps in by_method.items() if steps})
     if swept:
         answer["sweep"] = sweep(scenario, ranks=RANKS, sequence_lengths=lengths, micro_batches=MICRO_BATCHES)
     return answer
@@ -122,28 +111,6 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['largest_micro_batch']} / {row['largest_sequence_length']}"
 
 
-def page_data(
-    scenario: Scenario,
-    bases: Bases,
-    gpu: Gpu | None = None,
-    *,
-    several: bool = False,
-    rows: Iterable[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
-    """The data of the page (:mod:`will_it_fit.planner.page_data`); ``several``: traced on several GPUs too."""
-    methods = {method: as_method(scenario, method) for method in METHODS}
-    estimates = {
-        (method, layout): estimate
-        for method, (base, estimate) in bases.items()
-        if (layout := layout_of(base.parallel)) is not None
-    }
-    if several:
-        for method, changes in methods.items():
-            parts = divided(scenario, changes)
-            estimates |= {(method, f"fsdp2-{count}"): estimate for count, (_, estimate) in parts.items()}
-    return choices(scenario, methods, estimates, gpu, rows=rows)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m will_it_fit.planner.plan", description=__doc__.splitlines()[0])
     parser.add_argument("scenario", type=Path, nargs="?", metavar="SCENARIO.yaml")
@@ -151,45 +118,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="for people instead of JSON")
     parser.add_argument("--verify", action="store_true", help="trace every cell of the table")
     parser.add_argument("--several", action="store_true", help="also for 2, 4 and 8 of each GPU, with FSDP2")
-    parser.add_argument("--page", action="store_true", help="write a page to try settings on")
-    parser.add_argument("--output", type=Path, default=Path("planner.html"), help="where to (planner.html)")
-    parser.add_argument("--without-traces", action="store_true", help="a page of the analytic estimate alone, at once")
+    parser.add_argument("--page", action="store_true", help=argparse.SUPPRESS)  # of earlier versions
     options = parser.parse_args(arguments)
     scenario = _scenario(options)
     named = options.gpu or scenario.gpu
     gpu = find(named, "--gpu" if options.gpu else options.scenario) if named is not None else None
-    if options.page:
-        bases = {} if options.without_traces else corrected_estimates(scenario)
-        from will_it_fit.planner.page import page
-
-        text = page(page_data(scenario, bases, gpu, several=options.several))
-        try:
-            write_text(options.output, text)
-        except OSError as error:
-            raise UserError(
-                f"The page can't be written: {error.strerror}.", where=f"--output {options.output}"
-            ) from None
-        print(f"{options.output}: open it in a browser")
-        return 0
     answer = plan(scenario, gpu, verify=options.verify, several=options.several, swept=not options.table)
     print(table(answer) if options.table else json.dumps(answer, sort_keys=True))
     return 0
 
 
 def _scenario(options: argparse.Namespace) -> Scenario:
-    """The file's; for a page without one, the defaults on the model that the memory profile is about."""
-    if options.scenario is not None:
-        mapping, card = read_yaml(options.scenario), find(options.gpu, "--gpu") if options.gpu else None
-        several = {"gpu": card.setting} if card and card.count > 1 and isinstance(mapping, dict) else {}
-        return asked_for({**mapping, **several} if several else mapping, options.scenario).scenario
-    if not options.page:
+    """The file's, on the GPUs that ``--gpu`` names."""
+    if options.page:
         raise UserError(
-            "A plan needs a scenario.",
+            "The planner writes no page any more.",
+            where="--page",
+            allowed="--table; the calculator that `make site` builds, for a browser; a run's planner.html",
+            write="python -m will_it_fit.planner.plan --table mine.yaml",
+        )
+    if options.scenario is None:
+        raise UserError(
+            "Name a scenario file.",
             where="the command line",
-            allowed="the path of a scenario file; or --page, which can do without",
+            allowed="the path of a scenario file",
             write="python -m will_it_fit.planner.plan mine.yaml",
         )
-    return Scenario.from_mapping({"model": BY_NAME["model"].example})
+    mapping, card = read_yaml(options.scenario), find(options.gpu, "--gpu") if options.gpu else None
+    several = {"gpu": card.setting} if card and card.count > 1 and isinstance(mapping, dict) else {}
+    return parse_request({**mapping, **several} if several else mapping, options.scenario).scenario
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, Remark
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Remark
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.model import LIGER_MODELS
 from will_it_fit.scenario.optimizers import OPTIMIZERS
@@ -85,31 +85,32 @@ def _drops_on_experts(fields: Fields) -> bool:
 TABLE = (
     Approximation(
         lambda f: _strategy(f).zero and find_spec("deepspeed") is None, _as_fsdp2,
-        "deepspeed", lambda f: f["parallel"]["strategy"], EITHER, "DeepSpeed is not installed here; read as FSDP2",
+        "deepspeed", lambda f: f["parallel"]["strategy"], EITHER_WAY, "DeepSpeed is not installed here; read as FSDP2",
     ),
     Approximation(
         lambda f: _divides(f) and f.get("method") != "full" and (f.get("quantization") or {}).get("type") == "int8",
         lambda f: {"method": "lora", "quantization": None},
-        "load_in_8bit", lambda f: True, HIGH, "weights of LLM.int8 can't be divided; they are counted in 16 bits",
+        "load_in_8bit", lambda f: True, TOO_HIGH, "weights of LLM.int8 can't be divided; they are counted in 16 bits",
         "int8",
     ),
     Approximation(
         lambda f: _value(f, "loss") == "liger" and f["model"].get("model_type") not in LIGER_MODELS,
         lambda f: {"loss": "chunked"},
-        "loss", lambda f: "liger", EITHER, "Liger's fused loss is not known for this model; read as a chunked loss",
+        "loss", lambda f: "liger", EITHER_WAY, "Liger's fused loss is not known for this model; read as a chunked loss",
     ),
     Approximation(
         lambda f: _value(f, "loss") != "full" and WEIGHTS in _strategy(f).divides, lambda f: {"loss": "full"},
-        "loss", lambda f: f["loss"], HIGH, "a loss in chunks is not described where weights are divided", "logits",
+        "loss", lambda f: f["loss"], TOO_HIGH, "a loss in chunks is not described where weights are divided", "logits",
     ),
     Approximation(
         lambda f: _optimizer_in_few_bits(f) and _divides(f), lambda f: {"optimizer": BY_NAME["optimizer"].default},
-        "optimizer", lambda f: f["optimizer"], HIGH, "8-bit states are not described where they are divided", "states",
+        "optimizer", lambda f: f["optimizer"], TOO_HIGH, "8-bit states are not described where they are divided",
+        "states",
     ),
     Approximation(
         lambda f: _strategy(f).fsdp == 1 and f["parallel"].get("offload") == "cpu",
         lambda f: {"parallel": {**f["parallel"], "strategy": DIVIDED}},
-        "offload", lambda f: "cpu", EITHER, "CPU offload is modelled for FSDP2 only, so FSDP1 is read as FSDP2",
+        "offload", lambda f: "cpu", EITHER_WAY, "CPU offload is modelled for FSDP2 only, so FSDP1 is read as FSDP2",
     ),
     Approximation(
         lambda f: _strategy(f).fsdp == 1 and f["parallel"].get("offload") != "cpu" and f.get("quantization")
@@ -123,7 +124,7 @@ TABLE = (
     Approximation(
         lambda f: _value(f, "attention") == "flash" and (f.get("autocast") or _half(f)) == "fp32",
         lambda f: {"attention": "sdpa"},
-        "attention", lambda f: "flash", EITHER, "FlashAttention takes no fp32; read as sdpa",
+        "attention", lambda f: "flash", EITHER_WAY, "FlashAttention takes no fp32; read as sdpa",
     ),
     # Padded rows go through FlashAttention unpadded.
     Approximation(
@@ -146,7 +147,8 @@ TABLE = (
     Approximation(
         lambda f: f.get("method") != "full" and _drops_on_experts(f),
         lambda f: {"lora": {**f["lora"], "target_modules": _without_experts(f)}},
-        "lora_target_modules", lambda f: "experts", LOW, "PEFT refuses dropout on expert adapters; they are left out",
+        "lora_target_modules", lambda f: "experts", TOO_LOW,
+        "PEFT refuses dropout on expert adapters; they are left out",
     ),
 )  # fmt: skip
 

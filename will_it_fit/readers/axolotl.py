@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common
-from will_it_fit.readers.reading import LOW, Reading, Values, begin, keys
+from will_it_fit.readers.reading import TOO_LOW, Reading, Values, begin, keys
 
 TABLE = ("axolotl",)
 _ATTENTION_FLAGS = {
@@ -48,7 +48,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
         common.offloaded(reading, "activation_offloading")
     if reading.fields["method"] == "full" and reading.fields.get("attention") != "flash" and _is_half(reading):
         why = "without FlashAttention axolotl keeps norms, embeddings and head in fp32"
-        reading.errs("bf16", get("bf16", "auto"), LOW, why, "head_fp32")
+        reading.approximates("bf16", get("bf16", "auto"), TOO_LOW, why, "head_fp32")
     reading.pad(reading.fields)
     return reading
 

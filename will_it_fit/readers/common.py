@@ -10,7 +10,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
-from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, allowed, checked, knows
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, allowed, checked, knows
 from will_it_fit.scenario.fields import BY_NAME
 from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.optimizers import OPTIMIZERS
@@ -19,41 +19,45 @@ from will_it_fit.scenario.optimizers import OPTIMIZERS
 # where it is not the very one, which way the answer errs, and why.
 _STATES = "optimizer states"
 OPTIM_NAMES: dict[str, tuple[Sequence[str], str, str]] = {
-    "adamw_torch": (["adamw"], EITHER, ""),
-    "adamw_hf": (["adamw"], EITHER, ""),
-    "adamw": (["adamw"], EITHER, ""),
-    "adamw_torch_fused": (["adamw_fused"], EITHER, ""),
-    "adamw_apex_fused": (["adamw_fused"], EITHER, ""),
-    "adamw_bnb_8bit": (["adamw_8bit"], EITHER, ""),
-    "adamw_8bit": (["adamw_8bit"], EITHER, ""),
-    "paged_adamw_8bit": (["paged_adamw_8bit"], EITHER, ""),
-    "paged_adamw": (["paged_adamw", "adamw"], HIGH, "its states may move to the host"),
-    "paged_adamw_32bit": (["paged_adamw", "adamw"], HIGH, "its states may move to the host"),
-    "adamw_torch_8bit": (["adamw_torchao_8bit", "adamw_8bit"], EITHER, "torchao's states are read as bitsandbytes'"),
-    "adamw_torch_4bit": (["adamw_torchao_4bit", "adamw_8bit"], HIGH, "states in 4 bits are read as in 8"),
-    "ao_adamw_fp8": (["adamw_8bit"], EITHER, "8-bit states of another kind"),
-    "adafactor": (["adafactor", "adamw"], HIGH, "Adafactor keeps rows and columns instead of second moments"),
-    "lion": (["lion", "adamw"], HIGH, "Lion keeps one state a weight instead of two"),
-    "lion_32bit": (["lion", "adamw"], HIGH, "Lion keeps one state a weight instead of two"),
-    "lion_pytorch": (["lion", "adamw"], HIGH, "Lion keeps one state a weight instead of two"),
-    "lion_8bit": (["lion_8bit", "adamw_8bit"], HIGH, "Lion keeps one state a weight instead of two"),
-    "paged_lion_8bit": (["lion_8bit", "paged_adamw_8bit"], HIGH, "Lion keeps one state a weight instead of two"),
-    "paged_lion_32bit": (["lion", "adamw"], HIGH, "Lion keeps one state a weight instead of two"),
-    "sgd": (["sgd", "adamw"], HIGH, "SGD keeps no states"),
-    "adagrad": (["adamw"], HIGH, "Adagrad keeps one state a weight instead of two"),
-    "rmsprop": (["adamw"], HIGH, "RMSprop keeps one state a weight instead of two"),
-    "muon": (["muon", "adamw"], HIGH, "Muon keeps one state a weight instead of two"),
-    "galore_adamw": (["galore", "adamw"], HIGH, "GaLore keeps states of a projection"),
-    "galore_adamw_8bit": (["adamw_8bit"], HIGH, "GaLore keeps states of a projection"),
-    "galore_adafactor": (["adafactor"], HIGH, "GaLore keeps states of a projection"),
-    "apollo_adamw": (["adamw"], HIGH, "APOLLO keeps states of a projection; its package forbids commercial use"),
-    "q_galore_adamw8bit": (["galore", "adamw_8bit"], HIGH, "Q-GaLore keeps 8-bit states of a projection"),
-    "adam_mini": (["adamw"], HIGH, "Adam-mini keeps few second moments"),
-    "came_pytorch": (["adamw"], HIGH, "CAME keeps rows and columns instead of second moments"),
-    "optimi_adamw": (["adamw"], EITHER, "another AdamW"),
-    "adopt_adamw": (["adamw"], EITHER, "another AdamW"),
-    "dion": (["adamw"], HIGH, "Dion keeps states of a projection"),
-    "schedule_free_adamw": (["adamw"], EITHER, "schedule-free AdamW keeps one state more, and one less"),
+    "adamw_torch": (["adamw"], EITHER_WAY, ""),
+    "adamw_hf": (["adamw"], EITHER_WAY, ""),
+    "adamw": (["adamw"], EITHER_WAY, ""),
+    "adamw_torch_fused": (["adamw_fused"], EITHER_WAY, ""),
+    "adamw_apex_fused": (["adamw_fused"], EITHER_WAY, ""),
+    "adamw_bnb_8bit": (["adamw_8bit"], EITHER_WAY, ""),
+    "adamw_8bit": (["adamw_8bit"], EITHER_WAY, ""),
+    "paged_adamw_8bit": (["paged_adamw_8bit"], EITHER_WAY, ""),
+    "paged_adamw": (["paged_adamw", "adamw"], TOO_HIGH, "its states may move to the host"),
+    "paged_adamw_32bit": (["paged_adamw", "adamw"], TOO_HIGH, "its states may move to the host"),
+    "adamw_torch_8bit": (
+        ["adamw_torchao_8bit", "adamw_8bit"],
+        EITHER_WAY,
+        "torchao's states are read as bitsandbytes'",
+    ),
+    "adamw_torch_4bit": (["adamw_torchao_4bit", "adamw_8bit"], TOO_HIGH, "states in 4 bits are read as in 8"),
+    "ao_adamw_fp8": (["adamw_8bit"], EITHER_WAY, "8-bit states of another kind"),
+    "adafactor": (["adafactor", "adamw"], TOO_HIGH, "Adafactor keeps rows and columns instead of second moments"),
+    "lion": (["lion", "adamw"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
+    "lion_32bit": (["lion", "adamw"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
+    "lion_pytorch": (["lion", "adamw"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
+    "lion_8bit": (["lion_8bit", "adamw_8bit"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
+    "paged_lion_8bit": (["lion_8bit", "paged_adamw_8bit"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
+    "paged_lion_32bit": (["lion", "adamw"], TOO_HIGH, "Lion keeps one state a weight instead of two"),
+    "sgd": (["sgd", "adamw"], TOO_HIGH, "SGD keeps no states"),
+    "adagrad": (["adamw"], TOO_HIGH, "Adagrad keeps one state a weight instead of two"),
+    "rmsprop": (["adamw"], TOO_HIGH, "RMSprop keeps one state a weight instead of two"),
+    "muon": (["muon", "adamw"], TOO_HIGH, "Muon keeps one state a weight instead of two"),
+    "galore_adamw": (["galore", "adamw"], TOO_HIGH, "GaLore keeps states of a projection"),
+    "galore_adamw_8bit": (["adamw_8bit"], TOO_HIGH, "GaLore keeps states of a projection"),
+    "galore_adafactor": (["adafactor"], TOO_HIGH, "GaLore keeps states of a projection"),
+    "apollo_adamw": (["adamw"], TOO_HIGH, "APOLLO keeps states of a projection; its package forbids commercial use"),
+    "q_galore_adamw8bit": (["galore", "adamw_8bit"], TOO_HIGH, "Q-GaLore keeps 8-bit states of a projection"),
+    "adam_mini": (["adamw"], TOO_HIGH, "Adam-mini keeps few second moments"),
+    "came_pytorch": (["adamw"], TOO_HIGH, "CAME keeps rows and columns instead of second moments"),
+    "optimi_adamw": (["adamw"], EITHER_WAY, "another AdamW"),
+    "adopt_adamw": (["adamw"], EITHER_WAY, "another AdamW"),
+    "dion": (["adamw"], TOO_HIGH, "Dion keeps states of a projection"),
+    "schedule_free_adamw": (["adamw"], EITHER_WAY, "schedule-free AdamW keeps one state more, and one less"),
 }
 _ATTENTION = {
     "flash_attention_2": "flash", "flash_attention_3": "flash", "fa2": "flash", "fa3": "flash", "flash": "flash",
@@ -73,15 +77,15 @@ def optimizer(reading: Reading, key: str, name: Any) -> None:
     wanted = OPTIM_NAMES.get(next((kind for kind in families if base.startswith(kind)), base))
     if wanted is None:
         reading.set(optimizer="adamw")
-        reading.errs(key, name, EITHER, "this optimizer is not known, and is read as AdamW", "states")
+        reading.approximates(key, name, EITHER_WAY, "this optimizer is not known, and is read as AdamW", "states")
         return
     ours, errs, why = wanted
     taken = next(one for one in ours if (allowed("optimizer", one) and _installed(one)) or one == ours[-1])
     reading.set(optimizer=taken)
     if str(name).endswith("_layerwise"):
-        reading.errs(key, name, HIGH, "each gradient goes as soon as its layer has stepped", "gradients")
+        reading.approximates(key, name, TOO_HIGH, "each gradient goes as soon as its layer has stepped", "gradients")
     if why and (taken != ours[0] or len(ours) == 1):
-        reading.errs(key, name, errs, why, "states")
+        reading.approximates(key, name, errs, why, "states")
 
 
 def _installed(optimizer: str) -> bool:
@@ -105,7 +109,7 @@ def attention(reading: Reading, key: str, name: Any) -> None:
     known = kernel(name)
     reading.set(attention=known or "sdpa")
     if known is None:
-        reading.errs(key, name, EITHER, "this attention is not known, and is read as sdpa")
+        reading.approximates(key, name, EITHER_WAY, "this attention is not known, and is read as sdpa")
 
 
 def dtype(name: Any) -> str | None:
@@ -144,7 +148,9 @@ def adapters(
 def quantized(reading: Reading, bits: int, key: str, *, adapter: bool, **parts: Any) -> None:
     """Set a quantized base, of 4 bits or of LLM.int8's 8."""
     if not adapter:
-        reading.errs(key, bits, EITHER, "a quantized base is trained with adapters alone; read as one with LoRA")
+        reading.approximates(
+            key, bits, EITHER_WAY, "a quantized base is trained with adapters alone; read as one with LoRA"
+        )
     if bits == 4:
         reading.set(method="qlora", quantization={key: value for key, value in parts.items() if value is not None})
     else:
@@ -181,7 +187,7 @@ def fsdp(reading: Reading, config: Mapping[str, Any], version: int, gpus: int | 
         parallel(reading, "ddp", gpus)
         return
     if "HYBRID" in sharding:
-        reading.errs("fsdp_sharding_strategy", sharding, LOW, "weights are divided within a node alone")
+        reading.approximates("fsdp_sharding_strategy", sharding, TOO_LOW, "weights are divided within a node alone")
     offload = bool(settings.get("offload_params")) or "offload" in words
     parallel(reading, f"fsdp{version}", gpus, reshard_after_forward=bool(reshard), offload="cpu" if offload else "none")
     if settings.get("activation_checkpointing"):
@@ -214,11 +220,13 @@ def deepspeed(reading: Reading, value: Any, beside: Path, gpus: int | None, key:
     strategy = {0: "ddp", 1: "zero2", 2: "zero2", 3: "zero3"}[stage]
     parallel(reading, strategy, gpus)
     if stage == 1:
-        reading.errs(key, "stage 1", LOW, "ZeRO-1 leaves gradients whole; read as ZeRO-2")
+        reading.approximates(key, "stage 1", TOO_LOW, "ZeRO-1 leaves gradients whole; read as ZeRO-2")
     for part, what in (("offload_optimizer", "optimizer states"), ("offload_param", "weights")):
         place = (checked(part, zero.get(part), where, "keys below it") or {}).get("device", "none")
         if place not in ("none", None):
-            reading.errs(f"{key}: {part}", place, HIGH, f"{what} lie on the host", "states" if "opt" in part else None)
+            reading.approximates(
+                f"{key}: {part}", place, TOO_HIGH, f"{what} lie on the host", "states" if "opt" in part else None
+            )
 
 
 def _deepspeed_file(text: str, beside: Path, key: str) -> dict[str, Any]:
@@ -249,7 +257,7 @@ def offloaded(reading: Reading, key: str) -> None:
     if knows("activation_offload") and reading.fields.get("objective", "sft") == "sft":
         reading.set(activation_offload=True)
     else:
-        reading.errs(key, True, HIGH, "what backward needs waits on the host", "activations")
+        reading.approximates(key, True, TOO_HIGH, "what backward needs waits on the host", "activations")
 
 
 def compiled(reading: Reading, torch_compile: Any, mode: Any) -> None:
@@ -265,7 +273,7 @@ def compiled(reading: Reading, torch_compile: Any, mode: Any) -> None:
     why = "compiled code fuses operations, and needs some memory for its own buffers"
     if known:
         why += "; with requirements-kernels.txt it is followed"
-    reading.errs("torch_compile", torch_compile, HIGH, why)
+    reading.approximates("torch_compile", torch_compile, TOO_HIGH, why)
 
 
 # What TRL's trainers decide themselves, whatever a file says of the step of supervised fine-tuning.
@@ -293,6 +301,6 @@ def preference(reading: Reading, kind: str, key: str, rows: int) -> None:
         reading.set(micro_batch=2 * rows)
         reading.notes.append(f"{kind}: an answer that is preferred and one that is not are two rows of the batch")
     if aim.references:
-        reading.errs(key, kind, LOW, "the logits of the reference model are computed beside", "logits")
+        reading.approximates(key, kind, TOO_LOW, "the logits of the reference model are computed beside", "logits")
     if aim.generates:
-        reading.errs(key, kind, LOW, "answers are generated in training, and their keys and values kept")
+        reading.approximates(key, kind, TOO_LOW, "answers are generated in training, and their keys and values kept")

@@ -41,7 +41,9 @@ def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = N
         elif key == "mixed_precision":
             reading.understood[key] = "autocast"
         elif key in ("parallelism_config", "fp8_config", "megatron_lm_config") and value:
-            reading.errs(key, value, "either way", "layers or tokens are divided otherwise, or products are in 8 bits")
+            reading.approximates(
+                key, value, "either way", "layers or tokens are divided otherwise, or products are in 8 bits"
+            )
         elif key not in _HARMLESS:
             reading.unknown[key] = None
     count = gpus or mapping.get("num_processes")

@@ -8,7 +8,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers import common
-from will_it_fit.readers.reading import EITHER, HIGH, LOW, Reading, Values, begin, keys
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
 
 TABLE = ("llama-factory", "transformers")
 _OPTIMIZER_FLAGS = {"use_muon": "muon", "use_galore": "galore_adamw", "use_apollo": "apollo_adamw",
@@ -55,7 +55,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     common.optimizer(reading, "optim", flag or get("optim", "adamw_torch_fused"))
     if get("enable_liger_kernel"):
         reading.set(loss="liger")
-        reading.errs("enable_liger_kernel", True, HIGH, "Liger's fused norms and MLP keep less")
+        reading.approximates("enable_liger_kernel", True, TOO_HIGH, "Liger's fused norms and MLP keep less")
     stage = get("stage", "sft")
     if stage in _OBJECTIVES:
         objective = "orpo" if get("pref_loss") in ("orpo", "simpo") else _OBJECTIVES[stage]
@@ -84,11 +84,13 @@ def _method(get: Values, reading: Reading) -> None:
     kind = get("finetuning_type", "lora")
     reading.set(method="full" if kind in ("full", "freeze") else "lora")
     if kind == "freeze":
-        reading.errs("finetuning_type", kind, HIGH, "only some layers are trained; read as full fine-tuning", "frozen")
+        reading.approximates(
+            "finetuning_type", kind, TOO_HIGH, "only some layers are trained; read as full fine-tuning", "frozen"
+        )
     if get("quantization_bit"):
         bits, method = get("quantization_bit"), get("quantization_method", "bnb")
         if method not in ("bnb", "bitsandbytes"):
-            reading.errs("quantization_method", method, EITHER, "read as bitsandbytes' NF4")
+            reading.approximates("quantization_method", method, EITHER_WAY, "read as bitsandbytes' NF4")
         common.quantized(
             reading,
             8 if bits == 8 else 4,
@@ -136,7 +138,7 @@ def _precision(get: Values, reading: Reading) -> None:
     if pure:
         reading.set(adapter_precision="base")
     elif not mixed:
-        reading.errs("bf16", False, LOW, "adapters in fp32 without autocast: their products are cast")
+        reading.approximates("bf16", False, TOO_LOW, "adapters in fp32 without autocast: their products are cast")
         reading.set(autocast=compute)
 
 
@@ -156,7 +158,7 @@ def _newer(get: Values, reading: Reading, gpus: int | None) -> None:
     )
     if peft.get("name") == "freeze":
         why = "only some layers are trained; read as full fine-tuning"
-        reading.errs("peft_config.name", "freeze", HIGH, why, "frozen")
+        reading.approximates("peft_config.name", "freeze", TOO_HIGH, why, "frozen")
     elif peft:
         common.adapters(
             reading,

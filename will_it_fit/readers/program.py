@@ -15,7 +15,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers import trl
-from will_it_fit.readers.reading import EITHER, HIGH, Reading, keys
+from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading, keys
 
 _UNKNOWN = object()
 # What a call configures: names of classes and methods, and which trainer's defaults they bring.
@@ -193,7 +193,7 @@ class _Calls(ast.NodeVisitor):
         table = keys(*trl.TABLE)
         for key, text in self.unread.items():
             if table.kind(key) in ("understood", "not described"):
-                reading.errs(key, text, EITHER, "not a constant in the program, so its default is taken")
+                reading.approximates(key, text, EITHER_WAY, "not a constant in the program, so its default is taken")
         if self.prepared and not self.unsloth and reading.fields.get("method") == "qlora":
             reading.set(kbit_preparation="peft")
         if self.unsloth:
@@ -205,9 +205,11 @@ def _unsloth(reading: Reading, offloads: bool) -> None:
     """Unsloth's kernels are its own: what PyTorch's need is the upper end."""
     reading.tool = f"Unsloth and {reading.tool}"
     why = "its kernels are its own and keep less: this is the upper end of a range"
-    reading.errs("unsloth", True, HIGH, why, "step")
+    reading.approximates("unsloth", True, TOO_HIGH, why, "step")
     if offloads:
-        reading.errs("use_gradient_checkpointing", "unsloth", HIGH, "layers' inputs wait on the host", "activations")
+        reading.approximates(
+            "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"
+        )
     reading.set(loss="chunked")  # unsloth_zoo: the loss is computed in chunks
 
 

@@ -23,7 +23,7 @@ from will_it_fit.data import data_path
 from will_it_fit.scenario.fields import BY_NAME
 
 TABLES = data_path("readers")
-HIGH, LOW, EITHER = "too high", "too low", "either way"
+TOO_HIGH, TOO_LOW, EITHER_WAY = "too high", "too low", "either way"
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Remark:
 
     key: str
     value: Any
-    errs: str  # HIGH, LOW or EITHER
+    errs: str  # TOO_HIGH, TOO_LOW or EITHER_WAY
     why: str
     bound: str | None = None  # what the answer is wrong by at most, as will_it_fit.ask.bounds knows it
 
     def __str__(self) -> str:
-        direction = {HIGH: "the answer is too high", LOW: "the answer is too low", EITHER: "either way"}[self.errs]
+        direction = {TOO_HIGH: "the answer is too high", TOO_LOW: "the answer is too low", EITHER_WAY: "either way"}[
+            self.errs
+        ]
         return f"{self.key}: {self.why}; {direction}"
 
 
@@ -136,7 +138,7 @@ class Reading:
                     return key
         return None
 
-    def errs(self, key: str, value: Any, errs: str, why: str, bound: str | None = None) -> None:
+    def approximates(self, key: str, value: Any, errs: str, why: str, bound: str | None = None) -> None:
         """Note a setting that is not described."""
         self.remarks.append(Remark(key, value, errs, why, bound))
 
@@ -187,7 +189,7 @@ def begin(mapping: Mapping[str, Any], table: Keys, file: Path) -> tuple[Values, 
         if kind == "understood" and value is not None:
             reading.understood[key] = table.understood[key]
         elif kind == "not described" and is_on(value):
-            reading.errs(key, value, *table.remark(key))
+            reading.approximates(key, value, *table.remark(key))
         elif kind == "unknown":
             reading.unknown[str(key)] = table.nearest(str(key))
     return Values({key: checked(str(key), value, file) for key, value in mapping.items()}, table), reading

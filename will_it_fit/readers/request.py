@@ -34,7 +34,7 @@ _DIVIDED = ("fsdp1", "fsdp2", "zero3")  # where weights are divided a loss in ch
 
 
 @dataclass(frozen=True)
-class AskedStep:
+class ScenarioRequest:
     """A scenario, and who decided what of it.
 
     Attributes
@@ -57,18 +57,18 @@ class AskedStep:
     assumed_by: str | None = None
     warnings: tuple[str, ...] = ()
 
-    def as_said(self) -> dict[str, Any]:
+    def origin_fields(self) -> dict[str, Any]:
         """For the answer: ``assumed`` (by whom), and ``like``, None or the ``tool`` with its ``fields``."""
         like = {"tool": self.like, "fields": dict(self.set_by_like)} if self.like else None
         return {"assumed": dict(self.assumed), "assumed_by": self.assumed_by, "like": like}
 
 
-def read_asked(path: str | Path) -> AskedStep:
+def read_request(path: str | Path) -> ScenarioRequest:
     """A scenario's file."""
-    return asked_for(read_yaml(path), path)
+    return parse_request(read_yaml(path), path)
 
 
-def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedStep:
+def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> ScenarioRequest:
     """A scenario's fields, with ``like`` among them or without.
 
     A GPU with a count and no word of ``parallel`` is all of them, with FSDP2.
@@ -79,7 +79,7 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedSt
         For all that is wrong.
     """
     if not isinstance(mapping, Mapping):
-        return AskedStep(Scenario.from_mapping(mapping, where=where), {})
+        return ScenarioRequest(Scenario.from_mapping(mapping, where=where), {})
     named = {name: value for name, value in mapping.items() if name != "like"}
     tool = mapping.get("like")
     if tool is not None and tool not in LIKE:
@@ -103,7 +103,7 @@ def asked_for(mapping: Mapping[str, Any], where: object = "scenario") -> AskedSt
         and not (name == "quantization" and scenario.method != "qlora")
         and not (name == "preference" and scenario.objective == "sft")
     }  # fmt: skip
-    return AskedStep(
+    return ScenarioRequest(
         scenario, named, tool, taken, assumed_fields, warnings=left_out(named.get("model"), scenario, where)
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common
-from will_it_fit.readers.reading import HIGH, Reading, Values, begin, keys
+from will_it_fit.readers.reading import TOO_HIGH, Reading, Values, begin, keys
 
 TABLE = ("trl", "transformers")
 
@@ -53,7 +53,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     common.optimizer(reading, "optim", get("optim", "adamw_torch_fused"))
     if get("use_liger_kernel"):
         reading.set(loss="liger")
-        reading.errs("use_liger_kernel", True, HIGH, "Liger's fused norms and MLP keep less")
+        reading.approximates("use_liger_kernel", True, TOO_HIGH, "Liger's fused norms and MLP keep less")
     elif trainer == "sft" and get("loss_type", "chunked_nll") == "chunked_nll":
         reading.set(loss="chunked")
     if get("activation_offloading"):

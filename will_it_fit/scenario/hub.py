@@ -96,11 +96,6 @@ def nearest(text: str) -> list[str]:
     return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in found))
 
 
-def on_the_page() -> list[str]:
-    """Names of the catalogue that the planner's page offers."""
-    return read_yaml(INDEX)["on_the_page"]
-
-
 def fetch_config(hub: HubId, where: object) -> Path:
     """The configuration's file, fetched if it isn't there.
 

@@ -19,13 +19,13 @@ from typing import Any
 from will_it_fit.analytic.certainty import Needs
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.surface import kernels_of
+from will_it_fit.analytic.kernels import kernels_of
 from will_it_fit.ask import text
 from will_it_fit.ask.answer import quick
 from will_it_fit.ask.answer_text import WORDS, card, other_tools, smallest, step_line
 from will_it_fit.ask.command import parse, scenario_yaml
 from will_it_fit.ask.question import Options, Question, question, said_by
-from will_it_fit.ask.run_cost import asked_of
+from will_it_fit.ask.run_cost import parse_run_options
 from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.hub_errors import Failure
@@ -257,7 +257,7 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
     found = quick(asked, others=False)
     near, instead = _nearest(asked)
     shown = quick(near, others=False) if instead else found
-    run = asked_of(parse([*words, *run_words]))
+    run = parse_run_options(parse([*words, *run_words]))
     rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
     parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
     return {

@@ -30,7 +30,6 @@ from will_it_fit.site.documents import documents
 from will_it_fit.site.python import ROOT, archive, pyodide
 
 SOURCES = data_path("site")
-DRAWING = data_path("page")  # what a run's planner.html has too
 CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
           "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
 SWEEP = ROOT / "results" / "tiny-sweep"  # of tests/config/sweep.yaml
@@ -71,11 +70,10 @@ def calculator(folder: Path, cache: Path) -> None:
     """The calculator's files; those that a visit needs are listed for the service worker."""
     files: dict[str, bytes] = {f"pyodide/{name}": content for name, content in pyodide(cache).items()}
     files["project.zip"] = archive()
-    for name in ("calculator.js", "worker.js"):
+    for name in ("calculator.js", "drawing.js", "worker.js"):
         files[name] = (SOURCES / name).read_bytes()
-    files["drawing.js"] = (DRAWING / "drawing.js").read_bytes()
-    styles = (DRAWING / "drawing.css", SOURCES / "calculator.css")
-    files["calculator.css"] = b"".join(path.read_bytes() for path in styles)  # one file, since the first paint waits
+    styles = ("drawing.css", "calculator.css")  # as one file, since the first paint waits
+    files["calculator.css"] = b"".join((SOURCES / name).read_bytes() for name in styles)
     files["index.html"] = page().encode()
     build = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
     kept = json.dumps(["./", *sorted(set(files) - {"index.html"})])

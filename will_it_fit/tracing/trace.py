@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +29,6 @@ from will_it_fit.engine.fake_group import active, fake_group
 from will_it_fit.engine.interpolate import Asked, Recording
 from will_it_fit.engine.kernels import flash_attention_package
 from will_it_fit.engine.label_model import Label, component_of, quantization_state
-from will_it_fit.engine.patching import patched
 from will_it_fit.engine.report import History, make_report, recording
 from will_it_fit.engine.trace import Options, recorded, trace_step
 from will_it_fit.hours.step_time import Speed, step_time
@@ -43,6 +41,7 @@ from will_it_fit.step.optimizers import build_optimizer
 from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
+from will_it_fit.tracing.imports import import_libraries
 from will_it_fit.tracing.loading import Loader, loading_history
 from will_it_fit.tracing.simulated_card import compile_parts, for_compiler
 
@@ -102,7 +101,7 @@ def prepare(
     """
     if target not in ("cuda", "cpu"):
         raise UserError("Unknown target of the trace.", found=target, allowed="cuda, cpu", write="target: cuda")
-    import_libraries()
+    import_libraries(scenario)
     name = attention_implementation or traced_attention(scenario, target)
     model = build_model(scenario, "meta", attention_implementation=name)
     _refuse_own_kernels(model, scenario)
@@ -318,7 +317,7 @@ def _followed(
     check_packages(scenario)
     if scenario.aim.trainer:
         return _followed_trainer(scenario, target, **settings)
-    import_libraries()  # before a card is simulated: they would believe in it
+    import_libraries(scenario)  # before a card is simulated: they would believe in it
     with (
         for_compiler(scenario, target, settings.get("capability")),
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
@@ -351,7 +350,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     from will_it_fit.engine.trainer import trace_trainer
     from will_it_fit.step.objectives import build_trainer
 
-    import_libraries()
+    import_libraries(scenario)
     found: dict[str, Any] = {}
     settings |= {"costs": False}  # of two updates, which a time of one can't be made of
     options = Options(
@@ -421,25 +420,3 @@ def speaking_of(scenario: Scenario) -> Iterator[None]:
             where=f"model (model_type {scenario.model['model_type']}), {error.inner or error.line}",
             allowed="a decoder whose forward pass doesn't depend on the values of its tensors",
         ) from error
-
-
-def import_libraries() -> None:
-    """Import what traces need without what no trace runs, which takes a second or two.
-
-    That is the compiler, which bitsandbytes loads to decorate kernels, scipy, which transformers loads for a loss of
-    object detection, and the second of two looks into each of transformers' files for the names in it.
-    What is not installed is missed where it is needed.
-    """
-    import transformers.utils
-    from transformers.utils import import_utils
-
-    names_in = import_utils.create_import_structure_from_path  # remembers by path: a folder, or a file for its folder
-    once = lambda path: names_in(Path(path).parent if Path(path).is_file() else path)  # noqa: E731
-    undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
-    places = [(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]
-    with patched([*places, (import_utils, "create_import_structure_from_path", once)]):
-        import transformers.modeling_utils
-
-        for name in ("bitsandbytes", "peft"):
-            with suppress(ImportError):
-                import_module(name)

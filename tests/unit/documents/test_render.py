@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,7 +16,9 @@ import yaml
 from scripts.documents import card, draw, render
 from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
+from scripts.documents.memory import METHODS
 from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
+from tests.browser import errors, needs_browser, opened
 from tests.docs.test_commands import headings
 from tests.docs.test_prose import complaints
 from tests.unit.documents import inputs
@@ -29,6 +32,7 @@ DOCUMENTS = {
     "docs/details.md": "details.md.j2",
     "docs/memory-profile.md": "memory-profile.md.j2",
     "docs/publication.md": "publication.md.j2",
+    "planner.html": "planner.html.j2",
     "report.html": "report.html.j2",
 }
 MARKDOWN = [name for name in DOCUMENTS if name.endswith(".md")]
@@ -202,6 +206,39 @@ def test_the_first_screen_of_the_page_answers_what_people_ask(write: Callable[..
     assert not re.search(r"\[[\d.]+ %", loose), "an interval may not break before its sign"
 
 
+def test_the_planner_is_a_map_of_the_rows_that_were_traced_without_a_script(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    rows = {(row["method"], row["gpu"]): row for row in content["plan"]["feasibility"]}
+    largest = content["plan"]["largest"]["qlora"]
+    end = max(row["expandable_segments"]["largest_sequence_length"] for row in rows.values())
+    inputs.change(rows["qlora", "t4"], {"largest_sequence_length": 64, "largest_micro_batch": 0})
+    inputs.change(rows["full", "t4"], {"largest_sequence_length": 0, "largest_micro_batch": 0})
+    inputs.change(rows["full", "t4"]["expandable_segments"], {"largest_sequence_length": 0})
+    inputs.change(rows["lora", "t4"], {"largest_sequence_length": 512})
+    inputs.change(rows["lora", "t4"]["expandable_segments"], {"largest_sequence_length": 1024})
+    page = write("planner.html", content)
+    assert "<script" not in page and "default-src 'none'; style-src" in page and not re.search(r"(?:src|href)=", page)
+    assert f"Longest row: <strong>{largest['largest_sequence_length']:,} tokens</strong>" in page
+    full, lora, qlora = (page.partition(f"<h2>{title}</h2>")[2].partition("<h2>")[0] for title in METHODS.values())
+    assert "Not even the shortest row fits t4." in full and "t4" not in full.partition("</table>")[0]
+    bars = [[float(width) for width in re.findall(r"width: ([\d.]+)%", row)] for row in re.findall("<tr.*", lora)]
+    step = 100 / math.log2(end / 64)  # of a doubling, on the axis from 64 tokens to the longest row of all
+    assert bars[1] == [pytest.approx(3 * step, abs=0.01), pytest.approx(step, abs=0.01)]
+    assert '<span class="fits" style="width: 0.00%">' in qlora and '<td class="number">none</td>' in qlora
+    assert page.count('<tr class="own">') == 3
+
+
+@needs_browser
+def test_the_planner_fits_a_telephone(write: Callable[..., str], tmp_path: Path) -> None:
+    write("planner.html")
+    with opened((tmp_path / inputs.RUN / "planner.html").as_uri()) as page:
+        for width in (390, 1400):
+            metrics = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+            page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            assert page.execute_script("return document.documentElement.scrollWidth") <= width
+        assert errors(page) == []
+
+
 @pytest.mark.parametrize("name", MARKDOWN)
 def test_text_of_others_is_data(name: str, write: Callable[..., str]) -> None:
     text = write(name, hostile())
@@ -324,7 +361,7 @@ def test_without_an_analytic_estimate_the_documents_say_so(write: Callable[..., 
         compared["analytic"] = None
         compared["reasons"]["analytic"] = "the analytic estimate does not describe the architecture bloom"
         del compared["differences"]["analytic_to_trace"]
-    for name in DOCUMENTS.keys() - {"docs/details.md"}:
+    for name in DOCUMENTS.keys() - {"docs/details.md", "planner.html"}:
         assert "does not describe the architecture bloom" in write(name, content)
 
 

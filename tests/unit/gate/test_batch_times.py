@@ -10,10 +10,10 @@ import pytest
 from scripts.common.resource_table import judged
 from scripts.gate import check_resources, gate_memory
 from scripts.gate.batch_times import batch_shapes, evaluation_seconds, training_seconds
-from scripts.gate.check_resources import RunCheck
+from scripts.gate.decision import Decision, StepDecision
 from scripts.runs.cluster import training_minutes
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
-from will_it_fit.cards.gpus import find
+from will_it_fit.cards.gpus import Verdict, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
 from will_it_fit.hours.run_time import RunHours
@@ -115,10 +115,15 @@ def test_without_a_limit_nothing_is_traced_for_the_hours(train) -> None:
 
 def test_the_check_of_a_run_refuses_what_takes_too_long() -> None:
     hours = RunHours.of(10, 36000.0, None, T4, gpus=1)
-    checked = RunCheck([], find("t4"), override=False, hours=hours, limit_hours=9.0)
-    assert not checked.fits and "takes too long" in str(check_resources.refusal(checked))
+    step = StepDecision(find("t4"), Verdict(True, 1), "", 1, {}, {})
+    stages = [judged("training step, as configured", "GPU", 1, 2, "traced")]
+    checked = Decision(step, override=False, stages=stages, hours=hours, limit_hours=9.0)
+    assert not checked.fits and "takes too long" in str(checked.refusal())
+    with pytest.raises(UserError, match="takes too long"):
+        checked.enforce()
+    replace(checked, override=True).enforce()
     assert replace(checked, override=True).overridden == ["the run within 9 hours"]
     assert not replace(checked, limit_hours=11.0).fits  # it may take longer: the upper end of the range is 13.5
     assert replace(checked, limit_hours=14.0).fits and replace(checked, hours=None).fits
-    assert "hours: 14" in check_resources.refusal(checked).write
-    assert checked.to_mapping()["hours"]["line"].startswith("takes 10.0 hours (6.5 hours to 13.5 hours)")
+    assert "hours: 14" in checked.refusal().write
+    assert check_resources.to_mapping(checked)["hours"]["line"].startswith("takes 10.0 hours (6.5 hours to 13.5 hours)")

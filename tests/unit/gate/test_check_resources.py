@@ -1,4 +1,4 @@
-"""The price of a whole run: each stage against what there is, the smallest change that fits, a stop before any cost."""
+"""The check of a whole run: each stage against what there is, the smallest change that fits, a stop before any cost."""
 
 import json
 import subprocess
@@ -12,11 +12,12 @@ import pytest
 from scripts.common.code_digests import ROOT
 from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
 from scripts.gate import check_resources
-from scripts.gate.check_resources import GPU, HOST, Results, Room, RunCheck
+from scripts.gate.check_resources import GPU, HOST, Machine, Results
+from scripts.gate.decision import Decision, StepDecision
 from tests.unit.gate import gloo_hosts
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from tests.will_it_fit.tracing.test_evaluation_memory import row
-from will_it_fit.cards.gpus import find, least_free
+from will_it_fit.cards.gpus import Verdict, find, least_free
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario
@@ -35,7 +36,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def run() -> dict:
-    """The arguments of a run's price."""
+    """The arguments of a run's check."""
     fields = {"model": LLAMA_3_LAYERS, "sequence_length": 256, "micro_batch": 8, "gradient_checkpointing": False}
     scenario = Scenario.from_mapping({**fields, "precision": "fp32"})
     rows = [row(own, answer) for own, answer in ((20, 30), (9, 12), (14, 7), (13, 25))]
@@ -53,12 +54,16 @@ def card(usable: int):
     return replace(size, total_bytes=usable + size.context_bytes)
 
 
-def stages(checked: RunCheck) -> dict[str, Stage]:
+def stages(checked: Decision) -> dict[str, Stage]:
     return {stage.stage: stage for stage in checked.stages}
 
 
+def decision_about(stages: list[Stage]) -> Decision:
+    return Decision(StepDecision(None, Verdict(None, None), "", 1, {}, {}), override=False, stages=stages)
+
+
 def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
-    checked = check_resources.check_run(**run, room=Room(card(PLENTY), PLENTY))
+    checked = check_resources.check_run(**run, machine=Machine(card(PLENTY), PLENTY))
     found = stages(checked)
     assert checked.fits and {stage.verdict for stage in found.values()} == {FITS}
     on_gpu = {name for name, stage in found.items() if stage.place == GPU}
@@ -74,24 +79,24 @@ def test_on_a_gpu_with_room_every_stage_fits(run) -> None:
 
 
 def test_on_the_processor_the_hosts_memory_counts(run) -> None:
-    checked = check_resources.check_run(**run, room=Room(None, 2 * 10**9))
+    checked = check_resources.check_run(**run, machine=Machine(None, 2 * 10**9))
     found = stages(checked)
     predicted = trace(run["traced"].scenario, "cpu", timeline=False)
     needs = predicted["peak_allocated_bytes"] + check_resources.PROCESS_BYTES
     assert found["training step, as configured"].needs_bytes == needs
     assert not [stage for stage in found.values() if stage.place == GPU]
-    assert stages(check_resources.check_run(**run, room=Room(None, None)))["merging"].verdict == UNCHECKED
+    assert stages(check_resources.check_run(**run, machine=Machine(None, None)))["merging"].verdict == UNCHECKED
 
 
 def test_an_evaluation_that_does_not_fit_says_which_batch_would(run) -> None:
     asked = run["evaluations"][NAME]
     needs = trace_evaluation(asked, "cuda")["required_bytes"]
-    (stage,) = check_resources.evaluation_stages(NAME, asked, Room(card(needs - 1), PLENTY))
+    (stage,) = check_resources.evaluation_stages(NAME, asked, Machine(card(needs - 1), PLENTY))
     assert (stage.verdict, stage.has_bytes) == (TOO_SMALL, needs - 1)
     size = int(stage.change.removeprefix("evaluation: {batch_size: ").removesuffix("}"))
     assert size in (1, 2, 4, 8, 16)
     assert trace_evaluation(asked._replace(batch_size=size), "cuda")["required_bytes"] < needs
-    error = check_resources.refusal(RunCheck([stage], None, override=False))
+    error = decision_about([stage]).refusal()
     assert stage.change in str(error) and "memory.gate.override" in str(error)
 
 
@@ -99,8 +104,8 @@ def test_weights_larger_than_the_gpu_are_copied_for_each_pass(run) -> None:
     asked = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
     found = trace_evaluation(asked, "cuda")
     working = found["required_bytes"] - found["weights_bytes"] + 2 * found["largest_module_bytes"]
-    room = Room(card(min(found["required_bytes"] - 1, working)), PLENTY)
-    part, rest = check_resources.evaluation_stages(NAME, asked, room)
+    machine = Machine(card(min(found["required_bytes"] - 1, working)), PLENTY)
+    part, rest = check_resources.evaluation_stages(NAME, asked, machine)
     assert part.verdict == (IN_PART if working < found["required_bytes"] else TOO_SMALL)
     assert rest.place == HOST and "stay in host memory" in part.detail
 
@@ -109,25 +114,25 @@ def test_a_length_that_no_batch_has_does_not_stop_the_run(run) -> None:
     real = trace(run["longest"], timeline=False)["required_bytes"]
     assert real < run["traced"].trace["required_bytes"]
     small = run["evaluations"][NAME]._replace(batch_size=1, max_new_tokens=1)
-    checked = check_resources.check_run(**{**run, "evaluations": {NAME: small}}, room=Room(card(real), PLENTY))
+    checked = check_resources.check_run(**{**run, "evaluations": {NAME: small}}, machine=Machine(card(real), PLENTY))
     found = stages(checked)
     assert found["training step, as configured"].verdict == NOT_REACHED
     assert found["training step, longest batch"].verdict == FITS
 
 
 def test_the_comparison_is_left_out_where_nothing_has_the_room(run) -> None:
-    stage = check_resources.comparison_stage(10**9, "float32", 10**6, 8, Room(card(10**6), 10**6))
+    stage = check_resources.comparison_stage(10**9, "float32", 10**6, 8, Machine(card(10**6), 10**6))
     assert (stage.verdict, stage.place) == (NOT_RUN, HOST)
-    stage = check_resources.comparison_stage(10**9, "bfloat16", 10**6, 8, Room(card(2 * 10**9), PLENTY))
+    stage = check_resources.comparison_stage(10**9, "bfloat16", 10**6, 8, Machine(card(2 * 10**9), PLENTY))
     assert (stage.verdict, stage.place, stage.detail) == (FITS, GPU, "in bfloat16")
 
 
 def test_a_card_that_others_hold(run) -> None:
     """Another process holds 20 of 24 GB."""
     gpu = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42) (20.00 GiB)",))
-    checked = check_resources.check_run(**run, room=Room(gpu, PLENTY))
+    checked = check_resources.check_run(**run, machine=Machine(gpu, PLENTY))
     assert not checked.fits
-    text = str(check_resources.refusal(checked))
+    text = str(checked.refusal())
     assert "held by python (process 42)" in text and "# end python (process 42)" in text
 
 
@@ -135,14 +140,12 @@ def test_of_several_gpus_the_step_is_held_against_the_fullest_and_the_evaluation
     first = card(PLENTY)
     full = replace(card(24 * 10**9), held_bytes=24 * 10**9 - 10**7, holders=("python (process 42)",))
     gpu = least_free([first, full], lambda gpu: run["traced"].trace["required_bytes"])
-    checked = check_resources.check_run(**run, room=Room(gpu, PLENTY), evaluation_room=Room(first, PLENTY))
+    checked = check_resources.check_run(**run, machine=Machine(gpu, PLENTY), evaluation_machine=Machine(first, PLENTY))
     assert {name for name, stage in stages(checked).items() if stage.verdict != FITS} == {
         "training step, as configured",
         "training step, longest batch",
     }
-    assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(
-        check_resources.refusal(checked)
-    )
+    assert "22.34 GiB of GPU 1 (a GPU of this size) are held by python (process 42)" in str(checked.refusal())
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +160,7 @@ def processes(tmp_path_factory) -> list:
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux, which says who has which page")
 @pytest.mark.parametrize("number", range(len(gloo_hosts.CASES)), ids=["-".join(case) for case in gloo_hosts.CASES])
 def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -> None:
-    """What each builds, to 16 MB of 4 to 81; while it divides, no more than is said; in all, no more than the price."""
+    """What each builds, to 16 MB of 4 to 81; while it divides and in all, no more than is said."""
     step = gloo_hosts.scenario(gloo_hosts.llama(**gloo_hosts.SIZES), *gloo_hosts.CASES[number])
     found = trace(step, "cpu", timeline=False)
     built = check_resources.whole_model_bytes(step, "float32")
@@ -165,19 +168,19 @@ def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -
         assert process["built"] == pytest.approx(built, abs=16_000_000)
         assert process["divided"] <= check_resources.started_bytes(step, found, "float32") + 16_000_000
         assert process["divided"] >= found["phases"]["load"] - 16_000_000
-    (stage,) = check_resources.training_stages(Traced(step, found), step, None, Room(None, PLENTY), "float32")
+    (stage,) = check_resources.training_stages(Traced(step, found), step, None, Machine(None, PLENTY), "float32")
     assert sum(process["process"] for process in processes[number]) <= stage.needs_bytes
     assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
 
 
 def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
-    rooms = Room(card(PLENTY), PLENTY)
+    machine = Machine(card(PLENTY), PLENTY)
 
     def loading(strategy: str, gpus: int, precision: str) -> Stage:
         step = gloo_hosts.scenario(LLAMA_3_LAYERS, precision, "lora", strategy, gpus)
         (stage,) = (
             stage
-            for stage in check_resources.host_stages("hub", 10**9, 10**8, True, rooms, step, "bfloat16")
+            for stage in check_resources.host_stages("hub", 10**9, 10**8, True, machine, step, "bfloat16")
             if stage.stage == "loading for the GPU"
         )
         return stage
@@ -194,14 +197,14 @@ def test_loading_for_gpus_takes_each_process_its_own_memory() -> None:
 def test_a_small_disk_stops_the_run_but_for_an_override(run) -> None:
     """A results folder on a disk with next to nothing left."""
     allowed = {**run, "settings": {**SETTINGS, "override": True}, "results": Results(5_000_000)}
-    checked = check_resources.check_run(**allowed, room=Room(card(PLENTY), PLENTY))
+    checked = check_resources.check_run(**allowed, machine=Machine(card(PLENTY), PLENTY))
     assert not checked.fits and "merged model" in checked.overridden
     with pytest.raises(UserError, match="does not fit: it ends here"):
-        raise check_resources.refusal(checked)
+        raise checked.refusal()
 
 
 def test_the_table_has_a_line_for_each_stage(run) -> None:
-    lines = table(check_resources.check_run(**run, room=Room(card(PLENTY), None)).stages)
+    lines = table(check_resources.check_run(**run, machine=Machine(card(PLENTY), None)).stages)
     assert lines[0].split() == ["stage", "where", "needs", "has", "verdict"]
     assert any(line.startswith("evaluation of base and tuned  GPU") and line.endswith("fits") for line in lines)
     assert any("merging" in line and line.endswith("not checked") for line in lines)
@@ -226,7 +229,9 @@ def test_a_container_leaves_what_its_limit_and_the_machine_both_have(tmp_path) -
 
 def test_an_evaluation_takes_the_time_of_base_and_tuned(run) -> None:
     speed = speed_of("a100-80gb")
-    (stage,) = check_resources.evaluation_stages(NAME, run["evaluations"][NAME], Room(find("a100-80gb"), PLENTY, speed))
+    (stage,) = check_resources.evaluation_stages(
+        NAME, run["evaluations"][NAME], Machine(find("a100-80gb"), PLENTY, speed)
+    )
     once = trace_evaluation(run["evaluations"][NAME], "cuda", (8, 0), speed)["seconds_at_most"]
     assert stage.seconds_at_most == 2 * once > 0
 
@@ -234,7 +239,7 @@ def test_an_evaluation_takes_the_time_of_base_and_tuned(run) -> None:
 def test_what_a_step_needs_is_judged_at_the_gpus_own_size(run) -> None:
     usable = 10**9
     needed = {"required_bytes": usable + 100, "also_fits_bytes": [[usable - 7, usable + 1]]}
-    room = Room(card(usable), PLENTY)
-    assert room.needed(needed) == usable - 7 and not room.lacks(room.needed(needed))
-    assert room.needed({"required_bytes": usable + 100}) == usable + 100
-    assert room.lacks(usable + 1) and not room.lacks(usable)
+    machine = Machine(card(usable), PLENTY)
+    assert machine.needed(needed) == usable - 7 and not machine.lacks(machine.needed(needed))
+    assert machine.needed({"required_bytes": usable + 100}) == usable + 100
+    assert machine.lacks(usable + 1) and not machine.lacks(usable)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from scripts.gate import gate_memory as gate
-from scripts.gate.batch_times import batch_shapes
+from scripts.gate.batch_times import batch_shapes, longest_batch
+from scripts.gate.decision import NOTHING_TO_GATE, Decision, chosen_gpu, decide_step
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.cards.gpus import find, least_free
 from will_it_fit.common.errors import UserError
@@ -36,19 +37,18 @@ def card(usable: int):
 
 def test_fits(traced) -> None:
     need = traced.trace["required_bytes"]
-    decision = gate.decide(traced, card(need + 5), override=False)
-    assert (decision.verdict.fits, decision.verdict.headroom_bytes, decision.overridden) == (True, 5, False)
-    assert not decision.suggestions
+    judged = decide_step(traced, card(need + 5))
+    assert judged.verdict == (True, 5) and not judged.suggestions
 
 
 def test_refusal_has_numbers_card_and_suggestions(traced) -> None:
     small = card(int(traced.trace["required_bytes"] * 0.7))
-    decision = gate.decide(traced, small, override=False)
-    assert decision.verdict.fits is False
-    text = str(gate.refusal(decision))
+    judged = decide_step(traced, small)
+    assert judged.verdict.fits is False
+    text = str(judged.refusal())
     assert small.title in text
     assert "GiB" in text
-    assert decision.suggestions[0].write in text
+    assert judged.suggestions[0].write in text
     assert "effective batch stays 16" in text
     assert "memory.gate.override" in text
 
@@ -65,7 +65,7 @@ def test_rule_fails_and_leaves_no_file(traced, tmp_path) -> None:
 
 
 def test_edited_rows_are_named_without_a_gpu_too(traced, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(gate, "found_in_machine", lambda gpus=1: [])
+    monkeypatch.setattr("scripts.gate.decision.found_in_machine", lambda gpus=1: [])
     write_report(tmp_path / "trace.json", traced.to_mapping())
     (tmp_path / "train.parquet").write_bytes(b"rows")
     write_report(tmp_path / "encode.json", {"rows": 1}, tmp_path / "train.parquet")
@@ -84,19 +84,20 @@ def test_override_is_recorded(traced, tmp_path) -> None:
         {"gpu": {"vram_gib": 0.6}, "hours": None, "override": True},
         str(tmp_path / "gate.json"),
     )
-    decision = read_report(tmp_path / "gate.json")
-    assert (decision["fits"], decision["override"], decision["overridden"]) == (False, True, True)
-    assert decision["suggestions"]
+    judged = read_report(tmp_path / "gate.json")
+    assert (judged["fits"], judged["override"], judged["overridden"]) == (False, True, True)
+    assert judged["suggestions"]
 
 
 def test_override_that_was_not_needed_is_not_one(traced) -> None:
-    decision = gate.decide(traced, find("t4"), override=True)
-    assert (decision.verdict.fits, decision.overridden) == (True, False)
+    judged = Decision(decide_step(traced, find("t4")), override=True)
+    assert (judged.fits, judged.overridden) == (True, [])
+    judged.enforce()
 
 
 def test_nothing_to_gate_is_not_a_pass(traced) -> None:
-    decision = gate.decide(traced, None, override=False)
-    assert (decision.verdict.fits, decision.gpu, decision.reason) == (None, None, gate.NOTHING_TO_GATE)
+    judged = decide_step(traced, None)
+    assert (judged.verdict.fits, judged.gpu, judged.reason) == (None, None, NOTHING_TO_GATE)
 
 
 def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
@@ -107,33 +108,33 @@ def test_another_gpu_is_gated_by_a_trace_of_its_own_kernels() -> None:
     known = Traced(scenario, trace(scenario, timeline=False))
     on_t4 = trace(scenario, capability=(7, 5), timeline=False)
     assert on_t4["required_bytes"] > known.trace["required_bytes"]
-    decision = gate.decide(known, find("t4"), override=False)
-    assert decision.step == on_t4
-    assert gate.decide(known, find("a100-40gb"), override=False).step == known.trace
+    judged = decide_step(known, find("t4"))
+    assert judged.step == on_t4
+    assert decide_step(known, find("a100-40gb")).step == known.trace
     of_t4 = replace(known, capability=(7, 5), trace={**known.trace, "required_bytes": 1})
-    assert gate.decide(of_t4, find("t4"), override=False).step["required_bytes"] == 1
+    assert decide_step(of_t4, find("t4")).step["required_bytes"] == 1
 
 
 def test_a_step_that_only_the_configuration_makes_too_long_passes(traced) -> None:
     """No batch of the data is as long as the configuration allows."""
     scenario = traced.scenario
     small = card(traced.trace["required_bytes"] - 1)
-    assert gate.decide(traced, small, override=False).verdict.fits is False
-    decision = gate.decide(traced, small, False, replace(scenario, micro_batch=2, sequence_length=64))
-    assert (decision.verdict.fits, decision.suggestions) == (True, [])
-    assert "at the longest batch of the data, 2 x 64 tokens" in decision.reason
-    assert decision.step["required_bytes"] < decision.configured["required_bytes"]
-    again = gate.decide(traced, small, False, replace(scenario, sequence_length=250))
+    assert decide_step(traced, small).verdict.fits is False
+    judged = decide_step(traced, small, replace(scenario, micro_batch=2, sequence_length=64))
+    assert (judged.verdict.fits, judged.suggestions) == (True, [])
+    assert "at the longest batch of the data, 2 x 64 tokens" in judged.reason
+    assert judged.step["required_bytes"] < judged.configured["required_bytes"]
+    again = decide_step(traced, small, replace(scenario, sequence_length=250))
     assert again.verdict.fits is (again.step["required_bytes"] <= small.usable_bytes)
 
 
 def test_the_first_thing_to_change_is_what_others_hold(traced) -> None:
     need = traced.trace["required_bytes"]
     full = replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
-    decision = gate.decide(traced, full, override=False)
-    assert decision.suggestions[0].write == "# end python (process 42)"
-    assert decision.suggestions[0].headroom_bytes == 0
-    text = str(gate.refusal(decision))
+    judged = decide_step(traced, full)
+    assert judged.suggestions[0].write == "# end python (process 42)"
+    assert judged.suggestions[0].headroom_bytes == 0
+    text = str(judged.refusal())
     assert "held by python (process 42)" in text
 
 
@@ -142,20 +143,20 @@ def test_of_several_gpus_all_that_are_short_have_to_be_freed(traced) -> None:
     free, held = card(need + 5), replace(card(need), held_bytes=need // 2, holders=("python (process 42)",))
     fuller = replace(held, held_bytes=need // 2 + 1, holders=("python (process 43)",))
     needs = lambda gpu: need  # noqa: E731
-    assert gate.decide(traced, least_free([free, card(need)], needs), override=False).verdict.fits is True
-    one = gate.decide(traced, least_free([free, held], needs), override=False)
+    assert decide_step(traced, least_free([free, card(need)], needs)).verdict.fits is True
+    one = decide_step(traced, least_free([free, held], needs))
     assert (one.verdict.fits, one.verdict.headroom_bytes, one.gpu.index) == (False, -(need // 2), 1)
     assert one.suggestions[0].write == "# end python (process 42)"
-    assert "GPU 1 (a GPU of this size)" in str(gate.refusal(one))
-    both = gate.decide(traced, least_free([held, fuller, free], needs), override=False)
+    assert "GPU 1 (a GPU of this size)" in str(one.refusal())
+    both = decide_step(traced, least_free([held, fuller, free], needs))
     assert both.gpu.index == 1
     assert both.suggestions[0].write == "# end python (process 43), python (process 42)"
-    hopeless = gate.decide(traced, least_free([held, card(need // 2)], needs), override=False)
+    hopeless = decide_step(traced, least_free([held, card(need // 2)], needs))
     assert not [item for item in hopeless.suggestions if item.write.startswith("# end")]
 
 
 def longest_of(folder, scenario: Scenario, loop: dict) -> Scenario:
-    return gate.longest_batch(batch_shapes(str(folder / "train.parquet"), scenario, {**loop, "seed": 1}), scenario)
+    return longest_batch(batch_shapes(str(folder / "train.parquet"), scenario, {**loop, "seed": 1}), scenario)
 
 
 def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
@@ -175,16 +176,16 @@ def test_the_longest_batch_is_that_of_the_data(tmp_path) -> None:
 
 def test_on_a_cluster_the_gpu_is_the_one_that_the_job_asks_for() -> None:
     gpus = ["a100-40gb", "t4"]
-    assert gate.chosen_gpu("auto", gpus, 10**9).name == "t4"
-    assert gate.chosen_gpu("auto", gpus, 20 * 10**9).name == "a100-40gb"
-    assert gate.chosen_gpu("auto", gpus, 10**12).name == "a100-40gb"
-    assert gate.chosen_gpu("rtx-4090", gpus, 10**9).name == "rtx-4090"
+    assert chosen_gpu("auto", gpus, 10**9).name == "t4"
+    assert chosen_gpu("auto", gpus, 20 * 10**9).name == "a100-40gb"
+    assert chosen_gpu("auto", gpus, 10**12).name == "a100-40gb"
+    assert chosen_gpu("rtx-4090", gpus, 10**9).name == "rtx-4090"
 
 
 def test_named_card() -> None:
-    assert gate.chosen_gpu("t4").name == "t4"
+    assert chosen_gpu("t4").name == "t4"
     with pytest.raises(UserError, match="not known"):
-        gate.chosen_gpu("t5")
+        chosen_gpu("t5")
 
 
 def test_the_longest_pack_counts_the_shared_prefix_once(tmp_path) -> None:
@@ -235,7 +236,7 @@ def test_the_gate_replays_at_the_very_size_that_is_free(traced) -> None:
     """A trace that was asked about other sizes is taken again; by luck is a verdict too."""
     usable = traced.trace["required_bytes"] - 2**20
     lucky = {**traced.trace, "asked_bytes": [usable], "also_fits_bytes": [[usable - 10, usable + 1]]}
-    by_luck = gate.decide(replace(traced, trace=lucky), card(usable), override=False)
+    by_luck = decide_step(replace(traced, trace=lucky), card(usable))
     assert by_luck.verdict == (True, 10)
-    again = gate.decide(replace(traced, trace={**lucky, "asked_bytes": []}), card(usable), override=False)
+    again = decide_step(replace(traced, trace={**lucky, "asked_bytes": []}), card(usable))
     assert again.verdict.fits is False and usable in again.step["asked_bytes"]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts.memory import compare, estimate, measure, trace
+from scripts.memory import measure, profile
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.ask.predict import predict
 from will_it_fit.common.files import read_json
@@ -53,11 +53,9 @@ def test_rules_and_command_say_the_same(fields, tmp_path) -> None:
     config.write_text(json.dumps(Scenario.from_mapping({"sequence_length": 128, **fields}).model))
     scenario = Scenario.from_mapping({"sequence_length": 128, **fields, "model": str(config)})
     mapping = {key: value for key, value in scenario.to_mapping().items() if key != "model"}
-    paths = {name: str(tmp_path / f"{name}.json") for name in ("estimate", "trace", "compare")}
-    estimate.main(str(config), mapping, paths["estimate"])
-    trace.main(str(config), mapping, paths["trace"])
-    compare.main(paths["estimate"], paths["trace"], None, paths["compare"])
-    by_rule = read_json(paths["compare"])
+    profile.main(str(config), {"own": mapping}, tmp_path)
+    by_rule = read_json(tmp_path / "own" / "compare.json")
+    assert read_json(tmp_path / "own" / "estimate.json")["analytic"] == by_rule["analytic"]
     del by_rule["trace"]["timeline"], by_rule["sha256"]  # the rule's alone: the timeline, the seal
     assert by_rule == json.loads(json.dumps(predict(scenario)))
 

@@ -202,6 +202,7 @@ def test_an_upload_that_breaks_off_publishes_nothing_by_halves_and_goes_on(run: 
         server.refuse = {"model/owner/merged"}
         done = uploaded(server)
         assert done.returncode == 1 and "broke off" in done.stderr
+        assert "The Hub " in done.stderr or "may not write there" in done.stderr  # what its answer means
         assert f"Published: owner/adapter at {server.commits[0]}. Not published: merged (owner/merged)." in done.stderr
         assert not Path("results/small-r16/publish/published.json").exists()
         assert_no_token(done)  # the server even sent it back

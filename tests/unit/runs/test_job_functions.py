@@ -100,7 +100,7 @@ def test_the_configuration_may_ask_for_execution_itself() -> None:
 
 
 def test_the_digest_of_the_code_names_missing_inputs() -> None:
-    digest = code("memory/estimate.py")
+    digest = code("memory/trace.py")
     assert "missing.json" in digest(WILDCARDS, input=["results/missing.json"])
     assert digest(WILDCARDS, input=[]) != code("memory/compare.py")(WILDCARDS, input=[])
 
@@ -161,3 +161,13 @@ def test_snakemake_finds_the_parameters_that_it_fills_by_name() -> None:
     asked = functions()
     for function in (asked.minutes_of_training, asked.gpus_of_cluster, asked.on_cluster("gres", needed_by_step)):
         assert list(inspect.signature(function).parameters) == ["wildcards", "input"]
+
+
+def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:
+    """The answers for all scenarios are outputs of one job, and a rule has the same outputs in each run."""
+    assert functions().names_in_profile() == (["qlora"], ["full-fp32", "full-bf16"])
+    one, other = "{model: llama-3.2-1b}", "{model: qwen3-0.6b, scenarios: {full-bf16: {method: lora}}}"
+    asked = functions(f"sweep: [{{memory: {one}}}, {{memory: {other}}}]")
+    with pytest.raises(UserError, match="other scenarios in their memory profile") as caught:
+        asked.names_in_profile()
+    assert "full-bf16" in caught.value.found and "--configfile" in caught.value.write

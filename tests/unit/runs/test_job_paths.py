@@ -33,8 +33,7 @@ def test_a_run_fills_in_its_dataset_model_and_length() -> None:
     "names",
     [
         {"run": RUN},
-        {"place": f"{RUN}/memory", "scenario": "training"},
-        {"place": "memory/qwen2.5-coder-7b", "scenario": "full-fp32"},
+        {"profiled": "qwen2.5-coder-7b"},
         {"dataset": "embedded"},
         {"dataset": "embedded", "model": "smollm2-135m-instruct"},
     ],
@@ -56,23 +55,23 @@ def test_scenarios_without_a_rank_lie_outside_the_run() -> None:
     assert paths(run=RUN).step_comparison() == f"results/{RUN}/memory/qlora/compare.json"
 
 
-def test_the_model_of_the_runs_own_step_is_the_prepared_one() -> None:
-    own, profiled = paths(place=f"{RUN}/memory", scenario="training"), paths(place=f"{RUN}/memory", scenario="qlora")
-    assert set(own.scenario_model()) == {"config", "description"}
-    assert set(profiled.scenario_model()) == {"config"}
-    assert profiled.scenario_model()["config"].endswith("config/models/qwen2.5-coder-7b.json")
-    assert "model" not in own.scenario() and "model" not in profiled.scenario()
+def test_the_profile_divides_into_scenarios_with_a_rank_and_without() -> None:
+    job = paths(run=RUN)
+    assert job.profiled_model()["config"].endswith("config/models/qwen2.5-coder-7b.json")
+    with_rank, without = job.scenarios_of_profile(True), job.scenarios_of_profile(False)
+    assert (list(with_rank), list(without)) == (["qlora"], ["full-fp32", "full-bf16"])
+    assert with_rank["qlora"]["lora"]["rank"] == 16 and "model" not in with_rank["qlora"]
 
 
 def test_an_unknown_scenario_is_refused_with_those_that_there_are() -> None:
+    assert set(paths(run=RUN, scenario="training").step_model()) == {"config", "description"}
     with pytest.raises(UserError, match="full-fp32, full-bf16, qlora"):
-        paths(place=f"{RUN}/memory", scenario="another").scenario_model()
+        paths(run=RUN, scenario="another").step_model()
 
 
 def test_only_a_step_of_one_process_is_measured() -> None:
-    step = {"place": f"{RUN}/memory", "scenario": "training"}
-    assert paths(**step).measurement() == {"measure": f"results/{RUN}/memory/training/measure.json"}
-    assert paths("training: {parallel: {strategy: ddp, gpus: 2}}", **step).measurement() == {}
+    assert paths(run=RUN).measurement() == {"measure": f"results/{RUN}/memory/training/measure.json"}
+    assert paths("training: {parallel: {strategy: ddp, gpus: 2}}", run=RUN).measurement() == {}
 
 
 def test_what_the_configuration_leaves_out_is_no_input() -> None:

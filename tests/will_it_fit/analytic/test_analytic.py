@@ -22,7 +22,7 @@ from will_it_fit.scenario.scenario import Scenario
 SIZES = {
     "hidden_size": 512,
     "intermediate_size": 1536,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "vocab_size": 8000,
@@ -31,7 +31,7 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GPT2 = {"n_embd": 512, "n_layer": 6, "n_head": 8, "vocab_size": 8000, "n_positions": 4096}
+GPT2 = {"n_embd": 512, "n_layer": 4, "n_head": 8, "vocab_size": 8000, "n_positions": 4096}
 
 
 def model(kind: str = "qwen2", **sizes) -> dict:

@@ -5,7 +5,6 @@ import pytest
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.surface import evaluate, surface
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import trace
 
@@ -75,12 +74,3 @@ def test_more_gpus_need_less_of_each_and_ddp_needs_more() -> None:
 def test_what_is_not_described_says_so(fields, reason) -> None:
     with pytest.raises(NotDescribed, match=reason):
         analytic_estimate(make(**fields))
-
-
-def test_a_surface_of_several_gpus_is_the_engine_to_the_byte() -> None:
-    scenario = make(method="full", parallel=FSDP2)
-    form = surface(scenario)
-    for length, rows in ((64, 1), (256, 2), (1000, 5), (1024, 64)):
-        step = scenario.changed(sequence_length=length, micro_batch=rows)
-        engine = analytic_estimate(step, blocks=False)
-        assert evaluate(form, length, rows)["peak_allocated_bytes"] == engine["peak_allocated_bytes"]

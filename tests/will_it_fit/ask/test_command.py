@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -91,16 +92,19 @@ def test_suggestions_are_command_lines_that_fit(model, capsys) -> None:
     assert status == 0
 
 
-def _asked(*words: str) -> subprocess.Popen:
-    program = [sys.executable, "-m", "will_it_fit.ask", *words]
-    return subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def _asked(*words: str, kept: Path | None = None) -> subprocess.Popen:
+    program, environment = [sys.executable, "-m", "will_it_fit.ask", *words], dict(os.environ)
+    if kept is not None:
+        environment["WILL_IT_FIT_CACHE"] = str(kept)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(program, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 TOO_LARGE = ("--gpu", "0.66GiB", "-s", "4096", "-b", "8", "--method", "lora")
 
 
-def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(model) -> None:
-    asked = _asked(model, *TOO_LARGE)
+def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(model, tmp_path) -> None:
+    asked = _asked(model, *TOO_LARGE, kept=tmp_path / "kept")
     first = asked.stdout.readline()
     assert first.startswith("DOES NOT FIT") and asked.poll() is None  # the searches go on
     progress = asked.stderr.readline()
@@ -109,6 +113,7 @@ def test_the_verdict_is_there_before_the_suggestions_and_survives_being_stopped(
     out, err = asked.stdout.read(), asked.stderr.read()
     assert asked.wait(60) == 1 and "Traceback" not in err and "stopped" in err
     assert "for: tiny; LoRA" in out
+    assert not (tmp_path / "kept").exists()  # half an answer is no answer to show again
 
 
 def test_an_interruption_that_python_drops_ends_the_searches_before_the_next(capsys) -> None:

@@ -12,7 +12,7 @@ import yaml
 from will_it_fit import readers
 from will_it_fit.ask.question import Options, Question, question
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers.reading import LOW, TABLES, keys
+from will_it_fit.readers.reading import TABLES, TOO_LOW, keys
 from will_it_fit.scenario.fields import BY_NAME
 
 AXOLOTL = {"base_model": "meta-llama/Llama-3.2-1B", "datasets": [{"path": "x"}]}
@@ -257,7 +257,7 @@ def test_deepspeeds_file_is_found_beside_or_by_its_name(tmp_path: Path) -> None:
 def test_zero_1_takes_more_than_the_answer_says(tmp_path: Path) -> None:
     """It leaves gradients whole, and is read as ZeRO-2."""
     found = asked(tmp_path, FACTORY | {"bf16": True, "deepspeed": {"zero_optimization": {"stage": 1}}})
-    assert [remark.errs for remark in found.reading.remarks if remark.value == "stage 1"] == [LOW]
+    assert [remark.errs for remark in found.reading.remarks if remark.value == "stage 1"] == [TOO_LOW]
 
 
 def test_a_sharding_strategy_of_gradients_keeps_gathered_weights(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from will_it_fit.cards.gpus import GIB, Gpu, find
 from will_it_fit.engine.capacities import capacities
 from will_it_fit.engine.cuda_rules import cublas_workspace_bytes
 from will_it_fit.engine.interpolate import Recording, Scaled
-from will_it_fit.planner.calibrated import CalibratedEstimator, alone, anchored, divided
+from will_it_fit.planner.calibrated import sharded
 from will_it_fit.planner.changes import apply, as_method
 from will_it_fit.planner.feasibility import feasibility, largest
 from will_it_fit.planner.largest_fit import Borders, by_kernels, steps
@@ -78,24 +78,9 @@ def test_a_table_and_a_question_give_one_answer() -> None:
     assert one["verified"] and not same["verified"]
 
 
-def test_estimates_learn_from_the_table_what_traces_would_say() -> None:
-    """The planner's page once took two traces more for each method. The times are those of steps traced themselves."""
-    base = alone(make(), as_method(make(), "lora"))
-    learned, wanted = CalibratedEstimator(base), anchored(make(), as_method(make(), "lora"))[1]
-    cards = [replace(card(size * 2**20), name=name, compute_capability=8.0) for name, size in (("", 60), ("l40s", 400))]
-    feasibility({"lora": base}, cards, estimates={"lora": learned})
-    assert learned.points == wanted.points
-    seconds, traced = ({tokens: by_gpu["l40s"] for tokens, by_gpu in one.times} for one in (learned, wanted))
-    assert len(seconds) == 2 and min(seconds) in traced  # the ends of the search; the cells without a speed have none
-    assert seconds[min(seconds)] == pytest.approx(traced[min(seconds)])
-    small = CalibratedEstimator(base)  # where nothing fits, the step itself is traced
-    feasibility({"lora": base}, [replace(cards[0], total_bytes=2**20)], estimates={"lora": small})
-    assert small.points == wanted.points
-
-
 def test_the_table_knows_several_cards() -> None:
-    parts = {str(count): base for count, (base, _) in divided(make(), {"method": "full"}).items()}
-    rows = feasibility(parts, [card(40 * 2**20)])
+    by_count = {str(count): step for count, step in sharded(make(), {"method": "full"}).items()}
+    rows = feasibility(by_count, [card(40 * 2**20)])
     assert [row["gpus"] for row in rows] == [2, 4, 8]
     batches = [row["largest_micro_batch"] for row in rows]
     assert batches == sorted(batches)

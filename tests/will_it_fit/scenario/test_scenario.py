@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.readers.request import read_asked
+from will_it_fit.readers.request import read_request
 from will_it_fit.scenario.fields import FIELDS, scenario_defaults
 from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.parts import Quantization
@@ -378,7 +378,7 @@ def test_model_beside_the_scenario_file(tmp_path) -> None:
     (tmp_path / "mine" / "config.json").write_text(json.dumps(SMALL))
     file = tmp_path / "scenario.yaml"
     file.write_text("model: mine/config.json\nmethod: full\n")
-    scenario = read_asked(file).scenario
+    scenario = read_request(file).scenario
     assert (scenario.model, scenario.model_name) == (SMALL, "mine")
 
 
@@ -395,14 +395,14 @@ def test_broken_file_is_named(tmp_path, text, says) -> None:
     file = tmp_path / "scenario.yaml"
     file.write_text(text)
     with pytest.raises(UserError) as caught:
-        read_asked(file)
+        read_request(file)
     assert says in str(caught.value)
     assert "scenario.yaml" in str(caught.value)
 
 
 def test_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        read_asked(tmp_path / "none.yaml")
+        read_request(tmp_path / "none.yaml")
 
 
 def test_the_defaults_are_one_for_each_field() -> None:

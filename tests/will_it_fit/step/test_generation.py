@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.chat_tokenizer import CHATML, make_tokenizer
+from tests.repository import ROOT
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.common.chat import encode_pairs
 from will_it_fit.step import generation as answer
@@ -24,7 +25,7 @@ SEPARATELY = ("bloom",)  # attends by distance in the sequence (ALiBi): no mask 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return make_tokenizer(CHATML)
+    return make_tokenizer(CHATML, (ROOT / "LICENSE").read_text(encoding="utf-8").splitlines())
 
 
 def build(name, tokenizer, **changes):

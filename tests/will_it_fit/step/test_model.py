@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from tests.will_it_fit.decoders import DECODERS, SIZES
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.label_model import quantization_state
-from will_it_fit.readers.request import read_asked
+from will_it_fit.readers.request import read_request
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.architecture import attention_kernel, configuration
@@ -139,7 +139,7 @@ def test_parameters_of_the_7b_model(tmp_path):
     """7,615,616,512 parameters, 6,525,288,448 of them in linear layers (the published configuration)."""
     file = tmp_path / "scenario.yaml"
     file.write_text("model: qwen2.5-coder-7b\n")
-    asked = read_asked(file).scenario
+    asked = read_request(file).scenario
     model = build_model(asked, "meta")
     assert parameter_count(model) == 7_615_616_512
     counts = assert_quantized(model, asked)

@@ -3,13 +3,13 @@
 import json
 import re
 import subprocess
-import sys
 from functools import partial
 from unittest import mock
 
 import pytest
 
 from tests.repository import ROOT
+from tests.warm import launchers
 from tests.will_it_fit.tracing.gloo_steps import STEPS
 from tests.will_it_fit.tracing.several_gpus import scenario
 from will_it_fit.engine.allocator import MIB, OutOfMemory
@@ -26,9 +26,8 @@ from will_it_fit.tracing.trace import prepare, trace
 def measured(tmp_path_factory):
     """What two processes with gloo measured, by rank."""
     folder = tmp_path_factory.mktemp("gloo")
-    subprocess.run(
-        [sys.executable, "-m", "tests.will_it_fit.tracing.gloo_steps", str(folder)], cwd=ROOT, check=True, timeout=600
-    )
+    command = [f"{launchers()}/python", "-m", "tests.will_it_fit.tracing.gloo_steps", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

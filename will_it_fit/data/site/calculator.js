@@ -1,7 +1,7 @@
 // The calculator's page: what is chosen goes to Python in worker.js as JSON, and what comes back is shown.
 // Nothing is computed here. The address (#...) holds the whole choice.
 const $ = (id) => document.getElementById(id);
-const { made, swatch } = drawing; // drawing.js, which the run's planner.html has too
+const { made, swatch } = drawing; // of drawing.js
 const { content, dataset: { wait } } = document.querySelector("meta[name=hub]");
 const HUB = content.replace(/\/$/, "");
 const ROWS = JSON.parse($("first").textContent).rows; // micro-batches whose longest rows are shown

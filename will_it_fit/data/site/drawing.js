@@ -1,5 +1,5 @@
 "use strict";
-// What the calculator and a run's planner.html both draw: bars of what the memory is for, the border map, every GPU.
+// What the calculator draws: bars of what the memory is for, the border map, every GPU.
 // It knows no memory: bytes, verdicts and words come from the page that draws. Styles: drawing.css.
 
 const drawing = (() => {

@@ -8,7 +8,7 @@ import pytest
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers import axolotl, trl
-from will_it_fit.readers.request import LIKE, SETS, asked_for
+from will_it_fit.readers.request import LIKE, SETS, parse_request
 
 STEP = {"model": "qwen2.5-coder-0.5b", "gpu": "t4"}
 
@@ -17,7 +17,7 @@ STEP = {"model": "qwen2.5-coder-0.5b", "gpu": "t4"}
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("tool", LIKE)
 def test_a_tool_sets_what_its_own_reader_says_of_an_empty_file(tool, rows, method) -> None:
-    found = asked_for({**STEP, "like": tool, "method": method, "micro_batch": rows})
+    found = parse_request({**STEP, "like": tool, "method": method, "micro_batch": rows})
     assert found.like == tool and found.set_by_like and set(found.set_by_like) <= set(SETS)
     mapping = found.scenario.to_mapping()
     for name, value in found.set_by_like.items():
@@ -32,12 +32,12 @@ def test_a_tool_sets_what_its_own_reader_says_of_an_empty_file(tool, rows, metho
 
 def test_another_aim_takes_that_trainers_loss() -> None:
     for objective in ("dpo", "orpo", "kto", "grpo", "reward"):
-        found = asked_for({**STEP, "like": "trl", "objective": objective, "micro_batch": 8})
+        found = parse_request({**STEP, "like": "trl", "objective": objective, "micro_batch": 8})
         assert found.scenario.objective == objective and found.scenario.loss == "full"
 
 
 def test_peft_prepares_and_trl_computes_the_loss_in_chunks() -> None:
-    peft, of_trl = (asked_for({**STEP, "like": tool}).scenario for tool in ("peft", "trl"))
+    peft, of_trl = (parse_request({**STEP, "like": tool}).scenario for tool in ("peft", "trl"))
     assert (peft.kbit_preparation, peft.autocast, peft.adapter_precision, peft.loss) == ("peft", "bf16", "fp32", "full")
     assert (of_trl.loss, of_trl.adapter_precision, of_trl.precision) == ("chunked", "bf16", "fp32")
 
@@ -57,7 +57,7 @@ def test_peft_prepares_and_trl_computes_the_loss_in_chunks() -> None:
 )
 @pytest.mark.parametrize("tool", LIKE)
 def test_what_is_named_wins(tool, own) -> None:
-    found = asked_for({**STEP, "gpu": None, "like": tool, **own})
+    found = parse_request({**STEP, "gpu": None, "like": tool, **own})
     for name, value in own.items():
         mine = found.scenario.to_mapping()[name]
         assert mine == value or value.items() <= mine.items()
@@ -66,16 +66,16 @@ def test_what_is_named_wins(tool, own) -> None:
 
 def test_a_tool_that_is_not_known_is_named_with_what_is() -> None:
     with pytest.raises(UserError) as error:
-        asked_for({**STEP, "like": "axolot"}, "mine.yaml")
+        parse_request({**STEP, "like": "axolot"}, "mine.yaml")
     for words in ("mine.yaml", "'axolot'", "trl, peft, axolotl", "like: axolotl"):
         assert words in str(error.value)
 
 
 def test_a_count_of_gpus_is_all_of_them_unless_the_file_says_how() -> None:
     two = {**STEP, "gpu": {"name": "rtx-3090", "count": 2}}
-    found = asked_for(two)
+    found = parse_request(two)
     assert (found.scenario.parallel.strategy, found.scenario.parallel.gpus) == ("fsdp2", 2)
     assert found.assumed["parallel"]["strategy"] == "fsdp2"
-    ddp = asked_for({**two, "parallel": {"strategy": "ddp", "gpus": 2}})
+    ddp = parse_request({**two, "parallel": {"strategy": "ddp", "gpus": 2}})
     assert ddp.scenario.parallel.strategy == "ddp" and "parallel" not in ddp.assumed
-    assert "parallel" not in asked_for(STEP).assumed
+    assert "parallel" not in parse_request(STEP).assumed

@@ -1,0 +1,269 @@
+"""Whether a run may start: what its training step and its stages need, against what there is, and how long it takes.
+
+Two rules ask. ``gate_memory`` judges the training step, before a weight is downloaded; ``check_resources`` judges every
+stage. Both take the same GPU, the same judgement of the step, the same hours, and the same way past a refusal:
+``memory.gate.override``, which is recorded, so that the model card says so.
+
+What counts is the memory that is free, not what the card says in its name. The step is judged as the configuration
+allows it at most; where that does not fit, at the longest batch that the data really have. Nothing is changed in
+silence.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from scripts.common.resource_table import Stage, refused
+from scripts.gate.batch_times import Shapes, training_seconds
+from will_it_fit.cards.gpus import GIB, Gpu, Verdict, find, from_device, least_free, processes_on, verdict
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.sizes import gib
+from will_it_fit.common.terminal import log
+from will_it_fit.hours.run_time import RunHours
+from will_it_fit.hours.step_time import Speed
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing.scenario_trace import Traced
+
+if TYPE_CHECKING:
+    from will_it_fit.planner.suggestions import Suggestion
+
+NOTHING_TO_GATE = "no GPU was found, and none was named"
+OVERRIDE = "memory.gate.override: true, which the model card will mention"
+
+
+def found_in_machine(gpus: int = 1) -> list[Gpu]:
+    """The first CUDA devices of this machine, in CUDA_VISIBLE_DEVICES's order, with what is free of each now.
+
+    Those are what as many processes use, the process of rank 0 the first. Fewer, or none, where there are no more.
+    """
+    import torch
+
+    found = []
+    for index in range(min(gpus, torch.cuda.device_count() if torch.cuda.is_available() else 0)):
+        properties = torch.cuda.get_device_properties(index)
+        free_bytes, total_bytes = torch.cuda.mem_get_info(index)  # makes this process's context, which is then not free
+        capability, held_by = (properties.major, properties.minor), processes_on(str(properties.uuid), os.getpid())
+        found.append(from_device(properties.name, total_bytes, capability, free_bytes, held_by))
+    return found
+
+
+def chosen_gpu(
+    setting: Any, cluster: Sequence[Any] = (), required_bytes: int = 0, traced: Traced | None = None
+) -> Gpu | None:
+    """The GPU to fit: the one that is named, or for ``auto`` where the job will run.
+
+    That is, of a cluster's, the smallest that holds ``required_bytes``, for which its job asks; the largest where none
+    does. Without a cluster it is the first one found in the machine (None without one); for a traced step over several
+    GPUs, the one of them that has the least left beside the step.
+    """
+    if setting != "auto":
+        return find(setting, "memory.gate.gpu")
+    if not cluster:
+        found = found_in_machine(traced.scenario.parallel.gpus if traced else 1)
+        return least_free(found, lambda gpu: traced.on(gpu)["required_bytes"]) if found else None
+    gpus = sorted((find(gpu, "cluster.gpus") for gpu in cluster), key=lambda gpu: gpu.usable_bytes)
+    return next((gpu for gpu in gpus if gpu.usable_bytes >= required_bytes), gpus[-1])
+
+
+@dataclass(frozen=True)
+class StepDecision:
+    """Whether a training step fits a GPU.
+
+    Attributes
+    ----------
+    gpu, verdict
+        The GPU to fit, and whether the step does; ``Verdict(None, None)`` without a GPU: nothing was checked.
+    reason
+        The verdict in words, with sizes.
+    step, configured
+        The traces of the step that decided, and of the configured one.
+    effective_batch
+        Rows of an update of the weights.
+    suggestions
+        What would fit, where the step does not.
+    """
+
+    gpu: Gpu | None
+    verdict: Verdict
+    reason: str
+    effective_batch: int
+    step: Mapping[str, Any]
+    configured: Mapping[str, Any]
+    suggestions: "Sequence[Suggestion]" = ()
+
+    def refusal(self) -> UserError:
+        """The message of a step that does not fit."""
+        options = [f"{item.write}   # {item.cost}" for item in self.suggestions]
+        missing = -self.verdict.headroom_bytes
+        return UserError(
+            f"The training step does not fit: {self.reason}, short by {missing / GIB:.2f} GiB.",
+            where="training (and memory.gate.gpu) in the configuration",
+            allowed="one of these, the cheapest first (the effective batch stays"
+            f" {self.effective_batch}); or {OVERRIDE}",
+            write="\n".join(options) or "memory: {gate: {override: true}}",
+        )
+
+
+def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None) -> StepDecision:
+    """Judge a traced step.
+
+    Parameters
+    ----------
+    longest
+        The step at the longest batch of the data, if it is known: where the configuration's own does not fit, that one
+        decides, since no other will be taken.
+    """
+    scenario, configured = traced.scenario, traced.on(gpu)
+    step, suggestions, reason = configured, [], NOTHING_TO_GATE
+    if gpu is not None:
+        how = " with expandable segments, which training sets" if scenario.allocator.expandable_segments else ""
+        reason = f"the step needs {step['required_bytes'] / GIB:.2f} GiB{how}; {gpu.capacity_line}"
+        fits = verdict(step, gpu).fits
+        if not fits and longest is not None and longest != scenario:
+            from will_it_fit.tracing.trace import trace
+
+            real = trace(longest, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
+            if verdict(real, gpu).fits:
+                reason = (
+                    f"at the longest batch of the data, {longest.micro_batch} x {longest.sequence_length} tokens, the"
+                    f" step needs {real['required_bytes'] / GIB:.2f} GiB ({step['required_bytes'] / GIB:.2f} as"
+                    f" configured); {gpu.capacity_line}"
+                )
+                fits, step = True, real
+        if not fits:
+            from will_it_fit.planner.suggestions import suggest
+
+            suggestions = [*_processes_to_end(traced, gpu), *suggest(scenario, gpu, step)]
+    effective_batch = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
+    return StepDecision(gpu, verdict(step, gpu), reason, effective_batch, step, configured, suggestions)
+
+
+def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
+    """To end the processes that hold memory on this machine's GPUs, where that alone is enough."""
+    from will_it_fit.planner.suggestions import Suggestion
+
+    step = traced.on(gpu)
+    missing = {one: traced.on(one)["required_bytes"] - one.usable_bytes for one in (gpu, *gpu.others)}
+    short = [one for one in missing if missing[one] > 0]
+    if any(one.held_bytes < missing[one] for one in short):
+        return []
+    ended = [name for one in short for name in one.holders or (f"the other processes on {one.label}",)]
+    return [
+        Suggestion(
+            move="end_processes",
+            changes={},
+            write=f"# end {', '.join(dict.fromkeys(ended))}",
+            cost="nothing of this run",
+            peak_allocated_bytes=step["peak_allocated_bytes"],
+            required_bytes=step["required_bytes"],
+            headroom_bytes=verdict(step, gpu).headroom_bytes + gpu.held_bytes,
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a run may start.
+
+    Attributes
+    ----------
+    step
+        The training step.
+    override
+        As configured: what is refused runs all the same.
+    stages
+        Every stage, the training step among them; empty where the step alone was asked about.
+    hours, limit_hours
+        How long it takes, where that is known, and how long it may.
+    """
+
+    step: StepDecision
+    override: bool
+    stages: Sequence[Stage] = ()
+    hours: RunHours | None = None
+    limit_hours: float | None = None
+
+    @property
+    def too_large(self) -> list[str]:
+        """Names of what does not fit."""
+        if self.stages:
+            return [stage.stage for stage in refused(self.stages)]
+        return ["the training step"] if self.step.verdict.fits is False else []
+
+    @property
+    def too_long(self) -> bool:
+        """Whether it may take longer than ``memory.gate.hours``; False where nobody knows or nobody asks."""
+        return self.hours is not None and self.limit_hours is not None and self.hours.hours_at_most > self.limit_hours
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is refused."""
+        return not self.too_large and not self.too_long
+
+    @property
+    def overridden(self) -> list[str]:
+        """Names of what is refused and runs all the same."""
+        names = self.too_large + ([f"the run within {self.limit_hours:g} hours"] if self.too_long else [])
+        return names if self.override else []
+
+    def enforce(self) -> None:
+        """Stop what is refused; an override is logged instead.
+
+        Raises
+        ------
+        UserError
+            With the changes that would fit.
+        """
+        if not self.fits and not self.override:
+            raise self.refusal()
+        for name in self.overridden:
+            log.warning("OVERRIDDEN: %s does not fit", name)
+
+    def refusal(self) -> UserError:
+        """The message of what is refused; a run's table stands above it."""
+        if not self.too_large:
+            return self._refusal_of_hours()
+        return self._refusal_of_stages() if self.stages else self.step.refusal()
+
+    def _refusal_of_stages(self) -> UserError:
+        short, gpu = refused(self.stages), self.step.gpu
+        sizes = [f"{one.stage}: {gib(one.needs_bytes)} of {gib(one.has_bytes)} ({one.place})" for one in short]
+        for one in (gpu, *gpu.others) if gpu else ():
+            if one.held_bytes:
+                sizes.append(
+                    f"{gib(one.held_bytes)} of {one.label} are held by {', '.join(one.holders) or 'other processes'}"
+                )
+        changes: dict[str, list[str]] = {}
+        for stage in short:
+            if stage.change:
+                changes.setdefault(stage.change, []).append(stage.stage)
+        return UserError(
+            "This run does not fit: it ends here, before it trains.",
+            where="the stages that say so above",
+            found="; ".join(sizes),
+            allowed=f"the smallest changes that fit; or {OVERRIDE}",
+            write="\n".join(f"{change}   # {', '.join(names)}" for change, names in changes.items())
+            or "memory: {gate: {override: true}}",
+        )
+
+    def _refusal_of_hours(self) -> UserError:
+        return UserError(
+            "This run takes too long: it ends here, before it trains.",
+            where="memory.gate.hours",
+            found=f"{self.limit_hours:g} hours; the run {self.hours.line}",
+            allowed=f"fewer epochs, training.max_steps, another GPU; or {OVERRIDE}",
+            write=f"memory: {{gate: {{hours: {max(1, ceil(self.hours.hours_at_most)):g}}}}}",
+        )
+
+
+def hours_of(
+    shapes: Shapes, scenario: Scenario, speed: Speed | None, gpu: Gpu | None, evaluation_seconds: float | None = None
+) -> RunHours | None:
+    """How long a training takes with the batches that its data make; None where nothing is known of the speed."""
+    if speed is None:
+        return None
+    where = ("cuda", gpu.capability) if gpu else ("cpu", None)
+    seconds = training_seconds(shapes, scenario, speed, *where)
+    return RunHours.of(len(shapes), seconds, evaluation_seconds, speed, scenario.parallel.gpus)

@@ -1,0 +1,154 @@
+"""What a trace imports of PyTorch's neighbours, and what it leaves out because no trace runs it.
+
+transformers, PEFT and bitsandbytes take some seconds to import. A good part of that is scipy, the compiler and sharded
+tensors, which the trace of a step on one GPU does not run.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from will_it_fit.scenario.scenario import Scenario
+
+COMPILER, SHARDED_TENSORS = "torch._dynamo", "torch.distributed.tensor"
+# Whether the process answers one question and ends: command lines say so before they ask. Then a step on one GPU that
+# is not compiled goes without the compiler and sharded tensors: stand-ins answer for both until a step needs them.
+ends_with_its_answer = False
+_DISABLED = "__dynamo_disable"  # where torch/_compile.py keeps what the compiler made of a function
+
+
+def import_libraries(scenario: Scenario) -> None:
+    """Import what a trace needs without what no trace runs.
+
+    Left out are decorations by the compiler, which bitsandbytes asks for; scipy, which transformers loads for a loss of
+    object detection; and the second of two looks into each of transformers' files for the names in it. A package that
+    is not installed is missed where it is needed.
+    """
+    if not _is_plain(scenario):
+        for name in (COMPILER, SHARDED_TENSORS):
+            if isinstance(module := sys.modules.get(name), _StandIn):
+                module.import_itself()
+    _import_transformers([])
+
+
+def import_quietly(scenario: Scenario) -> None:
+    """The same, and keep the libraries' own warnings out of the terminal."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns that it takes no times on `meta`
+    gc.set_threshold(100_000, 50, 50)  # imports and models make few cycles and many objects: a seventh of the time
+    if ends_with_its_answer and _is_plain(scenario) and "transformers" not in sys.modules:
+        _import_with_stand_ins()
+    import_libraries(scenario)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
+
+
+def _is_plain(scenario: Scenario) -> bool:
+    """Whether a step needs neither the compiler nor sharded tensors."""
+    return scenario.compile == "none" and scenario.parallel.gpus == 1 and scenario.aim.trainer is None
+
+
+def _import_with_stand_ins() -> None:
+    for name in (COMPILER, SHARDED_TENSORS):
+        if name not in sys.modules:
+            parent, _, last = name.rpartition(".")
+            sys.modules[name] = _StandIn(name, str(Path(import_module(parent).__path__[0], last)))
+            setattr(sys.modules[parent], last, sys.modules[name])
+    with _hidden("trio"):  # which the Hub's client imports where it is there, and does not need
+        import transformers.utils
+        from transformers.utils import import_utils
+
+        places = (transformers.utils, import_utils)
+        _import_transformers([(place, "is_torch_distributed_available", lambda: False) for place in places])
+
+
+def _import_transformers(more: list[tuple[Any, str, Any]]) -> None:
+    import torch
+    import transformers  # by itself, so that an error names it
+    import transformers.utils
+    from transformers.utils import import_utils
+
+    from will_it_fit.engine.patching import patched
+
+    names_in = import_utils.create_import_structure_from_path  # remembers by path: a folder, or a file for its folder
+    once = lambda path: names_in(Path(path).parent if Path(path).is_file() else path)  # noqa: E731
+    undecorated = lambda model=None, **_: model if model is not None else lambda function: function  # noqa: E731
+    places = [(torch, "compile", undecorated), (transformers.utils, "is_scipy_available", lambda: False)]
+    with patched([*places, (import_utils, "create_import_structure_from_path", once), *more]):
+        import transformers.modeling_utils
+
+        for name in ("bitsandbytes", "peft"):
+            with suppress(ImportError):
+                import_module(name)
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Let a package seem not to be installed, unless it is imported already."""
+    before = sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        if before is None:
+            del sys.modules[name]
+
+
+class _StandIn(ModuleType):
+    """A package of PyTorch that is imported when more is asked of it than is known here.
+
+    What is known: the compiler's decorators, which leave a function as it is, and its settings; and that no tensor is
+    sharded yet. Once the package is imported, what was decorated meanwhile is decorated in earnest.
+    """
+
+    def __init__(self, name: str, folder: str) -> None:
+        super().__init__(name)
+        self.__path__ = [folder]  # its modules can be imported without it
+        self._decorated: list[tuple[str, Any]] = []
+        if name == COMPILER:
+            for decorator in ("allow_in_graph", "assume_constant_result", "disable"):
+                setattr(self, decorator, partial(self._decorate, decorator))
+            self.graph_break = lambda *_, **__: None  # where nothing is compiled
+        else:
+            self.DTensor = type("DTensor", (), {})
+
+    def _decorate(self, decorator: str, function: Any = None, *_: Any, **__: Any) -> Any:
+        if function is None:
+            return partial(self._decorate, decorator)
+        self._decorated.append((decorator, function))
+        return function
+
+    def import_itself(self) -> ModuleType:
+        """Import the package, and put it in this one's place."""
+        name = self.__name__
+        if sys.modules.get(name) is self:
+            del sys.modules[name]
+            package = import_module(name)
+            for path, module in list(sys.modules.items()):
+                if path.rpartition(".")[0] == name:  # imported without the package, which so does not know it
+                    setattr(package, path.rpartition(".")[2], module)
+            parent, _, last = name.rpartition(".")
+            setattr(sys.modules[parent], last, package)
+            for decorator, function in self._decorated:
+                if decorator != "disable":
+                    getattr(package, decorator)(function)
+                elif hasattr(function, _DISABLED):
+                    delattr(function, _DISABLED)  # PyTorch asks again at the next call
+        return sys.modules[name]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name == "config" and self.__name__ == COMPILER:
+            return import_module(f"{COMPILER}.config")
+        return getattr(self.import_itself(), name)
