@@ -83,8 +83,8 @@ def grid(models: Sequence[str | dict[str, Any]] = MODELS) -> Iterator[Scenario]:
 
 def drawn(count: int, seed: int) -> Iterator[Scenario]:
     """Steps of dense decoders over several GPUs, drawn at random from what the estimate describes."""
-    draw, found = random.Random(seed), 0
-    while found < count:
+    draw, accepted = random.Random(seed), 0
+    while accepted < count:
         method, strategy = draw.choice(METHODS), draw.choice(("ddp", "fsdp2", "fsdp2"))
         fields: dict[str, Any] = {
             "model": draw.choice([model for model in MODELS if model not in EXPERTS]),
@@ -116,7 +116,7 @@ def drawn(count: int, seed: int) -> Iterator[Scenario]:
             analytic_estimate(scenario, blocks=False)
         except (UserError, NotDescribed):  # lengths beyond the model's positions, dtypes that don't go together
             continue
-        found += 1
+        accepted += 1
         yield scenario
 
 

@@ -70,15 +70,17 @@ def judged(cell: Mapping[str, Any]) -> dict[str, Any] | None:
     base, gpu, field, expandable = (cell[key] for key in ("base", "gpu", "field", "expandable"))
     group = next(group for group in by_kernels(base, cell["gpus"]) if gpu in group)
     capacities = [one.usable_bytes for one in group]
-    borders = Borders(base, field, group[0].capability, capacities, Traces(group[0].capability)).on(gpu.capability)
+    borders = Borders(base, field, group[0].capability, capacities, Traces(group[0].capability)).for_capability(
+        gpu.capability
+    )
     shown = borders.largest(gpu.usable_bytes, expandable=expandable)
-    if shown.limited or not borders.asked:
+    if shown.limited or not borders.has_traced:
         return None
     exact = Traces(gpu.capability)
     place = borders.values.index(shown.value) if shown.value else -1
     answers: dict[int, bool] = {}
     for index in range(max(place, 0), len(borders.values)):
-        step = exact(borders.at(borders.values[index]))
+        step = exact(borders.scenario_at(borders.values[index]))
         answers[index] = step.fits(gpu.usable_bytes, expandable_segments=expandable)
         if not answers[index]:
             break
@@ -86,7 +88,7 @@ def judged(cell: Mapping[str, Any]) -> dict[str, Any] | None:
     fits = shown.value == 0 or answers[place]
     required = None
     if shown.value:
-        step = exact(borders.at(shown.value))
+        step = exact(borders.scenario_at(shown.value))
         required = step.required_bytes(expandable_segments=expandable, sizes=[gpu.usable_bytes])
     largest = borders.values[first_bad - 1] if first_bad > max(place, 0) else (shown.value if fits else None)
     below = 0

@@ -121,14 +121,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Errors by method, in words."""
-    found = []
+    lines = []
     for method in ("lora", "qlora", "full"):
         errors = sorted(abs(r["error"]) for r in rows if r["error"] is not None and r["config"].endswith(f"/{method}"))
         if errors:
-            found.append(
+            lines.append(
                 f"{method}: {len(errors)} rows, median {statistics.median(errors):.2f} %, worst {errors[-1]:.2f} %"
             )
-    return "; ".join(found)
+    return "; ".join(lines)
 
 
 def main() -> None:

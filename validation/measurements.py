@@ -67,7 +67,7 @@ def compare(row: Row, report: Mapping[str, Any] | str) -> dict[str, Any]:
     ----------
     report
         A :class:`~will_it_fit.engine.report.Report` as a mapping, with ``orders`` where several are possible; or why
-        there is none.
+        the row was not traced.
 
     Returns
     -------
@@ -150,18 +150,18 @@ def summary(results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _typical(errors: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Median and worst error of each statistic, and how many are within 1 %."""
-    found = {}
+    medians = {}
     for stage in ("allocated", "reserved"):
         own = {name: row[stage] for name, row in errors.items() if stage in row}
         if own:
             worst = max(own, key=lambda name: abs(own[name]))
-            found[stage] = {
+            medians[stage] = {
                 "median_percent": round(statistics.median(map(abs, own.values())), 4),
                 "within_1_percent": sum(abs(value) <= 1 for value in own.values()),
                 "worst_percent": abs(own[worst]),
                 "worst_row": worst,
             }
-    return found
+    return medians
 
 
 def source_of(identity: str) -> str:
@@ -188,14 +188,14 @@ def overview(report: Mapping[str, Any]) -> str:
             tried[0] = (f"{source.title}: as they came out", source.developed_with, entry["first"])
             if entry["first"] != {key: value for key, value in entry.items() if key not in ("first", "title")}:
                 tried.append((f"{source.title}: now", source.changed, entry))
-        for title, developed_with, found in tried:
-            cells = [_errors(found.get(stage)) for stage in ("allocated", "reserved")]
-            lines.append(f"| {title} | {found['rows']} | {developed_with} | {' | '.join(cells)} |")
+        for title, developed_with, rows in tried:
+            cells = [_errors(rows.get(stage)) for stage in ("allocated", "reserved")]
+            lines.append(f"| {title} | {rows['rows']} | {developed_with} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _errors(found: Mapping[str, Any] | None) -> str:
-    return f"{found['median_percent']:.3f} %, {found['worst_percent']:.3f} %" if found else "not published"
+def _errors(rows: Mapping[str, Any] | None) -> str:
+    return f"{rows['median_percent']:.3f} %, {rows['worst_percent']:.3f} %" if rows else "not published"
 
 
 def table(report: Mapping[str, Any], source: str) -> str:

@@ -64,12 +64,12 @@ def overview(tries: Iterable[Tried]) -> str:
     for tried in tries:
         groups.setdefault((tried.group, tried.what, tried.attempt), []).append(tried)
     lines = ["| measured on | figure | | rows | median error | worst |", "| --- | --- | --- | ---: | ---: | --- |"]
-    for (group, what, attempt), found in groups.items():
-        errors = {tried.id: error for tried in found if (error := tried.error_percent) is not None}
+    for (group, what, attempt), rows in groups.items():
+        errors = {tried.id: error for tried in rows if (error := tried.error_percent) is not None}
         worst = max(errors, key=lambda name: abs(errors[name]))
         median = statistics.median(map(abs, errors.values()))
         lines.append(
-            f"| {TITLES[group]} | {what} | {TRIES[attempt]} | {len(errors)} of {len(found)} | {median:.2f} % |"
+            f"| {TITLES[group]} | {what} | {TRIES[attempt]} | {len(errors)} of {len(rows)} | {median:.2f} % |"
             f" {errors[worst]:+.2f} % ({worst.removeprefix(f'{group}-')}) |"
         )
     return "\n".join(lines) + "\n"
@@ -83,10 +83,10 @@ def table(tries: Iterable[Tried], group: str) -> str:
             rows.setdefault((tried.id, tried.what), {})[tried.attempt] = tried
     lines = ["| row | figure | measured | first try | error | second try | error |"]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    for (identity, what), found in rows.items():
-        first = found["first"]
+    for (identity, what), errors in rows.items():
+        first = errors["first"]
         name = first.settings or identity
-        cells = [name, what, f"{first.measured} {first.unit}", *_cells(first), *_cells(found.get("second"))]
+        cells = [name, what, f"{first.measured} {first.unit}", *_cells(first), *_cells(errors.get("second"))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -257,12 +257,12 @@ def check_versions(row: Row) -> None:
     """Refuse to trace the A100's rows with libraries of which they say nothing."""
     if row.program != "trainer" or environments.older("transformers", "5"):
         return
-    found = environments.installed("transformers", "peft", "bitsandbytes")
+    installed = environments.installed("transformers", "peft", "bitsandbytes")
     environment = next(source.environment for source in SOURCES.values() if row.session in source.sessions)
     raise UserError(
         "The A100's rows are those of older versions, whose losses and attention took other memory.",
         where=row.id,
-        found=", ".join(f"{name} {number}" for name, number in found.items()),
+        found=", ".join(f"{name} {number}" for name, number in installed.items()),
         allowed=f"the versions in envs/{environment}",
         write=f"conda env create -f envs/{environment}",
     )

@@ -102,10 +102,10 @@ def cut(model: Mapping[str, Any], layers: int | None) -> dict[str, Any]:
     """A model's configuration with fewer layers."""
     if layers is None:
         return dict(model)
-    found = {**model, "num_hidden_layers": min(layers, model.get("num_hidden_layers", layers))}
-    if "layer_types" in found:
-        found["layer_types"] = found["layer_types"][: found["num_hidden_layers"]]
-    return found
+    shallower = {**model, "num_hidden_layers": min(layers, model.get("num_hidden_layers", layers))}
+    if "layer_types" in shallower:
+        shallower["layer_types"] = shallower["layer_types"][: shallower["num_hidden_layers"]]
+    return shallower
 
 
 def measured(seed: int, question: Drawn) -> dict[str, Any] | None:
@@ -189,19 +189,19 @@ def judged(question: Drawn, cards: Random | None = None) -> Judged | None:
 
 def judge(questions: Iterator[Drawn], count: int, cards: Random | None) -> int:
     """Print verdicts by method, and those that the trace refutes; exit status 1 if there is one."""
-    found: list[Judged] = []
+    judgements: list[Judged] = []
     for question in progress(islice(questions, count), "questions", total=count, unit="questions"):
         one = judged(question, cards)
         if one is None:
             continue
-        found.append(one)
+        judgements.append(one)
         if one.says not in (None, one.fits):
             print(f"refuted: {one.says} of {one.what}", flush=True)
     print("| method | questions | fits | does not fit | too close to call | refuted |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
-    refuted = [one for one in found if one.says not in (None, one.fits)]
+    refuted = [one for one in judgements if one.says not in (None, one.fits)]
     for method in (*METHODS, "all"):
-        own = [one for one in found if method in (one.method, "all")]
+        own = [one for one in judgements if method in (one.method, "all")]
         counts = [sum(one.says is says for one in own) for says in (True, False, None)]
         wrong = sum(one in refuted for one in own)
         print(f"| {method} | {len(own)} | {counts[0]} | {counts[1]} | {counts[2]} | {wrong} |")

@@ -71,7 +71,7 @@ SOURCES = {
         "Tesla T4, models up to 7B",
         "held-out.csv",
         ("t4-final",),
-        "no, but the order of loading and the card's capacity were changed after they were read",
+        "no, but the order of loading and the GPU's capacity were changed after they were read",
         "validation-t4.yaml",
     ),
     "t4-notebook": Source("Tesla T4, a notebook", "held-out.csv", ("t4-notebook",), "no", "validation-t4.yaml"),

@@ -72,7 +72,7 @@ class TimedRow:
     step_seconds
         What a step took.
     nearly_full
-        Whether the card's memory was nearly full, which slows a step down.
+        Whether the GPU's memory was nearly full, which slows a step down.
     """
 
     id: str
@@ -91,7 +91,7 @@ class TimedRow:
 
     @property
     def kind(self) -> str:
-        """What it is compared with: rows of one card, alone or in a group."""
+        """What it is compared with: rows of one GPU, alone or in a group."""
         if self.id.startswith("time-unread-"):
             return "L40S, other methods"
         if self.gpu == "a100-80gb" and self.gpus > 1:

@@ -5,7 +5,7 @@
     python -m validation.times --table      the kept report as Markdown, nothing is traced
 
 Each row of ``validation/data/times.csv`` is traced with the versions that are installed here, priced with the
-shares of its card (``speed_shares`` in config/gpus.yaml), and compared. The rows that shares were
+shares of its GPU (``speed_shares`` in config/gpus.yaml), and compared. The rows that shares were
 fitted to are named and left out of every summary. While the model was made, only rows with ``unread: false`` were
 looked at; the others were read once, at its end.
 """
@@ -41,13 +41,13 @@ _MEMORY_OF_TORCHTITAN = 2.4e12
 
 
 def speed_of_row(row: TimedRow) -> Speed:
-    """The speed of a row's card."""
+    """The speed of a row's GPU."""
     if row.gpu == "h100-96gb-500w":
         return replace(speed_of("h100-80gb"), memory_bytes_per_second=_MEMORY_OF_TORCHTITAN)
-    found = speed_of(row.gpu)
-    if found is None:
-        raise UserError("No speed is known of a row's card.", where=row.id, found=row.gpu, write="a line in `speeds`")
-    return found
+    speed = speed_of(row.gpu)
+    if speed is None:
+        raise UserError("No speed is known of a row's GPU.", where=row.id, found=row.gpu, write="a line in `speeds`")
+    return speed
 
 
 def compare(row: TimedRow, predicted_seconds: float) -> dict[str, Any]:
@@ -73,15 +73,15 @@ def validate(rows: Sequence[TimedRow]) -> list[dict[str, Any]]:
     """Trace every row, price it and compare; rows that can't be traced here have a ``reason`` instead."""
     from validation.timed_rows import costs_of
 
-    found = []
+    traced_rows = []
     for row in progress(rows, "rows", unit="rows"):
         try:
             seconds, _ = simulate(costs_of(row), speed_of_row(row))
         except UserError as error:
-            found.append({"id": row.id, "kind": row.kind, "reason": error.problem, "unread": row.unread})
+            traced_rows.append({"id": row.id, "kind": row.kind, "reason": error.problem, "unread": row.unread})
             continue
-        found.append(compare(row, seconds + row.seconds_beside_the_step))
-    return found
+        traced_rows.append(compare(row, seconds + row.seconds_beside_the_step))
+    return traced_rows
 
 
 def summaries(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ def ratios(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     facts = ("model", "sequence_length", "kind", "method", "framework", "micro_batch", "gpus")
     left_out = ("nearly full", "other methods")  # each of these has a method of its own
     rows = [row for row in results if "error_percent" in row and not row["kind"].endswith(left_out)]
-    found: dict[str, list[float]] = {}
+    by_setting: dict[str, list[float]] = {}
     for index, first in enumerate(rows):
         for second in rows[index + 1 :]:
             differing = [name for name in facts if first[name] != second[name]]
@@ -117,7 +117,7 @@ def ratios(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 if ("kind" in differing) != (name == "gpus"):
                     continue
                 ratio = (1 + second["error_percent"] / 100) / (1 + first["error_percent"] / 100)
-                found.setdefault(name, []).append(round(100 * (ratio - 1), 2))
+                by_setting.setdefault(name, []).append(round(100 * (ratio - 1), 2))
     return [
         {
             "differs": name,
@@ -125,7 +125,7 @@ def ratios(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "median_percent": round(statistics.median(map(abs, errors)), 2),
             "worst_percent": max(errors, key=abs),
         }
-        for name, errors in sorted(found.items())
+        for name, errors in sorted(by_setting.items())
     ]
 
 

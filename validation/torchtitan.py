@@ -1,13 +1,18 @@
 """torchtitan's Llama 3.1 8B under FSDP2, as ``docs/performance.md`` of its commit 9dec370 measured it.
 
 Written from its settings, not run from its code: fp32 weights gathered in bf16, gradients exchanged in fp32, RMSNorm in
-fp32, selective checkpointing by operator (attention and every second matrix product are kept), logits in fp32, AdamW,
-no compiler. Each GPU makes its share of the weights itself, so that nothing has to come from the host.
+fp32, selective checkpointing by operator (attention and every second matrix product are kept), logits in fp32, AdamW.
+Each GPU makes its share of the weights itself, so that nothing has to come from the host. Without the compiler, or with
+each layer compiled, as its ``--training.compile`` does:
+
+    python -m validation.torchtitan 8 128      # the compiled rows; needs requirements-kernels.txt
 """
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,9 +25,11 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from torch.utils.flop_counter import register_flop_formula
 
 from will_it_fit.engine import cuda_rules
+from will_it_fit.engine.card import H100
 from will_it_fit.engine.costs import BACKWARD_ATTENTION
 from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.report import Report
+from will_it_fit.engine.simulation import simulated
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.scenario.scenario import Scenario
 
@@ -55,6 +62,9 @@ def _(
     rows = query.new_empty((batch, heads, padded), dtype=torch.float32)
     sums = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)
     return _like(query), _like(key), _like(value), rows, sums
+
+
+_flash.one_kernel = _flash_backward.one_kernel = True  # where a card is simulated, their shapes are all that runs
 
 
 @register_flop_formula(torch.ops.securecli.flash)
@@ -165,10 +175,11 @@ def _selective() -> Any:
     return create_selective_checkpoint_contexts(policy)
 
 
-def step_of_torchtitan(scenario: Scenario, *, costs: bool = False) -> Report:
-    """Trace its step on the GPUs that the scenario names, H100."""
+def step_of_torchtitan(scenario: Scenario, *, costs: bool = False, compiled: bool = False) -> Report:
+    """Trace its step on the GPUs that the scenario names, H100; ``compiled``: with each layer compiled."""
     gpus = scenario.parallel.gpus
-    with fake_group(gpus):
+    options_of_trace = Options(capability=(9, 0), costs=costs, compiled="follow" if compiled else "refuse")
+    with simulated(H100) if compiled else nullcontext(), fake_group(gpus):
         with torch.device("meta"):
             model = _Llama(scenario)
             batch = torch.empty((2, scenario.micro_batch, scenario.sequence_length), dtype=torch.long)
@@ -179,6 +190,7 @@ def step_of_torchtitan(scenario: Scenario, *, costs: bool = False) -> Report:
         last = len(model.layers) - 1
         for index, layer in enumerate(model.layers):
             layer = checkpoint_wrapper(layer, context_fn=_selective, preserve_rng_state=False)
+            layer = torch.compile(layer, fullgraph=True) if compiled else layer
             model.layers[index] = fully_shard(layer, reshard_after_forward=index < last, **options)
         fully_shard(model, **options)
         optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
@@ -193,4 +205,18 @@ def step_of_torchtitan(scenario: Scenario, *, costs: bool = False) -> Report:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
 
-        return trace_step(model, optimizer, step, tuple(batch.unbind()), Options(capability=(9, 0), costs=costs))
+        return trace_step(model, optimizer, step, tuple(batch.unbind()), options_of_trace)
+
+
+def main() -> None:
+    """Trace the compiled rows for so many GPUs each."""
+    for gpus in map(int, sys.argv[1:]):
+        model = {"model": "llama-3.1-8b", "method": "full", "sequence_length": 8192, "micro_batch": 2}
+        asked = Scenario.from_mapping({**model, "parallel": {"strategy": "fsdp2", "gpus": gpus}})
+        report = step_of_torchtitan(asked, compiled=True)
+        sizes = [f"{size / 2**20:,.1f}" for size in (report.peak_allocated_bytes, report.peak_reserved_bytes)]
+        print(gpus, "GPUs, MiB allocated and reserved:", *sizes, report.compiled, *report.warnings)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ _WHERE = {
     "StopIfItWontFit": "ask.trainer",
     "UserError": "common.errors",
     "WontFit": "ask.trainer",
-    "estimate": "analytic.estimated",
+    "estimate": "analytic.estimate",
     "measure": "tracing.measure",
     "measure_step": "engine.trace",
     "on_meta": "engine.building",

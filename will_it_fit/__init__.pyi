@@ -1,6 +1,6 @@
 """Types of the names that ``will_it_fit`` imports when they are asked for."""
 
-from will_it_fit.analytic.estimated import estimate as estimate
+from will_it_fit.analytic.estimate import estimate as estimate
 from will_it_fit.ask import Answer as Answer
 from will_it_fit.ask import will_it_fit as will_it_fit
 from will_it_fit.ask.trainer import StopIfItWontFit as StopIfItWontFit

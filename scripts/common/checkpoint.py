@@ -165,19 +165,19 @@ def refuse_pickles(folder: Path, what: str) -> None:
 
 def _refuse_quantized(folder: Path, config: dict[str, Any], tensors: Iterable[Tensor]) -> None:
     """Raise for a quantized base: adding to rounded four- or eight-bit weights is not what was trained."""
-    found = [
+    quantized = [
         f"tensor {tensor.name}: {tensor.dtype}"
         for tensor in tensors
         if tensor.name.endswith(QUANTIZED_ENDINGS) or tensor.dtype in QUANTIZED_DTYPES
     ]
     for part in (config, config.get("text_config") or {}):
         if settings := part.get("quantization_config"):
-            found.insert(0, f"quantization_config: {settings.get('quant_method', 'unnamed')}")
-    if found:
+            quantized.insert(0, f"quantization_config: {settings.get('quant_method', 'unnamed')}")
+    if quantized:
         raise UserError(
             "The base folder is quantized; an adapter is merged into the unquantized base that it was quantized from.",
             where=folder,
-            found=found[0],
+            found=quantized[0],
             allowed="float16, bfloat16 or float32 weights",
         )
 
@@ -188,16 +188,16 @@ def _refuse_contradictions(folder: Path, config: dict[str, Any], tensors: dict[s
     hidden, layers = (
         sizes.get(old) or sizes.get(new) for old, new in (("n_embd", "hidden_size"), ("n_layer", "num_hidden_layers"))
     )
-    found = []
+    contradictions = []
     embedding = next((tensor for name, tensor in tensors.items() if EMBEDDING.search(name)), None)
     if embedding is not None and len(embedding.shape) == 2:
-        found += [("vocab_size", sizes.get("vocab_size"), embedding.shape[0], embedding.name)]
+        contradictions += [("vocab_size", sizes.get("vocab_size"), embedding.shape[0], embedding.name)]
         if not sizes.get("word_embed_proj_dim") and not sizes.get("embedding_size"):  # which are projected afterwards
-            found += [("hidden_size", hidden, embedding.shape[1], embedding.name)]
+            contradictions += [("hidden_size", hidden, embedding.shape[1], embedding.name)]
     numbers = {int(match[3]) for match in map(LAYER.search, tensors) if match}
     if numbers and isinstance(layers, int) and layers > max(numbers) + 1:  # more tensors: heads for more tokens at once
-        found += [("num_hidden_layers", layers, max(numbers) + 1, "the last layer's tensors")]
-    for key, told, is_so, where in found:
+        contradictions += [("num_hidden_layers", layers, max(numbers) + 1, "the last layer's tensors")]
+    for key, told, is_so, where in contradictions:
         if isinstance(told, int) and told != is_so:
             raise UserError(
                 f"config.json and the weights contradict each other: {key} is {told}, and the tensors say {is_so}.",

@@ -36,7 +36,7 @@ ALL = ("*",)
 TEXTS: dict[str, tuple[int | str, ...]] = {
     "UserError": ALL,
     **dict.fromkeys(("debug", "info", "warning", "error"), ALL),  # of a logger
-    "described": (0, "about"),
+    **dict.fromkeys(("described", "switch"), (0, "about")),
     "Excluded": (0, 1),
     "Only": (1,),
     "Optimizer": (0, "about"),

@@ -33,11 +33,11 @@ def content_digest(path: str | os.PathLike) -> str | None:
         kept = known.get(os.fspath(path))
         if kept is not None and kept[:-1] == state:
             return kept[-1]
-        found = sha256_file(path)
+        digest = sha256_file(path)
     except OSError:
         return None
-    remember(path, found)
-    return found
+    remember(path, digest)
+    return digest
 
 
 def remember(path: str | os.PathLike, digest: str) -> None:
@@ -79,12 +79,12 @@ def folder_digest(folder: str | os.PathLike, patterns: Iterable[str]) -> str | N
 
 
 def _sampled(path: Path) -> str:
-    size, found = path.stat().st_size, hashlib.sha256()
+    size, sha256 = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as handle:
         for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
             handle.seek(start)
-            found.update(handle.read(SAMPLE_BYTES))
-    return f"{size} {found.hexdigest()}"
+            sha256.update(handle.read(SAMPLE_BYTES))
+    return f"{size} {sha256.hexdigest()}"
 
 
 def _state(path: str | os.PathLike) -> list[int]:

@@ -71,13 +71,13 @@ def written(sizes: Sizes, exports: Sequence[str] = ()) -> dict[str, tuple[int, i
     types = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": Q8_0}
     export = int(sum(sizes.parameters * types[kind] for kind in exports))
     base = sizes.parameters * sizes.base_width
-    found = {
+    written_bytes = {
         "base model": (base, base),
         "training": (2 * adapter, max(2 * checkpoint, checkpoint + 2 * adapter)),
         "merged model": (merged, merged),
         "evaluation and documents": (DOCUMENTS_BYTES, DOCUMENTS_BYTES),
     }
-    return found | ({"export": (export, export)} if exports else {})
+    return written_bytes | ({"export": (export, export)} if exports else {})
 
 
 def free_bytes(folder: str | os.PathLike) -> int:
@@ -132,8 +132,8 @@ def refuse_full(planned: Iterable[Planned], folder: str | os.PathLike = "results
     rows: list[Stage] = []
     for one in planned:
         there = [name for name in STAGES if name not in one.stages]
-        found = stages(one.sizes, left, there, one.exports)
-        rows += [replace(row, stage=f"{row.stage} of {one.name}") for row in found if row.stage in one.stages]
+        stage_rows = stages(one.sizes, left, there, one.exports)
+        rows += [replace(row, stage=f"{row.stage} of {one.name}") for row in stage_rows if row.stage in one.stages]
         for name, (kept, peak) in written(one.sizes, one.exports).items():
             if name in one.stages:
                 lacking = max(lacking, peak - left)

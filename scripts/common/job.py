@@ -37,7 +37,7 @@ def job(snakemake: Any) -> Iterator[None]:
     """
     end_with_parent()
     messages_to_stderr()
-    # Torch's threads meet thousands of times a second. One that spins for long while it waits takes the processor from
+    # Torch's threads meet thousands of times a second. One that spins for long while it waits takes the CPU from
     # the one that it waits for when other programs want it too: 8 tokens a second at a load of 8, and 36 where it
     # sleeps after 2,000 turns. On a quiet machine sleeping at once costs a third (178 instead of 282), after 3,000
     # turns an eighth (245).

@@ -106,11 +106,11 @@ class Ledger:
         replaced
             Files that will be made again, or that an earlier command should have made again and did not.
         """
-        replaced, found = set(replaced), {}
+        replaced, reasons = set(replaced), {}
         for path in self.maker:
             if path not in replaced and os.path.exists(path) and (reason := self._reason(path, replaced, {})):
-                found[path] = reason
-        return found
+                reasons[path] = reason
+        return reasons
 
     def _reason(self, path: str, replaced: set[str], known: dict[str, str | None]) -> str | None:
         """Why a file is outdated: an input is replaced, has changed, or is outdated itself; None where it is not."""
@@ -152,7 +152,7 @@ class Ledger:
         ]
 
     def _changed(self, folders: Iterable[str]) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        changed: dict[str, list[str]] = {}
         folders = tuple(f"{folder}/" for folder in folders)
         for record in self.records:
             if not record.outputs[0].startswith(folders) or any(map(self._incomplete, record.outputs)):
@@ -165,8 +165,8 @@ class Ledger:
                 if not os.path.exists(report) or (missing and path in record.outputs):
                     continue
                 if missing or content_digest(path) != written:
-                    found.setdefault(report, []).append(path)
-        return found
+                    changed.setdefault(report, []).append(path)
+        return changed
 
     def _read_all(self) -> Iterator[Record]:
         for path in sorted((HOME / FOLDER).glob("*.json")):

@@ -67,7 +67,8 @@ def refuse_unrecorded(paths: Iterable[str], home: Path = Path(".snakemake")) -> 
         in_files = any((home / kind / record).exists() for kind in ("metadata", "incomplete"))
         if Path(path).exists() and path not in in_database and not in_files:
             raise UserError(
-                f"{home} has no record of these results, so that an older version's would pass as up to date.",
+                f"{home} has no record of these results. If they come from an older version, Snakemake would wrongly"
+                " call them up to date.",
                 where=path,
                 allowed=f"results together with the {home} of the runs that made them, or none",
                 write="mv results results.before  # if they are this version's: snakemake --cores 1 --touch --forceall",

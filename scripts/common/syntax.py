@@ -72,11 +72,11 @@ def check_syntax(commands: Sequence[str]) -> list[Syntax]:
     ]
     while pending:
         batch, pending = pending[:_FILES_A_PROCESS], pending[_FILES_A_PROCESS:]
-        for numbers, found in zip(batch, _parse(shfmt, mark, commands, batch), strict=True):
-            if not isinstance(found, str):
-                results.update(zip(numbers, (Syntax(canonical, None) for canonical in found), strict=True))
+        for numbers, forms in zip(batch, _parse(shfmt, mark, commands, batch), strict=True):
+            if not isinstance(forms, str):
+                results.update(zip(numbers, (Syntax(canonical, None) for canonical in forms), strict=True))
             elif len(numbers) == 1:
-                results[numbers[0]] = Syntax(None, found)
+                results[numbers[0]] = Syntax(None, forms)
             else:
                 middle = len(numbers) // 2
                 pending += [numbers[:middle], numbers[middle:]]
@@ -116,13 +116,13 @@ def _parse(shfmt: str, mark: str, commands: Sequence[str], batch: Sequence[range
         forms.setdefault(int(name), []).append(form.strip())
     results: list[list[str] | str] = []
     for name, numbers in enumerate(batch):
-        found = forms.get(name, [])
+        lines = forms.get(name, [])
         if name in errors:
             results.append(errors[name])
-        elif len(found) != len(numbers) or any(mark in form for form in found):
+        elif len(lines) != len(numbers) or any(mark in form for form in lines):
             results.append("a command swallows what follows it")
         else:
-            results.append(found)
+            results.append(lines)
     return results
 
 

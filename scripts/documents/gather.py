@@ -21,12 +21,12 @@ def gather(inputs: Mapping[str, Any]) -> dict[str, Any]:
         Naming the file to delete, where one is not what its step has written.
     """
     paths = {name: [value] if isinstance(value, str | os.PathLike) else list(value) for name, value in inputs.items()}
-    reports = read_reports(chain.from_iterable(found for name, found in paths.items() if name not in PROJECT_OWN))
+    reports = read_reports(chain.from_iterable(listed for name, listed in paths.items() if name not in PROJECT_OWN))
 
     def read(path: str) -> Any:
         if path.endswith(".jsonl"):
             return list(read_jsonl(path))
         return reports[path] if path in reports else read_json(path) if path.endswith(".json") else path
 
-    contents = {name: [read(str(path)) for path in found] for name, found in paths.items()}
-    return {name: found if isinstance(inputs[name], list | tuple) else found[0] for name, found in contents.items()}
+    contents = {name: [read(str(path)) for path in listed] for name, listed in paths.items()}
+    return {name: listed if isinstance(inputs[name], list | tuple) else listed[0] for name, listed in contents.items()}

@@ -56,12 +56,12 @@ LORA_PARTS = {
 
 def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[str, Any]) -> dict[str, Any]:
     """What templates know of memory: the profile, the run's own step, the gate, as far as the inputs are there."""
-    found: dict[str, Any] = {}
+    context: dict[str, Any] = {}
     if "profile" in files:
         named = zip(settings["scenarios"], files["profile"], strict=True)
         profile = [scenario_memory(name, compared) for name, compared in named]
         first = profile[0]["scenario"]
-        found = {
+        context = {
             "profile": profile,
             "sections": sections(profile),
             "profile_title": model_title(first["model_name"], first["model"]),
@@ -77,10 +77,10 @@ def read(files: Mapping[str, Any], settings: Mapping[str, Any], paths: Mapping[s
             ],
         }
     if "training_memory" in files:
-        found["step"] = scenario_memory("training", files["training_memory"])
+        context["step"] = scenario_memory("training", files["training_memory"])
     if "gate" in files:
-        found["gate"] = gate_summary(files["gate"])
-    return found
+        context["gate"] = gate_summary(files["gate"])
+    return context
 
 
 def as_list(given: Any) -> list[str]:
@@ -180,8 +180,8 @@ def _answer(compared: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _parts(trace: Mapping[str, Any], titles: Mapping[str, str]) -> list[tuple[str, int]]:
     """Some components at the trace's peak, by title."""
-    found = trace["components"]
-    return [(title, found[name]) for name, title in titles.items() if found.get(name)]
+    components_at_peak = trace["components"]
+    return [(title, components_at_peak[name]) for name, title in titles.items() if components_at_peak.get(name)]
 
 
 def precision_title(scenario: Mapping[str, Any]) -> str:
@@ -260,36 +260,36 @@ def lora_or_qlora(plan: Mapping[str, Any], gpu: Mapping[str, Any] | None) -> dic
 
     None where the planner has not asked for both.
     """
-    found: dict[str, Any] = {}
+    decision: dict[str, Any] = {}
     for method in ("lora", "qlora"):
         rows = [row for row in plan["feasibility"] if row["method"] == method]
         if not rows:
             return None
         named = next((row for row in rows if gpu is not None and row["gpu"] == gpu["name"]), None)
-        found[method] = {"named": named, "smallest": next((row for row in rows if row["fits"]), None)}
-    both = found["lora"]["named"], found["qlora"]["named"]
-    return {**found, "gpu": gpu["title"] if all(both) else None, "scenario": plan["scenario"]}
+        decision[method] = {"named": named, "smallest": next((row for row in rows if row["fits"]), None)}
+    both = decision["lora"]["named"], decision["qlora"]["named"]
+    return {**decision, "gpu": gpu["title"] if all(both) else None, "scenario": plan["scenario"]}
 
 
-def several_gpus(found: Mapping[str, Any] | None, profile: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def several_gpus(answer: Mapping[str, Any] | None, profile: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The planner's answer on how many GPUs full fine-tuning fits, with the scenarios' titles; None if not asked."""
-    if found is None:
+    if answer is None:
         return None
     titles = {scenario["name"]: scenario["title"] for scenario in profile}
-    kinds = {kind["gpu"]: kind for kind in found["gpus"]}
+    kinds = {kind["gpu"]: kind for kind in answer["gpus"]}
     return {
-        "counts": found["counts"],
-        "gpus": [kind for kind in found["gpus"] if any(kind["first"].values())],
+        "counts": answer["counts"],
+        "gpus": [kind for kind in answer["gpus"] if any(kind["first"].values())],
         "scenarios": [
             {
                 "first": first and {"gpus": first["gpus"], "title": kinds[first["gpu"]]["title"]},
                 "name": name,
-                "needs": found["scenarios"][name],
+                "needs": answer["scenarios"][name],
                 "title": title,
             }
             for name, title in titles.items()
-            if name in found["scenarios"]
-            for first in [found["first"][name]]
+            if name in answer["scenarios"]
+            for first in [answer["first"][name]]
         ],
     }
 

@@ -206,18 +206,18 @@ def collect(text: str, ignored: re.Pattern[str] | None = None) -> tuple[str, lis
     document = "".join((*pieces, text[position:]))
     starts.append(length)
     owners.append(None)
-    lines = [found.end() for found in re.finditer("\n", document)]
-    skipped = [place for found in ignored.finditer(document) for place in found.span()] if ignored else []
+    lines = [match.end() for match in re.finditer("\n", document)]
+    skipped = [place for match in ignored.finditer(document) for place in match.span()] if ignored else []
     by_owner: dict[int | None, dict[str, list[str]]] = {None: {}}
     numbers = []
-    for found in NUMBER.finditer(document):
-        place = found.start()
+    for match in NUMBER.finditer(document):
+        place = match.start()
         owner = owners[bisect_right(starts, place) - 1]
         if owner is None and bisect_right(skipped, place) % 2:
             continue
         if owner not in by_owner:
             by_owner[owner] = _by_file(_NUMBERED[owner])
-        numbers.append({"from": by_owner[owner], "line": bisect_right(lines, place) + 1, "shown": found[0]})
+        numbers.append({"from": by_owner[owner], "line": bisect_right(lines, place) + 1, "shown": match[0]})
     return document, numbers
 
 
@@ -248,7 +248,7 @@ def dump_yaml(value: Any) -> str:
 
 
 def _by_file(sources: Iterable[Source]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    keys: dict[str, list[str]] = {}
     for file, key in sorted(sources):
-        found.setdefault(file, []).append(key)
-    return found
+        keys.setdefault(file, []).append(key)
+    return keys

@@ -54,8 +54,8 @@ def check_document(text: str, path: Path) -> None:
     if path.suffix == ".html":
         return  # its figures are inside; its escaping leaves no way to tell data from a leftover
     plain = prose(text)
-    if found := _LEFTOVERS.search(plain):
-        line = plain.splitlines()[plain.count("\n", 0, found.start())]
+    if leftover := _LEFTOVERS.search(plain):
+        line = plain.splitlines()[plain.count("\n", 0, leftover.start())]
         raise UserError("The document has a place that was not filled in.", where=path, found=line.strip())
     missing = [link for link in _IMAGES.findall(plain) if not Path(os.path.normpath(path.parent / link)).is_file()]
     if missing:

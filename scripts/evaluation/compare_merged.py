@@ -97,11 +97,16 @@ def main(inputs: dict[str, str], outputs: dict[str, str], requests: int, device:
     with torch.autocast(device, dtype) if dtype else nullcontext():
         trained = answered(model, read_tokenizer(base), metrics["prompt"]["system"], merged, **lengths)
     write_jsonl(outputs["answers"], trained)
-    found = side_by_side(trained, merged)
-    write_report(outputs["comparison"], found, outputs["answers"])
+    comparison = side_by_side(trained, merged)
+    write_report(outputs["comparison"], comparison, outputs["answers"])
     log.info(
         "loss %.4f as trained, %.4f merged; %d of %d answers are the same",
-        *(found["trained"]["loss"], found["merged"]["loss"], found["same_answers"]["count"], found["n"]),
+        *(
+            comparison["trained"]["loss"],
+            comparison["merged"]["loss"],
+            comparison["same_answers"]["count"],
+            comparison["n"],
+        ),
     )
 
 

@@ -119,8 +119,8 @@ def terms(answer: Mapping[str, Any], reference: Reference) -> dict[str, bool]:
 
 def judge(answer: Mapping[str, Any], references: Sequence[Reference]) -> tuple[bool, dict[str, bool]]:
     """Whether an answer is right, and the terms for the reference that it comes closest to."""
-    found = [terms(answer, one) for one in references if not traceless(one.result)]
-    best = max(found, key=lambda held: sum(held.values()), default={"end": False})
+    scores = [terms(answer, one) for one in references if not traceless(one.result)]
+    best = max(scores, key=lambda held: sum(held.values()), default={"end": False})
     return all(best.values()), best
 
 

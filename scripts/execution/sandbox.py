@@ -71,14 +71,14 @@ def find_bwrap() -> Path:
             f"Linux on {' or '.join(worker.MACHINES)}",
             f"{sys.platform} on {machine}",
         )
-    found = shutil.which("bwrap")
-    if found is None:
+    path = shutil.which("bwrap")
+    if path is None:
         raise unavailable(
             "bubblewrap, which seals off the commands, is not installed.",
             "bubblewrap 0.11 or newer (the program bwrap) on the PATH",
             write="apt-get install bubblewrap    # or: dnf install bubblewrap; conda install -c conda-forge bubblewrap",
         )
-    return Path(os.path.realpath(found))
+    return Path(os.path.realpath(path))
 
 
 def explain(said: str) -> UserError:

@@ -206,7 +206,7 @@ def entries(folder: Path, config: Any, type_name: str) -> list[Entry]:
     from safetensors import safe_open
 
     names = get_tensor_name_map(MODEL_ARCH[config.model_type.upper()], config.num_hidden_layers)
-    found = []
+    values = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as shard:
             shapes = {key: tuple(shard.get_slice(key).get_shape()) for key in shard.keys()}  # noqa: SIM118
@@ -217,10 +217,10 @@ def entries(folder: Path, config: Any, type_name: str) -> list[Entry]:
             kind = GGMLQuantizationType[type_name.upper() if len(shape) > 1 else "F32"]
             if shape[-1] % GGML_QUANT_SIZES[kind][0]:
                 kind = GGMLQuantizationType.F16  # rows that are no whole number of blocks: as llama.cpp does
-            found.append(Entry(path, key, name, shape, kind))
-    if not found:
+            values.append(Entry(path, key, name, shape, kind))
+    if not values:
         raise UserError("The model's folder has no safetensors weights.", where=folder)
-    return found
+    return values
 
 
 def converted(entry: Entry, config: Any) -> "np.ndarray":

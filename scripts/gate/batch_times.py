@@ -71,10 +71,10 @@ def training_seconds(
     for size in {sizes[0], sizes[len(sizes) // 2], sizes[-1]}:
         rows, tokens = by_tokens[size]
         step = replace(scenario, micro_batch=rows, sequence_length=tokens)
-        found = trace(step, target, capability=capability, timeline=False, timed_on={"": speed})["times"][""]
-        known[size] = found["seconds_per_micro_batch"]
+        time = trace(step, target, capability=capability, timeline=False, timed_on={"": speed})["times"][""]
+        known[size] = time["seconds_per_micro_batch"]
         if size == sizes[-1]:
-            update = found["seconds_per_step"] - scenario.gradient_accumulation * known[size]
+            update = time["seconds_per_step"] - scenario.gradient_accumulation * known[size]
     points = sorted(known)
     seconds = dict(zip(sizes, interp(sizes, points, [known[size] for size in points]).tolist(), strict=True))
     return sum(
@@ -85,7 +85,7 @@ def training_seconds(
 
 def evaluation_seconds(stages: Sequence[Stage]) -> float | None:
     """Of all evaluations of a run; None where one is not known."""
-    found = [
+    seconds = [
         stage.seconds_at_most for stage in stages if stage.stage.startswith("evaluation") and stage.place != "disk"
     ]
-    return None if not found or None in found else sum(found)
+    return None if not seconds or None in seconds else sum(seconds)

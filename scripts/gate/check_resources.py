@@ -50,11 +50,11 @@ def to_mapping(decision: Decision) -> dict[str, Any]:
 
 
 class Machine(NamedTuple):
-    """What there is: the GPU (None: the stages run on the processor), and bytes of host memory (None: not known)."""
+    """What there is: the GPU (None: the stages run on the CPU), and bytes of host memory (None: not known)."""
 
     gpu: Gpu | None
     host_bytes: int | None
-    speed: Speed | None = None  # of the GPU, or the processor
+    speed: Speed | None = None  # of the GPU, or the CPU
 
     @property
     def place(self) -> str:
@@ -68,11 +68,11 @@ class Machine(NamedTuple):
     def has_bytes(self) -> int | None:
         return self.gpu.usable_bytes if self.gpu else self.host_bytes
 
-    def needed(self, found: Mapping[str, Any]) -> int:
+    def needed(self, traced: Mapping[str, Any]) -> int:
         """Of what a trace found: from the GPU's allocator, or from the host with the process around the tensors."""
         if self.gpu is None:
-            return found["peak_allocated_bytes"] + PROCESS_BYTES
-        return self.gpu.usable_bytes - verdict(found, self.gpu).headroom_bytes
+            return traced["peak_allocated_bytes"] + PROCESS_BYTES
+        return self.gpu.usable_bytes - verdict(traced, self.gpu).headroom_bytes
 
     def lacks(self, needed: int) -> bool:
         return self.has_bytes is not None and needed > self.has_bytes
@@ -104,21 +104,21 @@ def training_stages(
     from will_it_fit.tracing.trace import trace
 
     configured, rows = traced.scenario, []
-    processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the processor they share
+    processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the CPU they share
     for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
         if decision and machine.gpu and step == configured:
-            found = decision.configured
+            traced_step = decision.configured
         elif rows and step == configured:
             continue  # the longest batch is as long as the configuration allows
         else:
             sizes = [machine.gpu.usable_bytes] if machine.gpu else ()
-            found = trace(
+            traced_step = trace(
                 step, machine.target, capability=machine.gpu and machine.gpu.capability, timeline=False, sizes=sizes
             )
-        size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", machine.needed(found)
+        size, needs = f"{step.micro_batch} x {step.sequence_length} tokens", machine.needed(traced_step)
         if processes > 1:
             size += " in each process"
-            needs = processes * max(needs, PROCESS_BYTES + started_bytes(step, found, stored)) + LAUNCHER_BYTES
+            needs = processes * max(needs, PROCESS_BYTES + started_bytes(step, traced_step, stored)) + LAUNCHER_BYTES
         rows.append(judged(name, machine.place, needs, machine.has_bytes, "traced", size, processes=processes))
     if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
         rows[0] = replace(rows[0], verdict=NOT_REACHED)
@@ -148,15 +148,15 @@ def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stag
         return None
 
     try:
-        found = traced_at(evaluation.batch_size, machine.speed)
+        traced = traced_at(evaluation.batch_size, machine.speed)
     except TraceError as error:
         reason = f"not traced: {str(error).splitlines()[0]}"
         return [judged(name, machine.place, None, machine.has_bytes, "traced", reason)]
-    detail = f"{found['rows']} requests at once, answers of up to {evaluation.max_new_tokens} tokens"
-    if not found["exact"]:
+    detail = f"{traced['rows']} requests at once, answers of up to {evaluation.max_new_tokens} tokens"
+    if not traced["exact"]:
         detail += "; answers as one pass over rows of full length"
-    needs = machine.needed(found)
-    seconds = found["seconds_at_most"] and 2 * found["seconds_at_most"]  # of base and tuned
+    needs = machine.needed(traced)
+    seconds = traced["seconds_at_most"] and 2 * traced["seconds_at_most"]  # of base and tuned
     row = judged(name, machine.place, needs, machine.has_bytes, "traced", detail, seconds_at_most=seconds)
     if not machine.lacks(needs):
         return [row]
@@ -165,7 +165,7 @@ def evaluation_stages(name: str, evaluation: Any, machine: Machine) -> list[Stag
         return [replace(row, change=change)]
     # Weights that are larger than the GPU: `device_map="auto"` keeps some of them in host memory and copies them for
     # each pass. Then keys, values and logits have to fit beside the largest part and the next.
-    weights, parts = found["weights_bytes"], 2 * found["largest_module_bytes"]
+    weights, parts = traced["weights_bytes"], 2 * traced["largest_module_bytes"]
     outside = needs + parts - machine.has_bytes
     detail += f"; {gib(outside)} of the weights stay in host memory and are copied for each pass: slow"
     row = replace(row, detail=detail, verdict=IN_PART, seconds_at_most=None)
@@ -191,12 +191,12 @@ def comparison_stage(stored: int, dtype: str, adapter_bytes: int, requests: int,
     return judged(name, place, sizes[computed_in], free[place], "computed", f"in {computed_in}")
 
 
-def started_bytes(step: Scenario, found: Mapping[str, Any], stored: str) -> int:
-    """Tensors that each process of several holds on the processor until its model is divided, or the same in all.
+def started_bytes(step: Scenario, traced_step: Mapping[str, Any], stored: str) -> int:
+    """Tensors that each process of several holds on the CPU until its model is sharded, or the same in all.
 
     Under FSDP that is the whole model and its share of it; under DDP the model, and rank 0's weights beside it.
     """
-    left = found["phases"]["load"]
+    left = traced_step["phases"]["load"]
     if step.parallel.kind.replicates:
         return left + min(left, DDP_BROADCAST_BYTES)
     return left + whole_model_bytes(step, stored)
@@ -226,7 +226,7 @@ def host_stages(
         needs, detail = PROCESS_BYTES + 2 * largest_bytes, "tensor by tensor"
         if step.parallel.sharded:
             needs += whole_model_bytes(step, stored)
-            detail = "the whole model, before it is divided"
+            detail = "the whole model, before it is sharded"
         if processes > 1:
             needs = processes * needs + LAUNCHER_BYTES
             detail += ", in each process"

@@ -4,7 +4,7 @@ Two rules ask. ``gate_memory`` judges the training step, before a weight is down
 stage. Both take the same GPU, the same judgement of the step, the same hours, and the same way past a refusal:
 ``memory.gate.override``, which is recorded, so that the model card says so.
 
-What counts is the memory that is free, not what the card says in its name. The step is judged as the configuration
+What counts is the memory that is free, not what the GPU says in its name. The step is judged as the configuration
 allows it at most; where that does not fit, at the longest batch that the data really have. Nothing is changed in
 silence.
 """
@@ -40,13 +40,13 @@ def found_in_machine(gpus: int = 1) -> list[Gpu]:
     """
     import torch
 
-    found = []
+    gpus_found = []
     for index in range(min(gpus, torch.cuda.device_count() if torch.cuda.is_available() else 0)):
         properties = torch.cuda.get_device_properties(index)
         free_bytes, total_bytes = torch.cuda.mem_get_info(index)  # makes this process's context, which is then not free
         capability, held_by = (properties.major, properties.minor), processes_on(str(properties.uuid), os.getpid())
-        found.append(from_device(properties.name, total_bytes, capability, free_bytes, held_by))
-    return found
+        gpus_found.append(from_device(properties.name, total_bytes, capability, free_bytes, held_by))
+    return gpus_found
 
 
 def chosen_gpu(
@@ -61,8 +61,8 @@ def chosen_gpu(
     if setting != "auto":
         return find(setting, "memory.gate.gpu")
     if not cluster:
-        found = found_in_machine(traced.scenario.parallel.gpus if traced else 1)
-        return least_free(found, lambda gpu: traced.on(gpu)["required_bytes"]) if found else None
+        in_machine = found_in_machine(traced.scenario.parallel.gpus if traced else 1)
+        return least_free(in_machine, lambda gpu: traced.on(gpu)["required_bytes"]) if in_machine else None
     gpus = sorted((find(gpu, "cluster.gpus") for gpu in cluster), key=lambda gpu: gpu.usable_bytes)
     return next((gpu for gpu in gpus if gpu.usable_bytes >= required_bytes), gpus[-1])
 

@@ -1,7 +1,7 @@
 """Rule ``compare_memory``: what estimate, trace and measurement say about a scenario, side by side."""
 
 from scripts.common.job import job
-from will_it_fit.analytic.estimated import estimate
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.common.files import read_report, write_report
 from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import log

@@ -14,11 +14,11 @@ WHERE = "memory.model in the configuration"
 def main(model: str, config: str, fetched: str) -> None:
     """Fetch it, refuse what is no language model, and write down which commit it is of."""
     hub = HubId.read(model)
-    found = fetch_config(hub, WHERE)
-    content: Any = read_json(found)
+    path = fetch_config(hub, WHERE)
+    content: Any = read_json(path)
     read_model(content, WHERE)
     write_json(config, content)
-    commit = found.parent.name  # huggingface_hub's cache keeps a snapshot for each
+    commit = path.parent.name  # huggingface_hub's cache keeps a snapshot for each
     write_report(fetched, {"commit": commit, "repository": hub.name, "revision": hub.revision or "main"}, config)
     log.info("%s at %s", hub.name, commit)
 

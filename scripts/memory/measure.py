@@ -7,7 +7,7 @@ from scripts.runs.check_configuration import checked_configuration
 from will_it_fit.common.device import set_allocator
 from will_it_fit.common.files import read_report, write_report
 from will_it_fit.common.terminal import log
-from will_it_fit.hours.processor import Processor
+from will_it_fit.hours.cpu import Cpu
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure, time_difference, time_line
 
@@ -26,11 +26,11 @@ def main(config: str, mapping: dict[str, Any], device: str, output: str, threads
     measured = measure(scenario, device, timed=scenario.aim.trainer is None)
     capability = tuple(measured["device"]["capability"]) if device == "cuda" else None
     processor = measured.get("processor")
-    speed = Processor(**processor) if processor else None
+    speed = Cpu(**processor) if processor else None
     predicted = trace(scenario, device, capability=capability, timeline=False, timed_on={"": speed})
-    found = predicted.pop("times", {}).get("")
-    if found:
-        measured["time"] = time_difference(found, measured)
+    time = predicted.pop("times", {}).get("")
+    if time:
+        measured["time"] = time_difference(time, measured)
         log.info("%s", time_line(measured["time"]))
     write_report(output, measured | {"scenario": scenario.to_mapping(), "trace_on_the_same_device": predicted})
     log.info(

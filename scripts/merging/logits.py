@@ -173,27 +173,32 @@ def _compare(
         gc.collect()  # base plus adapter go before the merged model comes
         model = _load(merged, dtype).to(device).eval()
         spread = float(torch.cat([answer.logits for answer in answers]).std())
-        found = _Differences(LOGITS_TOLERANCE.get((weights, dtype), 1e-4) * spread)
+        differences = _Differences(LOGITS_TOLERANCE.get((weights, dtype), 1e-4) * spread)
         for number, answer in enumerate(progress(answers, "merged", unit="prompt")):
-            found.add(number, answer, answer.logits_of(model))
+            differences.add(number, answer, answer.logits_of(model))
     count = sum(answer.logits.numel() for answer in answers)
     tokens = sum(len(answer.logits) for answer in answers)
-    rms = (found.squares / count) ** 0.5
+    rms = (differences.squares / count) ** 0.5
     logits = {
         "adapter_effect": (effect / count) ** 0.5,
         "computed_in": dtype,
         "device": device,
         "logits_standard_deviation": spread,
-        "max_abs_difference": found.worst,
+        "max_abs_difference": differences.worst,
         "positions": tokens,
         "prompts": len(answers),
         "rms_difference": rms,
-        "tolerance": found.tolerance,
+        "tolerance": differences.tolerance,
     }
-    counts = {"different": found.different, "prompts": len(answers), "same": found.same, "ties": found.ties}
+    counts = {
+        "different": differences.different,
+        "prompts": len(answers),
+        "same": differences.same,
+        "ties": differences.ties,
+    }
     return (
-        result_of(rms <= found.tolerance, **logits),
-        result_of(not found.different, **counts, tokens=tokens),
+        result_of(rms <= differences.tolerance, **logits),
+        result_of(not differences.different, **counts, tokens=tokens),
     )
 
 

@@ -78,10 +78,10 @@ def hardware() -> dict[str, Any]:
 def _processor() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+        model_name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+        model_name = None
+    return model_name[1].strip() if model_name else platform.processor() or platform.machine()
 
 
 def software(reports: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -115,8 +115,10 @@ def digests(paths: Iterable[str], reports: Mapping[str, Any]) -> dict[str, dict[
         listed.pop(Path(path).name, None)  # its seal, which is no digest of its bytes
         beside = {Path(path).parent / name: digest for name, digest in listed.items()}
         known |= {str(file): digest for file, digest in beside.items() if file.is_file() and digest}
-    found = known | {path: sha256_file(path) for path in progress(paths, "digests", unit="files") if path not in known}
-    return {path: {"bytes": Path(path).stat().st_size, "sha256": digest} for path, digest in sorted(found.items())}
+    by_path = known | {
+        path: sha256_file(path) for path in progress(paths, "digests", unit="files") if path not in known
+    }
+    return {path: {"bytes": Path(path).stat().st_size, "sha256": digest} for path, digest in sorted(by_path.items())}
 
 
 def bill_of_materials(record: Mapping[str, Any]) -> str:

@@ -36,16 +36,16 @@ def results_of(jobs: Iterable[Job]) -> list[str]:
 
 def planned_writes(jobs: Iterable[Job], runs: Runs) -> list[disk.Planned]:
     """What the jobs will write, by run, of the runs that may be refused; the base models, which runs share, first."""
-    found: dict[str, tuple[Mapping, list[str], list[str]]] = {}
+    by_run: dict[str, tuple[Mapping, list[str], list[str]]] = {}
     for job in jobs:
         if job.rule in disk.RULES:
             settings = JobPaths.of(runs, job.names).settings
-            one = found.setdefault(job.names.get("run", settings["model"]["name"]), (settings, [], []))
+            one = by_run.setdefault(job.names.get("run", settings["model"]["name"]), (settings, [], []))
             one[1].append(disk.RULES[job.rule])
             one[2].extend([job.names["type"]] if "type" in job.names else [])
     written = [
         disk.Planned(name, check_configuration.sizes(settings), stages, exports)
-        for name, (settings, stages, exports) in found.items()
+        for name, (settings, stages, exports) in by_run.items()
         if not settings["memory"]["gate"]["override"]
     ]
     return sorted(written, key=lambda one: "base model" not in one.stages)

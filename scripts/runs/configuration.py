@@ -172,8 +172,8 @@ def model_source(config: dict) -> dict:
 
 def examples_source(config: dict) -> dict | None:
     """What to fetch for the source of type ``examples``, or None without one."""
-    found = [entry for entry in config["dataset"]["sources"] if entry["type"] == "examples"]
-    return {key: found[0][key] for key in ("requirement", "sha256")} if found else None
+    sources = [entry for entry in config["dataset"]["sources"] if entry["type"] == "examples"]
+    return {key: sources[0][key] for key in ("requirement", "sha256")} if sources else None
 
 
 def reference() -> str:

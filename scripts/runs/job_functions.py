@@ -192,7 +192,7 @@ class JobFunctions:
         return self._gpus(lambda settings: 1)(wildcards)
 
     def _gpus(self, wanted: Callable[[Mapping[str, Any]], int]) -> Callable:
-        """As many as wanted; 0 where a small model computes on the processor, so that two jobs may share its cores.
+        """As many as wanted; 0 where a small model computes on the CPU, so that two jobs may share its cores.
 
         A model inside a wheel is small. Of others two may not fit the host's memory, which is checked
         for one at a time.

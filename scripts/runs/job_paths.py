@@ -49,10 +49,10 @@ def source_folder(settings: Mapping[str, Any], patterns: tuple[str, ...]) -> str
 
 def answer_settings(settings: Mapping[str, Any], benchmark: bool = False) -> dict[str, Any]:
     """The settings that answers depend on: to the held-out requests, or to those of the benchmark."""
-    found = {name: settings["evaluation"][name] for name in ("batch_size", "max_new_tokens", "requests")}
+    chosen = {name: settings["evaluation"][name] for name in ("batch_size", "max_new_tokens", "requests")}
     if benchmark:
-        return {**found, "harmful": False, "requests": settings["dataset"]["benchmark"]["requests"]}
-    return {**found, "harmful": True}
+        return {**chosen, "harmful": False, "requests": settings["dataset"]["benchmark"]["requests"]}
+    return {**chosen, "harmful": True}
 
 
 @dataclass(frozen=True)
@@ -226,10 +226,10 @@ class JobPaths:
 
     def more_evaluations(self, asked: bool, prefixed: Callable[[str], str] = str) -> list[str]:
         """What evaluated the run beside its answers to held-out requests."""
-        found = [self.on_benchmark("results/{run}/evaluation/benchmark/comparison.json")]
+        paths = [self.on_benchmark("results/{run}/evaluation/benchmark/comparison.json")]
         if summary := self.by_execution(asked, prefixed):
-            found += [summary, f"{summary}l"]
-        return [path for path in found if path]
+            paths += [summary, f"{summary}l"]
+        return [path for path in paths if path]
 
     def merging_comparison(self) -> list[str]:
         """What merging changed, and the answers behind it; none where the configuration does not ask for it."""

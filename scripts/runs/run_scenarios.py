@@ -37,7 +37,7 @@ def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def autocast_here(device: str) -> str | None:
-    """What ``precision: auto`` autocasts to: bf16 on a processor that is faster in it, else nothing."""
+    """What ``precision: auto`` autocasts to: bf16 on a CPU that is faster in it, else nothing."""
     on_processor = device == "cpu" or (device == "auto" and not cuda_devices())
     return "bf16" if on_processor and multiplies_bf16() else None
 

@@ -32,7 +32,7 @@ _QUOTED = re.compile(
 
 def shell_strings(code: str) -> list[str]:
     """Texts that a piece of code hands to a shell."""
-    found = []
+    strings = []
     code = _JOINED.sub("", code[:MAX_TEXT])
     for match in _CALLS.finditer(code):
         words = [next((group for group in match.groups()[1:] if group is not None), "")]
@@ -42,9 +42,9 @@ def shell_strings(code: str) -> list[str]:
             following = _ITEM.match(code, following.end())
         if len(words) > 1 and re.match(r"\s*(?:os\.)?(?:exec|spawn)[lv]", match[0]):
             words = words[1:]
-        found.append(ansi(words[0]) if len(words) == 1 else shlex.join(map(ansi, words)))
-    found += [ansi(next(group for group in match.groups() if group)) for match in _QUOTED.finditer(code)]
-    return found[:32]
+        strings.append(ansi(words[0]) if len(words) == 1 else shlex.join(map(ansi, words)))
+    strings += [ansi(next(group for group in match.groups() if group)) for match in _QUOTED.finditer(code)]
+    return strings[:32]
 
 
 _DELETES = re.compile(

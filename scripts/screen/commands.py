@@ -23,7 +23,7 @@ class Refused(Exception):
 
 
 @dataclass(slots=True)
-class Feed:
+class Stream:
     """What stands at a standard input or came out of a substitution: who wrote it; its text, where that follows from
     the words alone; the file that it is, ``&3`` for a descriptor."""
 
@@ -49,7 +49,7 @@ class Command:
     name: str  # without quotes and the system's folders: /usr/bin/rm is rm, ./rm stays
     argv: list[str]
     redirects: list[Redirect] = field(default_factory=list)
-    stdin: Feed | None = None
+    stdin: Stream | None = None
     wrappers: tuple[str, ...] = ()  # what starts it, outermost first
     cwd: str | None = None  # None where unknown
     background: bool = False
@@ -58,7 +58,7 @@ class Command:
     recursive: bool = False
     grows: str = ""  # the variable that it makes longer, as x=$x$x does
     code: str | None = None  # the text handed to an interpreter
-    script: Feed | None = None  # what is known about the file that it executes
+    script: Stream | None = None  # what is known about the file that it executes
     hidden: bool = False  # its output is known text, changed beyond what is followed
     assignments: dict[str, str] = field(default_factory=dict)
     reading: Parsed = None  # type: ignore[assignment]
@@ -89,18 +89,18 @@ class Command:
 
     def values(self, *options: str) -> list[str]:
         """All values of the options given as ``-o v``, ``-ov``, ``-xo v``, ``--opt v``, ``--opt=v`` or ``opt=v``."""
-        found = []
+        words = []
         for position, word in enumerate(self.argv[1:], 1):
             for option in options:
                 after = word[len(option) :] if word.startswith(option) else None
                 letter = len(option) == 2 and word[:1] == "-" != word[1:2]
                 if after == "" and option[-1] != "=":
-                    found.extend(self.argv[position + 1 : position + 2])
+                    words.extend(self.argv[position + 1 : position + 2])
                 elif after and (option[-1] == "=" or after[0] == "=" or letter):
-                    found.append(after.removeprefix("="))
+                    words.append(after.removeprefix("="))
                 elif letter and word[-1] == option[1] and word[1:].isalpha():
-                    found.extend(self.argv[position + 1 : position + 2])
-        return found
+                    words.extend(self.argv[position + 1 : position + 2])
+        return words
 
     @property
     def said(self) -> list[str]:
@@ -117,9 +117,9 @@ class Parsed:
     """All that was noted about a text."""
 
     commands: list[Command] = field(default_factory=list)
-    outputs: list[Feed] = field(default_factory=list)
+    outputs: list[Stream] = field(default_factory=list)
     sockets: bool = False  # a descriptor was opened on /dev/tcp or /dev/udp
-    files: dict[str, Feed] = field(default_factory=dict)  # what was written where, by the tidied path
+    files: dict[str, Stream] = field(default_factory=dict)  # what was written where, by the tidied path
 
     def origins(self, *items: Any, seen: set[int] | None = None) -> Iterator[Command]:
         """Yield every command that contributed to the words, feeds or commands given."""
@@ -128,7 +128,7 @@ class Parsed:
             if isinstance(item, str):
                 numbers = [int(match[2]) for match in MARK.finditer(item) if match[2]] if OUTPUT[0] in item else ()
                 yield from self.origins(*(self.outputs[n] for n in numbers if n < len(self.outputs)), seen=seen)
-            elif isinstance(item, Feed):
+            elif isinstance(item, Stream):
                 yield from self.origins(*item.commands, item.path, seen=seen)
             elif item is not None and id(item) not in seen:
                 seen.add(id(item))

@@ -301,7 +301,7 @@ _REMOTE = re.compile(r"(?:[\w.-]+@)?[\w.-]+:(?!\\)|(?:s3|gs|rsync|az|b2|sftp)://
 
 
 @_once
-def sends(command: Command, programs: Programs) -> list[Touched]:
+def network_uploads(command: Command, programs: Programs) -> list[Touched]:
     """Paths whose content leaves the machine with a command, straight or through what feeds it."""
     name, facts, argv = command.name, programs.of(command.name), command.said
     sender = programs.member(name, "senders")

@@ -103,11 +103,11 @@ class Policy:
     def _candidates_of(self, name: str) -> list[tuple[int, list[Test]]]:
         """The rules that may fire on a program, the most severe first, each with the selections that may."""
         command = Command(name, [name])
-        found = [
+        candidates = [
             (number, [test for about, test in rule.selections if about(command)])
             for number, rule in enumerate(self._order)
         ]
-        return [(number, tests) for number, tests in found if tests]
+        return [(number, tests) for number, tests in candidates if tests]
 
 
 # --- reading and checking ------------------------------------------------------------------------------------------

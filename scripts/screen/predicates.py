@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 from scripts.screen import paths
-from scripts.screen.commands import MARK, OUTPUT, Command, Feed, unknown_names
+from scripts.screen.commands import MARK, OUTPUT, Command, Stream, unknown_names
 from scripts.screen.paths import Places
 from scripts.screen.programs import Programs, names_pattern
 from scripts.screen.spawned_commands import after_options
@@ -68,7 +68,7 @@ class Language:
             "empties": lambda wanted: lambda c: self._empties(c) is wanted,
             "text": lambda pattern: lambda c: _search(pattern, _all_text(c)),
             "stdin-text": lambda known: lambda c: (c.stdin is not None and c.stdin.text is not None) is known,
-            "sends": partial(self.touches, paths.sends),
+            "sends": partial(self.touches, paths.network_uploads),
             "executes": partial(self.among, self._executed),
             "fed": partial(self.among, lambda c: c.reading.origins(c.stdin)),
             "from": partial(self.among, lambda c: c.reading.origins(c.stdin, *c.said, *c.assignments.values())),
@@ -160,7 +160,7 @@ class Language:
             return not "".join(word for word in command.argv[1:] if word[:1] != "-").strip("\\n ")
         if command.name not in ("cat", "dd", "cp", "tee", "sponge"):
             return command.name in (":", "true", "truncate", "shred", "ln", "mv", "rm")
-        feed = command.stdin or Feed()
+        feed = command.stdin or Stream()
         return (
             any(null in word for word in command.argv[1:] for null in ("/dev/null", "/dev/zero"))
             or feed.path == "/dev/null"

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.screen.commands import HOME, MARK, MAX_TEXT, UNKNOWN, Command, Feed, Parsed, Redirect, Refused
+from scripts.screen.commands import HOME, MARK, MAX_TEXT, UNKNOWN, Command, Parsed, Redirect, Refused, Stream
 from scripts.screen.loops import endless_condition, endless_for, grows, many_turns
 from scripts.screen.parsing import PRIVATE, parse
 from scripts.screen.programs import Programs, program_name
@@ -74,7 +74,7 @@ class Walk(Words):
 
     # -- statements
 
-    def body(self, children: Iterable[Any], stdin: Feed | None) -> Feed:
+    def body(self, children: Iterable[Any], stdin: Stream | None) -> Stream:
         """Statements one after another; the outputs join."""
         commands: list[Command] = []
         texts: list[str] | None = []
@@ -86,53 +86,53 @@ class Walk(Words):
                 feed = self.statement(child, stdin)
             commands.extend(feed.commands)
             texts = None if texts is None or feed.text is None else [*texts, feed.text]
-        return Feed(tuple(commands), None if texts is None else "".join(texts)[:MAX_TEXT])
+        return Stream(tuple(commands), None if texts is None else "".join(texts)[:MAX_TEXT])
 
-    def statement(self, node: Any, stdin: Feed | None) -> Feed:
+    def statement(self, node: Any, stdin: Stream | None) -> Stream:
         with self.level():
             return getattr(self, "do_" + node.type)(node, stdin)
 
-    def do_program(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_program(self, node: Any, stdin: Stream | None) -> Stream:
         return self.body(node.children, stdin)
 
     do_compound_statement = do_do_group = do_elif_clause = do_else_clause = do_if_statement = do_program
     do_variable_assignments = do_negated_command = do_case_item = do_list = do_program
 
-    def do_subshell(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_subshell(self, node: Any, stdin: Stream | None) -> Stream:
         with self.within(cwd=self.cwd):
             return self.body(node.children, stdin)
 
-    def do_pipeline(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_pipeline(self, node: Any, stdin: Stream | None) -> Stream:
         with self.within(piped=True, cwd=self.cwd):
             return self.through(node.children, stdin)
 
-    def through(self, children: Iterable[Any], feed: Feed | None, commands: Iterable[Command] = ()) -> Feed:
+    def through(self, children: Iterable[Any], feed: Stream | None, commands: Iterable[Command] = ()) -> Stream:
         """Commands in a pipe: each is fed by all before it."""
         fed = list(commands)
         for child in children:
             if child.type in _STATEMENTS:
                 feed = self.statement(child, feed)
                 fed.extend(feed.commands)
-                feed = Feed(tuple(fed), feed.text)
-        return Feed(tuple(fed), feed.text if feed else None)
+                feed = Stream(tuple(fed), feed.text)
+        return Stream(tuple(fed), feed.text if feed else None)
 
-    def do_function_definition(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_function_definition(self, node: Any, stdin: Stream | None) -> Stream:
         name, body = node.child_by_field_name("name"), node.child_by_field_name("body")
         if name is not None and body is not None:
             self.functions[name.text.decode()] = body
             self.called.discard(name.text.decode())
-        return Feed((), "")
+        return Stream((), "")
 
-    def call(self, name: str, arguments: list[str], stdin: Feed | None) -> Feed:
+    def call(self, name: str, arguments: list[str], stdin: Stream | None) -> Stream:
         self.called.add(name)
         with self.within(arguments=arguments, active=[*self.active, name]):
             return self.statement(self.functions[name], stdin)
 
-    def looped(self, endless: bool, children: Iterable[Any], stdin: Feed | None) -> Feed:
+    def looped(self, endless: bool, children: Iterable[Any], stdin: Stream | None) -> Stream:
         with self.within(loop="endless" if endless or self.loop == "endless" else "loop"):
-            return Feed(self.body(children, stdin).commands, None)
+            return Stream(self.body(children, stdin).commands, None)
 
-    def do_while_statement(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_while_statement(self, node: Any, stdin: Stream | None) -> Stream:
         parts = [child for child in node.children if child.type in _STATEMENTS and child.type != "do_group"]
         condition = " ".join(child.text.decode() for child in parts)
         until = node.children[0].type == "until"
@@ -141,15 +141,15 @@ class Walk(Words):
         if text and not until and re.match(r"(?:IFS=\S*\s+)?read\b", condition) and 1 < text.count("\n") <= 8:
             commands: list[Command] = []  # line by line
             for line in text.strip("\n").split("\n"):
-                commands.extend(self.looped(endless, node.children, Feed(stdin.commands, line + "\n")).commands)
-            return Feed(tuple(commands), None)
+                commands.extend(self.looped(endless, node.children, Stream(stdin.commands, line + "\n")).commands)
+            return Stream(tuple(commands), None)
         return self.looped(endless, node.children, stdin)
 
-    def do_c_style_for_statement(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_c_style_for_statement(self, node: Any, stdin: Stream | None) -> Stream:
         self.substitutions(node)
         return self.looped(endless_for(node.text[:200].decode("utf-8", "replace")), node.children, stdin)
 
-    def do_for_statement(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_for_statement(self, node: Any, stdin: Stream | None) -> Stream:
         name, items = node.child_by_field_name("variable"), node.children_by_field_name("value")
         variable = name.text.decode() if name is not None else ""
         source = b" ".join(item.text[:200] for item in items)
@@ -160,15 +160,15 @@ class Walk(Words):
         for value in values[:6] or [""]:
             self.variables[variable] = value
             commands.extend(self.looped(many_turns(source), node.children, stdin).commands)
-        return Feed(tuple(commands), None)
+        return Stream(tuple(commands), None)
 
-    def do_case_statement(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_case_statement(self, node: Any, stdin: Stream | None) -> Stream:
         self.substitutions(node)
-        return Feed(self.body(node.children, stdin).commands, None)
+        return Stream(self.body(node.children, stdin).commands, None)
 
-    def do_test_command(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_test_command(self, node: Any, stdin: Stream | None) -> Stream:
         self.substitutions(node)
-        return Feed((), "")
+        return Stream((), "")
 
     def substitutions(self, node: Any) -> None:
         """Note the substitutions anywhere below an expression."""
@@ -181,15 +181,15 @@ class Walk(Words):
                 elif child.type not in _STATEMENTS or child.type == "test_command":
                     todo.append(child)
 
-    def do_variable_assignment(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_variable_assignment(self, node: Any, stdin: Stream | None) -> Stream:
         return self.declared([":"], [node], stdin)
 
-    def do_declaration_command(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_declaration_command(self, node: Any, stdin: Stream | None) -> Stream:
         return self.declared([node.children[0].text.decode()], node.children[1:], stdin)
 
     do_unset_command = do_declaration_command
 
-    def declared(self, words: list[str], children: Iterable[Any], stdin: Feed | None) -> Feed:
+    def declared(self, words: list[str], children: Iterable[Any], stdin: Stream | None) -> Stream:
         """``x=1``, ``export x=1 y``, ``unset x``."""
         assignments, longer, silent = {}, "", words == [":"]
         for child in children:
@@ -201,14 +201,14 @@ class Walk(Words):
                     longer = name
             elif child.is_named:
                 words.extend(self.fields(child))
-        feed = self.note(words, Line(), stdin, assignments)
+        feed = self.record(words, Line(), stdin, assignments)
         if feed.commands:
             feed.commands[0].grows = longer
         return feed
 
     # -- redirections
 
-    def do_redirected_statement(self, node: Any, stdin: Feed | None) -> Feed:
+    def do_redirected_statement(self, node: Any, stdin: Stream | None) -> Stream:
         line, before = Line(), []
         with self.within(piped=self.piped):
             body = next((child for child in node.children if child.type in _STATEMENTS), None)
@@ -226,16 +226,16 @@ class Walk(Words):
                 if child.is_named and child.type not in _STATEMENTS:
                     stdin = self.redirect(child, line, stdin)
             if body is None:
-                feed = self.note(line.words, line, stdin)
+                feed = self.record(line.words, line, stdin)
             elif body.type == "command":
                 feed = self.do_command(body, stdin, line)
             else:
                 feed = self.statement(body, stdin)
                 # The group's redirections concern each command in it; they are noted once, with its output.
                 if line.redirects:
-                    self.note([":", *line.words], line, Feed(feed.commands, feed.text))
+                    self.record([":", *line.words], line, Stream(feed.commands, feed.text))
                 self.remember(line, feed)
-        feed = Feed((*before, *feed.commands), feed.text)
+        feed = Stream((*before, *feed.commands), feed.text)
         for pipeline in line.pipelines:
             if pipeline.type == "pipeline":
                 with self.within(piped=True):
@@ -244,7 +244,7 @@ class Walk(Words):
                 feed = self.body([pipeline], None)
         return feed
 
-    def redirect(self, node: Any, line: Line, stdin: Feed | None) -> Feed | None:
+    def redirect(self, node: Any, line: Line, stdin: Stream | None) -> Stream | None:
         """Note one redirection; returns what stands at the standard input afterwards."""
         if node.type == "heredoc_redirect":
             return self.here_document(node, line, stdin)
@@ -256,7 +256,7 @@ class Walk(Words):
                 line.words.extend(self.fields(child))
         if node.type == "herestring_redirect":
             text = self.text(named[0]) if named else ""
-            return Feed(tuple(self.reading.origins(text)), text + "\n")
+            return Stream(tuple(self.reading.origins(text)), text + "\n")
         if not named:
             return stdin
         operator = next((child.type for child in node.children if not child.is_named), ">")
@@ -268,12 +268,12 @@ class Walk(Words):
         if not operator.startswith("<") or descriptor not in ("", "0"):
             return stdin
         if operator == "<&":
-            return Feed((), None, f"&{target}")
+            return Stream((), None, f"&{target}")
         feeds = tuple(self.reading.origins(target))
-        known = self.files.get(self.absolute(target)) or Feed((), self.known_text(target))
-        return Feed(known.commands + feeds, known.text, target)
+        known = self.files.get(self.absolute(target)) or Stream((), self.known_text(target))
+        return Stream(known.commands + feeds, known.text, target)
 
-    def here_document(self, node: Any, line: Line, stdin: Feed | None) -> Feed:
+    def here_document(self, node: Any, line: Line, stdin: Stream | None) -> Stream:
         start = body = None
         for child in node.children:
             if child.type == "heredoc_start":
@@ -287,10 +287,10 @@ class Walk(Words):
             elif child.is_named and child.type not in ("heredoc_end", "file_descriptor"):
                 line.words.extend(self.fields(child))
         if body is None:
-            return Feed((), "")
-        return Feed((), body.text.decode() if start and start[0] in "'\"\\" else self.double_quoted(body, 0))
+            return Stream((), "")
+        return Stream((), body.text.decode() if start and start[0] in "'\"\\" else self.double_quoted(body, 0))
 
-    def remember(self, line: Line, feed: Feed) -> bool:
+    def remember(self, line: Line, feed: Stream) -> bool:
         """What a file holds after ``> file``; whether there is one."""
         targets = [r for r in line.redirects if r.operator in (*_OUTPUTS, ">&") and r.descriptor in ("", "1")]
         for redirect in targets:
@@ -311,15 +311,15 @@ class Walk(Words):
                         source = self.redirect(child, line, source)
                 feed = self.body(inside, None)
                 if line.redirects and not feed.commands:
-                    noted = self.note(["cat"], line, source)
-                    feed = Feed(noted.commands, source.text if source else None)
+                    noted = self.record(["cat"], line, source)
+                    feed = Stream(noted.commands, source.text if source else None)
         if node.type == "command_substitution" and feed.text is not None:
             return feed.text.rstrip("\n")
         return ("/dev/fd/" if node.type == "process_substitution" else "") + self.mark(feed)
 
     # -- commands
 
-    def do_command(self, node: Any, stdin: Feed | None, line: Line | None = None) -> Feed:
+    def do_command(self, node: Any, stdin: Stream | None, line: Line | None = None) -> Stream:
         line, words, assignments = line or Line(), [], {}
         for child in node.children:
             kind = child.type
@@ -338,14 +338,14 @@ class Walk(Words):
                 words.append(child.text.decode())
         if len(words) > MAX_FIELDS * 4:
             raise Refused("too many words")
-        return self.note(words + line.words, line, stdin, assignments)
+        return self.record(words + line.words, line, stdin, assignments)
 
-    def note(self, words: list[str], line: Line, stdin: Feed | None, assignments: dict[str, str] | None = None) -> Feed:
+    def record(self, words: list[str], line: Line, stdin: Stream | None, assignments: dict | None = None) -> Stream:
         """Note a command with its words, then whatever it starts; returns its output."""
-        feed = self.start(Command("", words, line.redirects, stdin, self.wrappers, assignments=assignments or {}))
-        return Feed(feed.commands, "") if self.remember(line, feed) else feed
+        feed = self.run(Command("", words, line.redirects, stdin, self.wrappers, assignments=assignments or {}))
+        return Stream(feed.commands, "") if self.remember(line, feed) else feed
 
-    def start(self, command: Command) -> Feed:
+    def run(self, command: Command) -> Stream:
         """Start a command of which words, redirections, input, wrappers and assignments are known."""
         while command.argv and command.argv[0] == "":
             command.argv = command.argv[1:]
@@ -357,22 +357,22 @@ class Walk(Words):
         if len(self.reading.commands) > MAX_COMMANDS or len(command.wrappers) > 24:
             raise Refused("too many commands")
         with self.level(), self.within(wrappers=command.wrappers):
-            return self.follow(command)
+            return self.started_by(command)
 
-    def follow(self, command: Command) -> Feed:
+    def started_by(self, command: Command) -> Stream:
         """What starting a command leads to: other commands, a changed state, an output."""
         name, argv = command.name, command.argv
         if name in self.functions:
             if name in self.active:
                 command.recursive = True
-                return Feed((command,), None)
+                return Stream((command,), None)
             if len(self.active) < 8:
                 inner = self.call(name, argv[1:], command.stdin)
-                return Feed((command, *inner.commands), inner.text)
+                return Stream((command, *inner.commands), inner.text)
         if name in self.aliases and name not in self.active:
             with self.within(active=[*self.active, name]):
                 inner = self.nested(" ".join([self.aliases[name], *map(shlex.quote, argv[1:])]), command.stdin)
-            return Feed((command, *inner.commands), inner.text)
+            return Stream((command, *inner.commands), inner.text)
         if self.files:
             folders = ("",) if "/" in argv[0] else _PATH
             known = next((self.files[folder + argv[0]] for folder in folders if folder + argv[0] in self.files), None)
@@ -380,54 +380,54 @@ class Walk(Words):
             if known is not None:
                 command.script = known
                 if known.text is not None:
-                    return Feed((command, *self.run_file(command, argv[0], known.text, argv[1:]).commands), None)
-                return Feed((command,), None)
+                    return Stream((command, *self.run_file(command, argv[0], known.text, argv[1:]).commands), None)
+                return Stream((command,), None)
         return begin(self, command)
 
-    def run_file(self, command: Command, path: str, text: str, arguments: list[str]) -> Feed:
+    def run_file(self, command: Command, path: str, text: str, arguments: list[str]) -> Stream:
         """A script that was written before: its text, unless it is being read already."""
         key = self.absolute(path)
         if key in self.running:
             command.recursive = True
-            return Feed((), None)
+            return Stream((), None)
         with self.within(running=[*self.running, key], active=[*self.active, path]):
             if text.startswith("#!") and not re.match(r"#!\s*\S*\b(?:env\s+)?\w*sh\b", text):
                 command.code = text  # another language
                 return self.inside(command, [re.split(r"[/\s]", text.split("\n")[0].strip())[-1], path])
             return self.as_wrapper(command, text, arguments, named=path)
 
-    def inside(self, command: Command, argv: list[str], assignments: dict | None = None, label: str = "") -> Feed:
+    def inside(self, command: Command, argv: list[str], assignments: dict | None = None, label: str = "") -> Stream:
         """Start the command inside a wrapper."""
         if not argv:
-            return Feed((command,), None)
+            return Stream((command,), None)
         wrappers = (*command.wrappers, label or command.name)
         inner = Command("", argv, command.redirects, command.stdin, wrappers, assignments=assignments or {})
-        feed = self.start(inner)
-        return Feed((command, *feed.commands), feed.text)
+        feed = self.run(inner)
+        return Stream((command, *feed.commands), feed.text)
 
-    def nested(self, text: str, stdin: Feed | None, wrapper: str = "", arguments: list[str] | None = None) -> Feed:
+    def nested(self, text: str, stdin: Stream | None, wrapper: str = "", arguments: list[str] | None = None) -> Stream:
         """Read text that a shell would read."""
         if not text.strip():
-            return Feed((), "")
+            return Stream((), "")
         if self.nested_depth >= MAX_NESTED:
             raise Refused("texts nested too deeply")
         if MARK.fullmatch(text.strip()):
-            return Feed((), None)
+            return Stream((), None)
         wrappers = (*self.wrappers, wrapper) if wrapper else self.wrappers
         arguments = self.arguments if arguments is None else arguments
         with self.within(nested_depth=self.nested_depth + 1, wrappers=wrappers, arguments=arguments):
             return self.body(parse(text).children, stdin)
 
-    def try_nested(self, text: str, stdin: Feed | None, wrapper: str) -> Feed:
+    def try_nested(self, text: str, stdin: Stream | None, wrapper: str) -> Stream:
         """Like :meth:`nested` for text that may not be shell at all: then nothing is noted."""
         try:
             return self.nested(text, stdin, wrapper)
         except Refused as refused:
             if "parsable" in str(refused):
-                return Feed((), None)
+                return Stream((), None)
             raise
 
-    def as_wrapper(self, command: Command, text: str, arguments: list[str], stdin: Any = ..., named: str = "") -> Feed:
+    def as_wrapper(self, command: Command, text: str, arguments: list[str], stdin: Any = ..., named="") -> Stream:
         # $0 inside sh -c is the shell itself, inside a script the script.
         active = self.active if command.name in self.functions else [*self.active, named or command.name]
         with self.within(wrappers=(*command.wrappers, command.name), active=active):
@@ -437,7 +437,7 @@ class Walk(Words):
                 inner.redirects = command.redirects
         return feed
 
-    def shell_text(self, command: Command, texts: list[str], stdin: Any = ...) -> Feed:
+    def shell_text(self, command: Command, texts: list[str], stdin: Any = ...) -> Stream:
         """Texts that a program hands to a shell."""
         commands, text = [command], None
         for source in texts:
@@ -445,4 +445,4 @@ class Walk(Words):
             inner = self.as_wrapper(command, source, [], stdin=command.stdin if stdin is ... else stdin)
             commands.extend(inner.commands)
             text = inner.text
-        return Feed(tuple(commands), text)
+        return Stream(tuple(commands), text)

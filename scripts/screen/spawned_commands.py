@@ -13,14 +13,14 @@ from typing import Any
 
 from scripts.screen import paths
 from scripts.screen.code import FETCHED, shell_strings
-from scripts.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, ansi
+from scripts.screen.commands import HOME, MAX_TEXT, OUTPUT, UNKNOWN, Command, Stream, ansi
 from scripts.screen.programs import Facts
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*\+?=")
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
-def begin(walk: Any, command: Command) -> Feed:
+def begin(walk: Any, command: Command) -> Stream:
     """Note whatever a command starts; returns its output."""
     special = _BUILTINS.get(command.name)
     if special is not None:
@@ -61,12 +61,12 @@ def after_options(words: list[str], valued: Iterable[str]) -> list[str]:
     return words[position:]
 
 
-def _by_table(walk: Any, command: Command, facts: Facts) -> Feed:
+def _by_table(walk: Any, command: Command, facts: Facts) -> Stream:
     """What the table of programs says that a command starts."""
     name, argv, commands = command.name, command.argv, [command]
     text: str | None = None
 
-    def add(feed: Feed) -> str | None:
+    def add(feed: Stream) -> str | None:
         commands.extend(one for one in feed.commands if one is not command)
         return feed.text
 
@@ -82,8 +82,8 @@ def _by_table(walk: Any, command: Command, facts: Facts) -> Feed:
         given += map("=".join, pairwise(argv[1:])) if facts.pairs else []
         for source in (*argv[1:], *given):
             for match in facts.escape.finditer(source[:4096]):
-                found = next((group for group in match.groups()[::-1] if group), "")
-                add(walk.try_nested(found.lstrip("!; "), None, name))
+                matched = next((group for group in match.groups()[::-1] if group), "")
+                add(walk.try_nested(matched.lstrip("!; "), None, name))
     rest = argv[1:]
     if facts.after:
         position = next((at for at, word in enumerate(rest) if word in facts.after), len(rest))
@@ -106,7 +106,7 @@ def _by_table(walk: Any, command: Command, facts: Facts) -> Feed:
         command.script = command.stdin  # the far shell, or the later one, reads it
         if command.stdin.text is not None:
             return walk.shell_text(command, [command.stdin.text], stdin=None)
-    return Feed(tuple(commands), text if text is not None else output(command, walk))
+    return Stream(tuple(commands), text if text is not None else output(command, walk))
 
 
 def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
@@ -131,7 +131,7 @@ def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
         script = next(iter(words), "-" if command.stdin is not None and "-m" not in argv else None)
     script = script or (None if interprets else _script_of(facts, command, words))
     if script is not None and "-m" not in argv:
-        command.script = _script(walk, command, script) or Feed((), None, script)
+        command.script = _script(walk, command, script) or Stream((), None, script)
     known = command.script.text if command.script is not None else None
     if name in ("make", "gmake"):
         texts = [*command.values("--eval", "-E"), known or ""]
@@ -142,7 +142,7 @@ def _read_code(walk: Any, command: Command, facts: Facts) -> list[str]:
         return []
     command.code = "\n".join(code)
     for path in FETCHED.findall(command.code) if "://" in command.code else ():
-        walk.store(path, Feed((command,), None))
+        walk.store(path, Stream((command,), None))
     if re.search(r"\bsystem\s*\(\s*\$0?", command.code) and command.stdin is not None:  # awk runs its input
         command.script = command.stdin
         return [*shell_strings(command.code), command.stdin.text or ""]
@@ -160,7 +160,7 @@ def _script_of(facts: Facts, command: Command, words: list[str]) -> str | None:
 # --- shells and builtins -----------------------------------------------------------------------------------------
 
 
-def _shell(walk: Any, command: Command) -> Feed:
+def _shell(walk: Any, command: Command) -> Stream:
     """A shell: the text of -c, the script, or what stands at its standard input."""
     words = ["-" + word[1:] if word[:1] == "+" else word for word in command.argv[1:]]
     rest = after_options(words, ("-o", "-O", "--rcfile", "--init-file"))
@@ -169,56 +169,56 @@ def _shell(walk: Any, command: Command) -> Feed:
     if "c" in letters:
         command.code = rest[0] if rest else ""
         inner = walk.as_wrapper(command, command.code, rest[2:], named="".join(rest[1:2]))
-        return Feed((command, *inner.commands), inner.text)
+        return Stream((command, *inner.commands), inner.text)
     if "n" in letters and "-o" not in flags:  # only checks the syntax
-        return Feed((command,), "")
+        return Stream((command,), "")
     if rest and "s" not in letters and rest[0] not in _STDIN:
-        command.script = _script(walk, command, rest[0]) or Feed((), None, rest[0])
+        command.script = _script(walk, command, rest[0]) or Stream((), None, rest[0])
         if command.script.text is None:
-            return Feed((command,), None)
+            return Stream((command,), None)
         inner = walk.run_file(command, rest[0], command.script.text, rest[1:])
-        return Feed((command, *inner.commands), inner.text)
+        return Stream((command, *inner.commands), inner.text)
     command.script = command.stdin
     if command.stdin is None or command.stdin.text is None:
-        return Feed((command,), None)
+        return Stream((command,), None)
     command.code = command.stdin.text
     inner = walk.as_wrapper(command, command.code, rest[1:], stdin=None)
-    return Feed((command, *inner.commands), inner.text)
+    return Stream((command, *inner.commands), inner.text)
 
 
-def _script(walk: Any, command: Command, word: str) -> Feed | None:
+def _script(walk: Any, command: Command, word: str) -> Stream | None:
     """What is known of a file that is run."""
     if OUTPUT[0] in word:
-        return Feed(tuple(walk.reading.origins(word)), walk.known_text(word))
+        return Stream(tuple(walk.reading.origins(word)), walk.known_text(word))
     return command.stdin if word in _STDIN else walk.files.get(walk.absolute(word))
 
 
-def _eval(walk: Any, command: Command) -> Feed:
+def _eval(walk: Any, command: Command) -> Stream:
     words = command.argv[2:] if command.argv[1:2] == ["--"] else command.argv[1:]
     command.code = " ".join(words)
     inner = walk.nested(command.code, command.stdin)
-    return Feed((command, *inner.commands), inner.text)
+    return Stream((command, *inner.commands), inner.text)
 
 
-def _source(walk: Any, command: Command) -> Feed:
+def _source(walk: Any, command: Command) -> Stream:
     command.script = _script(walk, command, command.argv[1]) if command.argv[1:] else None
     if command.script is None or command.script.text is None:
-        return Feed((command,), None)
+        return Stream((command,), None)
     inner = walk.nested(command.script.text, None, arguments=command.argv[2:])
-    return Feed((command, *inner.commands), None)
+    return Stream((command, *inner.commands), None)
 
 
-def _cd(walk: Any, command: Command) -> Feed:
+def _cd(walk: Any, command: Command) -> Stream:
     words = [word for word in command.argv[1:] if not word.startswith("-") or word == "-"]
     target = words[0] if words else HOME if command.name == "cd" else ""
     if target in ("-", "") or command.name == "popd":
         walk.cwd = None
     else:
         walk.cwd = posixpath.normpath(posixpath.join(walk.cwd or "", target))
-    return Feed((command,), "")
+    return Stream((command,), "")
 
 
-def _read(walk: Any, command: Command) -> Feed:
+def _read(walk: Any, command: Command) -> Stream:
     names = [word for word in command.operands if re.fullmatch(r"[A-Za-z_]\w*", word)]
     if command.name in ("mapfile", "readarray") and not names:
         names = ["MAPFILE"]
@@ -232,10 +232,10 @@ def _read(walk: Any, command: Command) -> Feed:
     parts = [value] if value is not None and len(names) == 1 else (value or "").split(None, max(len(names) - 1, 0))
     for name, part in zip(names, parts + [""] * len(names), strict=False):
         walk.variables[name] = part if value is not None else f"{UNKNOWN[0]}{name}{UNKNOWN[1]}"
-    return Feed((command,), "")
+    return Stream((command,), "")
 
 
-def _alias(walk: Any, command: Command) -> Feed:
+def _alias(walk: Any, command: Command) -> Stream:
     commands = [command]
     for word in command.argv[1:]:
         name, equals, value = word.partition("=")
@@ -243,28 +243,28 @@ def _alias(walk: Any, command: Command) -> Feed:
             walk.aliases[name] = value
             with walk.within(active=[*walk.active, name]):
                 commands.extend(walk.try_nested(value, None, "alias").commands)
-    return Feed(tuple(commands), "")
+    return Stream(tuple(commands), "")
 
 
-def _set(walk: Any, command: Command) -> Feed:
+def _set(walk: Any, command: Command) -> Stream:
     for word in command.operands if command.name == "unset" else ():
         walk.variables.pop(word, None)
     if command.name == "set" and "--" in command.argv:
         walk.arguments = command.argv[command.argv.index("--") + 1 :]
-    return Feed((command,), "")
+    return Stream((command,), "")
 
 
-def _command(walk: Any, command: Command) -> Feed:
+def _command(walk: Any, command: Command) -> Stream:
     if command.name == "command" and not command.has("-v", "-V"):
         return walk.inside(command, after_options(command.argv[1:], ()))
     words = command.operands
-    return Feed((command,), f"/usr/bin/{words[0]}\n" if words and "/" not in words[0] else None)
+    return Stream((command,), f"/usr/bin/{words[0]}\n" if words and "/" not in words[0] else None)
 
 
-def _trap(walk: Any, command: Command) -> Feed:
+def _trap(walk: Any, command: Command) -> Stream:
     words = [word for word in command.argv[1:] if word not in ("--", "-l", "-p")]
-    inner = walk.nested(words[0], None, "trap") if len(words) > 1 and words[0] != "-" else Feed()
-    return Feed((command, *inner.commands), "")
+    inner = walk.nested(words[0], None, "trap") if len(words) > 1 and words[0] != "-" else Stream()
+    return Stream((command, *inner.commands), "")
 
 
 _BUILTINS = {
@@ -277,27 +277,27 @@ _BUILTINS = {
 # --- programs that build their commands from what they find --------------------------------------------------------
 
 
-def _xargs(walk: Any, command: Command) -> Feed:
+def _xargs(walk: Any, command: Command) -> Stream:
     valued = "-I -n -P -d -a -E -L -s -R -J --max-args --max-procs --delimiter --arg-file --max-lines --replace".split()
     rest = after_options(command.argv[1:], valued)
     replace = command.values("-I", "-J") or (["{}"] if command.has("-i", "--replace") else [])
-    feed = command.stdin or Feed()
+    feed = command.stdin or Stream()
     if not rest:
-        return Feed((command,), feed.text)
+        return Stream((command,), feed.text)
     for path in command.values("-a", "--arg-file") or ([feed.path] if feed.path and feed.text is None else []):
-        listed = Feed((Command("cat", ["cat", path], reading=walk.reading),))
-        feed = Feed((), "") if path in ("/dev/null", "/dev/tty") else _script(walk, command, path) or listed
+        listed = Stream((Command("cat", ["cat", path], reading=walk.reading),))
+        feed = Stream((), "") if path in ("/dev/null", "/dev/tty") else _script(walk, command, path) or listed
     text = "" if feed.path == "/dev/null" else feed.text
     lines = replace or command.has("-0", "--null")
     items = [walk.mark(feed)] if text is None else text.split("\n") if lines else re.sub("['\"\\\\]", "", text).split()
     items = [item for item in items if item][:32]
     inner = Command("xargs", command.argv, command.redirects, None, command.wrappers)
     turns = [[word.replace(replace[0], item) for word in rest] for item in items[:4]] if replace else [rest + items]
-    return Feed((command, *(one for words in turns for one in walk.inside(inner, words).commands[1:])), None)
+    return Stream((command, *(one for words in turns for one in walk.inside(inner, words).commands[1:])), None)
 
 
-def _find(walk: Any, command: Command) -> Feed:
-    commands, found = [command], paths.found(command)
+def _find(walk: Any, command: Command) -> Stream:
+    commands, paths_found = [command], paths.found(command)
     execs = (
         ("-x", "-X", "--exec", "--exec-batch") if command.name[:2] == "fd" else ("-exec", "-execdir", "-ok", "-okdir")
     )
@@ -306,9 +306,9 @@ def _find(walk: Any, command: Command) -> Feed:
             rest = command.argv[position + 1 :]
             end = next((at for at, part in enumerate(rest) if part in (";", "+")), len(rest))
             # {} stands for the first thing found; with nothing else in the word, for all of it.
-            words = [[*found] if part == "{}" else [part.replace("{}", found[0])] for part in rest[:end]]
+            words = [[*paths_found] if part == "{}" else [part.replace("{}", paths_found[0])] for part in rest[:end]]
             commands.extend(walk.inside(command, [one for part in words for one in part]).commands[1:])
-    return Feed(tuple(commands), "\n".join(found) + "\n")
+    return Stream(tuple(commands), "\n".join(paths_found) + "\n")
 
 
 _SPECIAL = {
@@ -372,7 +372,7 @@ def _leave_behind(walk: Any, command: Command, facts: Facts) -> None:
     fetches, packs = walk.programs.member(name, "fetchers"), walk.programs.member(name, "packers")
     if not (fetches or facts.to or facts.writes != "none" or packs):
         return
-    feed = Feed((command, *(command.stdin.commands if command.stdin else ())), None)
+    feed = Stream((command, *(command.stdin.commands if command.stdin else ())), None)
     words, targets, appends = paths.operands(command, facts), command.values(*facts.to), False
     if fetches:  # under the names of what was asked for, in the folder that was named
         text = " ".join(words) + " " + ((command.stdin.text or "") if command.stdin else "")
@@ -386,7 +386,7 @@ def _leave_behind(walk: Any, command: Command, facts: Facts) -> None:
         feed, targets = known, [words[1], posixpath.join(words[1], posixpath.basename(words[0]))] if known else []
     elif name in ("gcc", "cc", "clang", "g++", "rustc"):  # what it compiles to comes from where the source came from
         known = next((walk.files[key] for key in map(walk.absolute, words) if key in walk.files), command.stdin)
-        feed, targets = Feed(known.commands if known else ()), command.values("-o") or ["a.out"]
+        feed, targets = Stream(known.commands if known else ()), command.values("-o") or ["a.out"]
     elif packs:
         targets += [word for word in words if word not in ("a", "u")][: 1 if name in ("zip", "rar", "7z", "7za") else 3]
     elif name in ("tee", "sponge", "dd"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scripts.screen.commands import HOME, MARK, MAX_TEXT, OUTPUT, UNKNOWN, Command, Feed, Parsed, Refused, ansi, tilde
+from scripts.screen.commands import HOME, MARK, MAX_TEXT, OUTPUT, UNKNOWN, Command, Parsed, Refused, Stream, ansi, tilde
 from scripts.screen.programs import Programs
 
 MAX_FIELDS = 512  # words that one word may expand to
@@ -45,7 +45,7 @@ class State:
         self.called: set[str] = set()
         self.active: list[str] = []
         self.aliases: dict[str, str] = {}
-        self.files: dict[str, Feed] = self.reading.files
+        self.files: dict[str, Stream] = self.reading.files
         self.running: list[str] = []  # scripts written on the way that are being read
         self.arguments: list[str] | None = None
         self.cwd: str | None = None
@@ -78,14 +78,14 @@ class State:
         finally:
             self.__dict__.update(before)
 
-    def store(self, path: str, feed: Feed, append: bool = False) -> None:
+    def store(self, path: str, feed: Stream, append: bool = False) -> None:
         if not path or (path.startswith("/dev/") and not path.startswith("/dev/shm/")):
             return
         path = self.absolute(path)
         before = self.files.get(path)
         if append and before is not None:
             text = None if before.text is None or feed.text is None else (before.text + feed.text)[:MAX_TEXT]
-            feed = Feed(before.commands + feed.commands, text)
+            feed = Stream(before.commands + feed.commands, text)
         self.files[path] = feed
 
     def absolute(self, path: str) -> str:
@@ -94,7 +94,7 @@ class State:
             path = self.cwd + "/" + path
         return posixpath.normpath(path) if path else path
 
-    def mark(self, feed: Feed) -> str:
+    def mark(self, feed: Stream) -> str:
         """A word that stands for an output."""
         self.reading.outputs.append(feed)
         return f"{OUTPUT[0]}{len(self.reading.outputs) - 1}{OUTPUT[1]}"
@@ -107,7 +107,7 @@ class State:
 class Words(State):
     """The expansion of words; the interpreter that has this class as its base reads the commands inside them."""
 
-    statement: Callable[[Any, Feed | None], Feed]
+    statement: Callable[[Any, Stream | None], Stream]
     substitute: Callable[[Any], str]
     substitutions: Callable[[Any], None]
 
@@ -291,7 +291,7 @@ class Words(State):
         if operator in ("#", "##", "%", "%%"):
             return _strip_pattern(value, argument, operator)
         # Cut, replaced or turned into capitals: not worked out, as no changed text is.
-        return self.mark(Feed((Command("${}", ["${}"], hidden=True, reading=self.reading),)))
+        return self.mark(Stream((Command("${}", ["${}"], hidden=True, reading=self.reading),)))
 
 
 def _expand_braces(text: str) -> list[str]:

@@ -28,8 +28,8 @@ def context(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(templates: Sequence[str], summary: str, figures: Sequence[str], outputs: Sequence[str]) -> None:
-    found = context(sourced(read_report(summary), summary))
-    write_documents(templates, {**found, "source": sourced(summary, summary)}, figures, outputs)
+    content = context(sourced(read_report(summary), summary))
+    write_documents(templates, {**content, "source": sourced(summary, summary)}, figures, outputs)
 
 
 if __name__ == "__main__":

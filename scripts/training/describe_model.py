@@ -28,8 +28,8 @@ OTHERS = ("description.json", "weights.json", "model.safetensors.index.json", "O
 
 def small_files(folder: Path) -> list[Path]:
     """What lies beside the weights in a model's folder, sorted by name."""
-    found = {file for pattern in SMALL_FILES for file in folder.glob(pattern) if file.name not in OTHERS}
-    return sorted(found)
+    files = {file for pattern in SMALL_FILES for file in folder.glob(pattern) if file.name not in OTHERS}
+    return sorted(files)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from scripts.training.processes import ALONE, Group, divided_like
+from scripts.training.processes import ALONE, Group, sharded_like
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_folder, read_jsonl, read_report, write_jsonl, write_report
 from will_it_fit.common.terminal import log
@@ -144,11 +144,11 @@ class Checkpoint:
         state = torch.load(saved, map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in _trained(model):
-                parameter.copy_(divided_like(state["trained"][name], parameter))
+                parameter.copy_(sharded_like(state["trained"][name], parameter))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, moments in state["optimizer"]["state"].items():
             for name, value in moments.items():
-                moments[name] = divided_like(value, parameters[index])
+                moments[name] = sharded_like(value, parameters[index])
         optimizer.load_state_dict(state["optimizer"])
         random = state["random"][self.group.rank]
         torch.set_rng_state(random["cpu"])
@@ -167,11 +167,11 @@ def _trained(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def validation_loss(
-    model: Any, rows: list[Row], batch_size: int, pad_token_id: int, group: Group = ALONE, divided: bool = False
+    model: Any, rows: list[Row], batch_size: int, pad_token_id: int, group: Group = ALONE, sharded: bool = False
 ) -> float:
     """Mean negative log-likelihood of an answer token over the rows, in nats.
 
-    ``divided``: by FSDP, so that only the whole forward pass, in all processes at once, has all weights.
+    ``sharded``: by FSDP, so that only the whole forward pass, in all processes at once, has all weights.
     """
     import torch
 
@@ -188,7 +188,7 @@ def validation_loss(
             batch = batches[first + group.rank if own else first]
             learned = answer_tokens(batch) if own else 0
             tensors = collate(batch, pad_token_id, device)
-            loss = model(**tensors, use_cache=False).loss if divided else chunked_loss(bare(model), tensors)
+            loss = model(**tensors, use_cache=False).loss if sharded else chunked_loss(bare(model), tensors)
             total += float(loss) * learned
             tokens += learned
     total, tokens = group.sums(total, tokens)
@@ -373,15 +373,15 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
     """The allocator's figures beside the trace's, and what to change."""
     import torch
 
-    found = [str(error).splitlines()[0]]
+    lines = [str(error).splitlines()[0]]
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        found.append(
+        lines.append(
             f"the allocator had {torch.cuda.max_memory_allocated()} bytes in use and {torch.cuda.max_memory_reserved()}"
             f" reserved at most; {free} of the device's {total} are free, the rest is this process's and others'"
         )
     if predicted:
-        found.append(
+        lines.append(
             f"the trace said {predicted['peak_allocated_bytes']} in use, and a device with"
             f" {predicted['required_bytes']} free"
         )
@@ -390,7 +390,7 @@ def _out_of_memory(error: Exception, scenario: Scenario, predicted: Mapping[str,
     return UserError(
         "The training step does not fit the device's memory.",
         where="training; `nvidia-smi` names the other processes on the device",
-        found="; ".join(found),
+        found="; ".join(lines),
         allowed="a smaller micro-batch (on_out_of_memory: halve does it by itself), or what `python -m"
         " will_it_fit.ask.predict` says fits; with more required than allocated, allocator.expandable_segments",
         write=f"training:\n  {smaller}",

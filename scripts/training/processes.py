@@ -69,8 +69,8 @@ class Group:
 ALONE = Group()
 
 
-def divided_like(value: Any, example: Any) -> Any:
-    """This process's part of a whole tensor, divided as the example of the same shape is; else the value as it is."""
+def sharded_like(value: Any, example: Any) -> Any:
+    """This process's part of a whole tensor, sharded as the example of the same shape is; else the value as it is."""
     if not hasattr(example, "full_tensor") or getattr(value, "shape", None) != example.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

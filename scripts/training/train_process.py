@@ -136,7 +136,7 @@ def train(work: TrainingJob, group: Group = ALONE) -> None:
     save_adapter(model, folder, base_name(description), group)
     if group.rank == 0:
         write_jsonl(curve_path, fitted.curve)
-    # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a card, no more rows than were gated.
+    # A 4-bit weight is unpacked once a batch, so on the CPU large ones pay; on a GPU, no more rows than were gated.
     batch_size = 64 if device == "cpu" else scenario.micro_batch
     loss = validation_loss(model, data.held_out, batch_size, data.pad_token_id, group, scenario.parallel.sharded)
     peaks = group.collected(torch.cuda.max_memory_allocated() if device == "cuda" else None)
@@ -165,7 +165,7 @@ def _set_up(work: TrainingJob) -> None:
 
 
 def warn_of_slow_bf16(scenario: Scenario, device: str) -> None:
-    """Say how slow bf16 is on a processor that does not multiply faster in it."""
+    """Say how slow bf16 is on a CPU that does not multiply faster in it."""
     if device != "cpu" or scenario.compute_precision != "bf16" or multiplies_bf16():
         return
     import torch
@@ -180,7 +180,7 @@ def warn_of_slow_bf16(scenario: Scenario, device: str) -> None:
         return min(taken[1:])
 
     log.warning(
-        "This processor has no fast bf16: a matrix product takes %.1f times as long in it as in fp32. Write"
+        "This CPU has no fast bf16: a matrix product takes %.1f times as long in it as in fp32. Write"
         " `training: {precision: auto}`, which computes in fp32 here.",
         seconds(torch.bfloat16) / seconds(torch.float32),
     )
@@ -205,7 +205,7 @@ def _log_plan(work: TrainingJob, scenario: Scenario, data: Data, group: Group) -
 
 
 def _model(work: TrainingJob, scenario: Scenario, title: str) -> tuple[Any, dict[str, Any]]:
-    """The model on its device, divided where it is; and what the report says of it."""
+    """The model on its device, sharded where it is; and what the report says of it."""
     import torch
 
     from will_it_fit.step.model import build_model
@@ -277,7 +277,7 @@ def _report(work: TrainingJob, scenario: Scenario, data: Data, fitted: Fitted) -
 def save_adapter(model: Any, folder: Path, base: str, group: Group = ALONE) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``, the same bytes for the same adapter.
 
-    Called by all processes, which each hold a part of a divided adapter; rank 0 writes it.
+    Called by all processes, which each hold a part of a sharded adapter; rank 0 writes it.
     """
     from will_it_fit.step.adapters import adapter_names
     from will_it_fit.step.parallel import bare, full_tensor

@@ -26,6 +26,7 @@ ZERO = "deepspeed.runtime.zero"
 # By what they belong to. A name that objects of a class get when they are made counts as the class's.
 RELIED_ON = {
     "argparse.ArgumentParser": "_actions",
+    "liger_kernel.transformers.monkey_patch": "_apply_liger_kernel_to_instance",
     "accelerate.state.AcceleratorState": "_reset_state",
     "accelerate.state.GradientState": "_reset_state",
     "bitsandbytes.autograd": "_functions",
@@ -54,7 +55,8 @@ RELIED_ON = {
     "torch._inductor.fx_passes.pad_mm": "get_cached_should_pad",
     "torch._inductor.runtime.cache_dir_utils": "cache_dir",
     "torch._inductor.runtime.hints": "DeviceProperties",
-    "torch._inductor.utils": "get_max_num_sms",
+    "torch._inductor.utils": "get_max_num_sms is_big_gpu",
+    "torch._inductor.select_algorithm": "AlgorithmSelectorCache TritonTemplateCaller",
     "torch._prims.rng_prims": "run_and_save_rng_state run_with_rng_state",
     "torch._subclasses.fake_tensor": "init_gpu_context",
     "torch.fx.experimental.proxy_tensor": "unset_fake_temporarily",

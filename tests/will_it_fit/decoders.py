@@ -1,5 +1,7 @@
 """Small decoders that several modules test with, as mappings that a scenario takes for its model."""
 
+from will_it_fit.scenario.model import MODELS
+
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -47,4 +49,23 @@ LLAMA_3_LAYERS = {
     "num_attention_heads": 4,
     "vocab_size": 4000,
     "max_position_embeddings": 1024,
+}
+
+# A model that is built at once, and a step of a real one that a T4 has just no room for.
+TINY = {
+    "model_type": "qwen2",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 512,
+}
+T4 = {
+    "model": str(MODELS / "qwen2.5-coder-7b.json"),
+    "precision": "fp16",
+    "sequence_length": 1024,
+    "gradient_checkpointing": False,
+    "gpu": "t4",
 }

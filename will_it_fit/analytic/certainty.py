@@ -96,7 +96,7 @@ def _spread(kind: Kind, lowest: str, highest: str, counts: Callable[[Mapping[str
         lambda row: True,
     )
     choices = ([row for row in _rows() if alike(row) and counts(row)] for alike in wider)
-    rows = next(found for found in choices if len(found) >= FEW)
+    rows = next(sample for sample in choices if len(sample) >= FEW)
     low = min(int(row["least_trace"]) / int(row[lowest]) for row in rows)
     high = max(int(row["required_trace"]) / int(row[highest]) for row in rows)
     return Share(1 - max(WIDER * (1 - low), LEAST), 1 + max(WIDER * (high - 1), LEAST))

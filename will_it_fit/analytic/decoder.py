@@ -269,17 +269,17 @@ class Decoder:
             gate, up, down = self.family.expert_names
             names |= {"gate": "gate", gate: "gate_up_proj", up: "gate_up_proj", down: "down_proj"}
         wanted = set(names) if lora.target_modules == "all-linear" else _asked(lora)
-        found = tuple(dict.fromkeys(name for alias, name in names.items() if alias in wanted))
+        matrices = tuple(dict.fromkeys(name for alias, name in names.items() if alias in wanted))
         problem = None
-        if not found and not wanted & OUTSIDE_OF_LAYERS:
+        if not matrices and not wanted & OUTSIDE_OF_LAYERS:
             problem = "`lora.target_modules` matches no linear layer of this model."
         elif self.experts and len(wanted & {gate, up}) == 1:
             problem = f"The experts' {gate} and {up} are one parameter, which has one adapter: both or none."
-        elif self.experts and lora.dropout and {"gate", "gate_up_proj", "down_proj"} & set(found):
+        elif self.experts and lora.dropout and {"gate", "gate_up_proj", "down_proj"} & set(matrices):
             problem = "PEFT has no dropout for adapters of experts, which are parameters and no layers."
         if problem:
             near = [n for name in wanted for n in difflib.get_close_matches(name, sorted(names), n=1)]
-            targets = list(dict.fromkeys(near)) if near and not found else "all-linear"
+            targets = list(dict.fromkeys(near)) if near and not matrices else "all-linear"
             raise UserError(
                 problem,
                 where=where,
@@ -287,7 +287,7 @@ class Decoder:
                 allowed=f"all-linear, or a list of {', '.join(sorted(names))}",
                 change={"lora": {"target_modules": targets}},
             )
-        return found
+        return matrices
 
     def adapter_shapes(self, lora: Lora) -> list[tuple[str, int, int]]:
         """Adapter matrices as (where, elements, how many such): A is rank x inputs, B is outputs x rank.

@@ -60,11 +60,11 @@ def merged(net: Network, weight: Parameter, adapter: Adapter) -> Tensor:
     factors = [net.tensor(f.dims, width, WEIGHT_CASTS, "adapters of parameters") for f in (a, b) if f.width != width]
 
     def backward(grad: Tensor) -> list:
-        found = []
+        tensors = []
         for factor in (b, a):
             unscaled = net.tensor(factor.dims, width)
-            found.append(net.tensor(factor.dims, width))
+            tensors.append(net.tensor(factor.dims, width))
             del unscaled
-        return found
+        return tensors
 
     return net.operation(weight.dims, width, [b, a], backward, factors)

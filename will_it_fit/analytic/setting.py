@@ -193,7 +193,7 @@ class Setting:
         length, head = scenario.sequence_length, decoder.sizes["d"]
         learned = scenario.tokens - scenario.micro_batch  # the first token of a row is no target
         flash_length, flash_head = cuda_rules.flash_padding(length, head)
-        found = {
+        sizes = {
             **decoder.sizes,
             "1": 1,
             "b": scenario.micro_batch,
@@ -209,5 +209,5 @@ class Setting:
             "d32": flash_head,
         }
         for matrix in decoder.matrices:
-            found[f"{matrix.outputs}·{matrix.inputs}/{BLOCKSIZE}"] = -(-decoder.elements(matrix) // BLOCKSIZE)
-        return found
+            sizes[f"{matrix.outputs}·{matrix.inputs}/{BLOCKSIZE}"] = -(-decoder.elements(matrix) // BLOCKSIZE)
+        return sizes

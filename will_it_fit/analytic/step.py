@@ -12,10 +12,9 @@ from collections import Counter
 from itertools import pairwise
 
 from will_it_fit.analytic import state
-from will_it_fit.analytic.attention import attention
 from will_it_fit.analytic.experts import experts
 from will_it_fit.analytic.graph import Node, Parameter, Storage, Tensor
-from will_it_fit.analytic.layers import Layer, Network, dropped, mlp, norm, product
+from will_it_fit.analytic.layers import Layer, Network, attention, dropped, mlp, norm, product
 from will_it_fit.analytic.live_bytes import Term
 from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting
 from will_it_fit.analytic.sharding import Sharding, Unit, marked, units_of

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from os import PathLike
 from typing import Any
 
@@ -44,7 +43,7 @@ class Answer:
     suggestions
         What would fit, the cheapest first.
     run
-        Hours, cost and energy; None where nothing was asked about a run or the card's speed is not known.
+        Hours, cost and energy; None where nothing was asked about a run or the GPU's speed is not known.
     text, details
         The whole answer for people, and `predict`'s object for programs.
     """
@@ -63,6 +62,8 @@ class Answer:
         return self.text
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         colour = {True: "#2e7d32", False: "#c62828", None: "#616161"}[self.fits]
         first, _, rest = self.text.partition("\n")
         return (
@@ -120,20 +121,20 @@ def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer
     """The typed answer to a question that was read."""
     from will_it_fit.ask import answer, text
 
-    found = answer.quick(asked) if quick else answer.traced(asked)
-    shown = found["trace"] or found["analytic"] or {}
+    details = answer.quick(asked) if quick else answer.traced(asked)
+    shown = details["trace"] or details["analytic"] or {}
     suggestions = [
         Suggested(one["changes"], text.suggested(words, one["changes"]), one["cost"], one["headroom_bytes"])
-        for one in found["suggestions"]
+        for one in details["suggestions"]
     ]
     return Answer(
-        fits=found["fits"],
-        headroom_bytes=found["headroom_bytes"],
+        fits=details["fits"],
+        headroom_bytes=details["headroom_bytes"],
         peak_allocated_bytes=shown.get("peak_allocated_bytes"),
         required_bytes=shown.get("required_bytes"),
         components=shown.get("components", {}),
         suggestions=suggestions,
-        run=RunTime(**found["run"]) if found.get("run") else None,
-        text=text.full_text(asked, found, words),
-        details=found,
+        run=RunTime(**details["run"]) if details.get("run") else None,
+        text=text.full_text(asked, details, words),
+        details=details,
     )

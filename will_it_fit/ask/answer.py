@@ -7,17 +7,62 @@ from dataclasses import replace
 from typing import Any
 
 from will_it_fit.analytic.certainty import Needs
-from will_it_fit.analytic.estimated import estimate
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
-from will_it_fit.planner.compare import NOT_MEASURED, nearly_full, peaks_with_tool_defaults
+from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full, peaks_with_tool_defaults
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH
+from will_it_fit.readers.request import ScenarioRequest
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.strategies import REPLICATED
+from will_it_fit.tracing import scenario_trace
 
 NOT_TRACED = "not traced: --quick asks the analytic estimate alone"
+
+
+def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
+    """What the workflow's rules say about a scenario, one after the other."""
+    return _compared(scenario, where).to_mapping()
+
+
+def _compared(scenario: Scenario, where: object) -> Comparison:
+    return compare(estimate(scenario, where), scenario_trace.traced(scenario, where), where=where)
+
+
+def whole_answer(
+    request: ScenarioRequest,
+    where: object = "scenario",
+    shown: Callable[[dict[str, Any]], None] | None = None,
+    watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
+
+    Parameters
+    ----------
+    shown
+        Called with the answer as soon as its verdict stands, before what takes traces of its own.
+    watch
+        Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
+    """
+    compared = _compared(request.scenario, where)
+    answer = compared.to_mapping(suggested=False) | request.origin_fields()
+    answer["scripts_would_take"] = peaks_with_tool_defaults(request, where)
+    answer["warnings"] = [*request.warnings, *answer["warnings"]]
+    answer["strategies"] = {}
+    if shown:
+        shown(answer)
+    if "parallel" in request.assumed:
+        if watch:
+            watch("the same with DDP", 0, [])
+        parallel = {"strategy": REPLICATED, "gpus": request.scenario.parallel.gpus}
+        other = _compared(request.scenario.changed(parallel=parallel), where)
+        size = other.traced.trace["required_bytes"]
+        answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
+    answer["suggestions"] = compared.suggestions(watch)
+    return answer
 
 
 # What a tool's own kernels and casts can do and ours can't: the change that the trace's error asks for, which way the
@@ -38,14 +83,13 @@ def traced(
 
     ``shown`` is called with it as soon as the verdict stands, ``watch`` hears of each search for a suggestion.
     """
-    from will_it_fit.ask.predict import answered
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(asked.scenario)
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
-        return _more(answered(step, asked.where, shown, watch), asked)
+        return _more(whole_answer(step, asked.where, shown, watch), asked)
 
     for _ in _NEAREST:
         try:
@@ -67,8 +111,8 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     what the smallest GPU known has that surely suffices (None: none does).
     Without ``others`` nothing is said about other tools' scripts, which takes an estimate for each.
     """
-    found = estimate(asked.scenario, asked.where, blocks=False)
-    gpu, analytic, fits, headroom = asked.gpu, found.analytic, None, None
+    estimated = estimate(asked.scenario, asked.where, blocks=False)
+    gpu, analytic, fits, headroom = asked.gpu, estimated.analytic, None, None
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
@@ -78,9 +122,9 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         headroom = gpu.usable_bytes - required
         if needs.roughly(gpu.usable_bytes) is None:  # else it lies far from what the GPU has, and only a bound is known
             analytic = {**analytic, "required_bytes": required}
-    reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": found.reason}
+    reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": estimated.reason}
     answer = asked.asked.origin_fields() | {
-        "rule_of_thumb": found.rule_of_thumb,
+        "rule_of_thumb": estimated.rule_of_thumb,
         "analytic": analytic,
         "trace": None,
         "measurement": None,
@@ -133,9 +177,9 @@ def exit_status(answer: Mapping[str, Any]) -> int:
 
 
 def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
-    """The step on each card of the catalogue, traced once for each compute capability; the best first.
+    """The step on each GPU of the catalogue, traced once for each compute capability; the best first.
 
-    If a run is asked about, each card has its hours too.
+    If a run is asked about, each GPU has its hours too.
     """
     from will_it_fit.tracing.imports import import_quietly
 
@@ -155,15 +199,18 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
         typical = {capability: _times(step, capability, cards) for capability, cards in by_capability.items()}
     rows = []
     for card in catalogue().values():
-        found = traces[card.capability]
-        judged = verdict(found, card)
+        step_trace = traces[card.capability]
+        judged = verdict(step_trace, card)
         row = {
-            "gpu": card.name, "title": card.title, "required_bytes": found["required_bytes"],
+            "gpu": card.name, "title": card.title, "required_bytes": step_trace["required_bytes"],
             "usable_bytes": card.usable_bytes, "fits": judged.fits, "headroom_bytes": judged.headroom_bytes,
         }  # fmt: skip
         if asked.run:
-            time, full = found["times"][card.name], nearly_full(found, card)
-            row |= {"time": time, "run": _run(typical.get(card.capability, found["times"])[card.name], card, asked)}
+            time, full = step_trace["times"][card.name], nearly_full(step_trace, card)
+            row |= {
+                "time": time,
+                "run": _run(typical.get(card.capability, step_trace["times"])[card.name], card, asked),
+            }
             row["warnings"] = [*(time["warnings"] if time else ()), *([full] if full else ())]
         rows.append(row)
     if asked.run:
@@ -172,14 +219,14 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
 
 
 def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[Gpu]) -> Mapping[str, Any]:
-    """The time of a step on cards that are alike to the trace, by their names."""
+    """The time of a step on GPUs that are alike to the trace, by their names."""
     from will_it_fit.tracing.trace import trace
 
     return trace(step, capability=capability, timeline=False, timed_on=speeds(cards))["times"]
 
 
 def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any] | None:
-    """The run of steps that take so long; None where the card's speed is not known."""
+    """The run of steps that take so long; None where the GPU's speed is not known."""
     return run_time(time, gpu, asked.scenario, asked.run).to_mapping() if time else None
 
 
@@ -198,9 +245,9 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     import_quietly(asked.scenario)
     from will_it_fit.planner.feasibility import largest
 
-    found = largest(asked.scenario, asked.gpu, field)
-    if found["value"] > 1 or alone is None or alone.scenario.attention_mask == asked.scenario.attention_mask:
-        return found
+    largest_fit = largest(asked.scenario, asked.gpu, field)
+    if largest_fit["value"] > 1 or alone is None or alone.scenario.attention_mask == asked.scenario.attention_mask:
+        return largest_fit
     single = largest(alone.scenario, asked.gpu, field, most=1)
     asked.scenario = alone.scenario
     return single

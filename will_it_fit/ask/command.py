@@ -120,7 +120,7 @@ _APART = (
     ("--compare", "--quick", "the trace is compared"),
     ("--count", "--quick", "tensors are traced"),
     ("--layers", "--quick", "tensors are traced"),
-    ("--all-gpus", "--gpu", "the one asks about every card, the other about one"),
+    ("--all-gpus", "--gpu", "the one asks about every GPU, the other about one"),
     *((one, other, "they are two forms of one answer") for one, other in combinations(_FORMS, 2)),
     *((one, other, "they are two questions") for one, other in combinations(_KINDS, 2)),
 )  # fmt: skip
@@ -137,10 +137,10 @@ def _refuse_contradictions(words: Sequence[str], made: argparse.ArgumentParser) 
             )  # fmt: skip
 
 
-def _print(found: Any, as_json: bool) -> int:
+def _print(answered: Any, as_json: bool) -> int:
     """Print a typed answer, and say whether it fits."""
-    print(json.dumps(found.to_mapping(), sort_keys=True) if as_json else found.text())
-    return 1 if found.fits is False else 0
+    print(json.dumps(answered.to_mapping(), sort_keys=True) if as_json else answered.text())
+    return 1 if answered.fits is False else 0
 
 
 class _Progress:
@@ -202,15 +202,15 @@ def _print_answer(asked: Any, options: argparse.Namespace, words: Sequence[str])
         return _print_quick(asked, options, words)
     if options.json or options.compare:
         progress = _Progress(sys.stderr.isatty())
-        found = answer.traced(asked, watch=progress)
+        answered = answer.traced(asked, watch=progress)
         progress.end()
         if options.compare:
             from will_it_fit.ask.explain_measurement import difference
 
-            print(difference(asked, found, options.compare))
+            print(difference(asked, answered, options.compare))
             return 0
-        print(json.dumps(found | _tensors(asked, options), sort_keys=True))
-        return answer.exit_status(found)
+        print(json.dumps(answered | _tensors(asked, options), sort_keys=True))
+        return answer.exit_status(answered)
     return _print_as_it_comes(asked, options, words, text)
 
 
@@ -225,23 +225,23 @@ def _tensors(asked: Any, options: argparse.Namespace) -> dict[str, Any]:
 
 def _print_quick(asked: Any, options: argparse.Namespace, words: Sequence[str]) -> int:
     from will_it_fit.ask import answer, text
-    from will_it_fit.ask.answer_text import explanation, verdict_line
+    from will_it_fit.ask.text import explanation, verdict_line
 
-    found = answer.quick(asked)
-    if found["analytic"] is None:
-        print(printable("\n".join([verdict_line(found), *text.reading_lines(asked, found)])), file=sys.stderr)
+    answered = answer.quick(asked)
+    if answered["analytic"] is None:
+        print(printable("\n".join([verdict_line(answered), *text.reading_lines(asked, answered)])), file=sys.stderr)
         return 3
     if options.json:
-        print(json.dumps(found, sort_keys=True))
+        print(json.dumps(answered, sort_keys=True))
     else:
-        print("\n".join([text.full_text(asked, found, words), *(explanation(found) if options.explain else ())]))
-    return answer.exit_status(found)
+        print("\n".join([text.full_text(asked, answered, words), *(explanation(answered) if options.explain else ())]))
+    return answer.exit_status(answered)
 
 
 def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[str], text: Any) -> int:
     """The verdict as soon as it stands, then what is found after it; Ctrl-C ends the searches, not the verdict."""
     from will_it_fit.ask import answer
-    from will_it_fit.ask.answer_text import explanation, verdict_line
+    from will_it_fit.ask.text import explanation, verdict_line
 
     if sys.stderr.isatty():
         first = answer.quick(replace(asked, run=None), others=False)
@@ -260,25 +260,25 @@ def _print_as_it_comes(asked: Any, options: argparse.Namespace, words: Sequence[
 
     try:
         with progress.stoppable():
-            found = answer.traced(asked, shown, progress)
+            answered = answer.traced(asked, shown, progress)
         progress.end()
     except KeyboardInterrupt:
         if not verdict:
             raise
         progress.end()
         print("stopped: what is shown was found until now", file=sys.stderr)
-        found = verdict | {"suggestions": [asdict(item) for item in progress.found]}
-        if rest := text.rest_text(replace(asked, run=None), found, words):
+        answered = verdict | {"suggestions": [asdict(item) for item in progress.found]}
+        if rest := text.rest_text(replace(asked, run=None), answered, words):
             print(rest)
-        raise _Stopped(answer.exit_status(found)) from None
-    if rest := text.rest_text(asked, found, words):
+        raise _Stopped(answer.exit_status(answered)) from None
+    if rest := text.rest_text(asked, answered, words):
         print(rest)
-    return answer.exit_status(found)
+    return answer.exit_status(answered)
 
 
 def _print_cards(asked: Any, as_json: bool) -> int:
     from will_it_fit.ask import answer, run_cost
-    from will_it_fit.ask.answer_text import step_line
+    from will_it_fit.ask.text import step_line
 
     rows = answer.on_all_gpus(asked)
     fitting = sum(row["fits"] for row in rows)
@@ -301,23 +301,23 @@ def _print_cards(asked: Any, as_json: bool) -> int:
 
 def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None) -> int:
     from will_it_fit.ask import answer
-    from will_it_fit.ask.answer_text import card, step_line
+    from will_it_fit.ask.text import card, step_line
     from will_it_fit.cards.gpus import EXPANDABLE_LINE
 
-    found = answer.largest_that_fits(asked, field, alone)
+    largest = answer.largest_that_fits(asked, field, alone)
     if as_json:
-        print(json.dumps({"field": field, **found}, sort_keys=True))
-        return 0 if found["value"] else 1
+        print(json.dumps({"field": field, **largest}, sort_keys=True))
+        return 0 if largest["value"] else 1
     what = "tokens" if field == "sequence_length" else "rows"
-    step = step_line(asked.scenario.changed(**{field: max(found["value"], 1)}).to_mapping())
-    if not found["value"]:
+    step = step_line(asked.scenario.changed(**{field: max(largest["value"], 1)}).to_mapping())
+    if not largest["value"]:
         print(f"NOTHING FITS {card(asked.gpu.to_mapping())}, not even the smallest: {step}")
         return 1
-    end = "; the model's positions end it" if found["limited_by_positions"] else ""
+    end = "; the model's positions end it" if largest["limited_by_positions"] else ""
     on = card(asked.gpu.to_mapping())
-    print(f"{found['value']:,} {what} fit {on}, {gib(found['headroom_bytes'])} to spare{end}")
+    print(f"{largest['value']:,} {what} fit {on}, {gib(largest['headroom_bytes'])} to spare{end}")
     grown = asked.scenario.allocator.expandable_segments
-    print(f"{found['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
+    print(f"{largest['with_other_allocator']:,} {what} {'without' if grown else 'with'} {EXPANDABLE_LINE}")
     print(f"for: {step}")
     if not (grown or end):
         print(f"everything below fits as well; more {what} may fit by chance, depending on fragmentation")

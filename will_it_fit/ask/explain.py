@@ -35,16 +35,16 @@ def explain(scenario: Scenario, where: object = "scenario", *, count: int = 10, 
 
     gpu = find(scenario.gpu, where) if scenario.gpu is not None else None
     answer = trace(scenario, capability=gpu.capability if gpu else None, timeline=False, origins=True)
-    found = [{**row, "times": 1} for row in answer["tensors"]]
+    tensors = [{**row, "times": 1} for row in answer["tensors"]]
     if layers:
         alike: dict[str, dict[str, Any]] = {}
-        for row in found:
+        for row in tensors:
             module = re.sub(r"(?<=\.)\d+(?=\.|$)", "*", row["module"])
             key = json.dumps({**row, "module": module}, sort_keys=True)
             alike.setdefault(key, {**row, "module": module, "times": 0})["times"] += 1
-        found = sorted(alike.values(), key=lambda row: -row["bytes"] * row["times"])
+        tensors = sorted(alike.values(), key=lambda row: -row["bytes"] * row["times"])
     kept = {key: answer[key] for key in ("components", "peak_allocated_bytes", "peak_phase")}
-    return {**kept, "tensors": found[:count]}
+    return {**kept, "tensors": tensors[:count]}
 
 
 def table(answer: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Why something else was measured: the difference put into the causes that the project knows, the likeliest first.
 
-``nvidia-smi=14.2GiB``: what the process, or the whole card, was shown with. ``allocated=``, ``reserved=``: what
+``nvidia-smi=14.2GiB``: what the process, or the whole GPU, was shown with. ``allocated=``, ``reserved=``: what
 ``torch.cuda.max_memory_allocated`` and ``max_memory_reserved`` said. ``oom=``: what the out-of-memory message calls
 "allocated by PyTorch".
 """
@@ -35,13 +35,13 @@ class Cause(NamedTuple):
 def measured(text: str) -> tuple[str, int]:
     """What ``--compare`` says: which figure, and how many bytes."""
     kind, _, size = text.partition("=")
-    found = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([a-z]*)\s*", size, re.I)
-    if kind.strip().lower() not in KINDS or not found or found[2].lower() not in _UNITS:
+    figure = re.fullmatch(r"\s*(\d+(?:[.,]\d+)?)\s*([a-z]*)\s*", size, re.I)
+    if kind.strip().lower() not in KINDS or not figure or figure[2].lower() not in _UNITS:
         raise UserError(
             "`--compare` takes a figure and its size.", where="--compare", found=text,
             allowed=f"{', '.join(KINDS)}, each with GiB, GB or MiB", write="--compare nvidia-smi=14.2GiB",
         )  # fmt: skip
-    return kind.strip().lower(), round(float(found[1].replace(",", ".")) * _UNITS[found[2].lower()])
+    return kind.strip().lower(), round(float(figure[1].replace(",", ".")) * _UNITS[figure[2].lower()])
 
 
 def difference(asked: Question, answer: Mapping[str, Any], text: str) -> str:
@@ -112,7 +112,7 @@ def _possible(asked: Question, own: Mapping[str, Any], left: int) -> list[Cause]
     if scenario.loop == "trainer":
         changes.append(("a loop of one's own that keeps the outputs: two steps' logits", "--set loop=manual",
                         {"loop": "manual"}))  # fmt: skip
-    found = []
+    causes = []
     for what, how, change in changes:
         try:
             other = trace(scenario.changed(**change), capability=asked.gpu.capability if asked.gpu else None,
@@ -121,10 +121,10 @@ def _possible(asked: Question, own: Mapping[str, Any], left: int) -> list[Cause]
             continue
         more = other["peak_reserved_bytes"] - own["peak_reserved_bytes"]
         if more > CLOSE * left:
-            found.append(Cause(what, more, f"try: {how}"))
+            causes.append(Cause(what, more, f"try: {how}"))
     rows = EVALUATION_ROWS * scenario.sequence_length * scenario.size("vocab_size", 0)
     evaluation = 6 * rows - own["components"].get("logits_and_loss", 0)  # in 16 bits, and as fp32
     if evaluation > 0:
         what = f"evaluation: {EVALUATION_ROWS} rows, transformers' per_device_eval_batch_size, whose logits become fp32"
-        found.append(Cause(what, evaluation, "try: a smaller per_device_eval_batch_size, or prediction_loss_only"))
-    return found
+        causes.append(Cause(what, evaluation, "try: a smaller per_device_eval_batch_size, or prediction_loss_only"))
+    return causes

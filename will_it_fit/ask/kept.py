@@ -148,13 +148,13 @@ def _code() -> str:
 
 def _packages() -> list[tuple[str, str, int]]:
     """The installed packages: where each lies, its name with its version, and when it was installed."""
-    found = []
+    packages = []
     for place in sys.path:
         with suppress(OSError):
             for entry in os.scandir(place or "."):
                 if entry.name.endswith((".dist-info", ".egg-info")):
-                    found.append((place, entry.name, entry.stat().st_mtime_ns))
-    return sorted(found)
+                    packages.append((place, entry.name, entry.stat().st_mtime_ns))
+    return sorted(packages)
 
 
 def _plain(value: Any) -> Any:

@@ -19,6 +19,8 @@ import re
 from typing import NoReturn
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.readers import TOOLS
+from will_it_fit.readers.request import LIKE
 from will_it_fit.scenario.strategies import STRATEGIES
 
 METHODS = ("full", "lora", "qlora")
@@ -44,11 +46,9 @@ def parser() -> argparse.ArgumentParser:
     step.add_argument("-s", "--sequence-length", type=whole_number, metavar="TOKENS")
     step.add_argument("-b", "--micro-batch", type=whole_number, metavar="ROWS")
     step.add_argument("--strategy", choices=STRATEGIES, help="how several GPUs are used (fsdp2 if --gpu names several)")
-    step.add_argument("--like", choices=("trl", "peft", "axolotl"), help="take unset fields from this tool's defaults")
+    step.add_argument("--like", choices=LIKE, help="take unset fields from this tool's defaults")
     step.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="any field of a scenario")
-    step.add_argument(
-        "--from", dest="tool", choices=("axolotl", "llama-factory", "trl"), help="tool that the file belongs to"
-    )
+    step.add_argument("--from", dest="tool", choices=TOOLS, help="tool that the file belongs to")
     form = made.add_argument_group("the answer")
     form.add_argument("--json", action="store_true", help="for programs: the object of will_it_fit.ask.predict")
     form.add_argument("--yaml", action="store_true", help="print the scenario as YAML and exit")

@@ -14,69 +14,17 @@ import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from will_it_fit.analytic.estimated import estimate
-from will_it_fit.ask.answer_text import answers, explanation, head, other_ways, suggestions, time_lines
-from will_it_fit.common.errors import UserError, printable
+from will_it_fit.ask.answer import whole_answer
+from will_it_fit.ask.text import table
+from will_it_fit.common.errors import UserError
 from will_it_fit.common.packages import STACK
 from will_it_fit.common.terminal import command
-from will_it_fit.planner.compare import compare, peaks_with_tool_defaults
-from will_it_fit.readers.request import ScenarioRequest, read_request
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.scenario.strategies import REPLICATED
+from will_it_fit.readers.request import read_request
 from will_it_fit.tracing import imports
-from will_it_fit.tracing.scenario_trace import traced
-
-
-def predict(scenario: Scenario, where: object = "scenario") -> dict[str, Any]:
-    """What the workflow's rules say about a scenario, one after the other."""
-    return compare(estimate(scenario, where), traced(scenario, where), where=where).to_mapping()
-
-
-def answered(
-    asked: ScenarioRequest,
-    where: object = "scenario",
-    shown: Callable[[dict[str, Any]], None] | None = None,
-    watch: Callable[[str, int, Sequence[Any]], None] | None = None,
-) -> dict[str, Any]:
-    """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
-
-    Parameters
-    ----------
-    shown
-        Called with the answer as soon as its verdict stands, before what takes traces of its own.
-    watch
-        Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
-    """
-    found = compare(estimate(asked.scenario, where), traced(asked.scenario, where), where=where)
-    answer = found.to_mapping(suggested=False) | asked.origin_fields()
-    answer["scripts_would_take"] = peaks_with_tool_defaults(asked, where)
-    answer["warnings"] = [*asked.warnings, *answer["warnings"]]
-    answer["strategies"] = {}
-    if shown:
-        shown(answer)
-    if "parallel" in asked.assumed:
-        if watch:
-            watch("the same with DDP", 0, [])
-        parallel = {"strategy": REPLICATED, "gpus": asked.scenario.parallel.gpus}
-        other = compare(*(make(asked.scenario.changed(parallel=parallel), where) for make in (estimate, traced)))
-        size = other.traced.trace["required_bytes"]
-        answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
-    answer["suggestions"] = found.suggestions(watch)
-    return answer
-
-
-def table(name: str, answer: dict[str, Any]) -> str:
-    """The answer as text for a terminal."""
-    lines = [*head(answer, file=name), *answers(answer), *time_lines(answer), *other_ways(answer)]
-    trace = answer["trace"]
-    lines += [f"  note: {note}" for note in trace["notes"]]
-    lines += [f"  warning: {warning}" for warning in answer["warnings"]]
-    lines += explanation(answer)
-    return printable("\n".join([*lines, *suggestions(answer, lambda item: item["write"])]))
 
 
 class Outcome(NamedTuple):
@@ -102,7 +50,7 @@ def outcome(path: Path) -> Outcome:
     if known := wrong(path):
         return known
     try:
-        answer = answered(read_request(path), path)
+        answer = whole_answer(read_request(path), path)
         return Outcome(path, answer, None, 1 if answer["fits"] is False else 0)
     except UserError as error:
         return Outcome(path, None, str(error) if str(path) in str(error.where) else f"{error}\n  file:    {path}", 2)

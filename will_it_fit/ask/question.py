@@ -104,22 +104,22 @@ def question(what: Sequence[str | Path], options: Options) -> Question:
             _resolve(fields, base, where)
         if reading or beside:
             fields = approximate(fields, base)
-        found = parse_request(fields, where)
+        request = parse_request(fields, where)
     except UserError as error:
         raise _of_the_file(error, reading, options) from None
     if reading is not None:
         named = {one.partition(".")[0] for said in reading.understood.values() for one in said.split(", ")}
         named |= {one.partition(".")[0] for one in options.given}
-        mapping = found.scenario.to_mapping()
+        mapping = request.scenario.to_mapping()
         assumed = {name: mapping[name] for name in DECIDING if name in reading.fields and name not in named}
-        found = replace(found, mapping={}, assumed=assumed, assumed_by=reading.tool)
-    scenario = found.scenario
-    if model and not found.warnings:
-        found = replace(found, warnings=left_out(model, scenario, where))
+        request = replace(request, mapping={}, assumed=assumed, assumed_by=reading.tool)
+    scenario = request.scenario
+    if model and not request.warnings:
+        request = replace(request, warnings=left_out(model, scenario, where))
     own = gpu or (find(scenario.gpu, where) if scenario.gpu is not None else None)
     if reading is None and (base.remarks or base.notes):
         reading = replace(base, tool="Hub")
-    return Question(found, scenario, where, own, reading, beside, model)
+    return Question(request, scenario, where, own, reading, beside, model)
 
 
 def _of_the_file(error: UserError, reading: Reading | None, options: Options) -> UserError:
@@ -210,7 +210,7 @@ def _beside(path: Path, gpu: Gpu | None) -> Reading:
         raise UserError("The file isn't there.", where=str(path), allowed="a file of accelerate, DeepSpeed or PEFT")
     mapping = readers.mapping_of(path)
     kind = readers.kind_of(mapping, path)
-    if kind not in readers.BESIDE:
+    if kind not in readers.READERS or not readers.READERS[kind].beside:
         raise UserError(
             "Give one model or training file; only accelerate, DeepSpeed or PEFT files may follow it.",
             where=str(path), found=kind, allowed="one of the two",

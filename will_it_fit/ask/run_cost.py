@@ -65,7 +65,7 @@ def with_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Qu
         )  # fmt: skip
     if run and asked.gpu is None and not isinstance(run.price_per_hour, Mapping):
         raise UserError(
-            "--price names no card, and no single one is asked about.", where="the command line",
+            "--price names no GPU, and no single one is asked about.", where="the command line",
             found=f"{run.price_per_hour:g}", allowed="NAME=PER_HOUR; or a number, with --gpu",
             change={"--price": f"a100-80gb={run.price_per_hour:g}"},
         )  # fmt: skip
@@ -109,7 +109,7 @@ def _deadline(text: str) -> float:
 
 
 def _prices(texts: Sequence[str]) -> dict[str, float] | float:
-    """``NAME=PER_HOUR``, or files of ``NAME: PER_HOUR``; or a number alone, for the card that is asked about."""
+    """``NAME=PER_HOUR``, or files of ``NAME: PER_HOUR``; or a number alone, for the GPU that is asked about."""
     if len(texts) == 1 and re.match(r"[-+.\d]", texts[0]) and "=" not in texts[0] and not Path(texts[0]).is_file():
         return _number("--price", texts[0], 1.29)
     prices: dict[str, float] = {}
@@ -124,7 +124,7 @@ def _price_file(path: str) -> dict[str, float]:
 
     if not Path(path).is_file():
         raise UserError(
-            "--price takes a number, NAME=PER_HOUR, or a file with a price for each card.", where="the command line",
+            "--price takes a number, NAME=PER_HOUR, or a file with a price for each GPU.", where="the command line",
             found=path, change={"--price": "a100-80gb=1.29"},
         )  # fmt: skip
     content = read_yaml(path)
@@ -150,12 +150,12 @@ def _price(name: str, price: Any, where: str) -> tuple[str, float]:
 
 
 def is_late(row: Mapping[str, Any]) -> bool:
-    """Whether the run on a card, a row of the table, ends after the deadline."""
+    """Whether the run on a GPU, a row of the table, ends after the deadline."""
     return (row.get("run") or {}).get("in_time") is False
 
 
 def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines below a table of cards: warnings, then which is the cheapest, or the nearest to the deadline."""
+    """Lines below a table of GPUs: warnings, then which is the cheapest, or the nearest to the deadline."""
     fitting = [row for row in rows if row["fits"]]
     runs = [RunTime(**row["run"]) for row in fitting if row["run"]]
     warned: dict[str, list[str]] = {}
@@ -166,7 +166,7 @@ def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     best = cheapest(runs)
     if runs and all(run.in_time is False for run in runs):
         nearest = min(runs, key=lambda run: run.hours)
-        lines.append(f"NO CARD that fits ends by the deadline. The nearest is {nearest.gpu}: {_hours(nearest)}")
+        lines.append(f"NO GPU that fits ends by the deadline. The nearest is {nearest.gpu}: {_hours(nearest)}")
     elif best is None:
         lines += ["no price was given: --price NAME=PER_HOUR ranks by cost"] if runs else []
     else:
@@ -174,8 +174,8 @@ def ranked(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(f"the cheapest{by}: {best.gpu}, {_hours(best)}, {_cost(best)}")
         sure = cheapest([run for run in runs if run.hours_range])
         if best.hours_range is None:
-            lines[-1] += ". No step was measured on this card: its hours are an estimate without a range"
-            lines += [f"of cards with measured steps: {sure.gpu}, {_hours(sure)}, {_cost(sure)}"] if sure else []
+            lines[-1] += ". No step was measured on this GPU: its hours are an estimate without a range"
+            lines += [f"of GPUs with measured steps: {sure.gpu}, {_hours(sure)}, {_cost(sure)}"] if sure else []
     return lines
 
 
@@ -183,49 +183,49 @@ def run_lines(run: Mapping[str, Any] | None, asked: Run) -> list[str]:
     """Hours, cost and energy of the run."""
     if run is None:
         return ["hours and cost: not known without the time of a step"]
-    found = RunTime(**run)
-    each = f" on each of {found.gpus} cards" if found.gpus > 1 else ""
-    epochs = f"{found.epochs:g} epoch{'s' * (found.epochs != 1)}"
+    time = RunTime(**run)
+    each = f" on each of {time.gpus} GPUs" if time.gpus > 1 else ""
+    epochs = f"{time.epochs:g} epoch{'s' * (time.epochs != 1)}"
     length = "on average, without padding"
-    if found.longest:
+    if time.longest:
         length = "the longest: shorter ones take less (--tokens-per-row 350 for a mean)"
     lines = [
-        f"the run: {found.rows:,} rows, {epochs}, {found.steps:,} steps: {_hours(found)}",
-        f"  each row counts as {found.tokens_per_row:,.6g} tokens, {length}; {LEFT_OUT}",
+        f"the run: {time.rows:,} rows, {epochs}, {time.steps:,} steps: {_hours(time)}",
+        f"  each row counts as {time.tokens_per_row:,.6g} tokens, {length}; {LEFT_OUT}",
     ]
-    if found.cost is not None:
-        lines.append(f"  {_cost(found)} at {found.price_per_hour:g} an hour{each}")
+    if time.cost is not None:
+        lines.append(f"  {_cost(time)} at {time.price_per_hour:g} an hour{each}")
     elif asked.price_per_hour:
-        lines.append(f"  cost: not known, since no price of {found.gpu} was given (--price {found.gpu}=1.29)")
-    co2 = "" if found.co2_kg_at_most is None else f", {found.co2_kg_at_most:.2g} kg of CO2"
-    lines.append(f"  at most {found.kwh_at_most:.3g} kWh{co2}, if the boards take all that they can")
-    if found.in_time is not None:
-        word = "ends by the deadline" if found.in_time else "DOES NOT END BY THE DEADLINE"
-        other = "" if found.in_time else "; --all-gpus names the nearest card"
+        lines.append(f"  cost: not known, since no price of {time.gpu} was given (--price {time.gpu}=1.29)")
+    co2 = "" if time.co2_kg_at_most is None else f", {time.co2_kg_at_most:.2g} kg of CO2"
+    lines.append(f"  at most {time.kwh_at_most:.3g} kWh{co2}, if the boards take all that they can")
+    if time.in_time is not None:
+        word = "ends by the deadline" if time.in_time else "DOES NOT END BY THE DEADLINE"
+        other = "" if time.in_time else "; --all-gpus names the nearest GPU"
         lines.append(f"  {word} of {asked.deadline_hours:.3g} hours{other}")
     return lines
 
 
-def sooner_lines(found: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
-    """What would end in time on the same card; ``shown`` makes the line to type."""
-    if not found:
+def sooner_lines(changes: Sequence[Mapping[str, Any]], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """What would end in time on the same GPU; ``shown`` makes the line to type."""
+    if not changes:
         return []
-    runs = [RunTime(**item["run"]) for item in found]
+    runs = [RunTime(**item["run"]) for item in changes]
     lines = ["what would end in time, the mildest change first:"]
     if not runs[0].in_time:
-        lines = ["no change that fits this card ends in time; the soonest:"]
-    for item, run in zip(found, runs, strict=True):
+        lines = ["no change that fits this GPU ends in time; the soonest:"]
+    for item, run in zip(changes, runs, strict=True):
         lines.append(f"  {shown(item)}\n      {item['cost']}; {_hours(run)}; {gib(item['headroom_bytes'])} to spare")
     return lines
 
 
 def cells(run: Mapping[str, Any] | None) -> str:
-    """Hours and cost of a card in a table."""
+    """Hours and cost of a GPU in a table."""
     if run is None:
         return "   time not known"
-    found = RunTime(**run)
-    late = "   too late" if found.in_time is False else ""
-    return f"   {_hours(found)}{'' if found.hours_range else ' (not measured)'}   {_cost(found)}{late}".rstrip()
+    time = RunTime(**run)
+    late = "   too late" if time.in_time is False else ""
+    return f"   {_hours(time)}{'' if time.hours_range else ' (not measured)'}   {_cost(time)}{late}".rstrip()
 
 
 def _hours(run: RunTime) -> str:

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed, describe
-from will_it_fit.ask.answer_text import card, smallest
 from will_it_fit.ask.question import Question
+from will_it_fit.ask.text import card, smallest
 from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.sizes import gib

@@ -1,17 +1,239 @@
-"""The answer as text: the verdict first, with the two numbers that decide it, then how it came about."""
+"""An answer as text, for every command that prints one: the verdict first, then how it came about. In GiB."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import Any
 
+from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.ask import run_cost
-from will_it_fit.ask.answer_text import answers, head, other_ways, suggestions, time_lines
-from will_it_fit.ask.bounds import bound_bytes
 from will_it_fit.ask.question import Question
 from will_it_fit.ask.typed import suggested
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, known
 from will_it_fit.common.errors import printable
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.schema import yaml_text
+from will_it_fit.common.sizes import GIB, gib
+from will_it_fit.scenario.description import goes_without_saying
+from will_it_fit.scenario.fields import BY_NAME, line
+from will_it_fit.scenario.scenario import Scenario
+
+NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
+         "measurement": "measurement"}  # fmt: skip
+WORDS = {
+    "weights_4bit": "weights in 4 bits",
+    "weights_8bit": "weights in 8 bits",
+    "quantization_state": "their scales",
+    "weights_bf16": "weights in bf16",
+    "weights_fp16": "weights in fp16",
+    "weights_fp32": "weights in fp32",
+    "weights_other": "other weights",
+    "adapters": "adapters",
+    "gradients": "gradients",
+    "optimizer_states": "optimizer states",
+    "activations": "activations kept for backward",
+    "inputs": "the batch",
+    "logits_and_loss": "logits and loss",
+    "weight_casts": "16-bit copies of weights",
+    "temporaries": "temporaries",
+    "workspaces": "cuBLAS workspaces",
+    "unsharded_parameters": "layers gathered from other GPUs",
+    "collective_buffers": "buffers between GPUs",
+    "loading": "loading",
+    "allocator_rounding": "rounding of blocks",
+    "overhead": "overhead",
+}
+
+
+def card(gpu: Mapping[str, Any]) -> str:
+    """A GPU in a sentence."""
+    return f"the {gpu['title']}" if gpu["compute_capability"] is not None else f"a GPU of {gpu['name']}"
+
+
+def verdict_line(answer: Mapping[str, Any]) -> str:
+    """The first line: does it fit, and the two numbers that decide it."""
+    gpu, trace = answer["gpu"], answer["trace"]
+    if trace is None and answer["analytic"] is None:
+        return f"NO ANSWER without the trace: {answer['reasons']['analytic']} (ask without --quick)"
+    if trace is None:
+        return _quick_verdict(answer)
+    need = f"the step needs {gib(trace['required_bytes'])}"
+    if gpu is None:
+        return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
+    parallel = answer["scenario"]["parallel"]
+    each = f" on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
+    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
+    if gpu["count"] > parallel["gpus"]:
+        has += f" (of {gpu['count']} GPUs the step uses {parallel['gpus']})"
+    if answer["fits"] and gpu["usable_bytes"] < trace["required_bytes"]:
+        return f"FITS at this very size: {has}{each}; only from {gib(trace['required_bytes'])} on does every size fit"
+    if answer["fits"]:
+        return f"FITS: {need}{each}, {has}; {gib(answer['headroom_bytes'])} to spare"
+    return f"DOES NOT FIT: {need}{each}, {has}; short by {gib(-answer['headroom_bytes'])}"
+
+
+def _quick_verdict(answer: Mapping[str, Any]) -> str:
+    analytic, gpu = answer["analytic"], answer["gpu"]
+    need = f"about {gib(analytic['peak_allocated_bytes'])} at the peak, by the analytic estimate"
+    if "required_bytes" in analytic:
+        need = f"about {gib(analytic['required_bytes'])} needed, by the analytic estimate"
+    if gpu is None:
+        return f"{need[0].upper()}{need[1:]}: {smallest(analytic['enough_bytes'] or inf)}"
+    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])}"
+    word = {True: "SHOULD FIT", False: "DOES NOT FIT", None: "TOO CLOSE TO CALL"}[answer["fits"]]
+    return f"{word}: {need}; {has}" + ("; ask without --quick" if answer["fits"] is None else "")
+
+
+def smallest(required: float) -> str:
+    """The smallest of all GPUs that are known that has so much."""
+    gpus = sorted(known().values(), key=lambda gpu: gpu.usable_bytes)
+    gpu = next((gpu for gpu in gpus if gpu.usable_bytes >= required), None)
+    if gpu is None:
+        return "no GPU known has it; --gpu 2xh100-80gb divides it"
+    return f"the smallest GPU known that has it is the {gpu.title} (--gpu {gpu.name})"
+
+
+def step_line(scenario: Mapping[str, Any]) -> str:
+    """What the answer is for, on one line."""
+    return line(scenario)
+
+
+def head(answer: Mapping[str, Any], like: str = "like: ", file: str | None = None) -> list[str]:
+    """The verdict, what other tools' scripts take, what the answer is for, what `like` set, and which defaults it took.
+
+    ``like``: how a tool is named where this is shown; ``file``: what was asked about.
+    """
+    about = [f"file: {file}"] if file else []
+    lines = [verdict_line(answer), *other_tools(answer, like), *about, f"for: {step_line(answer['scenario'])}"]
+    if answer.get("like"):
+        lines.append(f"as {answer['like']['tool']} has it: {_fields(answer['like']['fields'])}")
+    if defaults := defaults_used(answer):
+        lines.append(defaults)
+    return lines
+
+
+def other_tools(answer: Mapping[str, Any], like: str) -> list[str]:
+    """What the step takes with other tools' defaults, which is the step that most people run."""
+    titles = {"trl": "TRL", "peft": "PEFT", "axolotl": "axolotl"}
+    peaks = {tool: size for tool, size in (answer.get("scripts_would_take") or {}).items() if size}
+    if not peaks:
+        return []
+    sizes = ", ".join(f"{titles.get(tool, tool)} {size / GIB:.2f}" for tool, size in peaks.items())
+    return [f"With {sizes} GiB at the peak: the same by their scripts' defaults, estimated ({like}{next(iter(peaks))})"]
+
+
+def defaults_used(answer: Mapping[str, Any]) -> str | None:
+    """The settings that nobody named and that decide, the sizes first; None: all are named."""
+    scenario, assumed = answer["scenario"], answer.get("assumed") or {}
+    sizes = {"sequence_length": "{:,} tokens a row", "micro_batch": "{} row a micro-batch"}
+    parts = [text.format(assumed[name]) for name, text in sizes.items() if assumed.get(name)]
+    others = {
+        name: value
+        for name, value in assumed.items()
+        if name not in sizes and not goes_without_saying(BY_NAME[name], value, scenario)
+    }
+    parts += [_fields(others)] if others else []
+    tool = answer.get("assumed_by")
+    return f"defaults {f'of {tool} ' if tool else ''}used: {', '.join(parts)}" if parts else None
+
+
+def _fields(values: Mapping[str, Any]) -> str:
+    def shown(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: item for key, item in value.items() if item is not None}
+        return value
+
+    return ", ".join(f"{name} {yaml_text(shown(value))}" for name, value in values.items() if value is not None)
+
+
+def answers(answer: Mapping[str, Any]) -> list[str]:
+    """The four answers, one a line."""
+    lines = []
+    for name, title in NAMES.items():
+        peak = answer[name]
+        if peak is None:
+            lines.append(f"  {title:<20}{answer['reasons'].get(name, 'not asked for')}")
+            continue
+        text = f"  {title:<20}{gib(peak['peak_allocated_bytes']):>10} at the peak"
+        if name == "trace":
+            text += f", {gib(peak['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
+        lines.append(text)
+        if name == "trace":
+            lines.append(f"  {'required':<20}{gib(peak['required_bytes']):>10} of usable GPU memory (a full allocator"
+                         " frees cached blocks first)")  # fmt: skip
+            lines += allocators(answer)
+    return lines
+
+
+def allocators(answer: Mapping[str, Any]) -> list[str]:
+    """What the step needs with expandable segments and without them: the other figure, and how to get it."""
+    both = answer.get("allocators")
+    if not both:
+        return []
+    own = answer["scenario"]["allocator"]["expandable_segments"]
+    other = both["default" if own else "expandable_segments"]
+    how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
+    word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
+    return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{word}"]
+
+
+def time_lines(answer: Mapping[str, Any]) -> list[str]:
+    """How long a step takes."""
+    time = answer.get("time")
+    if time is None:
+        reason = answer["reasons"].get("time")
+        return [f"time of a step: {reason}"] if answer["gpu"] and reason else []
+    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ""
+    lines = [
+        f"time of a step: {time['seconds_per_step']:.3g} s{between}, {time['tokens_per_second']:,.0f} tokens a second;"
+        f" limited by {time['limited_by']}"
+    ]
+    if not time["range"]:
+        lines.append("  not validated on this GPU: use it to compare settings, not to plan")
+    return lines
+
+
+def other_ways(answer: Mapping[str, Any]) -> list[str]:
+    """The other way to use several GPUs."""
+    lines = []
+    for strategy, other in (answer.get("strategies") or {}).items():
+        word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
+        lines.append(f"  {'with ' + strategy.upper():<20}{gib(other['required_bytes']):>10} on each GPU{word}")
+    return lines
+
+
+def suggestions(answer: Mapping[str, Any], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """What would fit; ``shown`` makes the line to type."""
+    if not answer["suggestions"]:
+        return []
+    lines = ["what would fit, the cheapest first:"]
+    for item in answer["suggestions"]:
+        lines.append(f"  {shown(item)}\n      {item['cost']}; {gib(item['headroom_bytes'])} to spare")
+    return lines
+
+
+def explanation(answer: Mapping[str, Any]) -> list[str]:
+    """What is alive at the peak, in words."""
+    shown = answer["trace"] or answer["analytic"]
+    lines = [f"alive at the peak, in the {shown.get('peak_phase') or shown.get('phase')} phase:"]
+    total = shown["peak_allocated_bytes"]
+    for part, size in sorted(shown["components"].items(), key=lambda item: -item[1]):
+        if size >= 2**20:
+            lines.append(f"  {WORDS.get(part, part):<34}{gib(size):>11}{100 * size / total:>6.0f} %")
+    return lines
+
+
+def table(name: str, answer: dict[str, Any]) -> str:
+    """The answer to a scenario's file as text for a terminal."""
+    lines = [*head(answer, file=name), *answers(answer), *time_lines(answer), *other_ways(answer)]
+    trace = answer["trace"]
+    lines += [f"  note: {note}" for note in trace["notes"]]
+    lines += [f"  warning: {warning}" for warning in answer["warnings"]]
+    lines += explanation(answer)
+    return printable("\n".join([*lines, *suggestions(answer, lambda item: item["write"])]))
+
+
+# --- the answer to a question ---------------------------------------------------------------------------
 
 
 def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
@@ -53,3 +275,35 @@ def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]
 def full_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
     """The whole answer."""
     return "\n".join(filter(None, (first_text(asked, answer), rest_text(asked, answer, command))))
+
+
+def bound_bytes(kind: str | None, scenario: Scenario, answer: Mapping[str, Any]) -> int | None:
+    """At most so many bytes; None where nothing can be said.
+
+    Parameters
+    ----------
+    kind
+        What the setting touches: ``states``, ``activations``, ``logits``, ``frozen`` (gradients and states), ``int8``,
+        ``head_fp32``, ``step`` (all that is not resident).
+    """
+    shown = answer.get("trace") or answer.get("analytic")
+    if kind is None or not shown:
+        return None
+    parts = shown["components"]
+    if kind == "states":
+        return parts.get("optimizer_states", 0)
+    if kind == "activations":
+        return parts.get("activations", 0)
+    if kind == "logits":
+        return parts.get("logits_and_loss", 0)
+    if kind == "frozen":
+        return parts.get("optimizer_states", 0) + parts.get("gradients", 0)
+    if kind == "step":
+        return shown["peak_allocated_bytes"] - shown["resident_bytes"]
+    try:
+        counts = describe(scenario.model).parameter_counts()
+    except NotDescribed:
+        return None
+    if kind == "int8":
+        return counts["linear"]
+    return 2 * (counts["embeddings"] + counts.get("output_head", 0))

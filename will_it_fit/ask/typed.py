@@ -269,13 +269,13 @@ def _meaning(name: str, table: Mapping[str, argparse.Action]) -> str | None:
 
 def _parts() -> dict[str, str]:
     """Fields and their parts by what may be typed for them: ``lora_rank``, and ``rank`` where no other has one."""
-    found = {name: name for name in BY_NAME}
+    fields = {name: name for name in BY_NAME}
     alone: dict[str, list[str]] = {}
     for field in BY_NAME.values():
         for part in field.parts:
-            found[f"{field.name}_{part.name}"] = f"{field.name}.{part.name}"
+            fields[f"{field.name}_{part.name}"] = f"{field.name}.{part.name}"
             alone.setdefault(part.name, []).append(f"{field.name}.{part.name}")
-    return {name: paths[0] for name, paths in alone.items() if len(paths) == 1} | found
+    return {name: paths[0] for name, paths in alone.items() if len(paths) == 1} | fields
 
 
 def _change(meant: str, value: str | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """GPUs as people write them: "4090", "RTX 3090", "A100 80GB", "2x24GB", "24GiB", "8 x h100".
 
-A name is a set of words. It means every card whose words contain them; where that is one card it is found, where it is
+A name is a set of words. It means every GPU whose words contain them; where that is one GPU it is found, where it is
 several of a size the answer lists them. A size in GB is what stands on the box, of which PyTorch sees a little less; a
 size in GiB is taken as it is.
 """
@@ -20,7 +20,7 @@ _SERIES = {"rtx", "gtx", "ada", "generation", "pcie", "sxm", "sxm2", "sxm4", "hb
 _SIZE = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>gib|gb|g)$", re.I)
 # Machines of Apple, whose GPUs run no CUDA.
 _APPLE = re.compile(r"\b(?:mac(?:book|mini|os)?|imac|apple|mps|m[1-5](?: (?:pro|max|ultra))?)\b", re.I)
-# Hosts of notebooks, and cards that they are known to give, the free one first; which it is, is theirs to say.
+# Hosts of notebooks, and GPUs that they are known to give, the free one first; which it is, is theirs to say.
 _HOSTS = {"colab": ("t4", "l4", "a100-40gb"), "kaggle": ("2xt4", "p100")}
 _FAMOUS = ("rtx-4090", "rtx-3060-12gb", "t4", "a100-80gb", "h100-80gb")
 _LARGEST_GIB = 4096  # beyond it a number is a slip
@@ -32,14 +32,14 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
     Parameters
     ----------
     cards
-        The known cards' titles, by name.
+        The known GPUs' titles, by name.
     box_share
         How much of the size on a box PyTorch sees.
 
     Raises
     ------
     UserError
-        For a name that is unknown or means several cards.
+        For a name that is unknown or means several GPUs.
     """
     written = " ".join(text.strip().split())
     if written in cards:
@@ -58,7 +58,7 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
         return {"name": meant[0]}
     if meant:
         raise UserError(
-            f"`gpu` may mean {len(meant)} cards.",
+            f"`gpu` may mean {len(meant)} GPUs.",
             where=where,
             found=text,
             allowed="; ".join(f"{name} ({cards[name]})" for name in meant),
@@ -75,7 +75,7 @@ def _gib(number: float, unit: str, box_share: float, text: str, where: object) -
 
 
 def _meant(written: str, cards: Mapping[str, str]) -> list[str]:
-    """The cards whose words hold all that was written: whole names if there are any, else those of several sizes."""
+    """The GPUs whose words hold all that was written: whole names if there are any, else those of several sizes."""
     asked = _words(written)
     rest = {name: _words(name) - asked - _SERIES for name, title in cards.items() if asked <= _words(f"{name} {title}")}
     if not asked or len(rest) == 1:
@@ -96,7 +96,7 @@ def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
     if _APPLE.search(text):
         return UserError(
             "A Mac's GPU runs no CUDA, whose allocator and kernels this answer is about.", where=where, found=text,
-            allowed="a CUDA card, or its size (24GiB); without a GPU the answer says how much the step needs",
+            allowed="a CUDA GPU, or its size (24GiB); without a GPU the answer says how much the step needs",
             change={"gpu": None},
         )  # fmt: skip
     host = next((name for name in _HOSTS if name in text.lower()), None)

@@ -130,7 +130,7 @@ def find(gpu: str | Mapping[str, Any], where: object = "gpu") -> Gpu:
     Raises
     ------
     UserError
-        If the name is unknown, if it means several cards, or if the count is less than 1.
+        If the name is unknown, if it means several GPUs, or if the count is less than 1.
     """
     if isinstance(gpu, str) and gpu.lstrip().startswith("{"):
         gpu = _mapping(gpu, where)
@@ -199,19 +199,19 @@ def from_device(
     return Gpu(name, title, total_bytes, measured, context, source, compute_capability, held, holders if held else ())
 
 
-def least_free(found: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
+def least_free(gpus: Sequence[Gpu], needs: Callable[[Gpu], int]) -> Gpu:
     """Of GPUs that share a training, the one with the least memory left beside the step; ``others`` has the rest.
 
     Parameters
     ----------
-    found
+    gpus
         The GPUs in CUDA's order.
     needs
         Bytes that the step takes on such a GPU: other kinds run other kernels.
     """
-    if len(found) == 1:
-        return found[0]
-    numbered = [replace(gpu, index=index) for index, gpu in enumerate(found)]
+    if len(gpus) == 1:
+        return gpus[0]
+    numbered = [replace(gpu, index=index) for index, gpu in enumerate(gpus)]
     least = min(numbered, key=lambda gpu: gpu.usable_bytes - needs(gpu))
     return replace(least, others=tuple(gpu for gpu in numbered if gpu is not least))
 
@@ -231,14 +231,14 @@ def processes_on(uuid: str, own: int) -> tuple[str, ...]:
         said = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    found = []
+    processes = []
     for line in said.splitlines():
         place, pid, name, size = (part.strip() for part in line.split(",", 3))
         if place.removeprefix("GPU-") == uuid and pid != str(own):
             # Windows and MIG give no size.
             amount = f" ({int(size) * MIB / GIB:.2f} GiB)" if size.isdigit() else ""
-            found.append(f"{name} (process {pid}){amount}")
-    return tuple(found)
+            processes.append(f"{name} (process {pid}){amount}")
+    return tuple(processes)
 
 
 def usable_sizes(capability: tuple[int, int] | None) -> list[int]:

@@ -99,6 +99,8 @@ class Simulation:
         Which of an autotuner's configurations wins, by the kernel's name and the configurations.
     pads
         Whether Inductor pads products of odd sizes, which it decides by a benchmark on the GPU.
+    templates
+        Whether Inductor's own products win against cuBLAS in the benchmarks of ``max-autotune``.
     chosen
         By kernel, from how many configurations which one was taken.
     programs
@@ -108,6 +110,7 @@ class Simulation:
     card: Card
     choose: Callable[[str, list], int]
     pads: bool = False
+    templates: bool = False
     chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
     programs: list[str] = field(default_factory=list)
 

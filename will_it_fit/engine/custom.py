@@ -52,6 +52,10 @@ def on_card(func: Any, args: tuple, kwargs: dict, host: Callable[[torch.Tensor],
     function, which knows nothing of what the code makes and drops.
     """
     asked = kwargs.get("device")
+    if kwargs.get("pin_memory"):  # the host's memory, which a build without CUDA can't pin
+        given = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+        own = on_card(func, args, given, host) or func
+        return lambda *args, pin_memory, **kwargs: own(*args, **kwargs)
     if asked is not None and torch.device(asked).type == "cuda":
         here = func is torch.ops.aten._to_copy.default and args[0].is_meta and not (host and host(args[0]))
         if here and kwargs.get("dtype") in (None, args[0].dtype) and kwargs.get("memory_format") is None:

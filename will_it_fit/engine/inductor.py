@@ -31,7 +31,7 @@ from torch._dynamo import config as dynamo_config
 from torch._dynamo import device_interface, trace_rules
 from torch._dynamo.variables import streams
 from torch._functorch import config as functorch_config
-from torch._inductor import async_compile, codecache, compile_fx, utils
+from torch._inductor import async_compile, codecache, compile_fx, select_algorithm, utils
 from torch._inductor import config as inductor_config
 from torch._inductor.fx_passes import joint_graph, pad_mm
 from torch._inductor.runtime import hints
@@ -42,7 +42,7 @@ from torch.fx.experimental import proxy_tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from . import kernels
+from . import costs, kernels
 from .accelerator import accelerator
 from .card import active_simulation
 from .errors import CompiledError, TraceError
@@ -122,7 +122,7 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
         return dataclasses.replace(found, device=device) if found.device.type == "meta" else found
 
     def inner(*args: Any, **kwargs: Any) -> Any:  # the backward pass is compiled when it is first run
-        _refuse_pools()
+        _refuse_pools(target)
         record.graphs += 1
         with _believing(target), _disable_current_modes(), as_it_was(), unheard():
             return compile_inner(*args, **kwargs)
@@ -158,13 +158,13 @@ def _believing(target: str) -> Iterator[None]:
         yield
 
 
-def _refuse_pools() -> None:
-    """What Inductor makes where it benchmarks or captures on the GPU itself."""
+def _refuse_pools(target: str) -> None:
+    """What Inductor captures on the GPU itself, or benchmarks on this processor."""
     hint = "Write torch.compile's mode='default', or compiled='eager' for the figure without the compiler."
     if inductor_config.triton.cudagraphs:
         raise CompiledError(_REFUSED.format("CUDA graphs (mode reduce-overhead)", "private pools"), hint)
-    if inductor_config.max_autotune or inductor_config.max_autotune_gemm:
-        raise CompiledError(_REFUSED.format("max-autotune", "benchmarks on the GPU"), hint)
+    if target == "cpu" and (inductor_config.max_autotune or inductor_config.max_autotune_gemm):
+        raise CompiledError(_REFUSED.format("max-autotune", "benchmarks on a processor"), hint)
 
 
 class _OnHost(TorchDispatchMode):
@@ -260,15 +260,28 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
             file.write(named.sub("device(type='meta')", text))
         return load(cls, key, path, *args, **kwargs)
 
-    compiler, kernel = async_compile.AsyncCompile, SimpleNamespace(run=lambda *args, **kwargs: None)
-    kinds = {"triton": kernel, "multi_kernel": kernel, "cpp_pybinding": kernel.run}
+    def named_kernel(compiler: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        return SimpleNamespace(run=_touching(name))
+
+    compiler = async_compile.AsyncCompile
     return [
-        *((compiler, kind, lambda *args, stub=stub, **kwargs: stub) for kind, stub in kinds.items()),
+        (compiler, "triton", named_kernel),
+        (compiler, "multi_kernel", named_kernel),
+        (compiler, "cpp_pybinding", lambda compiler, *args, **kwargs: _touching("cpp")),
         (guards, f"_empty_strided_{target}", empty),
         (guards, "assert_alignment", lambda *args: None),
         (guards, "assert_size_stride", compared),
         (codecache.PyCodeCache, "load_by_key_path", classmethod(load_by_key_path)),
     ]
+
+
+def _touching(name: str) -> Any:
+    """A kernel of Inductor's that does nothing, and costs what it reads and writes: each of its tensors once."""
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        costs.memory_kernel(f"inductor::{name}", *(each for each in args if isinstance(each, torch.Tensor)))
+
+    return run
 
 
 @contextmanager
@@ -302,9 +315,11 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         (streams.SymbolicStreamState, "__init__", lambda state: setattr(state, "cur_stream_stack", deque())),
         (pad_mm, "get_cached_should_pad", lambda key: simulation.pads),
         (proxy_tensor, "unset_fake_temporarily", _constants(proxy_tensor.unset_fake_temporarily)),
+        (select_algorithm.AlgorithmSelectorCache, "do_autotuning", _autotuned(simulation)),
+        (select_algorithm.AlgorithmSelectorCache, "make_precompile_fn", lambda *args, **kwargs: lambda: None),
     ]
-    caches = (hints.DeviceProperties.create, utils.get_max_num_sms)
-    with patched(places):
+    caches = (hints.DeviceProperties.create, utils.get_max_num_sms, utils.is_big_gpu)
+    with patched(places), inductor_config.patch(benchmark_epilogue_fusion=False):
         for function in caches:
             function.cache_clear()
         with accelerator(), _disable_current_modes(), as_it_was(), unheard():
@@ -313,6 +328,22 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         yield
     for function in caches:
         function.cache_clear()
+
+
+def _autotuned(simulation: Any) -> Any:
+    """In the place of ``max-autotune``'s benchmarks: cuBLAS wins, or the first of Inductor's templates.
+
+    What the benchmarks allocate themselves is not counted: they run while the first step compiles.
+    """
+
+    def tuned(cache: Any, name: str, *args: Any, **kwargs: Any) -> dict[Any, float]:
+        choices = next(each for each in args if isinstance(each, list) and each and hasattr(each[0], "output_node"))
+        own = [isinstance(each, select_algorithm.TritonTemplateCaller) for each in choices]
+        wins = next((at for at, each in enumerate(own) if each == simulation.templates), 0)
+        simulation.chosen[name] = len(choices), choices[wins].name
+        return {each: 1.0 if at == wins else 2.0 for at, each in enumerate(choices)}
+
+    return tuned
 
 
 _STATE_BYTES = {False: 16, True: 5056}  # of a generator of CUDA (seed and offset), and of the CPU's (Mersenne twister)

@@ -88,7 +88,7 @@ def _product(
     columns: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Product and the inputs' large columns, of which there are none."""
+    """The product, and an empty tensor: no large columns of the inputs are computed apart."""
     kept = torch.empty(0, device=inputs.device, dtype=inputs.dtype)
     sums = torch.empty((*packed.shape[:-1], weight.shape[0]), device=inputs.device, dtype=torch.int32)
     costs.product("int8_linear_matmul", packed, weight, sums)

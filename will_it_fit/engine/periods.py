@@ -1,9 +1,9 @@
 """Two sequences of which the longer one repeats what the shorter one has once less, and the longer ones to come.
 
-A step of a model with one more layer does what the step of the shorter model does, and some stretches of it once more:
-a layer's forward pass, its backward pass, its part of each loop over parameters. :class:`Periods` finds those stretches.
-A number that belongs to an element of the sequence, such as the place of what it frees, then grows evenly: with the
-repeat that the element lies in, and with the number of repeats. So two sequences give its values in every longer one.
+The step of a model with one more layer repeats some stretches of the shallower model's step: a layer's forward pass,
+its backward pass, its part of each loop over parameters. :class:`Periods` finds these stretches. A number that belongs
+to an element, such as the place of what it frees, grows evenly: with the repeat that the element lies in, and with the
+number of repeats. So two sequences give its values in every longer one.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ class Periods:
                 parts.append(own + (own - shorter[first - shift : end - shift]) * more)
             else:
                 less = end - run.length
-                rows = longer[first:end].view(run.count, run.length)
-                before = shorter[first - shift : less - shift].view(run.count - 1, run.length)
+                rows = longer[first:end].unflatten(0, (run.count, run.length))
+                before = shorter[first - shift : less - shift].unflatten(0, (run.count - 1, run.length))
                 parts += _rows(rows, before, more)
                 shift += run.length
         return torch.cat(parts) if parts else longer
@@ -140,7 +140,7 @@ def _runs(shorter: Sequence[Hashable], longer: Sequence[Hashable]) -> list[Run]:
         while there - count * length >= lowest and longer[there - count * length :][:length] == repeat:
             count += 1
         if count < LEAST_REPEATS:
-            raise Unlike(f"{count} repeats of {length} elements at {there}")
+            raise Unlike(f"{length} elements repeat only {count} times")
         runs.append(Run(there - (count - 1) * length, length, count))
         there += length
 

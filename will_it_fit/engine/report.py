@@ -1,4 +1,4 @@
-"""What a tracker's record means: peaks, phases, components, a timeline, and what is alive at the peak. All in bytes."""
+"""What a step's record means: peaks, phases, components, a timeline, and what is alive at the peak. All in bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .costs import CostRecorder
 from .cuda_rules import CUBLASLT_WORKSPACE_BYTES
 from .interpolate import NOTHING_ASKED, Asked, Recording
 from .origins import NOWHERE
+from .record import Record
 from .replay import Events, Replay, replay
-from .tracker import Tracker
 
 PHASES = ("load", "forward", "backward", "optimizer")
 _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
@@ -145,7 +145,7 @@ def _plain(value: Any) -> Any:
 
 
 def make_report(
-    tracker: Tracker,
+    record: Record,
     histories: Sequence[History] = (),
     *,
     on_gpu: bool,
@@ -154,11 +154,11 @@ def make_report(
     expandable_segments: bool = False,
     asked: Asked = NOTHING_ASKED,
 ) -> Report:
-    """Turn a tracker's record of several steps into the figures of the last one.
+    """Turn the record of several steps into the figures of the last one.
 
     Parameters
     ----------
-    tracker
+    record
         Its events begin with those of the first history.
     histories
         What may have happened before the first step; over one where chance decides.
@@ -172,29 +172,29 @@ def make_report(
     asked
         GPUs that are asked about, and whether both of the allocator's settings are.
     """
-    replayed = partial(replay, streams=tracker.streams, expandable_segments=expandable_segments)
-    events = tracker.events if on_gpu else [event for event in tracker.events if event[0]]
-    last = tracker.marks[-1][1] - 1  # the mark of the end has a number of its own
-    begin, second = tracker.start(0), tracker.start(last)
+    replayed = partial(replay, streams=record.streams, expandable_segments=expandable_segments)
+    events = record.events if on_gpu else [event for event in record.events if event[0]]
+    last = record.marks[-1][1] - 1  # the mark of the end has a number of its own
+    begin, second = record.start(0), record.start(last)
     trail: list[int] = []
     run = replayed(Events.of(events), [("load", 0), ("steps", begin)], trail=trail) if on_gpu else None
     allocated = [*trail[begin:], run.allocated_bytes] if run else _running_sum(events)[begin:]
     # allocated[i] is the state before event begin + i, so after event begin + i - 1.
-    spans = _phases(tracker, last)
-    tops = _highest_of_all(tracker, last, spans, allocated, begin)
+    spans = _phases(record, last)
+    tops = _highest_of_all(record, last, spans, allocated, begin)
     phases = {phase: allocated[top] for phase, top in tops.items()}
     peak_phase = max(phases, key=lambda phase: phases[phase])
     by_phase = {}
-    for phase, parts in zip(tops, _components(tracker, events, [begin + top for top in tops.values()]), strict=True):
+    for phase, parts in zip(tops, _components(record, events, [begin + top for top in tops.values()]), strict=True):
         rounding = {ROUNDING: phases[phase] - sum(parts.values())} if on_gpu else {}
         by_phase[phase] = dict(sorted((parts | rounding).items()))
     before = run.spans[0].peak_allocated_bytes if run else allocated[0]
-    reserved = _reserved(tracker, histories, events, run, capacity_bytes, replayed) if run else {}
+    reserved = _reserved(record, histories, events, run, capacity_bytes, replayed) if run else {}
     if run:
-        reserved |= recording(tracker, histories).needs(asked, expandable_segments=expandable_segments)
+        reserved |= recording(record, histories).needs(asked, expandable_segments=expandable_segments)
     if on_gpu:
         before_event = lambda at: allocated[at - begin]  # noqa: E731
-        reserved |= tracker.workspaces.range_of(phases[peak_phase], before_event, second, capacity_bytes, tracker.warn)
+        reserved |= record.workspaces.range_of(phases[peak_phase], before_event, second, capacity_bytes, record.warn)
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,
@@ -203,33 +203,33 @@ def make_report(
         components_by_phase=by_phase,
         resident_bytes=allocated[0],
         events=len(events),
-        warnings=tuple(tracker.warnings),
-        timeline=_timeline(tracker, events, allocated, begin, second, spans, on_gpu) if timeline else None,
-        tensors=_alive(tracker, events, begin + tops[peak_phase]) if tracker.origins is not None else None,
-        costs=tracker.costs,
-        triton_kernels=dict(sorted(tracker.kernels_run.items())) or None,
-        compiled=tracker.compiled and tracker.compiled.to_mapping(),
+        warnings=tuple(record.warnings),
+        timeline=_timeline(record, events, allocated, begin, second, spans, on_gpu) if timeline else None,
+        tensors=_alive(record, events, begin + tops[peak_phase]) if record.origins is not None else None,
+        costs=record.costs,
+        triton_kernels=dict(sorted(record.kernels_run.items())) or None,
+        compiled=record.compiled and record.compiled.to_mapping(),
         **reserved,
     )
 
 
 def _highest_of_all(
-    tracker: Tracker, last: int, spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int
+    record: Record, last: int, spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int
 ) -> dict[str, int]:
     """Where each phase is highest; with the step's own code, between the phases, where that takes the most."""
     tops = _highest(spans, allocated, begin)
-    for phase, top in _highest(_phases(tracker, last, _OUTSIDE), allocated, begin).items():
+    for phase, top in _highest(_phases(record, last, _OUTSIDE), allocated, begin).items():
         if allocated[top] > max(allocated[other] for other in tops.values()):
             tops[phase] = top
     return tops
 
 
 def _phases(
-    tracker: Tracker, step: int, named: Mapping[str, str] = dict(zip(PHASES, PHASES, strict=True))
+    record: Record, step: int, named: Mapping[str, str] = dict(zip(PHASES, PHASES, strict=True))
 ) -> list[tuple[str, int, int]]:
     """Names, first events and ends of a step's phases; one of them, the forward pass, if no module was called."""
-    spans = [(named[phase], first, end) for phase, first, end in tracker.spans(step) if phase in named]
-    return spans or [("forward", first, end) for _, first, end in tracker.spans(step)]
+    spans = [(named[phase], first, end) for phase, first, end in record.spans(step) if phase in named]
+    return spans or [("forward", first, end) for _, first, end in record.spans(step)]
 
 
 def _highest(spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], begin: int) -> dict[str, int]:
@@ -242,45 +242,45 @@ def _highest(spans: Sequence[tuple[str, int, int]], allocated: Sequence[int], be
     return tops
 
 
-def recording(tracker: Tracker, histories: Sequence[History] = (), **_: Any) -> Recording:
-    """A tracker's record as events alone, to be run through the allocator (:mod:`will_it_fit.engine.interpolate`)."""
-    sequences = [tracker.events]
+def recording(record: Record, histories: Sequence[History] = (), **_: Any) -> Recording:
+    """A record as events alone, to be run through the allocator (:mod:`will_it_fit.engine.interpolate`)."""
+    sequences = [record.events]
     if len(histories) > 1:
-        step = tracker.events[len(histories[0].events) :]
+        step = record.events[len(histories[0].events) :]
         sequences = [_after(history, histories[0], step) for history in histories]
-    workspaces = (one for one, component in tracker.components.items() if component == WORKSPACES)
-    sizes = dict(tracker.events)
+    workspaces = (one for one, component in record.components.items() if component == WORKSPACES)
+    sizes = dict(record.events)
     return Recording(
         [Events.of(events) for events in sequences],
-        tracker.streams,
+        record.streams,
         workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
-        costs=tracker.costs,
+        costs=record.costs,
     )
 
 
 def _reserved(
-    tracker: Tracker,
+    record: Record,
     histories: Sequence[History],
     events: Sequence[Event],
     run: Replay,
     capacity_bytes: int | None,
     replay: Callable[..., Replay],
 ) -> dict[str, Any]:
-    """Segments: of the history that the tracker saw, and of the others."""
+    """Segments: of the history that the record begins with, and of the others."""
     reserved = run.peak_reserved_bytes
     if capacity_bytes is not None and reserved > capacity_bytes:
         reserved = replay(events, capacity_bytes=capacity_bytes, grow=True).peak_reserved_bytes
     if len(histories) < 2:
         most = reserved
-        if tracker.reusable:
-            late = _reused_late(tracker, events)
+        if record.reusable:
+            late = _reused_late(record, events)
             most = max(
                 most, replay(late, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None).peak_reserved_bytes
             )
         return {"peak_reserved_bytes": reserved, "reserved_range_bytes": (reserved, most)}
     step = events[len(histories[0].events) :]
     sequences = [_after(history, histories[0], step) for history in histories]
-    orders = [_peaks(tracker, sequence, capacity_bytes, replay) for sequence in sequences]
+    orders = [_peaks(record, sequence, capacity_bytes, replay) for sequence in sequences]
     peaks = [order["peak_reserved_bytes"] for order in orders]
     return {
         "orders": orders,
@@ -289,19 +289,19 @@ def _reserved(
     }
 
 
-def _reused_late(tracker: Tracker, events: Sequence[Event]) -> list[Event]:
+def _reused_late(record: Record, events: Sequence[Event]) -> list[Event]:
     """The events when the CPU is ahead of the GPU as far as the program lets it be.
 
     Blocks that another stream uses as well come back only where the program waits for the GPU. A full GPU is waited for
     (``synchronize_and_free_events``, before segments are given back), so that what it must have is the same.
     """
     held: dict[int, list[int]] = {}
-    for identity, moment in tracker.reusable.items():
+    for identity, moment in record.reusable.items():
         held.setdefault(moment, []).append(-identity)
     late: list[Event] = []
     for index, event in enumerate(events):
         late += [(identity, 0) for identity in held.get(index, ())]
-        if -event[0] not in tracker.reusable or event[0] > 0:
+        if -event[0] not in record.reusable or event[0] > 0:
             late.append(event)
     return late
 
@@ -313,15 +313,15 @@ def _after(history: History, seen: History, step: Sequence[Event]) -> list[Event
 
 
 def _peaks(
-    tracker: Tracker, events: Sequence[Event], capacity_bytes: int | None, replay: Callable[..., Replay]
+    record: Record, events: Sequence[Event], capacity_bytes: int | None, replay: Callable[..., Replay]
 ) -> dict[str, Any]:
-    """Figures of the last step for events that are the tracker's but for those before its first mark."""
-    shift = len(events) - len(tracker.events)  # histories may be of different lengths
-    marks = [(phase, index + shift) for phase, _, index in tracker.marks]
+    """Figures of the last step for events that are the record's own but for those before its first mark."""
+    shift = len(events) - len(record.events)  # histories may be of different lengths
+    marks = [(phase, index + shift) for phase, _, index in record.marks]
     run = replay(events, marks, capacity_bytes=capacity_bytes, grow=capacity_bytes is not None)
-    last = tracker.marks[-1][1] - 1
+    last = record.marks[-1][1] - 1
     phases: dict[str, int] = {}
-    for span, (phase, step, _) in zip(run.spans, tracker.marks, strict=True):
+    for span, (phase, step, _) in zip(run.spans, record.marks, strict=True):
         if step == last and phase in PHASES:
             phases[phase] = max(phases.get(phase, 0), span.peak_allocated_bytes)
     return {
@@ -357,7 +357,7 @@ def _running_sum(events: Sequence[Event]) -> list[int]:
     return sums
 
 
-def _components(tracker: Tracker, events: Sequence[Event], moments: Sequence[int]) -> list[dict[str, int]]:
+def _components(record: Record, events: Sequence[Event], moments: Sequence[int]) -> list[dict[str, int]]:
     """Bytes of each component before the events at some indices."""
     wanted = sorted(set(moments))
     found: dict[int, dict[str, int]] = {}
@@ -367,28 +367,28 @@ def _components(tracker: Tracker, events: Sequence[Event], moments: Sequence[int
     for moment in wanted:
         for identity, count in events[position:moment]:
             if identity > 0:
-                component = tracker.components[identity]
+                component = record.components[identity]
                 sizes[identity] = count
                 totals[component] = totals.get(component, 0) + count
             elif identity < 0 and -identity in sizes:
-                totals[tracker.components[-identity]] -= sizes.pop(-identity)
+                totals[record.components[-identity]] -= sizes.pop(-identity)
         position = moment
         found[moment] = {component: count for component, count in totals.items() if count}
     return [found[moment] for moment in moments]
 
 
-def _alive(tracker: Tracker, events: Sequence[Event], moment: int) -> list[dict[str, Any]]:
+def _alive(record: Record, events: Sequence[Event], moment: int) -> list[dict[str, Any]]:
     """The tensors before the event at an index, the largest first."""
     rows = []
     for identity, count in alive_after(events[:moment]).items():
-        origin = tracker.origins.of.get(identity, NOWHERE)
-        row = {"bytes": count, "component": tracker.components[identity]}
+        origin = record.origins.of.get(identity, NOWHERE)
+        row = {"bytes": count, "component": record.components[identity]}
         rows.append(row | asdict(origin) | {"shape": list(origin.shape)})
     return sorted(rows, key=lambda row: (-row["bytes"], row["module"], row["operator"]))
 
 
 def _timeline(
-    tracker: Tracker,
+    record: Record,
     events: Sequence[Event],
     allocated: Sequence[int],
     begin: int,
@@ -404,7 +404,7 @@ def _timeline(
         max(range(first, min(first + width, len(events) + 1)), key=total_at)
         for first in range(second, len(events) + 1, width)
     ]
-    snapshots = _components(tracker, events, moments)
+    snapshots = _components(record, events, moments)
     names = sorted({name for snapshot in snapshots for name in snapshot})
     columns = {name: [snapshot.get(name, 0) for snapshot in snapshots] for name in names}
     totals = [total_at(moment) for moment in moments]

@@ -50,7 +50,9 @@ _STANDARD = frozenset(("subprocess", "os", "posix"))
 
 
 @contextmanager
-def simulated(card: Card, choose: Callable[[str, list], int] | None = None, pads: bool = False) -> Iterator[Simulation]:
+def simulated(
+    card: Card, choose: Callable[[str, list], int] | None = None, pads: bool = False, templates: bool = False
+) -> Iterator[Simulation]:
     """Let all that runs inside believe in a card, and whatever it launches do nothing.
 
     Parameters
@@ -62,6 +64,9 @@ def simulated(card: Card, choose: Callable[[str, list], int] | None = None, pads
         None: the first.
     pads
         Whether Inductor pads products of odd sizes.
+    templates
+        Whether Inductor's own products win against cuBLAS where ``max-autotune`` compares them: more is fused into
+        them, and less is kept between kernels. A step may be traced both ways, for a range.
 
     Raises
     ------
@@ -77,7 +82,7 @@ def simulated(card: Card, choose: Callable[[str, list], int] | None = None, pads
         if find_spec(name) is not None:
             import_module(name)
     torch.utils._device._device_constructors()  # `with torch.device(...)` keeps PyTorch's own functions, once
-    simulation = Simulation(card, choose or (lambda name, configurations: 0), pads)
+    simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates)
     lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         stack.enter_context(_forgotten_answers())
@@ -140,7 +145,15 @@ def _tensors() -> list[tuple[Any, str, Any]]:
     def cuda(tensor: torch.Tensor, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> torch.Tensor:
         return move(tensor, torch.device("cuda", 0), non_blocking=non_blocking, **kwargs)
 
+    def made(data: Any, *, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        """It asks for CUDA before the dispatcher hears of it."""
+        if device is not None and torch.device(device).type == "cuda":
+            device = torch.device("meta")
+        return make(data, device=device, **kwargs)
+
+    make = torch.tensor
     return [
+        (torch, "tensor", made),
         (torch.Tensor, "to", to),
         (torch.Tensor, "cuda", cuda),
         (torch.Tensor, "device", property(_device)),

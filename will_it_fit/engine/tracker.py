@@ -7,7 +7,6 @@ the sequence of allocations and frees that :mod:`will_it_fit.engine.allocator` r
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
@@ -15,7 +14,7 @@ import torch
 from torch._guards import active_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .allocator import EMPTY_CACHE, Event
+from .allocator import EMPTY_CACHE
 from .components import (
     ACTIVATIONS,
     COLLECTIVES,
@@ -27,14 +26,12 @@ from .components import (
     WORKSPACES,
     weights,
 )
-from .costs import CostRecorder
 from .custom import opaque
 from .fake_group import FakeDevice
 from .known_values import UNANSWERED, Values
-from .origins import Origins
 from .plain_tensors import made_of_others, parts, those_on_meta
+from .record import Record
 from .shapes import Shapes, in_place
-from .workspaces import Workspaces
 
 NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -53,7 +50,7 @@ class _End(weakref.ref):
     __slots__ = ("identity", "key")
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode, Record):
     """A dispatch mode that records allocations and frees of storages on some devices.
 
     Parameters
@@ -75,23 +72,8 @@ class Tracker(TorchDispatchMode):
 
     Attributes
     ----------
-    events
-        ``(id, bytes)`` for an allocation, ``(-id, 0)`` for its end.
-    marks
-        ``(phase, step, index of its first event)`` in order.
-    components
-        What each id is for.
-    warnings
-        What a person should know about the answer.
     values
         Values of tensors on ``meta``, as far as they are known; None: the tensors are real.
-    origins, costs
-        Note where each tensor comes from, and what each operator costs; None unless somebody sets them.
-    streams
-        The stream that an id was allocated on, where it is not the one that models compute on.
-    reusable
-        For an id that another stream uses as well, and that is freed: the index of the event before which the GPU has
-        certainly got there.
     """
 
     def __init__(
@@ -105,19 +87,12 @@ class Tracker(TorchDispatchMode):
         device: FakeDevice | None = None,
     ) -> None:
         super().__init__()
-        self.origins: Origins | None = None
-        self.costs: CostRecorder | None = None
+        Record.__init__(self)
         self._device = device
-        self.streams: dict[int, int] = {}
-        self.reusable: dict[int, int] = {}
         self._named: set[int] = set()  # ids that have their component for good
         self._shared: set[int] = set()  # ids that another stream uses as well
         self._pending: list[tuple[int, int]] = []  # such ids that are freed, with the index of that event
         self._host: dict[int, _End] = {}  # what is on `meta` and means the host's memory, by the storage's address
-        self.warnings: dict[str, None] = {}  # in the order in which they were seen
-        self.events: list[Event] = []
-        self.marks: list[tuple[str, int, int]] = []
-        self.components: dict[int, str] = {}
         self._devices = frozenset(devices)
         self.on_meta = "meta" in self._devices
         self._vocabulary = vocabulary
@@ -128,10 +103,7 @@ class Tracker(TorchDispatchMode):
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
         self._phase = ""
-        self.workspaces = Workspaces()
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
-        self.kernels_run: Counter[str] = Counter()  # Triton's, by name
-        self.compiled: Any = None  # what the compiler took, where a compiled step is followed: `inductor.Compiled`
         self._operators: set[Any] = set()  # that were met
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
@@ -140,29 +112,12 @@ class Tracker(TorchDispatchMode):
         """Under a tracker nothing is compiled: what PyTorch wraps each operator in against the compiler is saved."""
         return False
 
-    def warn(self, text: str) -> None:
-        """Note what a person should know about the answer."""
-        self.warnings.setdefault(text)
-
     def mark(self, phase: str, step: int = 0) -> None:
         """Say that a phase of a step begins."""
         self._phase = phase
         self.marks.append((phase, step, len(self.events)))
         if self.costs is not None:
             self.costs.mark(phase, step)
-
-    def start(self, step: int) -> int:
-        """Index of a step's first event."""
-        return next(index for _, number, index in self.marks if number == step)
-
-    def spans(self, step: int) -> list[tuple[str, int, int]]:
-        """Return the phases of a step in order: name, index of its first event, index after its last."""
-        ends = [index for _, _, index in self.marks[1:]]
-        return [
-            (phase, first, last)
-            for (phase, number, first), last in zip(self.marks, ends, strict=False)
-            if number == step
-        ]
 
     def allocate(self, count: int, component: str) -> int:
         """Record an allocation that no tensor stands for, such as a workspace; it lasts until :meth:`drop`."""

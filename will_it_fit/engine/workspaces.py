@@ -39,6 +39,11 @@ class Workspaces:
         self._convolutions: list[int] = []  # indices of the events after which cuDNN runs
         self._transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
 
+    @property
+    def taken(self) -> bool:
+        """Whether the step takes any."""
+        return bool(self._convolutions or self._transforms)
+
     def note(self, func: Any, args: Sequence[Any], output: Any, at: int) -> None:
         """Hear of an operator that has run; ``at``: the number of events before it."""
         if func in _CONVOLUTIONS:

@@ -1,1 +1,1 @@
-"""How long a step takes on a card that is not there; hours, cost and energy of a run."""
+"""How long a step takes on a GPU that is not there; hours, cost and energy of a run."""

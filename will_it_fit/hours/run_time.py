@@ -32,9 +32,9 @@ class RunHours:
     evaluation_seconds
         At most, as if each answer went to the last token; None: not known.
     hours, hours_range
-        Of both; the range as far as steps of the card's kind were off, None where none was measured.
+        Of both; the range as far as steps of the GPU's kind were off, None where none was measured.
     basis
-        Where the card's constants come from, in words.
+        Where the GPU's constants come from, in words.
     kwh_at_most
         As if the boards took all that they can, all the time; None where their power is not known.
     """
@@ -74,7 +74,7 @@ class RunHours:
         parts = f"{self.steps:,} training steps in {spoken(self.training_seconds / 3600)}"
         if evaluation is not None:
             parts += f", evaluation in at most {spoken(evaluation / 3600)}"
-        guess = "" if self.hours_range else "; nothing was measured on this card, so don't plan by it"
+        guess = "" if self.hours_range else "; nothing was measured on this GPU, so don't plan by it"
         return f"takes {spoken(self.hours)}{between}: {parts}; not counted: {self.not_counted}{guess}"
 
 
@@ -94,7 +94,7 @@ class Run:
     tokens_per_row
         On average; None: not known, so that each row counts as the longest.
     price_per_hour
-        Of one card, by its name in config/gpus.yaml; a number alone is that of the one card that is asked about.
+        Of one GPU, by its name in config/gpus.yaml; a number alone is that of the one GPU that is asked about.
     deadline_hours, grams_per_kwh
         None: not asked for. Grams of CO2.
     """
@@ -117,7 +117,7 @@ class Run:
             object.__setattr__(self, "price_per_hour", prices)
 
     def price_of(self, gpu: Gpu) -> float | None:
-        """The price of a card; None where none was given."""
+        """The price of a GPU; None where none was given."""
         prices = self.price_per_hour
         return prices.get(gpu.name) if isinstance(prices, Mapping) else prices
 
@@ -140,14 +140,14 @@ class Run:
 
 @dataclass(frozen=True)
 class RunTime:
-    """How long a run takes on a card, and what that costs.
+    """How long a run takes on a GPU, and what that costs.
 
     Attributes
     ----------
     tokens_per_row
         On average, or the most where ``longest``.
     hours_range
-        As far as steps of the card's kind were off; None where none was measured.
+        As far as steps of the GPU's kind were off; None where none was measured.
     cost, cost_range
         In the currency of the price; None without a price.
     kwh_at_most, co2_kg_at_most
@@ -177,7 +177,7 @@ class RunTime:
 
 
 def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Run) -> RunTime:
-    """The run of a scenario on a card.
+    """The run of a scenario on a GPU.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Run) 
 
 
 def order(fits: bool, run: RunTime | None) -> tuple[Any, ...]:
-    """A key to sort cards by: what fits, what ends in time, then the price; unpriced cards come after the others."""
+    """A key to sort GPUs by: what fits, what ends in time, then the price; unpriced GPUs come after the others."""
     if run is None:
         return (not fits, True)
     by_hours = run.in_time is False or run.cost is None

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from will_it_fit.cards.gpus import CATALOGUE, Gpu
 from will_it_fit.common.files import read_yaml
-from will_it_fit.hours.processor import Processor
+from will_it_fit.hours.cpu import Cpu
 
 if TYPE_CHECKING:
     from will_it_fit.engine.costs import CostRecorder, Operator
 
 NO_SPEED = (
-    "not known: config/gpus.yaml has no speed of this GPU. Name a card that it knows, or add under `speeds`: NAME:"
+    "not known: config/gpus.yaml has no speed of this GPU. Name a GPU that it knows, or add under `speeds`: NAME:"
     " {bf16_tflops: , fp16_tflops: , fp32_tflops: , memory_gb_s: , cache_mb: , link_gb_s: , multiprocessors: , watts: }"
 )
 # Rows and columns of a tile, and the share of the best rate that it reaches.
@@ -48,7 +48,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Speed:
-    """What a card can do, and what of it kernels reach.
+    """What a GPU can do, and what of it kernels reach.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Speed:
         Dense floating-point operations a second by dtype, tensor cores where they are used; fp32 without TF32, which is
         PyTorch's default.
     memory_bytes_per_second, link_bytes_per_second
-        Of the card's memory; of its link to other cards, one way.
+        Of the GPU's memory; of its link to other GPUs, one way.
     cache_bytes
         Of the last level that all multiprocessors share.
     multiprocessors
@@ -64,7 +64,7 @@ class Speed:
     board_watts
         The most that the board takes.
     emulated
-        Dtypes that the card has no products of: they run at the rate of fp32.
+        Dtypes that the GPU has no products of: they run at the rate of fp32.
     product, memory, attention_forward, attention_backward, efficient_attention, link
         Shares of those figures; ``efficient_attention`` multiplies those of attention for the memory-efficient kernel.
     cached
@@ -78,9 +78,9 @@ class Speed:
     shortest_kernel_seconds
         What any kernel takes on the GPU.
     basis
-        ``measured``: on rows of this card; ``measured: ...`` of its architecture; ``assumed``.
+        ``measured``: on rows of this GPU; ``measured: ...`` of its architecture; ``assumed``.
     error
-        Share within which steps of this card's kind were predicted; None where none was measured.
+        Share within which steps of this GPU's kind were predicted; None where none was measured.
     """
 
     peak_flops: Mapping[str, float]
@@ -108,14 +108,14 @@ class Speed:
 
 @cache
 def speed_of(name: str) -> Speed | None:
-    """The speed of a card of config/gpus.yaml; None where the file has no peaks for it."""
+    """The speed of a GPU of config/gpus.yaml; None where the file has no peaks for it."""
     content = read_yaml(CATALOGUE)
     peaks, shares = content["speeds"].get(name), content["speed_shares"]
     if peaks is None:
         return None
     half = peaks.get("bf16_tflops")
     flops = {"float16": peaks["fp16_tflops"], "bfloat16": half or peaks["fp32_tflops"], "float32": peaks["fp32_tflops"]}
-    flops["int8"] = flops["float16"]  # at least: no card multiplies bytes more slowly
+    flops["int8"] = flops["float16"]  # at least: no GPU multiplies bytes more slowly
     return Speed(
         peak_flops={dtype: value * 1e12 for dtype, value in flops.items()},
         memory_bytes_per_second=peaks["memory_gb_s"] * 1e9,
@@ -129,7 +129,7 @@ def speed_of(name: str) -> Speed | None:
 
 
 def speeds(gpus: Iterable[Gpu]) -> dict[str, Speed | None]:
-    """The speed of each card by its name."""
+    """The speed of each GPU by its name."""
     return {gpu.name: speed_of(gpu.name) for gpu in gpus}
 
 
@@ -142,7 +142,7 @@ class StepTime:
     seconds_per_step
         From one step's beginning to the next one's.
     range
-        Lowest and highest, by the error that was seen on measured steps of the card's kind; None where no step was
+        Lowest and highest, by the error that was seen on measured steps of the GPU's kind; None where no step was
         measured on it.
     limited_by
         What most of the time goes into, in words.
@@ -151,9 +151,9 @@ class StepTime:
     tokens_per_second
         On all GPUs together.
     basis
-        Where the card's constants come from, in words.
+        Where the GPU's constants come from, in words.
     warnings
-        What makes this step slow on this card, and what to write instead.
+        What makes this step slow on this GPU, and what to write instead.
     seconds_per_micro_batch
         Of the step's first micro-batch, without the update; of a step with one micro-batch the whole step.
     """
@@ -172,16 +172,16 @@ class StepTime:
 
 
 def step_time(
-    costs: CostRecorder, speed: Speed | Processor | None, *, tokens: int | None = None, micro_batches_left_out: int = 0
+    costs: CostRecorder, speed: Speed | Cpu | None, *, tokens: int | None = None, micro_batches_left_out: int = 0
 ) -> StepTime | None:
-    """How long a traced step takes on a card; None without its speed.
+    """How long a traced step takes on a GPU; None without its speed.
 
     Parameters
     ----------
     costs
         Of the step's trace, with as many GPUs as it has.
     speed
-        Of the card (:func:`speed_of`), or of this machine's processor.
+        Of the GPU (:func:`speed_of`), or of this machine's CPU.
     tokens
         That the step learns from on all GPUs together.
     micro_batches_left_out
@@ -189,7 +189,7 @@ def step_time(
     """
     if speed is None:
         return None
-    words = LIMITS | Processor.limits if isinstance(speed, Processor) else LIMITS
+    words = LIMITS | Cpu.limits if isinstance(speed, Cpu) else LIMITS
     seconds, busy = simulate(costs, speed)
     one, micro_batch = costs.first_micro_batch(), seconds
     if one is not None:
@@ -216,14 +216,14 @@ def _slow_dtypes(costs: CostRecorder, speed: Speed) -> Iterator[str]:
     for dtype in sorted(computed & speed.emulated):
         slow, fast = (speed.peak_flops[name] / 1e12 for name in (dtype, "float16"))
         yield (
-            f"this card has no {dtype} products: they run at the rate of fp32, {slow:g} TFLOPS instead of the"
+            f"this GPU has no {dtype} products: they run at the rate of fp32, {slow:g} TFLOPS instead of the"
             f" {fast:g} of fp16. Write fp16 for bf16 in precision and autocast"
         )
 
 
-def simulate(costs: CostRecorder, speed: Speed | Processor) -> tuple[float, dict[str, float]]:
+def simulate(costs: CostRecorder, speed: Speed | Cpu) -> tuple[float, dict[str, float]]:
     """Seconds of a step, and the GPU's seconds on the computing stream by what limits each kernel."""
-    if isinstance(speed, Processor):
+    if isinstance(speed, Cpu):
         return speed.simulate(costs)
     timed = [kernel_time(operator, speed) for operator in costs.operators]
     launch = [

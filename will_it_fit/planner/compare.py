@@ -5,9 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.analytic.estimated import Estimated
-from will_it_fit.analytic.rule_of_thumb import rule_of_thumb
+from will_it_fit.analytic.estimate import Estimated, analytic_estimate, rule_of_thumb
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.sizes import gib

@@ -39,15 +39,15 @@ class _Task(NamedTuple):
             shared = Borders(self.scenario, field, capability, capacities, traces)
             variants: dict[int, Borders] = {}
             for gpu in sorted(self.gpus, key=lambda gpu: gpu.usable_bytes):
-                borders = variants.setdefault(workspace_bytes(gpu.capability), shared.on(gpu.capability))
-                search = borders.traced if gpu.name in self.verify else borders.largest
+                borders = variants.setdefault(workspace_bytes(gpu.capability), shared.for_capability(gpu.capability))
+                search = borders.largest_traced if gpu.name in self.verify else borders.largest
                 found[gpu.name][field] = {
                     "default": search(gpu.usable_bytes),
                     "expandable_segments": search(gpu.usable_bytes, expandable=True),
                 }
-                if field == "sequence_length" and borders.asked:
+                if field == "sequence_length" and borders.has_traced:
                     found[gpu.name]["required"] = borders.required(self.scenario.sequence_length)
-            if field == "sequence_length" and shared.asked and replayed:
+            if field == "sequence_length" and shared.has_traced and replayed:
                 traces.known(self.scenario, shared.scaled.at(self.scenario.sequence_length))
         return self, found
 
@@ -148,7 +148,7 @@ def largest(scenario: Scenario, gpu: Gpu, field: str, most: int | None = None) -
     borders = Borders(scenario, field, gpu.capability, [gpu.usable_bytes])
     borders.values = [value for value in borders.values if most is None or value <= most] or borders.values[:1]
     expandable = scenario.allocator.expandable_segments
-    found = borders.traced(gpu.usable_bytes, expandable=expandable)
+    found = borders.largest_traced(gpu.usable_bytes, expandable=expandable)
     needed = None
     if found.value:
         needed = borders.required(found.value)["expandable_segments" if expandable else "default"]

@@ -120,7 +120,7 @@ class Borders:
         self._steps: Scaled | None = None
         self._source: Borders | None = None
 
-    def on(self, capability: tuple[int, int] | None) -> Borders:
+    def for_capability(self, capability: tuple[int, int] | None) -> Borders:
         """The same borders on GPUs whose kernels differ in nothing but the workspaces of cuBLAS."""
         if workspace_bytes(capability) == workspace_bytes(self.capability):
             return self
@@ -139,7 +139,7 @@ class Borders:
 
             traces = self._traces or Traces(self.capability)
             period = ROUNDED if self.field == "sequence_length" else 1
-            made = self._steps = Scaled(lambda value: traces(self.at(value)), period)
+            made = self._steps = Scaled(lambda value: traces(self.scenario_at(value)), period)
             low, high = (self._unrounded(value) for value in self._ends())
             low, high = min(low, high), max(low, high)
             for value in {low, high}:
@@ -152,11 +152,11 @@ class Borders:
         return self._steps
 
     @property
-    def asked(self) -> bool:
+    def has_traced(self) -> bool:
         """Whether anything had to be traced."""
         return self._steps is not None
 
-    def at(self, value: int) -> Scenario:
+    def scenario_at(self, value: int) -> Scenario:
         """The step at a value of the field."""
         return replace(self.scenario, **{self.field: value})
 
@@ -224,7 +224,7 @@ class Borders:
             index -= 1
         return 0, border
 
-    def traced(self, capacity: int, *, expandable: bool = False) -> Border:
+    def largest_traced(self, capacity: int, *, expandable: bool = False) -> Border:
         """The border, and the first value that does not fit, both traced: what refutes the replays corrects them."""
         while True:
             found = self.largest(capacity, expandable=expandable)
@@ -289,7 +289,7 @@ class Borders:
         """
         if value not in self._peaks:
             try:
-                scenario = replace(self.at(value), attention_mask="none")
+                scenario = replace(self.scenario_at(value), attention_mask="none")
                 form = analytic_estimate(scenario, capability=self.capability, blocks=False)
                 self._peaks[value] = form["peak_allocated_bytes"]
             except NotDescribed:

@@ -131,7 +131,7 @@ def _verified(
         if options and "sequence_length" in options[0] and scenario.aim.trainer is None and not scenario.images:
             expandable = scenario.allocator.expandable_segments
             borders = Borders(scenario, "sequence_length", gpu.capability, [gpu.usable_bytes])
-            longest = borders.traced(gpu.usable_bytes, expandable=expandable).value
+            longest = borders.largest_traced(gpu.usable_bytes, expandable=expandable).value
             options = [changes for changes in move.options if changes["sequence_length"] <= longest][:1]
         for changes in options[:PROBES]:
             candidate = apply(scenario, changes)

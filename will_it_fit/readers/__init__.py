@@ -1,14 +1,15 @@
 """Readers of other tools' configurations: which tool wrote a file, and the scenario that comes out of it.
 
-One module for each tool behind one interface: ``can_read(mapping)`` and ``read(mapping, file, gpus)``, which gives a
-:class:`~will_it_fit.readers.reading.Reading`. Pure Python and PyYAML; no file is executed, nothing is fetched.
+One module for each tool behind one interface, ``read(mapping, file, gpus)``, which gives a
+:class:`~will_it_fit.readers.reading.Reading`, and a row in one table. Pure Python and PyYAML; no file is executed,
+nothing is fetched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
@@ -17,16 +18,45 @@ from will_it_fit.readers.reading import Reading, keys
 from will_it_fit.scenario.fields import BY_NAME
 
 Read = Callable[[Mapping[str, Any], Path, int | None], Reading]
-TOOLS: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Read]] = {
-    "axolotl": (axolotl.can_read, axolotl.read),
-    "llama-factory": (llama_factory.can_read, llama_factory.read),
-    "trl": (trl.can_read, trl.read),
+
+
+class Reader(NamedTuple):
+    """How a tool's files are known and read.
+
+    Attributes
+    ----------
+    read
+        From a file's content, its path and the number of GPUs that the question names.
+    marks
+        Keys of which a file of the tool has all of one group.
+    beside
+        Whether its files only add to another file, or to a model.
+    """
+
+    read: Read
+    marks: tuple[tuple[str, ...], ...]
+    beside: bool = False
+
+    def can_read(self, mapping: Mapping[str, Any]) -> bool:
+        return any(all(key in mapping for key in group) for group in self.marks)
+
+
+READERS = {
+    "axolotl": Reader(axolotl.read, (("base_model",),)),
+    "llama-factory": Reader(
+        llama_factory.read,
+        (("model_name_or_path",), *(("model", hint) for hint in llama_factory.NEWER_HINTS)),
+    ),
+    "trl": Reader(trl.read, (("model_name_or_path",),)),
+    "accelerate": Reader(
+        companion_files.read_accelerate, (("distributed_type",), ("compute_environment",)), beside=True
+    ),
+    "deepspeed": Reader(
+        companion_files.read_deepspeed, (("zero_optimization",), ("train_micro_batch_size_per_gpu",)), beside=True
+    ),
+    "peft": Reader(companion_files.read_adapter, (("peft_type",),), beside=True),
 }
-BESIDE: dict[str, tuple[Callable[[Mapping[str, Any]], bool], Read]] = {
-    "accelerate": (companion_files.is_accelerate, companion_files.read_accelerate),
-    "deepspeed": (companion_files.is_deepspeed, companion_files.read_deepspeed),
-    "peft": (companion_files.is_adapter, companion_files.read_adapter),
-}
+TOOLS = tuple(name for name, reader in READERS.items() if not reader.beside)
 # How the pipeline's own settings become a step. The pipeline sets it (scripts/ask), since the library knows no run.
 step_of_a_run: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 _RUN = {"training", "memory", "dataset", "scenario_defaults", "evaluation", "merging"}  # sections of a run's settings
@@ -66,21 +96,21 @@ def kind_of(mapping: Mapping[str, Any], path: Path) -> str:
         return "model"
     if any(isinstance(mapping.get(section), Mapping) for section in _RUN):
         return "run"
-    found = [name for name, (can_read, _) in {**TOOLS, **BESIDE}.items() if can_read(mapping)]
+    tools = [name for name, reader in READERS.items() if reader.can_read(mapping)]
     own = "model" in mapping and not set(mapping) - set(BY_NAME) - {"like"}
     if own:
         return "scenario"
-    if found == ["llama-factory", "trl"]:
-        found = _by_keys_of_their_own(mapping, found)
-    if len(found) == 1:
-        return found[0]
-    if len(found) > 1:
+    if tools == ["llama-factory", "trl"]:
+        tools = _by_keys_of_their_own(mapping, tools)
+    if len(tools) == 1:
+        return tools[0]
+    if len(tools) > 1:
         raise UserError(
             "Several tools could have written this file.",
             where=path,
-            found=", ".join(found),
+            found=", ".join(tools),
             allowed="--from with one of them",
-            write=f"--from {found[0]}",
+            write=f"--from {tools[0]}",
         )
     if "model" in mapping:
         return "scenario"  # its check names what is unknown in it
@@ -113,7 +143,7 @@ def read_tool(path: Path, tool: str, mapping: Mapping[str, Any], gpus: int | Non
     UserError
         If a value is not of the kind that the tool takes for its key.
     """
-    return _without_traceback(lambda: {**TOOLS, **BESIDE}[tool][1](mapping, path, gpus), path, tool)
+    return _without_traceback(lambda: READERS[tool].read(mapping, path, gpus), path, tool)
 
 
 def _without_traceback(read: Callable[[], Reading], path: Path, tool: str) -> Reading:

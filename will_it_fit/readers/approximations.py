@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Remark
 from will_it_fit.scenario.fields import BY_NAME
-from will_it_fit.scenario.model import LIGER_MODELS
+from will_it_fit.scenario.model import LIGER_MODELS, LIGER_WRITTEN_OUT
+from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import DIVIDED, NONE, STRATEGIES, WEIGHTS, Strategy
 
@@ -82,6 +83,18 @@ def _drops_on_experts(fields: Fields) -> bool:
     return bool(kept) and kept != list(targets)
 
 
+def _supervised(fields: Fields) -> bool:
+    return not OBJECTIVES[_value(fields, "objective")].trainer
+
+
+def _liger_followed(fields: Fields) -> bool:
+    """Whether Liger's kernels are those of a step that is predicted: written out here, or run by their package."""
+    kind = fields["model"].get("model_type")
+    known = kind in LIGER_WRITTEN_OUT or (kind in LIGER_MODELS and find_spec("liger_kernel") is not None)
+    text = _supervised(fields) and not fields.get("images")
+    return known and text and not _divides(fields) and _value(fields, "loss") == "liger"
+
+
 TABLE = (
     Approximation(
         lambda f: _strategy(f).zero and find_spec("deepspeed") is None, _as_fsdp2,
@@ -97,6 +110,14 @@ TABLE = (
         lambda f: _value(f, "loss") == "liger" and f["model"].get("model_type") not in LIGER_MODELS,
         lambda f: {"loss": "chunked"},
         "loss", lambda f: "liger", EITHER_WAY, "Liger's fused loss is not known for this model; read as a chunked loss",
+    ),
+    Approximation(
+        lambda f: _value(f, "kernels") == "liger" and not _liger_followed(f), lambda f: {"kernels": GONE},
+        "kernels", lambda f: "liger", TOO_HIGH, "Liger's fused norms and MLP keep less",
+    ),
+    Approximation(
+        lambda f: _value(f, "kernels") == "unsloth" and (_divides(f) or f.get("images") or not _supervised(f)),
+        lambda f: {"kernels": GONE},
     ),
     Approximation(
         lambda f: _value(f, "loss") != "full" and WEIGHTS in _strategy(f).divides, lambda f: {"loss": "full"},

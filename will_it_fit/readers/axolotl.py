@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common
-from will_it_fit.readers.reading import TOO_LOW, Reading, Values, begin, keys
+from will_it_fit.readers.reading import TOO_HIGH, TOO_LOW, Reading, Values, begin, keys
 
 TABLE = ("axolotl",)
 _ATTENTION_FLAGS = {
@@ -117,6 +117,14 @@ def _checkpointing(get: Values, reading: Reading) -> None:
 
 def _loss(get: Values, reading: Reading) -> None:
     plugins = " ".join(map(str, get("plugins", [])))
+    parts = {"liger_rms_norm", "liger_rope", "liger_glu_activation" if get("liger_glu_activation") else "liger_swiglu"}
+    fused = [part for part in sorted(parts) if get(part)]
+    if get("liger_fused_linear_cross_entropy") and len(fused) == len(parts):
+        common.liger(reading)
+        fused = []
+    why = "one of Liger's kernels alone is read as transformers' own, which keeps more"
+    for part in fused:
+        reading.approximates(part, True, TOO_HIGH, why)
     if get("liger_fused_linear_cross_entropy"):
         reading.set(loss="liger")
     elif get("cut_cross_entropy") or "CutCrossEntropy" in plugins:
@@ -137,8 +145,3 @@ def _parallel(get: Values, reading: Reading, gpus: int | None) -> None:
         common.fsdp(reading, get("fsdp_config") or {}, version, count, words if "offload" in words else "")
     elif (gpus or get("world_size") or 1) > 1 or get("ddp"):
         common.parallel(reading, "ddp", count)
-
-
-def can_read(mapping: Mapping[str, Any]) -> bool:
-    """Whether a mapping is one of axolotl's files."""
-    return "base_model" in mapping

@@ -266,9 +266,14 @@ def compiled(reading: Reading, torch_compile: Any, mode: Any) -> None:
         return
     fields = reading.fields
     alone = (fields.get("parallel") or {}).get("strategy", "none") in ("none", "ddp")
-    known = alone and fields.get("objective", "sft") == "sft" and mode in (None, "default")
+    known = alone and fields.get("objective", "sft") == "sft"
     if known and find_spec("triton") is not None:
         reading.set(compile="model")
+        if mode == "max-autotune-no-cudagraphs":
+            reading.set(compile_mode=mode)
+        elif mode in ("reduce-overhead", "max-autotune"):
+            why = "CUDA graphs keep memory in pools of their own; read as the default mode"
+            reading.approximates("torch_compile_mode", mode, TOO_LOW, why)
         return
     why = "compiled code fuses operations, and needs some memory for its own buffers"
     if known:
@@ -276,8 +281,13 @@ def compiled(reading: Reading, torch_compile: Any, mode: Any) -> None:
     reading.approximates("torch_compile", torch_compile, TOO_HIGH, why)
 
 
+def liger(reading: Reading) -> None:
+    """The model as Liger patches it, with its fused loss; where that can't be followed, the loss alone."""
+    reading.set(loss="liger", kernels="liger")
+
+
 # What TRL's trainers decide themselves, whatever a file says of the step of supervised fine-tuning.
-_TRL_DECIDES = ("loss", "packing", "kbit_preparation", "adapter_precision", "loop", "use_cache")
+_TRL_DECIDES = ("loss", "kernels", "packing", "kbit_preparation", "adapter_precision", "loop", "use_cache")
 
 
 def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:

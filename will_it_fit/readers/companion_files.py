@@ -19,18 +19,6 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-def is_accelerate(mapping: Mapping[str, Any]) -> bool:
-    return "distributed_type" in mapping or "compute_environment" in mapping
-
-
-def is_deepspeed(mapping: Mapping[str, Any]) -> bool:
-    return "zero_optimization" in mapping or "train_micro_batch_size_per_gpu" in mapping
-
-
-def is_adapter(mapping: Mapping[str, Any]) -> bool:
-    return isinstance(mapping.get("peft_type"), str)
-
-
 def read_accelerate(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
     """How a step is spread, and mixed precision."""
     reading = Reading("accelerate", ACCELERATE, file, own=mapping)

@@ -14,12 +14,7 @@ TABLE = ("llama-factory", "transformers")
 _OPTIMIZER_FLAGS = {"use_muon": "muon", "use_galore": "galore_adamw", "use_apollo": "apollo_adamw",
                     "use_adam_mini": "adam_mini"}  # fmt: skip
 _OBJECTIVES = {"dpo": "dpo", "kto": "kto", "rm": "reward", "ppo": "grpo"}
-_NEWER_HINTS = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
-
-
-def can_read(mapping: Mapping[str, Any]) -> bool:
-    """Whether a mapping is one of LLaMA-Factory's files."""
-    return "model_name_or_path" in mapping or ("model" in mapping and any(key in mapping for key in _NEWER_HINTS))
+NEWER_HINTS = ("train_dataset", "model_class", "dist_config", "kernel_config", "peft_config", "quant_config")
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Reading:
@@ -54,8 +49,12 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None) -> Rea
     flag = next((name for key, name in _OPTIMIZER_FLAGS.items() if get(key)), None)
     common.optimizer(reading, "optim", flag or get("optim", "adamw_torch_fused"))
     if get("enable_liger_kernel"):
-        reading.set(loss="liger")
-        reading.approximates("enable_liger_kernel", True, TOO_HIGH, "Liger's fused norms and MLP keep less")
+        common.liger(reading)
+    elif get("use_unsloth"):
+        reading.set(kernels="unsloth")
+        reading.approximates(
+            "use_unsloth", True, TOO_HIGH, "Unsloth's kernels keep less, and move activations to the host"
+        )
     stage = get("stage", "sft")
     if stage in _OBJECTIVES:
         objective = "orpo" if get("pref_loss") in ("orpo", "simpo") else _OBJECTIVES[stage]
@@ -176,6 +175,6 @@ def _newer(get: Values, reading: Reading, gpus: int | None) -> None:
     elif name == "deepspeed":
         common.deepspeed(reading, distributed["config_file"], reading.file.parent, gpus, "dist_config.config_file")
     if "liger" in str(kernels.get("name", "")):
-        reading.set(loss="liger")
+        common.liger(reading)
     if get("optim_config"):
         common.optimizer(reading, "optim_config", get("optim_config").get("name", "adamw_torch"))

@@ -63,8 +63,8 @@ def read(path: Path, gpus: int | None = None) -> Reading:
             "The program is not Python.", where=f"{path}, line {error.lineno}", found=(error.text or "").strip()[:80],
             allowed="a Python file or a notebook",
         ) from None  # fmt: skip
-    found = _Calls(tree)
-    if not found.settings and not found.trainer:
+    calls = _Calls(tree)
+    if not calls.settings and not calls.trainer:
         raise UserError(
             "No trainer that will-it-fit knows was found in this program.",
             where=path,
@@ -72,15 +72,15 @@ def read(path: Path, gpus: int | None = None) -> Reading:
             " AutoModelForCausalLM.from_pretrained, FastLanguageModel.from_pretrained",
             write="will-it-fit MODEL --method qlora -s 2048",
         )
-    if "model_name_or_path" not in found.settings:
+    if "model_name_or_path" not in calls.settings:
         raise UserError(
             "The program names no model that can be read.",
             where=path,
-            found=found.unread.get("model_name_or_path"),
+            found=calls.unread.get("model_name_or_path"),
             allowed="a constant in from_pretrained(...), or --set model=NAME",
             write="--set model=Qwen/Qwen3-8B",
         )
-    return found.reading(path, gpus)
+    return calls.reading(path, gpus)
 
 
 class _Calls(ast.NodeVisitor):
@@ -210,7 +210,7 @@ def _unsloth(reading: Reading, offloads: bool) -> None:
         reading.approximates(
             "use_gradient_checkpointing", "unsloth", TOO_HIGH, "layers' inputs wait on the host", "activations"
         )
-    reading.set(loss="chunked")  # unsloth_zoo: the loss is computed in chunks
+    reading.set(kernels="unsloth", loss="chunked")  # unsloth_zoo: the loss is computed in chunks
 
 
 def _last(node: ast.AST) -> str:

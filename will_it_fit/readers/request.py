@@ -86,9 +86,9 @@ def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> Sce
         near = difflib.get_close_matches(str(tool), LIKE, n=1, cutoff=0.3)
         raise UserError("`like` names tools whose training is known.", where=where, found=tool,
                         allowed=", ".join(LIKE), write=f"like: {near[0] if near else LIKE[0]}")  # fmt: skip
-    found = like_fields(tool, named) if tool else {}
+    set_by_tool = like_fields(tool, named) if tool else {}
     given = {name for name, value in named.items() if value is not None}
-    defaults = {name: value for name, value in found.items() if name not in given}
+    defaults = {name: value for name, value in set_by_tool.items() if name not in given}
     if (count := gpu_count(named.get("gpu"))) > 1 and "parallel" not in given:
         defaults["parallel"] = {**scenario_defaults()["parallel"], "strategy": "fsdp2", "gpus": count}
     scenario = Scenario.from_mapping(named, defaults, where)

@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common
-from will_it_fit.readers.reading import TOO_HIGH, Reading, Values, begin, keys
+from will_it_fit.readers.reading import Reading, Values, begin, keys
 
 TABLE = ("trl", "transformers")
-
-
-def can_read(mapping: Mapping[str, Any]) -> bool:
-    """Whether a mapping is a file of TRL's command line."""
-    return "model_name_or_path" in mapping
 
 
 def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, trainer: str = "sft") -> Reading:
@@ -52,8 +47,7 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     reading.pads = not (get("packing") or get("padding_free"))
     common.optimizer(reading, "optim", get("optim", "adamw_torch_fused"))
     if get("use_liger_kernel"):
-        reading.set(loss="liger")
-        reading.approximates("use_liger_kernel", True, TOO_HIGH, "Liger's fused norms and MLP keep less")
+        common.liger(reading)
     elif trainer == "sft" and get("loss_type", "chunked_nll") == "chunked_nll":
         reading.set(loss="chunked")
     if get("activation_offloading"):

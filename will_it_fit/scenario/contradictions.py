@@ -16,6 +16,7 @@ import yaml
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.description import MOST
+from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.objectives import SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import NONE
@@ -143,6 +144,27 @@ STEP = (
     Contradiction(lambda s: s.compile != "none" and (s.divided or s.zero or s.aim.trainer), "compile",
         "`compile: {compile}` is predicted for supervised fine-tuning on one GPU and with DDP.",
         "none; or objective sft and strategy none or ddp", "compile: none"),
+    Contradiction(lambda s: s.compile_mode != "default" and s.compile == "none", "compile_mode",
+        "`compile_mode: {compile_mode}` and `compile: none` don't go together: nothing is compiled.",
+        "default; or compile model, layers", "compile_mode: default"),
+    Contradiction(lambda s: s.compile_mode in ("reduce-overhead", "max-autotune"), "compile_mode",
+        "`compile_mode: {compile_mode}` captures CUDA graphs, whose private pools keep memory that is not modelled.",
+        "default, max-autotune-no-cudagraphs", "compile_mode: default"),
+    Contradiction(lambda s: s.packages and s.kernels != "packages", "packages",
+        "`packages` says which kernels `kernels: packages` takes, and `kernels: {kernels}` takes none of them.",
+        "kernels: packages; or no packages", "packages: []"),
+    Contradiction(lambda s: s.kernels == "packages" and not s.packages, "packages",
+        "`kernels: packages` needs the names of the packages that the target machine has.",
+        f"a list of {', '.join(KERNEL_PACKAGES)}", "packages: [fla]"),
+    Contradiction(lambda s: set(s.packages) - set(KERNEL_PACKAGES), "packages",
+        "`packages` names a package whose kernels are not known here.",
+        f"a list of {', '.join(KERNEL_PACKAGES)}", "packages: [fla]"),
+    Contradiction(lambda s: s.kernels == "liger" and s.loss != "liger", "loss",
+        "`kernels: liger` and `loss: {loss}` don't go together: Liger's patch brings its fused loss.",
+        "liger; or kernels transformers", "loss: liger"),
+    Contradiction(lambda s: s.kernels != "transformers" and (s.aim.trainer or s.images or s.divided or s.zero),
+        "kernels", "`kernels: {kernels}` is predicted for supervised fine-tuning on text, on one GPU and with DDP.",
+        "transformers; or objective sft and strategy none or ddp", "kernels: transformers"),
     Contradiction(lambda s: s.images and s.strategy != NONE, "parallel",
         "`images` and `parallel.strategy: {strategy}` are not predicted together.",
         "strategy: none; or images null", "parallel: {{strategy: none, gpus: 1}}"),
@@ -305,6 +327,9 @@ STEP = (
 TRAINING = (
     Contradiction(lambda s: s.compile != "none", "compile",
         "A compiled step can be predicted, and is not trained here.", "none", "compile: none"),
+    Contradiction(lambda s: s.kernels != "transformers", "kernels",
+        "A step with `kernels: {kernels}` can be predicted, and is not trained here.", "transformers",
+        "kernels: transformers"),
     Contradiction(lambda s: s.images, "images", "A step with images can be predicted, and is not trained here.", "null",
         "images: null"),
     Contradiction(lambda s: s.bitsandbytes, "versions",
@@ -324,7 +349,7 @@ TRAINING = (
         "fp16 under autocast needs its gradients scaled, which is not done for gradients that FSDP has divided.",
         "bf16, which needs no scale; or strategy ddp", "{mixed}: {mixed_in_bf16}"),
     Contradiction(lambda s: s.device == "cpu" and not OPTIMIZERS[s.optimizer].on_cpu, "optimizer",
-        f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for processors.",
+        f"`optimizer: {{optimizer}}` and `device: cpu` {_APART}: bitsandbytes has no kernel of it for the CPU.",
         "adamw, adamw_fused; or device: cuda", "optimizer: adamw"),
     Contradiction(lambda s: s.strategy != NONE and s.on_out_of_memory == "halve", "on_out_of_memory",
         "A GPU that runs out of memory can't repeat its step: the other GPUs are already waiting for it.",
@@ -341,11 +366,11 @@ def contradictions(
     for row in rows:
         if row.wrong(view):
             field = shown[row.field] if row.field in ("longest", "mixed") else row.field
-            found = shown[field]
+            value = shown[field]
             yield UserError(
                 row.problem.format(**shown),
                 where=where if loop is None else f"{where}.{field}",
-                found=asdict(found) if is_dataclass(found) else found,
+                found=asdict(value) if is_dataclass(value) else value,
                 allowed=row.allowed.format(**shown),
                 change=yaml.safe_load(row.change.format(**shown)),
             )

@@ -109,10 +109,19 @@ class Field:
 
 
 def described(about: str, *, parts: type | None = None, **more: Any) -> Any:
-    """A field of a dataclass with its :class:`Field`; ``parts``: the dataclass of a mapping's parts."""
-    description = Field("", about, parts=fields_of(parts) if parts else (), **more)
+    """A field of a dataclass with its :class:`Field`; ``parts``: the dataclass of a mapping's parts.
+
+    The example is the default where no other is given.
+    """
+    description = Field("", about, parts=fields_of(parts) if parts else (), **{"example": more.get("default"), **more})
     default = MISSING if parts else more.get("default", None if more.get("nullable") else MISSING)
     return field(default=default, metadata={"description": description})
+
+
+def switch(about: str, on: str | None = None, *, default: bool = False, **more: Any) -> Any:
+    """A field that is true or false; ``on``: what the line `for:` says where it is true."""
+    said = more if on is None else {"said": {True: on, False: ""}, **more}
+    return described(about, words=(True, False), default=default, **said)
 
 
 def fields_of(kind: type) -> tuple[Field, ...]:

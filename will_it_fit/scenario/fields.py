@@ -12,8 +12,9 @@ from functools import cache
 from typing import Any
 
 from will_it_fit.scenario import words
-from will_it_fit.scenario.description import ANY, SAID_BY_OTHERS, Excluded, described, fields_of, said
+from will_it_fit.scenario.description import ANY, SAID_BY_OTHERS, Excluded, described, fields_of, said, switch
 from will_it_fit.scenario.images import Images
+from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.parts import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
@@ -45,7 +46,6 @@ class Fields:
         "`full` trains every weight; `lora`: adapters on a dense base; `qlora`: on a 4-bit or 8-bit base.",
         words=("full", "lora", "qlora"),
         default="qlora",
-        example="qlora",
         said=words.method,
         closed_form=ANY,
     )
@@ -65,7 +65,6 @@ class Fields:
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
         words=(*PRECISIONS, "fp16-mixed", "bf16-mixed"),
         default="bf16",
-        example="bf16",
         said=words.precision,
         closed_form=ANY,
     )
@@ -96,7 +95,6 @@ class Fields:
         " to 16 bits; `none` leaves them.",
         words=("none", "peft", "trl"),
         default="none",
-        example="none",
         excluded={
             "full": Excluded(
                 "PEFT's k-bit preparation freezes the base, which method full trains", "kbit_preparation: none"
@@ -130,13 +128,10 @@ class Fields:
         " what PEFT does with `autocast_adapter_dtype` on and off.",
         words=("fp32", "base", "fp16", "bf16"),
         default="fp32",
-        example="fp32",
         said=words.of_adapters(words.ADAPTERS_IN),
         closed_form=ANY,
     )
-    sequence_length: int = described(
-        "Tokens of a row of the batch.", least=1, default=512, example=512, said=words.tokens
-    )
+    sequence_length: int = described("Tokens of a row of the batch.", least=1, default=512, said=words.tokens)
     images: Images | None = described(
         "Images in each row of a vision-language model, whose configuration is then taken with its vision tower"
         " (`gemma3`, `llava`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`): predicted, and not trained. Their tokens are"
@@ -151,7 +146,6 @@ class Fields:
         "Rows that go through the model at once. This, times the sequence length, decides the activations' memory.",
         least=1,
         default=1,
-        example=1,
         said=SAID_BY_OTHERS,
     )
     gradient_accumulation: int = described(
@@ -159,14 +153,12 @@ class Fields:
         " a micro-batch's.",
         least=1,
         default=1,
-        example=1,
         said=words.accumulated,
     )
     attention_mask: str = described(
         "`padding`: the batch carries a mask, as padded batches do; then fused attention needs more memory.",
         words=("none", "padding"),
         default="none",
-        example="none",
         said={"none": "", "padding": "padded"},
     )
     packing: str = described(
@@ -175,7 +167,6 @@ class Fields:
         " exact.",
         words=("none", "rows", "shared_prefix"),
         default="none",
-        example="none",
         said=words.PACKED,
         closed_form=ANY,
     )  # rows in one sequence (will_it_fit.step.packing): the batch then has positions and a square mask
@@ -189,19 +180,15 @@ class Fields:
         closed_form=(None,),
         in_training=False,
     )
-    use_cache: bool = described(
+    use_cache: bool = switch(
         "Keys and values are kept in the forward pass of training.",
-        words=(True, False),
-        default=False,
-        example=False,
-        said={True: "keys and values kept", False: ""},
+        on="keys and values kept",
     )
     gradient_checkpointing: bool | str = described(
         "Recompute activations in the backward pass: far less memory, about a third more time. `reentrant`: the older"
         " way of `torch.utils.checkpoint`.",
         words=(True, False, "reentrant"),
         default=True,
-        example=True,
         said=words.CHECKPOINTING,
         closed_form=(True, False),
     )
@@ -209,17 +196,13 @@ class Fields:
         "`eager` keeps the scores of every head; the others do not. `flash` needs Ampere or newer.",
         words=("eager", "sdpa", "mem_efficient", "flash"),
         default="sdpa",
-        example="sdpa",
         said="{} attention",
         closed_form=ANY,
     )
-    activation_offload: bool = described(
+    activation_offload: bool = switch(
         "What the backward pass needs waits in the host's memory: little of the GPU's, much traffic. As TRL's"
         " `activation_offloading` without its streams; weights and tensors under 1 kB stay.",
-        words=(True, False),
-        default=False,
-        example=False,
-        said={True: "activations wait on the host", False: ""},
+        on="activations wait on the host",
     )
     optimizer: str = described(
         "; ".join(f"`{name}`: {one.about}" for name, one in OPTIMIZERS.items())
@@ -227,7 +210,6 @@ class Fields:
         " (CC BY-NC 4.0) forbids commercial use.",
         words=tuple(OPTIMIZERS),
         default="adamw",
-        example="adamw",
         said="{}",
         closed_form=tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
     )
@@ -236,7 +218,6 @@ class Fields:
         " `liger`: the fused loss of the package liger-kernel.",
         words=("full", "chunked", "liger"),
         default="full",
-        example="full",
         said={"full": "", "chunked": "chunked loss", "liger": "liger loss"},
         closed_form=("full", "chunked"),
     )
@@ -249,22 +230,48 @@ class Fields:
         example="layers",
         said={"none": "", "model": "compiled", "layers": "compiled layer by layer"},
     )
+    compile_mode: str = described(
+        "`torch.compile`'s mode. `max-autotune-no-cudagraphs` gives a range: a benchmark on the GPU chooses between"
+        " cuBLAS and Inductor's own products, into which more is fused. `reduce-overhead` and `max-autotune` are"
+        " refused: the private pools of their CUDA graphs are not modelled.",
+        words=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        default="default",
+        example="default",
+        said=lambda value, _: "" if value == "default" else f"mode {value}",
+    )
+    kernels: str = described(
+        "Whose kernels the model runs. `packages`: those that `packages` names, where transformers finds them."
+        " `liger`: the model as liger-kernel patches it, with `loss: liger`. `unsloth`: as Unsloth patches it, which"
+        " can't be followed, so the answer is a range. Predicted, and not trained.",
+        words=("transformers", "packages", "liger", "unsloth"),
+        default="transformers",
+        example="liger",
+        said={"transformers": "", "packages": "", "liger": "Liger's kernels", "unsloth": "Unsloth's kernels"},
+        closed_form=("transformers", "unsloth"),  # of Unsloth's step the upper end
+    )
+    packages: tuple[str, ...] = described(
+        "Packages with kernels that the target machine has: "
+        + ", ".join(f"`{name}`" for name in KERNEL_PACKAGES)
+        + ". A trace needs them installed too (`requirements-kernels.txt`), and runs their own code.",
+        types=("array",),
+        default=(),
+        example=["fla"],
+        said=lambda value, _: f"with {', '.join(value)}" if value else "",
+        closed_form=((),),
+    )
     loop: str = described(
         "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"
         " loops do.",
         words=("trainer", "manual"),
         default="trainer",
-        example="trainer",
         said={"trainer": "", "manual": "a loop that keeps its outputs"},
         closed_form=ANY,
     )
-    keeps_outputs: bool = described(
+    keeps_outputs: bool = switch(
         "A manual loop's outputs stay alive until its next forward pass has ended, as where `outputs = model(...)`"
         " stands in the loop itself and not in a function of its own.",
-        words=(True, False),
-        default=False,
         example=True,
-        said={True: "outputs kept until the next forward pass", False: ""},
+        on="outputs kept until the next forward pass",
         in_training=False,
     )
     allocator: Allocator = described(

@@ -34,10 +34,10 @@ class HubId(NamedTuple):
     @classmethod
     def read(cls, text: str) -> HubId | None:
         """``owner/name`` or ``owner/name@revision``; None for what can't be an id, such as a path."""
-        found = _ID.match(text)
-        if not found or text.count("/") > 1 + (found["revision"] or "").count("/"):
+        parts = _ID.match(text)
+        if not parts or text.count("/") > 1 + (parts["revision"] or "").count("/"):
             return None
-        return cls(found["id"], found["revision"])
+        return cls(parts["id"], parts["revision"])
 
     @property
     def short(self) -> str:
@@ -76,7 +76,7 @@ def catalogued(hub: HubId) -> str | None:
         return None
     for ending in endings:
         short = short.removesuffix(ending)
-    copies = {known.partition("/")[2]: found for known, found in names.items()}
+    copies = {known.partition("/")[2]: id_ for known, id_ in names.items()}
     return copies.get(short)
 
 
@@ -91,9 +91,9 @@ def nearest(text: str) -> list[str]:
     wanted = text.lower().partition("@")[0]
     known = {name: name for name in names.values()}
     known |= {hub.partition("/")[2]: name for hub, name in names.items()} if "/" not in wanted else {}
-    found = difflib.get_close_matches(wanted, names if "/" in wanted else known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(wanted, names if "/" in wanted else known, n=3, cutoff=0.5)
     ids = {hub.lower(): hub for entry in read_yaml(INDEX)["models"].values() for hub in entry["hub"]}
-    return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in found))
+    return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in near))
 
 
 def fetch_config(hub: HubId, where: object) -> Path:

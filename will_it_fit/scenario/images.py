@@ -40,7 +40,6 @@ class Images:
         " the method's weights or adapters everywhere.",
         words=("language", "all"),
         default="language",
-        example="language",
         closed_form=ANY,
     )
 

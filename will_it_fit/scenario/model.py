@@ -32,7 +32,7 @@ SIZES = (
     "head_dim",
     "max_position_embeddings",
 )
-# Fields of decoders in transformers 5.24 that read like a misspelt size and are none.
+# Fields of decoders in transformers 5.24 that look like a misspelt size but are settings of their own.
 ALIKE = (
     "attention_heads",
     "intermediate_size_mlp",
@@ -58,6 +58,8 @@ OWN_HEAD_DIM = (
     "olmoe",
 )
 MOST_LAYERS = 4096
+# Packages whose kernels transformers takes where it can import them: as pip and as Python name them.
+KERNEL_PACKAGES = {"causal-conv1d": "causal_conv1d", "fla": "fla", "mamba-ssm": "mamba_ssm"}
 # Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
 LIGER_MODELS = (
     "deepseek_v3",
@@ -80,6 +82,11 @@ LIGER_MODELS = (
 )
 
 
+# Of these, models whose norms, MLPs and rotation will_it_fit/step/liger.py has: RMSNorm as Llama's, SwiGLU of two
+# projections, the whole head rotated.
+LIGER_WRITTEN_OUT = ("llama", "ministral", "mistral", "qwen2", "qwen3", "smollm3")
+
+
 def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """Look a size up in a model configuration under its usual name or an older one; None counts as missing."""
     for key in (name, *ALIASES.get(name, ())):
@@ -91,7 +98,7 @@ def size(model: Mapping[str, Any], name: str, default: Any = None) -> Any:
 def found_beside(path: str, where: object) -> Path | None:
     """A file or folder that a scenario names: beside the scenario's own file, else in the working directory."""
     beside = Path(where).parent if isinstance(where, (str, Path)) else Path()
-    return next((found for found in (beside / path, Path(path)) if found.exists()), None)
+    return next((file for file in (beside / path, Path(path)) if file.exists()), None)
 
 
 def read_model(value: Any, where: object, *, whole: bool = False) -> tuple[dict[str, Any], str | None]:

@@ -124,7 +124,7 @@ def checked_gpu(value: Any, where: object) -> str | dict[str, Any] | None:
     if isinstance(value, str) and value:
         return _counted_gpu({"name": value}, where)
     if isinstance(value, int) and not isinstance(value, bool) and 1000 <= value < 10_000:
-        return str(value)  # a card's number, `gpu: 4090`, which YAML reads as one
+        return str(value)  # a GPU's number, `gpu: 4090`, which YAML reads as one
     if isinstance(value, Mapping) and ("name" in value) != ("vram_gib" in value):
         if wrong := problems(value, _GPU, where, within="gpu"):
             raise UserError.several(wrong)

@@ -32,7 +32,7 @@ class Optimizer:
     paged
         Large states lie in CUDA's managed memory.
     on_cpu
-        The step has a kernel for processors.
+        The step has a kernel for the CPU.
     in_trl
         Its name in `TrainingArguments.optim`, if its step inside TRL's trainers is predicted; None: it is not.
     in_closed_form

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from will_it_fit.scenario import words
-from will_it_fit.scenario.description import ANY, described
+from will_it_fit.scenario.description import ANY, described, switch
 from will_it_fit.scenario.objectives import REFERENCES
 from will_it_fit.scenario.strategies import DIVIDED, NONE, STRATEGIES, Strategy
 
@@ -16,14 +16,13 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 class Lora:
     """Low-rank adapters: B (out x rank) times A (rank x in), scaled by alpha / rank, beside each target module."""
 
-    rank: int = described("The rank of both factors.", least=1, default=16, example=16)
-    alpha: int = described("The update is scaled by alpha / rank.", least=1, default=32, example=32)
-    dropout: float = described("Dropout on the adapter's input while training.", below=1.0, default=0.0, example=0.0)
+    rank: int = described("The rank of both factors.", least=1, default=16)
+    alpha: int = described("The update is scaled by alpha / rank.", least=1, default=32)
+    dropout: float = described("Dropout on the adapter's input while training.", below=1.0, default=0.0)
     target_modules: str | tuple[str, ...] = described(
         "`all-linear`, or the names of the layers that get an adapter.",
         types=("string", "array"),
         default="all-linear",
-        example="all-linear",
     )  # "all-linear" (every linear layer but the output head) or names
 
 
@@ -37,21 +36,17 @@ class Quantization:
         "The 4-bit data type; `int8`: 8 bits, as LLM.int8 packs them (`load_in_8bit`).",
         words=("nf4", "fp4", "int8"),
         default="nf4",
-        example="nf4",
         closed_form=("nf4", "fp4"),
     )
-    double: bool = described(
+    double: bool = switch(
         "Quantize the scales of 4-bit weights too: 0.373 bits a weight less.",
-        words=(True, False),
         default=True,
-        example=True,
         closed_form=ANY,
     )
     storage: str = described(
         "The dtype that packed weights are stored as; `bf16` lets FSDP shard them.",
         words=("uint8", *PRECISIONS),
         default="uint8",
-        example="uint8",
         closed_form=ANY,
     )
     compute: str | None = described(
@@ -75,7 +70,7 @@ class Preference:
         said="reference {}",
         closed_form=ANY,
     )
-    generations: int = described("`grpo`: answers to a prompt.", least=2, default=8, example=8, said=words.generations)
+    generations: int = described("`grpo`: answers to a prompt.", least=2, default=8, said=words.generations)
     completion_length: int | None = described(
         "Tokens of a row that are the answer; `null`: half of them.",
         least=1,
@@ -89,12 +84,9 @@ class Preference:
 class Allocator:
     """Settings of PyTorch's caching allocator."""
 
-    expandable_segments: bool = described(
+    expandable_segments: bool = switch(
         "`PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True`: less memory unused.",
-        words=(True, False),
-        default=False,
-        example=False,
-        said={True: "expandable segments", False: ""},
+        on="expandable segments",
         closed_form=ANY,
     )
 
@@ -113,19 +105,16 @@ class Parallel:
         closed_form=tuple(name for name, one in STRATEGIES.items() if one.in_closed_form),
     )
     gpus: int = described("How many GPUs.", least=1, default=1, example=2)
-    reshard_after_forward: bool = described(
+    reshard_after_forward: bool = switch(
         "FSDP gives gathered weights back after the forward pass; `false`: keeps them until backward, which"
         " saves a third of the communication.",
-        words=(True, False),
         default=True,
-        example=True,
         closed_form=ANY,
     )
     offload: str = described(
         "`cpu`: FSDP keeps divided weights, gradients and states on the host.",
         words=("none", "cpu"),
         default="none",
-        example="none",
     )
 
     @property

@@ -22,10 +22,10 @@ from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.kernels import kernels_of
 from will_it_fit.ask import text
 from will_it_fit.ask.answer import quick
-from will_it_fit.ask.answer_text import WORDS, card, other_tools, smallest, step_line
 from will_it_fit.ask.command import parse, scenario_yaml
 from will_it_fit.ask.question import Options, Question, question, said_by
 from will_it_fit.ask.run_cost import parse_run_options
+from will_it_fit.ask.text import WORDS, card, other_tools, smallest, step_line
 from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.hub_errors import Failure

@@ -80,7 +80,10 @@ def build_model(
     if weights is not None and device.type != "meta":
         model = _load(scenario, device, Path(weights), attention)
     else:
-        model = _skeleton(scenario, attention)
+        model = skeleton(scenario, attention)
+        if scenario.method == "qlora":
+            exchange_layers(model, scenario, weight_dtype(scenario))
+            model.tie_weights()
         if device.type == "meta":
             quantize_4bit(model, weight_dtype(scenario))
             quantize_8bit(model)
@@ -94,7 +97,7 @@ def build_model(
     if scenario.loss == "liger":
         from will_it_fit.step.liger import use_liger
 
-        use_liger(model)
+        use_liger(model, kernels=scenario.kernels == "liger")
     if scenario.method != "full" and scenario.kbit_preparation != "none":
         from peft import prepare_model_for_kbit_training
 
@@ -168,8 +171,12 @@ def _load(scenario: Scenario, device: torch.device, folder: Path, attention: str
     )
 
 
-def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
-    """The model on ``meta``, its linear layers exchanged for quantized ones where the method says so (unpacked)."""
+def skeleton(scenario: Scenario, attention: str | None = None) -> nn.Module:
+    """The base model on ``meta``, as its architecture has it.
+
+    The parameters and errors are those of :func:`build_model`.
+    """
+    attention = attention or attention_name(scenario, torch.device("meta"))
     config, kind = configuration(scenario), model_class(scenario)
     if scenario.aim.scores:
         config.num_labels, config.pad_token_id = 1, 0
@@ -190,9 +197,6 @@ def _skeleton(scenario: Scenario, attention: str) -> nn.Module:
         ) from None
     except Exception as error:  # whatever an architecture makes of sizes that don't go together
         raise unbuildable(scenario.model["model_type"], error) from None
-    if scenario.method == "qlora":
-        exchange_layers(model, scenario, weight_dtype(scenario))
-        model.tie_weights()
     return model
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.packages import versions
-from will_it_fit.hours.processor import Probes, one_thread
+from will_it_fit.hours.cpu import Probes, one_thread
 from will_it_fit.scenario.scenario import Scenario, check_packages
 
 MOST_TIMED, ENOUGH_SECONDS = 3, 5.0  # steps that are timed: so many, and fewer once they took so long
@@ -43,7 +43,7 @@ def measure(
     -------
     dict
         With ``timed`` also ``processor``, what the probes found, and of each step ``taken_seconds``, the process's own,
-        and ``clock_seconds``, in which others used the processor too.
+        and ``clock_seconds``, in which others used the CPU too.
         ``peak_allocated_bytes``, ``peak_phase``, ``phases`` and ``resident_bytes`` as the trace has them. On the CPU
         also ``components``, ``timeline`` and ``peak_resident_set_bytes`` of the process; on CUDA also
         ``peak_reserved_bytes`` and ``context_bytes``. ``device`` describes the machine, ``wall_seconds`` is one step.
@@ -77,6 +77,14 @@ def measure(
             allowed="none; the trace predicts the others",
             write="compile: none",
         )
+    if scenario.kernels in ("packages", "unsloth") or (scenario.kernels != "transformers" and device == "cuda"):
+        raise UserError(
+            "A step with kernels of packages isn't measured here; Liger's are written out for the CPU alone.",
+            where="kernels",
+            found=scenario.kernels,
+            allowed="transformers; liger with device cpu; the trace predicts the others",
+            write="kernels: transformers",
+        )
     check_packages(scenario)
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
     from will_it_fit.step.architecture import attention_kernel
@@ -89,6 +97,7 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
         return _objective_on_cpu(scenario, timeline)
     from will_it_fit.engine.steps import STEPS
     from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step.liger import rotating
     from will_it_fit.step.model import build_model, parameter_count
     from will_it_fit.step.optimizers import build_optimizer
     from will_it_fit.step.step import random_step
@@ -104,13 +113,14 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
         compiled=compiled_steps(scenario, "cpu"),
     )
     started = time.monotonic()
-    report = measure_step(model, optimizer, step, options=options)
+    with rotating(model):
+        report = measure_step(model, optimizer, step, options=options)
     found = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
     return found | (_timed(scenario, step) if timed else {})
 
 
 def _timed(scenario: Scenario, step: Callable[[], None]) -> dict[str, Any]:
-    """Seconds of steps, and between them what the processor does in short probes."""
+    """Seconds of steps, and between them what the CPU does in short probes."""
     taken, clock = [], []
     with one_thread() as own_seconds:
         probes = Probes.of(scenario)
@@ -245,5 +255,5 @@ def time_line(found: Mapping[str, Any]) -> str:
     """For a terminal."""
     return (
         f"a step takes {found['taken_seconds']:.2f} s of one thread; {found['predicted_seconds']:.2f} s were predicted"
-        f" ({100 * found['difference']:+.0f} %) from probes of this processor"
+        f" ({100 * found['difference']:+.0f} %) from probes of this CPU"
     )

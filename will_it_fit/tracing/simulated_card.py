@@ -1,21 +1,27 @@
-"""What a compiled step needs to be traced: the scenario's card, which the engine simulates, and compiled modules."""
+"""What compiled steps and packages' kernels need to be traced: the scenario's card, simulated, and compiled modules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from torch import nn
 
 from will_it_fit.cards.gpus import Gpu, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.allocator import MIB
-from will_it_fit.engine.card import Card
+from will_it_fit.engine.card import Card, Simulation
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.hours.step_time import speed_of
+from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.liger import package_installed
 
 UNNAMED = "a100-80gb"  # the card of a scenario that names none: of the capability that the engine assumes then
 
@@ -42,45 +48,138 @@ def card_of(gpu: Gpu | None = None) -> Card:
     return Card(gpu.title, gpu.capability, speed.multiprocessors, gpu.total_bytes, cache)
 
 
-@contextmanager
-def for_compiler(scenario: Scenario, target: str, capability: tuple[int, int] | None) -> Iterator[None]:
-    """Simulate the card that a compiled step is for; an eager step needs none.
+_OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
+_heard: dict[str, str] = {}  # by package, the card that it heard of when it was imported, whose answers it keeps
 
-    A scenario that names no card, or only a size, is compiled for :data:`UNNAMED` with the capability that is asked.
+
+def _asked_card(scenario: Scenario, capability: tuple[int, int] | None) -> Card:
+    gpu = None if scenario.gpu is None else find(scenario.gpu)
+    card = card_of(gpu if gpu is not None and gpu.capability is not None else None)
+    if capability is not None and capability != card.capability:
+        card = replace(card, capability=capability, shared_memory_bytes=None)
+    return card
+
+
+def needs_card(scenario: Scenario) -> bool:
+    """Whether the step asks for the card: it is compiled, or runs kernels of packages, Liger's or others'."""
+    by_package = scenario.loss == "liger" and package_installed()
+    return scenario.compile != "none" or scenario.kernels in ("packages", "liger") or by_package
+
+
+@contextmanager
+def card_in_place(
+    scenario: Scenario, target: str, capability: tuple[int, int] | None, templates: bool = False
+) -> Iterator[Simulation | None]:
+    """Simulate the card that a step is for, if it asks for one.
+
+    A scenario that names no card, or only a size, gets :data:`UNNAMED` with the capability that is asked.
 
     Raises
     ------
     UserError
         If the card can't be simulated.
     """
-    if scenario.compile == "none" or target == "cpu":
-        yield
+    if not needs_card(scenario) or target == "cpu":
+        yield None
         return
-    gpu = None if scenario.gpu is None else find(scenario.gpu)
-    card = card_of(gpu if gpu is not None and gpu.capability is not None else None)
-    if capability is not None and capability != card.capability:
-        card = replace(card, capability=capability, shared_memory_bytes=None)
+    card = _asked_card(scenario, capability)
+    for name in scenario.packages:
+        module = KERNEL_PACKAGES[name]
+        _heard.setdefault(name, card.name if module not in sys.modules else "no card")
     try:
-        context = simulated(card)
-        context.__enter__()
+        context = simulated(card, templates=templates)
+        simulation = context.__enter__()
     except TraceError as error:
-        raise UserError(error.problem, where="compile", found=scenario.compile, allowed=error.hint) from error
+        raise UserError(error.problem, where="compile, kernels", allowed=error.hint) from error
     try:
-        yield
+        yield simulation
     finally:
         context.__exit__(None, None, None)
 
 
-def compile_parts(model: nn.Module, how: str) -> None:
-    """Compile a model in place, as ``model.compile()`` does: the whole, or each of its decoder's layers.
+def ways(scenario: Scenario, target: str) -> tuple[bool, ...]:
+    """Whether Inductor's own products win the benchmarks of ``max-autotune``: both answers where they are made."""
+    return (False, True) if target == "cuda" and scenario.compile_mode.startswith("max-autotune") else (False,)
+
+
+_UNSLOTH = (
+    "Unsloth's kernels can't be followed, so the figures are those of the same step with transformers' own kernels:"
+    " it needs no more than that"
+)
+_AUTOTUNED = "a benchmark on the GPU chooses between cuBLAS and Inductor's own products; the figures are the higher"
+
+
+def add_kernels(
+    answer: dict[str, Any], scenario: Scenario, capability: tuple[int, int] | None, peaks: Sequence[int]
+) -> None:
+    """Say in a trace's answer whose kernels ran, and the ``bounds`` of its peak where that isn't known.
+
+    Parameters
+    ----------
+    answer
+        ``notes`` and ``warnings`` get lines; ``bounds``: ``lowest_bytes`` and ``highest_bytes`` that are allocated,
+        and ``missing``, what is not known between them.
+    peaks
+        The step's, one for each of :func:`ways`, in bytes.
+    """
+    notes, warnings = list(answer.get("notes", ())), list(answer.get("warnings", ()))
+    launched = sum((answer.get("triton_kernels") or {}).values())
+    if scenario.kernels == "packages":
+        named = ", ".join(f"{name} {_version(name)}" for name in scenario.packages)
+        notes.append(f"kernels of {named}: {launched} launches of Triton's in two steps")
+        asked = _asked_card(scenario, capability).name
+        warnings += [
+            f"{name} was imported where there was {heard}, and keeps what it heard then: ask about {asked} in a process"
+            " of its own"
+            for name in scenario.packages
+            if (heard := _heard.get(name, asked)) != asked
+        ]
+        if not launched:
+            warnings.append("the step launches no kernel of Triton's: transformers took its own code for these layers")
+    elif scenario.kernels == "liger":
+        own = f"liger-kernel {_version('liger-kernel')} itself" if launched else "written after liger-kernel 0.8.5"
+        notes.append(f"Liger's kernels: {own}")
+    missing = _UNSLOTH if scenario.kernels == "unsloth" else _AUTOTUNED if len(set(peaks)) > 1 else None
+    if missing:
+        lowest = answer["resident_bytes"] if scenario.kernels == "unsloth" else min(peaks)
+        answer["bounds"] = {"lowest_bytes": lowest, "highest_bytes": max(peaks), "missing": missing}
+        warnings.append(missing)
+    answer["notes"], answer["warnings"] = notes, warnings
+
+
+def _version(package: str) -> str:
+    """Of a package as pip names it; fla's kernels come in a distribution of their own."""
+    for name in (package, f"{package}-core"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return ""
+
+
+def refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
+    """State spaces, recurrences and short convolutions: what they allocate on a GPU only their packages' code says."""
+    own = sorted({type(module).__name__ for module in model.modules() if _OWN_KERNELS.search(type(module).__name__)})
+    if own and scenario.kernels != "packages":
+        raise UserError(
+            "This architecture has layers that run through kernels of packages of their own (mamba-ssm, causal-conv1d,"
+            " flash-linear-attention), whose memory is not known.",
+            where=f"model (model_type {scenario.model['model_type']})",
+            found=", ".join(own[:3]),
+            allowed="an architecture whose layers are attention and linear layers; or the packages that the target"
+            f" machine has: kernels packages, with a list of {', '.join(KERNEL_PACKAGES)}",
+            change={"kernels": "packages", "packages": ["fla"]},
+        )
+
+
+def compile_parts(model: nn.Module, how: str, mode: str) -> None:
+    """Compile a model in place, as ``model.compile(mode=...)`` does: the whole, or each of its decoder's layers.
 
     What a layer is the model itself says, where it tells FSDP and accelerate what not to split.
     """
     if how == "model":
-        model.compile()
+        model.compile(mode=mode)
     elif how == "layers":
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         names = set(base._no_split_modules or ())
         for module in base.modules():
             if type(module).__name__ in names:
-                module.compile()
+                module.compile(mode=mode)

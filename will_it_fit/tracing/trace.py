@@ -7,9 +7,8 @@ training takes (:mod:`will_it_fit.engine.trace`). Whoever traces another step of
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,13 @@ from will_it_fit.cards.gpus import usable_sizes
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.components import ADAPTERS, HOST
 from will_it_fit.engine.costs import CostRecorder
-from will_it_fit.engine.errors import AttentionKernelError, StepError
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed, name_states
 from will_it_fit.engine.fake_group import active, fake_group
 from will_it_fit.engine.interpolate import Asked, Recording
 from will_it_fit.engine.kernels import flash_attention_package
 from will_it_fit.engine.label_model import Label, component_of, quantization_state
+from will_it_fit.engine.periods import Unlike
+from will_it_fit.engine.record import Record
 from will_it_fit.engine.report import History, make_report, recording
 from will_it_fit.engine.trace import Options, recorded, trace_step
 from will_it_fit.hours.step_time import Speed, step_time
@@ -36,17 +36,19 @@ from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario, check_packages
 from will_it_fit.step.adapters import adapter_names
 from will_it_fit.step.architecture import attention_kernel, attention_name
+from will_it_fit.step.liger import rotating
 from will_it_fit.step.model import build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
 from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.imports import import_libraries
+from will_it_fit.tracing.layers import SHALLOW, Composed, size_apart
 from will_it_fit.tracing.loading import Loader, loading_history
-from will_it_fit.tracing.simulated_card import compile_parts, for_compiler
+from will_it_fit.tracing.simulated_card import add_kernels, card_in_place, compile_parts, refuse_own_kernels, ways
+from will_it_fit.tracing.step_errors import speaking_of
 
 ORDERS = 5  # of a loading that chance orders
-_OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def prepare(
     import_libraries(scenario)
     name = attention_implementation or traced_attention(scenario, target)
     model = build_model(scenario, "meta", attention_implementation=name)
-    _refuse_own_kernels(model, scenario)
+    refuse_own_kernels(model, scenario)
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
     about = {
@@ -121,7 +123,7 @@ def prepare(
         histories = [history] if target == "cuda" else []
         if parallel.offload == "cpu":
             label = _offloaded(label)
-    compile_parts(model, scenario.compile)
+    compile_parts(model, scenario.compile, scenario.compile_mode)
     optimizer = build_optimizer(model, scenario)
     if target == "cuda" and not parallel.divided:
         loader = loader or Loader.installed()
@@ -140,20 +142,6 @@ def traced_attention(scenario: Scenario, target: str) -> str:
     """What transformers calls the attention function that runs on a device."""
     name = attention_name(scenario, torch.device(target))
     return flash_attention_package() if name == "flash_attention_2" else name
-
-
-def _refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
-    """State spaces, recurrences and short convolutions: what they allocate on a GPU only their packages' code says."""
-    own = sorted({type(module).__name__ for module in model.modules() if _OWN_KERNELS.search(type(module).__name__)})
-    if own:
-        raise UserError(
-            "This architecture has layers that run through kernels of packages of their own (mamba-ssm, causal-conv1d,"
-            " flash-linear-attention), whose memory is not known.",
-            where=f"model (model_type {scenario.model['model_type']})",
-            found=", ".join(own[:3]),
-            allowed="an architecture whose layers are attention and linear layers",
-            change={"model": "qwen2.5-coder-7b"},
-        )
 
 
 def labels(model: nn.Module) -> Label:
@@ -240,17 +228,22 @@ def trace(
     UserError
         If the model can't be built or its step can't be traced.
     """
-    report, about = _followed(
-        scenario,
-        target,
-        lambda: prepare(scenario, target),
-        capability=capability,
-        timeline=timeline,
-        origins=origins,
-        costs=bool(timed_on) and any(timed_on.values()),
-        report=partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
-    )
+    settings = {
+        "capability": capability,
+        "timeline": timeline,
+        "origins": origins,
+        "costs": bool(timed_on) and any(timed_on.values()),
+        "report": partial(make_report, asked=Asked({*sizes, *usable_sizes(capability)}, both_allocators)),
+    }
+    reports = []
+    for templates in ways(scenario, target):
+        found, about = _followed(
+            scenario, target, lambda each: prepare(each, target), Composed(), templates=templates, **settings
+        )
+        reports.append(found)
+    report = max(reports, key=lambda each: each.peak_allocated_bytes)
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
+    add_kernels(answer, scenario, capability, [each.peak_allocated_bytes for each in reports])
     if timed_on:
         answer["times"] = _times(scenario, report.costs, timed_on)
     return answer
@@ -275,26 +268,26 @@ def _times(
 class Recorder:
     """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
 
-    Steps that differ in their length or rows alone take the model that was built for the first. With ``costs`` they say
-    what their operators cost, too.
+    Steps that differ in their length or rows alone take the model that was built for the first.
     """
 
-    def __init__(self, *, costs: bool = False) -> None:
-        self._prepared: tuple[Scenario, Prepared] | None = None
-        self._settings = {"costs": costs, "report": recording}
+    def __init__(self) -> None:
+        self._prepared: list[tuple[Scenario, Prepared]] = []
+        self._composed = Composed(often=True)
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
-        prepared = partial(self._prepare, scenario)
-        found, _ = _followed(scenario, "cuda", prepared, capability=capability, **self._settings)
+        settings = {"capability": capability, "costs": False, "report": recording}
+        found, _ = _followed(scenario, "cuda", self._prepare, self._composed, **settings)
         return found
 
     def _prepare(self, scenario: Scenario) -> Prepared:
         if scenario.parallel.gpus > 1:  # the model is divided within the group that it steps in
             return prepare(scenario)
-        like = replace(scenario, sequence_length=1, micro_batch=1, gradient_accumulation=1, gpu=None)
-        if self._prepared is None or self._prepared[0] != like:
-            self._prepared = like, prepare(scenario)
-        ready = self._prepared[1]
+        like = size_apart(scenario)
+        ready = next((ready for known, ready in self._prepared if known == like), None)
+        if ready is None:
+            ready = prepare(scenario)
+            self._prepared = [*self._prepared, (like, ready)][-len(SHALLOW) :]
         ready.optimizer.zero_grad(set_to_none=True)
         ready.optimizer.state.clear()
         return ready
@@ -308,24 +301,60 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
 def _followed(
     scenario: Scenario,
     target: str,
-    prepared: Callable[[], Prepared],
+    prepared: Callable[[Scenario], Prepared],
+    composed: Composed,
+    *,
+    templates: bool = False,
     **settings: Any,
 ) -> tuple[Any, dict[str, Any]]:
-    """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model."""
-    gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
-    make_step = partial(random_step, device="meta", max_grad_norm=1.0)
+    """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model.
+
+    A deep model's step is composed from shallow models' where its layers repeat (:mod:`will_it_fit.tracing.layers`).
+    """
     check_packages(scenario)
     if scenario.aim.trainer:
         return _followed_trainer(scenario, target, **settings)
     import_libraries(scenario)  # before a card is simulated: they would believe in it
+    of_shallow = settings | {"report": _as_record}
+    stepped = lambda shallow: _stepped(shallow, target, prepared, **of_shallow)  # noqa: E731
+    found = None if settings.get("origins") else composed.record(scenario, stepped)
+    if found is None:
+        return _stepped(scenario, target, prepared, templates=templates, **settings)
+    answer = settings["report"](
+        found[0],
+        on_gpu=target == "cuda",
+        timeline=settings.get("timeline", False),
+        expandable_segments=scenario.allocator.expandable_segments,
+    )
+    return answer, found[1]
+
+
+def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> Record:
+    """The record itself."""
+    if len(histories) > 1:
+        raise Unlike("chance decides about the order of loading")
+    return tracker
+
+
+def _stepped(
+    scenario: Scenario,
+    target: str,
+    prepared: Callable[[Scenario], Prepared],
+    *,
+    templates: bool = False,
+    **settings: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """The same of a step that is taken layer by layer."""
+    gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
+    make_step = partial(random_step, device="meta", max_grad_norm=1.0)
     with (
-        for_compiler(scenario, target, settings.get("capability")),
+        card_in_place(scenario, target, settings.get("capability"), templates),
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
         fake_deepspeed(device, target) if zero else nullcontext(),
     ):
-        ready = prepared()
+        ready = prepared(scenario)
         wrap, optimizer = ready.wrap, ready.optimizer
-        with speaking_of(scenario):
+        with speaking_of(scenario), rotating(ready.model):
             answer = trace_step(
                 ready.model,
                 optimizer,
@@ -339,6 +368,7 @@ def _followed(
                     platform=scenario.platform,
                     compiled=compiled_steps(scenario, target),
                     begin=None if wrap is None else lambda: make_step(wrap(), optimizer, scenario),
+                    scalars=1.0 if scenario.loss == "liger" else None,  # Liger counts the tokens with a label
                     **settings,
                 ),
             )
@@ -390,33 +420,3 @@ def compiled_steps(scenario: Scenario, target: str) -> str:
     if OPTIMIZERS[scenario.optimizer].package != "torchao":
         return "refuse"
     return "fused" if target == "cuda" else "eager"
-
-
-@contextmanager
-def speaking_of(scenario: Scenario) -> Iterator[None]:
-    """Turn the core's errors into those of a scenario, whose fields they name."""
-    try:
-        yield
-    except AttentionKernelError as error:
-        raise UserError(
-            error.problem,
-            where="attention",
-            found=scenario.attention,
-            allowed="sdpa, which takes the kernel that fits, or eager",
-            change={"attention": "sdpa"},
-        ) from error
-    except StepError as error:
-        if "differ in dtype" in str(error):
-            raise UserError(
-                f"The step fails: {error.problem}",
-                where=f"precision, adapter_precision and kbit_preparation; {error.inner or error.line}",
-                found=f"precision {scenario.precision}, adapter_precision {scenario.adapter_precision},"
-                f" kbit_preparation {scenario.kbit_preparation}, autocast {scenario.autocast}",
-                allowed="autocast, which casts the operands, or one dtype for all",
-                change={"autocast": "fp16" if scenario.weight_precision == "fp16" else "bf16"},
-            ) from error
-        raise UserError(  # an architecture may ask for values, which meta tensors don't have
-            f"The step of this architecture can't be traced. {error.problem}",
-            where=f"model (model_type {scenario.model['model_type']}), {error.inner or error.line}",
-            allowed="a decoder whose forward pass doesn't depend on the values of its tensors",
-        ) from error

@@ -315,7 +315,7 @@ def test_the_memory_profile_has_the_hours_of_a_step(write: Callable[..., str]) -
     compared["scenario"] |= {"micro_batch": 4, "gradient_accumulation": 1}
     text = write("docs/memory-profile.md", content)
     assert "3.600 s there, by its operators: 2.500 hours for 10,000 rows of this length." in text
-    assert "limits it most is matrix products" in text and "on this card were not measured" in text
+    assert "limits it most is matrix products" in text and "on this GPU were not measured" in text
     compared["time"]["range"] = [2.88, 4.32]
     assert "2.500 hours for 10,000 rows of this length (2.000 to 3.000)" in write("docs/memory-profile.md", content)
     for one in content["profile"]:
@@ -327,12 +327,10 @@ def test_a_step_that_was_timed_stands_beside_its_prediction(write: Callable[...,
     content = inputs.files()
     measured = content["training_memory"]["measurement"]
     measured["time"] = {"difference": -0.05, "predicted_seconds": 4.37, "taken_seconds": 4.6}
-    said = (
-        "On one thread of the processor the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %)."
-    )
+    said = "On one thread of the CPU the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %)."
     assert said in write("MODEL_CARD.md", content)
     del measured["time"]
-    assert "On one thread of the processor" not in write("MODEL_CARD.md", content)
+    assert "On one thread of the CPU" not in write("MODEL_CARD.md", content)
 
 
 def test_errors_against_published_measurements_are_shown_when_there_are_some(write: Callable[..., str]) -> None:
@@ -557,7 +555,7 @@ def test_the_card_shows_requests_that_a_rule_draws(write: Callable[..., str]) ->
 @pytest.mark.parametrize(
     ("fitting", "said"),
     [
-        ((True, True), "LoRA fits this card too"),
+        ((True, True), "LoRA fits this GPU too"),
         ((False, True), "LoRA does not fit"),
         ((False, False), "holds neither"),
     ],

@@ -5,30 +5,13 @@ import json
 import pytest
 
 from scripts.memory import measure, profile
-from tests.will_it_fit.decoders import DECODERS
-from will_it_fit.ask.predict import predict
+from tests.will_it_fit.decoders import DECODERS, T4, TINY
+from will_it_fit.ask.answer import predict
 from will_it_fit.common.files import read_json
 from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.scenario import Scenario
 
-TINY = {
-    "model_type": "qwen2",
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 1000,
-    "max_position_embeddings": 512,
-}
 EXPERTS = {**TINY, "model_type": "qwen3_moe", "head_dim": 32, "moe_intermediate_size": 64, "num_experts": 8}
-T4 = {
-    "model": str(MODELS / "qwen2.5-coder-7b.json"),
-    "precision": "fp16",
-    "sequence_length": 1024,
-    "gradient_checkpointing": False,
-    "gpu": "t4",
-}
 # A real model's shapes, and two of its layers: too large for the card, with changes that fit.
 SHALLOW = json.loads((MODELS / "qwen2.5-coder-7b.json").read_text()) | {"num_hidden_layers": 2}
 BOTH = [

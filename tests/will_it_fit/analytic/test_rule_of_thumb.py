@@ -2,7 +2,7 @@
 
 import pytest
 
-from will_it_fit.analytic.rule_of_thumb import components, on_each, quoted_parameters, rule_of_thumb
+from will_it_fit.analytic.estimate import components, on_each, quoted_parameters, rule_of_thumb
 from will_it_fit.scenario.scenario import Scenario
 
 EXACT = 7_615_616_512

@@ -18,6 +18,7 @@ FACTORS = {
     "offload": ["none", "cpu"],
     "quantization": [None, "nf4", "int8"],
     "loss": ["full", "chunked", "liger"],
+    "kernels": ["transformers", "liger", "unsloth"],
     "optimizer": [*OPTIMIZERS],
     "attention": ["sdpa", "flash"],
     "precision": ["fp32", "bf16", "bf16-mixed"],
@@ -29,7 +30,7 @@ ORDERS = 6
 
 def fields(row: dict) -> dict:
     """A row of factors as a tool's file would have set the fields."""
-    kept = {name: row[name] for name in ("method", "loss", "optimizer", "attention", "precision")}
+    kept = {name: row[name] for name in ("method", "loss", "kernels", "optimizer", "attention", "precision")}
     return {
         **kept,
         **({"autocast": row["autocast"]} if row["autocast"] else {}),

@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from will_it_fit.ask import Run, will_it_fit
-from will_it_fit.ask.answer_text import smallest
+from will_it_fit.ask.answer import predict
 from will_it_fit.ask.command import _Progress, main
 from will_it_fit.ask.explain_measurement import measured
-from will_it_fit.ask.predict import predict
 from will_it_fit.ask.question import Options, question
 from will_it_fit.ask.run_cost import ranked
+from will_it_fit.ask.text import smallest
 from will_it_fit.cards.gpus import GIB, find, known
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import run_time
@@ -287,8 +287,8 @@ def test_cards_are_ranked_by_cost_among_those_that_end_in_time(model, tmp_path, 
     status, text = run(capsys, *words)
     lines = text.splitlines()
     assert status == 0 and [line.split()[0] for line in lines[1:3]] == ["rtx-4090", "a100-80gb"]
-    assert lines[-2].startswith("the cheapest: rtx-4090") and "No step was measured on this card" in lines[-2]
-    assert lines[-1].startswith("of cards with measured steps: a100-80gb")
+    assert lines[-2].startswith("the cheapest: rtx-4090") and "No step was measured on this GPU" in lines[-2]
+    assert lines[-1].startswith("of GPUs with measured steps: a100-80gb")
 
 
 def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
@@ -297,7 +297,7 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
     for gpu, seconds in (("t4", 9.0), ("l4", 3.6)):
         found = run_time({"seconds_per_step": seconds, "range": None}, find(gpu), scenario, asked)
         rows.append({"gpu": gpu, "fits": True, "run": found.to_mapping(), "warnings": ["slow"]})
-    nearest = "NO CARD that fits ends by the deadline. The nearest is l4: 0.1 hours"
+    nearest = "NO GPU that fits ends by the deadline. The nearest is l4: 0.1 hours"
     assert ranked(rows) == ["  t4, l4: slow", nearest]
 
 
@@ -310,7 +310,7 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
         (["qwen2.5-coder-7b", "--gup", "4090"], "no option `--gup`", "will-it-fit qwen2.5-coder-7b --gpu 4090"),
         (["qwen2.5-coder-7b", "-s", "0"], "takes a whole number", "will-it-fit qwen2.5-coder-7b -s 2048"),
         (["qwen2.5-coder-7b", "--gpu", "x"], "not known", "--gpu 12GiB"),
-        (["qwen2.5-coder-7b", "--gpu", "A100"], "may mean 2 cards", "--gpu a100-40gb"),
+        (["qwen2.5-coder-7b", "--gpu", "A100"], "may mean 2 GPUs", "--gpu a100-40gb"),
         (["qwen3-9b"], "neither the name", "will-it-fit qwen3-8b"),
         (["nothere.yaml"], "isn't there", "will-it-fit"),
         (["qwen2.5-coder-7b", "--set", "lora.rang=4"], "did you mean `lora.rank`", "--set lora.rank=4"),
@@ -337,7 +337,7 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
         ),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--quick"], "contradict", "--rows"),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "t4=0"], "above 0", "--price t4=1.29"),
-        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 cards", "--price a100-40gb="),
+        (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "A100=1"], "2 GPUs", "--price a100-40gb="),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "2xt4=1"], "for one GPU", "--price t4=1.29"),
         (
             ["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "no.yaml"],
@@ -347,7 +347,7 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--deadline", "soon"], "above 0", "--deadline 24h"),
         (
             ["qwen2.5-coder-7b", "--rows", "9", "--all-gpus", "--price", "1.29"],
-            "names no card",
+            "names no GPU",
             "--price a100-80gb=1.29",
         ),
         (["qwen2.5-coder-7b", "--rows", "9", "--gpu", "t4", "--price", "-1"], "above 0", "--price 1.29"),

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.repository import ROOT
-from will_it_fit.analytic.estimated import estimate
+from tests.will_it_fit.decoders import T4, TINY
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.ask import predict as prediction
+from will_it_fit.ask.text import table
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
-from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import traced
 
@@ -139,7 +140,7 @@ def test_several_cards_are_all_of_them(tmp_path) -> None:
     assert found.status == 0 and found.answer["scenario"]["parallel"]["strategy"] == "fsdp2"
     assert found.answer["assumed"]["parallel"]["gpus"] == 2
     assert found.answer["strategies"]["ddp"]["required_bytes"] > 0
-    text = prediction.table("two.yaml", found.answer)
+    text = table("two.yaml", found.answer)
     assert "on each of 2 GPUs with FSDP2" in text.splitlines()[0] and "fsdp2 on 2 GPUs" in text and "with DDP" in text
 
 
@@ -210,25 +211,6 @@ def test_a_failure_says_which_file_and_what(tmp_path) -> None:
     assert str(path) in found.message and "OverflowError" in found.message
 
 
-TINY = {
-    "model_type": "qwen2",
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 1000,
-    "max_position_embeddings": 512,
-}
-T4 = {
-    "model": str(MODELS / "qwen2.5-coder-7b.json"),
-    "precision": "fp16",
-    "sequence_length": 1024,
-    "gradient_checkpointing": False,
-    "gpu": "t4",
-}
-
-
 def test_another_gpu_is_answered_by_its_own_kernels() -> None:
     """Before compute capability 8.0 grouped attention keeps its scores: the estimate must know as the trace does."""
     fields = {key: value for key, value in T4.items() if key != "gpu"}
@@ -243,4 +225,4 @@ def test_a_card_that_the_step_does_not_use_is_told(tmp_path) -> None:
     one = "gpu: {name: rtx-3090, count: 2}\nparallel: {strategy: none, gpus: 1}\n"
     found = prediction.outcome(write(tmp_path, "one", SMALL + one)).answer
     assert found["strategies"] == {} and found["scenario"]["parallel"]["gpus"] == 1
-    assert "(of 2 cards the step uses 1)" in prediction.table("one.yaml", found).splitlines()[0]
+    assert "(of 2 GPUs the step uses 1)" in table("one.yaml", found).splitlines()[0]

@@ -81,7 +81,8 @@ def test_a_readers_code_asks_only_for_what_its_table_calls_understood() -> None:
     [
         ({}, True, "model", None),
         ({}, False, "none", "requirements-kernels.txt"),
-        ({"torch_compile_mode": "reduce-overhead"}, True, "none", "its own buffers"),
+        ({"torch_compile_mode": "max-autotune-no-cudagraphs"}, True, "model", None),
+        ({"torch_compile_mode": "reduce-overhead"}, False, "none", "its own buffers"),
     ],
 )
 def test_torch_compile_is_followed_where_it_can_be(given, more, triton, compile, hint, tmp_path, monkeypatch):
@@ -94,6 +95,38 @@ def test_torch_compile_is_followed_where_it_can_be(given, more, triton, compile,
     said(found, compile=compile)
     told = [str(remark) for remark in found.reading.remarks if remark.key == "torch_compile"]
     assert not told if hint is None else hint in told[0] and "too high" in told[0]
+    if compile == "model":
+        said(found, compile_mode=more.get("torch_compile_mode", "default"))
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_are_read_as_the_default_mode_and_told(mode, tmp_path, monkeypatch):
+    monkeypatch.setattr(readers.common, "find_spec", lambda name: name)
+    found = asked(tmp_path, TRL | {"torch_compile": True, "torch_compile_mode": mode})
+    said(found, compile="model", compile_mode="default")
+    (told,) = [str(remark) for remark in found.reading.remarks if remark.key == "torch_compile_mode"]
+    assert "pools of their own" in told and "too low" in told
+
+
+LIGER = {"liger_fused_linear_cross_entropy": True, "liger_rms_norm": True, "liger_rope": True, "liger_swiglu": True}
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "kernels", "loss", "told"),
+    [
+        ("trl", {"use_liger_kernel": True}, "liger", "liger", None),
+        ("factory", {"enable_liger_kernel": True}, "liger", "liger", None),
+        ("factory", {"use_unsloth": True}, "unsloth", "full", "use_unsloth"),
+        ("axolotl", LIGER, "liger", "liger", None),
+        ("axolotl", LIGER | {"liger_rope": None}, "transformers", "liger", "liger_rms_norm"),
+        ("trl", {"use_liger_kernel": True, "fsdp": "full_shard"}, "transformers", "full", "kernels"),
+    ],
+)
+def test_whose_kernels_a_file_asks_for(file, more, kernels, loss, told, tmp_path):
+    found = asked(tmp_path, {"axolotl": AXOLOTL, "factory": FACTORY, "trl": TRL}[file] | more)
+    said(found, kernels=kernels, loss=loss)
+    remarks = {remark.key: remark.errs for remark in found.reading.remarks}
+    assert remarks.get(told or "kernels") == (told and "too high")
 
 
 # --- axolotl -------------------------------------------------------------------------------------------------------

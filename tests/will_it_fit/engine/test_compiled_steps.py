@@ -151,6 +151,39 @@ def test_a_step_in_which_nothing_is_compiled_says_so():
     assert "nothing was compiled" in report.warnings[0] and report.compiled["graphs"] == 0
 
 
+def test_a_compiled_kernel_costs_what_it_reads_and_writes():
+    """Three operations in one kernel read one tensor and write one; without the compiler each does."""
+    costs = {}
+    for compiled in ("eager", "follow"):
+        with on_meta("cpu"):
+            scale, batch = nn.Linear(1, 1, bias=False), torch.zeros(1024, 1024)
+        add = torch.compile(lambda inputs: (inputs + inputs) * inputs + 1)
+        options = Options(target="cpu", compiled=compiled, costs=True)
+        found = trace_step(scale, None, lambda inputs, add=add: add(inputs), batch, options).costs
+        costs[compiled] = [found.operators[index] for index in found.calls]
+    (fused,) = [one for one in costs["follow"] if one.name.startswith("inductor::")]
+    assert fused.bytes == 2 * batch.nbytes
+    assert sum(one.bytes for one in costs["eager"]) > 3 * fused.bytes
+
+
+@with_triton
+def test_who_wins_the_benchmarks_of_max_autotune_is_told():
+    """Inductor's own products take the activation in; cuBLAS hands it over in memory."""
+    peaks = {}
+    for templates in (None, False, True):
+        with simulated(H100, templates=bool(templates)) as simulation:
+            with on_meta():
+                model = nn.Sequential(nn.Linear(1024, 1024), nn.GELU(), nn.Linear(1024, 1024)).to(torch.bfloat16)
+            model.compile(mode=None if templates is None else "max-autotune-no-cudagraphs")
+            batch = torch.empty(4096, 1024, dtype=torch.bfloat16)
+            report = trace_step(model, None, lambda inputs, run=model: run(inputs).sum().backward(), batch,
+                                Options(compiled="follow"))  # fmt: skip
+        peaks[templates] = report.phases["forward"]
+        if templates is not None:
+            assert all(name.startswith("triton") == templates for _, name in simulation.chosen.values())
+    assert peaks[None] == peaks[False] > peaks[True]
+
+
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs"])
 def test_what_decides_on_the_gpu_is_refused_by_name(mode):
     with on_meta("cpu"):

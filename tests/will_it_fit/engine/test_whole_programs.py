@@ -16,7 +16,7 @@ from will_it_fit.engine.trace import Options, trace_step
 
 @pytest.mark.parametrize("carrying", [False, True])
 def test_a_mask_without_elements_picks_nothing(carrying):
-    """Its values are known, whoever made it: there are none."""
+    """A tensor without elements has no value that a trace could lack, so the step goes on."""
     with torch.device("meta"):
         model, features = nn.Linear(4, 4), torch.empty(0, 4)
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from will_it_fit.analytic.estimated import Estimated, estimate
-from will_it_fit.ask.answer_text import verdict_line
+from will_it_fit.analytic.estimate import Estimated, estimate
+from will_it_fit.ask.text import verdict_line
 from will_it_fit.cards.gpus import GIB, MIB, find
 from will_it_fit.planner.compare import NO_GPU, NOT_MEASURED, compare
 from will_it_fit.scenario.scenario import Scenario

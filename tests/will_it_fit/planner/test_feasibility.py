@@ -164,7 +164,7 @@ def test_steps_are_no_finer_than_needed() -> None:
 def test_the_border_and_the_first_value_above_it_are_traced_themselves(packing) -> None:
     scenario, capacity = make(packing=packing), 90 * 2**20
     borders = Borders(scenario, "sequence_length", (8, 0), [capacity])
-    value = borders.traced(capacity).value
+    value = borders.largest_traced(capacity).value
     above = borders.values[borders.values.index(value) + 1]
     assert borders.scaled.at(value).traced and borders.scaled.at(above).traced
     assert borders.scaled.at(value).fits(capacity) and not borders.scaled.at(above).fits(capacity)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from will_it_fit.analytic.estimated import estimate
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.contradictions import TRAINING, contradictions
 from will_it_fit.scenario.scenario import Scenario

@@ -7,7 +7,7 @@ from torch.nn import functional
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.liger import IGNORED, fused_linear_cross_entropy
+from will_it_fit.step.liger import IGNORED, fused_linear_cross_entropy, rotating
 from will_it_fit.step.model import build_model
 from will_it_fit.step.step import forward_backward, random_batch
 from will_it_fit.tracing.trace import trace
@@ -55,6 +55,25 @@ def test_a_step_learns_the_same_with_less_memory():
         trace(one.changed(model=wide, sequence_length=1024), timeline=False)["phases"]["backward"] for one in asked
     ]
     assert peaks[1] < 0.6 * peaks[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_ligers_kernels_compute_what_the_models_own_compute(family):
+    losses, grads = [], []
+    for kernels in ("transformers", "liger"):
+        one = scenario(loss="liger", kernels=kernels, model=DECODERS[family])
+        model = build_model(one, "cpu")
+        with rotating(model):
+            losses.append(forward_backward(model, random_batch(one, "cpu", 300), one))
+        grads.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-3)
+
+
+def test_a_patch_that_is_not_written_out_names_what_is():
+    with pytest.raises(UserError, match="need its package") as caught:
+        build_model(scenario(loss="liger", kernels="liger", model=DECODERS["gemma2"]), "cpu")
+    assert "smollm3" in caught.value.allowed and "requirements-kernels.txt" in caught.value.write
 
 
 def test_a_model_that_liger_does_not_know_is_refused():

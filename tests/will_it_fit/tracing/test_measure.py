@@ -87,6 +87,18 @@ def test_architectures_are_traced_to_the_byte(model, method):
     compare(scenario(model, method=method))
 
 
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_ligers_kernels_are_traced_to_the_byte(family, checkpointing):
+    compare(scenario(DECODERS[family], loss="liger", kernels="liger", gradient_checkpointing=checkpointing))
+
+
+@pytest.mark.parametrize(("kernels", "more"), [("unsloth", {}), ("packages", {"packages": ["fla"]})])
+def test_kernels_that_cannot_run_here_are_not_measured(kernels, more):
+    with pytest.raises(UserError, match="isn't measured here"):
+        measure(scenario(QWEN2, kernels=kernels, **more), "cpu")
+
+
 EXPERTS = [
     ("mixtral", {"precision": "bf16-mixed", "method": "full"}),
     ("mixtral", {"precision": "fp32"}),

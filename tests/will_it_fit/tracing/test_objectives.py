@@ -3,7 +3,7 @@
 import pytest
 
 from tests.will_it_fit.decoders import DECODERS
-from will_it_fit.analytic.estimated import estimate
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speeds

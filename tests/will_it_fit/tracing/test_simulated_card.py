@@ -54,6 +54,63 @@ def test_a_compiled_scenario_is_followed(how, method):
     assert compiled["components"]["activations"] < eager["components"]["activations"]
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_what_a_benchmark_decides_is_a_range():
+    found = trace(scenario(compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb"),
+                  capability=(9, 0), timeline=False)  # fmt: skip
+    bounds = found["bounds"]
+    assert bounds["lowest_bytes"] < bounds["highest_bytes"] == found["peak_allocated_bytes"]
+    assert bounds["missing"] in found["warnings"] and "cuBLAS" in bounds["missing"]
+
+
+def test_unsloths_step_is_a_range():
+    plain, unsloth = (trace(scenario(kernels=kernels), timeline=False) for kernels in ("transformers", "unsloth"))
+    assert unsloth["peak_allocated_bytes"] == plain["peak_allocated_bytes"] and "bounds" not in plain
+    assert unsloth["bounds"]["highest_bytes"] == plain["peak_allocated_bytes"]
+    assert unsloth["bounds"]["lowest_bytes"] == plain["resident_bytes"]
+    assert any("Unsloth's kernels can't be followed" in text for text in unsloth["warnings"])
+
+
+@pytest.mark.parametrize("method", ["full", "qlora"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_ligers_kernels_keep_less_than_its_loss_alone(method, checkpointing):
+    asked = {"method": method, "loss": "liger", "gradient_checkpointing": checkpointing}
+    alone, all_of_it = (trace(scenario(**asked, kernels=each), timeline=False) for each in ("transformers", "liger"))
+    assert all_of_it["peak_allocated_bytes"] < alone["peak_allocated_bytes"]
+    (note,) = [text for text in all_of_it["notes"] if text.startswith("Liger's kernels")]
+    assert ("itself" in note) == (find_spec("liger_kernel") is not None)
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="`make test-kernels` runs it")
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kernels", ["transformers", "liger"])
+def test_ligers_package_and_the_copy_of_it_need_the_same(family, kernels, monkeypatch):
+    """The package keeps the shifted labels a little longer, and counts them."""
+    own = scenario(model=DECODERS[family], method="full", loss="liger", kernels=kernels, sequence_length=512)
+    package = trace(own, timeline=False)
+    monkeypatch.setattr("will_it_fit.step.liger.find_spec", lambda name: None)
+    copied = trace(own, timeline=False)
+    assert package["triton_kernels"]["liger_cross_entropy_kernel"] > 0 and copied.get("triton_kernels") is None
+    assert (package["triton_kernels"].get("_rms_norm_backward_kernel", 0) > 0) == (kernels == "liger")
+    for phase, size in package["phases"].items():
+        assert abs(size - copied["phases"][phase]) <= 16 * 1024, phase
+
+
+@pytest.mark.skipif(find_spec("fla") is None, reason="`make test-kernels` runs it")
+def test_a_hybrid_runs_the_packages_that_the_target_has():
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 1000, "head_dim": 64,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_value_heads": 4,
+             "linear_num_key_heads": 2, "num_experts": 4, "num_experts_per_tok": 2,
+             "moe_intermediate_size": 128}  # fmt: skip
+    hybrid = {"model_type": "qwen3_next", **sizes}
+    with pytest.raises(UserError, match="packages of their own") as caught:
+        trace(scenario(model=hybrid, method="full"), timeline=False)
+    assert caught.value.write == "kernels: packages\npackages: [fla]"
+    found = trace(scenario(model=hybrid, method="full", kernels="packages", packages=["fla"]), timeline=False)
+    assert any("chunk" in name for name in found["triton_kernels"])
+    assert any("kernels of fla 0." in text for text in found["notes"])
+
+
 @pytest.mark.skipif(find_spec("triton") is not None, reason="triton is installed")
 def test_without_triton_a_compiled_scenario_says_what_to_install():
     with pytest.raises(UserError, match="needs the package triton") as caught:

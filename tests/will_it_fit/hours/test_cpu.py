@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from will_it_fit.engine.costs import ATTENTION, MEMORY, PRODUCT, CostRecorder, Operator
-from will_it_fit.hours.processor import ATTENTION as SHARES
-from will_it_fit.hours.processor import NEW_FROM_BYTES, Probes, Processor, one_thread
+from will_it_fit.hours.cpu import ATTENTION as SHARES
+from will_it_fit.hours.cpu import NEW_FROM_BYTES, Cpu, Probes, one_thread
 from will_it_fit.hours.step_time import step_time
 
-SPEED = Processor(
+SPEED = Cpu(
     product_flops={"float32": 1e11, "bfloat16": 1e10},
     copied_bytes_per_second=1e10,
     new_bytes_per_second=2e9,
@@ -64,4 +64,4 @@ def test_probes_find_a_rate_for_each_thing_and_leave_the_threads_as_they_were():
     rates = [*found.product_flops.values(), found.copied_bytes_per_second, found.new_bytes_per_second,
              found.unpacked_bytes_per_second, 1 / found.launch_seconds]  # fmt: skip
     assert all(rate > 0 for rate in rates)
-    assert Processor(**found.to_mapping()) == found
+    assert Cpu(**found.to_mapping()) == found

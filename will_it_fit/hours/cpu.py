@@ -1,6 +1,6 @@
-"""How long a step takes on this machine's processor: its operators one after the other, timed by short probes.
+"""How long a step takes on this machine's CPU: its operators one after the other, timed by short probes.
 
-A processor has no datasheet that a program could look up, and others may be using it. So a few small programs are timed
+A CPU has no datasheet that a program could look up, and others may be using it. So a few small programs are timed
 beside the step: a product of matrices, a copy, a copy into new memory, 4-bit weights unpacked, an operator on next to
 nothing. The rest follows from what operators do:
 
@@ -13,7 +13,7 @@ nothing. The rest follows from what operators do:
 Only attention has constants: a share of the product's rate, timed on the kernel alone (64 to 1,024 tokens, heads of 64
 and 128, PyTorch 2.13), not on a step.
 
-Probes and steps take one thread and count its own time: what it takes where nothing else wants the processor. By the
+Probes and steps take one thread and count its own time: what it takes where nothing else wants the CPU. By the
 clock it takes longer where others do, and several threads wait for each other then.
 """
 
@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from mmap import mmap
-from statistics import median
 from time import process_time
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,7 +38,7 @@ _SMALL_PAIRS = 200  # operators forward, and as many backward
 
 @contextmanager
 def one_thread() -> Iterator[Callable[[], float]]:
-    """Let PyTorch use the calling thread alone; gives a clock of the processor time that the process takes."""
+    """Let PyTorch use the calling thread alone; gives a clock of the CPU time that the process takes."""
     import torch
 
     threads = torch.get_num_threads()
@@ -51,7 +50,7 @@ def one_thread() -> Iterator[Callable[[], float]]:
 
 
 @dataclass(frozen=True)
-class Processor:
+class Cpu:
     """What the probes found; a speed as :class:`will_it_fit.hours.step_time.Speed` is one.
 
     Attributes
@@ -73,7 +72,7 @@ class Processor:
     new_bytes_per_second: float
     unpacked_bytes_per_second: float | None
     launch_seconds: float
-    basis: str = "found by short probes on this processor: a product, copies, an unpacking, small operators"
+    basis: str = "found by short probes on this CPU: a product, copies, an unpacking, small operators"
     error: float | None = 0.25
     board_watts: None = None
     emulated: ClassVar[frozenset[str]] = frozenset()
@@ -120,9 +119,9 @@ class Probes:
     def of(cls, scenario: Scenario) -> Probes:
         """What a scenario's step computes in and unpacks."""
         dtypes = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-        found = {dtypes.get(name) for name in (scenario.autocast_precision, scenario.weight_precision)} - {None}
+        used = {dtypes.get(name) for name in (scenario.autocast_precision, scenario.weight_precision)} - {None}
         packed = scenario.quantization.type if scenario.quantization else None
-        return cls(sorted({"float32", *found}), packed if packed != "int8" else None)
+        return cls(sorted({"float32", *used}), packed if packed != "int8" else None)
 
     def __post_init__(self) -> None:
         import torch
@@ -164,11 +163,13 @@ class Probes:
                 self._taken[name].append(now - started - spent)
                 spent = now - started
 
-    def found(self) -> Processor:
+    def found(self) -> Cpu:
         """The rates in the middle of what was timed."""
+        from statistics import median
+
         each = {name: median(times) for name, times in self._taken.items()}
         rate = {name: work / each[name] for name, (_, work) in self._work.items()}
-        return Processor(
+        return Cpu(
             product_flops={dtype: rate[f"product {dtype}"] for dtype in self.dtypes},
             copied_bytes_per_second=rate["copy"],
             new_bytes_per_second=_COPY_BYTES / max(each["new"] - each["copy"], 1e-9),

@@ -1,0 +1,223 @@
+"""Steps composed from shallow models: the bytes of the whole step; and what can't be composed is traced whole."""
+
+import json
+from unittest import mock
+
+import pytest
+import torch
+
+from tests.will_it_fit.pairwise import pairwise
+from will_it_fit.cards.gpus import find
+from will_it_fit.common.errors import UserError
+from will_it_fit.engine.interpolate import Recording
+from will_it_fit.hours.step_time import speeds
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing import layers
+from will_it_fit.tracing.layers import Composed, depths
+from will_it_fit.tracing.trace import Recorder, trace
+
+CARD = find("rtx-4090", "a test")
+SIZES = {"sequence_length": 256, "micro_batch": 2}
+MODELS = ("qwen2.5-coder-7b", "gemma-2b", "phi-3.5-mini")
+
+
+def scenario(model: str = "qwen2.5-0.5b", layers: int = 9, **fields) -> Scenario:
+    """A scenario on a model of the catalogue with so many layers."""
+    known = Scenario.from_mapping({"model": model}).model
+    lists = {name: value[:layers] for name, value in known.items() if isinstance(value, list) and len(value) > layers}
+    return Scenario.from_mapping({"model": {**known, **lists, "num_hidden_layers": layers}, **SIZES, **fields})
+
+
+@pytest.fixture(autouse=True)
+def always_worth_it(monkeypatch):
+    """Small models are composed too, where that takes longer than their trace."""
+    monkeypatch.setattr(layers, "WORTH", 5)
+
+
+def both(step: Scenario, target: str = "cuda") -> tuple[str, str, bool]:
+    """The answer as it is given, the whole trace's, and whether the first one was composed."""
+    how = {"capability": (8, 9), "timed_on": speeds([CARD]), "both_allocators": True, "sizes": [CARD.usable_bytes]}
+    how = how if target == "cuda" else {}
+    with mock.patch.object(Composed, "record", autospec=True, side_effect=Composed.record) as record:
+        seen: list[object] = []
+        original = record.side_effect
+        record.side_effect = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+        given = json.dumps(trace(step, target, **how), sort_keys=True)
+    with mock.patch.object(layers, "depths", return_value=None):
+        whole = json.dumps(trace(step, target, **how), sort_keys=True)
+    return given, whole, seen[0] is not None
+
+
+def allowed(row) -> bool:
+    """Reentrant checkpointing needs adapters here; divided models have neither 4-bit weights nor the chunked loss."""
+    plain = row["method"] != "qlora" and row["optimizer"] == "adamw" and row["loss"] == "full"
+    return (row["strategy"] == "none" or plain) and (row["method"], row["gradient_checkpointing"]) != (
+        "full",
+        "reentrant",
+    )
+
+
+ROWS = pairwise(
+    {
+        "model": MODELS,
+        "method": ("full", "lora", "qlora"),
+        "gradient_checkpointing": (True, False, "reentrant"),
+        "strategy": ("none", "fsdp2"),
+        "optimizer": ("adamw", "paged_adamw_8bit", "adafactor"),
+        "loss": ("full", "chunked"),
+        "gradient_accumulation": (1, 4),
+    },
+    allowed,
+)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row.values())))
+def test_the_bytes_of_the_whole_step(row):
+    """Components, timeline, phases, times, and what a GPU must have: the same text."""
+    fields = dict(row)
+    strategy = fields.pop("strategy")
+    if strategy != "none":
+        fields["parallel"] = {"strategy": strategy, "gpus": 2}
+    given, whole, composed = both(scenario(fields.pop("model"), **fields))
+    assert given == whole
+    assert composed
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"model": "qwen3-30b-a3b", "method": "qlora"}, 7),  # experts
+        ({"model": "gemma-2-2b", "method": "lora"}, 12),  # every other layer looks back a window only
+        ({"method": "full", "precision": "fp16-mixed", "loop": "manual"}, 8),
+        ({"method": "full", "parallel": {"strategy": "fsdp2", "gpus": 8, "reshard_after_forward": False}}, 9),
+        ({"method": "lora", "adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}}, 8),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_others(fields, count):
+    given, whole, composed = both(scenario(layers=count, **fields))
+    assert given == whole and composed
+
+
+def test_on_a_cpu_too():
+    given, whole, composed = both(scenario(method="lora"), "cpu")
+    assert given == whole and composed
+
+
+@pytest.mark.parametrize(
+    ("model", "count", "expected"),
+    [
+        ("qwen2.5-coder-7b", 28, [3, 4, 5]),
+        ("gemma-2-2b", 26, [6, 8, 10]),  # whole periods are left out
+        ("gpt-oss-20b", 24, [6, 8, 10]),
+        ("gemma-3-27b", 62, [20, 26, 32]),  # five of six look back a window only; 62 end with two of those
+    ],
+)
+def test_the_period_is_that_of_the_built_layers(model, count, expected):
+    plan = depths(scenario(model, layers=count))
+    assert plan.shallow == expected and plan.whole == count
+    assert plan.at(scenario(model, layers=count), plan.shallow[0]).model["num_hidden_layers"] == expected[0]
+
+
+# --- what is traced whole -----------------------------------------------------------------------------------------
+
+
+def refused(step: Scenario) -> bool:
+    given, whole, composed = both(step)
+    assert given == whole
+    return not composed
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"parallel": {"strategy": "ddp", "gpus": 2}},
+        {"parallel": {"strategy": "fsdp1", "gpus": 2}},
+        {"adapter": {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "layers_to_transform": [1, 2]}},
+        {
+            "adapter": {
+                "peft_type": "LORA",
+                "r": 8,
+                "target_modules": ["q_proj"],
+                "rank_pattern": {"model.layers.4.self_attn.q_proj": 32},
+            }
+        },
+    ],
+    ids=["ddp", "fsdp1", "adapters in some layers", "a larger rank in one layer"],
+)
+def test_what_differs_from_layer_to_layer_or_adds_up(fields):
+    assert refused(scenario(method="lora", layers=7, **fields))
+
+
+def test_layers_that_differ_in_a_way_nobody_named(monkeypatch):
+    """One class, one configuration; the fifth layer's MLP is wider, or the sixth computes once more by its number."""
+    from transformers.models.qwen2 import modeling_qwen2 as qwen
+
+    begin = qwen.Qwen2MLP.__init__
+    made: list[int] = []
+
+    def wider(self, config):
+        made.append(1)
+        begin(self, config)
+        if len(made) % 8 == 5:
+            self.up_proj = torch.nn.Linear(self.hidden_size, 2 * self.intermediate_size, bias=False)
+            self.down_proj = torch.nn.Linear(2 * self.intermediate_size, self.hidden_size, bias=False)
+            self.gate_proj = torch.nn.Linear(self.hidden_size, 2 * self.intermediate_size, bias=False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(qwen.Qwen2MLP, "__init__", wider)
+        assert depths(scenario(layers=8)) is None
+    step = qwen.Qwen2Attention.forward
+
+    def twice(self, hidden_states, *arguments, **named):
+        if self.layer_idx == 6:
+            step(self, hidden_states, *arguments, **named)
+        return step(self, hidden_states, *arguments, **named)
+
+    assert depths(scenario(layers=9)) is not None
+    monkeypatch.setattr(qwen.Qwen2Attention, "forward", twice)
+    assert depths(scenario(layers=9)) is None
+    assert refused(scenario(layers=9, method="lora"))
+
+
+def test_a_third_record_that_is_another_is_no_proof(monkeypatch):
+    """An optimizer that looks at the number of parameters: nothing in the modules tells."""
+    begin = torch.optim.AdamW.step
+
+    def step(self, *arguments, **named):
+        if len(self.param_groups[0]["params"]) == 62:  # of the model with five layers
+            torch.empty(2**20, device="meta")
+        return begin(self, *arguments, **named)
+
+    assert depths(scenario(method="full")).shallow == [3, 4, 5]
+    assert not refused(scenario(method="full"))
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert refused(scenario(method="full"))
+
+
+def test_a_wrong_scenario_says_what_a_whole_trace_says():
+    step = scenario(method="lora", lora={"rank": 8, "target_modules": ["nothing"]})
+    with pytest.raises(UserError) as given:
+        trace(step)
+    with mock.patch.object(layers, "depths", return_value=None), pytest.raises(UserError) as whole:
+        trace(step)
+    assert str(given.value) == str(whole.value)
+
+
+def test_many_sizes_are_proven_once():
+    """A recorder takes one proof for all sizes with the same events, and its recordings are the whole steps'."""
+    recorder, stepped = Recorder(), []
+    original = recorder._prepare
+    recorder._prepare = lambda each: stepped.append(each.model["num_hidden_layers"]) or original(each)
+    sizes = [(128, 2), (256, 2), (128, 5)]
+    given: list[Recording] = []
+    for length, rows in sizes:
+        step = scenario(method="qlora", sequence_length=length, micro_batch=rows)
+        given.append(recorder(step, (8, 9)))
+    assert stepped == [3, 4, 5, 3, 4, 3, 4]
+    with mock.patch.object(layers, "depths", return_value=None):
+        whole = Recorder()
+        for (length, rows), own in zip(sizes, given, strict=True):
+            step = scenario(method="qlora", sequence_length=length, micro_batch=rows)
+            other = whole(step, (8, 9))
+            assert own.sequences == other.sequences and own.workspaces == other.workspaces

@@ -1,0 +1,262 @@
+"""The record of a step of a deep model, from those of two shallow ones that differ in one period of layers.
+
+Two layers of a model do the same to memory, but for those at the ends. So the records of shallow models say what a deep
+one's would: allocations and frees, what each is for, phases, streams, costs (:mod:`will_it_fit.engine.periods`).
+A third record is the proof, see :meth:`Composer.proven_by`. What does not grow evenly raises :class:`Unlike`.
+
+Sums over several layers are beyond it: what fills up to a limit, such as the buckets in which DDP sends gradients, may
+go over it behind the third record. Who calls this has to know that a step has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+
+from .costs import CostRecorder, Operator
+from .periods import Periods, Unlike
+from .record import Record
+
+_ALLOCATED, _FREED, _EMPTIED = 1, 2, 0
+_SMALL = 4096  # bytes: what a few layers' numbers take together is less
+
+
+_Columns = tuple[list[int], list[int], list[int], list[tuple[str, int]], list[int]]
+
+
+class _Events:
+    """A record's events as columns."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.kinds: list[int] = []
+        self.sizes: list[int] = []
+        self.targets: list[int] = []  # of a free: the place of the allocation; else -1
+        self.about: list[tuple[str, int]] = []  # of an allocation or what frees it: component and stream
+        self.reused: list[int] = []  # `Record.reusable`, or -1
+        places: dict[int, int] = {}
+        for place, (identity, size) in enumerate(record.events):
+            target, about, reused = -1, ("", 0), -1
+            if identity > 0:
+                places[identity] = place
+                about = record.components[identity], record.streams.get(identity, 0)
+                reused = record.reusable.get(identity, -1)
+            elif identity < 0:
+                target = places.pop(-identity, -1)
+                if target < 0:
+                    raise Unlike("something is freed that nobody allocated")
+                about = self.about[target]
+            self.kinds.append(_ALLOCATED if identity > 0 else _FREED if identity < 0 else _EMPTIED)
+            self.sizes.append(size)
+            self.targets.append(target)
+            self.about.append(about)
+            self.reused.append(reused)
+
+    @property
+    def structure(self) -> int:
+        """What is the same in steps whose events differ in size alone."""
+        return hash((tuple(self.kinds), tuple(self.targets), tuple(self.about)))
+
+    def tokens(self, fixed: set[int]) -> list[Hashable]:
+        """What each event is: what it is about, and the size if that is one of the ``fixed`` ones."""
+        found: list[Hashable] = []
+        for kind, size, target, about in zip(self.kinds, self.sizes, self.targets, self.about, strict=True):
+            found.append((_FREED, found[target]) if target >= 0 else (kind, about, size if size in fixed else None))
+        return found
+
+
+class Composer:
+    """Records of deeper models, from two of shallow ones.
+
+    Parameters
+    ----------
+    shorter, longer
+        Of models that differ in one period of layers.
+    like
+        A composer that was proven by other sizes of the same step: the events correspond as its do.
+
+    Attributes
+    ----------
+    structure
+        What is the same in steps whose events differ in size alone.
+
+    Raises
+    ------
+    Unlike
+        If the longer record does not repeat the shorter one's layers.
+    """
+
+    def __init__(self, shorter: Record, longer: Record, like: Composer | None = None) -> None:
+        _refuse(shorter, longer)
+        self.shorter, self.longer = _Events(shorter), _Events(longer)
+        self.structure = self.shorter.structure, self.longer.structure
+        if like is not None and like.structure != self.structure:
+            raise Unlike("the events are others")
+        self._periods = like._periods if like is not None else _aligned(self.shorter, self.longer)
+        self._costs = _Costs(shorter.costs, longer.costs) if shorter.costs and longer.costs else None
+
+    def proven_by(self, record: Record) -> bool:
+        """Whether the model with one period of layers more has the record that is composed for it."""
+        found, own = self.at(1), _Events(record)
+        alike = self._columns(1) == (own.kinds, own.sizes, own.targets, own.about, own.reused)
+        told = found.marks, found.warnings, _told(found.costs)
+        return alike and told == (record.marks, record.warnings, _told(record.costs))
+
+    def at(self, more: int) -> Record:
+        """The record of the model with so many periods of layers more than the longer one.
+
+        Raises
+        ------
+        Unlike
+            If something does not grow evenly.
+        """
+        before, after = self.shorter.record, self.longer.record
+        record = _written(*self._columns(more))
+        record.marks = [
+            (phase, step, end + (end - first) * more)
+            for (phase, step, end), (_, _, first) in zip(after.marks, before.marks, strict=True)
+        ]
+        record.warnings = dict(after.warnings)
+        record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
+        record.costs = self._costs and self._costs.at(more)
+        return record
+
+    def _columns(self, more: int) -> _Columns:
+        """Kinds, sizes, targets, what they are about, and when they may be reused."""
+        places = self._periods.source(more).tolist()
+        numbers = (
+            self._periods.extended(torch.tensor(few), torch.tensor(many), more).tolist()
+            for few, many in (
+                (self.shorter.sizes, self.longer.sizes),
+                (self.shorter.targets, self.longer.targets),
+                (self.shorter.reused, self.longer.reused),
+            )
+        )
+        sizes, targets, reused = numbers
+        kinds, about = self.longer.kinds, self.longer.about
+        return [kinds[place] for place in places], sizes, targets, [about[place] for place in places], reused
+
+
+def _written(
+    kinds: list[int], sizes: list[int], targets: list[int], about: list[tuple[str, int]], reused: list[int]
+) -> Record:
+    """A record of columns."""
+    record, ids, identity = Record(), [0] * len(kinds), 0
+    for place, kind in enumerate(kinds):
+        if kind == _ALLOCATED:
+            identity += 1
+            ids[place] = identity
+            component, stream = about[place]
+            record.events.append((identity, sizes[place]))
+            record.components[identity] = component
+            if stream:
+                record.streams[identity] = stream
+            if reused[place] >= 0:
+                record.reusable[identity] = reused[place]
+        elif kind == _FREED:
+            target = targets[place]
+            if not 0 <= target < place or not ids[target]:
+                raise Unlike("something is freed that is not there")
+            record.events.append((-ids[target], 0))
+            ids[target] = 0
+        else:
+            record.events.append((0, 0))
+    return record
+
+
+def _refuse(shorter: Record, longer: Record) -> None:
+    for record in (shorter, longer):
+        if record.origins is not None or record.compiled is not None or record.kernels_run or record.workspaces.taken:
+            raise Unlike("the record holds what is not composed")
+    if [mark[:2] for mark in shorter.marks] != [mark[:2] for mark in longer.marks]:
+        raise Unlike("the phases differ")
+    if shorter.warnings != longer.warnings:
+        raise Unlike("the warnings differ")
+
+
+def _aligned(shorter: _Events, longer: _Events) -> Periods:
+    """Which events correspond.
+
+    Sizes tell that are in both records. But where a small one grows with the layers, such as that of all norms
+    together, it may be another tensor's in the other record: then small ones tell nothing.
+    """
+    fixed = {*shorter.sizes} & {*longer.sizes}
+    try:
+        return Periods(shorter.tokens(fixed), longer.tokens(fixed))
+    except Unlike:
+        large = {size for size in fixed if size >= _SMALL}
+        return Periods(shorter.tokens(large), longer.tokens(large))
+
+
+def _told(costs: CostRecorder | None) -> Any:
+    """Everything that makes two steps cost the same."""
+    if costs is None:
+        return None
+    calls = [costs.operators[index] for index in costs.calls]
+    return calls, costs.streams, costs.phases, costs.waits, costs.without_kernel
+
+
+class _Costs:
+    """What the operators of a deeper model's step cost."""
+
+    def __init__(self, shorter: CostRecorder, longer: CostRecorder) -> None:
+        self.shorter, self.longer = shorter, longer
+        if [phase for phase, _ in shorter.phases] != [phase for phase, _ in longer.phases]:
+            raise Unlike("the phases differ")
+        fixed = {*shorter.operators} & {*longer.operators}
+        self._calls = Periods(_calls(shorter, fixed), _calls(longer, fixed))
+        self._waits = Periods([wait[1:3] for wait in shorter.waits], [wait[1:3] for wait in longer.waits])
+
+    def at(self, more: int) -> CostRecorder:
+        """Of the model with so many periods of layers more than the longer one."""
+        found, known = CostRecorder(0), {}
+        numbers = self._calls.extended(_numbers(self.shorter), _numbers(self.longer), more).tolist()
+        for source, row in zip(self._calls.source(more).tolist(), numbers, strict=True):
+            like = self.longer.operators[self.longer.calls[source]]
+            flops, size, made, *shape = row
+            operator = like._replace(flops=flops, bytes=size, made_bytes=made, shape=tuple(shape[: len(like.shape)]))
+            if operator not in known:
+                known[operator] = len(found.operators)
+                found.operators.append(operator)
+            found.calls.append(known[operator])
+            found.streams.append(self.longer.streams[source])
+        found.phases = [
+            (phase, end + (end - first) * more)
+            for (phase, end), (_, first) in zip(self.longer.phases, self.shorter.phases, strict=True)
+        ]
+        places = self._waits.extended(_places(self.shorter), _places(self.longer), more).tolist()
+        for source, (now, launches) in zip(self._waits.source(more).tolist(), places, strict=True):
+            found.waits.append((now, *self.longer.waits[source][1:3], launches))
+        few, many = self.shorter.without_kernel, self.longer.without_kernel
+        found.without_kernel = many + (many - few) * more
+        return found
+
+
+_SHAPE = 4  # numbers of an operator's shape
+
+
+def _calls(costs: CostRecorder, fixed: set[Operator]) -> list[Hashable]:
+    """What is launched; of operators whose numbers grow with the layers only the name and kind."""
+    tokens: list[Hashable] = [
+        operator if operator in fixed else (operator.name, operator.kind, operator.dtype, len(operator.shape))
+        for operator in costs.operators
+    ]
+    return [(tokens[index], stream) for index, stream in zip(costs.calls, costs.streams, strict=True)]
+
+
+def _numbers(costs: CostRecorder) -> torch.Tensor:
+    """By call: operations, bytes, bytes made, and the shape."""
+    rows = [
+        (operator.flops, operator.bytes, operator.made_bytes, *operator.shape, *(0,) * (_SHAPE - len(operator.shape)))
+        for operator in costs.operators
+    ]
+    if not rows:
+        return torch.empty(0, 3 + _SHAPE, dtype=torch.int64)
+    return torch.tensor(rows, dtype=torch.int64)[torch.tensor(costs.calls, dtype=torch.int64)]
+
+
+def _places(costs: CostRecorder) -> torch.Tensor:
+    """By wait: the next launch, and the launches that are waited for."""
+    return torch.tensor([(now, launches) for now, _, _, launches in costs.waits], dtype=torch.int64).view(-1, 2)

@@ -1,0 +1,284 @@
+"""Which shallow models a deep model's step can be composed from: its layers repeat, as the built modules say.
+
+The whole model is built on ``meta`` without weights to quantize or adapters, and its forward pass runs once. Layers are
+alike if all their modules, tensors and plain attributes are, and if their forward passes allocate the same. So it does
+not matter what sets two layers apart, or whether the configuration names it. The models with fewer layers are built in
+the same way, and have to be what is left of the whole one without some periods in the middle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.engine.components import WORKSPACES
+from will_it_fit.engine.composed import Composer
+from will_it_fit.engine.errors import TraceError
+from will_it_fit.engine.options import Options
+from will_it_fit.engine.periods import Unlike
+from will_it_fit.engine.record import Record
+from will_it_fit.engine.trace import trace_step
+from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.model import build_model, notes, skeleton
+from will_it_fit.tracing.simulated_card import needs_card
+
+_DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as configurations write it
+_LONGEST_PERIOD = 8
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+SHALLOW = range(3)  # periods that the shallow models have more than the first of them
+WORTH = 0.65  # of the layers: composing pays if the shallow models have fewer together
+
+
+@dataclass(frozen=True)
+class Depths:
+    """How a model's step is composed.
+
+    Attributes
+    ----------
+    whole, first, period
+        Layers of the model, of the shallowest one, and by how many the others have more.
+    key
+        What the configuration calls the number of layers.
+    """
+
+    whole: int
+    first: int
+    period: int
+    key: str
+
+    @property
+    def shallow(self) -> list[int]:
+        """The layers of the models that are traced; the third one's record is the proof."""
+        return [self.first + number * self.period for number in SHALLOW]
+
+    @property
+    def more(self) -> int:
+        """Periods that the model has more than the second one."""
+        return (self.whole - self.shallow[1]) // self.period
+
+    def pays(self, often: bool) -> bool:
+        """Whether composing takes less than tracing the whole step; ``often``: at many sizes, with one proof."""
+        return sum(self.shallow[: 2 if often else 3]) <= WORTH * self.whole and self.shallow[-1] <= self.whole
+
+    def at(self, scenario: Scenario, layers: int) -> Scenario:
+        """The scenario with a shallower model: lists with an entry for each layer lose those before the last one."""
+        model = {
+            name: [*value[: layers - 1], value[-1]] if isinstance(value, list) and len(value) == self.whole else value
+            for name, value in scenario.model.items()
+        }
+        return replace(scenario, model={**model, self.key: layers})
+
+
+def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
+    """How a scenario's step is composed; None: it has to be traced whole.
+
+    ``often``: at many sizes, so that the proof counts little.
+
+    A compiler and packages' kernels ask for the card: their steps are traced whole. DDP sends gradients in buckets, and
+    ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own.
+    """
+    parallel = scenario.parallel
+    if scenario.images or scenario.aim.trainer or needs_card(scenario):
+        return None
+    if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1:
+        return None
+    key = next((name for name in _DEPTH if isinstance(scenario.model.get(name), int)), None)
+    if key is None:
+        return None
+    whole, least = scenario.model[key], _least(scenario)
+    if not Depths(whole, least, 1, key).pays(often):
+        return None
+    with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
+        layers = _layers(scenario, whole, allocating=True)
+        found = layers and _period(layers, least)
+        plan = Depths(whole, *found, key) if found else None
+        if plan is None or not plan.pays(often):
+            return None
+        for depth in plan.shallow:
+            own = [consists for consists, _ in (*layers[: depth - 1], layers[-1])]
+            if [consists for consists, _ in _layers(plan.at(scenario, depth), depth) or ()] != own:
+                return None
+        return plan
+    return None
+
+
+def _least(scenario: Scenario) -> int:
+    """Periods of the shallowest model.
+
+    Its first and last layers are others than those between. So are their neighbours without checkpointing, and where
+    parts of the next layer are fetched before it runs.
+    """
+    if scenario.parallel.divided:
+        return 5
+    return 3 if scenario.gradient_checkpointing else 4
+
+
+def _period(layers: Sequence[Hashable], least: int) -> tuple[int, int] | None:
+    """Layers of the shallowest model, and of a period; None: they don't repeat."""
+    whole, found = len(layers), []
+    for period in range(1, _LONGEST_PERIOD + 1):
+        lead = whole - 1 - period  # the last layer may be another
+        while lead > 0 and layers[lead - 1] == layers[lead - 1 + period]:
+            lead -= 1
+        first = lead + max(least * period, period + 1)
+        found.append((first + (whole - first) % period, period))
+    first, period = min(found, key=sum)
+    return (first, period) if first < whole else None
+
+
+def _layers(scenario: Scenario, count: int, *, allocating: bool = False) -> list[tuple[Hashable, Hashable]] | None:
+    """What each layer of a scenario's model consists of and, if that is asked, allocates.
+
+    None: the model has no list of so many layers, or they share weights.
+    """
+    model = build_model(scenario, "meta") if _names_layers(scenario) else skeleton(scenario)
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    owners: dict[int, int] = {}
+    for index in range(count):
+        for tensor in (tensor for part in lists for tensor in part[index].parameters()):
+            if owners.setdefault(id(tensor), index) != index:  # layers that share weights
+                return None
+    if not lists:
+        return None
+    consist = _without_index([tuple(_described(part[index]) for part in lists) for index in range(count)])
+    allocates = _allocating(model, scenario, lists) if allocating else [None] * count
+    return list(zip(consist, allocates, strict=True))
+
+
+def _allocating(model: nn.Module, scenario: Scenario, lists: Sequence[nn.ModuleList]) -> list[Hashable]:
+    """By layer, the bytes of each allocation of its forward pass in order.
+
+    Raises
+    ------
+    TraceError
+        If the forward pass can't be followed.
+    """
+    spans: dict[int, list[tuple[int, int]]] = {index: [] for index in range(len(lists[0]))}
+    begun: list[int] = []
+
+    def begin(*_: Any) -> None:
+        begun.append(_get_current_dispatch_mode().now())
+
+    def end(index: int) -> None:
+        spans[index].append((begun.pop(), _get_current_dispatch_mode().now()))
+
+    for layers in lists:
+        for index, layer in enumerate(layers):
+            layer.register_forward_pre_hook(begin)
+            layer.register_forward_hook(lambda *_, index=index: end(index))
+    shape = scenario.micro_batch, scenario.sequence_length
+    step = lambda: model(torch.empty(shape, dtype=torch.long, device="meta"), use_cache=False) and None  # noqa: E731
+    record = trace_step(model, None, step, options=Options(steps=1, report=lambda tracker, *_, **__: tracker))
+    tensors = {identity for identity, component in record.components.items() if component != WORKSPACES}
+    return [
+        tuple(size for first, last in found for identity, size in record.events[first:last] if identity in tensors)
+        for found in spans.values()
+    ]
+
+
+def _names_layers(scenario: Scenario) -> bool:
+    """Whether adapters may be others in some layers than in the rest."""
+    lora = scenario.lora
+    return scenario.adapter is not None or (lora is not None and any(map(str.isdigit, str(lora.target_modules))))
+
+
+def _described(layer: nn.Module) -> dict[tuple[str, str], Hashable]:
+    """By module and name: classes, tensors and plain attributes."""
+    found: dict[tuple[str, str], Hashable] = {}
+    for path, module in layer.named_modules():
+        found[path, ""] = type(module).__qualname__
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                found[path, name] = tuple(tensor.shape), tensor.dtype, tensor.requires_grad
+        for name, value in vars(module).items():
+            if isinstance(value, _PLAIN) and not name.startswith("_"):
+                found[path, name] = value
+            elif isinstance(value, (list, tuple)) and all(isinstance(item, _PLAIN) for item in value):
+                found[path, name] = tuple(value)
+    return found
+
+
+def _without_index(layers: list[tuple[dict[tuple[str, str], Any], ...]]) -> list[Hashable]:
+    """The same without numbers that count the layers."""
+
+    def counts(part: int, key: tuple[str, str]) -> bool:
+        values = [layer[part].get(key) for layer in layers]
+        whole = all(type(value) is int for value in values)
+        return whole and all(value == values[0] + index for index, value in enumerate(values))
+
+    index = {(part, key) for part, found in enumerate(layers[0]) for key in found if counts(part, key)}
+    return [
+        tuple(
+            frozenset(item for item in found.items() if (part, item[0]) not in index)
+            for part, found in enumerate(layer)
+        )
+        for layer in layers
+    ]
+
+
+def size_apart(scenario: Scenario) -> Scenario:
+    """The same for all scenarios whose model and optimizer are built alike."""
+    return replace(scenario, sequence_length=1, micro_batch=1, gradient_accumulation=1, gpu=None)
+
+
+class Composed:
+    """Records of one step at whatever length and number of rows, composed from shallow models where that is proven.
+
+    Parameters
+    ----------
+    often
+        Whether many sizes will be asked.
+    """
+
+    def __init__(self, *, often: bool = False) -> None:
+        self._often = often
+        self._plan: tuple[Scenario, Depths | None] | None = None
+        self._proven: dict[tuple[int, int], Composer] = {}
+
+    def record(
+        self, scenario: Scenario, stepped: Callable[[Scenario], tuple[Record, dict[str, Any]]]
+    ) -> tuple[Record, dict[str, Any]] | None:
+        """The record of a scenario's step, and what is known of its model; None: it has to be traced whole.
+
+        Parameters
+        ----------
+        stepped
+            The same of a scenario that is traced.
+        """
+        like = size_apart(scenario)
+        if self._plan is None or self._plan[0] != like:
+            self._plan, self._proven = (like, depths(scenario, often=self._often)), {}
+        plan = self._plan[1]
+        if plan is None:
+            return None
+        with suppress(UserError, Unlike):
+            (shorter, few), (longer, many) = (stepped(plan.at(scenario, count)) for count in plan.shallow[:2])
+            known = self._known(shorter, longer)
+            if known is None:
+                known = Composer(shorter, longer)
+                if not known.proven_by(stepped(plan.at(scenario, plan.shallow[2]))[0]):
+                    raise Unlike("the third record is another")
+                self._proven[known.structure] = known
+            return known.at(plan.more), _about(few, many, plan.more, scenario)
+        self._plan = like, None  # other sizes of this step won't be composed either
+        return None
+
+    def _known(self, shorter: Record, longer: Record) -> Composer | None:
+        for proven in self._proven.values():
+            with suppress(Unlike):
+                return Composer(shorter, longer, proven)
+        return None
+
+
+def _about(few: dict[str, Any], many: dict[str, Any], more: int, scenario: Scenario) -> dict[str, Any]:
+    """What is known of the deep model: numbers grow with the layers. Notes that do are taken from the model itself."""
+    found = {name: value + (value - few[name]) * more for name, value in many.items() if isinstance(value, int)}
+    same = few["notes"] == many["notes"]
+    return found | {"notes": many["notes"] if same else notes(build_model(scenario, "meta"), scenario)}
