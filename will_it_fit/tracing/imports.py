@@ -55,8 +55,9 @@ def import_quietly(scenario: Scenario) -> None:
 
 
 def _is_plain(scenario: Scenario) -> bool:
-    """Whether a step needs neither the compiler nor sharded tensors."""
-    return scenario.compile == "none" and scenario.parallel.gpus == 1 and scenario.aim.trainer is None
+    """Whether a step needs neither the compiler, packages' kernels nor sharded tensors."""
+    own_kernels = scenario.kernels == "transformers" and scenario.loss != "liger"
+    return scenario.compile == "none" and own_kernels and scenario.parallel.gpus == 1 and not scenario.aim.trainer
 
 
 def _import_with_stand_ins() -> None:

@@ -32,9 +32,6 @@ from will_it_fit.tracing.simulated_card import needs_card
 _DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as configurations write it
 _LONGEST_PERIOD = 8
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
-# Periods of the shallowest model. Its first and last layers are others, and without checkpointing, or with prefetched
-# parts of the next layer, so are their neighbours.
-_LEAST, _LEAST_UNCHECKPOINTED, _LEAST_DIVIDED = 3, 4, 5
 SHALLOW = range(3)  # periods that the shallow models have more than the first of them
 WORTH = 0.65  # of the layers: composing pays if the shallow models have fewer together
 
@@ -66,6 +63,10 @@ class Depths:
         """Periods that the model has more than the second one."""
         return (self.whole - self.shallow[1]) // self.period
 
+    def pays(self, often: bool) -> bool:
+        """Whether composing takes less than tracing the whole step; ``often``: at many sizes, with one proof."""
+        return sum(self.shallow[: 2 if often else 3]) <= WORTH * self.whole and self.shallow[-1] <= self.whole
+
     def at(self, scenario: Scenario, layers: int) -> Scenario:
         """The scenario with a shallower model: lists with an entry for each layer lose those before the last one."""
         model = {
@@ -91,16 +92,14 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     key = next((name for name in _DEPTH if isinstance(scenario.model.get(name), int)), None)
     if key is None:
         return None
-    whole = scenario.model[key]
+    whole, least = scenario.model[key], _least(scenario)
+    if not Depths(whole, least, 1, key).pays(often):
+        return None
     with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
         layers = _layers(scenario, whole, allocating=True)
-        least = _LEAST_DIVIDED if parallel.divided else _LEAST if scenario.gradient_checkpointing else 0
-        found = layers and _period(layers, least or _LEAST_UNCHECKPOINTED)
-        if not found:
-            return None
-        period, first = found
-        plan = Depths(whole, first, period, key)
-        if sum(plan.shallow[: 2 if often else 3]) > WORTH * whole or plan.shallow[-1] > whole:
+        found = layers and _period(layers, least)
+        plan = Depths(whole, *found, key) if found else None
+        if plan is None or not plan.pays(often):
             return None
         for depth in plan.shallow:
             own = [consists for consists, _ in (*layers[: depth - 1], layers[-1])]
@@ -110,8 +109,19 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     return None
 
 
+def _least(scenario: Scenario) -> int:
+    """Periods of the shallowest model.
+
+    Its first and last layers are others than those between. So are their neighbours without checkpointing, and where
+    parts of the next layer are fetched before it runs.
+    """
+    if scenario.parallel.divided:
+        return 5
+    return 3 if scenario.gradient_checkpointing else 4
+
+
 def _period(layers: Sequence[Hashable], least: int) -> tuple[int, int] | None:
-    """Layers of a period, and of the shallowest model; None: they don't repeat."""
+    """Layers of the shallowest model, and of a period; None: they don't repeat."""
     whole, found = len(layers), []
     for period in range(1, _LONGEST_PERIOD + 1):
         lead = whole - 1 - period  # the last layer may be another
@@ -120,7 +130,7 @@ def _period(layers: Sequence[Hashable], least: int) -> tuple[int, int] | None:
         first = lead + max(least * period, period + 1)
         found.append((first + (whole - first) % period, period))
     first, period = min(found, key=sum)
-    return (period, first) if first < whole else None
+    return (first, period) if first < whole else None
 
 
 def _layers(scenario: Scenario, count: int, *, allocating: bool = False) -> list[tuple[Hashable, Hashable]] | None:
