@@ -113,7 +113,9 @@ def test_a_program_runs_whole_on_gpus_that_are_not_there(checkout: Checkout, mon
     found = modded_nanogpt.trace_record(checkout, checkout.find("2025-01-04_SoftCap"))
     assert "refused" not in found, found.get("error")
     weights = 4 * (50304 * 64 + 64 * 64 + 64) / 2**20
-    assert 4 * weights < found["allocated_mib"] < 8 * weights, "weights, gradients, two states, DDP's buckets"
+    workspace = 32  # cuBLAS's on an H100
+    assert 5 * weights + workspace < found["allocated_mib"] < 8 * weights + workspace
+    # weights, gradients, two states and DDP's buckets, and what the embedding's gradient takes while it is made
     assert found["compiled"]["graphs"] >= 2 and not found["compiled"]["skipped_frames"]
 
 

@@ -173,14 +173,19 @@ def test_who_wins_the_benchmarks_of_max_autotune_is_told():
     for templates in (None, False, True):
         with simulated(H100, templates=bool(templates)) as simulation:
             with on_meta():
-                model = nn.Sequential(nn.Linear(1024, 1024), nn.GELU(), nn.Linear(1024, 1024)).to(torch.bfloat16)
-            model.compile(mode=None if templates is None else "max-autotune-no-cudagraphs")
-            batch = torch.empty(4096, 1024, dtype=torch.bfloat16)
-            report = trace_step(model, None, lambda inputs, run=model: run(inputs).sum().backward(), batch,
-                                Options(compiled="follow"))  # fmt: skip
-        peaks[templates] = report.phases["forward"]
-        if templates is not None:
-            assert all(name.startswith("triton") == templates for _, name in simulation.chosen.values())
+                layers = [nn.Linear(4096, 4096), nn.GELU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1024)]
+                model = nn.Sequential(*layers).to(torch.bfloat16)
+            run = torch.compile(model, mode=None if templates is None else "max-autotune-no-cudagraphs")
+            batch = torch.empty(8192, 4096, dtype=torch.bfloat16)
+
+            def step(inputs, run=run):
+                run(inputs).sum().backward()
+                run.zero_grad()
+
+            peaks[templates] = trace_step(model, None, step, batch, Options(compiled="follow")).peak_allocated_bytes
+        winners = [name for _, name in simulation.chosen.values()]
+        assert bool(winners) == (templates is not None)
+        assert all(name.startswith("triton") == templates for name in winners)
     assert peaks[None] == peaks[False] > peaks[True]
 
 
