@@ -78,6 +78,11 @@ class _Block:
         self.free = False
         self.requested = 0
 
+    @property
+    def key(self) -> int:
+        """Its place among the free blocks of its pool."""
+        return self.size << _ADDRESS_BITS | self.address
+
 
 def round_size(requested: int) -> int:
     """Size of a block for a request, in bytes (``round_size``; ``roundup_power2_divisions`` is off by default)."""
@@ -105,27 +110,74 @@ def no_addresses(reserved: int) -> OverflowError:
     return OverflowError(f"more than {reserved:,} bytes in segments: beyond the addresses of any GPU")
 
 
-class Watched:
-    """What an allocator's state remembers of how its capacity decided (:mod:`will_it_fit.engine.capacities`).
+class AllocatorState:
+    """What both allocators have in common: sums, peaks, and how the capacity decided.
+
+    A subclass says what a block is (``allocate``, ``free_block``, ``release``, ``copy``, ``signature``). These classes
+    are the ones to read. :class:`~will_it_fit.engine.native_replay.NativeAllocator` does the same, much faster.
 
     Attributes
     ----------
+    allocated, requested, reserved
+        Bytes of the blocks in use, of the requests in them, and of what the driver was asked for.
+    peaks
+        The largest of these three since the last mark, in bytes.
+    retries
+        How often free memory was given back because the capacity did not suffice.
     capacity
         What segments may take together, in bytes.
     risen
         The largest sums of segments that were asked for and are not beyond the capacity, as they rose, and the event
-        that asked for each: with less than the last one another history begins.
+        that asked for each: with less than the last one another history begins (:mod:`will_it_fit.engine.capacities`).
     sums
         All that were asked for, within the capacity or beyond it, since somebody began to listen; None: nobody does.
     released
         Called with the index of the event, where free segments were given back because one was beyond the capacity.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, streams: Mapping[int, int] | None = None) -> None:
+        self.streams = streams or {}  # by id; 0 where it isn't there
+        self.allocated = self.requested = self.reserved = self.retries = 0
+        self.peaks = (0, 0, 0)
         self.capacity = PLENTY
         self.risen: list[tuple[int, int]] = [(0, 0)]
         self.sums: list[int] | None = None
         self.released: Callable[[int], None] | None = None
+
+    def run(
+        self, events: Sequence[Event], first: int, last: int, *, grow: bool = False, trail: list[int] | None = None
+    ) -> None:
+        """Serve events from index ``first`` to before ``last``.
+
+        Parameters
+        ----------
+        grow
+            Whether the capacity rises where it does not suffice.
+        trail
+            Gets the bytes of blocks in use before each event.
+
+        Raises
+        ------
+        OutOfMemory
+            If the capacity does not suffice, and does not grow.
+        """
+        for index in range(first, last):
+            identity, count = events[index]
+            if trail is not None:
+                trail.append(self.allocated)
+            if identity < 0:
+                self.free_block(-identity)
+                continue
+            if identity == 0:
+                self.release()
+            if count:
+                self.allocate(identity, count, index, grow)
+                allocated, requested, reserved = self.peaks
+                self.peaks = (
+                    max(allocated, self.allocated),
+                    max(requested, self.requested),
+                    max(reserved, self.reserved),
+                )
 
     def within(self, total: int, index: int) -> bool:
         """Whether segments of so many bytes, which an event asks for, are within the capacity."""
@@ -137,22 +189,30 @@ class Watched:
             self.risen.append((total, index))
         return True
 
+    def allocate(self, identity: int, count: int, index: int, grow: bool) -> None:
+        """Give an id a block of at least ``count`` bytes; ``index`` is the event's."""
+        raise NotImplementedError
 
-class Allocator(Watched):
+    def free_block(self, identity: int) -> None:
+        """Take an id's block back; an id that has none is left alone."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Give the driver back what is free."""
+        raise NotImplementedError
+
+
+class Allocator(AllocatorState):
     """Segments cut into blocks, free or in use, and the largest sums of both since the last mark."""
 
     def __init__(self, streams: Mapping[int, int] | None = None) -> None:
-        super().__init__()
-        self.streams = streams or {}  # by id; 0 where it isn't there
+        super().__init__(streams)
         self.pools: dict[int, tuple[list[int], list[int]]] = {0: ([], [])}  # by stream: the small and the large pool,
         # each the keys of its free blocks, ascending
         self.free: dict[int, _Block] = {}  # free blocks by address
         self.used: dict[int, _Block] = {}  # by id
         self.high = 1 << (_ADDRESS_BITS - 1)  # of the last large segment; the next one lies below it
         self.low = self.high >> 1  # where the next segment of at most 20 MiB lies
-        self.allocated = self.requested = self.reserved = 0
-        self.peaks = (0, 0, 0)  # allocated, requested, reserved
-        self.retries = 0
 
     def copy(self) -> Allocator:
         """The same state once more, for another future."""
@@ -229,87 +289,62 @@ class Allocator(Watched):
         self.reserved += segment
         return block
 
-    def run(
-        self,
-        events: Sequence[Event],
-        first: int,
-        last: int,
-        *,
-        grow: bool = False,
-        trail: list[int] | None = None,
-    ) -> None:
-        """Serve events from index ``first`` to before ``last``."""
-        free, used, streams, pools = self.free, self.used, self.streams, self.pools
-        small, large = pools[0]
-        allocated, requested = self.allocated, self.requested
-        peak_allocated, peak_requested, peak_reserved = self.peaks
-        for index in range(first, last):
-            identity, count = events[index]
-            if trail is not None:
-                trail.append(allocated)
-            if identity < 0:  # free_block, try_merge_blocks
-                block = used.pop(-identity, None)
-                if block is None:
-                    continue
-                allocated -= block.size
-                requested -= block.requested
-                pool = block.pool
-                other = block.previous
-                if other is not None and other.free:
-                    del pool[bisect_left(pool, other.size << _ADDRESS_BITS | other.address)]
-                    other.size += block.size
-                    other.next = block.next
-                    if block.next is not None:
-                        block.next.previous = other
-                    block = other
-                other = block.next
-                if other is not None and other.free:
-                    del pool[bisect_left(pool, other.size << _ADDRESS_BITS | other.address)]
-                    del free[other.address]
-                    block.size += other.size
-                    block.next = other.next
-                    if other.next is not None:
-                        other.next.previous = block
-                block.free = True
-                free[block.address] = block
-                insort(pool, block.size << _ADDRESS_BITS | block.address)
-                continue
-            if identity == 0:
-                self.release()
-            if count == 0:
-                continue
-            size = (count + MIN_BLOCK - 1) & -MIN_BLOCK  # round_size
-            if streams:
-                stream = streams.get(identity, 0)
-                small, large = pools.get(stream) or pools.setdefault(stream, ([], []))
-            pool = small if size <= SMALL else large
-            place = bisect_left(pool, size << _ADDRESS_BITS)  # get_free_block: best fit, then lowest address
-            if place < len(pool):
-                block = free.pop(pool.pop(place) & _ADDRESS_MASK)
-                block.free = False
-            else:
-                block = self.make_segment(size, pool, index, grow)
-                if self.reserved > peak_reserved:
-                    peak_reserved = self.reserved
-            rest = block.size - size
-            if rest > SMALL or (rest >= MIN_BLOCK and pool is small):  # should_split
-                other = _Block(block.address + size, rest, pool)
-                other.free = True
-                other.previous = block
-                other.next = block.next
-                if block.next is not None:
-                    block.next.previous = other
-                block.next = other
-                block.size = size
-                free[other.address] = other
-                insort(pool, rest << _ADDRESS_BITS | other.address)
-            block.requested = count
-            used[identity] = block
-            allocated += block.size
-            requested += count
-            if allocated > peak_allocated:
-                peak_allocated = allocated
-            if requested > peak_requested:
-                peak_requested = requested
-        self.allocated, self.requested = allocated, requested
-        self.peaks = (peak_allocated, peak_requested, peak_reserved)
+    def allocate(self, identity: int, count: int, index: int, grow: bool) -> None:
+        """Take the best free block, of those the one at the lowest address, else a new segment (``get_free_block``)."""
+        size = round_size(count)
+        stream = self.streams.get(identity, 0)
+        small, large = self.pools.get(stream) or self.pools.setdefault(stream, ([], []))
+        pool = small if size <= SMALL else large
+        place = bisect_left(pool, size << _ADDRESS_BITS)
+        if place < len(pool):
+            block = self.free.pop(pool.pop(place) & _ADDRESS_MASK)
+            block.free = False
+        else:
+            block = self.make_segment(size, pool, index, grow)
+        rest = block.size - size
+        if rest > SMALL or (rest >= MIN_BLOCK and pool is small):  # should_split
+            self._split(block, size)
+        block.requested = count
+        self.used[identity] = block
+        self.allocated += block.size
+        self.requested += count
+
+    def free_block(self, identity: int) -> None:
+        """Free a block, together with free neighbours (``free_block``, ``try_merge_blocks``)."""
+        block = self.used.pop(identity, None)
+        if block is None:
+            return
+        self.allocated -= block.size
+        self.requested -= block.requested
+        if block.previous is not None and block.previous.free:
+            block = self._merge(block.previous, block)
+        if block.next is not None and block.next.free:
+            block = self._merge(block, block.next)
+        self._add(block)
+
+    def _split(self, block: _Block, size: int) -> None:
+        """Leave a block so many bytes; the rest is a free one behind it."""
+        rest = _Block(block.address + size, block.size - size, block.pool)
+        rest.previous, rest.next = block, block.next
+        if block.next is not None:
+            block.next.previous = rest
+        block.next, block.size = rest, size
+        self._add(rest)
+
+    def _merge(self, block: _Block, following: _Block) -> _Block:
+        """One block of two neighbours, which is on no list."""
+        for part in (block, following):
+            if part.free:
+                del part.pool[bisect_left(part.pool, part.key)], self.free[part.address]
+        block.size += following.size
+        block.next = following.next
+        if following.next is not None:
+            following.next.previous = block
+        block.free = False
+        return block
+
+    def _add(self, block: _Block) -> None:
+        """Put a block on the lists of free ones."""
+        block.free = True
+        self.free[block.address] = block
+        insort(block.pool, block.key)

@@ -12,16 +12,15 @@ large as its range), ``should_split``, ``find_expandable_block``, ``try_allocate
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from .allocator import (
     LARGE_SEGMENT,
     MIN_BLOCK,
     SMALL,
     SMALL_SEGMENT,
-    Event,
+    AllocatorState,
     OutOfMemory,
-    Watched,
     round_size,
 )
 
@@ -197,16 +196,13 @@ class _Range:
         del self.free[bisect_left(self.free, key)]
 
 
-class ExpandableAllocator(Watched):
+class ExpandableAllocator(AllocatorState):
     """Ranges of each stream's pools, and the largest sums of what is used and mapped since the last mark."""
 
     def __init__(self, streams: Mapping[int, int] | None = None) -> None:
-        super().__init__()
-        self.streams = streams or {}
+        super().__init__(streams)
         self.pools: dict[int, tuple[_Range, _Range]] = {}
         self.used: dict[int, tuple[_Range, int, int]] = {}
-        self.allocated = self.requested = self.reserved = self.retries = 0
-        self.peaks = (0, 0, 0)
 
     def copy(self) -> ExpandableAllocator:
         """The same state once more, for another future."""
@@ -233,43 +229,27 @@ class ExpandableAllocator(Watched):
         """Unmap what is free."""
         self.reserved -= sum(pool.release() for pair in self.pools.values() for pool in pair)
 
-    def run(
-        self, events: Sequence[Event], first: int, last: int, *, grow: bool = False, trail: list[int] | None = None
-    ) -> None:
-        """Serve events from index ``first`` to before ``last``."""
-        used, streams, pools = self.used, self.streams, self.pools
-        allocated, requested = self.allocated, self.requested
-        peak_allocated, peak_requested, peak_reserved = self.peaks
-        for index in range(first, last):
-            identity, count = events[index]
-            if trail is not None:
-                trail.append(allocated)
-            if identity < 0:
-                if -identity in used:
-                    pool, address, asked = used.pop(-identity)
-                    allocated -= pool.size[address]
-                    requested -= asked
-                    pool.give(address)
-                continue
-            if identity == 0:
-                self.release()
-            if not count:
-                continue
-            size = round_size(count)
-            stream = streams.get(identity, 0)
-            if stream not in pools:
-                pools[stream] = (_Range(SMALL_SEGMENT), _Range(LARGE_SEGMENT))
-            pool = pools[stream][size > SMALL]
-            address = pool.take(size)
-            if address is None:
-                address = self._map(pool, size, index, grow)
-                peak_reserved = max(peak_reserved, self.reserved)
-            used[identity] = (pool, address, count)
-            allocated += pool.size[address]
-            requested += count
-            peak_allocated, peak_requested = max(peak_allocated, allocated), max(peak_requested, requested)
-        self.allocated, self.requested = allocated, requested
-        self.peaks = (peak_allocated, peak_requested, peak_reserved)
+    def allocate(self, identity: int, count: int, index: int, grow: bool) -> None:
+        """Take a block of the range of the id's pool, which grows where it has to."""
+        size = round_size(count)
+        stream = self.streams.get(identity, 0)
+        if stream not in self.pools:
+            self.pools[stream] = (_Range(SMALL_SEGMENT), _Range(LARGE_SEGMENT))
+        pool = self.pools[stream][size > SMALL]
+        address = pool.take(size)
+        if address is None:
+            address = self._map(pool, size, index, grow)
+        self.used[identity] = (pool, address, count)
+        self.allocated += pool.size[address]
+        self.requested += count
+
+    def free_block(self, identity: int) -> None:
+        """Free a block, together with free neighbours."""
+        if identity in self.used:
+            pool, address, count = self.used.pop(identity)
+            self.allocated -= pool.size[address]
+            self.requested -= count
+            pool.give(address)
 
     def _map(self, pool: _Range, size: int, index: int, grow: bool) -> int:
         """A block on memory that is mapped now; under pressure what is free is unmapped first."""

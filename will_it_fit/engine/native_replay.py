@@ -69,7 +69,7 @@ def peak_blocks(numbers: array[int], largest: int) -> int:
 
 
 class NativeAllocator:
-    """Pools of each stream with what is used and free in them; attributes are those of ``allocator.Watched``.
+    """Pools of each stream with what is used and free in them; attributes are those of ``allocator.AllocatorState``.
 
     Parameters
     ----------

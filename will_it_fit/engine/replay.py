@@ -10,10 +10,10 @@ from itertools import chain
 from typing import Any
 
 from . import native_replay
-from .allocator import Allocator, Event, Watched, round_size
+from .allocator import Allocator, AllocatorState, Event, round_size
 from .expandable import ExpandableAllocator
 
-State = Watched | native_replay.NativeAllocator
+State = AllocatorState | native_replay.NativeAllocator
 
 
 class Events(Sequence[Event]):
