@@ -151,6 +151,12 @@ def imported_modules(script: Path) -> tuple[Path, ...]:
     return tuple(sorted(seen))
 
 
+def c_sources(script: Path) -> tuple[Path, ...]:
+    """The C sources that the modules below a script compile: each such module is a ``native_library.py``."""
+    compiling = (path for path in imported_modules(script) if path.name == "native_library.py")
+    return tuple(sorted(source for path in compiling for source in path.with_name("native").glob("*.[ch]")))
+
+
 def imported_packages(script: Path) -> frozenset[str]:
     """Top-level names of the third-party packages that the script or any project module below it imports."""
     return frozenset().union(*(_read(path)[2] for path in imported_modules(script)))
@@ -163,8 +169,10 @@ def environment_of(script: Path) -> str:
 
 @cache
 def code_digest(script: Path) -> str:
-    """Digest of the script, the project modules below it, and the pins of the environment it runs in."""
+    """Digest of the script, the project modules and C sources below it, and the pins of the environment it runs in."""
     modules = {path.relative_to(ROOT).as_posix(): _read(path)[0] for path in imported_modules(script)}
+    for path in c_sources(script):
+        modules[path.relative_to(ROOT).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return digest({"modules": modules, "environment": _pins(environment_of(script))})
 
 

@@ -41,8 +41,9 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
     if source["type"] == "embedded":
         from scripts.dataset.embedded import generate
 
-        about |= {"seed": source["seed"]}
-        for number, fields in enumerate(generate(source["seed"], source["pairs"]), 1):
+        about |= {key: source[key] for key in ("seed", "programs") if key in source}
+        made = generate(source["seed"], source["pairs"], programs=source.get("programs"))
+        for number, fields in enumerate(made, 1):
             yield "embedded", Record(number, fields)
     elif source["type"] == "files":
         about["files"] = []
@@ -51,11 +52,16 @@ def read_source(source: Mapping[str, Any], revisions: dict[str, str], about: dic
                 yield path, record
             about["files"].append({"path": path, "sha256": sha256_file(path)})
     elif source["type"] == "examples":
+        from scripts.dataset.usage import most_used
+
         report = read_report(source["report"], source["found"])
         about |= {key: report[key] for key in ("requirement", "archive_sha256", "missing")}
+        about |= {key: source[key] for key in ("programs",) if key in source}
+        wanted = {f"eg.{name}" for name in most_used(source["programs"])} if "programs" in source else None
         for row in read_jsonl(source["found"]):
             origin, line = row.pop("source"), row.pop("line")
-            yield origin, Record(line, row)
+            if wanted is None or row["family"] in wanted:
+                yield origin, Record(line, row)
     elif source["type"] == "benchmark":
         report = read_report(source["report"], source["tasks"])
         about |= {"requirement": report["requirement"], "wheel_sha256": report["wheel_sha256"]}

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.code_digests import ROOT
 from scripts.dataset.text import key_number, request_key
+from scripts.dataset.usage import HARM, first_program, may_be_held_out, most_used, programs_of, turns
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
 from will_it_fit.common.schema import validate
@@ -34,8 +35,7 @@ SLOT = re.compile(r"<([a-z_]+?)(\d?)>")
 _LETTER = re.compile(r"-[A-Za-z0-9]")
 _MISSES = 300  # so many draws without anything new: an intent has nothing left to say
 # Pairs of options of a task; pipes of two, of three, and into a file of a source: so many are made at most.
-_PAIRS, _TWOS, _THREES, _ENDS = 4, 12, 6, 3
-_WHOLE = 5  # one option in so many is held together: all intents with it are in one split
+_PAIRS, _TWOS, _THREES, _ENDS = 6, 6, 2, 1
 _GLUED = frozenset("with without in at by from for as of to into and that only over under older larger".split())
 
 
@@ -76,7 +76,7 @@ class Grammar(NamedTuple):
     forms: dict[str, dict[str, int]]
     little: frozenset[str]
     kinds: dict[str, list[str]]
-    slots: dict[str, list[str]]
+    slots: dict[str, list[list[str]]]
     intents: tuple[Intent, ...]
 
 
@@ -121,15 +121,11 @@ def _task(area: str, name: str, task: Mapping[str, Any]) -> Iterator[Intent]:
     said = {**free, **one_of, **alone}
     pairs = [*itertools.combinations(free, 2), *itertools.product(free, one_of)]
     pairs = sorted(pairs, key=lambda pair: chance(name, *pair))[:_PAIRS]
-    program = task["run"].split()[task["run"].startswith("sudo ")]
     nouns = tuple(f"the {text}" for text in (*ways(task.get("things")), *ways(task.get("thing"))))
     for options in [(), *((option,) for option in said), *pairs]:
-        held = [
-            f"{program} {option.lstrip('^')}" for option in options if chance(program, option.lstrip("^")) % _WHOLE == 0
-        ]
         yield Intent(
             " ".join((f"{area}.{name}", *options)),
-            held[0] if held else None,
+            None,
             with_options(task["run"], options),
             ways(task["do"]),
             ways(task.get("ask")),
@@ -209,12 +205,15 @@ def read_grammar(folder: Path = GRAMMAR) -> Grammar:
     a slot is unknown, a request does not say all that changes its command, or a command or value occurs twice.
     """
     schemas = read_yaml(_SCHEMA)
-    files = {path.stem: read_yaml(path) for path in sorted(folder.glob("*.yaml")) if path.stem != "refusals"}
+    files = {
+        path.stem: read_yaml(path) for path in sorted(folder.glob("*.yaml")) if path.stem not in ("refusals", "usage")
+    }
     for name, content in files.items():
         validate(content, schemas.get(name, schemas["tasks"]), folder / f"{name}.yaml")
     forms, pipes, slots = files.pop("forms"), files.pop("pipes", None), _values(files.pop("slots"), folder)
     made = [one for area, tasks in files.items() for name, task in tasks.items() for one in _task(area, name, task)]
-    made += _pipes(pipes) if pipes else ()
+    asked = {intent.command for intent in made}  # a task puts it better than two stages do
+    made += (intent for intent in _pipes(pipes) if intent.command not in asked) if pipes else ()
     places: dict[str, str] = {}
     for intent in made:
         where = f"{folder}, {intent.name}"
@@ -228,22 +227,23 @@ def read_grammar(folder: Path = GRAMMAR) -> Grammar:
     return Grammar(forms["forms"], frozenset(forms["little"]), forms["kinds"], slots, tuple(made))
 
 
-def _values(content: Mapping[str, Any], folder: Path) -> dict[str, list[str]]:
-    """Each slot's values, every combination of words written out."""
-    slots: dict[str, list[str]] = {}
+def _values(content: Mapping[str, Any], folder: Path) -> dict[str, list[list[str]]]:
+    """Each slot's values by entry, every combination of an entry's words written out."""
+    slots: dict[str, list[list[str]]] = {}
     for name, entries in content["slots"].items():
-        parts = ([[entry]] if isinstance(entry, str) else map(str.split, entry) for entry in entries)
-        slots[name] = ["".join(words) for part in parts for words in itertools.product(*part)]
-        if twice := [value for value, times in Counter(slots[name]).items() if times > 1]:
+        parts = ([[entry]] if isinstance(entry, str) else list(map(str.split, entry)) for entry in entries)
+        slots[name] = [["".join(words) for words in itertools.product(*part)] for part in parts]
+        values = Counter(itertools.chain(*slots[name]))
+        if twice := [value for value, times in values.items() if times > 1]:
             raise UserError("A slot lists a value twice.", where=f"{folder}/slots.yaml: slots.{name}", found=twice)
     return slots
 
 
-def _check_intent(intent: Intent, slots: Mapping[str, list[str]], where: str) -> None:
+def _check_intent(intent: Intent, slots: Mapping[str, list[list[str]]], where: str) -> None:
     """An intent's slots exist, those with a digit have a second value, and each request names all of them."""
     needed = list(dict.fromkeys(SLOT.findall(intent.command)))
     for name, number in needed:
-        if len(slots.get(name, ())) < 1 + bool(number):
+        if sum(map(len, slots.get(name, ()))) < 1 + bool(number):
             close = difflib.get_close_matches(name, slots, n=1) or ["..."]
             raise UserError(
                 f"The slot <{name}{number}> has no {'second ' if name in slots else ''}value.",
@@ -294,7 +294,7 @@ def sentence(intent: Intent, grammar: Grammar, rng: random.Random) -> tuple[str,
         if (kind != "noun" or intent.nouns) and (kind != "tool" or "|" not in intent.command)
     }
     if intent.asks:
-        kinds["ask"] = 16
+        kinds["ask"] = 10
     kind = rng.choices(list(kinds), weights=list(kinds.values()))[0]
     if kind == "ask":
         return _said(rng.choice(intent.asks), intent, rng), kind
@@ -314,13 +314,15 @@ def sentence(intent: Intent, grammar: Grammar, rng: random.Random) -> tuple[str,
 def fill(intent: Intent, request: str, grammar: Grammar, rng: random.Random) -> tuple[str, str]:
     """Fill the slots of a request and of the intent's command with the same values; returns both.
 
+    Each entry of a slot is as likely as the others, however many values it stands for.
+
     Now and then a value gets the kind of thing that it is before it ("the file notes.txt").
     """
     shown, typed = {}, {}
     for name, number in dict.fromkeys(SLOT.findall(f"{intent.command} {request}")):
-        value = rng.choice(grammar.slots[name])
+        value = rng.choice(rng.choice(grammar.slots[name]))
         while number and value in (shown.get(name), typed.get(name)):
-            value = rng.choice(grammar.slots[name])
+            value = rng.choice(rng.choice(grammar.slots[name]))
         left, _, right = value.partition(" => ")
         shown[name + number], typed[name + number] = left, right or left
     for name in dict.fromkeys(name for name, _ in SLOT.findall(request)):
@@ -351,34 +353,67 @@ def _draw(intent: Intent, grammar: Grammar, seed: int) -> Iterator[tuple[str, st
             yield request, command
 
 
-def generate(seed: int, pairs: int, grammar: Grammar | None = None) -> Iterator[dict]:
-    """Make pairs (``request``, ``command``, ``intent``, perhaps ``family``) of a grammar (the project's own).
+def _order(grammar: Grammar, programs: int | None) -> Iterator[int]:
+    """Whose turn it is to be asked for, by number: all intents in turn, or by how often their programs are used."""
+    if programs is None:
+        return itertools.cycle(range(len(grammar.intents)))
+    harm = frozenset({HARM})
+    asked = [harm if intent.family else programs_of(intent.command) for intent in grammar.intents]
+    first = [HARM if intent.family else first_program(intent.command) for intent in grammar.intents]
+    uses = most_used(programs)
+    groups = {number: first[number] for number, names in enumerate(asked) if names <= {*uses, HARM}}
+    return turns(groups, uses)
 
-    Each intent is asked for once before any is asked for again. Equal seeds give equal rows; the first rows of a larger
-    number are those of a smaller one. A :class:`UserError` says how many distinct pairs there are, when that is fewer.
+
+def generate(seed: int, pairs: int, grammar: Grammar | None = None, programs: int | None = None) -> Iterator[dict]:
+    """Make pairs (``request``, ``command``, ``intent``, perhaps ``family`` and ``split``) of a grammar.
+
+    Parameters
+    ----------
+    grammar
+        The project's own where left out.
+    programs
+        So many of the most used programs are asked about, by how often they are used (:mod:`scripts.dataset.usage`).
+        None: each intent is asked for once before any is asked for again.
+
+    Yields
+    ------
+    dict
+        A row. ``split: train`` says that its intent may not be held out. Equal seeds give equal rows; the pairs of a
+        smaller number are the beginning of those of a larger one.
+
+    Raises
+    ------
+    UserError
+        With the number of distinct pairs, when that is smaller.
     """
     grammar = grammar or read_grammar()
-    streams = {intent: _draw(intent, grammar, seed) for intent in grammar.intents}
-    made = 0
-    while made < pairs:
-        if not streams:
+    streams = {number: _draw(intent, grammar, seed) for number, intent in enumerate(grammar.intents)}
+    made: list[tuple[int, tuple[str, str]]] = []
+    misses = 0  # intents in a row with nothing new to say
+    for number in _order(grammar, programs):
+        if len(made) == pairs:
+            break
+        if (pair := next(streams[number], None)) is not None:
+            made.append((number, pair))
+        misses = misses + 1 if pair is None else 0
+        if misses > 2 * len(grammar.intents):
             raise UserError(
                 "The grammar cannot make that many distinct pairs.",
                 where="dataset.sources: pairs",
                 found=pairs,
-                allowed=f"at most {made}",
-                write=f"pairs: {made}",
+                allowed=f"at most {len(made)}",
+                write=f"pairs: {len(made)}",
             )
-        for intent in list(streams):
-            if made == pairs:
-                break
-            pair = next(streams[intent], None)
-            if pair is None:
-                del streams[intent]
-                continue
-            made += 1
-            row = {"request": pair[0], "command": pair[1], "intent": intent.name}
-            yield {**row, "family": intent.family} if intent.family else row
+    asked = [
+        intent for number in sorted({number for number, _ in made}) if not (intent := grammar.intents[number]).family
+    ]
+    free = dict(zip(asked, may_be_held_out([intent.command for intent in asked]), strict=True))
+    for number, (request, command) in made:
+        intent = grammar.intents[number]
+        row = {"request": request, "command": command, "intent": intent.name}
+        row |= {"family": intent.family} if intent.family else {}
+        yield row if free.get(intent, True) else {**row, "split": "train"}
 
 
 def main() -> None:
@@ -386,8 +421,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=2000, help="how many")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--programs", type=int, help="so many of the most used ones, by their use; left out: all alike")
     options = parser.parse_args()
-    for row in generate(options.seed, options.pairs):
+    for row in generate(options.seed, options.pairs, programs=options.programs):
         print(json.dumps(row, sort_keys=True, ensure_ascii=False))
 
 

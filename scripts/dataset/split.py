@@ -2,15 +2,18 @@
 
 Rows that share a normalized request, a normalized command, or what their source names as one (``family``, else
 ``intent``: what is asked for) belong together, and so do rows that are connected through others. A group goes into one
-split as a whole. Which one depends on its content and the seed alone, never on the order of the rows. Rows that an
-external test set contains are taken out before.
+split as a whole. Which one depends on its content and the seed alone, never on the order of the rows. A source may name
+the split ``train`` of a row, which is then not held out. Rows that an external test set contains, or that ask for
+nearly the same, are taken out before.
 """
 
 import hashlib
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from scripts.common.job import job
+from scripts.dataset.clean import shingles
 from scripts.dataset.embedded import read_refusals
 from scripts.dataset.rows import SPLITS, Rows, count, must_keep_some, read_rows, to_lines, write_rows
 from scripts.dataset.text import command_key, key_number, request_key
@@ -21,6 +24,8 @@ from will_it_fit.common.terminal import log
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+RESEMBLES = 0.7  # Jaccard similarity of two requests' character trigrams, from which a row is too near a test set's
 
 
 def keys_of(rows: Rows) -> Rows:
@@ -57,6 +62,22 @@ def group(keys: Rows, families: "pd.Series | None" = None) -> "np.ndarray":
     return connected_components(graph, directed=False)[1][columns[0]]
 
 
+def resembling(requests: "pd.Series", others: "pd.Series") -> "pd.Series":
+    """Which requests are nearly those of others: :data:`RESEMBLES` of the three-character runs of both are shared."""
+    sets = [shingles(request_key(text)) for text in others.unique()]
+    of_run: dict[str, set[int]] = {}
+    for number, one in enumerate(sets):
+        for run in one:
+            of_run.setdefault(run, set()).add(number)
+
+    def resembles(text: str) -> bool:
+        own = shingles(request_key(text))
+        shared = Counter(number for run in own for number in of_run.get(run, ()))
+        return any(count >= RESEMBLES * (len(own) + len(sets[number]) - count) for number, count in shared.items())
+
+    return requests.map(resembles)
+
+
 def families_of(rows: Rows) -> "pd.Series | None":
     """What holds rows together beside their texts; null where a row names nothing, None where none does."""
     named = [rows[name] for name in ("family", "intent") if name in rows]
@@ -80,12 +101,15 @@ def shuffled(numbers: Any, seed: int) -> "np.ndarray":
     return np.fromiter((int.from_bytes(digest, "big") for digest in hashes), np.uint64, len(numbers))
 
 
-def assign(keys: Rows, groups: "np.ndarray", shares: dict[str, float], seed: int) -> "np.ndarray":
+def assign(
+    keys: Rows, groups: "np.ndarray", shares: dict[str, float], seed: int, only_train: "np.ndarray | None" = None
+) -> "np.ndarray":
     """Give each group a split; returns the index of each row's split, of shape (rows,).
 
     A group's place in line, and the split it asks for, come from a hash of its smallest key and the seed.
     It gets that split while there is room, else the one with the most room left: sizes come out exact
-    wherever small groups are left to fill up with.
+    wherever small groups are left to fill up with. ``only_train``, of shape (rows,), says which rows are not held out;
+    their groups come first.
     """
     import numpy as np
 
@@ -97,10 +121,13 @@ def assign(keys: Rows, groups: "np.ndarray", shares: dict[str, float], seed: int
     room = [wanted[name] for name in SPLITS]
     chosen = np.zeros(len(table), dtype=np.int8)
     sizes = table["size"].to_numpy()
+    bound = np.zeros(len(table), dtype=bool)
+    if only_train is not None:
+        np.logical_or.at(bound, groups, only_train)
     # Large groups first: what is left of the room is then filled with small ones.
-    for index in np.lexsort((places, -sizes)):
-        split = asked[index]
-        if room[split] < sizes[index]:
+    for index in np.lexsort((places, -sizes, ~bound)):
+        split = 0 if bound[index] else asked[index]
+        if room[split] < sizes[index] and not bound[index]:
             split = int(np.argmax(room))
         room[split] -= sizes[index]
         chosen[index] = split
@@ -134,6 +161,8 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
     rows, external = read_rows(inputs["pairs"]), keys_of(read_rows(inputs["external"]))
     keys = keys_of(rows)
     known = pd.DataFrame({name: keys[name].isin(external[name]) for name in ("request", "command")})
+    near = resembling(rows["request"], read_rows(inputs["external"])["request"])
+    known["nearly its request"] = near & ~known["request"]
     reasons = known.dot(known.columns + " and ").str.removesuffix(" and ") + " in the external test set"
     held_out = known.any(axis=1)
     must_keep_some("decontaminate", int((~held_out).sum()), count(reasons), inputs["pairs"])
@@ -141,7 +170,8 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
 
     rows, keys = rows[~held_out], keys[~held_out]
     groups = group(keys, families_of(rows))
-    chosen = assign(keys, groups, shares, settings["seed"])
+    bound = (rows["split"] == SPLITS[0]).to_numpy() if "split" in rows else None
+    chosen = assign(keys, groups, shares, settings["seed"], bound)
     got = {name: int((chosen == split).sum()) for split, name in enumerate(SPLITS)}
     must_hold_rows(got, shares, groups, inputs["pairs"])
     # Equal ranks are equal keys; then the text decides, whatever order the rows came in.

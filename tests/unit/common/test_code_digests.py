@@ -53,6 +53,17 @@ def test_comments_docstrings_and_layout_do_not_count(project):
     assert of(project) == before
 
 
+def test_a_c_source_counts_where_a_module_compiles_it(project):
+    (project / "scripts" / "native").mkdir()
+    (project / "scripts" / "native" / "replay.c").write_text("int value = 1;\n")
+    (project / "scripts" / "native_library.py").write_text("SOURCES = 'native'\n")
+    edit(project / "scripts" / "common" / "deep.py", "VALUE = 1", "from scripts import native_library\nVALUE = 1")
+    before, other = of(project), of(project, "other")
+    edit(project / "scripts" / "native" / "replay.c", "1", "2")
+    assert of(project) != before
+    assert of(project, "other") == other
+
+
 def test_a_touch_does_not_count(project):
     before = of(project)
     (project / "scripts" / "stage" / "work.py").touch()

@@ -29,10 +29,10 @@ from will_it_fit.common.errors import UserError
 ROOT = Path(__file__).resolve().parents[3]
 # SHA-256 of what the command prints. A row that changes here changes every model trained on the embedded data.
 ROWS = {
-    (42, 1800): "76f974629e5232b1ce69e32a9a0eca84d3ffaa3d6b14396b530377fe0ec63220",
-    (42, 300): "fdf7ed59378f2dad67b8b2bcee54b2ec3870d1d206beba7bc575e8046bb1c9b1",
-    (7, 500): "c99cfd64804ccbf1a802f39011dbfcc5d340f0313b85f53f4e900d394162d3c3",
-    (1, 20000): "14a1f4c96c19442aff1bc4cd30fd1f8a919d924b24fb1ca266dd87a615c59b42",
+    (42, 1800): "3b392036cce030211572e0b5ea383461f2e764a6f5ea9a56180f8ee1c250d044",
+    (42, 300): "bd13a199385f8ae1ebcc3f6e580cc7f93c613ad266afaee98d05d83bb0d5d3a5",
+    (7, 500): "b0da207f6e7f703647bef731961215158d9d4c90229842f17a4868e4c16173b8",
+    (1, 20000): "a8a914772c89e1e51bf872154d03617334bf90dbafdf52ae1e644eff3b0d5245",
 }
 
 
@@ -62,7 +62,7 @@ def test_the_grammar_knows_many_programs_options_and_pipes():
     stages = Counter(
         min(3, intent.command.count(" | ") + 1) for intent in grammar.intents if intent.name[:5] == "pipe."
     )
-    assert stages[2] >= 300 and stages[3] >= 180
+    assert stages[2] >= 200 and stages[3] >= 50
     used = {name for intent in grammar.intents for name, _ in SLOT.findall(" ".join((intent.command, *intent.do)))}
     assert used == set(grammar.slots)
 
@@ -73,7 +73,7 @@ def test_each_intent_is_said_in_eight_forms_at_least():
     assert len(places) >= 30
     for intent in grammar.intents[::4]:
         rng = random.Random(1)
-        said = [sentence(intent, grammar, rng) for _ in range(100)]
+        said = [sentence(intent, grammar, rng) for _ in range(300)]
         assert {"imperative", "polite", "question", "situation", "terse", "typo"} <= {kind for _, kind in said}
         own = len(intent.do) + len(intent.asks) + len(intent.nouns)
         assert len({(kind, text.split()[0]) for text, kind in said}) + own >= 9, intent.name
@@ -126,7 +126,8 @@ def grammar_of(folder, old="", new=""):
 
 def test_a_grammar_of_another_folder(tmp_path):
     grammar = grammar_of(tmp_path)
-    assert grammar.slots["file"] == ["a.txt", "a.csv", "b.txt", "b.csv"]
+    assert grammar.slots["file"] == [["a.txt", "a.csv", "b.txt", "b.csv"]]
+    assert grammar.slots["dir"] == [["the current directory => ."], ["src"]]
     commands = {intent.name: intent.command for intent in grammar.intents}
     assert commands["files.copy -i -v"] == "cp -iv <file> <dir>"
     assert commands["pipe.names sort count"] == "ls <dir> | sort | wc -l"
@@ -193,12 +194,16 @@ def test_each_row_of_the_default_number_is_another_intent():
     assert len({row["request"] for row in rows}) == 1800
 
 
-def test_some_options_are_held_together():
-    families = Counter(intent.family for intent in read_grammar().intents if intent.family)
-    whole = [family for family in families if not family.startswith("refuse.")]
-    assert len(whole) >= 30
-    for intent in read_grammar().intents:
-        assert intent.family is None or intent.family.startswith("refuse.") or intent.family.split()[1] in intent.name
+def test_only_requests_for_harm_are_families():
+    families = {intent.family for intent in read_grammar().intents if intent.family}
+    assert families == {f"refuse.{category}" for category in read_refusals().taught}
+
+
+def test_each_entry_of_a_slot_is_as_likely_as_the_others(tmp_path):
+    rows = list(generate(1, 60, grammar_of(tmp_path, "src]", "[s t u v w x y z, 1 2 3]]")))
+    here = sum("the current directory" in row["request"] for row in rows if row["intent"][:10] == "files.copy")
+    there = sum(row["intent"][:10] == "files.copy" for row in rows)
+    assert 0.3 < here / there < 0.7, (here, there)
 
 
 def test_requests_for_harm_are_held_out_by_category():
@@ -251,8 +256,11 @@ def test_requests_are_phrased_in_many_ways(pairs):
 
 
 def test_the_seed_decides_and_a_smaller_number_is_a_beginning(pairs):
-    assert list(generate(seed=42, pairs=300)) == pairs[:300]
-    assert list(generate(seed=43, pairs=300)) != pairs[:300]
+    def asked(rows):  # without what may be held out, which depends on all rows
+        return [(row["request"], row["command"]) for row in rows]
+
+    assert asked(generate(seed=42, pairs=300)) == asked(pairs[:300])
+    assert asked(generate(seed=43, pairs=300)) != asked(pairs[:300])
 
 
 def test_equal_bytes_in_two_processes():

@@ -9,7 +9,7 @@ import pytest
 from scripts.common import wheels
 from scripts.dataset import acquire, examples
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.files import read_jsonl, read_report
+from will_it_fit.common.files import read_jsonl, read_report, write_jsonl, write_report
 
 SORT = """\
 # sort
@@ -97,6 +97,20 @@ def test_another_digest_stops_the_run(tmp_path, monkeypatch):
         fetch(tmp_path)
     assert not isinstance(error.value, wheels.Unreachable)
     assert "whose archive has the digest" in str(error.value)
+
+
+def test_only_the_pages_of_the_most_used_programs_are_read(tmp_path):
+    rows = [
+        {"request": f"use {name}", "command": name, "family": f"eg.{name}", "line": 1, "source": f"eg/{name}.md"}
+        for name in ("find", "grep", "tail", "keytool")
+    ]
+    found, report = str(tmp_path / "pairs.jsonl"), str(tmp_path / "examples.json")
+    write_jsonl(found, rows)
+    write_report(report, {"requirement": "eg==1.2.3", "archive_sha256": "0" * 64, "missing": None, "pairs": 4}, found)
+    source = {"type": "examples", "license": "MIT", "requirement": "eg==1.2.3", "found": found, "report": report}
+    for programs, kept in (({}, 4), ({"programs": 30}, 3), ({"programs": 3}, 2)):
+        made, (about,) = acquire.acquire([{**source, **programs}], {})
+        assert len(made) == about["rows"] == kept and about.get("programs") == programs.get("programs")
 
 
 def test_without_a_network_the_run_goes_on_and_its_report_says_so(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Splits: no leak, exact sizes, no dependence on the order of rows; and the check that trusts nothing."""
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -192,7 +193,7 @@ def test_the_default_splits_stay_the_same_byte_for_byte(tmp_path):
     # Every figure of the default run hangs on which requests are held out, and in which order.
     run(tmp_path, [(row["request"], row["command"]) for row in generate(42, 600)])
     digests = {name: sha256_file(tmp_path / f"{name}.jsonl")[:16] for name in SPLITS}
-    assert digests == {"train": "18ecdc1bbfdc1fe6", "validation": "3f972a91e5d87f16", "test": "1b88aa0cfa26568b"}
+    assert digests == {"train": "a87794d9caf63172", "validation": "c68886600b8f6d83", "test": "b2856e730e998495"}
 
 
 def test_the_seed_decides(tmp_path):
@@ -222,19 +223,48 @@ def test_sizes_add_up_for_any_number(tmp_path, rows):
 
 
 def test_rows_of_an_external_test_set_are_taken_out(tmp_path):
-    rows = [(f"request {number}", f"echo {number}") for number in range(100)]
-    external = [("Request 3!", "something"), ("something", "echo   '7'"), ("request 9", "echo 9"), ("new", "ls")]
+    def unlike(number: int) -> str:
+        return hashlib.sha256(str(number).encode()).hexdigest()
+
+    rows = [(unlike(number), f"echo {number}") for number in range(100)]
+    external = [(f"{unlike(3).upper()}!", "something"), ("something", "echo   '7'"), (unlike(9), "echo 9")]
+    external += [("new", "ls"), (f"{unlike(5)} too", "another")]
     report = run(tmp_path, rows, external)
-    assert report["decontaminated"] == 3
+    assert report["decontaminated"] == 4
     assert report["rows"] == 100 == report["kept"] + report["decontaminated"]
     rejected = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
     assert {(row["command"], row["stage"], row["reason"]) for row in rejected} == {
         ("echo 3", "decontaminate", "request in the external test set"),
+        ("echo 5", "decontaminate", "nearly its request in the external test set"),
         ("echo 7", "decontaminate", "command in the external test set"),
         ("echo 9", "decontaminate", "request and command in the external test set"),
     }
     with pytest.raises(UserError, match="rejected the last row"):
         run(tmp_path, rows[3:4], external)
+
+
+@pytest.mark.parametrize(
+    ("request_", "near"),
+    [
+        ("Find all text files in /srv/data!", True),
+        ("find all text files in /srv/date", True),
+        ("please find all the text files that are in /srv/data", False),
+        ("count the lines of notes.txt", False),
+        ("ls", False),
+    ],
+)
+def test_which_request_is_nearly_that_of_a_test_set(request_, near):
+    others = pd.Series(["find all text files in /srv/data", "list the files here"])
+    assert split.resembling(pd.Series([request_]), others).tolist() == [near]
+
+
+def test_a_row_of_the_training_split_is_not_held_out_and_its_group_with_it(tmp_path):
+    rows = [{"request": f"r{n}", "command": f"ls {n}", "intent": f"i{n // 2}"} for n in range(60)]
+    rows = [{**row, "split": "train"} if number % 8 == 0 else row for number, row in enumerate(rows)]
+    home = write_named(tmp_path, rows)
+    for number in range(0, 60, 8):
+        assert home[f"r{number}"] == home[f"r{number + 1}"] == "train"
+    assert len([name for name in home.values() if name != "train"]) == 36
 
 
 @pytest.mark.parametrize(

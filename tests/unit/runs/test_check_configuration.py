@@ -109,7 +109,7 @@ def test_the_rows_of_a_packed_step_are_given_and_those_of_another_follow():
 @pytest.mark.parametrize(
     ("training", "words"),
     [
-        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["8 rows", "9 GPUs", "rows_per_step: 9"]),
+        ({"parallel": {"strategy": "ddp", "gpus": 9}}, ["4 rows", "9 GPUs", "rows_per_step: 9"]),
         ({"parallel": {"strategy": "none", "gpus": 2}}, ["uses one GPU", "strategy: fsdp2, gpus: 2"]),
         (
             {"parallel": {"strategy": "fsdp1", "gpus": 2}, "loss": "full", "method": "lora"},
