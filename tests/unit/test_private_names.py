@@ -85,7 +85,7 @@ RELIED_ON = {
     f"{FSDP2}._fsdp_param_group": "foreach_reduce",
     f"{FSDP2}._fsdp_param_group.FSDPParamGroup": "_validate_cpu_offload_params _validate_no_meta_params",
     "torch.distributed.tensor.DTensor": "_local_tensor",
-    "torch.nn.Module": "_parameters",
+    "torch.nn.Module": "_buffers _parameters",
     f"{DATA_PARALLEL}.distributed": "_verify_param_shape_across_processes",
     f"{DATA_PARALLEL}.DistributedDataParallel": "_pre_forward",
     "torch.ops._c10d_functional": "wait_tensor",
@@ -99,7 +99,9 @@ RELIED_ON = {
         "_get_capturable_supported_devices _global_optimizer_post_hooks _global_optimizer_pre_hooks"
     ),
     "torch.testing._internal.distributed.fake_pg": "FakeStore _create_fake_pg",
-    "torch.utils._python_dispatch": "TorchDispatchMode _disable_current_modes _get_current_dispatch_mode_stack",
+    "torch.utils._python_dispatch": (
+        "TorchDispatchMode _disable_current_modes _get_current_dispatch_mode _get_current_dispatch_mode_stack"
+    ),
     "torch.utils._pytree": "tree_flatten tree_leaves tree_map tree_map_only tree_unflatten",
     "torch.utils._foreach_utils": (
         "_device_has_foreach_support _get_foreach_kernels_supported_devices _get_fused_kernels_supported_devices"
