@@ -2,9 +2,9 @@
 
 A question is read anew each time, with all its files. So what decides an answer is the question as it was read, the
 words that asked and the folder it was asked in, the library's own code and data, the installed packages, Python, the
-kind of machine, and the variables of the environment that PyTorch and its neighbours read. A package that somebody edits
-counts as another one, in a checkout and where it was installed. The digest of all that is the name of the answer's file.
-No package is imported to look it up.
+kind of machine, and the variables of the environment that PyTorch and its neighbours read. A package that somebody
+edits counts as another one, in a checkout and where it was installed. The digest of all that is the name of the
+answer's file. No package is imported to look it up.
 
 An answer of a question that depends on the state of this machine must not be kept: no option asks such a question yet.
 """
