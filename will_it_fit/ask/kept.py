@@ -2,8 +2,9 @@
 
 A question is read anew each time, with all its files. So what decides an answer is the question as it was read, the
 words that asked and the folder it was asked in, the library's own code and data, the installed packages, Python, the
-kind of machine, and the variables of the environment that PyTorch and its neighbours read. Their digest is the name of
-the answer's file. No package is imported to look it up.
+kind of machine, and the variables of the environment that PyTorch and its neighbours read. A package that somebody
+edits counts as another one, in a checkout and where it was installed. The digest of all that is the name of the
+answer's file. No package is imported to look it up.
 
 An answer of a question that depends on the state of this machine must not be kept: no option asks such a question yet.
 """
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,13 @@ from will_it_fit.common.files import write_json
 FOLDER = "WILL_IT_FIT_CACHE"  # names another folder; empty: nothing is kept
 MOST_BYTES = 16 * 2**20  # of all answers of a user: some 1,000 of them; what was not asked for longest goes first
 # Beginnings of variables that PyTorch, CUDA, transformers and the packages beside them read.
-VARIABLES = ("ACCELERATE", "BNB_", "CUDA", "DS_", "HF_", "KMP_", "LIGER", "MKL", "NVIDIA", "OMP_", "PEFT", "PYTHON",
-             "PYTORCH", "TORCH", "TRANSFORMERS", "TRITON", "TRL", "XFORMERS")  # fmt: skip
+VARIABLES = ("ACCELERATE", "BNB_", "CUBLAS", "CUDA", "DS_", "ENABLE_", "FLA_", "FLASH_", "FSDP_", "HF_", "KMP_",
+             "LIGER", "MKL", "NVIDIA", "OMP_", "PEFT", "PYTHON", "PYTORCH", "TORCH", "TRANSFORMERS", "TRITON", "TRL",
+             "USE_", "XFORMERS", "XLA_")  # fmt: skip
+# Packages that a trace runs. Each one's modules count by their size and time. PyTorch's wheel counts by its version: it
+# has as many modules as all others together.
+PACKAGES = ("accelerate", "bitsandbytes", "causal_conv1d", "deepspeed", "fla", "galore_torch", "liger_kernel",
+            "mamba_ssm", "peft", "torch", "torchao", "transformers", "trl")  # fmt: skip
 _CODE = Path(__file__).resolve().parents[1]
 
 
@@ -133,7 +140,7 @@ class _Tee(io.StringIO):
 def _surroundings() -> list[Any]:
     """What decides an answer beside the question."""
     variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
-    return [os.path.realpath("."), _code(), _packages(), sys.version, platform.platform(), variables]
+    return [os.path.realpath("."), _code(), _packages(), _edited(), sys.version, platform.platform(), variables]
 
 
 def _code() -> str:
@@ -155,6 +162,30 @@ def _packages() -> list[tuple[str, str, int]]:
                 if entry.name.endswith((".dist-info", ".egg-info")):
                     packages.append((place, entry.name, entry.stat().st_mtime_ns))
     return sorted(packages)
+
+
+def _edited() -> str:
+    """Digest of names, sizes and times of the packages' modules, wherever Python finds them."""
+    content = hashlib.sha256()
+    for name in PACKAGES:
+        spec = None
+        with suppress(ImportError, ValueError):  # one that is half imported, or stands in for itself
+            spec = find_spec(name)
+        for place in map(Path, (spec and spec.submodule_search_locations) or ()):
+            if name != "torch" or not any(place.parent.glob("torch-*.dist-info")):
+                _add_modules(content, str(place))
+    return content.hexdigest()
+
+
+def _add_modules(content: Any, folder: str) -> None:
+    """Tell a digest of a folder's modules, those of folders within it too."""
+    with suppress(OSError):  # a folder that goes while it is read
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.name.endswith(".py"):
+                status = entry.stat()
+                content.update(f"{entry.path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            elif entry.is_dir(follow_symlinks=False) and entry.name != "__pycache__":
+                _add_modules(content, entry.path)
 
 
 def _plain(value: Any) -> Any:

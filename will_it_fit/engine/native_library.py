@@ -2,7 +2,8 @@
 
 The sources lie in ``native/``. What was compiled is named by digests of the sources and of itself, and by the platform.
 So another version's file, another machine's and a damaged one are left alone. It lies beside the sources where the
-wheel brought it, else in a folder of the user's. ``WILL_IT_FIT_REPLAY=python`` asks for Python's replay.
+wheel brought it, else in a folder that the user alone can write: whoever could put a file there would have it run.
+``WILL_IT_FIT_REPLAY=python`` asks for Python's replay.
 
 Without a library a line says why, once for each user and reason.
 """
@@ -14,6 +15,7 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -40,7 +42,8 @@ def library() -> Any:
     """The library as ctypes loads it; None: replays run in Python."""
     if os.environ.get(SETTING) == "python" or sys.platform in ("emscripten", "wasi"):
         return None
-    for folder in (SOURCES, cache_folder()):
+    kept = cache_folder()
+    for folder in (SOURCES, kept) if _is_the_users_alone(kept) else (SOURCES,):
         for path in _compiled_in(folder):
             try:
                 return _loaded(path)
@@ -54,7 +57,7 @@ def library() -> Any:
 
 
 def cache_folder() -> Path:
-    """Where a user's programs keep what can be made again."""
+    """Where a user's programs keep what was compiled, and whether they have said why nothing was."""
     home = Path(os.path.expanduser("~"))
     if sys.platform == "darwin":
         base = home / "Library" / "Caches"
@@ -62,7 +65,32 @@ def cache_folder() -> Path:
         base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
     else:
         base = home / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or base) / "will-it-fit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or base) / "will-it-fit" / "native"
+
+
+def _is_the_users_alone(folder: Path) -> bool:
+    """Whether nobody else can put a file into a folder. Windows keeps a user's folders apart by itself."""
+    if sys.platform == "win32":
+        return True
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _made_private(folder: Path) -> Path:
+    """A folder that the user alone can write, made if it is not there.
+
+    Raises
+    ------
+    OSError
+        If it can't be made, or others can write it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_the_users_alone(folder):
+        raise PermissionError(f"others can write to {folder}")
+    return folder
 
 
 def compile_into(folder: Path) -> Path:
@@ -92,9 +120,9 @@ def compile_into(folder: Path) -> Path:
 
 
 def _made() -> Any:
-    """A library that is compiled now, kept for the next time if the user's folder can be written."""
+    """A library that is compiled now; kept for the next time if the user can write the folder, and nobody else can."""
     try:
-        return _loaded(compile_into(cache_folder()))
+        return _loaded(compile_into(_made_private(cache_folder())))
     except OSError:
         with TemporaryDirectory(prefix="will-it-fit-", ignore_cleanup_errors=True) as folder:
             try:
@@ -154,7 +182,7 @@ def _say_once(reason: str) -> None:
         pass
     log.warning("The allocator is replayed in Python: %s. Answers are the same and take longer.", reason)
     try:
-        heard.parent.mkdir(parents=True, exist_ok=True)
+        _made_private(heard.parent)
         beside = heard.with_suffix(f".{os.getpid()}")
         beside.write_text(reason, encoding="utf-8")
         os.replace(beside, heard)

@@ -140,6 +140,22 @@ def test_a_reinstalled_package_of_the_same_version_is_another(folder, monkeypatc
     assert KeptAnswer(WORDS, asked()).show() is None
 
 
+def test_an_edited_package_is_another(folder, monkeypatch, tmp_path) -> None:
+    """In a checkout that Python's path names; of PyTorch too, whose wheel alone counts by its version."""
+    for name in ("peft", "torch"):
+        module = tmp_path / "checkout" / name / "tuners" / "layer.py"
+        module.parent.mkdir(parents=True)
+        (module.parents[1] / "__init__.py").write_text("")
+        module.write_text("RANK = 1")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path / "checkout"))
+    for name in ("peft", "torch"):
+        keep()
+        assert KeptAnswer(WORDS, asked()).show() == 0
+        (tmp_path / "checkout" / name / "tuners" / "layer.py").write_text("RANK = 16")
+        assert KeptAnswer(WORDS, asked()).show() is None
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -146,6 +146,7 @@ def answer(folder: Path, **environment: str) -> tuple[str, str]:
     return run.stdout.strip(), run.stderr.strip()
 
 
+CACHE = Path("home", ".cache", "will-it-fit", "native")
 COMPILED, IN_PYTHON = f"NativeAllocator {80 * MIB}", f"Allocator {80 * MIB}"
 
 
@@ -185,7 +186,7 @@ def test_the_setting_asks_for_python_and_nothing_is_said(tmp_path):
 @needs_compiler
 def test_what_was_compiled_is_kept_and_a_damaged_file_is_compiled_anew(tmp_path):
     assert answer(tmp_path) == (COMPILED, "")
-    (made,) = (tmp_path / "home" / ".cache" / "will-it-fit").iterdir()
+    (made,) = (tmp_path / CACHE).iterdir()
     without = {"PATH": str(tmp_path)}
     assert answer(tmp_path, **without) == (COMPILED, "")  # no compiler is needed any more
     whole = made.read_bytes()
@@ -197,8 +198,8 @@ def test_what_was_compiled_is_kept_and_a_damaged_file_is_compiled_anew(tmp_path)
 
 @needs_compiler
 def test_a_file_of_another_machine_or_version_is_left_alone(tmp_path):
-    folder = tmp_path / "home" / ".cache" / "will-it-fit"
-    folder.mkdir(parents=True)
+    folder = tmp_path / CACHE
+    folder.mkdir(mode=0o700, parents=True)
     stem = native_library._stem()
     other = b"the library of another C library"
     name = f"{stem}-{native_library._digest(other)}.so"  # intact by its digest, and can't be loaded
@@ -211,6 +212,38 @@ def test_a_file_of_another_machine_or_version_is_left_alone(tmp_path):
 def test_a_folder_that_cannot_be_written_is_no_reason_against_compiling(tmp_path):
     (tmp_path / "home").write_text("a file where a folder should be")
     assert answer(tmp_path) == (COMPILED, "")
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX's permissions")
+@pytest.mark.parametrize("mode", [0o770, 0o707], ids=["a group", "everybody"])
+def test_nothing_is_loaded_from_a_folder_that_others_can_write(tmp_path, mode):
+    """A file with the right name and digest, which says that it was loaded; in a folder of the user's it would be."""
+    folder = tmp_path / CACHE
+    folder.mkdir(mode=0o700, parents=True)
+    source, made = tmp_path / "planted.c", tmp_path / "planted.so"
+    source.write_text("#include <stdlib.h>\n__attribute__((constructor)) static void begin(void) { exit(42); }\n")
+    compiler = next(filter(None, map(shutil.which, native_library._COMPILERS)))
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), str(source)], check=True)
+    content = made.read_bytes()
+    (folder / f"{native_library._stem()}-{native_library._digest(content)}.so").write_bytes(content)
+    with pytest.raises(subprocess.CalledProcessError, match="42"):
+        answer(tmp_path)
+    folder.chmod(mode)
+    before = list(folder.iterdir())
+    assert answer(tmp_path) == (COMPILED, "")
+    assert list(folder.iterdir()) == before
+
+
+@needs_compiler
+def test_the_folder_is_made_for_the_user_alone(tmp_path):
+    """Whatever the user's umask says: many systems let a user's group write."""
+    before = os.umask(0o002)
+    try:
+        assert answer(tmp_path) == (COMPILED, "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / CACHE).stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
