@@ -46,7 +46,6 @@ OPENED = (
 SEED, DRAWN = 33, 10
 ROWS = Path(__file__).parent / "data" / "compiled.csv"
 UPDATES = 3  # the second is like all that follow; then comes the last validation
-_END_OF_SOURCE = re.compile(r"^={80,}$", re.MULTILINE)
 _HEADING = re.compile(r"^-{40}\n# (\w+\.py)\n-{40}\n", re.MULTILINE)
 _UPDATES = re.compile(r"\bnum_(?:scheduled_)?iterations(?:\s*:\s*int)?\s*=\s*\d+")
 _PEAK = re.compile(r"peak memory (?:consumption|allocated): (\d+) MiB(?: reserved: (\d+) MiB)?")
