@@ -35,8 +35,8 @@ _SLOTS = re.compile(r"(?:[./'\"]*<[a-z_]+\d?>[/'\"]*)+")
 def read_uses(path: Path = USAGE) -> dict[str, float]:
     """How often each program is used, in commands of NL2Bash, the most used first.
 
-    For a program that NL2Bash leaves out, the languages of its tldr page count, each as many commands as the median
-    program that has both figures has for a language.
+    A program that NL2Bash leaves out counts by the languages of its tldr page: each language as many commands as in the
+    median of the programs that have both figures.
 
     Raises
     ------
@@ -55,8 +55,23 @@ def read_uses(path: Path = USAGE) -> dict[str, float]:
 
 
 def most_used(programs: int) -> dict[str, float]:
-    """The ``programs`` programs that are used most, with their uses (:func:`read_uses`)."""
-    return dict(itertools.islice(read_uses().items(), programs))
+    """The programs that are used most, as many as asked, with their uses (:func:`read_uses`).
+
+    Raises
+    ------
+    UserError
+        If the file has fewer.
+    """
+    uses = read_uses()
+    if programs > len(uses):
+        raise UserError(
+            "Not so many programs have counts of how often they are used.",
+            where="dataset.sources: programs",
+            found=programs,
+            allowed=f"1 to {len(uses)}, or more programs in {USAGE.relative_to(ROOT)}",
+            write=f"programs: {len(uses)}",
+        )
+    return dict(itertools.islice(uses.items(), programs))
 
 
 def stages(command: str) -> list[list[str]]:
