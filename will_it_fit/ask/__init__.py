@@ -8,7 +8,8 @@ will_it_fit("Qwen/Qwen3-8B", gpu="4090", run=Run(rows=50_000, epochs=3)).run.hou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -121,7 +122,8 @@ def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer
     """The typed answer to a question that was read."""
     from will_it_fit.ask import answer, text
 
-    details = answer.quick(asked) if quick else answer.traced(asked)
+    with nullcontext() if quick else _undisturbed():
+        details = answer.quick(asked) if quick else answer.traced(asked)
     shown = details["trace"] or details["analytic"] or {}
     suggestions = [
         Suggested(one["changes"], text.suggested(words, one["changes"]), one["cost"], one["headroom_bytes"])
@@ -138,3 +140,30 @@ def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer
         text=text.full_text(asked, details, words),
         details=details,
     )
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave random numbers, warnings, transformers' messages and the garbage collector as the asking program has them.
+
+    The program goes on after its answer, such as a training that asked before its first step.
+    """
+    import gc
+    import random
+    import warnings
+
+    import numpy
+    import torch
+    from transformers import logging
+
+    drawn, of_numpy = random.getstate(), numpy.random.get_state()
+    collecting, telling = gc.get_threshold(), logging.get_verbosity()
+    cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(cards), warnings.catch_warnings():
+            yield
+    finally:
+        random.setstate(drawn)
+        numpy.random.set_state(of_numpy)
+        gc.set_threshold(*collecting)
+        logging.set_verbosity(telling)

@@ -88,7 +88,7 @@ class Borders:
     Parameters
     ----------
     scenario
-        The step; all but the field stays as it is.
+        The step; all but the field stays as it is. Kernels that ask for the card hear of the scenario's own.
     field
         ``sequence_length`` or ``micro_batch``.
     capability
@@ -107,7 +107,7 @@ class Borders:
         capacities: Iterable[int],
         traces: Traces | None = None,
     ) -> None:
-        self.scenario, self.field, self.capability = replace(scenario, gpu=None), field, capability
+        self.scenario, self.field, self.capability = scenario, field, capability
         positions = scenario.size("max_position_embeddings") or LONGEST
         self.values = steps(field, positions if field == "sequence_length" else MOST)
         self._capacities = sorted(capacities)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import random
+import warnings
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, logging
 
 from tests.will_it_fit.ask.test_command import TINY
 from will_it_fit.ask.trainer import StopIfItWontFit, WontFit, question_of
@@ -48,6 +52,22 @@ def test_a_step_that_fits_is_taken(tmp_path: Path) -> None:
     made.train()
     assert stop.answer.fits and stop.answer.details["scenario"]["adapter"]["r"] == 4
     assert made.state.global_step == 1
+
+
+def test_a_training_goes_on_as_if_it_had_not_asked(tmp_path: Path) -> None:
+    """Models are built and seeded for the answer: no number that the training draws may be another for it."""
+    made, stop = trainer(tmp_path, "24GiB")
+    logging.set_verbosity_info()
+
+    def state() -> tuple:
+        drawn = [*random.getstate()[1], *numpy.random.get_state()[1].tolist(), *torch.get_rng_state().tolist()]
+        return drawn, gc.get_threshold(), list(warnings.filters), logging.get_verbosity()
+
+    torch.rand(3)
+    before = state()
+    stop.on_train_begin(made.args, made.state, made.control, made.model)
+    assert stop.answer.fits and state() == before
+    logging.set_verbosity_warning()
 
 
 def test_a_step_that_does_not_fit_is_not_taken(tmp_path: Path) -> None:

@@ -144,6 +144,16 @@ def test_a_recorder_takes_the_model_that_it_has_built(method) -> None:
         assert again(step, (8, 0)).sequences == record(step, (8, 0)).sequences
 
 
+def test_kernels_hear_of_the_card_that_the_border_is_for() -> None:
+    """Liger's norm takes a row of sums for each of the card's processors: 128 of an RTX 4090, 108 of an A100."""
+    scenario = make(method="full", kernels="liger", loss="liger", gpu="rtx-4090", sequence_length=64)
+    capability, width = find("rtx-4090").capability, scenario.size("hidden_size")
+    recording = Borders(scenario, "sequence_length", capability, [2**30]).scaled.record(64)
+    sizes = {size for _, size in recording.sequences[0]}
+    assert 128 * width * 4 in sizes and 108 * width * 4 not in sizes
+    assert recording.required_bytes() == record(scenario, capability).required_bytes()
+
+
 def test_a_fit_by_luck_is_above_the_border(monkeypatch) -> None:
     """What fits above the first value that does not is not the border."""
     borders = Borders(make(), "micro_batch", None, [10])
