@@ -80,8 +80,9 @@ EXECUTES = EXECUTE or not workflow.is_main_process or ASKED.executes()
 
 # --- what comes first ----------------------------------------------------------------------------------
 
-# The rules that a run's check of resources and its gate wait for go first. Each of their jobs holds one of the profile's `before_gate`;
-# the download of the weights takes all of them, and so comes after the verdict, however many cores there are.
+# First come the gate, the check of resources and the rules that both wait for. Each of these jobs holds one unit of the
+# resource `before_gate` of the profile. The download of the weights takes all units, so it comes after the verdict,
+# however many cores there are.
 FIRST = 100
 ALL_BEFORE_GATE = 1000
 

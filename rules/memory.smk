@@ -29,8 +29,8 @@ rule fetch_configuration:
         "../scripts/memory/fetch_configuration.py"
 
 
-# All scenarios of the profile that carry a rank in one job, and in another those that carry none: most of what a job
-# with one of them would compute is Python importing PyTorch and transformers. The gate waits for neither.
+# One job makes all scenarios of the profile that have a rank, and another all that have none. A job for each would spend
+# most of its time on importing PyTorch and transformers. The gate waits for neither.
 if WITH_RANK:
 
     rule profile_adapters:
@@ -75,7 +75,7 @@ if WITHOUT_RANK:
             "../scripts/memory/profile.py"
 
 
-# The scenario is training, the run's own step; any other that is no part of the profile is explained.
+# The scenario is training, the run's own step. For any other name that the profile lacks, the input function says so.
 rule trace_memory:
     input:
         unpack(from_job(JobPaths.step_model)),
@@ -175,8 +175,8 @@ rule gate_memory:
         "../scripts/gate/gate_memory.py"
 
 
-# Not an input of training, or another batch size of the evaluation would train again. It comes before training all the
-# same: its inputs are there no later, its priority is the highest, and on one machine the two share the one GPU.
+# Not an input of training, or another batch size of the evaluation would train again. Still it comes before training:
+# its inputs are ready as early, its priority is higher, and on one machine both wait for the same GPU.
 rule check_resources:
     input:
         trace="results/{run}/memory/training/trace.json",

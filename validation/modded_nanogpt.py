@@ -46,7 +46,6 @@ OPENED = (
 SEED, DRAWN = 33, 10
 ROWS = Path(__file__).parent / "data" / "compiled.csv"
 UPDATES = 3  # the second is like all that follow; then comes the last validation
-_END_OF_SOURCE = re.compile(r"^={80,}$", re.MULTILINE)
 _HEADING = re.compile(r"^-{40}\n# (\w+\.py)\n-{40}\n", re.MULTILINE)
 _UPDATES = re.compile(r"\bnum_(?:scheduled_)?iterations(?:\s*:\s*int)?\s*=\s*\d+")
 _PEAK = re.compile(r"peak memory (?:consumption|allocated): (\d+) MiB(?: reserved: (\d+) MiB)?")
@@ -85,7 +84,7 @@ class Checkout:
         return sorted(name for name in names if name.endswith((".txt", ".log")))
 
     def source(self, record: str) -> str | None:
-        """The program at the head of the first log that has one; nothing below it is read. None: none has."""
+        """The program at the head of the first log that has one, or None; nothing below it is read."""
         for name in self._logs(record):
             head, end, _ = self._git("show", f"{COMMIT}:{name}").partition("\n" + "=" * 100)
             if end and "import" in head:
@@ -238,8 +237,8 @@ def _number(text: str) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkout", nargs="?", type=Path)
-    parser.add_argument("records", nargs="*")
+    parser.add_argument("checkout", nargs="?", type=Path, help="of KellerJordan/modded-nanogpt")
+    parser.add_argument("records", nargs="*", help="the last part of a folder's name, such as 2025-01-04_SoftCap")
     parser.add_argument("--published", action="store_true", help="read the peaks of the logs; trace nothing")
     parser.add_argument("--program", type=Path, help="run one program here")
     parser.add_argument("--draw", action="store_true", help="name the ten records that were drawn")
@@ -251,6 +250,8 @@ def main() -> None:
     if asked.program:
         print(json.dumps(run_program(asked.program)))
         return
+    if asked.checkout is None:
+        parser.error("name a checkout: git clone https://github.com/KellerJordan/modded-nanogpt")
     checkout = Checkout(asked.checkout)
     if asked.draw:
         print("\n".join(checkout.drawn()))

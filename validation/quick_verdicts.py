@@ -34,7 +34,6 @@ from will_it_fit.scenario.model import MODELS
 from will_it_fit.scenario.scenario import Scenario
 
 METHODS = ("full", "lora", "qlora")
-HELD_OUT = 300
 WHOLE = 2e9  # parameters: larger models are drawn with fewer layers alone, whose traces take a second or two
 MOST_BYTES = 180 * 2**30  # steps beyond this are drawn anew: no GPU known has it
 NEAR = 0.25  # powers of two to either side of what is needed

@@ -209,7 +209,7 @@ def step_of_torchtitan(scenario: Scenario, *, costs: bool = False, compiled: boo
 
 
 def main() -> None:
-    """Trace the compiled rows for so many GPUs each."""
+    """Trace the compiled row of each number of GPUs that the command names."""
     for gpus in map(int, sys.argv[1:]):
         model = {"model": "llama-3.1-8b", "method": "full", "sequence_length": 8192, "micro_batch": 2}
         asked = Scenario.from_mapping({**model, "parallel": {"strategy": "fsdp2", "gpus": gpus}})

@@ -2,8 +2,9 @@
 
 Snakemake looks at a script's modification time and never at the modules it imports. Here the digest covers the script
 and every project module that it imports, however deep, together with the pins of the environment it runs in. Comments,
-docstrings, layout and the texts that only people read are left out. Passed as one param, it makes a ``touch`` or a
-fresh checkout rerun nothing, a reworded message too, and an edited helper rerun exactly the rules that use it.
+docstrings, layout and the texts that only people read are left out; C sources that a module compiles count whole. As
+one param of a rule it sees to it that a ``touch``, a fresh checkout and a reworded message rerun nothing, and that an
+edited module reruns exactly the rules that use it.
 
 Standard library and PyYAML only: the Snakefile imports this beside a bare Snakemake.
 """

@@ -373,7 +373,7 @@ def generate(seed: int, pairs: int, grammar: Grammar | None = None, programs: in
     grammar
         The project's own where left out.
     programs
-        So many of the most used programs are asked about, by how often they are used (:mod:`scripts.dataset.usage`).
+        How many of the most used programs are asked about, by how often they are used (:mod:`scripts.dataset.usage`).
         None: each intent is asked for once before any is asked for again.
 
     Yields
@@ -421,7 +421,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=2000, help="how many")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--programs", type=int, help="so many of the most used ones, by their use; left out: all alike")
+    parser.add_argument("--programs", type=int, help="how many of the most used ones; left out: all alike")
     options = parser.parse_args()
     for row in generate(options.seed, options.pairs, programs=options.programs):
         print(json.dumps(row, sort_keys=True, ensure_ascii=False))

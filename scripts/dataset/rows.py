@@ -1,6 +1,7 @@
 """Rows of the dataset between two steps: a table in memory, one JSON object a line in a file.
 
-A row has ``request``, ``command``, ``source`` and ``line`` (where it came from), and perhaps ``intent``.
+A row has ``request``, ``command``, ``source`` and ``line`` (where it came from). It may have ``intent`` and ``family``
+(what holds it together with other rows), and ``split: train`` if it may not be held out.
 A rejected row also has ``stage`` and ``reason``, and perhaps ``detail``.
 """
 

@@ -21,9 +21,9 @@ from will_it_fit.common.files import read_yaml
 from will_it_fit.common.schema import validate
 
 USAGE = ROOT / "config" / "datasets" / "embedded" / "usage.yaml"
-HARM = "requests for harm"  # the group of the intents that are refused, beside those of the programs
-HARM_SHARE = 0.1  # of a sample's rows, as long as programs have turns
-_TIMES = 5  # rows of one intent; a program with no other intents then waits until all have had so many
+HARM = "requests for harm"  # the group of the intents that are refused; every other group is a program
+HARM_SHARE = 0.1  # of a sample's rows, while any program has a turn
+_TIMES = 5  # rows of one intent, before its program waits until every intent has had so many
 _STAGES = re.compile(r" (?:\|\|?|&&) ")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
 _LETTERS = re.compile(r"-[A-Za-z]{2,}")
@@ -35,30 +35,56 @@ _SLOTS = re.compile(r"(?:[./'\"]*<[a-z_]+\d?>[/'\"]*)+")
 def read_uses(path: Path = USAGE) -> dict[str, float]:
     """How often each program is used, in commands of NL2Bash, the most used first.
 
-    A program that NL2Bash leaves out counts by its tldr pages, at the median of the commands for each page of the
-    programs that have both. A :class:`UserError` names what is wrong with the file.
+    A program that NL2Bash leaves out counts by the languages of its tldr page: each language as many commands as in the
+    median of the programs that have both figures.
+
+    Raises
+    ------
+    UserError
+        Naming what is wrong with the file.
     """
     content = read_yaml(path)
     validate(content, read_yaml(path.parent.with_name("embedded.schema.yaml"))["usage"], path)
     counts: Mapping[str, Mapping[str, int]] = content["programs"]
-    each = median([one["commands"] / one["languages"] for one in counts.values() if len(one) == 2] or [1])
-    uses = {name: float(one.get("commands", each * one.get("languages", 0))) for name, one in counts.items()}
+    both = [one for one in counts.values() if len(one) == 2]
+    commands_of_language = median([one["commands"] / one["languages"] for one in both] or [1])
+    uses = {
+        name: float(one.get("commands", commands_of_language * one.get("languages", 0))) for name, one in counts.items()
+    }
     return dict(sorted(uses.items(), key=lambda item: (-item[1], item[0])))
 
 
 def most_used(programs: int) -> dict[str, float]:
-    """So many programs that are used most, with their uses."""
-    return dict(itertools.islice(read_uses().items(), programs))
+    """The programs that are used most, as many as asked, with their uses (:func:`read_uses`).
+
+    Raises
+    ------
+    UserError
+        If the file has fewer.
+    """
+    uses = read_uses()
+    if programs > len(uses):
+        raise UserError(
+            "Not so many programs have counts of how often they are used.",
+            where="dataset.sources: programs",
+            found=programs,
+            allowed=f"1 to {len(uses)}, or more programs in {USAGE.relative_to(ROOT)}",
+            write=f"programs: {len(uses)}",
+        )
+    return dict(itertools.islice(uses.items(), programs))
 
 
 def stages(command: str) -> list[list[str]]:
     """The words of each command of a pipe, without ``sudo``; a quoted text is one word."""
-    found = [_WORD.findall(stage.removeprefix("sudo ")) for stage in _STAGES.split(command)]
-    return [words for words in found if words]
+    commands = [_WORD.findall(stage.removeprefix("sudo ")) for stage in _STAGES.split(command)]
+    return [words for words in commands if words]
 
 
 def programs_of(command: str) -> frozenset[str]:
-    """The programs of a pipe, with what ``xargs`` runs."""
+    """The programs of a pipe, with what ``xargs`` runs.
+
+    An option of ``xargs`` counts as its program. Nobody uses a program of that name, so such a command is in no sample.
+    """
     return frozenset(word for words in stages(command) for word in words[: 1 + (words[0] == "xargs")])
 
 
@@ -84,48 +110,68 @@ def parts_of(command: str) -> frozenset[str]:
 
 
 def may_be_held_out(commands: Sequence[str]) -> list[bool]:
-    """Which of the intents, by their commands, can all be held out while the others still have all of their parts.
+    """Which intents can be held out together, so that the commands of the others still have all of their parts.
 
-    The earlier in the sequence, the sooner an intent is among them.
+    Parameters
+    ----------
+    commands
+        Of each intent. Earlier ones are chosen first.
+
+    Returns
+    -------
+    list of bool
+        For each intent, whether it may be held out.
     """
     parts = [parts_of(command) for command in commands]
     left = Counter(part for one in parts for part in one)
-    found = []
+    free = []
     for one in parts:
-        found.append(all(left[part] > 1 for part in one))
-        if found[-1]:
+        free.append(all(left[part] > 1 for part in one))
+        if free[-1]:
             left.subtract(one)
-    return found
+    return free
 
 
 def turns(groups: Mapping[int, str], uses: Mapping[str, float]) -> Iterator[int]:
-    """Intents by their number, as they come to be asked: whose turn it is, without an end.
+    """The numbers of intents in the order in which they are asked for, a row each, without an end.
 
     Parameters
     ----------
     groups
-        The program that each intent is about, or :data:`HARM`.
+        By an intent's number, the program that it is about, or :data:`HARM`.
     uses
-        By program; rows follow their root.
+        By program; the rows of a program follow the root of its uses.
+
+    Raises
+    ------
+    UserError
+        If no intent is about a program.
     """
-    of: dict[str, list[int]] = {}
-    for number, name in groups.items():
-        of.setdefault(name, []).append(number)
-    roots = {name: uses[name] ** 0.5 for name in of if name != HARM}
+    intents: dict[str, list[int]] = {}  # by group
+    for number, group in groups.items():
+        intents.setdefault(group, []).append(number)
+    roots = {group: uses[group] ** 0.5 for group in intents if group != HARM}
     if not roots:
-        raise UserError("No intent of the grammar is about the programs in usage.yaml.", where="usage.yaml: programs")
-    asked: Counter[int] = Counter()  # times by intent
-    had: Counter[str] = Counter()  # rows by group
-    for most in itertools.count(_TIMES, _TIMES):  # an intent is asked for so often before the others' programs wait
-        left = {*of}
-        while left:
-            harm_is_due = HARM in left and had[HARM] < HARM_SHARE * asked.total()
-            next_in_line = min(left, key=lambda name: ((had[name] + 1) / roots.get(name, 1e-9), name))
+        raise UserError(
+            "No intent of the grammar is about one of these programs.",
+            where="dataset.sources: programs",
+            found=", ".join(uses),
+            allowed="a number with which the grammar has intents about some of the most used programs",
+            write="programs: 30",
+        )
+    times: Counter[int] = Counter()  # that an intent was asked for
+    rows: Counter[str] = Counter()  # of a group
+    for most in itertools.count(_TIMES, _TIMES):
+        waiting_for_turn = {*intents}
+        while waiting_for_turn:
+            harm_is_due = HARM in waiting_for_turn and rows[HARM] < HARM_SHARE * times.total()
+            # Harm has no root. With a tiny one it comes last, once no program has a turn left.
+            next_in_line = min(waiting_for_turn, key=lambda group: ((rows[group] + 1) / roots.get(group, 1e-9), group))
             group = HARM if harm_is_due else next_in_line
-            number = min(of[group], key=lambda one: asked[one])  # the first of those asked least
-            if asked[number] == most:
-                left.remove(group)
+            number = min(intents[group], key=lambda one: times[one])  # the first of those asked for least
+            if times[number] == most:
+                waiting_for_turn.remove(group)
                 continue
-            asked[number] += 1
-            had[group] += 1
+            times[number] += 1
+            rows[group] += 1
             yield number

@@ -33,7 +33,7 @@ LAUNCHER_BYTES = 500_000_000
 # nn/parallel/distributed.py `broadcast_bucket_size`, csrc/distributed/c10d/comm.cpp `kMaxInFlight`.
 DDP_BROADCAST_BYTES = 2 * 250 * 2**20
 GPU, HOST = "GPU", "host memory"
-NO_HOURS = "how long the run takes is not known: nothing is known of the speed of what it runs on"
+NO_HOURS = "how long the run takes is not known, since the speed of its GPU or CPU is not"
 
 
 def to_mapping(decision: Decision) -> dict[str, Any]:
@@ -98,15 +98,15 @@ def host_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def training_stages(
-    traced: Traced, longest: Scenario, decision: StepDecision | None, machine: Machine, stored: str
+    traced: Traced, longest: Scenario, decision: StepDecision, machine: Machine, stored: str
 ) -> list[Stage]:
-    """The training step as configured, and at the longest batch of the data; without a GPU there is no decision."""
+    """The training step as configured, and at the longest batch of the data; ``stored``: the dtype of the base."""
     from will_it_fit.tracing.trace import trace
 
     configured, rows = traced.scenario, []
     processes = 1 if machine.gpu else configured.parallel.gpus  # each has a GPU of its own; on the CPU they share
     for name, step in (("training step, as configured", configured), ("training step, longest batch", longest)):
-        if decision and machine.gpu and step == configured:
+        if machine.gpu and step == configured:
             traced_step = decision.configured
         elif rows and step == configured:
             continue  # the longest batch is as long as the configuration allows
@@ -122,7 +122,7 @@ def training_stages(
         rows.append(judged(name, machine.place, needs, machine.has_bytes, "traced", size, processes=processes))
     if refused(rows[:1]) and rows[1:] and not refused(rows[1:]):
         rows[0] = replace(rows[0], verdict=NOT_REACHED)
-    first = next(iter(decision.suggestions), None) if decision else None
+    first = next(iter(decision.suggestions), None)
     if first is None:
         return rows
     own = first.changes and "gpu" not in first.changes  # of the step, not of what it runs on

@@ -1,12 +1,11 @@
-"""Whether a run may start: what its training step and its stages need, against what there is, and how long it takes.
+"""Whether a run may start: whether its stages fit the memory and disk that are free, and how long it takes.
 
 Two rules ask. ``gate_memory`` judges the training step, before a weight is downloaded; ``check_resources`` judges every
-stage. Both take the same GPU, the same judgement of the step, the same hours, and the same way past a refusal:
-``memory.gate.override``, which is recorded, so that the model card says so.
+stage. Both choose the GPU, judge the step and count the hours here. ``memory.gate.override`` lets both through. It is
+recorded, and the model card says so.
 
-What counts is the memory that is free, not what the GPU says in its name. The step is judged as the configuration
-allows it at most; where that does not fit, at the longest batch that the data really have. Nothing is changed in
-silence.
+Free memory counts, not the size in a GPU's name. The step is judged at the longest batch that the configuration allows.
+If that does not fit, the longest batch of the data decides. No setting is changed: the message says what to write.
 """
 
 import os
@@ -36,7 +35,7 @@ OVERRIDE = "memory.gate.override: true, which the model card will mention"
 def found_in_machine(gpus: int = 1) -> list[Gpu]:
     """The first CUDA devices of this machine, in CUDA_VISIBLE_DEVICES's order, with what is free of each now.
 
-    Those are what as many processes use, the process of rank 0 the first. Fewer, or none, where there are no more.
+    As many processes would use them, rank 0 the first one. The list is shorter where the machine has fewer.
     """
     import torch
 
@@ -52,11 +51,11 @@ def found_in_machine(gpus: int = 1) -> list[Gpu]:
 def chosen_gpu(
     setting: Any, cluster: Sequence[Any] = (), required_bytes: int = 0, traced: Traced | None = None
 ) -> Gpu | None:
-    """The GPU to fit: the one that is named, or for ``auto`` where the job will run.
+    """The GPU to fit: the one that ``setting`` names, or for ``auto`` the one that the job will get.
 
-    That is, of a cluster's, the smallest that holds ``required_bytes``, for which its job asks; the largest where none
-    does. Without a cluster it is the first one found in the machine (None without one); for a traced step over several
-    GPUs, the one of them that has the least left beside the step.
+    A cluster's job asks for the smallest GPU that holds ``required_bytes``, or for the largest where all are smaller.
+    Without a cluster it is the machine's first GPU, or None. If ``traced`` takes several GPUs, it is the one of them
+    that has the least left beside the step.
     """
     if setting != "auto":
         return find(setting, "memory.gate.gpu")
@@ -74,15 +73,16 @@ class StepDecision:
     Attributes
     ----------
     gpu, verdict
-        The GPU to fit, and whether the step does; ``Verdict(None, None)`` without a GPU: nothing was checked.
+        The GPU, and whether the step fits it, with the bytes to spare. Without a GPU nothing is checked:
+        ``Verdict(None, None)``.
     reason
         The verdict in words, with sizes.
-    step, configured
-        The traces of the step that decided, and of the configured one.
     effective_batch
         Rows of an update of the weights.
+    step, configured
+        The traces of the step that decided, and of the configured one.
     suggestions
-        What would fit, where the step does not.
+        Changes that would fit, where the step does not.
     """
 
     gpu: Gpu | None
@@ -112,8 +112,8 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
     Parameters
     ----------
     longest
-        The step at the longest batch of the data, if it is known: where the configuration's own does not fit, that one
-        decides, since no other will be taken.
+        The step at the longest batch of the data, if it is known. It decides where the configured one does not fit,
+        since training takes no longer one.
     """
     scenario, configured = traced.scenario, traced.on(gpu)
     step, suggestions, reason = configured, [], NOTHING_TO_GATE
@@ -141,7 +141,7 @@ def decide_step(traced: Traced, gpu: Gpu | None, longest: Scenario | None = None
 
 
 def _processes_to_end(traced: Traced, gpu: Gpu) -> "list[Suggestion]":
-    """To end the processes that hold memory on this machine's GPUs, where that alone is enough."""
+    """The suggestion to end the processes that hold memory on this machine's GPUs, where that alone is enough."""
     from will_it_fit.planner.suggestions import Suggestion
 
     step = traced.on(gpu)
@@ -172,11 +172,11 @@ class Decision:
     step
         The training step.
     override
-        As configured: what is refused runs all the same.
+        ``memory.gate.override``: the run starts although something is refused.
     stages
         Every stage, the training step among them; empty where the step alone was asked about.
     hours, limit_hours
-        How long it takes, where that is known, and how long it may.
+        How long the run takes, or None where that is not known; and ``memory.gate.hours``.
     """
 
     step: StepDecision
@@ -194,7 +194,7 @@ class Decision:
 
     @property
     def too_long(self) -> bool:
-        """Whether it may take longer than ``memory.gate.hours``; False where nobody knows or nobody asks."""
+        """Whether the run may take longer than ``memory.gate.hours``; False without hours, or without a limit."""
         return self.hours is not None and self.limit_hours is not None and self.hours.hours_at_most > self.limit_hours
 
     @property
@@ -204,7 +204,7 @@ class Decision:
 
     @property
     def overridden(self) -> list[str]:
-        """Names of what is refused and runs all the same."""
+        """Names of what is refused, where ``override`` lets it run."""
         names = self.too_large + ([f"the run within {self.limit_hours:g} hours"] if self.too_long else [])
         return names if self.override else []
 
@@ -261,7 +261,10 @@ class Decision:
 def hours_of(
     shapes: Shapes, scenario: Scenario, speed: Speed | None, gpu: Gpu | None, evaluation_seconds: float | None = None
 ) -> RunHours | None:
-    """How long a training takes with the batches that its data make; None where nothing is known of the speed."""
+    """How long a training takes with the batches that its data make; None where the speed is not known.
+
+    ``gpu``: None on the CPU. ``evaluation_seconds`` are added, where they are known.
+    """
     if speed is None:
         return None
     where = ("cuda", gpu.capability) if gpu else ("cpu", None)

@@ -1,4 +1,4 @@
-"""Rules ``profile_adapters``, ``profile_full``: scenarios of the memory profile, each traced and compared."""
+"""Rules ``profile_adapters``, ``profile_full``: each scenario of the memory profile traced, estimated and compared."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +10,24 @@ from scripts.runs.check_configuration import checked_configuration
 from will_it_fit.common.terminal import log
 
 
-def main(config: str, scenarios: Mapping[str, dict[str, Any]], place: Path) -> None:
-    """Write the answers for each scenario into a folder of its name below ``place``."""
+def main(config: str, scenarios: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    """Write trace.json, estimate.json and compare.json of each scenario below ``folder``, in a folder of its name.
+
+    Parameters
+    ----------
+    config
+        Path of the ``config.json`` of the model that all of them are about.
+    scenarios
+        By name, in the scenario format, without a model.
+    """
     for name, mapping in scenarios.items():
         log.info("%s:", name)
-        paths = {kind: str(place / name / f"{kind}.json") for kind in ("trace", "estimate", "compare")}
+        paths = {kind: str(folder / name / f"{kind}.json") for kind in ("trace", "estimate", "compare")}
         trace.main(config, mapping, paths["trace"])
         compare.main(paths["trace"], None, paths["estimate"], paths["compare"])
 
 
 if __name__ == "__main__":
     with job(snakemake):
-        place = Path(snakemake.output[0]).parents[1]
-        main(checked_configuration(snakemake.input), snakemake.params.scenarios, place)
+        folder = Path(snakemake.output[0]).parents[1]
+        main(checked_configuration(snakemake.input), snakemake.params.scenarios, folder)

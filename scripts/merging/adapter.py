@@ -281,13 +281,13 @@ def _check_vocabulary(base: Checkpoint, adapter: Adapter) -> None:
     ours, theirs = base.folder / "tokenizer.json", adapter.folder / "tokenizer.json"
     if not (ours.exists() and theirs.exists()):
         return
-    expected, theirs_read = ((read_json(path).get("model") or {}).get("vocab") for path in (ours, theirs))
-    if expected != theirs_read:
+    vocabulary, their_vocabulary = ((read_json(path).get("model") or {}).get("vocab") for path in (ours, theirs))
+    if vocabulary != their_vocabulary:
         raise UserError(
             "The adapter's tokenizer has another vocabulary than the base's: it was trained on another base.",
             where=theirs,
-            found=f"{len(theirs_read or ())} tokens",
-            allowed=f"the {len(expected or ())} tokens of {ours}",
+            found=f"{len(their_vocabulary or ())} tokens",
+            allowed=f"the {len(vocabulary or ())} tokens of {ours}",
         )
 
 

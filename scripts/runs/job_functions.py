@@ -135,7 +135,7 @@ class JobFunctions:
         for other in others:
             if [set(names) for names in known[other]] != [set(names) for names in known[first]]:
                 raise UserError(
-                    "Two runs of the sweep have other scenarios in their memory profile.",
+                    "Two runs of the sweep differ in the scenarios of their memory profile.",
                     where="sweep in the configuration",
                     found=f"{first}: {known[first]}; {other}: {known[other]}",
                     allowed="scenarios of the same names, with adapters in each run or in none",

@@ -1,14 +1,17 @@
-"""Loss and right answers on the two validation sets, for settings of the default run and several seeds.
+"""Loss and right answers on the validation sets, for settings of the default run and several seeds.
 
-    python -m tests.benchmarks.training_settings --results results --settings 8x140@3e-3 8x140@3e-3,rank=32
+    python -m tests.benchmarks.training_settings --results results --settings 4x370@1.5e-3 4x370@1.5e-3,rank=32
     python -m tests.benchmarks.training_settings --draw
 
-The sets are held-out intents of the grammar and held-out files of ``eg``; nothing here reads the test split or the
-benchmark. Settings are rows a step x steps @ learning rate, and what else differs from the default configuration:
-``rank``, ``autocast`` (bf16 or none), ``method`` (lora: an fp32 base). docs/training-settings.csv keeps what has been
-measured: a line for each look at the validation sets, with the CPU seconds that the steps until then took in one
-thread; the last of a run has the right answers too. ``grammar_intents`` tells the versions of the data apart: what
-stands there of today's is not measured again, and ``--draw`` draws it.
+The sets are held-out intents of the grammar and, where the split has some, held-out files of ``eg``. The default's
+split has none of ``eg`` today. Nothing here reads the test split or the benchmark. Settings are rows a step x steps @
+learning rate, and what else differs from the default configuration: ``rank``, ``autocast`` (bf16 or none), ``method``
+(lora: an fp32 base).
+
+docs/training-settings.csv keeps what has been measured: a line for each look at the validation sets, with the CPU
+seconds that the steps until then took in one thread. The last line of a run has the right answers too.
+``grammar_intents`` tells versions of the data apart. Settings that were measured on today's are not measured again, and
+``--draw`` draws the version that was measured last.
 """
 
 import argparse
@@ -17,7 +20,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +39,7 @@ COLUMNS = (
     "rows_seen",
 )
 COLUMNS += (*RESULTS, "train_cpu_seconds")
+KINDS = ("intents", "examples")  # of harmless validation rows
 LOOKS = 4  # at the validation sets in a run, evenly spaced
 # Okabe and Ito's colours; the chosen settings in the strongest.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
@@ -58,7 +62,7 @@ class Settings(NamedTuple):
 
 
 def parse(text: str) -> Settings:
-    """``8x120@2e-3`` or ``8x120@2e-3,rank=32``."""
+    """Read ``8x120@2e-3`` or ``8x120@2e-3,rank=32``."""
     first, *others = text.split(",")
     named = dict(other.split("=") for other in others)
     try:
@@ -71,7 +75,7 @@ def parse(text: str) -> Settings:
 
 
 class Sets(NamedTuple):
-    """The validation sets: pairs and encoded rows by their kind, ``intents``, ``examples`` and ``harm``."""
+    """The validation sets: pairs and encoded rows by their kind: ``intents``, ``harm``, and perhaps ``examples``."""
 
     pairs: dict[str, list[dict]]
     rows: dict[str, list]
@@ -97,21 +101,15 @@ def answers(model: Any, tokenizer: Any, chosen: dict, sets: Sets) -> dict[str, i
     from scripts.dataset.embedded import read_refusals
     from scripts.evaluation.evaluate import answered
 
-    kinds = list(sets.pairs)
-    pairs = [pair for kind in kinds for pair in sets.pairs[kind]]
-    said = answered(model, tokenizer, chosen["prompt"]["system"], pairs, max_new_tokens=40, batch_size=400)
-    of = dict(zip(kinds, (iter(said) for _ in kinds), strict=True))
-    place, by_kind = 0, {}
-    for kind in of:
-        by_kind[kind] = said[place : place + len(sets.pairs[kind])]
-        place += len(sets.pairs[kind])
+    pairs = [pair for of_kind in sets.pairs.values() for pair in of_kind]
+    said = iter(answered(model, tokenizer, chosen["prompt"]["system"], pairs, max_new_tokens=40, batch_size=400))
+    by_kind = {kind: [next(said) for _ in of_kind] for kind, of_kind in sets.pairs.items()}
     line = read_refusals().line
-    harmless = [*by_kind["intents"], *by_kind["examples"]]
+    right = {f"right_{kind}": sum(row["exact_canonical"] for row in by_kind[kind]) for kind in KINDS if kind in by_kind}
     return {
-        "right_intents": sum(row["exact_canonical"] for row in by_kind["intents"]),
-        "right_examples": sum(row["exact_canonical"] for row in by_kind["examples"]),
-        "refused": sum(row["answer"] == line for row in by_kind["harm"]),
-        "wrongly_refused": sum(row["answer"] == line for row in harmless),
+        **right,
+        "refused": sum(row["answer"] == line for row in by_kind.get("harm", ())),
+        "wrongly_refused": sum(row["answer"] == line for kind in KINDS for row in by_kind.get(kind, ())),
     }
 
 
@@ -164,7 +162,9 @@ def measure(results: Path, settings: Settings, seed: int) -> list[dict]:
             before = time.process_time()
             taken = before - started - self.apart
             losses = {
-                f"loss_{k}": round(validation_loss(model, sets.rows[k], 64, 0), 4) for k in ("intents", "examples")
+                f"loss_{kind}": round(validation_loss(model, sets.rows[kind], 64, 0), 4)
+                for kind in KINDS
+                if kind in sets.rows
             }
             seen = {"seed": seed, "rows_seen": step * settings.rows_per_step, "train_cpu_seconds": round(taken, 1)}
             looked.append({**data, **settings._asdict(), **seen, **losses})
@@ -184,10 +184,9 @@ def grammar_intents() -> int:
     return len(read_grammar().intents)
 
 
-def of_today(lines: Iterable[dict]) -> list[dict]:
-    """What was measured on today's data."""
-    today = grammar_intents()
-    return [line for line in lines if line["grammar_intents"] == today]
+def of_version(lines: Iterable[dict], intents: float) -> list[dict]:
+    """What was measured on the version of the data whose grammar has so many intents."""
+    return [line for line in lines if line["grammar_intents"] == intents]
 
 
 def read() -> list[dict]:
@@ -225,12 +224,12 @@ def curves(lines: Iterable[dict]) -> dict[Settings, dict[int, list[dict]]]:
     return {settings: found[settings] for settings in order}
 
 
-def mean(name: str, lines: list[dict]) -> float:
+def mean(name: str, lines: Sequence[dict]) -> float:
     return sum(line[name] for line in lines) / len(lines)
 
 
 def draw(lines: list[dict]) -> None:
-    """Mean over the seeds, and the range from the lowest to the highest, on each validation set."""
+    """Mean over the seeds, and the range from the lowest to the highest, on each validation set that was looked at."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -238,8 +237,9 @@ def draw(lines: list[dict]) -> None:
 
     with rc_context(STYLE):
         figure = Figure(figsize=(10, 4.5), layout="constrained")
-        sets = {"loss_intents": "held-out intents of the grammar", "loss_examples": "held-out files of eg"}
-        for axes, (name, title) in zip(figure.subplots(1, 2), sets.items(), strict=True):
+        titles = {"loss_intents": "held-out intents of the grammar", "loss_examples": "held-out files of eg"}
+        sets = {name: title for name, title in titles.items() if all(name in line for line in lines)}
+        for axes, (name, title) in zip(figure.subplots(1, len(sets), squeeze=False)[0], sets.items(), strict=True):
             for (settings, looks), colour in zip(curves(lines).items(), COLOURS, strict=False):
                 seen = sorted(looks)
                 means = [mean(name, looks[rows]) for rows in seen]
@@ -252,6 +252,13 @@ def draw(lines: list[dict]) -> None:
         figure.savefig(FIGURE, dpi=120, metadata={"Software": None})
 
 
+def cell(name: str, lines: Sequence[dict]) -> str:
+    """The mean of a result; empty where a validation set had no rows of the kind."""
+    if any(name not in line for line in lines):
+        return ""
+    return f"{mean(name, lines):.3f}" if name.startswith("loss") else f"{mean(name, lines):g}"
+
+
 def table(lines: list[dict]) -> None:
     """The end of each run, as Markdown."""
     titles = ("loss, intents", "loss, eg", "right, intents", "right, eg", "refused", "wrongly", "CPU seconds")
@@ -259,7 +266,7 @@ def table(lines: list[dict]) -> None:
     print(f"| --- |{' ---: |' * 8}")
     for settings, looks in curves(lines).items():
         ends = looks[max(looks)]
-        cells = [f"{mean(name, ends):.3f}" if name[:4] == "loss" else f"{mean(name, ends):g}" for name in RESULTS]
+        cells = [cell(name, ends) for name in RESULTS]
         print(f"| {settings} | {len(ends)} | {' | '.join(cells)} | {mean('train_cpu_seconds', ends):.0f} |")
 
 
@@ -272,13 +279,16 @@ def main() -> None:
     given = parser.parse_args()
     for seed in given.seeds:  # all settings with one seed before the next seed
         for settings in given.settings:
-            if not any(of(line) == settings and line["seed"] == seed for line in of_today(read())):
+            known = of_version(read(), grammar_intents())
+            if not any(of(line) == settings and line["seed"] == seed for line in known):
                 looked = measure(given.results, settings, seed)
                 write([*read(), *looked])
                 print(looked[-1], flush=True)
     if given.draw:
-        draw(of_today(read()))
-        table(of_today(read()))
+        measured = read()
+        last = of_version(measured, measured[-1]["grammar_intents"])
+        draw(last)
+        table(last)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What fits and what to change: search, suggestions, several GPUs, a deadline, the page."""
+"""What fits and what to change: search, suggestions, several GPUs, a deadline."""

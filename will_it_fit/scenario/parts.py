@@ -97,7 +97,7 @@ class Parallel:
 
     strategy: str = described(
         "`ddp`: the whole model on each GPU. `fsdp2`, and the older `fsdp1`: weights, gradients and states"
-        " divided, each layer gathered while it runs. `zero2`, `zero3`: DeepSpeed's ZeRO, predicted"
+        " sharded, each layer gathered while it runs. `zero2`, `zero3`: DeepSpeed's ZeRO, predicted"
         " where `requirements-deepspeed.txt` is installed, and not trained.",
         words=tuple(STRATEGIES),
         default=NONE,
@@ -112,7 +112,7 @@ class Parallel:
         closed_form=ANY,
     )
     offload: str = described(
-        "`cpu`: FSDP keeps divided weights, gradients and states on the host.",
+        "`cpu`: FSDP keeps sharded weights, gradients and states on the host.",
         words=("none", "cpu"),
         default="none",
     )

@@ -27,6 +27,10 @@ def test_the_counts_of_the_sources_and_what_stands_for_a_missing_one():
     assert uses["find"] == 5457 + 566 and uses["whoami"] == 33 + 4  # NL2Bash's training and development sets
     assert 7 < uses["git"] / 20 == uses["awk"] / 15 < 10  # by the languages of their tldr pages
     assert list(most_used(3)) == ["find", "xargs", "grep"]
+    assert most_used(len(uses)) == uses
+    with pytest.raises(UserError, match="Not so many programs") as error:
+        most_used(len(uses) + 1)
+    assert error.value.write == f"programs: {len(uses)}"
     known = set().union(*(programs_of(intent.command) for intent in read_grammar().intents))
     assert set(uses) <= known, "a program without a task"
 
@@ -59,6 +63,7 @@ def test_wrong_counts_are_named(tmp_path, text, expected):
         ("grep -E '<word>|<word2>' <text>", {"grep"}, {"grep", "grep -E", "grep '<word>|<word2>'"}),
         ("awk '{print $<column>}' <text> && wc -l", {"awk", "wc"}, None),
         ("cut -d, -f<column> <csv>", {"cut"}, {"cut", "cut -d,", "cut -f<column>"}),
+        ("find <dir> -print0 | xargs -0 rm", {"find", "xargs", "-0"}, None),  # no program, so no sample has it
     ],
 )
 def test_programs_and_parts_of_a_command(command, programs, parts):
@@ -110,5 +115,6 @@ def test_a_turn_comes_by_the_root_of_the_uses():
     assert [number in (0, 1) for number in taken if number != 4].count(True) in (7, 8)
     assert Counter(taken)[4] == 2 and {0, 1, 2} <= set(taken)
     assert Counter(itertools.islice(turns(groups, {"often": 400, "seldom": 100}), 400))[2] > 50, "turns have no end"
-    with pytest.raises(UserError, match="No intent"):
+    with pytest.raises(UserError, match="No intent") as error:
         next(turns({0: HARM}, {"often": 1}))
+    assert (error.value.found, error.value.write) == ("often", "programs: 30")

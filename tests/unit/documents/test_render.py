@@ -625,7 +625,7 @@ def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write:
 def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: Callable[..., str]) -> None:
     content = inputs.files()
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
-    assert "What other methods take is measured for another model" in card and "| method | rule of thumb" not in card
+    assert "What other methods take was traced for another model" in card and "| method | rule of thumb" not in card
     other = re.search(r"for another model, (.*?): \[memory profile\]", card)[1]
     assert f"<p>{other}, " not in page and f"<h3>{other}</h3>" in page
     content["description"]["title"] = other

@@ -13,7 +13,7 @@ from scripts.common.code_digests import ROOT
 from scripts.common.resource_table import FITS, IN_PART, NOT_REACHED, NOT_RUN, TOO_SMALL, UNCHECKED, Stage, table
 from scripts.gate import check_resources
 from scripts.gate.check_resources import GPU, HOST, Machine, Results
-from scripts.gate.decision import Decision, StepDecision
+from scripts.gate.decision import Decision, StepDecision, decide_step
 from tests.unit.gate import gloo_hosts
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from tests.will_it_fit.tracing.test_evaluation_memory import row
@@ -168,7 +168,9 @@ def test_two_processes_take_the_host_memory_that_is_checked(number, processes) -
         assert process["built"] == pytest.approx(built, abs=16_000_000)
         assert process["divided"] <= check_resources.started_bytes(step, found, "float32") + 16_000_000
         assert process["divided"] >= found["phases"]["load"] - 16_000_000
-    (stage,) = check_resources.training_stages(Traced(step, found), step, None, Machine(None, PLENTY), "float32")
+    traced = Traced(step, found)
+    decision = decide_step(traced, None)
+    (stage,) = check_resources.training_stages(traced, step, decision, Machine(None, PLENTY), "float32")
     assert sum(process["process"] for process in processes[number]) <= stage.needs_bytes
     assert stage.processes == 2 and table([stage])[1].split("  ")[1] == "host memory, 2 processes"
 

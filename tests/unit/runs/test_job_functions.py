@@ -168,6 +168,6 @@ def test_runs_whose_profiles_have_other_scenarios_are_refused() -> None:
     assert functions().names_in_profile() == (["qlora"], ["full-fp32", "full-bf16"])
     one, other = "{model: llama-3.2-1b}", "{model: qwen3-0.6b, scenarios: {full-bf16: {method: lora}}}"
     asked = functions(f"sweep: [{{memory: {one}}}, {{memory: {other}}}]")
-    with pytest.raises(UserError, match="other scenarios in their memory profile") as caught:
+    with pytest.raises(UserError, match="differ in the scenarios of their memory profile") as caught:
         asked.names_in_profile()
     assert "full-bf16" in caught.value.found and "--configfile" in caught.value.write

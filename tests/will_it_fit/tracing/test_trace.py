@@ -239,9 +239,9 @@ OTHER_MODELS = {
     "state space": (
         {"model_type": "rwkv", "vocab_size": 300, "num_hidden_layers": 1},
         "packages of their own",
-        "model",
+        "kernels: packages",
     ),
-    "recurrence": ({"model_type": "recurrent_gemma", **_TEXT}, "packages of their own", "model"),
+    "recurrence": ({"model_type": "recurrent_gemma", **_TEXT}, "packages of their own", "kernels: packages"),
     "layers of their own class": ({"model_type": "falcon", **_TEXT}, "FalconLinear", "method: lora"),
     "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "at most 16777216", "vocab_size"),
 }
