@@ -76,7 +76,7 @@ def page(folder: Path) -> Iterator[Any]:
         yield browser
 
 
-def until(browser: Any, condition: str, seconds: float = 20) -> Any:
+def until(browser: Any, condition: str, seconds: float = 60) -> Any:
     """Wait until an expression in the page is true; its value."""
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -78,11 +78,6 @@ class _Block:
         self.free = False
         self.requested = 0
 
-    @property
-    def key(self) -> int:
-        """Its place among the free blocks of its pool."""
-        return self.size << _ADDRESS_BITS | self.address
-
 
 def round_size(requested: int) -> int:
     """Size of a block for a request, in bytes (``round_size``; ``roundup_power2_divisions`` is off by default)."""
@@ -161,6 +156,7 @@ class AllocatorState:
         OutOfMemory
             If the capacity does not suffice, and does not grow.
         """
+        allocated, requested, reserved = self.peaks
         for index in range(first, last):
             identity, count = events[index]
             if trail is not None:
@@ -172,12 +168,13 @@ class AllocatorState:
                 self.release()
             if count:
                 self.allocate(identity, count, index, grow)
-                allocated, requested, reserved = self.peaks
-                self.peaks = (
-                    max(allocated, self.allocated),
-                    max(requested, self.requested),
-                    max(reserved, self.reserved),
-                )
+                if self.allocated > allocated:  # max() would be slower, and browsers run this
+                    allocated = self.allocated
+                if self.requested > requested:
+                    requested = self.requested
+                if self.reserved > reserved:
+                    reserved = self.reserved
+        self.peaks = (allocated, requested, reserved)
 
     def within(self, total: int, index: int) -> bool:
         """Whether segments of so many bytes, which an event asks for, are within the capacity."""
@@ -292,7 +289,7 @@ class Allocator(AllocatorState):
     def allocate(self, identity: int, count: int, index: int, grow: bool) -> None:
         """Take the best free block, of those the one at the lowest address, else a new segment (``get_free_block``)."""
         size = round_size(count)
-        stream = self.streams.get(identity, 0)
+        stream = self.streams.get(identity, 0) if self.streams else 0
         small, large = self.pools.get(stream) or self.pools.setdefault(stream, ([], []))
         pool = small if size <= SMALL else large
         place = bisect_left(pool, size << _ADDRESS_BITS)
@@ -335,7 +332,10 @@ class Allocator(AllocatorState):
         """One block of two neighbours, which is on no list."""
         for part in (block, following):
             if part.free:
-                del part.pool[bisect_left(part.pool, part.key)], self.free[part.address]
+                del (
+                    part.pool[bisect_left(part.pool, part.size << _ADDRESS_BITS | part.address)],
+                    self.free[part.address],
+                )
         block.size += following.size
         block.next = following.next
         if following.next is not None:
@@ -347,4 +347,4 @@ class Allocator(AllocatorState):
         """Put a block on the lists of free ones."""
         block.free = True
         self.free[block.address] = block
-        insort(block.pool, block.key)
+        insort(block.pool, block.size << _ADDRESS_BITS | block.address)
