@@ -41,6 +41,8 @@ if WITH_RANK:
             **profile_outputs("results/{run}/memory", WITH_RANK),
         log:
             "logs/{run}/memory/profile_adapters.log",
+        benchmark:
+            "benchmarks/{run}/memory/profile_adapters.tsv"
         conda:
             "../envs/torch.yaml"
         params:
@@ -62,6 +64,8 @@ if WITHOUT_RANK:
             **profile_outputs("results/memory/{profiled}", WITHOUT_RANK),
         log:
             "logs/memory/{profiled}/profile_full.log",
+        benchmark:
+            "benchmarks/memory/{profiled}/profile_full.tsv"
         wildcard_constraints:
             profiled=FOLDER_NAME,
         conda:
@@ -220,6 +224,8 @@ rule plan_memory:
         plan="results/{run}/memory/plan.json",
     log:
         "logs/{run}/memory/plan_memory.log",
+    benchmark:
+        "benchmarks/{run}/memory/plan_memory.tsv"
     conda:
         "../envs/torch.yaml"
     params:

@@ -155,7 +155,7 @@ def imported_modules(script: Path) -> tuple[Path, ...]:
 def c_sources(script: Path) -> tuple[Path, ...]:
     """The C sources that the modules below a script compile: each such module is a ``native_library.py``."""
     compiling = (path for path in imported_modules(script) if path.name == "native_library.py")
-    return tuple(sorted(source for path in compiling for source in path.with_name("native").glob("*.[ch]")))
+    return tuple(sorted(source for path in compiling for source in path.with_name("native").glob("*.[ch]*")))
 
 
 def imported_packages(script: Path) -> frozenset[str]:

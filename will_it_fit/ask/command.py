@@ -40,7 +40,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(words)
-    if options.fresh:  # which is no part of the question, and of no line to type next
+    if options.fresh:  # it belongs neither to the question nor to a line to type next
         words = [word for word in words if not (word.startswith("--fre") and "--fresh".startswith(word))]
     given: list[str] = []
     try:

@@ -22,7 +22,7 @@ FOLLOWED = frozenset(
 
 
 def body_of(func: Any) -> Body | None:
-    """The Python code of a custom operator for CUDA; None: there is none, or it stands for one kernel."""
+    """The Python code of a custom operator for CUDA; None without any, and where it stands for a kernel."""
     definition = _definition(func)
     if definition is None or getattr(definition, "one_kernel", False):
         return None

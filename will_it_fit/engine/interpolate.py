@@ -23,7 +23,6 @@ import torch
 
 from .allocator import MIN_BLOCK, PLENTY, Event
 from .capacities import Capacities, capacities, served_at
-from .costs import CostRecorder
 from .replay import Events
 
 PIECES = 3  # with more kinds of records than this there is no place where the events change: they always do
@@ -53,15 +52,12 @@ class Recording:
         Whether a trace recorded them; else they lie between traces.
     workspaces
         Ids of cuBLAS's workspaces, whose bytes the GPU decides.
-    costs
-        What the operators of a traced step cost; None: not asked for.
     """
 
     sequences: Sequence[Sequence[Event]]
     streams: Mapping[int, int] = field(default_factory=dict)
     traced: bool = True
     workspaces: frozenset[int] = frozenset()
-    costs: CostRecorder | None = None
 
     def with_workspaces(self, count: int) -> Recording:
         """The same on a GPU that runs the same kernels and has workspaces of so many bytes."""

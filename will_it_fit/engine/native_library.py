@@ -1,4 +1,4 @@
-"""The compiled replay as a shared library: found, or compiled where there is a C compiler. Python's replay needs none.
+"""Shared libraries of the engine: found, or compiled where there is a compiler. Python's replay needs none.
 
 The sources lie in ``native/``. What was compiled is named by digests of the sources and of itself, and by the platform.
 So another version's file, another machine's and a damaged one are left alone. It lies beside the sources where the
@@ -27,7 +27,6 @@ from typing import Any
 
 SOURCES = Path(__file__).with_name("native")
 SETTING = "WILL_IT_FIT_REPLAY"
-_COMPILERS = ("cc", "gcc", "clang")
 _SECONDS = 120  # that a compiler may take; it takes one
 _DIGITS = 16
 log = logging.getLogger(__name__)
@@ -37,20 +36,120 @@ class NotCompiled(Exception):
     """There is no compiler, or it does not make a library that can be loaded; says why."""
 
 
+class Sources:
+    """What a shared library is compiled from, and how.
+
+    Parameters
+    ----------
+    files
+        The first one is compiled; the others it includes.
+    compilers
+        Commands, of which the first that is found compiles.
+    variable
+        The variable of the environment that names another compiler.
+    flags, links
+        Arguments before and behind the file that is compiled.
+    also
+        What else decides whether a kept library serves, such as a version.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        compilers: Sequence[str],
+        variable: str,
+        flags: Sequence[str],
+        links: Sequence[str] = (),
+        also: str = "",
+    ) -> None:
+        self.files, self.compilers, self.variable = list(files), compilers, variable
+        self.flags, self.links, self.also = flags, links, also
+
+    @property
+    def stem(self) -> str:
+        """How names of libraries from these sources begin."""
+        texts = b"".join(path.read_bytes() for path in self.files) + self.also.encode()
+        return f"{self.files[0].stem}-{_digest(texts)}-{sysconfig.get_platform()}"
+
+    def load(self, *brought: Path) -> Any:
+        """The library: out of folders that an installation brought, out of the user's, or compiled now.
+
+        Raises
+        ------
+        NotCompiled
+            If there is none and none can be made.
+        """
+        kept = cache_folder()
+        for folder in (*brought, kept) if _is_the_users_alone(kept) else brought:
+            for path in self._compiled_in(folder):
+                try:
+                    return _loaded(path)
+                except NotCompiled:  # another C library's, or another processor's
+                    continue
+        try:  # kept for the next time if the user can write the folder, and nobody else can
+            return _loaded(self.compile_into(_made_private(kept)))
+        except OSError:
+            with TemporaryDirectory(prefix="will-it-fit-", ignore_cleanup_errors=True) as folder:
+                try:
+                    return _loaded(self.compile_into(Path(folder)))
+                except OSError as error:
+                    raise NotCompiled(f"no folder can be written: {error}") from None
+
+    def compile_into(self, folder: Path) -> Path:
+        """Compile the sources; the library's path in a folder.
+
+        Raises
+        ------
+        NotCompiled
+            Without a compiler, or with its last line where it fails.
+        OSError
+            If the folder can't be written.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="compiling-", dir=folder) as beside:  # processes may compile at the same time
+            made = Path(beside, "library")
+            compiler, files = self._compiler(), [str(self.files[0])]
+            command = [*compiler, *self.flags, "-shared", "-fPIC", "-o", str(made), *files, *self.links]
+            try:
+                run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise NotCompiled(f"the compiler can't be run: {error}") from None
+            if run.returncode or not made.is_file():
+                said = (run.stderr or run.stdout).strip().splitlines() or [f"exit status {run.returncode}, and no file"]
+                raise NotCompiled(f"the compiler {compiler[0]} fails: {said[-1]}")
+            path = folder / f"{self.stem}-{_digest(made.read_bytes())}{_suffix()}"
+            os.replace(made, path)
+        return path
+
+    def _compiled_in(self, folder: Path) -> Iterator[Path]:
+        """Whole files that were made from these sources for this platform, the last made first."""
+        try:
+            found = sorted(folder.glob(f"{self.stem}-*{_suffix()}"), key=lambda path: -path.stat().st_mtime)
+            yield from (path for path in found if path.stem.endswith(f"-{_digest(path.read_bytes())}"))
+        except OSError:
+            return
+
+    def _compiler(self) -> Sequence[str]:
+        if named := shlex.split(os.environ.get(self.variable, "")):
+            return named
+        found = next(filter(None, map(shutil.which, self.compilers)), None)
+        if found is None:
+            raise NotCompiled(f"there is no compiler ({', '.join(self.compilers)})")
+        return [found]
+
+
+_OWN = [SOURCES / "replay.c", *sorted(SOURCES.glob("*.h"))]
+REPLAY = Sources(_OWN, compilers=("cc", "gcc", "clang"), variable="CC", flags=("-std=c99", "-O2"))
+
+
 @cache
 def library() -> Any:
-    """The library as ctypes loads it; None: replays run in Python."""
+    """The compiled replay as ctypes loads it; None: replays run in Python."""
     if os.environ.get(SETTING) == "python" or sys.platform in ("emscripten", "wasi"):
         return None
-    kept = cache_folder()
-    for folder in (SOURCES, kept) if _is_the_users_alone(kept) else (SOURCES,):
-        for path in _compiled_in(folder):
-            try:
-                return _loaded(path)
-            except NotCompiled:  # another C library's, or another processor's
-                continue
     try:
-        return _made()
+        return REPLAY.load(SOURCES)
     except NotCompiled as reason:
         _say_once(str(reason))
         return None
@@ -93,75 +192,13 @@ def _made_private(folder: Path) -> Path:
     return folder
 
 
-def compile_into(folder: Path) -> Path:
-    """Compile the sources; the library's path in a folder.
-
-    Raises
-    ------
-    NotCompiled
-        Without a compiler, or with its last line where it fails.
-    OSError
-        If the folder can't be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="compiling-", dir=folder) as beside:  # processes may compile at the same time
-        made = Path(beside, "replay")
-        command = [*_compiler(), "-std=c99", "-O2", "-shared", "-fPIC", "-o", str(made), str(SOURCES / "replay.c")]
-        try:
-            run = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NotCompiled(f"the C compiler can't be run: {error}") from None
-        if run.returncode or not made.is_file():
-            said = (run.stderr or run.stdout).strip().splitlines() or [f"exit status {run.returncode}, and no file"]
-            raise NotCompiled(f"the C compiler {command[0]} fails: {said[-1]}")
-        path = folder / f"{_stem()}-{_digest(made.read_bytes())}{_suffix()}"
-        os.replace(made, path)
-    return path
-
-
-def _made() -> Any:
-    """A library that is compiled now; kept for the next time if the user can write the folder, and nobody else can."""
-    try:
-        return _loaded(compile_into(_made_private(cache_folder())))
-    except OSError:
-        with TemporaryDirectory(prefix="will-it-fit-", ignore_cleanup_errors=True) as folder:
-            try:
-                return _loaded(compile_into(Path(folder)))
-            except OSError as error:
-                raise NotCompiled(f"no folder can be written: {error}") from None
-
-
 def _loaded(path: Path) -> Any:
     import ctypes
 
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise NotCompiled(f"what the C compiler made can't be loaded: {error}") from None
-
-
-def _compiled_in(folder: Path) -> Iterator[Path]:
-    """Whole files that were made from these sources for this platform, the last made first."""
-    try:
-        found = sorted(folder.glob(f"{_stem()}-*{_suffix()}"), key=lambda path: -path.stat().st_mtime)
-        yield from (path for path in found if path.stem.endswith(f"-{_digest(path.read_bytes())}"))
-    except OSError:
-        return
-
-
-def _compiler() -> Sequence[str]:
-    if named := shlex.split(os.environ.get("CC", "")):
-        return named
-    found = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if found is None:
-        raise NotCompiled(f"there is no C compiler ({', '.join(_COMPILERS)})")
-    return [found]
-
-
-@cache
-def _stem() -> str:
-    texts = (path.read_bytes() for path in sorted(SOURCES.glob("*.[ch]")))
-    return f"replay-{_digest(b''.join(texts))}-{sysconfig.get_platform()}"
+        raise NotCompiled(f"what the compiler made can't be loaded: {error}") from None
 
 
 def _digest(content: bytes) -> str:
@@ -174,7 +211,7 @@ def _suffix() -> str:
 
 def _say_once(reason: str) -> None:
     """Say why replays run in Python, unless this user has heard so."""
-    heard = cache_folder() / f"{_stem()}.reason"
+    heard = cache_folder() / f"{REPLAY.stem}.reason"
     try:
         if heard.read_text(encoding="utf-8") == reason:
             return

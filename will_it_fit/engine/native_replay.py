@@ -32,7 +32,7 @@ _State = ctypes.POINTER(_Totals)
 
 @cache
 def compiled() -> Any:
-    """The library with its functions' types; None: there is none."""
+    """The library with its functions' types; None: replays run in Python."""
     found = library()
     if found is not None:
         number, pointer, whole = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
@@ -52,7 +52,7 @@ def compiled() -> Any:
 
 
 def largest_id(numbers: array[int]) -> int | None:
-    """The largest id in an array of events; None: compiled code can't take them, or there is none."""
+    """The largest id in an array of events; None: compiled code can't take them."""
     found, count = compiled(), len(numbers) // 2
     if found is None:
         return None

@@ -254,7 +254,6 @@ def recording(record: Record, histories: Sequence[History] = (), **_: Any) -> Re
         [Events.of(events) for events in sequences],
         record.streams,
         workspaces=frozenset(one for one in workspaces if sizes[one] != CUBLASLT_WORKSPACE_BYTES),
-        costs=record.costs,
     )
 
 

@@ -26,7 +26,7 @@ class BuildPy(build_py):
             return
         home = next(name for name in self.packages if Path(self.get_package_dir(name), "native", "replay.c").is_file())
         try:
-            self.made = known["compile_into"](Path(self.build_lib, *home.split("."), "native"))
+            self.made = known["REPLAY"].compile_into(Path(self.build_lib, *home.split("."), "native"))
         except (known["NotCompiled"], OSError) as reason:
             self.warn(f"a wheel without the compiled replay, which installations compile or do without: {reason}")
 

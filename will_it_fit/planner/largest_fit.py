@@ -283,7 +283,7 @@ class Borders:
         return max(ROUNDED, value // ROUNDED * ROUNDED) if self.values[-1] >= ROUNDED else self.values[-1]
 
     def _peak(self, value: int) -> int | None:
-        """The analytic estimate's peak; None where there is none.
+        """The analytic estimate's peak in bytes; None for a model that it does not describe.
 
         The mask of padded rows is not described, and adds little: without it a search would begin with the most rows.
         """

@@ -241,7 +241,7 @@ def trace(
             scenario, target, lambda each: prepare(each, target), Composed(), templates=templates, **settings
         )
         reports.append(found)
-    report = max(reports, key=lambda each: each.peak_allocated_bytes)
+    report = max(reports, key=lambda each: (each.required_bytes or 0, each.peak_allocated_bytes))
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
     add_kernels(answer, scenario, capability, [each.peak_allocated_bytes for each in reports])
     if timed_on:

@@ -1,4 +1,4 @@
-"""The compiled replay against Python's, in every output; and where there is none."""
+"""The compiled replay against Python's, in every output; and what happens without a compiler."""
 
 import os
 import random
@@ -153,7 +153,7 @@ COMPILED, IN_PYTHON = f"NativeAllocator {80 * MIB}", f"Allocator {80 * MIB}"
 def test_without_a_compiler_python_replays_and_says_so_once(tmp_path):
     assert answer(tmp_path, PATH=str(tmp_path)) == (
         IN_PYTHON,
-        "The allocator is replayed in Python: there is no C compiler (cc, gcc, clang). Answers are the same and take"
+        "The allocator is replayed in Python: there is no compiler (cc, gcc, clang). Answers are the same and take"
         " longer.",
     )
     assert answer(tmp_path, PATH=str(tmp_path)) == (IN_PYTHON, "")
@@ -175,7 +175,7 @@ def test_a_compiler_that_fails(tmp_path, script, why):
     said = answer(tmp_path, CC=str(compiler))
     assert said[0] == IN_PYTHON and why in said[1] and len(said[1].splitlines()) == 1
     assert answer(tmp_path, CC=str(compiler)) == (IN_PYTHON, "")
-    assert answer(tmp_path, CC="/nowhere/cc")[1].startswith("The allocator is replayed in Python: the C compiler can't")
+    assert answer(tmp_path, CC="/nowhere/cc")[1].startswith("The allocator is replayed in Python: the compiler can't")
 
 
 def test_the_setting_asks_for_python_and_nothing_is_said(tmp_path):
@@ -200,7 +200,7 @@ def test_what_was_compiled_is_kept_and_a_damaged_file_is_compiled_anew(tmp_path)
 def test_a_file_of_another_machine_or_version_is_left_alone(tmp_path):
     folder = tmp_path / CACHE
     folder.mkdir(mode=0o700, parents=True)
-    stem = native_library._stem()
+    stem = native_library.REPLAY.stem
     other = b"the library of another C library"
     name = f"{stem}-{native_library._digest(other)}.so"  # intact by its digest, and can't be loaded
     (folder / name).write_bytes(other)
@@ -223,10 +223,10 @@ def test_nothing_is_loaded_from_a_folder_that_others_can_write(tmp_path, mode):
     folder.mkdir(mode=0o700, parents=True)
     source, made = tmp_path / "planted.c", tmp_path / "planted.so"
     source.write_text("#include <stdlib.h>\n__attribute__((constructor)) static void begin(void) { exit(42); }\n")
-    compiler = next(filter(None, map(shutil.which, native_library._COMPILERS)))
+    compiler = next(filter(None, map(shutil.which, native_library.REPLAY.compilers)))
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(made), str(source)], check=True)
     content = made.read_bytes()
-    (folder / f"{native_library._stem()}-{native_library._digest(content)}.so").write_bytes(content)
+    (folder / f"{native_library.REPLAY.stem}-{native_library._digest(content)}.so").write_bytes(content)
     with pytest.raises(subprocess.CalledProcessError, match="42"):
         answer(tmp_path)
     folder.chmod(mode)
