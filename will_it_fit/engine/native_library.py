@@ -20,6 +20,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +37,7 @@ class NotCompiled(Exception):
     """There is no compiler, or it does not make a library that can be loaded; says why."""
 
 
+@dataclass(frozen=True)
 class Sources:
     """What a shared library is compiled from, and how.
 
@@ -53,18 +55,13 @@ class Sources:
         What else decides whether a kept library serves, such as a version.
     """
 
-    def __init__(
-        self,
-        files: Sequence[Path],
-        *,
-        compilers: Sequence[str],
-        variable: str,
-        flags: Sequence[str],
-        links: Sequence[str] = (),
-        also: str = "",
-    ) -> None:
-        self.files, self.compilers, self.variable = list(files), compilers, variable
-        self.flags, self.links, self.also = flags, links, also
+    files: Sequence[Path]
+    _: KW_ONLY
+    compilers: Sequence[str]
+    variable: str
+    flags: Sequence[str]
+    links: Sequence[str] = ()
+    also: str = ""
 
     @property
     def stem(self) -> str:
