@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.packages import versions
+from will_it_fit.common.versions import versions
 from will_it_fit.hours.cpu import Probes, one_thread
 from will_it_fit.scenario.scenario import Scenario, check_packages
 
