@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 
-from .building import device_lists
 from .errors import TraceError
-from .options import Options
-from .patching import patched
+from .patching import device_lists, patched
 from .report import Report
-from .trace import measure_step, trace_step
+from .trace import Options, measure_step, trace_step
 
 SCALARS = 1.0  # what a trainer reads to log it
 # What trainers ask before they go on, and a real batch answers in one way:

@@ -87,7 +87,7 @@ def measure(
         )
     check_packages(scenario)
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
-    from will_it_fit.step.architecture import attention_kernel
+    from will_it_fit.step.model import attention_kernel
 
     return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
 
