@@ -87,7 +87,7 @@ def smallest(required: float) -> str:
     gpus = sorted(known().values(), key=lambda gpu: gpu.usable_bytes)
     gpu = next((gpu for gpu in gpus if gpu.usable_bytes >= required), None)
     if gpu is None:
-        return "no GPU known has it; --gpu 2xh100-80gb divides it"
+        return "no GPU known has it; --gpu 2xh100-80gb shards it"
     return f"the smallest GPU known that has it is the {gpu.title} (--gpu {gpu.name})"
 
 

@@ -159,8 +159,8 @@ class Tracker(TorchDispatchMode, Record):
             self._named.add(identity)
 
     def _identities(self, tensor: torch.Tensor) -> list[int]:
-        found = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
-        return [identity for identity in found if identity is not None]
+        identities = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
+        return [identity for identity in identities if identity is not None]
 
     def leave_on_host(self, tensor: torch.Tensor) -> None:
         """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""

@@ -119,12 +119,12 @@ def _refuse_more_than_training(trainer: Any) -> None:
             f"The trainer's train() would take {'all of its epochs' if updates < 1 else f'{updates} updates'}.",
             "Write max_steps=2 in its arguments: the second update is like all that follow.",
         )
-    found = {
+    refused = {
         "eval_strategy": str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no",
         "save_strategy": str(getattr(arguments.save_strategy, "value", arguments.save_strategy)) != "no",
         "use_vllm": bool(getattr(arguments, "use_vllm", False)),
     }
-    for name, wrong in found.items():
+    for name, wrong in refused.items():
         if wrong:
             value = False if name == "use_vllm" else "no"
             raise TraceError(

@@ -28,7 +28,7 @@ TOOL_DEFAULTS = data_path("tool_defaults.yaml")  # what `like` sets
 _SIZES = ("sequence_length", "micro_batch")
 DECIDING = (*_SIZES, *(name for name in BY_NAME if name not in (*_SIZES, *UNSAID, "model_name", "adapter", "images")))
 _ADAPTERS_ALONE = ("lora", "kbit_preparation", "quantization", "adapter_precision")
-_DIVIDED = ("fsdp1", "fsdp2", "zero3")  # where weights are divided a loss in chunks is not described
+_SHARDED = ("fsdp1", "fsdp2", "zero3")  # where weights are sharded a loss in chunks is not described
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def like_fields(tool: str, named: Mapping[str, Any]) -> dict[str, Any]:
 def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[str]:
     """Fields of a tool that what is named leaves no place for."""
     parallel = named.get("parallel")
-    divided = isinstance(parallel, Mapping) and parallel.get("strategy") in _DIVIDED
-    if divided or (parallel is None and gpu_count(named.get("gpu")) > 1):
+    sharded = isinstance(parallel, Mapping) and parallel.get("strategy") in _SHARDED
+    if sharded or (parallel is None and gpu_count(named.get("gpu")) > 1):
         yield "loss"
     rows = named.get("micro_batch")
     several = isinstance(rows, int) and rows > 1

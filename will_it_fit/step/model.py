@@ -216,7 +216,7 @@ def _materialize(model: nn.Module, device: torch.device) -> None:
 
 def notes(model: nn.Module, scenario: Scenario) -> list[str]:
     """What a person should know of a model that was built, since the scenario does not say it, or promises else."""
-    found = []
+    texts = []
     config, given = model.config, scenario.model
     untold = [
         f"{name} {getattr(config, name)}"
@@ -224,13 +224,13 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
         if hasattr(config, name) and not {name, config.attribute_map.get(name, name)} & given.keys()
     ]
     if untold:
-        found.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
+        texts.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
     if scenario.activation_offload:
-        found.append("the time leaves out the copies of activations to the host and back")
+        texts.append("the time leaves out the copies of activations to the host and back")
     if OPTIMIZERS[scenario.optimizer].package == "galore_torch":
-        found.append("figures are those of a step with GaLore's projections, every 200th; cuSOLVER's workspaces for"
+        texts.append("figures are those of a step with GaLore's projections, every 200th; cuSOLVER's workspaces for"
                      " their decompositions come on top")  # fmt: skip
-    return [*found, *quantization_notes(model, scenario)]
+    return [*texts, *quantization_notes(model, scenario)]
 
 
 # --- what transformers makes of the model: its configuration, and the attention that it can run ---------------
