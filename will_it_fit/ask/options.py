@@ -26,7 +26,7 @@ from will_it_fit.scenario.strategies import STRATEGIES
 METHODS = ("full", "lora", "qlora")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors of the command line in the form of all others."""
 
     def error(self, message: str) -> NoReturn:
@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
-    made = _Parser(prog="will-it-fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(prog="will-it-fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("what", nargs="+", metavar="WHAT", help="a model or a file; then files beside it")
     step = made.add_argument_group("the step")
     step.add_argument("--gpu", help="4090, 'A100 80GB', 2x3090, 24GiB, ...")
