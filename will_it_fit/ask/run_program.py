@@ -22,7 +22,7 @@ from typing import Any
 from will_it_fit.ask.options import Parser, whole_number
 from will_it_fit.common.errors import UserError, printable
 from will_it_fit.common.files import write_json
-from will_it_fit.common.sizes import GIB, gib, size_text
+from will_it_fit.common.text import GIB, gib, size_text
 from will_it_fit.program.request import STEPS, Limits, ProgramRequest
 
 

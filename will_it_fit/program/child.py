@@ -48,11 +48,10 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
 
     from will_it_fit.cards.gpus import find
     from will_it_fit.engine.fake_group import fake_gpus
-    from will_it_fit.engine.options import Options
     from will_it_fit.engine.patching import patched
     from will_it_fit.engine.simulation import simulated
     from will_it_fit.engine.steps import listening, past_operators
-    from will_it_fit.engine.trace import make_tracker, surroundings
+    from will_it_fit.engine.trace import Options, make_tracker, surroundings
     from will_it_fit.tracing.simulated_card import UNNAMED, card_of
 
     from . import cuda, devices, group, libraries

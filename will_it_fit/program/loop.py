@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from will_it_fit.engine.components import GRADIENTS, OPTIMIZER_STATES
-from will_it_fit.engine.label_model import component_of, quantization_state, vocabulary
-from will_it_fit.engine.plain_tensors import parts
+from will_it_fit.engine.model_tensors import component_of, parts, quantization_state, vocabulary
 from will_it_fit.engine.steps import phases
 from will_it_fit.engine.tracker import Tracker
 

@@ -80,7 +80,7 @@ def test_the_same_step_as_a_trace_takes_the_same_bytes(tmp_path):
         report = trace_step(model, optimizer, step, batch, Options(capability=(8, 0)))
         print(json.dumps(report.phases))
     """
-    head = "from will_it_fit.engine.building import on_meta\n" + lines.replace("PLACE", "on_meta()")
+    head = "from will_it_fit.engine.patching import on_meta\n" + lines.replace("PLACE", "on_meta()")
     code = head + "\n".join(line[8:] for line in traced.splitlines())
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     phases = json.loads(done.stdout)
