@@ -35,7 +35,7 @@ METHODS = BY_NAME["method"].words
 RUN_OPTIONS = ("rows", "tokens_per_row", "epochs", "price", "deadline", "grams_per_kwh")  # options about a whole run
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors of the command line in the form of all others."""
 
     def error(self, message: str) -> NoReturn:
@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
-    made = _Parser(prog="will-it-fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(prog="will-it-fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("what", nargs="+", metavar="WHAT", help="a model or a file; then files beside it")
     step = made.add_argument_group("the step")
     step.add_argument("--gpu", help="4090, 'A100 80GB', 2x3090, 24GiB, ...")
