@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.ask.options import Parser, whole_number
-from will_it_fit.common.errors import UserError, printable
+from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json
-from will_it_fit.common.text import GIB, gib, size_text
+from will_it_fit.common.text import GIB, gib, printable, size_text
 from will_it_fit.program.request import STEPS, Limits, ProgramRequest
 
 
