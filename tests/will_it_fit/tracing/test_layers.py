@@ -10,7 +10,6 @@ from tests.will_it_fit.decoders import DECODERS
 from tests.will_it_fit.pairwise import pairwise
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine.interpolate import Recording
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing import layers
