@@ -119,6 +119,9 @@ def trace_step(
         if options.compiled == "follow":
             stack.enter_context(_through_the_compiler(tracker, options))
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
+    if simulation := active_simulation():
+        for name in simulation.missing:
+            tracker.warn(f"the C extension {name} has no entry in the table, and its package went on without it")
     return options.report(
         tracker,
         options.histories,
