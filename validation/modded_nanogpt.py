@@ -153,6 +153,7 @@ def run_program(path: Path) -> dict[str, Any]:
         report = trace_step(nn.Module(), None, lambda: runpy.run_path(str(path), run_name="__main__"), options=options)
     return {
         "allocated_mib": report.peak_allocated_bytes / 2**20,
+        "allocated_range_mib": [each and each / 2**20 for each in report.peak_allocated_range_bytes or ()],
         "reserved_mib": report.peak_reserved_bytes / 2**20,
         "phases_mib": {name: count / 2**20 for name, count in report.phases.items()},
         "compiled": report.compiled,

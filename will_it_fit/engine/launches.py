@@ -109,6 +109,7 @@ def _launched(name: str, language: str, tensors: list[torch.Tensor]) -> None:
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, Tracker):
             mode.kernels_run[name] += 1
+            mode.kernels_launched += 1
             if mode.values is not None:
                 mode.values.forget(tensors)
     costs.memory_kernel(f"{language}::{name}", *tensors)

@@ -8,6 +8,7 @@ from typing import Any
 from .allocator import Event
 from .costs import CostRecorder
 from .origins import Origins
+from .stashes import Stashes
 from .workspaces import Workspaces
 
 
@@ -33,6 +34,8 @@ class Record:
         certainly got there.
     workspaces
         Where cuDNN and cuFFT take some of their own.
+    stashes
+        The collectives that it starts.
     kernels_run
         How often each of Triton's kernels was launched.
     compiled
@@ -49,6 +52,7 @@ class Record:
         self.streams: dict[int, int] = {}
         self.reusable: dict[int, int] = {}
         self.workspaces = Workspaces()
+        self.stashes = Stashes()
         self.kernels_run: Counter[str] = Counter()
         self.compiled: Any = None
 
