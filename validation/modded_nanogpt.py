@@ -51,7 +51,7 @@ _HEADING = re.compile(r"^-{40}\n# (\w+\.py)\n-{40}\n", re.MULTILINE)
 # update, which some of its optimizers leave out.
 _UPDATES = {
     re.compile(rf"\b{name}(?:\s*:\s*int)?\s*=\s*\d+"): count
-    for name, count in {"num_iterations": UPDATES, "num_scheduled_iterations": 9, "num_extension_iterations": 3}.items()
+    for name, count in {"num_iterations": UPDATES, "num_scheduled_iterations": 6, "num_extension_iterations": 2}.items()
 }
 _DATA = re.compile(r"\bdata/(fineweb\w*)/fineweb_train_")
 _PEAK = re.compile(r"peak memory (?:consumption|allocated): (\d+) MiB(?: reserved: (\d+) MiB)?")
