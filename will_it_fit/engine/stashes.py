@@ -3,9 +3,10 @@
 Since PyTorch 2.8 a collective that is started with ``async_op=True`` keeps its tensors until ``work.wait()``
 (``ProcessGroupNCCL.cpp``, ``TensorShelf``; before, ``record_stream`` left that to the allocator, whose figures of
 allocated memory didn't show it). A program that waits for the work's future alone never says that. Then a thread which
-looks at the GPU every 100 ms finds out that a collective is done, and the next call of a collective lets go of its
-tensors. So what such a program has freed is alive for as many steps as the CPU is ahead of the GPU. How far that is
-isn't known; CUDA takes about 1,024 launches before it makes the program wait, which is observed and not documented.
+looks every 100 ms finds out that a collective is done, and the next call of a collective lets go of its tensors. So
+what such a program has freed is alive for as many steps as the CPU is ahead of the GPU, and longer where steps are
+short. How far ahead that is isn't known; CUDA takes about 1,024 launches before it makes the program wait, which is
+observed and not documented.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from .allocator import Event
 LAUNCHES_AHEAD = 1024
 _TOLD = (
     "the program starts collectives with async_op=True and doesn't wait for their work: since PyTorch 2.8 their tensors"
-    " stay until the GPU is done with them, up to {:,.0f} MiB more than the figures, see `peak_allocated_range_bytes`;"
-    " call work.wait(), not the future's"
+    " stay until the GPU is done with them. That is up to {:,.0f} MiB more than the figures, see"
+    " `peak_allocated_range_bytes`; and as much again where a step takes less than 100 ms, since NCCL's thread looks no"
+    " more often. Call work.wait(), not the future's"
 )
 
 

@@ -50,7 +50,7 @@ def test_what_a_program_has_not_waited_for_is_held():
     assert lowest == report.peak_allocated_bytes == (64 + GPUS + 1) * MIB
     assert highest - lowest == (ROUNDS - 1) * GPUS * MIB
     (said,) = report.warnings
-    assert "call work.wait()" in said and f"up to {(ROUNDS - 1) * GPUS} MiB more" in said
+    assert "Call work.wait()" in said and f"up to {(ROUNDS - 1) * GPUS} MiB more" in said
 
 
 def test_the_gpu_catches_up():
