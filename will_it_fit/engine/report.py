@@ -18,7 +18,7 @@ from .origins import NOWHERE
 from .record import Record
 from .replay import Events, Replay, replay
 
-PHASES = ("load", "forward", "backward", "optimizer")
+PHASES = ("load", "forward", "backward", "optimizer", "evaluation")  # the last in whole programs alone
 _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
 TIMELINE_POINTS = 2000
 
@@ -54,11 +54,11 @@ class Report:
         program starts collectives and doesn't wait for them, to a CPU that is as far ahead of the GPU as it can be.
         Absent (None) where neither is so.
     peak_phase
-        Where that was: ``forward``, ``backward`` or ``optimizer``.
+        Where that was: ``forward``, ``backward`` or ``optimizer``; in a whole program ``load`` or ``evaluation``, too.
     components
         What lived at that moment; they add up to the peak exactly.
     phases
-        The peak in ``load``, ``forward``, ``backward``, ``optimizer``.
+        The peak in ``load``, ``forward``, ``backward``, ``optimizer``; of a whole program in ``evaluation``, too.
     components_by_phase
         What lived at each phase's peak.
     resident_bytes
@@ -363,7 +363,7 @@ def _running_sum(events: Sequence[Event]) -> list[int]:
 def _components(record: Record, events: Sequence[Event], moments: Sequence[int]) -> list[dict[str, int]]:
     """Bytes of each component before the events at some indices."""
     wanted = sorted(set(moments))
-    found: dict[int, dict[str, int]] = {}
+    bytes_at: dict[int, dict[str, int]] = {}
     totals: dict[str, int] = {}
     sizes: dict[int, int] = {}
     position = 0
@@ -376,8 +376,8 @@ def _components(record: Record, events: Sequence[Event], moments: Sequence[int])
             elif identity < 0 and -identity in sizes:
                 totals[record.components[-identity]] -= sizes.pop(-identity)
         position = moment
-        found[moment] = {component: count for component, count in totals.items() if count}
-    return [found[moment] for moment in moments]
+        bytes_at[moment] = {component: count for component, count in totals.items() if count}
+    return [bytes_at[moment] for moment in moments]
 
 
 def _alive(record: Record, events: Sequence[Event], moment: int) -> list[dict[str, Any]]:

@@ -24,16 +24,13 @@ from .components import (
     TEMPORARIES,
     UNSHARDED,
     WORKSPACES,
-    weights,
 )
 from .custom import opaque
 from .fake_group import FakeDevice
 from .known_values import UNANSWERED, Values
-from .plain_tensors import made_of_others, parts, those_on_meta
+from .model_tensors import made_of_others, parts, those_on_meta, weights_like
 from .record import Record
 from .shapes import Shapes, in_place
-
-NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 class Kernels(Protocol):
@@ -95,7 +92,7 @@ class Tracker(TorchDispatchMode, Record):
         self._host: dict[int, _End] = {}  # what is on `meta` and means the host's memory, by the storage's address
         self._devices = frozenset(devices)
         self.on_meta = "meta" in self._devices
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._kernels = kernels
         self._shapes = Shapes(outputs) if self.on_meta else None
         self.values = Values() if self.on_meta else None
@@ -112,6 +109,10 @@ class Tracker(TorchDispatchMode, Record):
     def _should_skip_dynamo(cls) -> bool:
         """Under a tracker nothing is compiled: what PyTorch wraps each operator in against the compiler is saved."""
         return False
+
+    def take_device(self, device: FakeDevice) -> None:
+        """Belong to a group of several GPUs from now on."""
+        self._device, device.listener = device, self
 
     def mark(self, phase: str, step: int = 0) -> None:
         """Say that a phase of a step begins."""
@@ -163,8 +164,8 @@ class Tracker(TorchDispatchMode, Record):
             self._named.add(identity)
 
     def _identities(self, tensor: torch.Tensor) -> list[int]:
-        found = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
-        return [identity for identity in found if identity is not None]
+        identities = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
+        return [identity for identity in identities if identity is not None]
 
     def leave_on_host(self, tensor: torch.Tensor) -> None:
         """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""
@@ -174,7 +175,8 @@ class Tracker(TorchDispatchMode, Record):
             end.identity, end.key = 0, storage._cdata
             self._host[end.key] = end
 
-    def _lies_on_host(self, tensor: torch.Tensor) -> bool:
+    def lies_on_host(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor on ``meta`` means the host's memory."""
         return bool(self._host) and tensor.untyped_storage()._cdata in self._host
 
     def resized(self, storage: torch.UntypedStorage, size: int) -> None:
@@ -284,7 +286,7 @@ class Tracker(TorchDispatchMode, Record):
             component = INPUTS
         elif self._phase == "between" or self._phase == "optimizer":
             component = TEMPORARIES
-        elif self._vocabulary and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary:
+        elif self.vocabulary and tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
             component = LOGITS_AND_LOSS
         elif self._phase == "backward" and not torch.is_grad_enabled():  # recomputing activations enables it
             component = TEMPORARIES
@@ -309,7 +311,7 @@ class Tracker(TorchDispatchMode, Record):
                 if hasattr(item, "outside_the_allocator"):  # paged states
                     self.leave_on_host(item)
                     continue
-                self.add(item, weights(NAMES.get(item.dtype, "")) if item.is_floating_point() else INPUTS)
+                self.add(item, weights_like(item) if item.is_floating_point() else INPUTS)
 
     def _seen(self, output: Any, func: Any, *, on_device: str | None = None) -> Any:
         for item in output if isinstance(output, (tuple, list)) else (output,):
@@ -323,7 +325,7 @@ class Tracker(TorchDispatchMode, Record):
             return NotImplemented  # it comes again with the tensors that they consist of
         if func is _COPY and not isinstance(args[1], torch.Tensor):  # `tensor.copy_(5)`
             func, args = torch.ops.aten.fill_.Scalar, args[:2]
-        if self.on_card is not None and (own := self.on_card(func, args, kwargs, self._lies_on_host)) is not None:
+        if self.on_card is not None and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None:
             with self:
                 return own(*args, **kwargs)
         if func not in self._operators:

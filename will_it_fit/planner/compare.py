@@ -4,13 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import Estimated, analytic_estimate, rule_of_thumb
+from will_it_fit.analytic.estimate import Estimated, rule_of_thumb
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.text import gib
 from will_it_fit.hours.step_time import NO_SPEED
-from will_it_fit.readers.request import LIKE, ScenarioRequest, parse_request
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import Traced
 
@@ -48,22 +45,22 @@ class Comparison:
     def allocators(self) -> dict[str, Any]:
         """What the step needs with expandable segments and without them, each with its verdict; what to type for it."""
         write, trace = {"default": None, "expandable_segments": EXPANDABLE_LINE}, self.traced.trace
-        found = {}
+        answers = {}
         for name, size in trace.get("required_bytes_by_allocator", {}).items():
             needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
-            found[name] = {"required_bytes": size, "write": write[name], **verdict(needed, self.gpu)._asdict()}
-        return found
+            answers[name] = {"required_bytes": size, "write": write[name], **verdict(needed, self.gpu)._asdict()}
+        return answers
 
     @property
     def warnings(self) -> list[str]:
         """What the trace warns of, what makes the step slower on this GPU, and whether it fits by luck."""
         trace = self.traced.trace
-        found = [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
+        texts = [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
         if self.gpu and self.verdict.fits and self.gpu.usable_bytes < trace["required_bytes"]:
-            found.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
+            texts.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
         if self.gpu and self.verdict.fits and (full := nearly_full(trace, self.gpu)):
-            found.append(full)
-        return found
+            texts.append(full)
+        return texts
 
     def suggestions(self, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> list[dict[str, Any]]:
         """What to change where the step does not fit its GPU; ``watch`` hears of each search that begins."""
@@ -148,17 +145,3 @@ def difference(answer: Mapping[str, Any], to: Mapping[str, Any]) -> dict[str, fl
     """Signed difference of two answers' peaks, in bytes and as a share of the second."""
     size, base = answer["peak_allocated_bytes"], to["peak_allocated_bytes"]
     return {"bytes": size - base, "share": round(size / base - 1, 6)}
-
-
-def peaks_with_tool_defaults(asked: ScenarioRequest, where: object = "scenario") -> dict[str, int | None]:
-    """The peak with the settings of each tool's scripts, by the analytic estimate; None: not described."""
-    found: dict[str, int | None] = {}
-    gpu = named(asked.scenario.gpu, where)
-    for tool in LIKE if asked.like is None and asked.mapping else ():
-        try:
-            other = parse_request({**asked.mapping, "like": tool}, where).scenario
-            form = analytic_estimate(other, where, capability=gpu.capability if gpu else None, blocks=False)
-            found[tool] = form["peak_allocated_bytes"]
-        except (NotDescribed, UserError):  # what was named does not go with the tool's settings
-            found[tool] = None
-    return found

@@ -26,7 +26,7 @@ from will_it_fit.engine.fake_deepspeed import fake_deepspeed, name_states
 from will_it_fit.engine.fake_group import active, fake_group
 from will_it_fit.engine.interpolate import Asked, Recording
 from will_it_fit.engine.kernels import flash_attention_package
-from will_it_fit.engine.label_model import Label, component_of, quantization_state
+from will_it_fit.engine.model_tensors import Label, component_of, quantization_state
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
 from will_it_fit.engine.report import History, make_report, recording
@@ -35,9 +35,8 @@ from will_it_fit.hours.step_time import Speed, step_time
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario, check_packages
 from will_it_fit.step.adapters import adapter_names
-from will_it_fit.step.architecture import attention_kernel, attention_name
 from will_it_fit.step.liger import rotating
-from will_it_fit.step.model import build_model, notes, parameter_count
+from will_it_fit.step.model import attention_kernel, attention_name, build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
 from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
@@ -237,10 +236,10 @@ def trace(
     }
     reports = []
     for templates in ways(scenario, target):
-        found, about = _followed(
+        own, about = _followed(
             scenario, target, lambda each: prepare(each, target), Composed(), templates=templates, **settings
         )
-        reports.append(found)
+        reports.append(own)
     report = max(reports, key=lambda each: (each.required_bytes or 0, each.peak_allocated_bytes))
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
     add_kernels(answer, scenario, capability, [each.peak_allocated_bytes for each in reports])
@@ -258,11 +257,11 @@ def _times(
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
     tokens = rows * scenario.sequence_length
-    found = {
+    step_times = {
         name: step_time(costs, speed, tokens=tokens, micro_batches_left_out=left_out)
         for name, speed in timed_on.items()
     }
-    return {name: time.to_mapping() if time else None for name, time in found.items()}
+    return {name: time.to_mapping() if time else None for name, time in step_times.items()}
 
 
 class Recorder:
@@ -278,11 +277,11 @@ class Recorder:
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         settings = {"capability": capability, "costs": False, "report": recording}
-        found = []
+        recordings = []
         for way in ways(scenario, "cuda"):
             composed = self._composed.setdefault(way, Composed(often=True))
-            found.append(_followed(scenario, "cuda", self._prepare, composed, templates=way, **settings)[0])
-        return max(found, key=Recording.peak_bytes) if len(found) > 1 else found[0]
+            recordings.append(_followed(scenario, "cuda", self._prepare, composed, templates=way, **settings)[0])
+        return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
 
     def _prepare(self, scenario: Scenario) -> Prepared:
         if scenario.parallel.gpus > 1:  # the model is divided within the group that it steps in
@@ -321,16 +320,16 @@ def _followed(
     import_libraries(scenario)  # before a card is simulated: they would believe in it
     of_shallow = settings | {"report": _as_record}
     stepped = lambda shallow: _stepped(shallow, target, prepared, templates=templates, **of_shallow)  # noqa: E731
-    found = None if settings.get("origins") else composed.record(scenario, stepped)
-    if found is None:
+    composed_step = None if settings.get("origins") else composed.record(scenario, stepped)
+    if composed_step is None:
         return _stepped(scenario, target, prepared, templates=templates, **settings)
     answer = settings["report"](
-        found[0],
+        composed_step[0],
         on_gpu=target == "cuda",
         timeline=settings.get("timeline", False),
         expandable_segments=scenario.allocator.expandable_segments,
     )
-    return answer, found[1]
+    return answer, composed_step[1]
 
 
 def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> Record:
@@ -385,7 +384,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     from will_it_fit.step.objectives import build_trainer
 
     import_libraries(scenario)
-    found: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     settings |= {"costs": False}  # of two updates, which a time of one can't be made of
     options = Options(
         target=target,
@@ -399,9 +398,9 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
         model = trainer.model
         if scenario.method == "qlora":
             assert_quantized(model, scenario)
-        found["notes"] = [*notes(model, scenario), f"the step is one of trl's {type(trainer).__name__}"]
-        found["parameters"] = parameter_count(model)
-        found["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        about["notes"] = [*notes(model, scenario), f"the step is one of trl's {type(trainer).__name__}"]
+        about["parameters"] = parameter_count(model)
+        about["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         histories = [loading_history(model, scenario)] if target == "cuda" else []
         return replace(options, histories=histories, label=labels(model), beside=trainer.beside)
 
@@ -413,7 +412,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
             options,
             complete,
         )
-    return answer, found
+    return answer, about
 
 
 def compiled_steps(scenario: Scenario, target: str) -> str:

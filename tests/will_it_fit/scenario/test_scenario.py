@@ -9,7 +9,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.readers.request import read_request
 from will_it_fit.scenario.fields import FIELDS, scenario_defaults
 from will_it_fit.scenario.model import MODELS
-from will_it_fit.scenario.parts import Quantization
+from will_it_fit.scenario.nested_fields import Quantization
 from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 SMALL = {
@@ -157,7 +157,7 @@ WRONG = {
     "unknown strategy": ({"parallel": {"strategy": "fsdp", "gpus": 2}}, "parallel.strategy", "strategy: fsdp"),
     "zero keeps": (
         {"parallel": {"strategy": "zero2", "gpus": 2, "reshard_after_forward": False}},
-        "does not divide them",
+        "does not shard them",
         "parallel: {strategy: zero2, gpus: 2}",
     ),
     "zero offloads": (
