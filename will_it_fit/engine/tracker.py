@@ -6,6 +6,7 @@ the sequence of allocations and frees that :mod:`will_it_fit.engine.allocator` r
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -376,7 +377,8 @@ class Tracker(TorchDispatchMode, Record):
         flat = [each for each in flat if isinstance(each, list) and len({tensor.shape for tensor in each}) == 1]
         whole = [self.allocate(sum(tensor.nbytes for tensor in each), COLLECTIVES) for each in flat]
         kept = [identity for tensor in those_on_meta(args) for identity in self._identities(tensor)]
-        self.stashes.start(self.now(), self.kernels_launched, [*kept, *whole] if given.get("async_op", True) else ())
+        held = given.get("async_op", True) and _asked_by_a_program()  # DDP's own, in C++, hold what DDP holds anyway
+        self.stashes.start(self.now(), self.kernels_launched, [*kept, *whole] if held else ())
         return whole
 
     def waited_for_work(self) -> None:
@@ -417,6 +419,14 @@ class Tracker(TorchDispatchMode, Record):
 
 
 _COPY = torch.ops.aten.copy_.default
+
+
+def _asked_by_a_program() -> bool:
+    """Whether a function of ``torch.distributed`` called the operator that is running."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "torch.distributed.distributed_c10d":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:

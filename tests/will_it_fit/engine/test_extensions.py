@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from will_it_fit.engine import extensions
-from will_it_fit.engine.building import on_meta
 from will_it_fit.engine.card import A100, H100
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.extensions import MissingExtension, MissingFunction, extension
+from will_it_fit.engine.patching import on_meta
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.engine.trace import Options, trace_step
 

@@ -7,8 +7,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from will_it_fit.engine.building import on_meta
 from will_it_fit.engine.fake_group import fake_group
+from will_it_fit.engine.patching import on_meta
 from will_it_fit.engine.stashes import Stashes
 from will_it_fit.engine.trace import Options, trace_step
 

@@ -9,7 +9,7 @@ import pytest
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.cards.gpus import catalogue, find
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine.building import on_meta
+from will_it_fit.engine.patching import on_meta
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.simulated_card import _asked_card, card_of, packages_of
