@@ -13,7 +13,7 @@ from will_it_fit.engine.patching import on_meta
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.simulated_card import _asked_card, card_of, packages_of
-from will_it_fit.tracing.trace import trace
+from will_it_fit.tracing.trace import record, trace
 
 
 def test_a_card_has_what_the_catalogue_says():
@@ -72,6 +72,16 @@ def test_what_a_benchmark_decides_is_a_range():
     bounds = found["bounds"]
     assert bounds["lowest_bytes"] < bounds["highest_bytes"] == found["peak_allocated_bytes"]
     assert bounds["missing"] in found["warnings"] and "cuBLAS" in bounds["missing"]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_search_takes_the_way_of_a_benchmark_that_needs_more(monkeypatch):
+    step = scenario(compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb")
+    either = [record(step, (9, 0)).peak_bytes()]
+    for way in (False, True):
+        monkeypatch.setattr("will_it_fit.tracing.trace.ways", lambda *asked, way=way: (way,))
+        either.append(record(step, (9, 0)).peak_bytes())
+    assert either[0] == max(either[1:]) > min(either[1:])
 
 
 def test_unsloths_step_is_a_range():
