@@ -36,6 +36,7 @@ from . import costs
 from .card import Simulation, active_simulation
 from .cuda_rules import flash_padding
 from .errors import TraceError
+from .patching import patched
 from .tracker import Tracker
 
 Function = Callable[..., Any]
@@ -100,18 +101,32 @@ def stands_in(module: str, source: str) -> None:
 @contextmanager
 def extensions(simulation: Simulation) -> Iterator[None]:
     """Let imports of C extensions find the table's, and name those that are missing."""
-    replaced = {name: sys.modules.pop(name) for name in [*_TABLE, *_WRITTEN, "kernels"] if name in sys.modules}
+    replaced = {name: sys.modules.pop(name) for name in [*_TABLE, *_WRITTEN] if name in sys.modules}
     first, last = _Table(), _Missing(simulation)
     sys.meta_path.insert(0, first)
     sys.meta_path.append(last)
     try:
-        yield
+        with patched(_hub()):
+            yield
     finally:
         sys.meta_path.remove(first)
         sys.meta_path.remove(last)
         for name in [name for name, module in sys.modules.items() if isinstance(module, StandIn)]:
             del sys.modules[name]
         sys.modules.update(replaced)
+
+
+def _hub() -> list[tuple[Any, str, Any]]:
+    """``get_kernel`` of the package ``kernels``, where it is installed; else the table stands in for it whole."""
+    if not _installed("kernels"):
+        return []
+    kernels = import_module("kernels")
+    load = kernels.get_kernel
+
+    def get_kernel(repository: str, *args: Any, **kwargs: Any) -> Any:
+        return _get_kernel(repository) if repository in _HUB else load(repository, *args, **kwargs)
+
+    return [(kernels, "get_kernel", get_kernel)]
 
 
 class StandIn(ModuleType):
@@ -129,7 +144,7 @@ class _Table(MetaPathFinder, Loader):
     """Finds what the table has, before what is installed."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        found = name in _TABLE or name in _WRITTEN or (name == "kernels" and not _installed(name, self))
+        found = name in _TABLE or name in _WRITTEN or (name == "kernels" and not _installed(name))
         return ModuleSpec(name, self) if found else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
@@ -173,8 +188,8 @@ def _imports() -> bool:
     return False
 
 
-def _installed(name: str, but: MetaPathFinder) -> bool:
-    finders = [finder for finder in sys.meta_path if finder is not but and not isinstance(finder, _Missing)]
+def _installed(name: str) -> bool:
+    finders = [finder for finder in sys.meta_path if not isinstance(finder, (_Table, _Missing))]
     return any(finder.find_spec(name, None) is not None for finder in finders)
 
 

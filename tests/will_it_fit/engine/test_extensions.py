@@ -108,6 +108,19 @@ def test_the_hubs_kernels_are_the_same_module():
     assert importlib.util.find_spec("kernels") is None and "flash_attn_interface" not in sys.modules
 
 
+def test_an_installed_hub_keeps_its_other_kernels(tmp_path, monkeypatch):
+    (tmp_path / "kernels.py").write_text("def get_kernel(name, version=None):\n    return name, version\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    with simulated(H100):
+        import kernels
+
+        assert kernels.get_kernel("somebody/kernel", version=2) == ("somebody/kernel", 2)
+        assert kernels.get_kernel("kernels-community/flash-attn3").flash_attn_func
+    assert kernels.get_kernel("kernels-community/flash-attn3") == ("kernels-community/flash-attn3", None)
+    monkeypatch.delitem(sys.modules, "kernels")
+
+
 def test_an_argument_that_changes_what_is_allocated_is_refused():
     with simulated(H100), on_meta():
         from flash_attn_interface import flash_attn_func
