@@ -75,8 +75,8 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
         return made
 
     def in_context(context: Any, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = of_context(context, func, types, args, kwargs)
         own = context.device.type == "meta" and (kwargs or {}).get("device") is None and _is_followed(tracker)
+        made = of_context(context, func, types, args, kwargs)
         if own and func in _device._device_constructors() and isinstance(made, torch.Tensor) and made.is_meta:
             tracker.left(made)
         return made
@@ -104,7 +104,9 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
         return make
 
-    names = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "empty_strided", "tensor")
+    names = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "empty_strided", "tensor",
+             "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")  # fmt: skip
+    methods = ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor")
     return [
         (torch.Tensor, "device", property(where)),
         (torch.Tensor, "is_cuda", property(lambda tensor: where(tensor, 2).type == "cuda")),
@@ -114,6 +116,7 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
         (torch.Tensor, "data", property(_DATA.__get__, _set_data, _DATA.__delete__)),
         (_device.DeviceContext, "__torch_function__", in_context),
         *((torch, name, makes(getattr(torch, name))) for name in names),
+        *((torch.Tensor, name, makes(getattr(torch.Tensor, name))) for name in methods),
     ]
 
 
