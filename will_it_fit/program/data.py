@@ -5,12 +5,23 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 ROWS = 64  # of a data set that is made up, at least: some loaders drop the last batch
+# The columns of a data set, by words of its name: preferences, talks, instructions, sentences that belong to a class.
+_COLUMNS = (
+    ("feedback|preference|dpo|orpo|rlhf|binarized|reward", ("prompt", "chosen", "rejected")),
+    ("chat|capybara|oasst|messages|conversation|tulu", ("messages",)),
+    ("alpaca|dolly|instruct", ("instruction", "input", "output")),
+    ("gsm|math|question", ("question", "answer")),
+    ("glue|mrpc|qqp|rte", ("sentence1", "sentence2", "label")),
+    ("imdb|sst|cola|emotion|classif", ("text", "label")),
+    ("", ("text",)),
+)
 _WORDS = "the quick brown fox jumps over the lazy dog and runs away from it "  # 14 words, about as many tokens
 
 
@@ -83,7 +94,7 @@ class Data:
                 return load(path, name, *args, split=split, **options)
             except Exception:
                 self.made_up.append(f"{path} {name or ''}".strip())
-                return self._data_set(split)
+                return self._data_set(f"{path} {name or ''}", split)
 
         return [(module, "load_dataset", load_dataset)]
 
@@ -122,19 +133,22 @@ class Data:
 
         return [(module, "get_encoding", get_encoding)]
 
-    def _data_set(self, split: Any) -> Any:
-        """Rows in the columns that training scripts look for."""
+    def _data_set(self, name: str, split: Any) -> Any:
+        """Rows in the columns that data sets of such a name have (:data:`_COLUMNS`)."""
         from datasets import Dataset, DatasetDict
 
-        text, rows = self._text(), max(ROWS, 8 * self._batch[0])
-        question, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": text}
-        columns = {
-            "text": text, "prompt": "Why? ", "completion": text, "chosen": text, "rejected": text,
-            "messages": [question, answer], "instruction": "Why?", "input": "", "output": text, "question": "Why?",
-            "answer": text, "sentence": text, "label": 0,
-        }  # fmt: skip
-        made = Dataset.from_dict({name: [value] * rows for name, value in columns.items()})
+        rows = max(ROWS, 8 * self._batch[0])
+        columns = next(columns for words, columns in _COLUMNS if re.search(words, name, re.IGNORECASE))
+        made = Dataset.from_dict({column: [self._value(column)] * rows for column in columns})
+        self.made_up[-1] += f" ({', '.join(columns)})"
         return made if split is not None else DatasetDict({"train": made, "validation": made, "test": made})
+
+    def _value(self, column: str) -> Any:
+        short = {"label": 0, "prompt": "Why? ", "instruction": "Why?", "question": "Why?", "input": ""}
+        if column == "messages":
+            question = {"role": "user", "content": "Why?"}
+            return [question, {"role": "assistant", "content": self._text()}]
+        return short.get(column, self._text())
 
 
 _CHAT = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
