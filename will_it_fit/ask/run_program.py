@@ -235,6 +235,8 @@ def text(answered: Mapping[str, Any]) -> list[str]:
     for name, size in list(trace["modules"].items())[:8]:
         lines.append(f"  {name or '(outside modules)':<44}{size_text(size):>11}")
     lines += [f"  warning: {warning}" for warning in answered["warnings"]]
+    host = answered["host"]
+    lines.append(f"  here it took {host['seconds']:.0f} s and {gib(host['peak_bytes'])} of this machine's memory")
     if program["written"]:
         shown = ", ".join(program["written"][:6]) + (", ..." if len(program["written"]) > 6 else "")
         lines.append(f"  the program wrote {len(program['written'])} files: {shown}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from .devices import HOST_ELEMENTS
 
 SHARD_BYTES = 2**31
 _CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
-          torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3"}  # fmt: skip
+          torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL", torch.float64: "F64",
+          torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}  # fmt: skip
 _DTYPES = {code: dtype for dtype, code in _CODES.items()}
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
@@ -43,15 +44,15 @@ class Checkpoints:
 
     def of_models(self, module: Any) -> list[tuple[Any, str, Any]]:
         """Patches of ``transformers.modeling_utils``."""
-        load, opened = module.PreTrainedModel.from_pretrained.__func__, module.safe_open
+        load = module.PreTrainedModel.from_pretrained.__func__
 
         def from_pretrained(cls: Any, name: Any = None, *args: Any, **options: Any) -> Any:
             if name is not None and options.get("state_dict") is None and not _has_weights(name, options):
                 name = self._make_up(cls, str(name), options)
             return load(cls, name, *args, **options)
 
-        def safe_open(file: Any, *args: Any, **options: Any) -> Any:
-            return _Opened(opened(file, *args, **options), self._tracker)
+        def safe_open(file: Any, *_: Any, **__: Any) -> _Opened:
+            return _Opened(str(file), self._tracker)
 
         return [
             (module.PreTrainedModel, "from_pretrained", classmethod(from_pretrained)),
@@ -144,39 +145,54 @@ def _write(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 class _Opened:
-    """A file of weights whose large tensors stand for themselves."""
+    """A file of weights as ``safetensors.safe_open`` gives it, of which only the header and small tensors are read."""
 
-    def __init__(self, file: Any, tracker: Tracker) -> None:
-        self._file, self._tracker = file, tracker
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+    def __init__(self, path: str, tracker: Tracker) -> None:
+        self._path, self._tracker = path, tracker
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            self._header = json.loads(file.read(size))
+        self._metadata, self._begin = self._header.pop("__metadata__", {}), 8 + size
 
     def __enter__(self) -> _Opened:
-        self._file.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._file.__exit__(*error)
+    def __exit__(self, *error: Any) -> None: ...
 
-    def get_slice(self, name: str) -> Any:
-        return _Slice(self._file.get_slice(name), self._tracker)
+    def keys(self) -> list[str]:
+        return list(self._header)
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+    def get_slice(self, name: str) -> _Slice:
+        return _Slice(self._header[name], self._read, self._tracker)
 
     def get_tensor(self, name: str) -> torch.Tensor:
         return self.get_slice(name)[...]
+
+    def _read(self, begin: int, end: int) -> bytearray:
+        with open(self._path, "rb") as file:
+            file.seek(self._begin + begin)
+            return bytearray(file.read(end - begin))
 
 
 class _Slice:
     """A tensor of such a file, before it is read."""
 
-    def __init__(self, slice_: Any, tracker: Tracker) -> None:
-        self._slice, self._tracker = slice_, tracker
+    def __init__(self, entry: Mapping[str, Any], read: Callable[[int, int], bytearray], tracker: Tracker) -> None:
+        self._entry, self._read, self._tracker = entry, read, tracker
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._slice, name)
+    def get_shape(self) -> list[int]:
+        return list(self._entry["shape"])
+
+    def get_dtype(self) -> str:
+        return self._entry["dtype"]
 
     def __getitem__(self, place: Any) -> torch.Tensor:
-        shape, dtype = torch.Size(self._slice.get_shape()), _DTYPES.get(self._slice.get_dtype())
-        if dtype is None or not dtype.is_floating_point or shape.numel() <= HOST_ELEMENTS:
-            return self._slice[place]
-        return self._tracker.values.stand_in(shape, dtype)[place]
+        shape, dtype = torch.Size(self._entry["shape"]), _DTYPES[self._entry["dtype"]]
+        if dtype.is_floating_point and shape.numel() > HOST_ELEMENTS:
+            return self._tracker.values.stand_in(shape, dtype)[place]
+        content = self._read(*self._entry["data_offsets"])
+        made = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return made.reshape(shape)[place]
