@@ -116,7 +116,7 @@ def refusal(asked: ProgramRequest, found: Mapping[str, Any]) -> UserError:
 _REASONS = (
     (("jax", "flax", "optax"), "The program is written for JAX, and only PyTorch is followed.",
      "a program that trains with PyTorch", None),
-    (("ModuleNotFoundError",), "The program needs a package that is not installed here",
+    (("ModuleNotFoundError", "ImportError"), "The program needs a package that is not installed here",
      "the environment that the program runs in, with will-it-fit installed in it", None),
     (("MemoryError", "DefaultCPUAllocator", "can't allocate memory"),
      "The program needs more of this machine's memory than it may use",

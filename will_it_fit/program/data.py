@@ -138,11 +138,13 @@ class Data:
 
     def _data_set(self, name: str, split: Any) -> Any:
         """Rows in the columns that data sets of such a name have (:data:`_COLUMNS`)."""
-        from datasets import Dataset, DatasetDict
+        from datasets import ClassLabel, Dataset, DatasetDict
 
         rows = max(ROWS, 8 * self._batch[0])
         columns = next(columns for words, columns in _COLUMNS if re.search(words, name, re.IGNORECASE))
         made = Dataset.from_dict({column: [self._value(column)] * rows for column in columns})
+        if "label" in columns:
+            made = made.cast_column("label", ClassLabel(names=["no", "yes"]))
         self.made_up[-1] += f" ({', '.join(columns)})"
         return made if split is not None else DatasetDict({"train": made, "validation": made, "test": made})
 
