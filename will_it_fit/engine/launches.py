@@ -10,6 +10,8 @@ every tensor. Written for Triton 3.7 to 3.9.
   hooks copy. The configuration that :attr:`~.card.Simulation.choose` names wins. No timing is written to disk or stays
   in the process, where a GPU would believe it later.
 * Triton's driver knows the card.
+
+A kernel in CUDA that a program hands to ``torch.cuda._compile_kernel`` is a launch too, and is not compiled.
 """
 
 from __future__ import annotations
@@ -80,13 +82,37 @@ def _launch(kernel: Any, *args: Any, grid: Any = None, warmup: bool = False, **k
         grid(given)
     written = [each if isinstance(each, torch.Tensor) else getattr(each, "base", None) for each in given.values()]
     tensors = [each for each in written if isinstance(each, torch.Tensor)]  # the base is a TensorDescriptor's
+    _launched(kernel.__name__, "triton", tensors)
+    return _KERNEL
+
+
+class _Compiled:
+    """In the place of a kernel that ``torch.cuda._compile_kernel`` has compiled."""
+
+    def __init__(self, source: str, name: str, *args: Any, **kwargs: Any) -> None:
+        self._name = name
+
+    def set_shared_memory_config(self, count: int) -> None:
+        """What a block may take is the card's affair."""
+
+    def __call__(self, grid: Any = None, block: Any = None, args: Any = (), *more: Any, **asked: Any) -> None:
+        _launched(self._name, "cuda", [each for each in args or () if isinstance(each, torch.Tensor)])
+
+
+def compiled_kernels() -> list[tuple[Any, str, Any]]:
+    """Kernels in CUDA's own language, which NVRTC would compile."""
+    return [(torch.cuda, "_compile_kernel", _Compiled)]
+
+
+def _launched(name: str, language: str, tensors: list[torch.Tensor]) -> None:
+    """Tell those who listen of a launch: a kernel may have written into any of its tensors."""
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, Tracker):
-            mode.kernels_run[kernel.__name__] += 1
-            if mode.values is not None:  # a kernel may have written into any of them
+            mode.kernels_run[name] += 1
+            mode.kernels_launched += 1
+            if mode.values is not None:
                 mode.values.forget(tensors)
-    costs.memory_kernel(f"triton::{kernel.__name__}", *tensors)
-    return _KERNEL
+    costs.memory_kernel(f"{language}::{name}", *tensors)
 
 
 def _tuned(original: Callable, caches: dict[int, tuple[Any, dict]]) -> Callable:
