@@ -108,6 +108,7 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
                     "transformers.configuration_utils": checkpoints.of_configurations,
                     "transformers.models.auto.tokenization_auto": data.of_tokenizers,
                     "datasets.load": data.of_datasets,
+                    "evaluate.loading": data.of_metrics,
                     "tiktoken.registry": data.of_tiktoken,
                 }
             )

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,21 @@ class Data:
                 return self._data_set(f"{path} {name or ''}", split)
 
         return [(module, "load_dataset", load_dataset)]
+
+    def of_metrics(self, module: Any) -> list[tuple[Any, str, Any]]:
+        """Patches of ``evaluate.loading``: scripts of metrics, which come from the Hub."""
+        if self._batch is None:
+            return []
+        load = module.load
+
+        def loaded(path: str, *args: Any, **options: Any) -> Any:
+            try:
+                return load(path, *args, **options)
+            except Exception:
+                self.made_up.append(f"the metric {path}")
+                return SimpleNamespace(compute=lambda *_, **__: {path: 0.0}, add_batch=lambda *_, **__: None)
+
+        return [(module, "load", loaded)]
 
     def of_tokenizers(self, module: Any) -> list[tuple[Any, str, Any]]:
         """Patches of ``transformers.models.auto.tokenization_auto``: one token a byte, in a model's vocabulary."""
