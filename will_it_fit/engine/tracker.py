@@ -397,6 +397,10 @@ class Tracker(TorchDispatchMode, Record):
         if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # DDP's sizes of buckets
             return args[0]
         copied = _leaves_the_device(func, args, kwargs)
+        if copied and self.values is not None and (known := self.values.known(args[0])) is not None:
+            return known.to(kwargs.get("dtype") or known.dtype, copy=True)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return None
         tensors = list(those_on_meta(args)) if copied or self._host else []
         if copied and tensors:
             output = torch.empty_like(tensors[0], dtype=kwargs.get("dtype"))
