@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.ask.options import Parser, whole_number
-from will_it_fit.common.errors import UserError, printable
+from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_json
-from will_it_fit.common.text import GIB, gib, size_text
+from will_it_fit.common.text import GIB, gib, printable, size_text
 from will_it_fit.program.request import STEPS, Limits, ProgramRequest
 
 
@@ -225,15 +225,16 @@ def text(answered: Mapping[str, Any]) -> list[str]:
         word = "without" if other == "default" else "with"
         size = answered["allocators"][other]["required_bytes"]
         lines.append(f"  {'':<20}{gib(size):>10} {word} PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
-    peaks = ", ".join(f"{_PHASES[name]} {gib(size)}" for name, size in trace["phases"].items() if size)
+    peaks = ", ".join(f"{word} {gib(size)}" for name, word in _PHASES.items() if (size := trace["phases"].get(name)))
     lines.append(f"  {'by phase':<20}{peaks}")
     if program["peak_line"]:
         below = f" (there {program['library_line']})" if program["library_line"] else ""
         lines.append(f"  {'the peak is made at':<20}{program['peak_line']}{below}")
     lines += explanation({"trace": trace, "analytic": None})
     lines.append("the same by module:")
-    for name, size in list(trace["modules"].items())[:8]:
-        lines.append(f"  {name or '(outside modules)':<44}{size_text(size):>11}")
+    modules = sorted(trace["modules"].items(), key=lambda item: -item[1])[:8]
+    width = max([44, *(len(name) for name, _ in modules)])
+    lines += [f"  {name or '(outside modules)':<{width}}{size_text(size):>11}" for name, size in modules]
     lines += [f"  warning: {warning}" for warning in answered["warnings"]]
     if program["written"]:
         shown = ", ".join(program["written"][:6]) + (", ..." if len(program["written"]) > 6 else "")

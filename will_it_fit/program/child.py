@@ -44,6 +44,7 @@ class Running:
 def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
     """A machine with the request's cards, of which this process has the first."""
     import torch
+    import torch._dynamo  # makes tables of torch's functions: before one of them is exchanged
     from torch import nn
 
     from will_it_fit.cards.gpus import find

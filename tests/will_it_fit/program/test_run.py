@@ -224,3 +224,29 @@ client = socket.create_connection(server.getsockname())
 """
     told = refused(tmp_path, program(tmp_path, text))
     assert "no optimizer" in told
+
+
+def test_a_program_that_makes_a_model_of_transformers_itself(tmp_path):
+    """Transformers imports Dynamo when it makes the model, so after the card is there."""
+    text = """
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+config = AutoConfig.for_model("qwen2", vocab_size=1000, **sizes)
+model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda()
+optimizer = torch.optim.AdamW(model.parameters())
+while True:
+    ids = torch.randint(0, 1000, (2, 64), device="cuda")
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+    done = asked(tmp_path, "--yes", program(tmp_path, text))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    phases = next(line for line in lines if "by phase" in line)
+    places = [phases.index(word) for word in ("loading", "forward", "backward", "optimizer")]
+    assert places == sorted(places)
+    sizes = [float(line.split()[-2]) for line in lines[lines.index("the same by module:") + 1 :] if line.endswith("B")]
+    assert sizes == sorted(sizes, reverse=True)
