@@ -37,14 +37,11 @@ RELIED_ON = {
     "torch.UntypedStorage": "_cdata",
     "torch._C": (
         "DisableTorchFunction _GLIBCXX_USE_CXX11_ABI _current_autograd_node _current_graph_task_id _get_accelerator"
-        " _get_dispatch_stack_at _get_function_stack_at _len_torch_dispatch_stack _len_torch_function_stack _nn"
-        " _only_lift_cpu_tensors _pop_torch_function_stack _push_on_torch_function_stack _set_only_lift_cpu_tensors"
-        " _swap_tensor_impl"
+        " _get_function_stack_at _len_torch_function_stack _nn _only_lift_cpu_tensors _pop_torch_function_stack"
+        " _push_on_torch_function_stack _set_only_lift_cpu_tensors _swap_tensor_impl _len_torch_dispatch_stack"
+        " _get_dispatch_stack_at"
     ),
     "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _softmax",
-    "torch.amp.GradScaler": "_maybe_opt_step",
-    "torch.utils.data.DataLoader": "_get_iterator",
-    "torch.utils.data.dataloader": "_SingleProcessDataLoaderIter",
     # What follows the compiler (inductor.py, frames.py), seen in torch 2.13:
     "torch._dynamo.convert_frame": "CatchErrorsWrapper add_skip_reason format_error_msg",
     "torch._dynamo.device_interface": "CudaInterface get_interface_for_device",
@@ -82,6 +79,9 @@ RELIED_ON = {
     "torch.autograd.graph.Node": "_sequence_nr",
     "torch._C._distributed_c10d": "FakeWork",
     "torch.cuda": "_compile_kernel",
+    "torch.amp.GradScaler": "_maybe_opt_step",
+    "torch.utils.data.DataLoader": "_get_iterator",
+    "torch.utils.data.dataloader": "_SingleProcessDataLoaderIter",
     "torch.distributed.Backend": "_plugins",
     f"{FSDP}._flat_param": "_no_dispatch_record_stream",
     f"{FSDP}._init_utils": "_move_module_to_device",
