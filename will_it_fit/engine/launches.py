@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import costs
 from .card import Card, FakeStream, Simulation
+from .kernel_costs import triton_kernel
 from .patching import patched
 from .tracker import Tracker
 
@@ -85,7 +85,7 @@ def _launch(kernel: Any, *args: Any, grid: Any = None, warmup: bool = False, **k
             mode.kernels_run[kernel.__name__] += 1
             if mode.values is not None:  # a kernel may have written into any of them
                 mode.values.forget(tensors)
-    costs.memory_kernel(f"triton::{kernel.__name__}", *tensors)
+    triton_kernel(kernel.__name__, given, tensors)
     return _KERNEL
 
 

@@ -51,7 +51,11 @@ _STANDARD = frozenset(("subprocess", "os", "posix"))
 
 @contextmanager
 def simulated(
-    card: Card, choose: Callable[[str, list], int] | None = None, pads: bool = False, templates: bool = False
+    card: Card,
+    choose: Callable[[str, list], int] | None = None,
+    pads: bool = False,
+    templates: bool = False,
+    attended_keys: float | None = None,
 ) -> Iterator[Simulation]:
     """Let all that runs inside believe in a card, and whatever it launches do nothing.
 
@@ -67,6 +71,9 @@ def simulated(
     templates
         Whether Inductor's own products win against cuBLAS where ``max-autotune`` compares them: more is fused into
         them, and less is kept between kernels. A step may be traced both ways, for a range.
+    attended_keys
+        How many keys a query of FlexAttention sees in the mean, for the time of a step. None: half of them, as with a
+        causal mask.
 
     Raises
     ------
@@ -82,7 +89,7 @@ def simulated(
         if find_spec(name) is not None:
             import_module(name)
     torch.utils._device._device_constructors()  # `with torch.device(...)` keeps PyTorch's own functions, once
-    simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates)
+    simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates, attended_keys)
     lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         stack.enter_context(_forgotten_answers())

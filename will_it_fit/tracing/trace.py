@@ -253,7 +253,7 @@ def _times(
     scenario: Scenario, costs: CostRecorder | None, timed_on: Mapping[str, Speed | None]
 ) -> dict[str, dict[str, Any] | None]:
     """What the step takes on cards, by their names; None where a card's speed is not known."""
-    if scenario.aim.trainer or scenario.compile != "none":  # two updates together; kernels that are not timed
+    if scenario.aim.trainer:  # two updates together
         return dict.fromkeys(timed_on)
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)

@@ -1,0 +1,108 @@
+"""What kernels cost that do nothing here: those that Inductor writes, and those of packages that Triton launches.
+
+Inductor estimates how many bytes a kernel of its own reads and writes, for its own benchmarks: slices count as slices,
+what is changed in place counts twice. Here each kernel carries that estimate. Any other kernel counts all the tensors that it
+is given once. Operations count where the kernel is known: attention, products of matrices, a head with its loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .card import active_simulation
+from .costs import ATTENTION, BACKWARD_ATTENTION, MEMORY, PRODUCT, Operator, launch, touched_bytes
+
+_ESTIMATE = re.compile(r"'kernel_num_gb': ([0-9.e+-]+)")
+_TEMPLATE = "triton_tem_"  # torch/_inductor/select_algorithm.py: what begins a template's name
+# liger-kernel 0.8.5, ops/cross_entropy.py: logits are read for the sum and again for the gradient, which takes their
+# place. cut-cross-entropy 25.1.1, cce_lse_forward.py and cce_backward.py: products of embeddings and classifier, one
+# forward; backward that one again and two for the gradients.
+_LOGITS_TOUCHED = {"liger_cross_entropy_kernel": 3}
+_HEAD_PRODUCTS = {"_cce_lse_forward_kernel": 1, "_cce_backward_kernel": 3}
+
+
+def with_estimate(original: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """In the place of ``TritonKernel.inductor_meta_per_kernel``: with Inductor's estimate of the bytes."""
+
+    def meta(kernel: Any) -> dict[str, Any]:
+        return {**original(kernel), "kernel_num_gb": kernel.estimate_kernel_num_bytes() / 1e9}
+
+    return meta
+
+
+def inductor_kernel(name: str, source: str = "") -> Callable[..., None]:
+    """A kernel of Inductor's that does nothing, and costs what it would read, write and compute.
+
+    Parameters
+    ----------
+    name, source
+        The kernel's, as Inductor wrote it. Its estimate is that of the sizes that were compiled first; other sizes of
+        a dynamic shape cost in proportion to the kernel's tensors.
+    """
+    told = _ESTIMATE.search(source)
+    estimate = round(float(told[1]) * 1e9) if told else None
+    first: list[int] = []
+
+    def run(*args: Any, **kwargs: Any) -> None:
+        tensors = [each for each in args if isinstance(each, torch.Tensor)]
+        moved = touched_bytes(tensors)
+        first.append(moved) if not first else None
+        if estimate is not None and first[0]:
+            moved = estimate * moved // first[0]
+        launch(_of_template(name, tensors, moved) or Operator(f"inductor::{name}", MEMORY, "", 0, moved))
+
+    return run
+
+
+def _of_template(name: str, tensors: Sequence[torch.Tensor], moved: int) -> Operator | None:
+    """Attention or a product of matrices that Inductor has as a template; None: another kernel."""
+    if not name.startswith(_TEMPLATE):
+        return None
+    if "flex_attention" in name:
+        return _flexible_attention(name, [each for each in tensors if each.dim() == 4], moved)
+    matrices = [each for each in tensors if each.dim() >= 2]
+    if "mm" in name and len(matrices) > 2:
+        rows, columns, inner = matrices[0].shape[-2], matrices[1].shape[-1], matrices[0].shape[-1]
+        count = matrices[0].numel() // (rows * inner)
+        shape = (count, rows, columns, inner)
+        return Operator(
+            f"inductor::{name}", PRODUCT, _dtype(matrices[0]), 2 * count * rows * columns * inner, moved, shape
+        )
+    return None
+
+
+def _flexible_attention(name: str, heads: Sequence[torch.Tensor], moved: int) -> Operator:
+    """FlexAttention: query and key come first, batch x heads x tokens x head size.
+
+    How many keys a query sees is in the values of its mask, which nobody computes here. The simulation says it
+    (``attended_keys``); else it is half of them, as where the mask is causal alone.
+    """
+    query, key = heads[:2]
+    simulation = active_simulation()
+    keys = key.shape[-2] / 2
+    if simulation is not None and simulation.attended_keys is not None:
+        keys = min(simulation.attended_keys, key.shape[-2])
+    flops = 4 * query.numel() * keys * (BACKWARD_ATTENTION if "backward" in name else 1)
+    return Operator(f"inductor::{name}", ATTENTION, _dtype(query), int(flops), moved)
+
+
+def triton_kernel(name: str, given: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> None:
+    """Record a launch of Triton's by what it was given."""
+    moved = touched_bytes(tensors)
+    if name in _LOGITS_TOUCHED:
+        logits = max(tensors, key=torch.Tensor.numel)
+        moved += (_LOGITS_TOUCHED[name] - 1) * touched_bytes([logits])
+    if name in _HEAD_PRODUCTS:
+        rows, hidden = given["E"].shape
+        flops = 2 * rows * hidden * given["C"].shape[0] * _HEAD_PRODUCTS[name]
+        launch(Operator(f"triton::{name}", PRODUCT, _dtype(given["E"]), flops, moved))
+        return
+    launch(Operator(f"triton::{name}", MEMORY, "", 0, moved))
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
