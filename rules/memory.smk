@@ -233,7 +233,7 @@ rule plan_memory:
         scenario=from_settings(
             lambda chosen: {**chosen["scenario_defaults"], "lora": chosen["lora"], "gpu": chosen["memory"]["gpu"]}
         ),
-        several_gpus=from_settings(run_scenarios.divided_scenarios),
+        several_gpus=from_settings(run_scenarios.sharded_scenarios),
     message:
         "Planning: what fits which GPU"
     script:

@@ -24,8 +24,8 @@ import torch
 from validation.rows import FOLDER
 from will_it_fit.common.files import read_json, read_yaml, write_json
 from will_it_fit.common.terminal import command, progress
-from will_it_fit.engine.building import device_lists, keep_paged_states_outside, quantize_4bit
-from will_it_fit.engine.patching import patched
+from will_it_fit.engine.bitsandbytes_layers import keep_paged_states_outside, quantize_4bit
+from will_it_fit.engine.patching import device_lists, patched
 from will_it_fit.engine.trace import Options, trace_step
 
 TABLE, REPORT = FOLDER / "litgpt.csv", FOLDER / "litgpt.json"

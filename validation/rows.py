@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.files import read_json
-from will_it_fit.common.sizes import MIB
+from will_it_fit.common.text import MIB
 from will_it_fit.scenario.scenario import Scenario
 
 FOLDER = Path(__file__).resolve().parent / "data"

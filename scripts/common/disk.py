@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from scripts.common.resource_table import Stage, judged, refused, table
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.sizes import gib, size_text
+from will_it_fit.common.text import gib, size_text
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of a number

@@ -174,8 +174,10 @@ def main(inputs: dict[str, str], outputs: dict[str, str], settings: dict) -> Non
     chosen = assign(keys, groups, shares, settings["seed"], bound)
     got = {name: int((chosen == split).sum()) for split, name in enumerate(SPLITS)}
     must_hold_rows(got, shares, groups, inputs["pairs"])
-    # Equal ranks are equal keys; then the text decides, whatever order the rows came in.
-    order = pd.DataFrame({"rank": shuffled(keys["request"] ^ keys["command"], settings["seed"]), "split": chosen})
+    # Equal ranks are equal keys; then the text decides, whatever order the rows came in. A refused row has one key
+    # twice, and their exclusive or would give all of them one rank.
+    both = (keys["request"] ^ keys["command"]).where(keys["request"] != keys["command"], keys["request"])
+    order = pd.DataFrame({"rank": shuffled(both, settings["seed"]), "split": chosen})
     order = order.set_index(rows.index).assign(text=list(to_lines(rows))).sort_values(["rank", "text"])
     for split, name in enumerate(SPLITS):
         write_rows(outputs[name], rows.loc[order.index[order["split"] == split]])

@@ -28,6 +28,7 @@ _STAGES = re.compile(r" (?:\|\|?|&&) ")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
 _LETTERS = re.compile(r"-[A-Za-z]{2,}")
 _WHOLE_WORDS = frozenset({"find"})  # programs whose options are words behind one dash
+_XARGS_VALUE = re.compile("-[adEILnPs]")  # options of xargs with a word of their own: findutils' manual, and POSIX
 _SLOTS = re.compile(r"(?:[./'\"]*<[a-z_]+\d?>[/'\"]*)+")
 
 
@@ -81,11 +82,24 @@ def stages(command: str) -> list[list[str]]:
 
 
 def programs_of(command: str) -> frozenset[str]:
-    """The programs of a pipe, with what ``xargs`` runs.
+    """The programs of a pipe, with the one that ``xargs`` runs."""
+    programs = set()
+    for program, *words in stages(command):
+        programs.add(program)
+        if program == "xargs" and (run := _run_by_xargs(words)):
+            programs.add(run)
+    return frozenset(programs)
 
-    An option of ``xargs`` counts as its program. Nobody uses a program of that name, so such a command is in no sample.
-    """
-    return frozenset(word for words in stages(command) for word in words[: 1 + (words[0] == "xargs")])
+
+def _run_by_xargs(words: Sequence[str]) -> str | None:
+    """The program among the words behind ``xargs``; None where there are options alone (it runs ``echo``)."""
+    behind = iter(words)
+    for word in behind:
+        if not word.startswith("-"):
+            return word
+        if _XARGS_VALUE.fullmatch(word):
+            next(behind, None)
+    return None
 
 
 def first_program(command: str) -> str:

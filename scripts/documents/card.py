@@ -38,23 +38,23 @@ def read(
 
     ``context`` is what the other parts have read.
     """
-    found: dict[str, Any] = {"check_facts": check_facts}
+    values: dict[str, Any] = {"check_facts": check_facts}
     if "training" in files:
-        found["scenario"] = files["training"]["scenario"]
-        found["hyperparameters"] = hyperparameters(files["training"])
-        found["hours"] = hours(files["resources"]["hours"], files["training"]) if "resources" in files else None
+        values["scenario"] = files["training"]["scenario"]
+        values["hyperparameters"] = hyperparameters(files["training"])
+        values["hours"] = hours(files["resources"]["hours"], files["training"]) if "resources" in files else None
     if "configuration" in settings:
         from markupsafe import Markup
 
         checks = files["verification"]["checks"]
-        found["checks"] = [(CHECKS.get(name, name), checks[name]) for name in {**CHECKS, **checks} if name in checks]
-        found["configuration"] = dump_yaml(settings["configuration"])
-        found["origin"] = origin(files["description"]["source"])
-        found["base_model"] = base_model_id(files["description"])
-        found["metadata"] = Markup(metadata({**context, **found}))
-        found["digests"] = digests(files)
-        found["provenance"] = provenance(paths)
-    return found
+        values["checks"] = [(CHECKS.get(name, name), checks[name]) for name in {**CHECKS, **checks} if name in checks]
+        values["configuration"] = dump_yaml(settings["configuration"])
+        values["origin"] = origin(files["description"]["source"])
+        values["base_model"] = base_model_id(files["description"])
+        values["metadata"] = Markup(metadata({**context, **values}))
+        values["digests"] = digests(files)
+        values["provenance"] = provenance(paths)
+    return values
 
 
 def metadata(context: Mapping[str, Any]) -> str:

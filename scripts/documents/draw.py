@@ -12,8 +12,8 @@ from scripts.documents.evaluation import evaluation_rows
 from scripts.documents.gather import gather
 from scripts.documents.memory import GROUP_TITLES, scenario_memory, short_size
 from will_it_fit.common.files import atomic_open
-from will_it_fit.common.sizes import GIB
 from will_it_fit.common.terminal import log
+from will_it_fit.common.text import GIB
 from will_it_fit.engine.components import COLOURS, GROUPS, grouped
 
 INK, FAINT = "#222222", "#888888"

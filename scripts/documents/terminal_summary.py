@@ -8,7 +8,7 @@ from typing import Any
 
 from scripts.common.resource_table import Stage, table
 from will_it_fit.common.files import read_report
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.text import gib
 
 
 def run_lines(run: str, comparisons: Sequence[str], made: Collection[str]) -> list[str]:

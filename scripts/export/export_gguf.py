@@ -22,8 +22,8 @@ from scripts.common.job import job
 from will_it_fit.common.chat import render_prompt
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import atomic_folder, read_folder, write_report, write_text
-from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import command, progress
+from will_it_fit.common.text import gib
 
 if TYPE_CHECKING:
     import numpy as np

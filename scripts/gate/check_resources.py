@@ -18,8 +18,8 @@ from scripts.gate.decision import Decision, StepDecision, chosen_gpu, decide_ste
 from scripts.runs.cluster import evaluation_bytes
 from will_it_fit.cards.gpus import Gpu, verdict
 from will_it_fit.common.files import read_folder, read_json, read_jsonl, read_report, write_report
-from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import log
+from will_it_fit.common.text import gib
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import Traced

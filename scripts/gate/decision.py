@@ -18,8 +18,8 @@ from scripts.common.resource_table import Stage, refused
 from scripts.gate.batch_times import Shapes, training_seconds
 from will_it_fit.cards.gpus import GIB, Gpu, Verdict, find, from_device, least_free, processes_on, verdict
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import log
+from will_it_fit.common.text import gib
 from will_it_fit.hours.run_time import RunHours
 from will_it_fit.hours.step_time import Speed
 from will_it_fit.scenario.scenario import Scenario

@@ -3,8 +3,8 @@
 from scripts.common.job import job
 from will_it_fit.analytic.estimate import estimate
 from will_it_fit.common.files import read_report, write_report
-from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import log
+from will_it_fit.common.text import gib
 from will_it_fit.planner.compare import ANSWERS, compare
 from will_it_fit.tracing.scenario_trace import Traced
 

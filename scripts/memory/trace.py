@@ -5,8 +5,8 @@ from typing import Any
 from scripts.common.job import job
 from scripts.runs.check_configuration import checked_configuration
 from will_it_fit.common.files import write_report
-from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import log
+from will_it_fit.common.text import gib
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import traced
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from scripts.common.checkpoint import ITEM_BYTES, SAFETENSORS_NAMES, Checkpoint
 from scripts.merging.adapter import Plan
-from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import progress
+from will_it_fit.common.text import gib
 
 # Root mean square of the logits' differences that rounding explains, as a share of the logits' standard
 # deviation, by the dtype of the weights and the dtype of the computation. Three to ten times what a 30-layer model

@@ -48,9 +48,9 @@ from will_it_fit.common.files import (
     write_json,
     write_report,
 )
-from will_it_fit.common.packages import versions
-from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import command, log, progress
+from will_it_fit.common.text import gib
+from will_it_fit.common.versions import versions
 
 MANIFEST = "manifest.json"
 # Reports in which the workflow's steps recorded digests of what a merge reads: training's lies beside the adapter's

@@ -26,7 +26,7 @@ from scripts.common.job import job
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_reports, sha256_file, write_report, write_text
 from will_it_fit.common.terminal import log, progress
-from will_it_fit.common.version import VERSION
+from will_it_fit.common.versions import VERSION
 
 NAME = "SecureCLI-Tuner"
 COMMAND = "SECURECLI_COMMAND"  # the Snakefile puts the command line of the whole run there

@@ -102,7 +102,7 @@ def profile_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         return scenarios  # a method or precision that does not exist: check says which do
 
 
-def divided_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def sharded_scenarios(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The profile's full fine-tuning scenarios, without their model, where it is to say on how many GPUs they fit."""
     if not settings["memory"]["several_gpus"]:
         return {}

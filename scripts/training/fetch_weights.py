@@ -15,8 +15,8 @@ from scripts.common.job import job
 from scripts.training.describe_model import read_once, unreachable
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import WEIGHTS, own_file, read_folder, scratch_folder, write_report
-from will_it_fit.common.sizes import gib
 from will_it_fit.common.terminal import log, progress
+from will_it_fit.common.text import gib
 
 
 def dequantize_gguf(gguf: str, folder: Path, dtype: str) -> None:

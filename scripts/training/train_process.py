@@ -30,8 +30,8 @@ from will_it_fit.common.files import (
     write_jsonl,
     write_report,
 )
-from will_it_fit.common.packages import versions
 from will_it_fit.common.terminal import log
+from will_it_fit.common.versions import versions
 from will_it_fit.scenario.scenario import Scenario, rows_in_a_step
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from validation.rows import read
 from will_it_fit.engine.allocator import EMPTY_CACHE, MIB
-from will_it_fit.engine.label_model import quantization_state
+from will_it_fit.engine.model_tensors import quantization_state
 from will_it_fit.engine.replay import replay
 from will_it_fit.engine.report import alive_after
 from will_it_fit.scenario.scenario import Scenario

@@ -16,9 +16,13 @@ from will_it_fit.analytic.decoder import described
 from will_it_fit.analytic.graph import Parameter
 from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting, check_described
 from will_it_fit.analytic.step import TrainingStep
-from will_it_fit.engine import cuda_rules
 from will_it_fit.engine.allocator import SMALL, Event
-from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
+from will_it_fit.engine.cuda_rules import (
+    CUBLASLT_WORKSPACE_BYTES,
+    DEFAULT_CAPABILITY,
+    Capability,
+    cublas_workspace_bytes,
+)
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 
@@ -81,8 +85,8 @@ class _TwoSteps(TrainingStep):
 
         The backward pass runs in a thread of its own.
         """
-        for kind, size in (("cublas", cuda_rules.cublas_workspace_bytes(self.setting.capability)),
-                           ("cublaslt", cuda_rules.CUBLASLT_WORKSPACE_BYTES))[: 1 + bias]:  # fmt: skip
+        for kind, size in (("cublas", cublas_workspace_bytes(self.setting.capability)),
+                           ("cublaslt", CUBLASLT_WORKSPACE_BYTES))[: 1 + bias]:  # fmt: skip
             if (self.phase, kind) not in self._workspaces:
                 self._workspaces.add((self.phase, kind))
                 self.allocate(size)

@@ -25,7 +25,7 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.model import size
-from will_it_fit.scenario.parts import Lora
+from will_it_fit.scenario.nested_fields import Lora
 from will_it_fit.scenario.scenario import Scenario
 
 # What adapters may also be on, by the last part of its name, in the families below.

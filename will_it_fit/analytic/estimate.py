@@ -3,8 +3,7 @@
 Weights, gradients and optimizer states are sums over the decoder's matrices (:mod:`state`). Activations follow from the
 rules of automatic differentiation (:mod:`graph`): an operation keeps for its backward what its derivative needs. So the
 layers are written down as transformers computes them, in operations on *sizes* (:mod:`layers`, :mod:`experts`,
-and the step around them, :mod:`step`); terms come out as formulas such as ``2·t·h``, and the phases' peaks as sums of
-terms (:mod:`live_bytes`).
+and the step around them, :mod:`step`). Terms come out as formulas such as ``2·t·h``, and the phases' peaks as sums.
 
 Symbols in formulas: t tokens in the micro-batch, s sequence length, b rows, h hidden, i intermediate, d head size, H
 heads, a = H·d, k key-value heads x head size, V vocabulary, p positions, r rank, E experts, e experts of a token,

@@ -9,8 +9,12 @@ from typing import Any
 
 from will_it_fit.analytic.decoder import described
 from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting
-from will_it_fit.engine import cuda_rules
-from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
+from will_it_fit.engine.cuda_rules import (
+    DEFAULT_CAPABILITY,
+    Capability,
+    cublas_workspace_bytes,
+    efficient_workspace_bytes,
+)
 from will_it_fit.scenario.scenario import Scenario
 
 UNEVEN = 4001  # a length that no block of a kernel divides
@@ -29,16 +33,14 @@ def kernels_of(scenario: Scenario, capability: Capability | None) -> tuple[Any, 
     """
     decoder, capability = described(scenario), capability or DEFAULT_CAPABILITY
     longest = scenario.size("max_position_embeddings") or LONGEST
-    kernels: list[Any] = [cuda_rules.cublas_workspace_bytes(capability)]
+    kernels: list[Any] = [cublas_workspace_bytes(capability)]
     for length, rows in _sizes(scenario, decoder.window, longest):
         setting = Setting(decoder, replace(scenario, sequence_length=length, micro_batch=rows), capability)
         for width in (2, 4):
             kernel, dtype = setting.attention_kernel(width), setting.attention_dtype(width)
             kernels.append(kernel)
             if kernel == "mem_efficient":
-                kernels += [
-                    cuda_rules.efficient_workspace_bytes(n, n, decoder.sizes["d"], dtype, capability) for n in (64, 128)
-                ]
+                kernels += [efficient_workspace_bytes(n, n, decoder.sizes["d"], dtype, capability) for n in (64, 128)]
     return tuple(kernels)
 
 

@@ -18,8 +18,8 @@ from functools import partial
 from will_it_fit.analytic.decoder import Decoder, Matrix
 from will_it_fit.analytic.graph import Graph, Parameter, Tensor
 from will_it_fit.analytic.setting import BLOCKSIZE, Setting
-from will_it_fit.engine import cuda_rules
 from will_it_fit.engine.components import TEMPORARIES, WEIGHT_CASTS
+from will_it_fit.engine.cuda_rules import BIAS_ALIGNMENT, HALF_TO_FLOAT, efficient_workspace_bytes
 from will_it_fit.scenario.scenario import Scenario
 
 Adapter = tuple[Parameter, Parameter]  # A and B
@@ -330,7 +330,7 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = expanded(net, k), expanded(net, v)
     shapes, width = [(x.dims, x.width) for x in (q, k, v)], q.width
     workspace = partial(
-        cuda_rules.efficient_workspace_bytes,
+        efficient_workspace_bytes,
         head=net.value("d"),
         dtype=setting.attention_dtype(width),
         capability=setting.capability,
@@ -338,7 +338,7 @@ def fused(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     net.symbols |= {"W": workspace(length, length), "W64": workspace(64, 64), "W128": workspace(128, 128)}
     bias = []
     if setting.packed:  # pad_bias
-        if length % cuda_rules.BIAS_ALIGNMENT:
+        if length % BIAS_ALIGNMENT:
             bias = [net.tensor(("t", "s8"), width)]
     elif setting.windowed:  # convert_boolean_attn_mask
         bias = [net.tensor(("t", "s8"), width)]
@@ -398,7 +398,7 @@ def eager(net: Network, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             weights = net.tanh(weights)
             weights = net.elementwise(weights)
         weights = net.elementwise(weights)  # plus the mask
-        direct = net.setting.attention_dtype(q.width) in cuda_rules.HALF_TO_FLOAT or not decoder.family.softmax_fp32
+        direct = net.setting.attention_dtype(q.width) in HALF_TO_FLOAT or not decoder.family.softmax_fp32
         width = 4 if decoder.family.softmax_fp32 or autocast else weights.width
         soft = net.cast(net.softmax(weights if direct else net.cast(weights, 4), width), q.width)
         del weights

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from will_it_fit.analytic.decoder import Decoder, NotDescribed
-from will_it_fit.engine import cuda_rules
 from will_it_fit.engine.components import weights
-from will_it_fit.engine.cuda_rules import WIDTH, Capability
+from will_it_fit.engine.cuda_rules import (
+    BIAS_ALIGNMENT,
+    LOG_SUM_EXP_ALIGNMENT,
+    PLATFORMS,
+    WIDTH,
+    Capability,
+    flash_padding,
+    up,
+)
+from will_it_fit.engine.cuda_rules import attention_kernel as kernel_of_attention
 from will_it_fit.scenario.fields import FIELDS
 from will_it_fit.scenario.scenario import Scenario
 
@@ -177,14 +185,14 @@ class Setting:
         if not self.decoder.family.sdpa:
             return "eager"
         head = self.decoder.sizes["d"]
-        return cuda_rules.attention_kernel(
+        return kernel_of_attention(
             self.attention_dtype(width),
             head,
             head,
             grouped=self.grouped and not self.masked,  # with a mask transformers repeats keys and values
             masked=self.masked,
             capability=self.capability,
-            enabled=cuda_rules.PLATFORMS[self.scenario.platform],
+            enabled=PLATFORMS[self.scenario.platform],
         )
 
     def symbols(self) -> dict[str, int]:
@@ -192,7 +200,7 @@ class Setting:
         scenario, decoder = self.scenario, self.decoder
         length, head = scenario.sequence_length, decoder.sizes["d"]
         learned = scenario.tokens - scenario.micro_batch  # the first token of a row is no target
-        flash_length, flash_head = cuda_rules.flash_padding(length, head)
+        flash_length, flash_head = flash_padding(length, head)
         sizes = {
             **decoder.sizes,
             "1": 1,
@@ -203,8 +211,8 @@ class Setting:
             "r": scenario.lora.rank if scenario.lora else 0,
             "n": learned,
             "c": min(CHUNK_TOKENS, learned),
-            "s8": cuda_rules.up(length, cuda_rules.BIAS_ALIGNMENT),
-            "s32": cuda_rules.up(length, cuda_rules.LOG_SUM_EXP_ALIGNMENT),
+            "s8": up(length, BIAS_ALIGNMENT),
+            "s32": up(length, LOG_SUM_EXP_ALIGNMENT),
             "s128": flash_length,
             "d32": flash_head,
         }

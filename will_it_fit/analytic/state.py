@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from will_it_fit.analytic.live_bytes import Ledger
+from will_it_fit.analytic.graph import Ledger
 from will_it_fit.analytic.setting import BLOCKSIZE, NESTED_BLOCKSIZE, Setting
-from will_it_fit.engine import cuda_rules
 from will_it_fit.engine.components import (
     ADAPTERS,
     COLLECTIVES,
@@ -20,6 +19,7 @@ from will_it_fit.engine.components import (
     WEIGHTS_4BIT,
     WORKSPACES,
 )
+from will_it_fit.engine.cuda_rules import CUBLASLT_WORKSPACE_BYTES, cublas_workspace_bytes
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 
 CODE_VALUES = 256  # of bitsandbytes' map of 8-bit numbers; 16 of 4-bit ones
@@ -159,10 +159,10 @@ def largest_arriving_bytes(setting: Setting) -> int:
 
 def hold_working_set(ledger: Ledger, setting: Setting) -> None:
     """What the first step brings and every later one finds: cuBLAS's workspaces, optimizer states."""
-    ledger.hold(WORKSPACES, "of cuBLAS", 1, cuda_rules.cublas_workspace_bytes(setting.capability), 2)
+    ledger.hold(WORKSPACES, "of cuBLAS", 1, cublas_workspace_bytes(setting.capability), 2)
     if any(m.bias for m in setting.decoder.matrices) or setting.decoder.family.head_bias:
         threads = 2 if setting.scenario.gradient_checkpointing else 1  # recomputing happens in autograd's
-        ledger.hold(WORKSPACES, "of cublasLt", 1, cuda_rules.CUBLASLT_WORKSPACE_BYTES, threads)
+        ledger.hold(WORKSPACES, "of cublasLt", 1, CUBLASLT_WORKSPACE_BYTES, threads)
     hold_optimizer_states(ledger, setting, setting.trained_shapes())
 
 

@@ -13,13 +13,12 @@ from itertools import pairwise
 
 from will_it_fit.analytic import state
 from will_it_fit.analytic.experts import experts
-from will_it_fit.analytic.graph import Node, Parameter, Storage, Tensor
+from will_it_fit.analytic.graph import Node, Parameter, Storage, Tensor, Term
 from will_it_fit.analytic.layers import Layer, Network, attention, dropped, mlp, norm, product
-from will_it_fit.analytic.live_bytes import Term
 from will_it_fit.analytic.setting import CHUNK_TOKENS, Setting
 from will_it_fit.analytic.sharding import Sharding, Unit, marked, units_of
-from will_it_fit.engine import cuda_rules
 from will_it_fit.engine.components import GRADIENTS, INPUTS, TEMPORARIES, WEIGHT_CASTS
+from will_it_fit.engine.cuda_rules import embedding_backward_bytes
 
 LAYERS_RUN = 3
 
@@ -175,7 +174,7 @@ class TrainingStep(Network):
     def _rows(self, weight: Parameter, symbol: str) -> Tensor:
         """One row of an embedding for each of ``symbol`` indices."""
         words, hidden = weight.dims
-        sizes = cuda_rules.embedding_backward_bytes(self.value(symbol), self.value(words), self.value(hidden))
+        sizes = embedding_backward_bytes(self.value(symbol), self.value(words), self.value(hidden))
         dims: list[tuple[tuple[str, ...], int]] = []
         if sizes:
             segments, sums = f"w{symbol}", f"g{symbol}"

@@ -106,7 +106,7 @@ def will_it_fit(
     """
     from will_it_fit.ask.question import Options, question
     from will_it_fit.ask.run_cost import with_run
-    from will_it_fit.common.schema import yaml_text
+    from will_it_fit.common.text import yaml_text
 
     words = [str(what)] if isinstance(what, (str, PathLike)) else [str(one) for one in what]
     settings = [
@@ -115,7 +115,7 @@ def will_it_fit(
         for part, item in (value.items() if isinstance(value, Mapping) else [("", value)])
     ]
     asked = question(words, Options(gpu=gpu, method=method, strategy=strategy, settings=settings, like=like))
-    return answered(with_run(asked, run), words, quick=quick)
+    return answered(with_run(asked, run) if run else asked, words, quick=quick)
 
 
 def answered(asked: Any, words: Sequence[str], *, quick: bool = False) -> Answer:

@@ -7,15 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 from will_it_fit.analytic.certainty import Needs
-from will_it_fit.analytic.estimate import estimate
+from will_it_fit.analytic.decoder import NotDescribed
+from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
-from will_it_fit.cards.gpus import Gpu, catalogue
+from will_it_fit.cards.gpus import Gpu, catalogue, named
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
-from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full, peaks_with_tool_defaults
+from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH
-from will_it_fit.readers.request import ScenarioRequest
+from will_it_fit.readers.request import LIKE, ScenarioRequest, parse_request
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import REPLICATED
 from will_it_fit.tracing import scenario_trace
@@ -141,6 +142,20 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     if others:
         answer["scripts_would_take"] = peaks_with_tool_defaults(asked.asked, asked.where)
     return _more(answer, asked)
+
+
+def peaks_with_tool_defaults(request: ScenarioRequest, where: object = "scenario") -> dict[str, int | None]:
+    """The peak with the defaults of each tool's scripts, by the analytic estimate; None: not described."""
+    peaks: dict[str, int | None] = {}
+    gpu = named(request.scenario.gpu, where)
+    for tool in LIKE if request.like is None and request.mapping else ():
+        try:
+            other = parse_request({**request.mapping, "like": tool}, where).scenario
+            form = analytic_estimate(other, where, capability=gpu.capability if gpu else None, blocks=False)
+            peaks[tool] = form["peak_allocated_bytes"]
+        except (NotDescribed, UserError):  # what was named does not go with the tool's settings
+            peaks[tool] = None
+    return peaks
 
 
 def _more(answer: dict[str, Any], asked: Question) -> dict[str, Any]:

@@ -7,17 +7,16 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from will_it_fit.ask.options import parser
-from will_it_fit.ask.typed import as_typed, check, without
-from will_it_fit.common.errors import UserError, printable
-from will_it_fit.common.sizes import gib
+from will_it_fit.ask.options import RUN_OPTIONS, check, parser, suggested, without
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import gib, printable
 
 if TYPE_CHECKING:
     from will_it_fit.ask.question import Question
@@ -47,14 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from will_it_fit.ask.question import Options, question
         from will_it_fit.ask.run_cost import parse_run_options, with_run
 
-        run = parse_run_options(options)
+        run = parse_run_options(options) if any(getattr(options, name) for name in RUN_OPTIONS) else None
         asking = Options(
             gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
             micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set, tool=options.tool,
             like=options.like, least_rows=2 if options.largest_batch else 1,
         )  # fmt: skip
         given = asking.given
-        asked = with_run(question(options.what, asking), run, gpu_needed=not options.all_gpus)
+        asked = question(options.what, asking)
+        if run:
+            asked = with_run(asked, run, gpu_needed=not options.all_gpus)
         if options.yaml:
             print(scenario_yaml(asked.scenario.to_mapping(), asked.model))
             return 0
@@ -64,11 +65,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _Stopped as stopped:
         return stopped.status
     except UserError as error:
-        raise as_typed(error, words, given) from None
+        raise _as_typed(error, words, given) from None
     except ModuleNotFoundError as error:
         problem = f"The package {error.name} is not installed, which the trace needs."
         print(UserError(problem, allowed="--quick, which does without", write=_INSTALL), file=sys.stderr)
         return 3
+
+
+def _as_typed(error: UserError, words: Sequence[str], given: Iterable[str]) -> UserError:
+    """An error of a field that the command line set, with the corrected command line as what to write.
+
+    Parameters
+    ----------
+    given
+        The fields that options set, ``lora.rank`` for a part.
+    """
+    if error.parts:
+        return UserError.several([_as_typed(part, words, given) for part in error.parts])
+    field, where = error.field or "", str(error.where or "")
+    here = where.startswith(("--", "the command line")) or any(
+        own == field or own.partition(".")[0] == field or field.startswith(f"{own}.") for own in given
+    )
+    if not here or not error.change:
+        return error
+    where = error.where if where.startswith("--") else "the command line"
+    return error.with_values(where=where, write=suggested(words, error.change, instead_of=field))
 
 
 _INSTALL = "pip install torch transformers peft bitsandbytes accelerate pyarrow"

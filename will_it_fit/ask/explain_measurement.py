@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import GIB, catalogue
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.text import gib
 from will_it_fit.tracing.trace import trace
 
 KINDS = ("nvidia-smi", "reserved", "allocated", "oom")

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from will_it_fit.ask.answer import whole_answer
 from will_it_fit.ask.text import table
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.packages import STACK
 from will_it_fit.common.terminal import command
+from will_it_fit.common.versions import STACK
 from will_it_fit.readers.request import read_request
 from will_it_fit.tracing import imports
 

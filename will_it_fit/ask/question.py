@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit import readers
-from will_it_fit.ask.typed import meant
+from will_it_fit.ask.options import meant
 from will_it_fit.cards.gpus import Gpu, find
-from will_it_fit.common.errors import UserError, yaml_text
+from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import yaml_value
+from will_it_fit.common.text import yaml_text
 from will_it_fit.hours.run_time import Run
 from will_it_fit.readers.approximations import approximate
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, Reading

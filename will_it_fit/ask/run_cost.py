@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from will_it_fit.ask.options import RUN_OPTIONS
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.text import gib
 from will_it_fit.hours.run_time import LEFT_OUT, Run, RunTime, cheapest
 
 _HOURS = {"m": 1 / 60, "min": 1 / 60, "h": 1.0, "d": 24.0}
@@ -27,11 +28,10 @@ def parse_run_options(options: argparse.Namespace) -> Run | None:
     UserError
         For the first thing that is wrong, with what to write.
     """
-    given = [f"--{name}" for name in ("tokens-per-row", "epochs", "price", "deadline", "grams-per-kwh")
-             if getattr(options, name.replace("-", "_"))]  # fmt: skip
     if options.rows is None:
-        if given:
-            raise _wrong(f"{given[0]} needs --rows", None, {"--rows": 50000})
+        for name in RUN_OPTIONS:
+            if getattr(options, name):
+                raise _wrong(f"--{name.replace('_', '-')} needs --rows", None, {"--rows": 50000})
         return None
     other = [f"--{name}" for name in ("quick", "longest", "largest-batch", "serve", "compare", "yaml")
              if getattr(options, name.replace("-", "_"))]  # fmt: skip
@@ -50,7 +50,7 @@ def parse_run_options(options: argparse.Namespace) -> Run | None:
     )
 
 
-def with_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Question:
+def with_run(asked: Question, run: Run, *, gpu_needed: bool = True) -> Question:
     """The question with the run whose hours are asked for.
 
     Raises
@@ -58,19 +58,19 @@ def with_run(asked: Question, run: Run | None, *, gpu_needed: bool = True) -> Qu
     UserError
         If the run can't be one of this step.
     """
-    if run and gpu_needed and asked.gpu is None:
+    if gpu_needed and asked.gpu is None:
         raise UserError(
             "--rows needs --gpu or --all-gpus.", where="the command line", allowed="one of them",
             change={"gpu": "a100-80gb"},
         )  # fmt: skip
-    if run and asked.gpu is None and not isinstance(run.price_per_hour, Mapping):
+    if asked.gpu is None and not isinstance(run.price_per_hour, Mapping):
         raise UserError(
             "--price names no GPU, and no single one is asked about.", where="the command line",
             found=f"{run.price_per_hour:g}", allowed="NAME=PER_HOUR; or a number, with --gpu",
             change={"--price": f"a100-80gb={run.price_per_hour:g}"},
         )  # fmt: skip
     most = asked.scenario.sequence_length
-    if run and (run.tokens_per_row or 0) > most:
+    if (run.tokens_per_row or 0) > most:
         raise UserError(
             f"--tokens-per-row is larger than the sequence length ({most}).", where="--tokens-per-row",
             found=f"{run.tokens_per_row:g}", allowed=f"up to {most}, or a longer sequence",

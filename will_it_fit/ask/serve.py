@@ -16,7 +16,7 @@ from will_it_fit.ask.question import Question
 from will_it_fit.ask.text import card, smallest
 from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.text import gib
 from will_it_fit.scenario.scenario import Scenario
 
 # Bits a weight of llama.cpp's quantizations (its README and `llama-quantize --help`, which gives them for 7B and 8B

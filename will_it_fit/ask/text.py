@@ -8,12 +8,10 @@ from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.ask import run_cost
+from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
-from will_it_fit.ask.typed import suggested
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, known
-from will_it_fit.common.errors import printable
-from will_it_fit.common.schema import yaml_text
-from will_it_fit.common.sizes import GIB, gib
+from will_it_fit.common.text import GIB, gib, printable, yaml_text
 from will_it_fit.scenario.description import goes_without_saying
 from will_it_fit.scenario.fields import BY_NAME, line
 from will_it_fit.scenario.scenario import Scenario
@@ -89,7 +87,7 @@ def smallest(required: float) -> str:
     gpus = sorted(known().values(), key=lambda gpu: gpu.usable_bytes)
     gpu = next((gpu for gpu in gpus if gpu.usable_bytes >= required), None)
     if gpu is None:
-        return "no GPU known has it; --gpu 2xh100-80gb divides it"
+        return "no GPU known has it; --gpu 2xh100-80gb shards it"
     return f"the smallest GPU known that has it is the {gpu.title} (--gpu {gpu.name})"
 
 
@@ -119,7 +117,10 @@ def other_tools(answer: Mapping[str, Any], like: str) -> list[str]:
     if not peaks:
         return []
     sizes = ", ".join(f"{titles.get(tool, tool)} {size / GIB:.2f}" for tool, size in peaks.items())
-    return [f"With {sizes} GiB at the peak: the same by their scripts' defaults, estimated ({like}{next(iter(peaks))})"]
+    whose = "its" if len(peaks) == 1 else "their"
+    return [
+        f"With {sizes} GiB at the peak: the same by {whose} scripts' defaults, estimated ({like}{next(iter(peaks))})"
+    ]
 
 
 def defaults_used(answer: Mapping[str, Any]) -> str | None:

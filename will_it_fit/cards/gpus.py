@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from will_it_fit.cards.gpu_names import read_gpu
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
-from will_it_fit.common.sizes import GIB, MIB
+from will_it_fit.common.text import GIB, MIB
 from will_it_fit.data import data_path
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.scenario.nested_fields import checked_gpu

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What steers a terminal: C0 and C1 but for line breaks and tabs, and the marks that turn text round.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+from will_it_fit.common.text import printable, yaml_text
 
 
 class UserError(Exception):
@@ -87,17 +84,3 @@ class UserError(Exception):
             return UserError.several([part.with_values(**values) for part in self.parts])
         names = ("problem", "where", "found", "allowed", "write", "field", "change")
         return UserError(**{**{name: getattr(self, name) for name in names}, **values})
-
-
-def yaml_text(value: Any) -> str:
-    """A value as it would stand in a YAML file, on one line."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(yaml_text, value)) + "]"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def printable(text: str) -> str:
-    """A text that may come from a file, for a terminal: what would steer it is shown as an escape."""
-    return _CONTROLS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from will_it_fit.common.secrets import without_secrets
+from will_it_fit.common.text import without_secrets
 
 
 class Failure(NamedTuple):

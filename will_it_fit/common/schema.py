@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from will_it_fit.common.errors import UserError, yaml_text
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import yaml_text
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$")
 _SMALL = 3  # keys: so small a mapping is shown whole

@@ -10,15 +10,15 @@ from typing import Any
 _WHERE = {
     "measure_step": "trace",
     "trace_step": "trace",
-    "Options": "options",
+    "Options": "trace",
     "Report": "report",
     "History": "report",
     "Card": "card",
     "simulated": "simulation",
-    "on_meta": "building",
-    "quantize_4bit": "building",
-    "quantize_8bit": "building",
-    "keep_paged_states_outside": "building",
+    "on_meta": "patching",
+    "quantize_4bit": "bitsandbytes_layers",
+    "quantize_8bit": "bitsandbytes_layers",
+    "keep_paged_states_outside": "bitsandbytes_layers",
     "measure_trainer": "trainer",
     "trace_trainer": "trainer",
     "CompiledError": "errors",
@@ -31,9 +31,9 @@ _WHERE = {
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(f".{_WHERE[name]}", __name__), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -109,7 +109,7 @@ class AllocatorState:
     """What both allocators have in common: sums, peaks, and how the capacity decided.
 
     A subclass says what a block is (``allocate``, ``free_block``, ``release``, ``copy``, ``signature``). These classes
-    are the ones to read. :class:`~will_it_fit.engine.native_replay.NativeAllocator` does the same, much faster.
+    are the ones to read. :class:`~will_it_fit.engine.replay.NativeAllocator` does the same, much faster.
 
     Attributes
     ----------

@@ -121,8 +121,8 @@ class MetaAutocast(TorchFunctionMode):
                 kwargs = kwargs | {"dtype": torch.float32}
             return func(*args, **kwargs)
         elif name in self._promote:
-            found = [item.dtype for item in tree_leaves((args, kwargs)) if _is_floating(item)]
-            if torch.float32 not in found:
+            dtypes = [item.dtype for item in tree_leaves((args, kwargs)) if _is_floating(item)]
+            if torch.float32 not in dtypes:
                 return func(*args, **kwargs)
             dtype = torch.float32
         elif name == "cross_entropy":

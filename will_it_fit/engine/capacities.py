@@ -54,12 +54,12 @@ class Capacities:
         return {"required_bytes": self.required_bytes, "also_fits_bytes": [list(one) for one in self.also_fits]}
 
     @classmethod
-    def of_all(cls, found: Iterable[Capacities]) -> Capacities:
+    def of_all(cls, of_sequences: Iterable[Capacities]) -> Capacities:
         """Where each of several sequences is served."""
-        found = list(found)
-        required = max(each.required_bytes for each in found)
+        of_sequences = list(of_sequences)
+        required = max(each.required_bytes for each in of_sequences)
         windows: list[Interval] = [(0, required)]
-        for each in found:
+        for each in of_sequences:
             own = [(each.required_bytes, required), *each.also_fits]
             windows = [
                 (max(low, first), min(high, last))

@@ -123,27 +123,27 @@ class CostRecorder:
             self.without_kernel += 1
             return
         key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else ())
-        found = self._known.get(key)
-        if found is None:
+        indices = self._known.get(key)
+        if indices is None:
             if _launches_nothing(func):
                 self._quiet.add(func)
                 self.without_kernel += 1
                 return
             made = _made_bytes(func, output)
             costs = [operator._replace(made_bytes=made) for operator in self._cost(func, args, kwargs, output)]
-            found = self._known[key] = tuple(range(len(self.operators), len(self.operators) + len(costs)))
+            indices = self._known[key] = tuple(range(len(self.operators), len(self.operators) + len(costs)))
             self.operators += costs
-        self._launched(found, stream)
+        self._launched(indices, stream)
 
     def launch(self, operator: Operator, stream: int = 0) -> None:
         """Record a kernel that no operator stands for."""
         if not self.on:
             return
-        found = self._known.get((operator,))
-        if found is None:
-            found = self._known[(operator,)] = (len(self.operators),)
+        indices = self._known.get((operator,))
+        if indices is None:
+            indices = self._known[(operator,)] = (len(self.operators),)
             self.operators.append(operator)
-        self._launched(found, stream)
+        self._launched(indices, stream)
 
     def wait(self, waiter: int | None, stream: int, launches: int) -> None:
         """Record that a stream, or the program (None), waits for another stream's kernels among so many launches."""
@@ -186,15 +186,15 @@ class CostRecorder:
         return self._sums(self.modules)
 
     def _sums(self, labels: Iterable[str]) -> dict[str, dict[str, dict[str, int]]]:
-        found: dict[str, dict[str, dict[str, int]]] = {}
+        sums_of: dict[str, dict[str, dict[str, int]]] = {}
         for index, label in zip(self.calls, labels, strict=True):
             operator = self.operators[index]
-            kinds = found.setdefault(label, {})
+            kinds = sums_of.setdefault(label, {})
             sums = kinds.setdefault(operator.kind, {"bytes": 0, "flops": 0, "launches": 0})
             sums["bytes"] += operator.bytes
             sums["flops"] += operator.flops
             sums["launches"] += 1
-        return found
+        return sums_of
 
     def _launched(self, indices: tuple[int, ...], stream: int) -> None:
         self.calls += indices
@@ -360,18 +360,18 @@ def _launches_nothing(func: Any) -> bool:
 
 def _shapes(values: Iterable[Any]) -> tuple:
     """What of an operator's arguments decides its cost."""
-    found: list[Any] = []
+    shapes: list[Any] = []
     for value in values:
         if isinstance(value, torch.Tensor):
             try:
-                found += (value.shape, value.stride(), value.dtype)
+                shapes += (value.shape, value.stride(), value.dtype)
             except RuntimeError:  # a sparse tensor has no strides
-                found += (value.shape, value.dtype)
+                shapes += (value.shape, value.dtype)
         elif isinstance(value, (list, tuple)):
-            found.append(_shapes(value))
+            shapes.append(_shapes(value))
         elif isinstance(value, bool):  # such as whether attention is causal
-            found.append(value)
-    return tuple(found)
+            shapes.append(value)
+    return tuple(shapes)
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:

@@ -25,7 +25,7 @@ products with a bias            through cublasLt, 1 MiB more for each thread: ``
 ``bitsandbytes::gemm_4bit``     dequantizes the weight, for nested statistics the absmax twice: bitsandbytes 0.50
                                 ``backends/cuda/ops.py``, ``_dequant_linear_fallback`` (its fused kernel takes over
                                 for few tokens only: 1,536 at most, mostly under 128)
-products with 8-bit weights     bitsandbytes' own Python code: :mod:`will_it_fit.engine.int8`
+products with 8-bit weights     bitsandbytes' own Python code: :mod:`will_it_fit.engine.bitsandbytes_layers`
 ``scaled_dot_product_           the fused kernel that takes the tensors, else a formula: ATen ``native/transformers/
 attention``                     attention.cpp``, ``cuda/sdp_utils.cpp``
 memory-efficient attention      output, fp32 log-sum-exp for queries padded to 32; backward: gradients, fp32 delta,

@@ -254,17 +254,17 @@ class ExpandableAllocator(AllocatorState):
     def _map(self, pool: _Range, size: int, index: int, grow: bool) -> int:
         """A block on memory that is mapped now; under pressure what is free is unmapped first."""
         within = lambda more: self.within(self.reserved + more, index)  # noqa: E731
-        found = pool.grow(size, within)
-        if found is None:
+        grown = pool.grow(size, within)
+        if grown is None:
             self.retries += 1
             self.release()
             if self.released is not None:
                 self.released(index)
-            found = pool.grow(size, within)
-        if found is None:
-            found = pool.grow(size, lambda _: True)
+            grown = pool.grow(size, within)
+        if grown is None:
+            grown = pool.grow(size, lambda _: True)
             if not grow:
-                raise OutOfMemory(index, self.reserved + found[1], self.capacity)
-            self.capacity = self.reserved + found[1]
-        self.reserved += found[1]
-        return found[0]
+                raise OutOfMemory(index, self.reserved + grown[1], self.capacity)
+            self.capacity = self.reserved + grown[1]
+        self.reserved += grown[1]
+        return grown[0]

@@ -91,14 +91,14 @@ class Recording:
 
     def required_bytes(self, *, expandable_segments: bool = False, sizes: Collection[int] = ()) -> int:
         """The size from which on every GPU suffices, whatever the order of loading."""
-        found = self.capacities(expandable_segments=expandable_segments, sizes=sizes)
-        return max(each.required_bytes for each in found)
+        of_orders = self.capacities(expandable_segments=expandable_segments, sizes=sizes)
+        return max(each.required_bytes for each in of_orders)
 
     def needs(self, asked: Asked, *, expandable_segments: bool = False) -> dict[str, Any]:
         """What GPUs must have, as :class:`~will_it_fit.engine.report.Report` has it."""
-        found = self.capacities(expandable_segments=expandable_segments, sizes=asked.sizes)
-        needed = [each.required_bytes for each in found]
-        own = Capacities.of_all(found)
+        of_orders = self.capacities(expandable_segments=expandable_segments, sizes=asked.sizes)
+        needed = [each.required_bytes for each in of_orders]
+        own = Capacities.of_all(of_orders)
         answer: dict[str, Any] = {
             "required_bytes": own.required_bytes,
             "required_range_bytes": (min(needed), max(needed)),
@@ -142,10 +142,10 @@ class Scaled:
     def record(self, value: int) -> Recording:
         """The step's own trace at a value."""
         if value not in self.recordings:
-            found = self._record(value)
-            self.recordings[value] = found
+            recording = self._record(value)
+            self.recordings[value] = recording
             self._least.clear()  # another trace may correct what lies between
-            sequences = [Events.of(events) for events in found.sequences]
+            sequences = [Events.of(events) for events in recording.sequences]
             ids = [events.ids for events in sequences]
             self._structures[value] = structure = tuple(hash(each.tobytes()) for each in ids)
             if structure not in self._ids:

@@ -18,8 +18,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import costs, cuda_rules, int8
+from . import costs, cuda_rules
 from .autocast import attention_operands
+from .bitsandbytes_layers import int8_products
 from .cuda_rules import DEFAULT_CAPABILITY, up
 from .errors import AttentionKernelError
 from .patching import patched
@@ -162,7 +163,7 @@ def dispatch(
     ]
     if hasattr(shapes, "_meta_grouped_mm_common"):
         places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
-    places += int8.products(target)
+    places += int8_products(target)
     if target == "cuda":
         places.append((functional, "dropout", _dropout(functional.dropout)))
         if cuda_rules.fuses_rms_norm(torch_version):

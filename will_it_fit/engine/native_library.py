@@ -122,18 +122,18 @@ class Sources:
     def _compiled_in(self, folder: Path) -> Iterator[Path]:
         """Whole files that were made from these sources for this platform, the last made first."""
         try:
-            found = sorted(folder.glob(f"{self.stem}-*{_suffix()}"), key=lambda path: -path.stat().st_mtime)
-            yield from (path for path in found if path.stem.endswith(f"-{_digest(path.read_bytes())}"))
+            libraries = sorted(folder.glob(f"{self.stem}-*{_suffix()}"), key=lambda path: -path.stat().st_mtime)
+            yield from (path for path in libraries if path.stem.endswith(f"-{_digest(path.read_bytes())}"))
         except OSError:
             return
 
     def _compiler(self) -> Sequence[str]:
         if named := shlex.split(os.environ.get(self.variable, "")):
             return named
-        found = next(filter(None, map(shutil.which, self.compilers)), None)
-        if found is None:
+        compiler = next(filter(None, map(shutil.which, self.compilers)), None)
+        if compiler is None:
             raise NotCompiled(f"there is no compiler ({', '.join(self.compilers)})")
-        return [found]
+        return [compiler]
 
 
 _OWN = [SOURCES / "replay.c", *sorted(SOURCES.glob("*.h"))]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from .plain_tensors import parts
+from .model_tensors import parts
 
 _SKIPPED = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 

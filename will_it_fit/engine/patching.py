@@ -1,13 +1,17 @@
-"""Attributes of modules and classes replaced for a while."""
+"""Attributes of modules and classes replaced for a while; and ``meta`` in the place of a device.
+
+What a program builds before its first step is built on ``meta`` as a GPU would have it.
+"""
 
 from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 # What is exchanged for the program's sake alone, in order: place, name, what was there, whether it was the place's own,
@@ -84,3 +88,48 @@ def sorted_sets(model: nn.Module) -> list[tuple[Any, str, Any]]:
     """
     names = sorted({type(module).__module__ for module in model.modules()})
     return [(sys.modules[name], "set", _Sorted) for name in names if name.startswith("transformers.models.")]
+
+
+@contextmanager
+def on_meta(target: str = "cuda") -> Iterator[None]:
+    """Build a model, a batch and an optimizer on ``meta``: tensors without data, and the optimizer's own choices.
+
+    PyTorch decides by the device's name whether an optimizer may take all tensors at once (``foreach``) or one kernel
+    for everything (``fused``); here ``meta`` counts as ``target``, as it does while a step is traced.
+    """
+    with torch.device("meta"), patched(device_lists(target)):
+        yield
+
+
+def device_lists(target: str) -> list[tuple[Any, str, Any]]:
+    """What to exchange so that PyTorch's lists of devices name ``meta`` beside ``target``.
+
+    ``torch/utils/_foreach_utils.py`` and ``torch/optim/optimizer.py`` keep them; other modules import the functions.
+    """
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+
+    def beside(function: Callable[..., list[str]]) -> Callable[..., list[str]]:
+        def devices(*args: Any) -> list[str]:
+            names = function(*args)
+            return [*names, "meta"] if target in names else names
+
+        return devices
+
+    support = _foreach_utils._device_has_foreach_support  # the CPU has it, though it is not in the list
+
+    def has_foreach_support(device: torch.device) -> bool:
+        return support(torch.device(target) if device.type == "meta" else device)
+
+    new = {
+        "_get_foreach_kernels_supported_devices": beside(_foreach_utils._get_foreach_kernels_supported_devices),
+        "_get_fused_kernels_supported_devices": beside(_foreach_utils._get_fused_kernels_supported_devices),
+        "_get_capturable_supported_devices": beside(optimizer._get_capturable_supported_devices),
+        "_device_has_foreach_support": has_foreach_support,
+    }
+    places = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith(("torch.optim", "torch.nn.utils", "torch.utils._foreach_utils")) and module is not None
+    ]
+    return [(module, name, function) for module in places for name, function in new.items() if name in vars(module)]

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from .allocator import Event
 from .costs import CostRecorder
+from .cuda_rules import cufft_worst_bytes
 from .origins import Origins
-from .workspaces import Workspaces
+
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+_TRANSFORMS = (torch.ops.aten._fft_c2c.default, torch.ops.aten._fft_r2c.default, torch.ops.aten._fft_c2r.default)
+# aten/src/ATen/native/cudnn/Conv_v8.cpp: `run_conv_plan` takes the plan's workspace from the allocator for the call;
+# `try_configs` goes on to the next plan where it is out of memory, and `generate_and_filter_plans` (benchmark mode)
+# leaves out what the largest free block can't hold.
+_CUDNN = (
+    "the step runs convolutions, and cuDNN's workspaces for them are not counted: the peak is the least it can be, see"
+    " `peak_allocated_range_bytes`. PyTorch takes a smaller plan where a workspace doesn't fit, so the least that a GPU"
+    " must have stays. CUDNN_CONV_WSCAP_DBG, in MiB, bounds a workspace; `cudnn_workspace_bytes` says it to the trace"
+)
+_CUFFT = (
+    "the step runs Fourier transforms, and cuFFT's work areas for them are not counted: the peak is the least it can"
+    " be, see `peak_allocated_range_bytes`. A transform whose work area doesn't fit fails: a GPU must have as much more"
+)
 
 
 class Record:
@@ -68,3 +86,57 @@ class Record:
             for (phase, number, first), last in zip(self.marks, ends, strict=False)
             if number == step
         ]
+
+
+class Workspaces:
+    """Where a step takes workspaces whose size cuDNN and cuFFT alone know, and the range that its peak then has.
+
+    Attributes
+    ----------
+    cudnn_bytes
+        What cuDNN may take; None: what the GPU has left.
+    """
+
+    def __init__(self) -> None:
+        self.cudnn_bytes: int | None = None
+        self._convolutions: list[int] = []  # indices of the events after which cuDNN runs
+        self._transforms: list[tuple[int, int]] = []  # likewise cuFFT, with the most that its work area may take
+
+    @property
+    def taken(self) -> bool:
+        """Whether the step takes any."""
+        return bool(self._convolutions or self._transforms)
+
+    def note(self, func: Any, args: Sequence[Any], output: Any, at: int) -> None:
+        """Hear of an operator that has run; ``at``: the number of events before it."""
+        if func in _CONVOLUTIONS:
+            self._convolutions.append(at)
+        elif func in _TRANSFORMS:
+            number = args[0] if args[0].is_complex() else output
+            elements = max(args[0].numel(), output.numel())
+            self._transforms.append((at, cufft_worst_bytes(elements, number.element_size())))
+
+    def range_of(
+        self,
+        lowest: int,
+        allocated: Callable[[int], int],
+        since: int,
+        capacity: int | None,
+        warn: Callable[[str], None],
+    ) -> dict[str, tuple[int, int | None]]:
+        """The range of a peak that is ``lowest`` without them; nothing where none is taken from the event ``since`` on.
+
+        cuDNN's end at what it may take, or at the GPU's ``capacity``; cuFFT's at the most that its reference names.
+        ``allocated``: bytes before an event.
+        """
+        convolving = [allocated(at) for at in self._convolutions if at >= since]
+        transforming = [allocated(at) + most for at, most in self._transforms if at >= since]
+        if not convolving and not transforming:
+            return {}
+        most: list[int | None] = [lowest, *transforming]
+        if transforming:
+            warn(_CUFFT)
+        if convolving:
+            warn(_CUDNN)
+            most.append(capacity if self.cudnn_bytes is None else max(convolving) + self.cudnn_bytes)
+        return {"peak_allocated_range_bytes": (lowest, None if None in most else max(most))}

@@ -359,7 +359,7 @@ def _running_sum(events: Sequence[Event]) -> list[int]:
 def _components(record: Record, events: Sequence[Event], moments: Sequence[int]) -> list[dict[str, int]]:
     """Bytes of each component before the events at some indices."""
     wanted = sorted(set(moments))
-    found: dict[int, dict[str, int]] = {}
+    bytes_at: dict[int, dict[str, int]] = {}
     totals: dict[str, int] = {}
     sizes: dict[int, int] = {}
     position = 0
@@ -372,8 +372,8 @@ def _components(record: Record, events: Sequence[Event], moments: Sequence[int])
             elif identity < 0 and -identity in sizes:
                 totals[record.components[-identity]] -= sizes.pop(-identity)
         position = moment
-        found[moment] = {component: count for component, count in totals.items() if count}
-    return [found[moment] for moment in moments]
+        bytes_at[moment] = {component: count for component, count in totals.items() if count}
+    return [bytes_at[moment] for moment in moments]
 
 
 def _alive(record: Record, events: Sequence[Event], moment: int) -> list[dict[str, Any]]:

@@ -91,8 +91,8 @@ def in_place(func: Any) -> Any:
 def _same_dtype(operands: Sequence[torch.Tensor]) -> None:
     """Refuse a product that every device refuses; on ``meta`` only shapes are checked."""
     if len({operand.dtype for operand in operands}) > 1:
-        found = ", ".join(short(operand.dtype) for operand in operands)
-        raise RuntimeError(f"the operands of a matrix product differ in dtype ({found}), and no autocast is on")
+        dtypes = ", ".join(short(operand.dtype) for operand in operands)
+        raise RuntimeError(f"the operands of a matrix product differ in dtype ({dtypes}), and no autocast is on")
 
 
 def _kind(func: Any) -> str:

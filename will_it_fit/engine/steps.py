@@ -169,12 +169,12 @@ def past_operators(tracker: Tracker) -> list[tuple[Any, str, Any]]:
         with tracker:
             run(thread)
 
-    found: list = [(torch.UntypedStorage, "resize_", resize_), (threading.Thread, "run", in_thread)]
-    found += [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
+    patches: list = [(torch.UntypedStorage, "resize_", resize_), (threading.Thread, "run", in_thread)]
+    patches += [(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())]
     if tracker.on_meta:
-        found += [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor")]
-        found += [(torch.Tensor, name, reading(getattr(torch.Tensor, name))) for name in ("tolist", "numpy")]
-    return found
+        patches += [(torch, name, made(getattr(torch, name))) for name in ("tensor", "as_tensor")]
+        patches += [(torch.Tensor, name, reading(getattr(torch.Tensor, name))) for name in ("tolist", "numpy")]
+    return patches
 
 
 @contextmanager

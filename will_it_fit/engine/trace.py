@@ -26,36 +26,129 @@ the figures are those of one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from .autocast import emulated
-from .building import device_lists
+from .bitsandbytes_layers import layers_of
 from .card import active_simulation
 from .compiled import compiled_functions
-from .components import LOADING, OPTIMIZER_STATES, WEIGHT_CASTS
+from .components import HOST, LOADING, OPTIMIZER_STATES, QUANTIZATION_STATE, WEIGHT_CASTS
 from .costs import CostRecorder, recording
-from .cuda_rules import older_than_the_rules
+from .cuda_rules import PLATFORMS, older_than_the_rules
 from .custom import on_card
 from .errors import TraceError
 from .fake_group import active
 from .kernels import CudaKernels, cpu_outputs, device_outputs, dispatch
 from .known_values import Values
-from .label_model import follow_model, vocabulary
-from .older_layers import layers_of
-from .options import Options
+from .model_tensors import Label, component_of, parts, quantization_state, vocabulary, weights_with
 from .origins import Origins
-from .patching import patched, sorted_sets
+from .patching import device_lists, patched, sorted_sets
 from .report import History, Report, make_report
-from .steps import Step, listening, past_operators, take_steps
+from .steps import STEPS, Step, listening, past_operators, take_steps
 from .tracker import Tracker
 
 T = TypeVar("T")
+TARGETS = ("cuda", "cpu")
+COMPILED = ("refuse", "eager", "fused", "follow")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a trace is asked; a measurement heeds what is not about a device.
+
+    Attributes
+    ----------
+    target
+        ``cuda``: as PyTorch's CUDA allocator counts. ``cpu``: bytes of live tensors, as
+        :func:`~will_it_fit.engine.trace.measure_step`.
+    capability
+        Compute capability of the GPU, such as ``(8, 0)``; decides kernels and the size of workspaces.
+    torch_version
+        Whose CUDA kernels are meant, such as ``2.4.1``; the installed PyTorch's by default. One that is older than the
+        rules (:data:`~will_it_fit.engine.cuda_rules.READ_IN`) is a warning.
+    platform
+        ``linux`` or ``windows``, whose PyTorch is built without FlashAttention.
+    bitsandbytes_version
+        Whose 4-bit layers are meant, such as ``0.42.0``; None: the installed one's.
+    capacity_bytes
+        The GPU's memory without the CUDA context: reserved memory is then that of a GPU which gives cached segments
+        back when it is full. None: memory is plentiful.
+    cudnn_workspace_bytes
+        What ``CUDNN_CONV_WSCAP_DBG`` allows a workspace of cuDNN to take; None: nothing is set.
+    expandable_segments
+        Whether the allocator runs with ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``.
+    steps
+        How many to take; the last is reported. One is enough where there is no optimizer.
+    previous_batch
+        The first step's batch where it differs: outputs that a loop keeps until the next step have its length.
+    histories
+        What happened before the first step, see :class:`~will_it_fit.engine.report.History`; several where chance
+        decides, and reserved memory is a range. None: the model's tensors are allocated one after the other.
+    begin
+        Called before the first step, with the model on its device, where memory is followed already: for what wraps it
+        there, such as DDP. Returns the step to take instead of ``step``.
+    beside
+        Models that lie on the device too and are not trained, such as a reference.
+    label
+        Called with the name of each parameter or buffer and the tensor: what it is for, or None for the default,
+        ``adapters`` for what is trained in a model that is frozen in part, and ``weights_<dtype>``. ``host``: it is in
+        the host's memory, as what FSDP offloads.
+    scalars
+        What ``.item()``, ``.tolist()`` and ``if tensor`` give where a value is not known, for steps that read numbers
+        to log them or to give them back. None: such a step is refused.
+    answers
+        What ``if tensor`` gives in a function of a library, by ``module:function`` or ``module``, where the value
+        decides about what is allocated: beside :data:`~will_it_fit.engine.known_values.ANSWERS`.
+    compiled
+        How functions that ``torch.compile`` has compiled are taken: refused; followed through the compiler, ``follow``,
+        for a GPU where its card is simulated (:func:`~will_it_fit.engine.simulation.simulated`); or with a warning,
+        as they would run without the compiler, ``eager``, or without the tensors that it makes and drops, ``fused``.
+    timeline
+        Whether the report has a timeline.
+    origins
+        Whether the report has the tensors that are alive at the peak, with the module and line that made them.
+    costs
+        Whether the report has what each operator of the step costs.
+    report
+        What makes the answer of the record; :func:`~will_it_fit.engine.report.recording` gives the events alone.
+    """
+
+    target: str = "cuda"
+    capability: tuple[int, int] | None = None
+    torch_version: str = torch.__version__
+    platform: str = "linux"
+    bitsandbytes_version: str | None = None
+    capacity_bytes: int | None = None
+    cudnn_workspace_bytes: int | None = None
+    expandable_segments: bool = False
+    steps: int = STEPS
+    previous_batch: Any = None
+    histories: Sequence[History] = ()
+    begin: Callable[[], Step] | None = None
+    beside: Sequence[nn.Module] = ()
+    label: Label | None = None
+    scalars: float | None = None
+    answers: Mapping[str, bool] = field(default_factory=dict)
+    compiled: str = "refuse"
+    timeline: bool = False
+    origins: bool = False
+    costs: bool = False
+    report: Callable[..., Any] = make_report
+
+    def __post_init__(self) -> None:
+        choices = (("target", self.target, TARGETS), ("compiled", self.compiled, COMPILED))
+        for name, value, allowed in (*choices, ("platform", self.platform, tuple(PLATFORMS))):
+            if value not in allowed:
+                words = " or ".join(f"{name}={word!r}" for word in allowed)
+                raise TraceError(f"Unknown {name} of the trace: {value!r}.", f"Write {words}.")
+        if self.steps < 1:
+            raise TraceError(f"A trace takes at least one step, not {self.steps}.", f"Write steps={STEPS}.")
 
 
 def trace_step(
@@ -84,7 +177,7 @@ def trace_step(
         Tensors in any nest. The step gets copies on ``meta`` that count as inputs; of small integer and boolean ones on
         the CPU it may read the values, of all others only shapes and dtypes are there.
     options
-        What is asked, :class:`~will_it_fit.engine.options.Options`; None: its defaults.
+        What is asked, :class:`Options`; None: its defaults.
 
     Raises
     ------
@@ -101,9 +194,9 @@ def trace_step(
     _refuse_values(model, optimizer)
     on_gpu = options.target == "cuda"
     tracker, seen = _tracker(model, options, on_gpu)
-    follow_model(tracker, model, seen.ids, options.label)
+    _follow_model(tracker, model, seen.ids, options.label)
     for other in options.beside:
-        follow_model(tracker, other)
+        _follow_model(tracker, other)
     _follow_states(tracker, optimizer)
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability, options.torch_version, options.platform))
@@ -181,7 +274,7 @@ def measure_step(
     tracker = Tracker(("cpu",), vocabulary=vocabulary(model))
     tracker.origins = Origins(model) if options.origins else None
     for followed in (model, *options.beside):
-        follow_model(tracker, followed, label=options.label)
+        _follow_model(tracker, followed, label=options.label)
     _follow_states(tracker, optimizer)
     with (
         compiled_functions(tracker, options.compiled),
@@ -190,6 +283,36 @@ def measure_step(
     ):
         take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
     return make_report(tracker, on_gpu=False, timeline=options.timeline)
+
+
+def _follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Label | None = None) -> None:
+    """Begin to follow a model's parameters, buffers and quantization states; ``ids``: of those already recorded."""
+    ids, component = ids or {}, component_of(model, label)
+
+    def add(tensor: torch.Tensor, component: str) -> None:
+        if component == HOST:
+            tracker.leave_on_host(tensor)
+            return
+        for part in parts(tensor):
+            tracker.add(part, component, identity=ids.get(part.untyped_storage()._cdata))
+
+    for name, parameter in model.named_parameters():
+        add(parameter, component(name, parameter))
+        for tensor in quantization_state(parameter).values():
+            add(tensor, QUANTIZATION_STATE)
+    for name, buffer in model.named_buffers():
+        add(buffer, component(name, buffer))
+    for name, module in model.named_modules():  # whatever hangs on a module and is neither
+        states = quantization_state(module)
+        for tensor in states.values():  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
+            add(tensor, QUANTIZATION_STATE)
+        if states:
+            tracker.label(module.weight, weights_with(states))
+        for key, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else (value,)
+            for tensor in held:
+                if isinstance(tensor, torch.Tensor):
+                    add(tensor, component(f"{name}.{key}", tensor))
 
 
 def _follow_states(tracker: Tracker, optimizer: torch.optim.Optimizer | None) -> None:

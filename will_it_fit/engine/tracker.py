@@ -24,16 +24,13 @@ from .components import (
     TEMPORARIES,
     UNSHARDED,
     WORKSPACES,
-    weights,
 )
 from .custom import opaque
 from .fake_group import FakeDevice
 from .known_values import UNANSWERED, Values
-from .plain_tensors import made_of_others, parts, those_on_meta
+from .model_tensors import made_of_others, parts, those_on_meta, weights_like
 from .record import Record
 from .shapes import Shapes, in_place
-
-NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 class Kernels(Protocol):
@@ -162,8 +159,8 @@ class Tracker(TorchDispatchMode, Record):
             self._named.add(identity)
 
     def _identities(self, tensor: torch.Tensor) -> list[int]:
-        found = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
-        return [identity for identity in found if identity is not None]
+        identities = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
+        return [identity for identity in identities if identity is not None]
 
     def leave_on_host(self, tensor: torch.Tensor) -> None:
         """Say that a tensor on ``meta`` lies in the host's memory; so does what is made of such tensors alone."""
@@ -308,7 +305,7 @@ class Tracker(TorchDispatchMode, Record):
                 if hasattr(item, "outside_the_allocator"):  # paged states
                     self.leave_on_host(item)
                     continue
-                self.add(item, weights(NAMES.get(item.dtype, "")) if item.is_floating_point() else INPUTS)
+                self.add(item, weights_like(item) if item.is_floating_point() else INPUTS)
 
     def _seen(self, output: Any, func: Any, *, on_device: str | None = None) -> Any:
         for item in output if isinstance(output, (tuple, list)) else (output,):

@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 
-from .building import device_lists
 from .errors import TraceError
-from .options import Options
-from .patching import patched
+from .patching import device_lists, patched
 from .report import Report
-from .trace import measure_step, trace_step
+from .trace import Options, measure_step, trace_step
 
 SCALARS = 1.0  # what a trainer reads to log it
 # What trainers ask before they go on, and a real batch answers in one way:
@@ -121,12 +119,12 @@ def _refuse_more_than_training(trainer: Any) -> None:
             f"The trainer's train() would take {'all of its epochs' if updates < 1 else f'{updates} updates'}.",
             "Write max_steps=2 in its arguments: the second update is like all that follow.",
         )
-    found = {
+    refused = {
         "eval_strategy": str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no",
         "save_strategy": str(getattr(arguments.save_strategy, "value", arguments.save_strategy)) != "no",
         "use_vllm": bool(getattr(arguments, "use_vllm", False)),
     }
-    for name, wrong in found.items():
+    for name, wrong in refused.items():
         if wrong:
             value = False if name == "use_vllm" else "no"
             raise TraceError(

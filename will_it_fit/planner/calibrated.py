@@ -19,8 +19,8 @@ from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.changes import COUNTS, Changes, apply, spread
+from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.objectives import SUPERVISED
-from will_it_fit.scenario.parts import Parallel
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, REPLICATED, WEIGHTS
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.cards.gpus import EXPANDABLE_LINE
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.text import gib
 from will_it_fit.planner.largest_fit import steps
 from will_it_fit.scenario.optimizers import EIGHT_BIT, FUSED, OPTIMIZERS, PAGED
 from will_it_fit.scenario.scenario import Scenario

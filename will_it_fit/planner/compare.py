@@ -4,13 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from will_it_fit.analytic.decoder import NotDescribed
-from will_it_fit.analytic.estimate import Estimated, analytic_estimate, rule_of_thumb
+from will_it_fit.analytic.estimate import Estimated, rule_of_thumb
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
-from will_it_fit.common.errors import UserError
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.text import gib
 from will_it_fit.hours.step_time import NO_SPEED
-from will_it_fit.readers.request import LIKE, ScenarioRequest, parse_request
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import Traced
 
@@ -148,17 +145,3 @@ def difference(answer: Mapping[str, Any], to: Mapping[str, Any]) -> dict[str, fl
     """Signed difference of two answers' peaks, in bytes and as a share of the second."""
     size, base = answer["peak_allocated_bytes"], to["peak_allocated_bytes"]
     return {"bytes": size - base, "share": round(size / base - 1, 6)}
-
-
-def peaks_with_tool_defaults(asked: ScenarioRequest, where: object = "scenario") -> dict[str, int | None]:
-    """The peak with the settings of each tool's scripts, by the analytic estimate; None: not described."""
-    found: dict[str, int | None] = {}
-    gpu = named(asked.scenario.gpu, where)
-    for tool in LIKE if asked.like is None and asked.mapping else ():
-        try:
-            other = parse_request({**asked.mapping, "like": tool}, where).scenario
-            form = analytic_estimate(other, where, capability=gpu.capability if gpu else None, blocks=False)
-            found[tool] = form["peak_allocated_bytes"]
-        except (NotDescribed, UserError):  # what was named does not go with the tool's settings
-            found[tool] = None
-    return found

@@ -9,7 +9,7 @@ from typing import Any
 
 from will_it_fit.cards.gpus import Gpu, verdict
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.schema import yaml_text
+from will_it_fit.common.text import yaml_text
 from will_it_fit.hours.run_time import Run, RunTime, run_time
 from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import Changes, Move, apply, faster_moves

@@ -11,7 +11,7 @@ from typing import Any
 from will_it_fit.analytic.certainty import OTHER_KERNELS
 from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.schema import yaml_text
+from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.calibrated import CalibratedEstimator
 from will_it_fit.planner.changes import COUNTS, Changes, Move, apply, moves, spread
 from will_it_fit.planner.largest_fit import Borders

@@ -17,8 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.errors import UserError, yaml_text
+from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
+from will_it_fit.common.text import yaml_text
 from will_it_fit.data import data_path
 from will_it_fit.scenario.fields import BY_NAME
 

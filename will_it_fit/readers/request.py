@@ -1,8 +1,7 @@
 """A scenario as it was asked for: what was named, what ``like`` set, what was assumed.
 
 ``like: trl`` takes what TRL's training takes where its file says nothing, and so do ``peft`` (the scripts of its
-documentation: transformers' Trainer, ``prepare_model_for_kbit_training``, ``--bf16``) and ``axolotl``. The tools' own
-readers say what that is, asked about a file with nothing in it; sizes are not among it. What is named wins.
+documentation) and ``axolotl``: ``data/tool_defaults.yaml`` lists it; sizes are not among it. What is named wins.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from will_it_fit.common.errors import UserError, yaml_text
+from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_yaml
-from will_it_fit.readers import axolotl, trl
+from will_it_fit.common.text import yaml_text
+from will_it_fit.data import data_path
 from will_it_fit.scenario.fields import BY_NAME, UNSAID, scenario_defaults
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import language_model_only
@@ -23,14 +23,12 @@ from will_it_fit.scenario.nested_fields import gpu_count
 from will_it_fit.scenario.scenario import Scenario
 
 LIKE = ("trl", "peft", "axolotl")
-# What `like` sets: how a step is taken. How large it is stays the file's to say.
-SETS = ("precision", "autocast", "quantization", "kbit_preparation", "adapter_precision", "attention_mask",
-        "gradient_checkpointing", "attention", "optimizer", "loss", "loop")  # fmt: skip
+TOOL_DEFAULTS = data_path("tool_defaults.yaml")  # what `like` sets
 # Settings that decide memory or time, for the answer to name where nobody did; the sizes first.
 _SIZES = ("sequence_length", "micro_batch")
 DECIDING = (*_SIZES, *(name for name in BY_NAME if name not in (*_SIZES, *UNSAID, "model_name", "adapter", "images")))
 _ADAPTERS_ALONE = ("lora", "kbit_preparation", "quantization", "adapter_precision")
-_DIVIDED = ("fsdp1", "fsdp2", "zero3")  # where weights are divided a loss in chunks is not described
+_SHARDED = ("fsdp1", "fsdp2", "zero3")  # where weights are sharded a loss in chunks is not described
 
 
 @dataclass(frozen=True)
@@ -129,44 +127,26 @@ def left_out(model: Any, scenario: Scenario, where: object) -> tuple[str, ...]:
 
 
 def like_fields(tool: str, named: Mapping[str, Any]) -> dict[str, Any]:
-    """What a tool's training takes for a method and so many rows, where its file says nothing."""
-    method, rows = named.get("method") or scenario_defaults()["method"], named.get("micro_batch") or 1
-    quantized, place = method == "qlora", Path(tool)
-    if tool == "axolotl":
-        settings = {"base_model": "-", "adapter": None if method == "full" else method, "load_in_4bit": quantized}
-        reading = axolotl.read({**settings, "micro_batch_size": rows}, place)
-    else:
-        settings = {"model_name_or_path": "-", "use_peft": method != "full", "load_in_4bit": quantized}
-        settings |= {"per_device_train_batch_size": rows}
-        if tool == "peft":
-            settings |= {"dtype": "auto", "bf16": True, "gradient_checkpointing": quantized}
-        aim = {"orpo": "dpo"}.get(named.get("objective"), named.get("objective")) or "sft"
-        reading = trl.read(settings, place, trainer="transformers" if tool == "peft" else aim)
-        if tool == "peft" and quantized:
-            reading.set(kbit_preparation="peft")
-    fields = {name: reading.fields[name] for name in SETS if name in reading.fields}
-    if quantized:
-        fields["quantization"] = {**scenario_defaults()["quantization"], **fields["quantization"]}
-    if method == "full":
-        fields = {name: value for name, value in fields.items() if name not in _ADAPTERS_ALONE}
-    elif not quantized:
-        fields.pop("quantization", None)
-    for name in _that_contradict(fields, named):
-        fields.pop(name, None)
-    return fields
+    """What a tool's training takes for a method, where its file says nothing; in the order of the fields."""
+    defaults = read_yaml(TOOL_DEFAULTS)[tool]
+    own = defaults["always"] | defaults.get(named.get("method") or scenario_defaults()["method"], {})
+    contradicting = set(_that_contradict(own, named))
+    return {name: own[name] for name in BY_NAME if name in own and name not in contradicting}
 
 
 def _that_contradict(fields: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[str]:
     """Fields of a tool that what is named leaves no place for."""
     parallel = named.get("parallel")
-    divided = isinstance(parallel, Mapping) and parallel.get("strategy") in _DIVIDED
-    if divided or (parallel is None and gpu_count(named.get("gpu")) > 1):
+    sharded = isinstance(parallel, Mapping) and parallel.get("strategy") in _SHARDED
+    if sharded or (parallel is None and gpu_count(named.get("gpu")) > 1):
         yield "loss"
-    if named.get("attention") == "flash" or named.get("packing", "none") != "none":
+    rows = named.get("micro_batch")
+    several = isinstance(rows, int) and rows > 1
+    if not several or named.get("attention") == "flash" or named.get("packing", "none") != "none":
         yield "attention_mask"
     if str(named.get("precision")).endswith("-mixed"):
         yield "autocast"
-    if (named.get("objective") or "sft") != "sft":  # its trainer casts adapters itself
-        yield "adapter_precision"
+    if (named.get("objective") or "sft") != "sft":  # its trainer casts adapters itself, and takes the loss whole
+        yield from ("adapter_precision", "loss")
     if named.get("autocast") and str(fields.get("precision")).endswith("-mixed"):
         yield "precision"

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
-from will_it_fit.common.errors import yaml_text
+from will_it_fit.common.text import yaml_text
+from will_it_fit.scenario.objectives import OBJECTIVES
 
 MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
 ANY = ("*",)  # every value
@@ -153,3 +154,84 @@ def said(field: Field, value: Any, scenario: Mapping[str, Any]) -> str:
 def goes_without_saying(field: Field, value: Any, scenario: Mapping[str, Any]) -> bool:
     """Whether a value is what nobody would name: something that is off."""
     return value is None or (field.said != SAID_BY_OTHERS and not said(field, value, scenario))
+
+
+# --- what it says of fields whose value alone says too little ------------------------------------------
+
+# Adapters' settings that take neither memory nor time.
+IDLE = {"peft_type", "lora_alpha", "base_model_name_or_path", "inference_mode", "auto_mapping", "revision",
+         "peft_version", "task_type"}  # fmt: skip
+
+
+def say_name(name: Any, scenario: Mapping[str, Any]) -> str:
+    model = scenario["model"]
+    layers = (
+        model.get("num_hidden_layers")
+        or model.get("n_layer")
+        or (model.get("text_config") or {}).get("num_hidden_layers")
+    )
+    return " ".join(str(name).split()) if name else f"{model.get('model_type')} of {layers} layers"
+
+
+def say_method(method: str, scenario: Mapping[str, Any]) -> str:
+    """The method with its adapters: their kind, rank and layers."""
+    lora, adapter, quantization = scenario["lora"], scenario["adapter"], scenario["quantization"] or {}
+    if method == "full":
+        return "full fine-tuning"
+    kind = str((adapter or {}).get("peft_type") or "LORA").upper()
+    if kind != "LORA":
+        return f"{kind} on a quantized base" if method == "qlora" else kind
+    shown = "QLoRA" if method == "qlora" and quantization.get("type") != "int8" else "LoRA"
+    if not lora:
+        return shown
+    targets = lora["target_modules"]
+    on = "all linear layers" if targets == "all-linear" else ", ".join(targets)
+    return f"{shown} of rank {lora['rank']} on {on}" + (f", dropout {lora['dropout']:g}" if lora["dropout"] else "")
+
+
+def say_quantization(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
+    if not value:
+        return ""
+    words = ["on a base of LLM.int8" if value["type"] == "int8" else value["type"]]
+    words[0] += " double-quantized" if value.get("double") else ""
+    words += [f"stored as {value['storage']}"] if value.get("storage", "uint8") != "uint8" else []
+    return ", ".join([*words, *([f"computing in {value['compute']}"] if value.get("compute") else [])])
+
+
+def say_adapter(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
+    """A PEFT configuration by its keys."""
+    kept = {
+        key: item for key, item in (value or {}).items() if key not in IDLE and item not in (None, False, "", [], {})
+    }
+    return ", ".join(f"{key} {yaml_text(item)}" for key, item in sorted(kept.items()))
+
+
+def say_images(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
+    if not value or not value.get("height"):
+        return ""
+    trained = "the vision tower trained too" if value["trained"] == "all" else "the vision tower frozen"
+    many = "s" if (value["count"] or 1) > 1 else ""
+    return f"{value['count'] or 1} image{many} of {value['height']} x {value['width']} in a row, {trained}"
+
+
+def say_parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:
+    if value["gpus"] < 2:
+        return ""
+    kept = "" if value.get("reshard_after_forward", True) else ", gathered weights kept until backward"
+    offload = ", offloaded to the CPU" if value.get("offload", "none") != "none" else ""
+    return f"{value['strategy']} on {value['gpus']} GPUs{kept}{offload}"
+
+
+def say_precision(value: str, scenario: Mapping[str, Any]) -> str:
+    if value.endswith("-mixed"):
+        return value
+    return f"{value} under {scenario['autocast']} autocast" if scenario["autocast"] else f"{value} without autocast"
+
+
+def say_of_adapters(words: Mapping[str, str]) -> Callable[[Any, Mapping[str, Any]], str]:
+    """What is said of a value where there are adapters."""
+    return lambda value, scenario: "" if scenario["method"] == "full" else words[value]
+
+
+def say_generations(value: int, scenario: Mapping[str, Any]) -> str:
+    return f"{value} answers to a prompt" if OBJECTIVES[scenario["objective"]].generates else ""

@@ -11,13 +11,28 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from will_it_fit.scenario import words
-from will_it_fit.scenario.description import ANY, SAID_BY_OTHERS, Excluded, described, fields_of, said, switch
+from will_it_fit.scenario.description import (
+    ANY,
+    SAID_BY_OTHERS,
+    Excluded,
+    described,
+    fields_of,
+    said,
+    say_adapter,
+    say_images,
+    say_method,
+    say_name,
+    say_of_adapters,
+    say_parallel,
+    say_precision,
+    say_quantization,
+    switch,
+)
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
+from will_it_fit.scenario.nested_fields import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
-from will_it_fit.scenario.parts import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
 from will_it_fit.scenario.strategies import DIVIDED
 
 _NO_ADAPTERS = {"full": Excluded("method full trains every weight and has no adapters", "method: lora")}
@@ -39,14 +54,14 @@ class Fields:
         types=("string",),
         nullable=True,
         example="Qwen2.5-Coder-7B",
-        said=words.name,
+        said=say_name,
         in_training=False,
     )
     method: str = described(
         "`full` trains every weight; `lora`: adapters on a dense base; `qlora`: on a 4-bit or 8-bit base.",
         words=("full", "lora", "qlora"),
         default="qlora",
-        said=words.method,
+        said=say_method,
         closed_form=ANY,
     )
     objective: str = described(
@@ -65,7 +80,7 @@ class Fields:
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
         words=(*PRECISIONS, "fp16-mixed", "bf16-mixed"),
         default="bf16",
-        said=words.precision,
+        said=say_precision,
         closed_form=ANY,
     )
     autocast: str | None = described(
@@ -86,7 +101,7 @@ class Fields:
                 "method lora keeps the base in the precision; a quantized base is method qlora", "method: qlora"
             ),
         },
-        said=words.quantization,
+        said=say_quantization,
         parts=Quantization,
     )  # None unless method is qlora
     kbit_preparation: str = described(
@@ -100,7 +115,9 @@ class Fields:
                 "PEFT's k-bit preparation freezes the base, which method full trains", "kbit_preparation: none"
             )
         },
-        said=words.of_adapters(words.PREPARED),
+        said=say_of_adapters(
+            {"none": "no k-bit preparation", "peft": "PEFT's k-bit preparation", "trl": "TRL's k-bit preparation"}
+        ),
         closed_form=ANY,
     )
     lora: Lora | None = described(
@@ -119,7 +136,7 @@ class Fields:
         nullable=True,
         example={"peft_type": "LORA", "r": 16, "use_dora": True},
         excluded=_NO_ADAPTERS,
-        said=words.adapter,
+        said=say_adapter,
         closed_form=(None,),
         in_training=False,
     )
@@ -128,17 +145,29 @@ class Fields:
         " what PEFT does with `autocast_adapter_dtype` on and off.",
         words=("fp32", "base", "fp16", "bf16"),
         default="fp32",
-        said=words.of_adapters(words.ADAPTERS_IN),
+        said=say_of_adapters(
+            {
+                "fp32": "",
+                "base": "adapters in the base's dtype",
+                "fp16": "adapters in fp16",
+                "bf16": "adapters in bf16",
+            }
+        ),
         closed_form=ANY,
     )
-    sequence_length: int = described("Tokens of a row of the batch.", least=1, default=512, said=words.tokens)
+    sequence_length: int = described(
+        "Tokens of a row of the batch.",
+        least=1,
+        default=512,
+        said=lambda value, scenario: f"{scenario['micro_batch']} x {value:,} tokens",
+    )
     images: Images | None = described(
         "Images in each row of a vision-language model, whose configuration is then taken with its vision tower"
         " (`gemma3`, `llava`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`): predicted, and not trained. Their tokens are"
         " part of `sequence_length`. `null`: rows of text, and the language model alone.",
         nullable=True,
         example={"count": 1, "height": 896, "width": 896, "trained": "language"},
-        said=words.images,
+        said=say_images,
         parts=Images,
         closed_form=(None,),
     )
@@ -153,7 +182,7 @@ class Fields:
         " a micro-batch's.",
         least=1,
         default=1,
-        said=words.accumulated,
+        said=lambda value, _: f"{value} micro-batches a step" if value > 1 else "",
     )
     attention_mask: str = described(
         "`padding`: the batch carries a mask, as padded batches do; then fused attention needs more memory.",
@@ -167,7 +196,7 @@ class Fields:
         " exact.",
         words=("none", "rows", "shared_prefix"),
         default="none",
-        said=words.PACKED,
+        said={"none": "", "rows": "packed rows", "shared_prefix": "packed rows with a shared prefix"},
         closed_form=ANY,
     )  # rows in one sequence (will_it_fit.step.packing): the batch then has positions and a square mask
     previous_sequence_length: int | None = described(
@@ -189,7 +218,7 @@ class Fields:
         " way of `torch.utils.checkpoint`.",
         words=(True, False, "reentrant"),
         default=True,
-        said=words.CHECKPOINTING,
+        said={True: "checkpointing", False: "no checkpointing", "reentrant": "reentrant checkpointing"},
         closed_form=(True, False),
     )
     attention: str = described(
@@ -290,7 +319,7 @@ class Fields:
     parallel: Parallel = described(
         "How a step is spread over several GPUs; figures are then those of each.",
         example={"strategy": DIVIDED, "gpus": 2},
-        said=words.parallel,
+        said=say_parallel,
         parts=Parallel,
     )
     versions: Versions = described(

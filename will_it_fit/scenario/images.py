@@ -21,11 +21,6 @@ _MERGE, _FRAMES = 2, 2  # a picture counts as two frames
 FAMILIES = (*_FIXED, *_GRIDS)
 
 
-def asks_for_images(value: Any) -> bool:
-    """Whether a scenario's field, with its defaults, asks for images."""
-    return isinstance(value, Mapping) and value != {"count": None, "height": None, "width": None, "trained": "language"}
-
-
 @dataclass(frozen=True)
 class Images:
     """Images of each row, all of one size, as the model's processor hands them on; and what is trained."""
@@ -44,7 +39,7 @@ class Images:
     )
 
     @classmethod
-    def read(cls, value: Any, where: object) -> Images | None:
+    def read(cls, value: Mapping[str, Any], where: object) -> Images:
         """From a scenario's field; its parts' values are checked elsewhere.
 
         Raises
@@ -52,8 +47,6 @@ class Images:
         UserError
             If the size is missing.
         """
-        if not asks_for_images(value):
-            return None
         missing = [part for part in ("height", "width") if value[part] is None]
         if missing:
             raise UserError(

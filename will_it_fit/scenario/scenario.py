@@ -22,12 +22,11 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.contradictions import contradictions
 from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, Fields, file_schema, scenario_defaults
-from will_it_fit.scenario.images import Images, asks_for_images
+from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES, read_model, size
-from will_it_fit.scenario.nested_fields import checked_adapter, checked_gpu, checked_lora
+from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
-from will_it_fit.scenario.parts import PARTS
 
 
 class Scenario(Fields):
@@ -72,13 +71,13 @@ class Scenario(Fields):
                 own, fallback = given.get(field.name), defaults.get(field.name) or {}
                 values[field.name] = {**fallback, **own} if isinstance(own, Mapping) else own or fallback
         wrong = problems(values, file_schema(), where)
-        method, with_images = values["method"], asks_for_images(values["images"])
+        method, with_images = values["method"], _asks_for_images(values["images"])
         wrong += _excluded(method, given, where)
         readers = {
             "adapter": lambda: checked_adapter(given.get("adapter", defaults.get("adapter")), given, where),
             "lora": lambda: checked_lora(values["lora"], where) if isinstance(values["lora"], Mapping) else None,
             "gpu": lambda: checked_gpu(values.get("gpu"), where),
-            "images": lambda: Images.read(values.get("images"), where),
+            "images": lambda: Images.read(values["images"], where) if with_images else None,
             "model": lambda: read_model(values.get("model"), where, whole=with_images),
         }
         if "model" not in mapping and any(ELSEWHERE.get(str(key)) == "model" for key in mapping):
@@ -198,6 +197,11 @@ def rows_in_a_step(step: Scenario, loop: Mapping[str, Any]) -> int:
             write=f"rows_per_step: {gpus}",
         )
     return product if rows is None else rows
+
+
+def _asks_for_images(value: Any) -> bool:
+    """Whether the field says more than its defaults."""
+    return isinstance(value, Mapping) and value != scenario_defaults()["images"]
 
 
 def _sorted(value: Any) -> Any:

@@ -21,7 +21,7 @@ from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
 from will_it_fit.analytic.kernels import kernels_of
 from will_it_fit.ask import text
-from will_it_fit.ask.answer import quick
+from will_it_fit.ask.answer import peaks_with_tool_defaults, quick
 from will_it_fit.ask.command import parse, scenario_yaml
 from will_it_fit.ask.question import Options, Question, question, said_by
 from will_it_fit.ask.run_cost import parse_run_options
@@ -29,13 +29,11 @@ from will_it_fit.ask.text import WORDS, card, other_tools, smallest, step_line
 from will_it_fit.cards.gpus import Gpu, catalogue
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.hub_errors import Failure
-from will_it_fit.common.schema import yaml_text
-from will_it_fit.common.sizes import gib
+from will_it_fit.common.text import gib, yaml_text
 from will_it_fit.engine.components import COLOURS, GROUPS
 from will_it_fit.hours.run_time import Run
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.planner.changes import apply, moves
-from will_it_fit.planner.compare import peaks_with_tool_defaults
 from will_it_fit.planner.largest_fit import LONGEST, steps
 from will_it_fit.scenario.hub import FETCH, HubId, explained
 

@@ -17,9 +17,9 @@ from typing import Any
 from will_it_fit.ask.options import METHODS
 from will_it_fit.cards.gpus import catalogue
 from will_it_fit.common.files import atomic_folder, read_yaml
-from will_it_fit.common.schema import yaml_text
 from will_it_fit.common.terminal import command
-from will_it_fit.common.version import VERSION
+from will_it_fit.common.text import yaml_text
+from will_it_fit.common.versions import VERSION
 from will_it_fit.data import data_path
 from will_it_fit.scenario.description import Field
 from will_it_fit.scenario.fields import FIELDS, scenario_defaults

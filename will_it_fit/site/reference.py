@@ -9,7 +9,7 @@ from pathlib import Path
 
 from will_it_fit import engine as engine_package
 from will_it_fit.ask.options import parser
-from will_it_fit.common.schema import yaml_text
+from will_it_fit.common.text import yaml_text
 from will_it_fit.engine import _WHERE as ENGINE
 from will_it_fit.scenario.description import Field
 from will_it_fit.scenario.fields import FIELDS, scenario_defaults

@@ -21,7 +21,6 @@ from torch import nn
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.architecture import outside_language
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Methods that no scenario can say, and why.
@@ -311,3 +310,10 @@ def _quiet(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def outside_language(model: nn.Module) -> dict[str, nn.Module]:
+    """A vision-language model's modules beside its language model: the vision tower, the projector."""
+    within = {id(module) for module in model.get_decoder().modules()} | {id(model.get_output_embeddings())}
+    parents = {id(module) for module in model.modules() if any(id(part) in within for part in module.modules())}
+    return {name: module for name, module in model.named_modules() if id(module) not in within | parents}

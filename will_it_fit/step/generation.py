@@ -292,16 +292,16 @@ def _shared(model: nn.Module, rows: Sequence[Row]) -> tuple[Shared | None, str]:
         try:
             shared = Shared(model, rows)
             batch = _Batch(shared, pair, 2)
-            found = torch.cat([batch.logits(group) for group in batch.groups])
+            logits = torch.cat([batch.logits(group) for group in batch.groups])
             said = batch.step([shared.expected[index][0] for index in batch.chosen], 0)
         except Exception as error:  # architectures refuse masks, positions and caches each in their own way
             return None, f"{type(error).__name__}: {str(error)[:200]}"
     order = [pair.index(index) for index in batch.chosen]
     expected = torch.cat([alone[number][: len(shared.expected[pair[number]])] for number in order])
-    found = torch.cat([found, said])
+    logits = torch.cat([logits, said])
     expected = torch.cat([expected, *(alone[number][1:2] for number in order)])
     spread = (expected - expected.mean(dim=-1, keepdim=True)).norm()
-    apart = float((found - expected).norm() / spread)
+    apart = float((logits - expected).norm() / spread)
     if apart <= TOLERANCE.get(model.dtype, 1e-3):
         return shared, ""
     return None, f"with a shared prefix the logits of two rows are {apart:.1e} of their spread from those alone"

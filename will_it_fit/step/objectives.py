@@ -82,14 +82,14 @@ def _trainer(scenario: Scenario) -> tuple[type, type, dict[str, Any]]:
 
 
 def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
-    preference, found = scenario.preference, {}
+    preference, own = scenario.preference, {}
     if not scenario.aim.generates:
-        found["max_length"] = scenario.sequence_length
+        own["max_length"] = scenario.sequence_length
     else:
-        found |= {"num_generations": preference.generations, "max_completion_length": scenario.completion_length}
-        found["beta"] = 0.0 if preference.reference is None else 0.04
+        own |= {"num_generations": preference.generations, "max_completion_length": scenario.completion_length}
+        own["beta"] = 0.0 if preference.reference is None else 0.04
     accumulated = scenario.gradient_accumulation
-    return found | {
+    return own | {
         "output_dir": str(folder),
         "max_steps": UPDATES,
         "per_device_train_batch_size": scenario.micro_batch,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine.building import keep_paged_states_outside
+from will_it_fit.engine.bitsandbytes_layers import keep_paged_states_outside
 from will_it_fit.scenario.scenario import Scenario
 
 Parameters = Sequence[nn.Parameter]

@@ -24,9 +24,8 @@ from torch.utils._pytree import tree_map
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.architecture import configuration
 from will_it_fit.step.batches import IGNORED, Row, collate
-from will_it_fit.step.model import autocast_dtype, weight_dtype
+from will_it_fit.step.model import autocast_dtype, configuration, weight_dtype
 
 Pack = list[Row]
 _LAYERS = ("full_attention", "sliding_attention")  # kinds of layers whose mask this module can make

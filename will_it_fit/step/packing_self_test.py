@@ -61,7 +61,7 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
     with without_noise(bare(model)):
         expected, single = run([[[row]] for row in pair], replace(scenario, packing="none"), 0)
         try:
-            found, packed = run([[pair]], scenario, prefix)
+            loss, packed = run([[pair]], scenario, prefix)
         except UserError:
             raise
         except Exception as error:  # architectures refuse masks and positions each in their own way
@@ -72,13 +72,13 @@ def self_test(model: nn.Module, scenario: Scenario, rows: Sequence[Row], prefix:
     apart = sum(float((one.double() - other.double()).norm() ** 2) for one, other in zip(single, packed, strict=True))
     result = {
         "gradient_difference": apart**0.5 / norm if norm else 0.0,
-        "loss_difference": abs(found - expected) / abs(expected),
+        "loss_difference": abs(loss - expected) / abs(expected),
     }
     loss_tolerance, gradient_tolerance = TOLERANCE[autocast_dtype(scenario) or weight_dtype(scenario)]
     if not (result["loss_difference"] <= loss_tolerance and result["gradient_difference"] <= gradient_tolerance):
         raise refusal(
             kind,
-            f"two rows in one sequence give the loss {found:.6g}, each alone {expected:.6g}"
+            f"two rows in one sequence give the loss {loss:.6g}, each alone {expected:.6g}"
             f" (gradients {result['gradient_difference']:.1e} apart): it looks beyond a row, or not at its positions",
         )
     return result

@@ -183,14 +183,14 @@ def images_of(scenario: Scenario, device: str, shape: torch.Size, image_token: i
         start = 1 + number * (count + 1)
         rows[:, start : start + count] = image_token
     pixels = torch.empty(images.pixels(model, len(rows)), device=device)
-    found = {"input_ids": rows.to(device), "pixel_values": pixels if pixels.is_meta else pixels.normal_()}
+    batch = {"input_ids": rows.to(device), "pixel_values": pixels if pixels.is_meta else pixels.normal_()}
     grid = images.grid(model)
     if grid is not None:  # which place each token has in height, width and time
-        found["image_grid_thw"] = torch.tensor([grid] * (len(rows) * images.count)).to(device)
-        found["position_ids"] = torch.arange(rows.shape[1]).expand(3, *rows.shape).contiguous().to(device)
+        batch["image_grid_thw"] = torch.tensor([grid] * (len(rows) * images.count)).to(device)
+        batch["position_ids"] = torch.arange(rows.shape[1]).expand(3, *rows.shape).contiguous().to(device)
     elif model["model_type"] == "gemma3":  # whose image tokens see each other both ways
-        found["token_type_ids"] = (rows == image_token).long().to(device)
-    return found
+        batch["token_type_ids"] = (rows == image_token).long().to(device)
+    return batch
 
 
 def chunked_loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -21,10 +21,9 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.engine.components import WORKSPACES
 from will_it_fit.engine.composed import Composer
 from will_it_fit.engine.errors import TraceError
-from will_it_fit.engine.options import Options
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
-from will_it_fit.engine.trace import trace_step
+from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model, notes, skeleton
 from will_it_fit.tracing.simulated_card import needs_card

@@ -42,7 +42,7 @@ from torch import nn
 
 from will_it_fit.engine.allocator import EMPTY_CACHE, Event
 from will_it_fit.engine.components import QUANTIZATION_STATE
-from will_it_fit.engine.label_model import quantization_state
+from will_it_fit.engine.model_tensors import quantization_state
 from will_it_fit.engine.report import History, alive_after
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import adapter_names, unwrapped

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.common.packages import versions
+from will_it_fit.common.versions import versions
 from will_it_fit.hours.cpu import Probes, one_thread
 from will_it_fit.scenario.scenario import Scenario, check_packages
 
@@ -87,7 +87,7 @@ def measure(
         )
     check_packages(scenario)
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
-    from will_it_fit.step.architecture import attention_kernel
+    from will_it_fit.step.model import attention_kernel
 
     return result | {"attention": attention_kernel(scenario), "target": device, "versions": versions()}
 

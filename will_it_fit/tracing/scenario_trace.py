@@ -6,7 +6,7 @@ from typing import Any
 
 from will_it_fit.cards.gpus import Gpu, named, was_asked
 from will_it_fit.common.files import read_report
-from will_it_fit.common.packages import versions
+from will_it_fit.common.versions import versions
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.scenario.scenario import Scenario

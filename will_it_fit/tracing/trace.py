@@ -26,7 +26,7 @@ from will_it_fit.engine.fake_deepspeed import fake_deepspeed, name_states
 from will_it_fit.engine.fake_group import active, fake_group
 from will_it_fit.engine.interpolate import Asked, Recording
 from will_it_fit.engine.kernels import flash_attention_package
-from will_it_fit.engine.label_model import Label, component_of, quantization_state
+from will_it_fit.engine.model_tensors import Label, component_of, quantization_state
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
 from will_it_fit.engine.report import History, make_report, recording
@@ -35,9 +35,8 @@ from will_it_fit.hours.step_time import Speed, step_time
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario, check_packages
 from will_it_fit.step.adapters import adapter_names
-from will_it_fit.step.architecture import attention_kernel, attention_name
 from will_it_fit.step.liger import rotating
-from will_it_fit.step.model import build_model, notes, parameter_count
+from will_it_fit.step.model import attention_kernel, attention_name, build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
 from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized

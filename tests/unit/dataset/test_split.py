@@ -1,6 +1,7 @@
 """Splits: no leak, exact sizes, no dependence on the order of rows; and the check that trusts nothing."""
 
 import hashlib
+import itertools
 import json
 import random
 from collections import Counter
@@ -141,6 +142,18 @@ def test_an_intent_and_a_family_are_in_one_split_and_a_refusal_holds_nothing_tog
     assert check(tmp_path)["total"] == 0
 
 
+def test_refused_rows_stand_among_the_others(tmp_path):
+    rows = [(f"harm {number}", read_refusals().line) for number in range(100)]
+    run(tmp_path, rows + [(f"request {number}", f"echo {number}") for number in range(300)])
+    refused = [command == read_refusals().line for _, command in read(tmp_path, "train")]
+    # An evaluation asks the first rows of a split, so these hold as many refusals as the whole.
+    assert all(10 < sum(refused[place : place + 80]) < 35 for place in range(0, 320, 80))
+    # Side by side as often as chance has it, so of a kind, which the numbers stand for, too.
+    assert 40 < sum(left != right for left, right in itertools.pairwise(refused)) < 170
+    numbers = [int(request.split()[1]) for request, command in read(tmp_path, "train") if command[0] == "f"]
+    assert 25 < sum(right > left for left, right in itertools.pairwise(numbers)) < 55
+
+
 def test_the_check_notices_an_intent_in_two_splits(tmp_path):
     write_named(tmp_path, [{"request": f"r{n}", "command": f"echo {n}", "intent": f"i{n}"} for n in range(40)])
     splits = {name: read_rows(tmp_path / f"{name}.jsonl") for name in SPLITS}
@@ -193,7 +206,7 @@ def test_the_default_splits_stay_the_same_byte_for_byte(tmp_path):
     # Every figure of the default run hangs on which requests are held out, and in which order.
     run(tmp_path, [(row["request"], row["command"]) for row in generate(42, 600)])
     digests = {name: sha256_file(tmp_path / f"{name}.jsonl")[:16] for name in SPLITS}
-    assert digests == {"train": "a87794d9caf63172", "validation": "c68886600b8f6d83", "test": "b2856e730e998495"}
+    assert digests == {"train": "9d326196eba8e284", "validation": "cb2a4957a89a19fa", "test": "5a42b0f0a1ed41d4"}
 
 
 def test_the_seed_decides(tmp_path):

@@ -63,7 +63,11 @@ def test_wrong_counts_are_named(tmp_path, text, expected):
         ("grep -E '<word>|<word2>' <text>", {"grep"}, {"grep", "grep -E", "grep '<word>|<word2>'"}),
         ("awk '{print $<column>}' <text> && wc -l", {"awk", "wc"}, None),
         ("cut -d, -f<column> <csv>", {"cut"}, {"cut", "cut -d,", "cut -f<column>"}),
-        ("find <dir> -print0 | xargs -0 rm", {"find", "xargs", "-0"}, None),  # no program, so no sample has it
+        ("find <dir> -print0 | xargs -0 rm", {"find", "xargs", "rm"}, None),
+        ("ls <dir> | xargs -I {} cp {} <folder>", {"ls", "xargs", "cp"}, None),
+        ("ls <dir> | xargs -n1 -P <count> -r gzip", {"ls", "xargs", "gzip"}, None),
+        ("cat <text> | xargs -n <count>", {"cat", "xargs"}, None),
+        ("cat <text> | xargs", {"cat", "xargs"}, None),
     ],
 )
 def test_programs_and_parts_of_a_command(command, programs, parts):
@@ -105,6 +109,8 @@ def test_rows_follow_the_use_of_programs_and_only_the_most_used_are_asked_about(
         for intent in read_grammar().intents
         if about[intent.name] in had and intent.name in {row["intent"] for row in rows} and not intent.family
     )
+    commands = " ".join(row["command"] for row in rows)
+    assert "| xargs -0 rm" in commands and "| xargs -I {} cp {}" in commands, "an option is taken for the program"
     assert max(Counter(row["intent"] for row in rows).values()) <= 5
     assert next(iter(generate(42, 300, programs=30)))["request"] == rows[0]["request"]
 

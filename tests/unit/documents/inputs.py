@@ -12,8 +12,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tests.repository import ROOT
 from tests.unit.documents.record import RECORD
 from will_it_fit.common.files import write_jsonl, write_report
+
+TEMPLATES = ROOT / "config" / "templates"
+DOCUMENTS = {
+    "MODEL_CARD.md": "MODEL_CARD.md.j2",
+    "docs/details.md": "details.md.j2",
+    "docs/memory-profile.md": "memory-profile.md.j2",
+    "docs/publication.md": "publication.md.j2",
+    "planner.html": "planner.html.j2",
+    "report.html": "report.html.j2",
+}
+MARKDOWN = [name for name in DOCUMENTS if name.endswith(".md")]
+HOSTILE = "a|b `c` <script>alert(1)</script>\n\n# **bold** [x](javascript:y) $z$ ![i](http://h)"
+HOSTILE += " \x1b[31m \u202e &lt; _u_ {{ n }}"
 
 
 @cache
@@ -245,3 +259,53 @@ def write(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
     }
     write_report(folder / "rows.json", {}, *written)
     return {**paths, "rows": str(folder / "rows.json")}
+
+
+def hostile() -> dict[str, Any]:
+    """A run in which every text that others wrote is an attack."""
+    content = files()
+    for rows in ("base_answers", "tuned_answers"):
+        for row in content[rows]:
+            row["request"] = row["command"] = row["answer"] = HOSTILE
+    content["acquire"]["sources"][0]["name"] = content["acquire"]["sources"][0]["license"] = HOSTILE
+    content["acquire"]["reasons"] = {HOSTILE: 4}
+    content["description"]["title"] = HOSTILE
+    content["execution"]["examples"] = [dict.fromkeys(("answer", "command", "request"), HOSTILE)]
+    content["execution"]["missing_programs"] = [HOSTILE]
+    content["encode"]["system_prompt"] = content["comparison"]["tuned"]["prompt"]["system"] = HOSTILE
+    content["verification"]["checks"]["answers"]["reason"] = HOSTILE
+    content["gate"]["reason"] = content["training"]["device"] = HOSTILE
+    return content
+
+
+def weak(count: int, n: int = 150, **tuned: Any) -> dict[str, Any]:
+    """A run whose tuned model gave so many of the expected answers."""
+    content = files()
+    content["comparison"]["tuned"] |= {"exact": share(count, n), **tuned}
+    return content
+
+
+def extreme() -> dict[str, Any]:
+    """A run of one row, from which nothing was taken out, in which nothing was right, whose merge failed a check."""
+    content = files()
+    comparison = content["comparison"]
+    for model in ("base", "tuned"):
+        scores = comparison[model]
+        for name, score in scores.items():
+            if isinstance(score, dict) and "share" in score:
+                scores[name] = {"count": 0, "high_95": 0.79, "low_95": 0.0, "n": 1, "share": 0.0}
+        scores |= {"chrf": 0.0, "n": 1}
+    comparison["n"] = 1
+    for name in ("base_answers", "tuned_answers"):
+        content[name] = [content[name][0] | {"answer": ""}]
+    content["acquire"] |= {"reasons": {}, "rejected": 0, "rows": 1}
+    content["clean"] |= {"kept": 1, "rows": 1}
+    content["clean"] |= {"reasons": {stage: {} for stage in content["clean"]["stages"]}}
+    content["clean"] |= {"removed": dict.fromkeys(content["clean"]["stages"], 0)}
+    content["screen"] |= {"categories": {}, "danger": 0, "kept": 1, "rows": 1, "rules": {}, "unparsable": 0}
+    content["split"] |= {"decontaminated": 0, "groups": 1, "kept": 1, "reasons": {}, "rows": 1}
+    content["encode"]["splits"] = {"train": {"kept": 1, "overlong": 0, "rows": 1}}
+    content["training"] |= {"steps": 1, "threads": 1, "train_rows": 1, "validation_rows": 1}
+    content["training"]["packing"]["exactness"] = {"gradient_difference": 0.0, "loss_difference": 0.0}
+    content["verification"]["passed"] = False
+    return content

@@ -13,7 +13,7 @@ import yaml
 from scripts.provenance import record
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import write_report
-from will_it_fit.common.version import VERSION
+from will_it_fit.common.versions import VERSION
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGURATION = {

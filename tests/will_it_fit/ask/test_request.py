@@ -3,31 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers import axolotl, trl
-from will_it_fit.readers.request import LIKE, SETS, parse_request
+from will_it_fit.readers.request import LIKE, like_fields, parse_request
+from will_it_fit.scenario.fields import scenario_defaults
+from will_it_fit.scenario.objectives import OBJECTIVES
 
 STEP = {"model": "qwen2.5-coder-0.5b", "gpu": "t4"}
+
+
+# What `like` leaves to the file: how large a step is, and what it is a step of.
+LEFT_TO_THE_FILE = {"model", "method", "sequence_length", "micro_batch", "gradient_accumulation", "lora", "adapter",
+                    "objective", "preference"}  # fmt: skip
+
+
+def said_by_reader(tool: str, method: str, rows: int, objective: str) -> dict[str, Any]:
+    """What a tool's reader says of a file that names the method and the rows alone."""
+    quantized = method == "qlora"
+    if tool == "axolotl":
+        adapter = None if method == "full" else method
+        file = {"base_model": "-", "adapter": adapter, "load_in_4bit": quantized, "micro_batch_size": rows}
+        fields = axolotl.read(file, Path(tool)).fields
+    else:
+        file = {"model_name_or_path": "-", "use_peft": method != "full", "load_in_4bit": quantized}
+        file |= {"per_device_train_batch_size": rows}
+        if tool == "peft":  # its scripts name these; `prepare_model_for_kbit_training` is no key of a file
+            file |= {"dtype": "auto", "bf16": True, "gradient_checkpointing": quantized}
+        trainer = "transformers" if tool == "peft" else {"orpo": "dpo"}.get(objective, objective)
+        fields = trl.read(file, Path(tool), trainer=trainer).fields
+        fields |= {"kbit_preparation": "peft"} if tool == "peft" and quantized else {}
+    if objective != "sft":
+        fields.pop("adapter_precision", None)  # this trainer casts adapters itself
+    return {name: value for name, value in fields.items() if name not in LEFT_TO_THE_FILE}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("tool", LIKE)
+def test_a_tool_sets_what_its_own_reader_says_of_an_empty_file(tool, rows, method, objective) -> None:
+    named = {"method": method, "micro_batch": rows, "objective": objective}
+    fields, said = like_fields(tool, named), said_by_reader(tool, method, rows, objective)
+    if method == "qlora":
+        said["quantization"] = {**scenario_defaults()["quantization"], **said["quantization"]}
+    assert fields == said
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("tool", LIKE)
-def test_a_tool_sets_what_its_own_reader_says_of_an_empty_file(tool, rows, method) -> None:
-    found = parse_request({**STEP, "like": tool, "method": method, "micro_batch": rows})
-    assert found.like == tool and found.set_by_like and set(found.set_by_like) <= set(SETS)
-    mapping = found.scenario.to_mapping()
-    for name, value in found.set_by_like.items():
-        assert mapping[name] == value
-    assert found.scenario.attention_mask == ("padding" if rows > 1 else "none")
-    assert set(found.set_by_like).isdisjoint(found.assumed)
-    read = (axolotl if tool == "axolotl" else trl).read
-    named = {"base_model": "-"} if tool == "axolotl" else {"model_name_or_path": "-"}
-    if tool == "trl" and method == "full":
-        assert read(named, Path("empty")).fields["optimizer"] == found.scenario.optimizer
+def test_what_a_tool_sets_is_in_the_scenario_and_named_as_the_tools(tool, rows, method) -> None:
+    request = parse_request({**STEP, "like": tool, "method": method, "micro_batch": rows})
+    mapping = request.scenario.to_mapping()
+    assert request.like == tool and request.set_by_like
+    assert {name: mapping[name] for name in request.set_by_like} == request.set_by_like
+    assert request.scenario.attention_mask == ("padding" if rows > 1 else "none")
+    assert set(request.set_by_like).isdisjoint(request.assumed)
 
 
 def test_another_aim_takes_that_trainers_loss() -> None:

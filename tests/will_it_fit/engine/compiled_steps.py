@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from will_it_fit.engine.building import on_meta
+from will_it_fit.engine.patching import on_meta
 from will_it_fit.engine.report import Report, make_report
 from will_it_fit.engine.trace import Options, trace_step
 

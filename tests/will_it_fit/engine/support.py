@@ -16,9 +16,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from transformers.optimization import Adafactor
 
 from tests.repository import ROOT
-from will_it_fit.engine.building import device_lists
 from will_it_fit.engine.errors import TraceError
-from will_it_fit.engine.patching import patched
+from will_it_fit.engine.patching import device_lists, patched
 from will_it_fit.engine.trace import Options, measure_step, trace_step
 
 PAGE = ROOT / "docs" / "memory-core.md"

@@ -12,10 +12,9 @@ from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from will_it_fit.engine import kernels
-from will_it_fit.engine.building import device_lists, on_meta
 from will_it_fit.engine.errors import CompiledError, TraceError, ValuesNeeded
 from will_it_fit.engine.known_values import LIMIT
-from will_it_fit.engine.patching import patched
+from will_it_fit.engine.patching import device_lists, on_meta, patched
 from will_it_fit.engine.trace import Options, measure_step, trace_step
 
 

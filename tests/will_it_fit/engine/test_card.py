@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from will_it_fit.engine.building import on_meta
 from will_it_fit.engine.card import A100, H100, Card, active_simulation
 from will_it_fit.engine.errors import TraceError
+from will_it_fit.engine.patching import on_meta
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.engine.trace import Options, trace_step
 

@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional
 
 from tests.will_it_fit.engine.compiled_steps import followed, measured, peak, without_scratch
-from will_it_fit.engine.building import on_meta
 from will_it_fit.engine.card import H100
 from will_it_fit.engine.errors import CompiledError, TraceError
 from will_it_fit.engine.fake_group import fake_group
+from will_it_fit.engine.patching import on_meta
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.engine.trace import Options, trace_step
 

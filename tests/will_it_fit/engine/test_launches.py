@@ -13,9 +13,9 @@ triton = pytest.importorskip("triton", reason="`make test-kernels` runs it")
 import triton.language as tl  # noqa: E402
 
 from tests.repository import ROOT  # noqa: E402
-from will_it_fit.engine.building import on_meta  # noqa: E402
 from will_it_fit.engine.card import A100, H100  # noqa: E402
 from will_it_fit.engine.launches import FLUSHED_BYTES  # noqa: E402
+from will_it_fit.engine.patching import on_meta  # noqa: E402
 from will_it_fit.engine.simulation import simulated  # noqa: E402
 from will_it_fit.engine.trace import Options, trace_step  # noqa: E402
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.repository import ROOT
-from will_it_fit.engine import native_library, native_replay
+from will_it_fit.engine import native_library
 from will_it_fit.engine.allocator import EMPTY_CACHE, MIB, Allocator, OutOfMemory
 from will_it_fit.engine.capacities import capacities, served_at
 from will_it_fit.engine.expandable import ExpandableAllocator
-from will_it_fit.engine.replay import Events, allocator_for, peak_blocks, replay, run_through
+from will_it_fit.engine.replay import Events, NativeAllocator, allocator_for, compiled, peak_blocks, replay, run_through
 
-needs_compiler = pytest.mark.skipif(native_replay.compiled() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(compiled() is None, reason="no C compiler")
 SIZES = (0, 1, 512, MIB, MIB - 511, MIB + 1, 10 * MIB, 10 * MIB - 1, 4 * MIB, 30 * MIB)
 
 
@@ -64,10 +64,10 @@ def test_equal_in_every_output(seed, expandable, monkeypatch):
     for capacity in (None, plenty.peak_reserved_bytes, least, int(least * 1.04), least // 2):
         for grow in (False, True):
             state, packed = allocator_for(events, streams, expandable_segments=expandable)
-            assert isinstance(state, native_replay.NativeAllocator)
-            compiled = outcome(state, packed, marks, capacity, grow=grow)
-            assert compiled == outcome(model(streams), events, marks, capacity, grow=grow)
-            failed += isinstance(compiled[0], int)
+            assert isinstance(state, NativeAllocator)
+            native = outcome(state, packed, marks, capacity, grow=grow)
+            assert native == outcome(model(streams), events, marks, capacity, grow=grow)
+            failed += isinstance(native[0], int)
     assert failed
     sizes = [*range(least, plenty.peak_reserved_bytes + 1, max(least // 40, 1)), least // 3]
     how = {"expandable_segments": expandable}
@@ -75,9 +75,9 @@ def test_equal_in_every_output(seed, expandable, monkeypatch):
         peak_blocks(events), capacities(events, streams, sizes=sizes, **how), capacities(events, streams, **how),
         *(served_at(size, events, streams, **how) for size in sizes[::7]),
     ]  # fmt: skip
-    compiled = intervals()
-    monkeypatch.setattr(native_replay, "compiled", lambda: None)
-    assert compiled == intervals()
+    native = intervals()
+    monkeypatch.setattr("will_it_fit.engine.replay.compiled", lambda: None)
+    assert native == intervals()
 
 
 @needs_compiler

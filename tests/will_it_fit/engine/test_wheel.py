@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.repository import ROOT
-from will_it_fit.engine import native_replay
+from will_it_fit.engine.replay import compiled
 
 pytest.importorskip("trl")
 PROGRAM = """
@@ -65,7 +65,7 @@ def built(folder, **environment):
 
 @pytest.mark.parametrize("compiler", [True, False])
 def test_a_wheel_holds_the_compiled_replay_where_there_is_a_compiler(tmp_path, compiler):
-    if compiler and native_replay.compiled() is None:
+    if compiler and compiled() is None:
         pytest.skip("no C compiler")
     wheel = built(tmp_path, **({} if compiler else {"PATH": str(tmp_path), "CC": ""}))
     names = zipfile.ZipFile(wheel).namelist()

@@ -22,8 +22,8 @@ from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 from torch.utils._python_dispatch import _disable_current_modes  # noqa: E402
 
-from will_it_fit.engine.building import on_meta  # noqa: E402
 from will_it_fit.engine.card import A100  # noqa: E402
+from will_it_fit.engine.patching import on_meta  # noqa: E402
 from will_it_fit.engine.simulation import simulated  # noqa: E402
 from will_it_fit.engine.trace import Options, measure_step, trace_step  # noqa: E402
 

@@ -6,7 +6,7 @@ from will_it_fit.analytic.estimate import estimate
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.contradictions import TRAINING, contradictions
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.architecture import outside_language
+from will_it_fit.step.adapters import outside_language
 from will_it_fit.step.model import build_model
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.trace import trace

@@ -6,13 +6,14 @@ from transformers import AutoModelForCausalLM
 
 from tests.will_it_fit.decoders import DECODERS, SIZES
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine.label_model import quantization_state
+from will_it_fit.engine.model_tensors import quantization_state
 from will_it_fit.readers.request import read_request
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.architecture import attention_kernel, configuration
 from will_it_fit.step.model import (
+    attention_kernel,
     build_model,
+    configuration,
     parameter_count,
 )
 from will_it_fit.step.optimizers import build_optimizer

@@ -1,7 +1,7 @@
 /* The models of allocator.py and expandable.py, compiled: the same states, event for event.
 
    Python's are the ones to read, with the source of each rule. tests/will_it_fit/engine/test_native.py compares every
-   output of the two. native_library.py compiles this file, native_replay.py calls it. C99 without anything but its library. */
+   output of the two. native_library.py compiles this file, replay.py calls it. C99 without anything but its library. */
 #include "blocks.h"
 #include "expandable.h"
 #include "segments.h"

@@ -1,48 +1,58 @@
-"""What a model consists of, and what each part of it is for."""
+"""What a model's tensors consist of, down to the plain ones, and what each is for.
+
+Some tensors have no memory of their own: those that are divided among several GPUs, sparse ones, and subclasses that
+quantize (torchao's 4-bit weights, optimizer states in 8 bits, float8). Who asks them for their storage gets that of the
+tensor which they stand for, or nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .components import ADAPTERS, HOST, QUANTIZATION_STATE, WEIGHTS_4BIT, WEIGHTS_8BIT, WEIGHTS_OTHER, weights
-from .plain_tensors import made_of_others, parts
-from .tracker import NAMES, Tracker
+from .components import ADAPTERS, WEIGHTS_4BIT, WEIGHTS_8BIT, WEIGHTS_OTHER, weights
 
 Label = Callable[[str, torch.Tensor], str | None]
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: Label | None = None) -> None:
-    """Begin to follow a model's parameters, buffers and quantization states; ``ids``: of those already recorded."""
-    ids, component = ids or {}, component_of(model, label)
+def parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors inside a tensor, on this GPU; for a plain one itself."""
+    if type(tensor) is torch.Tensor and tensor.layout is torch.strided:
+        yield tensor
+    elif hasattr(tensor, "_local_tensor"):
+        yield from parts(tensor._local_tensor)
+    elif made_of_others(type(tensor)):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from parts(getattr(tensor, name))
+    elif tensor.layout is torch.sparse_coo:
+        yield tensor._indices()
+        yield tensor._values()
+    else:
+        yield tensor
 
-    def add(tensor: torch.Tensor, component: str) -> None:
-        if component == HOST:
-            tracker.leave_on_host(tensor)
-            return
-        for part in parts(tensor):
-            tracker.add(part, component, identity=ids.get(part.untyped_storage()._cdata))
 
-    for name, parameter in model.named_parameters():
-        add(parameter, component(name, parameter))
-        for tensor in quantization_state(parameter).values():
-            add(tensor, QUANTIZATION_STATE)
-    for name, buffer in model.named_buffers():
-        add(buffer, component(name, buffer))
-    for name, module in model.named_modules():  # whatever hangs on a module and is neither
-        states = quantization_state(module)
-        for tensor in states.values():  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
-            add(tensor, QUANTIZATION_STATE)
-        if states:
-            tracker.label(module.weight, _quantized(states))
-        for key, value in vars(module).items():
-            held = value.values() if isinstance(value, dict) else (value,)
-            for tensor in held:
-                if isinstance(tensor, torch.Tensor):
-                    add(tensor, component(f"{name}.{key}", tensor))
+def made_of_others(kind: type) -> bool:
+    """Whether tensors of a class consist of other tensors, to which their operators come down."""
+    return hasattr(kind, "__tensor_flatten__")
+
+
+def those_on_meta(args: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """The tensors on ``meta`` among an operator's arguments, in lists too."""
+    for item in args:
+        if isinstance(item, torch.Tensor):
+            if item.is_meta:
+                yield item
+        elif isinstance(item, (tuple, list)):
+            yield from those_on_meta(item)
+
+
+def weights_like(tensor: torch.Tensor) -> str:
+    """The component of weights in a tensor's dtype."""
+    return weights(_NAMES.get(tensor.dtype, ""))
 
 
 def component_of(model: nn.Module, label: Label | None = None) -> Callable[[str, torch.Tensor], str]:
@@ -56,15 +66,16 @@ def component_of(model: nn.Module, label: Label | None = None) -> Callable[[str,
         if partly_frozen and tensor.requires_grad:
             return ADAPTERS
         if state := quantization_state(tensor):
-            return _quantized(state)
+            return weights_with(state)
         if made_of_others(type(tensor)) and not hasattr(tensor, "_local_tensor"):
             return WEIGHTS_OTHER  # packed, whatever dtype it says
-        return weights(NAMES.get(tensor.dtype, ""))
+        return weights_like(tensor)
 
     return component
 
 
-def _quantized(states: dict[str, torch.Tensor]) -> str:
+def weights_with(states: dict[str, torch.Tensor]) -> str:
+    """The component of weights that have such quantization states."""
     return WEIGHTS_8BIT if "scales" in states else WEIGHTS_4BIT
 
 

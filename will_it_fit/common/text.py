@@ -1,0 +1,49 @@
+"""Values as text that people read: sizes, values of YAML, and what must not reach a terminal or a log.
+
+Sizes are in GiB of 2^30 bytes. GB are the rule of thumb's alone, in the documents that quote it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+GIB, MIB = 2**30, 2**20
+# What steers a terminal: C0 and C1 but for line breaks and tabs, and the marks that turn text round.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_TOKEN = re.compile(r"\bhf_\w{6,}")
+
+
+def gib(size: float, digits: int = 2) -> str:
+    """Bytes in GiB."""
+    return f"{size / GIB:.{digits}f} GiB"
+
+
+def size_text(size: float) -> str:
+    """Bytes in GiB; less than a tenth of one in MiB."""
+    return gib(size) if abs(size) >= GIB / 10 else f"{size / MIB:.1f} MiB"
+
+
+def yaml_text(value: Any) -> str:
+    """A value as it would stand in a YAML file, on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {yaml_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(yaml_text, value)) + "]"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def printable(text: str) -> str:
+    """A text that may come from a file, for a terminal: what would steer it is shown as an escape."""
+    return _CONTROLS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
+
+
+def without_secrets(text: str) -> str:
+    """The text without the token of the environment, or anything that looks like one."""
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if secret := os.environ.get(name):
+            text = text.replace(secret, "***")
+    return _TOKEN.sub("***", text)
