@@ -1,11 +1,13 @@
-"""How long compiled steps take: records of modded-nanogpt on eight H100, torchtitan's Llama 3.1 8B with compiled layers.
+"""How long compiled steps take on H100: records of modded-nanogpt, and torchtitan's Llama 3.1 8B with compiled layers.
 
     python -m validation.compiled_times CHECKOUT            every row; CHECKOUT: of KellerJordan/modded-nanogpt
-    python -m validation.compiled_times CHECKOUT --draw     which rows were drawn to stay unread
+    python -m validation.compiled_times --draw              which rows were drawn to stay unread
+    python -m validation.compiled_times --table             the rows that are kept
 
-A record runs whole, as :mod:`validation.modded_nanogpt` runs it; the launches between its last two updates are one step.
-Its log says a step's mean over the whole training, validation left out. ``validation/data/compiled_times.csv`` keeps the
-rows. While this was made, only the rows that were not drawn were looked at.
+A record runs whole, as :mod:`validation.modded_nanogpt` runs it; what is launched between its last two updates is one
+step. Its log says a step's mean over the whole training, without validation. ``validation/data/compiled_times.csv``
+keeps the rows. While this was made, only the rows that were not drawn were looked at. Needs
+``requirements-kernels.txt`` (Linux).
 """
 
 from __future__ import annotations
@@ -104,18 +106,45 @@ def seconds_of_torchtitan(gpus: int) -> float:
     return simulate(report.costs, speed)[0]
 
 
+def kept() -> list[dict[str, str]]:
+    """The rows of the table: ``measured_seconds`` and ``predicted_seconds`` of a step, and whether it was unread."""
+    with open(TABLE, encoding="utf-8", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def table() -> str:
+    """The kept rows as Markdown."""
+    lines = ["| step | rows | predicted, s | measured, s | |", "| --- | --- | ---: | ---: | ---: |"]
+    for row in kept():
+        predicted, measured = float(row["predicted_seconds"]), float(row["measured_seconds"])
+        cells = [
+            row["id"],
+            row["known"],
+            f"{predicted:.4g}",
+            f"{measured:.4g}",
+            f"{100 * (predicted / measured - 1):+.1f} %",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", nargs="?", type=Path)
     parser.add_argument("--only", nargs="*", help="rows by name")
-    parser.add_argument("--draw", action="store_true")
-    parser.add_argument("--program", nargs=2)
+    parser.add_argument("--draw", action="store_true", help="name the rows that were drawn to stay unread")
+    parser.add_argument("--table", action="store_true", help="print the rows that are kept")
+    parser.add_argument("--program", nargs=2, help="run one program here, with the keys that a query sees")
     asked = parser.parse_args()
     if asked.program:
         print(json.dumps(seconds_of_program(Path(asked.program[0]), float(asked.program[1]))))
     elif asked.draw:
         print("\n".join(drawn()))
+    elif asked.table:
+        print(table())
     else:
+        if asked.checkout is None:
+            parser.error("name a checkout: git clone https://github.com/KellerJordan/modded-nanogpt")
         for name in asked.only or [*OPENED, *TORCHTITAN]:
             if name in TORCHTITAN:
                 print(name, seconds_of_torchtitan(int(name.split("-")[1])), flush=True)

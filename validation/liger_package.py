@@ -2,11 +2,12 @@
 
     python -m validation.liger_package FOLDER
 
-FOLDER holds a folder for each release: ``pip install --no-deps --target FOLDER/0.2.1 liger-kernel==0.2.1``. Each release
-runs in a process of its own, on a simulated card. Needs ``requirements-kernels.txt`` (Linux).
+FOLDER holds a folder for each release (``pip install --no-deps --target FOLDER/0.3.0 liger-kernel==0.3.0``);
+``--releases`` names them. Each runs in a process of its own, on a simulated card. Needs ``requirements-kernels.txt``.
 
 A row was measured with the code of a commit. Releases are what can be installed, so a row gets the first release that
-was made after its figures.
+was made after its figures. The head with cross-entropy is the exception: its commit changed that loss, and the figures
+that came with it are of the code before, which 0.4.2 has.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ from will_it_fit.tracing.simulated_card import card_of
 
 # By the version that the benchmark's table says, and the module: the first release after the row was measured.
 RELEASES = {
-    ("0.2.1", ""): "0.3.0", ("0.3.1", ""): "0.4.0", ("0.4.2", "head_and_cross_entropy"): "0.5.0",
+    ("0.2.1", ""): "0.3.0", ("0.3.1", ""): "0.4.0", ("0.4.2", "head_and_cross_entropy"): "0.4.2",
     ("0.4.0", ""): "0.4.2", ("0.4.1", ""): "0.5.0", ("0.4.2", "distill_jsd"): "0.5.3", ("0.5.4", ""): "0.5.5",
-    ("0.5.10", ""): "0.6.0", ("0.6.0", ""): "0.6.1", ("0.6.1", ""): "0.6.2", ("0.7.0", ""): "0.8.0", ("0.8.0", ""): "0.8.1",
+    ("0.5.10", ""): "0.6.0", ("0.6.0", ""): "0.6.1", ("0.6.1", ""): "0.6.2", ("0.7.0", ""): "0.8.0",
+    ("0.8.0", ""): "0.8.1",
 }  # fmt: skip
 
 STEPS = 3  # the last is like all that follow
@@ -150,8 +152,9 @@ def _chunked(kind: str, bench: nn.Module) -> Callable[[], Any]:
     if kind == "kto":
         fused = _module("chunked_loss.kto_loss").LigerFusedLinearKTOLoss(use_ref_model=True)
         return lambda: fused(
-            _input=bench.input, lin_weight=head.weight, target=bench.words, preference_labels=bench.each, bias=head.bias,
-            ref_input=bench.other, ref_weight=bench.heads[-1].weight, ref_bias=bench.heads[-1].bias, kl=bench.more,
+            _input=bench.input, lin_weight=head.weight, target=bench.words, preference_labels=bench.each,
+            bias=head.bias, ref_input=bench.other, ref_weight=bench.heads[-1].weight,
+            ref_bias=bench.heads[-1].bias, kl=bench.more,
         )  # fmt: skip
     module = _module("chunked_loss.grpo_loss").LigerFusedLinearGRPOLoss
     fused = module(beta=0.1, use_ref_model=True)
@@ -219,7 +222,7 @@ def results_of_releases(folder: Path) -> Iterator[dict[str, Any]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="with a folder for each release of liger-kernel")
+    parser.add_argument("folder", type=Path, nargs="?", help="with a folder for each release of liger-kernel")
     parser.add_argument("--releases", action="store_true", help="name the releases, one a line; trace nothing")
     parser.add_argument("--one", nargs=2, metavar=("RELEASE", "GPU"), help="one release on one GPU, JSON lines")
     asked = parser.parse_args()
@@ -232,6 +235,8 @@ def main() -> int:
         for found in results(row for row in read() if (release_of(row), row["gpu"]) == (release, gpu)):
             print(json.dumps(found))
         return 0
+    if asked.folder is None:
+        parser.error("name a folder with the releases")
     print(shown(list(results_of_releases(asked.folder.resolve()))))
     return 0
 

@@ -48,7 +48,7 @@ from .accelerator import accelerator
 from .card import active_simulation
 from .errors import CompiledError, TraceError
 from .frames import Compiled, frames, real_autocast, unheard
-from .kernel_costs import inductor_kernel, with_estimate
+from .kernel_costs import compiling, inductor_kernel, with_estimate
 from .patching import as_it_was, patched
 from .tracker import Tracker
 
@@ -126,7 +126,7 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
     def inner(*args: Any, **kwargs: Any) -> Any:  # the backward pass is compiled when it is first run
         _refuse_pools(target)
         record.graphs += 1
-        with _believing(target), _disable_current_modes(), as_it_was(), unheard():
+        with _believing(target), _disable_current_modes(), as_it_was(), unheard(), compiling(args[0]):
             return compile_inner(*args, **kwargs)
 
     def outer(graph: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,14 +1,16 @@
 """What kernels cost that do nothing here: those that Inductor writes, and those of packages that Triton launches.
 
 Inductor estimates how many bytes a kernel of its own reads and writes, for its own benchmarks: slices count as slices,
-what is changed in place counts twice. Here each kernel carries that estimate. Any other kernel counts all the tensors that it
-is given once. Operations count where the kernel is known: attention, products of matrices, a head with its loss.
+what is changed in place counts twice. Here each kernel carries that estimate. Of any other kernel every tensor that it
+is given counts once. Operations count where the kernel is known: attention, products of matrices, a head and its loss.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -34,6 +36,30 @@ def with_estimate(original: Callable[[Any], dict[str, Any]]) -> Callable[[Any], 
     return meta
 
 
+# By the name of the operator, what a graph that is being compiled asks of FlexAttention: elements of its queries, keys
+# of a head, dtype. Inductor's kernels may get queries and keys as one buffer, which says nothing of heads.
+_asked: list[dict[str, tuple[int, int, str]]] = [{}]
+
+
+@contextmanager
+def compiling(graph: Any) -> Iterator[None]:
+    """Know the sizes of a graph's FlexAttention while Inductor writes its kernels; one size for a graph, its first."""
+    from torch.fx.experimental.symbolic_shapes import optimization_hint  # it imports sympy
+
+    found: dict[str, tuple[int, int, str]] = {}
+    for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
+        name = getattr(node.target, "__name__", "")
+        if "flex_attention" in name and name not in found:
+            query, key = (each.meta["val"] for each in node.args[:2])
+            sizes = [optimization_hint(size, 1) for size in query.shape]
+            found[name] = prod(sizes), optimization_hint(key.shape[-2], 1), _dtype(query)
+    _asked.append(found)
+    try:
+        yield
+    finally:
+        _asked.pop()
+
+
 def inductor_kernel(name: str, source: str = "") -> Callable[..., None]:
     """A kernel of Inductor's that does nothing, and costs what it would read, write and compute.
 
@@ -46,6 +72,7 @@ def inductor_kernel(name: str, source: str = "") -> Callable[..., None]:
     told = _ESTIMATE.search(source)
     estimate = round(float(told[1]) * 1e9) if told else None
     first: list[int] = []
+    asked = _asked[-1].get("flex_attention_backward" if "flex_attention_backward" in name else "flex_attention")
 
     def run(*args: Any, **kwargs: Any) -> None:
         tensors = [each for each in args if isinstance(each, torch.Tensor)]
@@ -53,41 +80,38 @@ def inductor_kernel(name: str, source: str = "") -> Callable[..., None]:
         first.append(moved) if not first else None
         if estimate is not None and first[0]:
             moved = estimate * moved // first[0]
-        launch(_of_template(name, tensors, moved) or Operator(f"inductor::{name}", MEMORY, "", 0, moved))
+        launch(_of_template(name, tensors, moved, asked) or Operator(f"inductor::{name}", MEMORY, "", 0, moved))
 
     return run
 
 
-def _of_template(name: str, tensors: Sequence[torch.Tensor], moved: int) -> Operator | None:
+def _of_template(
+    name: str, tensors: Sequence[torch.Tensor], moved: int, asked: tuple[int, int, str] | None
+) -> Operator | None:
     """Attention or a product of matrices that Inductor has as a template; None: another kernel."""
     if not name.startswith(_TEMPLATE):
         return None
-    if "flex_attention" in name:
-        return _flexible_attention(name, [each for each in tensors if each.dim() == 4], moved)
+    if "flex_attention" in name and asked is not None:
+        return _flexible_attention(name, *asked, moved)
     matrices = [each for each in tensors if each.dim() >= 2]
-    if "mm" in name and len(matrices) > 2:
-        rows, columns, inner = matrices[0].shape[-2], matrices[1].shape[-1], matrices[0].shape[-1]
-        count = matrices[0].numel() // (rows * inner)
-        shape = (count, rows, columns, inner)
-        return Operator(
-            f"inductor::{name}", PRODUCT, _dtype(matrices[0]), 2 * count * rows * columns * inner, moved, shape
-        )
-    return None
+    if "mm" not in name or len(matrices) < 3:
+        return None
+    rows, columns, inner = matrices[0].shape[-2], matrices[1].shape[-1], matrices[0].shape[-1]
+    shape = (matrices[0].numel() // (rows * inner), rows, columns, inner)
+    return Operator(f"inductor::{name}", PRODUCT, _dtype(matrices[0]), 2 * prod(shape), moved, shape)
 
 
-def _flexible_attention(name: str, heads: Sequence[torch.Tensor], moved: int) -> Operator:
-    """FlexAttention: query and key come first, batch x heads x tokens x head size.
+def _flexible_attention(name: str, queries: int, keys: float, dtype: str, moved: int) -> Operator:
+    """FlexAttention of so many elements of queries, each head with so many keys.
 
     How many keys a query sees is in the values of its mask, which nobody computes here. The simulation says it
     (``attended_keys``); else it is half of them, as where the mask is causal alone.
     """
-    query, key = heads[:2]
     simulation = active_simulation()
-    keys = key.shape[-2] / 2
-    if simulation is not None and simulation.attended_keys is not None:
-        keys = min(simulation.attended_keys, key.shape[-2])
-    flops = 4 * query.numel() * keys * (BACKWARD_ATTENTION if "backward" in name else 1)
-    return Operator(f"inductor::{name}", ATTENTION, _dtype(query), int(flops), moved)
+    told = simulation.attended_keys if simulation is not None else None
+    seen = keys / 2 if told is None else min(told, keys)
+    flops = 4 * queries * seen * (BACKWARD_ATTENTION if "backward" in name else 1)
+    return Operator(f"inductor::{name}", ATTENTION, dtype, int(flops), moved)
 
 
 def triton_kernel(name: str, given: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> None:

@@ -89,6 +89,24 @@ def test_the_hand_written_copy_of_ligers_loss_is_the_packages(trained_head, toke
         assert abs(package.phases[phase] - copied.phases[phase]) <= 16 * 1024, phase
 
 
+def test_a_launch_costs_its_arguments_and_ligers_loss_reads_its_logits_twice():
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    model = torch.nn.Linear(10, 10, device="meta")
+    logits = torch.empty(256, 32_000, dtype=torch.bfloat16)
+
+    def step(batch):
+        plain[(16,)](batch[0], torch.empty_like(batch[0]), batch[0].numel(), BLOCK=64)
+        liger_cross_entropy(batch[0].requires_grad_(), batch[1])
+
+    with simulated(H100):
+        given = (logits, torch.zeros(256, dtype=torch.long))
+        costs = trace_step(model, None, step, given, Options(costs=True, scalars=1.0)).costs
+    by_name = {one.name: one for one in costs.operators}
+    assert by_name["triton::add"].bytes == 2 * logits.nbytes
+    assert 3 * logits.nbytes < by_name["triton::liger_cross_entropy_kernel"].bytes < 3.01 * logits.nbytes
+
+
 def test_an_autotuner_takes_what_it_is_told_and_believes_no_time(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     asked = []

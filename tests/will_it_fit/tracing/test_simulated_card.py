@@ -9,6 +9,7 @@ import pytest
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.cards.gpus import catalogue, find
 from will_it_fit.common.errors import UserError
+from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.simulated_card import card_of
@@ -52,6 +53,19 @@ def test_a_compiled_scenario_is_followed(how, method):
     assert compiled["compiled"]["breaks"] == {} and compiled["warnings"] == eager["warnings"]
     assert compiled["resident_bytes"] == eager["resident_bytes"]
     assert compiled["components"]["activations"] < eager["components"]["activations"]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_compiled_step_has_a_time_and_is_faster():
+    """A larger model than the other tests': of a tiny one the CPU's launches are all that takes time."""
+    wide = DECODERS["qwen2"] | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 2}
+    asked = {"model": wide, "method": "full", "gpu": "a100-80gb", "sequence_length": 2048, "micro_batch": 4}
+    times = [
+        trace(scenario(**asked, compile=how), capability=(8, 0), timeline=False, timed_on={"a": speed_of("a100-80gb")})
+        for how in ("none", "layers")
+    ]
+    eager, compiled = (found["times"]["a"]["seconds_per_step"] for found in times)
+    assert 0.4 * eager < compiled < 0.95 * eager
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
