@@ -7,10 +7,10 @@ from will_it_fit.ask.trainer import StopIfItWontFit as StopIfItWontFit
 from will_it_fit.ask.trainer import WontFit as WontFit
 from will_it_fit.cards.gpus import Gpu as Gpu
 from will_it_fit.common.errors import UserError as UserError
-from will_it_fit.engine.building import on_meta as on_meta
-from will_it_fit.engine.options import Options as Options
+from will_it_fit.engine.patching import on_meta as on_meta
 from will_it_fit.engine.report import History as History
 from will_it_fit.engine.report import Report as Report
+from will_it_fit.engine.trace import Options as Options
 from will_it_fit.engine.trace import measure_step as measure_step
 from will_it_fit.engine.trace import trace_step as trace_step
 from will_it_fit.hours.run_time import Run as Run

@@ -38,6 +38,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["run"]:
+        from will_it_fit.ask import run_program
+
+        return run_program.main(words[1:])
     options = parse(words)
     if options.fresh:  # it belongs neither to the question nor to a line to type next
         words = [word for word in words if not (word.startswith("--fre") and "--fresh".startswith(word))]

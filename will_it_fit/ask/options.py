@@ -31,11 +31,11 @@ from will_it_fit.scenario.description import Field
 from will_it_fit.scenario.fields import BY_NAME, ELSEWHERE
 from will_it_fit.scenario.strategies import STRATEGIES
 
-METHODS = ("full", "lora", "qlora")
+METHODS = BY_NAME["method"].words
 RUN_OPTIONS = ("rows", "tokens_per_row", "epochs", "price", "deadline", "grams_per_kwh")  # options about a whole run
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors of the command line in the form of all others."""
 
     def error(self, message: str) -> NoReturn:
@@ -47,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """All options."""
-    made = _Parser(prog="will-it-fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(prog="will-it-fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("what", nargs="+", metavar="WHAT", help="a model or a file; then files beside it")
     step = made.add_argument_group("the step")
     step.add_argument("--gpu", help="4090, 'A100 80GB', 2x3090, 24GiB, ...")
@@ -97,6 +97,7 @@ def whole_number(text: str) -> int | None:
 
 FLAGS = {"sequence_length": "-s", "micro_batch": "-b", "method": "--method", "gpu": "--gpu", "like": "--like"}
 _LONG = {"-s": "--sequence-length", "-b": "--micro-batch"}
+_FIELDS = {"--sequence-length": "sequence_length", "--micro-batch": "micro_batch"}
 # What people type for a field or an option, beside what other tools call it (ELSEWHERE).
 _ALSO = {
     **dict.fromkeys(("seq_len", "seqlen", "seq_length", "max_len", "context", "context_length", "ctx", "length"),
@@ -356,14 +357,12 @@ def _parts() -> dict[str, str]:
 
 def _change(meant: str, value: str | None) -> dict[str, Any]:
     """What a value set for a field, or for an option, changes."""
+    meant = _FIELDS.get(meant, meant)
     if meant.startswith("--"):
-        dest = {"--sequence-length": "sequence_length", "--micro-batch": "micro_batch"}.get(meant, meant)
-        if dest == meant:
-            if meant == "--gpu" and value and re.fullmatch(r"\d+(\.\d+)?", value) and float(value) < 1000:
-                value = f"{value}GiB"
-            name = {"--gpu": "gpu", "--method": "method"}.get(meant, meant)
-            return (_of_method(value) if name == "method" and value else None) or {name: value or ""}
-        meant = dest
+        if meant == "--gpu" and value and re.fullmatch(r"\d+(\.\d+)?", value) and float(value) < 1000:
+            value = f"{value}GiB"
+        name = {"--gpu": "gpu", "--method": "method"}.get(meant, meant)
+        return (_of_method(value) if name == "method" and value else None) or {name: value or ""}
     first, _, part = meant.partition(".")
     field = BY_NAME[first]
     if field.parts and not part:
@@ -402,7 +401,7 @@ def counted(text: str) -> int | None:
 def _of_method(value: str) -> dict[str, Any] | None:
     """What somebody means who gives --method something else than a method."""
     text = value.lower()
-    if text in BY_NAME["method"].words:
+    if text in METHODS:
         return {"method": text}
     if text in BY_NAME["objective"].words:
         return {"objective": text}
@@ -412,7 +411,7 @@ def _of_method(value: str) -> dict[str, Any] | None:
         kind = {"peft_type": text.upper()} if text != "dora" else {"peft_type": "LORA", "r": 16, "use_dora": True}
         targets = {} if text == "ia3" else {"target_modules": "all-linear"}
         return {"method": "lora", "adapter": kind | targets}
-    near = closest(text, BY_NAME["method"].words)
+    near = closest(text, METHODS)
     return {"method": near} if near else None
 
 
@@ -427,7 +426,7 @@ def _wrong(at: int, count: int, typed: str, action: argparse.Action, value: str)
         why = f": {_AIM}" if "objective" in changes else "."
         return _Slip(at, count, f"`{typed}` does not take {value}{why}", ", ".join(action.choices), changes)
     if action.type is whole_number and whole_number(value) is None:
-        field = {"--sequence-length": "sequence_length", "--micro-batch": "micro_batch"}.get(name)
+        field = _FIELDS.get(name)
         read = counted(value)
         example = read or {"sequence_length": 2048, "micro_batch": 1}.get(field or "", 50000)
         return _Slip(at, count, f"`{typed}` takes a whole number of at least 1, not {value}.",
@@ -439,7 +438,7 @@ def _missing(at: int, typed: str, action: argparse.Action) -> _Slip:
     """An option that stands there without its value."""
     name = action.option_strings[-1]
     example = _EXAMPLES.get(name) or next(iter(action.choices or ()), None) or action.metavar or "VALUE"
-    field = {"--sequence-length": "sequence_length", "--micro-batch": "micro_batch"}.get(name, name)
+    field = _FIELDS.get(name, name)
     return _Slip(at, 1, f"`{typed}` has no value.", action.help or action.metavar or "a value", {field: example})
 
 

@@ -26,10 +26,10 @@ def control_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 def as_data(text: str, controls: Sequence[str]) -> str:
     """The text with each control token broken up by a space after its first character, until none is left."""
-    while found := next((token for token in controls if token in text), None):
-        if len(found) == 1:
-            return text.replace(found, " ")
-        text = text.replace(found, f"{found[0]} {found[1:]}")
+    while control := next((token for token in controls if token in text), None):
+        if len(control) == 1:
+            return text.replace(control, " ")
+        text = text.replace(control, f"{control[0]} {control[1:]}")
     return text
 
 

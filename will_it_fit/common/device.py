@@ -47,9 +47,9 @@ def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 def refuse_missing(wanted: str, gpus: int = 1) -> None:
     """Refuse ``cuda`` on a machine without a GPU, and more GPUs than it has; ``auto`` then means the CPU."""
-    if wanted == "cpu" or (found := cuda_devices()) >= gpus or (wanted == "auto" and not found):
+    if wanted == "cpu" or (count := cuda_devices()) >= gpus or (wanted == "auto" and not count):
         return
-    if not found:
+    if not count:
         raise UserError(
             "No CUDA device was found, and no job was started.",
             where="training.device in the configuration",
@@ -58,11 +58,11 @@ def refuse_missing(wanted: str, gpus: int = 1) -> None:
             write="training:\n  device: auto",
         )
     raise UserError(
-        f"The training is for {gpus} GPUs, and this machine has {found}.",
+        f"The training is for {gpus} GPUs, and this machine has {count}.",
         where="training.parallel.gpus in the configuration",
         found=gpus,
-        allowed=f"1 to {found} (CUDA_VISIBLE_DEVICES may hide others); or device: cpu, on which processes can share",
-        write=f"parallel: {{strategy: fsdp2, gpus: {found}}}" if found > 1 else "parallel: {strategy: none, gpus: 1}",
+        allowed=f"1 to {count} (CUDA_VISIBLE_DEVICES may hide others); or device: cpu, on which processes can share",
+        write=f"parallel: {{strategy: fsdp2, gpus: {count}}}" if count > 1 else "parallel: {strategy: none, gpus: 1}",
     )
 
 

@@ -11,10 +11,10 @@ STACK = ("torch", "transformers", "peft", "bitsandbytes")  # what builds a model
 
 def versions(names: Iterable[str] = STACK) -> dict[str, str | None]:
     """Python's version and those of packages; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": sys.version.split()[0]}
+    numbers: dict[str, str | None] = {"python": sys.version.split()[0]}
     for name in names:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            numbers[name] = None
+    return numbers

@@ -228,6 +228,25 @@ def fake_group(gpus: int, rank: int = 0) -> Iterator[FakeDevice]:
     """
     import torch.distributed as dist
 
+    with fake_gpus(gpus) as device:
+        start_group(gpus, rank)
+        try:
+            yield device
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def fake_gpus(gpus: int) -> Iterator[FakeDevice]:
+    """The same before the group is started, by :func:`start_group`: so does a program that starts it itself.
+
+    Raises
+    ------
+    TraceError
+        If the process belongs to a group already.
+    """
+    import torch.distributed as dist
+
     if dist.is_initialized():
         raise TraceError(
             "This process belongs to a process group already, and can't pretend to be in another.",
@@ -237,15 +256,17 @@ def fake_group(gpus: int, rank: int = 0) -> Iterator[FakeDevice]:
     torch.meta = device
     try:
         with _backend(), patched(_patches(device)):
-            from torch.testing._internal.distributed.fake_pg import FakeStore
-
-            dist.init_process_group(BACKEND, store=FakeStore(), rank=rank, world_size=gpus)
-            try:
-                yield device
-            finally:
-                dist.destroy_process_group()
+            yield device
     finally:
         del torch.meta
+
+
+def start_group(gpus: int, rank: int = 0) -> None:
+    """Start PyTorch's group of processes, whose collectives do nothing."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group(BACKEND, store=FakeStore(), rank=rank, world_size=gpus)
 
 
 @contextmanager
@@ -359,7 +380,8 @@ def _ddp_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     make = ddp.__init__
 
     def make_ddp(model: Any, *arguments: Any, **options: Any) -> None:
-        make(model, *arguments, **options)
+        with device.allocating(COLLECTIVES):
+            make(model, *arguments, **options)
         model.register_comm_hook(None, _exchanged_bucket)
 
     return [

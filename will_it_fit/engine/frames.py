@@ -55,11 +55,14 @@ class Compiled:
         Graph breaks: reason and the program's line, with how often each was met while compiling.
     skipped
         Frames that ran without the compiler: function and reason.
+    expected
+        Whether something is to be compiled; of a whole program nobody knows.
     """
 
     graphs: int = 0
     breaks: Counter[str] = dataclasses.field(default_factory=Counter)
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+    expected: bool = True
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, the texts in order."""
@@ -83,7 +86,7 @@ class Compiled:
             yield f"a graph break, met {times} times: what was between two graphs ran without the compiler. {text}"
         for text, times in self.skipped.items():
             yield f"a frame ran without the compiler, {times} times: {text}"
-        if not self.graphs:
+        if self.expected and not self.graphs:
             yield "nothing was compiled in the step: the figures are those without the compiler"
 
 

@@ -11,7 +11,7 @@ shapes, as those on ``meta``.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,7 @@ class Values:
     ) -> None:
         self.carrying = False  # whether any value is known, or was
         self.reading = False  # whether Python is about to read a whole tensor
+        self.asked: Callable[[torch.dtype], float | None] | None = None  # gives numbers in the place of `scalars`
         self._scalars = scalars
         self._answers = {**ANSWERS, **(answers or {})}
         self._host_is_device = host_is_device
@@ -208,7 +209,7 @@ class Values:
                 return torch.full((), self._scalars, dtype=dtype).expand(tensor.shape)
             if self._host_is_device:
                 return _aten.alias(tensor) if dtype == tensor.dtype else tensor.to(dtype)
-            return self._stand_in(tensor.shape, dtype)
+            return self.stand_in(tensor.shape, dtype)
         return UNANSWERED
 
     def _copied(self, into: torch.Tensor, tensor: torch.Tensor, *_: Any) -> Any:
@@ -224,7 +225,8 @@ class Values:
         self._until_its_end(into.untyped_storage(), self._stand_ins)
         return into
 
-    def _stand_in(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    def stand_in(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor on the host without values of its own: one element, repeated."""
         value = self._scalars if self._scalars is not None else 0
         made = torch.full((1,), value, dtype=dtype).expand(shape) if len(shape) else torch.full((), value, dtype=dtype)
         self._until_its_end(made.untyped_storage(), self._stand_ins)
@@ -254,7 +256,7 @@ class Values:
 
         moved, named = tree_map_only(torch.Tensor, shape, (args, kwargs))
         output = func(*moved, **({**named, "device": "meta"} if "device" in named else named))
-        return tree_map_only(torch.Tensor, lambda made: self._stand_in(made.shape, made.dtype), output)
+        return tree_map_only(torch.Tensor, lambda made: self.stand_in(made.shape, made.dtype), output)
 
     # --- operators on known values -------------------------------------------------------------------------------
 
@@ -324,6 +326,8 @@ class Values:
 
     def _number(self, func: Any, kind: torch.dtype) -> bool | int | float:
         number = self._answer()
+        if number is None and self.asked is not None:
+            number = self.asked(kind)
         number = self._scalars if number is None else number
         if number is None:
             raise NoValues(func._schema.name)

@@ -52,11 +52,17 @@ class Origins:
 
     def __init__(self, model: nn.Module) -> None:
         self.of: dict[int, Origin] = {}
-        self._modules = {id(module): name for name, module in model.named_modules()}
-        tensors = [*model.named_parameters(), *model.named_buffers()]
-        self._names = {part.untyped_storage()._cdata: name for name, tensor in tensors for part in parts(tensor)}
+        self._modules: dict[int, str] = {}
+        self._names: dict[int, str] = {}
         self._running: list[str] = []
         self._forward: dict[int, tuple[str, str]] = {}  # module and line by the operator's number
+        self.learn(model)
+
+    def learn(self, model: nn.Module) -> None:
+        """Take the names of a model's modules, parameters and buffers."""
+        self._modules.update((id(module), name) for name, module in model.named_modules())
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._names.update((part.untyped_storage()._cdata, name) for part in parts(tensor))
 
     def note_existing(self, identity: int, tensor: torch.Tensor) -> None:
         """A parameter, a buffer, or what hangs on one."""

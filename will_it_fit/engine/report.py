@@ -18,7 +18,7 @@ from .origins import NOWHERE
 from .record import Record
 from .replay import Events, Replay, replay
 
-PHASES = ("load", "forward", "backward", "optimizer")
+PHASES = ("load", "forward", "backward", "optimizer", "evaluation")  # the last in whole programs alone
 _OUTSIDE = {"inputs": "forward", "between": "optimizer"}  # of no module, the autograd engine or an optimizer
 TIMELINE_POINTS = 2000
 
@@ -53,11 +53,11 @@ class Report:
         From no workspaces of cuDNN and cuFFT to as large ones as may be, None where nothing bounds them. Absent (None)
         where the step runs neither convolutions nor Fourier transforms.
     peak_phase
-        Where that was: ``forward``, ``backward`` or ``optimizer``.
+        Where that was: ``forward``, ``backward`` or ``optimizer``; in a whole program ``load`` or ``evaluation``, too.
     components
         What lived at that moment; they add up to the peak exactly.
     phases
-        The peak in ``load``, ``forward``, ``backward``, ``optimizer``.
+        The peak in ``load``, ``forward``, ``backward``, ``optimizer``; of a whole program in ``evaluation``, too.
     components_by_phase
         What lived at each phase's peak.
     resident_bytes

@@ -25,9 +25,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,7 +56,9 @@ def simulated(
     choose: Callable[[str, list], int] | None = None,
     pads: bool = False,
     templates: bool = False,
+    *,
     attended_keys: float | None = None,
+    whole_program: bool = False,
 ) -> Iterator[Simulation]:
     """Let all that runs inside believe in a card, and whatever it launches do nothing.
 
@@ -74,6 +77,8 @@ def simulated(
     attended_keys
         How many keys a query of FlexAttention sees in the mean, for the time of a step. None: half of them, as with a
         causal mask.
+    whole_program
+        Whether a program runs inside that imports what it needs: then :data:`_BEFORE` are imported when it asks.
 
     Raises
     ------
@@ -86,14 +91,17 @@ def simulated(
             "Trace for another card in a process of its own.",
         )
     for name in _BEFORE:
-        if find_spec(name) is not None:
+        if not whole_program and find_spec(name) is not None:
             import_module(name)
+    answers = answers_of(card)
     torch.utils._device._device_constructors()  # `with torch.device(...)` keeps PyTorch's own functions, once
     simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates, attended_keys)
     lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         stack.enter_context(_forgotten_answers())
-        stack.enter_context(patched(answers_of(card)))
+        if whole_program:
+            stack.enter_context(_importing_as_it_is([(at, name, vars(at).get(name)) for at, name, _ in answers]))
+        stack.enter_context(patched(answers))
         stack.enter_context(patched(_tensors(), hidden=True))
         stack.enter_context(patched(_programs(simulation)))
         if find_spec("triton") is not None:
@@ -199,6 +207,39 @@ def _forgotten_answers() -> Iterator[None]:
         yield
     finally:
         forget()
+
+
+@contextmanager
+def _importing_as_it_is(truth: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Let :data:`_BEFORE` learn the truth whenever they are imported: ``truth`` is what the answers stand in for."""
+
+    class Finder(MetaPathFinder):
+        def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+            if name not in _BEFORE or name in self.running:
+                return None
+            self.running.add(name)
+            try:
+                found = find_spec(name)
+            finally:
+                self.running.discard(name)
+            if found is not None and found.loader is not None:
+                run = found.loader.exec_module
+
+                def exec_module(module: Any) -> None:
+                    with patched(truth):
+                        run(module)
+
+                found.loader.exec_module = exec_module
+            return found
+
+        running: ClassVar[set[str]] = set()
+
+    finder = Finder()
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 # --- programs -----------------------------------------------------------------------------------------------------

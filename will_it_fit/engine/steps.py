@@ -196,8 +196,9 @@ _UPDATES = (
 class _Heard:
     """Which phase a step is in, by what is called."""
 
-    def __init__(self, enter: Callable[[str], None]) -> None:
+    def __init__(self, enter: Callable[[str], None], evaluates: Callable[[nn.Module], bool] | None = None) -> None:
         self._enter, self._phase, self._engine = enter, "", torch.autograd._engine_run_backward
+        self._evaluates = evaluates
         self._depth = 0  # of backward passes: reentrant checkpointing runs one inside another
         self._inside = False  # an optimizer's step: what is compiled there is no forward pass
 
@@ -213,7 +214,9 @@ class _Heard:
 
     def forward(self, module: nn.Module | None, *_: Any) -> None:
         """A module is called; None: a function that is compiled."""
-        if module is not None or not self._inside:
+        if module is not None and self._evaluates is not None and self._evaluates(module):
+            self._go("evaluation")
+        elif module is not None or not self._inside:
             self._go("forward")
 
     def backward(self, *args: Any, **kwargs: Any) -> Any:
@@ -259,6 +262,7 @@ def phases(
     enter: Callable[[str], None],
     updated: Callable[[torch.optim.Optimizer], None] | None = None,
     updating: Callable[[torch.optim.Optimizer], None] | None = None,
+    evaluates: Callable[[nn.Module], bool] | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Hear when the phases of a step begin, whatever loop takes it.
 
@@ -269,10 +273,12 @@ def phases(
         engine starts, ``between`` when it has ended, ``optimizer`` when gradients are clipped or an optimizer steps.
     updated, updating
         Called with each optimizer after its step, and before it.
+    evaluates
+        Called with each module before its call: whether that is ``evaluation`` instead of ``forward``. None: never.
 
     Yields what is to be called at the beginning of each step.
     """
-    heard = _Heard(enter)
+    heard = _Heard(enter, evaluates)
     handles = [
         register_module_forward_pre_hook(heard.forward),
         register_optimizer_step_pre_hook(heard.step_begins),

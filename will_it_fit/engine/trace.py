@@ -26,8 +26,8 @@ the figures are those of one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -193,11 +193,27 @@ def trace_step(
         options = replace(options, capability=simulation.card.capability)
     _refuse_values(model, optimizer)
     on_gpu = options.target == "cuda"
-    tracker, seen = _tracker(model, options, on_gpu)
+    tracker, seen = make_tracker(model, options, on_gpu)
     _follow_model(tracker, model, seen.ids, options.label)
     for other in options.beside:
         _follow_model(tracker, other)
     _follow_states(tracker, optimizer)
+    with surroundings(tracker, model, options):
+        take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
+    return options.report(
+        tracker,
+        options.histories,
+        on_gpu=on_gpu,
+        timeline=options.timeline,
+        capacity_bytes=options.capacity_bytes,
+        expandable_segments=options.expandable_segments,
+    )
+
+
+@contextmanager
+def surroundings(tracker: Tracker, model: nn.Module, options: Options) -> Iterator[None]:
+    """All that is exchanged while a tracker follows steps of a model on ``meta``."""
+    on_gpu = options.target == "cuda"
     with ExitStack() as stack:
         stack.enter_context(dispatch(options.target, options.capability, options.torch_version, options.platform))
         stack.enter_context(recording(tracker.costs))
@@ -211,15 +227,7 @@ def trace_step(
         stack.enter_context(emulated(options.target, lambda copy: tracker.label(copy, WEIGHT_CASTS)))
         if options.compiled == "follow":
             stack.enter_context(_through_the_compiler(tracker, options))
-        take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
-    return options.report(
-        tracker,
-        options.histories,
-        on_gpu=on_gpu,
-        timeline=options.timeline,
-        capacity_bytes=options.capacity_bytes,
-        expandable_segments=options.expandable_segments,
-    )
+        yield
 
 
 def _through_the_compiler(tracker: Tracker, options: Options) -> AbstractContextManager[Any]:
@@ -230,7 +238,7 @@ def _through_the_compiler(tracker: Tracker, options: Options) -> AbstractContext
     return followed(tracker, options.target)
 
 
-def _tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker, History]:
+def make_tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Tracker, History]:
     """A tracker that has seen what happened before the first step, and what that was."""
     seen = options.histories[0] if options.histories else History()
     tracker = Tracker(

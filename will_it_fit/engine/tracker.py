@@ -92,7 +92,7 @@ class Tracker(TorchDispatchMode, Record):
         self._host: dict[int, _End] = {}  # what is on `meta` and means the host's memory, by the storage's address
         self._devices = frozenset(devices)
         self.on_meta = "meta" in self._devices
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._kernels = kernels
         self._shapes = Shapes(outputs) if self.on_meta else None
         self.values = Values() if self.on_meta else None
@@ -108,6 +108,10 @@ class Tracker(TorchDispatchMode, Record):
     def _should_skip_dynamo(cls) -> bool:
         """Under a tracker nothing is compiled: what PyTorch wraps each operator in against the compiler is saved."""
         return False
+
+    def take_device(self, device: FakeDevice) -> None:
+        """Belong to a group of several GPUs from now on."""
+        self._device, device.listener = device, self
 
     def mark(self, phase: str, step: int = 0) -> None:
         """Say that a phase of a step begins."""
@@ -170,7 +174,8 @@ class Tracker(TorchDispatchMode, Record):
             end.identity, end.key = 0, storage._cdata
             self._host[end.key] = end
 
-    def _lies_on_host(self, tensor: torch.Tensor) -> bool:
+    def lies_on_host(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor on ``meta`` means the host's memory."""
         return bool(self._host) and tensor.untyped_storage()._cdata in self._host
 
     def resized(self, storage: torch.UntypedStorage, size: int) -> None:
@@ -280,7 +285,7 @@ class Tracker(TorchDispatchMode, Record):
             component = INPUTS
         elif self._phase == "between" or self._phase == "optimizer":
             component = TEMPORARIES
-        elif self._vocabulary and tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary:
+        elif self.vocabulary and tensor.dim() > 1 and tensor.shape[-1] == self.vocabulary:
             component = LOGITS_AND_LOSS
         elif self._phase == "backward" and not torch.is_grad_enabled():  # recomputing activations enables it
             component = TEMPORARIES
@@ -319,7 +324,7 @@ class Tracker(TorchDispatchMode, Record):
             return NotImplemented  # it comes again with the tensors that they consist of
         if func is _COPY and not isinstance(args[1], torch.Tensor):  # `tensor.copy_(5)`
             func, args = torch.ops.aten.fill_.Scalar, args[:2]
-        if self.on_card is not None and (own := self.on_card(func, args, kwargs, self._lies_on_host)) is not None:
+        if self.on_card is not None and (own := self.on_card(func, args, kwargs, self.lies_on_host)) is not None:
             with self:
                 return own(*args, **kwargs)
         if func not in self._operators:

@@ -44,8 +44,8 @@ def faster_moves(scenario: Scenario, capability: tuple[int, int] | None = None) 
     return _without_contradictions(scenario, _moves_for_speed(scenario, capability))
 
 
-def _without_contradictions(scenario: Scenario, found: Iterator[Move]) -> Iterator[Move]:
-    for move in found:
+def _without_contradictions(scenario: Scenario, candidates: Iterator[Move]) -> Iterator[Move]:
+    for move in candidates:
         possible = [changes for changes in move.options if _possible(scenario, changes)]
         if possible:
             yield move._replace(options=possible)
@@ -233,11 +233,11 @@ def whole_4bit_bytes(scenario: Scenario) -> int:
 
 
 def _halves(value: int, least: int) -> list[int]:
-    found = []
+    values = []
     while value // 2 >= least:
         value //= 2
-        found.append(value)
-    return found
+        values.append(value)
+    return values
 
 
 def as_method(scenario: Scenario, method: str) -> Changes:

@@ -45,22 +45,22 @@ class Comparison:
     def allocators(self) -> dict[str, Any]:
         """What the step needs with expandable segments and without them, each with its verdict; what to type for it."""
         write, trace = {"default": None, "expandable_segments": EXPANDABLE_LINE}, self.traced.trace
-        found = {}
+        answers = {}
         for name, size in trace.get("required_bytes_by_allocator", {}).items():
             needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
-            found[name] = {"required_bytes": size, "write": write[name], **verdict(needed, self.gpu)._asdict()}
-        return found
+            answers[name] = {"required_bytes": size, "write": write[name], **verdict(needed, self.gpu)._asdict()}
+        return answers
 
     @property
     def warnings(self) -> list[str]:
         """What the trace warns of, what makes the step slower on this GPU, and whether it fits by luck."""
         trace = self.traced.trace
-        found = [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
+        texts = [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
         if self.gpu and self.verdict.fits and self.gpu.usable_bytes < trace["required_bytes"]:
-            found.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
+            texts.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
         if self.gpu and self.verdict.fits and (full := nearly_full(trace, self.gpu)):
-            found.append(full)
-        return found
+            texts.append(full)
+        return texts
 
     def suggestions(self, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> list[dict[str, Any]]:
         """What to change where the step does not fit its GPU; ``watch`` hears of each search that begins."""

@@ -54,15 +54,15 @@ def sooner(scenario: Scenario, gpu: Gpu, asked: Run, estimate: CalibratedEstimat
     estimate
         Of the scenario on this GPU, with the time of its step.
     """
-    found = [
+    candidates = [
         item
         for move in faster_moves(scenario, gpu.capability)
         for item in [_largest(scenario, [move.name], [move.cost], move.options, gpu, asked, estimate)]
         if item
     ]
-    if not any(item.run.in_time for item in found) and len(found) > 1:
-        found += _together(scenario, gpu, asked, estimate)
-    return [item for item in found if item.run.in_time] or sorted(found, key=lambda item: item.run.hours)[:1]
+    if not any(item.run.in_time for item in candidates) and len(candidates) > 1:
+        candidates += _together(scenario, gpu, asked, estimate)
+    return [item for item in candidates if item.run.in_time] or sorted(candidates, key=lambda item: item.run.hours)[:1]
 
 
 def _together(scenario: Scenario, gpu: Gpu, asked: Run, estimate: CalibratedEstimator) -> Iterator[Sooner]:
@@ -109,8 +109,8 @@ def _largest(
             if fits:
                 run = _hours(candidate, gpu, asked, estimate)
                 write = ", ".join(f"{key}: {yaml_text(value)}" for key, value in changes.items())
-                found = Sooner("+".join(names), changes, write, "; ".join(costs), required, room, run)
-                return found if run.hours < own.hours else None
+                change = Sooner("+".join(names), changes, write, "; ".join(costs), required, room, run)
+                return change if run.hours < own.hours else None
     return None
 
 

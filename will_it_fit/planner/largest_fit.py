@@ -55,11 +55,11 @@ class Border:
 def steps(field: str, limit: int) -> list[int]:
     """The values of a search: not finer than 64 to a doubling, the limit the last."""
     unit = LENGTH_STEP if field == "sequence_length" else 1
-    found, value = [], unit
+    values, value = [], unit
     while value <= limit:
-        found.append(value)
+        values.append(value)
         value += unit * max(1, 2 ** ((value // unit).bit_length() - 7))
-    return found or [limit]
+    return values or [limit]
 
 
 class Traces:
@@ -227,14 +227,14 @@ class Borders:
     def largest_traced(self, capacity: int, *, expandable: bool = False) -> Border:
         """The border, and the first value that does not fit, both traced: what refutes the replays corrects them."""
         while True:
-            found = self.largest(capacity, expandable=expandable)
-            if not found.value:
-                return found
-            above = bisect_right(self.values, found.value)
-            around = [found.value, *self.values[above : above + 1]]
+            largest = self.largest(capacity, expandable=expandable)
+            if not largest.value:
+                return largest
+            above = bisect_right(self.values, largest.value)
+            around = [largest.value, *self.values[above : above + 1]]
             untraced = [value for value in around if not self.scaled.at(value).traced]
             if not untraced:
-                return found
+                return largest
             self.scaled.record(untraced[0])
             self._verdicts.clear()
 
@@ -308,8 +308,8 @@ class Borders:
         """The peak by the events; estimated where those would have to be traced."""
         traced = self.scaled.recordings
         known = self.scaled.alike and min(traced) <= value <= max(traced)
-        found = self.scaled.least_bytes(value, trace=not self._described) if known else None
-        return found or self._about(value)
+        least_bytes = self.scaled.least_bytes(value, trace=not self._described) if known else None
+        return least_bytes or self._about(value)
 
     def _surely_too_large(self, value: int, capacity: int) -> bool:
         peak = self._peak(value)

@@ -71,10 +71,10 @@ def suggest(
     quick = [move for move in possible if "sequence_length" not in move.options[0]]
     long = [move for move in possible if move not in quick]
     order = {move.name: place for place, move in enumerate(possible)}
-    found: list[Suggestion] = []
+    fitting: list[Suggestion] = []
 
     def mildest() -> str | None:
-        return min((item.move for item in found), key=lambda name: order.get(name, 0), default=None)
+        return min((item.move for item in fitting), key=lambda name: order.get(name, 0), default=None)
 
     def one(move: Move) -> Callable[[], Suggestion | None]:
         return lambda: _verified(scenario, move, gpu, estimate, fits)
@@ -88,19 +88,19 @@ def suggest(
               ("a bigger GPU", lambda: _bigger_gpu(scenario, gpu, estimate))]  # fmt: skip
     places = {"more_gpus": len(order), "bigger_gpu": len(order) + 1}
     while searches or others:
-        changes_only = [item for item in found if item.move not in places]
+        changes_only = [item for item in fitting if item.move not in places]
         name, search = (searches if searches and len(changes_only) < SUGGESTIONS else others).pop(0)
         if len(changes_only) == SUGGESTIONS:
             searches.clear()
         if watch:
-            watch(name, len(searches) + len(others), found)
+            watch(name, len(searches) + len(others), fitting)
         answer = search()
         if answer and estimate.timed_on and scenario.aim.trainer is None and answer.move not in places:
             answer = _timed(answer, scenario, gpu, estimate)  # no other objective has a time
         if answer:
-            found.append(answer)
-            found.sort(key=lambda item: order.get(item.move, places.get(item.move, -1)))
-    return found
+            fitting.append(answer)
+            fitting.sort(key=lambda item: order.get(item.move, places.get(item.move, -1)))
+    return fitting
 
 
 def _timed(item: Suggestion, scenario: Scenario, gpu: Gpu, estimate: CalibratedEstimator) -> Suggestion:

@@ -83,12 +83,12 @@ def reply(request: str) -> str:
     asked = json.loads(request)
     with TemporaryDirectory() as folder:
         try:
-            found = _reply(asked, Path(folder))
+            answer = _reply(asked, Path(folder))
         except _Wanted as wanted:
-            found = {"fetch": _place(wanted.hub)}
+            answer = {"fetch": _place(wanted.hub)}
         except UserError as error:
-            found = {"error": [_error(part) for part in error.parts or (error,)]}
-        return json.dumps(found, sort_keys=True, ensure_ascii=False).replace(f"{folder}/", "")
+            answer = {"error": [_error(part) for part in error.parts or (error,)]}
+        return json.dumps(answer, sort_keys=True, ensure_ascii=False).replace(f"{folder}/", "")
 
 
 def _error(error: UserError) -> dict[str, Any]:
@@ -252,18 +252,18 @@ def _hours(asked: Question, run: Run | None) -> str:
 
 
 def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str, Any]:
-    found = quick(asked, others=False)
+    estimated = quick(asked, others=False)
     near, instead = _nearest(asked)
-    shown = quick(near, others=False) if instead else found
+    shown = quick(near, others=False) if instead else estimated
     run = parse_run_options(parse([*words, *run_words]))
     rule = (shown["rule_of_thumb"] or {}).get("peak_allocated_bytes")
     parts = sorted((shown["analytic"] or {"components": {}})["components"].items(), key=lambda item: -item[1])
     return {
-        "answer": found,
-        "state": _state(found),
+        "answer": estimated,
+        "state": _state(estimated),
         "tight": bool(shown["gpu"]) and shown["fits"] is not True,
-        "verdict": _near_sentence(shown, instead) if instead else _sentence(found),
-        "step": step_line(found["scenario"]),
+        "verdict": _near_sentence(shown, instead) if instead else _sentence(estimated),
+        "step": step_line(estimated["scenario"]),
         "exactness": EXACTNESS,
         "rule": f"The rule of thumb, bytes per parameter, says {gib(rule)}." if rule else "",
         "hours": _hours(asked, run),
@@ -274,9 +274,9 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
             for name, size in parts
             if size >= 2**20
         ],
-        "read": text.reading_lines(asked, found),
+        "read": text.reading_lines(asked, estimated),
         "command": shlex.join(["will-it-fit", *words, *run_words]),
-        "yaml": scenario_yaml(found["scenario"], asked.model),
+        "yaml": scenario_yaml(estimated["scenario"], asked.model),
     }
 
 
@@ -300,24 +300,24 @@ def _nearest(asked: Question) -> tuple[Question, list[str]]:
     return replace(asked, scenario=near), [f"{name}: {instead} in place of {value}" for name, instead, value in values]
 
 
-def _state(found: Mapping[str, Any]) -> str:
-    if found["analytic"] is None:
+def _state(answer: Mapping[str, Any]) -> str:
+    if answer["analytic"] is None:
         return "unknown"
-    if found["gpu"] is None:
+    if answer["gpu"] is None:
         return "size"
-    return _STATES[found["fits"]]
+    return _STATES[answer["fits"]]
 
 
-def _sentence(found: Mapping[str, Any]) -> str:
+def _sentence(answer: Mapping[str, Any]) -> str:
     """The verdict with its two numbers."""
-    if found["analytic"] is None:
-        return f"No estimate: {found['reasons']['analytic']}. The command below traces the step instead."
-    analytic, gpu = found["analytic"], found["gpu"]
+    if answer["analytic"] is None:
+        return f"No estimate: {answer['reasons']['analytic']}. The command below traces the step instead."
+    analytic, gpu = answer["analytic"], answer["gpu"]
     if gpu is None:
         return f"At its peak the step takes about {gib(analytic['peak_allocated_bytes'])}: {_enough(analytic)}."
     needed = analytic.get("required_bytes", analytic["peak_allocated_bytes"])
-    word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[found["fits"]]
-    each = f" on each of {gpu['count']} GPUs" if found["scenario"]["parallel"]["gpus"] > 1 else ""
+    word = {True: "It should fit", False: "It does not fit", None: "Too close to call"}[answer["fits"]]
+    each = f" on each of {gpu['count']} GPUs" if answer["scenario"]["parallel"]["gpus"] > 1 else ""
     return f"{word}: the step needs about {gib(needed)}{each}. {_room(gpu)}"
 
 
@@ -368,7 +368,7 @@ def _on_all_gpus(asked: Question) -> list[dict[str, Any]]:
 
 def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
     """Changes by which the step should fit, the cheapest first, as the form takes them."""
-    gpu, found, replays = asked.gpu, [], MOST_REPLAYS
+    gpu, choices, replays = asked.gpu, [], MOST_REPLAYS
     if gpu is None:
         return []
     for move in moves(asked.scenario):
@@ -384,11 +384,11 @@ def _what_would_fit(asked: Question, words: list[str]) -> list[dict[str, Any]]:
             if fits:
                 command = text.suggested(words, changes)
                 fields = [f"{name}.{part}" if part else name for name, part in _named(changes)]
-                found.append({"cost": move.cost, "command": command, "choice": _choice(command), "fields": fields})
+                choices.append({"cost": move.cost, "command": command, "choice": _choice(command), "fields": fields})
                 break
-        if len(found) == MOST_CHANGES:
+        if len(choices) == MOST_CHANGES:
             break
-    return found
+    return choices
 
 
 def _named(changes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

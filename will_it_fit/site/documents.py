@@ -97,8 +97,8 @@ def sections(titles: Mapping[str, str]) -> dict[str, dict[str, str]]:
     order = read_yaml(SOURCES / "pages.yaml")
     named = {name for names in order.values() for name in names}
     order = {**order, MORE: sorted(set(titles) - named)}
-    found = {section: {name: titles[name] for name in names if name in titles} for section, names in order.items()}
-    return {section: pages for section, pages in found.items() if pages}
+    in_order = {section: {name: titles[name] for name in names if name in titles} for section, names in order.items()}
+    return {section: pages for section, pages in in_order.items() if pages}
 
 
 def start_page() -> str:
@@ -121,13 +121,13 @@ def _linked(text: str, came_from: Path, name: str, commit: str) -> str:
     """The text with links that hold on the site: what lies outside docs/ is linked where the code lies, if known."""
     server, repository = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
 
-    def link(found: re.Match[str]) -> str:
-        words, (target, hash_sign, place) = found[1], found[2].partition("#")
+    def link(match: re.Match[str]) -> str:
+        words, (target, hash_sign, place) = match[1], match[2].partition("#")
         if not target or "://" in target or target.startswith("mailto:"):
-            return found[0]
+            return match[0]
         path = (came_from.parent / target).resolve()
         if not path.exists() or path.is_relative_to(ROOT / "docs"):  # a page of the site, perhaps a generated one
-            return found[0]
+            return match[0]
         inside = path.relative_to(ROOT).as_posix()
         if inside == "config/README.md":
             return f"{words}({'../' * name.count('/')}reference/configuration.md{hash_sign}{place})"

@@ -112,7 +112,7 @@ def trace_evaluation(
     TraceError
         If the architecture can't be followed at all.
     """
-    found, model, seconds = [], build(evaluation, "meta"), 0.0
+    reports, model, seconds = [], build(evaluation, "meta"), 0.0
     for chosen in widest_batches(evaluation):
         for make in (asking, whole_rows):
             try:
@@ -123,10 +123,10 @@ def trace_evaluation(
             except TraceError:
                 if make is whole_rows:
                     raise
-        found.append((report, len(chosen), make is asking))
+        reports.append((report, len(chosen), make is asking))
         if speed is not None:
             seconds = max(seconds, simulate(report.costs, speed)[0])
-    report, rows, exact = max(found, key=lambda item: item[0].required_bytes or item[0].peak_allocated_bytes)
+    report, rows, exact = max(reports, key=lambda item: item[0].required_bytes or item[0].peak_allocated_bytes)
     parts = [module for module in model.modules() if type(module).__name__ in set(model._no_split_modules or ())]
     parts += [model.get_input_embeddings(), model.get_output_embeddings()]
     return {

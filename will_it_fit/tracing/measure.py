@@ -115,8 +115,8 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     started = time.monotonic()
     with rotating(model):
         report = measure_step(model, optimizer, step, options=options)
-    found = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
-    return found | (_timed(scenario, step) if timed else {})
+    answer = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
+    return answer | (_timed(scenario, step) if timed else {})
 
 
 def _timed(scenario: Scenario, step: Callable[[], None]) -> dict[str, Any]:
@@ -152,17 +152,17 @@ def _objective_on_cpu(scenario: Scenario, timeline: bool) -> dict[str, Any]:
     from will_it_fit.step.objectives import UPDATES, build_trainer
     from will_it_fit.tracing.trace import labels
 
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
 
     def complete(trainer: Any, options: Options) -> Options:
-        found["parameters"] = parameter_count(trainer.model)
+        counts["parameters"] = parameter_count(trainer.model)
         return replace(options, label=labels(trainer.model), beside=trainer.beside)
 
     started = time.monotonic()
     with TemporaryDirectory() as folder:
         options = Options(timeline=timeline)
         report = measure_trainer(lambda: build_trainer(scenario, "cpu", Path(folder)), options, complete)
-    return report.to_mapping() | _of_this_cpu((time.monotonic() - started) / UPDATES, found["parameters"])
+    return report.to_mapping() | _of_this_cpu((time.monotonic() - started) / UPDATES, counts["parameters"])
 
 
 def _on_cuda(scenario: Scenario) -> dict[str, Any]:
@@ -251,9 +251,9 @@ def time_difference(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -
     }
 
 
-def time_line(found: Mapping[str, Any]) -> str:
+def time_line(timed: Mapping[str, Any]) -> str:
     """For a terminal."""
     return (
-        f"a step takes {found['taken_seconds']:.2f} s of one thread; {found['predicted_seconds']:.2f} s were predicted"
-        f" ({100 * found['difference']:+.0f} %) from probes of this CPU"
+        f"a step takes {timed['taken_seconds']:.2f} s of one thread; {timed['predicted_seconds']:.2f} s were predicted"
+        f" ({100 * timed['difference']:+.0f} %) from probes of this CPU"
     )

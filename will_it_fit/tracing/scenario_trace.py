@@ -34,10 +34,10 @@ class Traced:
     @classmethod
     def read(cls, path: str) -> "Traced":
         """What rule ``trace_memory`` wrote."""
-        found = read_report(path)
-        capability = found["capability"] and tuple(found["capability"])
-        scenario = Scenario.from_mapping(found["scenario"], {}, where="the configuration")
-        return cls(scenario, found["trace"], capability, found["versions"])
+        content = read_report(path)
+        capability = content["capability"] and tuple(content["capability"])
+        scenario = Scenario.from_mapping(content["scenario"], {}, where="the configuration")
+        return cls(scenario, content["trace"], capability, content["versions"])
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""

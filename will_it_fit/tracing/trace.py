@@ -236,10 +236,10 @@ def trace(
     }
     reports = []
     for templates in ways(scenario, target):
-        found, about = _followed(
+        own, about = _followed(
             scenario, target, lambda each: prepare(each, target), Composed(), templates=templates, **settings
         )
-        reports.append(found)
+        reports.append(own)
     report = max(reports, key=lambda each: (each.required_bytes or 0, each.peak_allocated_bytes))
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
     add_kernels(answer, scenario, capability, [each.peak_allocated_bytes for each in reports])
@@ -257,11 +257,11 @@ def _times(
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
     tokens = rows * scenario.sequence_length
-    found = {
+    step_times = {
         name: step_time(costs, speed, tokens=tokens, micro_batches_left_out=left_out)
         for name, speed in timed_on.items()
     }
-    return {name: time.to_mapping() if time else None for name, time in found.items()}
+    return {name: time.to_mapping() if time else None for name, time in step_times.items()}
 
 
 class Recorder:
@@ -276,8 +276,8 @@ class Recorder:
 
     def __call__(self, scenario: Scenario, capability: tuple[int, int] | None = None) -> Recording:
         settings = {"capability": capability, "costs": False, "report": recording}
-        found, _ = _followed(scenario, "cuda", self._prepare, self._composed, **settings)
-        return found
+        events, _ = _followed(scenario, "cuda", self._prepare, self._composed, **settings)
+        return events
 
     def _prepare(self, scenario: Scenario) -> Prepared:
         if scenario.parallel.gpus > 1:  # the model is divided within the group that it steps in
@@ -316,16 +316,16 @@ def _followed(
     import_libraries(scenario)  # before a card is simulated: they would believe in it
     of_shallow = settings | {"report": _as_record}
     stepped = lambda shallow: _stepped(shallow, target, prepared, **of_shallow)  # noqa: E731
-    found = None if settings.get("origins") else composed.record(scenario, stepped)
-    if found is None:
+    composed_step = None if settings.get("origins") else composed.record(scenario, stepped)
+    if composed_step is None:
         return _stepped(scenario, target, prepared, templates=templates, **settings)
     answer = settings["report"](
-        found[0],
+        composed_step[0],
         on_gpu=target == "cuda",
         timeline=settings.get("timeline", False),
         expandable_segments=scenario.allocator.expandable_segments,
     )
-    return answer, found[1]
+    return answer, composed_step[1]
 
 
 def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> Record:
@@ -380,7 +380,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     from will_it_fit.step.objectives import build_trainer
 
     import_libraries(scenario)
-    found: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     settings |= {"costs": False}  # of two updates, which a time of one can't be made of
     options = Options(
         target=target,
@@ -394,9 +394,9 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
         model = trainer.model
         if scenario.method == "qlora":
             assert_quantized(model, scenario)
-        found["notes"] = [*notes(model, scenario), f"the step is one of trl's {type(trainer).__name__}"]
-        found["parameters"] = parameter_count(model)
-        found["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        about["notes"] = [*notes(model, scenario), f"the step is one of trl's {type(trainer).__name__}"]
+        about["parameters"] = parameter_count(model)
+        about["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         histories = [loading_history(model, scenario)] if target == "cuda" else []
         return replace(options, histories=histories, label=labels(model), beside=trainer.beside)
 
@@ -408,7 +408,7 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
             options,
             complete,
         )
-    return answer, found
+    return answer, about
 
 
 def compiled_steps(scenario: Scenario, target: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from will_it_fit.ask.text import other_tools
 from will_it_fit.common.errors import UserError
 from will_it_fit.readers import axolotl, trl
 from will_it_fit.readers.request import LIKE, like_fields, parse_request
@@ -114,3 +115,14 @@ def test_a_count_of_gpus_is_all_of_them_unless_the_file_says_how() -> None:
     ddp = parse_request({**two, "parallel": {"strategy": "ddp", "gpus": 2}})
     assert ddp.scenario.parallel.strategy == "ddp" and "parallel" not in ddp.assumed
     assert "parallel" not in parse_request(STEP).assumed
+
+
+def test_the_line_on_other_tools_speaks_of_one_or_of_several() -> None:
+    several, one = {"trl": 2**30, "peft": 2**31, "axolotl": None}, {"trl": None, "axolotl": 2**30}
+    assert other_tools({"scripts_would_take": several}, "--like ") == [
+        "With TRL 1.00, PEFT 2.00 GiB at the peak: the same by their scripts' defaults, estimated (--like trl)"
+    ]
+    assert other_tools({"scripts_would_take": one}, "like: ") == [
+        "With axolotl 1.00 GiB at the peak: the same by its scripts' defaults, estimated (like: axolotl)"
+    ]
+    assert other_tools({"scripts_would_take": {"trl": None}}, "like: ") == []

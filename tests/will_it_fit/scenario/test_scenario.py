@@ -157,7 +157,7 @@ WRONG = {
     "unknown strategy": ({"parallel": {"strategy": "fsdp", "gpus": 2}}, "parallel.strategy", "strategy: fsdp"),
     "zero keeps": (
         {"parallel": {"strategy": "zero2", "gpus": 2, "reshard_after_forward": False}},
-        "does not divide them",
+        "does not shard them",
         "parallel: {strategy: zero2, gpus: 2}",
     ),
     "zero offloads": (

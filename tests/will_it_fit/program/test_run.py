@@ -1,0 +1,252 @@
+"""`will-it-fit run`: whole programs in processes of their own, over a card that is simulated."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def asked(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WILL_IT_FIT_CACHE": str(folder / "kept" / "answers")}
+    command = [sys.executable, "-P", "-m", "will_it_fit.ask.command", "run", *words]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+def answered(folder: Path, *words: str) -> dict:
+    done = asked(folder, "--yes", "--json", *words)
+    assert done.returncode in (0, 1), done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(folder: Path, *words: str) -> str:
+    done = asked(folder, "--yes", *words)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def program(folder: Path, text: str) -> str:
+    (folder / "program.py").write_text(text)
+    return "program.py"
+
+
+def test_a_loop_stops_after_its_second_update(tmp_path):
+    answer = answered(tmp_path, "--gpu", "4090", str(PROGRAMS / "loop.py"))
+    parameters = 256 * 1024 + 1024 + 1024 * 256 + 256
+    assert answer["fits"] and answer["program"]["updates"] == 2 and answer["program"]["outcome"] == "stopped"
+    assert answer["trace"]["components"]["weights_fp32"] == 4 * parameters
+    assert answer["trace"]["components"]["optimizer_states"] == 8 * parameters
+    assert answer["evaluation"]["peak_allocated_bytes"] > answer["training"]["peak_allocated_bytes"]
+    assert answer["trace"]["peak_phase"] == "evaluation"
+    lines = (PROGRAMS / "loop.py").read_text().splitlines()
+    evaluates, compares = (1 + next(at for at, line in enumerate(lines) if word in line) for word in ("8192", "< best"))
+    assert f"loop.py:{evaluates} in <module>" in answer["program"]["peak_line"]
+    decided = [read["line"].rpartition("/")[2] for read in answer["program"]["reads"] if read["decided"]]
+    assert decided == [f"loop.py:{compares} in <module>"]
+
+
+def test_the_same_step_as_a_trace_takes_the_same_bytes(tmp_path):
+    """The engine traces the step that the program's loop takes."""
+    text = """
+        import torch
+        from torch import nn
+        with PLACE:
+            model = nn.Sequential(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256))
+            batch = torch.empty(64, 256)
+        optimizer = torch.optim.AdamW(model.parameters())
+        def step(batch):
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                loss = (model(batch) - batch).pow(2).mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    """
+    lines = "\n".join(line[8:] for line in text.splitlines())
+    loop = "for _ in range(9):\n    step(torch.empty(64, 256, device='cuda'))\n"
+    alone = lines.replace("    batch = torch.empty(64, 256)\n", "")
+    answer = answered(tmp_path, program(tmp_path, alone.replace("PLACE", "torch.device('cuda')") + loop))
+    traced = """
+        import json
+        from will_it_fit.engine.trace import Options, trace_step
+        report = trace_step(model, optimizer, step, batch, Options(capability=(8, 0)))
+        print(json.dumps(report.phases))
+    """
+    head = "from will_it_fit.engine.patching import on_meta\n" + lines.replace("PLACE", "on_meta()")
+    code = head + "\n".join(line[8:] for line in traced.splitlines())
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    phases = json.loads(done.stdout)
+    for phase in ("forward", "backward", "optimizer"):
+        assert answer["trace"]["phases"][phase] == phases[phase]
+
+
+def test_what_programs_ask_a_card_is_answered(tmp_path):
+    answer = answered(tmp_path, str(PROGRAMS / "asks.py"))
+    assert answer["program"]["updates"] == 2 and answer["evaluation"] is None
+    assert answer["trace"]["components_by_phase"]["optimizer"]["optimizer_states"] == 4 * (512 * 513)
+
+
+def test_one_of_several_processes(tmp_path):
+    answer = answered(tmp_path, "--gpus", "4", str(PROGRAMS / "ranks.py"))
+    weights = 4 * (1024 * 1024 + 1024)
+    assert answer["gpus"] == 4 and answer["trace"]["components"]["collective_buffers"] >= weights
+    assert answer["trace"]["components"]["weights_fp32"] == weights
+
+
+def test_a_module_is_started_by_its_name_and_hears_its_words(tmp_path):
+    package = tmp_path / "training"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    text = (PROGRAMS / "loop.py").read_text()
+    (package / "main.py").write_text("import sys\nassert sys.argv[1:] == ['--depth', '4']\n" + text)
+    answer = answered(tmp_path, "-m", "training.main", "--depth", "4")
+    assert answer["program"]["arguments"] == ["--depth", "4"] and answer["program"]["updates"] == 2
+
+
+def test_what_it_writes_is_listed_and_does_not_stay(tmp_path):
+    (tmp_path / "settings.txt").write_text("3")
+    text = "assert open('settings.txt').read() == '3'\nopen('log.txt', 'w').write('hello')\n"
+    name = program(tmp_path, text + (PROGRAMS / "loop.py").read_text())
+    assert answered(tmp_path, name)["program"]["written"] == ["log.txt"] and not (tmp_path / "log.txt").exists()
+    assert answered(tmp_path, "--in-place", name)["program"]["written"] == ["log.txt"]
+    assert (tmp_path / "log.txt").read_text() == "hello"
+
+
+def test_every_card_is_judged(tmp_path):
+    answer = answered(tmp_path, "--all-gpus", str(PROGRAMS / "loop.py"))
+    assert all(row["fits"] for row in answer["all_gpus"]) and answer["gpu"] is None and answer["fits"] is None
+
+
+def test_the_answer_in_words(tmp_path):
+    done = asked(tmp_path, "--yes", "--gpu", "24GiB", str(PROGRAMS / "loop.py"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("FITS: the program needs")
+    for words in ("stopped after 2 updates", "by phase", "the peak is made at", "--answer", "evaluation"):
+        assert words in done.stdout
+    assert "0 1.000 1.000" in done.stderr  # what the program prints goes to standard error
+
+
+# --- what is refused, and in which words ---------------------------------------------------------------------------
+
+REFUSED = {
+    "import jax": ("written for JAX", "program.py:1"),
+    "import a_package_that_is_not_there": ("a_package_that_is_not_there", "will-it-fit installed in it"),
+    "print('nothing to train')": ("no optimizer of PyTorch's took a step", "torch.optim.Optimizer"),
+    "import numpy as np\nnp.memmap('data/train.bin', mode='r')": ("data is not at hand", "--batch 8x1024"),
+    "import socket\nsocket.create_connection(('192.0.2.1', 80), 3)": ("network", "program.py:2"),
+    "held = bytearray(2**36)": ("this machine's memory", "--memory"),
+    "import torch\ntorch.zeros(2**34)": ("this machine's memory", "--memory"),
+    "with open('x', 'wb') as file:\n    file.truncate(2**36)": ("larger file", "--file-size"),
+    "import torch\nx = torch.randn(9, device='cuda')\nprint(x[x > 0].shape)": ("tensor's value", "program.py:3"),
+    "import torch.multiprocessing as m\nm.spawn(print, nprocs=8)": ("8 processes", "--gpus 8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_programs_without_an_answer(tmp_path, text):
+    told = refused(tmp_path, program(tmp_path, text))
+    for words in REFUSED[text]:
+        assert words in told, told
+
+
+def test_a_program_that_never_steps(tmp_path):
+    told = refused(tmp_path, "--seconds", "12", program(tmp_path, "import time\nwhile True:\n    time.sleep(0.1)\n"))
+    assert "no update of an optimizer within 12 seconds" in told and "program.py:3" in told and "--seconds 48" in told
+
+
+def test_a_kernel_that_is_not_known(tmp_path):
+    text = """import torch
+@torch.library.custom_op("mine::kernel", mutates_args=(), device_types="cuda")
+def kernel(x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("there is no GPU")
+kernel(torch.ones(3, device="cuda"))
+"""
+    assert "there is no GPU" in refused(tmp_path, program(tmp_path, text))
+
+
+def test_a_value_that_decides_can_be_answered(tmp_path):
+    text = (
+        (PROGRAMS / "loop.py")
+        .read_text()
+        .replace("if loss.item() < best:", "if loss.item() > best:\n        raise ValueError\n    else:")
+    )
+    name = program(tmp_path, text)
+    assert answered(tmp_path, name)["program"]["updates"] == 2
+    line = text.splitlines().index("    if loss.item() > best:") + 1
+    assert "ValueError" in refused(tmp_path, "--answer", f"program.py:{line}=11", name)
+
+
+# --- before it runs ------------------------------------------------------------------------------------------------
+
+
+def test_it_asks_once_before_a_program_runs(tmp_path):
+    name = str(PROGRAMS / "loop.py")
+    done = asked(tmp_path, name)
+    assert done.returncode == 2 and "did not run before" in done.stderr and f"--yes {name}" in done.stderr
+    assert "took all its steps" not in done.stderr
+    answered(tmp_path, name)
+    assert asked(tmp_path, "--json", name).returncode == 0
+
+
+WRONG = {
+    ("nothing.py",): "There is no such program.",
+    ("--gpus", "0", "program.py"): "--gpus is a whole number from 1 on.",
+    ("--batch", "eight", "program.py"): "--batch 8x1024",
+    ("--answer", "57", "program.py"): "--answer train.py:57=0.5",
+    ("--memory", "much", "program.py"): "--memory 16GiB",
+    ("--gpu", "rtx-9999", "program.py"): "rtx-9999",
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_command_line(tmp_path, words):
+    program(tmp_path, "print()")
+    assert WRONG[words] in refused(tmp_path, *words)
+
+
+def test_what_is_not_python_is_said_before_it_runs(tmp_path):
+    assert "not Python" in refused(tmp_path, program(tmp_path, "print 'hello'"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process gives up its network on Linux")
+def test_localhost_stays(tmp_path):
+    text = """import socket
+server = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(server.getsockname())
+"""
+    told = refused(tmp_path, program(tmp_path, text))
+    assert "no optimizer" in told
+
+
+def test_a_program_that_makes_a_model_of_transformers_itself(tmp_path):
+    """Transformers imports Dynamo when it makes the model, so after the card is there."""
+    text = """
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+config = AutoConfig.for_model("qwen2", vocab_size=1000, **sizes)
+model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).cuda()
+optimizer = torch.optim.AdamW(model.parameters())
+while True:
+    ids = torch.randint(0, 1000, (2, 64), device="cuda")
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+    done = asked(tmp_path, "--yes", program(tmp_path, text))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    phases = next(line for line in lines if "by phase" in line)
+    places = [phases.index(word) for word in ("loading", "forward", "backward", "optimizer")]
+    assert places == sorted(places)
+    sizes = [float(line.split()[-2]) for line in lines[lines.index("the same by module:") + 1 :] if line.endswith("B")]
+    assert sizes == sorted(sizes, reverse=True)

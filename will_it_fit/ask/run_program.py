@@ -1,0 +1,272 @@
+"""``will-it-fit run``: somebody's whole CUDA program, as it stands, on a machine without a GPU.
+
+    will-it-fit run train.py --batch_size=16
+    will-it-fit run --gpus 8 --gpu h100-80gb train_gpt.py
+    will-it-fit run --json -m package.train --depth 4
+
+The program runs here, in a process with limits, over a card that is simulated. It is stopped after its second update.
+Options of this command stand before the program, and the program's own behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.ask.options import Parser, whole_number
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_json
+from will_it_fit.common.text import GIB, gib, printable, size_text
+from will_it_fit.program.request import STEPS, Limits, ProgramRequest
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options of ``will-it-fit run``."""
+    made = Parser(prog="will-it-fit run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--gpus", type=int, metavar="N", help="as torchrun with N processes; without it: python PROGRAM")
+    made.add_argument("--gpu", metavar="CARD", help="4090, 'A100 80GB', 8xh100-80gb, ... (default: an A100 80GB)")
+    made.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"updates until it is stopped ({STEPS})")
+    made.add_argument(
+        "--batch", metavar="8x1024", help="made up data of so many rows and tokens, if its own is missing"
+    )
+    made.add_argument("--answer", action="append", default=[], metavar="LINE=VALUE",
+                      help="what a number is that this line reads: train.py:57=0.5")  # fmt: skip
+    made.add_argument("--json", action="store_true", help="for programs")
+    made.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
+    made.add_argument("--yes", action="store_true", help="do not ask before a program runs for the first time")
+    safety = made.add_argument_group("what the program may use")
+    safety.add_argument("--network", action="store_true", help="the network (Linux: without it there is none)")
+    safety.add_argument("--in-place", action="store_true", help="this folder itself, instead of a copy of it")
+    safety.add_argument("--memory", default="16GiB", metavar="SIZE", help="of this machine (16GiB)")
+    safety.add_argument("--seconds", type=int, default=Limits.seconds, help=f"until an update ({Limits.seconds})")
+    safety.add_argument("--file-size", default="4GiB", metavar="SIZE", help="of the largest file it writes (4GiB)")
+    made.add_argument("-m", dest="module", action="store_true", help="PROGRAM is a module, as with python -m")
+    made.add_argument("program", metavar="PROGRAM")
+    made.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS")
+    return made
+
+
+def main(words: Sequence[str]) -> int:
+    """The command; its exit status: 0 fits or no GPU is named, 1 does not fit."""
+    options = parser().parse_args(list(words))
+    asked = request(options)
+    check(asked)
+    if not options.yes:
+        consent(asked)
+    from will_it_fit.program import answer
+    from will_it_fit.program.process import run
+
+    answered = answer.answer(asked, run(asked))
+    remember(asked)
+    rows = answer.on_all_gpus(answered) if options.all_gpus else []
+    if options.json:
+        print(json.dumps(answered | ({"all_gpus": rows} if rows else {}), sort_keys=True))
+    else:
+        print(printable("\n".join([*text(answered), *_cards(rows)])))
+    return 1 if answered["fits"] is False else 0
+
+
+def request(options: argparse.Namespace) -> ProgramRequest:
+    """The request that a command line makes.
+
+    Raises
+    ------
+    UserError
+        If an option's value is wrong.
+    """
+    from will_it_fit.cards.gpus import find
+
+    gpu = find(options.gpu, "--gpu") if options.gpu else None
+    for name in ("gpus", "steps", "seconds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is a whole number from 1 on.", found=value, where="the command line",
+                            write=f"--{name} {2 if name == 'steps' else 8}")  # fmt: skip
+    gpus = options.gpus or (gpu.count if gpu else 1)
+    limits = Limits(_size(options.memory, "--memory"), _size(options.file_size, "--file-size"), options.seconds)
+    return ProgramRequest(
+        options.program, tuple(options.arguments), module=options.module, gpus=gpus,
+        torchrun=options.gpus is not None or gpus > 1, gpu=gpu.name if gpu else None, steps=options.steps,
+        answers=dict(_answer(text) for text in options.answer), batch=_batch(options.batch), network=options.network,
+        in_place=options.in_place, limits=limits,
+    )  # fmt: skip
+
+
+def _size(text: str, option: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|G|MiB|MB|M)", text.strip(), re.IGNORECASE)
+    if not found:
+        raise UserError("This is no size.", where=option, found=text, allowed="GiB or MiB", write=f"{option} 16GiB")
+    return round(float(found[1]) * (GIB if found[2][0] in "gG" else 2**20))
+
+
+def _batch(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    rows, _, tokens = text.lower().partition("x")
+    sizes = whole_number(rows), whole_number(tokens)
+    if None in sizes:
+        raise UserError(
+            "This is no batch.", where="--batch", found=text, allowed="rows x tokens", write="--batch 8x1024"
+        )
+    return sizes
+
+
+def _answer(text: str) -> tuple[str, float]:
+    line, _, value = text.rpartition("=")
+    try:
+        if not re.search(r":\d+$", line):
+            raise ValueError
+        return line, float({"true": "1", "false": "0"}.get(value.lower(), value))
+    except ValueError:
+        raise UserError(
+            "This is no answer of a line.", where="--answer", found=text, allowed="a file, its line and a number",
+            write="--answer train.py:57=0.5",
+        ) from None  # fmt: skip
+
+
+def check(asked: ProgramRequest) -> None:
+    """What can be known before the program runs.
+
+    Raises
+    ------
+    UserError
+        If there is no such program, or it is not Python.
+    """
+    if asked.module:
+        return
+    path = Path(asked.program)
+    if not path.is_file():
+        raise UserError(
+            "There is no such program.", where="the command line", found=asked.program,
+            allowed="a file of Python, or -m and a module", write="will-it-fit run train.py",
+        )  # fmt: skip
+    try:
+        compile(path.read_bytes(), str(path), "exec")
+    except (SyntaxError, ValueError) as error:
+        raise UserError(
+            f"This program is not Python {sys.version_info.major}.{sys.version_info.minor}: {error}.",
+            where=asked.program, allowed="a file of Python",
+        ) from None  # fmt: skip
+
+
+# --- a program that did not run before -----------------------------------------------------------------------------
+
+
+def _known_programs() -> Path | None:
+    from will_it_fit.ask.kept import folder
+
+    kept = folder()
+    return kept and kept.parent / "programs.json"
+
+
+def _identity(asked: ProgramRequest) -> str:
+    content = asked.program.encode() if asked.module else Path(asked.program).read_bytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def consent(asked: ProgramRequest) -> None:
+    """Ask whether a program may run that did not run before.
+
+    Raises
+    ------
+    UserError
+        If the answer is no, or nobody can be asked.
+    """
+    place = _known_programs()
+    if place and place.is_file() and _identity(asked) in place.read_text(encoding="utf-8"):
+        return
+    where = "the folder itself" if asked.in_place else "a copy of this folder"
+    about = f"{asked.program} will run on this machine, in {where}, {'with' if asked.network else 'without'} network."
+    if sys.stdin.isatty():
+        print(f"{about} Run it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+        raise UserError("The program was not run.", where=asked.program)
+    raise UserError(f"{about} It did not run before.", where=asked.program, allowed="a program that you trust",
+                    write=f"will-it-fit run --yes {asked.program}")  # fmt: skip
+
+
+def remember(asked: ProgramRequest) -> None:
+    """Ask no more about this program, as long as it stays as it is."""
+    place = _known_programs()
+    if place is None:
+        return
+    try:
+        known = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_json(place, known | {_identity(asked): Path(asked.program).name})
+
+
+# --- the answer in words -------------------------------------------------------------------------------------------
+
+_PHASES = {"load": "loading", "forward": "forward", "backward": "backward", "optimizer": "optimizer",
+           "evaluation": "evaluation"}  # fmt: skip
+
+
+def text(answered: Mapping[str, Any]) -> list[str]:
+    """The answer, a line each."""
+    from will_it_fit.ask.text import explanation
+
+    trace, program = answered["trace"], answered["program"]
+    lines = [_verdict(answered), f"for: {' '.join([program['name'], *program['arguments']])}, {_how_far(answered)}"]
+    peak, reserved = trace["peak_allocated_bytes"], trace["peak_reserved_bytes"]
+    lines.append(f"  {'peak':<20}{gib(peak):>10} allocated, {gib(reserved)} reserved on a GPU with memory to spare")
+    lines.append(f"  {'required':<20}{gib(trace['required_bytes']):>10} of usable GPU memory")
+    other = "default" if answered["allocators"]["own"] == "expandable_segments" else "expandable_segments"
+    if other in answered["allocators"]:
+        word = "without" if other == "default" else "with"
+        size = answered["allocators"][other]["required_bytes"]
+        lines.append(f"  {'':<20}{gib(size):>10} {word} PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True")
+    peaks = ", ".join(f"{word} {gib(size)}" for name, word in _PHASES.items() if (size := trace["phases"].get(name)))
+    lines.append(f"  {'by phase':<20}{peaks}")
+    if program["peak_line"]:
+        below = f" (there {program['library_line']})" if program["library_line"] else ""
+        lines.append(f"  {'the peak is made at':<20}{program['peak_line']}{below}")
+    lines += explanation({"trace": trace, "analytic": None})
+    lines.append("the same by module:")
+    modules = sorted(trace["modules"].items(), key=lambda item: -item[1])[:8]
+    width = max([44, *(len(name) for name, _ in modules)])
+    lines += [f"  {name or '(outside modules)':<{width}}{size_text(size):>11}" for name, size in modules]
+    lines += [f"  warning: {warning}" for warning in answered["warnings"]]
+    if program["written"]:
+        shown = ", ".join(program["written"][:6]) + (", ..." if len(program["written"]) > 6 else "")
+        lines.append(f"  the program wrote {len(program['written'])} files: {shown}")
+    return lines
+
+
+def _how_far(answered: Mapping[str, Any]) -> str:
+    updates, gpus = answered["program"]["updates"], answered["gpus"]
+    on = f" on the first of {gpus} GPUs" if gpus > 1 else ""
+    word = "stopped after" if answered["program"]["outcome"] == "stopped" else "ended after"
+    return f"{word} {updates} update{'s' if updates > 1 else ''}{on}"
+
+
+def _verdict(answered: Mapping[str, Any]) -> str:
+    from will_it_fit.ask.text import card, smallest
+
+    trace, gpu = answered["trace"], answered["gpu"]
+    need = f"the program needs {gib(trace['required_bytes'])}"
+    if answered["gpus"] > 1:
+        need += f" on each of {answered['gpus']} GPUs"
+    if gpu is None:
+        return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
+    has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
+    if answered["fits"]:
+        return f"FITS: {need}, {has}; {gib(gpu['usable_bytes'] - trace['required_bytes'])} to spare"
+    return f"DOES NOT FIT: {need}, {has}; short by {gib(-answered['headroom_bytes'])}"
+
+
+def _cards(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}   "
+        + ("fits" if row["fits"] else "does not fit")
+        for row in rows
+    ]

@@ -1,0 +1,137 @@
+"""What a program's run means: `predict`'s form, for the card that was asked about and for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from will_it_fit.cards.gpus import Gpu, catalogue, find, verdict
+from will_it_fit.common.errors import UserError
+from will_it_fit.program.request import ProgramRequest
+
+TRAINING = ("forward", "backward", "optimizer")
+
+
+def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a request from what its process found.
+
+    Returns
+    -------
+    dict
+        ``trace`` as `predict` has it, for the whole program; ``training`` and ``evaluation`` with
+        ``peak_allocated_bytes`` (None where the program does not evaluate); ``fits``, ``headroom_bytes``, ``gpu``;
+        ``program`` with ``updates``, ``outcome``, ``peak_line``, ``reads`` and ``written``; ``warnings``.
+
+    Raises
+    ------
+    UserError
+        If the program came to no update, with what stopped it and what to write.
+    """
+    if found["outcome"] not in ("stopped", "ended") or not found["updates"]:
+        raise refusal(asked, found)
+    gpu = find(asked.gpu) if asked.gpu else None
+    trace = dict(found["trace"])
+    phases = trace["phases"]
+    judged = verdict(trace, gpu)
+    program = {name: found[name] for name in ("updates", "outcome", "peak_line", "library_line", "reads", "written")}
+    return {
+        "trace": trace,
+        "training": {"peak_allocated_bytes": max(phases.get(phase, 0) for phase in TRAINING)},
+        "evaluation": {"peak_allocated_bytes": phases["evaluation"]} if "evaluation" in phases else None,
+        "fits": judged.fits,
+        "headroom_bytes": judged.headroom_bytes,
+        "gpu": gpu.to_mapping() if gpu else None,
+        "gpus": asked.gpus,
+        "allocators": _allocators(trace, gpu, found["expandable_segments"]),
+        "program": program | {"name": asked.program, "arguments": list(asked.arguments), "network": found["network"]},
+        "warnings": _warnings(found),
+    }
+
+
+def _allocators(trace: Mapping[str, Any], gpu: Gpu | None, expandable: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {"own": "expandable_segments" if expandable else "default"}
+    for name, size in trace.get("required_bytes_by_allocator", {}).items():
+        needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
+        found[name] = {"required_bytes": size, **verdict(needed, gpu)._asdict()}
+    return found
+
+
+def on_all_gpus(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The verdict for each card of the catalogue: of one trace, whose kernels are those of the card that was asked."""
+    rows = []
+    for card in catalogue().values():
+        judged = verdict(found["trace"], card)
+        rows.append({"gpu": card.name, "title": card.title, "required_bytes": found["trace"]["required_bytes"],
+                     "usable_bytes": card.usable_bytes, **judged._asdict()})  # fmt: skip
+    return rows
+
+
+def _warnings(found: Mapping[str, Any]) -> list[str]:
+    told = list(found["trace"].get("warnings", ()))
+    for read in found["reads"]:
+        if read["decided"] and not read["by_library"]:
+            where = read["line"].partition(" in ")[0]
+            told.append(
+                f"{read['line']} decides by the value of a tensor, which nobody knows; {read['value']:g} was taken."
+                f" For another value: --answer {where}=VALUE"
+            )
+    if found["network"] == "could not be taken away":
+        told.append("this platform does not let a process give up its network, so the program had it")
+    return told
+
+
+# --- programs that came to no update -------------------------------------------------------------------------------
+
+
+def refusal(asked: ProgramRequest, found: Mapping[str, Any]) -> UserError:
+    """Why there is no answer, and what to write."""
+    outcome, line = found["outcome"], found.get("line") or None
+    if outcome == "too long":
+        return UserError(
+            f"The program took no update of an optimizer within {found['seconds']} seconds.", where=line,
+            allowed="a program that trains; more time", write=f"will-it-fit run --seconds {4 * found['seconds']} ...",
+        )  # fmt: skip
+    if outcome in ("stopped", "ended"):
+        return UserError(
+            "The program ended, and no optimizer of PyTorch's took a step.", where=asked.program,
+            allowed="a program that trains: one that calls step() of a torch.optim.Optimizer",
+        )  # fmt: skip
+    if outcome == "killed":
+        gib = asked.limits.memory_bytes / 2**30
+        return UserError(
+            f"The program's process was killed (status {found['status']}): mostly for want of this machine's memory.",
+            where=asked.program, found=f"a limit of {gib:g} GiB", write=f"will-it-fit run --memory {2 * gib:g}GiB ...",
+        )  # fmt: skip
+    return _failed(asked, found, line)
+
+
+# By a word of the error's kind or text: what is missing, and what helps.
+_REASONS = (
+    (("jax", "flax", "optax"), "The program is written for JAX, and only PyTorch is followed.",
+     "a program that trains with PyTorch", None),
+    (("ModuleNotFoundError",), "The program needs a package that is not installed here",
+     "the environment that the program runs in, with will-it-fit installed in it", None),
+    (("MemoryError", "DefaultCPUAllocator", "can't allocate memory"),
+     "The program needs more of this machine's memory than it may use",
+     "more memory; a model that is built by from_pretrained takes next to none", "will-it-fit run --memory 32GiB ..."),
+    (("FileNotFoundError", "No such file", "DatasetNotFound", "data_files"), "The program's data is not at hand",
+     "the data in its place; or made up batches of a size", "will-it-fit run --batch 8x1024 ..."),
+    (("OfflineMode", "LocalEntryNotFound", "Cannot find the requested files", "ConnectionError", "NetworkUnreachable",
+      "couldn't connect", "Network is unreachable", "Temporary failure in name resolution", "offline mode"),
+     "The program asks for the network, which it does not have here",
+     "the files in the cache of the Hub; or the network", "will-it-fit run --network ..."),
+    (("GatedRepo", "401 Client Error", "HF_TOKEN", "api_key"), "The program needs a token",
+     "the token in its variable of the environment, and the network", "will-it-fit run --network ..."),
+    (("File too large",), "The program writes a larger file than it may", "a larger limit",
+     "will-it-fit run --file-size 20GiB ..."),
+)  # fmt: skip
+
+
+def _failed(asked: ProgramRequest, found: Mapping[str, Any], line: str | None) -> UserError:
+    text = f"{found.get('kind', '')} {found.get('text', '')} {found['problem']}"
+    for words, problem, allowed, write in _REASONS:
+        if any(word in text for word in words):
+            detail = found.get("text", "").splitlines()
+            return UserError(f"{problem.rstrip('.')}: {detail[0] if detail else found['problem']}.".replace("..", "."),
+                             where=line, allowed=allowed, write=write)  # fmt: skip
+    return UserError(found["problem"], where=line, allowed=found.get("hint") or None)

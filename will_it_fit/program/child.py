@@ -1,0 +1,243 @@
+"""The process in which a program runs: the card is simulated, the program followed, and what was found is written.
+
+    python -m will_it_fit.program.child REQUEST.json RESULT.json
+
+:mod:`.process` starts it, with the limits that the request names.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import runpy
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.common.files import write_json
+
+from .request import ProgramRequest
+
+EXPANDABLE = "expandable_segments:True"
+OWN = str(Path(__file__).parents[1])
+
+
+@dataclass
+class Running:
+    """A program that runs: what hears it."""
+
+    tracker: Any
+    loop: Any
+    memory: Any
+    numbers: Any
+
+
+@contextmanager
+def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
+    """A machine with the request's cards, of which this process has the first."""
+    import torch
+    import torch._dynamo  # makes tables of torch's functions: before one of them is exchanged
+    from torch import nn
+
+    from will_it_fit.cards.gpus import find
+    from will_it_fit.engine.fake_group import fake_gpus
+    from will_it_fit.engine.patching import patched
+    from will_it_fit.engine.simulation import simulated
+    from will_it_fit.engine.steps import listening, past_operators
+    from will_it_fit.engine.trace import Options, make_tracker, surroundings
+    from will_it_fit.tracing.simulated_card import UNNAMED, card_of
+
+    from . import cuda, devices, group, libraries
+    from .loop import Loop
+    from .memory import Memory
+    from .numbers import STAND_IN, Numbers
+
+    gpu = find(asked.gpu or UNNAMED)
+    known = gpu.capability is not None
+    card = card_of(gpu if known else None)
+    if not known:  # a size alone: the kernels of a card that the engine assumes
+        card = replace(card, memory_bytes=gpu.total_bytes)
+    options = Options(
+        steps=1, scalars=STAND_IN, answers=libraries.QUESTIONS, origins=True, capability=card.capability,
+        compiled="follow" if _has_triton() else "refuse",
+    )  # fmt: skip
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(simulated(card, whole_program=True))
+        device = enter(fake_gpus(asked.gpus)) if asked.torchrun else None
+        none = nn.Module()
+        tracker, _ = make_tracker(none, options, on_gpu=True)
+        tracker.on_card = devices.placed(tracker)
+        numbers = Numbers(asked.answers)
+        tracker.values.asked = numbers.answer
+        memory, loop = Memory(tracker, card, gpu.usable_bytes), Loop(tracker, asked.steps)
+        processes = group.Group(tracker, stack, asked.gpus, device)
+        stack.callback(processes.end)
+        enter(surroundings(tracker, none, options))
+        if tracker.compiled is not None:
+            tracker.compiled.expected = False
+        enter(patched(cuda.cuda_places(card, memory.answers(), asked.gpus, device)))
+        enter(patched(cuda.nvidia_smi(card, asked.gpus)))
+        enter(patched([*processes.places(), *libraries.library_places()]))
+        own = [*numbers.places(), *devices.tensor_places(tracker), (torch, "device", devices.device_kind())]
+        enter(patched(own, hidden=True))
+        enter(tracker.origins.following())
+        if device is not None:
+            enter(listening(tracker, device))
+        enter(loop.heard())
+        enter(patched(past_operators(tracker), hidden=True))
+        enter(tracker)
+        yield Running(tracker, loop, memory, numbers)
+
+
+def _has_triton() -> bool:
+    from torch.utils._triton import has_triton_package
+
+    return has_triton_package()
+
+
+def run(asked: ProgramRequest) -> dict[str, Any]:
+    """Run the program; what was found, as plain values."""
+    from .loop import Enough
+
+    gc.disable()  # as a trace: when cycles go is chance
+    sys.argv = [asked.program, *asked.arguments]
+    sys.path.insert(0, os.getcwd() if asked.module else str(Path(asked.program).resolve().parent))
+    start = partial(runpy.run_module, alter_sys=True) if asked.module else runpy.run_path
+    outcome = "ended"
+    with simulated_machine(asked) as running:
+        try:
+            start(asked.program, run_name="__main__")
+        except Enough:
+            outcome = "stopped"
+        except SystemExit as error:
+            if error.code not in (0, None) and not running.loop.updates:
+                raise
+        running.loop.end()
+    return _found(running, asked, outcome)
+
+
+def _found(running: Running, asked: ProgramRequest, outcome: str) -> dict[str, Any]:
+    from will_it_fit.cards.gpus import catalogue, find, usable_sizes
+    from will_it_fit.engine.interpolate import Asked
+    from will_it_fit.engine.report import make_report
+
+    tracker = running.tracker
+    settings = ",".join(os.environ.get(name, "") for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+    expandable = EXPANDABLE in settings
+    sizes = {*usable_sizes(None), *(gpu.usable_bytes for gpu in catalogue().values())}
+    if asked.gpu:
+        sizes.add(find(asked.gpu).usable_bytes)
+    report = make_report(
+        tracker, on_gpu=True, timeline=False, expandable_segments=expandable, asked=Asked(sizes, both_allocators=True)
+    )
+    trace = replace(report, tensors=report.tensors and report.tensors[:LARGEST]).to_mapping()
+    return {
+        "outcome": outcome,
+        "updates": running.loop.updates,
+        "trace": trace | {"modules": by_module(report.tensors or [])},
+        "expandable_segments": expandable,
+        "peak_line": running.memory.peak_line,
+        "library_line": running.memory.library_line,
+        "reads": [read.to_mapping() for read in running.numbers.reads.values()],
+    }
+
+
+LARGEST = 40  # tensors at the peak that an answer lists
+
+
+def by_module(tensors: list[dict[str, Any]]) -> dict[str, int]:
+    """Bytes at the peak by module, the numbers of layers left out, the largest first."""
+    found: dict[str, int] = {}
+    for row in tensors:
+        name = ".".join("*" if part.isdigit() else part for part in row["module"].split("."))
+        found[name] = found.get(name, 0) + row["bytes"]
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def torchrun_variables(gpus: int) -> dict[str, str]:
+    """What ``torchrun --standalone --nproc_per_node=N`` tells its first process."""
+    sizes = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(gpus))
+    first = dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), "0")
+    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none", **sizes, **first}
+
+
+# --- when it takes too long, or fails -----------------------------------------------------------------------------
+
+
+def watch(asked: ProgramRequest, result: Path) -> None:
+    """Write what the program did last, when its time is over, and end the process."""
+    main = threading.main_thread().ident
+
+    def over() -> None:
+        from .places import described, is_library
+
+        frame = sys._current_frames().get(main)
+        while frame is not None and (is_library(frame) or "will_it_fit" in frame.f_code.co_filename):
+            frame = frame.f_back
+        write_json(result, {"outcome": "too long", "line": described(frame), "seconds": asked.limits.seconds})
+        os._exit(4)
+
+    timer = threading.Timer(asked.limits.seconds, over)
+    timer.daemon = True
+    timer.start()
+
+
+def main() -> None:
+    asked = ProgramRequest.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    result = Path(sys.argv[2])
+    if asked.torchrun:
+        os.environ.update(torchrun_variables(asked.gpus))
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package for CPUs while it is imported
+    watch(asked, result)
+    try:
+        found = run(asked)
+    except BaseException as error:
+        traceback.print_exc()
+        found = {"outcome": "failed", **failure(error)}
+    write_json(result, found)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # not through the interpreter's end: foreign threads and exchanged functions may trip it
+
+
+def program_line(error: BaseException) -> str:
+    """The program's innermost line that an exception came through."""
+    from .places import is_library, short_path
+
+    line, trace = "", error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not is_library(trace.tb_frame) and not name.startswith(("<", OWN)):
+            line = f"{short_path(name)}:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
+        trace = trace.tb_next
+    return line
+
+
+def failure(error: BaseException) -> dict[str, Any]:
+    """An error of the program as values: what it is, and the line of the program's own that led there."""
+    from will_it_fit.engine.errors import StepError, TraceError, step_error
+
+    if isinstance(error, UserError):
+        return {"problem": error.problem, "line": "", "hint": error.write or ""}
+    if isinstance(error, Exception) and not isinstance(error, TraceError):
+        told, kind = step_error(error), type(error).__name__
+        problem, hint = told.problem, told.hint
+        if type(told) is StepError and problem.startswith("The step can't be traced"):
+            problem, hint = f"The program failed: {kind}: {' '.join(str(error).split())[:400]}", ""
+        line = program_line(error) or told.line
+        return {"problem": problem, "line": line, "hint": hint, "kind": kind, "text": str(error)[:500]}
+    return {"problem": str(error) or type(error).__name__, "line": "", "hint": getattr(error, "hint", ""),
+            "kind": type(error).__name__}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Where a program's tensors lie: on the card, on the host, or on its own ``meta``.
+
+What lies on the card is on ``meta`` really. A program hears ``cuda:0`` of it, and PyTorch the truth. Two kinds of
+tensors of the host need care:
+
+* A program's own ``meta`` tensors, which a model is built of before its weights come, take no memory of the card.
+* Large tensors in floating point that a model is built of on the host stand for themselves with one element, so that a
+  model may be larger than this machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+from torch.utils import _device
+
+from will_it_fit.engine.custom import on_card
+from will_it_fit.engine.tracker import Tracker
+
+from .places import asking_package
+
+HOST_ELEMENTS = 262_144  # a tensor of the host with more stands for itself with one element
+_aten = torch.ops.aten
+_DEVICE, _DATA = torch._C.TensorBase.device, torch._C.TensorBase.data
+_EMPTY = frozenset((_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default))
+_TRUTH = frozenset(("torch", "will_it_fit"))  # packages that hear where a tensor really is
+# PyTorch's modules make what they were told to make; its optimizers, groups and utilities follow other tensors.
+_BUILDS = ("torch.nn.modules", "torch.nn.parameter", "torch.nn.init", "torch.ao.nn")
+
+
+def placed(tracker: Tracker) -> Callable[..., Any]:
+    """What an operator of a program is where a card is simulated, as :func:`will_it_fit.engine.custom.on_card`."""
+
+    def body(func: Any, args: tuple, kwargs: dict, host: Any = None) -> Any:
+        if func in _EMPTY and _stands_for_itself(func, args, kwargs):
+            shape = args[1] if func is _aten.new_empty.default else args[0]
+            dtype = kwargs.get("dtype") or (args[0].dtype if func is _aten.new_empty.default else None)
+            return lambda *_, **__: tracker.values.stand_in(torch.Size(shape), dtype or torch.get_default_dtype())
+        return on_card(func, args, kwargs, host)
+
+    return body
+
+
+def _stands_for_itself(func: Any, args: tuple, kwargs: dict) -> bool:
+    device, dtype = kwargs.get("device"), kwargs.get("dtype") or torch.get_default_dtype()
+    shape = args[0]
+    if func is _aten.new_empty.default:
+        shape, device, dtype = args[1], device or _DEVICE.__get__(args[0]), kwargs.get("dtype") or args[0].dtype
+    on_host = device is None or torch.device(device).type == "cpu"
+    return on_host and dtype.is_floating_point and prod(shape) > HOST_ELEMENTS
+
+
+def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
+    """Patches: what tensors say of their device, and what a program makes on its own ``meta``."""
+
+    def where(tensor: torch.Tensor, depth: int = 1) -> torch.device:
+        device = _DEVICE.__get__(tensor)
+        if device.type != "meta" or tracker.lies_on_host(tensor) or asking_package(depth + 1) in _TRUTH:
+            return device
+        return torch.device("cuda", 0) if _is_followed(tracker) else device
+
+    move, of_context = torch.Tensor.to, _device.DeviceContext.__torch_function__
+
+    def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        args = tuple(map(_named, args))
+        kwargs = {name: _named(value) for name, value in kwargs.items()}
+        target = next((each for each in (*args, kwargs.get("device")) if isinstance(each, (str, torch.device))), None)
+        made = move(tensor, *args, **kwargs)
+        if _is_own_meta(target) and not tensor.is_meta:
+            tracker.left(made)
+        return made
+
+    def in_context(context: Any, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = of_context(context, func, types, args, kwargs)
+        own = context.device.type == "meta" and (kwargs or {}).get("device") is None and _is_followed(tracker)
+        if own and func in _device._device_constructors() and isinstance(made, torch.Tensor) and made.is_meta:
+            tracker.left(made)
+        return made
+
+    to_module = torch.nn.Module.to
+
+    def moved(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        return to_module(module, *map(_named, args), **{name: _named(value) for name, value in kwargs.items()})
+
+    compatible = torch._has_compatible_shallow_copy_type
+
+    def keeps_parameter(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+        """A module that moves keeps its parameters, and so those that are tied, as on the way to a GPU."""
+        return compatible(tensor, other) or tensor.is_meta != other.is_meta
+
+    def makes(constructor: Any) -> Any:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            if type(kwargs.get("device")) is int:
+                kwargs["device"] = _named(kwargs["device"])
+            made = constructor(*args, **kwargs)
+            own = _is_own_meta(kwargs.get("device")) and isinstance(made, torch.Tensor)
+            if own and _is_followed(tracker) and _told(2):
+                tracker.left(made)
+            return made
+
+        return make
+
+    names = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "empty_strided", "tensor")
+    return [
+        (torch.Tensor, "device", property(where)),
+        (torch.Tensor, "is_cuda", property(lambda tensor: where(tensor, 2).type == "cuda")),
+        (torch.Tensor, "to", to),
+        (torch.nn.Module, "to", moved),
+        (torch, "_has_compatible_shallow_copy_type", keeps_parameter),
+        (torch.Tensor, "data", property(_DATA.__get__, _set_data, _DATA.__delete__)),
+        (_device.DeviceContext, "__torch_function__", in_context),
+        *((torch, name, makes(getattr(torch, name))) for name in names),
+    ]
+
+
+def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
+    """``tensor.data = data``: from the host to a GPU PyTorch allows it, from the host to ``meta`` it does not."""
+    if tensor.is_meta == data.is_meta:
+        _DATA.__set__(tensor, data)
+        return
+    other = data.detach()
+    if other.is_floating_point():
+        other.requires_grad_(tensor.requires_grad)
+    torch._C._swap_tensor_impl(tensor, other)
+
+
+def _is_followed(tracker: Tracker) -> bool:
+    """Whether the tracker hears what is made now: not in the shape functions of operators, which run below it."""
+    stack = torch._C._len_torch_dispatch_stack()
+    return any(torch._C._get_dispatch_stack_at(place) is tracker for place in range(stack))
+
+
+def _named(value: Any) -> Any:
+    """A card by its name, where a program gives its number."""
+    return torch.device("cuda", value) if type(value) is int else value
+
+
+def _is_own_meta(device: Any) -> bool:
+    """Whether a program names ``meta`` itself: of the card it hears ``cuda``."""
+    return isinstance(device, (str, torch.device)) and str(device).partition(":")[0] == "meta"
+
+
+def _told(depth: int) -> bool:
+    """Whether the module that makes a tensor was told where, and did not take another tensor's place."""
+    name = sys._getframe(depth).f_globals.get("__name__", "")
+    return not name.startswith(("torch.", "will_it_fit.")) or name.startswith(_BUILDS)
+
+
+def device_kind() -> Any:
+    """In the place of ``torch.device``: a number names a card, for which PyTorch would ask a GPU."""
+    real = torch.device
+
+    class Kind(type):
+        def __instancecheck__(cls, item: Any) -> bool:
+            return isinstance(item, real)
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            if args and type(args[0]) is int:
+                return real("cuda", args[0])
+            return real(*args, **kwargs)
+
+    return Kind("device", (), {"__module__": "torch"})

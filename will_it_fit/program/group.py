@@ -1,0 +1,94 @@
+"""The group of processes that a program starts: this process is its first, and nobody else runs."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch.distributed as dist
+import torch.multiprocessing as processes
+from torch.distributed import distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
+
+from will_it_fit.common.errors import UserError
+from will_it_fit.engine.fake_group import BACKEND, FakeDevice, fake_gpus
+from will_it_fit.engine.tracker import Tracker
+
+
+class Group:
+    """Starts PyTorch's group where the program does, with collectives that do nothing.
+
+    Parameters
+    ----------
+    stack
+        Keeps what a group needs in place until the program has ended.
+    device
+        Of the GPUs, where the program runs under ``torchrun``; None: one GPU, and a group only if the program asks.
+    """
+
+    def __init__(self, tracker: Tracker, stack: ExitStack, gpus: int, device: FakeDevice | None) -> None:
+        self._tracker, self._stack, self._gpus, self._device = tracker, stack, gpus, device
+        self._start = dist.init_process_group
+
+    def start(self, *args: Any, **options: Any) -> None:
+        """In the place of ``init_process_group``."""
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        world = options.get("world_size", -1)
+        if world not in (-1, None, self._gpus):
+            raise UserError(
+                f"The program starts a group of {world} processes, and {self._gpus} are simulated.",
+                write=f"will-it-fit run --gpus {world} ...",
+            )
+        if self._device is None:
+            self._device = self._stack.enter_context(fake_gpus(1))
+            self._tracker.take_device(self._device)
+        self._start(BACKEND, store=FakeStore(), rank=0, world_size=self._gpus)
+
+    def spawn(self, function: Any, args: tuple = (), nprocs: int = 1, *_: Any, **__: Any) -> None:
+        """In the place of ``torch.multiprocessing.spawn``: the first process's part runs here."""
+        if nprocs not in (1, self._gpus):
+            raise UserError(
+                f"The program starts {nprocs} processes of its own, and the number simulated is {self._gpus}.",
+                write=f"will-it-fit run --gpus {nprocs} ...",
+            )
+        function(0, *args)
+
+    def places(self) -> list[tuple[Any, str, Any]]:
+        """Patches for the time of the program."""
+        make, new_group = DistributedDataParallel.__init__, dist.new_group
+
+        def ddp(model: Any, module: Any, device_ids: Any = None, output_device: Any = None, *args: Any, **options: Any):
+            make(model, module, None, None, *args, **options)  # what is on meta has no index
+
+        def subgroup(*args: Any, **options: Any) -> Any:
+            return new_group(*args, **{name: value for name, value in options.items() if name != "backend"})
+
+        def gathered(found: list, item: Any, *_: Any, **__: Any) -> None:
+            found[:] = [item] * len(found)
+
+        def scattered(found: list, items: Any, *_: Any, **__: Any) -> None:
+            found[0] = items[0]
+
+        # Old names of collectives warn since PyTorch 2.13, where Dynamo then breaks and can't go on.
+        renamed = {"all_gather_into_tensor": "all_gather_single", "reduce_scatter_tensor": "reduce_scatter_single"}
+        answers = {
+            "init_process_group": self.start,
+            "new_group": subgroup,
+            "is_nccl_available": lambda: True,
+            "get_backend": lambda *_: "nccl",
+            "broadcast_object_list": lambda *_, **__: None,
+            "all_gather_object": gathered,
+            "gather_object": lambda item, found=None, *_, **__: found is not None and gathered(found, item),
+            "scatter_object_list": scattered,
+            "monitored_barrier": lambda *_, **__: None,
+        }
+        answers |= {old: getattr(dist, new) for old, new in renamed.items() if hasattr(dist, new)}
+        places = [(at, name, answer) for name, answer in answers.items() for at in (dist, distributed_c10d)]
+        places += [(processes, "spawn", self.spawn), (processes.spawn, "spawn", self.spawn)]
+        places += [(DistributedDataParallel, "__init__", ddp)]
+        return [place for place in places if hasattr(place[0], place[1])]
+
+    def end(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,128 @@
+"""A program's loop as it is heard: loading, training, evaluation, updates, and when it has run long enough."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from will_it_fit.engine.components import GRADIENTS, OPTIMIZER_STATES
+from will_it_fit.engine.model_tensors import component_of, parts, quantization_state, vocabulary
+from will_it_fit.engine.steps import phases
+from will_it_fit.engine.tracker import Tracker
+
+
+class Enough(BaseException):
+    """The program has taken its updates. No ``except Exception`` of its own catches it."""
+
+
+class Loop:
+    """Marks the phases of a program in a tracker's record, names what its modules hold, and stops it.
+
+    An update ends with the last of its optimizers: those that stepped before the next forward pass are one update.
+
+    Attributes
+    ----------
+    updates
+        How many were finished.
+    """
+
+    def __init__(self, tracker: Tracker, steps: int) -> None:
+        self.updates = 0
+        self._tracker, self._steps = tracker, steps
+        self._stepped: list[int] = []  # optimizers of the update that is running, by id
+        self._of_first: set[int] = set()  # of the first update
+        self._loading, self._evaluating, self._ended = True, False, False
+        self._known: dict[int, nn.Module] = {}
+        tracker.mark("load", 0)
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Hear what runs inside."""
+        with ExitStack() as stack:
+            hooks = phases(self._enter, self._updated, self._updating, self._evaluates)
+            self._begin = stack.enter_context(hooks)
+            yield
+
+    def end(self) -> None:
+        """Close the record: what is freed from now on is the end of the program, not its step."""
+        if not self._ended:
+            self._ended = True
+            self._tracker.mark("end", 1)
+            self._tracker.close()
+
+    def _enter(self, phase: str) -> None:
+        if self._ended:
+            raise Enough  # a bare `except:` of the program caught it
+        if phase in ("forward", "backward") and self._stepped:
+            self._finish_update()
+            if self.updates >= self._steps:
+                self._stop()
+        if phase in ("forward", "backward", "optimizer", "evaluation"):
+            self._loading = False
+        self._tracker.mark("load" if self._loading else phase, 0)
+
+    def _finish_update(self) -> None:
+        self._of_first = self._of_first or set(self._stepped)
+        self._stepped = []
+        self.updates += 1
+
+    def _stop(self) -> None:
+        self.end()
+        raise Enough
+
+    def _evaluates(self, module: nn.Module) -> bool:
+        """Whether a module's call is evaluation: of what is trained, without gradients, in its evaluation mode."""
+        self._learn(module)
+        without = not torch.is_grad_enabled() and not module.training
+        if without and not self._evaluating:
+            without = any(parameter.requires_grad for parameter in module.parameters())
+        self._evaluating = without
+        return without
+
+    # --- names ---------------------------------------------------------------------------------------------------
+
+    def _learn(self, module: nn.Module) -> None:
+        """Say what a module's tensors are for, and how they are called; modules within one that is known are, too."""
+        if id(module) in self._known:
+            return
+        tracker = self._tracker
+        self._known.update((id(each), each) for each in module.modules())
+        tracker.origins.learn(module)
+        tracker.vocabulary = tracker.vocabulary or vocabulary(module) or _vocabulary_of_layers(module)
+        component, ids = component_of(module), tracker.ids
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            tracker.label(tensor, component(name, tensor))
+            held = [*parts(tensor)]
+            for part in held:
+                identity = ids.get(part.untyped_storage()._cdata)
+                if identity is not None:
+                    tracker.origins.note_existing(identity, part)
+            for state in quantization_state(tensor).values():
+                tracker.label(state, "quantization_state")
+
+    def _updating(self, optimizer: torch.optim.Optimizer) -> None:
+        for parameter in (each for group in optimizer.param_groups for each in group["params"]):
+            if parameter.grad is not None:
+                self._tracker.label(parameter.grad, GRADIENTS)
+
+    def _updated(self, optimizer: torch.optim.Optimizer) -> None:
+        for state in optimizer.state.values():
+            for value in state.values() if isinstance(state, dict) else ():
+                if isinstance(value, torch.Tensor):
+                    self._tracker.label(value, OPTIMIZER_STATES)
+        self._stepped.append(id(optimizer))
+        self._begin()
+        last = self.updates + 1 >= self._steps
+        if last and self._of_first and self._of_first <= set(self._stepped):
+            self._finish_update()
+            self._stop()
+
+
+def _vocabulary_of_layers(module: nn.Module) -> int:
+    """The width of the widest embedding that a linear layer of the same width answers; 0: none."""
+    widths = {each.out_features for each in module.modules() if isinstance(each, nn.Linear)}
+    embeddings = [each.num_embeddings for each in module.modules() if isinstance(each, nn.Embedding)]
+    return max((width for width in embeddings if width in widths and width >= 1000), default=0)

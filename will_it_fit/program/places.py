@@ -1,0 +1,52 @@
+"""Lines of a program: what a person who wrote it looks for, and not those of libraries below."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+_ENGINE = str(Path(__file__).parents[1])
+_TORCH = str(Path(torch.__file__).parent)
+_STANDARD = sysconfig.get_path("stdlib")
+_PACKAGES = ("site-packages", "dist-packages")
+
+
+def frames_above(depth: int = 1) -> Iterator[FrameType]:
+    """The frames that led here, the innermost first, without those of this library and of PyTorch."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(("<", _ENGINE, _TORCH)) and "torchinductor" not in name:
+            yield frame
+        frame = frame.f_back
+
+
+def is_library(frame: FrameType) -> bool:
+    """Whether a frame belongs to an installed package or to Python."""
+    name = frame.f_code.co_filename
+    return any(part in name for part in _PACKAGES) or name.startswith(_STANDARD)
+
+
+def described(frame: FrameType | None) -> str:
+    """``file:line in function``, the file as it is called below the working folder or the installed packages."""
+    if frame is None:
+        return ""
+    return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+def short_path(path: str) -> str:
+    for folder in ("site-packages/", "dist-packages/", f"{Path.cwd()}/"):
+        path = path.rpartition(folder)[2]
+    return path
+
+
+def asking_package(depth: int) -> str:
+    """The package whose code asks, by the frame so far above."""
+    names: dict[str, Any] = sys._getframe(depth).f_globals
+    return names.get("__name__", "").partition(".")[0]

@@ -1,0 +1,201 @@
+"""Runs a program in a process of its own, with limits: somebody else's code gets no more of this machine than it needs.
+
+It works in a shadow of the folder that it was asked in: folders are made anew, small files copied, large ones linked.
+So it finds its data, and what it writes does not come between the files of its author. Without ``network`` it has none
+where the platform can take it away (Linux).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from will_it_fit.common.errors import UserError
+
+from .request import ProgramRequest
+
+MODULE = "will_it_fit.program.child"
+GRACE_SECONDS = 60  # after its own limit a process is killed
+COPIED_BYTES = 2**20  # files up to this size are copied into the shadow, larger ones linked
+MOST_FILES = 20_000  # of a folder that is shadowed
+_LEFT_OUT = frozenset((".git", "__pycache__", "node_modules", ".venv", "wandb"))
+_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET of sched.h
+
+
+def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
+    """Run a program; what :mod:`.child` found, with ``written``, the files that it wrote in its folder.
+
+    Parameters
+    ----------
+    output
+        Where the program's own output goes; None: to standard error.
+
+    Raises
+    ------
+    UserError
+        If the folder is too large to be shadowed.
+    """
+    with tempfile.TemporaryDirectory(prefix="will-it-fit-") as place:
+        request, result = Path(place, "request.json"), Path(place, "result.json")
+        folder = Path.cwd() if asked.in_place else Path(place, "work")
+        if not asked.in_place:
+            shadow(Path.cwd(), folder)
+        before = _state(folder)
+        request.write_text(asked.to_json(), encoding="utf-8")
+        network = _begin(asked, folder, [str(request), str(result)], output or sys.stderr)
+        found = _read(result, network)
+        written = sorted(name for name, state in _state(folder).items() if before.get(name) != state)
+        return found | {"written": written, "kept": asked.in_place, "network": network}
+
+
+def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any) -> str:
+    """Run the child to its end; says whether it had a network: ``none``, ``allowed`` or ``could not be taken away``."""
+    root = Path(__file__).parents[2]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    if not asked.network:
+        environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    limits = asked.limits
+    can = asked.network or _can_leave_network()
+
+    def prepare() -> None:
+        for kind, size in ((resource.RLIMIT_DATA, limits.memory_bytes), (resource.RLIMIT_FSIZE, limits.file_bytes)):
+            _, hard = resource.getrlimit(kind)
+            resource.setrlimit(kind, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if can and not asked.network:
+            leave_network()
+
+    command = [sys.executable, "-P", "-m", MODULE, *words]
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        preexec_fn=prepare, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(limits.seconds + GRACE_SECONDS)
+        finally:
+            _end(process)
+    Path(words[1]).with_suffix(".status").write_text(str(process.returncode))
+    return "allowed" if asked.network else "none" if can else "could not be taken away"
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and those that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _read(result: Path, network: str) -> dict[str, Any]:
+    try:
+        return json.loads(result.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        status = int(result.with_suffix(".status").read_text())
+    return {"outcome": "killed", "status": status}
+
+
+# --- the shadow of a folder ----------------------------------------------------------------------------------------
+
+
+def shadow(folder: Path, into: Path) -> None:
+    """Make a folder that looks like another.
+
+    Raises
+    ------
+    UserError
+        If it has more files than :data:`MOST_FILES`.
+    """
+    count = 0
+    for place, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        inside = into / Path(place).relative_to(folder)
+        inside.mkdir(parents=True, exist_ok=True)
+        for name in folders:
+            if Path(place, name).is_symlink():
+                (inside / name).symlink_to(Path(place, name).resolve())
+        for name in files:
+            count += 1
+            if count > MOST_FILES:
+                raise UserError(
+                    f"The folder {folder} has more than {MOST_FILES:,} files, and the program works in a copy of it.",
+                    allowed="a smaller folder, or --in-place: the program then writes where it would",
+                    write="will-it-fit run --in-place ...",
+                )
+            _shadow_file(Path(place, name), inside / name)
+
+
+def _shadow_file(file: Path, into: Path) -> None:
+    try:
+        if file.is_file() and file.stat().st_size <= COPIED_BYTES:
+            shutil.copy2(file, into)
+        else:
+            into.symlink_to(file.resolve())
+    except OSError:  # one that can't be read, a socket, a link to nothing
+        pass
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Sizes and times of a folder's files, by their names within it."""
+    found = {}
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        for name in files:
+            path = Path(place, name)
+            if path.is_file():
+                status = path.stat()
+                found[str(path.relative_to(folder))] = status.st_size, status.st_mtime_ns
+    return found
+
+
+# --- the network ---------------------------------------------------------------------------------------------------
+
+
+def leave_network() -> None:
+    """Take the network away from this process, but for the machine itself (``localhost``).
+
+    Raises
+    ------
+    OSError
+        Where the platform doesn't allow it.
+    """
+    user, group = os.getuid(), os.getgid()
+    kinds = _NEW_NETWORK if user == 0 else _NEW_NETWORK | _NEW_USER
+    if ctypes.CDLL(None, use_errno=True).unshare(kinds):
+        raise OSError(ctypes.get_errno(), "unshare")
+    if user:
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:  # 0x8914: SIOCSIFFLAGS; 0x41: up and running
+        fcntl.ioctl(control, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
+
+
+def _can_leave_network() -> bool:
+    """Whether this platform lets a process give up its network: a process of its own tries."""
+    return sys.platform == "linux" and _tried(leave_network)
+
+
+def _tried(act: Callable[[], None]) -> bool:
+    child = os.fork()
+    if not child:
+        try:
+            act()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,77 @@
+"""A program to be run, and how: one value, which goes to the process that runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+STEPS = 2  # the first update makes the optimizer's states
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What somebody else's program may use of this machine: memory and the largest file in bytes, time in seconds."""
+
+    memory_bytes: int = 16 * GIB
+    file_bytes: int = 4 * GIB
+    seconds: int = 900
+
+
+@dataclass(frozen=True)
+class ProgramRequest:
+    """What is asked.
+
+    Attributes
+    ----------
+    program, arguments
+        A file, or with ``module`` the name of a module; and the words that it is given.
+    module
+        Whether it is started as ``python -m``.
+    gpus, torchrun
+        How many processes with a GPU each ``torchrun`` would start; the first of them runs. Without ``torchrun`` the
+        program is started alone, and one GPU is there.
+    gpu
+        The card, as the catalogue names it.
+    steps
+        Updates after which the program is stopped.
+    answers
+        What ``.item()`` gives by line, ``train.py:57``.
+    batch
+        Rows and tokens of made up batches, ``(8, 1024)``, where the program's data set isn't at hand; None: its own.
+    network, in_place
+        Whether the program may use the network, and whether it runs in the folder it was asked in.
+    limits
+        Of the process.
+    """
+
+    program: str
+    arguments: tuple[str, ...] = ()
+    module: bool = False
+    gpus: int = 1
+    torchrun: bool = False
+    gpu: str | None = None
+    steps: int = STEPS
+    answers: Mapping[str, float] = field(default_factory=dict)
+    batch: tuple[int, int] | None = None
+    network: bool = False
+    in_place: bool = False
+    limits: Limits = Limits()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ProgramRequest:
+        values: dict[str, Any] = json.loads(text)
+        batch = values.pop("batch")
+        return cls(
+            **values
+            | {
+                "arguments": tuple(values["arguments"]),
+                "limits": Limits(**values["limits"]),
+                "batch": tuple(batch) if batch else None,
+            }
+        )
