@@ -116,15 +116,10 @@ def table() -> str:
     """The kept rows as Markdown."""
     lines = ["| step | rows | predicted, s | measured, s | |", "| --- | --- | ---: | ---: | ---: |"]
     for row in kept():
-        predicted, measured = float(row["predicted_seconds"]), float(row["measured_seconds"])
-        cells = [
-            row["id"],
-            row["known"],
-            f"{predicted:.4g}",
-            f"{measured:.4g}",
-            f"{100 * (predicted / measured - 1):+.1f} %",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        seconds = [float(row[name]) if row[name] else None for name in ("predicted_seconds", "measured_seconds")]
+        error = f"{100 * (seconds[0] / seconds[1] - 1):+.1f} %" if None not in seconds else ""
+        shown = ("" if value is None else f"{value:.4g}" for value in seconds)
+        lines.append(f"| {' | '.join([row['id'], row['known'], *shown, error])} |")
     return "\n".join(lines)
 
 

@@ -11,7 +11,10 @@ from validation import modules
 from validation.liger_package import results_of_releases
 
 # By module: rows that are off, and why is in docs/memory-validation.md.
-OFF = {"cross_entropy", "rms_norm", "jsd", "heads_and_jsd", "head_and_cross_entropy", "cpo", "distill_jsd", "kto"}
+OFF = {
+    "cross_entropy", "rms_norm", "jsd", "heads_and_jsd", "head_and_cross_entropy", "orpo", "cpo", "simpo", "kto",
+    "distill_jsd",
+}  # fmt: skip
 
 
 def test_ligers_kernels_take_what_was_measured():
@@ -22,4 +25,4 @@ def test_ligers_kernels_take_what_was_measured():
     found = list(results_of_releases(Path(folder).resolve()))
     far = {row["id"] for row in found if abs(row["predicted_bytes"] - row["measured_bytes"]) > modules.NEAR}
     assert len(found) == 97 and {known[name]["module"] for name in far} <= OFF
-    assert len(found) - len(far) >= 52
+    assert len(found) - len(far) >= 53

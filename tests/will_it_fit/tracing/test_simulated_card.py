@@ -10,6 +10,7 @@ from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.cards.gpus import catalogue, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import speed_of
+from will_it_fit.scenario.model import LIGER_MODELS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.simulated_card import card_of
@@ -108,6 +109,24 @@ def test_ligers_package_and_the_copy_of_it_need_the_same(family, kernels, monkey
     assert (package["triton_kernels"].get("_rms_norm_backward_kernel", 0) > 0) == (kernels == "liger")
     for phase, size in package["phases"].items():
         assert abs(size - copied["phases"][phase]) <= 16 * 1024, phase
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="`make test-kernels` runs it")
+@pytest.mark.parametrize("family", sorted(set(LIGER_MODELS) & set(DECODERS) - {"llama", "qwen2", "qwen3"}))
+def test_every_family_that_liger_knows_goes_through_its_package(family):
+    """Also those of which the copy has only the loss; it refuses them by name."""
+    own = scenario(model=DECODERS[family], method="full", loss="liger", kernels="liger")
+    found = trace(own, timeline=False)
+    assert found["triton_kernels"]["liger_cross_entropy_kernel"] > 0
+    assert any("rms_norm" in name for name in found["triton_kernels"])
+    assert any(text.startswith("Liger's kernels: liger-kernel") for text in found["notes"])
+
+
+@pytest.mark.skipif(find_spec("fla") is None, reason="`make test-kernels` runs it")
+def test_where_transformers_takes_its_own_code_the_answer_says_so():
+    found = trace(scenario(method="full", kernels="packages", packages=["fla"]), timeline=False)
+    assert any("transformers took its own code" in text for text in found["warnings"])
+    assert not found.get("triton_kernels")
 
 
 @pytest.mark.skipif(find_spec("fla") is None, reason="`make test-kernels` runs it")
