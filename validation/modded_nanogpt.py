@@ -47,12 +47,18 @@ SEED, DRAWN = 33, 10
 ROWS = Path(__file__).parent / "data" / "compiled.csv"
 UPDATES = 3  # the second is like all that follow; then comes the last validation
 _HEADING = re.compile(r"^-{40}\n# (\w+\.py)\n-{40}\n", re.MULTILINE)
-_UPDATES = re.compile(r"\bnum_(?:scheduled_)?iterations(?:\s*:\s*int)?\s*=\s*\d+")
+# A later program has a schedule of stages (batches, windows), and goes on after it: each stage gets an even and an odd
+# update, which some of its optimizers leave out.
+_UPDATES = {
+    re.compile(rf"\b{name}(?:\s*:\s*int)?\s*=\s*\d+"): count
+    for name, count in {"num_iterations": UPDATES, "num_scheduled_iterations": 6, "num_extension_iterations": 2}.items()
+}
+_DATA = re.compile(r"\bdata/(fineweb\w*)/fineweb_train_")
 _PEAK = re.compile(r"peak memory (?:consumption|allocated): (\d+) MiB(?: reserved: (\d+) MiB)?")
 
 # The format of its data files: `_load_data_shard` of the programs.
 _MAGIC, _VERSION, _HEADER = 20240520, 1, 256
-_END_OF_TEXT, _TOKENS, _SHARDS = 50256, 12_000_000, 2
+_END_OF_TEXT, _TOKENS, _SHARDS = 50256, 40_000_000, 2
 
 
 class Checkout:
@@ -119,18 +125,19 @@ def files_of(source: str) -> dict[str, str]:
 
 
 def shortened(source: str) -> str:
-    """A program with :data:`UPDATES` updates; all the rest as it stands.
+    """A program with few updates; all the rest as it stands.
 
     But for ``torch.device(local_rank)``, which asks PyTorch's C++ for an accelerator: it is written with its type.
     """
     source = re.sub(r"torch\.device\((\w*rank)\)", r"torch.device('cuda', \1)", source)
-    return _UPDATES.sub(lambda found: re.sub(r"\d+$", str(UPDATES), found[0]), source)
+    for line, count in _UPDATES.items():
+        source = line.sub(lambda found, count=count: re.sub(r"\d+$", str(count), found[0]), source)
+    return source
 
 
 def run_program(path: Path) -> dict[str, Any]:
     """Run a program to its end on the simulated GPUs; what it takes of the first, in MiB."""
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(GPUS), LOCAL_WORLD_SIZE=str(GPUS))
-    import torch
     from torch import nn
 
     from will_it_fit.engine.card import H100
@@ -139,7 +146,6 @@ def run_program(path: Path) -> dict[str, Any]:
     from will_it_fit.engine.simulation import simulated
     from will_it_fit.engine.trace import Options, trace_step
 
-    torch.__future__.set_swap_module_params_on_conversion(True)  # a tied weight stays one where a model moves
     sys.argv = [str(path)]
     text = path.read_text(encoding="utf-8")
     options = Options(steps=1, scalars=1.0, compiled="follow", expandable_segments="expandable_segments:True" in text)
@@ -147,6 +153,7 @@ def run_program(path: Path) -> dict[str, Any]:
         report = trace_step(nn.Module(), None, lambda: runpy.run_path(str(path), run_name="__main__"), options=options)
     return {
         "allocated_mib": report.peak_allocated_bytes / 2**20,
+        "allocated_range_mib": [each and each / 2**20 for each in report.peak_allocated_range_bytes or ()],
         "reserved_mib": report.peak_reserved_bytes / 2**20,
         "phases_mib": {name: count / 2**20 for name, count in report.phases.items()},
         "compiled": report.compiled,
@@ -196,7 +203,7 @@ def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:
         path = Path(folder, "train_gpt.py")
         for name, text in files_of(source).items():
             Path(folder, name).write_text(shortened(text), encoding="utf-8")
-        write_tokens(Path(folder, "data", "fineweb10B"))
+        write_tokens(Path(folder, "data", *_DATA.findall(source)[:1]))
         Path(folder, "logs").mkdir()
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
         command = [sys.executable, "-m", "validation.modded_nanogpt", "--program", str(path)]

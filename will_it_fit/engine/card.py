@@ -6,8 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,30 +56,44 @@ class Card:
                 )
             object.__setattr__(self, "shared_memory_bytes", _SHARED_KIB[self.capability] * 1024)
 
-    def properties(self) -> SimpleNamespace:
+    def properties(self) -> Properties:
         """As ``torch.cuda.get_device_properties`` gives them."""
         major, minor = self.capability
-        return SimpleNamespace(
+        return Properties(
             name=self.name,
             major=major,
             minor=minor,
             multi_processor_count=self.multiprocessors,
             total_memory=self.memory_bytes,
             L2_cache_size=self.l2_bytes,
-            shared_memory_per_block=48 * 1024,
             shared_memory_per_block_optin=self.shared_memory_bytes,
             shared_memory_per_multiprocessor=self.shared_memory_bytes + 1024,  # a block has 1 KiB less than all of it
-            regs_per_multiprocessor=65_536,
-            warp_size=32,
-            max_threads_per_block=1024,
             max_threads_per_multi_processor={(7, 5): 1024, (8, 6): 1536, (8, 9): 1536, (12, 0): 1536}.get(
                 self.capability, 2048
             ),
-            gcnArchName="",
-            is_integrated=False,
-            is_multi_gpu_board=False,
-            uuid="simulated",
         )
+
+
+class Properties(NamedTuple):
+    """What the driver says of a card. Dynamo takes a named tuple for a constant, as it takes PyTorch's own class."""
+
+    name: str
+    major: int
+    minor: int
+    multi_processor_count: int
+    total_memory: int
+    L2_cache_size: int
+    shared_memory_per_block_optin: int
+    shared_memory_per_multiprocessor: int
+    max_threads_per_multi_processor: int
+    shared_memory_per_block: int = 48 * 1024
+    regs_per_multiprocessor: int = 65_536
+    warp_size: int = 32
+    max_threads_per_block: int = 1024
+    gcnArchName: str = ""
+    is_integrated: bool = False
+    is_multi_gpu_board: bool = False
+    uuid: str = "simulated"
 
 
 H100 = Card("NVIDIA H100 80GB HBM3", (9, 0), 132, 85_017_755_648, 50 * 2**20)
@@ -107,6 +120,8 @@ class Simulation:
         By kernel, from how many configurations which one was taken.
     programs
         Programs that were to be run (``ldconfig``), and were not.
+    missing
+        C extensions that were to be imported, and have no entry in the table of :mod:`.extensions`.
     """
 
     card: Card
@@ -116,6 +131,7 @@ class Simulation:
     attended_keys: float | None = None
     chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
     programs: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 active: list[Simulation] = []  # :mod:`.simulation` puts it in

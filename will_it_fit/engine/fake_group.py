@@ -37,6 +37,7 @@ PATCHES = {
     "FSDPParam._init_sharded_param": "FSDP2 brings offloaded parameters to the host, but not those on `meta`",
     "FSDPParam.all_gather_inputs": "FSDP2 copies offloaded parameters from the CPU to `meta`, where they are already",
     "FSDP2's foreach_reduce": "what is allocated for the exchange of gradients gets its name",
+    "FakeWork.wait": "what a program has waited for NCCL doesn't keep",
     "torch.accelerator.current_stream": "FSDP2 waits there for what it gathered for nothing (a frozen embedding)",
     "FSDP1's _move_module_to_device": "what is on `meta` needs no way to the GPU; the tracker is told that it is there",
     "FSDP2's _move_states_to_device": "the same",
@@ -64,6 +65,8 @@ class Listener(Protocol):
     def launched(self) -> int: ...
 
     def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None: ...
+
+    def waited_for_work(self) -> None: ...
 
 
 class FakeStream:
@@ -295,7 +298,14 @@ def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
 
 
 def _tensor_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
-    accelerator, address = torch._C._get_accelerator, torch.Tensor.data_ptr
+    from torch._C._distributed_c10d import FakeWork
+
+    accelerator, address, wait = torch._C._get_accelerator, torch.Tensor.data_ptr, FakeWork.wait
+
+    def waited(work: Any, *arguments: Any, **options: Any) -> Any:
+        if device.listener:
+            device.listener.waited_for_work()
+        return wait(work, *arguments, **options)
 
     def get_accelerator(*arguments: Any) -> torch.device:
         return torch.device("meta") if not arguments else accelerator(*arguments)
@@ -307,6 +317,7 @@ def _tensor_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
 
     return [
         (torch._C, "_get_accelerator", get_accelerator),
+        (FakeWork, "wait", waited),
         (torch.accelerator, "current_stream", device.current_stream),
         (torch.Tensor, "data_ptr", data_ptr),
     ]

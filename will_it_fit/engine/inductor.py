@@ -30,6 +30,7 @@ import torch
 from torch._dynamo import config as dynamo_config
 from torch._dynamo import device_interface, trace_rules
 from torch._dynamo.variables import streams
+from torch._dynamo.variables import torch as dynamo_torch
 from torch._functorch import config as functorch_config
 from torch._inductor import async_compile, codecache, compile_fx, select_algorithm, utils
 from torch._inductor import config as inductor_config
@@ -47,6 +48,7 @@ from . import kernels
 from .accelerator import accelerator
 from .card import active_simulation
 from .errors import CompiledError, TraceError
+from .extensions import IN_PYTHON
 from .frames import Compiled, frames, real_autocast, unheard
 from .kernel_costs import compiling, inductor_kernel, with_estimate
 from .patching import as_it_was, patched
@@ -99,7 +101,8 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
         stack.enter_context(functorch_config.patch(_FUNCTORCH))
         stack.enter_context(dynamo_config.patch(inline_torch_dispatch_torch_compile=False))
         stack.enter_context(patched([*_seen_as(target, record), *_wrappers(tracker, target)]))
-        stack.enter_context(patched([(trace_rules, "clear_lru_cache", lambda: None)]))
+        rules = [(trace_rules, "clear_lru_cache", lambda: None), (trace_rules, "check_file", _stand_ins_are_traced())]
+        stack.enter_context(patched(rules))
         if target == "cuda":
             stack.enter_context(_for_inductor(simulation))
         stack.enter_context(patched(real_autocast(target), hidden=True))
@@ -149,6 +152,18 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
         (MetaTensorDescriber, "describe_tensor", describe_tensor),
         (compile_fx, "compile_fx", outer),
     ]
+
+
+def _stand_ins_are_traced() -> Any:
+    """In the place of ``trace_rules.check_file``: what stands in for a package in Python is compiled as the package."""
+    check = trace_rules.check_file
+
+    def checked(filename: str | None, *more: Any, **kwargs: Any) -> Any:
+        if filename in IN_PYTHON:
+            return trace_rules.SkipResult(False, "a stand-in for a package")
+        return check(filename, *more, **kwargs)
+
+    return checked
 
 
 @contextmanager
@@ -263,13 +278,13 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
         return load(cls, key, path, *args, **kwargs)
 
     def named_kernel(compiler: Any, name: str, source: Any = "", *args: Any, **kwargs: Any) -> Any:
-        return SimpleNamespace(run=inductor_kernel(name, source if isinstance(source, str) else ""))
+        return SimpleNamespace(run=inductor_kernel(tracker, name, source if isinstance(source, str) else ""))
 
     compiler = async_compile.AsyncCompile
     return [
         (compiler, "triton", named_kernel),
         (compiler, "multi_kernel", named_kernel),
-        (compiler, "cpp_pybinding", lambda compiler, *args, **kwargs: inductor_kernel("cpp")),
+        (compiler, "cpp_pybinding", lambda compiler, *args, **kwargs: inductor_kernel(tracker, "cpp")),
         (TritonKernel, "inductor_meta_per_kernel", with_estimate(TritonKernel.inductor_meta_per_kernel)),
         (guards, f"_empty_strided_{target}", empty),
         (guards, "assert_alignment", lambda *args: None),
@@ -287,6 +302,11 @@ def _out_variants() -> Iterator[None]:
         yield
     finally:
         library._destroy()
+
+
+# What Dynamo works out while it traces a program that asks for its card.
+_CONSTANTS = ("is_available", "is_initialized", "current_device", "device_count", "get_device_properties")
+_CONSTANTS += ("get_device_capability", "get_device_name", "is_bf16_supported")
 
 
 @contextmanager
@@ -312,6 +332,8 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         (select_algorithm.AlgorithmSelectorCache, "do_autotuning", _autotuned(simulation)),
         (select_algorithm.AlgorithmSelectorCache, "make_precompile_fn", lambda *args, **kwargs: lambda: None),
     ]
+    folded = {**dynamo_torch.constant_fold_functions, **{getattr(torch.cuda, name): None for name in _CONSTANTS}}
+    places.append((dynamo_torch, "constant_fold_functions", folded))
     caches = (hints.DeviceProperties.create, utils.get_max_num_sms, utils.is_big_gpu)
     with patched(places), inductor_config.patch(benchmark_epilogue_fusion=False):
         for function in caches:

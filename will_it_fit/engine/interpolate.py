@@ -65,6 +65,20 @@ class Recording:
         sequences = [[(one, count if one in ids else size) for one, size in events] for events in self.sequences]
         return replace(self, sequences=[Events.of(events) for events in sequences])
 
+    def peak_bytes(self) -> int:
+        """Most bytes that are alive at once, without what the allocator adds."""
+        most = 0
+        for events in self.sequences:
+            sizes, total = {}, 0
+            for identity, count in events:
+                if identity > 0:
+                    sizes[identity] = count
+                    total += count
+                    most = max(most, total)
+                else:
+                    total -= sizes.pop(-identity, 0)
+        return most
+
     def served_at(self, capacity_bytes: int, *, expandable_segments: bool = False) -> tuple[int, int, bool]:
         """Whether the allocator gets through with so many bytes, whatever the order of loading.
 

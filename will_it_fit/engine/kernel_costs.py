@@ -17,6 +17,7 @@ import torch
 
 from .card import active_simulation
 from .costs import ATTENTION, BACKWARD_ATTENTION, MEMORY, PRODUCT, Operator, launch, touched_bytes
+from .tracker import Tracker
 
 _ESTIMATE = re.compile(r"'kernel_num_gb': ([0-9.e+-]+)")
 _TEMPLATE = "triton_tem_"  # torch/_inductor/select_algorithm.py: what begins a template's name
@@ -60,11 +61,13 @@ def compiling(graph: Any) -> Iterator[None]:
         _asked.pop()
 
 
-def inductor_kernel(name: str, source: str = "") -> Callable[..., None]:
+def inductor_kernel(tracker: Tracker, name: str, source: str = "") -> Callable[..., None]:
     """A kernel of Inductor's that does nothing, and costs what it would read, write and compute.
 
     Parameters
     ----------
+    tracker
+        Counts the launch.
     name, source
         The kernel's, as Inductor wrote it. Its estimate is that of the sizes that were compiled first; other sizes of
         a dynamic shape cost in proportion to the kernel's tensors.
@@ -75,6 +78,7 @@ def inductor_kernel(name: str, source: str = "") -> Callable[..., None]:
     asked = _asked[-1].get("flex_attention_backward" if "flex_attention_backward" in name else "flex_attention")
 
     def run(*args: Any, **kwargs: Any) -> None:
+        tracker.kernels_launched += 1
         tensors = [each for each in args if isinstance(each, torch.Tensor)]
         moved = touched_bytes(tensors)
         first.append(moved) if not first else None
@@ -114,18 +118,20 @@ def _flexible_attention(name: str, queries: int, keys: float, dtype: str, moved:
     return Operator(f"inductor::{name}", ATTENTION, dtype, int(flops), moved)
 
 
-def triton_kernel(name: str, given: Mapping[str, Any], tensors: Sequence[torch.Tensor]) -> None:
-    """Record a launch of Triton's by what it was given."""
+def launched_kernel(
+    language: str, name: str, tensors: Sequence[torch.Tensor], given: Mapping[str, Any] | None = None
+) -> None:
+    """Record a launch of a package's kernel by the tensors that it was given; ``given``: all arguments by name."""
     moved = touched_bytes(tensors)
     if name in _LOGITS_TOUCHED:
         logits = max(tensors, key=torch.Tensor.numel)
         moved += (_LOGITS_TOUCHED[name] - 1) * touched_bytes([logits])
-    if name in _HEAD_PRODUCTS:
+    if name in _HEAD_PRODUCTS and given is not None:
         rows, hidden = given["E"].shape
         flops = 2 * rows * hidden * given["C"].shape[0] * _HEAD_PRODUCTS[name]
-        launch(Operator(f"triton::{name}", PRODUCT, _dtype(given["E"]), flops, moved))
+        launch(Operator(f"{language}::{name}", PRODUCT, _dtype(given["E"]), flops, moved))
         return
-    launch(Operator(f"triton::{name}", MEMORY, "", 0, moved))
+    launch(Operator(f"{language}::{name}", MEMORY, "", 0, moved))
 
 
 def _dtype(tensor: torch.Tensor) -> str:

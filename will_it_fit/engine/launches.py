@@ -10,12 +10,14 @@ every tensor. Written for Triton 3.7 to 3.9.
   hooks copy. The configuration that :attr:`~.card.Simulation.choose` names wins. No timing is written to disk or stays
   in the process, where a GPU would believe it later.
 * Triton's driver knows the card.
+
+A kernel in CUDA that a program hands to ``torch.cuda._compile_kernel`` is a launch too, and is not compiled.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +26,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .card import Card, FakeStream, Simulation
-from .kernel_costs import triton_kernel
+from .kernel_costs import launched_kernel
 from .patching import patched
 from .tracker import Tracker
 
@@ -80,13 +82,37 @@ def _launch(kernel: Any, *args: Any, grid: Any = None, warmup: bool = False, **k
         grid(given)
     written = [each if isinstance(each, torch.Tensor) else getattr(each, "base", None) for each in given.values()]
     tensors = [each for each in written if isinstance(each, torch.Tensor)]  # the base is a TensorDescriptor's
+    _launched(kernel.__name__, "triton", tensors, given)
+    return _KERNEL
+
+
+class _Compiled:
+    """In the place of a kernel that ``torch.cuda._compile_kernel`` has compiled."""
+
+    def __init__(self, source: str, name: str, *args: Any, **kwargs: Any) -> None:
+        self._name = name
+
+    def set_shared_memory_config(self, count: int) -> None:
+        """What a block may take is the card's affair."""
+
+    def __call__(self, grid: Any = None, block: Any = None, args: Any = (), *more: Any, **asked: Any) -> None:
+        _launched(self._name, "cuda", [each for each in args or () if isinstance(each, torch.Tensor)])
+
+
+def compiled_kernels() -> list[tuple[Any, str, Any]]:
+    """Kernels in CUDA's own language, which NVRTC would compile."""
+    return [(torch.cuda, "_compile_kernel", _Compiled)]
+
+
+def _launched(name: str, language: str, tensors: list[torch.Tensor], given: Mapping[str, Any] | None = None) -> None:
+    """Tell those who listen of a launch: a kernel may have written into any of its tensors."""
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, Tracker):
-            mode.kernels_run[kernel.__name__] += 1
-            if mode.values is not None:  # a kernel may have written into any of them
+            mode.kernels_run[name] += 1
+            mode.kernels_launched += 1
+            if mode.values is not None:
                 mode.values.forget(tensors)
-    triton_kernel(kernel.__name__, given, tensors)
-    return _KERNEL
+    launched_kernel(language, name, tensors, given)
 
 
 def _tuned(original: Callable, caches: dict[int, tuple[Any, dict]]) -> Callable:

@@ -12,6 +12,7 @@ from .allocator import Event
 from .costs import CostRecorder
 from .cuda_rules import cufft_worst_bytes
 from .origins import Origins
+from .stashes import Stashes
 
 _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 _TRANSFORMS = (torch.ops.aten._fft_c2c.default, torch.ops.aten._fft_r2c.default, torch.ops.aten._fft_c2r.default)
@@ -51,6 +52,8 @@ class Record:
         certainly got there.
     workspaces
         Where cuDNN and cuFFT take some of their own.
+    stashes
+        The collectives that it starts.
     kernels_run
         How often each of Triton's kernels was launched.
     compiled
@@ -67,6 +70,7 @@ class Record:
         self.streams: dict[int, int] = {}
         self.reusable: dict[int, int] = {}
         self.workspaces = Workspaces()
+        self.stashes = Stashes()
         self.kernels_run: Counter[str] = Counter()
         self.compiled: Any = None
 

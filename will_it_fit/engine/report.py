@@ -50,8 +50,9 @@ class Report:
     peak_allocated_bytes
         Largest sum of blocks in use: ``torch.cuda.max_memory_allocated``. On the CPU, of live tensors.
     peak_allocated_range_bytes
-        From no workspaces of cuDNN and cuFFT to as large ones as may be, None where nothing bounds them. Absent (None)
-        where the step runs neither convolutions nor Fourier transforms.
+        From no workspaces of cuDNN and cuFFT to as large ones as may be, None where nothing bounds them; or, where a
+        program starts collectives and doesn't wait for them, to a CPU that is as far ahead of the GPU as it can be.
+        Absent (None) where neither is so.
     peak_phase
         Where that was: ``forward``, ``backward`` or ``optimizer``; in a whole program ``load`` or ``evaluation``, too.
     components
@@ -194,7 +195,10 @@ def make_report(
         reserved |= recording(record, histories).needs(asked, expandable_segments=expandable_segments)
     if on_gpu:
         before_event = lambda at: allocated[at - begin]  # noqa: E731
-        reserved |= record.workspaces.range_of(phases[peak_phase], before_event, second, capacity_bytes, record.warn)
+        peak = phases[peak_phase]
+        peak_of = lambda moved: replayed(Events.of(moved), [("steps", begin)]).spans[0].peak_allocated_bytes  # noqa: E731
+        reserved |= record.stashes.range_of(peak, events, peak_of, record.warn)
+        reserved |= record.workspaces.range_of(peak, before_event, second, capacity_bytes, record.warn)
     return Report(
         peak_allocated_bytes=phases[peak_phase],
         peak_phase=peak_phase,

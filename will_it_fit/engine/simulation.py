@@ -12,7 +12,8 @@ touched::
 
 What is made on ``cuda`` is made on ``meta``, by a dispatch mode: so it holds in the backward pass and in the compiler
 too. ``tensor.device`` says ``cuda:0`` to packages with kernels of their own, which choose by it what they allocate, and
-the truth to PyTorch and all others. Launches of Triton are in :mod:`.launches`, compiled steps in :mod:`.inductor`.
+the truth to PyTorch and all others. Launches of Triton are in :mod:`.launches`, C extensions in :mod:`.extensions`,
+compiled steps in :mod:`.inductor`.
 
 A package keeps what it heard while it was imported: trace for one card in one process.
 """
@@ -31,12 +32,14 @@ from types import FrameType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .card import Card, Simulation, active, answers_of
 from .custom import on_card
 from .errors import TraceError
-from .launches import no_launches
+from .extensions import extensions
+from .launches import compiled_kernels, no_launches
 from .patching import patched
 
 # Packages that choose by `tensor.device` what they allocate. A module that imports Triton counts as one too.
@@ -103,9 +106,10 @@ def simulated(
             stack.enter_context(_importing_as_it_is([(at, name, vars(at).get(name)) for at, name, _ in answers]))
         stack.enter_context(patched(answers))
         stack.enter_context(patched(_tensors(), hidden=True))
-        stack.enter_context(patched(_programs(simulation)))
+        stack.enter_context(patched(_programs(simulation) + compiled_kernels()))
         if find_spec("triton") is not None:
             stack.enter_context(no_launches(simulation))
+        stack.enter_context(extensions(simulation))
         active.append(simulation)
         stack.callback(active.pop)
         torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") comes to the dispatcher
@@ -166,8 +170,31 @@ def _tensors() -> list[tuple[Any, str, Any]]:
             device = torch.device("meta")
         return make(data, device=device, **kwargs)
 
+    swap, apply = torch.utils.swap_tensors, nn.Module._apply
+
+    def moved(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        """A module moves to a GPU in place, which PyTorch doesn't do from the CPU to ``meta`` unless it is asked to."""
+        before = torch.__future__.get_swap_module_params_on_conversion()
+        in_place = before or any(not tensor.is_meta for tensor in module.parameters())
+        torch.__future__.set_swap_module_params_on_conversion(in_place)
+        try:
+            return apply(module, *args, **kwargs)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(before)
+
+    def swapped(first: torch.Tensor, second: torch.Tensor) -> None:
+        """A parameter that moves keeps what a program has hung on it."""
+        own, others = dict(vars(first)), dict(vars(second))
+        swap(first, second)
+        if sys._getframe(1).f_globals.get("__name__") == nn.Module.__module__:
+            for tensor, attributes in ((first, own), (second, others)):
+                vars(tensor).clear()
+                vars(tensor).update(attributes)
+
     make = torch.tensor
     return [
+        (torch.utils, "swap_tensors", swapped),
+        (nn.Module, "_apply", moved),
         (torch, "tensor", made),
         (torch.Tensor, "to", to),
         (torch.Tensor, "cuda", cuda),

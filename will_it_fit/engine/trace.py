@@ -228,6 +228,9 @@ def surroundings(tracker: Tracker, model: nn.Module, options: Options) -> Iterat
         if options.compiled == "follow":
             stack.enter_context(_through_the_compiler(tracker, options))
         yield
+    if simulation := active_simulation():
+        for name in simulation.missing:
+            tracker.warn(f"the C extension {name} has no entry in the table, and its package went on without it")
 
 
 def _through_the_compiler(tracker: Tracker, options: Options) -> AbstractContextManager[Any]:

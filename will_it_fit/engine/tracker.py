@@ -6,6 +6,7 @@ the sequence of allocations and frees that :mod:`will_it_fit.engine.allocator` r
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -102,6 +103,7 @@ class Tracker(TorchDispatchMode, Record):
         self._phase = ""
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
         self._operators: set[Any] = set()  # that were met
+        self.kernels_launched = 0  # operators and kernels of compilers, but for views
         self.expecting = False  # whether tensors may be met that existed before, and belong to no model
 
     @classmethod
@@ -351,6 +353,7 @@ class Tracker(TorchDispatchMode, Record):
             output = UNANSWERED if values is None else values.failed(func, args, error)
             if output is UNANSWERED:
                 raise
+        self.kernels_launched += not func.is_view
         self._seen(output, func)
         if self._kernels is not None:
             self._kernels.keep(func, args, output)
@@ -360,9 +363,27 @@ class Tracker(TorchDispatchMode, Record):
         if self.costs is not None and self.costs.on:
             self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
         held += [self.allocate(count, TEMPORARIES) for count in later]
+        if func.namespace == "c10d" and self._device is not None:
+            held += self._started(func, args)
         for identity in held:
             self.free(identity)
         return output
+
+    def _started(self, func: Any, args: tuple) -> list[int]:
+        """Note a collective: NCCL gathers or scatters a list of tensors by way of one that is as large as all."""
+        given = dict(zip((each.name for each in func._schema.arguments), args, strict=False))
+        lists = [given.get("output_tensors", ()), given.get("input_tensors", ())]
+        flat = [item for given_list in lists if isinstance(given_list, list) for item in given_list[:1]]
+        flat = [each for each in flat if isinstance(each, list) and len({tensor.shape for tensor in each}) == 1]
+        whole = [self.allocate(sum(tensor.nbytes for tensor in each), COLLECTIVES) for each in flat]
+        kept = [identity for tensor in those_on_meta(args) for identity in self._identities(tensor)]
+        held = given.get("async_op", True) and _asked_by_a_program()  # DDP's own, in C++, hold what DDP holds anyway
+        self.stashes.start(self.now(), self.kernels_launched, [*kept, *whole] if held else ())
+        return whole
+
+    def waited_for_work(self) -> None:
+        """The program calls ``wait`` of a collective's work."""
+        self.stashes.waited(self.now())
 
     def _of_several_gpus(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """The answer to an operator that isn't for the kernels of this GPU; None: it is."""
@@ -398,6 +419,14 @@ class Tracker(TorchDispatchMode, Record):
 
 
 _COPY = torch.ops.aten.copy_.default
+
+
+def _asked_by_a_program() -> bool:
+    """Whether a function of ``torch.distributed`` called the operator that is running."""
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "torch.distributed.distributed_c10d":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from will_it_fit.cards.gpus import Gpu, find
+from will_it_fit.cards.gpus import Gpu, catalogue, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.allocator import MIB
 from will_it_fit.engine.card import Card, Simulation
@@ -53,11 +54,20 @@ _heard: dict[str, str] = {}  # by package, the card that it heard of when it was
 
 
 def _asked_card(scenario: Scenario, capability: tuple[int, int] | None) -> Card:
+    """The scenario's card; where it is asked for a capability alone, or for another card's, the largest that has it.
+
+    Some buffers have a row for each processor: on the card with the most of them the step needs the most.
+    """
     gpu = None if scenario.gpu is None else find(scenario.gpu)
-    card = card_of(gpu if gpu is not None and gpu.capability is not None else None)
-    if capability is not None and capability != card.capability:
-        card = replace(card, capability=capability, shared_memory_bytes=None)
-    return card
+    known = gpu is not None and gpu.capability is not None
+    if known and capability in (None, gpu.capability):
+        return card_of(gpu)
+    if capability is None:
+        return card_of()
+    alike = [each for each in catalogue().values() if each.capability == capability and speed_of(each.name)]
+    if alike:
+        return max(map(card_of, alike), key=lambda card: card.multiprocessors)
+    return replace(card_of(), capability=capability, shared_memory_bytes=None)
 
 
 def needs_card(scenario: Scenario) -> bool:
@@ -72,7 +82,7 @@ def card_in_place(
 ) -> Iterator[Simulation | None]:
     """Simulate the card that a step is for, if it asks for one.
 
-    A scenario that names no card, or only a size, gets :data:`UNNAMED` with the capability that is asked.
+    A scenario that names no card, or only a size, gets :data:`UNNAMED`, or the largest of the capability that is asked.
 
     Raises
     ------
@@ -155,19 +165,33 @@ def _version(package: str) -> str:
     return ""
 
 
+_NAMED = re.compile(r'use_kernel_func_from_hub_with_fallback\("\w+", "(\w+)"\)')
+
+
+def packages_of(model: nn.Module) -> list[str]:
+    """The packages whose kernels transformers takes in a model's file where they can be imported, as pip names them."""
+    owners = {sys.modules[type(module).__module__] for module in model.modules()}
+    named = {name for owner in owners for name in _NAMED.findall(inspect.getsource(owner))}
+    return [name for name, module in KERNEL_PACKAGES.items() if module in named]
+
+
 def refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
     """State spaces, recurrences and short convolutions: what they allocate on a GPU only their packages' code says."""
     own = sorted({type(module).__name__ for module in model.modules() if _OWN_KERNELS.search(type(module).__name__)})
-    if own and scenario.kernels != "packages":
-        raise UserError(
-            "This architecture has layers that run through kernels of packages of their own (mamba-ssm, causal-conv1d,"
-            " flash-linear-attention), whose memory is not known.",
-            where=f"model (model_type {scenario.model['model_type']})",
-            found=", ".join(own[:3]),
-            allowed="an architecture whose layers are attention and linear layers; or the packages that the target"
-            f" machine has: kernels packages, with a list of {', '.join(KERNEL_PACKAGES)}",
-            change={"kernels": "packages", "packages": ["fla"]},
-        )
+    if not own or scenario.kernels == "packages":
+        return
+    packages, allowed = packages_of(model), "an architecture whose layers are attention and linear layers"
+    if packages:
+        allowed += f"; or those of {', '.join(packages)} that the target machine has: kernels packages, with their list"
+    raise UserError(
+        "This architecture has layers that run through kernels of packages of their own, whose memory is not known."
+        if packages
+        else "This architecture has recurrences whose memory is not known; transformers takes no package for them.",
+        where=f"model (model_type {scenario.model['model_type']})",
+        found=", ".join(own[:3]),
+        allowed=allowed,
+        change={"kernels": "packages", "packages": packages} if packages else {},
+    )
 
 
 def compile_parts(model: nn.Module, how: str, mode: str) -> None:

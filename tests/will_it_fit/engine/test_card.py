@@ -52,6 +52,34 @@ def test_what_is_made_on_the_card_lies_on_meta():
         assert torch.ones(3).device.type == "cpu"
 
 
+def test_a_module_moves_in_place_and_keeps_what_hangs_on_its_parameters():
+    """As PyTorch does from the CPU to a GPU: tied weights stay tied, labels and hooks stay where they are."""
+    with simulated(A100):
+        model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8, bias=False))
+        model[1].weight = model[0].weight
+        weight = model[0].weight
+        weight.label = "embed"
+        assert model.cuda() is model and model[0].weight is weight is model[1].weight
+        assert weight.is_meta and weight.label == "embed"
+        weight.register_post_accumulate_grad_hook(lambda parameter: heard.append(parameter.label))
+        heard: list[str] = []
+        model.load_state_dict({name: torch.empty_like(value) for name, value in model.state_dict().items()})
+        model(torch.zeros(3, dtype=torch.long, device="cuda")).sum().backward()
+        assert heard == ["embed"]
+    assert not torch.__future__.get_swap_module_params_on_conversion()
+
+
+def test_a_kernel_in_cuda_is_neither_compiled_nor_run():
+    def step(batch):
+        kernel = torch.cuda._compile_kernel("__global__ void twice(float* x) {}", "twice", compute_capability="80")
+        kernel.set_shared_memory_config(1024)
+        kernel((1, 1, 1), (32, 1, 1), (batch[0], 3), shared_mem=1024)
+
+    with simulated(A100):
+        report = trace_step(nn.Module(), None, step, [torch.empty(4)], Options(steps=1))
+    assert report.triton_kernels == {"twice": 1}
+
+
 def test_tensors_say_cuda_to_packages_with_kernels_alone():
     asked = "where = tensor.device.type, tensor.is_cuda"
     tensor = torch.empty(3, device="meta")

@@ -453,3 +453,33 @@ def test_ddps_buckets_split_the_graph_and_nothing_is_told():
 
         report = trace_step(model, None, None, batch, Options(compiled="follow", begin=begin))
     assert report.compiled["graphs"] > 2 and report.warnings == ()
+
+
+class WithFlashAttention3(nn.Module):
+    """Attention by a package that isn't installed, and a size that depends on the card's processors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(256, 3 * 256, dtype=torch.bfloat16)
+
+    def forward(self, inputs: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        from flash_attn_interface import flash_attn_varlen_func
+
+        rows = torch.cuda.get_device_properties("cuda").multi_processor_count
+        query, key, value = self.projection(inputs).view(-1, 3 * 2, 128).chunk(3, dim=1)
+        output = flash_attn_varlen_func(query, key, value, starts, starts, 512, 512, causal=True, window_size=(64, 0))
+        return output.float().sum() + inputs.new_ones(rows).sum()
+
+
+@with_triton
+def test_a_stand_in_in_python_is_compiled_as_its_package_would_be():
+    with simulated(H100):
+        import flash_attn_interface  # noqa: F401
+
+        with on_meta():
+            model, batch = WithFlashAttention3(), (torch.empty(512, 256, dtype=torch.bfloat16), torch.empty(3).int())
+            model.compile(fullgraph=True)
+        report = trace_step(model, None, lambda given: model(*given).backward(), batch, Options(compiled="follow"))
+    assert report.compiled == {"graphs": 2, "breaks": {}, "skipped_frames": {}}
+    (said,) = report.warnings
+    assert "FlashAttention-3" in said

@@ -46,6 +46,7 @@ PATCHES = {
         FSDP1,
         lambda with_it, without: late(with_it) > late(without) == without["reserved_range_bytes"][0],
     ),
+    "wait": (None, DDP, None),  # see test_stashes.py
     "current_stream": (("device",), UNUSED, UserError),
     "_validate_no_meta_params": (("self",), FSDP2, UserError),
     "_validate_cpu_offload_params": (("self",), OFFLOADED, UserError),

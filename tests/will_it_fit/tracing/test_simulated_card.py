@@ -9,12 +9,13 @@ import pytest
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.cards.gpus import catalogue, find
 from will_it_fit.common.errors import UserError
+from will_it_fit.engine.patching import on_meta
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.model import LIGER_MODELS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
-from will_it_fit.tracing.simulated_card import card_of
-from will_it_fit.tracing.trace import trace
+from will_it_fit.tracing.simulated_card import _asked_card, card_of, packages_of
+from will_it_fit.tracing.trace import record, trace
 
 
 def test_a_card_has_what_the_catalogue_says():
@@ -23,6 +24,16 @@ def test_a_card_has_what_the_catalogue_says():
     assert card.memory_bytes == find("rtx-4090").total_bytes and card.l2_bytes == 75_497_472
     assert card.shared_memory_bytes == 99 * 1024
     assert card_of().capability == (8, 0)
+
+
+@pytest.mark.parametrize(("named", "capability", "taken"), [
+    (None, None, "a100-80gb"), (None, (8, 9), None), ("rtx-4090", (8, 9), "rtx-4090"), ("rtx-4090", (9, 0), None),
+])  # fmt: skip
+def test_a_card_that_nobody_names_is_the_largest_of_its_capability(named, capability, taken):
+    card = _asked_card(scenario(gpu=named), capability)
+    alike = [card_of(gpu).multiprocessors for gpu in catalogue().values() if gpu.capability == card.capability]
+    assert card.capability == (capability or (8, 0))
+    assert card == card_of(find(taken)) if taken else card.multiprocessors == max(alike)
 
 
 def test_each_card_of_nvidias_can_be_simulated():
@@ -76,6 +87,16 @@ def test_what_a_benchmark_decides_is_a_range():
     bounds = found["bounds"]
     assert bounds["lowest_bytes"] < bounds["highest_bytes"] == found["peak_allocated_bytes"]
     assert bounds["missing"] in found["warnings"] and "cuBLAS" in bounds["missing"]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_search_takes_the_way_of_a_benchmark_that_needs_more(monkeypatch):
+    step = scenario(compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb")
+    either = [record(step, (9, 0)).peak_bytes()]
+    for way in (False, True):
+        monkeypatch.setattr("will_it_fit.tracing.trace.ways", lambda *asked, way=way: (way,))
+        either.append(record(step, (9, 0)).peak_bytes())
+    assert either[0] == max(either[1:]) > min(either[1:])
 
 
 def test_unsloths_step_is_a_range():
@@ -138,10 +159,23 @@ def test_a_hybrid_runs_the_packages_that_the_target_has():
     hybrid = {"model_type": "qwen3_next", **sizes}
     with pytest.raises(UserError, match="packages of their own") as caught:
         trace(scenario(model=hybrid, method="full"), timeline=False)
-    assert caught.value.write == "kernels: packages\npackages: [fla]"
+    assert caught.value.write == "kernels: packages\npackages: [causal-conv1d, fla]"
     found = trace(scenario(model=hybrid, method="full", kernels="packages", packages=["fla"]), timeline=False)
     assert any("chunk" in name for name in found["triton_kernels"])
     assert any("kernels of fla 0." in text for text in found["notes"])
+
+
+@pytest.mark.parametrize(("family", "packages"), [
+    ("mamba", ["causal-conv1d", "mamba-ssm"]), ("lfm2", ["causal-conv1d"]),
+    ("rwkv", []), ("recurrent_gemma", []),
+])  # fmt: skip
+def test_a_models_file_names_its_packages(family, packages):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300, "intermediate_size": 64}
+    with on_meta():
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
+    assert packages_of(model) == packages
 
 
 @pytest.mark.skipif(find_spec("triton") is not None, reason="triton is installed")
