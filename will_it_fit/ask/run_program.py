@@ -236,6 +236,8 @@ def text(answered: Mapping[str, Any]) -> list[str]:
     width = max([44, *(len(name) for name, _ in modules)])
     lines += [f"  {name or '(outside modules)':<{width}}{size_text(size):>11}" for name, size in modules]
     lines += [f"  warning: {warning}" for warning in answered["warnings"]]
+    host = answered["host"]
+    lines.append(f"  here it took {host['seconds']:.0f} s and {gib(host['peak_bytes'])} of this machine's memory")
     if program["written"]:
         shown = ", ".join(program["written"][:6]) + (", ..." if len(program["written"]) > 6 else "")
         lines.append(f"  the program wrote {len(program['written'])} files: {shown}")

@@ -301,6 +301,8 @@ class Values:
         if func in _FILLED and isinstance(args[0], torch.Tensor) and args[0].is_meta and carried(args[0]):
             self.remember(args[0], torch.full(args[0].shape, args[-1] if len(args) > 1 else 0, dtype=args[0].dtype))
             return
+        if func is torch.ops.c10d.broadcast_.default:  # by the first process, which is this one
+            return
         known = self._arguments(args, kwargs)
         if known is not None:
             func(*known[0], **known[1])

@@ -32,13 +32,11 @@ from types import FrameType, SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .card import Card, Simulation, active, answers_of
 from .custom import on_card
 from .errors import TraceError
-from .extensions import extensions
 from .launches import compiled_kernels, no_launches
 from .patching import patched
 
@@ -49,7 +47,7 @@ PACKAGES = frozenset(
 # They look for CUDA while they are imported, and load libraries by what they find: they have to learn the truth.
 _BEFORE = ("bitsandbytes", "peft")
 _OWN = __name__.partition(".")[0]
-_DEVICE = torch._C.TensorBase.device
+_DEVICE, _DATA = torch._C.TensorBase.device, torch._C.TensorBase.data
 _STANDARD = frozenset(("subprocess", "os", "posix"))
 
 
@@ -96,6 +94,8 @@ def simulated(
     for name in _BEFORE:
         if not whole_program and find_spec(name) is not None:
             import_module(name)
+    from .extensions import extensions  # its tables are made while it is imported
+
     answers = answers_of(card)
     torch.utils._device._device_constructors()  # `with torch.device(...)` keeps PyTorch's own functions, once
     simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates, attended_keys)
@@ -170,31 +170,16 @@ def _tensors() -> list[tuple[Any, str, Any]]:
             device = torch.device("meta")
         return make(data, device=device, **kwargs)
 
-    swap, apply = torch.utils.swap_tensors, nn.Module._apply
+    compatible = torch._has_compatible_shallow_copy_type
 
-    def moved(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-        """A module moves to a GPU in place, which PyTorch doesn't do from the CPU to ``meta`` unless it is asked to."""
-        before = torch.__future__.get_swap_module_params_on_conversion()
-        in_place = before or any(not tensor.is_meta for tensor in module.parameters())
-        torch.__future__.set_swap_module_params_on_conversion(in_place)
-        try:
-            return apply(module, *args, **kwargs)
-        finally:
-            torch.__future__.set_swap_module_params_on_conversion(before)
-
-    def swapped(first: torch.Tensor, second: torch.Tensor) -> None:
-        """A parameter that moves keeps what a program has hung on it."""
-        own, others = dict(vars(first)), dict(vars(second))
-        swap(first, second)
-        if sys._getframe(1).f_globals.get("__name__") == nn.Module.__module__:
-            for tensor, attributes in ((first, own), (second, others)):
-                vars(tensor).clear()
-                vars(tensor).update(attributes)
+    def keeps_parameter(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+        """A module that moves keeps its parameters, what is hung on them and those that are tied, as on a GPU."""
+        return compatible(tensor, other) or tensor.is_meta != other.is_meta
 
     make = torch.tensor
     return [
-        (torch.utils, "swap_tensors", swapped),
-        (nn.Module, "_apply", moved),
+        (torch, "_has_compatible_shallow_copy_type", keeps_parameter),
+        (torch.Tensor, "data", property(_DATA.__get__, _set_data, _DATA.__delete__)),
         (torch, "tensor", made),
         (torch.Tensor, "to", to),
         (torch.Tensor, "cuda", cuda),
@@ -204,6 +189,17 @@ def _tensors() -> list[tuple[Any, str, Any]]:
         (torch.Tensor, "record_stream", lambda tensor, stream: None),
         (torch, "Generator", Kind("Generator", (), {})),
     ]
+
+
+def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
+    """``tensor.data = data``: from the host to a GPU PyTorch allows it, from the host to ``meta`` it does not."""
+    if tensor.is_meta == data.is_meta:
+        _DATA.__set__(tensor, data)
+        return
+    other = data.detach()
+    if other.is_floating_point():
+        other.requires_grad_(tensor.requires_grad)
+    torch._C._swap_tensor_impl(tensor, other)
 
 
 def _device(tensor: torch.Tensor, depth: int = 1) -> torch.device:

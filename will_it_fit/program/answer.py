@@ -20,7 +20,8 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     dict
         ``trace`` as `predict` has it, for the whole program; ``training`` and ``evaluation`` with
         ``peak_allocated_bytes`` (None where the program does not evaluate); ``fits``, ``headroom_bytes``, ``gpu``;
-        ``program`` with ``updates``, ``outcome``, ``peak_line``, ``reads`` and ``written``; ``warnings``.
+        ``program`` with ``updates``, ``outcome``, ``peak_line``, ``reads``, ``written`` and ``made_up``; ``host``,
+        what the run took here (``peak_bytes``, ``seconds``); ``warnings``.
 
     Raises
     ------
@@ -33,7 +34,8 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     trace = dict(found["trace"])
     phases = trace["phases"]
     judged = verdict(trace, gpu)
-    program = {name: found[name] for name in ("updates", "outcome", "peak_line", "library_line", "reads", "written")}
+    told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up")
+    program = {name: found[name] for name in told}
     return {
         "trace": trace,
         "training": {"peak_allocated_bytes": max(phases.get(phase, 0) for phase in TRAINING)},
@@ -44,6 +46,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         "gpus": asked.gpus,
         "allocators": _allocators(trace, gpu, found["expandable_segments"]),
         "program": program | {"name": asked.program, "arguments": list(asked.arguments), "network": found["network"]},
+        "host": found["host"],
         "warnings": _warnings(found),
     }
 
@@ -75,6 +78,10 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
                 f"{read['line']} decides by the value of a tensor, which nobody knows; {read['value']:g} was taken."
                 f" For another value: --answer {where}=VALUE"
             )
+    for name in found["made_up"]["weights"]:
+        told.append(f"the weights of {name} are not at hand: its configuration gave their names and sizes")
+    if names := found["made_up"]["data"]:
+        told.append(f"made up, as --batch says, because it is not at hand: {', '.join(dict.fromkeys(names))}")
     if found["network"] == "could not be taken away":
         told.append("this platform does not let a process give up its network, so the program had it")
     return told
@@ -109,7 +116,7 @@ def refusal(asked: ProgramRequest, found: Mapping[str, Any]) -> UserError:
 _REASONS = (
     (("jax", "flax", "optax"), "The program is written for JAX, and only PyTorch is followed.",
      "a program that trains with PyTorch", None),
-    (("ModuleNotFoundError",), "The program needs a package that is not installed here",
+    (("ModuleNotFoundError", "ImportError"), "The program needs a package that is not installed here",
      "the environment that the program runs in, with will-it-fit installed in it", None),
     (("MemoryError", "DefaultCPUAllocator", "can't allocate memory"),
      "The program needs more of this machine's memory than it may use",

@@ -38,6 +38,8 @@ class Running:
     loop: Any
     memory: Any
     numbers: Any
+    checkpoints: Any
+    data: Any
 
 
 @contextmanager
@@ -56,6 +58,9 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
     from will_it_fit.tracing.simulated_card import UNNAMED, card_of
 
     from . import cuda, devices, group, libraries
+    from .checkpoints import Checkpoints
+    from .data import Data
+    from .imports import when_imported
     from .loop import Loop
     from .memory import Memory
     from .numbers import STAND_IN, Numbers
@@ -94,8 +99,23 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
             enter(listening(tracker, device))
         enter(loop.heard())
         enter(patched(past_operators(tracker), hidden=True))
+        data = Data(asked.batch)
+        checkpoints = Checkpoints(tracker)
+        enter(
+            when_imported(
+                {
+                    "transformers.modeling_utils": checkpoints.of_models,
+                    "transformers.configuration_utils": checkpoints.of_configurations,
+                    "transformers.models.auto.tokenization_auto": data.of_tokenizers,
+                    "datasets.load": data.of_datasets,
+                    "evaluate.loading": data.of_metrics,
+                    "tiktoken.registry": data.of_tiktoken,
+                }
+            )
+        )
+        enter(patched(data.places()))
         enter(tracker)
-        yield Running(tracker, loop, memory, numbers)
+        yield Running(tracker, loop, memory, numbers, checkpoints, data)
 
 
 def _has_triton() -> bool:
@@ -147,6 +167,7 @@ def _found(running: Running, asked: ProgramRequest, outcome: str) -> dict[str, A
         "expandable_segments": expandable,
         "peak_line": running.memory.peak_line,
         "library_line": running.memory.library_line,
+        "made_up": {"weights": running.checkpoints.made_up, "data": running.data.made_up},
         "reads": [read.to_mapping() for read in running.numbers.reads.values()],
     }
 

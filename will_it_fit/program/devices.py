@@ -25,7 +25,7 @@ from .places import asking_package
 
 HOST_ELEMENTS = 262_144  # a tensor of the host with more stands for itself with one element
 _aten = torch.ops.aten
-_DEVICE, _DATA = torch._C.TensorBase.device, torch._C.TensorBase.data
+_DEVICE = torch._C.TensorBase.device
 _EMPTY = frozenset((_aten.empty.memory_format, _aten.empty_strided.default, _aten.new_empty.default))
 _TRUTH = frozenset(("torch", "will_it_fit"))  # packages that hear where a tensor really is
 # PyTorch's modules make what they were told to make; its optimizers, groups and utilities follow other tensors.
@@ -75,8 +75,8 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
         return made
 
     def in_context(context: Any, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        made = of_context(context, func, types, args, kwargs)
         own = context.device.type == "meta" and (kwargs or {}).get("device") is None and _is_followed(tracker)
+        made = of_context(context, func, types, args, kwargs)
         if own and func in _device._device_constructors() and isinstance(made, torch.Tensor) and made.is_meta:
             tracker.left(made)
         return made
@@ -85,12 +85,6 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
     def moved(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
         return to_module(module, *map(_named, args), **{name: _named(value) for name, value in kwargs.items()})
-
-    compatible = torch._has_compatible_shallow_copy_type
-
-    def keeps_parameter(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-        """A module that moves keeps its parameters, and so those that are tied, as on the way to a GPU."""
-        return compatible(tensor, other) or tensor.is_meta != other.is_meta
 
     def makes(constructor: Any) -> Any:
         def make(*args: Any, **kwargs: Any) -> Any:
@@ -104,28 +98,18 @@ def tensor_places(tracker: Tracker) -> list[tuple[Any, str, Any]]:
 
         return make
 
-    names = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "empty_strided", "tensor")
+    names = ("empty", "zeros", "ones", "full", "rand", "randn", "randint", "arange", "empty_strided", "tensor",
+             "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")  # fmt: skip
+    methods = ("new_empty", "new_zeros", "new_ones", "new_full", "new_tensor")
     return [
         (torch.Tensor, "device", property(where)),
         (torch.Tensor, "is_cuda", property(lambda tensor: where(tensor, 2).type == "cuda")),
         (torch.Tensor, "to", to),
         (torch.nn.Module, "to", moved),
-        (torch, "_has_compatible_shallow_copy_type", keeps_parameter),
-        (torch.Tensor, "data", property(_DATA.__get__, _set_data, _DATA.__delete__)),
         (_device.DeviceContext, "__torch_function__", in_context),
         *((torch, name, makes(getattr(torch, name))) for name in names),
+        *((torch.Tensor, name, makes(getattr(torch.Tensor, name))) for name in methods),
     ]
-
-
-def _set_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
-    """``tensor.data = data``: from the host to a GPU PyTorch allows it, from the host to ``meta`` it does not."""
-    if tensor.is_meta == data.is_meta:
-        _DATA.__set__(tensor, data)
-        return
-    other = data.detach()
-    if other.is_floating_point():
-        other.requires_grad_(tensor.requires_grad)
-    torch._C._swap_tensor_impl(tensor, other)
 
 
 def _is_followed(tracker: Tracker) -> bool:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, dataloader
 
 from will_it_fit.engine.known_values import ANSWERS
+from will_it_fit.engine.patching import as_it_was
 
 # What libraries ask of values before they go on, and real ones answer in one way; by module and function.
 QUESTIONS = ANSWERS | {
@@ -26,9 +27,20 @@ def library_places() -> list[tuple[Any, str, Any]]:
     load, iterate = torch.load, DataLoader._get_iterator
     return [
         (torch, "load", _loading(load)),
+        (torch.jit, "script", _unaware(torch.jit.script)),
         (DataLoader, "_get_iterator", _without_workers(iterate)),
         (torch.amp.GradScaler, "_maybe_opt_step", _steps_always),
     ]
+
+
+def _unaware(function: Callable[..., Any]) -> Callable[..., Any]:
+    """TorchScript compiles PyTorch's own functions, not those that stand in for them."""
+
+    def as_ever(*args: Any, _frames_up: int = 0, **options: Any) -> Any:
+        with as_it_was():
+            return function(*args, _frames_up=_frames_up + 1, **options)  # it looks up names in its caller's frame
+
+    return as_ever
 
 
 def _loading(load: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -37,7 +38,10 @@ _NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET 
 
 
 def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
-    """Run a program; what :mod:`.child` found, with ``written``, the files that it wrote in its folder.
+    """Run a program; what :mod:`.child` found, and what the run took of this machine.
+
+    ``written``: files that it wrote in its folder; ``network``: whether it had one; ``host``: the most memory of its
+    process in bytes, and seconds.
 
     Parameters
     ----------
@@ -56,10 +60,13 @@ def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
             shadow(Path.cwd(), folder)
         before = _state(folder)
         request.write_text(asked.to_json(), encoding="utf-8")
+        began = time.monotonic()
         network = _begin(asked, folder, [str(request), str(result)], output or sys.stderr)
         found = _read(result, network)
         written = sorted(name for name, state in _state(folder).items() if before.get(name) != state)
-        return found | {"written": written, "kept": asked.in_place, "network": network}
+        peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        host = {"peak_bytes": peak_bytes, "seconds": round(time.monotonic() - began, 1)}
+        return found | {"written": written, "network": network, "host": host}
 
 
 def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any) -> str:

@@ -134,6 +134,120 @@ def test_the_answer_in_words(tmp_path):
     assert "0 1.000 1.000" in done.stderr  # what the program prints goes to standard error
 
 
+# --- libraries -----------------------------------------------------------------------------------------------------
+
+TRAINER = """
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, GPT2Config, Trainer, TrainingArguments
+
+class Rows(Dataset):
+    def __len__(self):
+        return 64
+    def __getitem__(self, index):
+        ids = torch.arange(128)
+        return {"input_ids": ids, "labels": ids}
+
+def make(workers, use_cpu=False):
+    model = AutoModelForCausalLM.from_config(GPT2Config(n_layer=2, n_embd=256, n_head=4, vocab_size=5000))
+    arguments = TrainingArguments(
+        "out", per_device_train_batch_size=8, bf16=True, max_steps=2, report_to=[], save_strategy="no", logging_steps=1,
+        dataloader_num_workers=workers, dataloader_pin_memory=False, use_cpu=use_cpu,
+        gradient_checkpointing=CHECKPOINTING,
+    )
+    return Trainer(model, arguments, train_dataset=Rows())
+"""
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointing):
+    made = TRAINER.replace("CHECKPOINTING", str(checkpointing))
+    answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"))
+    code = "import json\nfrom will_it_fit.engine.trainer import trace_trainer\n"
+    code += "from will_it_fit.engine.trace import Options\n" + made
+    code += "def on_meta():\n    with torch.device('meta'):\n        return make(0, use_cpu=True)\n"
+    code += "print(json.dumps(trace_trainer(on_meta, Options(capability=(8, 0))).phases))\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    phases = json.loads(done.stdout.splitlines()[-1])
+    for phase in ("forward", "backward", "optimizer"):
+        assert answer["trace"]["phases"][phase] == phases[phase]
+
+
+LORA = """
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("NAME", dtype=torch.bfloat16)
+print("on the host:", model.device)
+model = get_peft_model(model.to("cuda"), LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad])
+for _ in range(5):
+    ids = torch.randint(0, 1000, (1, 64)).cuda()
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_model_larger_than_the_memory_it_may_use_here(tmp_path):
+    """Qwen2.5-Coder-7B has 15.2 GB of weights in bf16; its configuration is in the catalogue."""
+    name = program(tmp_path, LORA.replace("NAME", "Qwen/Qwen2.5-Coder-7B-Instruct"))
+    answer = answered(tmp_path, "--memory", "4GiB", name)
+    assert answer["trace"]["components"]["weights_bf16"] == 2 * 7_615_616_512
+    assert answer["host"]["peak_bytes"] < 4 * 2**30 and answer["program"]["made_up"]["weights"]
+    assert any("not at hand" in warning for warning in answer["warnings"])
+
+
+def test_a_model_that_is_neither_here_nor_known(tmp_path):
+    told = refused(tmp_path, program(tmp_path, LORA.replace("NAME", "nobody/an-unknown-model")))
+    assert "network" in told and "program.py:5" in told and "--network" in told
+
+
+QLORA = """
+import torch
+from torch import nn
+import bitsandbytes as bnb
+layer = bnb.nn.Linear4bit(1024, 1024, compute_dtype=torch.bfloat16, quant_type="nf4")
+model = nn.Sequential(layer, nn.Linear(1024, 1024)).cuda()
+optimizer = bnb.optim.AdamW8bit(model.parameters())
+for _ in range(5):
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        model(torch.randn(8, 1024, device="cuda")).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_bitsandbytes_quantizes_on_the_card(tmp_path):
+    answer = answered(tmp_path, program(tmp_path, QLORA))
+    components = answer["trace"]["components"]
+    assert components["weights_4bit"] == 1024 * 1024 // 2
+    assert components["optimizer_states"] < 2.2 * (1024 * 1024 + 1024)
+
+
+TOKENS = """
+import numpy as np, torch
+from torch import nn
+model = nn.Sequential(nn.Embedding(5000, 64), nn.Linear(64, 5000)).cuda()
+optimizer = torch.optim.AdamW(model.parameters())
+for _ in range(5):
+    data = np.memmap("data/train.bin", dtype=np.uint16, mode="r")
+    at = torch.randint(len(data) - 64, (4,))
+    ids = torch.stack([torch.from_numpy(data[i : i + 64].astype(np.int64)) for i in at]).cuda()
+    nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_data_that_is_not_at_hand_is_made_up_where_somebody_asks_for_it(tmp_path):
+    name = program(tmp_path, TOKENS)
+    assert "--batch 8x1024" in refused(tmp_path, name)
+    answer = answered(tmp_path, "--batch", "4x64", name)
+    assert answer["program"]["made_up"]["data"][0] == "data/train.bin"
+    assert answer["trace"]["components_by_phase"]["backward"]["logits_and_loss"] >= 4 * 4 * 64 * 5000
+
+
 # --- what is refused, and in which words ---------------------------------------------------------------------------
 
 REFUSED = {
