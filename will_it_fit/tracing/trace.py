@@ -261,7 +261,11 @@ def _times(
         name: step_time(costs, speed, tokens=tokens, micro_batches_left_out=left_out)
         for name, speed in timed_on.items()
     }
-    return {name: time.to_mapping() if time else None for name, time in step_times.items()}
+    times = {name: time.to_mapping() if time else None for name, time in step_times.items()}
+    if scenario.compile != "none":  # the error of a card's range was seen on steps without the compiler
+        for time in filter(None, times.values()):
+            time |= {"range": None, "basis": f"{time['basis']}; without the compiler"}
+    return times
 
 
 class Recorder:

@@ -78,6 +78,9 @@ def test_a_compiled_step_has_a_time_and_is_faster():
     ]
     eager, compiled = (found["times"]["a"]["seconds_per_step"] for found in times)
     assert 0.4 * eager < compiled < 0.95 * eager
+    told = [found["times"]["a"] for found in times]
+    assert told[0]["range"] is not None and told[1]["range"] is None, "no compiled step was timed on an A100"
+    assert told[1]["basis"].endswith("without the compiler")
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
