@@ -43,8 +43,17 @@ test-slurm: $(VENV)/ready-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-slurm.txt
 	$(BIN)/python -m pytest tests/slurm
 
-test-catalogue: $(VENV)/ready-dev
+test-catalogue: $(VENV)-kernels/releases
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=load tests/nightly/test_catalogue.py tests/nightly/test_every_size.py
+	LIGER_RELEASES=$< $(VENV)-kernels/bin/python -m pytest tests/nightly/test_liger_releases.py
+
+# Each release of liger-kernel with which a published row was measured; pure Python, and none is imported from here
+# unless it is named.
+$(VENV)-kernels/releases: validation/liger_package.py $(VENV)-kernels/ready
+	for release in $$($(VENV)-kernels/bin/python -m validation.liger_package --releases); do \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $@/$$release \
+	    liger-kernel==$$release || exit 1; done
+	@touch $@
 
 # Each environment of envs/validation-*.yaml has its versions beside .venv's packages; rows of others are skipped there.
 VALIDATED := $(patsubst envs/validation-%.yaml,$(VENV)-validation-%,$(wildcard envs/validation-*.yaml))
@@ -68,7 +77,7 @@ test-optimizers: $(VENV)-optimizers/ready
 
 # Where triton can be imported PyTorch and packages take other ways.
 test-kernels: $(VENV)-kernels/ready
-	$(VENV)-kernels/bin/python -m pytest tests/will_it_fit/engine/test_launches.py tests/will_it_fit/engine/test_card.py tests/will_it_fit/engine/test_compiled_steps.py tests/will_it_fit/tracing/test_simulated_card.py tests/will_it_fit/engine/test_extensions.py tests/unit/test_private_names.py tests/validation/test_modded_nanogpt.py
+	$(VENV)-kernels/bin/python -m pytest tests/will_it_fit/engine/test_launches.py tests/will_it_fit/engine/test_card.py tests/will_it_fit/engine/test_compiled_steps.py tests/will_it_fit/tracing/test_simulated_card.py tests/will_it_fit/engine/test_extensions.py tests/unit/test_private_names.py tests/validation/test_modded_nanogpt.py tests/validation/test_liger_package.py
 
 site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m will_it_fit.site.build

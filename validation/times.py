@@ -37,13 +37,13 @@ FITTED = {
     "time-peft-lora-rank10-target-mlp", "time-peft-vera-default",
 }  # fmt: skip
 # torchtitan's H100 have 96 GB of HBM2e at 2.4 TB/s and a power limit of 500 W (its docs/performance.md).
-_MEMORY_OF_TORCHTITAN = 2.4e12
+MEMORY_OF_TORCHTITAN = 2.4e12
 
 
 def speed_of_row(row: TimedRow) -> Speed:
     """The speed of a row's GPU."""
     if row.gpu == "h100-96gb-500w":
-        return replace(speed_of("h100-80gb"), memory_bytes_per_second=_MEMORY_OF_TORCHTITAN)
+        return replace(speed_of("h100-80gb"), memory_bytes_per_second=MEMORY_OF_TORCHTITAN)
     speed = speed_of(row.gpu)
     if speed is None:
         raise UserError("No speed is known of a row's GPU.", where=row.id, found=row.gpu, write="a line in `speeds`")

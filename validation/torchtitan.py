@@ -208,12 +208,16 @@ def step_of_torchtitan(scenario: Scenario, *, costs: bool = False, compiled: boo
         return trace_step(model, optimizer, step, tuple(batch.unbind()), options_of_trace)
 
 
+def scenario_of(gpus: int) -> Scenario:
+    """Its settings on so many GPUs."""
+    model = {"model": "llama-3.1-8b", "method": "full", "sequence_length": 8192, "micro_batch": 2}
+    return Scenario.from_mapping({**model, "parallel": {"strategy": "fsdp2", "gpus": gpus}})
+
+
 def main() -> None:
     """Trace the compiled row of each number of GPUs that the command names."""
     for gpus in map(int, sys.argv[1:]):
-        model = {"model": "llama-3.1-8b", "method": "full", "sequence_length": 8192, "micro_batch": 2}
-        asked = Scenario.from_mapping({**model, "parallel": {"strategy": "fsdp2", "gpus": gpus}})
-        report = step_of_torchtitan(asked, compiled=True)
+        report = step_of_torchtitan(scenario_of(gpus), compiled=True)
         sizes = [f"{size / 2**20:,.1f}" for size in (report.peak_allocated_bytes, report.peak_reserved_bytes)]
         print(gpus, "GPUs, MiB allocated and reserved:", *sizes, report.compiled, *report.warnings)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.validation.test_modules import check_held_before, check_peaks
+from tests.validation.test_modules import check_peaks
 from validation import modules
 
 
@@ -14,7 +14,3 @@ def rows() -> list[dict]:
 def test_every_module_takes_what_was_measured(rows):
     assert len(rows) == 97 and len({row["module"] for row in modules.read()}) == 19
     check_peaks(rows)
-
-
-def test_what_a_process_held_before_is_the_same_for_all_sizes(rows):
-    check_held_before(rows)

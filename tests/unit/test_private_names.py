@@ -52,6 +52,7 @@ RELIED_ON = {
     "torch._functorch.config": "enable_autograd_cache fake_tensor_allow_meta graphsafe_rng_functionalization",
     "torch._inductor.async_compile": "AsyncCompile",
     "torch._inductor.codecache.PyCodeCache": "load_by_key_path",
+    "torch._inductor.codegen.triton.TritonKernel": "estimate_kernel_num_bytes inductor_meta_per_kernel",
     "torch._inductor.compile_fx": "compile_fx compile_fx_inner",
     "torch._inductor.fx_passes.joint_graph": "UniformValueConstantFolder lazy_init",
     "torch._inductor.fx_passes.pad_mm": "get_cached_should_pad",

@@ -114,6 +114,8 @@ class Simulation:
         Whether Inductor pads products of odd sizes, which it decides by a benchmark on the GPU.
     templates
         Whether Inductor's own products win against cuBLAS in the benchmarks of ``max-autotune``.
+    attended_keys
+        How many keys a query of FlexAttention sees in the mean, which its time depends on; None: half of them.
     chosen
         By kernel, from how many configurations which one was taken.
     programs
@@ -126,6 +128,7 @@ class Simulation:
     choose: Callable[[str, list], int]
     pads: bool = False
     templates: bool = False
+    attended_keys: float | None = None
     chosen: dict[str, tuple[int, str]] = field(default_factory=dict)
     programs: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)

@@ -155,7 +155,15 @@ class CostRecorder:
         forwards = [first for phase, first in self.phases if phase == "forward"]
         if len(forwards) < 2:
             return None
-        first, end = forwards[:2]
+        return self._part(*forwards[:2])
+
+    def last_update(self) -> CostRecorder | None:
+        """The launches between the last two updates of a program that trains for several steps; None: it has one."""
+        ends = [*(first for _, first in self.phases[1:]), len(self.calls)]
+        updated = [end for (phase, _), end in zip(self.phases, ends, strict=True) if phase == "optimizer"]
+        return self._part(*updated[-2:]) if len(updated) > 1 else None
+
+    def _part(self, first: int, end: int) -> CostRecorder:
         part = CostRecorder(0)
         part.operators, part.calls, part.streams = self.operators, self.calls[first:end], self.streams[first:end]
         part.without_kernel = self.without_kernel * len(part.calls) // len(self.calls)
@@ -222,10 +230,13 @@ class CostRecorder:
             yield Operator(name, ATTENTION, _dtype(inputs[0]), flops, touched_bytes(inputs + outputs))
         elif func._overloadpacket in flop_registry:
             flops = int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=output))
+            flops //= 2 if _is_causal(schema, args, kwargs) else 1
+            inputs = [item for item in inputs if all(item is not other for other in _tensors(kwargs.values()))]
             factors = [item for item in args if isinstance(item, torch.Tensor) and item.dim() > 1]
             kind = ATTENTION if "attention" in name or "flash" in name else PRODUCT
             shape = _product_shape(name, factors, output) if kind == PRODUCT else ()
-            yield Operator(name, kind, _dtype((factors or inputs)[-1]), flops, touched_bytes(inputs + outputs), shape)
+            one = (factors or inputs)[-1 if kind == PRODUCT else 0]  # attention's last are its sums, in fp32
+            yield Operator(name, kind, _dtype(one), flops, touched_bytes(inputs + outputs), shape)
         elif name.startswith((*_PICKED, *_MADE)):
             yield Operator(name, MEMORY, "", 0, touched_bytes(outputs) * (1 if name.startswith(_MADE) else 2))
         else:
@@ -332,6 +343,12 @@ def _made_bytes(func: Any, output: Any) -> int:
     if any(item.alias_info is not None for item in func._schema.returns):  # in place
         return 0
     return max((touched_bytes([item]) for item in _tensors([output])), default=0)
+
+
+def _is_causal(schema: Any, args: Sequence, kwargs: dict) -> bool:
+    """Whether attention leaves out what lies above the diagonal, as compiled code asks ATen for it."""
+    given = {argument.name: value for argument, value in zip(schema.arguments, args, strict=False)} | kwargs
+    return bool(given.get("is_causal", False))
 
 
 def _launches_nothing(func: Any) -> bool:

@@ -34,6 +34,7 @@ from torch._dynamo.variables import torch as dynamo_torch
 from torch._functorch import config as functorch_config
 from torch._inductor import async_compile, codecache, compile_fx, select_algorithm, utils
 from torch._inductor import config as inductor_config
+from torch._inductor.codegen.triton import TritonKernel
 from torch._inductor.fx_passes import joint_graph, pad_mm
 from torch._inductor.runtime import hints
 from torch._prims import rng_prims
@@ -43,12 +44,13 @@ from torch.fx.experimental import proxy_tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from . import costs, kernels
+from . import kernels
 from .accelerator import accelerator
 from .card import active_simulation
 from .errors import CompiledError, TraceError
 from .extensions import IN_PYTHON
 from .frames import Compiled, frames, real_autocast, unheard
+from .kernel_costs import compiling, inductor_kernel, with_estimate
 from .patching import as_it_was, patched
 from .tracker import Tracker
 
@@ -127,7 +129,7 @@ def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
     def inner(*args: Any, **kwargs: Any) -> Any:  # the backward pass is compiled when it is first run
         _refuse_pools(target)
         record.graphs += 1
-        with _believing(target), _disable_current_modes(), as_it_was(), unheard():
+        with _believing(target), _disable_current_modes(), as_it_was(), unheard(), compiling(args[0]):
             return compile_inner(*args, **kwargs)
 
     def outer(graph: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -275,29 +277,20 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
             file.write(named.sub("device(type='meta')", text))
         return load(cls, key, path, *args, **kwargs)
 
-    def named_kernel(compiler: Any, name: str, *args: Any, **kwargs: Any) -> Any:
-        return SimpleNamespace(run=_touching(tracker, name))
+    def named_kernel(compiler: Any, name: str, source: Any = "", *args: Any, **kwargs: Any) -> Any:
+        return SimpleNamespace(run=inductor_kernel(tracker, name, source if isinstance(source, str) else ""))
 
     compiler = async_compile.AsyncCompile
     return [
         (compiler, "triton", named_kernel),
         (compiler, "multi_kernel", named_kernel),
-        (compiler, "cpp_pybinding", lambda compiler, *args, **kwargs: _touching(tracker, "cpp")),
+        (compiler, "cpp_pybinding", lambda compiler, *args, **kwargs: inductor_kernel(tracker, "cpp")),
+        (TritonKernel, "inductor_meta_per_kernel", with_estimate(TritonKernel.inductor_meta_per_kernel)),
         (guards, f"_empty_strided_{target}", empty),
         (guards, "assert_alignment", lambda *args: None),
         (guards, "assert_size_stride", compared),
         (codecache.PyCodeCache, "load_by_key_path", classmethod(load_by_key_path)),
     ]
-
-
-def _touching(tracker: Tracker, name: str) -> Any:
-    """A kernel of Inductor's that does nothing, and costs what it reads and writes: each of its tensors once."""
-
-    def run(*args: Any, **kwargs: Any) -> None:
-        tracker.kernels_launched += 1
-        costs.memory_kernel(f"inductor::{name}", *(each for each in args if isinstance(each, torch.Tensor)))
-
-    return run
 
 
 @contextmanager

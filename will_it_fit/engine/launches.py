@@ -17,7 +17,7 @@ A kernel in CUDA that a program hands to ``torch.cuda._compile_kernel`` is a lau
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from . import costs
 from .card import Card, FakeStream, Simulation
+from .kernel_costs import launched_kernel
 from .patching import patched
 from .tracker import Tracker
 
@@ -82,7 +82,7 @@ def _launch(kernel: Any, *args: Any, grid: Any = None, warmup: bool = False, **k
         grid(given)
     written = [each if isinstance(each, torch.Tensor) else getattr(each, "base", None) for each in given.values()]
     tensors = [each for each in written if isinstance(each, torch.Tensor)]  # the base is a TensorDescriptor's
-    _launched(kernel.__name__, "triton", tensors)
+    _launched(kernel.__name__, "triton", tensors, given)
     return _KERNEL
 
 
@@ -104,7 +104,7 @@ def compiled_kernels() -> list[tuple[Any, str, Any]]:
     return [(torch.cuda, "_compile_kernel", _Compiled)]
 
 
-def _launched(name: str, language: str, tensors: list[torch.Tensor]) -> None:
+def _launched(name: str, language: str, tensors: list[torch.Tensor], given: Mapping[str, Any] | None = None) -> None:
     """Tell those who listen of a launch: a kernel may have written into any of its tensors."""
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, Tracker):
@@ -112,7 +112,7 @@ def _launched(name: str, language: str, tensors: list[torch.Tensor]) -> None:
             mode.kernels_launched += 1
             if mode.values is not None:
                 mode.values.forget(tensors)
-    costs.memory_kernel(f"{language}::{name}", *tensors)
+    launched_kernel(language, name, tensors, given)
 
 
 def _tuned(original: Callable, caches: dict[int, tuple[Any, dict]]) -> Callable:

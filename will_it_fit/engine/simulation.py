@@ -58,6 +58,7 @@ def simulated(
     pads: bool = False,
     templates: bool = False,
     *,
+    attended_keys: float | None = None,
     whole_program: bool = False,
 ) -> Iterator[Simulation]:
     """Let all that runs inside believe in a card, and whatever it launches do nothing.
@@ -74,6 +75,9 @@ def simulated(
     templates
         Whether Inductor's own products win against cuBLAS where ``max-autotune`` compares them: more is fused into
         them, and less is kept between kernels. A step may be traced both ways, for a range.
+    attended_keys
+        How many keys a query of FlexAttention sees in the mean, for the time of a step. None: half of them, as with a
+        causal mask.
     whole_program
         Whether a program runs inside that imports what it needs: then :data:`_BEFORE` are imported when it asks.
 
@@ -94,7 +98,7 @@ def simulated(
 
     answers = answers_of(card)
     torch.utils._device._device_constructors()  # `with torch.device(...)` keeps PyTorch's own functions, once
-    simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates)
+    simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates, attended_keys)
     lifts = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         stack.enter_context(_forgotten_answers())

@@ -185,7 +185,10 @@ def run_time(time: Mapping[str, Any], gpu: Gpu, scenario: Scenario, asked: Run) 
         Of its typical step (:meth:`Run.typical_step`): a :class:`will_it_fit.hours.step_time.StepTime` as a mapping.
     """
     gpus, steps = scenario.parallel.gpus, asked.steps(scenario)
-    whole = RunHours.of(steps, steps * time["seconds_per_step"], None, speed_of(gpu.name), gpus)
+    speed = speed_of(gpu.name)
+    if time["range"] is None:  # also of a step whose kind was not compared on this GPU
+        speed = replace(speed, error=None)
+    whole = RunHours.of(steps, steps * time["seconds_per_step"], None, speed, gpus)
     hours, ends, kwh = whole.hours, whole.hours_range, whole.kwh_at_most
     price, grams, deadline = asked.price_of(gpu), asked.grams_per_kwh, asked.deadline_hours
     return RunTime(

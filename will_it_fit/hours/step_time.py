@@ -21,7 +21,7 @@ from functools import cache
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from will_it_fit.cards.gpus import CATALOGUE, Gpu
+from will_it_fit.cards.gpus import CATALOGUE, Gpu, find
 from will_it_fit.common.files import read_yaml
 from will_it_fit.hours.cpu import Cpu
 
@@ -116,6 +116,8 @@ def speed_of(name: str) -> Speed | None:
     half = peaks.get("bf16_tflops")
     flops = {"float16": peaks["fp16_tflops"], "bfloat16": half or peaks["fp32_tflops"], "float32": peaks["fp32_tflops"]}
     flops["int8"] = flops["float16"]  # at least: no GPU multiplies bytes more slowly
+    if (find(name).capability or (0, 0)) >= (8, 9):  # NVIDIA's datasheets of Ada, Hopper and Blackwell: twice as fast
+        flops |= dict.fromkeys(("float8_e4m3fn", "float8_e5m2"), 2 * flops["float16"])
     return Speed(
         peak_flops={dtype: value * 1e12 for dtype, value in flops.items()},
         memory_bytes_per_second=peaks["memory_gb_s"] * 1e9,

@@ -252,7 +252,7 @@ def _times(
     scenario: Scenario, costs: CostRecorder | None, timed_on: Mapping[str, Speed | None]
 ) -> dict[str, dict[str, Any] | None]:
     """What the step takes on cards, by their names; None where a card's speed is not known."""
-    if scenario.aim.trainer or scenario.compile != "none":  # two updates together; kernels that are not timed
+    if scenario.aim.trainer:  # two updates together
         return dict.fromkeys(timed_on)
     rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
@@ -261,7 +261,11 @@ def _times(
         name: step_time(costs, speed, tokens=tokens, micro_batches_left_out=left_out)
         for name, speed in timed_on.items()
     }
-    return {name: time.to_mapping() if time else None for name, time in step_times.items()}
+    times = {name: time.to_mapping() if time else None for name, time in step_times.items()}
+    if scenario.compile != "none":  # the error of a card's range was seen on steps without the compiler
+        for time in filter(None, times.values()):
+            time |= {"range": None, "basis": f"{time['basis']}; without the compiler"}
+    return times
 
 
 class Recorder:

@@ -166,6 +166,81 @@ def test_a_compiled_kernel_costs_what_it_reads_and_writes():
     assert sum(one.bytes for one in costs["eager"]) > 3 * fused.bytes
 
 
+def sums(costs) -> dict[str, dict[str, int]]:
+    """Of all phases, by kind: ``flops`` and ``bytes``."""
+    found: dict[str, dict[str, int]] = {}
+    for index in costs.calls:
+        operator = costs.operators[index]
+        kind = found.setdefault(operator.kind, {"flops": 0, "bytes": 0})
+        kind["flops"] += operator.flops
+        kind["bytes"] += operator.bytes
+    return found
+
+
+@with_triton
+def test_a_compiled_decoder_computes_what_the_eager_one_does_and_moves_less():
+    found = {}
+    with simulated(H100):
+        for policy in ("eager", "follow"):
+            with on_meta():
+                model, optimizer, step, batch = decoder("qwen2", "layers", False)
+            found[policy] = trace_step(model, optimizer, step, batch, Options(compiled=policy, costs=True)).costs
+    eager, compiled = (sums(each) for each in found.values())
+    assert compiled["products"]["flops"] == eager["products"]["flops"]
+    assert compiled["memory"]["bytes"] < 0.8 * eager["memory"]["bytes"]
+
+
+class Causal(nn.Module):
+    """Causal attention of 16-bit heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(256, 768, bias=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        heads = self.project(inputs).view(1, 1024, 3, 4, 64).permute(2, 0, 3, 1, 4)
+        return functional.scaled_dot_product_attention(*heads, is_causal=True).square().mean()
+
+
+@with_triton
+def test_compiled_attention_leaves_out_what_lies_above_the_diagonal():
+    found = []
+    with simulated(H100):
+        for policy in ("eager", "follow"):
+            with on_meta():
+                model, batch = Causal().to(torch.bfloat16), torch.empty(1, 1024, 256, dtype=torch.bfloat16)
+                model.compile()
+            options = Options(compiled=policy, costs=True)
+            costs = trace_step(model, None, lambda inputs, of=model: of(inputs).backward(), batch, options).costs
+            found.append([(one.dtype, one.flops) for one in costs.operators if one.kind == "attention"])
+    assert found[0] == found[1] == [("bfloat16", 2 * 4 * 1024 * 1024 * 64), ("bfloat16", 5 * 4 * 1024 * 1024 * 64)]
+
+
+@with_triton
+def test_a_product_that_writes_where_it_is_told_counts_that_once():
+    with simulated(H100):
+        with on_meta():
+            model, batch = nn.Linear(512, 256, bias=False), torch.empty(1024, 512)
+        compiled = torch.compile(lambda inputs: model(inputs).sum())
+        options = Options(compiled="follow", costs=True)
+        costs = trace_step(model, None, lambda inputs: compiled(inputs), batch, options).costs
+    (product,) = [one for one in costs.operators if one.kind == "products"]
+    assert product.bytes == 4 * (1024 * 512 + 512 * 256 + 1024 * 256)
+
+
+@with_triton
+def test_what_a_kernel_of_inductors_picks_is_all_that_it_reads():
+    """A large table of which some rows are taken costs these rows."""
+    with simulated(H100):
+        with on_meta():
+            table, batch = nn.Embedding(100_000, 64), torch.empty(32, dtype=torch.long)
+        compiled = torch.compile(lambda words: table(words) * 2 + 1)
+        options = Options(compiled="follow", costs=True)
+        costs = trace_step(table, None, lambda words: compiled(words), batch, options).costs
+    (kernel,) = [costs.operators[index] for index in costs.calls]
+    assert kernel.bytes < 10 * 32 * 64 * 4 < table.weight.nbytes
+
+
 @with_triton
 def test_who_wins_the_benchmarks_of_max_autotune_is_told():
     """Inductor's own products take the activation in; cuBLAS hands it over in memory."""
@@ -265,6 +340,20 @@ class Flex(nn.Module):
 
         heads = self.project(inputs).view(1, 4096, 3, 4, 64).permute(2, 0, 3, 1, 4)
         return flex_attention(*heads).square().mean()
+
+
+@with_triton
+@pytest.mark.parametrize(("attended", "keys"), [(None, 2048), (256, 256), (100_000, 4096)])
+def test_flex_attentions_work_is_that_of_the_keys_that_a_query_sees(attended, keys):
+    with simulated(H100, attended_keys=attended):
+        with on_meta():
+            model, batch = Flex().to(torch.bfloat16), torch.empty(1, 4096, 256, dtype=torch.bfloat16)
+            model.compile()
+        options = Options(compiled="follow", costs=True)
+        costs = trace_step(model, None, lambda inputs: model(inputs).backward(), batch, options).costs
+    forward, backward = (one for one in costs.operators if one.kind == "attention")
+    assert (forward.dtype, forward.flops) == ("bfloat16", 4 * 4 * 4096 * 64 * keys)
+    assert backward.flops == 2.5 * forward.flops
 
 
 @with_triton

@@ -36,6 +36,26 @@ def test_a_product_and_its_gradient():
     assert products[0].dtype == "float32"
 
 
+def test_the_last_update_of_a_program_that_trains_for_several_is_taken_alone():
+    with torch.device("meta"):
+        model = nn.Linear(INNER, COLUMNS, bias=False)
+        batches = [torch.empty(rows, INNER) for rows in (ROWS, 2 * ROWS, 4 * ROWS)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+
+    def program():
+        for batch in batches:
+            model(batch).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    whole = trace_step(model, None, program, options=Options(costs=True, steps=1)).costs
+    last = whole.last_update()
+    flops = [[costs.operators[index].flops for index in costs.calls] for costs in (whole, last)]
+    assert sum(flops[1]) == 2 * 4 * ROWS * INNER * COLUMNS * 2, "a product forward and one for the weight's gradient"
+    assert sum(flops[0]) == sum(flops[1]) * 7 // 4
+    assert costs_of_linear().last_update() is None
+
+
 def test_only_the_last_step_counts_and_views_launch_nothing():
     costs = costs_of_linear()
     names = [costs.operators[index].name for index in costs.calls]

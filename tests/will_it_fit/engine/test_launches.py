@@ -89,6 +89,55 @@ def test_the_hand_written_copy_of_ligers_loss_is_the_packages(trained_head, toke
         assert abs(package.phases[phase] - copied.phases[phase]) <= 16 * 1024, phase
 
 
+def test_a_launch_costs_its_arguments_and_ligers_loss_reads_its_logits_twice():
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    model = torch.nn.Linear(10, 10, device="meta")
+    logits = torch.empty(256, 32_000, dtype=torch.bfloat16)
+
+    def step(batch):
+        plain[(16,)](batch[0], torch.empty_like(batch[0]), batch[0].numel(), BLOCK=64)
+        liger_cross_entropy(batch[0].requires_grad_(), batch[1])
+
+    with simulated(H100):
+        given = (logits, torch.zeros(256, dtype=torch.long))
+        costs = trace_step(model, None, step, given, Options(costs=True, scalars=1.0)).costs
+    by_name = {one.name: one for one in costs.operators}
+    assert by_name["triton::add"].bytes == 2 * logits.nbytes
+    assert 3 * logits.nbytes < by_name["triton::liger_cross_entropy_kernel"].bytes < 3.01 * logits.nbytes
+
+
+def test_cut_cross_entropy_runs_through_its_package_and_makes_no_logits():
+    """Its kernels multiply: one product forward, that one again and two more backward."""
+    tokens, hidden, words = 2048, 512, 32_000
+    labels = torch.zeros(1, tokens, dtype=torch.long)
+    with simulated(H100):
+        from cut_cross_entropy import linear_cross_entropy
+
+        with on_meta():
+            head = torch.nn.Linear(hidden, words, bias=False, dtype=torch.bfloat16)
+            inputs = torch.empty(1, tokens, hidden, dtype=torch.bfloat16)
+
+        def step(batch):
+            linear_cross_entropy(batch[0].requires_grad_(), head.weight, batch[1]).backward()
+            head.weight.grad = None
+
+        options = Options(compiled="follow", scalars=1.0, costs=True)
+        report = trace_step(head, None, step, (inputs, labels), options)
+    assert {name: count // 2 for name, count in report.triton_kernels.items()} == {
+        "_cce_backward_kernel": 1,
+        "_cce_lse_forward_kernel": 1,
+        "_indexed_neg_dot_forward_kernel": 1,
+    }
+    assert report.warnings == () and report.compiled["graphs"] == 1, "the package compiles one of its functions"
+    logits, weights = 2 * tokens * words, head.weight.nbytes
+    held = report.peak_allocated_bytes - report.components.get("workspaces", 0)
+    assert held < 2 * weights + 4 * inputs.nbytes + 2**20 < 2 * weights + logits
+    products = {one.name: one.flops for one in report.costs.operators if one.kind == "products"}
+    once = 2 * tokens * hidden * words
+    assert products == {"triton::_cce_lse_forward_kernel": once, "triton::_cce_backward_kernel": 3 * once}
+
+
 def test_an_autotuner_takes_what_it_is_told_and_believes_no_time(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     asked = []

@@ -10,6 +10,8 @@ from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.cards.gpus import catalogue, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine.patching import on_meta
+from will_it_fit.hours.step_time import speed_of
+from will_it_fit.scenario.model import LIGER_MODELS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.simulated_card import _asked_card, card_of, packages_of
@@ -66,6 +68,22 @@ def test_a_compiled_scenario_is_followed(how, method):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_compiled_step_has_a_time_and_is_faster():
+    """A larger model than the other tests': of a tiny one the CPU's launches are all that takes time."""
+    wide = DECODERS["qwen2"] | {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 2}
+    asked = {"model": wide, "method": "full", "gpu": "a100-80gb", "sequence_length": 2048, "micro_batch": 4}
+    times = [
+        trace(scenario(**asked, compile=how), capability=(8, 0), timeline=False, timed_on={"a": speed_of("a100-80gb")})
+        for how in ("none", "layers")
+    ]
+    eager, compiled = (found["times"]["a"]["seconds_per_step"] for found in times)
+    assert 0.4 * eager < compiled < 0.95 * eager
+    told = [found["times"]["a"] for found in times]
+    assert told[0]["range"] is not None and told[1]["range"] is None, "no compiled step was timed on an A100"
+    assert told[1]["basis"].endswith("without the compiler")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_what_a_benchmark_decides_is_a_range():
     found = trace(scenario(compile="layers", compile_mode="max-autotune-no-cudagraphs", method="full", gpu="h100-80gb"),
                   capability=(9, 0), timeline=False)  # fmt: skip
@@ -115,6 +133,24 @@ def test_ligers_package_and_the_copy_of_it_need_the_same(family, kernels, monkey
     assert (package["triton_kernels"].get("_rms_norm_backward_kernel", 0) > 0) == (kernels == "liger")
     for phase, size in package["phases"].items():
         assert abs(size - copied["phases"][phase]) <= 16 * 1024, phase
+
+
+@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="`make test-kernels` runs it")
+@pytest.mark.parametrize("family", sorted(set(LIGER_MODELS) & set(DECODERS) - {"llama", "qwen2", "qwen3"}))
+def test_every_family_that_liger_knows_goes_through_its_package(family):
+    """Also those of which the copy has only the loss; it refuses them by name."""
+    own = scenario(model=DECODERS[family], method="full", loss="liger", kernels="liger")
+    found = trace(own, timeline=False)
+    assert found["triton_kernels"]["liger_cross_entropy_kernel"] > 0
+    assert any("rms_norm" in name for name in found["triton_kernels"])
+    assert any(text.startswith("Liger's kernels: liger-kernel") for text in found["notes"])
+
+
+@pytest.mark.skipif(find_spec("fla") is None, reason="`make test-kernels` runs it")
+def test_where_transformers_takes_its_own_code_the_answer_says_so():
+    found = trace(scenario(method="full", kernels="packages", packages=["fla"]), timeline=False)
+    assert any("transformers took its own code" in text for text in found["warnings"])
+    assert not found.get("triton_kernels")
 
 
 @pytest.mark.skipif(find_spec("fla") is None, reason="`make test-kernels` runs it")
