@@ -68,7 +68,7 @@ test-optimizers: $(VENV)-optimizers/ready
 
 # Where triton can be imported PyTorch and packages take other ways.
 test-kernels: $(VENV)-kernels/ready
-	$(VENV)-kernels/bin/python -m pytest tests/will_it_fit/engine/test_launches.py tests/will_it_fit/engine/test_card.py tests/will_it_fit/engine/test_compiled_steps.py tests/will_it_fit/tracing/test_simulated_card.py tests/will_it_fit/engine/test_extensions.py tests/unit/test_private_names.py tests/validation/test_modded_nanogpt.py
+	$(VENV)-kernels/bin/python -m pytest tests/will_it_fit/engine/test_launches.py tests/will_it_fit/engine/test_card.py tests/will_it_fit/engine/test_compiled_steps.py tests/will_it_fit/program/test_compiled_run.py tests/will_it_fit/tracing/test_simulated_card.py tests/will_it_fit/engine/test_extensions.py tests/unit/test_private_names.py tests/validation/test_modded_nanogpt.py
 
 site: $(VENV)-site/ready
 	$(VENV)-site/bin/python -m will_it_fit.site.build
