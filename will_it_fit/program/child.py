@@ -130,6 +130,8 @@ def run(asked: ProgramRequest) -> dict[str, Any]:
     from .loop import Enough
 
     warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")  # ours
+    if asked.torchrun:
+        os.environ.update(torchrun_variables(asked.gpus))
     gc.disable()  # as a trace: when cycles go is chance
     sys.argv = [asked.program, *asked.arguments]
     sys.path.insert(0, os.getcwd() if asked.module else str(Path(asked.program).resolve().parent))
@@ -217,8 +219,6 @@ def watch(asked: ProgramRequest, result: Path) -> None:
 def main() -> None:
     asked = ProgramRequest.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result = Path(sys.argv[2])
-    if asked.torchrun:
-        os.environ.update(torchrun_variables(asked.gpus))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package for CPUs while it is imported
     watch(asked, result)
     try:
