@@ -11,6 +11,7 @@ from will_it_fit.common.terminal import log
 from will_it_fit.planner.gpu_counts import becomes_possible
 from will_it_fit.planner.plan import plan, table
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing import imports
 
 
 def main(
@@ -33,6 +34,7 @@ def main(
 
 if __name__ == "__main__":
     with job(snakemake):
+        imports.ends_with_its_answer = True
         main(
             checked_configuration(snakemake.input),
             snakemake.params.scenario,

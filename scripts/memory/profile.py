@@ -8,6 +8,7 @@ from scripts.common.job import job
 from scripts.memory import compare, trace
 from scripts.runs.check_configuration import checked_configuration
 from will_it_fit.common.terminal import log
+from will_it_fit.tracing import imports
 
 
 def main(config: str, scenarios: Mapping[str, dict[str, Any]], folder: Path) -> None:
@@ -29,5 +30,6 @@ def main(config: str, scenarios: Mapping[str, dict[str, Any]], folder: Path) -> 
 
 if __name__ == "__main__":
     with job(snakemake):
+        imports.ends_with_its_answer = True
         folder = Path(snakemake.output[0]).parents[1]
         main(checked_configuration(snakemake.input), snakemake.params.scenarios, folder)

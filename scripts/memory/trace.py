@@ -8,6 +8,7 @@ from will_it_fit.common.files import write_report
 from will_it_fit.common.terminal import log
 from will_it_fit.common.text import gib
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing import imports
 from will_it_fit.tracing.scenario_trace import traced
 
 
@@ -25,4 +26,5 @@ def main(config: str, mapping: dict[str, Any], output: str) -> None:
 
 if __name__ == "__main__":
     with job(snakemake):
+        imports.ends_with_its_answer = True
         main(checked_configuration(snakemake.input), snakemake.params.scenario, snakemake.output.trace)

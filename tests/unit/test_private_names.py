@@ -37,10 +37,14 @@ RELIED_ON = {
     "torch.UntypedStorage": "_cdata",
     "torch._C": (
         "DisableTorchFunction _GLIBCXX_USE_CXX11_ABI _current_autograd_node _current_graph_task_id _get_accelerator"
-        " _get_function_stack_at _len_torch_function_stack _nn _only_lift_cpu_tensors _pop_torch_function_stack"
-        " _push_on_torch_function_stack _set_only_lift_cpu_tensors"
+        " _get_dispatch_stack_at _get_function_stack_at _len_torch_dispatch_stack _len_torch_function_stack _nn"
+        " _only_lift_cpu_tensors _pop_torch_function_stack _push_on_torch_function_stack _set_only_lift_cpu_tensors"
+        " _swap_tensor_impl"
     ),
-    "torch": "_disable_dynamo _library _log_softmax _softmax",
+    "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _softmax",
+    "torch.amp.GradScaler": "_maybe_opt_step",
+    "torch.utils.data.DataLoader": "_get_iterator",
+    "torch.utils.data.dataloader": "_SingleProcessDataLoaderIter",
     # What follows the compiler (inductor.py, frames.py), seen in torch 2.13:
     "torch._dynamo.convert_frame": "CatchErrorsWrapper add_skip_reason format_error_msg",
     "torch._dynamo.device_interface": "CudaInterface get_interface_for_device",
@@ -109,7 +113,7 @@ RELIED_ON = {
     "torch.utils._foreach_utils": (
         "_device_has_foreach_support _get_foreach_kernels_supported_devices _get_fused_kernels_supported_devices"
     ),
-    "transformers.PreTrainedModel": "_no_split_modules _supports_flash_attn _supports_sdpa",
+    "transformers.PreTrainedModel": "_from_config _no_split_modules _supports_flash_attn _supports_sdpa",
     "transformers.TrainingArguments": "_setup_devices",
     "transformers.modeling_utils": "_is_hf_initialized",
     "transformers.quantizers.base.HfQuantizer": (
@@ -125,6 +129,8 @@ ELSEWHERE = {
     "_cuda_getCurrentRawStream",
     "_torchdynamo_orig_callable",
     "_asdict",
+    "_current_frames",
+    "_exit",
     "_getframe",
     "_name_or_path",
     "_replace",

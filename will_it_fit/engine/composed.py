@@ -104,6 +104,51 @@ class Composer:
         told = found.marks, found.warnings, _told(found.costs)
         return alike and told == (record.marks, record.warnings, _told(record.costs))
 
+    def grows_like(self, other: Composer) -> bool:
+        """Whether the longer record has the same beside the shorter one's, byte for byte, at another size of the step.
+
+        Then the layers that were added are like those beside them, and what grows with the layers does not with the
+        size. So :meth:`longer_than` gives the longer record at the sizes between.
+        """
+        own, others = self._added(), other._added()
+        return self.structure == other.structure and all(map(torch.equal, own, others))
+
+    def longer_than(self, shorter: Record) -> Record:
+        """The longer record at a size at which the shorter model alone was traced.
+
+        Raises
+        ------
+        Unlike
+            If its events are others.
+        """
+        before, after = self.shorter.record, self.longer.record
+        own = _Events(shorter)
+        told = shorter.warnings, shorter.workspaces.cudnn_bytes, shorter.costs
+        if own.structure != self.structure[0] or told != (before.warnings, before.workspaces.cudnn_bytes, None):
+            raise Unlike("the events are others")
+        places = self._periods.in_shorter()
+        sizes, reused = (
+            (torch.tensor(numbers)[places] + added).tolist()
+            for numbers, added in zip((own.sizes, own.reused), self._added(), strict=True)
+        )
+        record = _written(self.longer.kinds, sizes, self.longer.targets, self.longer.about, reused)
+        record.marks = [
+            (phase, step, here + end - first)
+            for (phase, step, here), (_, _, end), (_, _, first) in zip(
+                shorter.marks, after.marks, before.marks, strict=True
+            )
+        ]
+        record.warnings = dict(after.warnings)
+        record.workspaces.cudnn_bytes = after.workspaces.cudnn_bytes
+        return record
+
+    def _added(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the longer record's bytes, and moments of reuse, have more than those of the events that they repeat."""
+        places = self._periods.in_shorter()
+        pairs = (self.shorter.sizes, self.longer.sizes), (self.shorter.reused, self.longer.reused)
+        of_bytes, of_moments = (torch.tensor(many) - torch.tensor(few)[places] for few, many in pairs)
+        return of_bytes, of_moments
+
     def at(self, more: int) -> Record:
         """The record of the model with so many periods of layers more than the longer one.
 

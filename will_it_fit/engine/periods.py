@@ -85,6 +85,16 @@ class Periods:
                 shift += run.length
         return torch.cat(parts) if parts else longer
 
+    def in_shorter(self) -> torch.Tensor:
+        """For each element of the longer sequence, the element of the shorter one that it is or repeats."""
+        places, shift = torch.arange(self.length), 0
+        for first, end, run in self._parts():
+            places[first:end] -= shift
+            if run is not None:
+                places[first + (_middle(run) + 1) * run.length : end] -= run.length
+                shift += run.length
+        return places
+
     def _parts(self) -> Iterator[tuple[int, int, Run | None]]:
         """First elements and ends of the longer sequence's parts, runs and what lies between them."""
         at = 0

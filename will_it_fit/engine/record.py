@@ -53,7 +53,7 @@ class Record:
     workspaces
         Where cuDNN and cuFFT take some of their own.
     stashes
-        The collectives that it starts.
+        The collectives that it starts; None without any.
     kernels_run
         How often each of Triton's kernels was launched.
     compiled
@@ -70,7 +70,7 @@ class Record:
         self.streams: dict[int, int] = {}
         self.reusable: dict[int, int] = {}
         self.workspaces = Workspaces()
-        self.stashes = Stashes()
+        self.stashes: Stashes | None = None
         self.kernels_run: Counter[str] = Counter()
         self.compiled: Any = None
 

@@ -197,7 +197,8 @@ def make_report(
         before_event = lambda at: allocated[at - begin]  # noqa: E731
         peak = phases[peak_phase]
         peak_of = lambda moved: replayed(Events.of(moved), [("steps", begin)]).spans[0].peak_allocated_bytes  # noqa: E731
-        reserved |= record.stashes.range_of(peak, events, peak_of, record.warn)
+        if record.stashes is not None:
+            reserved |= record.stashes.range_of(peak, events, peak_of, record.warn)
         reserved |= record.workspaces.range_of(peak, before_event, second, capacity_bytes, record.warn)
     return Report(
         peak_allocated_bytes=phases[peak_phase],

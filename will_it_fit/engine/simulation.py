@@ -37,7 +37,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .card import Card, Simulation, active, answers_of
 from .custom import on_card
 from .errors import TraceError
-from .extensions import extensions
 from .launches import compiled_kernels, no_launches
 from .patching import patched
 
@@ -91,6 +90,8 @@ def simulated(
     for name in _BEFORE:
         if not whole_program and find_spec(name) is not None:
             import_module(name)
+    from .extensions import extensions  # its tables are made while it is imported
+
     answers = answers_of(card)
     torch.utils._device._device_constructors()  # `with torch.device(...)` keeps PyTorch's own functions, once
     simulation = Simulation(card, choose or (lambda name, configurations: 0), pads, templates)

@@ -32,6 +32,7 @@ from .known_values import UNANSWERED, Values
 from .model_tensors import made_of_others, parts, those_on_meta, weights_like
 from .record import Record
 from .shapes import Shapes, in_place
+from .stashes import Stashes
 
 
 class Kernels(Protocol):
@@ -378,12 +379,14 @@ class Tracker(TorchDispatchMode, Record):
         whole = [self.allocate(sum(tensor.nbytes for tensor in each), COLLECTIVES) for each in flat]
         kept = [identity for tensor in those_on_meta(args) for identity in self._identities(tensor)]
         held = given.get("async_op", True) and _asked_by_a_program()  # DDP's own, in C++, hold what DDP holds anyway
+        self.stashes = self.stashes or Stashes()
         self.stashes.start(self.now(), self.kernels_launched, [*kept, *whole] if held else ())
         return whole
 
     def waited_for_work(self) -> None:
         """The program calls ``wait`` of a collective's work."""
-        self.stashes.waited(self.now())
+        if self.stashes is not None:
+            self.stashes.waited(self.now())
 
     def _of_several_gpus(self, func: Any, args: tuple, kwargs: dict) -> Any:
         """The answer to an operator that isn't for the kernels of this GPU; None: it is."""

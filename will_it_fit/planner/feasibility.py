@@ -101,7 +101,9 @@ def _all(tasks: Sequence[_Task]) -> Iterable[tuple[_Task, dict[str, dict[str, An
     if workers < 2 or sys.platform != "linux" or multiprocessing.current_process().daemon:
         yield from map(_solve, tasks)
         return
-    import will_it_fit.tracing.trace  # noqa: F401   once, before the processes part
+    from will_it_fit.tracing.imports import import_quietly
+
+    import_quietly(tasks[0].scenario)  # once, before the processes part
 
     with multiprocessing.get_context("fork").Pool(workers) as pool:
         yield from pool.imap_unordered(_solve, tasks)

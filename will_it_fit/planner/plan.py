@@ -23,6 +23,7 @@ from will_it_fit.planner.changes import COUNTS, as_method
 from will_it_fit.planner.feasibility import feasibility
 from will_it_fit.readers.request import parse_request
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing import imports
 
 METHODS = ("full", "lora", "qlora")
 RANKS = (4, 8, 16, 32, 64)
@@ -120,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--several", action="store_true", help="also for 2, 4 and 8 of each GPU, with FSDP2")
     parser.add_argument("--page", action="store_true", help=argparse.SUPPRESS)  # of earlier versions
     options = parser.parse_args(arguments)
+    imports.ends_with_its_answer = arguments is None
     scenario = _scenario(options)
     named = options.gpu or scenario.gpu
     gpu = find(named, "--gpu" if options.gpu else options.scenario) if named is not None else None

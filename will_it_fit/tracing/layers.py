@@ -8,6 +8,7 @@ the same way, and have to be what is left of the whole one without some periods 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -240,6 +241,7 @@ class Composed:
         self._often = often
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
+        self._seen: dict[tuple[int, int], list[_Size]] = {}  # by the events, sizes at which both models were traced
 
     def record(
         self, scenario: Scenario, stepped: Callable[[Scenario], tuple[Record, dict[str, Any]]]
@@ -253,20 +255,44 @@ class Composed:
         """
         like = size_apart(scenario)
         if self._plan is None or self._plan[0] != like:
-            self._plan, self._proven = (like, depths(scenario, often=self._often)), {}
+            self._plan, self._proven, self._seen = (like, depths(scenario, often=self._often)), {}, {}
         plan = self._plan[1]
         if plan is None:
             return None
         with suppress(UserError, Unlike):
-            (shorter, few), (longer, many) = (stepped(plan.at(scenario, count)) for count in plan.shallow[:2])
+            shorter, few = stepped(plan.at(scenario, plan.shallow[0]))
+            between = self._between(scenario, shorter, few)
+            longer, many = between or stepped(plan.at(scenario, plan.shallow[1]))
             known = self._known(shorter, longer)
             if known is None:
                 known = Composer(shorter, longer)
                 if not known.proven_by(stepped(plan.at(scenario, plan.shallow[2]))[0]):
                     raise Unlike("the third record is another")
                 self._proven[known.structure] = known
+            if not between:
+                self._seen.setdefault(known.structure, []).append(_Size(_extent(scenario), known, few, many))
             return known.at(plan.more), _about(few, many, plan.more, scenario)
         self._plan = like, None  # other sizes of this step won't be composed either
+        return None
+
+    def _between(
+        self, scenario: Scenario, shorter: Record, few: dict[str, Any]
+    ) -> tuple[Record, dict[str, Any]] | None:
+        """The second shallow model's record and what is known of it, between two sizes at which it was traced.
+
+        None: there are no such sizes, or something grows with both the layers and the size.
+        """
+        extent = _extent(scenario)
+        for sizes in self._seen.values():
+            for first, last in itertools.combinations(sizes, 2):
+                within = all(
+                    min(low, high) <= one <= max(low, high)
+                    for low, one, high in zip(first.extent, extent, last.extent, strict=True)
+                )
+                if within and first.few == few == last.few and first.many == last.many:
+                    with suppress(Unlike):
+                        if first.composer.grows_like(last.composer):
+                            return first.composer.longer_than(shorter), first.many
         return None
 
     def _known(self, shorter: Record, longer: Record) -> Composer | None:
@@ -274,6 +300,21 @@ class Composed:
             with suppress(Unlike):
                 return Composer(shorter, longer, proven)
         return None
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A size at which the first two shallow models were traced, and what is known of them."""
+
+    extent: tuple[int, ...]
+    composer: Composer
+    few: dict[str, Any]
+    many: dict[str, Any]
+
+
+def _extent(scenario: Scenario) -> tuple[int, ...]:
+    """The numbers in which scenarios of one plan differ (:func:`size_apart`)."""
+    return scenario.sequence_length, scenario.micro_batch, scenario.gradient_accumulation
 
 
 def _about(few: dict[str, Any], many: dict[str, Any], more: int, scenario: Scenario) -> dict[str, Any]:

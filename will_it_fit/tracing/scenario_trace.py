@@ -55,6 +55,9 @@ class Traced:
 
 def traced(scenario: Scenario, where: object = "scenario", *, timeline: bool = False) -> Traced:
     """Trace a scenario's step for the GPU that it names."""
+    from will_it_fit.tracing.imports import import_quietly
+
+    import_quietly(scenario)  # before the trace's module, which imports transformers whole
     from will_it_fit.tracing.trace import trace
 
     gpu = named(scenario.gpu, where)

@@ -32,6 +32,7 @@ def test_two_sequences_give_every_longer_one(more):
     tokens, targets = step(4 + more)
     assert [many[place] for place in periods.source(more).tolist()] == tokens
     assert periods.extended(torch.tensor(few_targets), torch.tensor(many_targets), more).tolist() == targets
+    assert [few[place] for place in periods.in_shorter().tolist()] == many
     assert [run.count for run in periods.runs] == [4, 4, 4] and periods.runs[0] == Run(1, 3, 4)
 
 

@@ -10,7 +10,6 @@ from tests.will_it_fit.decoders import DECODERS
 from tests.will_it_fit.pairwise import pairwise
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine.interpolate import Recording
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing import layers
@@ -217,20 +216,47 @@ def test_a_wrong_scenario_says_what_a_whole_trace_says():
     assert str(given.value) == str(whole.value)
 
 
-def test_many_sizes_are_proven_once():
-    """A recorder takes one proof for all sizes with the same events, and its recordings are the whole steps'."""
-    recorder, stepped = Recorder(), []
+def recorded(sizes, **fields) -> list[int]:
+    """Layers of the models that a recorder has traced; its recordings are those of the whole steps."""
+    recorder, whole, stepped = Recorder(), Recorder(), []
     original = recorder._prepare
     recorder._prepare = lambda each: stepped.append(each.model["num_hidden_layers"]) or original(each)
-    sizes = [(128, 2), (256, 2), (128, 5)]
-    given: list[Recording] = []
     for length, rows in sizes:
-        step = scenario(method="qlora", sequence_length=length, micro_batch=rows)
-        given.append(recorder(step, (8, 9)))
-    assert stepped == [3, 4, 5, 3, 4, 3, 4]
-    with mock.patch.object(layers, "depths", return_value=None):
-        whole = Recorder()
-        for (length, rows), own in zip(sizes, given, strict=True):
-            step = scenario(method="qlora", sequence_length=length, micro_batch=rows)
+        step = scenario(sequence_length=length, micro_batch=rows, **fields)
+        own = recorder(step, (8, 9))
+        with mock.patch.object(layers, "depths", return_value=None):
             other = whole(step, (8, 9))
-            assert own.sequences == other.sequences and own.workspaces == other.workspaces
+        assert own.sequences == other.sequences and own.workspaces == other.workspaces, (length, rows)
+    return stepped
+
+
+@pytest.mark.parametrize(
+    ("fields", "shallow"),
+    [
+        ({"method": "qlora"}, [3, 4, 5]),
+        ({"method": "lora", "gradient_checkpointing": False, "packing": "rows"}, [4, 5, 6]),
+        ({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10]),
+        ({"method": "full", "model": "phi-3.5-mini", "optimizer": "adafactor"}, [3, 4, 5]),
+        ({"method": "lora", "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_many_sizes_are_proven_once_and_between_two_the_shallowest_model_is_traced(fields, shallow):
+    sizes = [(128, 2), (512, 2), (256, 2), (320, 2), (384, 3), (64, 2), (512, 6), (256, 4)]
+    low, middle, high = shallow
+    both_traced = [low, middle]  # three rows, 64 tokens and six rows lie outside of what was traced until then
+    expected = [*both_traced, high, *both_traced, low, low, *both_traced, *both_traced, *both_traced, low]
+    assert recorded(sizes, **fields) == expected
+
+
+def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
+    from transformers.models.qwen2 import modeling_qwen2 as qwen
+
+    forward = qwen.Qwen2Model.forward
+
+    def all_layers_together(self, input_ids=None, **named):
+        torch.empty(self.config.num_hidden_layers, 2**12, input_ids.shape[1], device="meta")
+        return forward(self, input_ids, **named)
+
+    monkeypatch.setattr(qwen.Qwen2Model, "forward", all_layers_together)
+    assert recorded([(128, 2), (512, 2), (256, 2)], method="lora") == [3, 4, 5, 3, 4, 3, 4]
