@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import io
 import os
 import re
 from pathlib import Path
@@ -78,8 +79,6 @@ class Data:
             except OSError as error:
                 if error.errno != errno.ENOENT or "b" in mode or Path(str(file)).suffix != ".txt" or not missing(file):
                     raise
-            import io
-
             return io.StringIO((self._text() + "\n") * ROWS)
 
         return [(np, "memmap", memmap), (np, "fromfile", fromfile), (builtins, "open", open_text)]
