@@ -23,11 +23,9 @@ import json
 import os
 import random
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +42,7 @@ OPENED = (
     "2025-01-16_Sub3Min",
     "2025-01-26_BatchSize",
 )
+TO_ITS_END = 10**9  # updates: the last validation is part of a record's peak
 SEED, DRAWN = 33, 10
 ROWS = Path(__file__).parent / "data" / "compiled.csv"
 UPDATES = 3  # the second is like all that follow; then comes the last validation
@@ -126,11 +125,7 @@ def files_of(source: str) -> dict[str, str]:
 
 
 def shortened(source: str) -> str:
-    """A program with few updates; all the rest as it stands.
-
-    But for ``torch.device(local_rank)``, which asks PyTorch's C++ for an accelerator: it is written with its type.
-    """
-    source = re.sub(r"torch\.device\((\w*rank)\)", r"torch.device('cuda', \1)", source)
+    """A program with few updates; all the rest as it stands."""
     for line, count in _UPDATES.items():
         source = line.sub(lambda found, count=count: re.sub(r"\d+$", str(count), found[0]), source)
     return source
@@ -138,61 +133,19 @@ def shortened(source: str) -> str:
 
 def run_program(path: Path) -> dict[str, Any]:
     """Run a program to its end on the simulated GPUs; what it takes of the first, in MiB."""
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(GPUS), LOCAL_WORLD_SIZE=str(GPUS))
-    from torch import nn
+    from will_it_fit.program.child import run
+    from will_it_fit.program.request import ProgramRequest
 
-    from will_it_fit.engine.card import H100
-    from will_it_fit.engine.fake_group import fake_group
-    from will_it_fit.engine.patching import patched
-    from will_it_fit.engine.simulation import simulated
-    from will_it_fit.engine.trace import Options, trace_step
-
-    sys.argv = [str(path)]
-    text = path.read_text(encoding="utf-8")
-    options = Options(steps=1, scalars=1.0, compiled="follow", expandable_segments="expandable_segments:True" in text)
-    with simulated(H100), fake_group(GPUS), patched(_stand_ins()):
-        report = trace_step(nn.Module(), None, lambda: runpy.run_path(str(path), run_name="__main__"), options=options)
+    trace = run(ProgramRequest(str(path), gpus=GPUS, torchrun=True, gpu="h100-80gb", steps=TO_ITS_END))["trace"]
     return {
-        "allocated_mib": report.peak_allocated_bytes / 2**20,
-        "allocated_range_mib": [each and each / 2**20 for each in report.peak_allocated_range_bytes or ()],
-        "reserved_mib": report.peak_reserved_bytes / 2**20,
-        "phases_mib": {name: count / 2**20 for name, count in report.phases.items()},
-        "compiled": report.compiled,
-        "triton_kernels": report.triton_kernels,
-        "warnings": report.warnings,
+        "allocated_mib": trace["peak_allocated_bytes"] / 2**20,
+        "allocated_range_mib": [each and each / 2**20 for each in trace.get("peak_allocated_range_bytes", ())],
+        "reserved_mib": trace["peak_reserved_bytes"] / 2**20,
+        "phases_mib": {name: count / 2**20 for name, count in trace["phases"].items()},
+        "compiled": trace.get("compiled"),
+        "triton_kernels": trace.get("triton_kernels"),
+        "warnings": trace.get("warnings", []),
     }
-
-
-def _stand_ins() -> list[tuple[Any, str, Any]]:
-    """What a whole program asks beside a step: its group is there already, `nvidia-smi` prints nothing."""
-    import torch
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
-
-    make, start, shown = DistributedDataParallel.__init__, subprocess.run, torch.Tensor.__format__
-
-    def ddp(model: Any, module: Any, device_ids: Any = None, output_device: Any = None, **options: Any) -> None:
-        make(model, module, **options)  # what is on meta has no index
-
-    def run(command: Any, *args: Any, **options: Any) -> Any:
-        if "nvidia-smi" in str(command):
-            return subprocess.CompletedProcess(command, 0, "", "")
-        return start(command, *args, **options)
-
-    def formatted(tensor: torch.Tensor, form: str) -> str:
-        return format(tensor.item(), form) if tensor.is_meta and not tensor.dim() else shown(tensor, form)
-
-    # Old names of collectives warn since PyTorch 2.13, where Dynamo then breaks and can't go on.
-    renamed = {"all_gather_into_tensor": "all_gather_single", "reduce_scatter_tensor": "reduce_scatter_single"}
-    nothing: Callable[..., None] = lambda *args, **options: None  # noqa: E731
-    return [
-        (DistributedDataParallel, "__init__", ddp),
-        *((dist, old, getattr(dist, new)) for old, new in renamed.items() if hasattr(dist, new)),
-        (dist, "init_process_group", nothing),
-        (dist, "destroy_process_group", nothing),
-        (subprocess, "run", run),
-        (torch.Tensor, "__format__", formatted),
-    ]
 
 
 def trace_record(checkout: Checkout, record: str) -> dict[str, Any]:

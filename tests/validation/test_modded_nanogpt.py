@@ -80,7 +80,6 @@ def test_a_program_takes_few_updates_and_stays_as_it_is_otherwise() -> None:
     assert shortened("num_iterations: int = 1670  # x\nb = 1670") == "num_iterations: int = 3  # x\nb = 1670"
     assert shortened("num_scheduled_iterations = 1515") == "num_scheduled_iterations = 6"
     assert shortened("num_extension_iterations: int = 40") == "num_extension_iterations: int = 2"
-    assert shortened("torch.device(local_rank)") == "torch.device('cuda', local_rank)"
 
 
 def test_a_log_may_hold_two_files() -> None:

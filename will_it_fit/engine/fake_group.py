@@ -160,9 +160,11 @@ class FakeDevice(types.ModuleType):
             self.listener.waited(since)
 
     def arrived(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Tensors are brought to the GPU from the host."""
-        if self.listener:
-            for tensor in tensors:
+        """Tensors are brought to the GPU from the host: those on ``meta`` are there as soon as somebody says so."""
+        for tensor in tensors:
+            if not tensor.is_meta:  # of a whole program, where a card is simulated
+                tensor.data = tensor.to(torch.device("meta", 0))
+            elif self.listener:
                 self.listener.arrived(tensor)
 
     def left(self, tensor: torch.Tensor) -> None:

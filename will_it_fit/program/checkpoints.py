@@ -39,7 +39,7 @@ class Checkpoints:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        self._folder = tempfile.mkdtemp(prefix="will-it-fit-checkpoints-")
+        self._folder = Path(tempfile.gettempdir(), "will-it-fit-checkpoints")  # of this process's own, see `.process`
         self.made_up: list[str] = []
 
     def of_models(self, module: Any) -> list[tuple[Any, str, Any]]:

@@ -14,6 +14,7 @@ import runpy
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -128,6 +129,9 @@ def run(asked: ProgramRequest) -> dict[str, Any]:
     """Run the program; what was found, as plain values."""
     from .loop import Enough
 
+    warnings.filterwarnings("ignore", message="Using `torch.compile.module.` when there are global hooks")  # ours
+    if asked.torchrun:
+        os.environ.update(torchrun_variables(asked.gpus))
     gc.disable()  # as a trace: when cycles go is chance
     sys.argv = [asked.program, *asked.arguments]
     sys.path.insert(0, os.getcwd() if asked.module else str(Path(asked.program).resolve().parent))
@@ -215,8 +219,6 @@ def watch(asked: ProgramRequest, result: Path) -> None:
 def main() -> None:
     asked = ProgramRequest.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result = Path(sys.argv[2])
-    if asked.torchrun:
-        os.environ.update(torchrun_variables(asked.gpus))
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package for CPUs while it is imported
     watch(asked, result)
     try:
@@ -245,7 +247,7 @@ def program_line(error: BaseException) -> str:
 
 def failure(error: BaseException) -> dict[str, Any]:
     """An error of the program as values: what it is, and the line of the program's own that led there."""
-    from will_it_fit.engine.errors import StepError, TraceError, step_error
+    from will_it_fit.engine.errors import CompiledError, StepError, TraceError, step_error
 
     if isinstance(error, UserError):
         return {"problem": error.problem, "line": "", "hint": error.write or ""}
@@ -256,8 +258,13 @@ def failure(error: BaseException) -> dict[str, Any]:
             problem, hint = f"The program failed: {kind}: {' '.join(str(error).split())[:400]}", ""
         line = program_line(error) or told.line
         return {"problem": problem, "line": line, "hint": hint, "kind": kind, "text": str(error)[:500]}
-    return {"problem": str(error) or type(error).__name__, "line": "", "hint": getattr(error, "hint", ""),
-            "kind": type(error).__name__}  # fmt: skip
+    found = {"problem": str(error) or type(error).__name__, "line": program_line(error), "kind": type(error).__name__}
+    if isinstance(error, TraceError):
+        found |= {"problem": error.problem, "hint": error.hint}
+    if isinstance(error, CompiledError) and not _has_triton():
+        found["problem"] = "The program compiles its step, which is followed with Triton, and Triton is not installed."
+        found["hint"] = "Linux, and: pip install -c constraints.txt -r requirements-kernels.txt"
+    return found
 
 
 if __name__ == "__main__":

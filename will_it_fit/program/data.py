@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import io
 import os
 import re
 from pathlib import Path
@@ -78,8 +79,6 @@ class Data:
             except OSError as error:
                 if error.errno != errno.ENOENT or "b" in mode or Path(str(file)).suffix != ".txt" or not missing(file):
                     raise
-            import io
-
             return io.StringIO((self._text() + "\n") * ROWS)
 
         return [(np, "memmap", memmap), (np, "fromfile", fromfile), (builtins, "open", open_text)]
@@ -129,7 +128,7 @@ class Data:
             if len(loaded) >= 256:  # of a folder without its files transformers makes an empty one
                 return loaded
             self.made_up.append(f"the tokenizer of {Path(name).name}")
-            return _byte_tokenizer()
+            return _byte_tokenizer(_vocabulary(name))
 
         return [(kind, "from_pretrained", classmethod(from_pretrained))]
 
@@ -175,14 +174,25 @@ class Data:
 _CHAT = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
 
-def _byte_tokenizer() -> Any:
-    """A tokenizer of transformers with a token for each byte, and marks for the beginning, the end and padding."""
+def _vocabulary(name: Any) -> int:
+    """The size of a model's vocabulary; scripts give a model the vocabulary of its tokenizer."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name).get_text_config().vocab_size
+    except Exception:
+        return 0
+
+
+def _byte_tokenizer(size: int) -> Any:
+    """A tokenizer of transformers with a token for each byte and marks, and others that no text has, up to a size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     marks = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = marks | {letter: len(marks) + at for at, letter in enumerate(letters)}
+    vocabulary |= {f"<{at}>": at for at in range(len(vocabulary), size)}
     made = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -124,8 +124,8 @@ def _named(value: Any) -> Any:
 
 
 def _is_own_meta(device: Any) -> bool:
-    """Whether a program names ``meta`` itself: of the card it hears ``cuda``."""
-    return isinstance(device, (str, torch.device)) and str(device).partition(":")[0] == "meta"
+    """Whether a program names ``meta`` itself: of the card it hears ``cuda``, and with an index the card is meant."""
+    return isinstance(device, (str, torch.device)) and str(device) == "meta"
 
 
 def _told(depth: int) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
+from types import ModuleType
 from typing import Any
 
 import torch.distributed as dist
@@ -84,11 +86,19 @@ class Group:
             "monitored_barrier": lambda *_, **__: None,
         }
         answers |= {old: getattr(dist, new) for old, new in renamed.items() if hasattr(dist, new)}
-        places = [(at, name, answer) for name, answer in answers.items() for at in (dist, distributed_c10d)]
+        places = [(at, name, answer) for name, answer in answers.items() for at in _holders(name)]
         places += [(processes, "spawn", self.spawn), (processes.spawn, "spawn", self.spawn)]
         places += [(DistributedDataParallel, "__init__", ddp)]
         return [place for place in places if hasattr(place[0], place[1])]
 
     def end(self) -> None:
+        """End the group that the program has left."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _holders(name: str) -> list[ModuleType]:
+    """The modules of ``torch.distributed`` that call a function by this name: some took it when they were imported."""
+    function = getattr(distributed_c10d, name, None)
+    modules = [module for place, module in list(sys.modules.items()) if place.startswith("torch.distributed")]
+    return [module for module in modules if function is not None and vars(module).get(name) is function]

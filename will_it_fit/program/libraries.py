@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +81,3 @@ def _without_workers(iterate: Callable[..., Any]) -> Callable[..., Any]:
 def _steps_always(scaler: Any, optimizer: Any, state: Any, *args: Any, **options: Any) -> Any:
     """In the place of ``GradScaler``'s question whether a gradient is infinite, which skips an update."""
     return optimizer.step(*args, **options)
-
-
-def imported(name: str) -> bool:
-    return name in sys.modules

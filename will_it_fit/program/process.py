@@ -59,6 +59,7 @@ def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
         if not asked.in_place:
             shadow(Path.cwd(), folder)
         before = _state(folder)
+        Path(place, "tmp").mkdir()
         request.write_text(asked.to_json(), encoding="utf-8")
         began = time.monotonic()
         network = _begin(asked, folder, [str(request), str(result)], output or sys.stderr)
@@ -74,6 +75,7 @@ def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any) -
     root = Path(__file__).parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment["TMPDIR"] = str(Path(words[0]).with_name("tmp"))
     if not asked.network:
         environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     limits = asked.limits

@@ -203,6 +203,30 @@ def test_a_model_that_is_neither_here_nor_known(tmp_path):
     assert "network" in told and "program.py:5" in told and "--network" in told
 
 
+SHARDED = """
+import os, torch, torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+mesh = init_device_mesh("cuda", (int(os.environ["WORLD_SIZE"]),))
+model = nn.Sequential(*[nn.Linear(1024, 1024, bias=False) for _ in range(4)])
+for layer in model:
+    fully_shard(layer, mesh=mesh)
+fully_shard(model, mesh=mesh)
+optimizer = torch.optim.AdamW(model.parameters())
+for _ in range(5):
+    model(torch.randn(16, 1024, device="cuda")).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+def test_a_sharded_model_comes_from_the_host(tmp_path):
+    answer = answered(tmp_path, "--gpus", "4", program(tmp_path, SHARDED))
+    own = answer["trace"]["components_by_phase"]["optimizer"]
+    assert own["optimizer_states"] == 2 * 4 * (4 * 1024 * 1024) // 4
+
+
 QLORA = """
 import torch
 from torch import nn

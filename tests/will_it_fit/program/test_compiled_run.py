@@ -1,0 +1,53 @@
+"""Whole programs that compile their step: followed with Triton, and refused in words without it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from tests.will_it_fit.program.test_run import answered, program, refused
+
+COMPILED = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(256, 1024), nn.Linear(1024, 256)
+    def forward(self, inputs):
+        return nn.functional.gelu(self.down(nn.functional.gelu(self.up(inputs)))).square().mean()
+
+model = torch.compile(Block().cuda())
+optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+for _ in range(5):
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        loss = model(torch.randn(512, 256, device="cuda"))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    print(f"{loss:.4f}")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_compiled_program_takes_less_than_without_the_compiler(tmp_path):
+    compiled = answered(tmp_path, program(tmp_path, COMPILED))
+    eager = answered(tmp_path, program(tmp_path, COMPILED.replace("torch.compile(Block().cuda())", "Block().cuda()")))
+    assert compiled["trace"]["compiled"]["graphs"] == 2 and not compiled["trace"]["compiled"]["breaks"]
+    assert compiled["training"]["peak_allocated_bytes"] < eager["training"]["peak_allocated_bytes"]
+    assert not compiled["warnings"] and not eager["warnings"]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_graph_break_is_told(tmp_path):
+    broken = COMPILED.replace("        return nn", "        torch._dynamo.graph_break()\n        return nn")
+    answer = answered(tmp_path, program(tmp_path, broken))
+    assert any("graph break" in warning and "program.py:" in warning for warning in answer["warnings"])
+
+
+@pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed")
+def test_a_compiled_program_without_triton(tmp_path):
+    told = refused(tmp_path, program(tmp_path, COMPILED))
+    assert "Triton is not installed" in told and "requirements-kernels.txt" in told and "program.py:16" in told
