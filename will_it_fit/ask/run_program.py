@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     safety = made.add_argument_group("what the program may use")
     safety.add_argument("--network", action="store_true", help="the network (Linux: without it there is none)")
     safety.add_argument("--in-place", action="store_true", help="this folder itself, instead of a copy of it")
+    safety.add_argument("--write", action="append", default=[], metavar="FOLDER",
+                        help="a folder elsewhere to write in (Linux: without it none but caches)")  # fmt: skip
     safety.add_argument("--memory", default="16GiB", metavar="SIZE", help="of this machine (16GiB)")
     safety.add_argument("--seconds", type=int, default=Limits.seconds, help=f"until an update ({Limits.seconds})")
     safety.add_argument("--file-size", default="4GiB", metavar="SIZE", help="of the largest file it writes (4GiB)")
@@ -68,7 +70,7 @@ def main(words: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(answered | ({"all_gpus": rows} if rows else {}), sort_keys=True))
     else:
-        print(printable("\n".join([*text(answered), *_cards(rows)])))
+        print(printable("\n".join([*text(answered), *_cards(rows, answered)])))
     return 1 if answered["fits"] is False else 0
 
 
@@ -94,8 +96,16 @@ def request(options: argparse.Namespace) -> ProgramRequest:
         options.program, tuple(options.arguments), module=options.module, gpus=gpus,
         torchrun=options.gpus is not None or gpus > 1, gpu=gpu.name if gpu else None, steps=options.steps,
         answers=dict(_answer(text) for text in options.answer), batch=_batch(options.batch), network=options.network,
-        in_place=options.in_place, limits=limits,
+        in_place=options.in_place, limits=limits, writable=_folders(options.write),
     )  # fmt: skip
+
+
+def _folders(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if not Path(name).is_dir():
+            raise UserError("There is no such folder.", where="--write", found=name, allowed="a folder that exists",
+                            write=f"mkdir -p {name}")  # fmt: skip
+    return tuple(str(Path(name).resolve()) for name in names)
 
 
 def _size(text: str, option: str) -> int:
@@ -138,6 +148,11 @@ def check(asked: ProgramRequest) -> None:
     UserError
         If there is no such program, or it is not Python.
     """
+    if sys.platform == "win32":
+        raise UserError(
+            "Programs run on Linux and macOS.", where="will-it-fit run", allowed="Linux, also within Windows (WSL)",
+            write="wsl will-it-fit run train.py",
+        )  # fmt: skip
     if asked.module:
         return
     path = Path(asked.program)
@@ -266,8 +281,11 @@ def _verdict(answered: Mapping[str, Any]) -> str:
     return f"DOES NOT FIT: {need}, {has}; short by {gib(-answered['headroom_bytes'])}"
 
 
-def _cards(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [
+def _cards(rows: Sequence[Mapping[str, Any]], answered: Mapping[str, Any]) -> list[str]:
+    if not rows:
+        return []
+    chosen = f"of {answered['gpu']['name']}" if answered["gpu"] else "of an A100"
+    return [f"on each GPU, with the kernels {chosen}:"] + [
         f"  {row['gpu']:<20}{gib(row['required_bytes']):>12} of {gib(row['usable_bytes']):>11}   "
         + ("fits" if row["fits"] else "does not fit")
         for row in rows

@@ -82,6 +82,8 @@ def _warnings(found: Mapping[str, Any]) -> list[str]:
         told.append(f"the weights of {name} are not at hand: its configuration gave their names and sizes")
     if names := found["made_up"]["data"]:
         told.append(f"made up, as --batch says, because it is not at hand: {', '.join(dict.fromkeys(names))}")
+    if not found["confined"]:
+        told.append("this platform does not keep a process from writing elsewhere, so the program could")
     if found["network"] == "could not be taken away":
         told.append("this platform does not let a process give up its network, so the program had it")
     return told
@@ -129,6 +131,8 @@ _REASONS = (
      "the files in the cache of the Hub; or the network", "will-it-fit run --network ..."),
     (("GatedRepo", "401 Client Error", "HF_TOKEN", "api_key"), "The program needs a token",
      "the token in its variable of the environment, and the network", "will-it-fit run --network ..."),
+    (("PermissionError", "Permission denied"), "The program may not open a file: it writes in its own folder alone",
+     "paths below its folder; or further folders that it may write in", "will-it-fit run --write FOLDER ..."),
     (("File too large",), "The program writes a larger file than it may", "a larger limit",
      "will-it-fit run --file-size 20GiB ..."),
 )  # fmt: skip

@@ -1,32 +1,28 @@
 """Runs a program in a process of its own, with limits: somebody else's code gets no more of this machine than it needs.
 
 It works in a shadow of the folder that it was asked in: folders are made anew, small files copied, large ones linked.
-So it finds its data, and what it writes does not come between the files of its author. Without ``network`` it has none
-where the platform can take it away (Linux).
+So it finds its data, and what it writes does not come between the files of its author. What it gives up where the
+platform allows it is in :mod:`.confinement`: the network, and files elsewhere to write.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import json
 import os
 import resource
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from will_it_fit.common.errors import UserError
 
+from .confinement import caches, is_possible, leave_network, write_only_below
 from .request import ProgramRequest
 
 MODULE = "will_it_fit.program.child"
@@ -34,14 +30,13 @@ GRACE_SECONDS = 60  # after its own limit a process is killed
 COPIED_BYTES = 2**20  # files up to this size are copied into the shadow, larger ones linked
 MOST_FILES = 20_000  # of a folder that is shadowed
 _LEFT_OUT = frozenset((".git", "__pycache__", "node_modules", ".venv", "wandb"))
-_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000  # CLONE_NEWUSER, CLONE_NEWNET of sched.h
 
 
 def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
     """Run a program; what :mod:`.child` found, and what the run took of this machine.
 
-    ``written``: files that it wrote in its folder; ``network``: whether it had one; ``host``: the most memory of its
-    process in bytes, and seconds.
+    ``written``: files that it wrote in its folder; ``network``: whether it had one; ``confined``: whether it could
+    write in its own folders alone; ``host``: the most memory of its process in bytes, and seconds.
 
     Parameters
     ----------
@@ -62,32 +57,44 @@ def run(asked: ProgramRequest, output: Any = None) -> dict[str, Any]:
         Path(place, "tmp").mkdir()
         request.write_text(asked.to_json(), encoding="utf-8")
         began = time.monotonic()
-        network = _begin(asked, folder, [str(request), str(result)], output or sys.stderr)
-        found = _read(result, network)
+        given_up = _begin(asked, folder, [str(request), str(result)], output or sys.stderr)
+        found = _read(result)
         written = sorted(name for name, state in _state(folder).items() if before.get(name) != state)
         peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         host = {"peak_bytes": peak_bytes, "seconds": round(time.monotonic() - began, 1)}
-        return found | {"written": written, "network": network, "host": host}
+        return found | given_up | {"written": written, "host": host}
 
 
-def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any) -> str:
-    """Run the child to its end; says whether it had a network: ``none``, ``allowed`` or ``could not be taken away``."""
+def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any) -> dict[str, Any]:
+    """Run the child to its end; says what it gave up.
+
+    Returns
+    -------
+    dict
+        ``network``: ``none``, ``allowed`` or ``could not be taken away``; ``confined``, as :func:`run` has it.
+    """
     root = Path(__file__).parents[2]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["TMPDIR"] = str(Path(words[0]).with_name("tmp"))
+    scratch = Path(words[0]).with_name("tmp")
+    kept, led = caches(scratch)
+    environment |= {"TMPDIR": str(scratch), **led}
     if not asked.network:
         environment |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     limits = asked.limits
-    can = asked.network or _can_leave_network()
+    leaves = not asked.network and is_possible(leave_network)
+    writable = [folder, Path(words[0]).parent, *map(Path, asked.writable), *kept]
+    confined = is_possible(lambda: write_only_below(writable))
 
     def prepare() -> None:
         for kind, size in ((resource.RLIMIT_DATA, limits.memory_bytes), (resource.RLIMIT_FSIZE, limits.file_bytes)):
             _, hard = resource.getrlimit(kind)
             resource.setrlimit(kind, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        if can and not asked.network:
+        if leaves:
             leave_network()
+        if confined:
+            write_only_below(writable)
 
     command = [sys.executable, "-P", "-m", MODULE, *words]
     with subprocess.Popen(
@@ -100,7 +107,8 @@ def _begin(asked: ProgramRequest, folder: Path, words: list[str], output: Any) -
         finally:
             _end(process)
     Path(words[1]).with_suffix(".status").write_text(str(process.returncode))
-    return "allowed" if asked.network else "none" if can else "could not be taken away"
+    network = "allowed" if asked.network else "none" if leaves else "could not be taken away"
+    return {"network": network, "confined": confined}
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -110,7 +118,7 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _read(result: Path, network: str) -> dict[str, Any]:
+def _read(result: Path) -> dict[str, Any]:
     try:
         return json.loads(result.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -169,42 +177,3 @@ def _state(folder: Path) -> dict[str, tuple[int, int]]:
                 status = path.stat()
                 found[str(path.relative_to(folder))] = status.st_size, status.st_mtime_ns
     return found
-
-
-# --- the network ---------------------------------------------------------------------------------------------------
-
-
-def leave_network() -> None:
-    """Take the network away from this process, but for the machine itself (``localhost``).
-
-    Raises
-    ------
-    OSError
-        Where the platform doesn't allow it.
-    """
-    user, group = os.getuid(), os.getgid()
-    kinds = _NEW_NETWORK if user == 0 else _NEW_NETWORK | _NEW_USER
-    if ctypes.CDLL(None, use_errno=True).unshare(kinds):
-        raise OSError(ctypes.get_errno(), "unshare")
-    if user:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:  # 0x8914: SIOCSIFFLAGS; 0x41: up and running
-        fcntl.ioctl(control, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
-
-
-def _can_leave_network() -> bool:
-    """Whether this platform lets a process give up its network: a process of its own tries."""
-    return sys.platform == "linux" and _tried(leave_network)
-
-
-def _tried(act: Callable[[], None]) -> bool:
-    child = os.fork()
-    if not child:
-        try:
-            act()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -43,6 +43,8 @@ class ProgramRequest:
         Rows and tokens of made up batches, ``(8, 1024)``, where the program's data set isn't at hand; None: its own.
     network, in_place
         Whether the program may use the network, and whether it runs in the folder it was asked in.
+    writable
+        Folders elsewhere in which it may write too.
     limits
         Of the process.
     """
@@ -58,6 +60,7 @@ class ProgramRequest:
     batch: tuple[int, int] | None = None
     network: bool = False
     in_place: bool = False
+    writable: tuple[str, ...] = ()
     limits: Limits = Limits()
 
     def to_json(self) -> str:
@@ -71,6 +74,7 @@ class ProgramRequest:
             **values
             | {
                 "arguments": tuple(values["arguments"]),
+                "writable": tuple(values["writable"]),
                 "limits": Limits(**values["limits"]),
                 "batch": tuple(batch) if batch else None,
             }

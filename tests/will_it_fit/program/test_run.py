@@ -388,3 +388,42 @@ while True:
     assert places == sorted(places)
     sizes = [float(line.split()[-2]) for line in lines[lines.index("the same by module:") + 1 :] if line.endswith("B")]
     assert sizes == sorted(sizes, reverse=True)
+
+
+ELSEWHERE = """import os, sys
+import torch
+
+for path in sys.argv[1:]:
+    with open(path, "r+b" if os.path.exists(path) else "wb") as file:
+        file.write(b"changed")
+with open("/dev/null", "w") as file:
+    file.write("nothing")
+weight = torch.nn.Parameter(torch.zeros(8, device="cuda"))
+optimizer = torch.optim.SGD([weight])
+for _ in range(3):
+    weight.sum().backward()
+    optimizer.step()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock is Linux's")
+def test_a_program_writes_in_its_own_folder_alone(tmp_path):
+    """Neither by a path that leads elsewhere nor through the link that stands for a large file."""
+    from will_it_fit.program.confinement import is_possible, write_only_below
+
+    if not is_possible(lambda: write_only_below([tmp_path])):
+        pytest.skip("this kernel has no Landlock")
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    large = inside / "large.bin"
+    large.write_bytes(bytes(2**21))
+    name = program(inside, ELSEWHERE)
+    for path in (outside / "file", "large.bin"):
+        told = refused(inside, name, str(path))
+        assert "writes in its own folder alone" in told and "program.py:5" in told and "--write" in told
+    assert large.read_bytes() == bytes(2**21) and not list(outside.iterdir())
+    answer = answered(inside, "--write", str(outside), name, str(outside / "file"), "small.bin")
+    assert (outside / "file").read_bytes() == b"changed"
+    assert answer["program"]["written"] == ["small.bin"] and not answer["warnings"]
+    assert "no such folder" in refused(inside, "--write", "missing", name).lower()
