@@ -38,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--answer", action="append", default=[], metavar="LINE=VALUE",
                       help="what a number is that this line reads: train.py:57=0.5")  # fmt: skip
     made.add_argument("--json", action="store_true", help="for programs")
+    made.add_argument("--vary", metavar="NAME[:STEP]",
+                      help="the largest value of this argument that fits, in steps of 64 (below 64: 1)")  # fmt: skip
     made.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
     made.add_argument("--yes", action="store_true", help="do not ask before a program runs for the first time")
     safety = made.add_argument_group("what the program may use")
@@ -64,6 +66,8 @@ def main(words: Sequence[str]) -> int:
     from will_it_fit.program import answer
     from will_it_fit.program.process import run
 
+    if options.vary:
+        return _vary(asked, options)
     answered = answer.answer(asked, run(asked))
     remember(asked)
     rows = answer.on_all_gpus(answered) if options.all_gpus else []
@@ -72,6 +76,51 @@ def main(words: Sequence[str]) -> int:
     else:
         print(printable("\n".join([*text(answered), *_cards(rows, answered)])))
     return 1 if answered["fits"] is False else 0
+
+
+def _vary(asked: ProgramRequest, options: argparse.Namespace) -> int:
+    """Answer ``--vary``; the exit status: 0 if some value fits."""
+    from will_it_fit.cards.gpus import find
+    from will_it_fit.program import answer
+    from will_it_fit.program.largest import largest, to_mapping, varied
+    from will_it_fit.program.process import run
+
+    name, _, step = options.vary.partition(":")
+    first, at = varied(asked, name)
+    multiple = whole_number(step) if step else 64 if first >= 64 else 1
+    if not multiple or not asked.gpu:
+        raise UserError(
+            "A search takes a GPU, and steps of 1 or more.", where="--vary", found=options.vary,
+            allowed="NAME or NAME:STEP, with --gpu", write=f"will-it-fit run --vary {name}:64 --gpu 4090 ...",
+        )  # fmt: skip
+
+    def needs(value: int) -> tuple[int, bool]:
+        answered = answer.answer(at(value), run(at(value)))
+        remember(asked)
+        required, fits = answered["trace"]["required_bytes"], answered["fits"]
+        print(f"{name} {value}: {gib(required)}, {'fits' if fits else 'does not fit'}", file=sys.stderr, flush=True)
+        return required, fits
+
+    gpu = find(asked.gpu)
+    tried = largest(needs, gpu.usable_bytes, first, multiple)
+    if options.json:
+        print(json.dumps(to_mapping(tried, name, multiple) | {"gpu": gpu.to_mapping()}, sort_keys=True))
+    else:
+        print(printable("\n".join(_varied(tried, name, gpu))))
+    return 0 if tried.largest else 1
+
+
+def _varied(tried: Any, name: str, gpu: Any) -> list[str]:
+    """What a search found, a line each."""
+    size = gib(gpu.usable_bytes)
+    if tried.largest is None:
+        lines = [f"DOES NOT FIT: {name} {tried.too_large} is too large for the {gpu.title}, which has {size} usable"]
+    else:
+        lines = [f"FITS up to {name} {tried.largest} on the {gpu.title}, which has {size} usable"]
+    for value in sorted(tried.fits):
+        need = gib(tried.required[value]) if value in tried.required else tried.refused[value]
+        lines.append(f"  {value:>10}  {need:>10}  {'fits' if tried.fits[value] else 'does not fit'}")
+    return lines
 
 
 def request(options: argparse.Namespace) -> ProgramRequest:
@@ -245,6 +294,7 @@ def text(answered: Mapping[str, Any]) -> list[str]:
     if program["peak_line"]:
         below = f" (there {program['library_line']})" if program["library_line"] else ""
         lines.append(f"  {'the peak is made at':<20}{program['peak_line']}{below}")
+    lines += _time(answered)
     lines += explanation({"trace": trace, "analytic": None})
     lines.append("the same by module:")
     modules = sorted(trace["modules"].items(), key=lambda item: -item[1])[:8]
@@ -257,6 +307,15 @@ def text(answered: Mapping[str, Any]) -> list[str]:
         shown = ", ".join(program["written"][:6]) + (", ..." if len(program["written"]) > 6 else "")
         lines.append(f"  the program wrote {len(program['written'])} files: {shown}")
     return lines
+
+
+def _time(answered: Mapping[str, Any]) -> list[str]:
+    time = answered["time"]
+    if time is None:
+        return []
+    between = " ({:.3g} to {:.3g})".format(*time["range"]) if time["range"] else ", not validated"
+    told = f"{time['seconds_per_step']:.3g} s{between}, without loading data; limited by {time['limited_by']}"
+    return [f"  {'time of a step':<20}{told}"]
 
 
 def _how_far(answered: Mapping[str, Any]) -> str:

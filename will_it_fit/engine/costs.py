@@ -155,15 +155,16 @@ class CostRecorder:
         forwards = [first for phase, first in self.phases if phase == "forward"]
         if len(forwards) < 2:
             return None
-        return self._part(*forwards[:2])
+        return self.between(*forwards[:2])
 
     def last_update(self) -> CostRecorder | None:
         """The launches between the last two updates of a program that trains for several steps; None: it has one."""
         ends = [*(first for _, first in self.phases[1:]), len(self.calls)]
         updated = [end for (phase, _), end in zip(self.phases, ends, strict=True) if phase == "optimizer"]
-        return self._part(*updated[-2:]) if len(updated) > 1 else None
+        return self.between(*updated[-2:]) if len(updated) > 1 else None
 
-    def _part(self, first: int, end: int) -> CostRecorder:
+    def between(self, first: int, end: int) -> CostRecorder:
+        """The launches from one index of :attr:`calls` to another alone, without their phases."""
         part = CostRecorder(0)
         part.operators, part.calls, part.streams = self.operators, self.calls[first:end], self.streams[first:end]
         part.without_kernel = self.without_kernel * len(part.calls) // len(self.calls)

@@ -20,6 +20,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     dict
         ``trace`` as `predict` has it, for the whole program; ``training`` and ``evaluation`` with
         ``peak_allocated_bytes`` (None where the program does not evaluate); ``fits``, ``headroom_bytes``, ``gpu``;
+        ``time`` of a step as `predict` has it, without the loading of data; None where it isn't known;
         ``program`` with ``updates``, ``outcome``, ``peak_line``, ``reads``, ``written`` and ``made_up``; ``host``,
         what the run took here (``peak_bytes``, ``seconds``); ``warnings``.
 
@@ -45,6 +46,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         "gpu": gpu.to_mapping() if gpu else None,
         "gpus": asked.gpus,
         "allocators": _allocators(trace, gpu, found["expandable_segments"]),
+        "time": found["time"],
         "program": program | {"name": asked.program, "arguments": list(asked.arguments), "network": found["network"]},
         "host": found["host"],
         "warnings": _warnings(found),

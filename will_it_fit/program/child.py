@@ -65,6 +65,7 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
     from .loop import Loop
     from .memory import Memory
     from .numbers import STAND_IN, Numbers
+    from .nvml import nvml
 
     gpu = find(asked.gpu or UNNAMED)
     known = gpu.capability is not None
@@ -72,7 +73,7 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
     if not known:  # a size alone: the kernels of a card that the engine assumes
         card = replace(card, memory_bytes=gpu.total_bytes)
     options = Options(
-        steps=1, scalars=STAND_IN, answers=libraries.QUESTIONS, origins=True, capability=card.capability,
+        steps=1, costs=True, scalars=STAND_IN, answers=libraries.QUESTIONS, origins=True, capability=card.capability,
         compiled="follow" if _has_triton() else "refuse",
     )  # fmt: skip
     with ExitStack() as stack:
@@ -92,6 +93,7 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
             tracker.compiled.expected = False
         enter(patched(cuda.cuda_places(card, memory.answers(), asked.gpus, device)))
         enter(patched(cuda.nvidia_smi(card, asked.gpus)))
+        enter(nvml(card, asked.gpus, memory.answers()["mem_get_info"]))
         enter(patched([*processes.places(), *libraries.library_places()]))
         own = [*numbers.places(), *devices.tensor_places(tracker), (torch, "device", devices.device_kind())]
         enter(patched(own, hidden=True))
@@ -172,8 +174,24 @@ def _found(running: Running, asked: ProgramRequest, outcome: str) -> dict[str, A
         "peak_line": running.memory.peak_line,
         "library_line": running.memory.library_line,
         "made_up": {"weights": running.checkpoints.made_up, "data": running.data.made_up},
+        "time": _time(running, asked),
         "reads": [read.to_mapping() for read in running.numbers.reads.values()],
     }
+
+
+def _time(running: Running, asked: ProgramRequest) -> dict[str, Any] | None:
+    """From the end of the last update but one to the end of the last: what a step takes; None where it isn't known."""
+    from will_it_fit.cards.gpus import find
+    from will_it_fit.hours.step_time import speed_of, step_time
+
+    if len(running.loop.launches) < 2 or not asked.gpu:
+        return None
+    costs = running.tracker.costs.between(*running.loop.launches[-2:])
+    time = step_time(costs, speed_of(find(asked.gpu).name)) if costs.calls else None
+    if time is None:
+        return None
+    followed = running.tracker.compiled and running.tracker.compiled.graphs
+    return time.to_mapping() | ({"range": None, "basis": f"{time.basis}; without the compiler"} if followed else {})
 
 
 LARGEST = 40  # tensors at the peak that an answer lists

@@ -17,7 +17,7 @@ from will_it_fit.engine.card import Card
 from will_it_fit.engine.fake_group import FakeDevice, FakeEvent, FakeStream
 
 MIB = 2**20
-_DRIVER = "580.82.07"  # what nvidia-smi says; programs print it
+DRIVER = "580.82.07"  # what nvidia-smi says; programs print it
 
 
 def cuda_places(
@@ -128,7 +128,7 @@ def nvidia_smi(card: Card, gpus: int) -> list[tuple[Any, str, Any]]:
 
 def _shown(card: Card, gpus: int, options: list[str]) -> str:
     known = {
-        "name": card.name, "gpu_name": card.name, "count": gpus, "driver_version": _DRIVER, "memory.used": 0,
+        "name": card.name, "gpu_name": card.name, "count": gpus, "driver_version": DRIVER, "memory.used": 0,
         "memory.total": card.memory_bytes // MIB, "memory.free": card.memory_bytes // MIB, "utilization.gpu": 0,
         "compute_cap": "{}.{}".format(*card.capability),
     }  # fmt: skip

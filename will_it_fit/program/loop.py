@@ -27,10 +27,13 @@ class Loop:
     ----------
     updates
         How many were finished.
+    launches
+        How many kernels had been launched at the end of each.
     """
 
     def __init__(self, tracker: Tracker, steps: int) -> None:
         self.updates = 0
+        self.launches: list[int] = []
         self._tracker, self._steps = tracker, steps
         self._stepped: list[int] = []  # optimizers of the update that is running, by id
         self._of_first: set[int] = set()  # of the first update
@@ -68,6 +71,7 @@ class Loop:
         self._of_first = self._of_first or set(self._stepped)
         self._stepped = []
         self.updates += 1
+        self.launches.append(len(self._tracker.costs.calls))
 
     def _stop(self) -> None:
         self.end()

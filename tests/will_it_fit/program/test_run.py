@@ -45,6 +45,7 @@ def test_a_loop_stops_after_its_second_update(tmp_path):
     assert answer["fits"] and answer["program"]["updates"] == 2 and answer["program"]["outcome"] == "stopped"
     assert answer["trace"]["components"]["weights_fp32"] == 4 * parameters
     assert answer["trace"]["components"]["optimizer_states"] == 8 * parameters
+    assert 0 < answer["time"]["seconds_per_step"] < 0.1 and answer["time"]["limited_by"]
     assert answer["evaluation"]["peak_allocated_bytes"] > answer["training"]["peak_allocated_bytes"]
     assert answer["trace"]["peak_phase"] == "evaluation"
     lines = (PROGRAMS / "loop.py").read_text().splitlines()

@@ -4,6 +4,7 @@ import subprocess
 import tempfile
 import threading
 
+import pynvml
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +17,12 @@ torch.cuda.manual_seed_all(1)
 print(subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=True).stdout)
 query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
 assert int(subprocess.check_output(query, text=True).split(",")[1]) > 2**14
+
+pynvml.nvmlInit()
+card = pynvml.nvmlDeviceGetHandleByIndex(0)
+assert pynvml.nvmlDeviceGetCount() == 1 and pynvml.nvmlDeviceGetName(card) == torch.cuda.get_device_name(0)
+assert pynvml.nvmlDeviceGetMemoryInfo(card).free == torch.cuda.mem_get_info()[0]
+pynvml.nvmlShutdown()
 
 free, total = torch.cuda.mem_get_info()
 assert 0 < free <= total

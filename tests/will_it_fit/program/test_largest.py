@@ -1,0 +1,80 @@
+"""`will-it-fit run --vary`: the largest value of a program's argument at which it fits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.will_it_fit.program.test_run import asked, refused
+from will_it_fit.common.errors import UserError
+from will_it_fit.program.largest import MOST_RUNS, largest, varied
+from will_it_fit.program.request import ProgramRequest
+
+PROGRAM = """import argparse
+import torch
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--length", type=int)
+length = parser.parse_args().length
+assert length <= LIMIT, "the model has no more positions"
+model = torch.nn.Linear(1024, 1024, bias=False).cuda()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(3):
+    (model(torch.empty(1024, length, 1024, device="cuda")) ** 2).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("needs", "first", "multiple", "expected"),
+    [
+        (lambda value: 100 + 7 * value, 64, 64, 128),
+        (lambda value: 100 + 7 * value, 1024, 64, 128),
+        (lambda value: 100 + value * value, 1, 1, 30),
+        (lambda value: 100 + value * value, 500, 1, 30),
+        (lambda value: 2000, 8, 1, None),
+        (lambda value: 999 + value, 1, 1, 1),
+    ],
+    ids=["from below", "from above", "bent", "bent, from above", "nothing fits", "the smallest"],
+)
+def test_the_border_is_found_and_was_run(needs, first, multiple, expected):
+    tried = largest(lambda value: (needs(value), needs(value) <= 1000), 1000, first, multiple)
+    assert tried.largest == expected and len(tried.fits) < MOST_RUNS
+    assert expected is None or tried.too_large == expected + multiple
+
+
+def test_a_search_ends_where_nothing_is_too_large():
+    tried = largest(lambda value: (10, True), 1000, 8, 1)
+    assert len(tried.fits) == MOST_RUNS and tried.too_large is None and tried.largest == max(tried.fits)
+
+
+@pytest.mark.parametrize("words", [("--length=8", "x"), ("--length", "8"), ("length=8",), ("x", "-length=8")])
+def test_an_argument_of_a_program_takes_another_value(words):
+    value, at = varied(ProgramRequest("train.py", words), "length")
+    assert value == 8 and at(16).arguments == tuple(word.replace("8", "16") for word in words)
+
+
+@pytest.mark.parametrize("words", [(), ("--lengths=8",), ("--length=long",), ("--length",), ("length", "8")])
+def test_an_argument_that_is_not_there_is_named(words):
+    with pytest.raises(UserError, match="whole number"):
+        varied(ProgramRequest("train.py", words), "length")
+
+
+def test_a_programs_largest_length(tmp_path):
+    (tmp_path / "train.py").write_text(PROGRAM.replace("LIMIT", "10**6"))
+    done = asked(tmp_path, "--yes", "--json", "--vary", "length", "--gpu", "4090", "train.py", "--length=256")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["too_large"] == found["largest"] + 64
+    sizes = {run["value"]: run["required_bytes"] for run in found["runs"]}
+    assert sizes[found["largest"]] <= found["gpu"]["usable_bytes"] < sizes[found["too_large"]]
+
+
+def test_a_length_that_a_program_refuses_is_too_large(tmp_path):
+    (tmp_path / "train.py").write_text(PROGRAM.replace("LIMIT", "300"))
+    done = asked(tmp_path, "--yes", "--vary", "length:100", "--gpu", "4090", "train.py", "--length", "200")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("FITS up to length 300") and "no more positions" in done.stdout
+    assert "takes a GPU" in refused(tmp_path, "--vary", "length", "train.py", "--length", "200")
