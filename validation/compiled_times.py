@@ -24,8 +24,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from validation.modded_nanogpt import GPUS, OPENED, Checkout, files_of, shortened, write_tokens
-from validation.modded_nanogpt import _stand_ins as stand_ins
+from validation.modded_nanogpt import GPUS, OPENED, TO_ITS_END, Checkout, files_of, shortened, write_tokens
 from validation.rows import FOLDER
 from will_it_fit.common.terminal import command
 
@@ -50,23 +49,19 @@ def drawn() -> list[str]:
 
 def seconds_of_program(path: Path, attended_keys: float) -> dict[str, Any]:
     """Run a program to its end on eight simulated H100; the time of its last update, and what it consists of."""
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE=str(GPUS), LOCAL_WORLD_SIZE=str(GPUS))
-    import torch
-    from torch import nn
-
-    from will_it_fit.engine.card import H100
-    from will_it_fit.engine.fake_group import fake_group
-    from will_it_fit.engine.patching import patched
-    from will_it_fit.engine.simulation import simulated
-    from will_it_fit.engine.trace import Options, trace_step
+    from will_it_fit.engine.card import active_simulation
     from will_it_fit.hours.step_time import kernel_time, simulate, speed_of
+    from will_it_fit.program.child import simulated_machine, torchrun_variables
+    from will_it_fit.program.request import ProgramRequest
 
-    torch.__future__.set_swap_module_params_on_conversion(True)
+    asked = ProgramRequest(str(path), gpus=GPUS, torchrun=True, gpu="h100-80gb", steps=TO_ITS_END)
+    os.environ.update(torchrun_variables(GPUS))
     sys.argv = [str(path)]
-    options = Options(steps=1, scalars=1.0, compiled="follow", costs=True)
-    with simulated(H100, attended_keys=attended_keys), fake_group(GPUS), patched(stand_ins()):
-        report = trace_step(nn.Module(), None, lambda: runpy.run_path(str(path), run_name="__main__"), options=options)
-    update, speed = report.costs.last_update(), speed_of("h100-80gb")
+    with simulated_machine(asked) as running:
+        active_simulation().attended_keys = attended_keys
+        runpy.run_path(str(path), run_name="__main__")
+        running.loop.end()
+    update, speed = running.tracker.costs.between(*running.loop.launches[-2:]), speed_of("h100-80gb")
     seconds, busy = simulate(update, speed)
     kernels: dict[str, list[float]] = {}
     for index in update.calls:

@@ -41,7 +41,14 @@ OPTIONAL = {
     "deepspeed": "requirements-deepspeed.txt",
     "trl": "requirements-trl.txt",
     **dict.fromkeys(("torchao", "galore_torch"), "requirements-optimizers.txt"),
-    **dict.fromkeys(("triton", "liger_kernel"), "requirements-kernels.txt"),
+    **dict.fromkeys(("triton", "liger_kernel", "cut_cross_entropy"), "requirements-kernels.txt"),
+}
+# Where something of the library stands in for what a program imports, or follows an import of the program's own.
+EXTENSIONS = ("causal_conv1d_cuda", "flash_attn_2_cuda", "flash_attn_interface", "selective_scan_cuda", "wkv_cuda")
+STOOD_IN = {
+    **dict.fromkeys((*EXTENSIONS, "kernels"), "will_it_fit/engine/extensions.py"),
+    "pynvml": "will_it_fit/program/nvml.py",
+    "tiktoken": "will_it_fit/program/data.py",
 }
 
 
@@ -84,7 +91,7 @@ provided_by = cache(packages_distributions)
 def distributions(imported: frozenset[str]) -> set[str]:
     """Names of the packages to install for what is imported."""
     provided = provided_by()
-    imported = imported - {"tests", *OPTIONAL}  # the first is of this project, like scripts
+    imported = imported - {"tests", *OPTIONAL, *STOOD_IN}  # the first is of this project, like scripts
     unknown = [name for name in imported if name not in provided]
     assert not unknown, f"not installed here: {unknown}"
     return {canonicalize_name(provided[name][0]) for name in imported}

@@ -157,12 +157,6 @@ class CostRecorder:
             return None
         return self.between(*forwards[:2])
 
-    def last_update(self) -> CostRecorder | None:
-        """The launches between the last two updates of a program that trains for several steps; None: it has one."""
-        ends = [*(first for _, first in self.phases[1:]), len(self.calls)]
-        updated = [end for (phase, _), end in zip(self.phases, ends, strict=True) if phase == "optimizer"]
-        return self.between(*updated[-2:]) if len(updated) > 1 else None
-
     def between(self, first: int, end: int) -> CostRecorder:
         """The launches from one index of :attr:`calls` to another alone, without their phases."""
         part = CostRecorder(0)
