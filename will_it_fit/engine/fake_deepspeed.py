@@ -135,7 +135,7 @@ def name_states(device: FakeDevice, engine: torch.nn.Module, component: Callable
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """DeepSpeed looks for an accelerator while it is imported, and says what it found."""
     before, logging.root.manager.disable = logging.root.manager.disable, logging.WARNING
     try:
@@ -153,7 +153,7 @@ def fake_deepspeed(device: FakeDevice, target: str = "cuda") -> Iterator[None]:
     """
     from torch import distributed as dist
 
-    with _quiet():
+    with quiet():
         from deepspeed.comm import comm
         from deepspeed.utils import groups, logger
 

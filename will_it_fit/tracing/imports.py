@@ -39,6 +39,8 @@ def import_libraries(scenario: Scenario) -> None:
             if isinstance(module := sys.modules.get(name), _StandIn):
                 module.import_itself()
     _import_transformers([])
+    if scenario.parallel.zero_stage:
+        _import_whole_deepspeed()
 
 
 def import_quietly(scenario: Scenario) -> None:
@@ -72,6 +74,14 @@ def _import_with_stand_ins() -> None:
 
         places = (transformers.utils, import_utils)
         _import_transformers([(place, "is_torch_distributed_available", lambda: False) for place in places])
+
+
+def _import_whole_deepspeed() -> None:
+    """An engine that is made imports an optimizer which asks for the compiler; a trace is no place to import that."""
+    from will_it_fit.engine.fake_deepspeed import quiet
+
+    with suppress(ImportError), quiet():
+        import_module("deepspeed.runtime.zero.muon.original_muon")
 
 
 def _import_transformers(more: list[tuple[Any, str, Any]]) -> None:

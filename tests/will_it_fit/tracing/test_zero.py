@@ -134,3 +134,14 @@ def test_without_the_package_a_scenario_says_what_to_install(monkeypatch):
         trace(scenario("full", "zero3"))
     assert caught.value.write == "pip install -c constraints.txt -r requirements-deepspeed.txt"
     assert "fsdp2, which needs none" in str(caught.value)
+
+
+@needs_deepspeed
+def test_the_command_answers_in_a_process_that_imported_nothing(tmp_path):
+    """DeepSpeed's own imports ask for the compiler, in the middle of a trace if nobody made them before."""
+    file = tmp_path / "step.yaml"
+    file.write_text("model: smollm2-135m\nmethod: full\nautocast: bf16\nsequence_length: 256\n")
+    words = [str(file), "--gpu", "4090", "--fresh", "--set", "parallel={strategy: zero3, gpus: 2}"]
+    done = subprocess.run([sys.executable, "-m", "will_it_fit.ask", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("FITS")
