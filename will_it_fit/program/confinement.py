@@ -76,17 +76,16 @@ def write_only_below(folders: Sequence[Path]) -> None:
 
 
 def caches(scratch: Path) -> tuple[list[Path], dict[str, str]]:
-    """Where libraries keep what they download or compile, as far as it is there; and variables of the environment.
+    """Where libraries keep what they download, as far as it is there; and variables of the environment.
 
-    The variables lead those libraries to a scratch folder whose cache isn't there, or that keep nothing of worth. Our
-    own cache isn't among the folders: code is loaded from it.
+    The variables lead those libraries to a scratch folder whose cache isn't there, or whose cache must not hold what is
+    made for a simulated card. Our own cache isn't among the folders: code is loaded from it.
     """
-    home = Path.home()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    usual = {"HF_HOME": cache / "huggingface", "TORCH_HOME": cache / "torch", "TRITON_CACHE_DIR": home / ".triton"}
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    usual = {"HF_HOME": cache / "huggingface", "TORCH_HOME": cache / "torch"}
     named = {name: Path(os.environ.get(name) or path) for name, path in usual.items()}
     missing = [name for name, path in named.items() if not path.is_dir()]
-    missing += ["WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"]
+    missing += ["TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"]
     more = [Path(os.environ[name]) for name in ("HF_DATASETS_CACHE", "HF_HUB_CACHE") if os.environ.get(name)]
     return [*named.values(), *more, Path("/dev/shm")], {name: str(scratch / name.lower()) for name in missing}
 
