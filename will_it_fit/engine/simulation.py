@@ -26,10 +26,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 from types import FrameType, SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .card import Card, Simulation, active, answers_of
 from .custom import on_card
 from .errors import TraceError
+from .importing import Execute, running
 from .launches import compiled_kernels, no_launches
 from .patching import patched
 
@@ -103,7 +103,8 @@ def simulated(
     with ExitStack() as stack:
         stack.enter_context(_forgotten_answers())
         if whole_program:
-            stack.enter_context(_importing_as_it_is([(at, name, vars(at).get(name)) for at, name, _ in answers]))
+            truth = _as_it_is([(at, name, vars(at).get(name)) for at, name, _ in answers])
+            stack.enter_context(running(dict.fromkeys(_BEFORE, truth)))
         stack.enter_context(patched(answers))
         stack.enter_context(patched(_tensors(), hidden=True))
         stack.enter_context(patched(_programs(simulation) + compiled_kernels()))
@@ -232,37 +233,14 @@ def _forgotten_answers() -> Iterator[None]:
         forget()
 
 
-@contextmanager
-def _importing_as_it_is(truth: list[tuple[Any, str, Any]]) -> Iterator[None]:
-    """Let :data:`_BEFORE` learn the truth whenever they are imported: ``truth`` is what the answers stand in for."""
+def _as_it_is(truth: list[tuple[Any, str, Any]]) -> Callable[[Any, Execute], None]:
+    """Let a module learn the truth while it runs: ``truth`` is what the answers stand in for."""
 
-    class Finder(MetaPathFinder):
-        def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-            if name not in _BEFORE or name in self.running:
-                return None
-            self.running.add(name)
-            try:
-                found = find_spec(name)
-            finally:
-                self.running.discard(name)
-            if found is not None and found.loader is not None:
-                run = found.loader.exec_module
+    def run(module: Any, execute: Execute) -> None:
+        with patched(truth):
+            execute(module)
 
-                def exec_module(module: Any) -> None:
-                    with patched(truth):
-                        run(module)
-
-                found.loader.exec_module = exec_module
-            return found
-
-        running: ClassVar[set[str]] = set()
-
-    finder = Finder()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
+    return run
 
 
 # --- programs -----------------------------------------------------------------------------------------------------

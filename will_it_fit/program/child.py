@@ -52,6 +52,7 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
 
     from will_it_fit.cards.gpus import find
     from will_it_fit.engine.fake_group import fake_gpus
+    from will_it_fit.engine.importing import when_imported
     from will_it_fit.engine.patching import patched
     from will_it_fit.engine.simulation import simulated
     from will_it_fit.engine.steps import listening, past_operators
@@ -61,7 +62,6 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
     from . import cuda, devices, group, libraries
     from .checkpoints import Checkpoints
     from .data import Data
-    from .imports import when_imported
     from .loop import Loop
     from .memory import Memory
     from .numbers import STAND_IN, Numbers
@@ -88,10 +88,10 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
         memory, loop = Memory(tracker, card, gpu.usable_bytes), Loop(tracker, asked.steps)
         processes = group.Group(tracker, stack, asked.gpus, device)
         stack.callback(processes.end)
-        enter(surroundings(tracker, none, options))
+        enter(patched(cuda.cuda_places(card, memory.answers(), asked.gpus, device)))
+        enter(surroundings(tracker, none, options))  # the compiler takes what the card answers now for constants
         if tracker.compiled is not None:
             tracker.compiled.expected = False
-        enter(patched(cuda.cuda_places(card, memory.answers(), asked.gpus, device)))
         enter(patched(cuda.nvidia_smi(card, asked.gpus)))
         enter(nvml(card, asked.gpus, memory.answers()["mem_get_info"]))
         enter(patched([*processes.places(), *libraries.library_places()]))

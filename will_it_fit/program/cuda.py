@@ -35,7 +35,7 @@ def cuda_places(
         With its streams, where there are several; None: one card, whose streams cost nothing.
     """
     answers = dict(memory) | {name: (lambda *_: gpus) for name in ("device_count", "_device_count_nvml")}
-    answers |= {"get_device_properties": lambda *_: card.properties(), "list_gpu_processes": lambda *_: "no processes"}
+    answers["list_gpu_processes"] = lambda *_: "no processes"
     if device is not None:
         answers |= _streams(device)
     owners = (torch.cuda, torch.cuda.memory)

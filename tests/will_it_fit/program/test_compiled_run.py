@@ -47,6 +47,16 @@ def test_a_graph_break_is_told(tmp_path):
     assert any("graph break" in warning and "program.py:" in warning for warning in answer["warnings"])
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_what_a_compiled_function_asks_the_card_is_a_constant(tmp_path):
+    asks = """        count = torch.cuda.get_device_properties("cuda").multi_processor_count * torch.cuda.device_count()
+        assert count == 132 and torch.cuda.get_device_capability() == (9, 0)
+        return nn"""
+    whole = COMPILED.replace("        return nn", asks).replace("Block().cuda()", "Block().cuda(), fullgraph=True")
+    answer = answered(tmp_path, "--gpu", "h100-80gb", program(tmp_path, whole))
+    assert answer["trace"]["compiled"]["graphs"] == 2 and not answer["trace"]["compiled"]["breaks"]
+
+
 @pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed")
 def test_a_compiled_program_without_triton(tmp_path):
     told = refused(tmp_path, program(tmp_path, COMPILED))
