@@ -63,7 +63,7 @@ def group(keys: Rows, families: "pd.Series | None" = None) -> "np.ndarray":
 
 
 def resembling(requests: "pd.Series", others: "pd.Series") -> "pd.Series":
-    """Whether each request nearly repeats one of others: they share :data:`RESEMBLES` of their character trigrams."""
+    """Whether each request is nearly the same as one of the others: :data:`RESEMBLES` of their trigrams are shared."""
     sets = [shingles(request_key(text)) for text in others.unique()]
     of_run: dict[str, set[int]] = {}
     for number, one in enumerate(sets):

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
     made.add_argument("--yes", action="store_true", help="do not ask before a program runs for the first time")
     safety = made.add_argument_group("what the program may use")
-    safety.add_argument("--network", action="store_true", help="the network (Linux: without it there is none)")
+    safety.add_argument("--network", action="store_true", help="let it use the network; on Linux it has none else")
     safety.add_argument("--in-place", action="store_true", help="this folder itself, instead of a copy of it")
     safety.add_argument("--write", action="append", default=[], metavar="FOLDER",
                         help="a folder elsewhere to write in (Linux: without it none but caches)")  # fmt: skip
@@ -88,10 +88,11 @@ def _vary(asked: ProgramRequest, options: argparse.Namespace) -> int:
     name, _, step = options.vary.partition(":")
     first, at = varied(asked, name)
     multiple = whole_number(step) if step else 64 if first >= 64 else 1
-    if not multiple or not asked.gpu:
+    if not multiple or not asked.gpu or options.all_gpus:
         raise UserError(
-            "A search takes a GPU, and steps of 1 or more.", where="--vary", found=options.vary,
-            allowed="NAME or NAME:STEP, with --gpu", write=f"will-it-fit run --vary {name}:64 --gpu 4090 ...",
+            "A search takes one GPU, and steps of 1 or more.", where="--vary", found=options.vary,
+            allowed="NAME or NAME:STEP, with --gpu and without --all-gpus",
+            write=f"will-it-fit run --vary {name}:64 --gpu 4090 ...",
         )  # fmt: skip
 
     def needs(value: int) -> tuple[int, bool]:
@@ -184,8 +185,8 @@ def _answer(text: str) -> tuple[str, float]:
         return line, float({"true": "1", "false": "0"}.get(value.lower(), value))
     except ValueError:
         raise UserError(
-            "This is no answer of a line.", where="--answer", found=text, allowed="a file, its line and a number",
-            write="--answer train.py:57=0.5",
+            "This does not say what a line reads.", where="--answer", found=text,
+            allowed="a file, its line and a number", write="--answer train.py:57=0.5",
         ) from None  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def said_by_reader(tool: str, method: str, rows: int, objective: str) -> dict[st
     else:
         file = {"model_name_or_path": "-", "use_peft": method != "full", "load_in_4bit": quantized}
         file |= {"per_device_train_batch_size": rows}
-        if tool == "peft":  # its scripts name these; `prepare_model_for_kbit_training` is no key of a file
+        if tool == "peft":  # PEFT's scripts set these two; a file has no key for `prepare_model_for_kbit_training`
             file |= {"dtype": "auto", "bf16": True, "gradient_checkpointing": quantized}
         trainer = "transformers" if tool == "peft" else {"orpo": "dpo"}.get(objective, objective)
         fields = trl.read(file, Path(tool), trainer=trainer).fields

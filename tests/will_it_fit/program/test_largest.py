@@ -77,4 +77,5 @@ def test_a_length_that_a_program_refuses_is_too_large(tmp_path):
     done = asked(tmp_path, "--yes", "--vary", "length:100", "--gpu", "4090", "train.py", "--length", "200")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("FITS up to length 300") and "no more positions" in done.stdout
-    assert "takes a GPU" in refused(tmp_path, "--vary", "length", "train.py", "--length", "200")
+    for words in (), ("--gpu", "4090", "--all-gpus"):
+        assert "takes one GPU" in refused(tmp_path, *words, "--vary", "length", "train.py", "--length", "200")

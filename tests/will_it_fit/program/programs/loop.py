@@ -1,4 +1,4 @@
-"""A loop as people write it: autocast, a printed loss, the best one kept, evaluation after each update."""
+"""A usual training loop: autocast, a printed loss, the best one kept, evaluation after each update."""
 
 import torch
 from torch import nn
