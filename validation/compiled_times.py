@@ -49,7 +49,6 @@ def drawn() -> list[str]:
 
 def seconds_of_program(path: Path, attended_keys: float) -> dict[str, Any]:
     """Run a program to its end on eight simulated H100; the time of its last update, and what it consists of."""
-    from will_it_fit.engine.card import active_simulation
     from will_it_fit.hours.step_time import kernel_time, simulate, speed_of
     from will_it_fit.program.child import simulated_machine, torchrun_variables
     from will_it_fit.program.request import ProgramRequest
@@ -57,8 +56,7 @@ def seconds_of_program(path: Path, attended_keys: float) -> dict[str, Any]:
     asked = ProgramRequest(str(path), gpus=GPUS, torchrun=True, gpu="h100-80gb", steps=TO_ITS_END)
     os.environ.update(torchrun_variables(GPUS))
     sys.argv = [str(path)]
-    with simulated_machine(asked) as running:
-        active_simulation().attended_keys = attended_keys
+    with simulated_machine(asked, attended_keys) as running:
         runpy.run_path(str(path), run_name="__main__")
         running.loop.end()
     update, speed = running.tracker.costs.between(*running.loop.launches[-2:]), speed_of("h100-80gb")

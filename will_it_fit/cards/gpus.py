@@ -276,6 +276,15 @@ def verdict(needed: Mapping[str, Any], gpu: Gpu | None) -> Verdict:
     return Verdict(usable >= least, usable - least)
 
 
+def verdicts_by_allocator(trace: Mapping[str, Any], gpu: Gpu | None) -> dict[str, dict[str, Any]]:
+    """By the allocator's setting ``required_bytes`` of a step, and the fields of its :class:`Verdict`."""
+    verdicts = {}
+    for name, size in trace.get("required_bytes_by_allocator", {}).items():
+        needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
+        verdicts[name] = {"required_bytes": size, **verdict(needed, gpu)._asdict()}
+    return verdicts
+
+
 def was_asked(trace: Mapping[str, Any], gpu: Gpu) -> bool:
     """Whether a trace's figures hold for a GPU's very size: it was replayed, or is beyond what chance decides."""
     usable = gpu.usable_bytes

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from will_it_fit.analytic.estimate import Estimated, rule_of_thumb
-from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict, verdicts_by_allocator
 from will_it_fit.common.text import gib
 from will_it_fit.hours.step_time import NO_SPEED
 from will_it_fit.scenario.scenario import Scenario
@@ -44,12 +44,9 @@ class Comparison:
     @property
     def allocators(self) -> dict[str, Any]:
         """What the step needs with expandable segments and without them, each with its verdict; what to type for it."""
-        write, trace = {"default": None, "expandable_segments": EXPANDABLE_LINE}, self.traced.trace
-        answers = {}
-        for name, size in trace.get("required_bytes_by_allocator", {}).items():
-            needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
-            answers[name] = {"required_bytes": size, "write": write[name], **verdict(needed, self.gpu)._asdict()}
-        return answers
+        write = {"default": None, "expandable_segments": EXPANDABLE_LINE}
+        verdicts = verdicts_by_allocator(self.traced.trace, self.gpu)
+        return {name: {"write": write[name], **values} for name, values in verdicts.items()}
 
     @property
     def warnings(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from will_it_fit.cards.gpus import Gpu, catalogue, find, verdict
+from will_it_fit.cards.gpus import catalogue, find, verdict, verdicts_by_allocator
 from will_it_fit.common.errors import UserError
 from will_it_fit.program.request import ProgramRequest
 
@@ -35,6 +35,7 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
     trace = dict(found["trace"])
     phases = trace["phases"]
     judged = verdict(trace, gpu)
+    own = "expandable_segments" if found["expandable_segments"] else "default"
     told = ("updates", "outcome", "peak_line", "library_line", "reads", "written", "made_up")
     program = {name: found[name] for name in told}
     return {
@@ -45,20 +46,12 @@ def answer(asked: ProgramRequest, found: Mapping[str, Any]) -> dict[str, Any]:
         "headroom_bytes": judged.headroom_bytes,
         "gpu": gpu.to_mapping() if gpu else None,
         "gpus": asked.gpus,
-        "allocators": _allocators(trace, gpu, found["expandable_segments"]),
+        "allocators": {"own": own, **verdicts_by_allocator(trace, gpu)},
         "time": found["time"],
         "program": program | {"name": asked.program, "arguments": list(asked.arguments), "network": found["network"]},
         "host": found["host"],
         "warnings": _warnings(found),
     }
-
-
-def _allocators(trace: Mapping[str, Any], gpu: Gpu | None, expandable: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"own": "expandable_segments" if expandable else "default"}
-    for name, size in trace.get("required_bytes_by_allocator", {}).items():
-        needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
-        found[name] = {"required_bytes": size, **verdict(needed, gpu)._asdict()}
-    return found
 
 
 def on_all_gpus(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -44,8 +44,11 @@ class Running:
 
 
 @contextmanager
-def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
-    """A machine with the request's cards, of which this process has the first."""
+def simulated_machine(asked: ProgramRequest, attended_keys: float | None = None) -> Iterator[Running]:
+    """A machine with the request's cards, of which this process has the first.
+
+    ``attended_keys``: see :class:`~will_it_fit.engine.card.Simulation`.
+    """
     import torch
     import torch._dynamo  # makes tables of torch's functions: before one of them is exchanged
     from torch import nn
@@ -78,7 +81,7 @@ def simulated_machine(asked: ProgramRequest) -> Iterator[Running]:
     )  # fmt: skip
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(simulated(card, whole_program=True))
+        enter(simulated(card, whole_program=True, attended_keys=attended_keys))
         device = enter(fake_gpus(asked.gpus)) if asked.torchrun else None
         none = nn.Module()
         tracker, _ = make_tracker(none, options, on_gpu=True)
