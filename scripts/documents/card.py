@@ -94,7 +94,8 @@ def metadata(context: Mapping[str, Any]) -> str:
         for row in rows:
             if row["name"] in compared["tuned"]:
                 value = row["tuned"].get("share", row["tuned"].get("mean"))
-                add(kind, name, row["name"], row["label"], compared["n"], value)
+                asked = row["tuned"].get("n", compared["n"])  # some metrics are of a part, such as requests for harm
+                add(kind, name, row["name"], row["label"], asked, value)
     card = ModelCardData(
         model_name=run,
         license=description["license"],

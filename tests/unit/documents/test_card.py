@@ -188,6 +188,17 @@ def test_the_metadata_has_the_benchmarks_figure_beside_the_template_tests(write:
     assert len(alone) < len(found)
 
 
+def test_a_figure_in_the_metadata_says_of_how_many_requests_it_is(write: Callable[..., str]) -> None:
+    content = inputs.files()
+    found = yaml.safe_load(write("MODEL_CARD.md", content).split("---")[1])["model-index"][0]["results"]
+    own = next(result for result in found if "held-out" in result["dataset"]["name"])["metrics"]
+    names = {metric["type"]: metric["name"] for metric in own}
+    tuned = content["comparison"]["tuned"]
+    for metric in ("danger", "danger_harmful", "refused_harmful", "refused_harmless"):
+        assert names[metric].endswith(f", n = {tuned[metric]['n']}")
+    assert tuned["refused_harmful"]["n"] != content["comparison"]["n"]
+
+
 def test_another_models_memory_stands_in_its_profile_and_not_in_the_card(write: Callable[..., str]) -> None:
     content = inputs.files()
     card, page = write("MODEL_CARD.md", content), write("report.html", content)
