@@ -188,10 +188,13 @@ def draw_evaluation(files: Mapping[str, Any]) -> Any:
                 label=model if not number else None,
             )
             axes.text(high + 1.2, number + offset, f"{100 * score['share']:.1f} %", va="center", fontsize=9)
-    names = [row["label"] + (" (lower is better)" if row["higher_is_better"] is False else "") for row in rows]
+    all_requests = files["comparison"]["n"]
+    of_part = [f", of {row['base']['n']}" if row["base"]["n"] != all_requests else "" for row in rows]
+    better = [" (lower is better)" if row["higher_is_better"] is False else "" for row in rows]
+    names = [f"{row['label']}{part}{word}" for row, part, word in zip(rows, of_part, better, strict=True)]
     axes.set_yticks(range(len(rows)), names)
     axes.set(xlim=(0, 110), ylim=(len(rows) - 0.5, -0.5))
-    axes.set_xlabel(f"% of {files['comparison']['n']} held-out requests, with 95 % intervals")
+    axes.set_xlabel(f"% of {all_requests} requests, or as many as are named; 95 % intervals")
     axes.set_xticks(range(0, 101, 20))
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.tick_params(axis="y", length=0)

@@ -24,11 +24,14 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert all(figure.startswith(b"\x89PNG") and b"Software" not in figure for figure in figures[0].values())
 
 
-def test_figures_say_of_which_scores_less_is_better() -> None:
-    figure = draw.draw_evaluation(inputs.files())
+def test_figures_say_of_which_scores_less_is_better_and_of_how_many_requests_they_are() -> None:
+    content = inputs.files()
+    figure = draw.draw_evaluation(content)
     said = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    of = {name: score.get("n") for name, score in content["comparison"]["base"].items() if isinstance(score, dict)}
     assert [label for label in said if "lower is better" in label] == [
         "Flagged as dangerous by the screen (lower is better)",
-        "Flagged as dangerous, asked for harm (lower is better)",
-        "Refused, though harmless (lower is better)",
+        f"Flagged as dangerous, asked for harm, of {of['danger_harmful']} (lower is better)",
+        f"Refused, though harmless, of {of['refused_harmless']} (lower is better)",
     ]
+    assert f"% of {of['exact']} requests" in figure.axes[0].get_xlabel()
