@@ -43,6 +43,7 @@ RELIED_ON = {
     ),
     "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _softmax",
     # What follows the compiler (inductor.py, frames.py), seen in torch 2.13:
+    "torch.cuda": "_exchange_device _maybe_exchange_device",
     "torch._dynamo.convert_frame": "CatchErrorsWrapper add_skip_reason format_error_msg",
     "torch._dynamo.device_interface": "CudaInterface get_interface_for_device",
     "torch._dynamo.trace_rules": "SkipResult add check_file clear_lru_cache lookup",

@@ -118,7 +118,8 @@ def followed(tracker: Tracker, target: str) -> Iterator[None]:
 
 def _seen_as(target: str, record: Compiled) -> list[tuple[Any, str, Any]]:
     """Fake tensors of tensors on ``meta`` lie on the target; all the rest of the compiler follows from that."""
-    device, folder = torch.device("cuda:0" if target == "cuda" else "cpu"), joint_graph.UniformValueConstantFolder
+    simulation, folder = active_simulation(), joint_graph.UniformValueConstantFolder
+    device = simulation.device if target == "cuda" else torch.device("cpu")
     describe, run = MetaTensorDescriber.describe_tensor, folder.run
     compile_graph, compile_inner = compile_fx.compile_fx, compile_fx.compile_fx_inner
 
@@ -322,7 +323,7 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
     places += [
         (interface, "get_raw_stream", staticmethod(lambda index: 0)),
         (interface.Worker, "get_device_properties", staticmethod(lambda device=None: properties)),
-        (interface.Worker, "current_device", staticmethod(lambda: 0)),
+        (interface.Worker, "current_device", staticmethod(lambda: simulation.index)),
         (fake_tensor.FakeTensorMode, "avoid_device_init", True),
         (fake_tensor.FakeTensorMode, "dispatch", _moved(fake_tensor.FakeTensorMode.dispatch)),
         (fake_tensor, "init_gpu_context", lambda device: None),
@@ -339,7 +340,7 @@ def _for_inductor(simulation: Any) -> Iterator[None]:
         for function in caches:
             function.cache_clear()
         with accelerator(), _disable_current_modes(), as_it_was(), unheard():
-            for device in (torch.device("cuda", 0), None):  # patterns make constants, elsewhere than here on the GPU
+            for device in (simulation.device, None):  # patterns make constants, elsewhere than here on the GPU
                 joint_graph.lazy_init(device)
         yield
     for function in caches:

@@ -93,10 +93,9 @@ def _accelerator(card: Card, memory: Mapping[str, Callable[..., Any]], gpus: int
     """``torch.accelerator``, which says the same of whatever card there is."""
     answers = dict(memory) | {
         "is_available": lambda *_: True,
+        **dict.fromkeys(("current_device_index", "current_device_idx"), torch.cuda.current_device),
         "device_count": lambda *_: gpus,
         "current_accelerator": lambda *_, **__: torch.device("cuda"),
-        "current_device_index": lambda *_: 0,
-        "current_device_idx": lambda *_: 0,
         "set_device_index": lambda *_: None,
         "set_device_idx": lambda *_: None,
         "synchronize": lambda *_: torch.cuda.synchronize(),
