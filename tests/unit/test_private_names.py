@@ -43,7 +43,6 @@ RELIED_ON = {
     ),
     "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _softmax",
     # What follows the compiler (inductor.py, frames.py), seen in torch 2.13:
-    "torch.cuda": "_exchange_device _maybe_exchange_device",
     "torch._dynamo.convert_frame": "CatchErrorsWrapper add_skip_reason format_error_msg",
     "torch._dynamo.device_interface": "CudaInterface get_interface_for_device",
     "torch._dynamo.trace_rules": "SkipResult add check_file clear_lru_cache lookup",
@@ -80,7 +79,7 @@ RELIED_ON = {
     "torch.autograd": "_engine_run_backward",
     "torch.autograd.graph.Node": "_sequence_nr",
     "torch._C._distributed_c10d": "FakeWork",
-    "torch.cuda": "_compile_kernel",
+    "torch.cuda": "_compile_kernel _exchange_device _maybe_exchange_device",
     "torch.amp.GradScaler": "_maybe_opt_step",
     "torch.utils.data.DataLoader": "_get_iterator",
     "torch.utils.data.dataloader": "_SingleProcessDataLoaderIter",

@@ -57,6 +57,24 @@ def test_what_a_compiled_function_asks_the_card_is_a_constant(tmp_path):
     assert answer["trace"]["compiled"]["graphs"] == 2 and not answer["trace"]["compiled"]["breaks"]
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_process_that_is_not_the_first_compiles_for_its_own_card(tmp_path):
+    own = """import os, torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+torch.cuda.set_device(device)
+dist.init_process_group("nccl", device_id=device)
+"""
+    text = own + COMPILED.replace("inputs))))", "inputs + torch.ones(256, device=inputs.device)))))")
+    text = text.replace("torch.compile(Block().cuda())", "torch.compile(DistributedDataParallel(Block().to(device)))")
+    name = program(tmp_path, text.replace('device="cuda"', "device=device"))
+    answers = [answered(tmp_path, "--gpus", "2", "--ranks", rank, name) for rank in ("0", "1")]
+    assert [answer["rank"] for answer in answers] == [0, 1]
+    assert all(not answer["trace"]["compiled"]["breaks"] for answer in answers)
+    assert answers[0]["trace"]["phases"] == answers[1]["trace"]["phases"]
+
+
 @pytest.mark.skipif(find_spec("triton") is not None, reason="Triton is installed")
 def test_a_compiled_program_without_triton(tmp_path):
     told = refused(tmp_path, program(tmp_path, COMPILED))
