@@ -256,7 +256,7 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
     """What a wrapper calls: it allocates on ``meta``, where the tracker hears it."""
     load, guards = codecache.PyCodeCache.load_by_key_path.__func__, torch._C._dynamo.guards
     check = guards.assert_size_stride
-    named = re.compile(rf"device\(type='{target}'(, index=0)?\)")
+    named = re.compile(rf"device\(type='{target}'(, index=\d+)?\)")
 
     def empty(size: Any, stride: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty_strided(size, stride, dtype=dtype, device="meta")

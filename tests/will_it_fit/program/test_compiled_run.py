@@ -66,8 +66,8 @@ device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 torch.cuda.set_device(device)
 dist.init_process_group("nccl", device_id=device)
 """
-    text = own + COMPILED.replace("inputs))))", "inputs + torch.ones(256, device=inputs.device)))))")
-    text = text.replace("torch.compile(Block().cuda())", "torch.compile(DistributedDataParallel(Block().to(device)))")
+    text = own + COMPILED.replace("self.up(inputs)", "self.up(inputs + torch.ones(256, device=inputs.device))")
+    text = text.replace("torch.compile(Block().cuda())", "DistributedDataParallel(torch.compile(Block().to(device)))")
     name = program(tmp_path, text.replace('device="cuda"', "device=device"))
     answers = [answered(tmp_path, "--gpus", "2", "--ranks", rank, name) for rank in ("0", "1")]
     assert [answer["rank"] for answer in answers] == [0, 1]
