@@ -8,7 +8,7 @@ from torch import distributed as dist
 
 from tests.will_it_fit.tracing.several_gpus import scenario
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine import fake_group
+from will_it_fit.engine import fake_device, fake_group
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import prepare, trace
@@ -89,7 +89,7 @@ def test_the_table_has_every_patch():
 def test_each_patch_is_there_and_is_needed(name, monkeypatch):
     parameters, step, otherwise = PATCHES[name]
     patches = fake_group._patches
-    for place, found, _ in patches(fake_group.FakeDevice(2)):
+    for place, found, _ in patches(fake_device.FakeDevice(2)):
         if found == name and parameters is not None:
             assert tuple(inspect.signature(getattr(place, name)).parameters) == parameters
     if inspect.isclass(otherwise):
@@ -108,7 +108,7 @@ def test_fsdp1s_weights_come_in_their_order_and_buffers_with_them(monkeypatch):
             return prepare(FSDP1).histories[0].events
 
     with_it, patches = arrived(), fake_group._patches
-    place = next(place for place, name, _ in patches(fake_group.FakeDevice(2)) if name == "_move_module_to_device")
+    place = next(place for place, name, _ in patches(fake_device.FakeDevice(2)) if name == "_move_module_to_device")
     assert tuple(inspect.signature(place._move_module_to_device).parameters) == PATCHES["_move_module_to_device"][0]
     monkeypatch.setattr(
         fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != "_move_module_to_device"]
@@ -130,7 +130,7 @@ def test_without_a_device_module_nothing_can_be_divided(monkeypatch):
 
 def test_everything_is_undone(monkeypatch):
     def state():
-        patched = fake_group._patches(fake_group.FakeDevice(2))
+        patched = fake_group._patches(fake_device.FakeDevice(2))
         tables = (dist.Backend.backend_list, dist.Backend.default_device_backend_map, dist.Backend._plugins)
         return (
             [(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patched],
@@ -141,10 +141,10 @@ def test_everything_is_undone(monkeypatch):
 
     before = state()
     with pytest.raises(ZeroDivisionError), fake_group.fake_group(3):
-        assert dist.get_world_size() == 3 and fake_group.active().device_count() == 3
+        assert dist.get_world_size() == 3 and fake_device.active().device_count() == 3
         raise ZeroDivisionError
     assert state() == before
-    assert fake_group.active() is None
+    assert fake_device.active() is None
 
 
 def test_one_group_at_a_time():
