@@ -180,6 +180,13 @@ class FakeDevice(types.ModuleType):
     def is_initialized(self) -> bool:
         return True
 
+    def get_rng_state(self, *_: Any) -> torch.Tensor:
+        """A generator's state, as ``torch.random.fork_rng`` keeps it."""
+        return torch.empty(16, dtype=torch.uint8, device="cpu")
+
+    def set_rng_state(self, *_: Any) -> None:
+        """Nothing is drawn."""
+
     def set_device(self, *_: Any) -> None:
         """There is one."""
 

@@ -8,16 +8,20 @@ functions are exchanged while it lasts, each for a reason that :data:`PATCHES` g
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from .components import COLLECTIVES
 from .costs import COLLECTIVE, Operator, launch
 from .errors import TraceError
 from .fake_device import FakeDevice
+from .fake_pipeline import pipeline_patches
 from .patching import patched
 
 BACKEND = "fakemeta"
@@ -40,6 +44,11 @@ PATCHES = {
     "DistributedDataParallel.__init__": "DDP waits for the result of its exchange, and a fake one has none",
     "DistributedDataParallel._pre_forward": "DDP makes its buckets anew in the second step; they get their name",
     "_verify_param_shape_across_processes": "DDP compares shapes across processes by their values",
+    "ProcessGroup.send": "a send's work holds what it sends as long as the work lives; a fake one holds nothing",
+    "ProcessGroup.recv": "the same of what is received",
+    "torch.accelerator.set_device_index": "transformers binds a process to its GPU, and this machine has none",
+    "is_rng_supported_mesh": "DTensor compares the random state of ranks by its values, which nobody has",
+    "_from_local_last_dim_shard": "transformers makes a whole tensor on `meta`, which is the GPU here, to read strides",
 }
 
 
@@ -52,7 +61,6 @@ def fake_group(gpus: int, rank: int = 0) -> Iterator[FakeDevice]:
     TraceError
         If the process belongs to a group already.
     """
-    import torch.distributed as dist
 
     with fake_gpus(gpus) as device:
         start_group(gpus, rank)
@@ -71,7 +79,6 @@ def fake_gpus(gpus: int) -> Iterator[FakeDevice]:
     TraceError
         If the process belongs to a group already.
     """
-    import torch.distributed as dist
 
     if dist.is_initialized():
         raise TraceError(
@@ -80,16 +87,29 @@ def fake_gpus(gpus: int) -> Iterator[FakeDevice]:
         )
     device = FakeDevice(gpus)
     torch.meta = device
+    _forget_meshes()
     try:
-        with _backend(), patched(_patches(device)):
+        with _backend(), patched([*_patches(device), *pipeline_patches()]):
             yield device
     finally:
         del torch.meta
+        _forget_meshes()
+
+
+def _forget_meshes() -> None:
+    """Clear what DTensor keeps by mesh: one of an earlier group is equal to one of this, with other ranks and names."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return
+    from torch.distributed.tensor import DTensor, _collective_utils, _redistribute, debug
+
+    debug._clear_sharding_prop_cache()
+    DTensor._op_dispatcher.sharding_propagator._propagate_tensor_meta_cached.cache_clear()
+    _redistribute._gen_transform_infos.cache_clear()
+    _collective_utils.MeshTopoInfo.build_from_mesh.cache_clear()
 
 
 def start_group(gpus: int, rank: int = 0) -> None:
     """Start PyTorch's group of processes, whose collectives do nothing."""
-    import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group(BACKEND, store=FakeStore(), rank=rank, world_size=gpus)
@@ -117,7 +137,13 @@ def _backend() -> Iterator[None]:
 
 def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     """What is replaced, as :func:`will_it_fit.engine.patching.patched` takes it; why: :data:`PATCHES`."""
-    return [*_tensor_patches(device), *_fsdp1_patches(device), *_fsdp2_patches(device), *_ddp_patches(device)]
+    return [
+        *_tensor_patches(device),
+        *_fsdp1_patches(device),
+        *_fsdp2_patches(device),
+        *_ddp_patches(device),
+        *_mesh_patches(),
+    ]
 
 
 def _tensor_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
@@ -223,6 +249,55 @@ def _ddp_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
         (ddp, "_pre_forward", _for_collectives(device, ddp._pre_forward)),
         (parallel, "_verify_param_shape_across_processes", lambda *_, **__: None),
     ]
+
+
+class _Held(dist.Work):
+    """The work of a send or receipt: NCCL's and gloo's hold its tensors as long as it lives."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    def wait(self, timeout: Any = None) -> bool:
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def _mesh_patches() -> list[tuple[Any, str, Any]]:
+    """For what runs on meshes of several dimensions."""
+    from torch.distributed.tensor import _dispatch, _random
+
+    def held(function: Callable) -> Callable:
+        def call(group: Any, tensors: list[torch.Tensor], *arguments: Any) -> _Held:
+            function(group, tensors, *arguments)
+            return _Held(tensors)
+
+        return call
+
+    patches: list[tuple[Any, str, Any]] = [
+        (dist.ProcessGroup, name, held(getattr(dist.ProcessGroup, name))) for name in ("send", "recv")
+    ]
+    patches.append((torch.accelerator, "set_device_index", lambda index: None))
+    patches += [
+        (module, "is_rng_supported_mesh", lambda mesh: False)
+        for module in (_random, _dispatch)
+        if hasattr(module, "is_rng_supported_mesh")
+    ]
+    plans = sys.modules.get("transformers.distributed.tensor_parallel")
+    if plans is not None:
+        patches.append((plans.TensorParallelLayer, "_from_local_last_dim_shard", staticmethod(_shard_of_last)))
+    return patches
+
+
+def _shard_of_last(local: torch.Tensor, mesh: Any, size: int) -> Any:
+    """As transformers' ``_from_local_last_dim_shard``: a DTensor of ``size`` in its last dimension, from this part."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    shape = torch.Size((*local.shape[:-1], size))
+    strides = [prod(shape[place + 1 :]) for place in range(len(shape))]
+    return DTensor.from_local(local, mesh, [Shard(-1)], run_check=False, shape=shape, stride=tuple(strides))
 
 
 def _for_collectives(device: FakeDevice, function: Callable) -> Callable:

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+import transformers.distributed.tensor_parallel  # noqa: F401  whose plans are patched where they are imported
 from torch import distributed as dist
 
 from tests.will_it_fit.tracing.several_gpus import scenario
@@ -75,6 +76,12 @@ PATCHES = {
     ),
     # Without it DDP compares memory that the simulated group left unwritten: chance decides whether that fails.
     "_verify_param_shape_across_processes": (None, DDP, None),
+    # Of meshes of several dimensions: see test_pairs.py and tests/will_it_fit/tracing/test_meshes.py.
+    "send": (None, None, None),
+    "recv": (None, None, None),
+    "set_device_index": (("device",), None, None),
+    "is_rng_supported_mesh": (("device_mesh",), None, None),
+    "_from_local_last_dim_shard": (("local", "mesh", "size"), None, None),
 }
 
 
@@ -100,6 +107,12 @@ def test_each_patch_is_there_and_is_needed(name, monkeypatch):
     with_it = trace(step, timeline=False)
     monkeypatch.setattr(fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != name])
     assert otherwise(with_it, trace(step, timeline=False))
+
+
+def test_functions_of_meshes_take_what_they_took():
+    for place, name, _ in fake_group._patches(fake_device.FakeDevice(2)):
+        if PATCHES[name][0] is not None and PATCHES[name][1] is None:
+            assert tuple(inspect.signature(getattr(place, name)).parameters) == PATCHES[name][0], name
 
 
 def test_fsdp1s_weights_come_in_their_order_and_buffers_with_them(monkeypatch):
