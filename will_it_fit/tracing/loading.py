@@ -413,6 +413,20 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
+def host_copy_bytes(model: nn.Module, scenario: Scenario) -> int:
+    """Bytes of weights that lie on the host beside those on the device while a model loads.
+
+    A model that is not quantized is built on the host and moved (``model.to``), as scripts without ``device_map`` do:
+    all its weights are there twice. Quantizing takes the weights one by one, and holds the largest on the host.
+    A loader that opens its files shard by shard holds less than the first; one that reads whole shards holds more than
+    the second.
+    """
+    base = _base_tensors(model)
+    if scenario.method == "qlora":
+        return max(sum(_checkpoint_bytes(name, tensor, scenario)) for name, tensor in base.items())
+    return sum(_loaded_bytes(tensor, scenario) for tensor in base.values())
+
+
 def built_on_host_bytes(scenario: Scenario, stored: torch.dtype) -> int:
     """Bytes of host memory of its own that a process takes for a whole model that it builds on the CPU.
 
