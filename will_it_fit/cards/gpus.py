@@ -214,6 +214,12 @@ def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu |
     return None if gpu is None else find(gpu, where)
 
 
+def is_unified(gpu: str | Mapping[str, Any] | None) -> bool:
+    """Whether the GPU that a scenario names shares its memory with the system."""
+    card = named(gpu)
+    return card is not None and card.pool_bytes > 0
+
+
 def from_device(
     title: str,
     total_bytes: int,
@@ -358,7 +364,7 @@ def what_limits(needed: Mapping[str, Any], gpu: Gpu) -> list[str]:
         copy = needed["host_copy_bytes"]
         text = f"loading takes {loading / GIB:.2f} GiB of {room / GIB:.2f}, {copy / GIB:.2f} of it copies on the host"
         if loading > room:
-            text += ": it fails before the first step. Load straight onto the GPU (device_map), shard by shard"
+            text += ": it fails before the first step"
         texts.append(text)
     return texts
 

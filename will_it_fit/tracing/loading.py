@@ -416,13 +416,12 @@ def _version(text: str) -> tuple[int, ...]:
 def host_copy_bytes(model: nn.Module, scenario: Scenario) -> int:
     """Bytes of weights that lie on the host beside those on the device while a model loads.
 
-    A model that is not quantized is built on the host and moved (``model.to``), as scripts without ``device_map`` do:
-    all its weights are there twice. Quantizing takes the weights one by one, and holds the largest on the host.
-    A loader that opens its files shard by shard holds less than the first; one that reads whole shards holds more than
-    the second.
+    A model that is built on the host and moved (``model.to``) has all its weights there twice. Loading onto the device,
+    with ``device_map`` or quantizing, takes the weights one by one, and holds the largest on the host; a loader that
+    reads whole files holds more.
     """
     base = _base_tensors(model)
-    if scenario.method == "qlora":
+    if scenario.method == "qlora" or scenario.loads == "device":
         return max(sum(_checkpoint_bytes(name, tensor, scenario)) for name, tensor in base.items())
     return sum(_loaded_bytes(tensor, scenario) for tensor in base.values())
 
