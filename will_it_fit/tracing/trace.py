@@ -20,12 +20,13 @@ from torch import nn
 
 from will_it_fit.cards.gpus import usable_sizes
 from will_it_fit.common.errors import UserError
+from will_it_fit.engine.attention import flash_attention_package
 from will_it_fit.engine.components import ADAPTERS, HOST
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed, name_states
-from will_it_fit.engine.fake_group import active, fake_group
+from will_it_fit.engine.fake_device import active
+from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.interpolate import Asked, Recording
-from will_it_fit.engine.kernels import flash_attention_package
 from will_it_fit.engine.model_tensors import Label, component_of, quantization_state
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
