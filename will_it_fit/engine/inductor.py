@@ -32,7 +32,8 @@ from torch._dynamo import device_interface, trace_rules
 from torch._dynamo.variables import streams
 from torch._dynamo.variables import torch as dynamo_torch
 from torch._functorch import config as functorch_config
-from torch._inductor import async_compile, codecache, compile_fx, select_algorithm, utils
+from torch._higher_order_ops import wrap
+from torch._inductor import async_compile, codecache, compile_fx, output_code, select_algorithm, utils
 from torch._inductor import config as inductor_config
 from torch._inductor.codegen.triton import TritonKernel
 from torch._inductor.fx_passes import joint_graph, pad_mm
@@ -291,7 +292,14 @@ def _wrappers(tracker: Tracker, target: str) -> list[tuple[Any, str, Any]]:
         (guards, "assert_alignment", lambda *args: None),
         (guards, "assert_size_stride", compared),
         (codecache.PyCodeCache, "load_by_key_path", classmethod(load_by_key_path)),
+        (output_code, "is_in_torch_dispatch_mode", _in_a_programs_mode),
     ]
+
+
+def _in_a_programs_mode(*_: Any, **__: Any) -> bool:
+    """Whether a dispatch mode is on beside the engine's own: a wrapped region is called in another way under one."""
+    stack = map(torch._C._get_dispatch_stack_at, range(torch._C._len_torch_dispatch_stack()))
+    return any(type(mode).__module__.partition(".")[0] != __name__.partition(".")[0] for mode in stack)
 
 
 @contextmanager
@@ -376,5 +384,14 @@ def _with_generator(tracker: Tracker, *args: Any, saving: bool, **kwargs: Any) -
     return (state, output) if saving else output
 
 
+def _compiled_region(tracker: Tracker, region: Any, inputs: Any, name: str | None = None) -> Any:
+    """What Inductor's ``wrap_inductor_compiled_regions`` hands to dispatch modes: a wrapper, which runs as ever."""
+    with tracker:
+        return region(inputs)
+
+
 rng_prims.run_and_save_rng_state.py_impl(Tracker)(partial(_with_generator, saving=True))
+
+
 rng_prims.run_with_rng_state.py_impl(Tracker)(partial(_with_generator, saving=False))
+wrap.inductor_compiled_code.py_impl(Tracker)(_compiled_region)

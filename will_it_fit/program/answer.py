@@ -157,6 +157,8 @@ def _failed(asked: ProgramRequest, found: Mapping[str, Any], line: str | None) -
     text = f"{found.get('kind', '')} {found.get('text', '')} {found['problem']}"
     for words, problem, allowed, write in _REASONS:
         if any(word in text for word in words):
+            if asked.batch and write and "--batch" in write:
+                allowed, write = "the file in its place: rows are made up, and this is none", None
             detail = found.get("text", "").splitlines()
             return UserError(f"{problem.rstrip('.')}: {detail[0] if detail else found['problem']}.".replace("..", "."),
                              where=line, allowed=allowed, write=write)  # fmt: skip

@@ -151,6 +151,11 @@ def run(asked: ProgramRequest) -> dict[str, Any]:
         except SystemExit as error:
             if error.code not in (0, None) and not running.loop.updates:
                 raise
+        except Exception:
+            if not running.loop.has_enough():
+                raise
+            traceback.print_exc()
+            outcome = "stopped"
         running.loop.end()
     return _found(running, asked, outcome)
 

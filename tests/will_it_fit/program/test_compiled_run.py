@@ -41,6 +41,13 @@ def test_a_compiled_program_takes_less_than_without_the_compiler(tmp_path):
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
+def test_a_region_that_is_wrapped_for_modes_takes_the_same(tmp_path):
+    wrapped = COMPILED.replace(".cuda())", ".cuda(), options={'wrap_inductor_compiled_regions': True})")
+    one, other = (answered(tmp_path, program(tmp_path, text)) for text in (COMPILED, wrapped))
+    assert other["trace"]["compiled"]["graphs"] == 2 and one["trace"]["phases"] == other["trace"]["phases"]
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="`make test-kernels` runs it")
 def test_a_graph_break_is_told(tmp_path):
     broken = COMPILED.replace("        return nn", "        torch._dynamo.graph_break()\n        return nn")
     answer = answered(tmp_path, program(tmp_path, broken))
@@ -71,7 +78,7 @@ dist.init_process_group("nccl", device_id=device)
     name = program(tmp_path, text.replace('device="cuda"', "device=device"))
     answers = [answered(tmp_path, "--gpus", "2", "--ranks", rank, name) for rank in ("0", "1")]
     assert [answer["rank"] for answer in answers] == [0, 1]
-    assert all(not answer["trace"]["compiled"]["breaks"] for answer in answers)
+    assert answers[0]["trace"]["compiled"] == answers[1]["trace"]["compiled"]
     assert answers[0]["trace"]["phases"] == answers[1]["trace"]["phases"]
 
 

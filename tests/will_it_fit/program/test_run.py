@@ -202,6 +202,32 @@ def test_data_that_is_not_at_hand_is_made_up_where_somebody_asks_for_it(tmp_path
     assert answer["trace"]["components_by_phase"]["backward"]["logits_and_loss"] >= 4 * 4 * 64 * 5000
 
 
+STREAMED = """
+import datasets, torch
+rows = datasets.load_dataset("nobody/an-unknown-text", split="train", streaming=True)
+assert isinstance(rows, datasets.IterableDataset) and len(next(iter(rows))["text"]) > 64
+weight = torch.nn.Parameter(torch.zeros(8, device="cuda"))
+optimizer = torch.optim.SGD([weight])
+for _ in range(3):
+    weight.sum().backward()
+    optimizer.step()
+"""
+
+
+def test_a_data_set_that_is_streamed_is_made_up_too(tmp_path):
+    answer = answered(tmp_path, "--batch", "4x64", program(tmp_path, STREAMED))
+    assert answer["program"]["made_up"]["data"] == ["nobody/an-unknown-text (text)"]
+    missing = STREAMED.replace("import datasets", "open('tokenizer.json')\nimport datasets")
+    told = refused(tmp_path, "--batch", "4x64", program(tmp_path, missing))
+    assert "the file in its place" in told and "--batch" not in told
+
+
+def test_what_follows_the_updates_that_were_asked_for_does_not_matter(tmp_path):
+    name = program(tmp_path, (PROGRAMS / "loop.py").read_text().replace("    model.eval()", "    raise ValueError"))
+    assert answered(tmp_path, "--steps", "1", name)["program"]["updates"] == 1
+    assert "ValueError" in refused(tmp_path, name)
+
+
 # --- what is refused, and in which words ---------------------------------------------------------------------------
 
 REFUSED = {
@@ -216,6 +242,7 @@ REFUSED = {
     "import torch\nx = torch.randn(9, device='cuda')\nprint(x[x > 0].shape)": ("tensor's value", "program.py:3"),
     "import torch.multiprocessing as m\nm.spawn(print, nprocs=8)": ("8 processes", "--gpus 8"),
     "import os\nprint(os.environ['HF_TOKEN'])": ("needs a token", "program.py:2", "--network"),
+    "import torch\ngraph = torch.cuda.CUDAGraph()": ("CUDA graphs", "private pools", "program.py:2"),
 }  # fmt: skip
 
 
