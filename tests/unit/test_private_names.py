@@ -54,6 +54,8 @@ RELIED_ON = {
     "torch._inductor.async_compile": "AsyncCompile",
     "torch._inductor.codecache.PyCodeCache": "load_by_key_path",
     "torch._inductor.codegen.triton.TritonKernel": "estimate_kernel_num_bytes inductor_meta_per_kernel",
+    "torch._higher_order_ops.wrap": "inductor_compiled_code",
+    "torch._inductor.output_code": "is_in_torch_dispatch_mode",
     "torch._inductor.compile_fx": "compile_fx compile_fx_inner",
     "torch._inductor.fx_passes.joint_graph": "UniformValueConstantFolder lazy_init",
     "torch._inductor.fx_passes.pad_mm": "get_cached_should_pad",
