@@ -37,7 +37,7 @@ def corrected(line: str) -> str:
         ("-s 2.5k -b 1k", "-s 2560 -b 1024"),
         ("--gpu 4090 --quantization int8 -b 2", "--gpu 4090 --set quantization.type=int8 -b 2"),
         ("--gpu 4090 --load-in-4bit -b 2", "--gpu 4090 --method qlora -b 2"),
-        ("--gpu 'MacBook Pro M3 Max 64GB' -s 2048", "-s 2048"),
+        ("--gpu 'MacBook Pro M3 Max' -s 2048", "--gpu apple-32gb -s 2048"),
         ("--gpu colab -s 2048", "--gpu t4 -s 2048"),
         ("-s 64 --gpus 2 --gpu 3090", "-s 64 --gpu 2x3090"),
         ("--gup 4090 -s 64", "--gpu 4090 -s 64"),
