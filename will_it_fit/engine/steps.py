@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from .components import COLLECTIVES, GRADIENTS, OPTIMIZER_STATES
 from .errors import CompiledError, TraceError, step_error
-from .fake_group import FakeDevice, active
+from .fake_device import FakeDevice, active
 from .known_values import carried
 from .patching import patched
 from .tracker import Tracker

@@ -43,7 +43,7 @@ from .costs import CostRecorder, recording
 from .cuda_rules import PLATFORMS, older_than_the_rules
 from .custom import on_card
 from .errors import TraceError
-from .fake_group import active
+from .fake_device import active
 from .kernels import CudaKernels, cpu_outputs, device_outputs, dispatch
 from .known_values import Values
 from .model_tensors import Label, component_of, parts, quantization_state, vocabulary, weights_with
@@ -256,6 +256,7 @@ def make_tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Trac
         device=active(),
     )
     tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
+    tracker.values.counts_evenly = active() is not None  # experts on several GPUs
     if active_simulation() is not None:
         tracker.on_card, tracker.values.carrying = on_card, True  # packages ask whether a gradient is 1
     tracker.phase_of = options.phase_of
