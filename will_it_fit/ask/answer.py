@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from will_it_fit.analytic.certainty import Needs
+from will_it_fit.analytic.certainty import Needs, peak_bound
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
 from will_it_fit.common.errors import UserError
+from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
@@ -114,6 +115,8 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     """
     estimated = estimate(asked.scenario, asked.where, blocks=False)
     gpu, analytic, fits, headroom = asked.gpu, estimated.analytic, None, None
+    if analytic:
+        analytic = {**analytic, "bound": peak_bound(asked.scenario.method, analytic["parameters"]["total"])._asdict()}
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
@@ -134,6 +137,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "trace": None,
         "measurement": None,
         "differences": {},
+        "evidence": evidence(asked.scenario, gpu).to_mapping(("estimate", "allocated", "reserved")),
         "fits": fits,
         "headroom_bytes": headroom,
         "gpu": gpu.to_mapping() if gpu else None,

@@ -28,6 +28,7 @@ from will_it_fit.scenario.description import (
     say_quantization,
     switch,
 )
+from will_it_fit.scenario.generation import Generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.nested_fields import (
@@ -76,7 +77,7 @@ class Fields:
     objective: str = described(
         "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
         " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
-        " (`micro_batch` counts pairs), `kto` single rows, `grpo` generated ones (without their generation).",
+        " (`micro_batch` counts pairs), `kto` single rows, `grpo` rows that `generation` generates.",
         words=tuple(OBJECTIVES),
         default=SUPERVISED,
         example="dpo",
@@ -84,6 +85,9 @@ class Fields:
     )
     preference: Preference = described(
         "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference
+    )
+    generation: Generation = described(
+        "How the answers of `objective: grpo` are generated.", example={"engine": "transformers"}, parts=Generation
     )
     precision: str = described(
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",

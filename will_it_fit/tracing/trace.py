@@ -44,7 +44,7 @@ from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.imports import import_libraries
-from will_it_fit.tracing.layers import SHALLOW, Composed, size_apart
+from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
 from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
 from will_it_fit.tracing.simulated_card import add_kernels, card_in_place, compile_parts, refuse_own_kernels, ways
 from will_it_fit.tracing.step_errors import speaking_of
@@ -333,7 +333,11 @@ def _followed(
         return _followed_trainer(scenario, target, **settings)
     import_libraries(scenario)  # before a card is simulated: they would believe in it
     of_shallow = settings | {"report": _as_record}
-    stepped = lambda shallow: _stepped(shallow, target, prepared, templates=templates, **of_shallow)  # noqa: E731
+
+    def stepped(shallow: Scenario, enough: Callable[[Record], bool] | None) -> Traced:
+        known = {"enough": enough, "outputs": composed.outputs}
+        return _stepped(shallow, target, prepared, templates=templates, **known, **of_shallow)
+
     composed_step = None if settings.get("origins") else composed.record(scenario, stepped)
     if composed_step is None:
         return _stepped(scenario, target, prepared, templates=templates, **settings)
