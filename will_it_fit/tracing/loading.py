@@ -193,10 +193,6 @@ class _Device:
         if key not in self.ids:
             self.ids[key] = self.allocate(count)
 
-    def leave(self, tensor: torch.Tensor) -> None:
-        """Take a tensor of the model back to the host."""
-        self.free(self.ids.pop(tensor.untyped_storage()._cdata))
-
     def replace(self, tensor: torch.Tensor, count: int) -> None:
         """Exchange a tensor's data for a cast copy: the new one exists before the old one goes."""
         key = tensor.untyped_storage()._cdata
@@ -227,6 +223,9 @@ def _load_on_device(
             arrived[position] = [device.allocate(count) for count in sizes[position]]
             continue
         parts = arrived.pop(position)
+        if id(tensor) in away:
+            _pack_and_leave(device, tensor, parts, weights_of(tensor) * weight_dtype(scenario).itemsize)
+            continue
         if len(parts) > 1 and packed_count(tensor):
             whole = device.allocate(weights_of(tensor) * weight_dtype(scenario).itemsize)
             for part in parts:
@@ -240,8 +239,6 @@ def _load_on_device(
             device.ids[tensor.untyped_storage()._cdata] = parts[0]
         else:
             _merge_experts(device, tensor, parts, _loaded_bytes(tensor, scenario))
-        if id(tensor) in away:
-            device.leave(tensor)
     for tensor in model.buffers():  # _move_missing_keys_from_meta_to_device: not in the checkpoint
         device.place(tensor, tensor.untyped_storage().nbytes())
 
@@ -346,6 +343,20 @@ def _merge_experts(device: _Device, tensor: torch.Tensor, parts: list[int], tota
         device.free(part)
 
 
+def _pack_and_leave(device: _Device, tensor: torch.Tensor, parts: list[int], whole: int) -> None:
+    """Bring experts together on the device, pack them if they are packed, and take them back to the host."""
+    packed = tensor.untyped_storage().nbytes()
+    steps = [whole] * (len(parts) > 1) + [packed] * (packed < whole)
+    held = parts
+    for size in steps:
+        made = device.allocate(size)
+        for identity in held:
+            device.free(identity)
+        held = [made]
+    for identity in held:
+        device.free(identity)
+
+
 def _add_adapters(device: _Device, model: nn.Module) -> None:
     """Move each adapter to the device in its base layer's dtype, then cast all of them to the adapters' dtype."""
     added = adapter_names(model)
@@ -406,7 +417,7 @@ def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
 
 def _checkpoint_bytes(name: str, tensor: torch.Tensor, scenario: Scenario) -> list[int]:
     """Bytes of the checkpoint's tensors that make one of the model's: one, or one for each expert and source."""
-    if packed_count(tensor) and quantization_state(tensor):  # packed once all of them are there
+    if packed_count(tensor) and tensor.dim() == 2:  # by bitsandbytes, once all of them are there
         parts = tensor.unpacked_shape[0] * (2 if "gate_up" in name else 1)
         return [weights_of(tensor) * weight_dtype(scenario).itemsize // parts] * parts
     if quantization_state(tensor):
