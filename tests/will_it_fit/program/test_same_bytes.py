@@ -74,7 +74,7 @@ def make(workers, use_cpu=False):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointing):
     made = TRAINER.replace("CHECKPOINTING", str(checkpointing))
-    answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"))
+    answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"), fresh=not checkpointing)
     code = "import json\nfrom will_it_fit.engine.trainer import trace_trainer\n"
     code += "from will_it_fit.engine.trace import Options\n" + made
     code += "def on_meta():\n    with torch.device('meta'):\n        return make(0, use_cpu=True)\n"
