@@ -281,6 +281,10 @@ STEP = (
         f"`parallel.reshard_after_forward: false` and `parallel.strategy: {{strategy}}` {_APART}: nothing is sharded,"
         " so nothing is gathered that could be given back.",
         "reshard_after_forward: true; or strategy fsdp1, fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
+    Contradiction(lambda s: s.reduce_in_fp32 and s.fsdp != 2, "parallel",
+        f"`parallel.reduce_in_fp32` and `parallel.strategy: {{strategy}}` {_APART}: FSDP2 alone is told the dtype"
+        " of its sums here.",
+        "reduce_in_fp32: false; or strategy fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
     Contradiction(lambda s: s.gpus > s.gpu_count, "gpu",
         "`parallel.gpus: {gpus}` is more than `gpu` has.",
         "a count of {gpus} or more, or fewer `parallel.gpus`", "gpu: {{{gpu_kind}, count: {gpus}}}"),
@@ -288,6 +292,13 @@ STEP = (
         "`parallel.gpus: {gpus}` is too many: FSDP shards weights by rows, and this model's have {rows}, so"
         " further GPUs would stay empty.",
         "2 to {rows}", "parallel: {{strategy: {strategy}, gpus: {rows}}}"),
+    Contradiction(lambda s: s.float8 != "none" and s.qat != "none", "qat",
+        f"`float8: {{float8}}` and `qat: {{qat}}` {_APART}: each exchanges the same layers.",
+        "none; or float8 none", "qat: none"),
+    *(Contradiction(lambda s, name=name: vars(s)[name] != "none" and (s.method != "full" or s.strategy != NONE
+        or s.compile != "none" or s.aim.trainer or s.images), name,
+        f"`{name}: {{{name}}}` is predicted for full fine-tuning on text, on one GPU and without the compiler.",
+        "none; or method full, strategy none, compile none", f"{name}: none") for name in ("float8", "qat")),
     Contradiction(lambda s: s.packed_experts == "bitsandbytes" and (s.method != "qlora" or s.int8), "experts",
         "`experts.quantized: bitsandbytes` packs experts in 4 bits, as `quantization` says; this base has other bits.",
         "none; or method qlora and quantization.type nf4, fp4", "experts: {{quantized: none}}"),
@@ -367,6 +378,9 @@ TRAINING = (
     Contradiction(lambda s: not s.trained, "parallel",
         "The memory of {strategy_title} can be predicted. FSDP2 and DDP can be trained.",
         "fsdp2, which shards the same; ddp", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
+    Contradiction(lambda s: s.reduce_in_fp32, "parallel",
+        "A step with `parallel.reduce_in_fp32` can be predicted, and is not trained yet.",
+        "reduce_in_fp32: false", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
     Contradiction(lambda s: s.offload != "none", "parallel",
         "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
         "offload: none", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),

@@ -261,6 +261,29 @@ class Fields:
         said="{}",
         closed_form=tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
     )
+    float8: str = described(
+        "Products of linear layers in 8 bits, by one of torchao's recipes. Weights stay in their dtype. Predicted where"
+        " `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "tensorwise", "rowwise", "rowwise_with_gw_hp"),
+        default="none",
+        example="rowwise",
+        said={
+            "none": "",
+            "tensorwise": "float8 by tensors",
+            "rowwise": "float8 by rows",
+            "rowwise_with_gw_hp": "float8 by rows, gradients of weights in 16 bits",
+        },
+        in_training=False,
+    )
+    qat: str = described(
+        "Weights and inputs rounded to 4 bits and back in each forward pass, as torchao's quantization-aware training"
+        " does. Predicted where `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "mxfp4", "nvfp4"),
+        default="none",
+        example="mxfp4",
+        said={"none": "", "mxfp4": "QAT in mxfp4", "nvfp4": "QAT in nvfp4"},
+        in_training=False,
+    )
     loss: str = described(
         "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."
         " `liger`: the fused loss of the package liger-kernel.",
