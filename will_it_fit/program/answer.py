@@ -159,7 +159,8 @@ def _failed(asked: ProgramRequest, found: Mapping[str, Any], line: str | None) -
         if any(word in text for word in words):
             if asked.batch and write and "--batch" in write:
                 allowed, write = "the file in its place: rows are made up, and this is none", None
-            detail = found.get("text", "").splitlines()
-            return UserError(f"{problem.rstrip('.')}: {detail[0] if detail else found['problem']}.".replace("..", "."),
-                             where=line, allowed=allowed, write=write)  # fmt: skip
+            told = next(filter(None, map(str.strip, found.get("text", "").splitlines())), found["problem"])
+            return UserError(
+                f"{problem.rstrip('.')}: {told}.".replace("..", "."), where=line, allowed=allowed, write=write
+            )
     return UserError(found["problem"], where=line, allowed=found.get("hint") or None)
