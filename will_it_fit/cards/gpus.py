@@ -248,7 +248,7 @@ def usable_sizes(capability: tuple[int, int] | None) -> list[int]:
 
 
 class Verdict(NamedTuple):
-    """Whether a step fits a GPU, and by how much; None and None where no GPU is named.
+    """Whether a step fits a GPU, and by how much; None and None where no GPU is named, or where nobody can say.
 
     ``headroom_bytes`` where it fits: by how much smaller the GPU might be so that every size between suffices. Where it
     does not, negative: what the least lacks from which on every size suffices.
@@ -265,22 +265,29 @@ def verdict(needed: Mapping[str, Any], gpu: Gpu | None) -> Verdict:
     ----------
     needed
         What a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals below
-        it that suffice as well (:mod:`will_it_fit.engine.capacities`).
+        it that suffice as well (:mod:`will_it_fit.engine.capacities`); ``bounds``, where these are a lower bound.
     """
     if gpu is None:
         return Verdict(None, None)
     usable, least = gpu.usable_bytes, needed["required_bytes"]
+    if usable >= least and is_lower_bound(needed):
+        return Verdict(None, None)
     for low, high in needed.get("also_fits_bytes", ()):
         if low <= usable < high:
             least = low
     return Verdict(usable >= least, usable - least)
 
 
+def is_lower_bound(needed: Mapping[str, Any]) -> bool:
+    """Whether a trace's figures are the least that a step can need, and nobody knows the most."""
+    return "bounds" in needed and needed["bounds"]["highest_bytes"] is None
+
+
 def verdicts_by_allocator(trace: Mapping[str, Any], gpu: Gpu | None) -> dict[str, dict[str, Any]]:
     """By the allocator's setting ``required_bytes`` of a step, and the fields of its :class:`Verdict`."""
     verdicts = {}
     for name, size in trace.get("required_bytes_by_allocator", {}).items():
-        needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
+        needed = {**trace, "required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
         verdicts[name] = {"required_bytes": size, **verdict(needed, gpu)._asdict()}
     return verdicts
 

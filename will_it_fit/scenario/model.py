@@ -60,6 +60,8 @@ OWN_HEAD_DIM = (
 MOST_LAYERS = 4096
 # Packages whose kernels transformers takes where it can import them: as pip and as Python name them.
 KERNEL_PACKAGES = {"causal-conv1d": "causal_conv1d", "fla": "fla", "mamba-ssm": "mamba_ssm"}
+PACKAGE, LOOP, LEAST = "package", "loop", "least"  # of such a kernel: the package's, transformers' own, no less than it
+PACKAGE_TITLES = {"fla": "flash-linear-attention"}  # where people know a package by another name
 # Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
 LIGER_MODELS = (
     "deepseek_v3",

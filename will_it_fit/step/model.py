@@ -177,7 +177,7 @@ def skeleton(scenario: Scenario, attention: str | None = None) -> nn.Module:
     The parameters and errors are those of :func:`build_model`.
     """
     attention = attention or attention_name(scenario, torch.device("meta"))
-    config, kind = configuration(scenario), model_class(scenario)
+    config, kind = configuration(scenario), auto_class(scenario)
     if scenario.aim.scores:
         config.num_labels, config.pad_token_id = 1, 0
     try:
@@ -259,18 +259,30 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
     return config
 
 
-def model_class(scenario: Scenario) -> type:
+def auto_class(scenario: Scenario) -> type:
     """transformers' class that makes the model: with images that of the whole model."""
     if scenario.images is not None:
         return transformers.AutoModelForImageTextToText
     if scenario.aim.scores:
         return transformers.AutoModelForSequenceClassification
-    return transformers.AutoModelForCausalLM
+    own = type(configuration(scenario)) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForCausalLM if own else transformers.AutoModelForImageTextToText
 
 
-def _known_models(scenario: Scenario) -> Any:
+def architecture(scenario: Scenario) -> type | None:
+    """The model's own class; None where transformers has none."""
     whole = scenario.images is not None
-    return transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if whole else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    mappings = transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = type(configuration(scenario))
+    return mappings[1].get(kind, None) if whole else mappings[0].get(kind, None) or mappings[1].get(kind, None)
+
+
+def _is_decoder(config: transformers.PretrainedConfig) -> bool:
+    """Whether transformers has a language model of a configuration, be it only as a part of models with images."""
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return True
+    part = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    return part is not None and part.__name__.endswith("ForCausalLM")
 
 
 def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
@@ -285,7 +297,7 @@ def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
             write=f"model: {'llama-3.1-8b' if text.num_hidden_layers < 80 else 'llama-3.1-70b'}",
         )
     problem = None
-    if getattr(config, "is_encoder_decoder", False) or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
         problem = "is not a language model that is a decoder alone", "a decoder: qwen2, llama, mistral, gemma2, ..."
         write = "model: {model_type: qwen2, ...}"
     if text is not config and not getattr(config, "is_encoder_decoder", False):
@@ -316,7 +328,7 @@ def attention_kernel(scenario: Scenario) -> str:
     """
     if scenario.attention == "eager":
         return "eager"
-    kind = _known_models(scenario).get(type(configuration(scenario)), None)
+    kind = architecture(scenario)
     if kind is None or kind._supports_sdpa:
         return scenario.attention
     if scenario.attention == "sdpa":
@@ -337,7 +349,7 @@ def attention_name(scenario: Scenario, device: torch.device) -> str:
     kernel = attention_kernel(scenario)
     if device.type != "cuda" or kernel in ("eager", "sdpa"):
         return "eager" if kernel == "eager" else "sdpa"
-    kind = _known_models(scenario).get(type(configuration(scenario)), None)
+    kind = architecture(scenario)
     if kernel == "flash" and kind is not None and not kind._supports_sdpa:
         return "flash_attention_2"  # the package, which can cap scores
     _register_attention()
