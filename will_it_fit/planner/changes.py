@@ -7,10 +7,11 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from will_it_fit.analytic.decoder import NotDescribed, describe
-from will_it_fit.cards.gpus import EXPANDABLE_LINE
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_unified
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib
 from will_it_fit.planner.largest_fit import steps
+from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.optimizers import EIGHT_BIT, FUSED, OPTIMIZERS, PAGED
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, NONE
@@ -72,6 +73,9 @@ def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
     if not scenario.allocator.expandable_segments:
         cost = f"free: the same step without gaps in its memory; set {EXPANDABLE_LINE} before Python starts"
         yield Move("expandable_segments", cost, [{"allocator": {"expandable_segments": True}}])
+    if scenario.loads == "host" and scenario.method != "qlora" and is_unified(scenario.gpu):
+        cost = "free: no copy of the weights on the host; load with device_map={'': 0}"
+        yield Move("load_on_device", cost, [{"loads": "device"}])
     if scenario.attention == "eager":
         yield Move("fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}])
     if scenario.loop == "manual":
@@ -123,6 +127,7 @@ def _moves_among_gpus(scenario: Scenario) -> Iterator[Move]:
 
 def _moves_for_time(scenario: Scenario) -> Iterator[Move]:
     """The same numbers more slowly."""
+    yield from _moves_of_experts(scenario)
     effective = scenario.micro_batch * scenario.gradient_accumulation
     if scenario.loss == "full":
         cost = "a little time: the output head runs again in backward"
@@ -134,6 +139,20 @@ def _moves_for_time(scenario: Scenario) -> Iterator[Move]:
         smaller = [n for n in range(scenario.micro_batch - 1, 0, -1) if effective % n == 0]
         options = [{"micro_batch": n, "gradient_accumulation": effective // n} for n in smaller]
         yield Move("micro_batch", f"some time: smaller steps, the effective batch stays {effective}", options)
+
+
+def _moves_of_experts(scenario: Scenario) -> Iterator[Move]:
+    """Experts that a quantized base leaves in 16 bits: packed as well, and kept on the host."""
+    if scenario.method != "qlora" or not any(scenario.size(name) for name in EXPERT_COUNTS):
+        return
+    packed = {"quantized": "bitsandbytes", "offload": scenario.experts.offload}
+    if scenario.experts.quantized == "none":
+        cost = "experts in 4 bits too, unpacked whenever their layer runs (axolotl's quantize_moe_experts, Unsloth)"
+        yield Move("packed_experts", cost, [{"experts": packed}])
+    if scenario.experts.offload == "none":
+        kept = packed["quantized"] if scenario.experts.quantized == "none" else scenario.experts.quantized
+        cost = "time: packed experts wait on the host, and come when their layer runs (axolotl's expert_offload)"
+        yield Move("experts_on_host", cost, [{"experts": {"quantized": kept, "offload": "host"}}])
 
 
 def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:

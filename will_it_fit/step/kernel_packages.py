@@ -128,13 +128,15 @@ def ways_of(scenario: Scenario, target: str = "cuda") -> dict[str, str]:
     """By package that the model's code asks for: what its functions run on the machine that a scenario is for.
 
     Without ``packages`` the machine is thought to have what is installed here, as the environment of a training has it;
-    with ``kernels: packages`` all that the model's code asks for. A CPU runs none of them.
+    with ``kernels: packages`` all that the model's code asks for. A CPU runs none of them. In a step that is divided,
+    of a whole model with images or of TRL's trainers they are not followed, and the loop is.
     """
-    ways = {}
+    ways, parallel = {}, scenario.parallel
+    unfollowed = target == "cpu" or scenario.images or scenario.aim.trainer or parallel.sharded or parallel.zero_stage
     for name in packages_of(scenario):
         here = find_spec(_module(name)) is not None
         has = here or scenario.kernels == "packages" if scenario.packages is None else name in scenario.packages
-        ways[name] = LOOP if target == "cpu" or not has else PACKAGE if here else LEAST
+        ways[name] = LOOP if unfollowed or not has else PACKAGE if here else LEAST
     return ways
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
@@ -19,9 +20,10 @@ from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.model import KERNEL_PACKAGES, LEAST, LOOP, PACKAGE
-from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.kernel_packages import Kernels, installed_version, kernels_in_place
+from will_it_fit.scenario.scenario import Scenario, check_packages
+from will_it_fit.step.kernel_packages import Kernels, installed_version, kernels_in_place, ways_of
 from will_it_fit.step.liger import package_installed
+from will_it_fit.tracing.imports import import_libraries
 
 UNNAMED = "a100-80gb"  # the card of a scenario that names none: of the capability that the engine assumes then
 
@@ -78,9 +80,11 @@ def _needs_card(scenario: Scenario, packages: Mapping[str, str]) -> bool:
 def machine_in_place(
     scenario: Scenario,
     target: str,
-    packages: Mapping[str, str],
     capability: tuple[int, int] | None,
     templates: bool = False,
+    *,
+    missing: str = LEAST,
+    unlike: Collection[str] = (),
 ) -> Iterator[Kernels]:
     """Simulate the machine that a step is for: its card, if the step asks for one, and the packages that it has.
 
@@ -88,14 +92,20 @@ def machine_in_place(
 
     Parameters
     ----------
-    packages
-        What :func:`~will_it_fit.step.kernel_packages.ways_of` says.
+    missing
+        What runs for a package that it has and this machine does not.
+    unlike
+        Packages whose version here is not the one that is meant.
 
     Raises
     ------
     UserError
-        If the card can't be simulated.
+        If the card can't be simulated, or a package that the step needs is not installed.
     """
+    check_packages(scenario)
+    import_libraries(scenario)  # before a card is simulated: they would believe in it
+    packages = {name: missing if way == LEAST else way for name, way in ways_of(scenario, target).items()}
+    packages |= dict.fromkeys(unlike, LEAST)
     if target == "cpu" or not _needs_card(scenario, packages):
         with kernels_in_place(scenario, packages) as kernels:
             yield kernels
@@ -176,7 +186,10 @@ def _said_of_packages(
             if (heard := _heard.get(name, asked)) != asked
         ]
     if looped := kernels.of(LOOP):
-        why = "not installed here" if scenario.packages is None else "not among the `packages`"
+        why = "not among the `packages`"
+        if scenario.packages is None:
+            here = any(find_spec(KERNEL_PACKAGES.get(name, name)) for name in looped)
+            why = "installed, and not followed in such a step" if here else "not installed here"
         notes.append(
             f"transformers' own loops run ({_loops(kernels, looped)}): {' and '.join(looped)} {_be(looped)} {why}"
         )

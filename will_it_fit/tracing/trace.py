@@ -7,8 +7,8 @@ training takes (:mod:`will_it_fit.engine.trace`). Whoever traces another step of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,23 +20,24 @@ from torch import nn
 
 from will_it_fit.cards.gpus import usable_sizes
 from will_it_fit.common.errors import UserError
+from will_it_fit.engine.attention import flash_attention_package
 from will_it_fit.engine.components import ADAPTERS, HOST
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed, name_states
-from will_it_fit.engine.fake_group import active, fake_group
+from will_it_fit.engine.fake_device import active
+from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.interpolate import Asked, Recording
-from will_it_fit.engine.kernels import flash_attention_package
 from will_it_fit.engine.model_tensors import Label, component_of, quantization_state
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
 from will_it_fit.engine.report import History, make_report, recording
 from will_it_fit.engine.trace import Options, recorded, trace_step
 from will_it_fit.hours.step_time import Speed, step_time
-from will_it_fit.scenario.model import LEAST, LOOP
+from will_it_fit.scenario.model import LOOP
 from will_it_fit.scenario.optimizers import OPTIMIZERS
-from will_it_fit.scenario.scenario import Scenario, check_packages
+from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import adapter_names
-from will_it_fit.step.kernel_packages import Kernels, ways_of
+from will_it_fit.step.experts import on_host
 from will_it_fit.step.liger import rotating
 from will_it_fit.step.model import attention_kernel, attention_name, build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
@@ -44,8 +45,8 @@ from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.imports import import_libraries
-from will_it_fit.tracing.layers import SHALLOW, Composed, size_apart
-from will_it_fit.tracing.loading import Loader, loading_history
+from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
+from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
 from will_it_fit.tracing.simulated_card import add_kernels, compile_parts, machine_in_place, ways
 from will_it_fit.tracing.step_errors import speaking_of
 
@@ -117,6 +118,8 @@ def prepare(
     label = labels(model)
     histories: list[History] = []
     parallel = scenario.parallel
+    if target == "cuda" and parallel.gpus == 1:
+        about["host_copy_bytes"] = host_copy_bytes(model, scenario)
     if parallel.sharded:
         with speaking_of(scenario):
             model, history = recorded(lambda: _divided(model, scenario))
@@ -146,8 +149,14 @@ def traced_attention(scenario: Scenario, target: str) -> str:
 
 def labels(model: nn.Module) -> Label:
     """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
-    added = adapter_names(model)
-    return lambda name, tensor: ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+    added, away = adapter_names(model), {id(tensor) for tensor in on_host(model)}
+
+    def label(name: str, tensor: torch.Tensor) -> str | None:
+        if id(tensor) in away:
+            return HOST
+        return ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+
+    return label
 
 
 def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
@@ -219,9 +228,9 @@ def trace(
     -------
     dict
         See :class:`~will_it_fit.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
-        architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
-        and ``target``; with ``timed_on`` also ``times``, by name a :class:`~will_it_fit.hours.step_time.StepTime` or
-        None where the card's speed is not known.
+        architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``,
+        ``host_copy_bytes`` while it loads (for one GPU) and ``target``; with ``timed_on`` also ``times``, by name a
+        :class:`~will_it_fit.hours.step_time.StepTime` or None where the card's speed is not known.
 
     Raises
     ------
@@ -237,14 +246,14 @@ def trace(
     }
     reports = []
     for templates in ways(scenario, target):
-        with _machine(scenario, target, capability, templates) as kernels:
+        with machine_in_place(scenario, target, capability, templates) as kernels:
             own, about = _followed(scenario, target, lambda each: prepare(each, target), Composed(), **settings)
         reports.append(own)
     report = max(reports, key=lambda each: (each.required_bytes or 0, each.peak_allocated_bytes))
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
     peaks = [each.peak_allocated_bytes for each in reports]
     if kernels.differing:  # the machine has another version, with whose kernels the step would need less
-        with _machine(scenario, target, capability, False, unlike=kernels.differing):
+        with machine_in_place(scenario, target, capability, False, unlike=kernels.differing):
             least, _ = _followed(scenario, target, lambda each: prepare(each, target), Composed(), **settings)
         peaks.append(least.peak_allocated_bytes)
     add_kernels(answer, scenario, kernels, capability, peaks)
@@ -290,7 +299,7 @@ class Recorder:
         recordings = []
         for way in ways(scenario, "cuda"):
             composed = self._composed.setdefault(way, Composed(often=True))
-            with _machine(scenario, "cuda", capability, way, missing=LOOP):
+            with machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
                 recordings.append(_followed(scenario, "cuda", self._prepare, composed, **settings)[0])
         return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
 
@@ -312,29 +321,6 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
     return Recorder()(scenario, capability)
 
 
-@contextmanager
-def _machine(
-    scenario: Scenario,
-    target: str,
-    capability: tuple[int, int] | None,
-    templates: bool,
-    *,
-    missing: str = LEAST,
-    unlike: Collection[str] = (),
-) -> Iterator[Kernels]:
-    """The machine that a step is for, simulated.
-
-    ``missing``: what runs for a package that it has and this one does not; ``unlike``: packages whose version here is
-    not the one that is meant.
-    """
-    check_packages(scenario)
-    import_libraries(scenario)  # before a card is simulated: they would believe in it
-    packages = {name: missing if way == LEAST else way for name, way in ways_of(scenario, target).items()}
-    packages |= dict.fromkeys(unlike, LEAST)
-    with machine_in_place(scenario, target, packages, capability, templates) as kernels:
-        yield kernels
-
-
 def _followed(
     scenario: Scenario,
     target: str,
@@ -349,7 +335,11 @@ def _followed(
     if scenario.aim.trainer:
         return _followed_trainer(scenario, target, **settings)
     of_shallow = settings | {"report": _as_record}
-    stepped = lambda shallow: _stepped(shallow, target, prepared, **of_shallow)  # noqa: E731
+
+    def stepped(shallow: Scenario, enough: Callable[[Record], bool] | None) -> Traced:
+        known = {"enough": enough, "outputs": composed.outputs}
+        return _stepped(shallow, target, prepared, **known, **of_shallow)
+
     composed_step = None if settings.get("origins") else composed.record(scenario, stepped)
     if composed_step is None:
         return _stepped(scenario, target, prepared, **settings)
@@ -370,10 +360,7 @@ def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> 
 
 
 def _stepped(
-    scenario: Scenario,
-    target: str,
-    prepared: Callable[[Scenario], Prepared],
-    **settings: Any,
+    scenario: Scenario, target: str, prepared: Callable[[Scenario], Prepared], **settings: Any
 ) -> tuple[Any, dict[str, Any]]:
     """The same of a step that is taken layer by layer."""
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
@@ -428,6 +415,8 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
         about["parameters"] = parameter_count(model)
         about["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         histories = [loading_history(model, scenario)] if target == "cuda" else []
+        if target == "cuda":
+            about["host_copy_bytes"] = host_copy_bytes(model, scenario)
         return replace(options, histories=histories, label=labels(model), beside=trainer.beside)
 
     with speaking_of(scenario), TemporaryDirectory() as folder:

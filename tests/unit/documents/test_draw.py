@@ -26,6 +26,7 @@ def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 def test_figures_say_of_which_scores_less_is_better_and_of_how_many_requests_they_are() -> None:
     content = inputs.files()
+    content["comparison"]["base"]["refused_harmless"]["n"] = 142
     figure = draw.draw_evaluation(content)
     said = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     of = {name: score.get("n") for name, score in content["comparison"]["base"].items() if isinstance(score, dict)}
