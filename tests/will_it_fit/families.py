@@ -196,11 +196,3 @@ FAMILIES = {
     name: {key: value for key, value in {"model_type": name, **_SIZES, **own}.items() if value is not None}
     for name, own in _OWN.items()
 }
-# Modules that PEFT can adapt, where `all-linear` is more: it refuses an output projection that a state space's kernel
-# reads for itself, and fails at a router or a grouped projection, whose class is a linear layer's by name alone.
-_STATE_SPACE = ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LORA_TARGETS = {
-    **dict.fromkeys(("nemotron_h", "falcon_h1", "mamba2"), _STATE_SPACE),
-    "llama4_text": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "deepseek_v4": ["q_a_proj", "q_b_proj", "kv_proj", "o_b_proj", "gate_proj", "up_proj", "down_proj"],
-}
