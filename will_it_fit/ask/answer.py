@@ -11,7 +11,7 @@ from will_it_fit.analytic.certainty import Needs, peak_bound
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
-from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
+from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, is_lower_bound, named, verdict, what_limits
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import GIB
 from will_it_fit.evidence.nearest import evidence
@@ -20,6 +20,7 @@ from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH
 from will_it_fit.readers.request import LIKE, ScenarioRequest, parse_request
+from will_it_fit.scenario.model import LOOP
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import REPLICATED
 from will_it_fit.tracing import scenario_trace
@@ -65,8 +66,28 @@ def whole_answer(
         other = _compared(request.scenario.changed(parallel=parallel), where)
         size = other.traced.trace["required_bytes"]
         answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
+    answer["other_kernels"] = _other_kernels(compared, where)
     answer["suggestions"] = compared.suggestions(watch)
     return answer
+
+
+def _other_kernels(compared: Comparison, where: object) -> list[dict[str, Any]]:
+    """The same step without the packages whose kernels its model's code asks for, and with all of them.
+
+    transformers takes such a package where it can import it, and says nothing where it can't.
+    """
+    scenario, trace = compared.traced.scenario, compared.traced.trace
+    ran, others = trace.get("packages") or {}, []
+    here = [name for name, way in ran.items() if way != LOOP]
+    for packages in ([], list(ran)):
+        if ran and packages != here:
+            other = scenario_trace.traced(scenario.changed(kernels="transformers", packages=packages), where).trace
+            others.append({
+                "packages": packages, "without": [name for name in ran if name not in packages],
+                "peak_allocated_bytes": other["peak_allocated_bytes"], "required_bytes": other["required_bytes"],
+                "lower_bound": is_lower_bound(other), **verdict(other, compared.gpu)._asdict(),
+            })  # fmt: skip
+    return others
 
 
 # What a tool's own kernels and casts can do and ours can't: the change that the trace's error asks for, which way the
@@ -234,7 +255,6 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(asked.scenario)
-    from will_it_fit.cards.gpus import verdict
     from will_it_fit.tracing.trace import trace
 
     by_capability: dict[Any, list[Gpu]] = {}

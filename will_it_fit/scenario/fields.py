@@ -311,7 +311,8 @@ class Fields:
         said=lambda value, _: "" if value == "default" else f"mode {value}",
     )
     kernels: str = described(
-        "Whose kernels the model runs. `packages`: those that `packages` names, where transformers finds them."
+        "Whose kernels the model runs. `transformers`: its own, and for linear attention, state spaces and short"
+        " convolutions those of `packages`. `packages`: the same, with all packages that the model's code asks for."
         " `liger`: the model as liger-kernel patches it, with `loss: liger`. `unsloth`: as Unsloth patches it, which"
         " can't be followed, so the answer is a range. Predicted, and not trained.",
         words=("transformers", "packages", "liger", "unsloth"),
@@ -320,15 +321,17 @@ class Fields:
         said={"transformers": "", "packages": "", "liger": "Liger's kernels", "unsloth": "Unsloth's kernels"},
         closed_form=("transformers", "unsloth"),  # of Unsloth's step the upper end
     )
-    packages: tuple[str, ...] = described(
+    packages: tuple[str, ...] | None = described(
         "Packages with kernels that the target machine has: "
         + ", ".join(f"`{name}`" for name in KERNEL_PACKAGES)
-        + ". A trace needs them installed too (`requirements-kernels.txt`), and runs their own code.",
+        + "; `[]`: none of them, so that transformers runs loops of its own; `null`: those that are installed here."
+        " The trace runs a package's own code where it is installed (`requirements-kernels.txt`). Where it is not, the"
+        " answer is the least that the step can need.",
         types=("array",),
-        default=(),
+        nullable=True,
         example=["fla"],
-        said=lambda value, _: f"with {', '.join(value)}" if value else "",
-        closed_form=((),),
+        said=lambda value, _: "" if value is None else f"with {', '.join(value)}" if value else "without packages",
+        closed_form=ANY,
     )
     loop: str = described(
         "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"
