@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from will_it_fit.analytic.certainty import Needs
+from will_it_fit.analytic.certainty import Needs, peak_bound
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import GIB
+from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
@@ -51,7 +54,7 @@ def whole_answer(
     compared = _compared(request.scenario, where)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     answer["scripts_would_take"] = peaks_with_tool_defaults(request, where)
-    answer["warnings"] = [*request.warnings, *answer["warnings"]]
+    answer["warnings"] = [*request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
     answer["strategies"] = {}
     if shown:
         shown(answer)
@@ -114,6 +117,8 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     """
     estimated = estimate(asked.scenario, asked.where, blocks=False)
     gpu, analytic, fits, headroom = asked.gpu, estimated.analytic, None, None
+    if analytic:
+        analytic = {**analytic, "bound": peak_bound(asked.scenario.method, analytic["parameters"]["total"])._asdict()}
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
@@ -134,6 +139,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "trace": None,
         "measurement": None,
         "differences": {},
+        "evidence": evidence(asked.scenario, gpu).to_mapping(("estimate", "allocated", "reserved")),
         "fits": fits,
         "headroom_bytes": headroom,
         "gpu": gpu.to_mapping() if gpu else None,
@@ -141,11 +147,36 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
-        "warnings": [*asked.asked.warnings, *(what_limits({}, gpu) if gpu else ())],
+        "warnings": [
+            *asked.asked.warnings,
+            *(what_limits({}, gpu) if gpu else ()),
+            *without_masters(asked.scenario, asked.where),
+        ],
     }
     if others:
         answer["scripts_would_take"] = peaks_with_tool_defaults(asked.asked, asked.where)
     return _more(answer, asked)
+
+
+def without_masters(scenario: Scenario, where: object = "scenario") -> list[str]:
+    """That full fine-tuning in 16 bits keeps no fp32 copy of its weights, and what the usual recipe takes instead.
+
+    DeepSpeed keeps one itself, so nothing is said there.
+    """
+    pure = scenario.method == "full" and scenario.precision in ("bf16", "fp16")
+    if not pure or scenario.parallel.zero_stage or scenario.aim.trainer:
+        return []
+    half, usual = scenario.precision, f"{scenario.precision}-mixed"
+    text = (
+        f"weights, gradients and the optimizer's states are all in {half}: no fp32 copy of the weights is kept, as"
+        f" most recipes of full fine-tuning keep one (precision: {usual}, fp32 weights under autocast)"
+    )
+    with suppress(NotDescribed, UserError):
+        changed = scenario.changed(precision=usual, autocast=None)
+        gpu = named(scenario.gpu, where)
+        form = analytic_estimate(changed, where, capability=gpu.capability if gpu else None, blocks=False)
+        text += f". With them about {form['peak_allocated_bytes'] / GIB:.2f} GiB at the peak (--set precision={usual})"
+    return [text]
 
 
 def peaks_with_tool_defaults(request: ScenarioRequest, where: object = "scenario") -> dict[str, int | None]:

@@ -172,6 +172,8 @@ def answers(answer: Mapping[str, Any]) -> list[str]:
         if replayed:
             text += f", {gib(peak['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
         lines.append(text)
+        if name == "analytic" and "bound" in peak:
+            lines.append(f"  {'':<20}{bound_text(peak['bound'])}")
         if replayed:
             lines.append(f"  {'required':<20}{gib(peak['required_bytes']):>10} of usable GPU memory (a full allocator"
                          " frees cached blocks first)")  # fmt: skip
@@ -189,6 +191,20 @@ def allocators(answer: Mapping[str, Any]) -> list[str]:
     how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
     word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
     return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{word}"]
+
+
+def bound_text(bound: Mapping[str, Any]) -> str:
+    """Where traced peaks lay beside the estimate's (:func:`will_it_fit.analytic.certainty.peak_bound`)."""
+    return (
+        f"{bound['steps']} traced peaks lay from {100 * bound['low']:+.1f} % to {100 * bound['high']:+.1f} % of it"
+        f" ({bound['of']})"
+    )
+
+
+def evidence_lines(answer: Mapping[str, Any]) -> list[str]:
+    """The measured steps that are like this one, or what they differ in."""
+    found = answer.get("evidence")
+    return [f"evidence: {found['text']}"] if found else []
 
 
 def time_lines(answer: Mapping[str, Any]) -> list[str]:
@@ -239,7 +255,8 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer to a scenario's file as text for a terminal."""
-    lines = [*head(answer, file=name), *answers(answer), *time_lines(answer), *other_ways(answer)]
+    lines = [*head(answer, file=name), *answers(answer), *evidence_lines(answer), *time_lines(answer)]
+    lines += other_ways(answer)
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
     lines += [f"  warning: {warning}" for warning in answer["warnings"]]
@@ -269,7 +286,8 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
 
 def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
     """The verdict, and how it came about: all that stands as soon as the step is traced."""
-    lines = [*head(answer, "--like "), *answers(answer), *time_lines(answer), *reading_lines(asked, answer)]
+    lines = [*head(answer, "--like "), *answers(answer), *evidence_lines(answer), *time_lines(answer)]
+    lines += reading_lines(asked, answer)
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]
     lines += [f"  warning: {warning}" for warning in answer.get("warnings") or []]

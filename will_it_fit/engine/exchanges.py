@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,6 @@ from .components import COLLECTIVES
 from .known_values import Values
 from .model_tensors import those_on_meta
 from .stashes import Stashes
-
-if TYPE_CHECKING:
-    from .tracker import Tracker
 
 _functional = torch.ops._c10d_functional
 # Functional collectives whose work holds what it sends until somebody waits for it (PyTorch 2.8's
@@ -38,10 +35,26 @@ _SENDING = frozenset(
 )
 
 
+class Followed(Protocol):
+    """What :class:`Exchanges` asks of a tracker."""
+
+    values: Values | None
+    stashes: Stashes | None
+    kernels_launched: int
+    holds_on_host: bool
+
+    def run(self, func: Any, args: tuple, kwargs: dict) -> Any: ...
+    def now(self) -> int: ...
+    def allocate(self, count: int, component: str) -> int: ...
+    def identities(self, tensor: torch.Tensor) -> list[int]: ...
+    def lies_on_host(self, tensor: torch.Tensor) -> bool: ...
+    def leave_on_host(self, tensor: torch.Tensor) -> None: ...
+
+
 class Exchanges:
     """The exchanges of one GPU of a group, as its tracker meets them."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Followed) -> None:
         self._tracker = tracker
         # What functional collectives have sent, by the storage that arrives, until it is waited for or gone.
         self._sent: dict[int, Any] = {}

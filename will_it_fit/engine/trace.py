@@ -120,6 +120,8 @@ class Options:
         Whether the report has the tensors that are alive at the peak, with the module and line that made them.
     costs
         Whether the report has what each operator of the step costs.
+    phase_of
+        Called with each module before its call: the phase that this belongs to. None, or None returned: ``forward``.
     report
         What makes the answer of the record; :func:`~will_it_fit.engine.report.recording` gives the events alone.
     """
@@ -146,6 +148,7 @@ class Options:
     timeline: bool = False
     origins: bool = False
     costs: bool = False
+    phase_of: Callable[[nn.Module], str | None] | None = None
     report: Callable[..., Any] = make_report
 
     def __post_init__(self) -> None:
@@ -264,6 +267,7 @@ def make_tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Trac
     tracker.values.counts_evenly = active() is not None  # experts on several GPUs
     if active_simulation() is not None:
         tracker.on_card, tracker.values.carrying = on_card, True  # packages ask whether a gradient is 1
+    tracker.phase_of = options.phase_of
     tracker.workspaces.cudnn_bytes = options.cudnn_workspace_bytes
     if on_gpu and (warning := older_than_the_rules(options.torch_version)):
         tracker.warn(warning)
@@ -293,6 +297,7 @@ def measure_step(
     options = options or Options()
     tracker = Tracker(("cpu",), vocabulary=vocabulary(model))
     tracker.origins = Origins(model) if options.origins else None
+    tracker.phase_of = options.phase_of
     for followed in (model, *options.beside):
         _follow_model(tracker, followed, label=options.label)
     _follow_states(tracker, optimizer)
@@ -326,7 +331,7 @@ def _follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: La
         states = quantization_state(module)
         for tensor in states.values():  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
             add(tensor, QUANTIZATION_STATE)
-        if states:
+        if states and hasattr(module, "weight"):  # a parametrization has states alone
             tracker.label(module.weight, weights_with(states))
         for key, value in vars(module).items():
             held = value.values() if isinstance(value, dict) else (value,)

@@ -7,6 +7,7 @@ from typing import Any
 from will_it_fit.analytic.estimate import Estimated, rule_of_thumb
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict, verdicts_by_allocator, what_limits
 from will_it_fit.common.text import gib
+from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.step_time import NO_SPEED
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import Traced
@@ -75,6 +76,7 @@ class Comparison:
             **self.verdict._asdict(),
             "allocators": self.allocators,
             "differences": self.differences,
+            "evidence": evidence(self.traced.scenario, self.gpu).to_mapping(),
             "gpu": self.gpu.to_mapping() if self.gpu else None,
             "reasons": self.reasons,
             "scenario": self.traced.scenario.to_mapping(),

@@ -28,9 +28,19 @@ from will_it_fit.scenario.description import (
     say_quantization,
     switch,
 )
+from will_it_fit.scenario.generation import Generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
-from will_it_fit.scenario.nested_fields import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
+from will_it_fit.scenario.nested_fields import (
+    PRECISIONS,
+    Allocator,
+    Experts,
+    Lora,
+    Parallel,
+    Preference,
+    Quantization,
+    Versions,
+)
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import DIVIDED
@@ -67,7 +77,7 @@ class Fields:
     objective: str = described(
         "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
         " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
-        " (`micro_batch` counts pairs), `kto` single rows, `grpo` generated ones (without their generation).",
+        " (`micro_batch` counts pairs), `kto` single rows, `grpo` rows that `generation` generates.",
         words=tuple(OBJECTIVES),
         default=SUPERVISED,
         example="dpo",
@@ -75,6 +85,9 @@ class Fields:
     )
     preference: Preference = described(
         "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference
+    )
+    generation: Generation = described(
+        "How the answers of `objective: grpo` are generated.", example={"engine": "transformers"}, parts=Generation
     )
     precision: str = described(
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
@@ -104,6 +117,12 @@ class Fields:
         said=say_quantization,
         parts=Quantization,
     )  # None unless method is qlora
+    experts: Experts = described(
+        "How experts lie in memory that are one tensor for a layer, as transformers 5 has them.",
+        example={"quantized": "bitsandbytes", "offload": "none"},
+        parts=Experts,
+        in_training=False,
+    )
     kbit_preparation: str = described(
         "`peft` turns embeddings, head and norms to fp32 as `prepare_model_for_kbit_training` does (on"
         " Qwen2.5-Coder-7B 2.03 GiB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back"
@@ -241,6 +260,29 @@ class Fields:
         default="adamw",
         said="{}",
         closed_form=tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
+    )
+    float8: str = described(
+        "Products of linear layers in 8 bits, by one of torchao's recipes. Weights stay in their dtype. Predicted where"
+        " `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "tensorwise", "rowwise", "rowwise_with_gw_hp"),
+        default="none",
+        example="rowwise",
+        said={
+            "none": "",
+            "tensorwise": "float8 by tensors",
+            "rowwise": "float8 by rows",
+            "rowwise_with_gw_hp": "float8 by rows, gradients of weights in 16 bits",
+        },
+        in_training=False,
+    )
+    qat: str = described(
+        "Weights and inputs rounded to 4 bits and back in each forward pass, as torchao's quantization-aware training"
+        " does. Predicted where `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "mxfp4", "nvfp4"),
+        default="none",
+        example="mxfp4",
+        said={"none": "", "mxfp4": "QAT in mxfp4", "nvfp4": "QAT in nvfp4"},
+        in_training=False,
     )
     loss: str = described(
         "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."

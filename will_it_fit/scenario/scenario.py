@@ -95,6 +95,8 @@ class Scenario(Fields):
         scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
         if wrong := list(contradictions(scenario, where)):
             raise UserError.several(wrong)
+        if scenario.preference.reward_model:
+            read_model(scenario.preference.reward_model, f"{where}: preference.reward_model")
         return scenario
 
     def to_mapping(self) -> dict[str, Any]:
@@ -129,6 +131,11 @@ class Scenario(Fields):
     def completion_length(self) -> int:
         """Tokens of a row that an objective judges; half of the row by default."""
         return self.preference.completion_length or max(self.sequence_length // 2, 1)
+
+    @property
+    def steps_per_generation(self) -> int:
+        """Micro-batches that one generation serves."""
+        return self.generation.steps_per_generation or self.gradient_accumulation
 
     @property
     def mixed(self) -> bool:
@@ -254,6 +261,8 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
          " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
         ("objective", objective, scenario.aim.trainer and "trl", "objective sft", "trl"),
+        ("float8", scenario.float8, None if scenario.float8 == "none" else "torchao", "float8 none", "optimizers"),
+        ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),
         ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "kernels"),
         *(("packages", name, KERNEL_PACKAGES[name], "kernels transformers", "kernels") for name in scenario.packages),
     )  # fmt: skip

@@ -311,7 +311,7 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
         (["qwen2.5-coder-7b", "-s", "0"], "takes a whole number", "will-it-fit qwen2.5-coder-7b -s 2048"),
         (["qwen2.5-coder-7b", "--gpu", "x"], "not known", "--gpu 12GiB"),
         (["qwen2.5-coder-7b", "--gpu", "A100"], "may mean 2 GPUs", "--gpu a100-40gb"),
-        (["qwen3-9b"], "neither the name", "will-it-fit qwen3-8b"),
+        (["qwen3-9b"], "neither the name", "will-it-fit qwen3.5-9b"),
         (["nothere.yaml"], "isn't there", "will-it-fit"),
         (["qwen2.5-coder-7b", "--set", "lora.rang=4"], "did you mean `lora.rank`", "--set lora.rank=4"),
         (["qwen2.5-coder-7b", "--set", "sequence=4"], "doesn't have: sequence", "will-it-fit qwen2.5-coder-7b -s 4"),
@@ -418,3 +418,24 @@ def test_the_answer_in_python_is_typed_and_shows_itself(model) -> None:
     tight = will_it_fit(model, gpu="0.55GiB", sequence_length=4096, micro_batch=8, method="lora")
     assert tight.fits is False and tight.headroom_bytes < 0
     assert tight.suggestions[0].command.startswith("will-it-fit ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"method": "full"}, True),
+        ({"method": "full", "precision": "bf16-mixed"}, False),
+        ({"method": "full", "precision": "fp32"}, False),
+        ({"method": "lora"}, False),
+        ({"method": "full", "parallel": {"strategy": "zero3", "gpus": 8}, "autocast": "bf16"}, False),
+    ],
+)
+def test_full_fine_tuning_in_16_bits_says_that_it_keeps_no_fp32_weights(fields, said) -> None:
+    from will_it_fit.ask.answer import without_masters
+    from will_it_fit.scenario.scenario import Scenario
+
+    texts = without_masters(Scenario.from_mapping({"model": "llama-3.1-8b", **fields}))
+    assert bool(texts) == said
+    if said:  # 8.03 billion weights, gradients and two states in fp32, with 16-bit copies and activations
+        assert float(texts[0].partition("about ")[2].partition(" GiB")[0]) > 4 * 4 * 8.03e9 / 2**30
+        assert "--set precision=bf16-mixed" in texts[0]
