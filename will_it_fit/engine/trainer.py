@@ -32,6 +32,7 @@ ANSWERS = {
     "transformers.generation.stopping_criteria:__call__": False,  # no text ends before the longest that is allowed
     "trl.trainer.dpo_trainer:_compute_loss": True,
     "trl.trainer.grpo_trainer:_generate_single_turn": True,  # every token belongs to its completion
+    "trl.trainer.grpo_trainer:_generate_and_score_completions": True,  # each has a probability by vLLM
     "trl.trainer.grpo_trainer:_calculate_rewards": False,  # every text has a reward
 }
 
