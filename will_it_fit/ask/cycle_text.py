@@ -24,9 +24,7 @@ def cycle_verdict(answer: Mapping[str, Any]) -> str:
 
 def cycle_lines(answer: Mapping[str, Any]) -> list[str]:
     """The phases, what the server's cache holds, and what to turn."""
-    cycle = answer.get("phases_of_cycle")
-    if not cycle:
-        return []
+    cycle = answer["phases_of_cycle"]
     lines = ["the cycle, in GiB:"]
     for phase in cycle["phases"]:
         place = "" if phase["card"] == "trainer" else " (a server's card)"

@@ -261,7 +261,7 @@ def table(name: str, answer: dict[str, Any]) -> str:
     lines = [
         *head(answer, file=name),
         *answers(answer),
-        *cycle_lines(answer),
+        *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
         *evidence_lines(answer),
         *time_lines(answer),
     ]
@@ -298,7 +298,7 @@ def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
     lines = [
         *head(answer, "--like "),
         *answers(answer),
-        *cycle_lines(answer),
+        *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
         *evidence_lines(answer),
         *time_lines(answer),
     ]

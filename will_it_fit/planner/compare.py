@@ -81,8 +81,10 @@ class Comparison:
         """What to change where the step does not fit its GPU; ``watch`` hears of each search that begins."""
         if self.verdict.fits is not False or not self.gpu.is_modelled:  # nothing could be said to fit
             return []
-        if self.cycle and self.cycle.server:  # `knobs` says what to turn: a search knows no server
-            return []
+        if self.cycle and self.cycle.server:
+            from will_it_fit.planner.cycle import suggest_for_cycle
+
+            return [asdict(item) for item in suggest_for_cycle(self.cycle, self.traced.trace)]
         from will_it_fit.planner.suggestions import suggest
 
         return [asdict(item) for item in suggest(self.traced.scenario, self.gpu, self.traced.trace, watch)]

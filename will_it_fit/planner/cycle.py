@@ -8,6 +8,8 @@ from typing import Any
 
 from will_it_fit.cards.gpus import Gpu
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import yaml_text
+from will_it_fit.planner.suggestions import Suggestion
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.cycle import Cycle, cycle
 
@@ -107,6 +109,63 @@ def _turns(known: Cycle) -> Iterator[tuple[dict[str, Any], str]]:
     share = -(-100 * least // known.gpu.total_bytes) / 100
     if share < own.utilization:
         yield {"utilization": share, **longest}, "the cache holds one row for sure, so answers wait for each other"
+
+
+def suggest_for_cycle(known: Cycle, trace: Mapping[str, Any]) -> list[Suggestion]:
+    """What makes a cycle fit its card: settings of the engine, then changes of the trainer, each traced anew."""
+    found = []
+    for knob in knobs(known, trace):
+        if knob.fits:
+            own = {**vars(known.scenario.generation), **knob.changes["generation"]}
+            changed = known.scenario.changed(generation=own)
+            found.append(_suggestion(cycle(changed, trace, known.gpu), trace, knob.changes, knob.cost))
+    for changes, cost in _trainers_turns(known.scenario):
+        changed, own_trace = _traced(known, changes)
+        if changed is not None and changed.fits:
+            found.append(_suggestion(changed, own_trace, changes, cost))
+    return found
+
+
+def _traced(known: Cycle, changes: Mapping[str, Any]) -> tuple[Cycle | None, Mapping[str, Any]]:
+    """The cycle of another trainer; None where its server can't start."""
+    from will_it_fit.tracing.trace import trace
+
+    parts = {
+        name: {**vars(getattr(known.scenario, name)), **value} if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
+    changed, gpu = known.scenario.changed(**parts), known.gpu
+    own = trace(changed, capability=gpu.capability, timeline=False, sizes=[gpu.usable_bytes])
+    try:
+        return cycle(changed, own, gpu), own
+    except UserError:
+        return None, own
+
+
+def _trainers_turns(scenario: Scenario) -> Iterator[tuple[dict[str, Any], str]]:
+    if scenario.micro_batch % 2 == 0:
+        rows = {"micro_batch": scenario.micro_batch // 2, "gradient_accumulation": 2 * scenario.gradient_accumulation}
+        steps = scenario.generation.steps_per_generation
+        more = {"generation": {"steps_per_generation": 2 * steps}} if steps else {}
+        yield rows | more, "twice as many passes of half the rows"
+    if not scenario.gradient_checkpointing:
+        yield {"gradient_checkpointing": True}, "about a third more time: activations are computed again"
+    if scenario.preference.reference:
+        yield {"preference": {"reference": None}}, "nothing keeps the model near where it began (beta 0)"
+
+
+def _suggestion(found: Cycle, trace: Mapping[str, Any], changes: Mapping[str, Any], cost: str) -> Suggestion:
+    plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in changes.items()}
+    required = found.peak.most_bytes
+    return Suggestion(
+        "+".join(plain),
+        plain,
+        "\n".join(f"{name}: {yaml_text(value)}" for name, value in plain.items()),
+        cost,
+        trace["peak_allocated_bytes"],
+        required,
+        found.usable_bytes - required,
+    )
 
 
 def longest_completion(scenario: Scenario, gpu: Gpu, most: int) -> int | None:

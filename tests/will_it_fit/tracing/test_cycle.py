@@ -3,6 +3,7 @@
 import pytest
 
 from tests.will_it_fit.decoders import DECODERS
+from will_it_fit.analytic.estimate import estimate
 from will_it_fit.ask.cycle_text import cycle_lines, cycle_verdict
 from will_it_fit.cards.gpus import find
 from will_it_fit.common.errors import UserError
@@ -128,8 +129,7 @@ def test_the_longest_answer_is_traced():
 
 def test_an_answer_names_the_phase_and_its_owner(known):
     asked = scenario(utilization=0.5)
-    answer = compare(__import__("will_it_fit.analytic.estimate", fromlist=["estimate"]).estimate(asked), traced(asked))
-    mapping = answer.to_mapping()
+    mapping = compare(estimate(asked), traced(asked)).to_mapping()
     found = mapping["phases_of_cycle"]
     assert mapping["fits"] is True and mapping["headroom_bytes"] == found["usable_bytes"] - found["required_bytes"]
     assert cycle_verdict(mapping).startswith(f"FITS: {found['peak_phase']} needs up to")
@@ -180,3 +180,32 @@ def test_what_can_not_be_is_refused_with_what_to_write(generation, says, write):
 def test_what_does_not_go_with_a_server_is_refused(fields, says):
     with pytest.raises(UserError, match=says):
         Scenario.from_mapping(scenario().to_mapping() | fields)
+
+
+def test_questions_that_know_no_server_are_refused():
+    from will_it_fit.ask.answer import largest_that_fits, on_all_gpus
+    from will_it_fit.ask.question import Question
+    from will_it_fit.readers.request import parse_request
+
+    request = parse_request(scenario().to_mapping())
+    asked = Question(request, request.scenario, "scenario", GPU)
+    with pytest.raises(UserError, match="share of a card"):
+        on_all_gpus(asked)
+    with pytest.raises(UserError, match="--largest-batch"):
+        largest_that_fits(asked, "micro_batch")
+
+
+def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
+    crowded = Scenario.from_mapping(
+        scenario(utilization=0.9).to_mapping()
+        | {"model": {**DECODERS["qwen2"], "vocab_size": 152_064}, "sequence_length": 2048, "micro_batch": 256}
+        | {"gradient_checkpointing": False, "preference": {"generations": 4}, "gradient_accumulation": 1}
+    )
+    own = traced(crowded)
+    mapping = compare(estimate(crowded), own).to_mapping()
+    assert mapping["fits"] is False and mapping["phases_of_cycle"]["peak_phase"] == "update"
+    found = {item["move"]: item for item in mapping["suggestions"]}
+    assert "generation" in found and "gradient_checkpointing" in found
+    for item in found.values():
+        assert item["headroom_bytes"] >= 0
+        assert item["required_bytes"] + item["headroom_bytes"] == mapping["phases_of_cycle"]["usable_bytes"]
