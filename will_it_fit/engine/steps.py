@@ -22,6 +22,7 @@ from .errors import CompiledError, TraceError, step_error
 from .fake_device import FakeDevice, active
 from .known_values import carried
 from .patching import patched
+from .record import Record
 from .tracker import Tracker
 
 STEPS = 2  # the first makes the optimizer's states
@@ -36,6 +37,7 @@ def take_steps(
     previous_batch: Any,
     steps: int = STEPS,
     begin: Callable[[], Step] | None = None,
+    enough: Callable[[Record], bool] | None = None,
 ) -> None:
     """Take some steps under the tracker, which gets a mark for each phase.
 
@@ -85,6 +87,8 @@ def take_steps(
                     step()
                 else:
                     step(given.pop())
+                if enough is not None and number + 1 < steps and enough(tracker):
+                    break
             tracker.mark("end", steps)
     except Exception as error:
         if not isinstance(error, CompiledError) and (isinstance(error, TraceError) or not tracker.on_meta):

@@ -66,6 +66,8 @@ class Tracker(TorchDispatchMode, Record):
         Corrects what an operator returns on ``meta``, called as ``outputs(func, args, output)``.
     device
         The device of a group of several GPUs; None for one GPU.
+    known_outputs
+        What trackers with the same ``outputs`` know of operators on ``meta`` together, see :class:`Shapes`.
 
     Attributes
     ----------
@@ -82,6 +84,7 @@ class Tracker(TorchDispatchMode, Record):
         first_id: int = 1,
         outputs: Callable[[Any, tuple, Any], Any] | None = None,
         device: FakeDevice | None = None,
+        known_outputs: dict[tuple, Any] | None = None,
     ) -> None:
         super().__init__()
         Record.__init__(self)
@@ -95,7 +98,7 @@ class Tracker(TorchDispatchMode, Record):
         self.on_meta = "meta" in self._devices
         self.vocabulary = vocabulary
         self._kernels = kernels
-        self._shapes = Shapes(outputs) if self.on_meta else None
+        self._shapes = Shapes(outputs, known_outputs) if self.on_meta else None
         self.values = Values() if self.on_meta else None
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address

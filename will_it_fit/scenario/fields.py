@@ -31,7 +31,16 @@ from will_it_fit.scenario.description import (
 from will_it_fit.scenario.generation import Generation, say_generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
-from will_it_fit.scenario.nested_fields import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
+from will_it_fit.scenario.nested_fields import (
+    PRECISIONS,
+    Allocator,
+    Experts,
+    Lora,
+    Parallel,
+    Preference,
+    Quantization,
+    Versions,
+)
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import DIVIDED
@@ -111,6 +120,12 @@ class Fields:
         said=say_quantization,
         parts=Quantization,
     )  # None unless method is qlora
+    experts: Experts = described(
+        "How experts lie in memory that are one tensor for a layer, as transformers 5 has them.",
+        example={"quantized": "bitsandbytes", "offload": "none"},
+        parts=Experts,
+        in_training=False,
+    )
     kbit_preparation: str = described(
         "`peft` turns embeddings, head and norms to fp32 as `prepare_model_for_kbit_training` does (on"
         " Qwen2.5-Coder-7B 2.03 GiB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back"

@@ -20,6 +20,7 @@ from will_it_fit.engine.bitsandbytes_layers import quantize_4bit, quantize_8bit
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES, adapter_names, add_adapters, outside_language
+from will_it_fit.step.experts import pack_experts
 from will_it_fit.step.quantized import (
     bitsandbytes_config,
     exchange_layers,
@@ -89,6 +90,7 @@ def build_model(
             quantize_8bit(model)
         else:
             _materialize(model, device)
+    pack_experts(model, scenario)
     for config in (model.config, model.config.get_text_config()):
         config.use_cache = scenario.use_cache
     if scenario.images and scenario.images.trained == "language":

@@ -36,6 +36,7 @@ from will_it_fit.hours.step_time import Speed, step_time
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario, check_packages
 from will_it_fit.step.adapters import adapter_names
+from will_it_fit.step.experts import on_host
 from will_it_fit.step.liger import rotating
 from will_it_fit.step.model import attention_kernel, attention_name, build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
@@ -43,7 +44,7 @@ from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.imports import import_libraries
-from will_it_fit.tracing.layers import SHALLOW, Composed, size_apart
+from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
 from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
 from will_it_fit.tracing.simulated_card import add_kernels, card_in_place, compile_parts, refuse_own_kernels, ways
 from will_it_fit.tracing.step_errors import speaking_of
@@ -148,8 +149,14 @@ def traced_attention(scenario: Scenario, target: str) -> str:
 
 def labels(model: nn.Module) -> Label:
     """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
-    added = adapter_names(model)
-    return lambda name, tensor: ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+    added, away = adapter_names(model), {id(tensor) for tensor in on_host(model)}
+
+    def label(name: str, tensor: torch.Tensor) -> str | None:
+        if id(tensor) in away:
+            return HOST
+        return ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+
+    return label
 
 
 def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
@@ -326,7 +333,11 @@ def _followed(
         return _followed_trainer(scenario, target, **settings)
     import_libraries(scenario)  # before a card is simulated: they would believe in it
     of_shallow = settings | {"report": _as_record}
-    stepped = lambda shallow: _stepped(shallow, target, prepared, templates=templates, **of_shallow)  # noqa: E731
+
+    def stepped(shallow: Scenario, enough: Callable[[Record], bool] | None) -> Traced:
+        known = {"enough": enough, "outputs": composed.outputs}
+        return _stepped(shallow, target, prepared, templates=templates, **known, **of_shallow)
+
     composed_step = None if settings.get("origins") else composed.record(scenario, stepped)
     if composed_step is None:
         return _stepped(scenario, target, prepared, templates=templates, **settings)
