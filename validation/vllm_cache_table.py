@@ -27,8 +27,9 @@ TABLE = HERE / "data/vllm_cache_groups.json"
 AVAILABLE_BYTES = 40 * 2**30
 # Of the catalogue; with `fp8` the cache has one byte a number.
 CATALOGUED = (
-    "qwen2.5-0.5b qwen2.5-7b qwen2.5-72b llama-2-7b llama-3.1-8b llama-3.2-3b mistral-7b-v0.1 gemma-2-2b gemma-2-9b"
-    " gemma-3-1b gemma-3-4b gemma-3-27b gpt-oss-20b mixtral-8x7b olmo-2-7b phi-4-mini qwen3-4b qwen3-30b-a3b smollm3-3b"
+    "qwen2.5-0.5b qwen2.5-7b qwen2.5-14b qwen2.5-72b llama-3.1-8b llama-3.2-1b llama-3.2-3b mistral-7b-v0.1"
+    " gemma-2-2b gemma-2-9b gemma-3-1b gemma-3-4b gemma-3-27b gpt-oss-20b mixtral-8x7b"
+    " phi-4-mini qwen3-4b qwen3-30b-a3b smollm3-3b"
 ).split()
 # Classes of transformers whose defaults are a published model, and what is changed in them.
 BY_CLASS = {
@@ -42,7 +43,7 @@ BY_CLASS = {
     "BambaConfig": {"architectures": ["BambaForCausalLM"], "attn_layer_indices": [9, 18, 27]},
     "Lfm2Config": {"architectures": ["Lfm2ForCausalLM"]},
 }  # fmt: skip
-WAYS = {"": {}, "fp8": {"kv_cache_dtype": "fp8"}}
+WAYS = {"": {}, "fp8": {"kv_cache_dtype": "fp8"}}  # by what stands behind a model's name
 
 
 def recorded(folder: str, arguments: dict) -> dict:
@@ -102,6 +103,7 @@ def _configurations() -> dict[str, dict]:
 
     found = {name: json.loads((MODELS / f"{name}.json").read_text()) for name in CATALOGUED}
     for name, changes in BY_CLASS.items():
+        changes = changes | {"max_position_embeddings": 32_768}  # some defaults are shorter than the rows asked about
         found[name] = getattr(transformers, name)(**changes).to_dict() | changes
     return found
 
@@ -113,7 +115,7 @@ def main() -> None:
         return
     rows = json.loads(TABLE.read_text())["rows"] if TABLE.exists() else {}
     for name, config in _configurations().items():
-        for way, arguments in WAYS.items():
+        for way, arguments in (WAYS if name in CATALOGUED else {"": {}}).items():
             key = f"{name} {way}".strip()
             if key in rows:
                 continue

@@ -158,7 +158,7 @@ def _suggestion(found: Cycle, trace: Mapping[str, Any], changes: Mapping[str, An
     plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in changes.items()}
     required = found.peak.most_bytes
     return Suggestion(
-        "+".join(plain),
+        "+".join(part for name, value in plain.items() for part in (value if isinstance(value, dict) else [name])),
         plain,
         "\n".join(f"{name}: {yaml_text(value)}" for name, value in plain.items()),
         cost,
