@@ -254,6 +254,7 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     """
     from will_it_fit.tracing.imports import import_quietly
 
+    _refuse_a_server(asked, None, "--all-gpus")
     import_quietly(asked.scenario)
     from will_it_fit.tracing.trace import trace
 
@@ -319,6 +320,9 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(asked.scenario)
+    if asked.scenario.generation.engine == "vllm":
+        _refuse_a_server(asked, field == "sequence_length" and "--longest", "--largest-batch")
+        return _longest_answer(asked)
     from will_it_fit.planner.feasibility import largest
 
     largest_fit = largest(asked.scenario, asked.gpu, field)
@@ -327,3 +331,25 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     single = largest(alone.scenario, asked.gpu, field, most=1)
     asked.scenario = alone.scenario
     return single
+
+
+def _longest_answer(asked: Question) -> dict[str, Any]:
+    """The longest answer to a prompt with which a cycle beside vLLM fits, as tokens of a row."""
+    from will_it_fit.planner.cycle import longest_completion
+
+    scenario = asked.scenario
+    prompt = scenario.sequence_length - scenario.completion_length
+    longest = longest_completion(scenario, asked.gpu, scenario.size("max_position_embeddings", 32_768) - prompt)
+    return {"value": longest or 0, "verified": True}
+
+
+def _refuse_a_server(asked: Question, known: str | bool | None, wanted: str) -> None:
+    """A question that knows no server beside a training."""
+    if asked.scenario.generation.engine == "vllm" and not known:
+        raise UserError(
+            f"{wanted} knows nothing of the share of a card that vLLM takes.",
+            where="the command line",
+            found="generation.engine: vllm",
+            allowed="--longest, or one card with --gpu; `largest_utilization` and `knobs` stand in its answer",
+            write="--gpu h100-80gb",
+        )
