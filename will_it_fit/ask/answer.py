@@ -39,6 +39,8 @@ def whole_answer(
     where: object = "scenario",
     shown: Callable[[dict[str, Any]], None] | None = None,
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+    *,
+    suggested: bool = True,
 ) -> dict[str, Any]:
     """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
 
@@ -48,6 +50,8 @@ def whole_answer(
         Called with the answer as soon as its verdict stands, before what takes traces of its own.
     watch
         Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
+    suggested
+        Whether to search for what would fit, which takes traces of its own.
     """
     compared = _compared(request.scenario, where)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
@@ -63,7 +67,8 @@ def whole_answer(
         other = _compared(request.scenario.changed(parallel=parallel), where)
         size = other.traced.trace["required_bytes"]
         answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
-    answer["suggestions"] = compared.suggestions(watch)
+    if suggested:
+        answer["suggestions"] = compared.suggestions(watch)
     return answer
 
 
@@ -80,6 +85,8 @@ def traced(
     asked: Question,
     shown: Callable[[Mapping[str, Any]], None] | None = None,
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+    *,
+    suggested: bool = True,
 ) -> dict[str, Any]:
     """`predict`'s object, with another tool's settings and what was assumed.
 
@@ -91,7 +98,7 @@ def traced(
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
-        return _more(whole_answer(step, asked.where, shown, watch), asked)
+        return _more(whole_answer(step, asked.where, shown, watch, suggested=suggested), asked)
 
     for _ in _NEAREST:
         try:

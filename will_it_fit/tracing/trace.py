@@ -305,6 +305,16 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
     return Recorder()(scenario, capability)
 
 
+def step_record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Record:
+    """What a step did, allocation by allocation, each with what it is for; chance must not decide about the loading."""
+    try:
+        return _followed(scenario, "cuda", prepare, Composed(), capability=capability, costs=False, report=_as_record)[
+            0
+        ]
+    except Unlike as error:
+        raise UserError(f"The step's events are not known one by one: {error}.", allowed="another version") from None
+
+
 def _followed(
     scenario: Scenario,
     target: str,
