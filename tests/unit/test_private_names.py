@@ -22,6 +22,7 @@ from tests.repository import ROOT
 HOUSES = ("will_it_fit", "scripts")
 
 FSDP, FSDP2, DATA_PARALLEL = "torch.distributed.fsdp", "torch.distributed.fsdp._fully_shard", "torch.nn.parallel"
+PIPELINES = "torch.distributed.pipelining"
 ZERO = "deepspeed.runtime.zero"
 # By what they belong to. A name that objects of a class get when they are made counts as the class's.
 RELIED_ON = {
@@ -92,11 +93,23 @@ RELIED_ON = {
     f"{FSDP2}._fsdp_param.FSDPParam": "_init_sharded_param _sharded_param_data all_gather_inputs offload_to_cpu",
     f"{FSDP2}._fsdp_param_group": "foreach_reduce",
     f"{FSDP2}._fsdp_param_group.FSDPParamGroup": "_validate_cpu_offload_params _validate_no_meta_params",
-    "torch.distributed.tensor.DTensor": "_local_tensor",
+    "torch.distributed": "_functional_collectives",
+    "torch.distributed.distributed_c10d": "_resolve_process_group",
+    PIPELINES: "_utils",
+    f"{PIPELINES}._utils": "_StageBackwardMeta _derive_grad_metas",
+    f"{PIPELINES}.schedules": "_PipelineSchedule",
+    f"{PIPELINES}.schedules._PipelineSchedule": "_warmup_p2p",
+    f"{PIPELINES}.stage.PipelineStage": "_inference_mode _recv_meta _send_meta _stage_meta _user_meta",
+    "torch.distributed.tensor": "_collective_utils _dispatch _random _redistribute",
+    "torch.distributed.tensor.DTensor": "_local_tensor _op_dispatcher",
+    "torch.distributed.tensor._redistribute": "_gen_transform_infos",
+    "torch.distributed.tensor._dispatch.ShardingPropagator": "_propagate_tensor_meta_cached",
+    "torch.distributed.tensor.debug": "_clear_sharding_prop_cache",
+    "transformers.distributed.tensor_parallel.TensorParallelLayer": "_from_local_last_dim_shard",
     "torch.nn.Module": "_apply _buffers _parameters",
     f"{DATA_PARALLEL}.distributed": "_verify_param_shape_across_processes",
     f"{DATA_PARALLEL}.DistributedDataParallel": "_pre_forward",
-    "torch.ops._c10d_functional": "wait_tensor",
+    "torch.ops._c10d_functional": "_wrap_tensor_autograd wait_tensor",
     "torch.ops.aten": (
         "_fft_c2c _fft_c2r _fft_r2c _local_scalar_dense _scaled_dot_product_efficient_attention"
         " _scaled_dot_product_flash_attention"

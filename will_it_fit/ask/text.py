@@ -45,7 +45,8 @@ WORDS = {
 
 def card(gpu: Mapping[str, Any]) -> str:
     """A GPU in a sentence."""
-    return f"the {gpu['title']}" if gpu["compute_capability"] is not None else f"a GPU of {gpu['name']}"
+    nameless = gpu["compute_capability"] is None and gpu.get("is_modelled", True)
+    return f"a GPU of {gpu['name']}" if nameless else f"the {gpu['title']}"
 
 
 def verdict_line(answer: Mapping[str, Any]) -> str:
@@ -63,6 +64,16 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
     if gpu["count"] > parallel["gpus"]:
         has += f" (of {gpu['count']} GPUs the step uses {parallel['gpus']})"
+    if not gpu.get("is_modelled", True):
+        word = "DOES NOT FIT" if answer["fits"] is False else "NO VERDICT"
+        if word == "DOES NOT FIT" and trace["peak_allocated_bytes"] <= gpu["usable_bytes"]:
+            return f"{word}: loading is short by {gib(-answer['headroom_bytes'])}; {has}"
+        return (
+            f"{word}: the step allocates {gib(trace['peak_allocated_bytes'])}{each}, {has}; what the warning names is"
+            " not counted"
+        )
+    if answer["fits"] is False and answer["headroom_bytes"] < 0 and gpu["usable_bytes"] >= trace["required_bytes"]:
+        return f"DOES NOT FIT: loading is short by {gib(-answer['headroom_bytes'])}; {need}{each}, {has}"
     if answer["fits"] and gpu["usable_bytes"] < trace["required_bytes"]:
         return f"FITS at this very size: {has}{each}; only from {gib(trace['required_bytes'])} on does every size fit"
     if answer["fits"]:
@@ -84,7 +95,8 @@ def _quick_verdict(answer: Mapping[str, Any]) -> str:
 
 def smallest(required: float) -> str:
     """The smallest of all GPUs that are known that has so much."""
-    gpus = sorted(known().values(), key=lambda gpu: gpu.usable_bytes)
+    cards = (gpu for gpu in known().values() if gpu.is_modelled and not gpu.pool_bytes)
+    gpus = sorted(cards, key=lambda gpu: gpu.usable_bytes)
     gpu = next((gpu for gpu in gpus if gpu.usable_bytes >= required), None)
     if gpu is None:
         return "no GPU known has it; --gpu 2xh100-80gb shards it"
@@ -156,12 +168,13 @@ def answers(answer: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {title:<20}{answer['reasons'].get(name, 'not asked for')}")
             continue
         text = f"  {title:<20}{gib(peak['peak_allocated_bytes']):>10} at the peak"
-        if name == "trace":
+        replayed = name == "trace" and (answer["gpu"] or {}).get("is_modelled", True)
+        if replayed:
             text += f", {gib(peak['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
         lines.append(text)
         if name == "analytic" and "bound" in peak:
             lines.append(f"  {'':<20}{bound_text(peak['bound'])}")
-        if name == "trace":
+        if replayed:
             lines.append(f"  {'required':<20}{gib(peak['required_bytes']):>10} of usable GPU memory (a full allocator"
                          " frees cached blocks first)")  # fmt: skip
             lines += allocators(answer)

@@ -28,6 +28,7 @@ _NO_KERNEL = (
     "aten::promote_types", "aten::_has_compatible_shallow_copy_type", "profiler::",
 )  # fmt: skip
 _OVERWRITTEN = ("aten::copy_", "aten::fill_", "aten::zero_")  # the first argument is written and not read
+_EXCHANGES = ("c10d", "_c10d_functional")  # namespaces of collectives, sends and receipts
 _MADE = ("aten::zeros", "aten::new_zeros", "aten::ones_like", "aten::zeros_like", "aten::full", "aten::arange")
 # Only what is picked is read, however large the table.
 _PICKED = (
@@ -50,7 +51,7 @@ class Operator(NamedTuple):
     flops
         Multiplications and additions.
     bytes
-        Read and written; of a collective, sent by this GPU.
+        Read and written; of a collective, sent by this GPU; of a receipt, received.
     shape
         Of a product ``(matrices, rows, columns, inner)``; else ``()``.
     made_bytes
@@ -74,7 +75,7 @@ class CostRecorder:
     last_step
         The number of the step that is recorded.
     gpus
-        How many GPUs collectives connect.
+        How many GPUs a collective connects whose group isn't known.
 
     Attributes
     ----------
@@ -122,7 +123,8 @@ class CostRecorder:
         if func in self._quiet:
             self.without_kernel += 1
             return
-        key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else ())
+        gpus = group_size(func, args) if func.namespace in _EXCHANGES else None
+        key = (func, _shapes(args), _shapes(kwargs.values()) if kwargs else (), gpus)
         indices = self._known.get(key)
         if indices is None:
             if _launches_nothing(func):
@@ -207,12 +209,9 @@ class CostRecorder:
         inputs, outputs = list(_tensors([*args, *kwargs.values()])), list(_tensors(written)) or list(_tensors([output]))
         if not inputs and not outputs:
             return
-        if name.startswith(("c10d::", "_c10d_functional::")):
-            if "gather" in name or "reduce" in name or "broadcast" in name:
-                # A ring sends all but its own part; an all-reduce does so twice.
-                times = 2 if "allreduce" in name or "all_reduce" in name else 1
-                whole = max(map(touched_bytes, ([item] for item in inputs + outputs)))
-                yield Operator(name, COLLECTIVE, "", 0, whole * times * (self._gpus - 1) // self._gpus)
+        if func.namespace in _EXCHANGES:
+            if sent := _sent_bytes(name, inputs, outputs, group_size(func, args) or self._gpus):
+                yield Operator(name, COLLECTIVE, "", 0, sent)
         elif name == "bitsandbytes::gemm_4bit":  # with many rows: decoded to 16 bits, then multiplied
             inner, weights = args[0], prod(args[2])
             width, dtype = inner.element_size(), _dtype(inner)
@@ -237,6 +236,32 @@ class CostRecorder:
         else:
             read = [item for item in inputs if name not in _OVERWRITTEN or all(item is not other for other in outputs)]
             yield Operator(name, MEMORY, "", 0, touched_bytes(read) + touched_bytes(outputs))
+
+
+def group_size(func: Any, args: Sequence) -> int | None:
+    """How many GPUs a collective connects: those of the group among its arguments; None: it names none."""
+    from torch.distributed import ProcessGroup, distributed_c10d
+
+    for argument, value in zip(func._schema.arguments, args, strict=False):
+        if argument.name == "process_group" and isinstance(value, torch.ScriptObject):
+            return ProcessGroup.unbox(value).size()
+        if argument.name == "group_name" and isinstance(value, str):
+            return distributed_c10d._resolve_process_group(value).size()
+    return None
+
+
+def _sent_bytes(name: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor], gpus: int) -> int:
+    """What a collective sends from each of so many GPUs; a send or receipt moves all of its tensors."""
+    name = name.partition("::")[2].replace("_", "")
+    if name in ("send", "recv"):
+        return touched_bytes(inputs)
+    whole = max((touched_bytes([item]) for item in (*inputs, *outputs)), default=0)
+    if name == "alltoall":  # lists, a tensor for each GPU
+        whole = touched_bytes(outputs)
+    elif not any(word in name for word in ("gather", "reduce", "broadcast", "alltoall", "scatter")):
+        return 0
+    # A ring sends all but its own part; an all-reduce does so twice.
+    return whole * (2 if "allreduce" in name else 1) * (gpus - 1) // gpus
 
 
 _RECORDER: CostRecorder | None = None

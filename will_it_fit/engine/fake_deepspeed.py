@@ -19,7 +19,8 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .components import COLLECTIVES, GRADIENTS, OPTIMIZER_STATES, UNSHARDED
-from .fake_group import BACKEND, FakeDevice
+from .fake_device import FakeDevice
+from .fake_group import BACKEND
 from .patching import patched
 
 # What is exchanged, and what happens on `meta` if it isn't. tests/will_it_fit/engine/test_fake_deepspeed.py tries each.

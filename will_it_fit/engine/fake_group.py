@@ -4,24 +4,24 @@ Inside :func:`fake_group` PyTorch believes that it is the first of several proce
 nothing, and what is allocated for them is allocated; ``torch.meta`` is for ``meta`` what ``torch.cuda`` is for CUDA,
 with streams and events. Tensors of ``meta`` have no addresses, no values and no device to ask for, so that a few
 functions are exchanged while it lasts, each for a reason that :data:`PATCHES` gives. Nothing of it remains afterwards.
-
-A tracker notes on which stream a block is allocated (:class:`FakeDevice` knows it), and which blocks another stream
-uses as well: such a block is free for others only when the GPU has got there, which is later than in the program. How
-much later depends on the CPU's lead over the GPU; at the latest it is when the program waits for the GPU.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from math import prod
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from .components import COLLECTIVES
 from .costs import COLLECTIVE, Operator, launch
 from .errors import TraceError
+from .fake_device import FakeDevice
+from .fake_pipeline import pipeline_patches
 from .patching import patched
 
 BACKEND = "fakemeta"
@@ -44,182 +44,12 @@ PATCHES = {
     "DistributedDataParallel.__init__": "DDP waits for the result of its exchange, and a fake one has none",
     "DistributedDataParallel._pre_forward": "DDP makes its buckets anew in the second step; they get their name",
     "_verify_param_shape_across_processes": "DDP compares shapes across processes by their values",
+    "ProcessGroup.send": "a send's work holds what it sends as long as the work lives; a fake one holds nothing",
+    "ProcessGroup.recv": "the same of what is received",
+    "torch.accelerator.set_device_index": "transformers binds a process to its GPU, and this machine has none",
+    "is_rng_supported_mesh": "DTensor compares the random state of ranks by its values, which nobody has",
+    "_from_local_last_dim_shard": "transformers makes a whole tensor on `meta`, which is the GPU here, to read strides",
 }
-
-
-class Listener(Protocol):
-    """What :class:`FakeDevice` tells a tracker."""
-
-    def used_by_another_stream(self, tensor: torch.Tensor, stream: int | None = None) -> None: ...
-
-    def waited(self, since: int | None) -> None: ...
-
-    def arrived(self, tensor: torch.Tensor) -> None: ...
-
-    def left(self, tensor: torch.Tensor) -> None: ...
-
-    def name(self, tensor: torch.Tensor, component: str) -> None: ...
-
-    def now(self) -> int: ...
-
-    def launched(self) -> int: ...
-
-    def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None: ...
-
-    def waited_for_work(self) -> None: ...
-
-
-class FakeStream:
-    """A stream: work that runs in order. The first is the one that models compute on."""
-
-    def __init__(self, device: FakeDevice) -> None:
-        self.device, self.id = device, device.count()
-
-    def record_event(self, event: Any = None) -> FakeEvent:
-        event = event or FakeEvent(self.device)
-        event.record(self)
-        return event
-
-    def synchronize(self) -> None:
-        self.device.wait()
-
-    def wait_event(self, event: FakeEvent) -> None:
-        """Streams that wait for each other cost no memory, but time."""
-        event.wait(self)
-
-    def wait_stream(self, stream: FakeStream) -> None:
-        stream.record_event().wait(self)
-
-
-class FakeEvent:
-    """A point in a stream; the program can wait until the GPU has got there."""
-
-    def __init__(self, device: FakeDevice) -> None:
-        self.device, self.moment = device, None
-        self.stream, self.launches = 0, 0
-
-    def record(self, stream: FakeStream | None = None) -> None:
-        self.moment = self.device.now()
-        self.stream, self.launches = (stream or self.device.stream_now).id, self.device.launched()
-
-    def synchronize(self) -> None:
-        if self.moment is not None:
-            self.device.wait(self.moment)
-            self.device.stream_waits(None, self.stream, self.launches)
-
-    def query(self) -> bool:
-        """Whether the GPU has got there: it is as far behind as the program lets it be."""
-        return self.moment is None
-
-    def wait(self, stream: FakeStream | None = None) -> None:
-        """As a stream that waits: the current one by default."""
-        if self.moment is not None:
-            self.device.stream_waits((stream or self.device.stream_now).id, self.stream, self.launches)
-
-
-class FakeDevice(types.ModuleType):
-    """For ``meta`` what ``torch.cuda`` is for CUDA, as far as FSDP asks.
-
-    Attributes
-    ----------
-    first_stream, stream_now
-        The stream that models compute on, and the one that is current.
-    component
-        What an allocation is for, where the library that allocates says so; None: its tracker finds out.
-    listener
-        The tracker of the running trace.
-    """
-
-    def __init__(self, gpus: int) -> None:
-        super().__init__("torch.meta")
-        self.gpus, self._streams = gpus, 0
-        self.component: str | None = None
-        self.listener: Listener | None = None
-        self.Stream: Callable[..., FakeStream] = lambda *_, **__: FakeStream(self)
-        self.Event: Callable[..., FakeEvent] = lambda *_, **__: FakeEvent(self)
-        self.first_stream = self.stream_now = FakeStream(self)
-
-    def count(self) -> int:
-        self._streams += 1
-        return self._streams - 1
-
-    def now(self) -> int:
-        return self.listener.now() if self.listener else 0
-
-    def launched(self) -> int:
-        return self.listener.launched() if self.listener else 0
-
-    def stream_waits(self, waiter: int | None, stream: int, launches: int) -> None:
-        """A stream, or the program (None), waits for those of another's kernels that are among so many launches."""
-        if self.listener:
-            self.listener.stream_waits(waiter, stream, launches)
-
-    def wait(self, since: int | None = None) -> None:
-        """The program waits for the GPU: for all of its work, or for that before a moment."""
-        if self.listener:
-            self.listener.waited(since)
-
-    def arrived(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Tensors are brought to the GPU from the host: those on ``meta`` are there as soon as somebody says so."""
-        for tensor in tensors:
-            if not tensor.is_meta:  # of a whole program, where a card is simulated
-                tensor.data = tensor.to(torch.device("meta", 0))
-            elif self.listener:
-                self.listener.arrived(tensor)
-
-    def left(self, tensor: torch.Tensor) -> None:
-        """A tensor is brought from the GPU to the host."""
-        if self.listener:
-            self.listener.left(tensor)
-
-    def named(self, tensor: torch.Tensor, component: str) -> None:
-        """Say what a tensor is for."""
-        if self.listener:
-            self.listener.name(tensor, component)
-
-    def current_stream(self, *_: Any) -> FakeStream:
-        return self.stream_now
-
-    @contextmanager
-    def stream(self, stream: FakeStream) -> Iterator[None]:
-        before, self.stream_now = self.stream_now, stream
-        try:
-            yield
-        finally:
-            self.stream_now = before
-
-    @contextmanager
-    def allocating(self, component: str) -> Iterator[None]:
-        """Say what is allocated meanwhile is for."""
-        before, self.component = self.component, component
-        try:
-            yield
-        finally:
-            self.component = before
-
-    def synchronize(self, *_: Any) -> None:
-        self.wait()
-
-    def current_device(self) -> int:
-        return 0
-
-    def device_count(self) -> int:
-        return self.gpus
-
-    def is_available(self) -> bool:
-        return True
-
-    def is_initialized(self) -> bool:
-        return True
-
-    def set_device(self, *_: Any) -> None:
-        """There is one."""
-
-
-def active() -> FakeDevice | None:
-    """The device of the group that is there; None outside :func:`fake_group`."""
-    device = vars(torch).get("meta")
-    return device if isinstance(device, FakeDevice) else None
 
 
 @contextmanager
@@ -231,7 +61,6 @@ def fake_group(gpus: int, rank: int = 0) -> Iterator[FakeDevice]:
     TraceError
         If the process belongs to a group already.
     """
-    import torch.distributed as dist
 
     with fake_gpus(gpus) as device:
         start_group(gpus, rank)
@@ -250,7 +79,6 @@ def fake_gpus(gpus: int) -> Iterator[FakeDevice]:
     TraceError
         If the process belongs to a group already.
     """
-    import torch.distributed as dist
 
     if dist.is_initialized():
         raise TraceError(
@@ -259,16 +87,29 @@ def fake_gpus(gpus: int) -> Iterator[FakeDevice]:
         )
     device = FakeDevice(gpus)
     torch.meta = device
+    _forget_meshes()
     try:
-        with _backend(), patched(_patches(device)):
+        with _backend(), patched([*_patches(device), *pipeline_patches()]):
             yield device
     finally:
         del torch.meta
+        _forget_meshes()
+
+
+def _forget_meshes() -> None:
+    """Clear what DTensor keeps by mesh: one of an earlier group is equal to one of this, with other ranks and names."""
+    if "torch.distributed.tensor" not in sys.modules:
+        return
+    from torch.distributed.tensor import DTensor, _collective_utils, _redistribute, debug
+
+    debug._clear_sharding_prop_cache()
+    DTensor._op_dispatcher.sharding_propagator._propagate_tensor_meta_cached.cache_clear()
+    _redistribute._gen_transform_infos.cache_clear()
+    _collective_utils.MeshTopoInfo.build_from_mesh.cache_clear()
 
 
 def start_group(gpus: int, rank: int = 0) -> None:
     """Start PyTorch's group of processes, whose collectives do nothing."""
-    import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group(BACKEND, store=FakeStore(), rank=rank, world_size=gpus)
@@ -296,7 +137,13 @@ def _backend() -> Iterator[None]:
 
 def _patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     """What is replaced, as :func:`will_it_fit.engine.patching.patched` takes it; why: :data:`PATCHES`."""
-    return [*_tensor_patches(device), *_fsdp1_patches(device), *_fsdp2_patches(device), *_ddp_patches(device)]
+    return [
+        *_tensor_patches(device),
+        *_fsdp1_patches(device),
+        *_fsdp2_patches(device),
+        *_ddp_patches(device),
+        *_mesh_patches(),
+    ]
 
 
 def _tensor_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
@@ -395,13 +242,62 @@ def _ddp_patches(device: FakeDevice) -> list[tuple[Any, str, Any]]:
     def make_ddp(model: Any, *arguments: Any, **options: Any) -> None:
         with device.allocating(COLLECTIVES):
             make(model, *arguments, **options)
-        model.register_comm_hook(None, _exchanged_bucket)
+        model.register_comm_hook(model.process_group, _exchanged_bucket)
 
     return [
         (ddp, "__init__", make_ddp),
         (ddp, "_pre_forward", _for_collectives(device, ddp._pre_forward)),
         (parallel, "_verify_param_shape_across_processes", lambda *_, **__: None),
     ]
+
+
+class _Held(dist.Work):
+    """The work of a send or receipt: NCCL's and gloo's hold its tensors as long as it lives."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._tensors = tensors
+
+    def wait(self, timeout: Any = None) -> bool:
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+
+def _mesh_patches() -> list[tuple[Any, str, Any]]:
+    """For what runs on meshes of several dimensions."""
+    from torch.distributed.tensor import _dispatch, _random
+
+    def held(function: Callable) -> Callable:
+        def call(group: Any, tensors: list[torch.Tensor], *arguments: Any) -> _Held:
+            function(group, tensors, *arguments)
+            return _Held(tensors)
+
+        return call
+
+    patches: list[tuple[Any, str, Any]] = [
+        (dist.ProcessGroup, name, held(getattr(dist.ProcessGroup, name))) for name in ("send", "recv")
+    ]
+    patches.append((torch.accelerator, "set_device_index", lambda index: None))
+    patches += [
+        (module, "is_rng_supported_mesh", lambda mesh: False)
+        for module in (_random, _dispatch)
+        if hasattr(module, "is_rng_supported_mesh")
+    ]
+    plans = sys.modules.get("transformers.distributed.tensor_parallel")
+    if plans is not None:
+        patches.append((plans.TensorParallelLayer, "_from_local_last_dim_shard", staticmethod(_shard_of_last)))
+    return patches
+
+
+def _shard_of_last(local: torch.Tensor, mesh: Any, size: int) -> Any:
+    """As transformers' ``_from_local_last_dim_shard``: a DTensor of ``size`` in its last dimension, from this part."""
+    from torch.distributed.tensor import DTensor, Shard
+
+    shape = torch.Size((*local.shape[:-1], size))
+    strides = [prod(shape[place + 1 :]) for place in range(len(shape))]
+    return DTensor.from_local(local, mesh, [Shard(-1)], run_check=False, shape=shape, stride=tuple(strides))
 
 
 def _for_collectives(device: FakeDevice, function: Callable) -> Callable:
@@ -416,8 +312,8 @@ def _for_collectives(device: FakeDevice, function: Callable) -> Callable:
 
 def _exchanged_bucket(state, bucket):  # DDP reads the annotations, and takes none or its own
     """A communication hook of DDP: the bucket as it is, and what its all-reduce sends."""
-    device, size = active(), bucket.buffer().nbytes
-    sent = 2 * size * (device.gpus - 1) // device.gpus
+    size, gpus = bucket.buffer().nbytes, state.size()
+    sent = 2 * size * (gpus - 1) // gpus
     launch(Operator("c10d::allreduce_", COLLECTIVE, "", 0, sent), DDP_STREAM)
     future: torch.futures.Future = torch.futures.Future()
     future.set_result(bucket.buffer())

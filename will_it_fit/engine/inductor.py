@@ -44,8 +44,8 @@ from torch.fx.experimental import proxy_tensor
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from . import kernels
 from .accelerator import accelerator
+from .attention import cuda_kernel
 from .card import active_simulation
 from .errors import CompiledError, TraceError
 from .extensions import IN_PYTHON
@@ -236,7 +236,7 @@ def attention(
     aten, mask, scale = torch.ops.aten, attn_mask, scale_and_groups.get("scale")
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask.logical_not(), float("-inf"))
-    kernel = kernels.cuda_kernel(query, key, value, mask, active_simulation().card.capability)
+    kernel = cuda_kernel(query, key, value, mask, active_simulation().card.capability)
     if kernel == SDPBackend.MATH:
         given = (query, key, value, mask, dropout_p, is_causal)
         return aten._scaled_dot_product_attention_math(*given, **scale_and_groups)[0]

@@ -15,22 +15,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from . import costs, cuda_rules
-from .autocast import attention_operands
+from .attention import DTYPES, attention_on, backward_temporaries
 from .bitsandbytes_layers import int8_products
-from .cuda_rules import DEFAULT_CAPABILITY, up
-from .errors import AttentionKernelError
+from .cuda_rules import DEFAULT_CAPABILITY
 from .patching import patched
 
-_DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-_BACKENDS = {
-    "flash": (SDPBackend.FLASH_ATTENTION, torch.backends.cuda.flash_sdp_enabled),
-    "mem_efficient": (SDPBackend.EFFICIENT_ATTENTION, torch.backends.cuda.mem_efficient_sdp_enabled),
-    "math": (SDPBackend.MATH, torch.backends.cuda.math_sdp_enabled),
-}
 _BACKWARD_OF_ATTENTION = (
     "aten::_scaled_dot_product_flash_attention_backward",
     "aten::_scaled_dot_product_efficient_attention_backward",
@@ -92,7 +83,7 @@ class CudaKernels:
             sizes = cuda_rules.embedding_backward_bytes(indices.numel(), words, grad.shape[-1], indices.element_size())
             return sizes, []
         if name in _BACKWARD_OF_ATTENTION:
-            return [], _backward_of_attention(name, args, self.capability)
+            return [], backward_temporaries(name, args, self.capability)
         if not self._keeps_lt and _has_bias(name, args, kwargs or {}):
             return [], [cuda_rules.CUBLASLT_WORKSPACE_BYTES]
         return [], []
@@ -159,7 +150,7 @@ def dispatch(
     functional = nn.functional
     shapes = torch._meta_registrations
     places = [
-        (functional, "scaled_dot_product_attention", _attention(target, capability or DEFAULT_CAPABILITY, platform))
+        (functional, "scaled_dot_product_attention", attention_on(target, capability or DEFAULT_CAPABILITY, platform))
     ]
     if hasattr(shapes, "_meta_grouped_mm_common"):
         places.append((shapes, "_meta_grouped_mm_common", _grouped(shapes._meta_grouped_mm_common)))
@@ -177,7 +168,7 @@ def dispatch(
 
 def _softmax(original: Callable, operator: Callable) -> Callable:
     def softmax(input: torch.Tensor, dim: int | None = None, *args: Any, **kwargs: Any) -> torch.Tensor:
-        direct = _DTYPES.get(input.dtype) in cuda_rules.HALF_TO_FLOAT
+        direct = DTYPES.get(input.dtype) in cuda_rules.HALF_TO_FLOAT
         if kwargs.get("dtype") is torch.float32 and direct and dim is not None:
             return operator(input, dim, True)
         return original(input, dim, *args, **kwargs)
@@ -243,203 +234,3 @@ def _dropout(original: Callable) -> Callable:
         return original(input, p, training, inplace)
 
     return dropout
-
-
-# --- attention ----------------------------------------------------------------------------------------------------
-
-
-def _attention(target: str, capability: tuple[int, int], platform: str) -> Callable:
-    """``scaled_dot_product_attention`` as ``target`` runs it. Shapes: batch, heads, tokens, head size."""
-    formula = nn.functional.scaled_dot_product_attention
-
-    def attention(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        **scale_and_groups: Any,
-    ) -> torch.Tensor:
-        query, key, value = attention_operands(query, key, value)
-        if not query.dtype == key.dtype == value.dtype:  # ATen attention.cpp, validate_sdpa_input
-            raise RuntimeError(
-                f"query, key and value differ in dtype ({query.dtype}, {key.dtype}, {value.dtype}), and no autocast is"
-                " on"
-            )
-        mask = attn_mask
-        if mask is not None and mask.dtype == torch.bool:  # convert_boolean_attn_mask
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask.logical_not(), float("-inf"))
-        if target == "cuda":
-            kernel = cuda_kernel(query, key, value, mask, capability, platform)
-        else:
-            kernel = cpu_kernel(query, key, value, mask, dropout_p)
-        if kernel == SDPBackend.MATH:
-            return formula(query, key, value, mask, dropout_p, is_causal, **scale_and_groups)
-        if target == "cpu":
-            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query, key, value, dropout_p, is_causal, attn_mask=mask, scale=scale_and_groups.get("scale")
-            )[0]
-        if _policies_decide():
-            if kernel == SDPBackend.FLASH_ATTENTION:
-                return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal)[0]
-            keeps = any(each.requires_grad for each in (query, key, value))
-            return torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, mask, keeps)[0]
-        if kernel == SDPBackend.FLASH_ATTENTION:
-            return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value)), is_causal).transpose(1, 2)
-        if mask is not None and mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT:
-            mask = nn.functional.pad(mask, (0, -mask.shape[-1] % cuda_rules.BIAS_ALIGNMENT))[..., : mask.shape[-1]]
-        return MemoryEfficientAttention.apply(query, key, value, mask, capability, is_causal)
-
-    return attention
-
-
-def _policies_decide() -> bool:
-    """Whether selective checkpointing looks at each operator, to keep its output or to run it again."""
-    stack = _get_current_dispatch_mode_stack()
-    return len(stack) > 1 and any(type(mode).__module__ == "torch.utils.checkpoint" for mode in stack)
-
-
-def _backward_of_attention(name: str, args: Sequence, capability: tuple[int, int]) -> list[int]:
-    """What the fused kernels need for a backward pass beside the gradients; as the stand-ins below allocate it."""
-    query, key = args[1], args[2]
-    batch, heads, tokens, head = query.shape
-    if "flash" in name:
-        padded, wide = cuda_rules.flash_padding(tokens, head)
-        sizes = [batch * heads * padded * 4, batch * padded * heads * wide * 4]
-        grouped = batch * key.shape[2] * heads * head * key.element_size() if key.shape[1] != heads else 0
-        return sizes + [grouped] * 2 if grouped else sizes
-    keys, dtype = key.shape[2], _DTYPES[query.dtype]
-    workspace = cuda_rules.efficient_workspace_bytes(tokens, keys, head, dtype, capability) * batch * heads
-    return [batch * heads * tokens * 4, *([workspace] if workspace else [])]
-
-
-def cuda_kernel(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    capability: tuple[int, int],
-    platform: str = "linux",
-) -> SDPBackend:
-    """Which kernel ``scaled_dot_product_attention`` takes on a GPU, among those that are built in and enabled.
-
-    Raises
-    ------
-    AttentionKernelError
-        If the only kernels that are enabled can't take these tensors.
-    """
-    head = query.shape[-1]
-    chosen = cuda_rules.attention_kernel(
-        _DTYPES[query.dtype],
-        head,
-        value.shape[-1],
-        grouped=query.shape[1] != key.shape[1],
-        masked=mask is not None,
-        capability=capability,
-        enabled=[name for name in cuda_rules.PLATFORMS[platform] if _BACKENDS[name][1]()],
-    )
-    if chosen is not None:
-        return _BACKENDS[chosen][0]
-    raise AttentionKernelError(
-        f"The attention kernel that is asked for can't take this model's tensors: queries of {head} x {query.dtype},"
-        f" values of {value.shape[-1]}, {'a' if mask is not None else 'no'} mask, compute capability"
-        f" {capability[0]}.{capability[1]}{', PyTorch for Windows' if platform == 'windows' else ''}.",
-        "Let scaled_dot_product_attention choose among all of its kernels.",
-    )
-
-
-def cpu_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, dropout: float) -> SDPBackend:
-    """Which kernel it takes on the CPU (ATen ``sdp_utils_cpp.cpp``).
-
-    The fused one takes one head size for all, no dropout, and no mask that is learned.
-    """
-    one_size = query.shape[-1] == key.shape[-1] == value.shape[-1]
-    fused = one_size and not dropout and (mask is None or not mask.requires_grad)
-    return SDPBackend.FLASH_ATTENTION if fused else SDPBackend.MATH
-
-
-class MemoryEfficientAttention(torch.autograd.Function):
-    """Allocates what PyTorch's memory-efficient kernel does. Shapes: batch, heads, tokens, head size."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        bias: torch.Tensor | None,
-        capability: tuple[int, int],
-        causal: bool = False,
-    ) -> torch.Tensor:
-        batch, heads, tokens, _ = query.shape
-        out = query.new_empty((batch, tokens, heads, value.shape[-1])).transpose(1, 2)
-        sums = query.new_empty((batch, heads, up(tokens, cuda_rules.LOG_SUM_EXP_ALIGNMENT)), dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, sums, bias)
-        ctx.capability, ctx.causal = capability, causal
-        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=causal, backward=False)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        query, key, value, *_, bias = ctx.saved_tensors
-        costs.attention("mem_efficient", query, key, tokens_dim=2, causal=ctx.causal, backward=True)
-        grad = grad.transpose(1, 2).contiguous()
-        grads = [
-            torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (query, key, value)
-        ]
-        batch, heads, tokens, _ = query.shape
-        delta = query.new_empty((batch, heads, tokens), dtype=torch.float32)  # noqa: F841
-        head, dtype = query.shape[-1], _DTYPES[query.dtype]
-        size = cuda_rules.efficient_workspace_bytes(tokens, key.shape[-2], head, dtype, ctx.capability)
-        size *= batch * heads
-        workspace = query.new_empty(size, dtype=torch.uint8) if size else None  # noqa: F841
-        of_bias = torch.empty_like(bias) if ctx.needs_input_grad[3] else None
-        return *(x.transpose(1, 2) for x in grads), of_bias, None, None
-
-
-class FlashAttention2(torch.autograd.Function):
-    """Allocates what FlashAttention-2 does, grouped keys and values as they are. Shapes: batch, tokens, heads, head."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = True
-    ) -> torch.Tensor:
-        batch, tokens, heads, _ = query.shape
-        out = torch.empty_like(query)  # laid out as the queries are: flash_api.cpp, mha_fwd
-        sums = query.new_empty((batch, heads, tokens), dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, sums)
-        ctx.causal = causal
-        costs.attention("flash", query, key, tokens_dim=1, causal=causal, backward=False)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple:
-        query, key, value, out, _ = ctx.saved_tensors
-        costs.attention("flash", query, key, tokens_dim=1, causal=ctx.causal, backward=True)
-        batch, tokens, heads, head = query.shape
-        grad, out = grad.contiguous(), out.contiguous()  # attention_backward.cu, _flash_attention_backward
-        grads = [torch.empty_like(x) for x in (query, key, value)]
-        padded, wide = cuda_rules.flash_padding(tokens, head)
-        row = query.new_empty((batch, heads, padded), dtype=torch.float32)  # noqa: F841
-        sum_query = query.new_empty((batch, padded, heads, wide), dtype=torch.float32)  # noqa: F841
-        if key.shape[2] != heads:
-            spread = [x.new_empty((batch, x.shape[1], heads, head)) for x in (key, value)]  # noqa: F841
-        return *grads, None
-
-
-def flash_attention_package() -> str:
-    """Register what stands in for the package flash-attn, which takes capped scores too; returns its name."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, flash_attention_mask
-
-    def flash(
-        module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        query, key, value = attention_operands(query, key, value)
-        return FlashAttention2.apply(*(x.transpose(1, 2) for x in (query, key, value))), None
-
-    name = "trace_fa2"  # transformers loads packages for names with "flash"
-    AttentionInterface.register(name, flash)
-    AttentionMaskInterface.register(name, flash_attention_mask)
-    return name

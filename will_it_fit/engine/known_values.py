@@ -92,6 +92,7 @@ class Values:
     ) -> None:
         self.carrying = False  # whether any value is known, or was
         self.reading = False  # whether Python is about to read a whole tensor
+        self.counts_evenly = False  # whether counts of choices that nobody knows are taken to be even
         self.asked: Callable[[torch.dtype], float | None] | None = None  # gives numbers in the place of `scalars`
         self._scalars = scalars
         self._answers = {**ANSWERS, **(answers or {})}
@@ -99,6 +100,8 @@ class Values:
         self._known: dict[int, torch.Tensor] = {}  # the bytes on the CPU, by the address of the storage on `meta`
         self._stand_ins: dict[int, _End] = {}
         self._ends: dict[int, _End] = {}
+        self._sources: dict[int, torch.Tensor] = {}  # on the CPU, by the address of what stands for them on `meta`
+        self._source_ends: dict[int, _End] = {}
         self._kinds: dict[Any, _Kind] = {}
 
     # --- what a tracker asks -------------------------------------------------------------------------------------
@@ -126,11 +129,17 @@ class Values:
         if func is _aten._to_copy.default and output.is_meta and not args[0].is_meta:
             if carried(args[0]) and not self._stands_in(args[0]):
                 self.remember(output, args[0].to(output.dtype, copy=True))
+            if self._host_is_device:  # the tensor itself, for as long as either lives
+                storage = output.untyped_storage()
+                self._sources[storage._cdata] = args[0]
+                self._until_its_end(storage, self._source_ends, self._sources)
             return
         if not self.carrying:
             return
         kind = self._kind(func)
         if kind.view or kind.written or kind.random or not _small(output):
+            return
+        if func.namespace == "_c10d_functional":  # what other ranks hold is not known here
             return
         if func in _FILLED:
             value = _FILLED[func]
@@ -307,6 +316,9 @@ class Values:
         if known is not None:
             func(*known[0], **known[1])
             return
+        if func is _aten.scatter_add_.default and (counts := self._even(*args)) is not None:
+            self.remember(args[0], counts)
+            return
         if kind.dynamic and (indices := self._without_known_masks(args[1])) is not None:
             args = (args[0], indices, *args[2:])
         for place in kind.written:
@@ -315,6 +327,17 @@ class Values:
                     self._known.pop(tensor.untyped_storage()._cdata, None)
         for tensor in _tensors((), {name: value for name, value in kwargs.items() if "out" in name}):
             self._known.pop(tensor.untyped_storage()._cdata, None)
+
+    def _even(self, counts: torch.Tensor, dim: int, chosen: torch.Tensor, ones: torch.Tensor) -> torch.Tensor | None:
+        """How often each of several is chosen where nobody knows, as a router's experts: equally often.
+
+        None: it is no such count, or nobody needs it: only experts on several GPUs are sent as many tokens.
+        """
+        held, added = self.known(counts), self.known(ones)
+        if not self.counts_evenly or held is None or added is None or counts.dim() != 1 or held.any():
+            return None
+        total, bins = int(added.sum()), held.numel()
+        return total // bins + (torch.arange(bins) < total % bins).to(held.dtype)
 
     def _arguments(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """The arguments with the values of all tensors; None: some are not known."""

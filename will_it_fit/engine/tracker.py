@@ -6,13 +6,11 @@ the sequence of allocations and frees that :mod:`will_it_fit.engine.allocator` r
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch._guards import active_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .allocator import EMPTY_CACHE
@@ -27,12 +25,12 @@ from .components import (
     WORKSPACES,
 )
 from .custom import opaque
-from .fake_group import FakeDevice
+from .exchanges import Exchanges
+from .fake_device import FakeDevice
 from .known_values import UNANSWERED, Values
-from .model_tensors import made_of_others, parts, those_on_meta, weights_like
+from .model_tensors import made_of_others, parts, weights_like
 from .record import Record
 from .shapes import Shapes, in_place
-from .stashes import Stashes
 
 
 class Kernels(Protocol):
@@ -68,6 +66,8 @@ class Tracker(TorchDispatchMode, Record):
         Corrects what an operator returns on ``meta``, called as ``outputs(func, args, output)``.
     device
         The device of a group of several GPUs; None for one GPU.
+    known_outputs
+        What trackers with the same ``outputs`` know of operators on ``meta`` together, see :class:`Shapes`.
 
     Attributes
     ----------
@@ -84,6 +84,7 @@ class Tracker(TorchDispatchMode, Record):
         first_id: int = 1,
         outputs: Callable[[Any, tuple, Any], Any] | None = None,
         device: FakeDevice | None = None,
+        known_outputs: dict[tuple, Any] | None = None,
     ) -> None:
         super().__init__()
         Record.__init__(self)
@@ -91,17 +92,19 @@ class Tracker(TorchDispatchMode, Record):
         self._named: set[int] = set()  # ids that have their component for good
         self._shared: set[int] = set()  # ids that another stream uses as well
         self._pending: list[tuple[int, int]] = []  # such ids that are freed, with the index of that event
+        self._exchanges = Exchanges(self)
         self._host: dict[int, _End] = {}  # what is on `meta` and means the host's memory, by the storage's address
         self._devices = frozenset(devices)
         self.on_meta = "meta" in self._devices
         self.vocabulary = vocabulary
         self._kernels = kernels
-        self._shapes = Shapes(outputs) if self.on_meta else None
+        self._shapes = Shapes(outputs, known_outputs) if self.on_meta else None
         self.values = Values() if self.on_meta else None
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
         self._phase = ""
+        self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
         self._operators: set[Any] = set()  # that were met
         self.kernels_launched = 0  # operators and kernels of compilers, but for views
@@ -155,17 +158,18 @@ class Tracker(TorchDispatchMode, Record):
 
     def label(self, tensor: torch.Tensor, component: str) -> None:
         """Correct what a followed tensor is for, now that it is known."""
-        for identity in self._identities(tensor):
+        for identity in self.identities(tensor):
             if identity not in self._named:
                 self.components[identity] = component
 
     def name(self, tensor: torch.Tensor, component: str) -> None:
         """Say what a followed tensor is for, by those who know: no :meth:`label` corrects it."""
-        for identity in self._identities(tensor):
+        for identity in self.identities(tensor):
             self.components[identity] = component
             self._named.add(identity)
 
-    def _identities(self, tensor: torch.Tensor) -> list[int]:
+    def identities(self, tensor: torch.Tensor) -> list[int]:
+        """The ids of the storages that a tensor consists of."""
         identities = (self._ids.get(part.untyped_storage()._cdata) for part in parts(tensor))
         return [identity for identity in identities if identity is not None]
 
@@ -180,6 +184,11 @@ class Tracker(TorchDispatchMode, Record):
     def lies_on_host(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor on ``meta`` means the host's memory."""
         return bool(self._host) and tensor.untyped_storage()._cdata in self._host
+
+    @property
+    def holds_on_host(self) -> bool:
+        """Whether anything on ``meta`` means the host's memory."""
+        return bool(self._host)
 
     def resized(self, storage: torch.UntypedStorage, size: int) -> None:
         """Record that a storage gets another size, as FSDP frees and allocates gathered parameters.
@@ -206,7 +215,7 @@ class Tracker(TorchDispatchMode, Record):
 
         ``stream``: the one that uses it, where that may be its own.
         """
-        for identity in self._identities(tensor):
+        for identity in self.identities(tensor):
             if stream != self.streams.get(identity, 0):
                 self._shared.add(identity)
 
@@ -334,7 +343,7 @@ class Tracker(TorchDispatchMode, Record):
             self._operators.add(func)
             if self.on_meta and (text := opaque(func)):
                 self.warn(text)
-        if self._device is not None and (answer := self._of_several_gpus(func, args, kwargs)) is not None:
+        if self._device is not None and (answer := self._exchanges.answer(func, args, kwargs)) is not None:
             return answer
         values = self.values
         if values is not None and (answer := values.before(func, args, kwargs)) is not UNANSWERED:
@@ -349,7 +358,7 @@ class Tracker(TorchDispatchMode, Record):
             held = [self.allocate(count, TEMPORARIES) for count in earlier]
         try:
             func = in_place(func)
-            output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
+            output = self.run(func, args, kwargs)
         except Exception as error:
             output = UNANSWERED if values is None else values.failed(func, args, error)
             if output is UNANSWERED:
@@ -361,57 +370,25 @@ class Tracker(TorchDispatchMode, Record):
         self.workspaces.note(func, args, output, len(self.events))
         if values is not None:
             values.after(func, args, kwargs, output)
+            if func is _TO_COPY and "cpu" in self._devices and output.is_meta and output.dtype == args[0].dtype:
+                self.left(output)  # where the device is the CPU it is one tensor, and not two
         if self.costs is not None and self.costs.on:
             self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
         held += [self.allocate(count, TEMPORARIES) for count in later]
-        if func.namespace == "c10d" and self._device is not None:
-            held += self._started(func, args)
+        if self._device is not None:
+            held += self._exchanges.made(func, args, output)
         for identity in held:
             self.free(identity)
         return output
-
-    def _started(self, func: Any, args: tuple) -> list[int]:
-        """Note a collective: NCCL gathers or scatters a list of tensors by way of one that is as large as all."""
-        given = dict(zip((each.name for each in func._schema.arguments), args, strict=False))
-        lists = [given.get("output_tensors", ()), given.get("input_tensors", ())]
-        flat = [item for given_list in lists if isinstance(given_list, list) for item in given_list[:1]]
-        flat = [each for each in flat if isinstance(each, list) and len({tensor.shape for tensor in each}) == 1]
-        whole = [self.allocate(sum(tensor.nbytes for tensor in each), COLLECTIVES) for each in flat]
-        kept = [identity for tensor in those_on_meta(args) for identity in self._identities(tensor)]
-        held = given.get("async_op", True) and _asked_by_a_program()  # DDP's own, in C++, hold what DDP holds anyway
-        self.stashes = self.stashes or Stashes()
-        self.stashes.start(self.now(), self.kernels_launched, [*kept, *whole] if held else ())
-        return whole
 
     def waited_for_work(self) -> None:
         """The program calls ``wait`` of a collective's work."""
         if self.stashes is not None:
             self.stashes.waited(self.now())
 
-    def _of_several_gpus(self, func: Any, args: tuple, kwargs: dict) -> Any:
-        """The answer to an operator that isn't for the kernels of this GPU; None: it is."""
-        if active_fake_mode() is not None:  # DTensor works out shapes
-            return func(*args, **kwargs)
-        if func is torch.ops._c10d_functional.wait_tensor.default:  # what it waits for is there; on `meta` it copies
-            return args[0]
-        if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # DDP's sizes of buckets
-            return args[0]
-        copied = _leaves_the_device(func, args, kwargs)
-        if copied and self.values is not None and (known := self.values.known(args[0])) is not None:
-            return known.to(kwargs.get("dtype") or known.dtype, copy=True)
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return None
-        tensors = list(those_on_meta(args)) if copied or self._host else []
-        if copied and tensors:
-            output = torch.empty_like(tensors[0], dtype=kwargs.get("dtype"))
-        elif tensors and all(tensor.untyped_storage()._cdata in self._host for tensor in tensors):
-            output = self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
-        else:
-            return None
-        for item in output if isinstance(output, (tuple, list)) else (output,):
-            if isinstance(item, torch.Tensor):
-                self.leave_on_host(item)
-        return output
+    def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Run an operator; on ``meta`` with the shapes that the device's own would have."""
+        return self._shapes(func, args, kwargs) if self._shapes else func(*args, **kwargs)
 
     @property
     def ids(self) -> dict[int, int]:
@@ -423,21 +400,7 @@ class Tracker(TorchDispatchMode, Record):
         self._ends.clear()
         self._ids.clear()
         self._host.clear()
+        self._exchanges.close()
 
 
-_COPY = torch.ops.aten.copy_.default
-
-
-def _asked_by_a_program() -> bool:
-    """Whether a function of ``torch.distributed`` called the operator that is running."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__") != "torch.distributed.distributed_c10d":
-        frame = frame.f_back
-    return frame is not None
-
-
-def _leaves_the_device(func: Any, args: tuple, kwargs: dict) -> bool:
-    """Whether an operator copies a tensor from ``meta`` to the CPU."""
-    if func is not torch.ops.aten._to_copy.default or kwargs.get("device") is None:
-        return False
-    return args[0].device.type == "meta" and torch.device(kwargs["device"]).type == "cpu"
+_COPY, _TO_COPY = torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default

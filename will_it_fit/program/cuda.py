@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from will_it_fit.engine.card import Card
-from will_it_fit.engine.fake_group import FakeDevice, FakeEvent, FakeStream
+from will_it_fit.engine.fake_device import FakeDevice, FakeEvent, FakeStream
 
 MIB = 2**20
 DRIVER = "580.82.07"  # what nvidia-smi says; programs print it

@@ -13,7 +13,8 @@ from torch.distributed import distributed_c10d
 from torch.nn.parallel import DistributedDataParallel
 
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine.fake_group import BACKEND, FakeDevice, fake_gpus
+from will_it_fit.engine.fake_device import FakeDevice
+from will_it_fit.engine.fake_group import BACKEND, fake_gpus
 from will_it_fit.engine.tracker import Tracker
 
 

@@ -45,7 +45,7 @@ class Loop:
     def heard(self) -> Iterator[None]:
         """Hear what runs inside."""
         with ExitStack() as stack:
-            hooks = phases(self._enter, self._updated, self._updating, self._evaluates)
+            hooks = phases(self._enter, self._updated, self._updating, self._phase_of)
             self._begin = stack.enter_context(hooks)
             yield
 
@@ -77,14 +77,14 @@ class Loop:
         self.end()
         raise Enough
 
-    def _evaluates(self, module: nn.Module) -> bool:
-        """Whether a module's call is evaluation: of what is trained, without gradients, in its evaluation mode."""
+    def _phase_of(self, module: nn.Module) -> str | None:
+        """Evaluation is a call of what is trained, without gradients, in its evaluation mode."""
         self._learn(module)
         without = not torch.is_grad_enabled() and not module.training
         if without and not self._evaluating:
             without = any(parameter.requires_grad for parameter in module.parameters())
         self._evaluating = without
-        return without
+        return "evaluation" if without else None
 
     # --- names ---------------------------------------------------------------------------------------------------
 

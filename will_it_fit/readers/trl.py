@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from will_it_fit.readers import common
-from will_it_fit.readers.reading import Reading, Values, begin, keys
+from will_it_fit.readers.reading import EITHER_WAY, TOO_LOW, Reading, Values, begin, keys
 
 TABLE = ("trl", "transformers")
 
@@ -55,10 +55,32 @@ def read(mapping: Mapping[str, Any], file: Path, gpus: int | None = None, traine
     _parallel(get, reading, gpus)
     if trainer in ("dpo", "reward", "kto", "grpo", "rloo"):
         kind = "grpo" if trainer == "rloo" else trainer
-        common.preference(reading, kind, "trainer", reading.fields["micro_batch"])
+        if common.preference(reading, kind, "trainer", reading.fields["micro_batch"], answers=True) and kind == "grpo":
+            reinforcement(get, reading)
+        if trainer == "rloo":
+            reading.approximates("trainer", trainer, EITHER_WAY, "RLOO's step is read as GRPO's", "logits")
     common.compiled(reading, get("torch_compile"), get("torch_compile_mode"))
     reading.pad(reading.fields)
     return reading
+
+
+def reinforcement(get: Values, reading: Reading) -> None:
+    """What TRL's GRPOConfig says of answers: how many, how long, compared with what, how often learned from."""
+    adapters, compared = reading.fields["method"] != "full", get("beta", 0.0) != 0.0
+    reading.set(
+        preference={
+            "generations": get("num_generations", 8),
+            "completion_length": get("max_completion_length", 512),
+            "reference": ("adapter_off" if adapters else "model") if compared else None,
+        },
+        generation={
+            "engine": "none" if get("use_vllm") else "transformers",
+            "steps_per_generation": get("steps_per_generation"),
+            "iterations": get("num_iterations", 1),
+        },
+    )
+    if get("use_vllm"):
+        reading.approximates("use_vllm", True, TOO_LOW, "vLLM takes its share of the GPU where its mode is colocate")
 
 
 def _trainer(get: Values, named: str) -> str:

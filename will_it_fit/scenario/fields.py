@@ -28,6 +28,7 @@ from will_it_fit.scenario.description import (
     say_quantization,
     switch,
 )
+from will_it_fit.scenario.generation import Generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.nested_fields import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
@@ -67,7 +68,7 @@ class Fields:
     objective: str = described(
         "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
         " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
-        " (`micro_batch` counts pairs), `kto` single rows, `grpo` generated ones (without their generation).",
+        " (`micro_batch` counts pairs), `kto` single rows, `grpo` rows that `generation` generates.",
         words=tuple(OBJECTIVES),
         default=SUPERVISED,
         example="dpo",
@@ -75,6 +76,9 @@ class Fields:
     )
     preference: Preference = described(
         "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference
+    )
+    generation: Generation = described(
+        "How the answers of `objective: grpo` are generated.", example={"engine": "transformers"}, parts=Generation
     )
     precision: str = described(
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
@@ -313,6 +317,17 @@ class Fields:
         default="linux",
         example="windows",
         said={"linux": "", "windows": "on Windows"},
+        closed_form=ANY,
+        in_training=False,
+    )
+    loads: str = described(
+        "Where the weights of a model that is not quantized come to be. `host`: in the host's memory, from where they"
+        " are moved, as scripts without `device_map` do. `device`: straight on the GPU. It decides where GPU and system"
+        " share one memory.",
+        words=("host", "device"),
+        default="host",
+        example="device",
+        said={"host": "", "device": "loaded straight onto the GPU"},
         closed_form=ANY,
         in_training=False,
     )

@@ -14,6 +14,7 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.description import ANY, MOST, described, say_generations, switch
+from will_it_fit.scenario.generation import Generation
 from will_it_fit.scenario.model import found_beside
 from will_it_fit.scenario.objectives import REFERENCES
 from will_it_fit.scenario.strategies import DIVIDED, NONE, STRATEGIES, Strategy
@@ -86,6 +87,15 @@ class Preference:
         nullable=True,
         example=256,
         said="{} tokens of answer",
+    )
+    reward_model: str | None = described(
+        "`grpo`: a model that judges the answers and lies beside the one that is trained: a name in `config/models/`."
+        " `null`: functions judge them, on the host.",
+        types=("string",),
+        nullable=True,
+        example="qwen2.5-0.5b",
+        said="judged by {}",
+        closed_form=(None,),
     )
 
 
@@ -164,6 +174,7 @@ class Versions:
 # The fields with parts that are values of their own; a mapping of these parts makes one.
 PARTS = {
     "allocator": Allocator,
+    "generation": Generation,
     "parallel": Parallel,
     "preference": Preference,
     "quantization": Quantization,

@@ -95,6 +95,8 @@ class Scenario(Fields):
         scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
         if wrong := list(contradictions(scenario, where)):
             raise UserError.several(wrong)
+        if scenario.preference.reward_model:
+            read_model(scenario.preference.reward_model, f"{where}: preference.reward_model")
         return scenario
 
     def to_mapping(self) -> dict[str, Any]:
@@ -129,6 +131,11 @@ class Scenario(Fields):
     def completion_length(self) -> int:
         """Tokens of a row that an objective judges; half of the row by default."""
         return self.preference.completion_length or max(self.sequence_length // 2, 1)
+
+    @property
+    def steps_per_generation(self) -> int:
+        """Micro-batches that one generation serves."""
+        return self.generation.steps_per_generation or self.gradient_accumulation
 
     @property
     def mixed(self) -> bool:

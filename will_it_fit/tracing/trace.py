@@ -20,12 +20,13 @@ from torch import nn
 
 from will_it_fit.cards.gpus import usable_sizes
 from will_it_fit.common.errors import UserError
+from will_it_fit.engine.attention import flash_attention_package
 from will_it_fit.engine.components import ADAPTERS, HOST
 from will_it_fit.engine.costs import CostRecorder
 from will_it_fit.engine.fake_deepspeed import fake_deepspeed, name_states
-from will_it_fit.engine.fake_group import active, fake_group
+from will_it_fit.engine.fake_device import active
+from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.engine.interpolate import Asked, Recording
-from will_it_fit.engine.kernels import flash_attention_package
 from will_it_fit.engine.model_tensors import Label, component_of, quantization_state
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
@@ -42,8 +43,8 @@ from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.imports import import_libraries
-from will_it_fit.tracing.layers import SHALLOW, Composed, size_apart
-from will_it_fit.tracing.loading import Loader, loading_history
+from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
+from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
 from will_it_fit.tracing.simulated_card import add_kernels, card_in_place, compile_parts, refuse_own_kernels, ways
 from will_it_fit.tracing.step_errors import speaking_of
 
@@ -116,6 +117,8 @@ def prepare(
     label = labels(model)
     histories: list[History] = []
     parallel = scenario.parallel
+    if target == "cuda" and parallel.gpus == 1:
+        about["host_copy_bytes"] = host_copy_bytes(model, scenario)
     if parallel.sharded:
         with speaking_of(scenario):
             model, history = recorded(lambda: _divided(model, scenario))
@@ -218,9 +221,9 @@ def trace(
     -------
     dict
         See :class:`~will_it_fit.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
-        architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
-        and ``target``; with ``timed_on`` also ``times``, by name a :class:`~will_it_fit.hours.step_time.StepTime` or
-        None where the card's speed is not known.
+        architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``,
+        ``host_copy_bytes`` while it loads (for one GPU) and ``target``; with ``timed_on`` also ``times``, by name a
+        :class:`~will_it_fit.hours.step_time.StepTime` or None where the card's speed is not known.
 
     Raises
     ------
@@ -333,7 +336,11 @@ def _followed(
         return _followed_trainer(scenario, target, **settings)
     import_libraries(scenario)  # before a card is simulated: they would believe in it
     of_shallow = settings | {"report": _as_record}
-    stepped = lambda shallow: _stepped(shallow, target, prepared, templates=templates, **of_shallow)  # noqa: E731
+
+    def stepped(shallow: Scenario, enough: Callable[[Record], bool] | None) -> Traced:
+        known = {"enough": enough, "outputs": composed.outputs}
+        return _stepped(shallow, target, prepared, templates=templates, **known, **of_shallow)
+
     composed_step = None if settings.get("origins") else composed.record(scenario, stepped)
     if composed_step is None:
         return _stepped(scenario, target, prepared, templates=templates, **settings)
@@ -416,6 +423,8 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
         about["parameters"] = parameter_count(model)
         about["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         histories = [loading_history(model, scenario)] if target == "cuda" else []
+        if target == "cuda":
+            about["host_copy_bytes"] = host_copy_bytes(model, scenario)
         return replace(options, histories=histories, label=labels(model), beside=trainer.beside)
 
     with speaking_of(scenario), TemporaryDirectory() as folder:

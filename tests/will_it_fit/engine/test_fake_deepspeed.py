@@ -9,7 +9,8 @@ import torch
 from tests.will_it_fit.tracing.several_gpus import scenario, small_buckets
 from will_it_fit.common.errors import UserError
 from will_it_fit.engine import fake_deepspeed
-from will_it_fit.engine.fake_group import FakeDevice, fake_group
+from will_it_fit.engine.fake_device import FakeDevice
+from will_it_fit.engine.fake_group import fake_group
 from will_it_fit.tracing.trace import trace
 
 pytest.importorskip("deepspeed", reason="`make test-deepspeed` runs it where deepspeed is installed")

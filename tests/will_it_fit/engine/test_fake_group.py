@@ -4,11 +4,12 @@ import inspect
 
 import pytest
 import torch
+import transformers.distributed.tensor_parallel  # noqa: F401  whose plans are patched where they are imported
 from torch import distributed as dist
 
 from tests.will_it_fit.tracing.several_gpus import scenario
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine import fake_group
+from will_it_fit.engine import fake_device, fake_group
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import prepare, trace
@@ -75,6 +76,12 @@ PATCHES = {
     ),
     # Without it DDP compares memory that the simulated group left unwritten: chance decides whether that fails.
     "_verify_param_shape_across_processes": (None, DDP, None),
+    # Of meshes of several dimensions: see test_pairs.py and tests/will_it_fit/tracing/test_meshes.py.
+    "send": (None, None, None),
+    "recv": (None, None, None),
+    "set_device_index": (("device",), None, None),
+    "is_rng_supported_mesh": (("device_mesh",), None, None),
+    "_from_local_last_dim_shard": (("local", "mesh", "size"), None, None),
 }
 
 
@@ -89,7 +96,7 @@ def test_the_table_has_every_patch():
 def test_each_patch_is_there_and_is_needed(name, monkeypatch):
     parameters, step, otherwise = PATCHES[name]
     patches = fake_group._patches
-    for place, found, _ in patches(fake_group.FakeDevice(2)):
+    for place, found, _ in patches(fake_device.FakeDevice(2)):
         if found == name and parameters is not None:
             assert tuple(inspect.signature(getattr(place, name)).parameters) == parameters
     if inspect.isclass(otherwise):
@@ -102,13 +109,19 @@ def test_each_patch_is_there_and_is_needed(name, monkeypatch):
     assert otherwise(with_it, trace(step, timeline=False))
 
 
+def test_functions_of_meshes_take_what_they_took():
+    for place, name, _ in fake_group._patches(fake_device.FakeDevice(2)):
+        if PATCHES[name][0] is not None and PATCHES[name][1] is None:
+            assert tuple(inspect.signature(getattr(place, name)).parameters) == PATCHES[name][0], name
+
+
 def test_fsdp1s_weights_come_in_their_order_and_buffers_with_them(monkeypatch):
     def arrived():
         with fake_group.fake_group(2):
             return prepare(FSDP1).histories[0].events
 
     with_it, patches = arrived(), fake_group._patches
-    place = next(place for place, name, _ in patches(fake_group.FakeDevice(2)) if name == "_move_module_to_device")
+    place = next(place for place, name, _ in patches(fake_device.FakeDevice(2)) if name == "_move_module_to_device")
     assert tuple(inspect.signature(place._move_module_to_device).parameters) == PATCHES["_move_module_to_device"][0]
     monkeypatch.setattr(
         fake_group, "_patches", lambda device: [p for p in patches(device) if p[1] != "_move_module_to_device"]
@@ -130,7 +143,7 @@ def test_without_a_device_module_nothing_can_be_divided(monkeypatch):
 
 def test_everything_is_undone(monkeypatch):
     def state():
-        patched = fake_group._patches(fake_group.FakeDevice(2))
+        patched = fake_group._patches(fake_device.FakeDevice(2))
         tables = (dist.Backend.backend_list, dist.Backend.default_device_backend_map, dist.Backend._plugins)
         return (
             [(place, name, getattr(place, name), name in vars(place)) for place, name, _ in patched],
@@ -141,10 +154,10 @@ def test_everything_is_undone(monkeypatch):
 
     before = state()
     with pytest.raises(ZeroDivisionError), fake_group.fake_group(3):
-        assert dist.get_world_size() == 3 and fake_group.active().device_count() == 3
+        assert dist.get_world_size() == 3 and fake_device.active().device_count() == 3
         raise ZeroDivisionError
     assert state() == before
-    assert fake_group.active() is None
+    assert fake_device.active() is None
 
 
 def test_one_group_at_a_time():

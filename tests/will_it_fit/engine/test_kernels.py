@@ -6,17 +6,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from will_it_fit.engine.cuda_rules import MIB, cublas_workspace_bytes, efficient_workspace_bytes
-from will_it_fit.engine.errors import AttentionKernelError
-from will_it_fit.engine.kernels import (
-    CudaKernels,
+from will_it_fit.engine.attention import (
     FlashAttention2,
     MemoryEfficientAttention,
     cpu_kernel,
     cuda_kernel,
-    dispatch,
     flash_attention_package,
 )
+from will_it_fit.engine.cuda_rules import MIB, cublas_workspace_bytes, efficient_workspace_bytes
+from will_it_fit.engine.errors import AttentionKernelError
+from will_it_fit.engine.kernels import CudaKernels, dispatch
 from will_it_fit.engine.trace import Options, measure_step, trace_step
 
 

@@ -10,26 +10,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import launchers
+from tests.will_it_fit.program import forked
+
 ROOT = Path(__file__).parents[3]
 PROGRAMS = Path(__file__).parent / "programs"
 
 
-def asked(folder: Path, *words: str) -> subprocess.CompletedProcess:
+def asked(folder: Path, *words: str, fresh: bool = False) -> subprocess.CompletedProcess:
+    """The command; with ``fresh`` in new processes as a user's, else forked where PyTorch is imported already."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "WILL_IT_FIT_CACHE": str(folder / "kept" / "answers")}
-    command = [sys.executable, "-P", "-m", "will_it_fit.ask.command", "run", *words]
+    start = [f"{launchers(packages=forked.IMPORTED)}/python", "-P", "-m", "tests.will_it_fit.program.forked"]
+    start = [sys.executable, "-P", "-m", "will_it_fit.ask.command"] if fresh else start
+    command = [*start, "run", *words]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
 
 
-def answered(folder: Path, *words: str) -> dict:
-    done = asked(folder, "--yes", "--json", *words)
+def answered(folder: Path, *words: str, fresh: bool = False) -> dict:
+    done = asked(folder, "--yes", "--json", *words, fresh=fresh)
     assert done.returncode in (0, 1), done.stderr
     return json.loads(done.stdout)
 
 
-def refused(folder: Path, *words: str) -> str:
-    done = asked(folder, "--yes", *words)
+def refused(folder: Path, *words: str, fresh: bool = False) -> str:
+    done = asked(folder, "--yes", *words, fresh=fresh)
     assert done.returncode == 2, done.stderr
     return done.stderr
 
@@ -40,7 +46,7 @@ def program(folder: Path, text: str) -> str:
 
 
 def test_a_loop_stops_after_its_second_update(tmp_path):
-    answer = answered(tmp_path, "--gpu", "4090", str(PROGRAMS / "loop.py"))
+    answer = answered(tmp_path, "--gpu", "4090", str(PROGRAMS / "loop.py"), fresh=True)
     parameters = 256 * 1024 + 1024 + 1024 * 256 + 256
     assert answer["fits"] and answer["program"]["updates"] == 2 and answer["program"]["outcome"] == "stopped"
     assert answer["trace"]["components"]["weights_fp32"] == 4 * parameters
@@ -96,7 +102,7 @@ def test_what_programs_ask_a_card_is_answered(tmp_path):
 
 
 def test_one_of_several_processes(tmp_path):
-    answer = answered(tmp_path, "--gpus", "4", str(PROGRAMS / "ranks.py"))
+    answer = answered(tmp_path, "--gpus", "4", str(PROGRAMS / "ranks.py"), fresh=True)
     weights = 4 * (1024 * 1024 + 1024)
     assert answer["gpus"] == 4 and answer["trace"]["components"]["collective_buffers"] >= weights
     assert answer["trace"]["components"]["weights_fp32"] == weights
@@ -163,7 +169,7 @@ def make(workers, use_cpu=False):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_trainer_script_equals_the_trace_of_its_trainer(tmp_path, checkpointing):
     made = TRAINER.replace("CHECKPOINTING", str(checkpointing))
-    answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"))
+    answer = answered(tmp_path, program(tmp_path, made + "make(2).train()\n"), fresh=not checkpointing)
     code = "import json\nfrom will_it_fit.engine.trainer import trace_trainer\n"
     code += "from will_it_fit.engine.trace import Options\n" + made
     code += "def on_meta():\n    with torch.device('meta'):\n        return make(0, use_cpu=True)\n"
@@ -193,7 +199,7 @@ for _ in range(5):
 def test_a_model_larger_than_the_memory_it_may_use_here(tmp_path):
     """Qwen2.5-Coder-7B has 15.2 GB of weights in bf16; its configuration is in the catalogue."""
     name = program(tmp_path, LORA.replace("NAME", "Qwen/Qwen2.5-Coder-7B-Instruct"))
-    answer = answered(tmp_path, "--memory", "4GiB", name)
+    answer = answered(tmp_path, "--memory", "4GiB", name, fresh=True)
     assert answer["trace"]["components"]["weights_bf16"] == 2 * 7_615_616_512
     assert answer["host"]["peak_bytes"] < 4 * 2**30 and answer["program"]["made_up"]["weights"]
     assert any("not at hand" in warning for warning in answer["warnings"])
@@ -244,7 +250,7 @@ for _ in range(5):
 
 
 def test_bitsandbytes_quantizes_on_the_card(tmp_path):
-    answer = answered(tmp_path, program(tmp_path, QLORA))
+    answer = answered(tmp_path, program(tmp_path, QLORA), fresh=True)
     components = answer["trace"]["components"]
     assert components["weights_4bit"] == 1024 * 1024 // 2
     assert components["optimizer_states"] < 2.2 * (1024 * 1024 + 1024)
@@ -381,7 +387,7 @@ while True:
     optimizer.step()
     optimizer.zero_grad()
 """
-    done = asked(tmp_path, "--yes", program(tmp_path, text))
+    done = asked(tmp_path, "--yes", program(tmp_path, text), fresh=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     phases = next(line for line in lines if "by phase" in line)
@@ -421,7 +427,7 @@ def test_a_program_writes_in_its_own_folder_alone(tmp_path):
     large.write_bytes(bytes(2**21))
     name = program(inside, ELSEWHERE)
     for path in (outside / "file", "large.bin"):
-        told = refused(inside, name, str(path))
+        told = refused(inside, name, str(path), fresh=path == "large.bin")
         assert "writes in its own folder alone" in told and "program.py:5" in told and "--write" in told
     assert large.read_bytes() == bytes(2**21) and not list(outside.iterdir())
     answer = answered(inside, "--write", str(outside), name, str(outside / "file"), "small.bin")

@@ -298,8 +298,8 @@ WRONG = {
     ),
     "a second model for grpo": (
         {"objective": "grpo", "preference": {"reference": "model", "generations": 2}},
-        "by its id",
-        "preference: {reference: null}",
+        "turns the adapters off",
+        "preference: {reference: adapter_off}",
     ),
     "an answer without a prompt": (
         {"objective": "dpo", "sequence_length": 64, "preference": {"completion_length": 64}},
