@@ -221,7 +221,9 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     for card in catalogue().values():
         by_capability.setdefault(card.capability, []).append(card)
     traces = {
-        capability: trace(asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards))
+        capability: trace(
+            asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards, asked.scenario)
+        )
         for capability, cards in by_capability.items()
     }
     typical = {}
@@ -252,7 +254,7 @@ def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[G
     """The time of a step on GPUs that are alike to the trace, by their names."""
     from will_it_fit.tracing.trace import trace
 
-    return trace(step, capability=capability, timeline=False, timed_on=speeds(cards))["times"]
+    return trace(step, capability=capability, timeline=False, timed_on=speeds(cards, step))["times"]
 
 
 def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any] | None:

@@ -34,6 +34,7 @@ SOURCES = data_path("site")
 CHOSEN = {"model": "qwen2.5-coder-7b", "gpu": "rtx-4090", "gpus": 1, "method": "", "strategy": "",
           "sequence_length": 2048, "micro_batch": 1, "settings": {}}  # fmt: skip
 SWEEP = ROOT / "results" / "tiny-sweep"  # of tests/config/sweep.yaml
+PICKS = ("t4", "rtx-3090", "rtx-4090", "rtx-5090", "l40s", "a100-80gb", "h100-80gb")  # offered beside the list
 ROWS = (1, 2, 4, 8, 16, 32)  # micro-batches whose longest rows are shown
 # Fields that the form has above, or that need more than one word.
 _ABOVE = ("model", "model_name", "method", "sequence_length", "micro_batch", "adapter", "parallel", "gpu")
@@ -116,6 +117,7 @@ def page() -> str:
         installation=installation(),
         hub=os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
         methods=METHODS,
+        picks=[(name, catalogue()[name].title.removeprefix("NVIDIA ").removeprefix("GeForce ")) for name in PICKS],
         models=sorted(path.stem for path in MODELS.glob("*.json")),
         settings=list(_settings(FIELDS, defaults)),
         strategies=list(STRATEGIES),

@@ -122,7 +122,8 @@ def start_page() -> str:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     command, answer = re.search(r"```bash\n(will-it-fit [^\n]+)\n```\n+```\w*\n(.*?)```", readme, re.DOTALL).groups()
     page = (SOURCES / "index.md").read_text(encoding="utf-8").replace("INSTALLATION", installation())
-    return page.replace("TERMINAL", f"$ {command}\n{answer.rstrip()}")
+    peak = re.search(r"^  analytic estimate +([\d.]+ GiB)", answer, re.MULTILINE)[1]
+    return page.replace("PEAK", peak).replace("TERMINAL", f"$ {command}\n{answer.rstrip()}")
 
 
 def _pipes(text: str) -> str:

@@ -265,9 +265,9 @@ def _times(
         for name, speed in timed_on.items()
     }
     times = {name: time.to_mapping() if time else None for name, time in step_times.items()}
-    if scenario.compile != "none":  # the error of a card's range was seen on steps without the compiler
+    if scenario.compile != "none":  # the shares were fitted on steps without the compiler
         for time in filter(None, times.values()):
-            time |= {"range": None, "basis": f"{time['basis']}; without the compiler"}
+            time |= {"basis": f"{time['basis']}; without the compiler"}
     return times
 
 
