@@ -31,6 +31,8 @@ RELIED_ON = {
     "accelerate.state.AcceleratorState": "_reset_state",
     "accelerate.state.GradientState": "_reset_state",
     "bitsandbytes.autograd": "_functions",
+    "bitsandbytes.nn.parametrize": "_disable_parametrization_cache _enable_parametrization_cache",
+    "peft.tuners.lora.layer": "_LoraFactorsProxy",
     "subprocess.Popen": "_child_created",
     "peft.tuners._buffer_dict": "BufferDict",
     "peft.tuners.tuners_utils.BaseTunerLayer": "_move_adapter_to_device_of_base_layer",

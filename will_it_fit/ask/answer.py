@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import GIB
 from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
@@ -56,7 +58,7 @@ def whole_answer(
     compared = _compared(request.scenario, where)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
     answer["scripts_would_take"] = peaks_with_tool_defaults(request, where)
-    answer["warnings"] = [*request.warnings, *answer["warnings"]]
+    answer["warnings"] = [*request.warnings, *answer["warnings"], *without_masters(request.scenario, where)]
     answer["strategies"] = {}
     if shown:
         shown(answer)
@@ -152,11 +154,36 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
-        "warnings": [*asked.asked.warnings, *(what_limits({}, gpu) if gpu else ())],
+        "warnings": [
+            *asked.asked.warnings,
+            *(what_limits({}, gpu) if gpu else ()),
+            *without_masters(asked.scenario, asked.where),
+        ],
     }
     if others:
         answer["scripts_would_take"] = peaks_with_tool_defaults(asked.asked, asked.where)
     return _more(answer, asked)
+
+
+def without_masters(scenario: Scenario, where: object = "scenario") -> list[str]:
+    """That full fine-tuning in 16 bits keeps no fp32 copy of its weights, and what the usual recipe takes instead.
+
+    DeepSpeed keeps one itself, so nothing is said there.
+    """
+    pure = scenario.method == "full" and scenario.precision in ("bf16", "fp16")
+    if not pure or scenario.parallel.zero_stage or scenario.aim.trainer:
+        return []
+    half, usual = scenario.precision, f"{scenario.precision}-mixed"
+    text = (
+        f"weights, gradients and the optimizer's states are all in {half}: no fp32 copy of the weights is kept, as"
+        f" most recipes of full fine-tuning keep one (precision: {usual}, fp32 weights under autocast)"
+    )
+    with suppress(NotDescribed, UserError):
+        changed = scenario.changed(precision=usual, autocast=None)
+        gpu = named(scenario.gpu, where)
+        form = analytic_estimate(changed, where, capability=gpu.capability if gpu else None, blocks=False)
+        text += f". With them about {form['peak_allocated_bytes'] / GIB:.2f} GiB at the peak (--set precision={usual})"
+    return [text]
 
 
 def peaks_with_tool_defaults(request: ScenarioRequest, where: object = "scenario") -> dict[str, int | None]:

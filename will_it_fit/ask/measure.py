@@ -115,11 +115,17 @@ def _question(options: argparse.Namespace) -> Question:
 
 
 def _snapshot(asked: Question, path: Path) -> int:
+    from will_it_fit.engine.periods import Unlike
     from will_it_fit.tracing.snapshot import compare_snapshot, read_snapshot
     from will_it_fit.tracing.trace import step_record
 
     read_snapshot(path)  # before the trace, which takes longer
-    found = compare_snapshot(step_record(asked.scenario, asked.gpu and asked.gpu.capability), path)
+    try:
+        record = step_record(asked.scenario, asked.gpu and asked.gpu.capability)
+    except Unlike as error:
+        raise UserError(f"The step's events are not known one by one: {error}.", where="--snapshot",
+                        allowed="one GPU, and transformers 5.4 or newer") from None  # fmt: skip
+    found = compare_snapshot(record, path)
     print(printable(str(found)))
     return 0 if found.trace is None and found.snapshot is None else 1
 

@@ -331,7 +331,7 @@ def _follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: La
         states = quantization_state(module)
         for tensor in states.values():  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
             add(tensor, QUANTIZATION_STATE)
-        if states:
+        if states and hasattr(module, "weight"):  # a parametrization has states alone
             tracker.label(module.weight, weights_with(states))
         for key, value in vars(module).items():
             held = value.values() if isinstance(value, dict) else (value,)

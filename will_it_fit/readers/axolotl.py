@@ -84,6 +84,8 @@ def _method(get: Values, reading: Reading) -> None:
         common.quantized(reading, 8, "load_in_8bit", adapter=True)
     if not adapter:
         return
+    if get("quantize_moe_experts"):
+        reading.set(experts={"quantized": "bitsandbytes"})
     targets = get("lora_target_modules")
     if get("lora_target_linear"):
         targets = "all-linear"

@@ -31,7 +31,16 @@ from will_it_fit.scenario.description import (
 from will_it_fit.scenario.generation import Generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
-from will_it_fit.scenario.nested_fields import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
+from will_it_fit.scenario.nested_fields import (
+    PRECISIONS,
+    Allocator,
+    Experts,
+    Lora,
+    Parallel,
+    Preference,
+    Quantization,
+    Versions,
+)
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import DIVIDED
@@ -108,6 +117,12 @@ class Fields:
         said=say_quantization,
         parts=Quantization,
     )  # None unless method is qlora
+    experts: Experts = described(
+        "How experts lie in memory that are one tensor for a layer, as transformers 5 has them.",
+        example={"quantized": "bitsandbytes", "offload": "none"},
+        parts=Experts,
+        in_training=False,
+    )
     kbit_preparation: str = described(
         "`peft` turns embeddings, head and norms to fp32 as `prepare_model_for_kbit_training` does (on"
         " Qwen2.5-Coder-7B 2.03 GiB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back"
@@ -245,6 +260,29 @@ class Fields:
         default="adamw",
         said="{}",
         closed_form=tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
+    )
+    float8: str = described(
+        "Products of linear layers in 8 bits, by one of torchao's recipes. Weights stay in their dtype. Predicted where"
+        " `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "tensorwise", "rowwise", "rowwise_with_gw_hp"),
+        default="none",
+        example="rowwise",
+        said={
+            "none": "",
+            "tensorwise": "float8 by tensors",
+            "rowwise": "float8 by rows",
+            "rowwise_with_gw_hp": "float8 by rows, gradients of weights in 16 bits",
+        },
+        in_training=False,
+    )
+    qat: str = described(
+        "Weights and inputs rounded to 4 bits and back in each forward pass, as torchao's quantization-aware training"
+        " does. Predicted where `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "mxfp4", "nvfp4"),
+        default="none",
+        example="mxfp4",
+        said={"none": "", "mxfp4": "QAT in mxfp4", "nvfp4": "QAT in nvfp4"},
+        in_training=False,
     )
     loss: str = described(
         "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."

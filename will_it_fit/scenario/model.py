@@ -66,6 +66,8 @@ OWN_HEAD_DIM = (
     "olmoe",
 )
 MOST_LAYERS = 4096
+# What families call the number of experts of a layer.
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Packages whose kernels transformers takes where it can import them: as pip and as Python name them.
 KERNEL_PACKAGES = {"causal-conv1d": "causal_conv1d", "fla": "fla", "mamba-ssm": "mamba_ssm"}
 # Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.

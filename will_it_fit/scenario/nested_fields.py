@@ -68,6 +68,28 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """How the experts of a layer lie in memory, where they are one tensor and no linear layers."""
+
+    quantized: str = described(
+        "`bitsandbytes`: packed on load as `quantization` says, and unpacked while their layer runs, as axolotl's"
+        " `quantize_moe_experts` and Unsloth do. `mxfp4`: kept as gpt-oss' files have them (`dequantize: false`)."
+        " `none`: in 16 bits, as bitsandbytes leaves them. Predicted, and not trained.",
+        words=("none", "bitsandbytes", "mxfp4"),
+        default="none",
+        example="bitsandbytes",
+        said={"none": "", "bitsandbytes": "experts packed too", "mxfp4": "experts kept in mxfp4"},
+    )
+    offload: str = described(
+        "`host`: frozen experts lie on the host, and a layer's come to the GPU while it runs.",
+        words=("none", "host"),
+        default="none",
+        example="host",
+        said={"none": "", "host": "experts on the host"},
+    )
+
+
+@dataclass(frozen=True)
 class Preference:
     """What an objective takes beside its rows; a reference of None is what TRL takes by default."""
 
@@ -130,6 +152,10 @@ class Parallel:
         default=True,
         closed_form=ANY,
     )
+    reduce_in_fp32: bool = switch(
+        "FSDP2 sums 16-bit gradients in fp32, as torchtitan and axolotl's recipes do: each layer's sum takes twice as"
+        " much while it is exchanged. Predicted, and not trained.",
+    )
     offload: str = described(
         "`cpu`: FSDP keeps sharded weights, gradients and states on the host.",
         words=("none", "cpu"),
@@ -174,6 +200,7 @@ class Versions:
 # The fields with parts that are values of their own; a mapping of these parts makes one.
 PARTS = {
     "allocator": Allocator,
+    "experts": Experts,
     "generation": Generation,
     "parallel": Parallel,
     "preference": Preference,

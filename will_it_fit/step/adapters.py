@@ -21,6 +21,7 @@ from torch import nn
 
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.step.experts import whole_names
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Methods that no scenario can say, and why.
@@ -56,6 +57,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
     on_meta = next(model.parameters()).device.type == "meta"
     if scenario.images and scenario.images.trained == "language":
         _leave_out(config, list(outside_language(model)), scenario)
+    if getattr(config, "target_parameters", None):
+        config.target_parameters = whole_names(model, config.target_parameters)
     if kind == "SHIRA" and on_meta:
         config.mask_fn = _any_mask
     if kind == "PROMPT_TUNING" and on_meta:  # of a text the tokenizer would have to be fetched; the sizes are the same

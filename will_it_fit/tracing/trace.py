@@ -36,6 +36,7 @@ from will_it_fit.hours.step_time import Speed, step_time
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario, check_packages
 from will_it_fit.step.adapters import adapter_names
+from will_it_fit.step.experts import on_host
 from will_it_fit.step.liger import rotating
 from will_it_fit.step.model import attention_kernel, attention_name, build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
@@ -148,8 +149,14 @@ def traced_attention(scenario: Scenario, target: str) -> str:
 
 def labels(model: nn.Module) -> Label:
     """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
-    added = adapter_names(model)
-    return lambda name, tensor: ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+    added, away = adapter_names(model), {id(tensor) for tensor in on_host(model)}
+
+    def label(name: str, tensor: torch.Tensor) -> str | None:
+        if id(tensor) in away:
+            return HOST
+        return ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+
+    return label
 
 
 def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
@@ -309,13 +316,8 @@ def record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Rec
 
 
 def step_record(scenario: Scenario, capability: tuple[int, int] | None = None) -> Record:
-    """What a step did, allocation by allocation, each with what it is for; chance must not decide about the loading."""
-    try:
-        return _followed(scenario, "cuda", prepare, Composed(), capability=capability, costs=False, report=_as_record)[
-            0
-        ]
-    except Unlike as error:
-        raise UserError(f"The step's events are not known one by one: {error}.", allowed="another version") from None
+    """What a step did, allocation by allocation; :class:`Unlike` where chance decides about the loading."""
+    return _followed(scenario, "cuda", prepare, Composed(), capability=capability, costs=False, report=_as_record)[0]
 
 
 def _followed(
