@@ -16,7 +16,6 @@ from tests.will_it_fit.decoders import LLAMA_3_LAYERS
 from will_it_fit.cards.gpus import Verdict, find
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.files import read_report, write_report
-from will_it_fit.evidence.nearest import TimeShares
 from will_it_fit.hours.run_time import RunHours
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.scenario import Scenario
@@ -73,7 +72,7 @@ def test_each_step_takes_as_long_as_its_batch_and_the_fullest_gpu_decides() -> N
 
 def test_hours_range_and_energy() -> None:
     hours = RunHours.of(
-        10, 3000.0, 600.0, replace(T4, measured=TimeShares(0.5, 1.5, 9, "a test"), board_watts=100), gpus=2
+        10, 3000.0, 600.0, replace(T4, measured=T4.measured._replace(low=0.5, high=1.5), board_watts=100), gpus=2
     )
     assert (hours.hours, hours.hours_range) == (1.0, (0.5, 1.5))
     assert hours.kwh_at_most == pytest.approx((2 * 3000 + 600) * 100 / 3.6e6)
