@@ -159,7 +159,7 @@ def test_random_choices_equal_pythons_to_the_byte(page: Any) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        *((f"own/model-{n}", "It should fit: the step needs about") for n in range(1, 9)),
+        *((f"own/model-{n}", "It should fit: at its peak the step takes about") for n in range(1, 9)),
         ("own/llama", "It should fit"),
         ("own/renamed", "It should fit"),
         ("own/llama@v2", "It should fit"),
