@@ -152,6 +152,10 @@ class Parallel:
         default=True,
         closed_form=ANY,
     )
+    reduce_in_fp32: bool = switch(
+        "FSDP2 sums 16-bit gradients in fp32, as torchtitan and axolotl's recipes do: each layer's sum takes twice as"
+        " much while it is exchanged. Predicted, and not trained.",
+    )
     offload: str = described(
         "`cpu`: FSDP keeps sharded weights, gradients and states on the host.",
         words=("none", "cpu"),

@@ -10,14 +10,15 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.scenario import Scenario
 
 COMPILER, SHARDED_TENSORS = "torch._dynamo", "torch.distributed.tensor"
@@ -58,7 +59,9 @@ def import_quietly(scenario: Scenario) -> None:
 
 def _is_plain(scenario: Scenario) -> bool:
     """Whether a step needs neither the compiler, packages' kernels nor sharded tensors."""
-    own_kernels = scenario.kernels == "transformers" and scenario.loss != "liger"
+    possible = KERNEL_PACKAGES if scenario.packages is None else scenario.packages
+    packages = any(find_spec(KERNEL_PACKAGES[name]) for name in possible)  # whether the model asks for them shows later
+    own_kernels = scenario.kernels == "transformers" and scenario.loss != "liger" and not packages
     return scenario.compile == "none" and own_kernels and scenario.parallel.gpus == 1 and not scenario.aim.trainer
 
 
@@ -68,7 +71,9 @@ def _import_with_stand_ins() -> None:
             parent, _, last = name.rpartition(".")
             sys.modules[name] = _StandIn(name, str(Path(import_module(parent).__path__[0], last)))
             setattr(sys.modules[parent], last, sys.modules[name])
-    with _hidden("trio"):  # which the Hub's client imports where it is there, and does not need
+    from will_it_fit.engine.importing import hidden
+
+    with hidden(["trio"]):  # which the Hub's client imports where it is there, and does not need
         import transformers.utils
         from transformers.utils import import_utils
 
@@ -102,17 +107,6 @@ def _import_transformers(more: list[tuple[Any, str, Any]]) -> None:
         for name in ("bitsandbytes", "peft"):
             with suppress(ImportError):
                 import_module(name)
-
-
-@contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """Let a package seem not to be installed, unless it is imported already."""
-    before = sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        if before is None:
-            del sys.modules[name]
 
 
 class _StandIn(ModuleType):

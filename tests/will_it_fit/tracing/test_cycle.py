@@ -211,7 +211,9 @@ def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
         assert item["required_bytes"] + item["headroom_bytes"] == mapping["phases_of_cycle"]["usable_bytes"]
 
 
-@pytest.mark.parametrize(("version", "level", "warned"), [("0.26.0", 2, True), ("0.26.0", 0, False), ("0.27.0", 2, False)])
+@pytest.mark.parametrize(
+    ("version", "level", "warned"), [("0.26.0", 2, True), ("0.26.0", 0, False), ("0.27.0", 2, False)]
+)
 def test_a_version_that_misjudges_its_weights_asleep_is_a_warning(version, level, warned, known):
     asked = Scenario.from_mapping(scenario(sleep_level=level).to_mapping() | {"versions": {"vllm": version}})
     assert bool(cycle(asked, known, GPU).warnings) is warned
