@@ -16,7 +16,7 @@ from will_it_fit.common.errors import UserError
 FULL, SLIDING, LATENT, STATE = "full_attention", "sliding_attention", "latent_attention", "linear_attention"
 # By vLLM's names.
 KINDS = {"FullAttentionSpec": FULL, "SlidingWindowSpec": SLIDING, "MLAAttentionSpec": LATENT, "MambaSpec": STATE}
-STATES_OF_REQUEST = 1  # without prefix caching
+STATES_OF_REQUEST = 2  # with prefix caching, which is on: those of the last whole block, and those that change
 CACHE_BYTES = {"auto": 2, "bf16": 2, "fp16": 2, "fp8": 1}  # of a number
 BLOCK_TOKENS = 16  # vLLM's default on CUDA
 # Families whose configurations give every so-manieth layer full attention, where they don't list the layers
@@ -129,23 +129,24 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
                 f"vLLM's cache of a layer of the kind {name} is not described.",
                 where="model",
                 found=f"model_type {kind}",
-                allowed="layers with keys and values, of all tokens, of a window, or as latent vectors; gated delta nets",
+                allowed="keys and values, of all tokens, of a window or as latent vectors; states of gated delta nets",
             )
         layers.append(Layer(name, size, window if name == SLIDING else 0))
     return layers
 
 
-def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS) -> KvCache:
+def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS, *, aligned: bool = True) -> KvCache:
     """Layers in groups: of one kind each, and of as many layers as the rarest kind has.
 
-    A block grows until the keys and values of one hold a request's states (``platforms/interface.py``).
+    A block grows until its keys and values take as much as a request's states (``platforms/interface.py``).
+    ``aligned``: false on a CPU, where the pages of keys and values are padded instead.
     """
     state, token = (max(getattr(layer, name) for layer in layers) for name in ("state_bytes", "token_bytes"))
-    if state:
+    if state and aligned:
         block_tokens *= ceil(state / (block_tokens * token))
     pages = {layer: (layer.token_bytes or token) * block_tokens for layer in dict.fromkeys(layers)}
-    largest = max(pages.values())
-    if any(largest % page for page in pages.values()):
+    largest = max(*pages.values(), state)
+    if not state and any(largest % page for page in pages.values()):
         raise UserError(
             "vLLM pads the pages of such layers, which is not described.", where="model",
             found=sorted(set(pages.values())), allowed="layers whose pages divide the largest",
@@ -159,21 +160,21 @@ def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS) -> KvCac
     groups = []
     for layer, count in counts.items():
         number = ceil(count / size)
-        block = block_tokens * (largest // pages[layer])  # a smaller page holds more tokens
+        block = block_tokens * (1 if state else largest // pages[layer])  # a smaller page holds more tokens
         groups += [Group(layer, len(range(first, count, number)), block, largest) for first in range(number)]
     return KvCache(tuple(groups))
 
 
 def _delta_net_bytes(text: Mapping[str, Any], tensor_parallel: int) -> int:
-    """A gated delta net's states: the last inputs of its convolution, and a matrix for each head.
+    """A gated delta net's states: the last inputs of its convolution in 16 bits, and a matrix for each head in fp32.
 
-    ``model_executor/layers/mamba/mamba_utils.py``; both in 16 bits, unless the configuration keeps the matrix in fp32.
+    ``model_executor/layers/mamba/mamba_utils.py``.
     """
     keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
     values = text["linear_num_value_heads"] * text["linear_value_head_dim"]
     inputs = (2 * keys + values) // tensor_parallel * (text["linear_conv_kernel_dim"] - 1)
     matrices = values // tensor_parallel * text["linear_key_head_dim"]
-    return 2 * inputs + (4 if text.get("mamba_ssm_dtype") == "float32" else 2) * matrices
+    return 2 * inputs + 4 * matrices
 
 
 def _kinds(text: Mapping[str, Any], family: str, count: int, window: int) -> list[str]:
