@@ -10,6 +10,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import GIB
 from will_it_fit.planner.compare import compare
 from will_it_fit.planner.cycle import knobs, largest_utilization, longest_completion, server_answers
+from will_it_fit.planner.feasibility import feasibility
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.cycle import cycle
 from will_it_fit.tracing.measure import measure
@@ -193,6 +194,8 @@ def test_questions_that_know_no_server_are_refused():
         on_all_gpus(asked)
     with pytest.raises(UserError, match="--largest-batch"):
         largest_that_fits(asked, "micro_batch")
+    with pytest.raises(UserError, match="plan knows nothing"):
+        feasibility({"lora": scenario()}, [GPU])
 
 
 def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
