@@ -22,6 +22,7 @@ from math import ceil
 from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed, described
+from will_it_fit.analytic.parameters import parameter_count
 from will_it_fit.analytic.setting import Setting, check_described
 from will_it_fit.analytic.step import TrainingStep
 from will_it_fit.cards.gpus import named
@@ -180,10 +181,10 @@ class Estimated:
     Attributes
     ----------
     analytic, rule_of_thumb
-        Each with ``peak_allocated_bytes`` and ``components``; both None where the estimate does not describe the
-        architecture or a setting.
+        Each with ``peak_allocated_bytes`` and ``components``. The estimate is None where it does not describe the
+        architecture or a setting; the rule, too, where not even the parameters are known.
     reason
-        Why they are None, else None.
+        Why the estimate is None, else None.
     """
 
     scenario: Scenario
@@ -196,11 +197,21 @@ class Estimated:
         return {**vars(self), "scenario": self.scenario.to_mapping()}
 
 
+def _by_parameters(scenario: Scenario, reason: str) -> Estimated:
+    """What is left where a step is not described: the parameters, where the family is known, and the rule of thumb."""
+    try:
+        count = parameter_count(scenario.model)
+    except NotDescribed:
+        return Estimated(scenario, None, None, reason)
+    known = f"its {count / 1e9:.2f} billion parameters are exact, and its activations come from the trace alone"
+    return Estimated(scenario, None, rule_of_thumb(scenario, count), f"{reason}: {known}")
+
+
 def estimate(scenario: Scenario, where: object = "scenario", *, blocks: bool = True) -> Estimated:
     """The analytic estimate on the GPU that a scenario names, and the rule of thumb; ``blocks`` as there."""
     gpu = named(scenario.gpu, where)
     try:
         analytic = analytic_estimate(scenario, where, capability=gpu.capability if gpu else None, blocks=blocks)
     except NotDescribed as error:
-        return Estimated(scenario, None, None, str(error))
+        return _by_parameters(scenario, str(error))
     return Estimated(scenario, analytic, rule_of_thumb(scenario, analytic["parameters"]["total"]))
