@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from will_it_fit.common.text import yaml_text
 from will_it_fit.scenario.objectives import OBJECTIVES
+from will_it_fit.scenario.strategies import AXES, NONE
 
 MOST = 2**24  # of any count: beyond the longest context there is, and sizes of tensors still fit 64 bits
 ANY = ("*",)  # every value
@@ -219,7 +220,11 @@ def say_parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:
         return ""
     kept = "" if value.get("reshard_after_forward", True) else ", gathered weights kept until backward"
     offload = ", offloaded to the CPU" if value.get("offload", "none") != "none" else ""
-    return f"{value['strategy']} on {value['gpus']} GPUs{kept}{offload}"
+    mesh = [f"{axis} {value[axis]}" for axis in AXES if value.get(axis, 1) > 1]
+    if value.get("pipeline", 1) > 1:
+        mesh.append(f"schedule {value['schedule']}")
+    way = " x ".join([*([value["strategy"]] if value["strategy"] != NONE else []), *mesh])
+    return f"{way} on {value['gpus']} GPUs{kept}{offload}"
 
 
 def say_precision(value: str, scenario: Mapping[str, Any]) -> str:

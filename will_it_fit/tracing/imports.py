@@ -41,6 +41,8 @@ def import_libraries(scenario: Scenario) -> None:
     _import_transformers([])
     if scenario.parallel.zero_stage:
         _import_whole_deepspeed()
+    if scenario.parallel.pipeline > 1:  # patched where it is imported (will_it_fit.engine.fake_pipeline)
+        import_module("torch.distributed.pipelining")
 
 
 def import_quietly(scenario: Scenario) -> None:

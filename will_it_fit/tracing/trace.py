@@ -117,7 +117,8 @@ def prepare(
     label = labels(model)
     histories: list[History] = []
     parallel = scenario.parallel
-    if parallel.sharded:
+    by_mesh = parallel.meshed and not parallel.sharded
+    if parallel.sharded or by_mesh:
         with speaking_of(scenario):
             model, history = recorded(lambda: _divided(model, scenario))
         histories = [history] if target == "cuda" else []
@@ -125,7 +126,7 @@ def prepare(
             label = _offloaded(label)
     compile_parts(model, scenario.compile, scenario.compile_mode)
     optimizer = build_optimizer(model, scenario)
-    if target == "cuda" and not parallel.divided:
+    if target == "cuda" and not parallel.divided and not by_mesh:
         loader = loader or Loader.installed()
         orders = orders or (ORDERS if loader.order_is_random(model, scenario) else 1)
         seeds = range(loader.seed, loader.seed + orders)
@@ -151,10 +152,13 @@ def labels(model: nn.Module) -> Label:
 
 
 def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:
-    """FSDP's model; the statistics of 4-bit weights come to the GPU first."""
+    """A divided model; the statistics of 4-bit weights come to the GPU first, what nobody has divided last."""
     states = [quantization_state(module) for module in model.modules()]
     active().arrived(tensor for state in states for tensor in state.values())
-    return parallelize(model, scenario, "meta")
+    model = parallelize(model, scenario, "meta")
+    if scenario.parallel.meshed:
+        active().arrived([*model.parameters(), *model.buffers()])
+    return model
 
 
 def traced_rank(scenario: Scenario) -> int:
@@ -255,7 +259,7 @@ def _times(
     """What the step takes on cards, by their names; None where a card's speed is not known."""
     if scenario.aim.trainer:  # two updates together
         return dict.fromkeys(timed_on)
-    rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.gpus
+    rows = scenario.micro_batch * scenario.gradient_accumulation * scenario.parallel.rows_at_once
     left_out = max(scenario.gradient_accumulation - MICRO_BATCHES, 0)
     tokens = rows * scenario.sequence_length
     step_times = {
