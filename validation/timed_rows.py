@@ -126,15 +126,28 @@ def read() -> list[TimedRow]:
         ]
 
 
+def _measured(row: TimedRow) -> rows.Row | None:
+    """The row of the same step whose memory was measured; None where there is none."""
+    if not row.id.startswith(("time-t4-", "time-peft-", "time-unread-", "time-torchtitan-")):
+        return None
+    kind = row.id.split("-")[1]
+    source = "unread-peft" if kind == "unread" else kind
+    known = next(item for item in rows.read(source) if f"time-{item.id}" == row.id)
+    if row.gpu == "l40s":
+        known = replace(known, scenario=replace(known.scenario, sequence_length=row.sequence_length))
+    return known
+
+
+def scenario_of(row: TimedRow) -> Scenario:
+    """What a scenario says of a row."""
+    measured = _measured(row)
+    return measured.scenario if measured else _of_benchmark(row)
+
+
 def costs_of(row: TimedRow) -> CostRecorder:
     """Trace a row's step; returns what its operators cost."""
-    if row.id.startswith(("time-t4-", "time-peft-", "time-unread-", "time-torchtitan-")):
-        kind = row.id.split("-")[1]
-        source = "unread-peft" if kind == "unread" else kind
-        known = next(item for item in rows.read(source) if f"time-{item.id}" == row.id)
-        if row.gpu == "l40s":
-            known = replace(known, scenario=replace(known.scenario, sequence_length=row.sequence_length))
-        return programs.run(known, costs=True).costs
+    if measured := _measured(row):
+        return programs.run(measured, costs=True).costs
     scenario = _of_benchmark(row)
     with (
         fake_group(row.gpus) if row.gpus > 1 else nullcontext(),

@@ -127,6 +127,7 @@ def scenario_memory(name: str, compared: Mapping[str, Any]) -> dict[str, Any]:
             for answer in ANSWERS
             if answer != "trace"
         },
+        "evidence": (compared.get("evidence") or {}).get("text"),
         "fits": compared.get("fits"),
         "gpu": compared.get("gpu"),
         "headroom_bytes": compared.get("headroom_bytes"),

@@ -5,15 +5,31 @@ the parameters, and on the peak as far as the estimate's own documentation promi
 """
 
 import pytest
+import torch
+import transformers
 
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate
-from will_it_fit.scenario.hub import MODELS
+from will_it_fit.common.files import read_yaml
+from will_it_fit.scenario.hub import INDEX, MODELS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.trace import trace
 
 # Families that the analytic estimate does not describe; what it describes it must go on describing.
 NOT_DESCRIBED = {"gpt-oss-20b", "olmo-2-7b"}
+
+
+@pytest.mark.parametrize("name", [name for name, entry in read_yaml(INDEX)["models"].items() if "billions" in entry])
+def test_a_model_has_as_many_parameters_as_its_name_says(name: str) -> None:
+    """All its parts, as transformers builds them: a size that is wrong or missing in the configuration shows here."""
+    config = transformers.AutoConfig.from_pretrained(MODELS / f"{name}.json")
+    kind = transformers.AutoModelForCausalLM
+    if type(config) in transformers.AutoModelForImageTextToText._model_mapping:
+        kind = transformers.AutoModelForImageTextToText
+    with torch.device("meta"):
+        model = kind.from_config(config)
+    billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    assert round(billions, 1) == read_yaml(INDEX)["models"][name]["billions"]
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in MODELS.glob("*.json")))

@@ -153,3 +153,17 @@ def test_layers_come_in_the_order_of_their_numbers():
     ids = loading_history(model, scenario, 1, Loader()).ids
     came = [ids[layer.mlp.up_proj.weight.untyped_storage()._cdata] for layer in model.model.layers]
     assert came == sorted(came)
+
+
+def test_what_lies_on_the_host_while_a_model_loads():
+    """All weights where the model is built there and moved, the largest where they come one by one."""
+    common = {"model": LLAMA_3_LAYERS, "sequence_length": 64, "precision": "bf16"}
+    moved = Scenario.from_mapping({**common, "method": "lora"})
+    model = build_model(moved, "meta")
+    base = [tensor for name, tensor in model.named_parameters() if "lora_" not in name]
+    weights = 2 * sum(tensor.numel() for tensor in base)
+    largest = 2 * max(tensor.numel() for tensor in base)
+    assert loading.host_copy_bytes(model, moved) == weights
+    assert loading.host_copy_bytes(model, moved.changed(loads="device")) == largest
+    quantized = Scenario.from_mapping({**common, "method": "qlora"})
+    assert loading.host_copy_bytes(build_model(quantized, "meta"), quantized) == largest

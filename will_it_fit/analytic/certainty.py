@@ -1,7 +1,8 @@
 """How wrong the closed form may be: all that anything says of it stands here.
 
 The form's peak lies within :data:`PEAK` of the trace's for what it describes. What a GPU must have is more than the
-peak, by what lies free in fragments. Two things are known of that, both from ``data/closed_form_errors.csv``, whose
+peak, by what lies free in fragments. By how much the peaks differ, by method and size, says :func:`peak_bound`.
+Two things are known of what is needed, both from ``data/closed_form_errors.csv``, whose
 rows ``validation/quick_verdicts.py`` measures on traces:
 
 * how far it lies above the form's peak, by method, allocator and use of several GPUs. Beyond that range a verdict takes
@@ -32,6 +33,7 @@ WIDER = 1.5  # than what the rows show: other steps may lie beside them
 LEAST = 0.004  # of what is needed: the least that is left to either side
 FIRST_GUESS = 0.06  # of the peak: what fragments take, until something of the step is known
 FIRST_GUESS_EXPANDABLE = 0.01  # the same with expandable segments
+SIZES = (300_000_000, 1_000_000_000)  # parameters: models below the first, between them, and from the second on
 FEW = 8  # rows of a kind: with fewer those of more kinds count
 OTHER_KERNELS = 0.03  # of a GPU: that near, other kernels are traced and not reckoned
 
@@ -68,6 +70,30 @@ def _followed(strategy: str, method: str, loss: str, experts: bool) -> bool:
 def _rows() -> tuple[Mapping[str, str], ...]:
     with ROWS.open(newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
+
+
+class PeakBound(NamedTuple):
+    """Where traced peaks lay beside the form's, as shares of it less 1, in so many steps; ``of``: which steps."""
+
+    low: float
+    high: float
+    steps: int
+    of: str
+
+
+@cache
+def peak_bound(method: str, parameters: int) -> PeakBound:
+    """Of traced steps of a method with models of this size; where they are few, of every size."""
+
+    def size_class(count: int) -> int:
+        return sum(count >= size for size in SIZES)
+
+    own = size_class(parameters)
+    rows = [row for row in _rows() if row["method"] == method]
+    alike = [row for row in rows if size_class(int(row["parameters"])) == own]
+    name = ("below 0.3B", "from 0.3B to 1B", "from 1B on")[own] if len(alike) >= FEW else "of every size"
+    shares = [int(row["peak_trace"]) / int(row["peak_form"]) - 1 for row in (alike if len(alike) >= FEW else rows)]
+    return PeakBound(round(min(shares), 4), round(max(shares), 4), len(shares), f"{method}, models {name}")
 
 
 @cache

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from will_it_fit.analytic.certainty import Needs
+from will_it_fit.analytic.certainty import Needs, peak_bound
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
-from will_it_fit.cards.gpus import Gpu, catalogue, named
+from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
 from will_it_fit.common.errors import UserError
+from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.run_time import RunTime, order, run_time
 from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
@@ -114,14 +115,20 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
     """
     estimated = estimate(asked.scenario, asked.where, blocks=False)
     gpu, analytic, fits, headroom = asked.gpu, estimated.analytic, None, None
+    if analytic:
+        analytic = {**analytic, "bound": peak_bound(asked.scenario.method, analytic["parameters"]["total"])._asdict()}
     needs = analytic and Needs(asked.scenario, analytic["peak_allocated_bytes"], gpu and gpu.capability)
     if needs and gpu is None:
         analytic = {**analytic, "enough_bytes": needs.smallest(card.usable_bytes for card in catalogue().values())}
     if needs and gpu:
         fits = needs.fits(gpu.usable_bytes)
         required = needs.required_bytes(gpu.usable_bytes)
+        if not gpu.is_modelled:
+            required, fits = needs.peak_bytes, None if needs.peak_bytes <= gpu.usable_bytes else False
         headroom = gpu.usable_bytes - required
-        if needs.roughly(gpu.usable_bytes) is None:  # else it lies far from what the GPU has, and only a bound is known
+        if (
+            gpu.is_modelled and needs.roughly(gpu.usable_bytes) is None
+        ):  # else it lies far from what the GPU has, and only a bound is known
             analytic = {**analytic, "required_bytes": required}
     reasons = {"trace": NOT_TRACED, "measurement": NOT_MEASURED, "analytic": estimated.reason}
     answer = asked.asked.origin_fields() | {
@@ -130,6 +137,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "trace": None,
         "measurement": None,
         "differences": {},
+        "evidence": evidence(asked.scenario, gpu).to_mapping(("estimate", "allocated", "reserved")),
         "fits": fits,
         "headroom_bytes": headroom,
         "gpu": gpu.to_mapping() if gpu else None,
@@ -137,7 +145,7 @@ def quick(asked: Question, *, others: bool = True) -> dict[str, Any]:
         "scenario": asked.scenario.to_mapping(),
         "suggestions": [],
         "versions": {},
-        "warnings": list(asked.asked.warnings),
+        "warnings": [*asked.asked.warnings, *(what_limits({}, gpu) if gpu else ())],
     }
     if others:
         answer["scripts_would_take"] = peaks_with_tool_defaults(asked.asked, asked.where)
@@ -254,6 +262,12 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
         raise UserError(
             "--longest and --largest-batch need --gpu.", where="the command line", allowed="a GPU, or its size",
             change={"gpu": "24GiB"},
+        )  # fmt: skip
+    if not asked.gpu.is_modelled:
+        raise UserError(
+            f"Nothing can be said to fit this GPU: {UNMODELLED[asked.gpu.allocator]}.",
+            where="the command line", found=asked.gpu.name,
+            allowed="the same question without --longest and --largest-batch, which gives the allocated bytes",
         )  # fmt: skip
     from will_it_fit.tracing.imports import import_quietly
 

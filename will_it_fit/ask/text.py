@@ -45,7 +45,8 @@ WORDS = {
 
 def card(gpu: Mapping[str, Any]) -> str:
     """A GPU in a sentence."""
-    return f"the {gpu['title']}" if gpu["compute_capability"] is not None else f"a GPU of {gpu['name']}"
+    nameless = gpu["compute_capability"] is None and gpu.get("is_modelled", True)
+    return f"a GPU of {gpu['name']}" if nameless else f"the {gpu['title']}"
 
 
 def verdict_line(answer: Mapping[str, Any]) -> str:
@@ -63,6 +64,16 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
     if gpu["count"] > parallel["gpus"]:
         has += f" (of {gpu['count']} GPUs the step uses {parallel['gpus']})"
+    if not gpu.get("is_modelled", True):
+        word = "DOES NOT FIT" if answer["fits"] is False else "NO VERDICT"
+        if word == "DOES NOT FIT" and trace["peak_allocated_bytes"] <= gpu["usable_bytes"]:
+            return f"{word}: loading is short by {gib(-answer['headroom_bytes'])}; {has}"
+        return (
+            f"{word}: the step allocates {gib(trace['peak_allocated_bytes'])}{each}, {has}; what the warning names is"
+            " not counted"
+        )
+    if answer["fits"] is False and answer["headroom_bytes"] < 0 and gpu["usable_bytes"] >= trace["required_bytes"]:
+        return f"DOES NOT FIT: loading is short by {gib(-answer['headroom_bytes'])}; {need}{each}, {has}"
     if answer["fits"] and gpu["usable_bytes"] < trace["required_bytes"]:
         return f"FITS at this very size: {has}{each}; only from {gib(trace['required_bytes'])} on does every size fit"
     if answer["fits"]:
@@ -84,7 +95,8 @@ def _quick_verdict(answer: Mapping[str, Any]) -> str:
 
 def smallest(required: float) -> str:
     """The smallest of all GPUs that are known that has so much."""
-    gpus = sorted(known().values(), key=lambda gpu: gpu.usable_bytes)
+    cards = (gpu for gpu in known().values() if gpu.is_modelled and not gpu.pool_bytes)
+    gpus = sorted(cards, key=lambda gpu: gpu.usable_bytes)
     gpu = next((gpu for gpu in gpus if gpu.usable_bytes >= required), None)
     if gpu is None:
         return "no GPU known has it; --gpu 2xh100-80gb shards it"
@@ -156,10 +168,13 @@ def answers(answer: Mapping[str, Any]) -> list[str]:
             lines.append(f"  {title:<20}{answer['reasons'].get(name, 'not asked for')}")
             continue
         text = f"  {title:<20}{gib(peak['peak_allocated_bytes']):>10} at the peak"
-        if name == "trace":
+        replayed = name == "trace" and (answer["gpu"] or {}).get("is_modelled", True)
+        if replayed:
             text += f", {gib(peak['peak_reserved_bytes'])} reserved on a GPU with memory to spare"
         lines.append(text)
-        if name == "trace":
+        if name == "analytic" and "bound" in peak:
+            lines.append(f"  {'':<20}{bound_text(peak['bound'])}")
+        if replayed:
             lines.append(f"  {'required':<20}{gib(peak['required_bytes']):>10} of usable GPU memory (a full allocator"
                          " frees cached blocks first)")  # fmt: skip
             lines += allocators(answer)
@@ -176,6 +191,20 @@ def allocators(answer: Mapping[str, Any]) -> list[str]:
     how = f"without {EXPANDABLE_LINE}" if own else f"with {EXPANDABLE_LINE}"
     word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
     return [f"  {'':<20}{gib(other['required_bytes']):>10} {how}{word}"]
+
+
+def bound_text(bound: Mapping[str, Any]) -> str:
+    """Where traced peaks lay beside the estimate's (:func:`will_it_fit.analytic.certainty.peak_bound`)."""
+    return (
+        f"{bound['steps']} traced peaks lay from {100 * bound['low']:+.1f} % to {100 * bound['high']:+.1f} % of it"
+        f" ({bound['of']})"
+    )
+
+
+def evidence_lines(answer: Mapping[str, Any]) -> list[str]:
+    """The measured steps that are like this one, or what they differ in."""
+    found = answer.get("evidence")
+    return [f"evidence: {found['text']}"] if found else []
 
 
 def time_lines(answer: Mapping[str, Any]) -> list[str]:
@@ -226,7 +255,8 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer to a scenario's file as text for a terminal."""
-    lines = [*head(answer, file=name), *answers(answer), *time_lines(answer), *other_ways(answer)]
+    lines = [*head(answer, file=name), *answers(answer), *evidence_lines(answer), *time_lines(answer)]
+    lines += other_ways(answer)
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
     lines += [f"  warning: {warning}" for warning in answer["warnings"]]
@@ -256,7 +286,8 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
 
 def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
     """The verdict, and how it came about: all that stands as soon as the step is traced."""
-    lines = [*head(answer, "--like "), *answers(answer), *time_lines(answer), *reading_lines(asked, answer)]
+    lines = [*head(answer, "--like "), *answers(answer), *evidence_lines(answer), *time_lines(answer)]
+    lines += reading_lines(asked, answer)
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]
     lines += [f"  warning: {warning}" for warning in answer.get("warnings") or []]

@@ -2,7 +2,7 @@
 
 A name is a set of words. It means every GPU whose words contain them; where that is one GPU it is found, where it is
 several of a size the answer lists them. A size in GB is what stands on the box, of which PyTorch sees a little less; a
-size in GiB is taken as it is.
+size in GiB is taken as it is. A Mac is found by its memory, "MacBook Pro M3 Max 64GB", and is never a CUDA GPU.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from will_it_fit.scenario.nested_fields import counted
 _MAKERS = {"nvidia", "geforce", "tesla", "quadro", "amd", "instinct", "radeon", "gpu", "gpus", "graphics", "card"}
 _SERIES = {"rtx", "gtx", "ada", "generation", "pcie", "sxm", "sxm2", "sxm4", "hbm3"}
 _SIZE = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>gib|gb|g)$", re.I)
-# Machines of Apple, whose GPUs run no CUDA.
+# Machines and chips of Apple. Which chip it is does not matter for memory; the size does.
 _APPLE = re.compile(r"\b(?:mac(?:book|mini|os)?|imac|apple|mps|m[1-5](?: (?:pro|max|ultra))?)\b", re.I)
 # Hosts of notebooks, and GPUs that they are known to give, the free one first; which it is, is theirs to say.
 _HOSTS = {"colab": ("t4", "l4", "a100-40gb"), "kaggle": ("2xt4", "p100")}
 _FAMOUS = ("rtx-4090", "rtx-3060-12gb", "t4", "a100-80gb", "h100-80gb")
+_FEW = 4  # GPUs that a part of a name may mean, all listed: "Ryzen AI Max+ 395"
 _LARGEST_GIB = 4096  # beyond it a number is a slip
 
 
@@ -53,6 +54,8 @@ def read_gpu(text: str, cards: Mapping[str, str], box_share: float, where: objec
     size = _SIZE.match(written)
     if size:
         return {"vram_gib": _gib(float(size["number"]), size["unit"].lower(), box_share, text, where)}
+    if _APPLE.search(written):
+        return {"name": _mac(written, cards, where)}
     meant = _meant(written, cards) or _meant(re.sub(r"\b(\d+)$", r"\1gb", written), cards)  # "a100 40"
     if len(meant) == 1:
         return {"name": meant[0]}
@@ -74,14 +77,33 @@ def _gib(number: float, unit: str, box_share: float, text: str, where: object) -
     return number if unit == "gib" else round(number * box_share, 4)
 
 
+def _mac(text: str, cards: Mapping[str, str], where: object) -> str:
+    """The name of a Mac's memory among the cards."""
+    size = re.search(r"\b(\d+)\s*g(?:i?b)?\b", text, re.I)
+    name = f"apple-{size[1]}gb" if size else ""
+    if name in cards:
+        return name
+    sizes = [known for known in cards if known.startswith("apple-")]
+    raise UserError(
+        "Apple builds no chip with this memory." if size else "A Mac's GPU shares the Mac's memory; how much has it?",
+        where=where,
+        found=text,
+        allowed=f"the size behind the name, as in MacBook Pro M3 Max 64GB: {', '.join(sizes)}",
+        change={"gpu": min(sizes, key=lambda known: abs(int(re.sub(r"\D", "", known)) - int(size[1] if size else 32)))},
+    )
+
+
 def _meant(written: str, cards: Mapping[str, str]) -> list[str]:
     """The GPUs whose words hold all that was written: whole names if there are any, else those of several sizes."""
     asked = _words(written)
     rest = {name: _words(name) - asked - _SERIES for name, title in cards.items() if asked <= _words(f"{name} {title}")}
-    if not asked or len(rest) == 1:
-        return list(rest) if asked else []
+    if all(re.fullmatch(r"\d+gb", word) for word in asked):  # a size alone names nothing
+        return []
+    if len(rest) == 1:
+        return list(rest)
     whole = [name for name, left in rest.items() if not left]  # "4090" is a name but for its series
-    return whole or [name for name, left in rest.items() if all(re.fullmatch(r"\d+gb", word) for word in left)]
+    sizes = [name for name, left in rest.items() if all(re.fullmatch(r"\d+gb", word) for word in left)]
+    return whole or sizes or (list(rest) if len(rest) <= _FEW else [])
 
 
 def _words(text: str) -> set[str]:
@@ -89,16 +111,11 @@ def _words(text: str) -> set[str]:
     text = re.sub(r"(\d+)\s*g(?:i?b)?\b", r"\1gb", text.lower())
     text = re.sub(r"\b(rtx|gtx|tesla|quadro)(?=\d)", r"\1 ", text)  # rtx4090
     text = re.sub(r"(?<=\d)(ti|super)\b", r" \1", text)  # 4060ti
+    text = re.sub(r"\b(mi\d{3})\b", r"\1x", text)  # MI355
     return set(re.findall(r"[a-z0-9.]+", text)) - _MAKERS
 
 
 def _unknown(text: str, cards: Mapping[str, str], where: object) -> UserError:
-    if _APPLE.search(text):
-        return UserError(
-            "A Mac's GPU runs no CUDA, whose allocator and kernels this answer is about.", where=where, found=text,
-            allowed="a CUDA GPU, or its size (24GiB); without a GPU the answer says how much the step needs",
-            change={"gpu": None},
-        )  # fmt: skip
     host = next((name for name in _HOSTS if name in text.lower()), None)
     if host:
         given = [gpu for gpu in _HOSTS[host] if counted(gpu)[0] in cards]

@@ -20,6 +20,13 @@ from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY
 from will_it_fit.scenario.nested_fields import checked_gpu
 
 CATALOGUE = data_path("gpus.yaml")
+# PyTorch's allocators that are not replayed, and what an answer can't say of them.
+UNMODELLED = {
+    "rocm": "ROCm's kernels and workspaces are not modelled, nor how its allocator cuts segments. The allocated bytes"
+    " are those of CUDA's kernels on the same step; what ROCm reserves beside them is not known",
+    "mps": "Metal's kernels and MPS' allocator are not modelled. The allocated bytes are those of CUDA's kernels on"
+    " the same step; what MPS keeps beside them is not known, nor whether each kernel and optimizer exists there",
+}
 EXPANDABLE_LINE = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # 2.9 and later also know PYTORCH_ALLOC_CONF
 
 
@@ -36,6 +43,11 @@ class Gpu:
     compute_capability: float | None
     held_bytes: int = 0  # by other processes, of the GPU found in the machine
     holders: tuple[str, ...] = ()  # which those are, as far as nvidia-smi says
+    pool_bytes: int = 0  # unified memory: all that GPU and system share; 0: memory of its own
+    system_bytes: int = 0  # of the pool, what system and other programs hold
+    system_source: str = ""
+    allocator: str = "cuda"  # PyTorch's for this kind of GPU: cuda, or one of UNMODELLED
+    note: str = ""  # what its owner can change
     count: int = 1  # of such GPUs; every figure is that of one
     index: int | None = None  # among those that CUDA_VISIBLE_DEVICES shows, in its order; None: not one of several
     others: tuple[Gpu, ...] = ()  # of this machine, which the processes of the same training use
@@ -47,12 +59,24 @@ class Gpu:
 
     @property
     def usable_bytes(self) -> int:
-        return self.total_bytes - self.context_bytes - self.held_bytes
+        return min(self.total_bytes, self.free_pool_bytes or self.total_bytes) - self.context_bytes - self.held_bytes
+
+    @property
+    def free_pool_bytes(self) -> int:
+        """What system and other programs leave of unified memory, for the GPU and for copies on the host; 0: none."""
+        return max(self.pool_bytes - self.system_bytes, 0)
+
+    @property
+    def is_modelled(self) -> bool:
+        """Whether PyTorch's allocator for it is replayed, and so a step can be said to fit."""
+        return self.allocator not in UNMODELLED
 
     @property
     def capacity_line(self) -> str:
         """What is usable, and why it is not all, in words."""
         left_out = f"{self.total_bytes / GIB:.2f} less {self.context_bytes / GIB:.2f} of CUDA context"
+        if 0 < self.free_pool_bytes < self.total_bytes:
+            left_out += f" and {(self.total_bytes - self.free_pool_bytes) / GIB:.2f} that the system holds"
         if self.held_bytes:
             named = f" by {', '.join(self.holders)}" if self.holders else " by other processes"
             left_out += f" and {self.held_bytes / GIB:.2f} held{named}"
@@ -67,7 +91,8 @@ class Gpu:
     @property
     def setting(self) -> str | dict[str, Any]:
         """How a scenario names it."""
-        kind = {"vram_gib": self.total_bytes / GIB} if self.compute_capability is None else {"name": self.name}
+        nameless = self.compute_capability is None and self.is_modelled
+        kind = {"vram_gib": self.total_bytes / GIB} if nameless else {"name": self.name}
         return {**kind, "count": self.count} if self.count > 1 else kind.get("name", kind)
 
     @property
@@ -80,7 +105,8 @@ class Gpu:
 
     def to_mapping(self) -> dict[str, Any]:
         others = [other.to_mapping() for other in self.others]
-        return {**asdict(self), "label": self.label, "others": others, "usable_bytes": self.usable_bytes}
+        own = {"label": self.label, "others": others, "usable_bytes": self.usable_bytes}
+        return {**asdict(self), **own, "is_modelled": self.is_modelled}
 
 
 def catalogue() -> dict[str, Gpu]:
@@ -90,7 +116,7 @@ def catalogue() -> dict[str, Gpu]:
 
 def known() -> dict[str, Gpu]:
     """All GPUs of config/gpus.yaml, those too that no table shows."""
-    return _catalogue("gpus", "others")
+    return _catalogue("gpus", "others", "unified") | _apple()
 
 
 @cache
@@ -101,6 +127,22 @@ def _catalogue(*sections: str) -> dict[str, Gpu]:
         for section in sections
         for name, entry in content[section].items()
     }
+
+
+@cache
+def _apple() -> dict[str, Gpu]:
+    """Apple's chips by the memory that they share with the system, which alone decides what Metal gives a GPU."""
+    content = read_yaml(CATALOGUE)
+    kinds = content["apple"]
+    cards = {}
+    for size in kinds["sizes_gb"]:
+        share = next(share for share in kinds["shares"] if size <= share.get("up_to_gb", size))
+        entry = {
+            "title": f"GPU of a Mac with {size} GB", "total_gib": size * share["share"], "source": share["source"],
+            "pool_gib": size, "allocator": "mps", "context_mib": 0, "context_source": "Metal's own is not known",
+        }  # fmt: skip
+        cards[f"apple-{size}gb"] = _from_entry(f"apple-{size}gb", entry, content["assumptions"])
+    return cards
 
 
 def _from_entry(name: str, entry: Mapping[str, Any], assumptions: Mapping[str, float]) -> Gpu:
@@ -115,7 +157,13 @@ def _from_entry(name: str, entry: Mapping[str, Any], assumptions: Mapping[str, f
         context, context_source = entry["context_mib"], entry["context_source"]
     else:
         context, context_source = _assumed_context(capability, assumptions)
-    return Gpu(name, entry["title"], total, source, int(context * MIB), context_source, capability)
+    pool = int(entry.get("pool_gib", 0) * GIB)
+    system = min(int(pool * assumptions["system_share"]), int(assumptions["system_most_gib"] * GIB))
+    return Gpu(
+        name, entry["title"], total, source, int(context * MIB), context_source, capability,
+        pool_bytes=pool, system_bytes=system, system_source=assumptions["system_source"] if pool else "",
+        allocator=entry.get("allocator", "cuda"), note=entry.get("note", ""),
+    )  # fmt: skip
 
 
 def _assumed_context(capability: float | None, assumptions: Mapping[str, float]) -> tuple[float, str]:
@@ -164,6 +212,12 @@ def _mapping(text: str, where: object) -> Any:
 def named(gpu: str | Mapping[str, float] | None, where: object = "gpu") -> Gpu | None:
     """The GPU that a scenario names, if it names one."""
     return None if gpu is None else find(gpu, where)
+
+
+def is_unified(gpu: str | Mapping[str, Any] | None) -> bool:
+    """Whether the GPU that a scenario names shares its memory with the system."""
+    card = named(gpu)
+    return card is not None and card.pool_bytes > 0
 
 
 def from_device(
@@ -250,6 +304,8 @@ def usable_sizes(capability: tuple[int, int] | None) -> list[int]:
 class Verdict(NamedTuple):
     """Whether a step fits a GPU, and by how much; None and None where no GPU is named.
 
+    ``fits`` is None, too, where the GPU's allocator isn't modelled and the allocated bytes alone are not too many.
+
     ``headroom_bytes`` where it fits: by how much smaller the GPU might be so that every size between suffices. Where it
     does not, negative: what the least lacks from which on every size suffices.
     """
@@ -265,23 +321,63 @@ def verdict(needed: Mapping[str, Any], gpu: Gpu | None) -> Verdict:
     ----------
     needed
         What a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals below
-        it that suffice as well (:mod:`will_it_fit.engine.capacities`).
+        it that suffice as well (:mod:`will_it_fit.engine.capacities`); for unified memory ``phases`` and
+        ``host_copy_bytes``, which say what loading takes; ``peak_allocated_bytes`` where no allocator is modelled.
     """
     if gpu is None:
         return Verdict(None, None)
     usable, least = gpu.usable_bytes, needed["required_bytes"]
-    for low, high in needed.get("also_fits_bytes", ()):
+    if not gpu.is_modelled:
+        least = needed.get("peak_allocated_bytes", least)
+    for low, high in needed.get("also_fits_bytes", ()) if gpu.is_modelled else ():
         if low <= usable < high:
             least = low
-    return Verdict(usable >= least, usable - least)
+    headroom = usable - least
+    if (loading := loading_on_unified_memory(needed, gpu)) is not None:
+        headroom = min(headroom, gpu.free_pool_bytes - gpu.context_bytes - loading)
+    return Verdict(headroom >= 0 and (gpu.is_modelled or None), headroom)
+
+
+def loading_on_unified_memory(needed: Mapping[str, Any], gpu: Gpu | None) -> int | None:
+    """Bytes that loading takes where host and device share one memory; None: they don't, or it was not traced."""
+    if gpu is None or not gpu.pool_bytes or needed.get("host_copy_bytes") is None or not needed.get("phases"):
+        return None
+    return needed["phases"].get("load", needed.get("resident_bytes", 0)) + needed["host_copy_bytes"]
+
+
+def what_limits(needed: Mapping[str, Any], gpu: Gpu) -> list[str]:
+    """What a verdict for this kind of GPU rests on: unified memory with its loading, an allocator that isn't modelled.
+
+    Parameters
+    ----------
+    needed
+        As for :func:`verdict`.
+    """
+    texts = [f"{gpu.title}: {UNMODELLED[gpu.allocator]}"] if not gpu.is_modelled else []
+    texts += [gpu.note] if gpu.note else []
+    if not gpu.pool_bytes:
+        return texts
+    room = gpu.free_pool_bytes - gpu.context_bytes
+    held = f"system and other programs hold {gpu.system_bytes / GIB:.2f} GiB of {gpu.pool_bytes / GIB:.2f}"
+    texts.append(f"GPU and system share one memory; {held}, as is assumed (system_share in config/gpus.yaml)")
+    if (loading := loading_on_unified_memory(needed, gpu)) is not None:
+        copy = needed["host_copy_bytes"]
+        text = f"loading takes {loading / GIB:.2f} GiB of {room / GIB:.2f}, {copy / GIB:.2f} of it copies on the host"
+        if loading > room:
+            text += ": it fails before the first step"
+        texts.append(text)
+    return texts
 
 
 def verdicts_by_allocator(trace: Mapping[str, Any], gpu: Gpu | None) -> dict[str, dict[str, Any]]:
     """By the allocator's setting ``required_bytes`` of a step, and the fields of its :class:`Verdict`."""
+    if gpu and not gpu.is_modelled:
+        return {}
     verdicts = {}
     for name, size in trace.get("required_bytes_by_allocator", {}).items():
         needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
-        verdicts[name] = {"required_bytes": size, **verdict(needed, gpu)._asdict()}
+        loading = {key: trace[key] for key in ("phases", "host_copy_bytes") if key in trace}
+        verdicts[name] = {"required_bytes": size, **verdict(needed | loading, gpu)._asdict()}
     return verdicts
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from will_it_fit.analytic.decoder import NotDescribed, describe
-from will_it_fit.cards.gpus import EXPANDABLE_LINE
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_unified
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib
 from will_it_fit.planner.largest_fit import steps
@@ -72,6 +72,9 @@ def _moves_for_free(scenario: Scenario) -> Iterator[Move]:
     if not scenario.allocator.expandable_segments:
         cost = f"free: the same step without gaps in its memory; set {EXPANDABLE_LINE} before Python starts"
         yield Move("expandable_segments", cost, [{"allocator": {"expandable_segments": True}}])
+    if scenario.loads == "host" and scenario.method != "qlora" and is_unified(scenario.gpu):
+        cost = "free: no copy of the weights on the host; load with device_map={'': 0}"
+        yield Move("load_on_device", cost, [{"loads": "device"}])
     if scenario.attention == "eager":
         yield Move("fused_attention", "free: the same numbers from a fused kernel", [{"attention": "sdpa"}])
     if scenario.loop == "manual":

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from will_it_fit.analytic.estimate import Estimated, rule_of_thumb
-from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict, verdicts_by_allocator
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, Gpu, Verdict, named, verdict, verdicts_by_allocator, what_limits
 from will_it_fit.common.text import gib
+from will_it_fit.evidence.nearest import evidence
 from will_it_fit.hours.step_time import NO_SPEED
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.scenario_trace import Traced
@@ -50,9 +51,10 @@ class Comparison:
 
     @property
     def warnings(self) -> list[str]:
-        """What the trace warns of, what makes the step slower on this GPU, and whether it fits by luck."""
+        """What is particular about this GPU, what the trace warns of, what makes the step slower, and luck."""
         trace = self.traced.trace
-        texts = [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
+        texts = what_limits(trace, self.gpu) if self.gpu else []
+        texts += [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
         if self.gpu and self.verdict.fits and self.gpu.usable_bytes < trace["required_bytes"]:
             texts.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))
         if self.gpu and self.verdict.fits and (full := nearly_full(trace, self.gpu)):
@@ -61,7 +63,7 @@ class Comparison:
 
     def suggestions(self, watch: Callable[[str, int, Sequence[Any]], None] | None = None) -> list[dict[str, Any]]:
         """What to change where the step does not fit its GPU; ``watch`` hears of each search that begins."""
-        if self.verdict.fits is not False:
+        if self.verdict.fits is not False or not self.gpu.is_modelled:  # nothing could be said to fit
             return []
         from will_it_fit.planner.suggestions import suggest
 
@@ -74,6 +76,7 @@ class Comparison:
             **self.verdict._asdict(),
             "allocators": self.allocators,
             "differences": self.differences,
+            "evidence": evidence(self.traced.scenario, self.gpu).to_mapping(),
             "gpu": self.gpu.to_mapping() if self.gpu else None,
             "reasons": self.reasons,
             "scenario": self.traced.scenario.to_mapping(),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from will_it_fit.analytic.certainty import OTHER_KERNELS
-from will_it_fit.cards.gpus import GIB, Gpu, catalogue, verdict
+from will_it_fit.cards.gpus import GIB, Gpu, catalogue, known, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import yaml_text
 from will_it_fit.planner.calibrated import CalibratedEstimator
@@ -68,6 +68,8 @@ def suggest(
     estimate = CalibratedEstimator(scenario, gpu, traced)
     fits = lambda candidate: estimate(candidate) <= gpu.usable_bytes  # noqa: E731
     possible = list(moves(scenario))
+    if fits(scenario) and gpu.pool_bytes:  # loading alone is too much, so what the step takes does not matter
+        possible = [move for move in possible if move.name == "load_on_device"]
     quick = [move for move in possible if "sequence_length" not in move.options[0]]
     long = [move for move in possible if move not in quick]
     order = {move.name: place for place, move in enumerate(possible)}
@@ -225,7 +227,7 @@ def _more_gpus(scenario: Scenario, gpu: Gpu) -> Suggestion | None:
     """The fewest GPUs of the kind that hold the scenario as it is, divided with FSDP2."""
     if scenario.parallel.strategy not in (NONE, DIVIDED):
         return None
-    kind: dict[str, Any] = {"name": gpu.name} if gpu.name in catalogue() else {"vram_gib": gpu.total_bytes / GIB}
+    kind: dict[str, Any] = {"name": gpu.name} if gpu.name in known() else {"vram_gib": gpu.total_bytes / GIB}
     estimate: CalibratedEstimator | None = None
     for count in COUNTS:
         if count <= max(gpu.count, scenario.parallel.gpus):

@@ -316,6 +316,17 @@ class Fields:
         closed_form=ANY,
         in_training=False,
     )
+    loads: str = described(
+        "Where the weights of a model that is not quantized come to be. `host`: in the host's memory, from where they"
+        " are moved, as scripts without `device_map` do. `device`: straight on the GPU. It decides where GPU and system"
+        " share one memory.",
+        words=("host", "device"),
+        default="host",
+        example="device",
+        said={"host": "", "device": "loaded straight onto the GPU"},
+        closed_form=ANY,
+        in_training=False,
+    )
     parallel: Parallel = described(
         "How a step is spread over several GPUs; figures are then those of each.",
         example={"strategy": DIVIDED, "gpus": 2},

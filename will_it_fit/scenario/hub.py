@@ -50,12 +50,18 @@ def profiled(model: str) -> tuple[str, HubId | None]:
 
     ``model`` is ``memory.model`` of a configuration: a name in config/models/, or an id.
     """
-    hub = None if (MODELS / f"{model}.json").is_file() else HubId.read(model)
+    hub = None if (MODELS / f"{model}.json").is_file() else fetched(model) or HubId.read(model)
     if hub is None:
         return model, None
     if hub.revision is None and (known := catalogued(hub)):
         return known, None
     return re.sub(r"[^a-z0-9._-]+", "-", model.lower().replace("/", "--")), hub
+
+
+def fetched(name: str) -> HubId | None:
+    """The repository of a model that the catalogue knows by name alone: its configuration is fetched when asked for."""
+    entry = read_yaml(INDEX)["fetched"].get(name.lower())
+    return HubId.read(entry["hub"]) if entry else None
 
 
 @cache
@@ -91,8 +97,10 @@ def nearest(text: str) -> list[str]:
     wanted = text.lower().partition("@")[0]
     known = {name: name for name in names.values()}
     known |= {hub.partition("/")[2]: name for hub, name in names.items()} if "/" not in wanted else {}
+    content = read_yaml(INDEX)
+    known |= {name: name for name in content["fetched"]} if "/" not in wanted else {}
     near = difflib.get_close_matches(wanted, names if "/" in wanted else known, n=3, cutoff=0.5)
-    ids = {hub.lower(): hub for entry in read_yaml(INDEX)["models"].values() for hub in entry["hub"]}
+    ids = {hub.lower(): hub for entry in content["models"].values() for hub in entry["hub"]}
     return list(dict.fromkeys(ids.get(name, known.get(name, name)) for name in near))
 
 

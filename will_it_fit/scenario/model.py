@@ -12,7 +12,15 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.description import MOST
-from will_it_fit.scenario.hub import MODELS, HubId, catalogued, fetch_config, is_language_model_alone, nearest
+from will_it_fit.scenario.hub import (
+    MODELS,
+    HubId,
+    catalogued,
+    fetch_config,
+    fetched,
+    is_language_model_alone,
+    nearest,
+)
 
 # Other names for the same sizes in older configurations (GPT-2's; transformers' `attribute_map`).
 ALIASES = {
@@ -236,10 +244,10 @@ def _file(text: str, where: object) -> tuple[Path, str]:
         path = path / "config.json"
     if path is not None:
         return path, path.parent.name if path.name == "config.json" else path.stem
-    hub = HubId.read(text)
+    hub = fetched(text) or HubId.read(text)
     if hub is not None and hub.revision is None and (known := catalogued(hub)):
         return MODELS / f"{known}.json", hub.short
-    if hub is not None and not _is_local(text, where):
+    if hub is not None and (fetched(text) or not _is_local(text, where)):
         return fetch_config(hub, where), hub.short
     if _is_local(text, where):
         raise UserError(

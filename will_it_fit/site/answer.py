@@ -265,6 +265,7 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
         "verdict": _near_sentence(shown, instead) if instead else _sentence(estimated),
         "step": step_line(estimated["scenario"]),
         "exactness": EXACTNESS,
+        "evidence": _evidence(shown),
         "rule": f"The rule of thumb, bytes per parameter, says {gib(rule)}." if rule else "",
         "hours": _hours(asked, run),
         "assumed": {name: yaml_text(value) for name, value in asked.asked.assumed.items() if value is not None},
@@ -278,6 +279,12 @@ def _answer(asked: Question, words: list[str], run_words: list[str]) -> dict[str
         "command": shlex.join(["will-it-fit", *words, *run_words]),
         "yaml": scenario_yaml(estimated["scenario"], asked.model),
     }
+
+
+def _evidence(shown: Mapping[str, Any]) -> str:
+    """The measured steps that are like this one, and where traced peaks lay beside the estimate's."""
+    bound = f" Of the estimate: {text.bound_text(shown['analytic']['bound'])}." if shown["analytic"] else ""
+    return f"{shown['evidence']['text']}.{bound}"
 
 
 def _nearest(asked: Question) -> tuple[Question, list[str]]:

@@ -413,6 +413,19 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
+def host_copy_bytes(model: nn.Module, scenario: Scenario) -> int:
+    """Bytes of weights that lie on the host beside those on the device while a model loads.
+
+    A model that is built on the host and moved (``model.to``) has all its weights there twice. Loading onto the device,
+    with ``device_map`` or quantizing, takes the weights one by one, and holds the largest on the host; a loader that
+    reads whole files holds more.
+    """
+    base = _base_tensors(model)
+    if scenario.method == "qlora" or scenario.loads == "device":
+        return max(sum(_checkpoint_bytes(name, tensor, scenario)) for name, tensor in base.items())
+    return sum(_loaded_bytes(tensor, scenario) for tensor in base.values())
+
+
 def built_on_host_bytes(scenario: Scenario, stored: torch.dtype) -> int:
     """Bytes of host memory of its own that a process takes for a whole model that it builds on the CPU.
 

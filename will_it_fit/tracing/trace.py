@@ -44,7 +44,7 @@ from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.imports import import_libraries
 from will_it_fit.tracing.layers import SHALLOW, Composed, size_apart
-from will_it_fit.tracing.loading import Loader, loading_history
+from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
 from will_it_fit.tracing.simulated_card import add_kernels, card_in_place, compile_parts, refuse_own_kernels, ways
 from will_it_fit.tracing.step_errors import speaking_of
 
@@ -118,6 +118,8 @@ def prepare(
     histories: list[History] = []
     parallel = scenario.parallel
     by_mesh = parallel.meshed and not parallel.sharded
+    if target == "cuda" and parallel.gpus == 1:
+        about["host_copy_bytes"] = host_copy_bytes(model, scenario)
     if parallel.sharded or by_mesh:
         with speaking_of(scenario):
             model, history = recorded(lambda: _divided(model, scenario))
@@ -223,9 +225,9 @@ def trace(
     -------
     dict
         See :class:`~will_it_fit.engine.report.Report`; also ``attention``, the kernel that runs (eager where the
-        architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``
-        and ``target``; with ``timed_on`` also ``times``, by name a :class:`~will_it_fit.hours.step_time.StepTime` or
-        None where the card's speed is not known.
+        architecture knows no other), ``notes`` for people, ``parameters`` of the base model, ``trainable_parameters``,
+        ``host_copy_bytes`` while it loads (for one GPU) and ``target``; with ``timed_on`` also ``times``, by name a
+        :class:`~will_it_fit.hours.step_time.StepTime` or None where the card's speed is not known.
 
     Raises
     ------
@@ -411,6 +413,8 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
         about["parameters"] = parameter_count(model)
         about["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
         histories = [loading_history(model, scenario)] if target == "cuda" else []
+        if target == "cuda":
+            about["host_copy_bytes"] = host_copy_bytes(model, scenario)
         return replace(options, histories=histories, label=labels(model), beside=trainer.beside)
 
     with speaking_of(scenario), TemporaryDirectory() as folder:

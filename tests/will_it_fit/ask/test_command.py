@@ -311,7 +311,7 @@ def test_a_deadline_that_no_card_meets_names_the_nearest() -> None:
         (["qwen2.5-coder-7b", "-s", "0"], "takes a whole number", "will-it-fit qwen2.5-coder-7b -s 2048"),
         (["qwen2.5-coder-7b", "--gpu", "x"], "not known", "--gpu 12GiB"),
         (["qwen2.5-coder-7b", "--gpu", "A100"], "may mean 2 GPUs", "--gpu a100-40gb"),
-        (["qwen3-9b"], "neither the name", "will-it-fit qwen3-8b"),
+        (["qwen3-9b"], "neither the name", "will-it-fit qwen3.5-9b"),
         (["nothere.yaml"], "isn't there", "will-it-fit"),
         (["qwen2.5-coder-7b", "--set", "lora.rang=4"], "did you mean `lora.rank`", "--set lora.rank=4"),
         (["qwen2.5-coder-7b", "--set", "sequence=4"], "doesn't have: sequence", "will-it-fit qwen2.5-coder-7b -s 4"),

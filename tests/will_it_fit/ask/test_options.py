@@ -37,7 +37,7 @@ def corrected(line: str) -> str:
         ("-s 2.5k -b 1k", "-s 2560 -b 1024"),
         ("--gpu 4090 --quantization int8 -b 2", "--gpu 4090 --set quantization.type=int8 -b 2"),
         ("--gpu 4090 --load-in-4bit -b 2", "--gpu 4090 --method qlora -b 2"),
-        ("--gpu 'MacBook Pro M3 Max 64GB' -s 2048", "-s 2048"),
+        ("--gpu 'MacBook Pro M3 Max' -s 2048", "--gpu apple-32gb -s 2048"),
         ("--gpu colab -s 2048", "--gpu t4 -s 2048"),
         ("-s 64 --gpus 2 --gpu 3090", "-s 64 --gpu 2x3090"),
         ("--gup 4090 -s 64", "--gpu 4090 -s 64"),
@@ -72,7 +72,7 @@ def test_every_slip_of_a_line_is_put_right_at_once() -> None:
 
 
 def test_a_model_that_is_misspelt_or_missing_keeps_the_rest() -> None:
-    assert corrected("--gpu 4090 qwen3-9b -s 2048") == "will-it-fit --gpu 4090 qwen3-8b -s 2048"
+    assert corrected("--gpu 4090 qwen3-9b -s 2048") == "will-it-fit --gpu 4090 qwen3.5-9b -s 2048"
     assert corrected("--gpu 4090 --model qwen3-8b -s 2048") == "will-it-fit qwen3-8b --gpu 4090 -s 2048"
     assert corrected("qwen2.5-3b --gpu 4090 --model qwen3-8b") == "will-it-fit qwen3-8b --gpu 4090"
     assert corrected("nothere.yaml --gpu 4090") == "will-it-fit qwen2.5-coder-7b --gpu 4090"

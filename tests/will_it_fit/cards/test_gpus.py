@@ -8,11 +8,14 @@ from will_it_fit.cards.gpus import (
     catalogue,
     find,
     from_device,
+    known,
     least_free,
     processes_on,
     usable_sizes,
     verdict,
+    verdicts_by_allocator,
     was_asked,
+    what_limits,
 )
 from will_it_fit.common.errors import UserError
 
@@ -26,10 +29,10 @@ def test_every_card_has_its_figures_and_their_sources() -> None:
         assert card.usable_bytes == card.total_bytes - card.context_bytes
 
 
-def test_catalogue_spans_12_to_192_gb() -> None:
+def test_catalogue_spans_12_to_180_gb() -> None:
     sizes = [card.total_bytes / GIB for card in catalogue().values()]
     assert min(sizes) < 12
-    assert max(sizes) > 180
+    assert max(sizes) > 178
 
 
 def test_measured_t4() -> None:
@@ -108,8 +111,6 @@ def test_a_name_of_several_cards_lists_them(written, cards) -> None:
         ("4099", "gpu: rtx-4090"),
         ("x", "gpu: 12GiB"),
         ("some card 32gb", "gpu: 32GiB"),
-        ("MacBook Pro M3 Max 64GB", "gpu: null"),
-        ("apple silicon 32gb", "gpu: null"),
         ("Google Colab", "gpu: t4"),
         ("kaggle", "gpu: 2xt4"),
         ("24", "gpu: 24GiB"),
@@ -249,3 +250,82 @@ def test_the_sizes_of_cards_with_the_same_kernels_are_asked_about() -> None:
     assert find("rtx-4090").usable_bytes in usable_sizes((8, 9))
     assert find("rtx-4090").usable_bytes not in usable_sizes((8, 0))
     assert usable_sizes(None) == usable_sizes((8, 0)) and find("a100-80gb").usable_bytes in usable_sizes(None)
+
+
+# --- unified memory, and allocators that are not replayed -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "allocator"),
+    [
+        ("DGX Spark", "gb10", "cuda"),
+        ("Jetson Thor", "jetson-agx-thor", "cuda"),
+        ("8xB300", "b300", "cuda"),
+        ("RTX PRO 6000", "rtx-pro-6000", "cuda"),
+        ("RTX PRO 5000 72GB", "rtx-pro-5000-72gb", "cuda"),
+        ("MI355", "mi355x", "rocm"),
+        ("MI300X", "mi300x", "rocm"),
+        ("Radeon 8060S", "strix-halo-128gb", "rocm"),
+        ("strix halo 64gb", "strix-halo-64gb", "rocm"),
+        ("MacBook Pro M3 Max 64GB", "apple-64gb", "mps"),
+        ("Mac Studio M3 Ultra 512 GB", "apple-512gb", "mps"),
+        ("apple silicon 32gb", "apple-32gb", "mps"),
+    ],
+)
+def test_cards_of_2026_are_found_with_their_allocator(written, name, allocator) -> None:
+    card = find(written)
+    assert (card.name, card.allocator, card.is_modelled) == (name, allocator, allocator == "cuda")
+    assert card.total_source and card.context_source and card.usable_bytes > 0
+    assert find(card.setting).name == name  # what a scenario says leads back to it
+
+
+@pytest.mark.parametrize("written", ["MacBook Pro M3 Max 63GB", "Mac mini", "M4 Pro", "MacBook Air"])
+def test_a_mac_without_its_memory_is_asked_for_it_and_is_no_cuda_card(written) -> None:
+    with pytest.raises(UserError) as caught:
+        find(written, "--gpu")
+    assert "apple-64gb" in caught.value.allowed and caught.value.write.startswith("gpu: apple-")
+
+
+def test_a_name_of_a_few_cards_lists_them_all() -> None:
+    with pytest.raises(UserError, match="may mean 3 GPUs"):
+        find("Ryzen AI Max+ 395")
+
+
+def test_of_unified_memory_the_system_keeps_a_part() -> None:
+    spark = find("gb10")
+    assert spark.system_bytes == 16 * GIB and spark.free_pool_bytes == spark.pool_bytes - 16 * GIB
+    assert spark.usable_bytes == spark.free_pool_bytes - spark.context_bytes
+    assert "16.00 that the system holds" in spark.capacity_line
+    small = find("apple-16gb")  # macOS gives the GPU less than the system leaves
+    assert small.system_bytes == pytest.approx(3.2 * GIB, rel=1e-6)
+    assert small.usable_bytes == small.total_bytes < small.free_pool_bytes
+
+
+def test_loading_decides_on_unified_memory() -> None:
+    """60 GiB of weights twice, on the host and on the device, are more than a GB10 has; the step alone is not."""
+    spark, needed = find("gb10"), {"required_bytes": 70 * GIB, "phases": {"load": 60 * GIB}}
+    assert verdict(needed, spark).fits is True
+    twice = verdict({**needed, "host_copy_bytes": 60 * GIB}, spark)
+    assert twice.fits is False and twice.headroom_bytes == spark.usable_bytes - 120 * GIB
+    assert verdict({**needed, "host_copy_bytes": 60 * GIB}, find("h200")).fits is True  # the host's memory is another
+    assert any("loading takes 120.00 GiB" in text and "fails before the first step" in text
+               for text in what_limits({**needed, "host_copy_bytes": 60 * GIB}, spark))  # fmt: skip
+
+
+def test_where_no_allocator_is_modelled_allocated_bytes_alone_can_refuse() -> None:
+    mac = find("apple-64gb")
+    needed = {"required_bytes": 50 * GIB, "peak_allocated_bytes": 40 * GIB}
+    assert verdict(needed, mac) == (None, 8 * GIB)
+    assert verdict({**needed, "peak_allocated_bytes": 49 * GIB}, mac) == (False, -GIB)
+    trace = {"required_bytes_by_allocator": {"default": 1}, "also_fits_bytes_by_allocator": {"default": []}}
+    assert verdicts_by_allocator(trace, mac) == {}
+    assert any("MPS' allocator" in text for text in what_limits(needed, mac))
+    assert any("ttm.pages_limit" in text for text in what_limits(needed, find("strix-halo-128gb")))
+
+
+def test_every_card_says_where_its_size_comes_from() -> None:
+    cards = known()
+    assert len(cards) >= 80
+    for name, card in cards.items():
+        assert card.name == name and card.total_source and card.usable_bytes > 0
+        assert not card.pool_bytes or card.system_source.startswith("assumed")

@@ -383,3 +383,18 @@ def test_what_is_not_described_is_searched_by_what_is_like_it(fields, monkeypatc
     assert estimate.described
     guesses = [estimate(apply(scenario, {"micro_batch": rows})) for rows in (2, 3, 4)]
     assert guesses == sorted(set(guesses))
+
+
+def test_where_loading_alone_is_too_much_only_another_way_to_load_is_tried() -> None:
+    """LoRA whose weights lie twice in unified memory while they load; the step itself has room."""
+    wide = {**LLAMA_3_LAYERS, "intermediate_size": 65536}
+    scenario = make(model=wide, method="lora", gpu="gb10", sequence_length=8, lora={"rank": 1})
+    needed = trace(scenario, timeline=False)
+    copy, loaded = needed["host_copy_bytes"], needed["phases"]["load"]
+    pool = max(needed["required_bytes"], loaded + copy // 2)
+    gpu = replace(find("gb10"), total_bytes=pool, pool_bytes=pool, system_bytes=0, context_bytes=0)
+    assert needed["required_bytes"] <= gpu.usable_bytes < loaded + copy
+    found = suggest(scenario, gpu)
+    assert [item.move for item in found if "gpu" not in item.changes] == ["load_on_device"]
+    assert found[0].changes == {"loads": "device"} and "device_map" in found[0].cost
+    assert not any(move.name == "load_on_device" for move in moves(make(method="lora", gpu="rtx-4090")))

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.will_it_fit.scenario.models_server import COMMIT, ModelsServer
-from will_it_fit.scenario.hub import INDEX, MODELS, HubId, catalogued, nearest, profiled
+from will_it_fit.scenario.hub import INDEX, MODELS, HubId, catalogued, fetched, nearest, profiled
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = json.loads((MODELS / "qwen3-0.6b.json").read_text(encoding="utf-8"))
@@ -71,6 +71,7 @@ def test_the_catalogue_knows_ids_and_copies(hub: str, name: str | None) -> None:
         ("Qwen/Qwen3-8B", "qwen3-8b", False),
         ("Qwen/Qwen3-8B@v2", "qwen--qwen3-8b-v2", True),
         ("Owner/A_b.c", "owner--a_b.c", True),
+        ("gemma-4-e4b", "gemma-4-e4b", True),
         ("no-such-name", "no-such-name", False),
     ],
 )
@@ -93,14 +94,35 @@ def test_each_configuration_has_ids_and_two_sources() -> None:
     assert set(index["models"]) == {path.stem for path in MODELS.glob("*.json")}
     assert len(index["models"]) >= 50
     for name, entry in index["models"].items():
-        assert entry["hub"] and len(set(entry["sources"])) >= 2, name
+        whole = set(entry["sources"]) & set(index["keeps_the_file"]) and entry["billions"] and entry["licence"]
+        assert entry["hub"] and (whole or len(set(entry["sources"])) >= 2), name
         assert set(entry["sources"]) <= set(index["sources"]), name
     ids = [hub.lower() for entry in index["models"].values() for hub in entry["hub"]]
     assert len(ids) == len(set(ids))
 
 
+def test_forty_models_of_2025_and_2026_have_a_licence_and_others_lead_to_the_hub() -> None:
+    index = yaml.safe_load(INDEX.read_text(encoding="utf-8"))
+    assert sum("licence" in entry for entry in index["models"].values()) >= 40
+    assert len(index["fetched"]) >= 20 and not set(index["fetched"]) & set(index["models"])
+    known = {hub.lower() for entry in index["models"].values() for hub in entry["hub"]}
+    for name, entry in index["fetched"].items():
+        assert fetched(name) == HubId(entry["hub"], None) and entry["hub"].lower() not in known
+    assert fetched("Gemma-4-E4B") == HubId("google/gemma-4-E4B-it", None) and fetched("qwen3-8b") is None
+
+
+def test_a_name_without_a_configuration_is_asked_of_the_hub(tmp_path: Path) -> None:
+    with ModelsServer({"google/gemma-4-E4B-it": CONFIG}) as server:
+        assert json.loads(ask("gemma-4-e4b", server.endpoint, tmp_path)) == {
+            "hidden_size": 1024,
+            "name": "gemma-4-E4B-it",
+        }
+    assert "google/gemma-4-E4B-it" in ask("gemma-4-e4b", "http://127.0.0.1:9", tmp_path / "other")
+
+
 @pytest.mark.parametrize(
-    ("typed", "first"), [("qwen3-9b", "qwen3-8b"), ("Qwen/Qwen3-9B", "Qwen/Qwen3-8B"), ("Lama-3.1-8B", "llama-3.1-8b")]
+    ("typed", "first"),
+    [("qwen3-9b", "qwen3.5-9b"), ("Qwen/Qwen3-9B", "Qwen/Qwen3.5-9B"), ("Lama-3.1-8B", "llama-3.1-8b")],
 )
 def test_a_slip_finds_the_nearest(typed: str, first: str) -> None:
     assert nearest(typed)[0] == first
@@ -133,7 +155,7 @@ def test_revision_token_and_a_new_name_are_the_librarys(tmp_path: Path) -> None:
     [
         ("gated", "owner/tiny", ["gated", "HF_TOKEN", "https://huggingface.co/owner/tiny"]),
         ({}, "owner/other", ["no such model", "private", "HF_TOKEN"]),
-        ({}, "Qwen/Qwen3-9B", ["no such model", "nearest: Qwen/Qwen3-8B", "write:   model: Qwen/Qwen3-8B"]),
+        ({}, "Qwen/Qwen3-9B", ["no such model", "nearest: Qwen/Qwen3.5-9B", "write:   model: Qwen/Qwen3.5-9B"]),
         (CONFIG, "owner/tiny@nosuch", ["no such revision", "owner/tiny@nosuch"]),
         ("empty", "owner/tiny", ["no config.json", "GGUF"]),
         ("limited", "owner/tiny", ["too often (429)", "HF_TOKEN"]),

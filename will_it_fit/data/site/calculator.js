@@ -200,7 +200,7 @@ function show(found) {
   $("answer").hidden = false;
   $("answer").classList.remove("old");
   $("step").textContent = `For: ${found.step}`;
-  for (const id of ["exactness", "rule", "hours"]) $(id).textContent = found[id];
+  for (const id of ["exactness", "evidence", "rule", "hours"]) $(id).textContent = found[id];
   $("command").textContent = found.command;
   $("yaml").textContent = found.yaml;
   showRead([...found.added, ...found.read]);

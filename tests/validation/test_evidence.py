@@ -1,0 +1,41 @@
+"""The table that the library ships is that of the measurements, and docs/evidence.md shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from validation import evidence
+from will_it_fit.evidence.measured import COLUMNS, published
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
+
+
+def test_the_librarys_table_is_made_of_the_measurements() -> None:
+    made, kept = [step.cells() for step in evidence.table()], [step.cells() for step in published()]
+    assert kept == made, "python -m validation.evidence --write"
+
+
+def test_every_row_has_a_source_a_card_a_name_of_its_own_and_a_figure() -> None:
+    rows = published()
+    assert len({row.id for row in rows}) == len(rows) > 450
+    assert all(row.source and row.card and all(row.kinds) for row in rows)
+    assert all(row.allocated_bytes or row.reserved_bytes or row.step_seconds for row in rows)
+    assert set(COLUMNS) >= {"memory_known", "time_known", "form_error"}
+
+
+def test_the_rows_of_the_rtx_4080_are_in_it_with_the_published_errors() -> None:
+    rows = [row for row in published() if row.card == "rtx-4080"]
+    assert len(rows) == 12 and all(row.kinds.platform == "windows" for row in rows)
+    assert max(abs(row.allocated_error) for row in rows) < 0.0003
+    assert {row.time_known for row in rows} == {"unread"}
+
+
+def test_all_58_rows_of_the_l40s_have_their_time() -> None:
+    timed = [
+        row for row in published() if row.card == "l40s" and row.time_error is not None and row.time_known != "fitted"
+    ]
+    assert len(timed) == 58 and round(min(row.time_error for row in timed), 3) == -0.725
+
+
+def test_the_page_shows_the_tables_summary() -> None:
+    assert evidence.markdown(list(published())) in PAGE.read_text(encoding="utf-8")

@@ -1,0 +1,101 @@
+"""Which measured steps an answer names: the rule on rows made for it, and the questions of docs/evidence.md."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from will_it_fit.ask.command import parse
+from will_it_fit.ask.question import Options, Question, question
+from will_it_fit.common.errors import UserError
+from will_it_fit.evidence.measured import UNREAD, Kinds, MeasuredStep, kinds_of, measured_steps, read, write
+from will_it_fit.evidence.nearest import evidence, nearest
+from will_it_fit.scenario.scenario import Scenario
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "evidence.md"
+ASKED = re.findall(r"^\| `(.+?)` \| (yes|no) \| (.+?) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+KINDS = kinds_of(Scenario.from_mapping({"model": "qwen2.5-coder-0.5b", "loop": "manual"}), (8, 9))
+STEP = MeasuredStep("a", "somebody", "rtx-4080", KINDS, "Qwen2.5", 494.0, 1, 512, allocated_error=-0.001,
+                    reserved_error=0.02, time_error=-0.3, memory_known=UNREAD)  # fmt: skip
+
+
+def asked(line: str) -> Question:
+    options = parse(shlex.split(line))
+    return question(options.what, Options(
+        gpu=options.gpu, method=options.method, sequence_length=options.sequence_length,
+        micro_batch=options.micro_batch, strategy=options.strategy, settings=options.set,
+    ))  # fmt: skip
+
+
+def test_the_page_has_thirty_questions() -> None:
+    assert len(ASKED) == 30 and {like for _, like, _ in ASKED} == {"yes", "no"}
+
+
+@pytest.mark.parametrize(("line", "like", "said"), ASKED, ids=[line[:60] for line, _, _ in ASKED])
+def test_a_question_of_the_page_names_what_the_page_says(line: str, like: str, said: str) -> None:
+    of = asked(line)
+    found = evidence(of.scenario, of.gpu)
+    assert bool(found.rows) == (like == "yes")
+    cards = found.to_mapping()["cards"]
+    shown = [f"{count} {card}" for card, count in cards.items()] or [one.kind for one in found.differences]
+    assert ", ".join(shown) == said
+    known = {
+        kind: value for kind, value in kinds_of(of.scenario, of.gpu and of.gpu.capability)._asdict().items() if value
+    }
+    for row in found.rows:
+        assert known.items() <= row.kinds._asdict().items()
+
+
+@pytest.mark.parametrize("kind", Kinds._fields)
+def test_a_step_that_differs_in_one_kind_is_never_named(kind: str) -> None:
+    other = replace(STEP, kinds=KINDS._replace(**{kind: "something else"}))
+    found = nearest(KINDS, "rtx-4080", [other])
+    assert not found.rows and [one.kind for one in found.differences] == [kind]
+    assert "something else" in found.text() and found.text().startswith("No measured step resembles this one: ")
+
+
+def test_steps_on_the_same_card_are_named_alone_and_time_is_the_cards_own() -> None:
+    elsewhere = replace(STEP, id="b", card="l40s", allocated_error=0.5)
+    found = nearest(KINDS, "rtx-4080", [STEP, elsewhere])
+    assert [row.id for row in found.rows] == ["a"] and "time off by -30 %" in found.text()
+    other = nearest(KINDS, "rtx-4090", [STEP, elsewhere])
+    assert len(other.rows) == 2 and other.errors("time") is None and "time" not in other.text()
+    assert other.errors("allocated").worst_size == 0.5
+
+
+def test_what_is_not_known_counts_for_nothing_and_another_vendor_is_another_kind() -> None:
+    assert nearest(KINDS._replace(capability=""), None, [STEP]).rows
+    amd = evidence(Scenario.from_mapping({"model": "qwen2.5-coder-7b"}), asked("qwen2.5-coder-7b --gpu mi300x").gpu)
+    assert "not CUDA" in amd.text() and not amd.rows
+
+
+def test_hybrid_layers_experts_and_images_are_kinds() -> None:
+    from will_it_fit.evidence.measured import layers_of
+
+    assert layers_of({"model_type": "qwen3_5"}) == layers_of({"mamba_d_state": 16}) == "hybrid kinds"
+    assert layers_of({"model_type": "mixtral", "num_local_experts": 8}) == "attention and experts"
+    assert layers_of({"model_type": "llama"}) == "attention"
+
+
+def test_a_table_reads_as_it_was_written_and_your_own_is_read_too(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "own" / "measured_steps.csv"
+    write(path, [STEP])
+    assert list(read(path)) == [STEP]
+    monkeypatch.setenv("WILL_IT_FIT_MEASURED", str(path))
+    assert measured_steps()[-1] == STEP
+
+
+def test_a_table_of_another_form_and_a_cell_without_a_number_are_refused(tmp_path) -> None:
+    path = tmp_path / "other.csv"
+    path.write_text("id,card\n1,t4\n")
+    with pytest.raises(UserError, match="not a table of measured steps"):
+        read(path)
+    write(path, [STEP])
+    path.write_text(path.read_text().replace("-0.001", "much"))
+    with pytest.raises(UserError, match="line 2") as caught:
+        read(path)
+    assert "no number" in str(caught.value)
