@@ -12,7 +12,7 @@ from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
 from will_it_fit.cards.gpus import EXPANDABLE_LINE, known
 from will_it_fit.common.text import GIB, gib, printable, yaml_text
-from will_it_fit.scenario.description import goes_without_saying
+from will_it_fit.scenario.description import goes_without_saying, say_way
 from will_it_fit.scenario.fields import BY_NAME, line
 from will_it_fit.scenario.scenario import Scenario
 
@@ -60,7 +60,9 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
     parallel = answer["scenario"]["parallel"]
-    each = f" on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
+    each = (
+        f" on each of {parallel['gpus']} GPUs with {say_way(parallel, as_title=True)}" if parallel["gpus"] > 1 else ""
+    )
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
     if gpu["count"] > parallel["gpus"]:
         has += f" (of {gpu['count']} GPUs the step uses {parallel['gpus']})"

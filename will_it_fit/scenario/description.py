@@ -215,16 +215,21 @@ def say_images(value: Mapping[str, Any] | None, _: Mapping[str, Any]) -> str:
     return f"{value['count'] or 1} image{many} of {value['height']} x {value['width']} in a row, {trained}"
 
 
+def say_way(parallel: Mapping[str, Any], *, as_title: bool = False) -> str:
+    """The strategy and the mesh: ``fsdp2 x tensor 2``; as a title ``FSDP2 x tensor 2``."""
+    strategy = parallel["strategy"]
+    mesh = [f"{axis} {parallel[axis]}" for axis in AXES if parallel.get(axis, 1) > 1]
+    if parallel.get("pipeline", 1) > 1:
+        mesh.append(f"schedule {parallel['schedule']}")
+    return " x ".join([*([strategy.upper() if as_title else strategy] if strategy != NONE else []), *mesh])
+
+
 def say_parallel(value: Mapping[str, Any], _: Mapping[str, Any]) -> str:
     if value["gpus"] < 2:
         return ""
     kept = "" if value.get("reshard_after_forward", True) else ", gathered weights kept until backward"
     offload = ", offloaded to the CPU" if value.get("offload", "none") != "none" else ""
-    mesh = [f"{axis} {value[axis]}" for axis in AXES if value.get(axis, 1) > 1]
-    if value.get("pipeline", 1) > 1:
-        mesh.append(f"schedule {value['schedule']}")
-    way = " x ".join([*([value["strategy"]] if value["strategy"] != NONE else []), *mesh])
-    return f"{way} on {value['gpus']} GPUs{kept}{offload}"
+    return f"{say_way(value)} on {value['gpus']} GPUs{kept}{offload}"
 
 
 def say_precision(value: str, scenario: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ tensors, which the trace of a step on one GPU does not run.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import warnings
@@ -55,6 +56,10 @@ def import_quietly(scenario: Scenario) -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    # DTensor tells whoever trains on a mesh how to make its reductions one.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
+    logging.getLogger("torch.distributed.tensor.experimental").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch.distributed")
     warnings.filterwarnings("ignore", module="peft")  # a pattern for experts, which PEFT itself has made
 
 

@@ -1,12 +1,10 @@
-"""Steps on meshes of two GPUs, as scenarios; measured in two gloo processes by this program.
+"""Steps on meshes of two and four GPUs, as scenarios; measured in as many gloo processes by this program.
 
-python -m tests.will_it_fit.tracing.mesh_steps FOLDER
+python -m tests.will_it_fit.tracing.mesh_steps FOLDER 2
 """
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -38,6 +36,15 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "interleaved": (PIPELINE | {"schedule": "interleaved"}, {"gradient_accumulation": 4, "model": LAYERS}),
     "zero bubble": (PIPELINE | {"schedule": "zero_bubble"}, {"gradient_accumulation": 4, "model": LAYERS}),
     "expert": ({"expert": 2}, {"model": EXPERTS}),
+    "fsdp2 x tensor": ({"gpus": 4, "tensor": 2}, {}),
+    "replicate": ({"gpus": 4, "replicate": 2}, LORA),
+    "pipeline x tensor": (
+        {"strategy": "none", "gpus": 4, "pipeline": 2, "tensor": 2},
+        {"gradient_accumulation": 2, "model": LAYERS},
+    ),
+    "fsdp2 x context": ({"gpus": 4, "context": 2}, {}),
+    "context of four": ({"gpus": 4, "context": 4}, {}),
+    "tensor x expert": ({"gpus": 4, "tensor": 2, "expert": 4}, {"model": EXPERTS}),
 }
 
 
@@ -62,20 +69,26 @@ def in_turns(model: Any) -> None:
         router.forward = choose
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, count: int) -> int:
     import torch
-    from torch import distributed as dist
     from torch.nn import functional
 
-    from tests.will_it_fit.engine.pairs import figures, flash_attention, flash_on_cpu, gloo_as_nccl, start
+    from tests.will_it_fit.engine.pairs import (
+        figures,
+        finish,
+        flash_attention,
+        flash_on_cpu,
+        gloo_as_nccl,
+        start,
+    )
     from will_it_fit.engine.trace import Options, measure_step
     from will_it_fit.step import step as taken
     from will_it_fit.step.model import build_model
     from will_it_fit.step.optimizers import build_optimizer
     from will_it_fit.step.parallel import parallelize
-    from will_it_fit.tracing.trace import labels
+    from will_it_fit.tracing.prepare import labels
 
-    rank, child = start(folder)
+    rank, children = start(folder, count)
     flash_attention.__name__ = "scaled_dot_product_attention"  # context_parallel exchanges it by its name
     clip, measured = taken.clip_gradients, {}
 
@@ -88,6 +101,8 @@ def main(folder: Path) -> int:
     with gloo_as_nccl(), mock.patch.object(taken, "clip_gradients", clip_later):
         for name in STEPS:
             step = scenario(name)
+            if step.parallel.gpus != count:
+                continue
             with ExitStack() as stack:
                 if step.parallel.context > 1:  # PyTorch's ring knows no attention of the CPU
                     stack.callback(flash_on_cpu()._destroy)
@@ -99,10 +114,8 @@ def main(folder: Path) -> int:
                 optimizer = build_optimizer(model, step)
                 one_step = taken.random_step(model, optimizer, step, "cpu", max_grad_norm=1.0)
                 measured[name] = figures(measure_step(model, optimizer, one_step, options=Options(label=label)))
-    (folder / f"{rank}.json").write_text(json.dumps(measured))
-    dist.destroy_process_group()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+    return finish(folder, rank, measured, children)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
