@@ -116,11 +116,13 @@ def _strategies(parallel: Any) -> Iterator[Problem]:
                 "strategy: fsdp2",
                 {"strategy": DIVIDED},
             )
-    if parallel.replicate > 1 and parallel.strategy == DIVIDED and parallel.gpus == parallel.mesh // parallel.context:
+    if parallel.replicate > 1 and parallel.strategy == DIVIDED and parallel.gpus == parallel.mesh:
+        alone = parallel.replicate == parallel.mesh
         yield Problem(
-            f"`parallel.replicate: {parallel.replicate}` leaves nothing to shard: each GPU would hold the whole model.",
-            f"a replicate below {parallel.replicate}, or strategy ddp",
-            {"strategy": "ddp", "replicate": 1},
+            f"`parallel.replicate: {parallel.replicate}` leaves no GPUs to shard among, and accelerate refuses"
+            " replicas of what is not sharded.",
+            "strategy ddp" if alone else "replicate: 1, or more GPUs",
+            {"strategy": "ddp", "replicate": 1} if alone else {"replicate": 1},
         )
 
 

@@ -21,7 +21,14 @@ def named(steps):
 
 def test_every_way_is_a_step_and_the_others_are_left_out():
     found = named(ways(small(), 4))
-    assert {"ddp", "fsdp2", "fsdp2 x replicate 2", "fsdp2 x tensor 2", "fsdp2 x context 2", "fsdp2 x context 4"} <= found
+    assert {
+        "ddp",
+        "fsdp2",
+        "fsdp2 x replicate 2",
+        "fsdp2 x tensor 2",
+        "fsdp2 x context 2",
+        "fsdp2 x context 4",
+    } <= found
     assert "fsdp2 x tensor 4" not in found  # two heads of keys and values
     assert not [way for way in found if "expert" in way]
     assert "pipeline 2 x tensor 2 x schedule 1f1b" in found
@@ -49,7 +56,7 @@ def test_the_asked_way_comes_first_and_the_best_of_the_others_after_it():
     assert said[0] == ("fsdp2", 4) and said[-1][1] == 0
     assert shown[0].way == "fsdp2" and found["asked"]["way"] == "fsdp2"
     rows = found["divisions"]
-    assert len(rows) == 5 and found["considered"] >= 8
+    assert len(rows) == 5 and found["considered"] == 7
     assert [row["fits"] for row in rows] == [True] * 5
     speeds = [row["tokens_per_second"] for row in rows]
     assert speeds == sorted(speeds, reverse=True)
