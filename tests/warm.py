@@ -71,7 +71,7 @@ def read_at_import(environ: dict[str, str]) -> dict[str, str]:
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-def serve(address: str) -> dict:
+def serve(address: str, packages: list[str]) -> dict:
     """Fork a child for each command, until nobody needs the server any more; returns in each child what it shall be."""
     import contextlib
     import gc
@@ -93,7 +93,7 @@ def serve(address: str) -> dict:
                 if request is None:
                     connection.close()
                     continue
-                load(request["arguments"])
+                load(request["arguments"], packages)
                 gc.freeze()  # or a child's collection would copy all that was imported
                 child = os.fork()
                 if not child:
@@ -141,7 +141,7 @@ def receive(connection: socket.socket) -> tuple[dict | None, list[int]]:
     return json.loads(said), files
 
 
-def load(arguments: list[str]) -> None:
+def load(arguments: list[str], packages: list[str]) -> None:
     """Import what a command needs, if no command before it needed it."""
     import importlib
 
@@ -151,8 +151,8 @@ def load(arguments: list[str]) -> None:
         from snakemake.cli import get_argument_parser
 
         get_argument_parser()  # loads the plugins
-    elif "peft" not in sys.modules:
-        for name in HEAVY:
+    else:
+        for name in packages:
             importlib.import_module(name)
 
 
@@ -225,14 +225,17 @@ launch({name!r}, {address!r}, {python!r}, {environment!r})
 _started: dict[str, str] = {}
 
 
-def launchers(environ: dict[str, str] | None = None) -> str:
-    """A folder with the launchers of a server that runs as long as this process; one for each kind of environment."""
+def launchers(environ: dict[str, str] | None = None, packages: tuple[str, ...] = HEAVY) -> str:
+    """A folder with the launchers of a server that runs as long as this process.
+
+    There is one for each kind of environment, and for each list of packages that it is to import.
+    """
     import atexit
     import subprocess
     import tempfile
 
     environment = read_at_import({**SET_BY_JOBS, **(os.environ if environ is None else environ)})
-    key = json.dumps(environment)
+    key = json.dumps([environment, packages])
     if key not in _started:
         folder = tempfile.mkdtemp(prefix="warm-")
         address = os.path.join(folder, "socket")
@@ -247,7 +250,7 @@ def launchers(environ: dict[str, str] | None = None) -> str:
             return folder
         with open(address + ".said", "w", encoding="utf-8") as said:
             process = subprocess.Popen(
-                [sys.executable, "-P", os.path.abspath(__file__), address],
+                [sys.executable, "-P", os.path.abspath(__file__), address, *packages],
                 env={**os.environ, **environment, "OPENBLAS_NUM_THREADS": "1"},
                 cwd=folder,
                 stdin=subprocess.PIPE,
@@ -269,4 +272,4 @@ def _end(process, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    ending_as_python(become, serve(sys.argv[1]), os.path.dirname(sys.argv[1]))
+    ending_as_python(become, serve(sys.argv[1], sys.argv[2:]), os.path.dirname(sys.argv[1]))

@@ -22,6 +22,7 @@ from will_it_fit.common.terminal import log
 from will_it_fit.common.text import gib
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.tracing import imports
 from will_it_fit.tracing.scenario_trace import Traced
 
 # Beside tensors, in bytes: Python, the libraries, and freed memory that glibc keeps. 0.4 to 1.0 GB in the stages of the
@@ -287,12 +288,14 @@ INPUTS = ("benchmark", "config", "description", "encoded", "split", "tasks", "te
 
 def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequence[Any], output: str) -> None:
     """Check the run, write the table and show it; refuse what does not fit."""
+    base, traced = Path(inputs["config"]).parent, Traced.read(inputs["trace"])
+    imports.import_quietly(traced.scenario)  # before modules that import transformers whole
+
     from scripts.common.tokenizer import read_tokenizer
     from will_it_fit.common.chat import encode_pairs
     from will_it_fit.step.batches import Row
     from will_it_fit.tracing.evaluation_memory import Evaluation
 
-    base, traced = Path(inputs["config"]).parent, Traced.read(inputs["trace"])
     read_folder(inputs["description"])
     read_report(inputs["encoded"], inputs["train"])
     read_report(inputs["split"], inputs["test"])
@@ -335,6 +338,7 @@ def main(inputs: Mapping[str, str], settings: Mapping[str, Any], cluster: Sequen
 
 if __name__ == "__main__":
     with job(snakemake):
+        imports.ends_with_its_answer = True
         main(
             {name: snakemake.input[name] for name in INPUTS},
             snakemake.params.settings,

@@ -28,7 +28,10 @@ _FILES = (".yaml", ".yml", ".json", ".py", ".ipynb", ".toml", ".jinja", ".j2")
 _LEARNED_POSITIONS = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm")
 # Formats of weights that are quantized already, and how they are counted.
 _QUANTIZED = {
-    "mxfp4": (EITHER_WAY, "mxfp4 weights are made bf16 for training, and counted so"),
+    "mxfp4": (
+        EITHER_WAY,
+        "mxfp4 weights are made bf16 for training, and counted so (experts.quantized=mxfp4: kept)",
+    ),
     "fp8": (TOO_HIGH, "8-bit weights are counted as the bf16 that training makes of them"),
     "gptq": (EITHER_WAY, "4-bit weights of GPTQ are counted as NF4"),
     "awq": (EITHER_WAY, "4-bit weights of AWQ are counted as NF4"),
@@ -337,7 +340,7 @@ def _resolve(fields: dict[str, Any], reading: Reading, where: str) -> None:
             fields["method"] = "qlora"
             if quantized.get("load_in_8bit") and "quantization" not in fields:
                 fields["quantization"] = {"type": "int8"}
-        if why:
+        if why and (fields.get("experts") or {}).get("quantized") != method:
             reading.approximates("quantization_config", method, errs, why)
     fields["model"] = model
     fields.setdefault("model_name", name)

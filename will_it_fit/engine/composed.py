@@ -11,6 +11,7 @@ go over it behind the third record. Who calls this has to know that a step has n
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class _Events:
             self.about.append(about)
             self.reused.append(reused)
 
-    @property
+    @cached_property
     def structure(self) -> int:
         """What is the same in steps whose events differ in size alone."""
         return hash((tuple(self.kinds), tuple(self.targets), tuple(self.about)))
@@ -184,6 +185,73 @@ class Composer:
         return [kinds[place] for place in places], sizes, targets, [about[place] for place in places], reused
 
 
+class SecondStep:
+    """The second step of a record, which the first one tells: it allocates the same, but for the optimizer's states.
+
+    Parameters
+    ----------
+    record
+        Of two steps.
+
+    Raises
+    ------
+    Unlike
+        If the second step allocates something that the first does not, or in another order.
+    """
+
+    def __init__(self, record: Record) -> None:
+        _refuse_beyond(record)
+        self.both = _Events(record)
+        self._first = record.start(1)  # event of the second step
+        self._sources = [*range(self._first)]  # by event of both steps, that of the first step with its bytes; or -1
+        phases = {phase for phase, _, _ in record.spans(1)}
+        allocated = {phase: iter(self._allocated(phase, 0)) for phase in phases}
+        phase_of = {place: phase for phase in phases for place in self._allocated(phase, 1)}
+        for place in range(self._first, len(self.both.kinds)):
+            source = -1
+            if place in phase_of:
+                like = self._told(place)
+                source = next((one for one in allocated[phase_of[place]] if self._told(one) == like), -1)
+                if source < 0:
+                    raise Unlike("the second step allocates what the first does not")
+            self._sources.append(source)
+
+    def _allocated(self, phase: str, step: int) -> list[int]:
+        """Places of the allocations of a step's phase, which may come more than once."""
+        spans = (range(first, last) for name, first, last in self.both.record.spans(step) if name == phase)
+        return [place for span in spans for place in span if self.both.kinds[place] == _ALLOCATED]
+
+    def _told(self, place: int) -> Hashable:
+        return self.both.about[place], self.both.sizes[place]
+
+    def same_as(self, other: SecondStep) -> bool:
+        """Whether at another size of the step the same event of the first one tells each event of the second."""
+        mine, others = ((one._sources, one.both.reused, one.both.record.marks) for one in (self, other))
+        return self.both.structure == other.both.structure and mine == others
+
+    def behind(self, first: Record) -> Record:
+        """Both steps at a size at which the first alone was traced.
+
+        Raises
+        ------
+        Unlike
+            If its events are others.
+        """
+        _refuse_beyond(first)
+        own, both, end = _Events(first), self.both, self._first
+        columns = (own.kinds, both.kinds), (own.targets, both.targets), (own.about, both.about)
+        known = both.record
+        told = first.marks, first.warnings, first.workspaces.cudnn_bytes, first.costs
+        same = [mark for mark in known.marks if mark[1] < 1], known.warnings, known.workspaces.cudnn_bytes, None
+        if told != same or any(mine != others[:end] for mine, others in columns):
+            raise Unlike("the events are others")
+        sizes = [own.sizes[source] if source >= 0 else 0 for source in self._sources]
+        record = _written(both.kinds, sizes, both.targets, both.about, both.reused)
+        record.marks, record.warnings = list(known.marks), dict(known.warnings)
+        record.workspaces.cudnn_bytes = known.workspaces.cudnn_bytes
+        return record
+
+
 def _written(
     kinds: list[int], sizes: list[int], targets: list[int], about: list[tuple[str, int]], reused: list[int]
 ) -> Record:
@@ -211,10 +279,14 @@ def _written(
     return record
 
 
+def _refuse_beyond(record: Record) -> None:
+    if record.origins is not None or record.compiled is not None or record.kernels_run or record.workspaces.taken:
+        raise Unlike("the record holds what is not composed")
+
+
 def _refuse(shorter: Record, longer: Record) -> None:
     for record in (shorter, longer):
-        if record.origins is not None or record.compiled is not None or record.kernels_run or record.workspaces.taken:
-            raise Unlike("the record holds what is not composed")
+        _refuse_beyond(record)
     if [mark[:2] for mark in shorter.marks] != [mark[:2] for mark in longer.marks]:
         raise Unlike("the phases differ")
     if shorter.warnings != longer.warnings:

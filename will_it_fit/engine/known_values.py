@@ -100,6 +100,8 @@ class Values:
         self._known: dict[int, torch.Tensor] = {}  # the bytes on the CPU, by the address of the storage on `meta`
         self._stand_ins: dict[int, _End] = {}
         self._ends: dict[int, _End] = {}
+        self._sources: dict[int, torch.Tensor] = {}  # on the CPU, by the address of what stands for them on `meta`
+        self._source_ends: dict[int, _End] = {}
         self._kinds: dict[Any, _Kind] = {}
 
     # --- what a tracker asks -------------------------------------------------------------------------------------
@@ -130,6 +132,10 @@ class Values:
         if func is _aten._to_copy.default and output.is_meta and not args[0].is_meta:
             if carried(args[0]) and not self._stands_in(args[0]):
                 self.remember(output, args[0].to(output.dtype, copy=True))
+            if self._host_is_device:  # the tensor itself, for as long as either lives
+                storage = output.untyped_storage()
+                self._sources[storage._cdata] = args[0]
+                self._until_its_end(storage, self._source_ends, self._sources)
             return
         if not self.carrying:
             return

@@ -32,10 +32,14 @@ class Shapes:
     nothing to do.
     """
 
-    def __init__(self, outputs: Callable[[Any, tuple, Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        outputs: Callable[[Any, tuple, Any], Any] | None = None,
+        known: dict[tuple, list[tuple] | tuple | None] | None = None,
+    ) -> None:
         self._corrected = outputs
         self._kinds: dict[Any, str] = {}
-        self._outputs: dict[tuple, list[tuple] | tuple | None] = {}
+        self._outputs = {} if known is None else known  # by operator and shapes
 
     def __call__(self, func: Any, args: tuple, kwargs: dict) -> Any:
         if func is torch.ops.aten.sparse_mask.default and args[1].device.type == "meta":  # has no shape function

@@ -22,6 +22,7 @@ from .errors import CompiledError, TraceError, step_error
 from .fake_device import FakeDevice, active
 from .known_values import carried
 from .patching import patched
+from .record import Record
 from .tracker import Tracker
 
 STEPS = 2  # the first makes the optimizer's states
@@ -36,6 +37,7 @@ def take_steps(
     previous_batch: Any,
     steps: int = STEPS,
     begin: Callable[[], Step] | None = None,
+    enough: Callable[[Record], bool] | None = None,
 ) -> None:
     """Take some steps under the tracker, which gets a mark for each phase.
 
@@ -65,7 +67,8 @@ def take_steps(
                 stack.enter_context(tracker.origins.following())
             if device is not None:
                 stack.enter_context(listening(tracker, device))
-            new_step = stack.enter_context(phases(enter, partial(_label_states, tracker), updating))
+            hooks = phases(enter, partial(_label_states, tracker), updating, tracker.phase_of)
+            new_step = stack.enter_context(hooks)
             stack.enter_context(patched(past_operators(tracker), hidden=True))
             stack.enter_context(tracker)
             if begin is not None:
@@ -84,6 +87,8 @@ def take_steps(
                     step()
                 else:
                     step(given.pop())
+                if enough is not None and number + 1 < steps and enough(tracker):
+                    break
             tracker.mark("end", steps)
     except Exception as error:
         if not isinstance(error, CompiledError) and (isinstance(error, TraceError) or not tracker.on_meta):
@@ -196,9 +201,9 @@ _UPDATES = (
 class _Heard:
     """Which phase a step is in, by what is called."""
 
-    def __init__(self, enter: Callable[[str], None], evaluates: Callable[[nn.Module], bool] | None = None) -> None:
+    def __init__(self, enter: Callable[[str], None], phase_of: Callable[[nn.Module], str | None] | None = None) -> None:
         self._enter, self._phase, self._engine = enter, "", torch.autograd._engine_run_backward
-        self._evaluates = evaluates
+        self._phase_of = phase_of
         self._depth = 0  # of backward passes: reentrant checkpointing runs one inside another
         self._inside = False  # an optimizer's step: what is compiled there is no forward pass
 
@@ -214,10 +219,9 @@ class _Heard:
 
     def forward(self, module: nn.Module | None, *_: Any) -> None:
         """A module is called; None: a function that is compiled."""
-        if module is not None and self._evaluates is not None and self._evaluates(module):
-            self._go("evaluation")
-        elif module is not None or not self._inside:
-            self._go("forward")
+        own = self._phase_of(module) if module is not None and self._phase_of is not None else None
+        if own is not None or module is not None or not self._inside:
+            self._go(own or "forward")
 
     def backward(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the autograd engine."""
@@ -262,7 +266,7 @@ def phases(
     enter: Callable[[str], None],
     updated: Callable[[torch.optim.Optimizer], None] | None = None,
     updating: Callable[[torch.optim.Optimizer], None] | None = None,
-    evaluates: Callable[[nn.Module], bool] | None = None,
+    phase_of: Callable[[nn.Module], str | None] | None = None,
 ) -> Iterator[Callable[[], None]]:
     """Hear when the phases of a step begin, whatever loop takes it.
 
@@ -273,12 +277,13 @@ def phases(
         engine starts, ``between`` when it has ended, ``optimizer`` when gradients are clipped or an optimizer steps.
     updated, updating
         Called with each optimizer after its step, and before it.
-    evaluates
-        Called with each module before its call: whether that is ``evaluation`` instead of ``forward``. None: never.
+    phase_of
+        Called with each module before its call: the phase that this belongs to, such as ``evaluation``; None:
+        ``forward``.
 
     Yields what is to be called at the beginning of each step.
     """
-    heard = _Heard(enter, evaluates)
+    heard = _Heard(enter, phase_of)
     handles = [
         register_module_forward_pre_hook(heard.forward),
         register_optimizer_step_pre_hook(heard.step_begins),

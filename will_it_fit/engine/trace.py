@@ -49,6 +49,7 @@ from .known_values import Values
 from .model_tensors import Label, component_of, parts, quantization_state, vocabulary, weights_with
 from .origins import Origins
 from .patching import device_lists, patched, sorted_sets
+from .record import Record
 from .report import History, Report, make_report
 from .steps import STEPS, Step, listening, past_operators, take_steps
 from .tracker import Tracker
@@ -85,6 +86,10 @@ class Options:
         Whether the allocator runs with ``PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True``.
     steps
         How many to take; the last is reported. One is enough where there is no optimizer.
+    enough
+        Called with the record after each step but the last: whether those that were taken are enough. None: never.
+    outputs
+        What traces with the same target and kernels know of operators' outputs together; None: this one begins anew.
     previous_batch
         The first step's batch where it differs: outputs that a loop keeps until the next step have its length.
     histories
@@ -115,6 +120,8 @@ class Options:
         Whether the report has the tensors that are alive at the peak, with the module and line that made them.
     costs
         Whether the report has what each operator of the step costs.
+    phase_of
+        Called with each module before its call: the phase that this belongs to. None, or None returned: ``forward``.
     report
         What makes the answer of the record; :func:`~will_it_fit.engine.report.recording` gives the events alone.
     """
@@ -128,6 +135,8 @@ class Options:
     cudnn_workspace_bytes: int | None = None
     expandable_segments: bool = False
     steps: int = STEPS
+    enough: Callable[[Record], bool] | None = None
+    outputs: dict[tuple, Any] | None = None
     previous_batch: Any = None
     histories: Sequence[History] = ()
     begin: Callable[[], Step] | None = None
@@ -139,6 +148,7 @@ class Options:
     timeline: bool = False
     origins: bool = False
     costs: bool = False
+    phase_of: Callable[[nn.Module], str | None] | None = None
     report: Callable[..., Any] = make_report
 
     def __post_init__(self) -> None:
@@ -199,7 +209,7 @@ def trace_step(
         _follow_model(tracker, other)
     _follow_states(tracker, optimizer)
     with surroundings(tracker, model, options):
-        take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin)
+        take_steps(tracker, model, step, batch, options.previous_batch, options.steps, options.begin, options.enough)
     return options.report(
         tracker,
         options.histories,
@@ -251,11 +261,13 @@ def make_tracker(model: nn.Module, options: Options, on_gpu: bool) -> tuple[Trac
         first_id=max((identity for identity, _ in seen.events), default=0) + 1,
         outputs=device_outputs if on_gpu else cpu_outputs,
         device=active(),
+        known_outputs=options.outputs,
     )
     tracker.values = Values(options.scalars, options.answers, host_is_device=not on_gpu)
     tracker.values.counts_evenly = active() is not None  # experts on several GPUs
     if active_simulation() is not None:
         tracker.on_card, tracker.values.carrying = on_card, True  # packages ask whether a gradient is 1
+    tracker.phase_of = options.phase_of
     tracker.workspaces.cudnn_bytes = options.cudnn_workspace_bytes
     if on_gpu and (warning := older_than_the_rules(options.torch_version)):
         tracker.warn(warning)
@@ -285,6 +297,7 @@ def measure_step(
     options = options or Options()
     tracker = Tracker(("cpu",), vocabulary=vocabulary(model))
     tracker.origins = Origins(model) if options.origins else None
+    tracker.phase_of = options.phase_of
     for followed in (model, *options.beside):
         _follow_model(tracker, followed, label=options.label)
     _follow_states(tracker, optimizer)
@@ -318,7 +331,7 @@ def _follow_model(tracker: Tracker, model: nn.Module, ids: Any = None, label: La
         states = quantization_state(module)
         for tensor in states.values():  # FSDP leaves of a 4-bit weight a plain one, and its states with the module
             add(tensor, QUANTIZATION_STATE)
-        if states:
+        if states and hasattr(module, "weight"):  # a parametrization has states alone
             tracker.label(module.weight, weights_with(states))
         for key, value in vars(module).items():
             held = value.values() if isinstance(value, dict) else (value,)

@@ -66,6 +66,8 @@ class Tracker(TorchDispatchMode, Record):
         Corrects what an operator returns on ``meta``, called as ``outputs(func, args, output)``.
     device
         The device of a group of several GPUs; None for one GPU.
+    known_outputs
+        What trackers with the same ``outputs`` know of operators on ``meta`` together, see :class:`Shapes`.
 
     Attributes
     ----------
@@ -82,6 +84,7 @@ class Tracker(TorchDispatchMode, Record):
         first_id: int = 1,
         outputs: Callable[[Any, tuple, Any], Any] | None = None,
         device: FakeDevice | None = None,
+        known_outputs: dict[tuple, Any] | None = None,
     ) -> None:
         super().__init__()
         Record.__init__(self)
@@ -95,12 +98,13 @@ class Tracker(TorchDispatchMode, Record):
         self.on_meta = "meta" in self._devices
         self.vocabulary = vocabulary
         self._kernels = kernels
-        self._shapes = Shapes(outputs) if self.on_meta else None
+        self._shapes = Shapes(outputs, known_outputs) if self.on_meta else None
         self.values = Values() if self.on_meta else None
         self._next = first_id
         self._ids: dict[int, int] = {}  # by the storage's address
         self._ends: dict[int, _End] = {}
         self._phase = ""
+        self.phase_of: Callable[[Any], str | None] | None = None  # of a module that is called (`steps.phases`)
         self.on_card: Callable[..., Any] | None = None  # what an operator is where a card is simulated: `card.on_card`
         self._operators: set[Any] = set()  # that were met
         self.kernels_launched = 0  # operators and kernels of compilers, but for views
@@ -366,6 +370,8 @@ class Tracker(TorchDispatchMode, Record):
         self.workspaces.note(func, args, output, len(self.events))
         if values is not None:
             values.after(func, args, kwargs, output)
+            if func is _TO_COPY and "cpu" in self._devices and output.is_meta and output.dtype == args[0].dtype:
+                self.left(output)  # where the device is the CPU it is one tensor, and not two
         if self.costs is not None and self.costs.on:
             self.costs.note(func, args, kwargs, output, self._device.stream_now.id if self._device else 0)
         held += [self.allocate(count, TEMPORARIES) for count in later]
@@ -397,4 +403,4 @@ class Tracker(TorchDispatchMode, Record):
         self._exchanges.close()
 
 
-_COPY = torch.ops.aten.copy_.default
+_COPY, _TO_COPY = torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default

@@ -11,6 +11,7 @@ from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_unified
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib
 from will_it_fit.planner.largest_fit import steps
+from will_it_fit.scenario.model import EXPERT_COUNTS
 from will_it_fit.scenario.optimizers import EIGHT_BIT, FUSED, OPTIMIZERS, PAGED
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import DIVIDED, NONE
@@ -126,6 +127,7 @@ def _moves_among_gpus(scenario: Scenario) -> Iterator[Move]:
 
 def _moves_for_time(scenario: Scenario) -> Iterator[Move]:
     """The same numbers more slowly."""
+    yield from _moves_of_experts(scenario)
     effective = scenario.micro_batch * scenario.gradient_accumulation
     if scenario.loss == "full":
         cost = "a little time: the output head runs again in backward"
@@ -137,6 +139,20 @@ def _moves_for_time(scenario: Scenario) -> Iterator[Move]:
         smaller = [n for n in range(scenario.micro_batch - 1, 0, -1) if effective % n == 0]
         options = [{"micro_batch": n, "gradient_accumulation": effective // n} for n in smaller]
         yield Move("micro_batch", f"some time: smaller steps, the effective batch stays {effective}", options)
+
+
+def _moves_of_experts(scenario: Scenario) -> Iterator[Move]:
+    """Experts that a quantized base leaves in 16 bits: packed as well, and kept on the host."""
+    if scenario.method != "qlora" or not any(scenario.size(name) for name in EXPERT_COUNTS):
+        return
+    packed = {"quantized": "bitsandbytes", "offload": scenario.experts.offload}
+    if scenario.experts.quantized == "none":
+        cost = "experts in 4 bits too, unpacked whenever their layer runs (axolotl's quantize_moe_experts, Unsloth)"
+        yield Move("packed_experts", cost, [{"experts": packed}])
+    if scenario.experts.offload == "none":
+        kept = packed["quantized"] if scenario.experts.quantized == "none" else scenario.experts.quantized
+        cost = "time: packed experts wait on the host, and come when their layer runs (axolotl's expert_offload)"
+        yield Move("experts_on_host", cost, [{"experts": {"quantized": kept, "offload": "host"}}])
 
 
 def _moves_for_quality(scenario: Scenario) -> Iterator[Move]:

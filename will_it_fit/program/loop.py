@@ -45,7 +45,7 @@ class Loop:
     def heard(self) -> Iterator[None]:
         """Hear what runs inside."""
         with ExitStack() as stack:
-            hooks = phases(self._enter, self._updated, self._updating, self._evaluates)
+            hooks = phases(self._enter, self._updated, self._updating, self._phase_of)
             self._begin = stack.enter_context(hooks)
             yield
 
@@ -73,18 +73,24 @@ class Loop:
         self.updates += 1
         self.launches.append(len(self._tracker.costs.calls))
 
+    def has_enough(self) -> bool:
+        """Whether the updates that were asked for are taken, where the program can't go on after them."""
+        if self._stepped:
+            self._finish_update()
+        return self.updates >= self._steps
+
     def _stop(self) -> None:
         self.end()
         raise Enough
 
-    def _evaluates(self, module: nn.Module) -> bool:
-        """Whether a module's call is evaluation: of what is trained, without gradients, in its evaluation mode."""
+    def _phase_of(self, module: nn.Module) -> str | None:
+        """Evaluation is a call of what is trained, without gradients, in its evaluation mode."""
         self._learn(module)
         without = not torch.is_grad_enabled() and not module.training
         if without and not self._evaluating:
             without = any(parameter.requires_grad for parameter in module.parameters())
         self._evaluating = without
-        return without
+        return "evaluation" if without else None
 
     # --- names ---------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH, TOO_LOW, Reading, Remark
 from will_it_fit.scenario.fields import BY_NAME
-from will_it_fit.scenario.model import LIGER_MODELS, LIGER_WRITTEN_OUT
+from will_it_fit.scenario.model import EXPERT_COUNTS, LIGER_MODELS, LIGER_WRITTEN_OUT
 from will_it_fit.scenario.objectives import OBJECTIVES
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import DIVIDED, NONE, STRATEGIES, WEIGHTS, Strategy
@@ -64,7 +64,23 @@ def _optimizer_in_few_bits(fields: Fields) -> bool:
 
 
 def _has_experts(fields: Fields) -> bool:
-    return any(fields["model"].get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts"))
+    return any(_size_of(fields["model"], key) for key in EXPERT_COUNTS)
+
+
+def _size_of(model: Mapping[str, Any], key: str) -> Any:
+    """A size of a configuration, or of its language model's."""
+    return model.get(key) or (model.get("text_config") or {}).get(key)
+
+
+def _packed_experts(fields: Fields) -> bool:
+    return (fields.get("experts") or {}).get("quantized") == "bitsandbytes"
+
+
+def _experts_not_followed(fields: Fields) -> bool:
+    """Whether packed experts are asked for with what they are not predicted with."""
+    adapted = bool((fields.get("adapter") or {}).get("target_parameters"))
+    spread = _strategy(fields) is not STRATEGIES[NONE]
+    return adapted or spread or not _supervised(fields) or _value(fields, "compile") != "none"
 
 
 def _targets(fields: Fields) -> Any:
@@ -73,6 +89,10 @@ def _targets(fields: Fields) -> Any:
 
 def _without_experts(fields: Fields) -> list[str]:
     return [name for name in _targets(fields) if name not in _OF_EXPERTS]
+
+
+def _in_4_bits(fields: Fields) -> bool:
+    return fields.get("method") == "qlora" and (fields.get("quantization") or {}).get("type") != "int8"
 
 
 def _drops_on_experts(fields: Fields) -> bool:
@@ -96,6 +116,15 @@ def _liger_followed(fields: Fields) -> bool:
 
 
 TABLE = (
+    Approximation(
+        lambda f: _packed_experts(f) and not (_has_experts(f) and _in_4_bits(f)), lambda f: {"experts": GONE},
+        "quantize_moe_experts", lambda f: True, TOO_HIGH, "experts packed in other than 4 bits are counted in 16",
+    ),
+    Approximation(
+        lambda f: _packed_experts(f) and _has_experts(f) and _in_4_bits(f) and _experts_not_followed(f),
+        lambda f: {"experts": GONE}, "quantize_moe_experts", lambda f: True, TOO_HIGH,
+        "packed experts are predicted for one GPU, without adapters of their own and the compiler; counted in 16 bits",
+    ),
     Approximation(
         lambda f: _strategy(f).zero and find_spec("deepspeed") is None, _as_fsdp2,
         "deepspeed", lambda f: f["parallel"]["strategy"], EITHER_WAY, "DeepSpeed is not installed here; read as FSDP2",

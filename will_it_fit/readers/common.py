@@ -295,17 +295,24 @@ def _is_predicted(fields: Mapping[str, Any], kind: str, rows: int) -> bool:
     strategy = (fields.get("parallel") or {}).get("strategy", "none")
     known = OPTIMIZERS[fields.get("optimizer", BY_NAME["optimizer"].default)].in_trl is not None
     aim = OBJECTIVES[kind]
-    refused = aim.generates or rows < aim.least_rows or not known
-    return strategy == "none" and not refused and find_spec("trl") is not None
+    return strategy == "none" and known and rows >= aim.least_rows and find_spec("trl") is not None
 
 
-def preference(reading: Reading, kind: str, key: str, rows: int) -> None:
-    """A preference objective: TRL's step where that is predicted, else twice the rows, with what is left out said."""
-    if _is_predicted(reading.fields, kind, rows):
+def preference(reading: Reading, kind: str, key: str, rows: int, *, answers: bool = False) -> bool:
+    """A preference objective: TRL's step where that is predicted, else twice the rows, with what is left out said.
+
+    ``answers``: the caller reads how they are generated, without which a step that generates is not predicted.
+
+    Returns
+    -------
+    bool
+        Whether TRL's step is predicted.
+    """
+    if _is_predicted(reading.fields, kind, rows) and answers >= OBJECTIVES[kind].generates:
         for name in _TRL_DECIDES:
             reading.fields.pop(name, None)
         reading.set(objective=kind, micro_batch=rows)
-        return
+        return True
     aim = OBJECTIVES[kind]
     if aim.texts_in_a_row == 2:
         reading.set(micro_batch=2 * rows)
@@ -314,3 +321,4 @@ def preference(reading: Reading, kind: str, key: str, rows: int) -> None:
         reading.approximates(key, kind, TOO_LOW, "the logits of the reference model are computed beside", "logits")
     if aim.generates:
         reading.approximates(key, kind, TOO_LOW, "answers are generated in training, and their keys and values kept")
+    return False

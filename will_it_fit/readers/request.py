@@ -103,6 +103,7 @@ def parse_request(mapping: Mapping[str, Any], where: object = "scenario") -> Sce
         and not (name == "parallel" and name not in defaults)
         and not (name == "quantization" and scenario.method != "qlora")
         and not (name == "preference" and scenario.objective == "sft")
+        and not (name == "generation" and not scenario.aim.generates)
     }  # fmt: skip
     return ScenarioRequest(
         scenario, named, tool, taken, assumed_fields, warnings=left_out(named.get("model"), scenario, where)

@@ -53,6 +53,8 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         **vars(scenario),
         **asdict(parallel),
         **asdict(scenario.preference),
+        **asdict(scenario.generation),
+        steps=scenario.steps_per_generation,
         **asdict(scenario.versions),
         answer=scenario.completion_length,
         half_length=max(scenario.sequence_length // 2, 1),
@@ -70,6 +72,9 @@ def _view(scenario: Any, loop: Mapping[str, Any]) -> View:
         mixed_in_bf16=str(getattr(scenario, mixed)).replace("fp16", "bf16"),
         dropout=lora.dropout if lora else 0,
         storage=quantization.storage if quantization else None,
+        packed_experts=scenario.experts.quantized,
+        experts_on_host=scenario.experts.offload == "host",
+        family=scenario.model.get("model_type"),
         int8=bool(quantization) and quantization.type == "int8",
         of_4bit=quantization and (quantization.storage != "uint8" or quantization.compute),
         longest=longest,
@@ -138,6 +143,22 @@ def _with_images(field: str) -> Contradiction:
     )
 
 
+# What vLLM alone has, with the value that says nothing.
+_OF_VLLM = {"mode": "colocate", "sleep_level": 0, "max_model_length": None, "completions": None, "cache_dtype": "auto",
+            "lora_slots": 0, "tensor_parallel": 1, "servers": 1}  # fmt: skip
+
+
+def _of_vllm_alone(part: str) -> Contradiction:
+    quiet = _OF_VLLM[part]
+    return Contradiction(
+        lambda s: s.engine != "vllm" and getattr(s, part) != quiet,
+        "generation",
+        f"`generation.{part}: {{{part}}}` and `generation.engine: {{engine}}` {_APART}: only vLLM has it.",
+        "engine vllm; or leave it out",
+        f"generation: {{{{engine: {{engine}}, {part}: {'null' if quiet is None else quiet}}}}}",
+    )
+
+
 # What no step can be.
 STEP = (
     *map(_by_trl, _BY_TRL),
@@ -151,18 +172,19 @@ STEP = (
     Contradiction(lambda s: s.compile_mode in ("reduce-overhead", "max-autotune"), "compile_mode",
         "`compile_mode: {compile_mode}` captures CUDA graphs, whose private pools keep memory that is not modelled.",
         "default, max-autotune-no-cudagraphs", "compile_mode: default"),
-    Contradiction(lambda s: s.packages and s.kernels != "packages", "packages",
-        "`packages` says which kernels `kernels: packages` takes, and `kernels: {kernels}` takes none of them.",
-        "kernels: packages; or no packages", "packages: []"),
-    Contradiction(lambda s: s.kernels == "packages" and not s.packages, "packages",
-        "`kernels: packages` needs the names of the packages that the target machine has.",
-        f"a list of {', '.join(KERNEL_PACKAGES)}", "packages: [fla]"),
-    Contradiction(lambda s: set(s.packages) - set(KERNEL_PACKAGES), "packages",
+    Contradiction(lambda s: s.kernels == "packages" and s.packages == (), "packages",
+        "`kernels: packages` and `packages: []` don't go together: no package is left whose kernels could run.",
+        "null, all that the model's code asks for; or some of "
+        f"{', '.join(KERNEL_PACKAGES)}; or kernels transformers", "packages: null"),
+    Contradiction(lambda s: set(s.packages or ()) - set(KERNEL_PACKAGES), "packages",
         "`packages` names a package whose kernels are not known here.",
         f"a list of {', '.join(KERNEL_PACKAGES)}", "packages: [fla]"),
     Contradiction(lambda s: s.kernels == "liger" and s.loss != "liger", "loss",
         "`kernels: liger` and `loss: {loss}` don't go together: Liger's patch brings its fused loss.",
         "liger; or kernels transformers", "loss: liger"),
+    Contradiction(lambda s: s.packages and (s.aim.trainer or s.images or s.sharded or s.zero), "packages",
+        "`packages` are followed for supervised fine-tuning on text, on one GPU and with DDP.",
+        "null or []; or objective sft and strategy none or ddp", "packages: []"),
     Contradiction(lambda s: s.kernels != "transformers" and (s.aim.trainer or s.images or s.sharded or s.zero),
         "kernels", "`kernels: {kernels}` is predicted for supervised fine-tuning on text, on one GPU and with DDP.",
         "transformers; or objective sft and strategy none or ddp", "kernels: transformers"),
@@ -182,9 +204,47 @@ STEP = (
     Contradiction(lambda s: s.reference == "precomputed" and s.aim.generates, "preference",
         f"`preference.reference: precomputed` and `objective: grpo` {_APART}: its answers are new in each step.",
         "adapter_off, null", "preference: {{reference: null}}"),
-    Contradiction(lambda s: s.reference == "model" and s.aim.generates, "preference",
-        "`preference.reference: model` is not predicted for `objective: grpo`: TRL loads that model itself, by its id.",
-        "adapter_off with adapters, null", "preference: {{reference: null}}"),
+    Contradiction(lambda s: s.reference == "model" and s.aim.generates and s.method != "full", "preference",
+        f"`preference.reference: model` and `method: {{method}}` {_APART} in `objective: grpo`: TRL turns the adapters"
+        " off instead of loading a second model.",
+        "adapter_off, null", "preference: {{reference: adapter_off}}"),
+    Contradiction(lambda s: s.reward_model and not s.aim.generates, "preference",
+        f"`preference.reward_model` and `objective: {{objective}}` {_APART}: nothing is generated that it could judge.",
+        "null; or objective grpo", "preference: {{reward_model: null}}"),
+    Contradiction(lambda s: s.engine != "none" and not s.aim.generates, "generation",
+        f"`generation.engine: {{engine}}` and `objective: {{objective}}` {_APART}: this objective generates nothing.",
+        "none; or objective grpo", "generation: {{engine: none}}"),
+    *map(_of_vllm_alone, _OF_VLLM),
+    Contradiction(lambda s: s.engine == "vllm" and s.method == "qlora", "generation",
+        f"`generation.engine: vllm` and `method: qlora` {_APART}: vLLM has no bitsandbytes from 0.28 on, and how it"
+        " packs weights before is not described.",
+        "transformers, none; or method lora", "generation: {{engine: transformers}}"),
+    Contradiction(lambda s: s.engine == "vllm" and s.gpu is None, "gpu",
+        "`generation.engine: vllm` takes a share of a card, and `gpu` names none.", "a card", "gpu: h100-80gb"),
+    Contradiction(lambda s: s.engine == "vllm" and s.sequence_length > (s.max_model_length or s.sequence_length),
+        "generation",
+        "Prompt and answer are {sequence_length} tokens, and vLLM refuses rows of more than {max_model_length}"
+        " (`generation.max_model_length`): generating fails.",
+        "{sequence_length} or more", "generation: {{engine: vllm, max_model_length: {sequence_length}}}"),
+    Contradiction(lambda s: s.mode == "server" and s.sleep_level, "generation",
+        f"`generation.sleep_level: {{sleep_level}}` and `mode: server` {_APART}: a server has its cards to itself, and"
+        " nobody puts it to sleep.",
+        "0; or mode colocate", "generation: {{engine: vllm, mode: server, sleep_level: 0}}"),
+    Contradiction(lambda s: s.mode == "colocate" and s.servers > 1, "generation",
+        "{servers} servers can't lie on one card: with `mode: colocate` there is one engine a card, in the training's"
+        " process.",
+        "1; or mode server", "generation: {{engine: vllm, servers: 1}}"),
+    Contradiction(lambda s: s.mode == "colocate" and s.tensor_parallel > 1, "generation",
+        "`generation.tensor_parallel: {tensor_parallel}` and `mode: colocate` need several trainings, and a cycle is"
+        " predicted for one.",
+        "1; or mode server", "generation: {{engine: vllm, tensor_parallel: 1}}"),
+    Contradiction(
+        lambda s: s.mode == "server" and s.gpu_count > 1 and s.tensor_parallel * s.servers >= s.gpu_count, "generation",
+        "`gpu` has {gpu_count} cards: one trains, so {servers} servers of {tensor_parallel} cards would share a card.",
+        "fewer servers, or more cards", "generation: {{engine: vllm, mode: server, servers: 1, tensor_parallel: 1}}"),
+    Contradiction(lambda s: s.vllm and not re.fullmatch(r"0\.(2[2-9]|3[01])(\.\d+)?", s.vllm), "versions",
+        "`versions.vllm: {vllm}` is no version whose rules were read.", "0.22.0 to 0.31.0",
+        "versions: {{vllm: 0.31.0}}"),
     Contradiction(lambda s: s.aim.trainer and s.answer >= s.sequence_length, "preference",
         "`preference.completion_length: {answer}` leaves no token of `sequence_length: {sequence_length}` for the"
         " prompt.",
@@ -192,10 +252,9 @@ STEP = (
     Contradiction(lambda s: s.micro_batch < s.aim.least_rows, "micro_batch",
         "TRL refuses `objective: kto` with one row at a time: it estimates its KL term from the other rows.",
         "2 or more", "micro_batch: 2"),
-    Contradiction(lambda s: s.aim.generates and s.micro_batch * s.gradient_accumulation % s.generations,
-        "micro_batch",
+    Contradiction(lambda s: s.aim.generates and s.micro_batch * s.steps % s.generations, "micro_batch",
         "TRL refuses `objective: grpo` where `preference.generations: {generations}` doesn't divide `micro_batch` times"
-        " `gradient_accumulation`: an answer is judged beside all others to its prompt.",
+        " the micro-batches of a generation ({steps}): an answer is judged beside all others to its prompt.",
         "a multiple of {generations}", "micro_batch: {generations}"),
     Contradiction(lambda s: s.method == "qlora" and s.is_mixed, "precision",
         f"`precision: {{precision}}` and `method: qlora` {_APART}: mixed precision casts fp32 weights in each step, and"
@@ -271,6 +330,10 @@ STEP = (
         f"`parallel.reshard_after_forward: false` and `parallel.strategy: {{strategy}}` {_APART}: nothing is sharded,"
         " so nothing is gathered that could be given back.",
         "reshard_after_forward: true; or strategy fsdp1, fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
+    Contradiction(lambda s: s.reduce_in_fp32 and s.fsdp != 2, "parallel",
+        f"`parallel.reduce_in_fp32` and `parallel.strategy: {{strategy}}` {_APART}: FSDP2 alone is told the dtype"
+        " of its sums here.",
+        "reduce_in_fp32: false; or strategy fsdp2", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
     Contradiction(lambda s: s.gpus > s.gpu_count, "gpu",
         "`parallel.gpus: {gpus}` is more than `gpu` has.",
         "a count of {gpus} or more, or fewer `parallel.gpus`", "gpu: {{{gpu_kind}, count: {gpus}}}"),
@@ -278,6 +341,27 @@ STEP = (
         "`parallel.gpus: {gpus}` is too many: FSDP shards weights by rows, and this model's have {rows}, so"
         " further GPUs would stay empty.",
         "2 to {rows}", "parallel: {{strategy: {strategy}, gpus: {rows}}}"),
+    Contradiction(lambda s: s.float8 != "none" and s.qat != "none", "qat",
+        f"`float8: {{float8}}` and `qat: {{qat}}` {_APART}: each exchanges the same layers.",
+        "none; or float8 none", "qat: none"),
+    *(Contradiction(lambda s, name=name: vars(s)[name] != "none" and (s.method != "full" or s.strategy != NONE
+        or s.compile != "none" or s.aim.trainer or s.images), name,
+        f"`{name}: {{{name}}}` is predicted for full fine-tuning on text, on one GPU and without the compiler.",
+        "none; or method full, strategy none, compile none", f"{name}: none") for name in ("float8", "qat")),
+    Contradiction(lambda s: s.packed_experts == "bitsandbytes" and (s.method != "qlora" or s.int8), "experts",
+        "`experts.quantized: bitsandbytes` packs experts in 4 bits, as `quantization` says; this base has other bits.",
+        "none; or method qlora and quantization.type nf4, fp4", "experts: {{quantized: none}}"),
+    Contradiction(lambda s: s.packed_experts == "mxfp4" and s.family != "gpt_oss", "experts",
+        "`experts.quantized: mxfp4` keeps what gpt-oss' files have packed, and this model is of the type {family}.",
+        "none, bitsandbytes; or a model of the type gpt_oss", "experts: {{quantized: none}}"),
+    Contradiction(lambda s: s.method == "full" and (s.packed_experts != "none" or s.experts_on_host), "experts",
+        f"`experts` and `method: full` {_APART}: packed experts, and those on the host, are frozen.",
+        "method lora, qlora; or experts as they are", "experts: {{quantized: none, offload: none}}"),
+    Contradiction(lambda s: (s.packed_experts != "none" or s.experts_on_host)
+        and (s.strategy != NONE or s.aim.trainer or s.compile != "none"), "experts",
+        "`experts` are predicted for supervised fine-tuning on one GPU, without the compiler.",
+        "experts: {{quantized: none, offload: none}}; or strategy none, objective sft, compile none",
+        "experts: {{quantized: none, offload: none}}"),
     Contradiction(lambda s: s.int8 and s.of_4bit, "quantization",
         "`storage` and `compute` are for 4-bit weights; those of LLM.int8 are stored as bytes, and compute in the dtype"
         " of their inputs.",
@@ -347,6 +431,9 @@ TRAINING = (
         "The memory of a mesh (tensor, context, pipeline, expert, replicate) can be predicted. FSDP2 and DDP alone can"
         " be trained.",
         "strategy and gpus alone", "parallel: {{strategy: fsdp2, gpus: {gpus}}}"),
+    Contradiction(lambda s: s.reduce_in_fp32, "parallel",
+        "A step with `parallel.reduce_in_fp32` can be predicted, and is not trained yet.",
+        "reduce_in_fp32: false", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),
     Contradiction(lambda s: s.offload != "none", "parallel",
         "A step with `parallel.offload: cpu` can be predicted, and is not trained yet.",
         "offload: none", "parallel: {{strategy: {strategy}, gpus: {gpus}}}"),

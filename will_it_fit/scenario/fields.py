@@ -28,9 +28,19 @@ from will_it_fit.scenario.description import (
     say_quantization,
     switch,
 )
+from will_it_fit.scenario.generation import Generation, say_generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
-from will_it_fit.scenario.nested_fields import PRECISIONS, Allocator, Lora, Parallel, Preference, Quantization, Versions
+from will_it_fit.scenario.nested_fields import (
+    PRECISIONS,
+    Allocator,
+    Experts,
+    Lora,
+    Parallel,
+    Preference,
+    Quantization,
+    Versions,
+)
 from will_it_fit.scenario.objectives import OBJECTIVES, SUPERVISED
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.strategies import DIVIDED
@@ -67,7 +77,7 @@ class Fields:
     objective: str = described(
         "What the training aims at. `sft`: the next token. The others are steps of TRL's trainers, predicted where"
         " `requirements-trl.txt` is installed, and not trained: `dpo`, `orpo` and `reward` take pairs of rows"
-        " (`micro_batch` counts pairs), `kto` single rows, `grpo` generated ones (without their generation).",
+        " (`micro_batch` counts pairs), `kto` single rows, `grpo` rows that `generation` generates.",
         words=tuple(OBJECTIVES),
         default=SUPERVISED,
         example="dpo",
@@ -75,6 +85,12 @@ class Fields:
     )
     preference: Preference = described(
         "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference
+    )
+    generation: Generation = described(
+        "How the answers of `objective: grpo` are generated.",
+        example={"engine": "transformers"},
+        said=lambda value, step: say_generation(value, step) if OBJECTIVES[step["objective"]].generates else "",
+        parts=Generation,
     )
     precision: str = described(
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
@@ -104,6 +120,12 @@ class Fields:
         said=say_quantization,
         parts=Quantization,
     )  # None unless method is qlora
+    experts: Experts = described(
+        "How experts lie in memory that are one tensor for a layer, as transformers 5 has them.",
+        example={"quantized": "bitsandbytes", "offload": "none"},
+        parts=Experts,
+        in_training=False,
+    )
     kbit_preparation: str = described(
         "`peft` turns embeddings, head and norms to fp32 as `prepare_model_for_kbit_training` does (on"
         " Qwen2.5-Coder-7B 2.03 GiB more); `trl` keeps norms and biases in fp32 and brings embeddings and head back"
@@ -242,6 +264,29 @@ class Fields:
         said="{}",
         closed_form=tuple(name for name, one in OPTIMIZERS.items() if one.in_closed_form),
     )
+    float8: str = described(
+        "Products of linear layers in 8 bits, by one of torchao's recipes. Weights stay in their dtype. Predicted where"
+        " `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "tensorwise", "rowwise", "rowwise_with_gw_hp"),
+        default="none",
+        example="rowwise",
+        said={
+            "none": "",
+            "tensorwise": "float8 by tensors",
+            "rowwise": "float8 by rows",
+            "rowwise_with_gw_hp": "float8 by rows, gradients of weights in 16 bits",
+        },
+        in_training=False,
+    )
+    qat: str = described(
+        "Weights and inputs rounded to 4 bits and back in each forward pass, as torchao's quantization-aware training"
+        " does. Predicted where `requirements-optimizers.txt` is installed, and not trained.",
+        words=("none", "mxfp4", "nvfp4"),
+        default="none",
+        example="mxfp4",
+        said={"none": "", "mxfp4": "QAT in mxfp4", "nvfp4": "QAT in nvfp4"},
+        in_training=False,
+    )
     loss: str = described(
         "`chunked` computes the logits a few tokens at a time: for large vocabularies the largest saving of all."
         " `liger`: the fused loss of the package liger-kernel.",
@@ -269,7 +314,8 @@ class Fields:
         said=lambda value, _: "" if value == "default" else f"mode {value}",
     )
     kernels: str = described(
-        "Whose kernels the model runs. `packages`: those that `packages` names, where transformers finds them."
+        "Whose kernels the model runs. `transformers`: its own, and for linear attention, state spaces and short"
+        " convolutions those of `packages`. `packages`: the same, with all packages that the model's code asks for."
         " `liger`: the model as liger-kernel patches it, with `loss: liger`. `unsloth`: as Unsloth patches it, which"
         " can't be followed, so the answer is a range. Predicted, and not trained.",
         words=("transformers", "packages", "liger", "unsloth"),
@@ -278,15 +324,17 @@ class Fields:
         said={"transformers": "", "packages": "", "liger": "Liger's kernels", "unsloth": "Unsloth's kernels"},
         closed_form=("transformers", "unsloth"),  # of Unsloth's step the upper end
     )
-    packages: tuple[str, ...] = described(
+    packages: tuple[str, ...] | None = described(
         "Packages with kernels that the target machine has: "
         + ", ".join(f"`{name}`" for name in KERNEL_PACKAGES)
-        + ". A trace needs them installed too (`requirements-kernels.txt`), and runs their own code.",
+        + "; `[]`: none of them, so that transformers runs loops of its own; `null`: those that are installed here."
+        " The trace runs a package's own code where it is installed (`requirements-kernels.txt`). Where it is not, the"
+        " answer is the least that the step can need.",
         types=("array",),
-        default=(),
+        nullable=True,
         example=["fla"],
-        said=lambda value, _: f"with {', '.join(value)}" if value else "",
-        closed_form=((),),
+        said=lambda value, _: "" if value is None else f"with {', '.join(value)}" if value else "without packages",
+        closed_form=ANY,
     )
     loop: str = described(
         "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"

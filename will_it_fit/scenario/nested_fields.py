@@ -14,6 +14,7 @@ from typing import Any
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.schema import problems
 from will_it_fit.scenario.description import ANY, MOST, described, say_generations, switch
+from will_it_fit.scenario.generation import Generation
 from will_it_fit.scenario.model import found_beside
 from will_it_fit.scenario.objectives import REFERENCES
 from will_it_fit.scenario.strategies import DIVIDED, NONE, SCHEDULES, STRATEGIES, Strategy
@@ -67,6 +68,28 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """How the experts of a layer lie in memory, where they are one tensor and no linear layers."""
+
+    quantized: str = described(
+        "`bitsandbytes`: packed on load as `quantization` says, and unpacked while their layer runs, as axolotl's"
+        " `quantize_moe_experts` and Unsloth do. `mxfp4`: kept as gpt-oss' files have them (`dequantize: false`)."
+        " `none`: in 16 bits, as bitsandbytes leaves them. Predicted, and not trained.",
+        words=("none", "bitsandbytes", "mxfp4"),
+        default="none",
+        example="bitsandbytes",
+        said={"none": "", "bitsandbytes": "experts packed too", "mxfp4": "experts kept in mxfp4"},
+    )
+    offload: str = described(
+        "`host`: frozen experts lie on the host, and a layer's come to the GPU while it runs.",
+        words=("none", "host"),
+        default="none",
+        example="host",
+        said={"none": "", "host": "experts on the host"},
+    )
+
+
+@dataclass(frozen=True)
 class Preference:
     """What an objective takes beside its rows; a reference of None is what TRL takes by default."""
 
@@ -86,6 +109,15 @@ class Preference:
         nullable=True,
         example=256,
         said="{} tokens of answer",
+    )
+    reward_model: str | None = described(
+        "`grpo`: a model that judges the answers and lies beside the one that is trained: a name in `config/models/`."
+        " `null`: functions judge them, on the host.",
+        types=("string",),
+        nullable=True,
+        example="qwen2.5-0.5b",
+        said="judged by {}",
+        closed_form=(None,),
     )
 
 
@@ -119,6 +151,10 @@ class Parallel:
         " saves a third of the communication.",
         default=True,
         closed_form=ANY,
+    )
+    reduce_in_fp32: bool = switch(
+        "FSDP2 sums 16-bit gradients in fp32, as torchtitan and axolotl's recipes do: each layer's sum takes twice as"
+        " much while it is exchanged. Predicted, and not trained.",
     )
     offload: str = described(
         "`cpu`: FSDP keeps sharded weights, gradients and states on the host.",
@@ -230,11 +266,22 @@ class Versions:
         said="bitsandbytes {}",
         closed_form=(None,),
     )
+    vllm: str | None = described(
+        "Whose rules the engine beside a reinforcement step follows; `null`: 0.31.0, the newest that TRL 1.16 admits."
+        " From 0.22 on.",
+        types=("string",),
+        nullable=True,
+        example="0.26.0",
+        said="vLLM {}",
+        closed_form=ANY,
+    )
 
 
 # The fields with parts that are values of their own; a mapping of these parts makes one.
 PARTS = {
     "allocator": Allocator,
+    "experts": Experts,
+    "generation": Generation,
     "parallel": Parallel,
     "preference": Preference,
     "quantization": Quantization,

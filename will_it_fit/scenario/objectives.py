@@ -51,5 +51,5 @@ OBJECTIVES = {
     "orpo": Objective("ORPO", texts_in_a_row=2, module="trl.experimental.orpo"),
     "kto": Objective("KTO", references=REFERENCES, least_rows=2, judged=True),
     "reward": Objective("Reward", texts_in_a_row=2, scores=True),
-    "grpo": Objective("GRPO", references=("adapter_off",), generates=True),
+    "grpo": Objective("GRPO", references=("adapter_off", "model"), generates=True),
 }

@@ -24,7 +24,7 @@ from will_it_fit.scenario.contradictions import contradictions
 from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, Fields, file_schema, scenario_defaults
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.meshes import mesh_contradictions
-from will_it_fit.scenario.model import KERNEL_PACKAGES, read_model, size
+from will_it_fit.scenario.model import read_model, size
 from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
@@ -96,6 +96,8 @@ class Scenario(Fields):
         scenario = cls(**{f.name: whole[f.name] for f in fields(cls)})
         if wrong := [*contradictions(scenario, where), *mesh_contradictions(scenario, where)]:
             raise UserError.several(wrong)
+        if scenario.preference.reward_model:
+            read_model(scenario.preference.reward_model, f"{where}: preference.reward_model")
         return scenario
 
     def to_mapping(self) -> dict[str, Any]:
@@ -103,7 +105,7 @@ class Scenario(Fields):
         values = asdict(self)
         if self.lora and not isinstance(self.lora.target_modules, str):
             values["lora"]["target_modules"] = list(self.lora.target_modules)
-        values["packages"] = list(self.packages)
+        values["packages"] = None if self.packages is None else list(self.packages)
         return {key: _sorted(values[key]) for key in sorted(values)}
 
     def changed(self, **changes: Any) -> Scenario:
@@ -130,6 +132,11 @@ class Scenario(Fields):
     def completion_length(self) -> int:
         """Tokens of a row that an objective judges; half of the row by default."""
         return self.preference.completion_length or max(self.sequence_length // 2, 1)
+
+    @property
+    def steps_per_generation(self) -> int:
+        """Micro-batches that one generation serves."""
+        return self.generation.steps_per_generation or self.gradient_accumulation
 
     @property
     def mixed(self) -> bool:
@@ -224,7 +231,8 @@ def _with_values(values: Mapping[str, Any]) -> dict[str, Any]:
         values["lora"] = None
     if (values["quantization"] or {}).get("type") == "int8":  # which has no scales of scales
         values["quantization"] = {**values["quantization"], "double": False}
-    values["packages"] = tuple(values["packages"])
+    if values["packages"] is not None:
+        values["packages"] = tuple(values["packages"])
     for part, kind in PARTS.items():
         values[part] = values[part] and kind(**values[part])
     return values
@@ -255,8 +263,9 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("parallel.strategy", strategy, zero, "strategy fsdp2, which needs none and divides what zero3 divides (with"
          " reshard_after_forward: false it gathers weights as seldom as zero2)", "deepspeed"),
         ("objective", objective, scenario.aim.trainer and "trl", "objective sft", "trl"),
+        ("float8", scenario.float8, None if scenario.float8 == "none" else "torchao", "float8 none", "optimizers"),
+        ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),
         ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "kernels"),
-        *(("packages", name, KERNEL_PACKAGES[name], "kernels transformers", "kernels") for name in scenario.packages),
     )  # fmt: skip
     for field, value, package, instead, requirements in needed:
         if package and find_spec(package) is None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,21 @@ from typing import Any
 import torch
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.engine.patching import patched
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import peft_config
 from will_it_fit.step.model import build_model
+from will_it_fit.step.reinforcement import (
+    Cycle,
+    RewardRows,
+    beside_vllm,
+    first_and_last_token,
+    reward,
+    reward_model,
+    rollout,
+    without_an_end,
+)
 from will_it_fit.step.step import MICRO_BATCHES
 
 UPDATES = 2  # the first makes the optimizer's states
@@ -35,22 +45,26 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
     for library in ("transformers", "trl", "accelerate"):
         logging.getLogger(library).setLevel(logging.ERROR)
     model = build_model(scenario, device, attention_implementation=attention_implementation, for_trainer=True)
-    kind, configuration, own = _trainer(scenario)
+    kind, configuration = _trainer(scenario)
+    own, beside = _generated(scenario, device, attention_implementation) if scenario.aim.generates else ({}, [])
     if scenario.method == "full":
         model.requires_grad_(True)
     else:
         own["peft_config"] = _adapters(scenario)
     reference = _reference(scenario, device, attention_implementation)
-    if reference is not None:
+    if reference is not None and not scenario.aim.generates:
         own["ref_model"] = reference
     try:
-        trainer = kind(
-            model=model,
-            args=configuration(**_arguments(scenario, device, folder)),
-            train_dataset=_rows(scenario),
-            processing_class=_tokenizer(folder),
-            **own,
-        )
+        # A trainer that generates loads its reference by the model's id, and there is none.
+        loading = [(import_module(kind.__module__), "create_model_from_path", lambda *_, **__: reference)]
+        with patched(loading if scenario.aim.generates else []):
+            trainer = kind(
+                model=model,
+                args=configuration(**_arguments(scenario, device, folder)),
+                train_dataset=_rows(scenario, device),
+                processing_class=_tokenizer(folder),
+                **own,
+            )
     except (ValueError, NotImplementedError, TypeError, AttributeError) as error:  # what it has to say of a model
         raise UserError(
             f"TRL's {kind.__name__} refuses this model or its adapters: {' '.join(str(error).split())}",
@@ -69,31 +83,51 @@ def build_trainer(scenario: Scenario, device: str, folder: Path, *, attention_im
     base = trainer.model
     if scenario.method != "full":
         base.adapter_names = frozenset(name for name, p in base.named_parameters() if p.requires_grad)
-    trainer.beside = [] if reference is None else [reference]
+    if scenario.aim.generates and scenario.generation.engine == "transformers":
+        without_an_end(trainer, trainer.model.config.get_text_config().vocab_size)
+        if device == "meta":
+            first_and_last_token(trainer.model)
+    if scenario.generation.engine == "vllm":
+        beside_vllm(trainer)
+    trainer.beside = beside + ([] if reference is None else [reference])
     _silence(trainer)
     return trainer
 
 
-def _trainer(scenario: Scenario) -> tuple[type, type, dict[str, Any]]:
-    """TRL's trainer, its configuration, and what it takes besides."""
+def _trainer(scenario: Scenario) -> tuple[type, type]:
+    """TRL's trainer and its configuration."""
     module, name = import_module(scenario.aim.module), scenario.aim.trainer
-    more = {"reward_funcs": _reward, "rollout_func": _rollout(scenario)} if scenario.aim.generates else {}
-    return getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config"), more
+    return getattr(module, f"{name}Trainer"), getattr(module, f"{name}Config")
+
+
+def _generated(scenario: Scenario, device: str, attention: str | None) -> tuple[dict[str, Any], list[torch.nn.Module]]:
+    """What a trainer that generates takes besides, and the model among it that judges the answers."""
+    judge = reward_model(scenario, device, attention)
+    own: dict[str, Any] = {"reward_funcs": judge or reward}
+    if judge is not None:
+        own["reward_processing_classes"] = RewardRows(scenario)
+    if scenario.generation.engine != "transformers":
+        own["rollout_func"] = rollout(scenario)
+    return own, [] if judge is None else [judge]
 
 
 def _arguments(scenario: Scenario, device: str, folder: Path) -> dict[str, Any]:
-    preference, own = scenario.preference, {}
+    preference, accumulated, own = scenario.preference, scenario.gradient_accumulation, {}
+    updates = UPDATES
     if not scenario.aim.generates:
         own["max_length"] = scenario.sequence_length
+        accumulated = min(accumulated, MICRO_BATCHES) if device == "meta" else accumulated
     else:
+        cycle = Cycle.of(scenario, whole=device != "meta")
+        accumulated, updates = cycle.accumulation, cycle.updates
         own |= {"num_generations": preference.generations, "max_completion_length": scenario.completion_length}
+        own |= {"steps_per_generation": cycle.steps, "num_iterations": cycle.iterations}
         own["beta"] = 0.0 if preference.reference is None else 0.04
-    accumulated = scenario.gradient_accumulation
     return own | {
         "output_dir": str(folder),
-        "max_steps": UPDATES,
+        "max_steps": updates,
         "per_device_train_batch_size": scenario.micro_batch,
-        "gradient_accumulation_steps": min(accumulated, MICRO_BATCHES) if device == "meta" else accumulated,
+        "gradient_accumulation_steps": accumulated,
         "gradient_checkpointing": bool(scenario.gradient_checkpointing),
         "gradient_checkpointing_kwargs": {"use_reentrant": scenario.gradient_checkpointing == "reentrant"},
         "optim": OPTIMIZERS[scenario.optimizer].in_trl,
@@ -122,16 +156,21 @@ def _reference(scenario: Scenario, device: str, attention: str | None) -> torch.
     wanted, dense = scenario.preference.reference, scenario.method == "full"
     if "model" not in scenario.aim.references or not (wanted == "model" or dense):
         return None
+    if scenario.aim.generates and wanted is None:  # `beta` is 0
+        return None
     model = build_model(scenario, device, attention_implementation=attention, for_trainer=True)
     return model.requires_grad_(False).eval()
 
 
-def _rows(scenario: Scenario) -> Any:
+def _rows(scenario: Scenario, device: str) -> Any:
     """Texts whose tokens fill the scenario's rows; with ``attention_mask: padding`` one in each batch is shorter."""
     datasets = import_module("datasets")  # TRL brings it
     datasets.disable_progress_bars()
     # Two more than are taken: the loader is then always a batch ahead, as in a long training.
     count = (UPDATES * scenario.gradient_accumulation + 2) * scenario.micro_batch
+    if scenario.aim.generates:
+        cycle = Cycle.of(scenario, whole=device != "meta")
+        count = (cycle.updates * cycle.accumulation + 2 * cycle.steps) * scenario.micro_batch
     length, answer = scenario.sequence_length, scenario.completion_length
     prompt = _text(length - answer)
     lengths = [
@@ -165,26 +204,6 @@ def _tokenizer(folder: Path) -> Any:
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(form), encoding="utf-8")
     return PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=_PAD, eos_token=_EOS)
-
-
-def _rollout(scenario: Scenario) -> Any:
-    """Texts as another process would generate them: generation is a step of its own."""
-    prompt, answer = scenario.sequence_length - scenario.completion_length, scenario.completion_length
-
-    def rollout(prompts: list, trainer: Any) -> Mapping[str, list]:
-        del trainer
-        lengths = [answer - (scenario.attention_mask == "padding" and number == 0) for number in range(len(prompts))]
-        return {
-            "prompt_ids": [[2] * prompt] * len(prompts),
-            "completion_ids": [[2] * length for length in lengths],
-            "logprobs": [[0.0] * length for length in lengths],
-        }
-
-    return rollout
-
-
-def _reward(completions: list, **_: Any) -> list[float]:
-    return [float(number) for number in range(len(completions))]
 
 
 def _silence(trainer: Any) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from will_it_fit.common.errors import UserError
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import DTYPES, adapter_names, unwrapped
+from will_it_fit.step.experts import expert_notes, packed_count
 
 STORAGES = {**DTYPES, "uint8": torch.uint8}
 _BITS = {"Linear4bit": 4, "Linear8bitLt": 8}
@@ -29,6 +30,8 @@ def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def weights_of(parameter: torch.Tensor) -> int:
     """How many weights a parameter stands for: as many as before packing."""
+    if (count := packed_count(parameter)) is not None:
+        return count
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()
 
@@ -189,13 +192,7 @@ def _output_heads(model: nn.Module) -> list[str]:
 
 def quantization_notes(model: nn.Module, scenario: Scenario) -> Iterator[str]:
     """What a person should know of a quantized base since it is not what was asked for, or is not counted whole."""
-    experts = [p for name, p in model.named_parameters() if p.dim() == 3 and ".experts." in name]
-    if scenario.method == "qlora" and experts:
-        size = sum(parameter.numel() for parameter in experts)
-        yield (
-            f"{size:,} parameters of experts stay in {scenario.weight_precision}: transformers 5 keeps all experts of a"
-            " layer as one tensor, which bitsandbytes does not pack"
-        )
+    yield from expert_notes(model, scenario)
     layers = list(quantized_layers(model).values())
     if scenario.method == "qlora" and scenario.quantization.type == "int8":
         kept = sum(layer.in_features for layer in layers) * scenario.tokens * 2 // 100

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,19 +20,21 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.engine.card import active_simulation
 from will_it_fit.engine.components import WORKSPACES
-from will_it_fit.engine.composed import Composer
+from will_it_fit.engine.composed import Composer, SecondStep
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.periods import Unlike
 from will_it_fit.engine.record import Record
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model, notes, skeleton
-from will_it_fit.tracing.simulated_card import needs_card
 
 _DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as configurations write it
 _LONGEST_PERIOD = 8
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
+Traced = tuple[Record, dict[str, Any]]  # and what is known of the model
+Stepped = Callable[[Scenario, Callable[[Record], bool] | None], Traced]
 SHALLOW = range(3)  # periods that the shallow models have more than the first of them
 WORTH = 0.65  # of the layers: composing pays if the shallow models have fewer together
 
@@ -86,7 +89,7 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     are not alike.
     """
     parallel = scenario.parallel
-    if scenario.images or scenario.aim.trainer or needs_card(scenario):
+    if scenario.images or scenario.aim.trainer or active_simulation():
         return None
     if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1 or parallel.pipeline > 1:
         return None
@@ -97,11 +100,13 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     if not Depths(whole, least, 1, key).pays(often):
         return None
     with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
-        layers = _layers(scenario, whole, allocating=True)
-        found = layers and _period(layers, least)
-        plan = Depths(whole, *found, key) if found else None
-        if plan is None or not plan.pays(often):
-            return None
+        plan = None
+        for allocating in (False, True):  # the forward pass of a model with loops takes seconds: the second look
+            layers = _layers(scenario, whole, allocating=allocating)
+            found = layers and _period(layers, least)
+            plan = Depths(whole, *found, key) if found else None
+            if plan is None or not plan.pays(often):
+                return None
         for depth in plan.shallow:
             own = [consists for consists, _ in (*layers[: depth - 1], layers[-1])]
             if [consists for consists, _ in _layers(plan.at(scenario, depth), depth) or ()] != own:
@@ -236,38 +241,45 @@ class Composed:
     ----------
     often
         Whether many sizes will be asked.
+
+    Attributes
+    ----------
+    outputs
+        What the traces of the shallow models know of operators together.
     """
 
     def __init__(self, *, often: bool = False) -> None:
         self._often = often
+        self.outputs: dict[tuple, Any] = {}
         self._plan: tuple[Scenario, Depths | None] | None = None
         self._proven: dict[tuple[int, int], Composer] = {}
         self._seen: dict[tuple[int, int], list[_Size]] = {}  # by the events, sizes at which both models were traced
+        self._second_steps = SecondSteps()
 
-    def record(
-        self, scenario: Scenario, stepped: Callable[[Scenario], tuple[Record, dict[str, Any]]]
-    ) -> tuple[Record, dict[str, Any]] | None:
+    def record(self, scenario: Scenario, stepped: Stepped) -> Traced | None:
         """The record of a scenario's step, and what is known of its model; None: it has to be traced whole.
 
         Parameters
         ----------
         stepped
-            The same of a scenario that is traced.
+            The same of a scenario that is traced, until its first steps are enough.
         """
         like = size_apart(scenario)
         if self._plan is None or self._plan[0] != like:
             self._plan, self._proven, self._seen = (like, depths(scenario, often=self._often)), {}, {}
+            self._second_steps = SecondSteps()
         plan = self._plan[1]
         if plan is None:
             return None
         with suppress(UserError, Unlike):
-            shorter, few = stepped(plan.at(scenario, plan.shallow[0]))
+            traced = partial(self._second_steps.traced if self._often else _whole, stepped)
+            shorter, few = traced(plan.at(scenario, plan.shallow[0]))
             between = self._between(scenario, shorter, few)
-            longer, many = between or stepped(plan.at(scenario, plan.shallow[1]))
+            longer, many = between or traced(plan.at(scenario, plan.shallow[1]))
             known = self._known(shorter, longer)
             if known is None:
                 known = Composer(shorter, longer)
-                if not known.proven_by(stepped(plan.at(scenario, plan.shallow[2]))[0]):
+                if not known.proven_by(stepped(plan.at(scenario, plan.shallow[2]), None)[0]):
                     raise Unlike("the third record is another")
                 self._proven[known.structure] = known
             if not between:
@@ -301,6 +313,39 @@ class Composed:
             with suppress(Unlike):
                 return Composer(shorter, longer, proven)
         return None
+
+
+def _whole(stepped: Stepped, shallow: Scenario) -> Traced:
+    return stepped(shallow, None)
+
+
+class SecondSteps:
+    """Traces of one scenario's shallow models, without the second step where the first one tells it."""
+
+    def __init__(self) -> None:
+        self._seen: list[SecondStep] = []
+        self._proven: list[SecondStep] = []  # told in the same way at two sizes
+
+    def traced(self, stepped: Stepped, shallow: Scenario) -> Traced:
+        """The record of both steps, and what is known of the model."""
+        told: list[Record] = []
+
+        def enough(first: Record) -> bool:
+            for second in self._proven:
+                with suppress(Unlike):
+                    told.append(second.behind(first))
+                    return True
+            return False
+
+        record, about = stepped(shallow, enough)
+        if told:
+            return told[0], about
+        with suppress(Unlike):
+            second = SecondStep(record)
+            if any(second.same_as(other) for other in self._seen):
+                self._proven.append(second)
+            self._seen.append(second)
+        return record, about
 
 
 @dataclass(frozen=True)

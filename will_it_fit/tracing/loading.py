@@ -46,6 +46,7 @@ from will_it_fit.engine.model_tensors import quantization_state
 from will_it_fit.engine.report import History, alive_after
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import adapter_names, unwrapped
+from will_it_fit.step.experts import on_host, packed_count
 from will_it_fit.step.model import build_model, weight_dtype
 from will_it_fit.step.quantized import quantized_layers, weights_of
 
@@ -162,8 +163,10 @@ def loading_history(
         for tensor in prepared:
             if tensor.dtype != torch.float32:
                 device.replace(tensor, tensor.untyped_storage().nbytes())
+    away = {id(tensor) for tensor in on_host(model)}
     for tensor in (*model.parameters(), *model.buffers()):  # whatever a model holds beyond all that
-        device.place(tensor, tensor.untyped_storage().nbytes())
+        if id(tensor) not in away:
+            device.place(tensor, tensor.untyped_storage().nbytes())
     left = alive_after(device.events).keys() - set(device.ids.values())  # bitsandbytes keeps its map of 8-bit values
     return History(device.events, device.ids, dict.fromkeys(sorted(left), QUANTIZATION_STATE))
 
@@ -200,7 +203,7 @@ class _Device:
 def _load_on_device(
     device: _Device, model: nn.Module, base: dict[str, torch.Tensor], scenario: Scenario, loader: Loader
 ) -> None:
-    if loader.warmup:
+    if loader.warmup and scenario.experts.quantized == "none":  # who packs experts on load leaves it out
         bits = 8 if scenario.quantization and scenario.quantization.type == "int8" else 4
         total = sum(
             weights_of(tensor) * bits // 8 if quantization_state(tensor) else _loaded_bytes(tensor, scenario)
@@ -209,6 +212,7 @@ def _load_on_device(
         device.free(device.allocate(total // 2 * 2))  # torch.empty(byte_count // 2, dtype=float16)
 
     owners = {id(module.weight): module for module in quantized_layers(model).values()}
+    away = {id(tensor) for tensor in on_host(model)}
     order = sorted(base.items(), key=lambda item: _natural_key(item[0]))
     sizes = [_checkpoint_bytes(name, tensor, scenario) for name, tensor in order]
     arrived: dict[int, list[int]] = {}
@@ -219,8 +223,16 @@ def _load_on_device(
             arrived[position] = [device.allocate(count) for count in sizes[position]]
             continue
         parts = arrived.pop(position)
+        if id(tensor) in away:
+            _pack_and_leave(device, tensor, parts, weights_of(tensor) * weight_dtype(scenario).itemsize)
+            continue
+        if len(parts) > 1 and packed_count(tensor):
+            whole = device.allocate(weights_of(tensor) * weight_dtype(scenario).itemsize)
+            for part in parts:
+                device.free(part)
+            parts = [whole]
         if getattr(tensor, "quant_state", None) is not None:
-            _quantize(device, tensor, parts[0], owners[id(tensor)], loader)
+            _quantize(device, tensor, parts[0], owners.get(id(tensor)), loader)
         elif quantization_state(tensor):
             _quantize_8bit(device, tensor, parts[0])
         elif len(parts) == 1:
@@ -270,8 +282,8 @@ def _turns(sizes: list[int], workers: int, seed: int) -> list[tuple[int, bool]]:
     return [(position, arrives) for _, position, arrives in sorted(moments)]
 
 
-def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module, loader: Loader) -> None:
-    """Quantize a dense weight that lies on the device under the id ``dense``."""
+def _quantize(device: _Device, weight: Any, dense: int, module: nn.Module | None, loader: Loader) -> None:
+    """Quantize a dense weight that lies on the device under the id ``dense``; ``module``: its layer, if it has one."""
     count = weight.quant_state.shape.numel()
     state = quantization_state(weight)
     copy = None
@@ -329,6 +341,20 @@ def _merge_experts(device: _Device, tensor: torch.Tensor, parts: list[int], tota
     device.ids[tensor.untyped_storage()._cdata] = device.allocate(total)
     for part in stacked:
         device.free(part)
+
+
+def _pack_and_leave(device: _Device, tensor: torch.Tensor, parts: list[int], whole: int) -> None:
+    """Bring experts together on the device, pack them if they are packed, and take them back to the host."""
+    packed = tensor.untyped_storage().nbytes()
+    steps = [whole] * (len(parts) > 1) + [packed] * (packed < whole)
+    held = parts
+    for size in steps:
+        made = device.allocate(size)
+        for identity in held:
+            device.free(identity)
+        held = [made]
+    for identity in held:
+        device.free(identity)
 
 
 def _add_adapters(device: _Device, model: nn.Module) -> None:
@@ -391,6 +417,9 @@ def _loaded_bytes(tensor: torch.Tensor, scenario: Scenario) -> int:
 
 def _checkpoint_bytes(name: str, tensor: torch.Tensor, scenario: Scenario) -> list[int]:
     """Bytes of the checkpoint's tensors that make one of the model's: one, or one for each expert and source."""
+    if packed_count(tensor) and tensor.dim() == 2:  # by bitsandbytes, once all of them are there
+        parts = tensor.unpacked_shape[0] * (2 if "gate_up" in name else 1)
+        return [weights_of(tensor) * weight_dtype(scenario).itemsize // parts] * parts
     if quantization_state(tensor):
         return [weights_of(tensor) * weight_dtype(scenario).itemsize]
     total = _loaded_bytes(tensor, scenario)
@@ -421,9 +450,10 @@ def host_copy_bytes(model: nn.Module, scenario: Scenario) -> int:
     reads whole files holds more.
     """
     base = _base_tensors(model)
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in on_host(model))
     if scenario.method == "qlora" or scenario.loads == "device":
-        return max(sum(_checkpoint_bytes(name, tensor, scenario)) for name, tensor in base.items())
-    return sum(_loaded_bytes(tensor, scenario) for tensor in base.values())
+        return kept + max(sum(_checkpoint_bytes(name, tensor, scenario)) for name, tensor in base.items())
+    return kept + sum(_loaded_bytes(tensor, scenario) for tensor in base.values())
 
 
 def built_on_host_bytes(scenario: Scenario, stored: torch.dtype) -> int:

@@ -85,6 +85,14 @@ def measure(
             allowed="transformers; liger with device cpu; the trace predicts the others",
             write="kernels: transformers",
         )
+    if scenario.qat == "nvfp4" and device == "cpu":
+        raise UserError(
+            "torchao's NVFP4 layers multiply with scales that PyTorch knows on GPUs alone.",
+            where="qat",
+            found=scenario.qat,
+            allowed="none, mxfp4; the trace predicts nvfp4",
+            write="qat: none",
+        )
     check_packages(scenario)
     result = _on_cuda(scenario) if device == "cuda" else _on_cpu(scenario, timeline, timed)
     from will_it_fit.step.model import attention_kernel
@@ -97,6 +105,7 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
         return _objective_on_cpu(scenario, timeline)
     from will_it_fit.engine.steps import STEPS
     from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step.kernel_packages import kernels_in_place, ways_of
     from will_it_fit.step.liger import rotating
     from will_it_fit.step.model import build_model, parameter_count
     from will_it_fit.step.optimizers import build_optimizer
@@ -104,6 +113,7 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
     from will_it_fit.tracing.prepare import labels
     from will_it_fit.tracing.trace import compiled_steps
 
+    functions = ways_of(scenario, "cpu")
     model = build_model(scenario, "cpu")
     optimizer = build_optimizer(model, scenario)
     step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)
@@ -114,7 +124,7 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
         compiled=compiled_steps(scenario, "cpu"),
     )
     started = time.monotonic()
-    with rotating(model):
+    with rotating(model), kernels_in_place(scenario, functions):
         report = measure_step(model, optimizer, step, options=options)
     answer = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
     return answer | (_timed(scenario, step) if timed else {})

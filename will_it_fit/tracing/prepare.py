@@ -20,6 +20,7 @@ from will_it_fit.engine.report import History
 from will_it_fit.engine.trace import recorded
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import adapter_names
+from will_it_fit.step.experts import on_host
 from will_it_fit.step.meshes import by_plan
 from will_it_fit.step.model import attention_name, build_model, notes, parameter_count
 from will_it_fit.step.optimizers import build_optimizer
@@ -27,7 +28,7 @@ from will_it_fit.step.parallel import parallelize, zero_notes
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.tracing.imports import import_libraries
 from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
-from will_it_fit.tracing.simulated_card import compile_parts, refuse_own_kernels
+from will_it_fit.tracing.simulated_card import compile_parts
 from will_it_fit.tracing.step_errors import speaking_of
 
 ORDERS = 5  # of a loading that chance orders
@@ -89,7 +90,6 @@ def prepare(
     import_libraries(scenario)
     name = attention_implementation or traced_attention(scenario, target)
     model = build_model(scenario, "meta", attention_implementation=name)
-    refuse_own_kernels(model, scenario)
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
     about = {
@@ -138,8 +138,14 @@ def traced_attention(scenario: Scenario, target: str) -> str:
 
 def labels(model: nn.Module) -> Label:
     """What a scenario's model's parameters and buffers are for, as the core asks: PEFT's additions are adapters."""
-    added = adapter_names(model)
-    return lambda name, tensor: ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+    added, away = adapter_names(model), {id(tensor) for tensor in on_host(model)}
+
+    def label(name: str, tensor: torch.Tensor) -> str | None:
+        if id(tensor) in away:
+            return HOST
+        return ADAPTERS if name.replace("_fsdp_wrapped_module.", "") in added else None
+
+    return label
 
 
 def _divided(model: nn.Module, scenario: Scenario) -> nn.Module:

@@ -28,18 +28,18 @@ from will_it_fit.engine.record import Record
 from will_it_fit.engine.report import History, Report, make_report, recording
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.hours.step_time import Speed, step_time
+from will_it_fit.scenario.model import LOOP
 from will_it_fit.scenario.optimizers import OPTIMIZERS
-from will_it_fit.scenario.scenario import Scenario, check_packages
+from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.liger import rotating
 from will_it_fit.step.model import attention_kernel, notes, parameter_count
 from will_it_fit.step.quantized import assert_quantized
 from will_it_fit.step.step import MICRO_BATCHES, random_step
-from will_it_fit.tracing.imports import import_libraries
-from will_it_fit.tracing.layers import SHALLOW, Composed, size_apart
+from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
 from will_it_fit.tracing.loading import host_copy_bytes, loading_history
 from will_it_fit.tracing.prepare import Prepared, labels, prepare, traced_attention
 from will_it_fit.tracing.ranks import Kind, add_ranks, answers_for, kinds_of_ranks
-from will_it_fit.tracing.simulated_card import add_kernels, card_in_place, ways
+from will_it_fit.tracing.simulated_card import add_kernels, machine_in_place, ways
 from will_it_fit.tracing.step_errors import speaking_of
 
 
@@ -97,18 +97,23 @@ def trace(
     }
     reports, kinds = [], kinds_of_ranks(scenario)
     with ranks_in_turn():
-        for kind in kinds:
-            for templates in ways(scenario, target):
-                own, about = _followed(
-                    scenario, target, lambda each: prepare(each, target), Composed(), kind, templates, **settings
-                )
-                reports.append(own)
+        for kind, templates in product(kinds, ways(scenario, target)):
+            with machine_in_place(scenario, target, capability, templates) as kernels:
+                own, about = _followed(scenario, target, partial(prepare, target=target), Composed(), kind, **settings)
+            reports.append(own)
     report, costs = max(reports, key=_needs), [each.costs for each in reports]
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
     if scenario.parallel.meshed:
         add_ranks(answer, kinds, reports)
-        reports = [report]
-    add_kernels(answer, scenario, capability, [each.peak_allocated_bytes for each in reports])
+        peaks = [report.peak_allocated_bytes]
+    else:
+        peaks = [each.peak_allocated_bytes for each in reports]
+    if kernels.differing:  # the machine has another version, with whose kernels the step would need less
+        with machine_in_place(scenario, target, capability, False, unlike=kernels.differing):
+            own = partial(prepare, target=target)
+            least, _ = _followed(scenario, target, own, Composed(), kinds[0], **settings)
+        peaks.append(least.peak_allocated_bytes)
+    add_kernels(answer, scenario, kernels, capability, peaks)
     if timed_on:
         answer["times"] = _times(scenario, costs, timed_on)
     return answer
@@ -144,8 +149,9 @@ def _times(
 class Recorder:
     """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
 
-    Where a benchmark on the GPU decides, of the ways that it may go the one that needs more. Steps that differ in their
-    length or rows alone take the model that was built for the first.
+    Where a benchmark on the GPU decides, of the ways that it may go the one that needs more. In the place of a package
+    that the target has and this machine doesn't, transformers' own loop runs, which needs more too. Steps that differ
+    in their length or rows alone take the model that was built for the first.
     """
 
     def __init__(self) -> None:
@@ -158,7 +164,8 @@ class Recorder:
         with ranks_in_turn():
             for kind, way in product(kinds_of_ranks(scenario), ways(scenario, "cuda")):
                 composed = self._composed.setdefault((way, kind.rank), Composed(often=True))
-                recordings.append(_followed(scenario, "cuda", self._prepare, composed, kind, way, **settings)[0])
+                with machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
+                    recordings.append(_followed(scenario, "cuda", self._prepare, composed, kind, **settings)[0])
         return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
 
     def _prepare(self, scenario: Scenario) -> Prepared:
@@ -185,22 +192,23 @@ def _followed(
     prepared: Callable[[Scenario], Prepared],
     composed: Composed,
     kind: Kind,
-    templates: bool,
     **settings: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model.
 
     A deep model's step is composed from shallow models' where its layers repeat (:mod:`will_it_fit.tracing.layers`).
     """
-    check_packages(scenario)
     if scenario.aim.trainer:
         return _followed_trainer(scenario, target, **settings)
-    import_libraries(scenario)  # before a card is simulated: they would believe in it
     of_shallow = settings | {"report": _as_record}
-    stepped = lambda shallow: _stepped(shallow, target, prepared, kind, templates, **of_shallow)  # noqa: E731
+
+    def stepped(shallow: Scenario, enough: Callable[[Record], bool] | None) -> Traced:
+        known = {"enough": enough, "outputs": composed.outputs}
+        return _stepped(shallow, target, prepared, kind, **known, **of_shallow)
+
     composed_step = None if settings.get("origins") else composed.record(scenario, stepped)
     if composed_step is None:
-        return _stepped(scenario, target, prepared, kind, templates, **settings)
+        return _stepped(scenario, target, prepared, kind, **settings)
     answer = settings["report"](
         composed_step[0],
         on_gpu=target == "cuda",
@@ -218,18 +226,12 @@ def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> 
 
 
 def _stepped(
-    scenario: Scenario,
-    target: str,
-    prepared: Callable[[Scenario], Prepared],
-    kind: Kind,
-    templates: bool,
-    **settings: Any,
+    scenario: Scenario, target: str, prepared: Callable[[Scenario], Prepared], kind: Kind, **settings: Any
 ) -> tuple[Any, dict[str, Any]]:
     """The same of a step that is taken layer by layer."""
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
     make_step = partial(random_step, device="meta", max_grad_norm=1.0)
     with (
-        card_in_place(scenario, target, settings.get("capability"), templates),
         fake_group(gpus, kind.rank) if gpus > 1 else nullcontext() as device,
         fake_deepspeed(device, target) if zero else nullcontext(),
     ):
@@ -262,7 +264,6 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     from will_it_fit.engine.trainer import trace_trainer
     from will_it_fit.step.objectives import build_trainer
 
-    import_libraries(scenario)
     about: dict[str, Any] = {}
     settings |= {"costs": False}  # of two updates, which a time of one can't be made of
     options = Options(

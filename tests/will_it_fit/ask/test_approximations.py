@@ -24,6 +24,7 @@ FACTORS = {
     "precision": ["fp32", "bf16", "bf16-mixed"],
     "autocast": [None, "bf16"],
     "targets": ["all-linear", ("q_proj", "gate_proj")],
+    "packed": [False, True],
 }
 ORDERS = 6
 
@@ -35,6 +36,7 @@ def fields(row: dict) -> dict:
         **kept,
         **({"autocast": row["autocast"]} if row["autocast"] else {}),
         **({"quantization": {"type": row["quantization"]}} if row["quantization"] else {}),
+        **({"experts": {"quantized": "bitsandbytes"}} if row["packed"] else {}),
         "attention_mask": "padding",
         "kbit_preparation": "peft",
         "lora": {"rank": 8, "dropout": 0.1, "target_modules": row["targets"]},

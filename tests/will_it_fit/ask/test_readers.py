@@ -195,6 +195,21 @@ def test_what_is_not_described_says_which_way_the_answer_errs(tmp_path: Path) ->
     assert found.reading.unknown == {"sequence_lenn": "sequence_len"}
 
 
+def test_axolotls_packed_experts_are_followed_on_one_gpu(tmp_path: Path) -> None:
+    packed = AXOLOTL | {"base_model": "qwen3-30b-a3b", "adapter": "qlora", "load_in_4bit": True,
+                        "quantize_moe_experts": True, "lora_target_modules": ["q_proj"]}  # fmt: skip
+    found = asked(tmp_path, packed)
+    assert found.scenario.experts.quantized == "bitsandbytes" and not found.reading.remarks
+    for more, why in (
+        ({"lora_target_parameters": ["experts.down_proj"]}, "without adapters of their own"),
+        ({"load_in_4bit": False, "load_in_8bit": True, "adapter": "lora"}, "in other than 4 bits"),
+        ({"base_model": "meta-llama/Llama-3.2-1B"}, "in other than 4 bits"),
+    ):
+        other = asked(tmp_path, packed | more)
+        assert other.scenario.experts.quantized == "none"
+        assert [remark.errs for remark in other.reading.remarks if why in remark.why] == ["too high"]
+
+
 def test_eight_bits_are_llm_int8_and_16_where_it_can_not_be_divided(tmp_path: Path) -> None:
     eight = AXOLOTL | {"adapter": "lora", "load_in_8bit": True, "lora_target_linear": True}
     said(asked(tmp_path, eight), method="qlora", quantization={"type": "int8"})

@@ -19,7 +19,7 @@ STEP = {"model": "qwen2.5-coder-0.5b", "gpu": "t4"}
 
 # What `like` leaves to the file: how large a step is, and what it is a step of.
 LEFT_TO_THE_FILE = {"model", "method", "sequence_length", "micro_batch", "gradient_accumulation", "lora", "adapter",
-                    "objective", "preference"}  # fmt: skip
+                    "objective", "preference", "generation"}  # fmt: skip
 
 
 def said_by_reader(tool: str, method: str, rows: int, objective: str) -> dict[str, Any]:

@@ -385,6 +385,19 @@ def test_what_is_not_described_is_searched_by_what_is_like_it(fields, monkeypatc
     assert guesses == sorted(set(guesses))
 
 
+def test_experts_that_are_too_large_are_packed_or_kept_on_the_host() -> None:
+    from tests.will_it_fit.decoders import DECODERS
+
+    wide = {**DECODERS["mixtral"], "intermediate_size": 4096}
+    scenario = make(model=wide, method="qlora", sequence_length=8, lora={"rank": 1, "target_modules": ["q_proj"]})
+    names = [move.name for move in moves(scenario)]
+    assert names.index("packed_experts") < names.index("experts_on_host")
+    assert "packed_experts" not in [move.name for move in moves(make(method="qlora"))]
+    need, packed = required(scenario), required(scenario.changed(experts={"quantized": "bitsandbytes"}))
+    found = {item.move: item for item in suggest(scenario, card((need + packed) // 2))}
+    assert found["packed_experts"].required_bytes == packed < need
+
+
 def test_where_loading_alone_is_too_much_only_another_way_to_load_is_tried() -> None:
     """LoRA whose weights lie twice in unified memory while they load; the step itself has room."""
     wide = {**LLAMA_3_LAYERS, "intermediate_size": 65536}

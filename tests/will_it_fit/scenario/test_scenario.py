@@ -298,8 +298,8 @@ WRONG = {
     ),
     "a second model for grpo": (
         {"objective": "grpo", "preference": {"reference": "model", "generations": 2}},
-        "by its id",
-        "preference: {reference: null}",
+        "turns the adapters off",
+        "preference: {reference: adapter_off}",
     ),
     "an answer without a prompt": (
         {"objective": "dpo", "sequence_length": 64, "preference": {"completion_length": 64}},
@@ -322,6 +322,26 @@ WRONG = {
         {"compile": "layers", "parallel": {"strategy": "fsdp2", "gpus": 2}},
         "on one GPU and with DDP",
         "compile: none",
+    ),
+    "experts in 4 bits beside a base in 16": (
+        {"experts": {"quantized": "bitsandbytes"}, "method": "lora"},
+        "this base has other bits",
+        "experts: {quantized: none}",
+    ),
+    "mxfp4 of another family": (
+        {"experts": {"quantized": "mxfp4"}},
+        "gpt-oss' files",
+        "experts: {quantized: none}",
+    ),
+    "experts on the host, trained": (
+        {"experts": {"offload": "host"}, "method": "full"},
+        "are frozen",
+        "experts: {quantized: none, offload: none}",
+    ),
+    "packed experts on several GPUs": (
+        {"experts": {"quantized": "bitsandbytes"}, "parallel": {"strategy": "fsdp2", "gpus": 2}},
+        "on one GPU",
+        "experts: {quantized: none, offload: none}",
     ),
     "an unknown way to compile": ({"compile": "blocks"}, "none, layers", "compile: layers"),
     "groups": ({"model": {**SMALL, "num_key_value_heads": 3}}, "num_key_value_heads", "num_key_value_heads: 4"),
@@ -370,7 +390,8 @@ def test_all_wrong_fields_are_named_at_once_with_their_lines() -> None:
 
 def test_every_model_of_the_catalogue_is_good() -> None:
     for path in sorted(MODELS.glob("*.json")):
-        assert Scenario.from_mapping({"model": path.stem}).model_name == path.stem
+        more = " (language model alone)" if json.loads(path.read_text()).get("vision_config") else ""
+        assert Scenario.from_mapping({"model": path.stem}).model_name == path.stem + more
 
 
 def test_model_beside_the_scenario_file(tmp_path) -> None:

@@ -216,37 +216,49 @@ def test_a_wrong_scenario_says_what_a_whole_trace_says():
     assert str(given.value) == str(whole.value)
 
 
-def recorded(sizes, **fields) -> list[int]:
-    """Layers of the models that a recorder has traced; its recordings are those of the whole steps."""
-    recorder, whole, stepped = Recorder(), Recorder(), []
-    original = recorder._prepare
-    recorder._prepare = lambda each: stepped.append(each.model["num_hidden_layers"]) or original(each)
+def recorded(sizes, **fields) -> list[tuple[int, int]]:
+    """Of each model that a recorder has traced its layers and the steps taken; its recordings are the whole steps'."""
+    recorder, whole = Recorder(), Recorder()
+    prepare, traced = recorder._prepare, []
+
+    def prepared(each: Scenario):
+        ready = prepare(each)
+        steps: list[int] = []
+        ready.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        traced.append((each.model["num_hidden_layers"], steps))
+        return ready
+
+    recorder._prepare = prepared
     for length, rows in sizes:
         step = scenario(sequence_length=length, micro_batch=rows, **fields)
+        traced_before = len(traced)
         own = recorder(step, (8, 9))
+        traced[traced_before:] = [(layers, len(steps)) for layers, steps in traced[traced_before:]]
         with mock.patch.object(layers, "depths", return_value=None):
             other = whole(step, (8, 9))
         assert own.sequences == other.sequences and own.workspaces == other.workspaces, (length, rows)
-    return stepped
+    return traced
 
 
 @pytest.mark.parametrize(
     ("fields", "shallow"),
     [
         ({"method": "qlora"}, [3, 4, 5]),
-        ({"method": "lora", "gradient_checkpointing": False, "packing": "rows"}, [4, 5, 6]),
+        ({"method": "lora", "gradient_checkpointing": False, "packing": "rows", "loop": "manual"}, [4, 5, 6]),
         ({"method": "full", "model": "gemma-2-2b", "layers": 12}, [6, 8, 10]),
         ({"method": "full", "model": "phi-3.5-mini", "optimizer": "adafactor"}, [3, 4, 5]),
         ({"method": "lora", "parallel": {"strategy": "fsdp2", "gpus": 2}}, [5, 6, 7]),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_many_sizes_are_proven_once_and_between_two_the_shallowest_model_is_traced(fields, shallow):
-    sizes = [(128, 2), (512, 2), (256, 2), (320, 2), (384, 3), (64, 2), (512, 6), (256, 4)]
+def test_many_sizes_are_proven_once_and_less_is_traced_from_the_third_on(fields, shallow):
+    """Between two sizes the shallowest model is traced alone, and everywhere the first step tells the second."""
     low, middle, high = shallow
-    both_traced = [low, middle]  # three rows, 64 tokens and six rows lie outside of what was traced until then
-    expected = [*both_traced, high, *both_traced, low, low, *both_traced, *both_traced, *both_traced, low]
-    assert recorded(sizes, **fields) == expected
+    first = [(low, 2), (middle, 2), (high, 2), (low, 2), (middle, 2)]
+    between, outside = [(low, 1)], [(low, 1), (middle, 1)]
+    # Three rows, 64 tokens and six rows lie outside of what was traced until then.
+    sizes = [(128, 2), (512, 2), (256, 2), (384, 3), (64, 2), (512, 6), (256, 4)]
+    assert recorded(sizes, **fields) == [*first, *between, *outside * 3, *between]
 
 
 def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
@@ -259,4 +271,40 @@ def test_what_grows_with_layers_and_size_is_traced_at_every_size(monkeypatch):
         return forward(self, input_ids, **named)
 
     monkeypatch.setattr(qwen.Qwen2Model, "forward", all_layers_together)
-    assert recorded([(128, 2), (512, 2), (256, 2)], method="lora") == [3, 4, 5, 3, 4, 3, 4]
+    assert recorded([(128, 2), (512, 2), (256, 2)], method="lora") == [
+        (3, 2),
+        (4, 2),
+        (5, 2),
+        (3, 2),
+        (4, 2),
+        (3, 1),
+        (4, 1),
+    ]
+
+
+def test_a_second_step_that_is_another_is_traced(monkeypatch):
+    """It allocates what the first does not, or as much as another tensor at one size alone."""
+    from transformers.models.qwen2 import modeling_qwen2 as qwen
+
+    forward, calls = qwen.Qwen2Model.forward, []
+
+    def more(bytes_of):
+        def again(self, input_ids=None, **named):
+            calls.append(self)
+            second = len(calls) > 1 and calls[-2] is self
+            torch.empty(bytes_of(input_ids, second), dtype=torch.uint8, device="meta")
+            if second:
+                calls.clear()
+            return forward(self, input_ids, **named)
+
+        return again
+
+    twice = [(3, 2), (4, 2), (5, 2), (3, 2), (4, 2)]
+    sizes = [(128, 2), (512, 2), (256, 2)]
+    monkeypatch.setattr(qwen.Qwen2Model, "forward", more(lambda ids, second: 12_345_678 if second else 7))
+    assert recorded(sizes, method="lora") == [*twice, (3, 2)]
+    calls.clear()
+    monkeypatch.setattr(
+        qwen.Qwen2Model, "forward", more(lambda ids, second: 2**20 + (ids.shape[1] - 128 if second else 0))
+    )
+    assert recorded(sizes, method="lora") == [*twice, (3, 2)]

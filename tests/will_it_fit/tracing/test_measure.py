@@ -9,6 +9,7 @@ from will_it_fit.tracing.measure import measure
 from will_it_fit.tracing.trace import trace
 
 QWEN2 = DECODERS["qwen2"]
+GPT_OSS = {**DECODERS["mixtral"], "model_type": "gpt_oss", "head_dim": 16, "sliding_window": 32}
 SETTINGS = [
     {},
     {"attention": "eager", "method": "full"},
@@ -110,8 +111,50 @@ EXPERTS = [
 @pytest.mark.parametrize(("name", "fields"), EXPERTS, ids=str)
 def test_experts_are_traced_to_the_byte_in_every_dtype(name, fields):
     """Autocast leaves their product alone: with fp32 weights it runs in fp32, under autocast too."""
-    gpt_oss = {**DECODERS["mixtral"], "model_type": "gpt_oss", "head_dim": 16, "sliding_window": 32}
-    compare(scenario(DECODERS.get(name, gpt_oss), **fields))
+    compare(scenario(DECODERS.get(name, GPT_OSS), **fields))
+
+
+PACKED = [
+    (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes"}}),
+    (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes", "offload": "host"}}),
+    (DECODERS["mixtral"], {"experts": {"offload": "host"}, "method": "lora"}),
+    (DECODERS["mixtral"], {"experts": {"quantized": "bitsandbytes"}, "quantization": {"type": "fp4", "double": False}}),
+    (GPT_OSS, {"experts": {"quantized": "bitsandbytes"}}),
+    (GPT_OSS, {"experts": {"quantized": "mxfp4"}, "method": "lora"}),
+]
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(("model", "fields"), PACKED, ids=str)
+def test_packed_experts_are_traced_to_the_byte(model, fields, checkpointing):
+    """bitsandbytes' own packing and transformers' own unpacking run here, in the measurement."""
+    lora = {"rank": 4, "target_modules": ["q_proj", "v_proj"]}
+    compare(scenario(model, lora=lora, gradient_checkpointing=checkpointing, **fields))
+
+
+ADAPTED = {
+    "peft_type": "LORA",
+    "r": 4,
+    "target_modules": ["q_proj"],
+    "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+}
+
+
+def test_adapters_of_experts_are_traced_to_the_byte():
+    """PEFT's `target_parameters`, which axolotl calls `lora_target_parameters`."""
+    asked = scenario(DECODERS["mixtral"], adapter=ADAPTED)
+    compare(asked)
+    attention = scenario(DECODERS["mixtral"], lora={"rank": 4, "target_modules": ["q_proj"]})
+    trained = [trace(one, "cpu", timeline=False)["trainable_parameters"] for one in (asked, attention)]
+    assert trained[0] > 2 * trained[1]
+
+
+def test_adapters_of_packed_experts_are_refused_by_name_where_peft_fails():
+    """PEFT 0.21.2 runs the first forward pass and fails in the second, without a tracer too."""
+    asked = scenario(DECODERS["mixtral"], adapter=ADAPTED, experts={"quantized": "bitsandbytes"})
+    with pytest.raises(UserError, match="can't train adapters of packed experts") as caught:
+        trace(asked, "cpu", timeline=False)
+    assert "PEFT 0.19" in caught.value.allowed
 
 
 def test_layers_of_llm_int8_keep_what_checkpointing_lets_go_of_unless_it_is_reentrant():

@@ -114,5 +114,5 @@ def test_layers_of_a_divided_model_are_composed():
     """A deep model's step from shallow ones' is the step itself."""
     deep = scenario("fsdp2 x tensor").changed(model=LAYERS | {"num_hidden_layers": 28})
     kind = kinds_of_ranks(deep)[0]
-    whole, _ = traces._stepped(deep, "cpu", lambda each: prepare(each, "cpu"), kind, False, report=make_report)
+    whole, _ = traces._stepped(deep, "cpu", lambda each: prepare(each, "cpu"), kind, report=make_report)
     assert trace(deep, "cpu", timeline=False)["phases"] == whole.phases
