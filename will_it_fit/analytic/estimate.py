@@ -29,6 +29,7 @@ from will_it_fit.cards.gpus import named
 from will_it_fit.engine.components import ACTIVATIONS, ADAPTERS, GRADIENTS, OPTIMIZER_STATES, OVERHEAD, WEIGHTS
 from will_it_fit.engine.cuda_rules import DEFAULT_CAPABILITY, Capability
 from will_it_fit.scenario import strategies
+from will_it_fit.scenario.nested_fields import Parallel
 from will_it_fit.scenario.scenario import Scenario
 
 
@@ -140,10 +141,12 @@ def components(method: str, width: int, parameters: int, bits: int = 4) -> dict[
     return {**parts, ACTIVATIONS: activations, OVERHEAD: OVERHEAD_BYTES[method]}
 
 
-def on_each(parts: Mapping[str, int], strategy: str, gpus: int) -> dict[str, int]:
-    """One GPU's share of the memory by component."""
-    divided = [name for part in strategies.STRATEGIES[strategy].divides for name in PARTS[part]]
-    return {name: ceil(Fraction(size, gpus)) if name in divided else size for name, size in parts.items()}
+def on_each(parts: Mapping[str, int], parallel: Parallel) -> dict[str, int]:
+    """One GPU's share of the memory by component: FSDP divides, and so do matrices and layers on a mesh."""
+    kinds = parallel.kind.divides or (strategies.WEIGHTS, strategies.GRADIENTS, strategies.STATES)
+    among = parallel.gpus // parallel.replicate if parallel.kind.divides else parallel.tensor * parallel.pipeline
+    divided = [name for part in kinds for name in PARTS[part]]
+    return {name: ceil(Fraction(size, among)) if name in divided else size for name, size in parts.items()}
 
 
 def quoted_parameters(count: int, name: str | None = None) -> int:
@@ -166,7 +169,7 @@ def rule_of_thumb(scenario: Scenario, parameters: int) -> dict[str, Any]:
     answers = []
     for count in (quoted_parameters(parameters, scenario.model_name), parameters):
         parts = components(scenario.method, width, count, bits)
-        parts = on_each(parts, scenario.parallel.strategy, scenario.parallel.gpus)
+        parts = on_each(parts, scenario.parallel)
         answers.append({"parameters": count, "components": parts, "peak_allocated_bytes": sum(parts.values())})
     return {**answers[0], "exact_count": answers[1]}
 
