@@ -11,7 +11,7 @@ from will_it_fit.analytic.certainty import Needs, peak_bound
 from will_it_fit.analytic.decoder import NotDescribed
 from will_it_fit.analytic.estimate import analytic_estimate, estimate
 from will_it_fit.ask.question import Question
-from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, named, what_limits
+from will_it_fit.cards.gpus import UNMODELLED, Gpu, catalogue, is_lower_bound, named, verdict, what_limits
 from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import GIB
 from will_it_fit.evidence.nearest import evidence
@@ -20,6 +20,7 @@ from will_it_fit.hours.step_time import speeds
 from will_it_fit.planner.compare import NOT_MEASURED, Comparison, compare, nearly_full
 from will_it_fit.readers.reading import EITHER_WAY, TOO_HIGH
 from will_it_fit.readers.request import LIKE, ScenarioRequest, parse_request
+from will_it_fit.scenario.model import LOOP
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import REPLICATED
 from will_it_fit.tracing import scenario_trace
@@ -65,8 +66,28 @@ def whole_answer(
         other = _compared(request.scenario.changed(parallel=parallel), where)
         size = other.traced.trace["required_bytes"]
         answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
+    answer["other_kernels"] = _other_kernels(compared, where)
     answer["suggestions"] = compared.suggestions(watch)
     return answer
+
+
+def _other_kernels(compared: Comparison, where: object) -> list[dict[str, Any]]:
+    """The same step without the packages whose kernels its model's code asks for, and with all of them.
+
+    transformers takes such a package where it can import it, and says nothing where it can't.
+    """
+    scenario, trace = compared.traced.scenario, compared.traced.trace
+    ran, others = trace.get("packages") or {}, []
+    here = [name for name, way in ran.items() if way != LOOP]
+    for packages in ([], list(ran)):
+        if ran and packages != here:
+            other = scenario_trace.traced(scenario.changed(kernels="transformers", packages=packages), where).trace
+            others.append({
+                "packages": packages, "without": [name for name in ran if name not in packages],
+                "peak_allocated_bytes": other["peak_allocated_bytes"], "required_bytes": other["required_bytes"],
+                "lower_bound": is_lower_bound(other), **verdict(other, compared.gpu)._asdict(),
+            })  # fmt: skip
+    return others
 
 
 # What a tool's own kernels and casts can do and ours can't: the change that the trace's error asks for, which way the
@@ -233,8 +254,8 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     """
     from will_it_fit.tracing.imports import import_quietly
 
+    _refuse_a_server(asked, None, "--all-gpus")
     import_quietly(asked.scenario)
-    from will_it_fit.cards.gpus import verdict
     from will_it_fit.tracing.trace import trace
 
     by_capability: dict[Any, list[Gpu]] = {}
@@ -299,6 +320,9 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     from will_it_fit.tracing.imports import import_quietly
 
     import_quietly(asked.scenario)
+    if asked.scenario.generation.engine == "vllm":
+        _refuse_a_server(asked, field == "sequence_length" and "--longest", "--largest-batch")
+        return _longest_answer(asked)
     from will_it_fit.planner.feasibility import largest
 
     largest_fit = largest(asked.scenario, asked.gpu, field)
@@ -307,3 +331,25 @@ def largest_that_fits(asked: Question, field: str, alone: Question | None = None
     single = largest(alone.scenario, asked.gpu, field, most=1)
     asked.scenario = alone.scenario
     return single
+
+
+def _longest_answer(asked: Question) -> dict[str, Any]:
+    """The longest answer to a prompt with which a cycle beside vLLM fits, as tokens of a row."""
+    from will_it_fit.planner.cycle import longest_completion
+
+    scenario = asked.scenario
+    prompt = scenario.sequence_length - scenario.completion_length
+    longest = longest_completion(scenario, asked.gpu, scenario.size("max_position_embeddings", 32_768) - prompt)
+    return {"value": longest or 0, "verified": True}
+
+
+def _refuse_a_server(asked: Question, known: str | bool | None, wanted: str) -> None:
+    """A question that knows no server beside a training."""
+    if asked.scenario.generation.engine == "vllm" and not known:
+        raise UserError(
+            f"{wanted} knows nothing of the share of a card that vLLM takes.",
+            where="the command line",
+            found="generation.engine: vllm",
+            allowed="--longest, or one card with --gpu; `largest_utilization` and `knobs` stand in its answer",
+            write="--gpu h100-80gb",
+        )

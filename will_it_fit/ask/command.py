@@ -333,6 +333,10 @@ def _print_largest(asked: Any, field: str, as_json: bool, alone: Question | None
     if as_json:
         print(json.dumps({"field": field, **largest}, sort_keys=True))
         return 0 if largest["value"] else 1
+    if "required_bytes" not in largest:  # of a cycle beside a server, which has phases instead of one figure
+        found = f"answers of {largest['value']:,} tokens fit" if largest["value"] else "NOTHING FITS"
+        print(f"{found} {card(asked.gpu.to_mapping())}, in steps of 256\nfor: {step_line(asked.scenario.to_mapping())}")
+        return 0 if largest["value"] else 1
     what = "tokens" if field == "sequence_length" else "rows"
     step = step_line(asked.scenario.changed(**{field: max(largest["value"], 1)}).to_mapping())
     if not largest["value"]:

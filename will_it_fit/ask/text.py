@@ -8,12 +8,14 @@ from typing import Any
 
 from will_it_fit.analytic.decoder import NotDescribed, describe
 from will_it_fit.ask import run_cost
+from will_it_fit.ask.cycle_text import cycle_lines, cycle_verdict
 from will_it_fit.ask.options import suggested
 from will_it_fit.ask.question import Question
-from will_it_fit.cards.gpus import EXPANDABLE_LINE, known
+from will_it_fit.cards.gpus import EXPANDABLE_LINE, is_lower_bound, known
 from will_it_fit.common.text import GIB, gib, printable, yaml_text
 from will_it_fit.scenario.description import goes_without_saying
 from will_it_fit.scenario.fields import BY_NAME, line
+from will_it_fit.scenario.model import PACKAGE_TITLES
 from will_it_fit.scenario.scenario import Scenario
 
 NAMES = {"rule_of_thumb": "rule of thumb", "analytic": "analytic estimate", "trace": "trace of the step",
@@ -56,9 +58,12 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
         return f"NO ANSWER without the trace: {answer['reasons']['analytic']} (ask without --quick)"
     if trace is None:
         return _quick_verdict(answer)
-    need = f"the step needs {gib(trace['required_bytes'])}"
+    at_least = is_lower_bound(trace)
+    need = f"the step needs {'at least ' if at_least else ''}{gib(trace['required_bytes'])}"
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(trace['required_bytes'])}"
+    if (answer.get("phases_of_cycle") or {}).get("server"):
+        return cycle_verdict(answer)
     parallel = answer["scenario"]["parallel"]
     each = f" on each of {parallel['gpus']} GPUs with {parallel['strategy'].upper()}" if parallel["gpus"] > 1 else ""
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])} usable"
@@ -72,6 +77,8 @@ def verdict_line(answer: Mapping[str, Any]) -> str:
             f"{word}: the step allocates {gib(trace['peak_allocated_bytes'])}{each}, {has}; what the warning names is"
             " not counted"
         )
+    if answer["fits"] is None:
+        return f"NOT KNOWN: {need}{each}, {has}; what is missing is in the warnings"
     if answer["fits"] is False and answer["headroom_bytes"] < 0 and gpu["usable_bytes"] >= trace["required_bytes"]:
         return f"DOES NOT FIT: loading is short by {gib(-answer['headroom_bytes'])}; {need}{each}, {has}"
     if answer["fits"] and gpu["usable_bytes"] < trace["required_bytes"]:
@@ -232,6 +239,18 @@ def other_ways(answer: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def other_kernels(answer: Mapping[str, Any]) -> list[str]:
+    """The same step by other kernels: without packages that can be missed in silence, and with them."""
+    lines, own = [], answer["trace"] and answer["trace"]["required_bytes"]
+    for other in answer.get("other_kernels") or []:
+        names = " and ".join(PACKAGE_TITLES.get(name, name) for name in other["packages"] or other["without"])
+        how = f"{'with' if other['packages'] else 'without'} {names}"
+        size = f"{'at least ' if other['lower_bound'] else ''}{gib(other['required_bytes'])}"
+        word = {True: ", which fits", False: ", which does not fit", None: ""}[other["fits"]]
+        lines.append(f"  {how}: {size} ({(other['required_bytes'] - own) / GIB:+.2f} GiB){word}")
+    return lines
+
+
 def suggestions(answer: Mapping[str, Any], shown: Callable[[Mapping[str, Any]], str]) -> list[str]:
     """What would fit; ``shown`` makes the line to type."""
     if not answer["suggestions"]:
@@ -255,7 +274,9 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer to a scenario's file as text for a terminal."""
-    lines = [*head(answer, file=name), *answers(answer), *evidence_lines(answer), *time_lines(answer)]
+    lines = [*head(answer, file=name), *answers(answer)]
+    lines += cycle_lines(answer) if answer.get("phases_of_cycle") else []
+    lines += [*evidence_lines(answer), *time_lines(answer), *other_kernels(answer)]
     lines += other_ways(answer)
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
@@ -286,7 +307,13 @@ def reading_lines(asked: Question, answer: Mapping[str, Any]) -> list[str]:
 
 def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
     """The verdict, and how it came about: all that stands as soon as the step is traced."""
-    lines = [*head(answer, "--like "), *answers(answer), *evidence_lines(answer), *time_lines(answer)]
+    lines = [
+        *head(answer, "--like "),
+        *answers(answer),
+        *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
+        *evidence_lines(answer),
+        *time_lines(answer),
+    ]
     lines += reading_lines(asked, answer)
     if answer["trace"]:
         lines += [f"  note: {note}" for note in answer["trace"]["notes"]]
@@ -296,7 +323,7 @@ def first_text(asked: Question, answer: Mapping[str, Any]) -> str:
 
 def rest_text(asked: Question, answer: Mapping[str, Any], command: Sequence[str]) -> str:
     """What takes traces of its own: the other way to use several GPUs, the run, and what would fit; "" for nothing."""
-    lines = other_ways(answer)
+    lines = [*other_kernels(answer), *other_ways(answer)]
     if asked.run:
         lines += run_cost.run_lines(answer.get("run"), asked.run)
         lines += run_cost.sooner_lines(answer.get("sooner") or [], lambda item: suggested(command, item["changes"]))

@@ -307,7 +307,7 @@ def usable_sizes(capability: tuple[int, int] | None) -> list[int]:
 
 
 class Verdict(NamedTuple):
-    """Whether a step fits a GPU, and by how much; None and None where no GPU is named.
+    """Whether a step fits a GPU, and by how much; None and None where no GPU is named, or where nobody can say.
 
     ``fits`` is None, too, where the GPU's allocator isn't modelled and the allocated bytes alone are not too many.
 
@@ -327,11 +327,14 @@ def verdict(needed: Mapping[str, Any], gpu: Gpu | None) -> Verdict:
     needed
         What a trace says: ``required_bytes``, from where on every size suffices; ``also_fits_bytes``, intervals below
         it that suffice as well (:mod:`will_it_fit.engine.capacities`); for unified memory ``phases`` and
-        ``host_copy_bytes``, which say what loading takes; ``peak_allocated_bytes`` where no allocator is modelled.
+        ``host_copy_bytes``, which say what loading takes; ``peak_allocated_bytes`` where no allocator is modelled;
+        ``bounds``, where these are a lower bound.
     """
     if gpu is None:
         return Verdict(None, None)
     usable, least = gpu.usable_bytes, needed["required_bytes"]
+    if usable >= least and is_lower_bound(needed):
+        return Verdict(None, None)
     if not gpu.is_modelled:
         least = needed.get("peak_allocated_bytes", least)
     for low, high in needed.get("also_fits_bytes", ()) if gpu.is_modelled else ():
@@ -374,6 +377,11 @@ def what_limits(needed: Mapping[str, Any], gpu: Gpu) -> list[str]:
     return texts
 
 
+def is_lower_bound(needed: Mapping[str, Any]) -> bool:
+    """Whether a trace's figures are the least that a step can need, and nobody knows the most."""
+    return "bounds" in needed and needed["bounds"]["highest_bytes"] is None
+
+
 def verdicts_by_allocator(trace: Mapping[str, Any], gpu: Gpu | None) -> dict[str, dict[str, Any]]:
     """By the allocator's setting ``required_bytes`` of a step, and the fields of its :class:`Verdict`."""
     if gpu and not gpu.is_modelled:
@@ -381,7 +389,7 @@ def verdicts_by_allocator(trace: Mapping[str, Any], gpu: Gpu | None) -> dict[str
     verdicts = {}
     for name, size in trace.get("required_bytes_by_allocator", {}).items():
         needed = {"required_bytes": size, "also_fits_bytes": trace["also_fits_bytes_by_allocator"][name]}
-        loading = {key: trace[key] for key in ("phases", "host_copy_bytes") if key in trace}
+        loading = {key: trace[key] for key in ("bounds", "phases", "host_copy_bytes") if key in trace}
         verdicts[name] = {"required_bytes": size, **verdict(needed | loading, gpu)._asdict()}
     return verdicts
 

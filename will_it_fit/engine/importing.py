@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
@@ -30,6 +30,19 @@ def running(ways: Mapping[str, Callable[[Any, Execute], None]]) -> Iterator[None
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+@contextmanager
+def hidden(names: Iterable[str]) -> Iterator[None]:
+    """Let packages seem not to be installed to whoever imports them inside, unless they are imported already."""
+    own = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(own))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in own:
+            if sys.modules.get(name) is None:
+                sys.modules.pop(name, None)
 
 
 @contextmanager

@@ -142,6 +142,22 @@ def _with_images(field: str) -> Contradiction:
     )
 
 
+# What vLLM alone has, with the value that says nothing.
+_OF_VLLM = {"mode": "colocate", "sleep_level": 0, "max_model_length": None, "completions": None, "cache_dtype": "auto",
+            "lora_slots": 0, "tensor_parallel": 1, "servers": 1}  # fmt: skip
+
+
+def _of_vllm_alone(part: str) -> Contradiction:
+    quiet = _OF_VLLM[part]
+    return Contradiction(
+        lambda s: s.engine != "vllm" and getattr(s, part) != quiet,
+        "generation",
+        f"`generation.{part}: {{{part}}}` and `generation.engine: {{engine}}` {_APART}: only vLLM has it.",
+        "engine vllm; or leave it out",
+        f"generation: {{{{engine: {{engine}}, {part}: {'null' if quiet is None else quiet}}}}}",
+    )
+
+
 # What no step can be.
 STEP = (
     *map(_by_trl, _BY_TRL),
@@ -155,18 +171,19 @@ STEP = (
     Contradiction(lambda s: s.compile_mode in ("reduce-overhead", "max-autotune"), "compile_mode",
         "`compile_mode: {compile_mode}` captures CUDA graphs, whose private pools keep memory that is not modelled.",
         "default, max-autotune-no-cudagraphs", "compile_mode: default"),
-    Contradiction(lambda s: s.packages and s.kernels != "packages", "packages",
-        "`packages` says which kernels `kernels: packages` takes, and `kernels: {kernels}` takes none of them.",
-        "kernels: packages; or no packages", "packages: []"),
-    Contradiction(lambda s: s.kernels == "packages" and not s.packages, "packages",
-        "`kernels: packages` needs the names of the packages that the target machine has.",
-        f"a list of {', '.join(KERNEL_PACKAGES)}", "packages: [fla]"),
-    Contradiction(lambda s: set(s.packages) - set(KERNEL_PACKAGES), "packages",
+    Contradiction(lambda s: s.kernels == "packages" and s.packages == (), "packages",
+        "`kernels: packages` and `packages: []` don't go together: no package is left whose kernels could run.",
+        "null, all that the model's code asks for; or some of "
+        f"{', '.join(KERNEL_PACKAGES)}; or kernels transformers", "packages: null"),
+    Contradiction(lambda s: set(s.packages or ()) - set(KERNEL_PACKAGES), "packages",
         "`packages` names a package whose kernels are not known here.",
         f"a list of {', '.join(KERNEL_PACKAGES)}", "packages: [fla]"),
     Contradiction(lambda s: s.kernels == "liger" and s.loss != "liger", "loss",
         "`kernels: liger` and `loss: {loss}` don't go together: Liger's patch brings its fused loss.",
         "liger; or kernels transformers", "loss: liger"),
+    Contradiction(lambda s: s.packages and (s.aim.trainer or s.images or s.sharded or s.zero), "packages",
+        "`packages` are followed for supervised fine-tuning on text, on one GPU and with DDP.",
+        "null or []; or objective sft and strategy none or ddp", "packages: []"),
     Contradiction(lambda s: s.kernels != "transformers" and (s.aim.trainer or s.images or s.sharded or s.zero),
         "kernels", "`kernels: {kernels}` is predicted for supervised fine-tuning on text, on one GPU and with DDP.",
         "transformers; or objective sft and strategy none or ddp", "kernels: transformers"),
@@ -196,6 +213,37 @@ STEP = (
     Contradiction(lambda s: s.engine != "none" and not s.aim.generates, "generation",
         f"`generation.engine: {{engine}}` and `objective: {{objective}}` {_APART}: this objective generates nothing.",
         "none; or objective grpo", "generation: {{engine: none}}"),
+    *map(_of_vllm_alone, _OF_VLLM),
+    Contradiction(lambda s: s.engine == "vllm" and s.method == "qlora", "generation",
+        f"`generation.engine: vllm` and `method: qlora` {_APART}: vLLM has no bitsandbytes from 0.28 on, and how it"
+        " packs weights before is not described.",
+        "transformers, none; or method lora", "generation: {{engine: transformers}}"),
+    Contradiction(lambda s: s.engine == "vllm" and s.gpu is None, "gpu",
+        "`generation.engine: vllm` takes a share of a card, and `gpu` names none.", "a card", "gpu: h100-80gb"),
+    Contradiction(lambda s: s.engine == "vllm" and s.sequence_length > (s.max_model_length or s.sequence_length),
+        "generation",
+        "Prompt and answer are {sequence_length} tokens, and vLLM refuses rows of more than {max_model_length}"
+        " (`generation.max_model_length`): generating fails.",
+        "{sequence_length} or more", "generation: {{engine: vllm, max_model_length: {sequence_length}}}"),
+    Contradiction(lambda s: s.mode == "server" and s.sleep_level, "generation",
+        f"`generation.sleep_level: {{sleep_level}}` and `mode: server` {_APART}: a server has its cards to itself, and"
+        " nobody puts it to sleep.",
+        "0; or mode colocate", "generation: {{engine: vllm, mode: server, sleep_level: 0}}"),
+    Contradiction(lambda s: s.mode == "colocate" and s.servers > 1, "generation",
+        "{servers} servers can't lie on one card: with `mode: colocate` there is one engine a card, in the training's"
+        " process.",
+        "1; or mode server", "generation: {{engine: vllm, servers: 1}}"),
+    Contradiction(lambda s: s.mode == "colocate" and s.tensor_parallel > 1, "generation",
+        "`generation.tensor_parallel: {tensor_parallel}` and `mode: colocate` need several trainings, and a cycle is"
+        " predicted for one.",
+        "1; or mode server", "generation: {{engine: vllm, tensor_parallel: 1}}"),
+    Contradiction(
+        lambda s: s.mode == "server" and s.gpu_count > 1 and s.tensor_parallel * s.servers >= s.gpu_count, "generation",
+        "`gpu` has {gpu_count} cards: one trains, so {servers} servers of {tensor_parallel} cards would share a card.",
+        "fewer servers, or more cards", "generation: {{engine: vllm, mode: server, servers: 1, tensor_parallel: 1}}"),
+    Contradiction(lambda s: s.vllm and not re.fullmatch(r"0\.(2[2-9]|3[01])(\.\d+)?", s.vllm), "versions",
+        "`versions.vllm: {vllm}` is no version whose rules were read.", "0.22.0 to 0.31.0",
+        "versions: {{vllm: 0.31.0}}"),
     Contradiction(lambda s: s.aim.trainer and s.answer >= s.sequence_length, "preference",
         "`preference.completion_length: {answer}` leaves no token of `sequence_length: {sequence_length}` for the"
         " prompt.",

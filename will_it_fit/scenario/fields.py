@@ -28,7 +28,7 @@ from will_it_fit.scenario.description import (
     say_quantization,
     switch,
 )
-from will_it_fit.scenario.generation import Generation
+from will_it_fit.scenario.generation import Generation, say_generation
 from will_it_fit.scenario.images import Images
 from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.nested_fields import (
@@ -87,7 +87,10 @@ class Fields:
         "What an objective takes beside its rows.", example={"reference": "adapter_off"}, parts=Preference
     )
     generation: Generation = described(
-        "How the answers of `objective: grpo` are generated.", example={"engine": "transformers"}, parts=Generation
+        "How the answers of `objective: grpo` are generated.",
+        example={"engine": "transformers"},
+        said=lambda value, step: say_generation(value, step) if OBJECTIVES[step["objective"]].generates else "",
+        parts=Generation,
     )
     precision: str = described(
         "The dtype of the weights that are not quantized. `*-mixed`: fp32 weights under autocast.",
@@ -311,7 +314,8 @@ class Fields:
         said=lambda value, _: "" if value == "default" else f"mode {value}",
     )
     kernels: str = described(
-        "Whose kernels the model runs. `packages`: those that `packages` names, where transformers finds them."
+        "Whose kernels the model runs. `transformers`: its own, and for linear attention, state spaces and short"
+        " convolutions those of `packages`. `packages`: the same, with all packages that the model's code asks for."
         " `liger`: the model as liger-kernel patches it, with `loss: liger`. `unsloth`: as Unsloth patches it, which"
         " can't be followed, so the answer is a range. Predicted, and not trained.",
         words=("transformers", "packages", "liger", "unsloth"),
@@ -320,15 +324,17 @@ class Fields:
         said={"transformers": "", "packages": "", "liger": "Liger's kernels", "unsloth": "Unsloth's kernels"},
         closed_form=("transformers", "unsloth"),  # of Unsloth's step the upper end
     )
-    packages: tuple[str, ...] = described(
+    packages: tuple[str, ...] | None = described(
         "Packages with kernels that the target machine has: "
         + ", ".join(f"`{name}`" for name in KERNEL_PACKAGES)
-        + ". A trace needs them installed too (`requirements-kernels.txt`), and runs their own code.",
+        + "; `[]`: none of them, so that transformers runs loops of its own; `null`: those that are installed here."
+        " The trace runs a package's own code where it is installed (`requirements-kernels.txt`). Where it is not, the"
+        " answer is the least that the step can need.",
         types=("array",),
-        default=(),
+        nullable=True,
         example=["fla"],
-        said=lambda value, _: f"with {', '.join(value)}" if value else "",
-        closed_form=((),),
+        said=lambda value, _: "" if value is None else f"with {', '.join(value)}" if value else "without packages",
+        closed_form=ANY,
     )
     loop: str = described(
         "`trainer` drops the model's outputs before the backward pass; `manual` keeps them, as simple hand-written"

@@ -70,6 +70,8 @@ MOST_LAYERS = 4096
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # Packages whose kernels transformers takes where it can import them: as pip and as Python name them.
 KERNEL_PACKAGES = {"causal-conv1d": "causal_conv1d", "fla": "fla", "mamba-ssm": "mamba_ssm"}
+PACKAGE, LOOP, LEAST = "package", "loop", "least"  # of such a kernel: the package's, transformers' own, no less than it
+PACKAGE_TITLES = {"fla": "flash-linear-attention"}  # where people know a package by another name
 # Decoders of liger-kernel's MODEL_TYPE_TO_APPLY_LIGER_FN whose forward pass with the fused loss is that of lce_forward.
 LIGER_MODELS = (
     "deepseek_v3",
@@ -311,6 +313,7 @@ def _check_model(model: dict[str, Any], where: object) -> None:
             )
     if wrong := problems(model, _sizes(), where, within="model"):
         raise UserError.several(wrong)
+    _check_layers(model, where)
     hidden, heads = size(model, "hidden_size"), size(model, "num_attention_heads")
     groups = model.get("num_key_value_heads")
     if hidden and heads and not model.get("head_dim") and model["model_type"] not in OWN_HEAD_DIM and hidden % heads:
@@ -332,6 +335,24 @@ def _check_model(model: dict[str, Any], where: object) -> None:
             allowed=", ".join(map(str, fits)),
             write=f"model: {{num_key_value_heads: {min(fits, key=lambda n: (abs(n - groups), -n))}, ...}}",
         )
+
+
+# Lists with an entry for each layer, as configurations call them.
+_BY_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "indexer_types", "no_rope_layers")
+
+
+def _check_layers(model: Mapping[str, Any], where: object) -> None:
+    count = size(model, "num_hidden_layers")
+    for key in _BY_LAYER:
+        entries = model.get(key)
+        if count and isinstance(entries, list) and entries and len(entries) != count:
+            raise UserError(
+                f"`model.{key}` says what each layer is, and has another number of entries than there are layers.",
+                where=where,
+                found=f"{len(entries)} entries, and num_hidden_layers {count}",
+                allowed=f"{count} entries; or as many layers as entries",
+                write=f"model: {{num_hidden_layers: {len(entries)}, ...}}",
+            )
 
 
 @cache

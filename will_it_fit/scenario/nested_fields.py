@@ -195,6 +195,15 @@ class Versions:
         said="bitsandbytes {}",
         closed_form=(None,),
     )
+    vllm: str | None = described(
+        "Whose rules the engine beside a reinforcement step follows; `null`: 0.31.0, the newest that TRL 1.16 admits."
+        " From 0.22 on.",
+        types=("string",),
+        nullable=True,
+        example="0.26.0",
+        said="vLLM {}",
+        closed_form=ANY,
+    )
 
 
 # The fields with parts that are values of their own; a mapping of these parts makes one.

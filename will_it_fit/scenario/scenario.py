@@ -23,7 +23,7 @@ from will_it_fit.common.schema import problems
 from will_it_fit.scenario.contradictions import contradictions
 from will_it_fit.scenario.fields import ELSEWHERE, FIELDS, Fields, file_schema, scenario_defaults
 from will_it_fit.scenario.images import Images
-from will_it_fit.scenario.model import KERNEL_PACKAGES, read_model, size
+from will_it_fit.scenario.model import read_model, size
 from will_it_fit.scenario.nested_fields import PARTS, checked_adapter, checked_gpu, checked_lora
 from will_it_fit.scenario.objectives import OBJECTIVES, Objective
 from will_it_fit.scenario.optimizers import OPTIMIZERS
@@ -104,7 +104,7 @@ class Scenario(Fields):
         values = asdict(self)
         if self.lora and not isinstance(self.lora.target_modules, str):
             values["lora"]["target_modules"] = list(self.lora.target_modules)
-        values["packages"] = list(self.packages)
+        values["packages"] = None if self.packages is None else list(self.packages)
         return {key: _sorted(values[key]) for key in sorted(values)}
 
     def changed(self, **changes: Any) -> Scenario:
@@ -230,7 +230,8 @@ def _with_values(values: Mapping[str, Any]) -> dict[str, Any]:
         values["lora"] = None
     if (values["quantization"] or {}).get("type") == "int8":  # which has no scales of scales
         values["quantization"] = {**values["quantization"], "double": False}
-    values["packages"] = tuple(values["packages"])
+    if values["packages"] is not None:
+        values["packages"] = tuple(values["packages"])
     for part, kind in PARTS.items():
         values[part] = values[part] and kind(**values[part])
     return values
@@ -264,7 +265,6 @@ def check_packages(scenario: Scenario, where: object = "scenario") -> None:
         ("float8", scenario.float8, None if scenario.float8 == "none" else "torchao", "float8 none", "optimizers"),
         ("qat", scenario.qat, None if scenario.qat == "none" else "torchao", "qat none", "optimizers"),
         ("compile", scenario.compile, None if scenario.compile == "none" else "triton", "compile none", "kernels"),
-        *(("packages", name, KERNEL_PACKAGES[name], "kernels transformers", "kernels") for name in scenario.packages),
     )  # fmt: skip
     for field, value, package, instead, requirements in needed:
         if package and find_spec(package) is None:

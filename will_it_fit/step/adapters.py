@@ -37,6 +37,19 @@ SHORT = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout"}
 VALUED = frozenset({"BOFT", "SHIRA", "UNILORA"})
 
 
+# Linear layers that take no adapter, by the model's type. PEFT refuses what a state space's kernel reads for itself
+# (peft 0.21 tuners/tuners_utils.py, `_check_lora_target_modules_mamba`). The others are linear layers by their class,
+# and not by their outputs: a router has two, a grouped projection's have another shape.
+_STATE_SPACES = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
+WITHOUT_ADAPTER = {**dict.fromkeys(_STATE_SPACES, "out_proj"), "llama4_text": "router", "deepseek_v4": "o_a_proj"}
+
+
+def left_out(scenario: Scenario) -> str | None:
+    """The linear layers of a scenario's model that get no adapter although all were asked for; None: no such."""
+    all_linear = scenario.lora is not None and scenario.lora.target_modules == "all-linear"
+    return WITHOUT_ADAPTER.get(scenario.model["model_type"]) if all_linear else None
+
+
 def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
     """Put a scenario's adapters on a model; everything else is frozen.
 
@@ -57,6 +70,8 @@ def add_adapters(model: nn.Module, scenario: Scenario) -> nn.Module:
     on_meta = next(model.parameters()).device.type == "meta"
     if scenario.images and scenario.images.trained == "language":
         _leave_out(config, list(outside_language(model)), scenario)
+    if name := left_out(scenario):
+        _leave_out(config, [name], scenario)
     if getattr(config, "target_parameters", None):
         config.target_parameters = whole_names(model, config.target_parameters)
     if kind == "SHIRA" and on_meta:

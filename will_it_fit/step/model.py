@@ -6,6 +6,7 @@ seconds; on ``cpu`` and ``cuda`` it holds the weights of a folder, or random one
 
 from __future__ import annotations
 
+import difflib
 import logging
 import warnings
 from pathlib import Path
@@ -16,10 +17,12 @@ import transformers
 from torch import nn
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import gib
 from will_it_fit.engine.bitsandbytes_layers import quantize_4bit, quantize_8bit
+from will_it_fit.scenario.model import SIZES
 from will_it_fit.scenario.optimizers import OPTIMIZERS
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.step.adapters import DTYPES, adapter_names, add_adapters, outside_language
+from will_it_fit.step.adapters import DTYPES, adapter_names, add_adapters, left_out, outside_language
 from will_it_fit.step.experts import pack_experts
 from will_it_fit.step.low_precision import exchange_products, low_precision_notes
 from will_it_fit.step.quantized import (
@@ -181,7 +184,7 @@ def skeleton(scenario: Scenario, attention: str | None = None) -> nn.Module:
     The parameters and errors are those of :func:`build_model`.
     """
     attention = attention or attention_name(scenario, torch.device("meta"))
-    config, kind = configuration(scenario), model_class(scenario)
+    config, kind = configuration(scenario), auto_class(scenario)
     if scenario.aim.scores:
         config.num_labels, config.pad_token_id = 1, 0
     try:
@@ -191,7 +194,7 @@ def skeleton(scenario: Scenario, attention: str | None = None) -> nn.Module:
             ).to("meta")  # some architectures draw a parameter's first values on the CPU
     except KeyError as error:
         if attention not in str(error):
-            raise unbuildable(scenario.model["model_type"], error) from None
+            raise unbuildable(scenario, error) from None
         raise UserError(  # architectures that keep a table of attention classes of their own
             "This architecture takes no attention but its own.",
             where=f"model (model_type {scenario.model['model_type']})",
@@ -200,7 +203,7 @@ def skeleton(scenario: Scenario, attention: str | None = None) -> nn.Module:
             change={"attention": "eager"},
         ) from None
     except Exception as error:  # whatever an architecture makes of sizes that don't go together
-        raise unbuildable(scenario.model["model_type"], error) from None
+        raise unbuildable(scenario, error) from None
     return model
 
 
@@ -229,6 +232,10 @@ def notes(model: nn.Module, scenario: Scenario) -> list[str]:
     ]
     if untold:
         texts.append(f"the configuration does not say, so transformers' default is taken: {', '.join(untold)}")
+    if name := left_out(scenario):
+        texts.append(
+            f"all linear layers but {name} have adapters: PEFT's LoRA can't go around {name} of this architecture"
+        )
     if scenario.activation_offload:
         texts.append("the time leaves out the copies of activations to the host and back")
     if OPTIMIZERS[scenario.optimizer].package == "galore_torch":
@@ -248,33 +255,39 @@ def configuration(scenario: Scenario) -> transformers.PretrainedConfig:
         config = transformers.AutoConfig.for_model(kind, **fields)
     except ValueError as error:
         if "Unrecognized model identifier" in str(error):
-            raise UserError(
-                "transformers knows no such architecture.",
-                where="model.model_type",
-                found=kind,
-                allowed="a model_type of transformers: qwen2, llama, mistral, gemma2, phi3, gpt2, mixtral, ...",
-                write="model: {model_type: qwen2, ...}",
-            ) from None
-        raise unbuildable(kind, error) from None
+            raise unknown(scenario) from None
+        raise unbuildable(scenario, error) from None
     except Exception as error:  # configuration classes check their fields each in their own way
-        raise unbuildable(kind, error) from None
+        raise unbuildable(scenario, error) from None
     if scenario.images is None:
         _refuse_other_models(config)
     return config
 
 
-def model_class(scenario: Scenario) -> type:
+def auto_class(scenario: Scenario) -> type:
     """transformers' class that makes the model: with images that of the whole model."""
     if scenario.images is not None:
         return transformers.AutoModelForImageTextToText
     if scenario.aim.scores:
         return transformers.AutoModelForSequenceClassification
-    return transformers.AutoModelForCausalLM
+    own = type(configuration(scenario)) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    return transformers.AutoModelForCausalLM if own else transformers.AutoModelForImageTextToText
 
 
-def _known_models(scenario: Scenario) -> Any:
+def architecture(scenario: Scenario) -> type | None:
+    """The model's own class; None where transformers has none."""
     whole = scenario.images is not None
-    return transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if whole else transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    mappings = transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind = type(configuration(scenario))
+    return mappings[1].get(kind, None) if whole else mappings[0].get(kind, None) or mappings[1].get(kind, None)
+
+
+def _is_decoder(config: transformers.PretrainedConfig) -> bool:
+    """Whether transformers has a language model of a configuration, be it only as a part of models with images."""
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return True
+    part = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    return part is not None and part.__name__.endswith("ForCausalLM")
 
 
 def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
@@ -289,7 +302,7 @@ def _refuse_other_models(config: transformers.PretrainedConfig) -> None:
             write=f"model: {'llama-3.1-8b' if text.num_hidden_layers < 80 else 'llama-3.1-70b'}",
         )
     problem = None
-    if getattr(config, "is_encoder_decoder", False) or type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    if getattr(config, "is_encoder_decoder", False) or not _is_decoder(config):
         problem = "is not a language model that is a decoder alone", "a decoder: qwen2, llama, mistral, gemma2, ..."
         write = "model: {model_type: qwen2, ...}"
     if text is not config and not getattr(config, "is_encoder_decoder", False):
@@ -320,7 +333,7 @@ def attention_kernel(scenario: Scenario) -> str:
     """
     if scenario.attention == "eager":
         return "eager"
-    kind = _known_models(scenario).get(type(configuration(scenario)), None)
+    kind = architecture(scenario)
     if kind is None or kind._supports_sdpa:
         return scenario.attention
     if scenario.attention == "sdpa":
@@ -341,7 +354,7 @@ def attention_name(scenario: Scenario, device: torch.device) -> str:
     kernel = attention_kernel(scenario)
     if device.type != "cuda" or kernel in ("eager", "sdpa"):
         return "eager" if kernel == "eager" else "sdpa"
-    kind = _known_models(scenario).get(type(configuration(scenario)), None)
+    kind = architecture(scenario)
     if kernel == "flash" and kind is not None and not kind._supports_sdpa:
         return "flash_attention_2"  # the package, which can cap scores
     _register_attention()
@@ -373,11 +386,43 @@ def _register_attention() -> None:
         AttentionMaskInterface.register(name, sdpa_mask)
 
 
-def unbuildable(kind: str, error: Exception) -> UserError:
-    said = f"unknown key {error}" if isinstance(error, KeyError) else error  # such as the name of an activation
+def unknown(scenario: Scenario) -> UserError:
+    """transformers has no architecture of that name: which are near, what brings it, and the least that it takes."""
+    kind = scenario.model["model_type"]
+    near = difflib.get_close_matches(kind, transformers.CONFIG_MAPPING.keys(), n=3, cutoff=0.75)
+    return UserError(
+        f"transformers {transformers.__version__} knows no such architecture."
+        + (f" Is {' or '.join(near)} meant?" if near else ""),
+        where="model.model_type",
+        found=kind + _least_bytes(scenario),
+        allowed="a model_type of this version; or a newer transformers that has it, for its code is what is traced",
+        write=None if near else "pip install -U transformers",
+    )
+
+
+def unbuildable(scenario: Scenario, error: Exception) -> UserError:
+    """transformers refuses a configuration, or its architecture makes no model of the sizes."""
+    kind, said = scenario.model["model_type"], f"unknown key {error}" if isinstance(error, KeyError) else error
+    sizes = [name for name in SIZES if scenario.size(name) is not None]
+    allowed = "a configuration that AutoModelForCausalLM.from_config can build"
+    if len(sizes) < _FEW_SIZES:
+        allowed += f": the defaults of {kind} describe no model, so every size has to be there, as in a config.json"
     return UserError(
         f"transformers can't build a model from this configuration: {said}",
         where=f"model (model_type {kind})",
-        allowed="a configuration that AutoModelForCausalLM.from_config can build",
-        write="model: {model_type: qwen2, hidden_size: 3584, num_attention_heads: 28, ...}",
+        found=(f"{', '.join(sizes) or 'no size'} alone" if len(sizes) < _FEW_SIZES else kind) + _least_bytes(scenario),
+        allowed=allowed,
+        write="model: owner/name    # its id on the Hub, or the path of its own config.json",
     )
+
+
+_FEW_SIZES = 4  # of hidden size, layers, heads, vocabulary and the like
+
+
+def _least_bytes(scenario: Scenario) -> str:
+    """The least that is known of a model whose code is not: the rows of its vocabulary."""
+    words, hidden = scenario.size("vocab_size"), scenario.size("hidden_size")
+    if not words or not hidden:
+        return ""
+    size = words * hidden * weight_dtype(scenario).itemsize
+    return f"; its embedding alone takes {gib(size)} in {scenario.weight_precision}, a lower bound"

@@ -10,14 +10,16 @@ import gc
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from will_it_fit.scenario.model import KERNEL_PACKAGES
 from will_it_fit.scenario.scenario import Scenario
 
 NEIGHBOURS = ("bitsandbytes", "peft")  # of transformers, which a trace needs
@@ -68,7 +70,9 @@ def import_for_answers() -> None:
 
 def _is_plain(scenario: Scenario) -> bool:
     """Whether a step needs neither the compiler, packages' kernels nor sharded tensors."""
-    own_kernels = scenario.kernels == "transformers" and scenario.loss != "liger"
+    possible = KERNEL_PACKAGES if scenario.packages is None else scenario.packages
+    packages = any(find_spec(KERNEL_PACKAGES[name]) for name in possible)  # whether the model asks for them shows later
+    own_kernels = scenario.kernels == "transformers" and scenario.loss != "liger" and not packages
     return scenario.compile == "none" and own_kernels and scenario.parallel.gpus == 1 and not scenario.aim.trainer
 
 
@@ -78,8 +82,10 @@ def _import_with_stand_ins(neighbours: Sequence[str] = NEIGHBOURS) -> None:
             parent, _, last = name.rpartition(".")
             sys.modules[name] = kind(name, str(Path(import_module(parent).__path__[0], last)))
             setattr(sys.modules[parent], last, sys.modules[name])
+    from will_it_fit.engine.importing import hidden
+
     _promote_types_without_sympy()
-    with _hidden("trio"):  # which the Hub's client imports where it is there, and does not need
+    with hidden(["trio"]):  # which the Hub's client imports where it is there, and does not need
         import transformers.utils
         from transformers.utils import import_utils
 
@@ -133,17 +139,6 @@ def _promote_types_without_sympy() -> None:
             del sys.modules["sympy"]
 
     _prims_common.elementwise_dtypes = elementwise_dtypes
-
-
-@contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """Let a package seem not to be installed, unless it is imported already."""
-    before = sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        if before is None:
-            del sys.modules[name]
 
 
 class _StandIn(ModuleType):

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from will_it_fit.common.errors import UserError
+from will_it_fit.engine.card import active_simulation
 from will_it_fit.engine.components import WORKSPACES
 from will_it_fit.engine.composed import Composer, SecondStep
 from will_it_fit.engine.errors import TraceError
@@ -28,7 +29,6 @@ from will_it_fit.engine.record import Record
 from will_it_fit.engine.trace import Options, trace_step
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.model import build_model, notes, skeleton
-from will_it_fit.tracing.simulated_card import needs_card
 
 _DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # as configurations write it
 _LONGEST_PERIOD = 8
@@ -88,7 +88,7 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     ZeRO divides all weights together: both add up over layers. FSDP1 frees in an order of its own.
     """
     parallel = scenario.parallel
-    if scenario.images or scenario.aim.trainer or needs_card(scenario):
+    if scenario.images or scenario.aim.trainer or active_simulation():
         return None
     if parallel.kind.replicates or parallel.zero_stage or parallel.kind.fsdp == 1:
         return None
@@ -99,11 +99,13 @@ def depths(scenario: Scenario, *, often: bool = False) -> Depths | None:
     if not Depths(whole, least, 1, key).pays(often):
         return None
     with suppress(UserError, TraceError):  # who traces the whole model says what is wrong
-        layers = _layers(scenario, whole, allocating=True)
-        found = layers and _period(layers, least)
-        plan = Depths(whole, *found, key) if found else None
-        if plan is None or not plan.pays(often):
-            return None
+        plan = None
+        for allocating in (False, True):  # the forward pass of a model with loops takes seconds: the second look
+            layers = _layers(scenario, whole, allocating=allocating)
+            found = layers and _period(layers, least)
+            plan = Depths(whole, *found, key) if found else None
+            if plan is None or not plan.pays(often):
+                return None
         for depth in plan.shallow:
             own = [consists for consists, _ in (*layers[: depth - 1], layers[-1])]
             if [consists for consists, _ in _layers(plan.at(scenario, depth), depth) or ()] != own:

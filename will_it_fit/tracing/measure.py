@@ -105,12 +105,14 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
         return _objective_on_cpu(scenario, timeline)
     from will_it_fit.engine.steps import STEPS
     from will_it_fit.engine.trace import Options, measure_step
+    from will_it_fit.step.kernel_packages import kernels_in_place, ways_of
     from will_it_fit.step.liger import rotating
     from will_it_fit.step.model import build_model, parameter_count
     from will_it_fit.step.optimizers import build_optimizer
     from will_it_fit.step.step import random_step
     from will_it_fit.tracing.trace import compiled_steps, labels
 
+    functions = ways_of(scenario, "cpu")
     model = build_model(scenario, "cpu")
     optimizer = build_optimizer(model, scenario)
     step = random_step(model, optimizer, scenario, "cpu", max_grad_norm=1.0)
@@ -121,7 +123,7 @@ def _on_cpu(scenario: Scenario, timeline: bool, timed: bool) -> dict[str, Any]:
         compiled=compiled_steps(scenario, "cpu"),
     )
     started = time.monotonic()
-    with rotating(model):
+    with rotating(model), kernels_in_place(scenario, functions):
         report = measure_step(model, optimizer, step, options=options)
     answer = report.to_mapping() | _of_this_cpu((time.monotonic() - started) / STEPS, parameter_count(model))
     return answer | (_timed(scenario, step) if timed else {})

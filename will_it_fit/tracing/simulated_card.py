@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 
 from will_it_fit.cards.gpus import Gpu, catalogue, find
 from will_it_fit.common.errors import UserError
+from will_it_fit.common.text import gib
 from will_it_fit.engine.allocator import MIB
-from will_it_fit.engine.card import Card, Simulation
+from will_it_fit.engine.card import Card
 from will_it_fit.engine.errors import TraceError
 from will_it_fit.engine.simulation import simulated
 from will_it_fit.hours.step_time import speed_of
-from will_it_fit.scenario.model import KERNEL_PACKAGES
-from will_it_fit.scenario.scenario import Scenario
+from will_it_fit.scenario.model import KERNEL_PACKAGES, LEAST, LOOP, PACKAGE
+from will_it_fit.scenario.scenario import Scenario, check_packages
+from will_it_fit.step.kernel_packages import Kernels, installed_version, kernels_in_place, ways_of
 from will_it_fit.step.liger import package_installed
+from will_it_fit.tracing.imports import import_libraries
 
 UNNAMED = "a100-80gb"  # the card of a scenario that names none: of the capability that the engine assumes then
 
@@ -49,7 +50,6 @@ def card_of(gpu: Gpu | None = None) -> Card:
     return Card(gpu.title, gpu.capability, speed.multiprocessors, gpu.total_bytes, cache)
 
 
-_OWN_KERNELS = re.compile("Mamba|SSM|Rwkv|GatedDelta|Recurrent|ShortConv|xLSTM|mLSTM|LightningAttention")
 _heard: dict[str, str] = {}  # by package, the card that it heard of when it was imported, whose answers it keeps
 
 
@@ -70,39 +70,57 @@ def _asked_card(scenario: Scenario, capability: tuple[int, int] | None) -> Card:
     return replace(card_of(), capability=capability, shared_memory_bytes=None)
 
 
-def needs_card(scenario: Scenario) -> bool:
+def _needs_card(scenario: Scenario, packages: Mapping[str, str]) -> bool:
     """Whether the step asks for the card: it is compiled, or runs kernels of packages, Liger's or others'."""
     by_package = scenario.loss == "liger" and package_installed()
-    return scenario.compile != "none" or scenario.kernels in ("packages", "liger") or by_package
+    return scenario.compile != "none" or scenario.kernels == "liger" or by_package or PACKAGE in packages.values()
 
 
 @contextmanager
-def card_in_place(
-    scenario: Scenario, target: str, capability: tuple[int, int] | None, templates: bool = False
-) -> Iterator[Simulation | None]:
-    """Simulate the card that a step is for, if it asks for one.
+def machine_in_place(
+    scenario: Scenario,
+    target: str,
+    capability: tuple[int, int] | None,
+    templates: bool = False,
+    *,
+    missing: str = LEAST,
+    unlike: Collection[str] = (),
+) -> Iterator[Kernels]:
+    """Simulate the machine that a step is for: its card, if the step asks for one, and the packages that it has.
 
     A scenario that names no card, or only a size, gets :data:`UNNAMED`, or the largest of the capability that is asked.
+
+    Parameters
+    ----------
+    missing
+        What runs for a package that it has and this machine does not.
+    unlike
+        Packages whose version here is not the one that is meant.
 
     Raises
     ------
     UserError
-        If the card can't be simulated.
+        If the card can't be simulated, or a package that the step needs is not installed.
     """
-    if not needs_card(scenario) or target == "cpu":
-        yield None
+    check_packages(scenario)
+    import_libraries(scenario)  # before a card is simulated: they would believe in it
+    packages = {name: missing if way == LEAST else way for name, way in ways_of(scenario, target).items()}
+    packages |= dict.fromkeys(unlike, LEAST)
+    if target == "cpu" or not _needs_card(scenario, packages):
+        with kernels_in_place(scenario, packages) as kernels:
+            yield kernels
         return
     card = _asked_card(scenario, capability)
-    for name in scenario.packages:
-        module = KERNEL_PACKAGES[name]
-        _heard.setdefault(name, card.name if module not in sys.modules else "no card")
+    for name in (name for name, way in packages.items() if way == PACKAGE):
+        _heard.setdefault(name, card.name if KERNEL_PACKAGES[name] not in sys.modules else "no card")
     try:
         context = simulated(card, templates=templates)
-        simulation = context.__enter__()
+        context.__enter__()
     except TraceError as error:
         raise UserError(error.problem, where="compile, kernels", allowed=error.hint) from error
     try:
-        yield simulation
+        with kernels_in_place(scenario, packages) as kernels:
+            yield kernels
     finally:
         context.__exit__(None, None, None)
 
@@ -120,77 +138,109 @@ _AUTOTUNED = "a benchmark on the GPU chooses between cuBLAS and Inductor's own p
 
 
 def add_kernels(
-    answer: dict[str, Any], scenario: Scenario, capability: tuple[int, int] | None, peaks: Sequence[int]
+    answer: dict[str, Any],
+    scenario: Scenario,
+    kernels: Kernels,
+    capability: tuple[int, int] | None,
+    peaks: Sequence[int],
 ) -> None:
     """Say in a trace's answer whose kernels ran, and the ``bounds`` of its peak where that isn't known.
 
     Parameters
     ----------
     answer
-        ``notes`` and ``warnings`` get lines; ``bounds``: ``lowest_bytes`` and ``highest_bytes`` that are allocated,
-        and ``missing``, what is not known between them.
+        ``notes`` and ``warnings`` get lines; ``packages`` says of each package that the model's code asks for what ran;
+        ``bounds``: ``lowest_bytes`` and ``highest_bytes`` (None: nobody knows) that are allocated, and ``missing``,
+        what is not known between them.
     peaks
         The step's, one for each of :func:`ways`, in bytes.
     """
-    notes, warnings = list(answer.get("notes", ())), list(answer.get("warnings", ()))
     launched = sum((answer.get("triton_kernels") or {}).values())
-    if scenario.kernels == "packages":
-        named = ", ".join(f"{name} {_version(name)}" for name in scenario.packages)
-        notes.append(f"kernels of {named}: {launched} launches of Triton's in two steps")
+    if kernels.ways:
+        answer["packages"] = dict(kernels.ways)
+    notes, warnings = _said_of_packages(scenario, kernels, capability, launched)
+    if scenario.kernels == "liger":
+        version = installed_version("liger-kernel")
+        own = f"liger-kernel {version} itself" if launched else "written after liger-kernel 0.8.5"
+        notes.append(f"Liger's kernels: {own}")
+    if bounds := _bounds(scenario, kernels, peaks, answer["resident_bytes"]):
+        answer["bounds"] = bounds
+        warnings.append(bounds["missing"])
+    answer["notes"] = [*answer.get("notes", ()), *notes]
+    answer["warnings"] = [*answer.get("warnings", ()), *warnings]
+
+
+def _said_of_packages(
+    scenario: Scenario, kernels: Kernels, capability: tuple[int, int] | None, launched: int
+) -> tuple[list[str], list[str]]:
+    """Notes and warnings about the packages that a model's code asks for."""
+    notes, warnings = [], []
+    if named := [name for name in kernels.of(PACKAGE) if name not in kernels.differing]:
+        versions = ", ".join(f"{name} {installed_version(name)}".strip() for name in named)
+        notes.append(f"kernels of {versions}: {launched} launches of Triton's in two steps")
         asked = _asked_card(scenario, capability).name
         warnings += [
             f"{name} was imported where there was {heard}, and keeps what it heard then: ask about {asked} in a process"
             " of its own"
-            for name in scenario.packages
+            for name in named
             if (heard := _heard.get(name, asked)) != asked
         ]
-        if not launched:
-            warnings.append("the step launches no kernel of Triton's: transformers took its own code for these layers")
-    elif scenario.kernels == "liger":
-        own = f"liger-kernel {_version('liger-kernel')} itself" if launched else "written after liger-kernel 0.8.5"
-        notes.append(f"Liger's kernels: {own}")
-    missing = _UNSLOTH if scenario.kernels == "unsloth" else _AUTOTUNED if len(set(peaks)) > 1 else None
-    if missing:
-        lowest = answer["resident_bytes"] if scenario.kernels == "unsloth" else min(peaks)
-        answer["bounds"] = {"lowest_bytes": lowest, "highest_bytes": max(peaks), "missing": missing}
-        warnings.append(missing)
-    answer["notes"], answer["warnings"] = notes, warnings
+    if looped := kernels.of(LOOP):
+        why = "not among the `packages`"
+        if scenario.packages is None:
+            here = any(find_spec(KERNEL_PACKAGES.get(name, name)) for name in looped)
+            why = "installed, and not followed in such a step" if here else "not installed here"
+        notes.append(
+            f"transformers' own loops run ({_loops(kernels, looped)}): {' and '.join(looped)} {_be(looped)} {why}"
+        )
+    if kernels.from_hub:
+        warnings.append(
+            "this model's code fetches a kernel from the Hub where the package kernels and a GPU are there; the figures"
+            " are those of its own loop"
+        )
+    if scenario.kernels == "packages" and not kernels.ways:
+        warnings.append("this model's code asks for no package: transformers' own kernels run")
+    return notes, warnings
 
 
-def _version(package: str) -> str:
-    """Of a package as pip names it; fla's kernels come in a distribution of their own."""
-    for name in (package, f"{package}-core"):
-        with suppress(PackageNotFoundError):
-            return version(name)
-    return ""
+def _bounds(scenario: Scenario, kernels: Kernels, peaks: Sequence[int], resident: int) -> dict[str, Any] | None:
+    """Between which figures the peak lies; None: it is known."""
+    least = kernels.of(LEAST)
+    if kernels.differing:
+        found = " and ".join(
+            f"{name} {installed_version(name)}".strip() + f" is installed here, and {problem}"
+            for name, problem in kernels.differing.items()
+        )
+        missing = _DIFFERING.format(found, gib(min(peaks)))
+    elif least:
+        missing = _LEAST.format(" and ".join(least), _be(least), _loops(kernels, least))
+    elif scenario.kernels == "unsloth":
+        return {"lowest_bytes": resident, "highest_bytes": max(peaks), "missing": _UNSLOTH}
+    elif len(set(peaks)) > 1:
+        missing = _AUTOTUNED
+    else:
+        return None
+    return {"lowest_bytes": min(peaks), "highest_bytes": None if least else max(peaks), "missing": missing}
 
 
-_NAMED = re.compile(r'use_kernel_func_from_hub_with_fallback\("\w+", "(\w+)"\)')
+def _be(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
 
 
-def packages_of(model: nn.Module) -> list[str]:
-    """The packages whose kernels transformers takes in a model's file where they can be imported, as pip names them."""
-    owners = {sys.modules[type(module).__module__] for module in model.modules()}
-    named = {name for owner in owners for name in _NAMED.findall(inspect.getsource(owner))}
-    return [name for name, module in KERNEL_PACKAGES.items() if module in named]
+_LEAST = (
+    "a lower bound: {} {} not installed here, so the kernels can't be followed. Of {} the outputs, the inputs that are"
+    " kept and their gradients are counted, and not what the kernels allocate beside them"
+)
+_DIFFERING = (
+    "{}. transformers runs its own loop then, without a word, and so does this figure. With a version that has it"
+    " (`requirements-kernels.txt` names one) the step needs less: {} is a lower bound"
+)
 
 
-def refuse_own_kernels(model: nn.Module, scenario: Scenario) -> None:
-    """State spaces, recurrences and short convolutions: what they allocate on a GPU only their packages' code says."""
-    own = sorted({type(module).__name__ for module in model.modules() if _OWN_KERNELS.search(type(module).__name__)})
-    if not own or scenario.kernels == "packages":
-        return
-    packages, allowed = packages_of(model), "an architecture whose layers are attention and linear layers"
-    if packages:
-        allowed += f"; or those of {', '.join(packages)} that the target machine has: kernels packages, with their list"
-    raise UserError(
-        "This architecture has layers that run through kernels of packages of their own, whose memory is not known."
-        if packages
-        else "This architecture has recurrences whose memory is not known; transformers takes no package for them.",
-        where=f"model (model_type {scenario.model['model_type']})",
-        found=", ".join(own[:3]),
-        allowed=allowed,
-        change={"kernels": "packages", "packages": packages} if packages else {},
+def _loops(kernels: Kernels, packages: Sequence[str]) -> str:
+    """The functions of some packages that a step calls, as the packages call them."""
+    return ", ".join(
+        dict.fromkeys(each.kernel for each in kernels.functions if each.package in packages and each.trains)
     )
 
 

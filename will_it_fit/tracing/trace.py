@@ -33,8 +33,9 @@ from will_it_fit.engine.record import Record
 from will_it_fit.engine.report import History, make_report, recording
 from will_it_fit.engine.trace import Options, recorded, trace_step
 from will_it_fit.hours.step_time import Speed, step_time
+from will_it_fit.scenario.model import LOOP
 from will_it_fit.scenario.optimizers import OPTIMIZERS
-from will_it_fit.scenario.scenario import Scenario, check_packages
+from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.step.adapters import adapter_names
 from will_it_fit.step.experts import on_host
 from will_it_fit.step.liger import rotating
@@ -46,7 +47,7 @@ from will_it_fit.step.step import MICRO_BATCHES, random_step
 from will_it_fit.tracing.imports import import_libraries
 from will_it_fit.tracing.layers import SHALLOW, Composed, Traced, size_apart
 from will_it_fit.tracing.loading import Loader, host_copy_bytes, loading_history
-from will_it_fit.tracing.simulated_card import add_kernels, card_in_place, compile_parts, refuse_own_kernels, ways
+from will_it_fit.tracing.simulated_card import add_kernels, compile_parts, machine_in_place, ways
 from will_it_fit.tracing.step_errors import speaking_of
 
 ORDERS = 5  # of a loading that chance orders
@@ -107,7 +108,6 @@ def prepare(
     import_libraries(scenario)
     name = attention_implementation or traced_attention(scenario, target)
     model = build_model(scenario, "meta", attention_implementation=name)
-    refuse_own_kernels(model, scenario)
     if scenario.method == "qlora":
         assert_quantized(model, scenario)
     about = {
@@ -246,13 +246,17 @@ def trace(
     }
     reports = []
     for templates in ways(scenario, target):
-        own, about = _followed(
-            scenario, target, lambda each: prepare(each, target), Composed(), templates=templates, **settings
-        )
+        with machine_in_place(scenario, target, capability, templates) as kernels:
+            own, about = _followed(scenario, target, lambda each: prepare(each, target), Composed(), **settings)
         reports.append(own)
     report = max(reports, key=lambda each: (each.required_bytes or 0, each.peak_allocated_bytes))
     answer = report.to_mapping() | about | {"attention": attention_kernel(scenario), "target": target}
-    add_kernels(answer, scenario, capability, [each.peak_allocated_bytes for each in reports])
+    peaks = [each.peak_allocated_bytes for each in reports]
+    if kernels.differing:  # the machine has another version, with whose kernels the step would need less
+        with machine_in_place(scenario, target, capability, False, unlike=kernels.differing):
+            least, _ = _followed(scenario, target, lambda each: prepare(each, target), Composed(), **settings)
+        peaks.append(least.peak_allocated_bytes)
+    add_kernels(answer, scenario, kernels, capability, peaks)
     if timed_on:
         answer["times"] = _times(scenario, report.costs, timed_on)
     return answer
@@ -281,8 +285,9 @@ def _times(
 class Recorder:
     """Records training steps on a GPU, loading included: the events that :func:`trace` replays.
 
-    Where a benchmark on the GPU decides, of the ways that it may go the one that needs more. Steps that differ in their
-    length or rows alone take the model that was built for the first.
+    Where a benchmark on the GPU decides, of the ways that it may go the one that needs more. In the place of a package
+    that the target has and this machine doesn't, transformers' own loop runs, which needs more too. Steps that differ
+    in their length or rows alone take the model that was built for the first.
     """
 
     def __init__(self) -> None:
@@ -294,7 +299,8 @@ class Recorder:
         recordings = []
         for way in ways(scenario, "cuda"):
             composed = self._composed.setdefault(way, Composed(often=True))
-            recordings.append(_followed(scenario, "cuda", self._prepare, composed, templates=way, **settings)[0])
+            with machine_in_place(scenario, "cuda", capability, way, missing=LOOP):
+                recordings.append(_followed(scenario, "cuda", self._prepare, composed, **settings)[0])
         return max(recordings, key=Recording.peak_bytes) if len(recordings) > 1 else recordings[0]
 
     def _prepare(self, scenario: Scenario) -> Prepared:
@@ -320,27 +326,23 @@ def _followed(
     target: str,
     prepared: Callable[[Scenario], Prepared],
     composed: Composed,
-    *,
-    templates: bool = False,
     **settings: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """The core's answer for a step, with ``settings`` of its own, and what :class:`Prepared` says about the model.
 
     A deep model's step is composed from shallow models' where its layers repeat (:mod:`will_it_fit.tracing.layers`).
     """
-    check_packages(scenario)
     if scenario.aim.trainer:
         return _followed_trainer(scenario, target, **settings)
-    import_libraries(scenario)  # before a card is simulated: they would believe in it
     of_shallow = settings | {"report": _as_record}
 
     def stepped(shallow: Scenario, enough: Callable[[Record], bool] | None) -> Traced:
         known = {"enough": enough, "outputs": composed.outputs}
-        return _stepped(shallow, target, prepared, templates=templates, **known, **of_shallow)
+        return _stepped(shallow, target, prepared, **known, **of_shallow)
 
     composed_step = None if settings.get("origins") else composed.record(scenario, stepped)
     if composed_step is None:
-        return _stepped(scenario, target, prepared, templates=templates, **settings)
+        return _stepped(scenario, target, prepared, **settings)
     answer = settings["report"](
         composed_step[0],
         on_gpu=target == "cuda",
@@ -358,18 +360,12 @@ def _as_record(tracker: Record, histories: Sequence[History] = (), **_: Any) -> 
 
 
 def _stepped(
-    scenario: Scenario,
-    target: str,
-    prepared: Callable[[Scenario], Prepared],
-    *,
-    templates: bool = False,
-    **settings: Any,
+    scenario: Scenario, target: str, prepared: Callable[[Scenario], Prepared], **settings: Any
 ) -> tuple[Any, dict[str, Any]]:
     """The same of a step that is taken layer by layer."""
     gpus, zero = scenario.parallel.gpus, scenario.parallel.zero_stage
     make_step = partial(random_step, device="meta", max_grad_norm=1.0)
     with (
-        card_in_place(scenario, target, settings.get("capability"), templates),
         fake_group(gpus, traced_rank(scenario)) if gpus > 1 else nullcontext() as device,
         fake_deepspeed(device, target) if zero else nullcontext(),
     ):
@@ -401,7 +397,6 @@ def _followed_trainer(scenario: Scenario, target: str, **settings: Any) -> tuple
     from will_it_fit.engine.trainer import trace_trainer
     from will_it_fit.step.objectives import build_trainer
 
-    import_libraries(scenario)
     about: dict[str, Any] = {}
     settings |= {"costs": False}  # of two updates, which a time of one can't be made of
     options = Options(

@@ -159,7 +159,7 @@ BAD = {
     "heads": (SMALL.replace("heads: 4", "heads: 3"), ["num_attention_heads", "3", "num_attention_heads: 4"]),
     "positions": (SMALL.replace("h: 128\n", "h: 1024\n"), ["sequence_length", "1024", "sequence_length: 512"]),
     "targets": (SMALL + "lora: {target_modules: [query]}\n", ["target_modules", "query", "target_modules: "]),
-    "unbuildable": ("model: {model_type: qwen9, hidden_size: 64}\n", ["model_type", "qwen9", "model_type: qwen2"]),
+    "unbuildable": ("model: {model_type: qwen9, hidden_size: 64}\n", ["model_type", "qwen9", "qwen2"]),
     "not yaml": ("model: {", ["line"]),
     "unknown field": (SMALL + "seqence_length: 4\n", ["seqence_length", "sequence_length: 4"]),
     "number as text": (SMALL + "micro_batch: '2'\n", ["micro_batch", "'2'", "micro_batch: 2"]),

@@ -60,6 +60,20 @@ def test_a_traced_launch_is_what_the_interpreter_runs(figures, step, kernels):
     assert traced["kernels"] == kernels
 
 
+@pytest.mark.parametrize(
+    ("step", "kernel"),
+    [
+        ("fla_delta", "chunk_gated_delta_rule_fwd_kernel_h_blockdim64"),
+        ("fla_gated", "chunk_gla_fwd_kernel_o"),
+        ("fla_recurrent", "fused_recurrent_bwd_kernel"),
+    ],
+)
+def test_linear_attention_of_fla_is_what_the_interpreter_runs(figures, step, kernel):
+    traced, measured = figures["trace"][step], figures["measure"][step]
+    assert traced["phases"] == measured["phases"] and traced["components"] == measured["components"]
+    assert traced["kernels"][kernel] and traced["kernels"]["layer_norm_gated_bwd_kernel"]
+
+
 @pytest.mark.parametrize("trained_head", [True, False])
 @pytest.mark.parametrize("tokens", [2048, 4096])
 def test_the_hand_written_copy_of_ligers_loss_is_the_packages(trained_head, tokens, monkeypatch):

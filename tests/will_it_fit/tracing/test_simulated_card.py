@@ -9,12 +9,11 @@ import pytest
 from tests.will_it_fit.decoders import DECODERS
 from will_it_fit.cards.gpus import catalogue, find
 from will_it_fit.common.errors import UserError
-from will_it_fit.engine.patching import on_meta
 from will_it_fit.hours.step_time import speed_of
 from will_it_fit.scenario.model import LIGER_MODELS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.measure import measure
-from will_it_fit.tracing.simulated_card import _asked_card, card_of, packages_of
+from will_it_fit.tracing.simulated_card import _asked_card, card_of
 from will_it_fit.tracing.trace import record, trace
 
 
@@ -144,41 +143,6 @@ def test_every_family_that_liger_knows_goes_through_its_package(family):
     assert found["triton_kernels"]["liger_cross_entropy_kernel"] > 0
     assert any("rms_norm" in name for name in found["triton_kernels"])
     assert any(text.startswith("Liger's kernels: liger-kernel") for text in found["notes"])
-
-
-@pytest.mark.skipif(find_spec("fla") is None, reason="`make test-kernels` runs it")
-def test_where_transformers_takes_its_own_code_the_answer_says_so():
-    found = trace(scenario(method="full", kernels="packages", packages=["fla"]), timeline=False)
-    assert any("transformers took its own code" in text for text in found["warnings"])
-    assert not found.get("triton_kernels")
-
-
-@pytest.mark.skipif(find_spec("fla") is None, reason="`make test-kernels` runs it")
-def test_a_hybrid_runs_the_packages_that_the_target_has():
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 1000, "head_dim": 64,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "linear_num_value_heads": 4,
-             "linear_num_key_heads": 2, "num_experts": 4, "num_experts_per_tok": 2,
-             "moe_intermediate_size": 128}  # fmt: skip
-    hybrid = {"model_type": "qwen3_next", **sizes}
-    with pytest.raises(UserError, match="packages of their own") as caught:
-        trace(scenario(model=hybrid, method="full"), timeline=False)
-    assert caught.value.write == "kernels: packages\npackages: [causal-conv1d, fla]"
-    found = trace(scenario(model=hybrid, method="full", kernels="packages", packages=["fla"]), timeline=False)
-    assert any("chunk" in name for name in found["triton_kernels"])
-    assert any("kernels of fla 0." in text for text in found["notes"])
-
-
-@pytest.mark.parametrize(("family", "packages"), [
-    ("mamba", ["causal-conv1d", "mamba-ssm"]), ("lfm2", ["causal-conv1d"]),
-    ("rwkv", []), ("recurrent_gemma", []),
-])  # fmt: skip
-def test_a_models_file_names_its_packages(family, packages):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300, "intermediate_size": 64}
-    with on_meta():
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes))
-    assert packages_of(model) == packages
 
 
 @pytest.mark.skipif(find_spec("triton") is not None, reason="triton is installed")

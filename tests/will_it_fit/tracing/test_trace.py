@@ -236,12 +236,6 @@ OTHER_MODELS = {
         "quantized already (gptq)",
         "jq 'del(.quantization_config)'",
     ),
-    "recurrence": ({"model_type": "recurrent_gemma", **_TEXT}, "transformers takes no package for them", None),
-    "recurrence with a kernel of its own": (
-        {"model_type": "rwkv", "vocab_size": 300, "num_hidden_layers": 1},
-        "transformers takes no package for them",
-        None,
-    ),
     "layers of their own class": ({"model_type": "falcon", **_TEXT}, "FalconLinear", "method: lora"),
     "absurd vocabulary": ({"model_type": "llama", **_TEXT, "vocab_size": 10**12}, "at most 16777216", "vocab_size"),
 }
@@ -252,12 +246,21 @@ def test_other_models_are_refused_in_words(model, says, write):
     with pytest.raises(UserError) as caught:
         trace(scenario(model))
     assert says in str(caught.value)
-    assert (caught.value.write is None) if write is None else write in caught.value.write
+    assert write in caught.value.write
 
 
-def test_a_state_space_model_takes_no_adapters_and_no_answer():
-    with pytest.raises(UserError, match=r"Mamba-based|packages of their own"):
+def test_a_state_space_model_takes_no_adapters_on_all_its_layers():
+    with pytest.raises(UserError, match="Mamba-based"):
         trace(scenario({"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 300}))
+
+
+@pytest.mark.parametrize("kind", ["recurrent_gemma", "rwkv"])
+def test_a_recurrence_without_a_package_is_traced_as_its_loop(kind):
+    model = {"model_type": kind, **_TEXT, "num_hidden_layers": 3}
+    answer = trace(scenario(model, method="full", sequence_length=64), timeline=False)
+    assert "packages" not in answer and answer["peak_allocated_bytes"] > 0
+    own = [text for text in answer["warnings"] if "fetches a kernel from the Hub" in text]
+    assert len(own) == (kind == "rwkv")
 
 
 def test_experts_that_stay_dense_are_said():

@@ -1,0 +1,52 @@
+"""Families of 2025 and 2026 by transformers' own code: on the CPU a trace is the measurement, to the byte."""
+
+import pytest
+
+from tests.will_it_fit.families import FAMILIES
+from tests.will_it_fit.tracing.test_measure import compare, scenario
+from will_it_fit.common.errors import UserError
+from will_it_fit.step.adapters import WITHOUT_ADAPTER
+from will_it_fit.tracing.trace import trace
+
+
+def asked(family: str, method: str, **fields):
+    return scenario(FAMILIES[family], method=method, **fields)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_full_fine_tuning_is_traced_to_the_byte(family, checkpointing):
+    compare(asked(family, "full", gradient_checkpointing=checkpointing))
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_adapters_are_traced_to_the_byte(family):
+    compare(asked(family, "lora"))
+
+
+@pytest.mark.parametrize("family", sorted(set(WITHOUT_ADAPTER) & set(FAMILIES)))
+def test_linear_layers_that_take_no_adapter_are_named(family):
+    name = WITHOUT_ADAPTER[family]
+    (note,) = [text for text in trace(asked(family, "lora"), "cpu", timeline=False)["notes"] if name in text]
+    assert note.startswith(f"all linear layers but {name} have adapters")
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "kimi_linear", "lfm2", "bamba", "gemma4_text", "deepseek_v4"])
+def test_a_quantized_base_is_traced_to_the_byte(family):
+    compare(asked(family, "qlora", attention_mask="padding", micro_batch=3, autocast="bf16"))
+
+
+@pytest.mark.parametrize(("model", "says"), [
+    ({**FAMILIES["qwen3_5_text"], "layer_types": ["linear_attention"] * 3}, ["`model.layer_types`", "3 entries"]),
+    ({**FAMILIES["kimi_linear"], "mlp_layer_types": ["dense"]}, ["`model.mlp_layer_types`", "num_hidden_layers: 1"]),
+    ({"model_type": "qwen3_9", "hidden_size": 4096, "vocab_size": 248320}, ["Is qwen3", "1.89 GiB", "lower bound"]),
+    ({"model_type": "nosuch", "hidden_size": 4096, "vocab_size": 248320}, ["pip install -U transformers", "1.89 GiB"]),
+    ({"model_type": "lfm2_moe"}, ["the defaults of lfm2_moe describe no model", "config.json"]),
+])  # fmt: skip
+def test_a_configuration_that_describes_no_model_says_what_would(model, says):
+    """And the least that the model takes, where that is known; no other model is named in its place."""
+    with pytest.raises(UserError) as caught:
+        trace(scenario(model), timeline=False)
+    for text in says:
+        assert text in str(caught.value)
+    assert "qwen2" not in str(caught.value)
