@@ -44,7 +44,12 @@ RELIED_ON = {
         " _push_on_torch_function_stack _set_only_lift_cpu_tensors _swap_tensor_impl _len_torch_dispatch_stack"
         " _get_dispatch_stack_at"
     ),
-    "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _softmax",
+    "torch": "_disable_dynamo _has_compatible_shallow_copy_type _library _log_softmax _prims_common _softmax",
+    "torch._prims_common": "elementwise_dtypes",
+    "torch.fx.experimental.symbolic_shapes": (
+        "expect_true free_unbacked_symbols guard_int guard_or_false guard_or_true guard_size_oblivious is_nested_int"
+        " statically_known_true sym_and sym_eq sym_or"
+    ),
     # What follows the compiler (inductor.py, frames.py), seen in torch 2.13:
     "torch._dynamo.convert_frame": "CatchErrorsWrapper add_skip_reason format_error_msg",
     "torch._dynamo.device_interface": "CudaInterface get_interface_for_device",

@@ -274,14 +274,9 @@ def explanation(answer: Mapping[str, Any]) -> list[str]:
 
 def table(name: str, answer: dict[str, Any]) -> str:
     """The answer to a scenario's file as text for a terminal."""
-    lines = [
-        *head(answer, file=name),
-        *answers(answer),
-        *(cycle_lines(answer) if answer.get("phases_of_cycle") else []),
-        *evidence_lines(answer),
-        *time_lines(answer),
-    ]
-    lines += other_kernels(answer)
+    lines = [*head(answer, file=name), *answers(answer)]
+    lines += cycle_lines(answer) if answer.get("phases_of_cycle") else []
+    lines += [*evidence_lines(answer), *time_lines(answer), *other_kernels(answer)]
     lines += other_ways(answer)
     trace = answer["trace"]
     lines += [f"  note: {note}" for note in trace["notes"]]
