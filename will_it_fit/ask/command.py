@@ -42,6 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from will_it_fit.ask import run_program
 
         return run_program.main(words[1:])
+    if words[:1] in (["diff"], ["check"]):
+        from will_it_fit.ask import diff
+
+        return (diff.main if words[0] == "diff" else diff.check)(words[1:])
+    if words[:1] == ["mcp"]:
+        from will_it_fit.ask import mcp_server
+
+        return mcp_server.main(words[1:])
+    if {"--measure", "--measured", "--snapshot"} & {word.partition("=")[0] for word in words}:
+        from will_it_fit.ask import measure
+
+        return measure.main(words)
     options = parse(words)
     if options.fresh:  # it belongs neither to the question nor to a line to type next
         words = [word for word in words if not (word.startswith("--fre") and "--fresh".startswith(word))]

@@ -96,6 +96,8 @@ def _quick_verdict(answer: Mapping[str, Any]) -> str:
     if gpu is None:
         return f"{need[0].upper()}{need[1:]}: {smallest(analytic['enough_bytes'] or inf)}"
     has = f"{card(gpu)} has {gib(gpu['usable_bytes'])}"
+    if not gpu.get("is_modelled", True):
+        return f"{'DOES NOT FIT' if answer['fits'] is False else 'NO VERDICT'}: {need}; {has}"
     word = {True: "SHOULD FIT", False: "DOES NOT FIT", None: "TOO CLOSE TO CALL"}[answer["fits"]]
     return f"{word}: {need}; {has}" + ("; ask without --quick" if answer["fits"] is None else "")
 
