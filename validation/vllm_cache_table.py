@@ -29,7 +29,7 @@ AVAILABLE_BYTES = 40 * 2**30
 CATALOGUED = (
     "qwen2.5-0.5b qwen2.5-7b qwen2.5-14b qwen2.5-72b llama-3.1-8b llama-3.2-1b llama-3.2-3b mistral-7b-v0.1"
     " gemma-2-2b gemma-2-9b gemma-3-1b gemma-3-4b gemma-3-27b gpt-oss-20b mixtral-8x7b"
-    " phi-4-mini qwen3-4b qwen3-30b-a3b smollm3-3b qwen3.5-9b qwen3.6-35b-a3b"
+    " phi-4-mini qwen3-4b qwen3-30b-a3b smollm3-3b"
 ).split()
 # Classes of transformers whose defaults are a published model, and what is changed in them.
 BY_CLASS = {
@@ -40,8 +40,6 @@ BY_CLASS = {
     "Cohere2Config": {"architectures": ["Cohere2ForCausalLM"]},
     "Qwen3NextConfig": {"architectures": ["Qwen3NextForCausalLM"]},
     "FalconH1Config": {"architectures": ["FalconH1ForCausalLM"]},
-    "BambaConfig": {"architectures": ["BambaForCausalLM"], "attn_layer_indices": [9, 18, 27]},
-    "Lfm2Config": {"architectures": ["Lfm2ForCausalLM"]},
 }  # fmt: skip
 WAYS = {"": {}, "fp8": {"kv_cache_dtype": "fp8"}}  # by what stands behind a model's name
 
