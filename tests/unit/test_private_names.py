@@ -35,7 +35,9 @@ RELIED_ON = {
     "peft.tuners.lora.layer": "_LoraFactorsProxy",
     "subprocess.Popen": "_child_created",
     "peft.tuners._buffer_dict": "BufferDict",
-    "peft.tuners.tuners_utils.BaseTunerLayer": "_move_adapter_to_device_of_base_layer",
+    "peft.tuners.tuners_utils.BaseTunerLayer": "_disable_adapters _move_adapter_to_device_of_base_layer",
+    "trl.kernels.chunked_logprob": "_addmm_fp32 _use_triton",
+    "trl.trainer.grpo_trainer.GRPOTrainer": "_last_loaded_step",
     "torch.Tensor": "_indices _is_view _nnz _values",
     "torch.UntypedStorage": "_cdata",
     "torch._C": (
