@@ -15,6 +15,7 @@ from will_it_fit.cards.gpus import Gpu, verdict
 from will_it_fit.common.errors import UserError
 from will_it_fit.hours.step_time import Speed, speed_of
 from will_it_fit.scenario.description import say_way
+from will_it_fit.scenario.meshes import EXPERTS
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.scenario.strategies import AXES, DIVIDED, NONE, REPLICATED
 
@@ -156,13 +157,14 @@ def _rates(speed: Speed | None) -> tuple[float, float]:
 
 
 def _parameters(scenario: Scenario) -> int:
-    """Parameters of the model; of an architecture without a description those of the model as it is built."""
+    """Parameters of the model; of an architecture without a description roughly, from its width and layers."""
     try:
         return describe(scenario.model).parameter_counts()["total"]
     except NotDescribed:
-        from will_it_fit.step.model import parameter_count, skeleton
-
-        return parameter_count(skeleton(scenario))
+        hidden, layers = scenario.size("hidden_size") or 1, scenario.size("num_hidden_layers") or 1
+        experts = next((scenario.size(name) for name in EXPERTS if scenario.size(name)), 1)
+        inner = scenario.size("moe_intermediate_size") or scenario.size("intermediate_size") or 4 * hidden
+        return layers * (4 * hidden**2 + 3 * hidden * inner * experts) + 2 * hidden * (scenario.size("vocab_size") or 0)
 
 
 def divide(
