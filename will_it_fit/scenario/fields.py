@@ -185,7 +185,7 @@ class Fields:
     )
     images: Images | None = described(
         "Images in each row of a vision-language model, whose configuration is then taken with its vision tower"
-        " (`gemma3`, `llava`, `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`): predicted, and not trained. Their tokens are"
+        " (`gemma3`, `gemma4`, `llava`, Qwen's VL models and Qwen3.5): predicted, and not trained. Their tokens are"
         " part of `sequence_length`. `null`: rows of text, and the language model alone.",
         nullable=True,
         example={"count": 1, "height": 896, "width": 896, "trained": "language"},
