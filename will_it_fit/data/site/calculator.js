@@ -322,8 +322,12 @@ if (!linked) { // the answer to what stands in the form, made with the page
   const first = JSON.parse($("first").textContent);
   show(first);
   showRead([...first.added, ...first.read, ...first.others]);
-  showCards(first.gpus, first.answer.gpu.name);
-  showBorder(first.longest, first.answer.scenario);
+  for (const draw of [ // one after the other, so that the page answers a finger in between
+    () => showCards(first.gpus, first.answer.gpu.name), () => showBorder(first.longest, first.answer.scenario),
+  ]) {
+    await new Promise((done) => setTimeout(done));
+    draw();
+  }
 }
 listen();
 if (document.readyState !== "complete") await new Promise((done) => window.addEventListener("load", done));
