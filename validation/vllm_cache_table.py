@@ -40,8 +40,6 @@ BY_CLASS = {
     "Cohere2Config": {"architectures": ["Cohere2ForCausalLM"]},
     "Qwen3NextConfig": {"architectures": ["Qwen3NextForCausalLM"]},
     "FalconH1Config": {"architectures": ["FalconH1ForCausalLM"]},
-    "BambaConfig": {"architectures": ["BambaForCausalLM"], "attn_layer_indices": [9, 18, 27]},
-    "Lfm2Config": {"architectures": ["Lfm2ForCausalLM"]},
 }  # fmt: skip
 WAYS = {"": {}, "fp8": {"kv_cache_dtype": "fp8"}}  # by what stands behind a model's name
 

@@ -42,6 +42,8 @@ def whole_answer(
     where: object = "scenario",
     shown: Callable[[dict[str, Any]], None] | None = None,
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+    *,
+    suggested: bool = True,
 ) -> dict[str, Any]:
     """The whole answer: what the rules say, what was assumed, the other way to use several GPUs, and other scripts.
 
@@ -51,6 +53,8 @@ def whole_answer(
         Called with the answer as soon as its verdict stands, before what takes traces of its own.
     watch
         Hears of each search for a suggestion (:func:`will_it_fit.planner.suggestions.suggest`).
+    suggested
+        Whether to search for what would fit, which takes traces of its own.
     """
     compared = _compared(request.scenario, where)
     answer = compared.to_mapping(suggested=False) | request.origin_fields()
@@ -67,7 +71,8 @@ def whole_answer(
         size = other.traced.trace["required_bytes"]
         answer["strategies"][REPLICATED] = {"required_bytes": size, **other.verdict._asdict()}
     answer["other_kernels"] = _other_kernels(compared, where)
-    answer["suggestions"] = compared.suggestions(watch)
+    if suggested:
+        answer["suggestions"] = compared.suggestions(watch)
     return answer
 
 
@@ -103,6 +108,8 @@ def traced(
     asked: Question,
     shown: Callable[[Mapping[str, Any]], None] | None = None,
     watch: Callable[[str, int, Sequence[Any]], None] | None = None,
+    *,
+    suggested: bool = True,
 ) -> dict[str, Any]:
     """`predict`'s object, with another tool's settings and what was assumed.
 
@@ -114,7 +121,7 @@ def traced(
 
     def answer() -> dict[str, Any]:
         step = replace(asked.asked, scenario=asked.scenario)
-        return _more(whole_answer(step, asked.where, shown, watch), asked)
+        return _more(whole_answer(step, asked.where, shown, watch, suggested=suggested), asked)
 
     for _ in _NEAREST:
         try:
@@ -262,7 +269,9 @@ def on_all_gpus(asked: Question) -> list[dict[str, Any]]:
     for card in catalogue().values():
         by_capability.setdefault(card.capability, []).append(card)
     traces = {
-        capability: trace(asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards))
+        capability: trace(
+            asked.scenario, capability=capability, timeline=False, timed_on=asked.run and speeds(cards, asked.scenario)
+        )
         for capability, cards in by_capability.items()
     }
     typical = {}
@@ -293,7 +302,7 @@ def _times(step: Scenario, capability: tuple[int, int] | None, cards: Sequence[G
     """The time of a step on GPUs that are alike to the trace, by their names."""
     from will_it_fit.tracing.trace import trace
 
-    return trace(step, capability=capability, timeline=False, timed_on=speeds(cards))["times"]
+    return trace(step, capability=capability, timeline=False, timed_on=speeds(cards, step))["times"]
 
 
 def _run(time: Mapping[str, Any] | None, gpu: Gpu, asked: Question) -> dict[str, Any] | None:

@@ -42,6 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from will_it_fit.ask import run_program
 
         return run_program.main(words[1:])
+    if words[:1] in (["diff"], ["check"]):
+        from will_it_fit.ask import diff
+
+        return (diff.main if words[0] == "diff" else diff.check)(words[1:])
+    if words[:1] == ["mcp"]:
+        from will_it_fit.ask import mcp_server
+
+        return mcp_server.main(words[1:])
+    if {"--measure", "--measured", "--snapshot"} & {word.partition("=")[0] for word in words}:
+        from will_it_fit.ask import measure
+
+        return measure.main(words)
     options = parse(words)
     if options.fresh:  # it belongs neither to the question nor to a line to type next
         words = [word for word in words if not (word.startswith("--fre") and "--fresh".startswith(word))]
@@ -123,6 +135,14 @@ def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], 
         return _print(serve(asked, options.requests, options.weights), options.json)
     if options.all_gpus:
         return _print_cards(asked, options.json)
+    if options.divide or options.fewest:
+        from will_it_fit.ask.divisions import print_divisions, print_fewest
+
+        progress = _Progress()
+        try:
+            return (print_divisions if options.divide else print_fewest)(asked, progress, options.json)
+        finally:
+            progress.end()
     tensors = options.count is not None or options.layers
     if tensors and not (options.explain or options.json):
         words = [*words, "--explain"]
@@ -136,12 +156,14 @@ def _answer(asked: Question, options: argparse.Namespace, words: Sequence[str], 
 
 
 _FORMS = ("--json", "--yaml", "--explain")  # of one answer
-_KINDS = ("--longest", "--largest-batch", "--all-gpus", "--compare", "--serve")  # of question
+_KINDS = ("--longest", "--largest-batch", "--all-gpus", "--divide", "--fewest", "--compare", "--serve")  # of question
 # Options that exclude each other, and why; the second goes.
 _APART = (
     ("--longest", "--quick", "what is shown as fitting is traced"),
     ("--largest-batch", "--quick", "what is shown as fitting is traced"),
     ("--all-gpus", "--quick", "what is shown as fitting is traced"),
+    ("--divide", "--quick", "what is shown as fitting is traced"),
+    ("--fewest", "--quick", "what is shown as fitting is traced"),
     ("--compare", "--quick", "the trace is compared"),
     ("--count", "--quick", "tensors are traced"),
     ("--layers", "--quick", "tensors are traced"),

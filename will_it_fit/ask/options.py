@@ -5,6 +5,8 @@
     will-it-fit my-axolotl.yaml --gpu 24GiB
     will-it-fit qwen2.5-coder-7b --gpu 4070 --longest
     will-it-fit qwen2.5-coder-7b --all-gpus --rows 50000 --epochs 3 --price a100-80gb=1.29 --deadline 24h
+    will-it-fit smollm2-135m --gpu 4090 --measure -- python train.py      (or --measured FILE, --snapshot FILE)
+    will-it-fit run | diff | check | mcp --help     a whole program; a pull request; files; tools for assistants
 
 WHAT is a model (a name in config/models/, an id on the Hub, a folder, a config.json), a scenario, a run's settings, or
 a file of axolotl, LLaMA-Factory or TRL; a Python program or notebook with TRL or Unsloth; an adapter_config.json. Files
@@ -70,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     kinds.add_argument("--longest", action="store_true", help="the longest sequence that fits")
     kinds.add_argument("--largest-batch", action="store_true", help="the largest micro-batch that fits")
     kinds.add_argument("--all-gpus", action="store_true", help="every GPU of the catalogue")
+    kinds.add_argument("--divide", action="store_true", help="how to divide the step among the GPUs: meshes, ranked")
+    kinds.add_argument("--fewest", action="store_true", help="the least number of GPUs that hold the step, and how")
     kinds.add_argument("--compare", metavar="nvidia-smi=14.2GiB", help="explain the gap to your own measurement")
     kinds.add_argument("--serve", action="store_true", help="serving the model instead of training it")
     run = made.add_argument_group("the run", "hours, cost and energy, with --gpu or --all-gpus")

@@ -58,6 +58,7 @@ class Comparison:
         """What is particular about this GPU, what the trace warns of, what makes the step slower, and luck."""
         trace = self.traced.trace
         texts = what_limits(trace, self.gpu) if self.gpu else []
+        texts += self.cycle.warnings if self.cycle else []
         texts += [*trace.get("warnings", ()), *(trace.get("time") or {}).get("warnings", ())]
         if self.gpu and self.verdict.fits and self.gpu.usable_bytes < trace["required_bytes"]:
             texts.append(BY_LUCK.format(gib(self.gpu.usable_bytes), gib(trace["required_bytes"])))

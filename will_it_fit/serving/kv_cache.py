@@ -13,8 +13,10 @@ from typing import Any
 
 from will_it_fit.common.errors import UserError
 
-FULL, SLIDING, LATENT = "full_attention", "sliding_attention", "latent_attention"
-KINDS = {"FullAttentionSpec": FULL, "SlidingWindowSpec": SLIDING, "MLAAttentionSpec": LATENT}  # vLLM's names
+FULL, SLIDING, LATENT, STATE = "full_attention", "sliding_attention", "latent_attention", "linear_attention"
+# By vLLM's names.
+KINDS = {"FullAttentionSpec": FULL, "SlidingWindowSpec": SLIDING, "MLAAttentionSpec": LATENT, "MambaSpec": STATE}
+STATES_OF_REQUEST = 2  # with prefix caching, which is on: those of the last whole block, and those that change
 CACHE_BYTES = {"auto": 2, "bf16": 2, "fp16": 2, "fp8": 1}  # of a number
 BLOCK_TOKENS = 16  # vLLM's default on CUDA
 # Families whose configurations give every so-manieth layer full attention, where they don't list the layers
@@ -32,9 +34,11 @@ class Layer:
     Attributes
     ----------
     kind
-        One of :data:`FULL`, :data:`SLIDING`, :data:`LATENT`.
+        One of :data:`FULL`, :data:`SLIDING`, :data:`LATENT`, :data:`STATE`.
     token_bytes
         Of one token in one layer, on one GPU.
+    state_bytes
+        Of a request's states in a layer that keeps no tokens.
     window
         Tokens that a sliding layer looks back.
     """
@@ -42,23 +46,22 @@ class Layer:
     kind: str
     token_bytes: int
     window: int = 0
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that share a table of blocks."""
+    """Layers that share a table of blocks; ``page_bytes``: of one layer in one block."""
 
     layer: Layer
     layers: int
     block_tokens: int
-
-    @property
-    def page_bytes(self) -> int:
-        """Of one layer in one block."""
-        return self.block_tokens * self.layer.token_bytes
+    page_bytes: int
 
     def blocks_of(self, tokens: int, tokens_in_flight: int) -> int:
         """Blocks that a request of so many tokens takes at most, while so many are computed at once."""
+        if self.layer.kind == STATE:
+            return STATES_OF_REQUEST
         if self.layer.kind != SLIDING:
             return ceil(tokens / self.block_tokens)
         return ceil(min(self.layer.window - 1 + tokens_in_flight, tokens) / self.block_tokens) + 1
@@ -118,22 +121,32 @@ def layers_of(model: Mapping[str, Any], *, number_bytes: int = 2, tensor_paralle
         window = 0
     layers = []
     for name in _kinds(text, kind, count, window):
+        if name == STATE and text.get("linear_num_value_heads"):
+            layers.append(Layer(STATE, 0, state_bytes=_delta_net_bytes(text, tensor_parallel)))
+            continue
         if name not in (FULL, SLIDING):
             raise UserError(
                 f"vLLM's cache of a layer of the kind {name} is not described.",
                 where="model",
                 found=f"model_type {kind}",
-                allowed="models whose layers keep keys and values, of all tokens, of a window, or as latent vectors",
+                allowed="keys and values, of all tokens, of a window or as latent vectors; states of gated delta nets",
             )
         layers.append(Layer(name, size, window if name == SLIDING else 0))
     return layers
 
 
-def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS) -> KvCache:
-    """Layers in groups: of one kind each, and of as many layers as the rarest kind has."""
-    pages = {layer: layer.token_bytes * block_tokens for layer in dict.fromkeys(layers)}
-    largest = max(pages.values())
-    if any(largest % page for page in pages.values()):
+def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS, *, aligned: bool = True) -> KvCache:
+    """Layers in groups: of one kind each, and of as many layers as the rarest kind has.
+
+    A block grows until its keys and values take as much as a request's states (``platforms/interface.py``).
+    ``aligned``: false on a CPU, where the pages of keys and values are padded instead.
+    """
+    state, token = (max(getattr(layer, name) for layer in layers) for name in ("state_bytes", "token_bytes"))
+    if state and aligned:
+        block_tokens *= ceil(state / (block_tokens * token))
+    pages = {layer: (layer.token_bytes or token) * block_tokens for layer in dict.fromkeys(layers)}
+    largest = max(*pages.values(), state)
+    if not state and any(largest % page for page in pages.values()):
         raise UserError(
             "vLLM pads the pages of such layers, which is not described.", where="model",
             found=sorted(set(pages.values())), allowed="layers whose pages divide the largest",
@@ -141,15 +154,27 @@ def kv_cache(layers: Sequence[Layer], block_tokens: int = BLOCK_TOKENS) -> KvCac
     counts = {layer: sum(each == layer for each in layers) for layer in pages}
     if len(counts) == 1:
         ((layer, count),) = counts.items()
-        return KvCache((Group(layer, count, block_tokens),))
+        return KvCache((Group(layer, count, block_tokens, largest),))
     least, most = min(counts.values()), max(counts.values())
     size = most if most < _NEARLY_AS_MANY * least else least
     groups = []
     for layer, count in counts.items():
         number = ceil(count / size)
-        block = block_tokens * (largest // pages[layer])  # a smaller page holds more tokens
-        groups += [Group(layer, len(range(first, count, number)), block) for first in range(number)]
+        block = block_tokens * (1 if state else largest // pages[layer])  # a smaller page holds more tokens
+        groups += [Group(layer, len(range(first, count, number)), block, largest) for first in range(number)]
     return KvCache(tuple(groups))
+
+
+def _delta_net_bytes(text: Mapping[str, Any], tensor_parallel: int) -> int:
+    """A gated delta net's states: the last inputs of its convolution in 16 bits, and a matrix for each head in fp32.
+
+    ``model_executor/layers/mamba/mamba_utils.py``.
+    """
+    keys = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+    values = text["linear_num_value_heads"] * text["linear_value_head_dim"]
+    inputs = (2 * keys + values) // tensor_parallel * (text["linear_conv_kernel_dim"] - 1)
+    matrices = values // tensor_parallel * text["linear_key_head_dim"]
+    return 2 * inputs + 4 * matrices
 
 
 def _kinds(text: Mapping[str, Any], family: str, count: int, window: int) -> list[str]:

@@ -16,7 +16,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import gib
 from will_it_fit.engine.components import OPTIMIZER_STATES
 from will_it_fit.scenario.scenario import Scenario
-from will_it_fit.serving.vllm import NEWEST, NON_TORCH_BYTES, Range, Server, merging_bytes, sending_bytes
+from will_it_fit.serving.vllm import NEWEST, NON_TORCH_BYTES, Range, Server, merging_bytes, release, sending_bytes
 
 TRAINER, SERVER = "trainer", "server"  # the cards
 # The trainer's phases by the trace's names, in a cycle's order.
@@ -93,6 +93,16 @@ class Cycle:
             return True
         least = max(phase.least_bytes for phase in self.phases)
         return None if least <= self.usable_bytes else False
+
+    @property
+    def warnings(self) -> list[str]:
+        """What of the server's version the figures leave out."""
+        if not (self.server and self.scenario.generation.sleep_level) or release(self.server.version) > (0, 26):
+            return []
+        return [
+            "before 0.27 vLLM misjudges its weights where sleep mode is on: one card ended 4 GiB above its share"
+            " (a newer vLLM, or a lower utilization)"
+        ]
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from validation.vllm_logs import main, rows
-from validation.vllm_logs import server as engine_of
 from will_it_fit.analytic.decoder import describe
 from will_it_fit.common.text import GIB
+from will_it_fit.serving.kv_cache import kv_cache, layers_of
 from will_it_fit.serving.vllm import NON_TORCH_BYTES, Server, release, sampler_bytes_a_logit
 
 TABLE = json.loads(Path("validation/data/vllm_cache_groups.json").read_text())["rows"]
@@ -69,7 +69,9 @@ LOGS = [row for row in rows("development") if row["catalogued"] and row["kv_gib"
 
 @pytest.mark.parametrize("row", LOGS, ids=lambda row: row["id"])
 def test_tokens_follow_from_the_memory_that_a_log_prints(row):
-    cache = engine_of(row).cache()
+    model = json.loads((MODELS / f"{row['catalogued']}.json").read_text())
+    numbers = 1 if row["kv_dtype"].startswith("fp8") else 2
+    cache = kv_cache(layers_of(model, number_bytes=numbers, tensor_parallel=int(row["tp"])))
     longest = int(row["max_model_len"])
     half = 0.005 * GIB  # the log has two digits
     low, high = (cache.blocks(int(float(row["kv_gib"]) * GIB + sign * half)) for sign in (-1, 1))

@@ -10,6 +10,7 @@ from will_it_fit.common.errors import UserError
 from will_it_fit.common.text import GIB
 from will_it_fit.planner.compare import compare
 from will_it_fit.planner.cycle import knobs, largest_utilization, longest_completion, server_answers
+from will_it_fit.planner.feasibility import feasibility
 from will_it_fit.scenario.scenario import Scenario
 from will_it_fit.tracing.cycle import cycle
 from will_it_fit.tracing.measure import measure
@@ -193,6 +194,8 @@ def test_questions_that_know_no_server_are_refused():
         on_all_gpus(asked)
     with pytest.raises(UserError, match="--largest-batch"):
         largest_that_fits(asked, "micro_batch")
+    with pytest.raises(UserError, match="plan knows nothing"):
+        feasibility({"lora": scenario()}, [GPU])
 
 
 def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
@@ -209,3 +212,11 @@ def test_what_does_not_fit_is_told_what_would_by_engine_and_by_trainer():
     for item in found.values():
         assert item["headroom_bytes"] >= 0
         assert item["required_bytes"] + item["headroom_bytes"] == mapping["phases_of_cycle"]["usable_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "warned"), [("0.26.0", 2, True), ("0.26.0", 0, False), ("0.27.0", 2, False)]
+)
+def test_a_version_that_misjudges_its_weights_asleep_is_a_warning(version, level, warned, known):
+    asked = Scenario.from_mapping(scenario(sleep_level=level).to_mapping() | {"versions": {"vllm": version}})
+    assert bool(cycle(asked, known, GPU).warnings) is warned
