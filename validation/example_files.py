@@ -30,7 +30,15 @@ STAND_INS = Path(__file__).parent / "data" / "example_stand_ins.yaml"
 LAYERS = 2
 _COUNTS = ("num_hidden_layers", *ALIASES["num_hidden_layers"], "n_layers")
 # Lists with one entry for a layer.
-_BY_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "hybrid_override_pattern")
+_BY_LAYER = (
+    "layer_types",
+    "intermediate_size",
+    "activation_sparsity_pattern",
+    "layers_block_type",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "hybrid_override_pattern",
+)
 
 
 def stand_in(hub: HubId, folder: Path) -> Path:
