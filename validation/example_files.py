@@ -1,4 +1,4 @@
-"""Which of another tool's example files get an answer: each is read, and its step traced with two layers.
+"""Which of another tool's example files get an answer: each is read, and its step traced with a few layers.
 
     python -m validation.example_files FOLDER [--under examples] [--gpu 80GiB]
 
@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,15 @@ STAND_INS = Path(__file__).parent / "data" / "example_stand_ins.yaml"
 LAYERS = 2
 _COUNTS = ("num_hidden_layers", *ALIASES["num_hidden_layers"], "n_layers")
 # Lists with one entry for a layer.
-_BY_LAYER = ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "hybrid_override_pattern")
+_BY_LAYER = (
+    "layer_types",
+    "intermediate_size",
+    "activation_sparsity_pattern",
+    "layers_block_type",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "hybrid_override_pattern",
+)
 
 
 def stand_in(hub: HubId, folder: Path) -> Path:
@@ -60,14 +68,16 @@ def _defaults(kind: str) -> dict[str, Any]:
 
 
 def shallow(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with two layers, of its language model too."""
-    changed = dict(model)
+    """A configuration with two layers, or as many as show each kind of layer; of its language model too."""
+    changed, kinds = dict(model), model.get("layer_types") or []
+    every = [kinds.index(kind) + 1 for kind in dict.fromkeys(kinds)]
+    depth = max([LAYERS, *every, changed.get("full_attention_interval") or 0])
     for name in _COUNTS:
         if isinstance(changed.get(name), int):
-            changed[name] = min(changed[name], LAYERS)
+            changed[name] = min(changed[name], depth)
     for name in _BY_LAYER:
         if isinstance(changed.get(name), (list, str)):
-            changed[name] = changed[name][:LAYERS]
+            changed[name] = changed[name][:depth]
     if isinstance(changed.get("text_config"), Mapping):
         changed["text_config"] = shallow(changed["text_config"])
     return changed
@@ -81,12 +91,26 @@ def outcome(path: Path, gpu: str) -> str:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             asked = question([path], Options(gpu=gpu))
             scenario = replace(asked.scenario, model=shallow(asked.scenario.model))
-            trace(scenario, capability=(9, 0), timeline=False)
+            while (
+                change := _refused(lambda step=scenario: trace(step, capability=(9, 0), timeline=False))
+            ) is not None:
+                scenario = replace(scenario, **change)
     except UserError as error:
         return str(error).partition("\n")[0] + _more(error)
     except Exception as error:
         return f"CRASHED: {type(error).__name__}: {str(error)[:120]}"
     return "answer"
+
+
+def _refused(traced: Callable[[], Any]) -> dict[str, Any] | None:
+    """The change that a refusal asks for, where a file's answer makes it and says so (ask/answer.py); None: traced."""
+    try:
+        traced()
+    except UserError as error:
+        if error.change and set(error.change) <= {"attention", "autocast"}:
+            return dict(error.change)
+        raise
+    return None
 
 
 def _more(error: UserError) -> str:

@@ -396,7 +396,8 @@ def _sizes() -> dict[str, Any]:
     return {
         "properties": {
             key: {
-                "type": ["integer", "null"],
+                # Gemma 3n lists a size for each layer.
+                "type": ["integer", "null", *(["array"] if name == "intermediate_size" else [])],
                 "minimum": 1,
                 "maximum": MOST_LAYERS if name == "num_hidden_layers" else MOST,
                 "examples": [usual.get(name, 28)],

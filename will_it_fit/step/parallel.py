@@ -222,6 +222,11 @@ def _fsdp2(model: nn.Module, scenario: Scenario, device: torch.device) -> nn.Mod
         state=types.SimpleNamespace(fsdp_plugin=plugin),
         torch_device_mesh=mesh,
     )
+    present = {type(module).__name__ for module in model.modules()}
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for each in {id(one): one for one in (model, base)}.values():  # a language model alone has no block of the tower
+        if getattr(each, "_no_split_modules", None):
+            each._no_split_modules = [name for name in each._no_split_modules if name in present]
     model.state_dict = dict  # taken before sharding, and not used: each process has loaded its own weights
     try:
         model = fsdp2_prepare_model(accelerator, model)

@@ -508,3 +508,11 @@ def test_the_rows_of_a_step_are_those_of_all_gpus() -> None:
     assert rows_in_a_step(Scenario.from_mapping(fields), {}) == 6
     with pytest.raises(UserError, match="rows_per_step"):
         rows_in_a_step(step, {"rows_per_step": 6})
+
+
+def test_a_size_for_each_layer_is_taken_where_a_family_lists_them() -> None:
+    """As Gemma 3n's configuration has its MLPs; a list of no family is still refused."""
+    listed = {**SMALL, "model_type": "gemma3n_text", "intermediate_size": [64] * SMALL["num_hidden_layers"]}
+    assert make(model=listed).model["intermediate_size"] == [64] * SMALL["num_hidden_layers"]
+    with pytest.raises(UserError, match="hidden_size"):
+        make(model={**SMALL, "hidden_size": [64, 64]})

@@ -10,6 +10,7 @@ import pytest
 
 from tests.repository import ROOT
 from tests.warm import launchers
+from tests.will_it_fit.decoders import DECODERS
 from tests.will_it_fit.tracing.gloo_steps import STEPS
 from tests.will_it_fit.tracing.several_gpus import scenario
 from will_it_fit.common.errors import UserError
@@ -169,3 +170,15 @@ def test_the_page_shows_what_runs():
     layer = 4 * (1024 * 1024 + 1024)
     assert report.components["optimizer_states"] == 2 * 4 * layer // 8
     assert report.phases["load"] < 2 * layer  # one layer comes after the other
+
+
+def test_a_language_model_alone_is_divided_without_the_blocks_of_its_tower():
+    """Qwen3.5 names its tower's blocks among those that are not split, and without images it has none."""
+    model = {**DECODERS["qwen2"], "model_type": "qwen3_5_text", "layer_types": ["linear_attention", "full_attention"],
+             "num_hidden_layers": 2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+             "linear_key_head_dim": 16, "linear_value_head_dim": 16}  # fmt: skip
+    one, two = (
+        trace(scenario("full", strategy, model=model, parallel={"strategy": strategy, "gpus": gpus}), timeline=False)
+        for strategy, gpus in (("none", 1), ("fsdp2", 2))
+    )
+    assert two["resident_bytes"] < 0.6 * one["resident_bytes"]
